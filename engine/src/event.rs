@@ -1,0 +1,104 @@
+//! What the packet path tells the other members, and hears from them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{Generation, RuleId, SessionId, ZoneId};
+use crate::replica::{Close, Establish};
+use crate::tuple::{Direction, Tuple};
+
+/// A consequence of a packet, beside its verdict. The worker sends it on; it never waits for it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// Tell all other members, at once, unlogged.
+    Hint(Hint),
+    /// Put it into the log. Every packet that depends on it is held until it is applied here.
+    Propose(Proposal),
+}
+
+/// A command that the packet path wants committed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Proposal {
+    /// A completed handshake.
+    Establish(Box<Establish>),
+    /// A finished session.
+    Close(Close),
+}
+
+/// A small unlogged message about a session that is opening or closing. Losing one costs a retransmission, never
+/// safety: a hint alone admits nothing but the packets of a handshake that policy allowed at its sender.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Hint {
+    /// A half-open session was made or learned its server's ISN. Receivers merge it with what they have.
+    HalfOpen(Box<HalfOpen>),
+    /// A half-open session ended without establishment (a RST answered the SYN).
+    Abort(SessionId),
+    /// A FIN of an established session was seen.
+    Fin {
+        /// The session.
+        id: SessionId,
+        /// Who sent it.
+        direction: Direction,
+        /// The sequence number after the FIN.
+        end: u32,
+    },
+    /// A valid RST of an established session was seen; the Close is under way.
+    Rst {
+        /// The session.
+        id: SessionId,
+    },
+    /// A packet with this tuple waits for a hint: whoever knows a half-open session of it sends it again.
+    Ask(Tuple),
+}
+
+/// A session whose establishment is not yet complete, as members tell it each other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct HalfOpen {
+    /// The id that the session will have.
+    pub id: SessionId,
+    /// Client to server, as the client sends it.
+    pub original: Tuple,
+    /// Server to client, as the server sends it; the inverse of `original` but for NAT.
+    pub reply: Tuple,
+    /// The zone that the original direction comes from.
+    pub ingress: ZoneId,
+    /// The zone that it leaves to, and the reply comes from.
+    pub egress: ZoneId,
+    /// The policy that allowed it.
+    pub generation: Generation,
+    /// The rule that allowed it.
+    pub rule: RuleId,
+    /// The closed session that it takes the tuple over from.
+    pub supersedes: Option<SessionId>,
+    /// What the protocol adds.
+    pub protocol: Opening,
+}
+
+/// The part of an opening that depends on the protocol.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Opening {
+    /// TCP: what the SYN said, and the SYN-ACK as soon as one was seen.
+    Tcp {
+        /// From the SYN.
+        client: TcpEnd,
+        /// From the SYN-ACK.
+        server: Option<TcpEnd>,
+    },
+    /// UDP, ICMP echo and all others: has the reply been seen?
+    Generic {
+        /// A packet of the reply direction was seen.
+        replied: bool,
+    },
+}
+
+/// What one end of a TCP connection said in its SYN.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct TcpEnd {
+    /// Initial sequence number: that of the SYN itself.
+    pub isn: u32,
+    /// Its window, unscaled as in every SYN (RFC 7323 section 2.2).
+    pub window: u16,
+    /// Window scale, if the option was there; used only if both ends sent it.
+    pub wscale: Option<u8>,
+    /// Were selective acknowledgements permitted (RFC 2018)?
+    pub sack: bool,
+}

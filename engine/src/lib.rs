@@ -1,0 +1,30 @@
+//! The pure core of Palisade: everything the firewall *decides*.
+//!
+//! No sockets, no clock, no async runtime, no threads, no randomness: time, ids and routes are arguments. That is why
+//! every rule of the firewall can be tested with nothing but bytes.
+//!
+//! Three ways lead through this crate:
+//!
+//! - **a packet**: [`parse`] → [`pipeline`] (→ [`table`], [`track`], [`policy`]) → [`Verdict`] and [`Event`]s;
+//! - **an establishment**: [`Event::Propose`] → *(the log, outside)* → [`replica`] `apply` → [`table`];
+//! - **an admin's command**: [`replica::Command`] → *(the log)* → [`replica`] `apply` → policy, members, settings.
+
+pub mod addr;
+pub mod engine;
+pub mod event;
+pub mod hold;
+pub mod id;
+pub mod parse;
+pub mod policy;
+pub mod replica;
+pub mod time;
+pub mod tuple;
+pub mod verdict;
+
+pub use addr::Ip;
+pub use engine::{Config, Context, Engine, Routes, Standing, Wake};
+pub use event::{Event, HalfOpen, Hint};
+pub use id::{Generation, MemberId, RuleId, SessionId, ZoneId};
+pub use time::Time;
+pub use tuple::{Direction, Protocol, Tuple};
+pub use verdict::{HoldClass, HoldKey, Reason, Verdict};

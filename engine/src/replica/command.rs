@@ -1,0 +1,165 @@
+//! Commands: the law, in the order of the log.
+//!
+//! Everything that had to be chosen (ids, times, ports) travels in the command, so that applying it is a function of
+//! the state and the command alone. The encoding is `postcard`'s: variants and fields are never reordered or removed,
+//! only added at the end behind a raised feature level.
+
+use serde::{Deserialize, Serialize};
+
+use crate::event::Opening;
+use crate::id::{Generation, MemberId, RuleId, SessionId, ZoneId};
+use crate::tuple::Tuple;
+
+/// One entry of the log: what one member's proposals were while its last batch was in flight.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Batch {
+    /// Who proposes.
+    pub proposer: MemberId,
+    /// The number of the first command: the commands of a proposer are numbered without gaps, and a batch that is
+    /// proposed again has the same numbers again.
+    pub first: u64,
+    /// The proposer's lowest number that it has not seen applied. Outcomes below it are forgotten; a command below it
+    /// is a late copy and does nothing.
+    pub floor: u64,
+    /// The proposer's wall clock, milliseconds since 1970. For people (`since`), never for decisions.
+    pub unix_ms: u64,
+    /// The commands.
+    pub commands: Vec<Command>,
+}
+
+/// A change of the replicated state.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Command {
+    /// Adds a session, if its policy generation is the one in force ([`Outcome::Stale`] otherwise), its tuples are
+    /// free or held by the closed session that it supersedes ([`Outcome::Conflict`]), and there is room
+    /// ([`Outcome::Full`]). The same session id again: the outcome of the first time.
+    Establish(Box<Establish>),
+    /// Turns a session into TIME_WAIT: it still passes what belongs to it, and its tuple may be superseded.
+    Close(Close),
+    /// Removes sessions that all members found idle, or whose TIME_WAIT is over. Unknown ids do nothing.
+    Expire(Vec<SessionId>),
+    /// Removes sessions that an administrator or a new policy does not want any longer.
+    Revoke(Vec<SessionId>),
+    /// Puts a policy in force from this index on, if `base` is the generation in force ([`Outcome::Stale`]).
+    Policy(Box<PolicyChange>),
+    /// Changes the list of members.
+    Member(MemberChange),
+}
+
+/// A session from its establishment on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Establish {
+    /// The session's id: that of its half-open entry.
+    pub id: SessionId,
+    /// Client to server.
+    pub original: Tuple,
+    /// Server to client.
+    pub reply: Tuple,
+    /// Where the original direction comes from.
+    pub ingress: ZoneId,
+    /// Where the reply comes from.
+    pub egress: ZoneId,
+    /// The policy that it was judged by.
+    pub generation: Generation,
+    /// The rule that allowed it.
+    pub rule: RuleId,
+    /// The closed session whose tuple it takes over.
+    pub supersedes: Option<SessionId>,
+    /// For TCP `server` is always there.
+    pub protocol: Opening,
+}
+
+/// The end of a session.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Close {
+    /// The session.
+    pub id: SessionId,
+    /// Why.
+    pub cause: CloseCause,
+}
+
+/// How a session ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum CloseCause {
+    /// Both FINs were seen.
+    Fin,
+    /// A valid RST was seen.
+    Rst,
+}
+
+/// A new policy.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PolicyChange {
+    /// The generation that it replaces.
+    pub base: Generation,
+    /// The policy's text, canonical form. It was checked before it was proposed; should it not compile nevertheless,
+    /// it is refused ([`Outcome::Invalid`]) and the old one stays.
+    pub text: String,
+    /// Who applied it, for the history.
+    pub author: String,
+}
+
+/// A change of the list of members. Who votes is openraft's membership; this is the register of ids and names.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum MemberChange {
+    /// The first member of a new cluster, with the cluster's id.
+    Init {
+        /// The cluster's random id, as hexadecimal text.
+        cluster: String,
+        /// The member: id 1.
+        member: MemberInfo,
+    },
+    /// Accepts a join secret until `expires_unix_ms`.
+    Token {
+        /// SHA-256 or another one-way digest of the secret, as the join service computes it.
+        secret_digest: Vec<u8>,
+        /// When it ends, on the leader's wall clock.
+        expires_unix_ms: u64,
+    },
+    /// Registers a member, with the next free id ([`Outcome::Member`]). Its name must be free ([`Outcome::Conflict`]).
+    Join(MemberInfo),
+    /// Strikes a member off. Its id is never used again.
+    Leave(MemberId),
+}
+
+/// What the cluster knows of a member.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct MemberInfo {
+    /// Its name, unique.
+    pub name: String,
+    /// Where the others reach it: `address:port`.
+    pub address: String,
+    /// What it does.
+    pub role: Role,
+}
+
+/// What a member does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub enum Role {
+    /// Forwards, stores, votes.
+    #[default]
+    Firewall,
+    /// Stores and votes.
+    Witness,
+}
+
+/// What applying a command did. Committed is not accepted.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Outcome {
+    /// Done.
+    Accepted,
+    /// Judged by a generation that is no longer in force: judge again.
+    Stale(Generation),
+    /// Another session, or member, has that tuple, or name.
+    Conflict,
+    /// No room.
+    Full,
+    /// The command can not be applied; the text says why.
+    Invalid(String),
+    /// The policy is in force under this generation.
+    Policy(Generation),
+    /// The member is registered under this id.
+    Member(MemberId),
+    /// A copy of a command that was answered long ago.
+    Forgotten,
+}

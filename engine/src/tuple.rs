@@ -1,0 +1,115 @@
+//! Tuples: what identifies a connection in one direction.
+
+use std::fmt;
+use std::hash::BuildHasher;
+
+use serde::{Deserialize, Serialize};
+
+use crate::addr::Ip;
+
+/// An IP protocol number (IANA), with the names of those that are tracked in a way of their own.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct Protocol(pub u8);
+
+impl Protocol {
+    /// ICMP for IPv4.
+    pub const ICMP: Protocol = Protocol(1);
+    /// TCP.
+    pub const TCP: Protocol = Protocol(6);
+    /// UDP.
+    pub const UDP: Protocol = Protocol(17);
+    /// ICMP for IPv6.
+    pub const ICMPV6: Protocol = Protocol(58);
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Protocol::TCP => f.write_str("tcp"),
+            Protocol::UDP => f.write_str("udp"),
+            Protocol::ICMP => f.write_str("icmp"),
+            Protocol::ICMPV6 => f.write_str("icmp6"),
+            Protocol(n) => write!(f, "{n}"),
+        }
+    }
+}
+
+/// Which way a packet of a session goes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub enum Direction {
+    /// As the session's first packet: client to server.
+    Original,
+    /// The other way.
+    Reply,
+}
+
+impl Direction {
+    /// The other one.
+    #[must_use]
+    pub fn flip(self) -> Direction {
+        match self {
+            Direction::Original => Direction::Reply,
+            Direction::Reply => Direction::Original,
+        }
+    }
+}
+
+/// Source, destination and protocol of a connection in one direction.
+///
+/// TCP and UDP: the ports. ICMP and ICMPv6 echo: the identifier counts as the asker's port, so a request has it as
+/// `src_port` with `dst_port` 0, and a reply as `dst_port` with `src_port` 0: [`Tuple::inverse`] turns the one into
+/// the other. Other protocols: both 0.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Tuple {
+    /// Source address.
+    pub src: Ip,
+    /// Destination address.
+    pub dst: Ip,
+    /// Source port, host byte order.
+    pub src_port: u16,
+    /// Destination port, host byte order.
+    pub dst_port: u16,
+    /// Protocol.
+    pub protocol: Protocol,
+}
+
+impl Tuple {
+    /// The tuple of the packets that go the other way, where no NAT intervenes.
+    #[must_use]
+    pub fn inverse(&self) -> Tuple {
+        Tuple {
+            src: self.dst,
+            dst: self.src,
+            src_port: self.dst_port,
+            dst_port: self.src_port,
+            protocol: self.protocol,
+        }
+    }
+
+    /// A hash that is equal for a tuple and its inverse. With a seeded `hasher` it can not be foreseen from outside.
+    #[must_use]
+    pub fn symmetric_hash<S: BuildHasher>(&self, hasher: &S) -> u64 {
+        let a = (self.src, self.src_port);
+        let b = (self.dst, self.dst_port);
+        hasher.hash_one((a.min(b), a.max(b), self.protocol))
+    }
+}
+
+impl fmt::Display for Tuple {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let end = |f: &mut fmt::Formatter<'_>, ip: Ip, port: u16| match ip {
+            Ip::V4(_) => write!(f, "{ip}:{port}"),
+            Ip::V6(_) => write!(f, "[{ip}]:{port}"),
+        };
+        write!(f, "{} ", self.protocol)?;
+        end(f, self.src, self.src_port)?;
+        f.write_str(" -> ")?;
+        end(f, self.dst, self.dst_port)
+    }
+}
+
+impl fmt::Debug for Tuple {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}

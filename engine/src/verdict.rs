@@ -1,0 +1,109 @@
+//! Verdicts, and the closed list of reasons.
+
+/// What happens to a packet.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Verdict {
+    /// Re-inject it.
+    Forward,
+    /// Discard it silently.
+    Drop(Reason),
+    /// Discard it and answer: TCP by RST, everything else by ICMP "administratively prohibited" (RFC 1812 section
+    /// 5.2.7.1, RFC 4443 section 3.1).
+    Reject(Reason),
+    /// Keep it, within bounds, until the key is woken; then judge it again.
+    Hold(HoldKey, HoldClass),
+}
+
+/// What a held packet waits for: the hash of its tuple, equal in both directions.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct HoldKey(pub u64);
+
+/// Which budget a held packet is kept in. A flood of the second class can never displace the first.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum HoldClass {
+    /// It matches a half-open session and awaits its commit, apply or a hint.
+    Matched,
+    /// It matches nothing that this member knows: perhaps the hint is still under way. A small budget.
+    Unmatched,
+}
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident = $label:literal,)*) => {
+        /// Why a packet was not forwarded. The list is closed; its labels are the metric's and the trace's text.
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+        #[repr(u8)]
+        pub enum Reason {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Reason {
+            /// All of them, in the order of their numbers.
+            pub const ALL: &'static [Reason] = &[$(Reason::$name,)*];
+
+            /// The label: stable, `snake_case`.
+            #[must_use]
+            pub const fn label(self) -> &'static str {
+                match self {
+                    $(Reason::$name => $label,)*
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Shorter than its headers say, or than its headers need.
+    Truncated = "truncated",
+    /// A header contradicts itself or a specification.
+    Malformed = "malformed",
+    /// A wrong IP, TCP, UDP or ICMP checksum.
+    BadChecksum = "bad_checksum",
+    /// An IPv4 option, IPv6 extension header or hop-by-hop option that is not let through.
+    IpOption = "ip_option",
+    /// A source or destination that never belongs on a wire or across a router (loopback, link-local, multicast …).
+    Martian = "martian",
+    /// The source address does not belong behind the interface that it came in by.
+    Antispoof = "antispoof",
+    /// A fragment whose first one is unknown, or that overlaps, or is too small.
+    Fragment = "fragment",
+    /// The kernel has no route to the destination.
+    NoRoute = "no_route",
+    /// A rule, or the default action, says drop.
+    Policy = "policy",
+    /// A rule says reject.
+    PolicyReject = "policy_reject",
+    /// No session, no half-open session, and not a packet that opens one.
+    NoSession = "no_session",
+    /// TCP: flags that can not occur together or in this state.
+    TcpFlags = "tcp_flags",
+    /// TCP: sequence or acknowledgement number outside the window.
+    TcpWindow = "tcp_window",
+    /// TCP: a RST that does not name the exact next sequence number.
+    TcpRst = "tcp_rst",
+    /// An ICMP error about a packet that no session sent.
+    IcmpUnrelated = "icmp_unrelated",
+    /// An ICMP type that routers do not forward (redirects, router discovery, neighbour discovery).
+    IcmpType = "icmp_type",
+    /// It came in by a zone that this direction of its session does not come from.
+    WrongZone = "wrong_zone",
+    /// The half-open table, or its sender's share of it, is full.
+    HalfOpenFull = "half_open_full",
+    /// The session table is full.
+    TableFull = "table_full",
+    /// The log refused the session: another one has its tuple.
+    Conflict = "conflict",
+    /// The hold buffer, or this packet's budget in it, is full.
+    HoldFull = "hold_full",
+    /// It was held, and what it waited for did not come in time.
+    HoldExpired = "hold_expired",
+    /// This member is not current: nothing new is admitted.
+    NotCurrent = "not_current",
+    /// This member is cut off for longer than the limit: nothing passes.
+    CutOff = "cut_off",
+    /// It was captured too long ago (a stall).
+    Stale = "stale",
+    /// The frame was not for this router (foreign MAC, VLAN tag, broadcast, multicast).
+    NotForUs = "not_for_us",
+    /// It could not be re-injected.
+    InjectFailed = "inject_failed",
+}

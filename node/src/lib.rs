@@ -1,0 +1,4 @@
+//! The Palisade daemon as a library.
+
+pub mod clock;
+pub mod standing;

@@ -1,0 +1,46 @@
+//! Being current: how far this member may act on what it has applied.
+//!
+//! The replication extends it; workers and the administration read it. One atomic word, so that a worker that wakes up
+//! after a stall sees at once, by its own clock, that its time is over.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use palisade_engine::{Standing, Time};
+
+/// A proof of being current holds for this long from the moment it was asked for; longer than an election takes.
+pub const CURRENT_FOR: Duration = Duration::from_secs(1);
+
+/// When a member was last proven current.
+#[derive(Debug)]
+pub struct StandingCell {
+    proven: AtomicU64,
+    cut_off_limit: Duration,
+}
+
+impl StandingCell {
+    /// Never current so far. Established sessions pass for `cut_off_limit` after the last proof.
+    #[must_use]
+    pub fn new(cut_off_limit: Duration) -> StandingCell {
+        StandingCell { proven: AtomicU64::new(0), cut_off_limit }
+    }
+
+    /// What was asked of the leader at `asked` has now been applied. Older proofs do nothing.
+    pub fn prove(&self, asked: Time) {
+        self.proven.fetch_max(asked.0, Ordering::AcqRel);
+    }
+
+    /// Where the member stands at `now`.
+    #[must_use]
+    pub fn at(&self, now: Time) -> Standing {
+        let proven = Time(self.proven.load(Ordering::Acquire));
+        if proven == Time::ZERO {
+            return Standing::Expired;
+        }
+        match now.since(proven) {
+            age if age <= CURRENT_FOR => Standing::Current,
+            age if age <= self.cut_off_limit => Standing::CutOff,
+            _ => Standing::Expired,
+        }
+    }
+}
