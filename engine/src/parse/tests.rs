@@ -473,11 +473,13 @@ fn icmp_types() {
         for kind in 0..=255u8 {
             for code in [0, 1, 16, 255] {
                 let result = check(&build::icmp(ends.0, ends.1, kind, code, 0, &about).unwrap()).map(|p| p.kind);
-                let passes = match (v4, kind, code) {
-                    (true, 0 | 3 | 8 | 11 | 12, 0) | (true, 3 | 11 | 12, 1) => true,
-                    (false, 1..=4 | 128 | 129, 0) | (false, 1 | 3 | 4, 1) => true,
-                    _ => false,
-                };
+                let passes = matches!(
+                    (v4, kind, code),
+                    (true, 0 | 3 | 8 | 11 | 12, 0)
+                        | (true, 3 | 11 | 12, 1)
+                        | (false, 1..=4 | 128 | 129, 0)
+                        | (false, 1 | 3 | 4, 1)
+                );
                 match result {
                     Ok(_) => assert!(passes, "{kind}/{code}"),
                     Err(reason) => assert_eq!((passes, reason), (false, Reason::IcmpType), "{kind}/{code}"),
@@ -561,7 +563,7 @@ fn other_rejected_packets_get_an_icmp_error() {
                 let at = usize::from(error.transport);
                 assert_eq!(out[at..at + 2], if src.is_v4() { [3, 13] } else { [1, 1] });
                 // No answer to the answer, and none without room.
-                assert_eq!(answer::reject(&out[..length].to_vec(), &error, None, &mut out), None);
+                assert_eq!(answer::reject(&out[..length], &error, None, &mut [0; answer::MAX]), None);
                 assert_eq!(answer::reject(&bytes, &packet, from, &mut out[..length - 1]), None);
             }
         }
