@@ -5,7 +5,7 @@
 //! ```
 
 use std::fs::File;
-use std::net::UdpSocket;
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
@@ -151,9 +151,11 @@ impl Lab {
         socket
     }
 
-    /// Pings from one namespace.
-    pub fn pings(&self, from: &Ns, to: &str) -> bool {
-        try_run(&format!("ip netns exec {} ping -c 1 -W 1 {to}", from.0)).is_ok()
+    /// Does an address answer to somebody in this namespace? (A closed port does, by a RST.)
+    pub fn answers(&self, from: &Ns, to: &str) -> bool {
+        let address = SocketAddr::new(to.parse().unwrap(), 9);
+        let error = from.call(move || TcpStream::connect_timeout(&address, Duration::from_millis(500)).err());
+        error.is_some_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused)
     }
 
     /// A raw sender on the client's link.
