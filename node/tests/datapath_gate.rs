@@ -39,6 +39,14 @@ impl Process {
         Process(child.unwrap())
     }
 
+    /// Are all of its threads stopped? (The signal takes a moment.)
+    fn stopped(&self) -> bool {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.0.id())).unwrap();
+        tasks
+            .map(|t| std::fs::read_to_string(t.unwrap().path().join("stat")).unwrap())
+            .all(|stat| stat.contains(") T "))
+    }
+
     fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(i32::try_from(self.0.id()).unwrap()), signal).unwrap();
     }
@@ -100,6 +108,7 @@ fn a_stopped_daemon_forwards_nothing_stale_when_it_goes_on() {
     eventually("the gate", || lab.member.ip("rule").contains("blackhole"));
     eventually("it forwards", || lab.passes(false, NEVER));
     process.signal(Signal::SIGSTOP);
+    eventually("all of its threads stand", || process.stopped());
     let receiver = lab.listen(false, 7000, Duration::from_millis(600));
     lab.client.call(|| {
         let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();

@@ -154,8 +154,11 @@ impl Lab {
     /// Does an address answer to somebody in this namespace? (A closed port does, by a RST.)
     pub fn answers(&self, from: &Ns, to: &str) -> bool {
         let address = SocketAddr::new(to.parse().unwrap(), 9);
-        let error = from.call(move || TcpStream::connect_timeout(&address, Duration::from_millis(500)).err());
-        error.is_some_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused)
+        // More than once: on a link that has just come up, neighbour discovery takes its time.
+        (0..6).any(|_| {
+            let error = from.call(move || TcpStream::connect_timeout(&address, Duration::from_millis(500)).err());
+            error.is_some_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused)
+        })
     }
 
     /// A raw sender on the client's link.
