@@ -3,11 +3,10 @@
 
 mod datapath_lab;
 
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::time::Duration;
 
-use datapath_lab::{Fixed, KEY, Lab, eventually, possible};
+use datapath_lab::{Fixed, KEY, Lab, bulk, eventually, possible};
 use palisade_engine::parse::build;
 use palisade_engine::{Protocol, Reason, Tuple};
 use palisade_node::clock;
@@ -16,38 +15,10 @@ use palisade_node::datapath::{Inject, Options};
 const SOON: Duration = Duration::from_secs(2);
 const NEVER: Duration = Duration::from_millis(300);
 
-/// Sends for some seconds over one TCP connection; Gbit/s.
-fn bulk(lab: &Lab, address: &'static str) -> f64 {
-    let listener = lab.server.call(move || TcpListener::bind(address).unwrap());
-    let receiver = std::thread::spawn(move || {
-        let (mut stream, _) = listener.accept().unwrap();
-        let mut buffer = vec![0; 1 << 20];
-        let (mut total, begin) = (0u64, clock::now());
-        loop {
-            match stream.read(&mut buffer).unwrap() {
-                0 => break,
-                n => {
-                    total += n as u64;
-                    assert!(buffer[..n].iter().all(|b| *b == 0x5a), "the bytes changed on their way");
-                }
-            }
-        }
-        total as f64 * 8.0 / clock::now().since(begin).as_nanos() as f64
-    });
-    lab.client.call(move || {
-        let mut stream = TcpStream::connect_timeout(&address.parse().unwrap(), SOON).expect("a connection");
-        let (data, begin) = (vec![0x5a; 1 << 18], clock::now());
-        while clock::now().since(begin) < Duration::from_secs(2) {
-            stream.write_all(&data).unwrap();
-        }
-    });
-    receiver.join().unwrap()
-}
-
 fn forwards(options: Options, mode: &str, least: f64) {
     let lab = Lab::new();
     // The kernel's own forwarding, on the same machine at the same time, is what the rest is to be compared with.
-    let kernel = bulk(&lab, "10.2.0.2:7001");
+    let kernel = bulk(&lab, "10.2.0.2:7001", SOON);
     println!("kernel: {kernel:.1} Gbit/s");
     let judge = Fixed::forward();
     let running = lab.start(options, &judge).unwrap();
@@ -57,7 +28,7 @@ fn forwards(options: Options, mode: &str, least: f64) {
     }
     for address in ["10.2.0.2:7001", "[fd00:2::2]:7001"] {
         let before = running.datapath.metrics().snapshot();
-        let rate = bulk(&lab, address);
+        let rate = bulk(&lab, address, SOON);
         let after = running.datapath.metrics().snapshot();
         let whole = (after.forwarded.0 - before.forwarded.0) as f64 / (after.captured - before.captured) as f64;
         println!("{mode} {address}: {rate:.1} Gbit/s, {whole:.1} segments a frame");

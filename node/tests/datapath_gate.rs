@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use palisade_engine::parse::build;
 use palisade_engine::{Protocol, Reason, Tuple};
-use palisade_node::datapath::{Nft, StartError, gate};
+use palisade_node::datapath::{Nft, Options, StartError, gate};
 
 const SOON: Duration = Duration::from_secs(2);
 const NEVER: Duration = Duration::from_millis(300);
@@ -24,6 +24,45 @@ fn child_datapath() {
     enter(name.to_str().unwrap());
     let _running = Running::start(Lab::options(), Fixed::forward()).unwrap();
     std::thread::sleep(Duration::from_secs(120));
+}
+
+/// Not a test of its own: a start in a user namespace, where there is no `/dev/net/tun` for us.
+#[test]
+fn child_in_a_user_namespace() {
+    if std::env::var_os("PALISADE_LAB_USER").is_none() {
+        return;
+    }
+    run("ip link add f0 type veth peer name f1");
+    run("ip link set lo up");
+    run("sysctl -qw net.ipv6.conf.all.forwarding=1");
+    let options = Options { workers: 2, ..Lab::options() };
+    let running = Running::start(options, Fixed::forward()).unwrap_or_else(|e| panic!("{e:?}"));
+    let status = running.datapath.status();
+    assert_eq!(status.mode, "raw/veth");
+    assert!(status.gate.rules && running.datapath.healthy(), "{status:?}");
+    running.datapath.stop();
+    assert!(try_run("ip link show palisade0").is_err(), "the veth pair stays behind");
+}
+
+#[test]
+fn an_unprivileged_user_namespace_gets_the_veth_pair() {
+    if !possible("an_unprivileged_user_namespace") {
+        return;
+    }
+    let unprivileged = "--reuid=65534 --regid=65534 --clear-groups unshare -Urnm --mount-proc --fork --pid";
+    let command = |program: &str, arguments: &[&str]| {
+        let mut command = Command::new("setpriv");
+        command.args(unprivileged.split(' ')).arg(program).args(arguments).env("PALISADE_LAB_USER", "1");
+        command.output().unwrap()
+    };
+    if !command("true", &[]).status.success() {
+        eprintln!("SKIPPED: an_unprivileged_user_namespace: this kernel allows none");
+        return;
+    }
+    let program = std::env::current_exe().unwrap();
+    let output = command(program.to_str().unwrap(), &["--exact", "child_in_a_user_namespace", "--nocapture"]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
 }
 
 struct Process(Child);
@@ -356,8 +395,7 @@ fn rp_filter_is_pushed_down_where_that_was_allowed() {
     let lab = Lab::new();
     lab.member
         .exec("sysctl -qw net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.f1.rp_filter=2 net.ipv6.conf.all.forwarding=0");
-    let options =
-        palisade_node::datapath::Options { manage_rp_filter: true, manage_forwarding: true, ..Lab::options() };
+    let options = Options { manage_rp_filter: true, manage_forwarding: true, ..Lab::options() };
     let running = lab.start(options, &Fixed::forward()).unwrap();
     let value = |of: &str| lab.member.exec(&format!("sysctl -n net.ipv4.conf.{of}.rp_filter")).trim().to_owned();
     assert_eq!(["all", "palisade0", "f0", "f1", "default"].map(value), ["0", "0", "1", "2", "1"]);
