@@ -5,24 +5,32 @@
 //!
 //! Three ways lead through this crate:
 //!
-//! - **a packet**: [`parse`] → [`pipeline`] (→ [`table`], [`track`], [`policy`]) → [`Verdict`] and [`Event`]s;
-//! - **an establishment**: [`Event::Propose`] → *(the log, outside)* → [`replica`] `apply` → [`table`];
+//! - **a packet**: [`parse`] → `pipeline` (→ `table`, `track`, [`policy`]) → [`Verdict`] and [`Event`]s;
+//! - **an establishment**: [`Event::Propose`] → *(the log, outside)* → [`replica`] `apply` → `table`;
 //! - **an admin's command**: [`replica::Command`] → *(the log)* → [`replica`] `apply` → policy, members, settings.
 
 pub mod addr;
+mod digest;
 pub mod engine;
 pub mod event;
+mod hint;
 pub mod hold;
 pub mod id;
+mod law;
 pub mod parse;
+mod pipeline;
 pub mod policy;
 pub mod replica;
+mod table;
+#[cfg(test)]
+mod testing;
 pub mod time;
+mod track;
 pub mod tuple;
 pub mod verdict;
 
 pub use addr::Ip;
-pub use engine::{Config, Context, Engine, Routes, Standing, Wake};
+pub use engine::{Config, Context, Engine, Routes, Standing, Timeouts, Wake};
 pub use event::{Event, HalfOpen, Hint};
 pub use id::{Generation, MemberId, RuleId, SessionId, ZoneId};
 pub use time::Time;
