@@ -1,4 +1,5 @@
 //! The Palisade daemon as a library.
 
 pub mod clock;
+pub mod config;
 pub mod standing;
