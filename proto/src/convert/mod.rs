@@ -1,0 +1,5 @@
+//! Wire to domain (`TryFrom`) and back (`From`).
+
+mod member;
+
+pub use member::MemberError;
