@@ -50,6 +50,7 @@ pub const KEYS: &[&str] = &[
     "limits.max_half_open",
     "limits.half_open_timeout",
     "limits.cut_off_limit",
+    "lab.cut_replication",
 ];
 
 /// The device that packets are re-injected by; no data interface can have its name.
@@ -78,6 +79,8 @@ pub struct Config {
     pub raft: Raft,
     /// `[limits]`
     pub limits: Limits,
+    /// `[lab]`
+    pub lab: Lab,
 }
 
 /// The member port.
@@ -168,6 +171,13 @@ pub struct Limits {
     pub cut_off_limit: Duration,
 }
 
+/// Switches that break the member on purpose, so that tests can show that they would notice.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Lab {
+    /// Hints and proposals of the packet path go nowhere.
+    pub cut_replication: bool,
+}
+
 impl Config {
     /// Reads and checks a file.
     ///
@@ -208,6 +218,7 @@ impl Config {
         let datapath = Datapath::read(root.table(problems, "datapath"), problems);
         let raft = Raft::read(root.table(problems, "raft"), problems);
         let limits = Limits::read(root.table(problems, "limits"), problems);
+        let lab = Lab::read(root.table(problems, "lab"), problems);
         root.finish(problems);
         Some(Config {
             name: name?,
@@ -220,6 +231,7 @@ impl Config {
             datapath: datapath?,
             raft: raft?,
             limits: limits?,
+            lab: lab?,
         })
     }
 }
@@ -436,6 +448,14 @@ impl Limits {
             half_open_timeout: half_open_timeout?,
             cut_off_limit: cut_off_limit?,
         })
+    }
+}
+
+impl Lab {
+    fn read(mut t: Table<'_>, problems: &mut Vec<Problem>) -> Option<Lab> {
+        let cut_replication = t.or(problems, "cut_replication", false, |v| v.boolean());
+        t.finish(problems);
+        Some(Lab { cut_replication: cut_replication? })
     }
 }
 

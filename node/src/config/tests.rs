@@ -175,6 +175,8 @@ max_sessions = 5000
 max_half_open = 500
 half_open_timeout = "1m"
 cut_off_limit = "1h"
+[lab]
+cut_replication = true
 "#;
     let config = Config::parse("node.toml", text).unwrap();
     assert_eq!(config.datapath.hold_packets, (100, 10));
