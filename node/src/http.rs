@@ -5,7 +5,7 @@
 //!
 //! - `/healthz`: the process lives and no thread of it is stuck. For the one who restarts processes.
 //! - `/readyz`: this member may be given traffic. For routers and load balancers; a witness: it takes part.
-//! - `/metrics`: OpenMetrics text for Prometheus.
+//! - `/metrics`: for Prometheus, as OpenMetrics if it asks for that, else as its older text format.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -24,6 +24,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tower::Service;
 
+use crate::metrics::Sheet;
+
 /// Most connections at once. A scraper, two routers' probes and a few people need ten.
 const CONNECTIONS: usize = 64;
 /// A client that has not sent its request's head by then is cut off.
@@ -33,10 +35,13 @@ const LIFE: Duration = Duration::from_secs(300);
 /// Largest request head. curl's and Prometheus's have some hundred bytes.
 const HEAD_BYTES: usize = 8192;
 
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+
 /// What the pages are made from.
 pub trait Pages: Send + Sync + 'static {
-    /// Metrics as OpenMetrics text.
-    fn metrics(&self) -> String;
+    /// All figures.
+    fn metrics(&self) -> Sheet;
     /// Which threads are stuck; empty: none.
     fn stuck(&self) -> Vec<String>;
     /// Why this member is not ready; empty: it is.
@@ -103,13 +108,16 @@ async fn refuse_bodies(request: Request<Body>, next: axum::middleware::Next) -> 
     next.run(request).await
 }
 
-async fn metrics(State(pages): State<Arc<dyn Pages>>) -> Response {
+async fn metrics(State(pages): State<Arc<dyn Pages>>, request: Request<Body>) -> Response {
+    let accept = request.headers().get(header::ACCEPT).and_then(|a| a.to_str().ok()).unwrap_or_default();
+    let open = accept.contains("application/openmetrics-text");
     // Encoding some hundred lines and reading /proc may take a millisecond: not on a runtime thread.
-    match tokio::task::spawn_blocking(move || pages.metrics()).await {
-        Ok(text) => {
-            let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
-            ([(header::CONTENT_TYPE, kind)], text).into_response()
-        }
+    let text = tokio::task::spawn_blocking(move || match open {
+        true => (OPENMETRICS, pages.metrics().openmetrics()),
+        false => (TEXT, pages.metrics().text()),
+    });
+    match text.await {
+        Ok((kind, text)) => ([(header::CONTENT_TYPE, HeaderValue::from_static(kind))], text).into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }

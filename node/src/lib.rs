@@ -4,5 +4,6 @@ pub mod admin;
 pub mod clock;
 pub mod config;
 pub mod http;
+pub mod metrics;
 pub mod node;
 pub mod standing;

@@ -7,8 +7,10 @@ struct Fake {
 }
 
 impl Pages for Fake {
-    fn metrics(&self) -> String {
-        "# EOF\n".into()
+    fn metrics(&self) -> Sheet {
+        let mut sheet = Sheet::default();
+        sheet.counter("palisade_x", "Something that is counted", 3);
+        sheet
     }
 
     fn stuck(&self) -> Vec<String> {
@@ -47,8 +49,11 @@ async fn pages_answer() {
     assert!(get(to, "/readyz").await.starts_with("HTTP/1.1 200"));
     assert!(get(to, "/healthz").await.contains("{\"healthy\":true,\"reasons\":[]}"));
     let metrics = get(to, "/metrics").await;
-    assert!(metrics.contains("application/openmetrics-text"), "{metrics}");
-    assert!(metrics.ends_with("# EOF\n"));
+    assert!(metrics.contains("text/plain; version=0.0.4"), "{metrics}");
+    assert!(metrics.ends_with("# TYPE palisade_x_total counter\npalisade_x_total 3\n"), "{metrics}");
+    let accept = "GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: application/openmetrics-text;version=1.0.0,*/*;q=0.1\r\nConnection: close\r\n\r\n";
+    let metrics = ask(to, accept.as_bytes()).await;
+    assert!(metrics.contains("application/openmetrics-text") && metrics.ends_with("# EOF\n"), "{metrics}");
     assert!(get(to, "/etc/passwd").await.starts_with("HTTP/1.1 404"));
 }
 
