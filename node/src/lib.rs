@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod clock;
 pub mod config;
+pub mod datapath;
 pub mod http;
 pub mod metrics;
 pub mod node;
