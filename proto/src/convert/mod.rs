@@ -1,5 +1,5 @@
-//! Wire to domain (`TryFrom`) and back (`From`).
+//! Wire to domain (`TryFrom`, `decode_…`) and back (`From`, `encode_…`).
 
 mod member;
 
-pub use member::MemberError;
+pub use member::{MemberError, decode_batch, decode_hint, encode_batch, encode_hint};
