@@ -1,1 +1,76 @@
+//! openraft's storage for Palisade: the log on sled, snapshots as files, the state machine around the engine's replica.
 //!
+//! ```text
+//! data folder/
+//!   lock               held for the life of the process
+//!   db/                sled: log tree, meta tree (vote, committed, purged, format, starts, identity)
+//!   snapshots/         INDEX-TERM-MEMBER.snap, the last two
+//! ```
+//!
+//! ```no_run
+//! # fn example(replica: palisade_engine::replica::Replica, wake: Box<dyn palisade_engine::Wake + Send>)
+//! # -> Result<(), palisade_raft_store::StoreError> {
+//! use std::sync::Arc;
+//! use palisade_raft_store::{Options, Setup, Store};
+//! # fn now() -> palisade_engine::Time { palisade_engine::Time(0) }
+//!
+//! let store = Store::open("/var/lib/palisade".as_ref(), Options::new(Arc::new(now)))?;
+//! let (start, identity) = (store.start(), store.identity().cloned());
+//! let snapshots = store.snapshots();
+//! let (log, machine) = store.into_parts(Setup { machine: replica, wake, observer: Arc::new(()) })?;
+//! // Raft::new(id, config, network, log, machine)
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Why nothing acknowledged is lost
+//!
+//! Raft needs two things of its storage: what was acknowledged is there after any crash, and what is there is what was
+//! written, in the order in which it was written.
+//!
+//! 1. *One order.* Appends, votes, truncations, purges and commit indices go through one queue to one thread, which
+//!    alone writes to sled, each record by itself, in the order of the queue.
+//! 2. *A crash leaves a prefix.* sled is one log of its own, whose recovery stops at the first place that is torn. So
+//!    after a crash there is a prefix of the writes of (1), never a later one without an earlier one. Every operation is
+//!    laid out so that any prefix of its writes is a correct state:
+//!    - *append*: entry after entry; of an entry that has several parts the first part last. An entry without its first
+//!      part does not count and is removed at the next start. No hole.
+//!    - *truncate*: from the end backward, the first part of each entry first. No hole.
+//!    - *purge*: first the record that says up to where, then entry after entry from the beginning, in small slices
+//!      between groups. Entries at or below that record are not seen by anybody.
+//!    - *a vote after a truncation, an append after a vote*: never without what went before.
+//! 3. *Durable before acknowledged.* What queued meanwhile is a group. After its last write the thread waits for
+//!    sled's `flush` and then for `fdatasync` of the database file, since sled's flush is only a `sync_file_range`,
+//!    which leaves out the file's size and extents and the disk's cache ([`DiskBarrier`]). Only then are its
+//!    completions called, in order. The database's files and folders are synced when it is opened.
+//! 4. *sled reuses space* two segments after it has moved what lay there; a group is shorter than one segment, so what
+//!    is overwritten was moved by a group that is durable already.
+//! 5. *An error is the end.* After a failed write or sync nothing is acknowledged any more.
+//! 6. *The commit index* is written with the next group and needs no sync of its own: an older one only means that a
+//!    restarted member waits for the leader to learn the rest.
+//! 7. *Snapshots* are written aside, checked, synced and renamed, and the folder synced, before openraft hears of them;
+//!    only then does it purge. At the start, a log whose purged part no good snapshot covers is damage
+//!    ([`StoreError::Damaged`]): set it aside with [`quarantine`] and join as a new member.
+//!
+//! Every record carries a version and a CRC over key and content, and all of them are checked at the start.
+
+mod error;
+mod flush;
+mod log;
+mod machine;
+mod memory;
+mod metrics;
+mod record;
+mod snapshot;
+mod store;
+mod types;
+
+pub use error::{Identity, StoreError};
+pub use flush::{Barrier, Clock, DiskBarrier, flush};
+pub use log::{LogReader, LogStore};
+pub use machine::{Builder, Inspector, Job, Machine, Observer, Setup, StateMachine};
+pub use memory::MemoryLog;
+pub use metrics::{Flush, StoreMetrics, Totals};
+pub use snapshot::{SnapshotFile, SnapshotReceiver, Snapshots};
+pub use store::{Options, Store, quarantine};
+pub use types::{Entry, LogId, Response, SnapshotMeta, StoredMembership, TypeConfig, Vote};

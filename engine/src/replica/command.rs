@@ -4,6 +4,8 @@
 //! the state and the command alone. The encoding is `postcard`'s: variants and fields are never reordered or removed,
 //! only added at the end behind a raised feature level.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::event::Opening;
@@ -25,6 +27,13 @@ pub struct Batch {
     pub unix_ms: u64,
     /// The commands.
     pub commands: Vec<Command>,
+}
+
+/// For logs: who, which numbers. Never the commands themselves, of which there may be thousands.
+impl fmt::Display for Batch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} commands of member {} from {}", self.commands.len(), self.proposer, self.first)
+    }
 }
 
 /// A change of the replicated state.

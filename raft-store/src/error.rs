@@ -1,0 +1,95 @@
+//! What can go wrong when a store is opened.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use palisade_engine::MemberId;
+
+/// Why a store can not be opened or used. Each text says what to do next.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another process has it open.
+    #[error("{} is in use by another process: is a member already running with this data folder?", dir.display())]
+    Locked {
+        /// The data folder.
+        dir: PathBuf,
+    },
+    /// It can not be trusted any longer. A member whose log is damaged may have forgotten what it promised, so it must
+    /// not go on under its id.
+    #[error(
+        "{} is damaged: {what}. Set it aside (quarantine it) and join this machine again: it comes back as a new \
+         member, and the old one is to be removed",
+        dir.display()
+    )]
+    Damaged {
+        /// The data folder.
+        dir: PathBuf,
+        /// What was found.
+        what: String,
+    },
+    /// It was written by another version.
+    #[error(
+        "{} has storage format {found}, this program knows format {known}: use the version of Palisade that wrote it",
+        dir.display()
+    )]
+    Version {
+        /// The data folder.
+        dir: PathBuf,
+        /// The format found.
+        found: u32,
+        /// The format that this program reads and writes.
+        known: u32,
+    },
+    /// It belongs to another member or cluster.
+    #[error(
+        "{} belongs to member {} of cluster {}, not to member {} of cluster {}",
+        dir.display(), have.member, have.cluster, wanted.member, wanted.cluster
+    )]
+    Identity {
+        /// The data folder.
+        dir: PathBuf,
+        /// Whose it is.
+        have: Box<Identity>,
+        /// Whose it was to be.
+        wanted: Box<Identity>,
+    },
+    /// The machine does not let us.
+    #[error("can not {doing} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        doing: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Whose store it is: written once, when the member has got its id, and never changed.
+#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+pub struct Identity {
+    /// The cluster's id.
+    pub cluster: String,
+    /// The member's id.
+    pub member: MemberId,
+}
+
+impl StoreError {
+    pub(crate) fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+        let path = path.to_owned();
+        move |source| StoreError::Io { doing, path, source }
+    }
+
+    pub(crate) fn damaged(dir: &Path, what: impl Into<String>) -> StoreError {
+        StoreError::Damaged { dir: dir.to_owned(), what: what.into() }
+    }
+}
+
+/// sled's error as the system's, which is what openraft wants.
+pub(crate) fn sled_io(error: sled::Error) -> io::Error {
+    match error {
+        sled::Error::Io(error) => error,
+        sled::Error::Corruption { .. } => io::Error::new(io::ErrorKind::InvalidData, error),
+        other => io::Error::other(other),
+    }
+}

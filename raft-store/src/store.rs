@@ -1,0 +1,368 @@
+//! The data folder: lock, format, identity, opening and checking.
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::error::{Identity, StoreError, sled_io};
+use crate::flush::{Barrier, COMMITTED, Clock, DiskBarrier, Flusher, PURGED, Trees, VOTE};
+use crate::log::{LogReader, LogStore, State, Tail};
+use crate::machine::{Machine, Setup, StateMachine};
+use crate::metrics::StoreMetrics;
+use crate::record::{Entries, damaged, decode, key, open_meta, parse_key, seal_meta};
+use crate::snapshot::Snapshots;
+use crate::types::{Entry, LogId};
+
+/// The storage format that this program reads and writes.
+const FORMAT: u32 = 1;
+const FORMAT_RECORD: &str = "format";
+const STARTS: &str = "starts";
+const IDENTITY: &str = "identity";
+
+/// How a store works. The format on disk does not depend on it.
+pub struct Options {
+    /// How many bytes of recent log entries to keep in memory.
+    pub recent_bytes: usize,
+    /// How much memory sled may use for its pages.
+    pub sled_cache_bytes: u64,
+    /// The clock: for the figures, and for what is applied.
+    pub clock: Clock,
+}
+
+impl Options {
+    /// The usual sizes.
+    #[must_use]
+    pub fn new(clock: Clock) -> Options {
+        Options { recent_bytes: 16 << 20, sled_cache_bytes: 64 << 20, clock }
+    }
+}
+
+impl std::fmt::Debug for Options {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Options")
+            .field("recent_bytes", &self.recent_bytes)
+            .field("sled_cache_bytes", &self.sled_cache_bytes)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The lock on a data folder, held for as long as anything of the store is in use.
+#[derive(Debug)]
+pub(crate) struct Lock {
+    // The kernel unlocks it when it is closed, however the process ends.
+    _file: File,
+}
+
+impl Lock {
+    fn take(dir: &Path) -> Result<Lock, StoreError> {
+        let path = dir.join("lock");
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(StoreError::io("open", &path))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Lock { _file: file }),
+            Err(TryLockError::WouldBlock) => Err(StoreError::Locked { dir: dir.to_owned() }),
+            Err(TryLockError::Error(error)) => Err(StoreError::io("lock", &path)(error)),
+        }
+    }
+}
+
+/// An open data folder. [`Store::into_parts`] makes of it what openraft needs.
+pub struct Store {
+    dir: PathBuf,
+    lock: Arc<Lock>,
+    trees: Trees,
+    state: State,
+    barrier: Box<dyn Barrier>,
+    snapshots: Snapshots,
+    options: Options,
+    start: u32,
+    identity: Option<Identity>,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store")
+            .field("dir", &self.dir)
+            .field("start", &self.start)
+            .field("identity", &self.identity)
+            .field("log", &self.state.log_state())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// Opens the data folder `dir`, or makes it. Blocks; checks every record of the log.
+    ///
+    /// # Errors
+    /// [`StoreError`]: in use, damaged, another version's, or not accessible.
+    pub fn open(dir: &Path, options: Options) -> Result<Store, StoreError> {
+        Store::open_with(dir, options, |db| Ok(Box::new(DiskBarrier::new(db)?)))
+    }
+
+    /// As [`Store::open`], with another [`Barrier`], made for the database's folder.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn open_with(
+        dir: &Path,
+        options: Options,
+        barrier: impl FnOnce(&Path) -> io::Result<Box<dyn Barrier>>,
+    ) -> Result<Store, StoreError> {
+        fs::create_dir_all(dir).map_err(StoreError::io("create", dir))?;
+        let lock = Arc::new(Lock::take(dir)?);
+        let db_dir = dir.join("db");
+        let is_new = !db_dir.join("db").exists();
+        if is_new && fs::read_dir(dir.join("snapshots")).is_ok_and(|mut files| files.next().is_some()) {
+            return Err(StoreError::damaged(dir, "there are snapshots, but no database"));
+        }
+        remove_half_written(&db_dir).map_err(StoreError::io("clean", &db_dir))?;
+        let db = open_sled(dir, &db_dir, &options)?;
+        let broken = |error: sled::Error| from_sled(dir, error);
+        let log = db.open_tree("log").map_err(broken)?;
+        let meta = db.open_tree("meta").map_err(broken)?;
+        let trees = Trees { db, log, meta };
+        let mut barrier = barrier(&db_dir).map_err(StoreError::io("open the database in", &db_dir))?;
+        check_format(dir, &trees)?;
+
+        let state = scan(dir, &trees)?;
+        let identity = get(dir, &trees, IDENTITY)?;
+        let start = get::<u32>(dir, &trees, STARTS)?.unwrap_or(0).saturating_add(1);
+        let snapshots = Snapshots::folder(&dir.join("snapshots"), Arc::clone(&options.clock))?;
+        put(dir, &trees, FORMAT_RECORD, &FORMAT)?;
+        put(dir, &trees, STARTS, &start)?;
+        barrier.wait(&trees.db).map_err(StoreError::io("write", dir))?;
+        // The files themselves, and their names, must outlive a power cut as well.
+        for file in ["conf", "db"] {
+            let path = db_dir.join(file);
+            if path.exists() {
+                sync(&path).map_err(StoreError::io("sync", &path))?;
+            }
+        }
+        for folder in [Some(db_dir.as_path()), Some(dir), dir.parent()].into_iter().flatten() {
+            if !folder.as_os_str().is_empty() {
+                sync(folder).map_err(StoreError::io("sync", folder))?;
+            }
+        }
+        Ok(Store { dir: dir.to_owned(), lock, trees, state, barrier, snapshots, options, start, identity })
+    }
+
+    /// How often this store has been opened, this time included: durable, so never twice the same.
+    #[must_use]
+    pub fn start(&self) -> u32 {
+        self.start
+    }
+
+    /// Whose store it is, if that has been said.
+    #[must_use]
+    pub fn identity(&self) -> Option<&Identity> {
+        self.identity.as_ref()
+    }
+
+    /// Says whose store it is. Durable; it can be said once, repeated, and never changed.
+    ///
+    /// # Errors
+    /// [`StoreError::Identity`] if it belongs to another; or what writing gave.
+    pub fn set_identity(&mut self, identity: Identity) -> Result<(), StoreError> {
+        match &self.identity {
+            Some(have) if *have == identity => Ok(()),
+            Some(have) => Err(StoreError::Identity {
+                dir: self.dir.clone(),
+                have: Box::new(have.clone()),
+                wanted: Box::new(identity),
+            }),
+            None => {
+                put(&self.dir, &self.trees, IDENTITY, &identity)?;
+                self.barrier.wait(&self.trees.db).map_err(StoreError::io("write", &self.dir))?;
+                self.identity = Some(identity);
+                Ok(())
+            }
+        }
+    }
+
+    /// The snapshots: for the network, which sends and receives them.
+    #[must_use]
+    pub fn snapshots(&self) -> Snapshots {
+        self.snapshots.clone()
+    }
+
+    /// Restores the machine from the newest good snapshot and starts the flusher. Blocks for as long as the machine
+    /// takes to restore. openraft then replays the log from there.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] if no good snapshot reaches what was purged from the log.
+    pub fn into_parts<M: Machine>(self, setup: Setup<M>) -> Result<(LogStore, StateMachine<M>), StoreError> {
+        let Store { dir, lock, trees, state, barrier, snapshots, options, .. } = self;
+        let purged = state.purged;
+        let machine = StateMachine::restore(setup, snapshots, Arc::clone(&options.clock))?;
+        let applied = machine.last_applied();
+        if applied < purged {
+            let reach = |id: Option<LogId>| id.map_or("nothing".to_owned(), |id| format!("entry {}", id.index));
+            return Err(StoreError::damaged(
+                &dir,
+                format!(
+                    "the newest snapshot that can be read reaches {}, but the log was purged up to {}",
+                    reach(applied),
+                    reach(purged)
+                ),
+            ));
+        }
+        let tail = Arc::new(Tail::new(state, options.recent_bytes));
+        let metrics = StoreMetrics::default();
+        let flusher =
+            Flusher::spawn(trees.clone(), Arc::clone(&tail), barrier, metrics.clone(), Arc::clone(&options.clock))
+                .map_err(StoreError::io("start the flusher of", &dir))?;
+        let reader = LogReader { tail, trees, metrics, _lock: lock };
+        Ok((LogStore::new(flusher, reader), machine))
+    }
+}
+
+/// Sets a damaged data folder aside, by renaming it, and returns its new name. What was in it must never be used under
+/// the old id again: after a quarantine the machine joins as a new member.
+///
+/// # Errors
+/// [`StoreError::Locked`] if it is in use; or what renaming gave.
+pub fn quarantine(dir: &Path) -> Result<PathBuf, StoreError> {
+    let _lock = Lock::take(dir)?;
+    let name = dir.file_name().ok_or_else(|| {
+        StoreError::io("quarantine", dir)(io::Error::new(io::ErrorKind::InvalidInput, "it has no name"))
+    })?;
+    for number in 1u32.. {
+        let mut aside = name.to_owned();
+        aside.push(format!(".quarantine-{number}"));
+        let aside = dir.with_file_name(aside);
+        if aside.exists() {
+            continue;
+        }
+        fs::rename(dir, &aside).map_err(StoreError::io("quarantine", dir))?;
+        if let Some(parent) = aside.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            sync(parent).map_err(StoreError::io("sync", parent))?;
+        }
+        return Ok(aside);
+    }
+    Err(StoreError::io("quarantine", dir)(io::ErrorKind::AlreadyExists.into()))
+}
+
+/// fsync of a file or folder.
+pub(crate) fn sync(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// sled takes a half-written snapshot of its own for a damaged one and does not open. It was never in use.
+fn remove_half_written(db_dir: &Path) -> io::Result<()> {
+    let files = match fs::read_dir(db_dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        files => files?,
+    };
+    for file in files {
+        let file = file?;
+        let name = file.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with("snap.") && name.ends_with(".generating") {
+            tracing::info!(file = %name, "removing a half-written file of the database");
+            fs::remove_file(file.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn open_sled(dir: &Path, db_dir: &Path, options: &Options) -> Result<sled::Db, StoreError> {
+    let config = sled::Config::new().path(db_dir).cache_capacity(options.sled_cache_bytes).flush_every_ms(None);
+    // sled asserts in places where it reads what it has not written.
+    match catch_unwind(AssertUnwindSafe(|| config.open())) {
+        Ok(Ok(db)) => Ok(db),
+        Ok(Err(error)) => Err(from_sled(dir, error)),
+        Err(_) => Err(StoreError::damaged(dir, "the database can not be recovered")),
+    }
+}
+
+fn from_sled(dir: &Path, error: sled::Error) -> StoreError {
+    match error {
+        sled::Error::Io(error) if error.kind() != io::ErrorKind::InvalidData => {
+            StoreError::io("open the database in", dir)(error)
+        }
+        error => StoreError::damaged(dir, format!("the database: {error}")),
+    }
+}
+
+fn get<T: serde::de::DeserializeOwned>(dir: &Path, trees: &Trees, name: &str) -> Result<Option<T>, StoreError> {
+    let Some(record) = trees.meta.get(name).map_err(|error| from_sled(dir, error))? else { return Ok(None) };
+    open_meta(name, &record).map(Some).map_err(|error| StoreError::damaged(dir, error.to_string()))
+}
+
+fn put(dir: &Path, trees: &Trees, name: &str, value: &impl serde::Serialize) -> Result<(), StoreError> {
+    let record = seal_meta(name, value).map_err(StoreError::io("write", dir))?;
+    trees.meta.insert(name, record).map_err(|error| from_sled(dir, error))?;
+    Ok(())
+}
+
+fn check_format(dir: &Path, trees: &Trees) -> Result<(), StoreError> {
+    match get::<u32>(dir, trees, FORMAT_RECORD)? {
+        Some(FORMAT) => Ok(()),
+        Some(found) => Err(StoreError::Version { dir: dir.to_owned(), found, known: FORMAT }),
+        // The format is written with the first flush; without it nothing was ever acknowledged.
+        None if trees.meta.is_empty() && trees.log.is_empty() => Ok(()),
+        None => Err(StoreError::damaged(dir, "the database has no format record")),
+    }
+}
+
+/// Checks the whole log and finds its ends.
+fn scan(dir: &Path, trees: &Trees) -> Result<State, StoreError> {
+    let purged: Option<LogId> = get(dir, trees, PURGED)?;
+    let mut state = State {
+        purged,
+        committed: get::<Option<LogId>>(dir, trees, COMMITTED)?.flatten(),
+        vote: get(dir, trees, VOTE)?,
+        last: purged,
+        ..State::default()
+    };
+    scan_entries(trees, &mut state).map_err(|error| StoreError::damaged(dir, format!("the log: {error}")))?;
+    Ok(state)
+}
+
+fn scan_entries(trees: &Trees, state: &mut State) -> io::Result<()> {
+    drop_unfinished(trees)?;
+    let from = state.purged.map_or(0, |id| id.index + 1);
+    let mut entries = Entries::new(trees.log.range(key(from, 0)..));
+    let mut next = state.purged.map(|id| id.index + 1);
+    let mut last = None;
+    while let Some((index, content)) = entries.next_entry()? {
+        if let Some(next) = next
+            && index != next
+        {
+            return Err(damaged(format!("entry {next} is missing; the next one there is entry {index}")));
+        }
+        state.first.get_or_insert(index);
+        next = Some(index + 1);
+        last = Some((index, content));
+    }
+    if let Some((index, content)) = last {
+        let entry: Entry = decode(&content).map_err(|error| damaged(format!("entry {index}: {error}")))?;
+        if entry.log_id.index != index {
+            return Err(damaged(format!("entry {index} says that it is entry {}", entry.log_id.index)));
+        }
+        state.last = Some(entry.log_id);
+        state.written = Some(index);
+    }
+    Ok(())
+}
+
+/// Removes an entry at the end whose beginning was not written: the power went while it was being appended (or removed).
+/// It was never acknowledged.
+fn drop_unfinished(trees: &Trees) -> io::Result<()> {
+    let Some((last, _)) = trees.log.last().map_err(sled_io)? else { return Ok(()) };
+    let (index, _) = parse_key(&last)?;
+    if trees.log.contains_key(key(index, 0)).map_err(sled_io)? {
+        return Ok(());
+    }
+    tracing::info!(index, "removing an unfinished entry at the end of the log");
+    for pair in trees.log.range(key(index, 0)..) {
+        trees.log.remove(pair.map_err(sled_io)?.0).map_err(sled_io)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,123 @@
+//! What the storage tests share: a machine that is a map, entries, and waiting for completions.
+#![allow(dead_code, missing_docs, clippy::unwrap_used, reason = "test helpers; each test file uses some of them")]
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::storage::{IOFlushed, RaftLogStorage};
+use openraft::type_config::TypeConfigExt;
+use openraft::vote::RaftLeaderIdExt;
+use openraft::{Entry as RaftEntry, EntryPayload};
+use palisade_engine::replica::{Batch, Command, Outcome, PolicyChange, RestoreError};
+use palisade_engine::verdict::HoldKey;
+use palisade_engine::{Generation, MemberId, Time, Wake};
+use palisade_raft_store::{
+    Clock, Entry, Job, LogId, LogStore, Machine, Options, Setup, StateMachine, Store, StoreError, TypeConfig, Vote,
+};
+
+/// A machine that is a map from first command number to the number of commands.
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
+pub struct Map {
+    pub batches: BTreeMap<u64, u64>,
+    /// How long a job takes.
+    pub slow: Duration,
+}
+
+pub struct MapJob(Map);
+
+impl Machine for Map {
+    type Job = MapJob;
+
+    fn apply(&mut self, _: Time, batch: &Batch, _: &mut dyn Wake) -> Vec<Outcome> {
+        *self.batches.entry(batch.first).or_default() += batch.commands.len() as u64;
+        batch.commands.iter().map(|_| Outcome::Accepted).collect()
+    }
+
+    fn begin_snapshot(&mut self) -> MapJob {
+        MapJob(self.clone())
+    }
+
+    fn restore(&mut self, _: Time, snapshot: &mut dyn Read, _: &mut dyn Wake) -> Result<(), RestoreError> {
+        let mut bytes = Vec::new();
+        snapshot.read_to_end(&mut bytes)?;
+        let chunks = bytes.chunks_exact(16);
+        if !chunks.remainder().is_empty() {
+            return Err(RestoreError::Damaged("an odd number of bytes".to_owned()));
+        }
+        let number = |bytes: &[u8]| u64::from_be_bytes(bytes.try_into().unwrap());
+        self.batches = chunks.map(|pair| (number(&pair[..8]), number(&pair[8..]))).collect();
+        Ok(())
+    }
+}
+
+impl Job for MapJob {
+    fn write(self, to: &mut dyn Write) -> io::Result<()> {
+        std::thread::sleep(self.0.slow);
+        for (key, value) in self.0.batches {
+            to.write_all(&key.to_be_bytes())?;
+            to.write_all(&value.to_be_bytes())?;
+        }
+        Ok(())
+    }
+}
+
+pub struct NoWake;
+
+impl Wake for NoWake {
+    fn wake(&mut self, _: u64, _: HoldKey) {}
+}
+
+pub fn clock() -> Clock {
+    let begin = tokio::time::Instant::now();
+    Arc::new(move || Time(u64::try_from(begin.elapsed().as_nanos()).unwrap()))
+}
+
+pub fn setup() -> Setup<Map> {
+    Setup { machine: Map::default(), wake: Box::new(NoWake), observer: Arc::new(()) }
+}
+
+pub fn open(dir: &Path) -> Result<(LogStore, StateMachine<Map>), StoreError> {
+    Store::open(dir, Options::new(clock()))?.into_parts(setup())
+}
+
+pub fn log_id(term: u64, index: u64) -> LogId {
+    LogId::new(openraft::impls::leader_id_adv::LeaderId::new_committed(term, MemberId(1)), index)
+}
+
+pub fn vote(term: u64) -> Vote {
+    Vote::new(term, MemberId(1))
+}
+
+/// An entry of about `bytes` bytes whose content depends on its index.
+pub fn entry(term: u64, index: u64, bytes: usize) -> Entry {
+    let letter = char::from(b'a' + u8::try_from(index % 26).unwrap());
+    let batch = Batch {
+        proposer: MemberId(1),
+        first: index,
+        floor: 0,
+        unix_ms: 0,
+        commands: vec![Command::Policy(Box::new(PolicyChange {
+            base: Generation(index),
+            text: letter.to_string().repeat(bytes),
+            author: String::new(),
+        }))],
+    };
+    RaftEntry { log_id: log_id(term, index), payload: EntryPayload::Normal(batch) }
+}
+
+/// Appends and does not wait; what comes back resolves when it is durable.
+pub async fn append(
+    log: &mut LogStore,
+    entries: Vec<Entry>,
+) -> impl Future<Output = io::Result<()>> + Send + 'static + use<> {
+    let (tx, rx) = TypeConfig::oneshot();
+    log.append(entries, IOFlushed::signal(tx)).await.unwrap();
+    async move { rx.await.map_err(io::Error::other)? }
+}
+
+pub async fn append_durably(log: &mut LogStore, entries: Vec<Entry>) -> io::Result<()> {
+    append(log, entries).await.await
+}
