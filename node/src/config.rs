@@ -154,7 +154,8 @@ pub struct Datapath {
 pub struct Raft {
     /// The leader's heartbeat interval.
     pub heartbeat: Duration,
-    /// Shortest election timeout; the longest is twice this.
+    /// Shortest election timeout; the longest is twice this. After a leader was lost, a new one is there after three to
+    /// four times this.
     pub election: Duration,
 }
 
@@ -375,7 +376,7 @@ impl Datapath {
         });
         let packets = t.or(problems, "hold_packets", 4096, |v| v.count(16, 1 << 20));
         let bytes = t.or(problems, "hold_bytes", 16 << 20, |v| v.count(1 << 16, 1 << 30));
-        let unmatched_packets = t.or(problems, "hold_unmatched_packets", 256, |v| v.count(1, 1 << 16));
+        let unmatched_packets = t.or(problems, "hold_unmatched_packets", 512, |v| v.count(1, 1 << 16));
         let unmatched_bytes = t.or(problems, "hold_unmatched_bytes", 1 << 20, |v| v.count(1 << 12, 1 << 28));
         let manage_rp_filter = t.or(problems, "manage_rp_filter", true, |v| v.boolean());
         let manage_forwarding = t.or(problems, "manage_forwarding", true, |v| v.boolean());
@@ -405,13 +406,13 @@ impl Raft {
                     "\"relaxed\" is not yet available: use \"disk\", the default",
                 )),
             });
-        let heartbeat = t.or(problems, "heartbeat", Duration::from_millis(100), |v| {
-            v.duration(Duration::from_millis(10), Duration::from_millis(300))
+        let heartbeat = t.or(problems, "heartbeat", Duration::from_millis(50), |v| {
+            v.duration(Duration::from_millis(10), Duration::from_millis(100))
         });
-        // An election has to be over while the last proof of being current still holds, or every change of leader would
-        // stop new connections everywhere; the longest timeout is twice this one.
-        let election = t.or(problems, "election", Duration::from_millis(400), |v| {
-            v.duration(Duration::from_millis(50), CURRENT_FOR / 2)
+        // A new leader is there at the latest four times this after the old one was lost. That has to be while the last
+        // proof of being current still holds, or every change of leader would stop new connections everywhere.
+        let election = t.or(problems, "election", Duration::from_millis(150), |v| {
+            v.duration(Duration::from_millis(30), CURRENT_FOR / 4)
         });
         if let (Some(heartbeat), Some(election)) = (heartbeat, election)
             && election < heartbeat * 3

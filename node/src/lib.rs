@@ -7,4 +7,6 @@ pub mod datapath;
 pub mod http;
 pub mod metrics;
 pub mod node;
+pub mod replication;
 pub mod standing;
+mod systemd;

@@ -34,7 +34,7 @@ fn defaults_are_filled_in() {
     assert!(!config.interfaces[1].antispoof);
     assert_eq!(config.datapath.hold_time, Duration::from_millis(250));
     assert_eq!(config.limits.cut_off_limit, Duration::from_secs(300));
-    assert!(config.raft.election * 2 <= CURRENT_FOR);
+    assert!(config.raft.election * 4 < CURRENT_FOR);
 }
 
 #[test]

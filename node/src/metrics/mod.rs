@@ -7,8 +7,10 @@
 //! OpenMetrics for whoever asks for it, else Prometheus' older text format, which names a counter's family with its
 //! suffix.
 
+pub mod datapath;
 pub mod engine;
 pub mod process;
+pub mod replication;
 
 use std::fmt;
 use std::fmt::Write as _;
@@ -18,8 +20,33 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
+use crate::node::Daemon;
+
 /// A label's name and value.
 pub type Label = (&'static str, String);
+
+/// Everything that the daemon counts, now.
+pub(crate) fn sheet(daemon: &Daemon) -> Sheet {
+    let mut sheet = Sheet::default();
+    process::write(&mut sheet);
+    sheet.gauge("palisade_ready", "1 if this member may be given traffic", daemon.not_ready().is_empty().into());
+    let member = daemon.member();
+    sheet.gauge("palisade_in_cluster", "1 if this machine is a member of a cluster", member.is_some().into());
+    let Some(member) = member else { return sheet };
+    let limits = &daemon.config.limits;
+    let view = member.engine.view();
+    engine::sessions(&mut sheet, &member.engine.counts(), (limits.max_sessions, limits.max_half_open));
+    engine::cluster(&mut sheet, Some(member.standing()), member.engine.generation(), &view);
+    replication::raft(&mut sheet, &member.replication.status());
+    replication::write(&mut sheet, &member.replication.metrics());
+    replication::store(&mut sheet, &member.replication.store_metrics().totals());
+    let datapath = member.datapath();
+    sheet.gauge("palisade_datapath_running", "1 if packets are captured", datapath.is_some().into());
+    if let Some(datapath) = datapath {
+        datapath::write(&mut sheet, &datapath.metrics().snapshot());
+    }
+    sheet
+}
 
 /// All figures of one scrape.
 #[derive(Clone, Debug, Default)]
