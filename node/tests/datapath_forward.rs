@@ -1,0 +1,206 @@
+//! The datapath in a lab of network namespaces: what must pass passes, whole and fast.
+#![allow(missing_docs, unreachable_pub, dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod datapath_lab;
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::time::Duration;
+
+use datapath_lab::{Fixed, KEY, Lab, eventually, possible};
+use palisade_engine::Reason;
+use palisade_engine::parse::build;
+use palisade_node::clock;
+use palisade_node::datapath::{Inject, Options};
+
+const SOON: Duration = Duration::from_secs(2);
+const NEVER: Duration = Duration::from_millis(300);
+
+/// Sends for some seconds over one TCP connection; Gbit/s.
+fn bulk(lab: &Lab, address: &'static str) -> f64 {
+    let listener = lab.server.call(move || TcpListener::bind(address).unwrap());
+    let receiver = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut buffer = vec![0; 1 << 20];
+        let (mut total, begin) = (0u64, clock::now());
+        loop {
+            match stream.read(&mut buffer).unwrap() {
+                0 => break,
+                n => {
+                    total += n as u64;
+                    assert!(buffer[..n].iter().all(|b| *b == 0x5a), "the bytes changed on their way");
+                }
+            }
+        }
+        total as f64 * 8.0 / clock::now().since(begin).as_nanos() as f64
+    });
+    lab.client.call(move || {
+        let mut stream = TcpStream::connect_timeout(&address.parse().unwrap(), SOON).expect("a connection");
+        let (data, begin) = (vec![0x5a; 1 << 18], clock::now());
+        while clock::now().since(begin) < Duration::from_secs(2) {
+            stream.write_all(&data).unwrap();
+        }
+    });
+    receiver.join().unwrap()
+}
+
+fn forwards(options: Options, mode: &str, least: f64) {
+    let lab = Lab::new();
+    let judge = Fixed::forward();
+    let running = lab.start(options, &judge).unwrap();
+    assert_eq!(running.datapath.status().mode, mode);
+    for v6 in [false, true] {
+        assert!(lab.passes(v6, SOON), "v6: {v6}");
+    }
+    for address in ["10.2.0.2:7001", "[fd00:2::2]:7001"] {
+        let before = running.datapath.metrics().snapshot();
+        let rate = bulk(&lab, address);
+        let after = running.datapath.metrics().snapshot();
+        let whole = (after.forwarded.0 - before.forwarded.0) as f64 / (after.captured - before.captured) as f64;
+        println!("{mode} {address}: {rate:.1} Gbit/s, {whole:.1} segments a frame");
+        assert!(rate > least, "{rate} Gbit/s");
+        assert!(whole > 2.0, "GSO packets do not pass whole: {whole}");
+    }
+    assert!(running.datapath.healthy());
+    let metrics = running.datapath.metrics().snapshot();
+    assert_eq!(metrics.dropped(Reason::InjectFailed), 0, "{metrics:?}");
+    running.datapath.stop();
+    assert!(!lab.passes(false, NEVER), "a stopped datapath forwards");
+}
+
+#[test]
+fn tun_forwards_tcp_in_whole_gso_packets() {
+    if possible("tun_forwards") {
+        forwards(Lab::options(), "raw/tun", 1.0);
+    }
+}
+
+#[test]
+fn two_workers_forward() {
+    if possible("two_workers_forward") {
+        forwards(Options { workers: 2, ..Lab::options() }, "raw/tun", 1.0);
+    }
+}
+
+#[test]
+fn veth_forwards_the_same() {
+    if possible("veth_forwards") {
+        forwards(Options { inject: Inject::Veth, ..Lab::options() }, "raw/veth", 1.0);
+    }
+}
+
+#[test]
+fn a_held_packet_goes_on_when_woken_and_expires_otherwise() {
+    if !possible("a_held_packet") {
+        return;
+    }
+    let lab = Lab::new();
+    let judge = Fixed::forward();
+    let running = lab.start(Lab::options(), &judge).unwrap();
+    assert!(lab.passes(false, SOON));
+    let metrics = running.datapath.metrics();
+    judge.say(2);
+    assert!(!lab.passes(false, Duration::from_millis(50)));
+    assert_eq!(metrics.snapshot().hold_now.0, 1, "{:?}", metrics.snapshot());
+    let receiver = lab.listen(false, 7000, SOON);
+    judge.say(0);
+    running.wake.send(1, KEY);
+    assert!(receiver.recv(&mut [0; 64]).is_ok(), "woken, but not forwarded");
+    drop(receiver);
+    eventually("nothing is held any more", || metrics.snapshot().hold_now.0 == 0);
+    let after = metrics.snapshot();
+    assert_eq!((after.hold_time.count, after.dropped(Reason::HoldExpired)), (1, 0));
+    judge.say(2);
+    assert!(!lab.passes(false, Duration::from_millis(600)));
+    running.wake.send(1, KEY);
+    std::thread::sleep(Duration::from_millis(50));
+    let last = metrics.snapshot();
+    assert_eq!((last.hold_now.0, last.dropped(Reason::HoldExpired)), (0, 1), "{last:?}");
+}
+
+#[test]
+fn egress_zones_are_the_kernels_routes_and_follow_their_changes() {
+    if !possible("egress_zones") {
+        return;
+    }
+    let lab = Lab::new();
+    let judge = Fixed::forward();
+    judge.say(4);
+    let running = lab.start(Lab::options(), &judge).unwrap();
+    for v6 in [false, true] {
+        assert!(lab.passes(v6, SOON), "v6: {v6}");
+    }
+    let dropped = |reason| running.datapath.metrics().snapshot().dropped(reason);
+    lab.member.ip("route add blackhole 10.2.0.2/32");
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(!lab.passes(false, NEVER));
+    assert!(dropped(Reason::NoRoute) >= 1);
+    lab.member.ip("route del blackhole 10.2.0.2/32");
+    lab.member.ip("route add 10.2.0.2/32 via 10.1.0.2 dev f0");
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(!lab.passes(false, NEVER));
+    assert!(dropped(Reason::WrongZone) >= 1);
+    lab.member.ip("route del 10.2.0.2/32");
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(lab.passes(false, SOON));
+    // An operator's rule about the source applies to what comes in by palisade0.
+    lab.member.ip("rule add pref 100 from 10.1.0.2 unreachable");
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(!lab.passes(false, NEVER));
+    lab.member.ip("rule del pref 100");
+}
+
+#[test]
+fn a_rejected_packet_is_answered() {
+    if !possible("a_rejected_packet") {
+        return;
+    }
+    let lab = Lab::new();
+    let judge = Fixed::forward();
+    judge.say(3);
+    let running = lab.start(Lab::options(), &judge).unwrap();
+    for address in ["10.2.0.2:7009", "[fd00:2::2]:7009"] {
+        let error =
+            lab.client.call(move || TcpStream::connect_timeout(&address.parse().unwrap(), SOON).err().unwrap().kind());
+        assert_eq!(error, std::io::ErrorKind::ConnectionRefused, "{address}");
+    }
+    let rejected = running.datapath.metrics().snapshot().rejected;
+    assert_eq!(rejected.iter().find(|(r, ..)| *r == Reason::PolicyReject).unwrap().1, 2);
+}
+
+/// How many small packets a second one worker forwards; printed, and only grossly judged (the sender shares the machine).
+#[test]
+fn small_packets() {
+    if !possible("small_packets") {
+        return;
+    }
+    let lab = Lab::new();
+    let judge = Fixed::forward();
+    let running = lab.start(Lab::options(), &judge).unwrap();
+    assert!(lab.passes(false, SOON));
+    let before = running.datapath.metrics().snapshot();
+    let (src, dst) = ([10, 1, 0, 2].into(), [10, 2, 0, 2].into());
+    let (src, dst) = (std::net::IpAddr::V4(src).into(), std::net::IpAddr::V4(dst).into());
+    let tuple = palisade_engine::Tuple {
+        src,
+        dst,
+        src_port: 9,
+        dst_port: 9,
+        protocol: palisade_engine::Protocol::UDP,
+    };
+    let mut frame = lab.mac(&lab.member, "f0").to_vec();
+    frame.extend([2, 0, 0, 0, 0, 9, 8, 0]);
+    frame.extend(build::udp(&tuple, &[0; 18]).unwrap());
+    let mut sender = lab.frames();
+    let begin = clock::now();
+    while clock::now().since(begin) < Duration::from_secs(2) {
+        for _ in 0..64 {
+            let _ = sender.send_to(&frame, None);
+        }
+    }
+    let time = clock::now().since(begin).as_secs_f64();
+    let after = running.datapath.metrics().snapshot();
+    let rate = (after.forwarded.0 - before.forwarded.0) as f64 / time / 1e6;
+    println!("small packets: {rate:.3} Mpps forwarded, {} missed", after.missed);
+    assert!(rate > 0.02, "{rate} Mpps");
+}
