@@ -32,3 +32,9 @@ pub(crate) fn half_open(original: Tuple, counter: u64) -> HalfOpen {
         protocol: Opening::Tcp { client: end(1000), server: None },
     }
 }
+
+pub(crate) const POLICY: &str = "zone outside, inside\n\ndefault drop\n\n\
+    accept \"web\" from outside to inside: any -> any tcp/80\n\
+    accept \"dns\" from outside to inside: any -> any udp/53\n\
+    accept \"ping\" from outside to inside: any -> any icmp/echo\n\
+    reject \"telnet\" from outside to inside: any -> any tcp/23\n";

@@ -52,6 +52,8 @@ pub struct Packet {
     pub transport: u16,
     /// What the transport header says.
     pub kind: Kind,
+    /// If it is a datagram's first fragment, of several: which. (The others are a [`Kind`] of their own.)
+    pub fragment: Option<Fragment>,
 }
 
 /// A transport header.
@@ -155,7 +157,7 @@ pub fn parse(bytes: &[u8], checksum: Checksum) -> Result<Packet, Reason> {
     let length = u32::try_from(network.end).map_err(|_| Reason::Malformed)?;
     let transport = u16::try_from(network.transport).map_err(|_| Reason::Malformed)?;
     let (ports, kind) = transport::parse(bytes, &network, checksum)?;
-    Ok(Packet { tuple: network.tuple(ports), length, transport, kind })
+    Ok(Packet { tuple: network.tuple(ports), length, transport, kind, fragment: network.fragment })
 }
 
 #[cfg(test)]

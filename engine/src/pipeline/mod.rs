@@ -40,10 +40,14 @@ impl Engine {
         }
         let hash = self.table.hash(&packet.tuple);
         let known = self.known(&mut self.table.of(hash), hash, packet, context, events);
-        known.unwrap_or_else(|| match context.standing {
+        let verdict = known.unwrap_or_else(|| match context.standing {
             Standing::Current => self.unknown(hash, packet, context, events),
             Standing::CutOff | Standing::Expired => Verdict::Drop(Reason::NotCurrent),
-        })
+        });
+        if let (Verdict::Forward, Some(fragment)) = (verdict, &packet.fragment) {
+            self.first_fragment(packet, fragment, context);
+        }
+        verdict
     }
 
     /// The verdict on a packet of a session or half-open session.

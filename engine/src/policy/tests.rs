@@ -60,7 +60,8 @@ fn the_empty_policy_drops_everything() {
     for text in ["", "\n", "# nothing", "default drop"] {
         let empty = policy(text);
         assert_eq!(empty.to_string(), "default drop\n");
-        let decision = compiled(&empty).decide(ZoneId::UNKNOWN, ZoneId(1), &tuple(Protocol::TCP, "192.0.2.1", "192.0.2.2", 80));
+        let decision =
+            compiled(&empty).decide(ZoneId::UNKNOWN, ZoneId(1), &tuple(Protocol::TCP, "192.0.2.1", "192.0.2.2", 80));
         assert_eq!(decision, Decision { action: Action::Drop, rule: RuleId(0), log: false });
     }
     let compiled = compiled(&policy("default reject log"));
@@ -159,7 +160,9 @@ fn ways_to_write() {
         assert_eq!(policy(text), policy(same[0]), "{text}");
     }
     // Colons and hyphens: what belongs to names, addresses, ranges and arrows.
-    let tight = policy("zone a-b, dead, x.y\naccept \"#1 -> \" from dead to any:any->::1/128 tcp/1-2\naccept \"2\" from a-b to dead: 1::->any\naccept \"3\" from any to x.y: ::/1 -> ff::1");
+    let tight = policy(
+        "zone a-b, dead, x.y\naccept \"#1 -> \" from dead to any:any->::1/128 tcp/1-2\naccept \"2\" from a-b to dead: 1::->any\naccept \"3\" from any to x.y: ::/1 -> ff::1",
+    );
     let rules: Vec<String> = tight.rules().iter().map(ToString::to_string).collect();
     assert_eq!(
         rules,

@@ -78,10 +78,6 @@ impl Sessions {
         self.slab.get_mut(slot)
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.slab.len()
-    }
-
     pub(crate) fn places(&self) -> u32 {
         self.slab.places()
     }
