@@ -126,6 +126,7 @@ mod tests {
             "palisade cluster token --valid 30m",
             "palisade cluster join TOKEN",
             "palisade cluster leave",
+            "palisade cluster leave --drain 10s",
             "palisade cluster remove fw3",
             "palisade cluster members -o json",
             "palisade --socket /tmp/s cluster status",

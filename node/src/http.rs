@@ -49,10 +49,7 @@ pub trait Pages: Send + Sync + 'static {
 }
 
 /// Serves forever. Cancel-safe: dropping the future closes the port and its connections.
-///
-/// # Errors
-/// The port can not be listened on.
-pub async fn serve(listener: TcpListener, pages: Arc<dyn Pages>) -> Result<Infallible, std::io::Error> {
+pub async fn serve(listener: TcpListener, pages: Arc<dyn Pages>) -> Infallible {
     let router = router(pages);
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     let mut connections = tokio::task::JoinSet::new();

@@ -162,9 +162,7 @@ impl Node {
         let mut tasks = tokio::task::JoinSet::new();
         let pages: Arc<dyn Pages> = daemon.clone();
         tasks.spawn(async move {
-            if let Err(error) = http::serve(http, pages).await {
-                tracing::error!(%error, "the HTTP port was closed");
-            }
+            http::serve(http, pages).await;
         });
         tasks.spawn(admin::serve(socket, daemon.clone()));
         tasks.spawn(watchdog(daemon.clone()));
@@ -172,7 +170,9 @@ impl Node {
         match daemon.open().await {
             Ok(()) => {}
             Err(OpenError::NotMember) => {
-                tracing::info!("this machine is in no cluster: `palisade cluster init` makes one, `palisade cluster join` joins one");
+                tracing::info!(
+                    "this machine is in no cluster: `palisade cluster init` makes one, `palisade cluster join` joins one"
+                );
             }
             Err(e) => return Err(e.into()),
         }
@@ -313,7 +313,10 @@ impl Daemon {
     }
 
     /// Joins a cluster; the future returned goes on if its caller is cut off.
-    pub(crate) fn join(self: &Arc<Daemon>, token: String) -> impl Future<Output = Result<Arc<Member>, ChangeError>> + use<> {
+    pub(crate) fn join(
+        self: &Arc<Daemon>,
+        token: String,
+    ) -> impl Future<Output = Result<Arc<Member>, ChangeError>> + use<> {
         let daemon = self.clone();
         detached(async move {
             let _change = daemon.change.try_lock().map_err(|_| ChangeError::Busy)?;
@@ -374,8 +377,7 @@ impl Daemon {
         let wake = WorkerWake::new(workers).map_err(failed)?;
         let standing = Arc::new(StandingCell::new(self.config.limits.cut_off_limit));
         let (sinks, hints, proposals) = queues();
-        let replication =
-            Replication::open(self.options(), hints, proposals, wake.clone(), standing.clone()).await?;
+        let replication = Replication::open(self.options(), hints, proposals, wake.clone(), standing.clone()).await?;
         let engine = replication.engine();
         let identity = replication.identity();
         tracing::info!(cluster = %identity.cluster, member = %identity.member, starts = identity.starts, "the member runs");
@@ -474,8 +476,12 @@ impl Daemon {
         };
         match member.standing() {
             Standing::Current => {}
-            Standing::CutOff => reasons.push("this member is cut off from the cluster: only established sessions pass".to_owned()),
-            Standing::Expired => reasons.push("this member has not caught up with the cluster: nothing passes".to_owned()),
+            Standing::CutOff => {
+                reasons.push("this member is cut off from the cluster: only established sessions pass".to_owned())
+            }
+            Standing::Expired => {
+                reasons.push("this member has not caught up with the cluster: nothing passes".to_owned())
+            }
         }
         if self.config.role == Role::Firewall {
             match member.datapath() {

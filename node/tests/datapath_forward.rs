@@ -181,13 +181,7 @@ fn small_packets() {
     let before = running.datapath.metrics().snapshot();
     let (src, dst) = ([10, 1, 0, 2].into(), [10, 2, 0, 2].into());
     let (src, dst) = (std::net::IpAddr::V4(src).into(), std::net::IpAddr::V4(dst).into());
-    let tuple = palisade_engine::Tuple {
-        src,
-        dst,
-        src_port: 9,
-        dst_port: 9,
-        protocol: palisade_engine::Protocol::UDP,
-    };
+    let tuple = palisade_engine::Tuple { src, dst, src_port: 9, dst_port: 9, protocol: palisade_engine::Protocol::UDP };
     let mut frame = lab.mac(&lab.member, "f0").to_vec();
     frame.extend([2, 0, 0, 0, 0, 9, 8, 0]);
     frame.extend(build::udp(&tuple, &[0; 18]).unwrap());

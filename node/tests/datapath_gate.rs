@@ -165,7 +165,9 @@ fn the_machines_own_traffic_is_left_alone() {
     let judge = Fixed::forward();
     judge.say(1);
     let running = lab.start(Lab::options(), &judge).unwrap();
-    for (from, to) in [(&lab.client, "10.1.0.1"), (&lab.client, "fd00:1::1"), (&lab.member, "10.2.0.2"), (&lab.member, "fd00:2::2")] {
+    for (from, to) in
+        [(&lab.client, "10.1.0.1"), (&lab.client, "fd00:1::1"), (&lab.member, "10.2.0.2"), (&lab.member, "fd00:2::2")]
+    {
         assert!(lab.pings(from, to), "{to}");
     }
     // An address that is added later is the machine's too.
@@ -234,10 +236,14 @@ fn the_watcher_restores_what_somebody_removes() {
     lab.member.exec("nft flush ruleset");
     eventually("the table is back", || lab.member.exec("nft list ruleset").contains("fib daddr type"));
     lab.member.exec("nft insert rule inet palisade_gate prerouting accept");
-    eventually("the rule that undid it is gone", || !lab.member.exec("nft list ruleset").contains("accept\n\t\tiifname"));
+    eventually("the rule that undid it is gone", || {
+        !lab.member.exec("nft list ruleset").contains("accept\n\t\tiifname")
+    });
     lab.member.exec("sysctl -qw net.ipv4.conf.palisade0.accept_local=0");
     lab.member.exec("sysctl -qw net.ipv4.conf.palisade0.forwarding=0");
-    eventually("the setting is back", || lab.member.exec("sysctl -n net.ipv4.conf.palisade0.accept_local").trim() == "1");
+    eventually("the setting is back", || {
+        lab.member.exec("sysctl -n net.ipv4.conf.palisade0.accept_local").trim() == "1"
+    });
     assert!(running.datapath.healthy());
     lab.member.exec("sysctl -qw net.ipv4.conf.all.rp_filter=2");
     eventually("rp_filter is noticed", || !running.datapath.healthy());
@@ -317,7 +323,8 @@ fn each_start_check_refuses_with_its_remedy() {
     };
     for (provoke, expected, undo, remedy) in cases {
         script(provoke);
-        let error = lab.start(Lab::options(), &Fixed::forward()).err().unwrap_or_else(|| panic!("{provoke}: it starts"));
+        let error =
+            lab.start(Lab::options(), &Fixed::forward()).err().unwrap_or_else(|| panic!("{provoke}: it starts"));
         assert!(expected(&error), "{provoke}: {error:?}");
         let help = miette::Diagnostic::help(&error).expect("a remedy").to_string();
         assert!(help.contains(remedy), "{provoke}: {help}");
@@ -335,8 +342,10 @@ fn rp_filter_is_pushed_down_where_that_was_allowed() {
         return;
     }
     let lab = Lab::new();
-    lab.member.exec("sysctl -qw net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.f1.rp_filter=2 net.ipv6.conf.all.forwarding=0");
-    let options = palisade_node::datapath::Options { manage_rp_filter: true, manage_forwarding: true, ..Lab::options() };
+    lab.member
+        .exec("sysctl -qw net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.f1.rp_filter=2 net.ipv6.conf.all.forwarding=0");
+    let options =
+        palisade_node::datapath::Options { manage_rp_filter: true, manage_forwarding: true, ..Lab::options() };
     let running = lab.start(options, &Fixed::forward()).unwrap();
     let value = |of: &str| lab.member.exec(&format!("sysctl -n net.ipv4.conf.{of}.rp_filter")).trim().to_owned();
     assert_eq!(["all", "palisade0", "f0", "f1", "default"].map(value), ["0", "0", "1", "2", "1"]);

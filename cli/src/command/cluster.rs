@@ -33,7 +33,11 @@ pub enum Command {
         token: String,
     },
     /// Take this machine out of its cluster.
-    Leave,
+    Leave {
+        /// How long to be not ready first, so that routers send the traffic elsewhere.
+        #[arg(long, value_name = "TIME", default_value = "3s", value_parser = duration)]
+        drain: Duration,
+    },
     /// Remove another member that is dead and will not come back.
     Remove {
         /// Its name.
@@ -85,8 +89,9 @@ pub fn run(global: &Global, command: Command) -> Result<ExitCode, Failure> {
                 let answer = client.join(within(JOIN_DEADLINE, v1::JoinRequest { token })).await?.into_inner();
                 print::cluster::joined(output, &answer)?;
             }
-            Command::Leave => {
-                client.leave(within(DEADLINE, v1::LeaveRequest {})).await?;
+            Command::Leave { drain } => {
+                let drain_ms = u64::try_from(drain.as_millis()).unwrap_or(u64::MAX);
+                client.leave(within(DEADLINE + drain, v1::LeaveRequest { drain_ms })).await?;
                 print::cluster::left(output)?;
             }
             Command::Remove { name } => {

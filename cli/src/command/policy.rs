@@ -122,8 +122,22 @@ fn read(file: &Path) -> Result<Source, Failure> {
         let help = "a policy is a UTF-8 text file; see docs/policy.md";
         Failure::new(Exit::Failure, format!("the policy {name} can not be read: {e}"), Some(help))
     })?;
-    let policy = Policy::parse(&name, &text).map_err(|e| Failure::diagnostic(Exit::Failure, e))?;
+    // The same policy for machines: what `show -o json` prints as `policy`.
+    let json = file.extension().is_some_and(|e| e == "json");
+    let policy = if json { from_json(&name, &text)? } else { parse(&name, &text)? };
+    let text = if json { policy.to_string() } else { text };
     Ok(Source { name, text, policy })
+}
+
+fn parse(name: &str, text: &str) -> Result<Policy, Failure> {
+    Policy::parse(name, text).map_err(|e| Failure::diagnostic(Exit::Failure, e))
+}
+
+fn from_json(name: &str, text: &str) -> Result<Policy, Failure> {
+    serde_json::from_str(text).map_err(|e| {
+        let help = "the JSON form of a policy is what `palisade policy show -o json` prints as `policy`";
+        Failure::new(Exit::Failure, format!("{name} is no valid policy: {e}"), Some(help))
+    })
 }
 
 fn check(global: &Global, file: &Path, online: bool) -> Result<ExitCode, Failure> {

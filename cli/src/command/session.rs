@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use palisade_engine::{Protocol, SessionId};
 use palisade_proto::admin::v1;
+use palisade_proto::admin::v1::session_watch_response::What;
 use palisade_proto::convert::admin::{Prefix, SessionFilter};
 
 use crate::args::Global;
@@ -19,6 +20,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 pub enum Command {
     /// List sessions, as this member has them.
     List {
+        /// Which ones.
         #[command(flatten)]
         filter: Filter,
         /// Stop after so many.
@@ -31,13 +33,11 @@ pub enum Command {
         #[arg(value_name = "ID")]
         id: SessionId,
     },
-    /// Print what changes, until interrupted. A session that begins and ends between two looks is not seen.
+    /// Print what the log does to sessions, as this member applies it, until interrupted.
     Watch {
+        /// Which ones.
         #[command(flatten)]
         filter: Filter,
-        /// Milliseconds between two looks.
-        #[arg(long, value_name = "MS", default_value_t = 500, value_parser = clap::value_parser!(u64).range(50..=60_000))]
-        interval: u64,
     },
     /// End sessions on all members, at once.
     #[command(group = clap::ArgGroup::new("which").required(true).multiple(true).args(["ids", "all", "proto", "src", "dst", "sport", "dport", "state", "zone"]))]
@@ -45,6 +45,7 @@ pub enum Command {
         /// Their ids, as `list` prints them.
         #[arg(value_name = "ID", conflicts_with_all = ["all", "proto", "src", "dst", "sport", "dport", "state", "zone"])]
         ids: Vec<SessionId>,
+        /// Which ones.
         #[command(flatten)]
         filter: Filter,
         /// All sessions of the cluster.
@@ -53,6 +54,7 @@ pub enum Command {
     },
     /// Count sessions, as this member has them.
     Count {
+        /// Which ones.
         #[command(flatten)]
         filter: Filter,
     },
@@ -139,19 +141,18 @@ pub fn run(global: &Global, command: Command) -> Result<ExitCode, Failure> {
                 let session = answer.session.ok_or(palisade_proto::convert::admin::AdminError::Missing("session"))?;
                 print::session::show(output, &session.try_into()?, answer.rule_text.as_deref())?;
             }
-            Command::Watch { filter, interval } => {
-                let request = v1::SessionWatchRequest { filter: Some(filter.into()), interval_ms: interval };
+            Command::Watch { filter } => {
+                let request = v1::SessionWatchRequest { filter: Some(filter.into()) };
                 let mut stream = client.session_watch(request).await?.into_inner();
                 while let Some(part) = stream.message().await? {
-                    for event in part.events {
-                        let change = event.change();
-                        let session =
-                            event.session.ok_or(palisade_proto::convert::admin::AdminError::Missing("session"))?;
-                        print::session::event(output, change, &session.try_into()?)?;
+                    match part.what {
+                        Some(What::Event(event)) => print::session::event(output, event)?,
+                        Some(What::Lost(n)) => print::session::lost(output, n)?,
+                        None => {}
                     }
                 }
                 // A watch ends only with its member.
-                return Err(Failure::new(Exit::Unreachable, "the member has stopped", None));
+                return Err(Failure::new(Exit::Unreachable, "the member has stopped, or left its cluster", None));
             }
             Command::Kill { ids, filter, all: _ } => {
                 let filter = ids.is_empty().then(|| filter.into());

@@ -101,12 +101,22 @@ struct Member<'a> {
     leader: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     lag: Option<u64>,
+    reachable: bool,
 }
 
 impl<'a> Member<'a> {
     fn new(m: &'a v1::Member) -> Member<'a> {
         let (id, name, address) = (m.id, m.name.as_str(), m.address.as_str());
-        Member { id, name, address, role: role(m.role()), voter: m.voter, leader: m.leader, lag: m.lag }
+        Member {
+            id,
+            name,
+            address,
+            role: role(m.role()),
+            voter: m.voter,
+            leader: m.leader,
+            lag: m.lag,
+            reachable: m.reachable,
+        }
     }
 }
 
@@ -124,7 +134,7 @@ fn raft_role(role: v1::RaftRole) -> &'static str {
         v1::RaftRole::Follower => "follower",
         v1::RaftRole::Candidate => "candidate",
         v1::RaftRole::Learner => "learner",
-        v1::RaftRole::Shutdown => "shutdown",
+        v1::RaftRole::Stopped => "stopped",
         v1::RaftRole::Unspecified => "unknown",
     }
 }
@@ -147,7 +157,11 @@ fn table(members: &[v1::Member], me: u64) -> Table {
             (false, false) => "learner",
         };
         let lag = m.lag.map_or("-".to_owned(), |l| l.to_string());
-        let here = if m.id == me { "(this)" } else { "" };
+        let here = match (m.id == me, m.reachable) {
+            (true, _) => "(this)",
+            (false, true) => "",
+            (false, false) => "not reachable",
+        };
         table.row([
             m.id.to_string(),
             m.name.clone(),
@@ -201,10 +215,11 @@ struct Cluster<'a> {
 
 #[derive(Serialize)]
 struct Datapath<'a> {
-    inject: &'a str,
+    mode: &'a str,
     gate: &'a str,
     workers: u32,
     interfaces: Vec<Interface<'a>>,
+    warnings: &'a [String],
 }
 
 #[derive(Serialize)]
@@ -212,6 +227,7 @@ struct Interface<'a> {
     name: &'a str,
     zone: &'a str,
     zone_known: bool,
+    up: bool,
 }
 
 impl<'a> Status<'a> {
@@ -246,14 +262,15 @@ impl<'a> Status<'a> {
                 }
             }),
             datapath: s.datapath.as_ref().map(|d| Datapath {
-                inject: &d.inject,
+                mode: &d.mode,
                 gate: &d.gate,
                 workers: d.workers,
                 interfaces: d
                     .interfaces
                     .iter()
-                    .map(|i| Interface { name: &i.name, zone: &i.zone, zone_known: i.zone_known })
+                    .map(|i| Interface { name: &i.name, zone: &i.zone, zone_known: i.zone_known, up: i.up })
                     .collect(),
+                warnings: &d.warnings,
             }),
         }
     }
@@ -291,10 +308,14 @@ fn status_text(out: &mut dyn Write, answered: &v1::StatusResponse) -> io::Result
         }
     }
     if let Some(d) = &s.datapath {
-        writeln!(out, "datapath  {} workers, re-injection by {}, gate: {}", d.workers, d.inject, d.gate)?;
+        writeln!(out, "datapath  {}, {} workers, gate: {}", d.mode, d.workers, d.gate)?;
         for i in &d.interfaces {
+            let down = if i.up { "" } else { ", DOWN" };
             let note = if i.zone_known { "" } else { " (no policy names this zone: only rules with `any` match it)" };
-            writeln!(out, "          {} in zone {}{note}", i.name, i.zone)?;
+            writeln!(out, "          {} in zone {}{down}{note}", i.name, i.zone)?;
+        }
+        for warning in d.warnings {
+            writeln!(out, "warning   {warning}")?;
         }
     }
     if let Some(m) = &answered.membership {

@@ -12,6 +12,8 @@ use crate::exit::Failure;
 struct Checked<'a> {
     valid: bool,
     zones: &'a [String],
+    rules: usize,
+    warnings: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     zones_without_interface: Option<&'a [String]>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -28,14 +30,19 @@ pub fn checked(
     policy: &Policy,
     online: Option<&v1::PolicyCheckResponse>,
 ) -> Result<(), Failure> {
+    let warnings = || policy.warnings().iter().map(ToString::to_string).collect();
     let json = || Checked {
         valid: true,
         zones: policy.zones(),
+        rules: policy.rules().len(),
+        warnings: warnings(),
         zones_without_interface: online.map(|o| o.zones_without_interface.as_slice()),
         zones_not_named: online.map(|o| o.zones_not_named.as_slice()),
     };
     answer(output, json, |out| {
-        writeln!(out, "{name}: valid (zones: {})", policy.zones().join(", "))?;
+        writeln!(out, "{name}: valid ({} rules; zones: {})", policy.rules().len(), policy.zones().join(", "))?;
+        let warnings: Vec<String> = warnings();
+        warnings.iter().try_for_each(|w| writeln!(out, "  warning: {w}"))?;
         let Some(online) = online else { return Ok(()) };
         for zone in &online.zones_without_interface {
             writeln!(out, "  note: no interface of this member is in zone {zone}")?;
@@ -76,11 +83,15 @@ struct Record<'a> {
     unix_ms: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     text: Option<&'a str>,
+    /// The same for machines; `apply` takes it as a file that ends in `.json`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy: Option<Policy>,
 }
 
 impl<'a> Record<'a> {
     fn new(r: &'a v1::PolicyRecord, text: Option<&'a str>) -> Record<'a> {
-        Record { generation: r.generation, author: &r.author, time: date(r.unix_ms), unix_ms: r.unix_ms, text }
+        let policy = text.and_then(|t| Policy::parse("policy", t).ok());
+        Record { generation: r.generation, author: &r.author, time: date(r.unix_ms), unix_ms: r.unix_ms, text, policy }
     }
 }
 

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use palisade_engine::Tuple;
 use palisade_proto::admin::v1;
-use palisade_proto::convert::admin::Session;
+use palisade_proto::convert::admin::{AdminError, Session};
 use serde::Serialize;
 
-use super::{Table, answer, json_line, out, time};
+use super::{Table, answer, date, json_line, out, time};
 use crate::args::Output;
 use crate::exit::Failure;
 
@@ -177,27 +177,47 @@ pub fn show(output: Output, s: &Session, rule_text: Option<&str>) -> Result<(), 
 #[derive(Serialize)]
 struct Event<'a> {
     change: &'static str,
+    time: String,
+    index: u64,
     session: Json<'a>,
 }
 
 /// One change.
 ///
 /// # Errors
-/// Standard output can not be written.
-pub fn event(output: Output, change: v1::SessionChange, s: &Session) -> Result<(), Failure> {
-    let change = match change {
-        v1::SessionChange::Present => "present",
-        v1::SessionChange::Opened => "opened",
-        v1::SessionChange::Changed => "changed",
-        v1::SessionChange::Ended => "ended",
+/// Standard output can not be written, or the member's answer makes no sense.
+pub fn event(output: Output, event: v1::SessionEvent) -> Result<(), Failure> {
+    let change = match event.change() {
+        v1::SessionChange::Established => "established",
+        v1::SessionChange::Closed => "closed",
+        v1::SessionChange::Expired => "expired",
+        v1::SessionChange::Revoked => "revoked",
         v1::SessionChange::Unspecified => "unknown",
     };
+    let (time, index) = (date(event.unix_ms), event.index);
+    let s: Session = event.session.ok_or(AdminError::Missing("session"))?.try_into()?;
     match output {
-        Output::Json => json_line(&Event { change, session: Json::new(s) }),
+        Output::Json => json_line(&Event { change, time, index, session: Json::new(&s) }),
         Output::Table => {
-            let [id, protocol, src, dst, zones, state, ..] = cells(s);
-            out(|out| writeln!(out, "{change:<8} {id:<12} {protocol:<5} {src} -> {dst}  {zones}  {state}"))
+            let [id, protocol, src, dst, zones, ..] = cells(&s);
+            out(|out| writeln!(out, "{time}  {change:<11}  {id:<14}  {protocol:<5}  {src} -> {dst}  {zones}"))
         }
+    }
+}
+
+#[derive(Serialize)]
+struct Lost {
+    lost: u64,
+}
+
+/// The reader was too slow.
+///
+/// # Errors
+/// Standard output can not be written.
+pub fn lost(output: Output, lost: u64) -> Result<(), Failure> {
+    match output {
+        Output::Json => json_line(&Lost { lost }),
+        Output::Table => out(|out| writeln!(out, "({lost} events were lost: they came faster than they were read)")),
     }
 }
 

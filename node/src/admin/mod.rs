@@ -106,7 +106,9 @@ impl From<MembershipError> for Status {
         let message = e.to_string();
         let code = match e {
             MembershipError::Token(_) => Code::InvalidArgument,
-            MembershipError::Propose(_) | MembershipError::Unreachable(_) | MembershipError::Late(_) => Code::Unavailable,
+            MembershipError::Propose(_) | MembershipError::Unreachable(_) | MembershipError::Late(_) => {
+                Code::Unavailable
+            }
             MembershipError::Unknown(_) => Code::NotFound,
             MembershipError::Identity(_)
             | MembershipError::Refused(_)

@@ -70,7 +70,8 @@ impl Service {
                     return Ok(v1::PolicyApplyResponse { generation: generation.0, unchanged: false });
                 }
                 Outcome::Stale(now) if r.base.is_some() => {
-                    let help = format!("see what changed with `palisade policy show {now}`, then apply with `--base {now}`");
+                    let help =
+                        format!("see what changed with `palisade policy show {now}`, then apply with `--base {now}`");
                     let message = format!("generation {now} is in force, not {base}: somebody else applied a policy");
                     return Err(refuse(Code::Aborted, message, &help));
                 }

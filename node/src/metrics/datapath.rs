@@ -16,7 +16,11 @@ pub fn write(sheet: &mut Sheet, s: &Snapshot) {
         m.count([("class", "unmatched")], s.hold_now.1);
     });
     let expired = s.dropped(palisade_engine::Reason::HoldExpired);
-    sheet.counter("palisade_holds_expired", "Packets dropped because what they were held for did not come in time", expired);
+    sheet.counter(
+        "palisade_holds_expired",
+        "Packets dropped because what they were held for did not come in time",
+        expired,
+    );
     let buckets = HOLD_BOUNDS.iter().map(Duration::as_secs_f64).zip(s.hold_time.buckets);
     sheet.histogram(
         "palisade_hold_seconds",
@@ -27,7 +31,11 @@ pub fn write(sheet: &mut Sheet, s: &Snapshot) {
     );
     sheet.counter("palisade_captured_frames", "Frames that the capture sockets received", s.captured);
     sheet.counter("palisade_local_packets", "Captured packets that were for this machine itself", s.local);
-    sheet.counter("palisade_capture_missed", "Frames that the kernel dropped before capture: its ring was full", s.missed);
+    sheet.counter(
+        "palisade_capture_missed",
+        "Frames that the kernel dropped before capture: its ring was full",
+        s.missed,
+    );
     sheet.counter(
         "palisade_capture_oversized_lost",
         "Frames larger than a ring slot that the kernel had no space for",
@@ -40,9 +48,17 @@ pub fn write(sheet: &mut Sheet, s: &Snapshot) {
     });
     sheet.counter("palisade_worker_batches", "Rounds in which a worker found packets", s.batches);
     sheet.counter("palisade_worker_polls", "Times that a worker went to sleep", s.polls);
-    sheet.counter("palisade_gate_restored", "Times that a part of the gate was missing and was restored", s.gate_restored);
+    sheet.counter(
+        "palisade_gate_restored",
+        "Times that a part of the gate was missing and was restored",
+        s.gate_restored,
+    );
     sheet.counter("palisade_settings_restored", "Times that a kernel setting had to be set again", s.settings_restored);
-    sheet.counter("palisade_captures_reopened", "Times that an interface's sockets were opened again", s.captures_reopened);
+    sheet.counter(
+        "palisade_captures_reopened",
+        "Times that an interface's sockets were opened again",
+        s.captures_reopened,
+    );
 }
 
 /// Every reason has its series from the start, zeros too: a rate needs the zero before the first one.

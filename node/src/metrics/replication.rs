@@ -7,9 +7,25 @@ use crate::replication::{Histogram, RaftRole, ReplicationMetrics, Status};
 
 /// Writes the replication's figures.
 pub fn write(sheet: &mut Sheet, m: &ReplicationMetrics) {
-    histogram(sheet, "palisade_commit_seconds", "Time from a proposal to its application on this member", &m.commit_us, 1e-6);
-    histogram(sheet, "palisade_batch_commands", "Commands in a batch that this member proposed", &m.batch_commands, 1.0);
-    sheet.counter("palisade_batches_proposed_again", "Batches that had to be proposed once more", m.proposed_again.get());
+    histogram(
+        sheet,
+        "palisade_commit_seconds",
+        "Time from a proposal to its application on this member",
+        &m.commit_us,
+        1e-6,
+    );
+    histogram(
+        sheet,
+        "palisade_batch_commands",
+        "Commands in a batch that this member proposed",
+        &m.batch_commands,
+        1.0,
+    );
+    sheet.counter(
+        "palisade_batches_proposed_again",
+        "Batches that had to be proposed once more",
+        m.proposed_again.get(),
+    );
     sheet.counters("palisade_outcomes", "Commands of this member, by what applying them did", |s| {
         for (outcome, n) in m.outcomes.all() {
             s.count([("outcome", outcome)], n);
@@ -20,7 +36,11 @@ pub fn write(sheet: &mut Sheet, m: &ReplicationMetrics) {
         s.count([("reason", "deadline")], m.dropped_deadline.get());
         s.count([("reason", "queue_full")], m.dropped_queue_full.get());
     });
-    sheet.counter("palisade_batches_refused", "Batches refused because this member did not lead", m.refused_not_leader.get());
+    sheet.counter(
+        "palisade_batches_refused",
+        "Batches refused because this member did not lead",
+        m.refused_not_leader.get(),
+    );
     sheet.counters("palisade_hints", "Hints by what became of them", |s| {
         s.count([("result", "sent")], m.hints_sent.get());
         s.count([("result", "received")], m.hints_received.get());
@@ -38,7 +58,11 @@ pub fn write(sheet: &mut Sheet, m: &ReplicationMetrics) {
         s.count([("direction", "sent")], m.snapshots_sent.get());
         s.count([("direction", "received")], m.snapshots_received.get());
     });
-    sheet.counter("palisade_misaddressed_requests", "Requests refused because they were for somebody else", m.misaddressed.get());
+    sheet.counter(
+        "palisade_misaddressed_requests",
+        "Requests refused because they were for somebody else",
+        m.misaddressed.get(),
+    );
     sheet.counter("palisade_raft_leader_changes", "Times that a new leader was seen", m.leader_changes.get());
 }
 
