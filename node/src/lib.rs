@@ -1,4 +1,5 @@
 //! The Palisade daemon as a library.
 
 pub mod clock;
+pub mod replication;
 pub mod standing;

@@ -38,9 +38,7 @@ use std::time::Duration;
 use openraft::async_runtime::WatchReceiver;
 use openraft::{Config as RaftConfig, Raft, SnapshotPolicy};
 use palisade_engine::event::{Hint, Proposal};
-use palisade_engine::replica::{
-    Batch, Close, Command, Establish, MemberChange, MemberInfo, Outcome, Replica, Role,
-};
+use palisade_engine::replica::{Batch, Close, Command, Establish, MemberChange, MemberInfo, Outcome, Replica, Role};
 use palisade_engine::{Engine, MemberId, SessionId, Wake};
 use palisade_proto::member::v1::admission_server::AdmissionServer;
 use palisade_proto::member::v1::member_server::MemberServer;
@@ -139,7 +137,9 @@ pub enum OpenError {
     #[error(transparent)]
     Identity(#[from] IdentityError),
     /// It is no member yet.
-    #[error("this machine is no member of a cluster yet: `palisade cluster init` makes one, `palisade cluster join` joins one")]
+    #[error(
+        "this machine is no member of a cluster yet: `palisade cluster init` makes one, `palisade cluster join` joins one"
+    )]
     NotMember,
     /// The store.
     #[error(transparent)]
@@ -350,29 +350,18 @@ impl Replication {
         let mut identity = folder.identity()?.ok_or(OpenError::NotMember)?;
         folder.start(&mut identity)?;
         let me = identity.member;
-        let listener =
-            TcpListener::bind(options.listen).await.map_err(|e| OpenError::Listen(options.listen, e))?;
+        let listener = TcpListener::bind(options.listen).await.map_err(|e| OpenError::Listen(options.listen, e))?;
 
         let metrics = Arc::<ReplicationMetrics>::default();
         let peers = Peers::new(&identity.cluster, me).map_err(|s| OpenError::Raft(s.to_string()))?;
         let (answer_tx, answer_rx) = mpsc::unbounded_channel();
         let (events, _) = broadcast::channel(EVENTS);
-        let observer =
-            Applied { me, answers: answer_tx, events: events.clone(), metrics: metrics.clone() };
-        let network =
-            Network { me, peers: peers.clone(), answer: options.timing.answer, metrics: metrics.clone() };
+        let observer = Applied { me, answers: answer_tx, events: events.clone(), metrics: metrics.clone() };
+        let network = Network { me, peers: peers.clone(), answer: options.timing.answer, metrics: metrics.clone() };
         let wakes: Box<dyn Wake + Send> = Box::new(wake.clone());
-        let Started { raft, engine, snapshots, store } = start_raft(
-            &options,
-            &folder,
-            &identity.cluster,
-            me,
-            identity.starts,
-            network,
-            wakes,
-            Arc::new(observer),
-        )
-        .await?;
+        let Started { raft, engine, snapshots, store } =
+            start_raft(&options, &folder, &identity.cluster, me, identity.starts, network, wakes, Arc::new(observer))
+                .await?;
 
         let (lead_tx, lead) = watch::channel(Lead::default());
         let (members_tx, members) = watch::channel(Members::new());
@@ -394,8 +383,7 @@ impl Replication {
             admitting: Admitting { cluster: identity.cluster.as_str().into(), orders: orders.clone() },
             stop: stopped.clone(),
         }));
-        let check =
-            Check { cluster: identity.cluster.as_str().into(), me, metrics: metrics.clone() };
+        let check = Check { cluster: identity.cluster.as_str().into(), me, metrics: metrics.clone() };
         let server = tokio::spawn(serve(listener, service, check, stopped));
 
         let proposer = Proposer {
@@ -606,10 +594,8 @@ impl Replication {
         }
         let raft = |e: &dyn std::fmt::Display| MembershipError::Refused(e.to_string());
         self.raft.trigger().transfer_leader(to).await.map_err(|e| raft(&e))?;
-        let changed = self.raft.wait(Some(CHANGE)).metrics(
-            |m| m.current_leader.is_some_and(|leader| leader != me),
-            "the lead was handed over",
-        );
+        let wait = self.raft.wait(Some(CHANGE));
+        let changed = wait.metrics(|m| m.current_leader.is_some_and(|leader| leader != me), "the lead was handed over");
         changed.await.map(drop).map_err(|_| MembershipError::Late("handing the lead over"))
     }
 
@@ -675,9 +661,7 @@ async fn leadership(
     loop {
         let now = seen.borrow_and_update().clone();
         let nodes: Members = now.membership_config.nodes().map(|(id, info)| (*id, info.clone())).collect();
-        let leader = now.current_leader.and_then(|id| {
-            Some(Leader { id, address: nodes.get(&id)?.address.clone() })
-        });
+        let leader = now.current_leader.and_then(|id| Some(Leader { id, address: nodes.get(&id)?.address.clone() }));
         let new = Lead { term: now.vote.leader_id.term, leader };
         lead.send_if_modified(|old| {
             let changed = *old != new;
