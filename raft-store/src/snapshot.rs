@@ -286,7 +286,6 @@ struct Shared {
 }
 
 struct Current {
-    meta: SnapshotMeta,
     bytes: Bytes,
     lease: Arc<()>,
     lent: Time,
@@ -348,12 +347,7 @@ impl Snapshots {
 
     /// Makes `snapshot` the one that is handed out.
     pub(crate) fn set_current(&self, snapshot: &SnapshotFile) {
-        let current = Current {
-            meta: snapshot.meta.clone(),
-            bytes: snapshot.bytes.clone(),
-            lease: Arc::new(()),
-            lent: Time::ZERO,
-        };
+        let current = Current { bytes: snapshot.bytes.clone(), lease: Arc::new(()), lent: Time::ZERO };
         *self.0.current.lock() = Some(current);
     }
 

@@ -1,5 +1,11 @@
 //! What the storage tests share: a machine that is a map, entries, and waiting for completions.
-#![allow(dead_code, missing_docs, clippy::unwrap_used, reason = "test helpers; each test file uses some of them")]
+#![allow(
+    dead_code,
+    missing_docs,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "test helpers; each test file uses some of them"
+)]
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
