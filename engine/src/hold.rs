@@ -1,5 +1,6 @@
 //! The hold buffer: packets that wait, within bounds, for a commit, an apply or a hint.
 
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
 use crate::time::Time;
@@ -17,16 +18,45 @@ pub struct Limits {
 }
 
 /// Packets of type `P`, in order per key. `P` carries what the worker needs to judge and inject it again.
+///
+/// It never grows beyond its [`Limits`]: what does not fit is refused, so that a flood can not push out what already waits.
 pub struct HoldBuffer<P> {
-    _p: std::marker::PhantomData<P>,
+    limits: Limits,
+    queues: HashMap<HoldKey, VecDeque<Held<P>>>,
+    /// By the time of the first hold: what expires next. A packet that is held again keeps its time.
+    ages: BTreeMap<(Time, u64), HoldKey>,
+    matched: Budget,
+    unmatched: Budget,
+    /// Numbers packets, so that each age is unique.
+    next: u64,
 }
 
-#[allow(unused_variables, clippy::todo)]
+struct Held<P> {
+    since: Time,
+    number: u64,
+    class: HoldClass,
+    bytes: usize,
+    packet: P,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Budget {
+    packets: usize,
+    bytes: usize,
+}
+
 impl<P> HoldBuffer<P> {
     /// An empty buffer.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
-        todo!()
+        HoldBuffer {
+            limits,
+            queues: HashMap::new(),
+            ages: BTreeMap::new(),
+            matched: Budget::default(),
+            unmatched: Budget::default(),
+            next: 0,
+        }
     }
 
     /// Keeps a packet of `bytes` bytes that was first held at `since`.
@@ -41,28 +71,140 @@ impl<P> HoldBuffer<P> {
         bytes: usize,
         packet: P,
     ) -> Result<(), (P, Reason)> {
-        todo!()
+        let (budget, packets, most) = match class {
+            HoldClass::Matched => (&mut self.matched, self.limits.packets.0, self.limits.bytes.0),
+            HoldClass::Unmatched => (&mut self.unmatched, self.limits.packets.1, self.limits.bytes.1),
+        };
+        if budget.packets >= packets || bytes > most.saturating_sub(budget.bytes) {
+            return Err((packet, Reason::HoldFull));
+        }
+        budget.packets += 1;
+        budget.bytes += bytes;
+        let number = self.next;
+        self.next += 1;
+        self.ages.insert((since, number), key);
+        self.queues.entry(key).or_default().push_back(Held { since, number, class, bytes, packet });
+        Ok(())
     }
 
     /// Takes out all packets of a key, oldest first, each with the time when it was first held.
     pub fn release(&mut self, key: HoldKey, each: &mut dyn FnMut(Time, P)) {
-        todo!()
+        for held in self.queues.remove(&key).unwrap_or_default() {
+            self.ages.remove(&(held.since, held.number));
+            self.free(held.class, held.bytes);
+            each(held.since, held.packet);
+        }
     }
 
     /// Takes out all packets whose time is over.
     pub fn expire(&mut self, now: Time, each: &mut dyn FnMut(P)) {
-        todo!()
+        while let Some(age) = self.ages.first_entry() {
+            if now < age.key().0 + self.limits.time {
+                return;
+            }
+            let ((_, number), key) = age.remove_entry();
+            let Some(queue) = self.queues.get_mut(&key) else { continue };
+            let held = queue.iter().position(|h| h.number == number).and_then(|at| queue.remove(at));
+            if queue.is_empty() {
+                self.queues.remove(&key);
+            }
+            if let Some(held) = held {
+                self.free(held.class, held.bytes);
+                each(held.packet);
+            }
+        }
     }
 
     /// When [`HoldBuffer::expire`] has something to do next.
     #[must_use]
     pub fn deadline(&self) -> Option<Time> {
-        todo!()
+        self.ages.first_key_value().map(|((since, _), _)| *since + self.limits.time)
     }
 
     /// Packets held now: matched, unmatched.
     #[must_use]
     pub fn len(&self) -> (usize, usize) {
-        todo!()
+        (self.matched.packets, self.unmatched.packets)
+    }
+
+    /// Is nothing held?
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ages.is_empty()
+    }
+
+    fn free(&mut self, class: HoldClass, bytes: usize) {
+        let budget = match class {
+            HoldClass::Matched => &mut self.matched,
+            HoldClass::Unmatched => &mut self.unmatched,
+        };
+        budget.packets -= 1;
+        budget.bytes -= bytes;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use HoldClass::{Matched, Unmatched};
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn buffer() -> HoldBuffer<u32> {
+        HoldBuffer::new(Limits { packets: (3, 1), bytes: (1000, 100), time: Duration::from_millis(250) })
+    }
+
+    fn released(buffer: &mut HoldBuffer<u32>, key: u64) -> Vec<u32> {
+        let mut all = Vec::new();
+        buffer.release(HoldKey(key), &mut |_, p| all.push(p));
+        all
+    }
+
+    #[test]
+    fn keeps_order_and_first_time_per_key() {
+        let mut b = buffer();
+        let t = Time::ZERO + MS;
+        b.hold(t + MS, HoldKey(1), Matched, 10, 1).unwrap();
+        b.hold(t, HoldKey(1), Matched, 10, 2).unwrap();
+        b.hold(t, HoldKey(2), Matched, 10, 3).unwrap();
+        let mut all = Vec::new();
+        b.release(HoldKey(1), &mut |since, p| all.push((since, p)));
+        assert_eq!(all, [(t + MS, 1), (t, 2)]);
+        assert_eq!(b.len(), (1, 0));
+        assert!(released(&mut b, 1).is_empty());
+        assert_eq!(released(&mut b, 2), [3]);
+        assert!(b.is_empty());
+        assert_eq!(b.deadline(), None);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_and_displaces_nothing() {
+        let mut b = buffer();
+        b.hold(Time(1), HoldKey(1), Unmatched, 100, 1).unwrap();
+        assert_eq!(b.hold(Time(1), HoldKey(1), Unmatched, 1, 2), Err((2, Reason::HoldFull)));
+        b.hold(Time(1), HoldKey(1), Matched, 999, 3).unwrap();
+        assert_eq!(b.hold(Time(1), HoldKey(1), Matched, 2, 4), Err((4, Reason::HoldFull)));
+        b.hold(Time(1), HoldKey(1), Matched, 1, 5).unwrap();
+        assert_eq!(b.len(), (2, 1));
+        assert_eq!(released(&mut b, 1), [1, 3, 5]);
+        b.hold(Time(1), HoldKey(1), Unmatched, 100, 6).unwrap();
+    }
+
+    #[test]
+    fn expires_by_the_first_hold() {
+        let mut b = buffer();
+        let t = Time::ZERO + MS;
+        b.hold(t + 10 * MS, HoldKey(1), Matched, 1, 1).unwrap();
+        b.hold(t, HoldKey(1), Matched, 1, 2).unwrap();
+        assert_eq!(b.deadline(), Some(t + 250 * MS));
+        let mut over = Vec::new();
+        b.expire(t + 249 * MS, &mut |p| over.push(p));
+        assert!(over.is_empty());
+        b.expire(t + 250 * MS, &mut |p| over.push(p));
+        assert_eq!(over, [2]);
+        assert_eq!(b.deadline(), Some(t + 260 * MS));
+        b.expire(t + 300 * MS, &mut |p| over.push(p));
+        assert_eq!(over, [2, 1]);
+        assert_eq!(b.len(), (0, 0));
     }
 }

@@ -10,19 +10,27 @@
 //! - **an admin's command**: [`replica::Command`] → *(the log)* → [`replica`] `apply` → policy, members, settings.
 
 pub mod addr;
+mod digest;
 pub mod engine;
 pub mod event;
+mod hint;
 pub mod hold;
 pub mod id;
+mod law;
 pub mod parse;
+mod pipeline;
 pub mod policy;
 pub mod replica;
+mod table;
+#[cfg(test)]
+mod testing;
 pub mod time;
+mod track;
 pub mod tuple;
 pub mod verdict;
 
 pub use addr::Ip;
-pub use engine::{Config, Context, Engine, Routes, Standing, Wake};
+pub use engine::{Config, Context, Engine, Routes, Standing, Timeouts, Wake};
 pub use event::{Event, HalfOpen, Hint};
 pub use id::{Generation, MemberId, RuleId, SessionId, ZoneId};
 pub use time::Time;

@@ -14,6 +14,17 @@ pub enum Verdict {
     Hold(HoldKey, HoldClass),
 }
 
+impl Verdict {
+    /// If it is to be held: in which budget.
+    #[must_use]
+    pub fn held(self) -> Option<HoldClass> {
+        match self {
+            Verdict::Hold(_, class) => Some(class),
+            _ => None,
+        }
+    }
+}
+
 /// What a held packet waits for: the hash of its tuple, equal in both directions.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct HoldKey(pub u64);

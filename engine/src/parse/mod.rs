@@ -1,4 +1,31 @@
 //! One checked pass over a packet's bytes.
+//!
+//! [`parse`] reads a packet once and either returns everything that the engine needs of it, by value, or the one
+//! [`Reason`] why it is INVALID. Whoever holds a [`Packet`] holds no bytes, so nothing after this module can read beyond
+//! a buffer; and nothing in it can panic: every read is checked, whatever lengths the headers claim.
+//!
+//! What is checked, in this order, first failure counts:
+//!
+//! 1. the IP header: version, lengths, IPv4's checksum and reserved bit (RFC 791), addresses that may never cross a
+//!    router (RFC 1122 section 3.2.1.3, RFC 6890), options and extension headers ([`Reason::IpOption`]), fragments
+//!    (RFC 1858, RFC 7112, RFC 8200 section 4.5);
+//! 2. the transport header: lengths, options, ICMP types, flags that can not occur together;
+//! 3. the transport checksum, as far as [`Checksum`] asks for it and the packet is whole.
+//!
+//! Fixed header fields are read through `pnet_packet`; its `payload()` and its option iterators are not used, because
+//! they believe the lengths that the packet claims.
+//!
+//! [`frame`] does the same for Ethernet and VLAN headers. [`build`] makes packets, [`answer`] the replies of a
+//! [`Verdict::Reject`](crate::Verdict::Reject).
+
+pub mod answer;
+pub mod build;
+mod checksum;
+mod frame;
+mod ip;
+mod transport;
+
+pub use frame::{Frame, frame};
 
 use crate::tuple::Tuple;
 use crate::verdict::Reason;
@@ -25,6 +52,8 @@ pub struct Packet {
     pub transport: u16,
     /// What the transport header says.
     pub kind: Kind,
+    /// If it is a datagram's first fragment, of several: which. (The others are a [`Kind`] of their own.)
+    pub fragment: Option<Fragment>,
 }
 
 /// A transport header.
@@ -120,6 +149,16 @@ pub struct Fragment {
 /// # Errors
 /// The reason why it is INVALID.
 pub fn parse(bytes: &[u8], checksum: Checksum) -> Result<Packet, Reason> {
-    let _ = (bytes, checksum);
-    Err(Reason::Malformed)
+    let network = match bytes.first().ok_or(Reason::Truncated)? >> 4 {
+        4 => ip::v4(bytes)?,
+        6 => ip::v6(bytes)?,
+        _ => return Err(Reason::Malformed),
+    };
+    let length = u32::try_from(network.end).map_err(|_| Reason::Malformed)?;
+    let transport = u16::try_from(network.transport).map_err(|_| Reason::Malformed)?;
+    let (ports, kind) = transport::parse(bytes, &network, checksum)?;
+    Ok(Packet { tuple: network.tuple(ports), length, transport, kind, fragment: network.fragment })
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,24 +1,59 @@
 //! The replicated state and the commands that change it.
+//!
+//! What all members have in common is the [`View`] (members, policies, zones), the sessions of the table, and what is
+//! needed to make every command count once: each proposer's outcomes, and the ids of sessions removed lately. `apply` is
+//! the only writer of all that; it looks at nothing but the state and the command.
 
+mod apply;
 mod command;
+mod register;
+mod snapshot;
+mod window;
 
 pub use command::{
     Batch, Close, CloseCause, Command, Establish, MemberChange, MemberInfo, Outcome, PolicyChange, Role,
 };
+pub use snapshot::SnapshotJob;
 
-use std::io::{self, Read, Write};
+use std::collections::BTreeMap;
+use std::io::{self, Read};
 use std::sync::Arc;
 
-use crate::engine::{Engine, Wake};
+use crate::digest::{Kind, element};
+use crate::engine::{Engine, View, Wake};
+use crate::id::{Generation, MemberId};
 use crate::time::Time;
+use snapshot::Copies;
+use window::{Removed, Windows};
 
 /// The replicated state: policy, members, outcomes, and the replicated part of the session table.
 ///
 /// One thread applies. Reading the table (listing, the packet path) goes on meanwhile.
-pub struct Replica {}
+pub struct Replica {
+    engine: Arc<Engine>,
+    settings: Settings,
+    windows: Windows,
+    removed: Removed,
+    /// Sessions in the table.
+    sessions: usize,
+    /// Sum of the sessions' hashes.
+    digest: u64,
+    /// Hash of the settings.
+    settings_digest: u64,
+    /// The snapshot in the making, if any.
+    copies: Option<Arc<Copies>>,
+    /// Snapshots begun.
+    snapshots: u64,
+}
 
-/// A snapshot in the making: exact at the index at which it was begun, though `apply` goes on.
-pub struct SnapshotJob {}
+/// The part of the state that changes by an administrator's hand only.
+#[derive(Clone, Default)]
+struct Settings {
+    view: View,
+    generation: Generation,
+    /// Ids are never used again.
+    next_member: u64,
+}
 
 /// Why a snapshot was refused. The state is then as before.
 #[derive(Debug, thiserror::Error)]
@@ -31,22 +66,34 @@ pub enum RestoreError {
     Damaged(String),
 }
 
-#[allow(unused_variables, clippy::todo)]
 impl Replica {
     /// The state of a new cluster, writing to `engine`'s table.
     #[must_use]
     pub fn new(engine: Arc<Engine>) -> Replica {
-        todo!()
+        let view = View { zones: vec![String::new()], ..View::default() };
+        let mut replica = Replica {
+            engine,
+            settings: Settings { view, generation: Generation(0), next_member: 1 },
+            windows: Windows::default(),
+            removed: Removed::default(),
+            sessions: 0,
+            digest: 0,
+            settings_digest: 0,
+            copies: None,
+            snapshots: 0,
+        };
+        replica.settings_changed();
+        replica
     }
 
     /// Applies a batch; one outcome a command. Deterministic: `now` is used only for local timers.
     pub fn apply(&mut self, now: Time, batch: &Batch, wake: &mut dyn Wake) -> Vec<Outcome> {
-        todo!()
+        self.apply_batch(now, batch, wake)
     }
 
     /// Begins a snapshot of the state as it is now. At most one at a time; a second one ends the first, whose `write` fails.
     pub fn begin_snapshot(&mut self) -> SnapshotJob {
-        todo!()
+        self.begin()
     }
 
     /// Replaces the state by a snapshot's.
@@ -54,23 +101,35 @@ impl Replica {
     /// # Errors
     /// [`RestoreError`]; the state is then as before.
     pub fn restore(&mut self, now: Time, snapshot: &mut dyn Read, wake: &mut dyn Wake) -> Result<(), RestoreError> {
-        todo!()
+        self.replace(now, snapshot, wake)
     }
 
     /// An order-independent hash of the whole replicated state, equal on all members at equal index.
     #[must_use]
     pub fn digest(&self) -> u64 {
-        todo!()
+        let parts = [self.digest, self.settings_digest, self.windows.digest(), self.removed.digest()];
+        parts.into_iter().fold(0, u64::wrapping_add)
+    }
+
+    /// Makes the engine, and the digest, know changed settings.
+    fn settings_changed(&mut self) {
+        self.settings_digest = self.settings.digest();
+        self.engine.publish(self.settings.view.clone());
     }
 }
 
-#[allow(unused_variables, clippy::todo)]
-impl SnapshotJob {
-    /// Writes the snapshot, shard by shard; runs on another thread than `apply`.
-    ///
-    /// # Errors
-    /// The writer's, or [`io::ErrorKind::Interrupted`] if another snapshot was begun.
-    pub fn write(self, to: &mut dyn Write) -> io::Result<()> {
-        todo!()
+impl Settings {
+    fn digest(&self) -> u64 {
+        let view = &self.view;
+        let policies: BTreeMap<_, _> =
+            view.policies.iter().map(|p| (p.generation, (&p.text, &p.author, p.unix_ms))).collect();
+        let members: &BTreeMap<MemberId, MemberInfo> = &view.members;
+        element(
+            Kind::Settings,
+            &(&view.cluster, members, &view.tokens, policies, &view.zones, self.generation, self.next_member),
+        )
     }
 }
+
+#[cfg(test)]
+mod tests;

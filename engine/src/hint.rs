@@ -1,0 +1,145 @@
+//! What other members say of sessions that open and close.
+//!
+//! A hint is trusted as far as its sender is, but never admits more than the packets of a handshake: an establishment
+//! needs the log. Hints may be lost, doubled and reordered; merging is monotonic (a server's end, once known, stays; a
+//! reply, once seen, stays seen), so that any order gives the same.
+
+use crate::engine::{Engine, Wake};
+use crate::event::{Event, HalfOpen, Hint, Opening, Proposal};
+use crate::id::SessionId;
+use crate::pipeline::CLOSE_OVERDUE;
+use crate::replica::{Close, CloseCause};
+use crate::table::Shard;
+use crate::table::half::{Half, same_ends};
+use crate::time::Time;
+use crate::tuple::{Direction, Protocol, Tuple};
+use crate::verdict::HoldKey;
+
+impl Engine {
+    pub(crate) fn take_hint(&self, now: Time, hint: &Hint, events: &mut Vec<Event>, wake: &mut dyn Wake) {
+        match hint {
+            Hint::HalfOpen(open) => self.hint_half_open(now, open, wake),
+            Hint::Abort(id) => self.hint_abort(*id, wake),
+            Hint::Fin { id, direction, end } => self.hint_fin(now, *id, *direction, *end, events),
+            Hint::Rst { id } => {
+                if let Some((mut shard, slot)) = self.table.locate(*id)
+                    && let Some(track) = shard.sessions.get_mut(slot).and_then(|s| s.track.as_mut())
+                    && track.rst_elsewhere()
+                {
+                    shard.finished.push_back((now + CLOSE_OVERDUE, *id, slot));
+                }
+            }
+            Hint::Ask(tuple) => self.answer(tuple, events),
+        }
+    }
+
+    fn hint_half_open(&self, now: Time, open: &HalfOpen, wake: &mut dyn Wake) {
+        let tcp = matches!(open.protocol, Opening::Tcp { .. });
+        if open.reply != open.original.inverse() || tcp != (open.original.protocol == Protocol::TCP) {
+            return;
+        }
+        let hash = self.table.hash(&open.original);
+        let workers = {
+            let mut shard = self.table.of(hash);
+            self.merge(&mut shard, hash, open, now)
+        };
+        if workers != 0 {
+            wake.wake(workers, HoldKey(hash));
+        }
+    }
+
+    /// Merges a hint into what is known; yields the workers that may have waited for it.
+    fn merge(&self, shard: &mut Shard, hash: u64, open: &HalfOpen, now: Time) -> u64 {
+        let session = shard.sessions.find(hash, &open.original).and_then(|slot| shard.sessions.get(slot));
+        if session.is_some_and(|s| s.id == open.id || s.closed.is_none() && same_ends(&s.opening, &open.protocol)) {
+            return 0;
+        }
+        let same = |half: &Half| {
+            // The same opening under two ids: two members saw copies of one SYN before either's hint arrived.
+            half.open.id == open.id && half.open.original == open.original
+                || !half.aborted
+                    && half.open.original == open.original
+                    && same_ends(&half.open.protocol, &open.protocol)
+                // Both ends of a protocol without handshakes spoke first, at different members.
+                || half.open.original == open.reply
+                    && matches!(half.open.protocol, Opening::Generic { .. })
+                    && matches!(open.protocol, Opening::Generic { .. })
+        };
+        let known = shard.halves.of(hash, &open.original).find(|&slot| shard.halves.get(slot).is_some_and(same));
+        let Some(slot) = known else {
+            self.table.insert_half(shard, hash, *open, now);
+            return shard.awaited.take(hash);
+        };
+        let Some(half) = shard.halves.get_mut(slot) else { return 0 };
+        let opposite = half.open.original != open.original;
+        let protocol = match (half.open.protocol, open.protocol) {
+            (Opening::Tcp { client, server: ours }, Opening::Tcp { server: theirs, .. }) => {
+                Opening::Tcp { client, server: ours.or(theirs) }
+            }
+            (Opening::Generic { replied: ours }, Opening::Generic { replied: theirs }) => {
+                Opening::Generic { replied: ours || theirs || opposite }
+            }
+            (ours, _) => ours,
+        };
+        let newer = open.generation > half.open.generation;
+        let id = half.open.id.min(open.id);
+        if opposite && open.id < half.open.id {
+            // The lower id wins, with its direction.
+            half.open = HalfOpen { id: half.open.id, ..*open };
+            half.proposed = None;
+        } else if newer && !opposite {
+            half.open.generation = open.generation;
+            half.open.rule = open.rule;
+        }
+        half.open.protocol = protocol;
+        let workers = std::mem::take(&mut half.waiters);
+        if half.open.id != id {
+            self.table.rename_half(shard, slot, id);
+        }
+        shard.halves.touch(slot, now);
+        workers | shard.awaited.take(hash)
+    }
+
+    fn hint_abort(&self, id: SessionId, wake: &mut dyn Wake) {
+        let Some((mut shard, slot)) = self.table.locate_half(id) else { return };
+        let Some(half) = shard.halves.get_mut(slot) else { return };
+        let (workers, hash) = (std::mem::take(&mut half.waiters), half.hash());
+        half.aborted = true;
+        if half.proposed.is_none() {
+            self.table.remove_half(&mut shard, slot);
+        }
+        drop(shard);
+        if workers != 0 {
+            wake.wake(workers, HoldKey(hash));
+        }
+    }
+
+    fn hint_fin(&self, now: Time, id: SessionId, direction: Direction, end: u32, events: &mut Vec<Event>) {
+        let Some((mut shard, slot)) = self.table.locate(id) else { return };
+        let Some(session) = shard.sessions.get_mut(slot) else { return };
+        let open = session.closed.is_none();
+        let Some(track) = session.track.as_mut() else { return };
+        let was = track.finished();
+        track.fin_elsewhere(direction, end);
+        if !open {
+            return;
+        }
+        if track.propose_close() {
+            events.push(Event::Propose(Proposal::Close(Close { id, cause: CloseCause::Fin })));
+        }
+        if !was && track.finished() {
+            shard.finished.push_back((now + CLOSE_OVERDUE, id, slot));
+        }
+    }
+
+    /// Sends what is known of a tuple again.
+    fn answer(&self, tuple: &Tuple, events: &mut Vec<Event>) {
+        let hash = self.table.hash(tuple);
+        let shard = self.table.of(hash);
+        for slot in shard.halves.of(hash, tuple) {
+            if let Some(half) = shard.halves.get(slot).filter(|h| !h.aborted) {
+                events.push(Event::Hint(Hint::HalfOpen(Box::new(half.open))));
+            }
+        }
+    }
+}

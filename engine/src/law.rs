@@ -1,0 +1,29 @@
+//! The policy in force, ready for the packet path.
+
+use std::collections::HashMap;
+
+use crate::id::{Generation, RuleId, ZoneId};
+use crate::policy::{Action, Compiled, Decision};
+use crate::tuple::Tuple;
+
+/// One generation's policy, and the zone numbers that interfaces are bound by.
+#[derive(Default)]
+pub(crate) struct Law {
+    pub(crate) generation: Generation,
+    /// None: generation 0, default drop.
+    pub(crate) rules: Option<Compiled>,
+    pub(crate) zones: HashMap<String, ZoneId>,
+}
+
+impl Law {
+    pub(crate) fn decide(&self, from: ZoneId, to: ZoneId, tuple: &Tuple) -> Decision {
+        match &self.rules {
+            Some(rules) => rules.decide(from, to, tuple),
+            None => Decision { action: Action::Drop, rule: RuleId(0), log: false },
+        }
+    }
+
+    pub(crate) fn zone(&self, name: &str) -> ZoneId {
+        self.zones.get(name).copied().unwrap_or(ZoneId::UNKNOWN)
+    }
+}

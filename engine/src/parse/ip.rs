@@ -1,0 +1,290 @@
+//! IPv4 (RFC 791) and IPv6 (RFC 8200) headers, whole ones and those inside ICMP errors.
+
+use pnet_packet::ipv4::Ipv4Packet;
+use pnet_packet::ipv6::Ipv6Packet;
+
+use super::Fragment;
+use super::checksum::Sum;
+use crate::addr::Ip;
+use crate::tuple::{Protocol, Tuple};
+use crate::verdict::Reason;
+
+/// Most extension headers in one packet. RFC 8504 section 5.3 lets a node set such a limit; eight are more than any order
+/// that RFC 8200 section 4.1 recommends can have.
+const EXTENSIONS: usize = 8;
+/// Most bytes of extension headers in one packet (RFC 8504 section 5.3).
+const EXTENSION_BYTES: usize = 512;
+
+const IPV6_HEADER: usize = 40;
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const DESTINATION: u8 = 60;
+
+/// What the network layer says of a packet.
+pub(super) struct Network {
+    pub(super) src: Ip,
+    pub(super) dst: Ip,
+    /// The transport protocol; of a fragment that is not the first: what its header says.
+    pub(super) protocol: Protocol,
+    /// Where the transport header begins; at most `end`.
+    pub(super) transport: usize,
+    /// Where the packet ends.
+    pub(super) end: usize,
+    /// If it is a fragment: which.
+    pub(super) fragment: Option<Fragment>,
+}
+
+impl Network {
+    /// The tuple, with a transport's ports.
+    pub(super) fn tuple(&self, (src_port, dst_port): (u16, u16)) -> Tuple {
+        Tuple { src: self.src, dst: self.dst, src_port, dst_port, protocol: self.protocol }
+    }
+
+    /// What is missing if the transport header is not all there: a fragment's fault (RFC 1858, RFC 7112) or the packet's.
+    pub(super) fn short(&self) -> Reason {
+        if self.fragment.is_some() { Reason::Fragment } else { Reason::Truncated }
+    }
+}
+
+/// Reads and checks an IPv4 header.
+pub(super) fn v4(bytes: &[u8]) -> Result<Network, Reason> {
+    let header = Ipv4Packet::new(bytes).ok_or(Reason::Truncated)?;
+    let transport = usize::from(header.get_header_length()) * 4;
+    let end = usize::from(header.get_total_length());
+    // A total length of 0 is how some kernels mark packets over 64 KiB ("big TCP"): it fails here, too.
+    if transport < Ipv4Packet::minimum_packet_size() || end < transport {
+        return Err(Reason::Malformed);
+    }
+    if end > bytes.len() {
+        return Err(Reason::Truncated);
+    }
+    let all = bytes.get(..transport).ok_or(Reason::Truncated)?;
+    // The header's checksum is never left to the device: its offload is about the transport's.
+    if !Sum::default().bytes(all).is_valid() {
+        return Err(Reason::BadChecksum);
+    }
+    let flags = header.get_flags();
+    // The reserved bit "must be zero" (RFC 791 section 3.1).
+    if flags & 0b100 != 0 {
+        return Err(Reason::Malformed);
+    }
+    let (src, dst) = (header.get_source().octets(), header.get_destination().octets());
+    if src == dst || martian_v4(src) || martian_v4(dst) {
+        return Err(Reason::Martian);
+    }
+    let options = all.get(Ipv4Packet::minimum_packet_size()..).unwrap_or_default();
+    // End of list (0) and no operation (1) only; what follows an end of list is padding and must be zero.
+    let list = options.iter().position(|&kind| kind != 1).map_or(&[][..], |at| options.get(at..).unwrap_or_default());
+    if list.iter().any(|&byte| byte != 0) {
+        return Err(Reason::IpOption);
+    }
+    let protocol = Protocol(header.get_next_level_protocol().0);
+    let (offset, more) = (header.get_fragment_offset() * 8, flags & 0b001 != 0);
+    let id = u32::from(header.get_identification());
+    let fragment = fragment(Fragment { id, offset, more }, protocol, end - transport)?;
+    Ok(Network { src: Ip::V4(src), dst: Ip::V4(dst), protocol, transport, end, fragment })
+}
+
+/// Reads and checks an IPv6 header and its extension headers.
+pub(super) fn v6(bytes: &[u8]) -> Result<Network, Reason> {
+    let header = Ipv6Packet::new(bytes).ok_or(Reason::Truncated)?;
+    let payload = usize::from(header.get_payload_length());
+    let next = header.get_next_header().0;
+    // A jumbogram (RFC 2675): its length is in a hop-by-hop option.
+    if payload == 0 && next == HOP_BY_HOP {
+        return Err(Reason::Malformed);
+    }
+    let end = IPV6_HEADER + payload;
+    if end > bytes.len() {
+        return Err(Reason::Truncated);
+    }
+    let (src, dst) = (header.get_source().octets(), header.get_destination().octets());
+    if src == dst || martian_v6(src) || martian_v6(dst) {
+        return Err(Reason::Martian);
+    }
+    let chain = extensions(bytes.get(..end).ok_or(Reason::Truncated)?, next, Strictness::All)?;
+    let Chain { protocol, transport, fragment } = chain;
+    Ok(Network { src: Ip::V6(src), dst: Ip::V6(dst), protocol, transport, end, fragment })
+}
+
+/// Reads the IP header inside an ICMP error of the same family. It was checked when it came by as a packet of its own,
+/// and routers change it on the way (time to live, checksum): only its structure counts. `end` is that of `bytes`.
+pub(super) fn embedded(bytes: &[u8], v4: bool) -> Result<Network, Reason> {
+    let version = bytes.first().ok_or(Reason::Truncated)? >> 4;
+    let end = bytes.len();
+    let network = match (version, v4) {
+        (4, true) => {
+            let header = Ipv4Packet::new(bytes).ok_or(Reason::Truncated)?;
+            let transport = usize::from(header.get_header_length()) * 4;
+            if transport < Ipv4Packet::minimum_packet_size() {
+                return Err(Reason::Malformed);
+            }
+            if transport > end {
+                return Err(Reason::Truncated);
+            }
+            let (offset, more) = (header.get_fragment_offset() * 8, header.get_flags() & 0b001 != 0);
+            let fragment = Fragment { id: u32::from(header.get_identification()), offset, more };
+            Network {
+                src: Ip::V4(header.get_source().octets()),
+                dst: Ip::V4(header.get_destination().octets()),
+                protocol: Protocol(header.get_next_level_protocol().0),
+                transport,
+                end,
+                fragment: (offset > 0 || more).then_some(fragment),
+            }
+        }
+        (6, false) => {
+            let header = Ipv6Packet::new(bytes).ok_or(Reason::Truncated)?;
+            let chain = extensions(bytes, header.get_next_header().0, Strictness::Structure)?;
+            Network {
+                src: Ip::V6(header.get_source().octets()),
+                dst: Ip::V6(header.get_destination().octets()),
+                protocol: chain.protocol,
+                transport: chain.transport,
+                end,
+                fragment: chain.fragment,
+            }
+        }
+        _ => return Err(Reason::Malformed),
+    };
+    // Nobody answers fragments but the first (RFC 1122 section 3.2.2, RFC 4443 section 2.4).
+    match network.fragment {
+        Some(fragment) if fragment.offset > 0 => Err(Reason::Malformed),
+        _ => Ok(network),
+    }
+}
+
+/// How much of the extension headers is checked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Strictness {
+    /// Also whether they may pass.
+    All,
+    /// Only as far as needed to find the transport header.
+    Structure,
+}
+
+/// Where a chain of extension headers leads to.
+struct Chain {
+    protocol: Protocol,
+    transport: usize,
+    fragment: Option<Fragment>,
+}
+
+/// Walks along the extension headers (RFC 8200 section 4) of an IPv6 packet that ends with `bytes`.
+fn extensions(bytes: &[u8], mut next: u8, strictness: Strictness) -> Result<Chain, Reason> {
+    let mut at = IPV6_HEADER;
+    let mut part: Option<Fragment> = None;
+    let mut headers = 0;
+    while matches!(next, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION) {
+        headers += 1;
+        if headers > EXTENSIONS || at - IPV6_HEADER > EXTENSION_BYTES {
+            return Err(Reason::IpOption);
+        }
+        // The first fragment must have the whole chain (RFC 7112).
+        let short = if part.is_some() { Reason::Fragment } else { Reason::Truncated };
+        let fixed = bytes.get(at..).and_then(|rest| rest.first_chunk::<8>()).ok_or(short)?;
+        let [following, length, ..] = *fixed;
+        if next == FRAGMENT {
+            if part.is_some() {
+                return Err(Reason::Malformed);
+            }
+            let [_, _, high, low, a, b, c, d] = *fixed;
+            let field = u16::from_be_bytes([high, low]);
+            let read = Fragment { id: u32::from_be_bytes([a, b, c, d]), offset: field & !7, more: field & 1 != 0 };
+            at += 8;
+            next = following;
+            part = match strictness {
+                Strictness::All => fragment(read, Protocol(next), bytes.len() - at)?,
+                Strictness::Structure => (read.offset > 0 || read.more).then_some(read),
+            };
+            if part.is_some_and(|part| part.offset > 0) {
+                break;
+            }
+            continue;
+        }
+        let whole = bytes.get(at..at + 8 + usize::from(length) * 8).ok_or(short)?;
+        // Hop-by-hop options come first or not at all (RFC 8200 section 4.1).
+        if next == HOP_BY_HOP && at != IPV6_HEADER {
+            return Err(Reason::Malformed);
+        }
+        if strictness == Strictness::All {
+            match next {
+                ROUTING => routing(whole)?,
+                _ => options(whole, next)?,
+            }
+        }
+        at += whole.len();
+        next = following;
+    }
+    Ok(Chain { protocol: Protocol(next), transport: at, fragment: part })
+}
+
+/// A routing header passes only if it has nothing left to do: otherwise the destination that policy judges is not the
+/// one that the packet goes to. Type 0 never passes (RFC 5095).
+fn routing(header: &[u8]) -> Result<(), Reason> {
+    match header {
+        [_, _, kind, left, ..] if *kind != 0 && *left == 0 => Ok(()),
+        _ => Err(Reason::IpOption),
+    }
+}
+
+/// Options of a hop-by-hop or destination options header (RFC 8200 section 4.2): padding, and for destinations the
+/// tunnel encapsulation limit (RFC 2473 section 4.1.1), which Linux tunnels put in by default.
+fn options(header: &[u8], next: u8) -> Result<(), Reason> {
+    let mut rest = header.get(2..).unwrap_or_default();
+    while let Some((&kind, after)) = rest.split_first() {
+        if kind == 0 {
+            rest = after;
+            continue;
+        }
+        let (&length, after) = after.split_first().ok_or(Reason::Malformed)?;
+        rest = after.get(usize::from(length)..).ok_or(Reason::Malformed)?;
+        match kind {
+            1 => {}
+            4 if next == DESTINATION => {}
+            // A jumbogram's length contradicts the header's, which is not 0 here (RFC 2675 section 3).
+            0xc2 => return Err(Reason::Malformed),
+            _ => return Err(Reason::IpOption),
+        }
+    }
+    Ok(())
+}
+
+/// Checks a fragment's place; `None` if it is a whole packet (for IPv6 an "atomic fragment", RFC 6946).
+fn fragment(part: Fragment, protocol: Protocol, length: usize) -> Result<Option<Fragment>, Reason> {
+    if part.offset == 0 && !part.more {
+        return Ok(None);
+    }
+    let end = usize::from(part.offset) + length;
+    // Empty; not on an 8-byte boundary; beyond the longest packet ("ping of death"); TCP flags overwritten by a second
+    // fragment (RFC 1858 section 3).
+    let bad = length == 0
+        || (part.more && !length.is_multiple_of(8))
+        || end > usize::from(u16::MAX)
+        || (protocol == Protocol::TCP && part.offset == 8);
+    if bad { Err(Reason::Fragment) } else { Ok(Some(part)) }
+}
+
+/// Addresses that are never a source nor a destination across a router (RFC 6890, RFC 1122 section 3.2.1.3, RFC 5771):
+/// "this network", loopback, link-local, multicast, reserved and limited broadcast.
+fn martian_v4(address: [u8; 4]) -> bool {
+    matches!(address, [0 | 127 | 224..=255, ..] | [169, 254, ..])
+}
+
+/// The same for IPv6 (RFC 4291 section 2.4): unspecified, loopback, IPv4-mapped, link-local, multicast.
+fn martian_v6(address: [u8; 16]) -> bool {
+    match address {
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 | 1] => true,
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, ..] => true,
+        [0xfe, second, ..] => second & 0xc0 == 0x80,
+        [0xff, ..] => true,
+        _ => false,
+    }
+}
+
+/// The big-endian number at an offset.
+pub(super) fn u16_at(bytes: &[u8], at: usize) -> Result<u16, Reason> {
+    let two = bytes.get(at..).and_then(|rest| rest.first_chunk()).ok_or(Reason::Truncated)?;
+    Ok(u16::from_be_bytes(*two))
+}

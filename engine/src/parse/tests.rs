@@ -1,0 +1,647 @@
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use proptest::prelude::*;
+
+use super::build::{self, Echo};
+use super::*;
+use crate::addr::Ip;
+use crate::tuple::Protocol;
+
+fn ip(text: &str) -> Ip {
+    text.parse::<std::net::IpAddr>().unwrap().into()
+}
+
+fn v4() -> (Ip, Ip) {
+    (ip("192.0.2.1"), ip("198.51.100.2"))
+}
+
+fn v6() -> (Ip, Ip) {
+    (ip("2001:db8::1"), ip("2001:db8:1::2"))
+}
+
+fn tuple((src, dst): (Ip, Ip), protocol: Protocol, src_port: u16, dst_port: u16) -> Tuple {
+    Tuple { src, dst, src_port, dst_port, protocol }
+}
+
+fn syn() -> Tcp {
+    Tcp { seq: 7, ack: 0, flags: Tcp::SYN, window: 1000, payload: 0, wscale: Some(7), sack_permitted: true }
+}
+
+fn ack(payload: u32) -> Tcp {
+    let flags = Tcp::ACK | Tcp::PSH;
+    Tcp { seq: u32::MAX, ack: 9, flags, window: 501, payload, wscale: None, sack_permitted: false }
+}
+
+fn tcp(ends: (Ip, Ip), header: &Tcp, payload: &[u8]) -> Vec<u8> {
+    build::tcp(&tuple(ends, Protocol::TCP, 40000, 443), header, payload).unwrap()
+}
+
+fn udp(ends: (Ip, Ip), payload: &[u8]) -> Vec<u8> {
+    build::udp(&tuple(ends, Protocol::UDP, 5000, 53), payload).unwrap()
+}
+
+fn check(bytes: &[u8]) -> Result<Packet, Reason> {
+    parse(bytes, Checksum::Complete)
+}
+
+/// `bytes` with a correct IPv4 header checksum, after a test changed the header.
+fn fixed(mut bytes: Vec<u8>) -> Vec<u8> {
+    let length = usize::from(bytes[0] & 15) * 4;
+    bytes[10..12].fill(0);
+    let sum = checksum::Sum::default().bytes(&bytes[..length]).checksum();
+    bytes[10..12].copy_from_slice(&sum.to_be_bytes());
+    bytes
+}
+
+/// `bytes` with some overwritten.
+fn patched(mut bytes: Vec<u8>, at: usize, with: &[u8]) -> Vec<u8> {
+    bytes[at..at + with.len()].copy_from_slice(with);
+    bytes
+}
+
+/// A correct packet of each kind and family.
+fn samples() -> Vec<Vec<u8>> {
+    let mut all = Vec::new();
+    for (ends, kinds, ip) in [(v4(), [(3, 13), (11, 0)], 20), (v6(), [(1, 4), (2, 0)], 40)] {
+        let (src, dst) = ends;
+        all.push(tcp(ends, &syn(), b""));
+        all.push(tcp(ends, &ack(5), b"hello"));
+        all.push(udp(ends, b"question"));
+        all.push(build::echo(src, dst, Echo::Request, 77, 1, b"abc").unwrap());
+        all.push(build::echo(src, dst, Echo::Reply, 77, 1, b"abc").unwrap());
+        for (kind, code) in kinds {
+            let about = tcp((dst, src), &ack(0), b"");
+            all.push(build::icmp(src, dst, kind, code, 0, &about[..ip + 8]).unwrap());
+        }
+        all.push(build::packet(src, dst, Protocol(50), b"opaque").unwrap());
+    }
+    all
+}
+
+#[test]
+fn what_is_built_is_read() {
+    for ends in [v4(), v6()] {
+        let (src, dst) = ends;
+        let header = if src.is_v4() { 20 } else { 40 };
+        let packet = check(&tcp(ends, &syn(), b"")).unwrap();
+        assert_eq!(packet.tuple, tuple(ends, Protocol::TCP, 40000, 443));
+        assert_eq!((packet.length, packet.transport), (header + 28, header as u16));
+        assert_eq!(packet.kind, Kind::Tcp(syn()));
+
+        assert_eq!(check(&tcp(ends, &ack(5), b"hello")).unwrap().kind, Kind::Tcp(ack(5)));
+
+        let packet = check(&udp(ends, b"question")).unwrap();
+        assert_eq!((packet.tuple, packet.kind), (tuple(ends, Protocol::UDP, 5000, 53), Kind::Udp));
+
+        let icmp = if src.is_v4() { Protocol::ICMP } else { Protocol::ICMPV6 };
+        let packet = check(&build::echo(src, dst, Echo::Request, 77, 1, b"abc").unwrap()).unwrap();
+        assert_eq!((packet.tuple, packet.kind), (tuple(ends, icmp, 77, 0), Kind::EchoRequest));
+        let reply = check(&build::echo(dst, src, Echo::Reply, 77, 1, b"abc").unwrap()).unwrap();
+        assert_eq!((reply.tuple, reply.kind), (packet.tuple.inverse(), Kind::EchoReply));
+
+        let packet = check(&build::packet(src, dst, Protocol(50), b"opaque").unwrap()).unwrap();
+        assert_eq!((packet.tuple, packet.kind), (tuple(ends, Protocol(50), 0, 0), Kind::Other));
+    }
+    assert_eq!(build::udp(&tuple((v4().0, v6().1), Protocol::UDP, 1, 2), b""), None);
+    assert_eq!(build::udp(&tuple(v4(), Protocol::UDP, 1, 2), &[0; 65508]), None);
+}
+
+#[test]
+fn errors_name_the_packet_that_they_are_about() {
+    for (ends, ip, (kind, code)) in [(v4(), 20, (11, 0)), (v6(), 40, (2, 0))] {
+        let (host, server) = ends;
+        let router = if ip == 20 { super::tests::ip("203.0.113.9") } else { super::tests::ip("2001:db8:9::9") };
+        let error = |about: &[u8]| check(&build::icmp(router, host, kind, code, 1280, about).unwrap()).map(|p| p.kind);
+        let icmp = if ip == 20 { Protocol::ICMP } else { Protocol::ICMPV6 };
+
+        let segment = tcp(ends, &ack(5), b"hello");
+        let tcp_tuple = tuple(ends, Protocol::TCP, 40000, 443);
+        let expected = Ok(Kind::IcmpError(Embedded { tuple: tcp_tuple, seq: Some(u32::MAX) }));
+        assert_eq!(error(&segment), expected);
+        // 8 bytes are enough, and its checksums do not count.
+        assert_eq!(error(&patched(segment.clone(), ip + 4 + 12, &[0xff])[..ip + 8]), expected);
+        assert_eq!(error(&segment[..ip + 7]), Err(Reason::Truncated));
+        assert_eq!(error(&segment[..ip - 1]), Err(Reason::Truncated));
+        assert_eq!(error(b""), Err(Reason::Truncated));
+
+        let udp_tuple = tuple(ends, Protocol::UDP, 5000, 53);
+        assert_eq!(error(&udp(ends, b"x")), Ok(Kind::IcmpError(Embedded { tuple: udp_tuple, seq: None })));
+
+        for (echo, ports) in [(Echo::Request, (77, 0)), (Echo::Reply, (0, 77))] {
+            let expected = Embedded { tuple: tuple(ends, icmp, ports.0, ports.1), seq: None };
+            assert_eq!(error(&build::echo(host, server, echo, 77, 1, b"").unwrap()), Ok(Kind::IcmpError(expected)));
+        }
+        // An error about an error; one about a packet of somebody else; one about another family's packet.
+        let about = build::icmp(host, server, kind, code, 0, &segment).unwrap();
+        assert_eq!(error(&about), Err(Reason::IcmpType));
+        assert_eq!(error(&tcp((server, host), &ack(0), b"")), Err(Reason::IcmpUnrelated));
+        let other = if ip == 20 { v6() } else { v4() };
+        assert_eq!(error(&tcp(other, &ack(0), b"")), Err(Reason::Malformed));
+    }
+}
+
+#[test]
+fn every_truncation_is_an_error() {
+    for sample in samples() {
+        check(&sample).unwrap();
+        for length in 0..sample.len() {
+            assert_eq!(check(&sample[..length]), Err(Reason::Truncated), "{length} of {sample:02x?}");
+        }
+    }
+}
+
+#[test]
+fn ethernet_padding_does_not_count() {
+    for mut sample in samples() {
+        let packet = check(&sample);
+        sample.extend([0xaa; 18]);
+        assert_eq!(check(&sample), packet);
+    }
+}
+
+#[test]
+fn every_flipped_bit_of_an_ipv4_packet_is_noticed() {
+    for sample in samples() {
+        let packet = check(&sample).unwrap();
+        if packet.kind == Kind::Other || !packet.tuple.src.is_v4() {
+            continue;
+        }
+        // But for those of the version: what then reads as IPv6 may well be an opaque packet.
+        for bit in 8..sample.len() * 8 {
+            let mut flipped = sample.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(check(&flipped).is_err(), "bit {bit}");
+        }
+    }
+}
+
+#[test]
+fn checksums_are_verified_as_far_as_the_device_has_not() {
+    for ends in [v4(), v6()] {
+        let at = if ends.0.is_v4() { 20 } else { 40 };
+        for (bytes, field) in [(tcp(ends, &ack(1), b"x"), 16), (udp(ends, b"x"), 6)] {
+            let wrong = patched(bytes, at + field, &[0x12, 0x34]);
+            assert_eq!(parse(&wrong, Checksum::Complete), Err(Reason::BadChecksum));
+            parse(&wrong, Checksum::Verified).unwrap();
+            parse(&wrong, Checksum::Partial).unwrap();
+        }
+        let echo = patched(build::echo(ends.0, ends.1, Echo::Request, 1, 1, b"").unwrap(), at + 2, &[0x12, 0x34]);
+        assert_eq!(parse(&echo, Checksum::Complete), Err(Reason::BadChecksum));
+        assert_eq!(parse(&echo, Checksum::Verified), Err(Reason::BadChecksum));
+        parse(&echo, Checksum::Partial).unwrap();
+
+        let none = patched(udp(ends, b"x"), at + 6, &[0, 0]);
+        let expected = if at == 20 { Ok(Kind::Udp) } else { Err(Reason::BadChecksum) };
+        assert_eq!(parse(&none, Checksum::Complete).map(|p| p.kind), expected);
+        assert_eq!(parse(&none, Checksum::Verified).map(|p| p.kind), expected);
+        assert_eq!(parse(&none, Checksum::Partial).map(|p| p.kind), Ok(Kind::Udp));
+    }
+    // The IPv4 header's is nobody else's business.
+    let wrong = patched(udp(v4(), b"x"), 8, &[63]);
+    for checksum in [Checksum::Complete, Checksum::Verified, Checksum::Partial] {
+        assert_eq!(parse(&wrong, checksum), Err(Reason::BadChecksum));
+    }
+}
+
+#[test]
+fn malformed_ip_headers() {
+    let udp4 = || udp(v4(), b"x");
+    let udp6 = || udp(v6(), b"x");
+    let table: Vec<(&str, Vec<u8>, Reason)> = vec![
+        ("nothing", vec![], Reason::Truncated),
+        ("version 5", patched(udp4(), 0, &[0x55]), Reason::Malformed),
+        ("version 0", vec![0; 64], Reason::Malformed),
+        ("header of 16 bytes", patched(udp4(), 0, &[0x44]), Reason::Malformed),
+        ("header beyond the packet", patched(udp4(), 0, &[0x4f]), Reason::Malformed),
+        ("total length 0", patched(udp4(), 2, &[0, 0]), Reason::Malformed),
+        ("total length 19", patched(udp4(), 2, &[0, 19]), Reason::Malformed),
+        ("total length beyond the bytes", patched(udp4(), 2, &[0xff, 0xff]), Reason::Truncated),
+        ("no room for UDP", fixed(patched(udp4(), 2, &[0, 27])), Reason::Truncated),
+        ("no room for TCP", fixed(patched(tcp(v4(), &syn(), b""), 2, &[0, 39])), Reason::Truncated),
+        ("reserved bit", fixed(patched(udp4(), 6, &[0x80])), Reason::Malformed),
+        ("ICMPv6 in IPv4", fixed(patched(udp4(), 9, &[58])), Reason::Malformed),
+        ("ICMP in IPv6", patched(udp6(), 6, &[1]), Reason::Malformed),
+        ("IPv6 payload beyond the bytes", patched(udp6(), 4, &[0xff, 0xff]), Reason::Truncated),
+        ("IPv6 without payload", patched(udp6(), 4, &[0, 0]), Reason::Truncated),
+        ("jumbogram", patched(udp6(), 4, &[0, 0, 0]), Reason::Malformed),
+        ("half an IPv6 header", udp6()[..39].to_vec(), Reason::Truncated),
+    ];
+    for (name, bytes, reason) in table {
+        assert_eq!(check(&bytes), Err(reason), "{name}");
+    }
+}
+
+#[test]
+fn addresses_that_never_cross_a_router() {
+    let martians = [
+        "0.0.0.0",
+        "0.1.2.3",
+        "127.0.0.1",
+        "127.255.0.1",
+        "169.254.1.1",
+        "224.0.0.5",
+        "239.255.255.250",
+        "240.0.0.1",
+        "255.255.255.255",
+        "::",
+        "::1",
+        "::ffff:192.0.2.1",
+        "fe80::1",
+        "febf::1",
+        "ff02::1",
+        "ff0e::1",
+    ];
+    for text in martians {
+        let bad = ip(text);
+        let good = if bad.is_v4() { v4().0 } else { v6().0 };
+        assert_eq!(check(&udp((bad, good), b"x")), Err(Reason::Martian), "from {text}");
+        assert_eq!(check(&udp((good, bad), b"x")), Err(Reason::Martian), "to {text}");
+    }
+    for text in
+        ["1.0.0.0", "126.255.255.255", "169.253.1.1", "223.255.255.255", "10.0.0.1", "fec0::1", "fc00::1", "::2"]
+    {
+        let fine = ip(text);
+        let good = if fine.is_v4() { v4().0 } else { v6().0 };
+        check(&udp((fine, good), b"x")).unwrap();
+        assert_eq!(check(&udp((fine, fine), b"x")), Err(Reason::Martian), "{text} to itself");
+    }
+}
+
+/// An IPv4 UDP packet with options.
+fn with_options(options: &[u8]) -> Vec<u8> {
+    let plain = udp(v4(), b"x");
+    let mut bytes = [&plain[..20], options, &plain[20..]].concat();
+    bytes[0] += u8::try_from(options.len() / 4).unwrap();
+    bytes[3] += u8::try_from(options.len()).unwrap();
+    fixed(bytes)
+}
+
+#[test]
+fn ipv4_options() {
+    for fine in [&[1, 1, 1, 1][..], &[1, 0, 0, 0], &[0; 4], &[1; 40]] {
+        let packet = check(&with_options(fine)).unwrap();
+        assert_eq!((packet.kind, usize::from(packet.transport)), (Kind::Udp, 20 + fine.len()));
+    }
+    let route = [131, 7, 4, 192, 0, 2, 9, 0];
+    for bad in [&route[..], &[148, 4, 0, 0], &[1, 68, 0, 0], &[1, 1, 1, 7], &[0, 1, 0, 0], &[1, 1, 0, 131]] {
+        assert_eq!(check(&with_options(bad)), Err(Reason::IpOption), "{bad:?}");
+    }
+}
+
+/// An IPv6 packet whose body begins with extension headers.
+fn with_extensions(first: u8, extensions: &[&[u8]], body: &[u8]) -> Vec<u8> {
+    let all = [&extensions.concat(), body].concat();
+    build::packet(v6().0, v6().1, Protocol(first), &all).unwrap()
+}
+
+#[test]
+fn ipv6_extension_headers() {
+    let udp = &udp(v6(), b"x")[40..];
+    let pad = [17, 0, 1, 4, 0, 0, 0, 0];
+    let then = |next: u8| patched(pad.to_vec(), 0, &[next]);
+    type Case<'a> = (&'a str, u8, Vec<&'a [u8]>, Result<Kind, Reason>);
+    let (to_60, to_44, to_0) = (then(60), then(44), then(0));
+    let table: Vec<Case<'_>> = vec![
+        ("padding", 0, vec![&pad], Ok(Kind::Udp)),
+        ("only Pad1", 60, vec![&[17, 0, 0, 0, 0, 0, 0, 0]], Ok(Kind::Udp)),
+        ("hop-by-hop, destination", 0, vec![&to_60, &pad], Ok(Kind::Udp)),
+        ("encapsulation limit", 60, vec![&[17, 0, 4, 1, 4, 1, 1, 0]], Ok(Kind::Udp)),
+        ("... not hop-by-hop", 0, vec![&[17, 0, 4, 1, 4, 1, 1, 0]], Err(Reason::IpOption)),
+        ("router alert", 0, vec![&[17, 0, 5, 2, 0, 0, 1, 0]], Err(Reason::IpOption)),
+        ("unknown hop-by-hop option", 0, vec![&[17, 0, 0x1e, 4, 0, 0, 0, 0]], Err(Reason::IpOption)),
+        ("home address", 60, vec![&[17, 0, 0xc9, 4, 0, 0, 0, 0]], Err(Reason::IpOption)),
+        ("jumbo option", 0, vec![&[17, 0, 0xc2, 4, 0, 1, 0, 0]], Err(Reason::Malformed)),
+        ("option beyond its header", 0, vec![&[17, 0, 1, 5, 0, 0, 0, 0]], Err(Reason::Malformed)),
+        ("option without length", 0, vec![&[17, 0, 1, 3, 0, 0, 0, 1]], Err(Reason::Malformed)),
+        ("hop-by-hop twice", 0, vec![&to_0, &pad], Err(Reason::Malformed)),
+        ("hop-by-hop not first", 60, vec![&to_0, &pad], Err(Reason::Malformed)),
+        ("routing type 0", 43, vec![&[17, 0, 0, 0, 0, 0, 0, 0]], Err(Reason::IpOption)),
+        ("routing type 4, done", 43, vec![&[17, 0, 4, 0, 0, 0, 0, 0]], Ok(Kind::Udp)),
+        ("routing type 4, one left", 43, vec![&[17, 0, 4, 1, 0, 0, 0, 0]], Err(Reason::IpOption)),
+        ("longer than the packet", 60, vec![&[17, 255, 1, 4, 0, 0, 0, 0]], Err(Reason::Truncated)),
+        ("atomic fragment", 44, vec![&[17, 0, 0, 0, 0, 0, 0, 9]], Ok(Kind::Udp)),
+        ("eight headers", 60, vec![&to_60, &to_60, &to_60, &to_60, &to_60, &to_60, &to_60, &pad], Ok(Kind::Udp)),
+        (
+            "nine headers",
+            60,
+            vec![&to_60, &to_60, &to_60, &to_60, &to_60, &to_60, &to_60, &to_60, &pad],
+            Err(Reason::IpOption),
+        ),
+        ("two fragment headers", 60, vec![&to_44, &[44, 0, 0, 1, 0, 0, 0, 9], &[17, 0, 0, 1, 0, 0, 0, 9]], {
+            Err(Reason::Malformed)
+        }),
+    ];
+    for (name, first, extensions, expected) in table {
+        // UDP's checksum does not cover extension headers; a fragment's body must be a multiple of 8.
+        let body = if name.contains("fragment headers") { &udp[..8] } else { udp };
+        assert_eq!(check(&with_extensions(first, &extensions, body)).map(|p| p.kind), expected, "{name}");
+    }
+    // Many bytes in few headers.
+    let long = [vec![60, 63, 1, 255], vec![0; 255], vec![1, 251], vec![0; 251]].concat();
+    assert_eq!(long.len(), 512);
+    let last = [vec![17, 0, 1, 4], vec![0; 4]].concat();
+    assert_eq!(check(&with_extensions(60, &[&long, &last], udp)).map(|p| p.kind), Ok(Kind::Udp));
+    assert_eq!(check(&with_extensions(60, &[&long, &to_60, &last], udp)), Err(Reason::IpOption));
+}
+
+#[test]
+fn fragments() {
+    // IPv4: the flags and offset are at 6.
+    let part = |bytes: Vec<u8>, units: u16, more: bool| {
+        fixed(patched(patched(bytes, 4, &[0x12, 0x34]), 6, &(units | u16::from(more) << 13).to_be_bytes()))
+    };
+    let datagram = || udp(v4(), &[0; 16]);
+    // The whole's checksum can not be right in its first part, and its length is longer.
+    let first = patched(part(datagram(), 0, true), 24, &[4, 0, 0x12, 0x34]);
+    let packet = check(&first).unwrap();
+    assert_eq!((packet.kind, packet.tuple), (Kind::Udp, tuple(v4(), Protocol::UDP, 5000, 53)));
+
+    let packet = check(&part(datagram(), 3, true)).unwrap();
+    assert_eq!(packet.kind, Kind::Fragment(Fragment { id: 0x1234, offset: 24, more: true }));
+    assert_eq!(packet.tuple, tuple(v4(), Protocol::UDP, 0, 0));
+    let last = check(&part(udp(v4(), b"odd"), 3, false)).unwrap();
+    assert_eq!(last.kind, Kind::Fragment(Fragment { id: 0x1234, offset: 24, more: false }));
+
+    let short =
+        |bytes: Vec<u8>, length: u8| part(patched(bytes[..usize::from(length)].to_vec(), 3, &[length]), 0, true);
+    let table = [
+        ("not a multiple of 8", part(udp(v4(), b"odd"), 3, true)),
+        ("empty", fixed(patched(part(datagram()[..20].to_vec(), 3, true), 3, &[20]))),
+        ("beyond 64 KiB", part(datagram(), 8190, false)),
+        ("TCP flags in the second", part(tcp(v4(), &ack(4), b"1234"), 1, true)),
+        ("tiny first", short(tcp(v4(), &ack(4), b"1234"), 28)),
+        ("TCP options cut", short(tcp(v4(), &syn(), b""), 44)),
+    ];
+    for (name, bytes) in table {
+        assert_eq!(check(&bytes), Err(Reason::Fragment), "{name}");
+    }
+
+    // IPv6: behind its own header.
+    let body = &udp(v6(), &[0; 16])[40..];
+    let packet = check(&with_extensions(44, &[&[17, 0, 0, 0x19, 1, 2, 3, 4]], body)).unwrap();
+    assert_eq!(packet.kind, Kind::Fragment(Fragment { id: 0x0102_0304, offset: 24, more: true }));
+    let packet = check(&with_extensions(44, &[&[17, 0, 0, 1, 1, 2, 3, 4]], body)).unwrap();
+    assert_eq!((packet.kind, packet.transport), (Kind::Udp, 48));
+    // The first one must have all headers (RFC 7112).
+    let chain = with_extensions(44, &[&[60, 0, 0, 1, 1, 2, 3, 4], &[17, 1, 1, 4, 0, 0, 0, 0]], b"");
+    assert_eq!(check(&chain), Err(Reason::Fragment));
+    let error = [&[3, 3, 0, 0, 0, 0, 0, 0], &tcp((v4().1, v4().0), &ack(0), b"")[..]].concat();
+    let error = build::packet(v4().0, v4().1, Protocol::ICMP, &error[..48]).unwrap();
+    assert_eq!(check(&part(error, 0, true)), Err(Reason::Fragment));
+}
+
+#[test]
+fn tcp_flags() {
+    let legal: &[u8] = &[0x02, 0x12, 0x22, 0x04, 0x14, 0x11, 0x31, 0x10, 0x30];
+    for ends in [v4(), v6()] {
+        for flags in 0..=255u8 {
+            let header = Tcp { flags, ..ack(0) };
+            // PSH, ECE and CWR do not count.
+            let expected = if legal.contains(&(flags & 0x37)) { Ok(Kind::Tcp(header)) } else { Err(Reason::TcpFlags) };
+            assert_eq!(check(&tcp(ends, &header, b"")).map(|p| p.kind), expected, "{flags:#04x}");
+        }
+    }
+}
+
+/// A SYN with other options, or with other flags.
+fn with_tcp_options(flags: u8, options: &[u8]) -> Result<(Option<u8>, bool), Reason> {
+    let header = Tcp { flags, wscale: None, sack_permitted: false, ..syn() };
+    let mut body = tcp(v4(), &header, b"")[20..].to_vec();
+    body[12] = u8::try_from((20 + options.len()) / 4 * 16).unwrap();
+    body.extend(options);
+    match check(&build::packet(v4().0, v4().1, Protocol::TCP, &body).unwrap())?.kind {
+        Kind::Tcp(tcp) => Ok((tcp.wscale, tcp.sack_permitted)),
+        kind => unreachable!("{kind:?}"),
+    }
+}
+
+#[test]
+fn tcp_options() {
+    let linux = [2, 4, 5, 180, 4, 2, 8, 10, 0, 0, 0, 1, 0, 0, 0, 0, 1, 3, 3, 7];
+    assert_eq!(with_tcp_options(Tcp::SYN, &linux), Ok((Some(7), true)));
+    assert_eq!(with_tcp_options(Tcp::SYN, &[1, 3, 3, 200]), Ok((Some(14), false)));
+    assert_eq!(with_tcp_options(Tcp::ACK, &linux), Ok((None, false)));
+    assert_eq!(with_tcp_options(Tcp::SYN, &[0, 3, 3, 7]), Ok((None, false)));
+    // Options that nobody knows, SACK blocks (RFC 2018), fast open (RFC 7413).
+    assert_eq!(with_tcp_options(Tcp::SYN, &[254, 2, 34, 2]), Ok((None, false)));
+    assert_eq!(with_tcp_options(Tcp::ACK, &[1, 1, 5, 10, 0, 0, 0, 1, 0, 0, 0, 2]), Ok((None, false)));
+    let bad: &[&[u8]] = &[
+        &[3, 2, 7, 0],
+        &[1, 1, 4, 3],
+        &[4, 3, 0, 0],
+        &[1, 1, 1, 3],
+        &[254, 0, 1, 1],
+        &[254, 1, 1, 1],
+        &[254, 5, 0, 0],
+        &[2, 3, 0, 0],
+        &[8, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+    ];
+    for options in bad {
+        assert_eq!(with_tcp_options(Tcp::SYN, options), Err(Reason::Malformed), "{options:?}");
+        assert_eq!(with_tcp_options(Tcp::ACK, options), Err(Reason::Malformed), "{options:?}");
+    }
+}
+
+#[test]
+fn malformed_transport_headers() {
+    let tcp4 = || tcp(v4(), &ack(4), b"1234");
+    let table: Vec<(&str, Vec<u8>, Reason)> = vec![
+        ("TCP header of 16 bytes", patched(tcp4(), 32, &[0x40]), Reason::Malformed),
+        ("TCP header of 60 bytes", patched(tcp4(), 32, &[0xf0]), Reason::Truncated),
+        ("TCP from port 0", patched(tcp4(), 20, &[0, 0]), Reason::Malformed),
+        ("TCP to port 0", patched(tcp4(), 22, &[0, 0]), Reason::Malformed),
+        ("UDP to port 0", patched(udp(v4(), b"x"), 22, &[0, 0]), Reason::Malformed),
+        ("UDP length 7", patched(udp(v4(), b"x"), 24, &[0, 7]), Reason::Malformed),
+        ("UDP length 0", patched(udp(v6(), b"x"), 44, &[0, 0]), Reason::Malformed),
+        ("UDP length beyond the packet", patched(udp(v4(), b"x"), 24, &[0, 10]), Reason::Truncated),
+    ];
+    for (name, bytes, reason) in table {
+        assert_eq!(check(&bytes), Err(reason), "{name}");
+    }
+    // What follows a datagram in its packet is not covered by its checksum (RFC 9868).
+    let inner = udp(v4(), b"x");
+    let longer = [&inner[20..], b"options"].concat();
+    let bytes = build::packet(v4().0, v4().1, Protocol(200), &longer).unwrap();
+    check(&fixed(patched(bytes, 9, &[17]))).unwrap();
+}
+
+#[test]
+fn icmp_types() {
+    for ends in [v4(), v6()] {
+        let v4 = ends.0.is_v4();
+        let about = udp((ends.1, ends.0), b"x");
+        for kind in 0..=255u8 {
+            for code in [0, 1, 16, 255] {
+                let result = check(&build::icmp(ends.0, ends.1, kind, code, 0, &about).unwrap()).map(|p| p.kind);
+                let passes = matches!(
+                    (v4, kind, code),
+                    (true, 0 | 3 | 8 | 11 | 12, 0)
+                        | (true, 3 | 11 | 12, 1)
+                        | (false, 1..=4 | 128 | 129, 0)
+                        | (false, 1 | 3 | 4, 1)
+                );
+                match result {
+                    Ok(_) => assert!(passes, "{kind}/{code}"),
+                    Err(reason) => assert_eq!((passes, reason), (false, Reason::IcmpType), "{kind}/{code}"),
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn frames() {
+    let mut bytes = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0];
+    let plain = Frame {
+        destination: [2, 0, 0, 0, 0, 1],
+        source: [2, 0, 0, 0, 0, 2],
+        tags: [None, None],
+        ethertype: Frame::IPV4,
+        offset: 14,
+    };
+    assert_eq!(frame(&bytes), Ok(plain));
+    assert!(!plain.is_group());
+    assert!(Frame { destination: [0xff; 6], ..plain }.is_group());
+    assert_eq!(frame(&bytes[..13]), Err(Reason::Truncated));
+    bytes[12..].copy_from_slice(&[0x88, 0xa8]);
+    bytes.extend([0x20, 5, 0x81, 0, 0, 7, 0x86, 0xdd]);
+    let tagged = frame(&bytes).unwrap();
+    assert_eq!((tagged.tags, tagged.offset), ([Some(0x2005), Some(7)], 22));
+    assert_eq!((tagged.vlan(), tagged.ethertype), (Some(5), Frame::IPV6));
+    for length in 14..22 {
+        assert_eq!(frame(&bytes[..length]), Err(Reason::Truncated));
+    }
+    // A third tag; a length instead of a type.
+    bytes[20..].copy_from_slice(&[0x81, 0]);
+    assert_eq!(frame(&bytes), Err(Reason::Malformed));
+    bytes[12..14].copy_from_slice(&[0, 60]);
+    assert_eq!(frame(&bytes), Err(Reason::Malformed));
+}
+
+#[test]
+fn a_rejected_segment_gets_the_rst_of_a_closed_port() {
+    let mut out = [0; answer::MAX];
+    for ends in [v4(), v6()] {
+        let mut reply = |header: &Tcp, payload: &[u8]| {
+            let bytes = tcp(ends, header, payload);
+            let length = answer::reject(&bytes, &check(&bytes).unwrap(), None, &mut out)?;
+            let packet = check(&out[..length]).unwrap();
+            assert_eq!(
+                (packet.tuple, packet.length as usize),
+                (tuple(ends, Protocol::TCP, 40000, 443).inverse(), length)
+            );
+            match packet.kind {
+                Kind::Tcp(tcp) => Some((tcp.seq, tcp.ack, tcp.flags)),
+                kind => unreachable!("{kind:?}"),
+            }
+        };
+        // A SYN counts one.
+        assert_eq!(reply(&syn(), b""), Some((0, 8, Tcp::RST | Tcp::ACK)));
+        assert_eq!(reply(&syn(), b"early"), Some((0, 13, Tcp::RST | Tcp::ACK)));
+        assert_eq!(reply(&ack(5), b"hello"), Some((9, 0, Tcp::RST)));
+        assert_eq!(reply(&Tcp { flags: Tcp::RST, ..ack(0) }, b""), None);
+        assert_eq!(reply(&Tcp { flags: Tcp::RST | Tcp::ACK, ..ack(0) }, b""), None);
+    }
+}
+
+#[test]
+fn other_rejected_packets_get_an_icmp_error() {
+    let mut out = [0; answer::MAX];
+    for (ends, router, most) in [(v4(), ip("203.0.113.9"), 576), (v6(), ip("2001:db8:9::9"), 1280)] {
+        let (src, dst) = ends;
+        let icmp = if src.is_v4() { Protocol::ICMP } else { Protocol::ICMPV6 };
+        for payload in [0, 1, 7, 500, 1400] {
+            let bytes = udp(ends, &vec![7; payload]);
+            let packet = check(&bytes).unwrap();
+            for (from, expected) in [(Some(router), router), (None, dst)] {
+                let length = answer::reject(&bytes, &packet, from, &mut out).unwrap();
+                let headers = if src.is_v4() { 28 } else { 48 };
+                assert_eq!(length, (headers + bytes.len()).min(most));
+                let error = check(&out[..length]).unwrap();
+                assert_eq!(error.tuple, tuple((expected, src), icmp, 0, 0));
+                assert_eq!(error.kind, Kind::IcmpError(Embedded { tuple: packet.tuple, seq: None }));
+                let at = usize::from(error.transport);
+                assert_eq!(out[at..at + 2], if src.is_v4() { [3, 13] } else { [1, 1] });
+                // No answer to the answer, and none without room.
+                assert_eq!(answer::reject(&out[..length], &error, None, &mut [0; answer::MAX]), None);
+                assert_eq!(answer::reject(&bytes, &packet, from, &mut out[..length - 1]), None);
+            }
+        }
+    }
+    let fragment = fixed(patched(udp(v4(), &[0; 16]), 6, &[0, 3]));
+    assert_eq!(answer::reject(&fragment, &check(&fragment).unwrap(), None, &mut out), None);
+}
+
+/// What holds of every packet that passes.
+fn sound(bytes: &[u8], checksum: Checksum) -> Result<(), TestCaseError> {
+    let Ok(packet) = parse(bytes, checksum) else { return Ok(()) };
+    prop_assert!(packet.length as usize <= bytes.len());
+    prop_assert!(u32::from(packet.transport) <= packet.length);
+    prop_assert_eq!(packet.tuple.src.is_v4(), packet.tuple.dst.is_v4());
+    // Its bytes alone read as the same.
+    prop_assert_eq!(parse(&bytes[..packet.length as usize], checksum), Ok(packet));
+    let mut out = [0; answer::MAX];
+    if let Some(length) = answer::reject(bytes, &packet, None, &mut out) {
+        let answer = parse(&out[..length], Checksum::Complete);
+        prop_assert!(answer.is_ok(), "{:?}", answer);
+    }
+    Ok(())
+}
+
+fn checksums() -> impl Strategy<Value = Checksum> {
+    prop_oneof![Just(Checksum::Complete), Just(Checksum::Verified), Just(Checksum::Partial)]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100_000))]
+
+    /// Nothing panics, whatever the bytes.
+    #[test]
+    fn random_bytes(bytes in prop::collection::vec(any::<u8>(), 0..160), checksum in checksums()) {
+        sound(&bytes, checksum)?;
+        let _ = frame(&bytes);
+    }
+
+    /// The same behind a version nibble and with a valid IPv4 header checksum, so that more of it is read.
+    #[test]
+    fn random_bytes_behind_a_header(
+        mut bytes in prop::collection::vec(any::<u8>(), 60..160),
+        checksum in checksums(),
+        options in 5..=15u8,
+        v4: bool,
+        protocol in prop::sample::select(vec![0u8, 1, 6, 17, 43, 44, 50, 58, 60]),
+    ) {
+        let length = bytes.len();
+        if v4 {
+            bytes[0] = 0x40 | options;
+            bytes[2..4].copy_from_slice(&(length as u16).to_be_bytes());
+            bytes[6..8].fill(0);
+            bytes[9] = protocol;
+            bytes[20..usize::from(options) * 4].fill(1);
+            bytes = fixed(bytes);
+        } else {
+            bytes[0] = 0x60;
+            bytes[4..6].copy_from_slice(&(length as u16 - 40).to_be_bytes());
+            bytes[6] = protocol;
+        }
+        sound(&bytes, checksum)?;
+    }
+
+    /// Correct packets with a few bytes changed.
+    #[test]
+    fn damaged_packets(
+        which: prop::sample::Index,
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        checksum in checksums(),
+    ) {
+        let all = samples();
+        let mut bytes = which.get(&all).clone();
+        for (at, value) in changes {
+            *at.get_mut(&mut bytes) = value;
+        }
+        sound(&bytes, checksum)?;
+        if bytes[0] == 0x45 {
+            sound(&fixed(bytes), checksum)?;
+        }
+    }
+}

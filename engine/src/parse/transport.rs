@@ -1,0 +1,229 @@
+//! TCP (RFC 9293), UDP (RFC 768), ICMP (RFC 792) and ICMPv6 (RFC 4443) headers.
+
+use pnet_packet::tcp::TcpPacket;
+use pnet_packet::udp::UdpPacket;
+
+use super::checksum::Sum;
+use super::ip::{self, Network, u16_at};
+use super::{Checksum, Embedded, Kind, Tcp};
+use crate::tuple::Protocol;
+use crate::verdict::Reason;
+
+/// Source and destination port, as [`Tuple`](crate::Tuple) has them.
+type Ports = (u16, u16);
+
+/// Length of every ICMP header that passes.
+const ICMP_HEADER: usize = 8;
+
+/// Reads and checks the transport header of `bytes`, whose network layer is `network`.
+pub(super) fn parse(bytes: &[u8], network: &Network, checksum: Checksum) -> Result<(Ports, Kind), Reason> {
+    if let Some(fragment) = network.fragment
+        && fragment.offset > 0
+    {
+        return Ok(((0, 0), Kind::Fragment(fragment)));
+    }
+    let body = bytes.get(network.transport..network.end).ok_or(Reason::Truncated)?;
+    match (network.protocol, network.src.is_v4()) {
+        (Protocol::TCP, _) => tcp(body, network, checksum),
+        (Protocol::UDP, _) => udp(body, network, checksum),
+        (Protocol::ICMP, true) | (Protocol::ICMPV6, false) => icmp(body, network, checksum),
+        // The one family's ICMP in the other's packets means nothing.
+        (Protocol::ICMP | Protocol::ICMPV6, _) => Err(Reason::Malformed),
+        _ => Ok(((0, 0), Kind::Other)),
+    }
+}
+
+/// Is the checksum over a whole packet's `covered` bytes correct? That over a fragment can not be known.
+fn verify(covered: &[u8], network: &Network) -> Result<(), Reason> {
+    let sum = match network.protocol {
+        Protocol::ICMP => Sum::default(),
+        protocol => Sum::default().pseudo(network.src, network.dst, protocol, covered.len()),
+    };
+    if network.fragment.is_some() || sum.bytes(covered).is_valid() { Ok(()) } else { Err(Reason::BadChecksum) }
+}
+
+fn tcp(body: &[u8], network: &Network, checksum: Checksum) -> Result<(Ports, Kind), Reason> {
+    let header = TcpPacket::new(body).ok_or(network.short())?;
+    let length = usize::from(header.get_data_offset()) * 4;
+    if length < TcpPacket::minimum_packet_size() {
+        return Err(Reason::Malformed);
+    }
+    let options = body.get(TcpPacket::minimum_packet_size()..length).ok_or(network.short())?;
+    let (src_port, dst_port) = (header.get_source(), header.get_destination());
+    if src_port == 0 || dst_port == 0 {
+        return Err(Reason::Malformed);
+    }
+    let payload = u32::try_from(body.len() - length).map_err(|_| Reason::Malformed)?;
+    let mut tcp = Tcp {
+        seq: header.get_sequence(),
+        ack: header.get_acknowledgement(),
+        flags: header.get_flags(),
+        window: header.get_window(),
+        payload,
+        wscale: None,
+        sack_permitted: false,
+    };
+    if !can_be(tcp.flags) {
+        return Err(Reason::TcpFlags);
+    }
+    tcp_options(options, &mut tcp)?;
+    if checksum == Checksum::Complete {
+        verify(body, network)?;
+    }
+    Ok(((src_port, dst_port), Kind::Tcp(tcp)))
+}
+
+/// Flags that a correct end can send together (RFC 9293 section 3.10). PSH and the ECN flags (RFC 3168, RFC 9768) say
+/// nothing about it.
+fn can_be(flags: u8) -> bool {
+    const SYN_ACK: u8 = Tcp::SYN | Tcp::ACK;
+    const SYN_URG: u8 = Tcp::SYN | Tcp::URG;
+    const RST_ACK: u8 = Tcp::RST | Tcp::ACK;
+    const FIN_ACK: u8 = Tcp::FIN | Tcp::ACK;
+    const FIN_ACK_URG: u8 = FIN_ACK | Tcp::URG;
+    const ACK_URG: u8 = Tcp::ACK | Tcp::URG;
+    matches!(
+        flags & (Tcp::FIN | Tcp::SYN | Tcp::RST | Tcp::ACK | Tcp::URG),
+        Tcp::SYN | SYN_ACK | SYN_URG | Tcp::RST | RST_ACK | FIN_ACK | FIN_ACK_URG | Tcp::ACK | ACK_URG
+    )
+}
+
+/// Checks every option's length (RFC 9293 section 3.1) and reads those of a SYN that tracking needs.
+fn tcp_options(mut rest: &[u8], tcp: &mut Tcp) -> Result<(), Reason> {
+    let syn = tcp.has(Tcp::SYN);
+    while let Some((&kind, after)) = rest.split_first() {
+        match kind {
+            // End of list: what follows is padding.
+            0 => break,
+            1 => rest = after,
+            _ => {
+                let length = usize::from(*after.first().ok_or(Reason::Malformed)?);
+                if length < 2 || expected(kind).is_some_and(|expected| expected != length) {
+                    return Err(Reason::Malformed);
+                }
+                let (option, following) = rest.split_at_checked(length).ok_or(Reason::Malformed)?;
+                rest = following;
+                match *option {
+                    // More than 14 counts as 14 (RFC 7323 section 2.3).
+                    [3, _, shift] if syn => tcp.wscale = Some(shift.min(14)),
+                    [4, _] if syn => tcp.sack_permitted = true,
+                    _ => {}
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The length of options that have only one: maximum segment size, window scale, SACK permitted, timestamps.
+fn expected(kind: u8) -> Option<usize> {
+    match kind {
+        2 => Some(4),
+        3 => Some(3),
+        4 => Some(2),
+        8 => Some(10),
+        _ => None,
+    }
+}
+
+fn udp(body: &[u8], network: &Network, checksum: Checksum) -> Result<(Ports, Kind), Reason> {
+    let header = UdpPacket::new(body).ok_or(network.short())?;
+    let length = usize::from(header.get_length());
+    if length < UdpPacket::minimum_packet_size() || header.get_destination() == 0 {
+        return Err(Reason::Malformed);
+    }
+    // It may be shorter than the packet (RFC 9868 puts options there); a first fragment is shorter than it.
+    let covered = match (body.get(..length), network.fragment) {
+        (Some(covered), _) => covered,
+        (None, Some(_)) => body,
+        (None, None) => return Err(Reason::Truncated),
+    };
+    let kind = ((header.get_source(), header.get_destination()), Kind::Udp);
+    match (header.get_checksum(), checksum) {
+        // Before completion it is a part sum, which may be anything.
+        (_, Checksum::Partial) => Ok(kind),
+        // "No checksum": legal in IPv4 only (RFC 768, RFC 8200 section 8.1).
+        (0, _) if network.src.is_v4() => Ok(kind),
+        (0, _) => Err(Reason::BadChecksum),
+        (_, Checksum::Verified) => Ok(kind),
+        (_, Checksum::Complete) => verify(covered, network).map(|()| kind),
+    }
+}
+
+/// What an ICMP type is for, to a router.
+enum Class {
+    Request,
+    Reply,
+    Error,
+}
+
+/// The types that pass, by family, type and code. All others are questions between neighbours (redirects, router and
+/// neighbour discovery, multicast listeners), obsolete (RFC 6633, RFC 6918), or tell strangers about hosts (timestamp,
+/// address mask, node information).
+fn class(v4: bool, kind: u8, code: u8) -> Option<Class> {
+    match (v4, kind, code) {
+        (true, 8, 0) | (false, 128, 0) => Some(Class::Request),
+        (true, 0, 0) | (false, 129, 0) => Some(Class::Reply),
+        // Destination unreachable, time exceeded, parameter problem.
+        (true, 3, 0..=15) | (true, 11, 0..=1) | (true, 12, 0..=2) => Some(Class::Error),
+        // Destination unreachable, packet too big, time exceeded, parameter problem.
+        (false, 1, 0..=8) | (false, 2, 0) | (false, 3, 0..=1) | (false, 4, 0..=10) => Some(Class::Error),
+        _ => None,
+    }
+}
+
+fn icmp(body: &[u8], network: &Network, checksum: Checksum) -> Result<(Ports, Kind), Reason> {
+    let Some(&[kind, code, _, _, id_high, id_low, _, _]) = body.first_chunk::<ICMP_HEADER>() else {
+        return Err(network.short());
+    };
+    let class = class(network.src.is_v4(), kind, code).ok_or(Reason::IcmpType)?;
+    // No device verifies ICMP, whatever it says of the packet.
+    if checksum != Checksum::Partial {
+        verify(body, network)?;
+    }
+    let id = u16::from_be_bytes([id_high, id_low]);
+    match class {
+        Class::Request => Ok(((id, 0), Kind::EchoRequest)),
+        Class::Reply => Ok(((0, id), Kind::EchoReply)),
+        // An error fits into one packet (RFC 1812 section 4.3.2.3, RFC 4443 section 2.4).
+        Class::Error if network.fragment.is_some() => Err(Reason::Fragment),
+        Class::Error => {
+            let original = body.get(ICMP_HEADER..).ok_or(Reason::Truncated)?;
+            Ok(((0, 0), Kind::IcmpError(embedded(original, network)?)))
+        }
+    }
+}
+
+/// Reads the packet that an ICMP error is about, of which at least 8 bytes behind the IP header must be there.
+fn embedded(bytes: &[u8], error: &Network) -> Result<Embedded, Reason> {
+    let network = ip::embedded(bytes, error.src.is_v4())?;
+    // An error goes to whom the packet came from.
+    if network.src != error.dst {
+        return Err(Reason::IcmpUnrelated);
+    }
+    let body = bytes.get(network.transport..).ok_or(Reason::Truncated)?;
+    let eight = || body.first_chunk::<8>().ok_or(Reason::Truncated);
+    let (ports, seq) = match (network.protocol, network.src.is_v4()) {
+        (Protocol::TCP, _) => {
+            let [_, _, _, _, a, b, c, d] = *eight()?;
+            ((u16_at(body, 0)?, u16_at(body, 2)?), Some(u32::from_be_bytes([a, b, c, d])))
+        }
+        (Protocol::UDP, _) => {
+            eight()?;
+            ((u16_at(body, 0)?, u16_at(body, 2)?), None)
+        }
+        (Protocol::ICMP, v4 @ true) | (Protocol::ICMPV6, v4 @ false) => {
+            let [kind, code, _, _, id_high, id_low, _, _] = *eight()?;
+            let id = u16::from_be_bytes([id_high, id_low]);
+            match class(v4, kind, code) {
+                Some(Class::Request) => ((id, 0), None),
+                Some(Class::Reply) => ((0, id), None),
+                // Nobody answers errors with errors (RFC 1122 section 3.2.2, RFC 4443 section 2.4), and nothing else passed.
+                Some(Class::Error) | None => return Err(Reason::IcmpType),
+            }
+        }
+        (Protocol::ICMP | Protocol::ICMPV6, _) => return Err(Reason::Malformed),
+        _ => ((0, 0), None),
+    };
+    Ok(Embedded { tuple: network.tuple(ports), seq })
+}

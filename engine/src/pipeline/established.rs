@@ -1,0 +1,113 @@
+//! Packets of established sessions.
+
+use std::time::Duration;
+
+use crate::engine::{Context, Engine, Standing};
+use crate::event::{Event, Hint, Proposal};
+use crate::parse::{Kind, Packet, Tcp};
+use crate::policy::Action;
+use crate::replica::{Close, CloseCause};
+use crate::table::Shard;
+use crate::table::session::Session;
+use crate::track::generic;
+use crate::track::tcp::Seen;
+use crate::tuple::Direction;
+use crate::verdict::{Reason, Verdict};
+
+/// How long the member whose turn it is has for the close of a finished session.
+pub(crate) const CLOSE_OVERDUE: Duration = Duration::from_secs(2);
+
+impl Engine {
+    /// The verdict on a packet with the tuple of a session; `None`: it is not of that session, and may open another.
+    pub(super) fn established(
+        &self,
+        shard: &mut Shard,
+        slot: u32,
+        packet: &Packet,
+        context: &Context<'_>,
+        events: &mut Vec<Event>,
+    ) -> Option<Verdict> {
+        let session = shard.sessions.get_mut(slot)?;
+        let direction = session.direction(&packet.tuple)?;
+        if session.zone(direction) != context.ingress {
+            // A closed session's tuple may be taken over by a connection from elsewhere.
+            return session.closed.is_none().then_some(Verdict::Drop(Reason::WrongZone));
+        }
+        if !self.still_allowed(session) {
+            return session.closed.is_none().then_some(Verdict::Drop(Reason::Policy));
+        }
+        let Kind::Tcp(tcp) = &packet.kind else {
+            if !generic::fits(&packet.kind, direction) {
+                return Some(Verdict::Drop(Reason::NoSession));
+            }
+            session.account(direction, packet, context);
+            return Some(Verdict::Forward);
+        };
+        let ends = session.talk()?;
+        let (client, server) = (&ends.0, &ends.1);
+        if tcp.has(Tcp::SYN) {
+            // A late copy of the handshake is harmless: its receiver answers with a challenge ACK (RFC 5961 section 4).
+            // Any other SYN changes nothing here. It may open a new connection, if the policy lets it; only its complete
+            // handshake shows that this one is dead.
+            let copy = match direction {
+                Direction::Original => tcp.flags & Tcp::ACK == 0 && tcp.seq == client.isn,
+                Direction::Reply => tcp.has(Tcp::ACK) && tcp.seq == server.isn && tcp.ack == client.isn.wrapping_add(1),
+            };
+            return (copy && session.closed.is_none()).then_some(Verdict::Forward);
+        }
+        let (id, closed) = (session.id, session.closed);
+        let track = session.track.as_mut()?;
+        let was_ending = track.finished();
+        let seen = track.segment([client, server], direction, tcp, closed, context.now);
+        let current = context.standing == Standing::Current;
+        match seen {
+            Seen::Not(reason) => return closed.is_none().then_some(Verdict::Drop(reason)),
+            Seen::Pass => {}
+            Seen::Fin(end) if closed.is_none() => {
+                events.push(Event::Hint(Hint::Fin { id, direction, end }));
+                if current && track.propose_close() {
+                    events.push(Event::Propose(Proposal::Close(Close { id, cause: CloseCause::Fin })));
+                }
+                if !was_ending && track.finished() {
+                    shard.finished.push_back((context.now + CLOSE_OVERDUE, id, slot));
+                }
+            }
+            Seen::Fin(_) => {}
+            Seen::Reset => {
+                events.push(Event::Hint(Hint::Rst { id }));
+                if current && track.propose_reset() {
+                    events.push(Event::Propose(Proposal::Close(Close { id, cause: CloseCause::Rst })));
+                    shard.finished.push_back((context.now + CLOSE_OVERDUE, id, slot));
+                }
+            }
+        }
+        session.account(direction, packet, context);
+        Some(Verdict::Forward)
+    }
+
+    /// Does the policy in force still allow this session? Asked anew once per session and policy.
+    pub(super) fn still_allowed(&self, session: &mut Session) -> bool {
+        let generation = self.generation();
+        if session.judged >= generation {
+            return true;
+        }
+        let law = self.law();
+        let allowed = law.decide(session.ingress, session.egress, &session.original).action == Action::Accept;
+        if allowed {
+            session.judged = law.generation;
+        }
+        allowed
+    }
+}
+
+impl Session {
+    fn account(&mut self, direction: Direction, packet: &Packet, context: &Context<'_>) {
+        let (packets, bytes) = match direction {
+            Direction::Original => &mut self.counters[0],
+            Direction::Reply => &mut self.counters[1],
+        };
+        *packets += 1;
+        *bytes += u64::from(packet.length);
+        self.seen = context.now;
+    }
+}

@@ -1,0 +1,179 @@
+//! A packet's way to its verdict.
+//!
+//! ```text
+//!   packet ─> session? ──yes──> established: zone, policy generation, windows ─────────────> Forward, Drop
+//!                │ no, or its tuple is contested
+//!                ├─> half-open session? ──yes──> opening: SYN, SYN-ACK, ACK; first, reply ─> Forward, Hold, Drop
+//!                │ no
+//!                ├─> opens one? ──yes──> source, route, policy ───────────────────────────> Forward, Reject, Drop
+//!                │ no
+//!                └─> hold unmatched, and ask the other members
+//! ```
+//!
+//! One shard lock is taken for what is known. Routes and policy, which may take longer, are asked without it.
+
+mod established;
+pub(crate) mod fragment;
+mod opening;
+mod related;
+
+use crate::engine::{Context, Engine, Standing};
+use crate::event::{Event, HalfOpen, Hint, Opening, TcpEnd};
+use crate::parse::{Kind, Packet, Tcp};
+use crate::policy::Action;
+use crate::table::Shard;
+use crate::table::awaited::Asked;
+use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
+pub(crate) use established::CLOSE_OVERDUE;
+use opening::Match;
+
+impl Engine {
+    /// See [`Engine::process`].
+    pub(crate) fn judge(&self, packet: &Packet, context: &mut Context<'_>, events: &mut Vec<Event>) -> Verdict {
+        if context.standing == Standing::Expired {
+            return Verdict::Drop(Reason::CutOff);
+        }
+        match &packet.kind {
+            Kind::Fragment(fragment) => return self.fragment(packet, fragment, context),
+            Kind::IcmpError(embedded) => return self.related(packet, embedded, context),
+            _ => {}
+        }
+        let hash = self.table.hash(&packet.tuple);
+        let known = self.known(&mut self.table.of(hash), hash, packet, context, events);
+        let verdict = known.unwrap_or_else(|| match context.standing {
+            Standing::Current => self.unknown(hash, packet, context, events),
+            Standing::CutOff | Standing::Expired => Verdict::Drop(Reason::NotCurrent),
+        });
+        if let (Verdict::Forward, Some(fragment)) = (verdict, &packet.fragment) {
+            self.first_fragment(packet, fragment, context);
+        }
+        verdict
+    }
+
+    /// The verdict on a packet of a session or half-open session.
+    fn known(
+        &self,
+        shard: &mut Shard,
+        hash: u64,
+        packet: &Packet,
+        context: &Context<'_>,
+        events: &mut Vec<Event>,
+    ) -> Option<Verdict> {
+        let session = shard.sessions.find(hash, &packet.tuple);
+        let entry = session.and_then(|slot| shard.sessions.get(slot));
+        let contested = entry.is_none_or(|s| s.contested);
+        let live = entry.is_some_and(|s| s.closed.is_none());
+        let mut opening = Match::Nothing;
+        if contested {
+            opening = self.opening(shard, hash, packet, live, context, events);
+            if let Match::Verdict(verdict) = opening {
+                return Some(verdict);
+            }
+        }
+        let Some(slot) = session else {
+            return match (opening, &packet.kind) {
+                // The hint of the SYN that it answers may be under way, whatever else is known of the tuple.
+                (_, Kind::Tcp(tcp)) if tcp.has(Tcp::SYN) => None,
+                (Match::Implausible(reason), _) => Some(Verdict::Drop(reason)),
+                _ => None,
+            };
+        };
+        if matches!(opening, Match::Nothing)
+            && let Some(session) = shard.sessions.get_mut(slot)
+        {
+            session.contested = false;
+        }
+        self.established(shard, slot, packet, context, events)
+    }
+
+    /// The verdict on a packet that no session knows.
+    fn unknown(&self, hash: u64, packet: &Packet, context: &mut Context<'_>, events: &mut Vec<Event>) -> Verdict {
+        match &packet.kind {
+            Kind::Tcp(tcp) => match tcp.flags & (Tcp::SYN | Tcp::ACK | Tcp::FIN | Tcp::RST) {
+                Tcp::SYN => {
+                    let client =
+                        TcpEnd { isn: tcp.seq, window: tcp.window, wscale: tcp.wscale, sack: tcp.sack_permitted };
+                    self.open(hash, packet, Opening::Tcp { client, server: None }, context, events)
+                }
+                flags if flags & Tcp::RST != 0 => Verdict::Drop(Reason::NoSession),
+                flags if flags & Tcp::ACK == 0 || flags & (Tcp::SYN | Tcp::FIN) == Tcp::SYN | Tcp::FIN => {
+                    Verdict::Drop(Reason::TcpFlags)
+                }
+                _ => self.wait(hash, packet, context, events),
+            },
+            Kind::EchoReply => self.wait(hash, packet, context, events),
+            _ => self.open(hash, packet, Opening::Generic { replied: false }, context, events),
+        }
+    }
+
+    /// Opens a session, if source, route and policy allow.
+    fn open(
+        &self,
+        hash: u64,
+        packet: &Packet,
+        protocol: Opening,
+        context: &mut Context<'_>,
+        events: &mut Vec<Event>,
+    ) -> Verdict {
+        let tuple = packet.tuple;
+        if context.antispoof && context.routes.zone(tuple.src) != Some(context.ingress) {
+            return Verdict::Drop(Reason::Antispoof);
+        }
+        let Some(egress) = context.routes.zone(tuple.dst) else {
+            return Verdict::Drop(Reason::NoRoute);
+        };
+        let law = self.law();
+        let decision = law.decide(context.ingress, egress, &tuple);
+        let denied = match decision.action {
+            Action::Accept => None,
+            Action::Drop => Some(Verdict::Drop(Reason::Policy)),
+            Action::Reject => Some(Verdict::Reject(Reason::PolicyReject)),
+        };
+        if let Some(denied) = denied {
+            return match packet.kind {
+                Kind::Tcp(_) | Kind::EchoRequest => denied,
+                // It may be the reply of a session whose hint is under way. Once nobody claimed it, the policy's word
+                // counts.
+                _ if self.table.of(hash).awaited.asked(hash, context.now) == Asked::InVain => denied,
+                _ => self.wait(hash, packet, context, events),
+            };
+        }
+
+        let mut shard = self.table.of(hash);
+        // Another worker, or a hint, may have been faster.
+        if let Some(verdict) = self.known(&mut shard, hash, packet, context, events) {
+            return verdict;
+        }
+        let supersedes = shard.sessions.find(hash, &tuple).and_then(|slot| shard.sessions.get(slot)).map(|s| s.id);
+        let open = HalfOpen {
+            id: self.next_id(),
+            original: tuple,
+            reply: tuple.inverse(),
+            ingress: context.ingress,
+            egress,
+            generation: law.generation,
+            rule: decision.rule,
+            supersedes,
+            protocol,
+        };
+        self.table.insert_half(&mut shard, hash, open, context.now);
+        events.push(Event::Hint(Hint::HalfOpen(Box::new(open))));
+        Verdict::Forward
+    }
+
+    /// Holds a packet that matches nothing, and asks the other members, once a key.
+    fn wait(&self, hash: u64, packet: &Packet, context: &Context<'_>, events: &mut Vec<Event>) -> Verdict {
+        let mut shard = self.table.of(hash);
+        // What it waits for may have come since it was looked for.
+        if let Some(verdict) = self.known(&mut shard, hash, packet, context, events) {
+            return verdict;
+        }
+        if shard.awaited.wait(hash, context.worker, context.now) {
+            events.push(Event::Hint(Hint::Ask(packet.tuple)));
+        }
+        Verdict::Hold(HoldKey(hash), HoldClass::Unmatched)
+    }
+}
+
+#[cfg(test)]
+mod tests;

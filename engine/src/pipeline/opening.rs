@@ -1,0 +1,339 @@
+//! Packets of half-open sessions: from the first packet to the establishment's commit.
+//!
+//! ```text
+//!            SYN, policy                SYN-ACK                   ACK, or data
+//!   (none) ─────────────> SYN_SENT ──────────────────> SYN_RECV ───────────────> proposed ── applied ──> ESTABLISHED
+//!             hint, Forward  │ │          hint, Forward    │ │      Hold             │
+//!                            │ └ SYN again: hint, Forward  │ └ SYN-ACK again:        │ Stale: judge again, propose again
+//!                            │                             │   hint, Forward         │ Conflict, Full: refused, until the
+//!                            └─ RST answers: Abort ────────┴─ RST: Abort             │ next SYN or SYN-ACK
+//! ```
+//!
+//! Each of these packets may be seen by another member; what the others saw comes by hints. Whatever belongs to the
+//! connection but can not pass yet is held. All other combinations are implausible and change nothing.
+
+use std::time::Duration;
+
+use crate::engine::{Context, Engine, Standing};
+use crate::event::{Event, HalfOpen, Hint, Opening, Proposal, TcpEnd};
+use crate::parse::{Kind, Packet, Tcp};
+use crate::policy::Action;
+use crate::replica::{Close, CloseCause, Establish};
+use crate::table::Shard;
+use crate::table::awaited::ASK_AGAIN;
+use crate::track::generic;
+use crate::track::tcp::{ahead, reach};
+use crate::tuple::Direction;
+use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
+
+/// A proposal that had no outcome for so long may be lost; the next packet makes it again.
+const PROPOSE_AGAIN: Duration = Duration::from_secs(1);
+
+/// Data that a SYN may carry (RFC 7413), or that may follow before the server's end is known here.
+const EARLY: i64 = 1 << 16;
+
+/// What the half-open sessions say of a packet.
+pub(super) enum Match {
+    /// There is none with its tuple.
+    Nothing,
+    /// There are, but it fits none of them.
+    Implausible(Reason),
+    /// It belongs to one.
+    Verdict(Verdict),
+}
+
+/// What a packet is to a half-open session, the surest last.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Step {
+    /// A SYN-ACK with another ISN than the one that is known.
+    SynAckOther,
+    /// It may belong, but the server's end is not known.
+    Perhaps,
+    /// The first SYN-ACK.
+    SynAckFirst,
+    /// It belongs to the connection that this will be.
+    Early,
+    /// The client's acknowledgement of the SYN-ACK, or what follows it.
+    Ack,
+    /// A copy of the SYN.
+    SynAgain,
+    /// A copy of the SYN-ACK.
+    SynAckAgain,
+    /// The end of the attempt.
+    Reset,
+    /// For protocols without handshakes: as the first packet.
+    Asks,
+    /// For protocols without handshakes: the other way.
+    Replies,
+}
+
+/// What a TCP segment is to a half-open session between these ends.
+pub(super) fn step(
+    client: &TcpEnd,
+    server: Option<&TcpEnd>,
+    direction: Direction,
+    tcp: &Tcp,
+    proposed: bool,
+) -> Result<Step, Reason> {
+    let first = client.isn.wrapping_add(1);
+    let flags = tcp.flags & (Tcp::SYN | Tcp::ACK | Tcp::RST | Tcp::FIN);
+    let plausible = |distance: i64, most: i64| (0..=most).contains(&distance);
+    let reset = |exact: bool| match (exact, proposed) {
+        (true, false) => Ok(Step::Reset),
+        // The establishment is under way: its session will judge.
+        (_, true) => Ok(Step::Early),
+        (false, false) => Err(Reason::TcpRst),
+    };
+    match (direction, server) {
+        (Direction::Original, _) if flags == Tcp::SYN => match tcp.seq == client.isn {
+            true => Ok(Step::SynAgain),
+            false => Err(Reason::TcpWindow),
+        },
+        (Direction::Reply, _) if flags == Tcp::SYN | Tcp::ACK => {
+            if !plausible(ahead(tcp.ack, first), EARLY) {
+                return Err(Reason::TcpWindow);
+            }
+            Ok(match server {
+                None => Step::SynAckFirst,
+                Some(server) if server.isn == tcp.seq => Step::SynAckAgain,
+                Some(_) => Step::SynAckOther,
+            })
+        }
+        _ if flags & Tcp::SYN != 0 => Err(Reason::TcpFlags),
+        (Direction::Original, None) if flags & Tcp::RST != 0 => reset(tcp.seq == first),
+        (Direction::Original, None) if flags & Tcp::ACK != 0 => {
+            if plausible(ahead(tcp.seq, first), EARLY) {
+                Ok(Step::Perhaps)
+            } else {
+                Err(Reason::TcpWindow)
+            }
+        }
+        (Direction::Reply, None) if flags & Tcp::RST != 0 => {
+            // RFC 9293 section 3.10.7.3: in SYN-SENT a RST is valid if it acknowledges the SYN.
+            reset(tcp.has(Tcp::ACK) && plausible(ahead(tcp.ack, first), EARLY))
+        }
+        (Direction::Reply, None) if flags & Tcp::ACK != 0 => {
+            if plausible(ahead(tcp.ack, first), EARLY) {
+                Ok(Step::Perhaps)
+            } else {
+                Err(Reason::TcpWindow)
+            }
+        }
+        (_, Some(server)) if flags & (Tcp::RST | Tcp::ACK) != 0 => {
+            let (sender, receiver) = match direction {
+                Direction::Original => (client, server),
+                Direction::Reply => (server, client),
+            };
+            let seq = ahead(tcp.seq, sender.isn.wrapping_add(1));
+            let ack = ahead(tcp.ack, receiver.isn.wrapping_add(1));
+            let seq_fits = plausible(seq, reach(receiver, sender));
+            let ack_fits = flags & Tcp::ACK == 0 || plausible(ack, reach(sender, receiver));
+            match (flags & Tcp::RST != 0, seq_fits && ack_fits) {
+                (_, false) => Err(if flags & Tcp::RST != 0 { Reason::TcpRst } else { Reason::TcpWindow }),
+                (true, true) => reset(seq == 0),
+                (false, true) if direction == Direction::Original => Ok(Step::Ack),
+                (false, true) => Ok(Step::Early),
+            }
+        }
+        _ => Err(Reason::TcpFlags),
+    }
+}
+
+impl Engine {
+    /// The verdict on a packet with the tuple of half-open sessions. `live`: an established session has the tuple too; then
+    /// a packet must fit the numbers of both ends, or a forged SYN could divert that session's packets.
+    pub(super) fn opening(
+        &self,
+        shard: &mut Shard,
+        hash: u64,
+        packet: &Packet,
+        live: bool,
+        context: &Context<'_>,
+        events: &mut Vec<Event>,
+    ) -> Match {
+        let mut implausible = None;
+        let mut best: Option<(Step, u32)> = None;
+        for slot in shard.halves.of(hash, &packet.tuple) {
+            let Some(half) = shard.halves.get(slot).filter(|h| !h.aborted) else { continue };
+            let (direction, zone) = match half.open.original == packet.tuple {
+                true => (Direction::Original, half.open.ingress),
+                false => (Direction::Reply, half.open.egress),
+            };
+            let step = match (&packet.kind, &half.open.protocol) {
+                _ if zone != context.ingress => Err(Reason::WrongZone),
+                (Kind::Tcp(tcp), Opening::Tcp { client, server }) => {
+                    step(client, server.as_ref(), direction, tcp, half.proposed.is_some())
+                }
+                (Kind::Tcp(_), Opening::Generic { .. }) | (_, Opening::Tcp { .. }) => Err(Reason::NoSession),
+                (kind, Opening::Generic { .. }) => match (generic::fits(kind, direction), direction) {
+                    (true, Direction::Original) => Ok(Step::Asks),
+                    (true, Direction::Reply) => Ok(Step::Replies),
+                    (false, _) => Err(Reason::NoSession),
+                },
+            };
+            match step {
+                Ok(Step::Perhaps) if live => implausible = Some(Reason::TcpWindow),
+                Ok(step) => best = best.max(Some((step, slot))),
+                Err(reason) => implausible = Some(reason),
+            }
+        }
+        let Some((step, slot)) = best else {
+            return implausible.map_or(Match::Nothing, Match::Implausible);
+        };
+        if context.standing != Standing::Current {
+            return Match::Verdict(Verdict::Drop(Reason::NotCurrent));
+        }
+        if !self.half_still_allowed(shard, slot) {
+            if let Some(half) = self.table.remove_half(shard, slot) {
+                events.push(Event::Hint(Hint::Abort(half.open.id)));
+            }
+            return Match::Verdict(Verdict::Drop(Reason::Policy));
+        }
+        Match::Verdict(self.take(shard, hash, slot, step, packet, context, events))
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the second half of `opening`, all of them its own")]
+    fn take(
+        &self,
+        shard: &mut Shard,
+        hash: u64,
+        slot: u32,
+        step: Step,
+        packet: &Packet,
+        context: &Context<'_>,
+        events: &mut Vec<Event>,
+    ) -> Verdict {
+        const GONE: Verdict = Verdict::Drop(Reason::NoSession);
+        let now = context.now;
+        let hold = Verdict::Hold(HoldKey(hash), HoldClass::Matched);
+        let Some(half) = shard.halves.get_mut(slot) else { return GONE };
+        let again = half.proposed.is_none_or(|at| now.since(at) >= PROPOSE_AGAIN);
+        match step {
+            Step::SynAgain | Step::SynAckAgain => {
+                if half.refused.take().is_some() {
+                    half.proposed = None;
+                }
+                events.push(Event::Hint(Hint::HalfOpen(Box::new(half.open))));
+                shard.halves.touch(slot, now);
+                Verdict::Forward
+            }
+            Step::SynAckFirst => {
+                if let (Opening::Tcp { server, .. }, Kind::Tcp(tcp)) = (&mut half.open.protocol, &packet.kind) {
+                    *server = Some(end(tcp));
+                }
+                events.push(Event::Hint(Hint::HalfOpen(Box::new(half.open))));
+                shard.halves.touch(slot, now);
+                Verdict::Forward
+            }
+            Step::SynAckOther => {
+                if half.proposed.is_some() {
+                    // The client has chosen.
+                    return Verdict::Drop(Reason::TcpWindow);
+                }
+                let mut open = HalfOpen { id: self.next_id(), ..half.open };
+                if let (Opening::Tcp { server, .. }, Kind::Tcp(tcp)) = (&mut open.protocol, &packet.kind) {
+                    *server = Some(end(tcp));
+                }
+                events.push(Event::Hint(Hint::HalfOpen(Box::new(open))));
+                self.table.insert_half(shard, hash, open, now);
+                Verdict::Forward
+            }
+            Step::Reset => {
+                let id = half.open.id;
+                // With the server's end known, its establishment may be under way at another member.
+                let keep = matches!(half.open.protocol, Opening::Tcp { server: Some(_), .. });
+                half.aborted = true;
+                if !keep {
+                    self.table.remove_half(shard, slot);
+                }
+                events.push(Event::Hint(Hint::Abort(id)));
+                Verdict::Forward
+            }
+            Step::Perhaps | Step::Early => {
+                if let Some(reason) = half.refused {
+                    return Verdict::Drop(reason);
+                }
+                half.waiters |= 1 << (context.worker & 63);
+                if step == Step::Perhaps && half.asked.is_none_or(|at| now.since(at) >= ASK_AGAIN) {
+                    half.asked = Some(now);
+                    events.push(Event::Hint(Hint::Ask(packet.tuple)));
+                }
+                hold
+            }
+            Step::Ack => {
+                if let Some(reason) = half.refused {
+                    return Verdict::Drop(reason);
+                }
+                half.waiters |= 1 << (context.worker & 63);
+                if again {
+                    self.propose(shard, hash, slot, context, events);
+                }
+                hold
+            }
+            Step::Asks => {
+                match half.refused {
+                    Some(reason) if !again => return Verdict::Drop(reason),
+                    _ => half.refused = None,
+                }
+                let assured = matches!(half.open.protocol, Opening::Generic { replied: true });
+                shard.halves.touch(slot, now);
+                if assured && again {
+                    self.propose(shard, hash, slot, context, events);
+                }
+                Verdict::Forward
+            }
+            Step::Replies => {
+                if half.open.protocol == (Opening::Generic { replied: false }) {
+                    half.open.protocol = Opening::Generic { replied: true };
+                    events.push(Event::Hint(Hint::HalfOpen(Box::new(half.open))));
+                }
+                shard.halves.touch(slot, now);
+                Verdict::Forward
+            }
+        }
+    }
+
+    /// Proposes a half-open session's establishment.
+    fn propose(&self, shard: &mut Shard, hash: u64, slot: u32, context: &Context<'_>, events: &mut Vec<Event>) {
+        let Some(half) = shard.halves.get_mut(slot) else { return };
+        half.proposed = Some(context.now);
+        let open = half.open;
+        let occupant = shard.sessions.find(hash, &open.original).and_then(|slot| shard.sessions.get(slot));
+        if let Some(old) = occupant.filter(|s| s.closed.is_none()) {
+            // Both ends have agreed on a new connection with this tuple, so the old one is dead.
+            let close = Close { id: old.id, cause: CloseCause::Rst };
+            events.push(Event::Propose(Proposal::Close(close)));
+        }
+        let establish = Establish {
+            id: open.id,
+            original: open.original,
+            reply: open.reply,
+            ingress: open.ingress,
+            egress: open.egress,
+            generation: open.generation,
+            rule: open.rule,
+            supersedes: occupant.map(|s| s.id).or(open.supersedes),
+            protocol: open.protocol,
+        };
+        events.push(Event::Propose(Proposal::Establish(Box::new(establish))));
+    }
+
+    /// Does the policy in force still allow this half-open session? Asked anew once per policy.
+    fn half_still_allowed(&self, shard: &mut Shard, slot: u32) -> bool {
+        let generation = self.generation();
+        let Some(half) = shard.halves.get_mut(slot) else { return false };
+        if half.open.generation >= generation {
+            return true;
+        }
+        let law = self.law();
+        let decision = law.decide(half.open.ingress, half.open.egress, &half.open.original);
+        half.open.generation = law.generation;
+        half.open.rule = decision.rule;
+        half.proposed = None;
+        decision.action == Action::Accept
+    }
+}
+
+fn end(tcp: &Tcp) -> TcpEnd {
+    TcpEnd { isn: tcp.seq, window: tcp.window, wscale: tcp.wscale, sack: tcp.sack_permitted }
+}

@@ -1,0 +1,66 @@
+//! ICMP errors: RELATED to the session that sent the packet they are about (RFC 5508 section 3 has the same for NAT).
+
+use crate::engine::{Context, Engine, Standing};
+use crate::event::Opening;
+use crate::parse::{Embedded, Packet};
+use crate::track::tcp::{ahead, reach};
+use crate::tuple::Direction;
+use crate::verdict::{Reason, Verdict};
+
+impl Engine {
+    /// The verdict on an ICMP error: it passes if a session sent what it is about, and it comes from where that went.
+    pub(super) fn related(&self, packet: &Packet, embedded: &Embedded, context: &Context<'_>) -> Verdict {
+        const UNRELATED: Verdict = Verdict::Drop(Reason::IcmpUnrelated);
+        // Errors go to whoever sent the packet, and to nobody else.
+        if packet.tuple.dst != embedded.tuple.src {
+            return UNRELATED;
+        }
+        let hash = self.table.hash(&embedded.tuple);
+        let mut shard = self.table.of(hash);
+        if let Some(slot) = shard.sessions.find(hash, &embedded.tuple)
+            && let Some(session) = shard.sessions.get_mut(slot)
+            && let Some(direction) = session.direction(&embedded.tuple)
+        {
+            let plausible = match (session.talk(), session.track, embedded.seq) {
+                (Some((client, server)), Some(track), Some(seq)) => {
+                    track.sent([&client, &server], direction, seq, context.now)
+                }
+                _ => true,
+            };
+            if plausible {
+                return match session.zone(direction.flip()) {
+                    zone if zone != context.ingress => Verdict::Drop(Reason::WrongZone),
+                    _ if !self.still_allowed(session) => Verdict::Drop(Reason::Policy),
+                    _ => Verdict::Forward,
+                };
+            }
+        }
+        if context.standing != Standing::Current {
+            return UNRELATED;
+        }
+        let sent_it = |slot: u32| {
+            let open = &shard.halves.get(slot).filter(|h| !h.aborted)?.open;
+            let (direction, from) = match open.original == embedded.tuple {
+                true => (Direction::Original, open.egress),
+                false => (Direction::Reply, open.ingress),
+            };
+            let plausible = match (&open.protocol, embedded.seq) {
+                (Opening::Tcp { client, server }, Some(seq)) => {
+                    let sender = match direction {
+                        Direction::Original => Some(client),
+                        Direction::Reply => server.as_ref(),
+                    };
+                    sender.is_some_and(|sender| {
+                        (0..=reach(client, server.as_ref().unwrap_or(client))).contains(&ahead(seq, sender.isn))
+                    })
+                }
+                _ => true,
+            };
+            (plausible && from == context.ingress && open.generation >= self.generation()).then_some(())
+        };
+        match shard.halves.of(hash, &embedded.tuple).find_map(sent_it) {
+            Some(()) => Verdict::Forward,
+            None => UNRELATED,
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! Three members without a network: each packet is given to the member that the test chooses, hints and log entries go
+//! when the test says so.
+
+mod cluster;
+mod generic;
+mod guard;
+mod tcp;

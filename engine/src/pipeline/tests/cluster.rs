@@ -1,0 +1,292 @@
+//! The harness.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::addr::Ip;
+use crate::engine::{Config, Context, Engine, Routes, Standing, Wake};
+use crate::event::{Event, Hint, Proposal};
+use crate::id::{Generation, MemberId, ZoneId};
+use crate::parse::{Kind, Packet, Tcp};
+use crate::replica::{Batch, Command, Outcome, PolicyChange, Replica};
+use crate::testing::{CLIENT, INSIDE, OUTSIDE, POLICY, SERVER, tuple};
+use crate::time::Time;
+use crate::tuple::Tuple;
+use crate::verdict::{HoldKey, Verdict};
+
+pub(crate) const MS: Duration = Duration::from_millis(1);
+
+/// 10.0.1.0/24 is outside, 10.0.2.0/24 inside.
+pub(crate) struct Net;
+
+impl Routes for Net {
+    fn zone(&mut self, destination: Ip) -> Option<ZoneId> {
+        match destination {
+            Ip::V4([10, 0, 1, _]) => Some(OUTSIDE),
+            Ip::V4([10, 0, 2, _]) => Some(INSIDE),
+            _ => None,
+        }
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct Woken(pub(crate) Vec<(u64, HoldKey)>);
+
+impl Wake for Woken {
+    fn wake(&mut self, workers: u64, key: HoldKey) {
+        self.0.push((workers, key));
+    }
+}
+
+pub(crate) struct Member {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) replica: Replica,
+    pub(crate) standing: Standing,
+    pub(crate) woken: Woken,
+    /// Log entries applied.
+    applied: usize,
+    next: u64,
+}
+
+pub(crate) struct Cluster {
+    pub(crate) now: Time,
+    pub(crate) members: Vec<Member>,
+    /// Hints under way: from, to, hint.
+    pub(crate) hints: Vec<(usize, usize, Hint)>,
+    /// What was proposed, and not yet committed: by whom.
+    pub(crate) proposals: Vec<(usize, Proposal)>,
+    pub(crate) log: Vec<Batch>,
+}
+
+pub(crate) const A: usize = 0;
+pub(crate) const B: usize = 1;
+pub(crate) const C: usize = 2;
+
+impl Cluster {
+    pub(crate) fn new() -> Cluster {
+        Cluster::with(|_| {})
+    }
+
+    pub(crate) fn with(change: impl Fn(&mut Config)) -> Cluster {
+        let member = |n: u64| {
+            let mut config = Config::new(MemberId(n), 1, 40 + n);
+            change(&mut config);
+            let engine = Engine::new(config);
+            Member {
+                replica: Replica::new(engine.clone()),
+                engine,
+                standing: Standing::Current,
+                woken: Woken::default(),
+                applied: 0,
+                next: 0,
+            }
+        };
+        let mut cluster = Cluster {
+            now: Time(1_000_000_000),
+            members: (1..=3).map(member).collect(),
+            hints: Vec::new(),
+            proposals: Vec::new(),
+            log: Vec::new(),
+        };
+        assert_eq!(cluster.policy(POLICY), [Outcome::Policy(Generation(1))]);
+        cluster
+    }
+
+    /// Puts a policy in force at all members.
+    pub(crate) fn policy(&mut self, text: &str) -> Vec<Outcome> {
+        let base = self.members[A].engine.generation();
+        let change = PolicyChange { base, text: text.to_owned(), author: "test".to_owned() };
+        self.append(A, vec![Command::Policy(Box::new(change))]);
+        self.apply_all()
+    }
+
+    pub(crate) fn append(&mut self, by: usize, commands: Vec<Command>) {
+        let member = &mut self.members[by];
+        let first = member.next;
+        member.next += commands.len() as u64;
+        let proposer = MemberId(by as u64 + 1);
+        self.log.push(Batch { proposer, first, floor: first, unix_ms: 0, commands });
+    }
+
+    /// Commits what was proposed, in the order of proposing.
+    pub(crate) fn commit(&mut self) {
+        for (by, proposal) in std::mem::take(&mut self.proposals) {
+            let command = match proposal {
+                Proposal::Establish(e) => Command::Establish(e),
+                Proposal::Close(c) => Command::Close(c),
+            };
+            self.append(by, vec![command]);
+        }
+    }
+
+    /// Applies at one member what it has not yet applied; the outcomes.
+    pub(crate) fn apply(&mut self, at: usize) -> Vec<Outcome> {
+        let member = &mut self.members[at];
+        let mut outcomes = Vec::new();
+        for batch in &self.log[member.applied..] {
+            outcomes.extend(member.replica.apply(self.now, batch, &mut member.woken));
+        }
+        member.applied = self.log.len();
+        outcomes
+    }
+
+    /// The outcomes at the first member.
+    pub(crate) fn apply_all(&mut self) -> Vec<Outcome> {
+        let all: Vec<_> = (0..self.members.len()).map(|m| self.apply(m)).collect();
+        // Some may have applied a part before.
+        assert!(all.iter().all(|o| o.ends_with(&all[0]) || all[0].ends_with(o)), "members disagree: {all:?}");
+        let digests: Vec<u64> = self.members.iter().map(|m| m.replica.digest()).collect();
+        assert!(digests.iter().all(|d| *d == digests[0]));
+        all[0].clone()
+    }
+
+    /// Commits and applies everywhere.
+    pub(crate) fn settle(&mut self) -> Vec<Outcome> {
+        self.commit();
+        self.apply_all()
+    }
+
+    /// Delivers the hints under way, and those that these lead to.
+    pub(crate) fn deliver(&mut self) {
+        while !self.hints.is_empty() {
+            let (from, to, hint) = self.hints.remove(0);
+            let mut events = Vec::new();
+            let member = &mut self.members[to];
+            member.engine.hint(self.now, MemberId(from as u64 + 1), &hint, &mut events, &mut member.woken);
+            self.consequences(to, events);
+        }
+    }
+
+    fn consequences(&mut self, at: usize, events: Vec<Event>) {
+        for event in events {
+            match event {
+                Event::Hint(hint) => {
+                    let others = (0..self.members.len()).filter(|m| *m != at);
+                    self.hints.extend(others.map(|to| (at, to, hint.clone())));
+                }
+                Event::Propose(proposal) => self.proposals.push((at, proposal)),
+            }
+        }
+    }
+
+    pub(crate) fn tick(&mut self) {
+        for at in 0..self.members.len() {
+            let mut events = Vec::new();
+            self.members[at].engine.tick(self.now, &mut events);
+            self.consequences(at, events);
+        }
+    }
+
+    pub(crate) fn process(&mut self, at: usize, worker: u8, ingress: ZoneId, packet: &Packet) -> Verdict {
+        let member = &self.members[at];
+        let mut context =
+            Context { now: self.now, worker, ingress, antispoof: true, standing: member.standing, routes: &mut Net };
+        let mut events = Vec::new();
+        let verdict = member.engine.process(packet, &mut context, &mut events);
+        self.consequences(at, events);
+        verdict
+    }
+
+    /// A packet from its sender's zone, at worker 5.
+    pub(crate) fn pass(&mut self, at: usize, packet: Packet) -> Verdict {
+        let ingress = Net.zone(packet.tuple.src).unwrap_or(OUTSIDE);
+        self.process(at, 5, ingress, &packet)
+    }
+
+    /// The states of all sessions at a member.
+    pub(crate) fn states(&self, at: usize) -> Vec<&'static str> {
+        let mut states = Vec::new();
+        self.members[at].engine.sessions(self.now, &mut |info| {
+            states.push(info.state);
+            true
+        });
+        states.sort_unstable();
+        states
+    }
+
+    pub(crate) fn asks(&self) -> usize {
+        self.hints.iter().filter(|(_, _, hint)| matches!(hint, Hint::Ask(_))).count() / 2
+    }
+}
+
+/// A TCP connection's two ends, as the packets of a test need them.
+#[derive(Clone, Copy)]
+pub(crate) struct Conn {
+    pub(crate) tuple: Tuple,
+    pub(crate) client: u32,
+    pub(crate) server: u32,
+}
+
+impl Conn {
+    pub(crate) fn new(port: u16) -> Conn {
+        Conn { tuple: tuple(port), client: 5000, server: 9_000_000 }
+    }
+
+    fn packet(&self, client: bool, flags: u8, seq: u32, ack: u32, payload: u32) -> Packet {
+        let tcp = Tcp { seq, ack, flags, window: 64240, payload, wscale: Some(7), sack_permitted: true };
+        Packet {
+            tuple: if client { self.tuple } else { self.tuple.inverse() },
+            length: 40 + payload,
+            transport: 20,
+            kind: Kind::Tcp(tcp),
+            fragment: None,
+        }
+    }
+
+    /// `seq` and `ack` count from the first byte of data.
+    pub(crate) fn from_client(&self, flags: u8, seq: u32, ack: u32, payload: u32) -> Packet {
+        self.packet(true, flags, self.client.wrapping_add(seq + 1), self.server.wrapping_add(ack + 1), payload)
+    }
+
+    pub(crate) fn from_server(&self, flags: u8, seq: u32, ack: u32, payload: u32) -> Packet {
+        self.packet(false, flags, self.server.wrapping_add(seq + 1), self.client.wrapping_add(ack + 1), payload)
+    }
+
+    pub(crate) fn syn(&self) -> Packet {
+        self.packet(true, Tcp::SYN, self.client, 0, 0)
+    }
+
+    pub(crate) fn syn_ack(&self) -> Packet {
+        self.packet(false, Tcp::SYN | Tcp::ACK, self.server, self.client.wrapping_add(1), 0)
+    }
+
+    pub(crate) fn ack(&self) -> Packet {
+        self.from_client(Tcp::ACK, 0, 0, 0)
+    }
+
+    pub(crate) fn data(&self) -> Packet {
+        self.from_client(Tcp::ACK, 0, 0, 500)
+    }
+}
+
+/// A packet of another protocol.
+pub(crate) fn other(tuple: Tuple, kind: Kind) -> Packet {
+    Packet { tuple, length: 60, transport: 20, kind, fragment: None }
+}
+
+/// Establishes a connection through all three members.
+pub(crate) fn established(port: u16) -> (Cluster, Conn) {
+    let mut cluster = Cluster::new();
+    let conn = Conn::new(port);
+    open(&mut cluster, &conn);
+    (cluster, conn)
+}
+
+pub(crate) fn open(cluster: &mut Cluster, conn: &Conn) {
+    assert_eq!(cluster.pass(A, conn.syn()), Verdict::Forward);
+    cluster.deliver();
+    assert_eq!(cluster.pass(B, conn.syn_ack()), Verdict::Forward);
+    cluster.deliver();
+    assert!(matches!(cluster.pass(C, conn.ack()), Verdict::Hold(..)));
+    assert!(cluster.settle().iter().all(|o| *o == Outcome::Accepted));
+    assert_eq!(cluster.pass(C, conn.ack()), Verdict::Forward);
+    cluster.deliver();
+}
+
+#[test]
+fn the_networks_zones_are_those_of_the_policy() {
+    let cluster = Cluster::new();
+    let engine = &cluster.members[A].engine;
+    assert_eq!((engine.zone("outside"), engine.zone("inside"), engine.zone("dmz")), (OUTSIDE, INSIDE, ZoneId::UNKNOWN));
+    assert_eq!((Net.zone(CLIENT), Net.zone(SERVER)), (Some(OUTSIDE), Some(INSIDE)));
+}

@@ -1,0 +1,486 @@
+//! What a policy consists of, and its canonical form.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::addr::Ip;
+use crate::id::RuleId;
+use crate::tuple::Protocol;
+
+/// What a rule, or the default, does.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    /// Lets the session through.
+    Accept,
+    /// Discards silently.
+    Drop,
+    /// Discards and answers.
+    Reject,
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Action::Accept => "accept",
+            Action::Drop => "drop",
+            Action::Reject => "reject",
+        })
+    }
+}
+
+/// What a policy says of a new connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Decision {
+    /// What to do.
+    pub action: Action,
+    /// By which rule.
+    pub rule: RuleId,
+    /// Is it to be logged?
+    pub log: bool,
+}
+
+/// A parsed and checked policy, not yet bound to zone numbers. `Display` writes the canonical form.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(try_from = "Unchecked")]
+pub struct Policy {
+    pub(super) zones: Vec<String>,
+    pub(super) sets: Vec<Named<Address>>,
+    pub(super) services: Vec<Named<Service>>,
+    pub(super) default: Default,
+    pub(super) rules: Vec<Rule>,
+}
+
+/// A [`Policy`] as it comes from another program.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Unchecked {
+    #[serde(default)]
+    zones: Vec<String>,
+    #[serde(default)]
+    sets: Vec<Named<Address>>,
+    #[serde(default)]
+    services: Vec<Named<Service>>,
+    default: Default,
+    #[serde(default)]
+    rules: Vec<Rule>,
+}
+
+impl TryFrom<Unchecked> for Policy {
+    type Error = String;
+
+    /// Its text is checked like any other; should that mean something else (a name with a line break in it), it is refused.
+    fn try_from(unchecked: Unchecked) -> Result<Policy, String> {
+        let Unchecked { zones, sets, services, default, rules } = unchecked;
+        let policy = Policy { zones, sets, services, default, rules };
+        match Policy::parse("policy", &policy.to_string()) {
+            Ok(checked) if checked == policy => Ok(checked),
+            Ok(_) => Err("a name in the policy is empty or has characters in it that names can not have".to_owned()),
+            Err(error) => Err(error.render()),
+        }
+    }
+}
+
+/// What happens to connections that no rule matches.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Default {
+    /// What to do.
+    pub action: Action,
+    /// Is it to be logged?
+    #[serde(default)]
+    pub log: bool,
+}
+
+/// A set or a service: a name for a list.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Named<T> {
+    /// Its name.
+    pub name: String,
+    /// What it stands for; never empty.
+    pub members: Vec<T>,
+}
+
+/// A rule.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rule {
+    /// What it does.
+    pub action: Action,
+    /// Its name.
+    pub name: String,
+    /// Zones that the connection's first packet comes in by.
+    pub from: List<String>,
+    /// Zones that it goes out by.
+    pub to: List<String>,
+    /// Where it comes from.
+    pub source: List<Address>,
+    /// Where it goes to.
+    pub destination: List<Address>,
+    /// What it is.
+    pub services: List<Service>,
+    /// Is it to be logged?
+    #[serde(default)]
+    pub log: bool,
+}
+
+/// Everything, or a list; as JSON the word `"any"` or an array.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum List<T> {
+    /// Everything.
+    Any(AnyWord),
+    /// What the list names; never empty.
+    Of(Vec<T>),
+}
+
+impl<T> List<T> {
+    /// Everything.
+    pub const ANY: List<T> = List::Any(AnyWord::Any);
+
+    /// The list, unless it is everything.
+    #[must_use]
+    pub fn items(&self) -> Option<&[T]> {
+        match self {
+            List::Any(_) => None,
+            List::Of(items) => Some(items),
+        }
+    }
+}
+
+/// The word `any`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AnyWord {
+    /// `any`.
+    Any,
+}
+
+/// A member of a list of addresses.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub enum Address {
+    /// An address or a prefix.
+    Prefix(Prefix),
+    /// A set's name.
+    Set(String),
+}
+
+/// A prefix; an address is one of full length. The bits behind its length are 0.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Prefix {
+    /// The first address.
+    pub(super) address: Ip,
+    /// How many bits count.
+    pub(super) length: u8,
+}
+
+impl Prefix {
+    /// Its first and last address, as numbers; IPv4 addresses in the lower 32 bits.
+    pub(super) fn range(self) -> (u128, u128) {
+        let (first, bits) = number(self.address);
+        let host = bits - u32::from(self.length);
+        (first, first | (1u128.checked_shl(host).unwrap_or(0).wrapping_sub(1)))
+    }
+}
+
+/// An address as a number, and how many bits it has.
+pub(super) fn number(address: Ip) -> (u128, u32) {
+    match address {
+        Ip::V4(bytes) => (u32::from_be_bytes(bytes).into(), 32),
+        Ip::V6(bytes) => (u128::from_be_bytes(bytes), 128),
+    }
+}
+
+impl FromStr for Prefix {
+    type Err = String;
+
+    /// The error says what is wrong with the prefix.
+    fn from_str(text: &str) -> Result<Prefix, String> {
+        let (address, length) = match text.split_once('/') {
+            Some((address, length)) => (address, Some(length)),
+            None => (text, None),
+        };
+        let parsed: IpAddr = address.parse().map_err(|_| format!("`{address}` is not an IPv4 or IPv6 address"))?;
+        if let IpAddr::V6(v6) = parsed
+            && let Some(v4) = v6.to_ipv4_mapped()
+        {
+            return Err(format!("`{address}` is an IPv4 address in IPv6 notation: write {v4}"));
+        }
+        let address = Ip::from(parsed);
+        let (first, bits) = number(address);
+        let length = match length {
+            None => bits,
+            Some(digits) => (!digits.is_empty() && digits.len() <= 3 && digits.bytes().all(|b| b.is_ascii_digit()))
+                .then(|| digits.parse().ok())
+                .flatten()
+                .filter(|&length| length <= bits)
+                .ok_or_else(|| format!("`{digits}` is not a prefix length: it goes from 0 to {bits}"))?,
+        };
+        let mask = 1u128.checked_shl(bits - length).unwrap_or(0).wrapping_sub(1);
+        if first & mask != 0 {
+            let network = match address {
+                // The lower 32 bits: nothing is lost.
+                Ip::V4(_) => Ip::V4(((first & !mask) as u32).to_be_bytes()),
+                Ip::V6(_) => Ip::V6((first & !mask).to_be_bytes()),
+            };
+            return Err(format!("{text} has bits set behind its length: write {network}/{length} or {address}"));
+        }
+        // At most 128.
+        Ok(Prefix { address, length: length as u8 })
+    }
+}
+
+/// A member of a list of services.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub enum Service {
+    /// A protocol; for ICMP and ICMPv6: its echo, the only one of its messages that opens a session.
+    Protocol(Protocol),
+    /// TCP or UDP to a range of destination ports.
+    Ports(Protocol, u16, u16),
+    /// A service's name.
+    Named(String),
+}
+
+impl FromStr for Service {
+    type Err = String;
+
+    /// The error says what is wrong with it.
+    fn from_str(text: &str) -> Result<Service, String> {
+        match text.split_once('/') {
+            None => match text {
+                "tcp" => Ok(Service::Protocol(Protocol::TCP)),
+                "udp" => Ok(Service::Protocol(Protocol::UDP)),
+                "icmp" => Ok(Service::Protocol(Protocol::ICMP)),
+                "icmp6" => Ok(Service::Protocol(Protocol::ICMPV6)),
+                "proto" => Err("`proto` needs a number, as in proto/47".to_owned()),
+                name if is_name(name) => Ok(Service::Named(name.to_owned())),
+                _ => Err(format!("`{text}` is not a service")),
+            },
+            Some(("tcp", ports)) => range(ports).map(|(low, high)| Service::Ports(Protocol::TCP, low, high)),
+            Some(("udp", ports)) => range(ports).map(|(low, high)| Service::Ports(Protocol::UDP, low, high)),
+            Some(("icmp", "echo")) => Ok(Service::Protocol(Protocol::ICMP)),
+            Some(("icmp6", "echo")) => Ok(Service::Protocol(Protocol::ICMPV6)),
+            Some((icmp @ ("icmp" | "icmp6"), _)) => {
+                Err(format!("only echo opens an ICMP session: write {icmp}/echo (errors about a session always pass)"))
+            }
+            Some(("proto", digits)) => match decimal(digits).and_then(|number| u8::try_from(number).ok()) {
+                Some(number) => Ok(Service::Protocol(Protocol(number))),
+                None => Err(format!("`{digits}` is not an IP protocol number: it goes from 0 to 255")),
+            },
+            Some((protocol, _)) => Err(format!("`{protocol}` is not a protocol")),
+        }
+    }
+}
+
+/// `80` or `1000-2000`.
+fn range(text: &str) -> Result<(u16, u16), String> {
+    let port = |digits: &str| {
+        decimal(digits)
+            .and_then(|number| u16::try_from(number).ok())
+            .filter(|&port| port != 0)
+            .ok_or_else(|| format!("`{digits}` is not a port: it goes from 1 to 65535"))
+    };
+    match text.split_once('-') {
+        None => port(text).map(|port| (port, port)),
+        Some((low, high)) => match (port(low)?, port(high)?) {
+            (low, high) if low <= high => Ok((low, high)),
+            (low, high) => Err(format!("the range is empty: write {high}-{low}")),
+        },
+    }
+}
+
+/// A decimal number of at most five digits, without sign.
+fn decimal(digits: &str) -> Option<u32> {
+    let fine = !digits.is_empty() && digits.len() <= 5 && digits.bytes().all(|byte| byte.is_ascii_digit());
+    fine.then(|| digits.parse().ok()).flatten()
+}
+
+/// Longest name of a zone, set or service.
+pub(super) const NAME_MAX: usize = 63;
+/// Longest name of a rule, in bytes.
+pub(super) const RULE_NAME_MAX: usize = 255;
+
+/// Words that have a meaning of their own.
+pub(super) const KEYWORDS: &[&str] = &[
+    "zone", "set", "service", "default", "accept", "drop", "reject", "from", "to", "any", "log", "tcp", "udp", "icmp",
+    "icmp6", "proto",
+];
+
+/// Does it look like the name of a zone, set or service? Keywords do.
+pub(super) fn is_name(text: &str) -> bool {
+    text.len() <= NAME_MAX
+        && text.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
+        && !text.ends_with('-')
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.'))
+}
+
+macro_rules! as_string {
+    ($type:ident) => {
+        impl From<$type> for String {
+            fn from(value: $type) -> String {
+                value.to_string()
+            }
+        }
+
+        impl TryFrom<String> for $type {
+            type Error = String;
+
+            fn try_from(text: String) -> Result<$type, String> {
+                text.parse()
+            }
+        }
+    };
+}
+
+as_string!(Address);
+as_string!(Service);
+
+impl FromStr for Address {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Address, String> {
+        match text.strip_prefix('@') {
+            Some(name) if is_name(name) => Ok(Address::Set(name.to_owned())),
+            Some(name) => Err(format!("`{name}` is not a set's name")),
+            None => text.parse().map(Address::Prefix),
+        }
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if u32::from(self.length) == number(self.address).1 {
+            write!(f, "{}", self.address)
+        } else {
+            write!(f, "{}/{}", self.address, self.length)
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Prefix(prefix) => prefix.fmt(f),
+            Address::Set(name) => write!(f, "@{name}"),
+        }
+    }
+}
+
+impl fmt::Display for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Service::Protocol(protocol @ (Protocol::TCP | Protocol::UDP)) => write!(f, "{protocol}"),
+            Service::Protocol(protocol @ (Protocol::ICMP | Protocol::ICMPV6)) => write!(f, "{protocol}/echo"),
+            Service::Protocol(Protocol(number)) => write!(f, "proto/{number}"),
+            Service::Ports(protocol, low, high) if low == high => write!(f, "{protocol}/{low}"),
+            Service::Ports(protocol, low, high) => write!(f, "{protocol}/{low}-{high}"),
+            Service::Named(name) => f.write_str(name),
+        }
+    }
+}
+
+/// Writes a list as the text has it.
+fn join<T: fmt::Display>(f: &mut fmt::Formatter<'_>, items: &[T]) -> fmt::Result {
+    for (index, item) in items.iter().enumerate() {
+        if index > 0 {
+            f.write_str(", ")?;
+        }
+        item.fmt(f)?;
+    }
+    Ok(())
+}
+
+impl<T: fmt::Display> fmt::Display for List<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            List::Any(_) => f.write_str("any"),
+            List::Of(items) => join(f, items),
+        }
+    }
+}
+
+impl<T: fmt::Display> fmt::Display for Named<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} = ", self.name)?;
+        join(f, &self.members)
+    }
+}
+
+impl fmt::Display for Default {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "default {}{}", self.action, if self.log { " log" } else { "" })
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Rule { action, name, from, to, source, destination, services, log } = self;
+        write!(f, "{action} \"{name}\" from {from} to {to}: {source} -> {destination}")?;
+        if services.items().is_some() {
+            write!(f, " {services}")?;
+        }
+        f.write_str(if *log { " log" } else { "" })
+    }
+}
+
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.zones.is_empty() {
+            f.write_str("zone ")?;
+            join(f, &self.zones)?;
+            f.write_str("\n\n")?;
+        }
+        for set in &self.sets {
+            writeln!(f, "set {set}")?;
+        }
+        for service in &self.services {
+            writeln!(f, "service {service}")?;
+        }
+        if !self.sets.is_empty() || !self.services.is_empty() {
+            f.write_str("\n")?;
+        }
+        writeln!(f, "{}", self.default)?;
+        if !self.rules.is_empty() {
+            f.write_str("\n")?;
+        }
+        self.rules.iter().try_for_each(|rule| writeln!(f, "{rule}"))
+    }
+}
+
+impl Policy {
+    /// The zones that it declares, in order.
+    #[must_use]
+    pub fn zones(&self) -> &[String] {
+        &self.zones
+    }
+
+    /// Its sets.
+    #[must_use]
+    pub fn sets(&self) -> &[Named<Address>] {
+        &self.sets
+    }
+
+    /// Its services.
+    #[must_use]
+    pub fn services(&self) -> &[Named<Service>] {
+        &self.services
+    }
+
+    /// What happens to connections that no rule matches.
+    #[must_use]
+    pub fn default_action(&self) -> Default {
+        self.default
+    }
+
+    /// Its rules; the first one is [`RuleId`] 1.
+    #[must_use]
+    pub fn rules(&self) -> &[Rule] {
+        &self.rules
+    }
+}

@@ -1,0 +1,371 @@
+//! From tokens to statements: the grammar of `docs/policy.md`, with its errors.
+//!
+//! An error in a list's member leaves that member out and goes on; any other error gives the line up and goes on with the
+//! next one. So that one error does not make others, what a broken line declares counts as declared.
+
+use std::fmt;
+use std::ops::Range;
+
+use super::error::{Problem, similar};
+use super::model::{Action, Address, Default, KEYWORDS, NAME_MAX, RULE_NAME_MAX, Service, is_name};
+use super::token::{Spanned, Token, tokens};
+
+/// Something and its place.
+#[derive(Clone, Debug)]
+pub(super) struct At<T> {
+    pub(super) value: T,
+    pub(super) span: Range<usize>,
+}
+
+/// A set or service as it was read.
+pub(super) struct DraftNamed<T> {
+    pub(super) name: At<String>,
+    pub(super) members: Vec<At<T>>,
+}
+
+/// A rule as it was read; a list that is `None` is `any`.
+pub(super) struct DraftRule {
+    pub(super) action: Action,
+    pub(super) name: At<String>,
+    pub(super) from: Option<Vec<At<String>>>,
+    pub(super) to: Option<Vec<At<String>>>,
+    pub(super) source: At<Option<Vec<At<Address>>>>,
+    pub(super) destination: At<Option<Vec<At<Address>>>>,
+    pub(super) services: Option<Vec<At<Service>>>,
+    pub(super) log: bool,
+}
+
+/// A policy as it was read: names are not yet looked up.
+#[derive(std::default::Default)]
+pub(super) struct Draft {
+    pub(super) zones: Vec<At<String>>,
+    pub(super) sets: Vec<DraftNamed<Address>>,
+    pub(super) services: Vec<DraftNamed<Service>>,
+    pub(super) defaults: Vec<At<Default>>,
+    pub(super) rules: Vec<DraftRule>,
+}
+
+/// Reads a text; what is wrong with it goes to `problems`.
+pub(super) fn read(text: &str, problems: &mut Vec<Problem>) -> Draft {
+    let tokens = continued(tokens(text, |problem| problems.push(problem)));
+    let mut reader = Reader { tokens: &tokens, at: 0, problems, draft: Draft::default() };
+    while reader.at < tokens.len() {
+        if let Err(Lost) = reader.statement() {
+            while !matches!(reader.peek(), Token::End) {
+                reader.at += 1;
+            }
+        }
+        reader.at += 1;
+    }
+    reader.draft
+}
+
+/// Lets a line that ends with a comma go on in the next one, unless that is clearly a new statement.
+fn continued(tokens: Vec<Spanned<'_>>) -> Vec<Spanned<'_>> {
+    let mut out: Vec<Spanned<'_>> = Vec::with_capacity(tokens.len());
+    let mut rest = tokens.into_iter().peekable();
+    while let Some((token, span)) = rest.next() {
+        let comma = matches!(out.last(), Some((Token::Comma, _)));
+        let more = match rest.peek() {
+            Some((Token::Word(word), _)) => !STATEMENTS.contains(word),
+            Some(_) => true,
+            None => false,
+        };
+        if !(token == Token::End && comma && more) {
+            out.push((token, span));
+        }
+    }
+    out
+}
+
+/// What lines begin with.
+const STATEMENTS: &[&str] = &["zone", "set", "service", "default", "accept", "drop", "reject"];
+
+const EXAMPLE: &str = "a rule is: accept \"name\" from ZONE to ZONE: SOURCE -> DESTINATION SERVICE";
+
+/// The line can not be made sense of any further; a problem says why.
+struct Lost;
+
+struct Reader<'t, 's, 'p> {
+    tokens: &'t [Spanned<'s>],
+    at: usize,
+    problems: &'p mut Vec<Problem>,
+    draft: Draft,
+}
+
+impl<'s> Reader<'_, 's, '_> {
+    /// The next token; [`Token::End`] at the end.
+    fn peek(&self) -> Token<'s> {
+        self.tokens.get(self.at).map_or(Token::End, |(token, _)| *token)
+    }
+
+    /// Where the next token is.
+    fn span(&self) -> Range<usize> {
+        self.tokens.get(self.at).or(self.tokens.last()).map_or(0..0, |(_, span)| span.clone())
+    }
+
+    /// From `start` to the end of the last token that was taken.
+    fn since(&self, start: usize) -> Range<usize> {
+        let last = self.at.checked_sub(1).and_then(|at| self.tokens.get(at));
+        start..last.map_or(start, |(_, span)| span.end.max(start))
+    }
+
+    /// Takes the next token if it is `token`.
+    fn take(&mut self, token: Token<'_>) -> bool {
+        let is = self.peek() == token;
+        self.at += usize::from(is);
+        is
+    }
+
+    /// Something else than the next token was expected.
+    fn expected(&mut self, what: impl fmt::Display) -> Lost {
+        self.expected_with(what, None)
+    }
+
+    fn expected_with(&mut self, what: impl fmt::Display, help: Option<String>) -> Lost {
+        let message = format!("expected {what}, found {}", self.peek());
+        let problem = Problem::new(self.span(), message, format!("expected {what}"));
+        self.problems.push(Problem { help, ..problem });
+        Lost
+    }
+
+    /// Takes `token`, or complains.
+    fn need(&mut self, token: Token<'_>, help: &str) -> Result<(), Lost> {
+        if self.take(token) { Ok(()) } else { Err(self.expected_with(token, Some(help.to_owned()))) }
+    }
+
+    fn statement(&mut self) -> Result<(), Lost> {
+        let start = self.span().start;
+        match self.peek() {
+            Token::End => return Ok(()),
+            Token::Word("zone") => self.zone()?,
+            Token::Word("set") => {
+                let (name, members) = self.named("set", "web = 192.0.2.10, 2001:db8::10", Self::address)?;
+                self.draft.sets.push(DraftNamed { name, members });
+            }
+            Token::Word("service") => {
+                let (name, members) = self.named("service", "https = tcp/443, udp/443", Self::service)?;
+                self.draft.services.push(DraftNamed { name, members });
+            }
+            Token::Word("default") => {
+                self.at += 1;
+                let Token::Word(word) = self.peek() else { return Err(self.expected("`drop`, `reject` or `accept`")) };
+                let Some(action) = action(word) else { return Err(self.expected("`drop`, `reject` or `accept`")) };
+                self.at += 1;
+                let log = self.take(Token::Word("log"));
+                let span = self.since(start);
+                self.draft.defaults.push(At { value: Default { action, log }, span });
+            }
+            Token::Word(word) => match action(word) {
+                Some(action) => self.rule(action)?,
+                None => {
+                    let help =
+                        similar(word, STATEMENTS.iter().copied()).map(|meant| format!("did you mean `{meant}`?"));
+                    let what = "`zone`, `set`, `service`, `default`, `accept`, `drop` or `reject`";
+                    return Err(self.expected_with(what, help));
+                }
+            },
+            _ => return Err(self.expected_with("the beginning of a statement", Some(EXAMPLE.to_owned()))),
+        }
+        match self.peek() {
+            Token::End => Ok(()),
+            Token::Comma => Err(self.expected("nothing more on this line")),
+            _ => Err(self.expected("`,` or the end of the line")),
+        }
+    }
+
+    fn zone(&mut self) -> Result<(), Lost> {
+        self.at += 1;
+        loop {
+            if let Some(zone) = self.name("a zone's name")? {
+                self.draft.zones.push(zone);
+            }
+            if !self.take(Token::Comma) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// `NAME = MEMBER, …`, of a set or a service.
+    fn named<T>(
+        &mut self,
+        what: &str,
+        example: &str,
+        member: impl FnMut(&mut Self) -> Result<Option<At<T>>, Lost>,
+    ) -> Result<(At<String>, Vec<At<T>>), Lost> {
+        self.at += 1;
+        if let Token::Set(name) = self.peek() {
+            let problem = Problem::new(self.span(), "a set is declared without @", "leave out the @");
+            self.problems.push(problem.help(format!("write: set {name} = …")));
+            return Err(Lost);
+        }
+        let start = self.span();
+        let name = self.name(format_args!("a {what}'s name"))?.unwrap_or(At { value: String::new(), span: start });
+        // What can be read of a broken list is still declared.
+        let list = match self.need(Token::Equals, &format!("as in: {what} {example}")) {
+            Ok(()) => self.list(member),
+            Err(Lost) => (Vec::new(), Err(Lost)),
+        };
+        match list {
+            (members, Ok(())) => Ok((name, members)),
+            (members, Err(Lost)) => {
+                self.skip();
+                Ok((name, members))
+            }
+        }
+    }
+
+    /// Goes on to the end of the line.
+    fn skip(&mut self) {
+        while !matches!(self.peek(), Token::End) {
+            self.at += 1;
+        }
+    }
+
+    /// A declared name: a word that is no keyword. `None` if it can not be one, which was complained about.
+    fn name(&mut self, what: impl fmt::Display) -> Result<Option<At<String>>, Lost> {
+        let Token::Word(word) = self.peek() else { return Err(self.expected(what)) };
+        let span = self.span();
+        if KEYWORDS.contains(&word) {
+            let problem = Problem::new(span, format!("expected {what}, found the keyword `{word}`"), "a keyword");
+            self.problems.push(problem.help("keywords can not be names"));
+            return Err(Lost);
+        }
+        self.at += 1;
+        if is_name(word) {
+            return Ok(Some(At { value: word.to_owned(), span }));
+        }
+        let help =
+            format!("a name begins with a letter and has letters, digits, `_`, `-` and `.` in it, at most {NAME_MAX}");
+        self.problems.push(Problem::new(span, format!("`{word}` can not be a name"), "not a name").help(help));
+        Ok(None)
+    }
+
+    /// A list, and whether its end was found.
+    fn list<T>(
+        &mut self,
+        mut member: impl FnMut(&mut Self) -> Result<Option<At<T>>, Lost>,
+    ) -> (Vec<At<T>>, Result<(), Lost>) {
+        let mut members = Vec::new();
+        loop {
+            if self.peek() == Token::Word("any") {
+                let problem = Problem::new(self.span(), "`any` stands alone or not at all", "not in a list");
+                self.problems.push(problem.help("leave out `any`, or everything else"));
+                return (members, Err(Lost));
+            }
+            match member(self) {
+                Ok(found) => members.extend(found),
+                Err(Lost) => return (members, Err(Lost)),
+            }
+            if !self.take(Token::Comma) {
+                return (members, Ok(()));
+            }
+        }
+    }
+
+    /// `any` or a list.
+    fn any_or<T>(
+        &mut self,
+        member: impl FnMut(&mut Self) -> Result<Option<At<T>>, Lost>,
+    ) -> Result<Option<Vec<At<T>>>, Lost> {
+        if !self.take(Token::Word("any")) {
+            let (members, end) = self.list(member);
+            return end.map(|()| Some(members));
+        }
+        if self.peek() == Token::Comma {
+            let problem = Problem::new(self.span(), "`any` stands alone or not at all", "no list behind `any`");
+            self.problems.push(problem.help("leave out `any`, or everything else"));
+            return Err(Lost);
+        }
+        Ok(None)
+    }
+
+    fn rule(&mut self, action: Action) -> Result<(), Lost> {
+        self.at += 1;
+        let span = self.span();
+        let Token::Text(name) = self.peek() else {
+            return Err(self.expected_with("the rule's name in double quotes", Some(EXAMPLE.to_owned())));
+        };
+        self.at += 1;
+        if name.is_empty() || name.len() > RULE_NAME_MAX || name.chars().any(char::is_control) {
+            let help = format!("a rule's name has 1 to {RULE_NAME_MAX} bytes and no control characters");
+            self.problems.push(Problem::new(span.clone(), "this can not be a rule's name", "not a name").help(help));
+        }
+        let name = At { value: name.to_owned(), span };
+        self.need(Token::Word("from"), EXAMPLE)?;
+        let from = self.any_or(|reader| reader.name("a zone's name"))?;
+        self.need(Token::Word("to"), EXAMPLE)?;
+        let to = self.any_or(|reader| reader.name("a zone's name"))?;
+        self.need(Token::Colon, EXAMPLE)?;
+        let source = self.addresses()?;
+        self.need(Token::Arrow, EXAMPLE)?;
+        let destination = self.addresses()?;
+        let services = match self.peek() {
+            Token::End | Token::Word("log") => None,
+            _ => self.any_or(Self::service)?,
+        };
+        let log = self.take(Token::Word("log"));
+        self.draft.rules.push(DraftRule { action, name, from, to, source, destination, services, log });
+        Ok(())
+    }
+
+    fn addresses(&mut self) -> Result<At<Option<Vec<At<Address>>>>, Lost> {
+        let start = self.span().start;
+        let value = self.any_or(Self::address)?;
+        Ok(At { value, span: self.since(start) })
+    }
+
+    /// An address, a prefix or `@set`. `None` if it is a wrong one, which was complained about.
+    fn address(&mut self) -> Result<Option<At<Address>>, Lost> {
+        const WHAT: &str = "an address, a prefix or @SET";
+        let span = self.span();
+        let read = match self.peek() {
+            Token::Set(name) => format!("@{name}").parse(),
+            Token::Word(word) if KEYWORDS.contains(&word) => return Err(self.expected(WHAT)),
+            Token::Word(word) if is_name(word) => {
+                Err(format!("`{word}` is not an address: to name a set, write @{word}"))
+            }
+            Token::Word(word) => word.parse(),
+            _ => return Err(self.expected(WHAT)),
+        };
+        self.at += 1;
+        match read {
+            Ok(value) => Ok(Some(At { value, span })),
+            Err(message) => {
+                let problem = Problem::new(span, message, format!("expected {WHAT}"));
+                self.problems.push(problem.help("as in 192.0.2.1, 192.0.2.0/24, 2001:db8::/32, @web"));
+                Ok(None)
+            }
+        }
+    }
+
+    /// A service. `None` if it is a wrong one, which was complained about.
+    fn service(&mut self) -> Result<Option<At<Service>>, Lost> {
+        const WHAT: &str = "a service";
+        let Token::Word(word) = self.peek() else { return Err(self.expected(WHAT)) };
+        let protocol = matches!(word, "tcp" | "udp" | "icmp" | "icmp6" | "proto");
+        if KEYWORDS.contains(&word) && !protocol {
+            return Err(self.expected(WHAT));
+        }
+        let span = self.span();
+        self.at += 1;
+        match word.parse() {
+            Ok(value) => Ok(Some(At { value, span })),
+            Err(message) => {
+                let problem = Problem::new(span, message, format!("expected {WHAT}"));
+                let help = "as in tcp/443, tcp/1000-2000, udp/53, icmp/echo, icmp6/echo, proto/47, or a service's name";
+                self.problems.push(problem.help(help));
+                Ok(None)
+            }
+        }
+    }
+}
+
+fn action(word: &str) -> Option<Action> {
+    match word {
+        "accept" => Some(Action::Accept),
+        "drop" => Some(Action::Drop),
+        "reject" => Some(Action::Reject),
+        _ => None,
+    }
+}

@@ -1,0 +1,200 @@
+//! Applying a batch.
+
+use super::window::Number;
+use super::{Batch, Close, CloseCause, Command, Establish, Outcome, Replica};
+use crate::digest::{Kind, element};
+use crate::engine::Wake;
+use crate::event::{Event, Opening, Proposal};
+use crate::id::SessionId;
+use crate::table::Shard;
+use crate::table::half::{Half, same_ends};
+use crate::table::session::Session;
+use crate::time::Time;
+use crate::tuple::Protocol;
+use crate::verdict::{HoldKey, Reason};
+
+/// A session's part of the digest.
+pub(super) fn session_digest(session: &Session) -> u64 {
+    element(Kind::Session, &(session.establish(), session.closed))
+}
+
+impl Replica {
+    pub(super) fn apply_batch(&mut self, now: Time, batch: &Batch, wake: &mut dyn Wake) -> Vec<Outcome> {
+        if self.has_left(batch.proposer) {
+            let left = Outcome::Invalid(format!("member {} has left", batch.proposer));
+            return vec![left; batch.commands.len()];
+        }
+        self.windows.raise(batch.proposer, batch.floor);
+        let mut outcomes = Vec::with_capacity(batch.commands.len());
+        for (at, command) in batch.commands.iter().enumerate() {
+            let number = batch.first.checked_add(at as u64);
+            let known = number.map_or(Number::TooFar, |number| self.windows.look(batch.proposer, number));
+            outcomes.push(match known {
+                Number::Known(outcome) => outcome,
+                Number::Forgotten => Outcome::Forgotten,
+                Number::TooFar => Outcome::Invalid("the number is too far above the proposer's floor".to_owned()),
+                Number::New => {
+                    let outcome = self.command(now, batch, command, wake);
+                    if let Some(number) = number {
+                        self.windows.record(batch.proposer, number, &outcome);
+                    }
+                    outcome
+                }
+            });
+        }
+        outcomes
+    }
+
+    fn command(&mut self, now: Time, batch: &Batch, command: &Command, wake: &mut dyn Wake) -> Outcome {
+        match command {
+            Command::Establish(establish) => self.establish(now, establish, wake),
+            Command::Close(close) => self.close(now, close),
+            Command::Expire(ids) | Command::Revoke(ids) => {
+                for id in ids {
+                    self.remove(*id);
+                }
+                Outcome::Accepted
+            }
+            Command::Policy(change) => self.policy(change, batch.unix_ms),
+            Command::Member(change) => self.member(change, batch.unix_ms),
+        }
+    }
+
+    fn establish(&mut self, now: Time, establish: &Establish, wake: &mut dyn Wake) -> Outcome {
+        if let Some(why) = invalid(establish) {
+            return Outcome::Invalid(why.to_owned());
+        }
+        let engine = self.engine.clone();
+        let table = &engine.table;
+        let hash = table.hash(&establish.original);
+        let elsewhere = table
+            .locate(establish.id)
+            .is_some_and(|(shard, slot)| shard.sessions.get(slot).is_some_and(|s| s.original != establish.original));
+        let mut workers;
+        let outcome = {
+            let mut shard = table.of(hash);
+            workers = shard.awaited.take(hash);
+            let outcome = self.admit(now, hash, &mut shard, elsewhere, establish);
+            // The half-open session that this was, perhaps under another id.
+            let halves: Vec<u32> = shard.halves.of(hash, &establish.original).collect();
+            for slot in halves {
+                let Some(half) = shard.halves.get_mut(slot) else { continue };
+                let same = same_ends(&establish.protocol, &half.open.protocol);
+                if half.open.id != establish.id && !(same && outcome == Outcome::Accepted) {
+                    continue;
+                }
+                workers |= std::mem::take(&mut half.waiters);
+                match &outcome {
+                    Outcome::Accepted => {
+                        if half.aborted {
+                            // It was reset while its establishment was under way.
+                            let close = Close { id: establish.id, cause: CloseCause::Rst };
+                            engine.deferred.lock().push(Event::Propose(Proposal::Close(close)));
+                        }
+                        table.remove_half(&mut shard, slot);
+                    }
+                    Outcome::Stale(_) => half.proposed = None,
+                    Outcome::Full => half.refused = Some(Reason::TableFull),
+                    _ => half.refused = Some(Reason::Conflict),
+                }
+            }
+            outcome
+        };
+        if workers != 0 {
+            wake.wake(workers, HoldKey(hash));
+        }
+        outcome
+    }
+
+    /// Adds the session, if there is nothing against it. `elsewhere`: its id is that of a session with another tuple.
+    fn admit(&mut self, now: Time, hash: u64, shard: &mut Shard, elsewhere: bool, establish: &Establish) -> Outcome {
+        let occupant = shard.sessions.find(hash, &establish.original).and_then(|slot| {
+            let session = shard.sessions.get(slot)?;
+            Some((slot, session.id, session.closed))
+        });
+        if occupant.is_some_and(|(_, id, _)| id == establish.id) {
+            return Outcome::Accepted;
+        }
+        if elsewhere || self.removed.contains(establish.id) {
+            return Outcome::Conflict;
+        }
+        if establish.generation != self.settings.generation {
+            return Outcome::Stale(self.settings.generation);
+        }
+        match occupant {
+            Some((slot, id, Some(_))) if establish.supersedes == Some(id) => {
+                self.copy_for_snapshot(hash, shard);
+                if let Some(old) = self.engine.table.remove(shard, hash, slot) {
+                    self.forget(&old);
+                }
+            }
+            Some(_) => return Outcome::Conflict,
+            None if self.sessions >= self.engine.config.max_sessions => return Outcome::Full,
+            None => self.copy_for_snapshot(hash, shard),
+        }
+        let is_own = |half: &Half| half.open.id == establish.id || same_ends(&establish.protocol, &half.open.protocol);
+        let seen = shard
+            .halves
+            .of(hash, &establish.original)
+            .find_map(|slot| shard.halves.get(slot).filter(|h| is_own(h)).map(|h| h.last));
+        let mut session = Session::new(establish, now, seen);
+        session.contested = shard.halves.of(hash, &establish.original).count() > 0;
+        self.digest = self.digest.wrapping_add(session_digest(&session));
+        self.sessions += 1;
+        self.engine.table.insert(shard, hash, session);
+        Outcome::Accepted
+    }
+
+    fn close(&mut self, now: Time, close: &Close) -> Outcome {
+        let engine = self.engine.clone();
+        let Some((mut shard, slot)) = engine.table.locate(close.id) else { return Outcome::Accepted };
+        let Some(original) = shard.sessions.get(slot).filter(|s| s.closed.is_none()).map(|s| s.original) else {
+            return Outcome::Accepted;
+        };
+        self.copy_for_snapshot(engine.table.hash(&original), &mut shard);
+        if let Some(session) = shard.sessions.get_mut(slot) {
+            self.digest = self.digest.wrapping_sub(session_digest(session));
+            session.closed = Some(close.cause);
+            session.seen = now;
+            self.digest = self.digest.wrapping_add(session_digest(session));
+        }
+        Outcome::Accepted
+    }
+
+    fn remove(&mut self, id: SessionId) {
+        let engine = self.engine.clone();
+        let Some((mut shard, slot)) = engine.table.locate(id) else { return };
+        let Some(original) = shard.sessions.get(slot).map(|s| s.original) else { return };
+        let hash = engine.table.hash(&original);
+        self.copy_for_snapshot(hash, &mut shard);
+        if let Some(session) = engine.table.remove(&mut shard, hash, slot) {
+            self.forget(&session);
+        }
+        // What is no longer in the table needs no close.
+        while let Some((_, id, slot)) = shard.finished.front().copied() {
+            if shard.sessions.get(slot).is_some_and(|s| s.id == id && s.closed.is_none()) {
+                break;
+            }
+            shard.finished.pop_front();
+        }
+    }
+
+    fn forget(&mut self, session: &Session) {
+        self.digest = self.digest.wrapping_sub(session_digest(session));
+        self.sessions -= 1;
+        self.removed.insert(session.id);
+    }
+}
+
+/// What is wrong with an establishment, whatever the state.
+pub(super) fn invalid(establish: &Establish) -> Option<&'static str> {
+    if establish.reply != establish.original.inverse() {
+        return Some("the reply tuple is not the inverse: addresses are not translated at this feature level");
+    }
+    match (&establish.protocol, establish.original.protocol) {
+        (Opening::Tcp { server: Some(_), .. }, Protocol::TCP) => None,
+        (Opening::Generic { .. }, protocol) if protocol != Protocol::TCP => None,
+        (Opening::Tcp { server: None, .. }, Protocol::TCP) => Some("the server's end is missing"),
+        _ => Some("the opening is not of the tuple's protocol"),
+    }
+}

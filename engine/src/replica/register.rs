@@ -1,0 +1,132 @@
+//! Policies, zones and members.
+
+use std::sync::Arc;
+
+use super::{MemberChange, Outcome, PolicyChange, Replica};
+use crate::engine::PolicyRecord;
+use crate::id::{Generation, MemberId, ZoneId};
+use crate::law::Law;
+use crate::policy::{Compiled, Policy};
+
+/// Policies kept, the one in force included.
+const HISTORY: usize = 32;
+
+/// Longest policy text.
+pub(super) const POLICY_TEXT: usize = 8 << 20;
+
+/// Most join tokens.
+const TOKENS: usize = 64;
+
+/// Numbers the zones that a policy names: known names keep theirs, new ones are appended.
+fn number(zones: &mut Vec<String>, names: &[String]) -> Result<(), String> {
+    for name in names {
+        if !zones.contains(name) {
+            zones.push(name.clone());
+        }
+    }
+    match u16::try_from(zones.len()) {
+        Ok(_) => Ok(()),
+        Err(_) => Err("a cluster can have at most 65,534 zone names".to_owned()),
+    }
+}
+
+/// Parses and compiles a policy against the zone register.
+pub(super) fn compile(text: &str, zones: &mut Vec<String>) -> Result<Compiled, String> {
+    let policy = Policy::parse("policy", text).map_err(|e| e.to_string())?;
+    number(zones, policy.zones())?;
+    Ok(policy.compile(&mut |name| zone(zones, name)))
+}
+
+fn zone(zones: &[String], name: &str) -> ZoneId {
+    let number = zones.iter().skip(1).position(|z| z == name).and_then(|n| u16::try_from(n + 1).ok());
+    number.map_or(ZoneId::UNKNOWN, ZoneId)
+}
+
+/// The packet path's form of a policy.
+pub(super) fn law(generation: Generation, rules: Option<Compiled>, zones: &[String]) -> Law {
+    let zones = zones.iter().skip(1).map(|name| (name.clone(), zone(zones, name))).collect();
+    Law { generation, rules, zones }
+}
+
+impl Replica {
+    pub(super) fn policy(&mut self, change: &PolicyChange, unix_ms: u64) -> Outcome {
+        let settings = &mut self.settings;
+        if change.base != settings.generation {
+            return Outcome::Stale(settings.generation);
+        }
+        if change.text.len() > POLICY_TEXT {
+            return Outcome::Invalid(format!("a policy can have at most {POLICY_TEXT} bytes"));
+        }
+        let mut zones = settings.view.zones.clone();
+        let rules = match compile(&change.text, &mut zones) {
+            Ok(rules) => rules,
+            Err(why) => return Outcome::Invalid(why),
+        };
+        let generation = Generation(settings.generation.0 + 1);
+        settings.generation = generation;
+        settings.view.policies.push(Arc::new(PolicyRecord {
+            generation,
+            text: change.text.clone(),
+            author: change.author.clone(),
+            unix_ms,
+        }));
+        let old = settings.view.policies.len().saturating_sub(HISTORY);
+        settings.view.policies.drain(..old);
+        let law = law(generation, Some(rules), &zones);
+        settings.view.zones = zones;
+        self.engine.enact(law);
+        self.settings_changed();
+        Outcome::Policy(generation)
+    }
+
+    pub(super) fn member(&mut self, change: &MemberChange, unix_ms: u64) -> Outcome {
+        let settings = &mut self.settings;
+        let view = &mut settings.view;
+        let founded = !view.cluster.is_empty();
+        let outcome = match change {
+            MemberChange::Init { .. } if founded => Outcome::Conflict,
+            MemberChange::Init { cluster, .. } if cluster.is_empty() => {
+                Outcome::Invalid("a cluster's id can not be empty".to_owned())
+            }
+            MemberChange::Init { cluster, member } => {
+                view.cluster.clone_from(cluster);
+                view.members.insert(MemberId(1), member.clone());
+                settings.next_member = 2;
+                Outcome::Member(MemberId(1))
+            }
+            _ if !founded => Outcome::Invalid("the cluster is not initialised".to_owned()),
+            MemberChange::Token { secret_digest, expires_unix_ms } => {
+                view.tokens.retain(|(digest, end)| *end > unix_ms && digest != secret_digest);
+                if view.tokens.len() >= TOKENS {
+                    return Outcome::Full;
+                }
+                view.tokens.push((secret_digest.clone(), *expires_unix_ms));
+                Outcome::Accepted
+            }
+            MemberChange::Join(member) => {
+                if view.members.values().any(|m| m.name == member.name) {
+                    return Outcome::Conflict;
+                }
+                let id = MemberId(settings.next_member);
+                settings.next_member += 1;
+                view.members.insert(id, member.clone());
+                Outcome::Member(id)
+            }
+            MemberChange::Leave(id) => {
+                if view.members.remove(id).is_none() {
+                    return Outcome::Invalid(format!("there is no member {id}"));
+                }
+                self.windows.forget(*id);
+                Outcome::Accepted
+            }
+        };
+        self.settings_changed();
+        outcome
+    }
+
+    /// Was this id a member's that left? Its late batches count no more.
+    pub(super) fn has_left(&self, id: MemberId) -> bool {
+        let view = &self.settings.view;
+        !view.cluster.is_empty() && id.0 < self.settings.next_member && !view.members.contains_key(&id)
+    }
+}

@@ -1,0 +1,108 @@
+//! From a session's id to its place, in 8 bytes a session.
+//!
+//! An entry holds 32 bits of the id's hash and the place; the full id stands in the table at that place, where the
+//! caller compares it. Two ids with the same 32 bits are possible, so a lookup yields candidates.
+
+use std::hash::BuildHasher;
+
+use foldhash::quality::FixedState;
+use hashbrown::HashTable;
+use parking_lot::Mutex;
+
+use crate::id::SessionId;
+
+/// A place in the table: shard and slot in one word.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Place(u32);
+
+/// Slots that a shard can have: what remains of a word beside the shard's number.
+pub(crate) const SLOTS: u32 = 1 << 24;
+
+impl Place {
+    pub(crate) fn new(shard: u8, slot: u32) -> Place {
+        debug_assert!(slot < SLOTS);
+        Place(u32::from(shard) << 24 | slot)
+    }
+
+    pub(crate) fn shard(self) -> u8 {
+        (self.0 >> 24) as u8
+    }
+
+    pub(crate) fn slot(self) -> u32 {
+        self.0 & (SLOTS - 1)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Entry {
+    hash: u32,
+    place: Place,
+}
+
+const PARTS: usize = 64;
+
+/// The index. Its locks are leaves: nobody takes another one while holding one of them.
+pub(crate) struct Ids {
+    parts: Box<[Mutex<HashTable<Entry>>]>,
+    hasher: FixedState,
+}
+
+/// Spreads 32 bits over the 64 that `HashTable` wants (it takes the bucket from the low and the tag from the high end).
+fn spread(hash: u32) -> u64 {
+    u64::from(hash).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ u64::from(hash)
+}
+
+impl Ids {
+    pub(crate) fn new(seed: u64) -> Ids {
+        Ids { parts: (0..PARTS).map(|_| Mutex::new(HashTable::new())).collect(), hasher: FixedState::with_seed(seed) }
+    }
+
+    fn part(&self, id: SessionId) -> (&Mutex<HashTable<Entry>>, u32) {
+        let hash = self.hasher.hash_one((id.member.0, id.counter));
+        (&self.parts[(hash >> 32) as usize % PARTS], hash as u32)
+    }
+
+    pub(crate) fn insert(&self, id: SessionId, place: Place) {
+        let (part, hash) = self.part(id);
+        part.lock().insert_unique(spread(hash), Entry { hash, place }, |e| spread(e.hash));
+    }
+
+    pub(crate) fn remove(&self, id: SessionId, place: Place) {
+        let (part, hash) = self.part(id);
+        if let Ok(entry) = part.lock().find_entry(spread(hash), |e| e.hash == hash && e.place == place) {
+            entry.remove();
+        }
+    }
+
+    /// Where the id may be. Nearly always none or one; never more than four are looked at.
+    pub(crate) fn places(&self, id: SessionId) -> impl Iterator<Item = Place> + use<> {
+        let (part, hash) = self.part(id);
+        let mut found = [None; 4];
+        let part = part.lock();
+        for (slot, entry) in found.iter_mut().zip(part.iter_hash(spread(hash)).filter(|e| e.hash == hash)) {
+            *slot = Some(entry.place);
+        }
+        found.into_iter().flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::MemberId;
+
+    #[test]
+    fn finds_what_was_inserted_and_only_that() {
+        let ids = Ids::new(7);
+        let id = |n| SessionId { member: MemberId(n % 3), counter: n };
+        for n in 0..10_000 {
+            ids.insert(id(n), Place::new((n % 256) as u8, n as u32));
+        }
+        for n in 0..10_000 {
+            assert!(ids.places(id(n)).any(|p| p == Place::new((n % 256) as u8, n as u32)));
+        }
+        ids.remove(id(5), Place::new(5, 5));
+        assert!(!ids.places(id(5)).any(|p| p.slot() == 5));
+        assert_eq!(ids.places(id(20_000)).count(), 0);
+    }
+}

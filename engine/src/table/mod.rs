@@ -1,0 +1,238 @@
+//! The session table: sharded by the symmetric hash of the tuple, so that both directions of a connection, and its
+//! half-open sessions, lie in one shard under one lock.
+//!
+//! Locks: a shard's is held for one packet, one command, or one bounded piece of a scan; the id index's are leaves. No
+//! function holds two shards.
+//!
+//! While addresses are not translated, the reply tuple is the inverse of the original one, so that one index entry finds
+//! a session by either.
+
+pub(crate) mod awaited;
+pub(crate) mod half;
+pub(crate) mod ids;
+pub(crate) mod session;
+pub(crate) mod slab;
+
+use std::collections::VecDeque;
+
+use foldhash::quality::FixedState;
+use hashbrown::HashTable;
+use parking_lot::{Mutex, MutexGuard};
+
+use crate::engine::Config;
+use crate::event::HalfOpen;
+use crate::id::SessionId;
+use crate::time::Time;
+use crate::tuple::Tuple;
+use awaited::Awaited;
+use half::{Half, Halves};
+use ids::{Ids, Place};
+use session::Session;
+use slab::Slab;
+
+/// Shards: a power of two, at most 256 ([`Place`]).
+pub(crate) const SHARDS: usize = 256;
+
+/// One member's table.
+pub(crate) struct Table {
+    shards: Box<[Mutex<Shard>]>,
+    /// Of the sessions.
+    pub(crate) ids: Ids,
+    /// Of the half-open sessions.
+    pub(crate) half_ids: Ids,
+    hasher: FixedState,
+}
+
+/// What one lock protects. Aligned so that two workers' locks never share a cache line.
+#[repr(align(128))]
+pub(crate) struct Shard {
+    pub(crate) sessions: Sessions,
+    pub(crate) halves: Halves,
+    pub(crate) awaited: Awaited,
+    pub(crate) fragments: crate::pipeline::fragment::Datagrams,
+    /// Sessions whose both FINs are known: when another member's close is overdue.
+    pub(crate) finished: VecDeque<(Time, SessionId, u32)>,
+    /// Half-open sessions that were evicted for lack of room.
+    pub(crate) evicted: u64,
+    /// The snapshot that has copied this shard last.
+    pub(crate) copied: u64,
+}
+
+/// One shard's sessions.
+#[derive(Default)]
+pub(crate) struct Sessions {
+    slab: Slab<Session>,
+    index: HashTable<u32>,
+}
+
+impl Sessions {
+    pub(crate) fn find(&self, hash: u64, tuple: &Tuple) -> Option<u32> {
+        self.index.find(hash, |&slot| self.slab.get(slot).is_some_and(|s| s.direction(tuple).is_some())).copied()
+    }
+
+    pub(crate) fn get(&self, slot: u32) -> Option<&Session> {
+        self.slab.get(slot)
+    }
+
+    pub(crate) fn get_mut(&mut self, slot: u32) -> Option<&mut Session> {
+        self.slab.get_mut(slot)
+    }
+
+    pub(crate) fn places(&self) -> u32 {
+        self.slab.places()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Session> {
+        self.slab.iter()
+    }
+
+    fn insert(&mut self, hasher: &FixedState, hash: u64, session: Session) -> u32 {
+        let slot = self.slab.insert(session);
+        let slab = &self.slab;
+        self.index.insert_unique(hash, slot, |&slot| slab.get(slot).map_or(0, |s| s.original.symmetric_hash(hasher)));
+        slot
+    }
+
+    fn remove(&mut self, hash: u64, slot: u32) -> Option<Session> {
+        if let Ok(entry) = self.index.find_entry(hash, |&s| s == slot) {
+            entry.remove();
+        }
+        self.slab.remove(slot)
+    }
+}
+
+impl Table {
+    pub(crate) fn new(config: &Config) -> Table {
+        let halves = config.max_half_open.div_ceil(SHARDS).max(1);
+        Table {
+            shards: (0..SHARDS)
+                .map(|_| {
+                    Mutex::new(Shard {
+                        sessions: Sessions::default(),
+                        halves: Halves::new(halves),
+                        awaited: Awaited::default(),
+                        fragments: Default::default(),
+                        finished: VecDeque::new(),
+                        evicted: 0,
+                        copied: 0,
+                    })
+                })
+                .collect(),
+            ids: Ids::new(config.seed),
+            half_ids: Ids::new(config.seed.wrapping_add(1)),
+            hasher: FixedState::with_seed(config.seed),
+        }
+    }
+
+    /// The hash that chooses the shard, finds the entry, and names what held packets wait for.
+    pub(crate) fn hash(&self, tuple: &Tuple) -> u64 {
+        tuple.symmetric_hash(&self.hasher)
+    }
+
+    pub(crate) fn hasher(&self) -> &FixedState {
+        &self.hasher
+    }
+
+    /// A shard's number: bits that the shard's own index does not use.
+    pub(crate) fn number(hash: u64) -> u8 {
+        (hash >> 40) as u8
+    }
+
+    pub(crate) fn shard(&self, number: u8) -> MutexGuard<'_, Shard> {
+        self.shards[usize::from(number)].lock()
+    }
+
+    pub(crate) fn of(&self, hash: u64) -> MutexGuard<'_, Shard> {
+        self.shard(Self::number(hash))
+    }
+
+    pub(crate) fn numbers(&self) -> impl Iterator<Item = u8> + use<> {
+        0..=u8::MAX
+    }
+
+    /// Adds a session to its shard, which the caller has locked.
+    pub(crate) fn insert(&self, shard: &mut Shard, hash: u64, session: Session) -> u32 {
+        let id = session.id;
+        let slot = shard.sessions.insert(&self.hasher, hash, session);
+        self.ids.insert(id, Place::new(Self::number(hash), slot));
+        slot
+    }
+
+    /// Removes a session from its shard, which the caller has locked.
+    pub(crate) fn remove(&self, shard: &mut Shard, hash: u64, slot: u32) -> Option<Session> {
+        let session = shard.sessions.remove(hash, slot)?;
+        self.ids.remove(session.id, Place::new(Self::number(hash), slot));
+        Some(session)
+    }
+
+    /// Takes all sessions out of a shard, which the caller has locked.
+    pub(crate) fn drain(&self, shard: &mut Shard, number: u8) -> Vec<Session> {
+        let sessions = std::mem::take(&mut shard.sessions);
+        for (slot, session) in sessions.slab.numbered() {
+            self.ids.remove(session.id, Place::new(number, slot));
+        }
+        sessions.slab.into_values().collect()
+    }
+
+    /// Adds a half-open session to its shard, which the caller has locked; evicts the oldest one if there is no room, and
+    /// the oldest of the same tuple if that has its share.
+    pub(crate) fn insert_half(&self, shard: &mut Shard, hash: u64, open: HalfOpen, now: Time) -> u32 {
+        let of_tuple = || shard.halves.of(hash, &open.original);
+        if of_tuple().count() >= half::PER_TUPLE {
+            let oldest = of_tuple().min_by_key(|&slot| shard.halves.get(slot).map(|h| h.last));
+            if let Some(slot) = oldest {
+                self.remove_half(shard, slot);
+            }
+        }
+        if shard.halves.is_full()
+            && let Some(slot) = shard.halves.oldest().map(|(slot, _)| slot)
+        {
+            shard.evicted += 1;
+            self.remove_half(shard, slot);
+        }
+        if let Some(slot) = shard.sessions.find(hash, &open.original)
+            && let Some(session) = shard.sessions.get_mut(slot)
+        {
+            session.contested = true;
+        }
+        let id = open.id;
+        let slot = shard.halves.insert(hash, open, now);
+        self.half_ids.insert(id, Place::new(Self::number(hash), slot));
+        slot
+    }
+
+    /// Removes a half-open session from its shard, which the caller has locked.
+    pub(crate) fn remove_half(&self, shard: &mut Shard, slot: u32) -> Option<Half> {
+        let half = shard.halves.remove(slot)?;
+        self.half_ids.remove(half.open.id, Place::new(Self::number(half.hash()), slot));
+        Some(half)
+    }
+
+    /// Gives a half-open session another id.
+    pub(crate) fn rename_half(&self, shard: &mut Shard, slot: u32, id: SessionId) {
+        if let Some(half) = shard.halves.get_mut(slot) {
+            let place = Place::new(Self::number(half.hash()), slot);
+            self.half_ids.remove(half.open.id, place);
+            half.open.id = id;
+            self.half_ids.insert(id, place);
+        }
+    }
+
+    /// Locks the shard of the session with this id and yields it with the session's slot.
+    pub(crate) fn locate(&self, id: SessionId) -> Option<(MutexGuard<'_, Shard>, u32)> {
+        self.ids.places(id).find_map(|place| {
+            let shard = self.shard(place.shard());
+            let here = shard.sessions.get(place.slot()).is_some_and(|s| s.id == id);
+            here.then_some((shard, place.slot()))
+        })
+    }
+
+    /// As [`Table::locate`], for half-open sessions.
+    pub(crate) fn locate_half(&self, id: SessionId) -> Option<(MutexGuard<'_, Shard>, u32)> {
+        self.half_ids.places(id).find_map(|place| {
+            let shard = self.shard(place.shard());
+            let here = shard.halves.get(place.slot()).is_some_and(|h| h.open.id == id);
+            here.then_some((shard, place.slot()))
+        })
+    }
+}
