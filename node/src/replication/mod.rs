@@ -68,7 +68,7 @@ use membership::{Admitting, order};
 use network::Network;
 use propose::{Answer, Lead, Leader, Order, Proposer};
 use route::{Check, MOST_MESSAGE, Peers};
-use service::{Parts, Service, SharedWake};
+use service::{Following, Parts, Service, SharedWake};
 
 /// openraft with our types.
 pub(crate) type PalisadeRaft = Raft<TypeConfig, StateMachine<Replica>>;
@@ -118,7 +118,7 @@ pub struct Options {
     pub advertise: String,
     /// What it does.
     pub role: Role,
-    /// The engine's sizes; `member` and `start` are put in by [`Replication::open`].
+    /// The engine's sizes; `member`, `start` and `seed` are put in by [`Replication::open`].
     pub engine: palisade_engine::Config,
     /// Raft's times.
     pub timing: Timing,
@@ -261,7 +261,8 @@ pub(crate) async fn start_raft(
     observer: Arc<dyn Observer>,
 ) -> Result<Started, OpenError> {
     let config = raft_config(&options.timing, cluster)?;
-    let engine = Engine::new(palisade_engine::Config { member: me, start, ..options.engine.clone() });
+    let seed = u64::from_ne_bytes(membership::random().map_err(|e| OpenError::Raft(e.to_string()))?);
+    let engine = Engine::new(palisade_engine::Config { member: me, start, seed, ..options.engine.clone() });
     let machine = Replica::new(engine.clone());
     let (dir, owner) = (folder.store(), StoreIdentity { cluster: cluster.to_owned(), member: me });
     let mut store = blocking(move || Store::open(&dir, store_options())).await?;
@@ -368,6 +369,7 @@ impl Replication {
         let (orders, order_rx) = mpsc::channel(ORDERS);
         let (hint_answers, hint_answer_rx) = mpsc::channel(FOLLOWING);
         let (hinted, hinted_rx) = mpsc::channel(FOLLOWING);
+        let following = Following { answers: hint_answers, hinted, metrics: metrics.clone() };
         let (stop, stopped) = watch::channel(false);
         let reached = Reached::default();
 
@@ -378,8 +380,7 @@ impl Replication {
             wake: SharedWake::copy(&wake),
             metrics: metrics.clone(),
             lead: lead.clone(),
-            answers: hint_answers,
-            hinted,
+            following: following.clone(),
             admitting: Admitting { cluster: identity.cluster.as_str().into(), orders: orders.clone() },
             stop: stopped.clone(),
         }));
@@ -431,7 +432,7 @@ impl Replication {
             tokio::spawn(current.run()),
             tokio::spawn(duties.clone().membership()),
             tokio::spawn(duties.idle()),
-            tokio::spawn(tick(engine.clone())),
+            tokio::spawn(tick(engine.clone(), following)),
         ];
         let server = parking_lot::Mutex::new(Some(server));
         Ok(Replication {
@@ -686,11 +687,13 @@ async fn leadership(
     }
 }
 
-async fn tick(engine: Arc<Engine>) {
+async fn tick(engine: Arc<Engine>, following: Following) {
+    let mut events = Vec::new();
     let mut every = tokio::time::interval(Duration::from_millis(100));
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         every.tick().await;
-        engine.tick(clock::now());
+        engine.tick(clock::now(), &mut events);
+        following.pass_on(&mut events);
     }
 }

@@ -59,10 +59,7 @@ pub(crate) struct Parts {
     pub(crate) wake: Box<dyn SharedWake>,
     pub(crate) metrics: Arc<ReplicationMetrics>,
     pub(crate) lead: watch::Receiver<Lead>,
-    /// Hints that a hint led to.
-    pub(crate) answers: mpsc::Sender<Hint>,
-    /// Proposals that a hint led to.
-    pub(crate) hinted: mpsc::Sender<Proposal>,
+    pub(crate) following: Following,
     pub(crate) admitting: Admitting,
     /// True once the member is to stop: ends the streams, which would otherwise keep their connections open.
     pub(crate) stop: watch::Receiver<bool>,
@@ -98,6 +95,20 @@ impl Parts {
         };
         self.metrics.hints_received.add(1);
         self.engine.hint(clock::now(), from, &hint, events, wake);
+        self.following.pass_on(events);
+    }
+}
+
+/// Where what follows from a hint or from the passing of time goes: never blocks.
+#[derive(Clone)]
+pub(crate) struct Following {
+    pub(crate) answers: mpsc::Sender<Hint>,
+    pub(crate) hinted: mpsc::Sender<Proposal>,
+    pub(crate) metrics: Arc<ReplicationMetrics>,
+}
+
+impl Following {
+    pub(crate) fn pass_on(&self, events: &mut Vec<Event>) {
         for event in events.drain(..) {
             match event {
                 Event::Hint(hint) => {
