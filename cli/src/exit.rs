@@ -87,6 +87,10 @@ impl Failure {
             }
             _ => (Exit::Failure, Some("see the daemon's log")),
         };
+        if status.code() == Code::Unknown && status.message() == "transport error" {
+            let help = "the daemon has stopped meanwhile: its log says why";
+            return Failure::new(Exit::Unreachable, "the connection to the member broke", Some(help));
+        }
         let help = status.metadata().get_bin(palisade_node::admin::HELP).and_then(|h| h.to_bytes().ok());
         let help = help.and_then(|h| String::from_utf8(h.to_vec()).ok());
         Failure::new(exit, status.message(), help.as_deref().or(fallback))

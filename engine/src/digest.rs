@@ -64,6 +64,6 @@ mod tests {
 
     #[test]
     fn is_part_of_the_snapshots_format() {
-        assert_eq!(element(Kind::Session, &7_u64), 0x1234_u64);
+        assert_eq!(element(Kind::Session, &7_u64), 14_712_325_941_267_750_851);
     }
 }

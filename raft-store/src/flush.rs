@@ -21,6 +21,7 @@ use crate::log::Tail;
 use crate::metrics::{Flush, StoreMetrics};
 use crate::record::{key, parse_key, seal_entry, seal_meta};
 use crate::types::{Entry, LogId, TypeConfig, Vote};
+use crate::witness::Witness;
 
 /// A clock: an argument here as everywhere below the worker.
 pub type Clock = Arc<dyn Fn() -> Time + Send + Sync>;
@@ -81,6 +82,7 @@ const PURGE_UNFLUSHED: usize = 256;
 pub(crate) const VOTE: &str = "vote";
 pub(crate) const COMMITTED: &str = "committed";
 pub(crate) const PURGED: &str = "purged";
+pub(crate) const GROUP: &str = "group";
 
 pub(crate) enum Operation {
     Append {
@@ -110,6 +112,14 @@ enum Completion {
     Truncate(Done),
 }
 
+/// Ends a group: writes its number, waits until all of it is durable, and has that witnessed.
+pub(crate) fn durable(trees: &Trees, barrier: &mut dyn Barrier, witness: &mut Witness) -> io::Result<()> {
+    let number = witness.number() + 1;
+    trees.meta.insert(GROUP, seal_meta(GROUP, &number)?).map_err(sled_io)?;
+    barrier.wait(&trees.db)?;
+    witness.record(number)
+}
+
 /// The trees that the log lies in.
 #[derive(Clone)]
 pub(crate) struct Trees {
@@ -129,13 +139,25 @@ impl Flusher {
         trees: Trees,
         tail: Arc<Tail>,
         barrier: Box<dyn Barrier>,
+        witness: Witness,
         metrics: StoreMetrics,
         clock: Clock,
     ) -> io::Result<Flusher> {
         let (operations, queue) = mpsc::channel(1024);
         let purge = tail.purged().map(|id| id.index);
-        let worker =
-            Worker { trees, tail, barrier, metrics, clock, queue, purge, unflushed: 0, appended: 0, failed: None };
+        let worker = Worker {
+            trees,
+            tail,
+            barrier,
+            witness,
+            metrics,
+            clock,
+            queue,
+            purge,
+            unflushed: 0,
+            appended: 0,
+            failed: None,
+        };
         let thread = std::thread::Builder::new().name("raft-log".to_owned()).spawn(move || worker.run())?;
         Ok(Flusher { operations: Some(operations), thread: Some(thread) })
     }
@@ -165,6 +187,7 @@ struct Worker {
     trees: Trees,
     tail: Arc<Tail>,
     barrier: Box<dyn Barrier>,
+    witness: Witness,
     metrics: StoreMetrics,
     clock: Clock,
     queue: mpsc::Receiver<Operation>,
@@ -201,7 +224,7 @@ impl Worker {
         }
         // Closed: make the purge and the commit index durable as well. Nothing depends on it.
         if self.failed.is_none()
-            && let Err(error) = self.barrier.wait(&self.trees.db)
+            && let Err(error) = durable(&self.trees, &mut *self.barrier, &mut self.witness)
         {
             tracing::warn!(%error, "the last flush of the log failed");
         }
@@ -337,7 +360,7 @@ impl Worker {
 
     fn sync(&mut self, group: &mut Group) -> io::Result<()> {
         let begin = (self.clock)();
-        self.barrier.wait(&self.trees.db)?;
+        durable(&self.trees, &mut *self.barrier, &mut self.witness)?;
         let took = (self.clock)().since(begin);
         self.unflushed = 0;
         self.metrics.flushed(&Flush {

@@ -4,6 +4,7 @@
 //! data folder/
 //!   lock               held for the life of the process
 //!   db/                sled: log tree, meta tree (vote, committed, purged, format, starts, identity)
+//!   witness            how far the database was durable
 //!   snapshots/         INDEX-TERM-MEMBER.snap, the last two
 //! ```
 //!
@@ -52,7 +53,9 @@
 //!    only then does it purge. At the start, a log whose purged part no good snapshot covers is damage
 //!    ([`StoreError::Damaged`]): set it aside with [`quarantine`] and join as a new member.
 //!
-//! Every record carries a version and a CRC over key and content, and all of them are checked at the start.
+//! Every record carries a version and a CRC over key and content, and all of them are checked at the start. sled takes a
+//! byte that the disk has changed for the torn end of its log and leaves out the rest; the file `witness` gives that
+//! away, because the database then ends before what is known to have been durable.
 
 mod error;
 mod flush;
@@ -64,6 +67,7 @@ mod record;
 mod snapshot;
 mod store;
 mod types;
+mod witness;
 
 pub use error::{Identity, StoreError};
 pub use flush::{Barrier, Clock, DiskBarrier, flush};

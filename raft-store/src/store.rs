@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::{Identity, StoreError, sled_io};
-use crate::flush::{Barrier, COMMITTED, Clock, DiskBarrier, Flusher, PURGED, Trees, VOTE};
+use crate::flush::{Barrier, COMMITTED, Clock, DiskBarrier, Flusher, GROUP, PURGED, Trees, VOTE, durable};
 use crate::log::{LogReader, LogStore, State, Tail};
 use crate::machine::{Machine, Setup, StateMachine};
 use crate::metrics::StoreMetrics;
 use crate::record::{Entries, damaged, decode, key, open_meta, parse_key, seal_meta};
 use crate::snapshot::Snapshots;
 use crate::types::{Entry, LogId};
+use crate::witness::Witness;
 
 /// The storage format that this program reads and writes.
 const FORMAT: u32 = 1;
@@ -79,6 +80,7 @@ pub struct Store {
     trees: Trees,
     state: State,
     barrier: Box<dyn Barrier>,
+    witness: Witness,
     snapshots: Snapshots,
     options: Options,
     start: u32,
@@ -121,6 +123,12 @@ impl Store {
         if is_new && fs::read_dir(dir.join("snapshots")).is_ok_and(|mut files| files.next().is_some()) {
             return Err(StoreError::damaged(dir, "there are snapshots, but no database"));
         }
+        let witness_path = dir.join("witness");
+        if !is_new && !witness_path.exists() {
+            return Err(StoreError::damaged(dir, "there is a database, but no witness of how far it goes"));
+        }
+        let witness = Witness::open(&witness_path).map_err(StoreError::io("open", &witness_path))?;
+        let mut witness = witness.ok_or_else(|| StoreError::damaged(dir, "the witness can not be read"))?;
         remove_half_written(&db_dir).map_err(StoreError::io("clean", &db_dir))?;
         let db = open_sled(dir, &db_dir, &options)?;
         let broken = |error: sled::Error| from_sled(dir, error);
@@ -130,13 +138,20 @@ impl Store {
         let mut barrier = barrier(&db_dir).map_err(StoreError::io("open the database in", &db_dir))?;
         check_format(dir, &trees)?;
 
+        let group = get::<u64>(dir, &trees, GROUP)?.unwrap_or(0);
+        if group < witness.number() {
+            let what = "the database ends before what is known to have been written";
+            return Err(StoreError::damaged(dir, format!("{what} (group {group} of {})", witness.number())));
+        }
+        witness.record(group).map_err(StoreError::io("write", &witness_path))?;
         let state = scan(dir, &trees)?;
         let identity = get(dir, &trees, IDENTITY)?;
         let start = get::<u32>(dir, &trees, STARTS)?.unwrap_or(0).saturating_add(1);
         let snapshots = Snapshots::folder(&dir.join("snapshots"), Arc::clone(&options.clock))?;
         put(dir, &trees, FORMAT_RECORD, &FORMAT)?;
         put(dir, &trees, STARTS, &start)?;
-        barrier.wait(&trees.db).map_err(StoreError::io("write", dir))?;
+        durable(&trees, &mut *barrier, &mut witness).map_err(StoreError::io("write", dir))?;
+        witness.sync().map_err(StoreError::io("sync", &witness_path))?;
         // The files themselves, and their names, must outlive a power cut as well.
         for file in ["conf", "db"] {
             let path = db_dir.join(file);
@@ -149,7 +164,7 @@ impl Store {
                 sync(folder).map_err(StoreError::io("sync", folder))?;
             }
         }
-        Ok(Store { dir: dir.to_owned(), lock, trees, state, barrier, snapshots, options, start, identity })
+        Ok(Store { dir: dir.to_owned(), lock, trees, state, barrier, witness, snapshots, options, start, identity })
     }
 
     /// How often this store has been opened, this time included: durable, so never twice the same.
@@ -178,7 +193,8 @@ impl Store {
             }),
             None => {
                 put(&self.dir, &self.trees, IDENTITY, &identity)?;
-                self.barrier.wait(&self.trees.db).map_err(StoreError::io("write", &self.dir))?;
+                durable(&self.trees, &mut *self.barrier, &mut self.witness)
+                    .map_err(StoreError::io("write", &self.dir))?;
                 self.identity = Some(identity);
                 Ok(())
             }
@@ -197,7 +213,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Damaged`] if no good snapshot reaches what was purged from the log.
     pub fn into_parts<M: Machine>(self, setup: Setup<M>) -> Result<(LogStore, StateMachine<M>), StoreError> {
-        let Store { dir, lock, trees, state, barrier, snapshots, options, .. } = self;
+        let Store { dir, lock, trees, state, barrier, witness, snapshots, options, .. } = self;
         let purged = state.purged;
         let machine = StateMachine::restore(setup, snapshots, Arc::clone(&options.clock))?;
         let applied = machine.last_applied();
@@ -214,9 +230,15 @@ impl Store {
         }
         let tail = Arc::new(Tail::new(state, options.recent_bytes));
         let metrics = StoreMetrics::default();
-        let flusher =
-            Flusher::spawn(trees.clone(), Arc::clone(&tail), barrier, metrics.clone(), Arc::clone(&options.clock))
-                .map_err(StoreError::io("start the flusher of", &dir))?;
+        let flusher = Flusher::spawn(
+            trees.clone(),
+            Arc::clone(&tail),
+            barrier,
+            witness,
+            metrics.clone(),
+            Arc::clone(&options.clock),
+        )
+        .map_err(StoreError::io("start the flusher of", &dir))?;
         let reader = LogReader { tail, trees, metrics, _lock: lock };
         Ok((LogStore::new(flusher, reader), machine))
     }

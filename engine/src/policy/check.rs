@@ -1,6 +1,6 @@
 //! From statements to a policy: names, families, limits.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use miette::NamedSource;
@@ -30,7 +30,8 @@ impl Policy {
             return Err(PolicyError { source_code: NamedSource::new(name, first), problems });
         }
         let draft = read(text, &mut problems);
-        let policy = Checker { text, problems: &mut problems }.policy(draft);
+        let policy = Checker { lines: text.match_indices('\n').map(|(at, _)| at).collect(), problems: &mut problems }
+            .policy(draft);
         if problems.is_empty() {
             return Ok(policy);
         }
@@ -45,7 +46,8 @@ impl Policy {
 }
 
 struct Checker<'a> {
-    text: &'a str,
+    /// Where lines end.
+    lines: Vec<usize>,
     problems: &'a mut Vec<Problem>,
 }
 
@@ -131,7 +133,9 @@ impl Checker<'_> {
     fn unknown<'n>(&mut self, what: &str, name: &str, span: &Range<usize>, known: impl Iterator<Item = &'n str>) {
         let sign = if what == "set" { "@" } else { "" };
         let problem = Problem::new(span.clone(), format!("there is no {what} named `{name}`"), "not declared");
-        let help = match (similar(name, known), what) {
+        // Searching costs time, and after so many errors nobody will see what it finds.
+        let meant = if self.problems.len() < MAX_PROBLEMS { similar(name, known) } else { None };
+        let help = match (meant, what) {
             (Some(meant), _) => format!("did you mean {sign}{meant}?"),
             (None, "zone") => format!("declare it: zone {name}"),
             (None, "set") => format!("declare it: set {name} = ADDRESS, …"),
@@ -143,12 +147,12 @@ impl Checker<'_> {
     fn rules(&mut self, drafts: Vec<DraftRule>, policy: &Policy, places: &[Range<usize>]) -> Vec<Rule> {
         let Some(sets) = self.sets(&policy.sets, places) else { return Vec::new() };
         let services = ranges::services(&policy.services);
-        let zones: HashMap<&str, ()> = policy.zones.iter().map(|zone| (zone.as_str(), ())).collect();
+        let zones: HashSet<&str> = policy.zones.iter().map(String::as_str).collect();
         let mut total = 0;
         let mut rules = Vec::with_capacity(drafts.len());
         for draft in drafts {
             for zone in [&draft.from, &draft.to].into_iter().flatten().flatten() {
-                if !zones.contains_key(zone.value.as_str()) {
+                if !zones.contains(zone.value.as_str()) {
                     self.unknown("zone", &zone.value, &zone.span, policy.zones.iter().map(String::as_str));
                 }
             }
@@ -215,11 +219,10 @@ impl Checker<'_> {
 
     /// Complains about a zone that is twice in one list.
     fn unique_in_list(&mut self, zones: &[At<String>]) {
-        for (index, zone) in zones.iter().enumerate() {
-            if zones.iter().take(index).any(|before| before.value == zone.value) {
-                let message = format!("`{}` is twice in this list", zone.value);
-                self.problems.push(Problem::new(zone.span.clone(), message, "the second one"));
-            }
+        let mut seen = HashSet::new();
+        for zone in zones.iter().filter(|zone| !seen.insert(zone.value.as_str())) {
+            let message = format!("`{}` is twice in this list", zone.value);
+            self.problems.push(Problem::new(zone.span.clone(), message, "the second one"));
         }
     }
 
@@ -259,7 +262,7 @@ impl Checker<'_> {
 
     /// The line, from 1, of a place.
     fn line(&self, at: usize) -> usize {
-        self.text.bytes().take(at).filter(|&byte| byte == b'\n').count() + 1
+        self.lines.partition_point(|&end| end < at) + 1
     }
 }
 

@@ -145,10 +145,13 @@ impl Compiled {
         }
     }
 
-    /// The rules, by index from 0, that match a connection.
-    pub(super) fn all_matching(&self, from: ZoneId, to: ZoneId, tuple: &Tuple, found: &mut Vec<usize>) {
-        self.matching(from, to, tuple, |index, _| {
-            found.push(index);
+    /// The rules, by index from 0, that match a connection, as far as they come before one.
+    pub(super) fn before(&self, index: usize, from: ZoneId, to: ZoneId, tuple: &Tuple, found: &mut Vec<usize>) {
+        self.matching(from, to, tuple, |earlier, _| {
+            if earlier >= index {
+                return ControlFlow::Break(());
+            }
+            found.push(earlier);
             ControlFlow::Continue(())
         });
     }

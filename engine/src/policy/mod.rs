@@ -30,8 +30,8 @@ pub const MAX_TEXT: usize = 4 << 20;
 pub const MAX_RULES: usize = 65_535;
 /// Most zones.
 pub const MAX_ZONES: usize = 4_096;
-/// Most address ranges of one set, and of all sources and destinations together, with the sets in them written out.
-pub const MAX_RANGES: usize = 1 << 20;
+/// Most address ranges of all sets, and of all sources and destinations, with the sets in them written out.
+pub const MAX_RANGES: usize = 1 << 21;
 
 #[cfg(test)]
 mod tests;

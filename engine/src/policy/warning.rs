@@ -1,6 +1,6 @@
 //! What is legal in a policy and yet most likely a mistake.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use super::compile::id;
@@ -83,12 +83,13 @@ impl Policy {
         });
         let sets = ranges::sets(&self.sets);
         let services = ranges::services(&self.services);
+        let zones: HashMap<&str, u128> = self.zones.iter().map(String::as_str).zip(1..).collect();
         let areas: Vec<Area> = self
             .rules
             .iter()
             .map(|rule| Area {
-                from: self.zone_numbers(&rule.from),
-                to: self.zone_numbers(&rule.to),
+                from: zone_numbers(&rule.from, &zones),
+                to: zone_numbers(&rule.to, &zones),
                 source: Addresses::of_list(&rule.source, &sets),
                 destination: Addresses::of_list(&rule.destination, &sets),
                 services: rule.services.items().map(|items| ranges::services_of(items, &services)),
@@ -99,10 +100,10 @@ impl Policy {
         for (index, (rule, area)) in self.rules.iter().zip(&areas).enumerate() {
             let Some((from, to, tuple)) = area.example() else { continue };
             found.clear();
-            compiled.all_matching(from, to, &tuple, &mut found);
-            let by = found.iter().take_while(|&&earlier| earlier < index);
-            let by = by.filter_map(|&earlier| Some((earlier, self.rules.get(earlier)?, areas.get(earlier)?)));
-            if let Some((earlier, first, _)) = by.into_iter().find(|(_, _, earlier)| earlier.covers(area)) {
+            compiled.before(index, from, to, &tuple, &mut found);
+            let mut by =
+                found.iter().filter_map(|&earlier| Some((earlier, self.rules.get(earlier)?, areas.get(earlier)?)));
+            if let Some((earlier, first, _)) = by.find(|(_, _, earlier)| earlier.covers(area)) {
                 let named = |index: usize, rule: &Rule| (id(index), rule.name.clone());
                 let same = rule.action == first.action;
                 warnings.push(Warning::Shadowed { rule: named(index, rule), by: named(earlier, first), same });
@@ -110,19 +111,16 @@ impl Policy {
         }
         warnings
     }
+}
 
-    /// Zones as numbers, from 1 in the order of their declaration.
-    fn zone_numbers(&self, list: &List<String>) -> Option<Ranges> {
-        let number = |name: &String| {
-            let number = self.zones.iter().position(|zone| zone == name)? as u128 + 1;
-            Some((number, number))
-        };
-        list.items().map(|names| {
-            let mut numbers: Ranges = names.iter().filter_map(number).collect();
-            numbers.sort_unstable();
-            numbers
-        })
-    }
+/// Zones as sorted numbers.
+fn zone_numbers(list: &List<String>, zones: &HashMap<&str, u128>) -> Option<Ranges> {
+    list.items().map(|names| {
+        let number = |name: &String| zones.get(name.as_str()).map(|&number| (number, number));
+        let mut numbers: Ranges = names.iter().filter_map(number).collect();
+        numbers.sort_unstable();
+        numbers
+    })
 }
 
 /// All that a rule matches; `None` is everything.

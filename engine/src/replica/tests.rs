@@ -1,1 +1,230 @@
+use std::sync::Arc;
 
+use super::*;
+use crate::engine::Config;
+use crate::event::Opening;
+use crate::id::{RuleId, SessionId};
+use crate::testing::{INSIDE, OUTSIDE, POLICY, end, tuple};
+use crate::verdict::HoldKey;
+
+mod idempotent;
+mod snapshots;
+
+const NOW: Time = Time(1_000_000_000);
+
+struct Nobody;
+
+impl Wake for Nobody {
+    fn wake(&mut self, _: u64, _: HoldKey) {
+        panic!("nobody waits");
+    }
+}
+
+/// A replica with a policy (generation 1), and a proposer that numbers.
+struct Bench {
+    replica: Replica,
+    next: u64,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        Bench::with(Config::new(MemberId(1), 1, 9))
+    }
+
+    fn with(config: Config) -> Bench {
+        let mut bench = Bench { replica: Replica::new(Engine::new(config)), next: 0 };
+        assert_eq!(bench.policy(0, POLICY), Outcome::Policy(Generation(1)));
+        bench
+    }
+
+    fn one(&mut self, command: Command) -> Outcome {
+        let batch = batch(self.next, self.next, vec![command]);
+        self.next += 1;
+        self.replica.apply(NOW, &batch, &mut Nobody).remove(0)
+    }
+
+    fn policy(&mut self, base: u64, text: &str) -> Outcome {
+        let change = PolicyChange { base: Generation(base), text: text.to_owned(), author: "me".to_owned() };
+        self.one(Command::Policy(Box::new(change)))
+    }
+
+    fn sessions(&self) -> usize {
+        let mut count = 0;
+        self.replica.engine.sessions(NOW, &mut |_| {
+            count += 1;
+            true
+        });
+        assert_eq!(count, self.replica.sessions);
+        count
+    }
+}
+
+fn batch(first: u64, floor: u64, commands: Vec<Command>) -> Batch {
+    Batch { proposer: MemberId(1), first, floor, unix_ms: 1000, commands }
+}
+
+fn id(counter: u64) -> SessionId {
+    SessionId { member: MemberId(2), counter }
+}
+
+/// Session `counter` on the tuple `port`.
+fn establish(counter: u64, port: u16) -> Establish {
+    Establish {
+        id: id(counter),
+        original: tuple(port),
+        reply: tuple(port).inverse(),
+        ingress: OUTSIDE,
+        egress: INSIDE,
+        generation: Generation(1),
+        rule: RuleId(1),
+        supersedes: None,
+        protocol: Opening::Tcp { client: end(counter as u32), server: Some(end(7)) },
+    }
+}
+
+fn add(establish: Establish) -> Command {
+    Command::Establish(Box::new(establish))
+}
+
+fn close(counter: u64) -> Command {
+    Command::Close(Close { id: id(counter), cause: CloseCause::Fin })
+}
+
+#[test]
+fn establish_has_each_outcome() {
+    let mut b = Bench::with(Config { max_sessions: 2, ..Config::new(MemberId(1), 1, 9) });
+    assert_eq!(b.one(add(establish(1, 1))), Outcome::Accepted);
+    assert_eq!(b.one(add(establish(1, 1))), Outcome::Accepted, "the same id again");
+    assert_eq!(b.one(add(establish(2, 1))), Outcome::Conflict);
+    assert_eq!(b.one(add(establish(1, 2))), Outcome::Conflict, "its id is taken");
+    let inverse = Establish { original: tuple(1).inverse(), reply: tuple(1), ..establish(3, 1) };
+    assert_eq!(b.one(add(inverse)), Outcome::Conflict, "the reply tuple is taken");
+    let old = Establish { generation: Generation(0), ..establish(4, 4) };
+    assert_eq!(b.one(add(old)), Outcome::Stale(Generation(1)));
+    let translated = Establish { reply: tuple(5), ..establish(5, 5) };
+    assert!(matches!(b.one(add(translated)), Outcome::Invalid(_)));
+    let endless = Establish { protocol: Opening::Tcp { client: end(1), server: None }, ..establish(5, 5) };
+    assert!(matches!(b.one(add(endless)), Outcome::Invalid(_)));
+    let generic = Establish { protocol: Opening::Generic { replied: true }, ..establish(5, 5) };
+    assert!(matches!(b.one(add(generic)), Outcome::Invalid(_)));
+    assert_eq!(b.one(add(establish(6, 6))), Outcome::Accepted);
+    assert_eq!(b.one(add(establish(7, 7))), Outcome::Full);
+    assert_eq!(b.one(Command::Revoke(vec![id(6), id(999)])), Outcome::Accepted);
+    assert_eq!(b.one(add(establish(7, 7))), Outcome::Accepted);
+    assert_eq!(b.sessions(), 2);
+}
+
+#[test]
+fn only_the_closed_session_that_is_named_makes_room() {
+    let mut b = Bench::new();
+    let next = |supersedes| add(Establish { supersedes, ..establish(2, 1) });
+    assert_eq!(b.one(add(establish(1, 1))), Outcome::Accepted);
+    assert_eq!(b.one(next(Some(id(1)))), Outcome::Conflict, "it lives");
+    assert_eq!(b.one(close(1)), Outcome::Accepted);
+    assert_eq!(b.one(close(77)), Outcome::Accepted, "unknown");
+    assert_eq!(b.one(next(None)), Outcome::Conflict);
+    assert_eq!(b.one(next(Some(id(5)))), Outcome::Conflict);
+    assert_eq!(b.one(next(Some(id(1)))), Outcome::Accepted);
+    assert_eq!(b.sessions(), 1);
+    assert_eq!(b.one(add(establish(1, 1))), Outcome::Conflict, "a late copy does not resurrect");
+}
+
+#[test]
+fn a_removed_session_is_not_resurrected() {
+    let mut b = Bench::new();
+    b.one(add(establish(1, 1)));
+    b.one(Command::Expire(vec![id(1), id(1)]));
+    assert_eq!(b.sessions(), 0);
+    assert_eq!(b.one(add(establish(1, 1))), Outcome::Conflict);
+    assert_eq!(b.sessions(), 0);
+}
+
+#[test]
+fn outcomes_are_remembered_from_the_floor_up() {
+    let mut b = Bench::new();
+    let first = b.next;
+    let commands = vec![add(establish(1, 1)), add(establish(2, 1)), close(1)];
+    let expected = [Outcome::Accepted, Outcome::Conflict, Outcome::Accepted];
+    assert_eq!(b.replica.apply(NOW, &batch(first, first, commands.clone()), &mut Nobody), expected);
+    let digest = b.replica.digest();
+    assert_eq!(b.replica.apply(NOW, &batch(first, first, commands.clone()), &mut Nobody), expected);
+    assert_eq!(b.replica.digest(), digest, "a copy has no effect");
+    let later = batch(first + 3, first + 2, vec![close(9)]);
+    assert_eq!(b.replica.apply(NOW, &later, &mut Nobody), [Outcome::Accepted]);
+    let expected = [Outcome::Forgotten, Outcome::Forgotten, Outcome::Accepted];
+    assert_eq!(b.replica.apply(NOW, &batch(first, first, commands), &mut Nobody), expected);
+    let far = batch(u64::MAX, first, vec![close(1), close(1)]);
+    assert!(b.replica.apply(NOW, &far, &mut Nobody).iter().all(|o| matches!(o, Outcome::Invalid(_))));
+}
+
+#[test]
+fn policies_replace_each_other_by_base() {
+    let mut b = Bench::new();
+    assert_eq!(b.policy(0, POLICY), Outcome::Stale(Generation(1)));
+    assert!(matches!(b.policy(1, "zone outside\nfoo"), Outcome::Invalid(_)));
+    assert_eq!(b.replica.engine.generation(), Generation(1));
+    assert_eq!(b.policy(1, "zone dmz, inside\ndefault drop\n"), Outcome::Policy(Generation(2)));
+    let engine = b.replica.engine.clone();
+    assert_eq!(engine.generation(), Generation(2));
+    let zones = ["outside", "inside", "dmz", "foo"].map(|z| engine.zone(z).0);
+    assert_eq!(zones, [1, 2, 3, 0], "numbers stay");
+    for n in 2..50 {
+        assert_eq!(b.policy(n, POLICY), Outcome::Policy(Generation(n + 1)));
+    }
+    let view = engine.view();
+    assert_eq!(view.policies.len(), 32);
+    assert_eq!(view.policies.last().map(|p| (p.generation, p.unix_ms)), Some((Generation(50), 1000)));
+}
+
+#[test]
+fn members_come_and_go_but_ids_do_not_return() {
+    let mut b = Bench::new();
+    let named = |name: &str| MemberInfo { name: name.to_owned(), ..MemberInfo::default() };
+    let mut member = |change| b.one(Command::Member(change));
+    assert!(matches!(member(MemberChange::Join(named("b"))), Outcome::Invalid(_)), "before Init");
+    let init = |cluster: &str| MemberChange::Init { cluster: cluster.to_owned(), member: named("a") };
+    assert!(matches!(member(init("")), Outcome::Invalid(_)));
+    assert_eq!(member(init("c1")), Outcome::Member(MemberId(1)));
+    assert_eq!(member(init("c2")), Outcome::Conflict);
+    assert_eq!(member(MemberChange::Join(named("a"))), Outcome::Conflict);
+    assert_eq!(member(MemberChange::Join(named("b"))), Outcome::Member(MemberId(2)));
+    assert_eq!(member(MemberChange::Leave(MemberId(2))), Outcome::Accepted);
+    assert!(matches!(member(MemberChange::Leave(MemberId(2))), Outcome::Invalid(_)));
+    assert_eq!(member(MemberChange::Join(named("b"))), Outcome::Member(MemberId(3)));
+    let token = |n, end| MemberChange::Token { secret_digest: vec![n], expires_unix_ms: end };
+    assert_eq!(member(token(1, 999)), Outcome::Accepted);
+    assert_eq!(member(token(2, 2000)), Outcome::Accepted);
+    assert_eq!(b.replica.engine.view().tokens, [(vec![2], 2000)], "what is over is forgotten");
+    let late = Batch { proposer: MemberId(2), ..batch(0, 0, vec![add(establish(1, 1))]) };
+    assert!(matches!(b.replica.apply(NOW, &late, &mut Nobody)[..], [Outcome::Invalid(_)]));
+    assert_eq!(b.sessions(), 0);
+}
+
+#[test]
+fn idle_sessions_are_found_piece_by_piece() {
+    let mut b = Bench::new();
+    for n in 0..3000 {
+        b.one(add(establish(n, n as u16)));
+    }
+    for n in 0..1000 {
+        b.one(close(n));
+    }
+    let engine = b.replica.engine.clone();
+    let at = |secs| NOW + std::time::Duration::from_secs(secs);
+    let mut found = Vec::new();
+    engine.idle(at(119), 10_000, &mut found);
+    assert!(found.is_empty());
+    engine.idle(at(120), 300, &mut found);
+    assert_eq!(found.len(), 300);
+    let mut all: std::collections::HashSet<SessionId> = found.drain(..).collect();
+    for _ in 0..4 {
+        engine.idle(at(120), 10_000, &mut found);
+        all.extend(found.drain(..));
+    }
+    assert_eq!(all, (0..1000).map(id).collect());
+    let mut ids: Vec<SessionId> = [1, 2000, 99_999].map(id).to_vec();
+    engine.still_idle(at(120), &mut ids);
+    assert_eq!(ids, [id(1), id(99_999)], "known and idle, or unknown");
+    b.one(Command::Expire(all.into_iter().collect()));
+    assert_eq!(b.sessions(), 2000);
+}

@@ -206,3 +206,5 @@ fn encode(metric: &mut MetricEncoder<'_>, kind: MetricType, value: &Value) -> Re
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) use tests::check;

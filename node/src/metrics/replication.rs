@@ -50,6 +50,11 @@ pub fn write(sheet: &mut Sheet, m: &ReplicationMetrics) {
     sheet.counter("palisade_hint_streams", "Times that a stream of hints to a member was opened", m.hint_streams.get());
     sheet.counter("palisade_applied_batches", "Batches applied here, of all members", m.applied_batches.get());
     sheet.counter("palisade_applied_commands", "Commands applied here, of all members", m.applied_commands.get());
+    sheet.counter(
+        "palisade_sessions_established",
+        "Sessions that the log has established, of all members, as applied here since the start",
+        m.sessions_established.get(),
+    );
     sheet.counters("palisade_current_proofs", "Questions to the leader about being current, by result", |s| {
         s.count([("result", "proved")], m.current_proofs.get());
         s.count([("result", "failed")], m.current_failures.get());

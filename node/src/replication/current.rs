@@ -73,8 +73,7 @@ impl Current {
         let index = if leader.id == self.me {
             read_index(&self.raft).await.map_err(Unproven::Self_)?
         } else {
-            let mut client =
-                self.peers.client(leader.id, &leader.address, Lane::Control).map_err(Unproven::Leader)?;
+            let mut client = self.peers.client(leader.id, &leader.address, Lane::Control).map_err(Unproven::Leader)?;
             client.read_index(wire::ReadIndexRequest {}).await.map_err(Unproven::Leader)?.into_inner().index
         };
         let applied = self.raft.wait(Some(DEADLINE)).applied_index_at_least(Some(index), "being current").await;

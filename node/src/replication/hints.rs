@@ -84,8 +84,19 @@ impl Hints {
                     }
                     self.aim(&mut targets);
                 }
-                n = self.hints.recv_many(&mut buffer, BATCH), if workers_open => workers_open = n > 0,
-                n = self.answers.recv_many(&mut buffer, BATCH), if answers_open => answers_open = n > 0,
+                first = self.hints.recv(), if workers_open => match first {
+                    Some(hint) => buffer.push(hint),
+                    None => workers_open = false,
+                },
+                first = self.answers.recv(), if answers_open => match first {
+                    Some(hint) => buffer.push(hint),
+                    None => answers_open = false,
+                },
+            }
+            while buffer.len() < BATCH
+                && let Ok(hint) = self.hints.try_recv()
+            {
+                buffer.push(hint);
             }
             for hint in buffer.drain(..) {
                 match encode_hint(&hint) {

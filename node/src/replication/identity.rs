@@ -86,13 +86,8 @@ impl Folder {
     pub(crate) fn lock(path: &Path) -> Result<Folder, IdentityError> {
         fs::create_dir_all(path).map_err(at(path))?;
         let name = path.join(LOCK);
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .open(&name)
-            .map_err(at(&name))?;
+        let file =
+            OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&name).map_err(at(&name))?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(Folder { path: path.to_owned(), _lock: lock }),
             Err((_, nix::Error::EWOULDBLOCK)) => Err(IdentityError::Locked(path.to_owned())),
@@ -136,13 +131,8 @@ impl Folder {
 
     /// Writes a new identity. From here on the folder is a member's.
     pub(crate) fn settle(&self, cluster: &str, member: MemberId, name: &str) -> Result<Identity, IdentityError> {
-        let identity = Identity {
-            version: VERSION,
-            cluster: cluster.to_owned(),
-            member,
-            name: name.to_owned(),
-            starts: 0,
-        };
+        let identity =
+            Identity { version: VERSION, cluster: cluster.to_owned(), member, name: name.to_owned(), starts: 0 };
         self.write(&identity)?;
         Ok(identity)
     }

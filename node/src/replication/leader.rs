@@ -109,8 +109,7 @@ impl Duties {
             Step::Drop(id) => {
                 let voter = self.raft.metrics().borrow_watched().membership_config.voter_ids().any(|v| v == *id);
                 let ids = BTreeSet::from([*id]);
-                let change =
-                    if voter { ChangeMembers::RemoveVoters(ids) } else { ChangeMembers::RemoveNodes(ids) };
+                let change = if voter { ChangeMembers::RemoveVoters(ids) } else { ChangeMembers::RemoveNodes(ids) };
                 self.raft.change_membership(change, false).await
             }
         };

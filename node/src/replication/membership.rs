@@ -192,10 +192,7 @@ async fn ask_to_join(options: &Options, token: &Token) -> Result<wire::Admitted,
     }
 }
 
-async fn ask_one(
-    address: &str,
-    request: wire::JoinRequest,
-) -> Result<Option<wire::join_response::Answer>, Status> {
+async fn ask_one(address: &str, request: wire::JoinRequest) -> Result<Option<wire::join_response::Answer>, Status> {
     let channel = transport::channel(address).map_err(|e| Status::unavailable(e.to_string()))?;
     let answer = tokio::time::timeout(2 * ADMIT, AdmissionClient::new(channel).join(request)).await;
     Ok(answer.map_err(|_| Status::deadline_exceeded("no answer"))??.into_inner().answer)

@@ -38,9 +38,7 @@ use std::time::Duration;
 use openraft::async_runtime::WatchReceiver;
 use openraft::{Config as RaftConfig, Raft, SnapshotPolicy};
 use palisade_engine::event::{Hint, Proposal};
-use palisade_engine::replica::{
-    Batch, Close, Command, Establish, MemberChange, MemberInfo, Outcome, Replica, Role,
-};
+use palisade_engine::replica::{Batch, Close, Command, Establish, MemberChange, MemberInfo, Outcome, Replica, Role};
 use palisade_engine::{Engine, MemberId, SessionId, Wake};
 use palisade_proto::member::v1::admission_server::AdmissionServer;
 use palisade_proto::member::v1::member_server::MemberServer;
@@ -70,7 +68,7 @@ use membership::{Admitting, order};
 use network::Network;
 use propose::{Answer, Lead, Leader, Order, Proposer};
 use route::{Check, MOST_MESSAGE, Peers};
-use service::{Parts, Service, SharedWake};
+use service::{Following, Parts, Service, SharedWake};
 
 /// openraft with our types.
 pub(crate) type PalisadeRaft = Raft<TypeConfig, StateMachine<Replica>>;
@@ -120,7 +118,7 @@ pub struct Options {
     pub advertise: String,
     /// What it does.
     pub role: Role,
-    /// The engine's sizes; `member` and `start` are put in by [`Replication::open`].
+    /// The engine's sizes; `member`, `start` and `seed` are put in by [`Replication::open`].
     pub engine: palisade_engine::Config,
     /// Raft's times.
     pub timing: Timing,
@@ -139,7 +137,9 @@ pub enum OpenError {
     #[error(transparent)]
     Identity(#[from] IdentityError),
     /// It is no member yet.
-    #[error("this machine is no member of a cluster yet: `palisade cluster init` makes one, `palisade cluster join` joins one")]
+    #[error(
+        "this machine is no member of a cluster yet: `palisade cluster init` makes one, `palisade cluster join` joins one"
+    )]
     NotMember,
     /// The store.
     #[error(transparent)]
@@ -197,6 +197,11 @@ impl Observer for Applied {
     fn applied(&self, index: u64, batch: &Batch, outcomes: &[Outcome]) {
         self.metrics.applied_batches.add(1);
         self.metrics.applied_commands.add(batch.commands.len() as u64);
+        let established =
+            batch.commands.iter().zip(outcomes).filter(|(command, outcome)| {
+                matches!(command, Command::Establish(_)) && **outcome == Outcome::Accepted
+            });
+        self.metrics.sessions_established.add(established.count() as u64);
         if batch.proposer == self.me {
             // Fails only when the proposer has been shut down.
             let _ = self.answers.send(Answer { first: batch.first, outcomes: outcomes.to_vec() });
@@ -261,7 +266,8 @@ pub(crate) async fn start_raft(
     observer: Arc<dyn Observer>,
 ) -> Result<Started, OpenError> {
     let config = raft_config(&options.timing, cluster)?;
-    let engine = Engine::new(palisade_engine::Config { member: me, start, ..options.engine.clone() });
+    let seed = u64::from_ne_bytes(membership::random().map_err(|e| OpenError::Raft(e.to_string()))?);
+    let engine = Engine::new(palisade_engine::Config { member: me, start, seed, ..options.engine.clone() });
     let machine = Replica::new(engine.clone());
     let (dir, owner) = (folder.store(), StoreIdentity { cluster: cluster.to_owned(), member: me });
     let mut store = blocking(move || Store::open(&dir, store_options())).await?;
@@ -350,35 +356,25 @@ impl Replication {
         let mut identity = folder.identity()?.ok_or(OpenError::NotMember)?;
         folder.start(&mut identity)?;
         let me = identity.member;
-        let listener =
-            TcpListener::bind(options.listen).await.map_err(|e| OpenError::Listen(options.listen, e))?;
+        let listener = TcpListener::bind(options.listen).await.map_err(|e| OpenError::Listen(options.listen, e))?;
 
         let metrics = Arc::<ReplicationMetrics>::default();
         let peers = Peers::new(&identity.cluster, me).map_err(|s| OpenError::Raft(s.to_string()))?;
         let (answer_tx, answer_rx) = mpsc::unbounded_channel();
         let (events, _) = broadcast::channel(EVENTS);
-        let observer =
-            Applied { me, answers: answer_tx, events: events.clone(), metrics: metrics.clone() };
-        let network =
-            Network { me, peers: peers.clone(), answer: options.timing.answer, metrics: metrics.clone() };
+        let observer = Applied { me, answers: answer_tx, events: events.clone(), metrics: metrics.clone() };
+        let network = Network { me, peers: peers.clone(), answer: options.timing.answer, metrics: metrics.clone() };
         let wakes: Box<dyn Wake + Send> = Box::new(wake.clone());
-        let Started { raft, engine, snapshots, store } = start_raft(
-            &options,
-            &folder,
-            &identity.cluster,
-            me,
-            identity.starts,
-            network,
-            wakes,
-            Arc::new(observer),
-        )
-        .await?;
+        let Started { raft, engine, snapshots, store } =
+            start_raft(&options, &folder, &identity.cluster, me, identity.starts, network, wakes, Arc::new(observer))
+                .await?;
 
         let (lead_tx, lead) = watch::channel(Lead::default());
         let (members_tx, members) = watch::channel(Members::new());
         let (orders, order_rx) = mpsc::channel(ORDERS);
         let (hint_answers, hint_answer_rx) = mpsc::channel(FOLLOWING);
         let (hinted, hinted_rx) = mpsc::channel(FOLLOWING);
+        let following = Following { answers: hint_answers, hinted, metrics: metrics.clone() };
         let (stop, stopped) = watch::channel(false);
         let reached = Reached::default();
 
@@ -389,13 +385,11 @@ impl Replication {
             wake: SharedWake::copy(&wake),
             metrics: metrics.clone(),
             lead: lead.clone(),
-            answers: hint_answers,
-            hinted,
+            following: following.clone(),
             admitting: Admitting { cluster: identity.cluster.as_str().into(), orders: orders.clone() },
             stop: stopped.clone(),
         }));
-        let check =
-            Check { cluster: identity.cluster.as_str().into(), me, metrics: metrics.clone() };
+        let check = Check { cluster: identity.cluster.as_str().into(), me, metrics: metrics.clone() };
         let server = tokio::spawn(serve(listener, service, check, stopped));
 
         let proposer = Proposer {
@@ -443,7 +437,7 @@ impl Replication {
             tokio::spawn(current.run()),
             tokio::spawn(duties.clone().membership()),
             tokio::spawn(duties.idle()),
-            tokio::spawn(tick(engine.clone())),
+            tokio::spawn(tick(engine.clone(), following)),
         ];
         let server = parking_lot::Mutex::new(Some(server));
         Ok(Replication {
@@ -606,10 +600,8 @@ impl Replication {
         }
         let raft = |e: &dyn std::fmt::Display| MembershipError::Refused(e.to_string());
         self.raft.trigger().transfer_leader(to).await.map_err(|e| raft(&e))?;
-        let changed = self.raft.wait(Some(CHANGE)).metrics(
-            |m| m.current_leader.is_some_and(|leader| leader != me),
-            "the lead was handed over",
-        );
+        let wait = self.raft.wait(Some(CHANGE));
+        let changed = wait.metrics(|m| m.current_leader.is_some_and(|leader| leader != me), "the lead was handed over");
         changed.await.map(drop).map_err(|_| MembershipError::Late("handing the lead over"))
     }
 
@@ -675,9 +667,7 @@ async fn leadership(
     loop {
         let now = seen.borrow_and_update().clone();
         let nodes: Members = now.membership_config.nodes().map(|(id, info)| (*id, info.clone())).collect();
-        let leader = now.current_leader.and_then(|id| {
-            Some(Leader { id, address: nodes.get(&id)?.address.clone() })
-        });
+        let leader = now.current_leader.and_then(|id| Some(Leader { id, address: nodes.get(&id)?.address.clone() }));
         let new = Lead { term: now.vote.leader_id.term, leader };
         lead.send_if_modified(|old| {
             let changed = *old != new;
@@ -702,11 +692,13 @@ async fn leadership(
     }
 }
 
-async fn tick(engine: Arc<Engine>) {
+async fn tick(engine: Arc<Engine>, following: Following) {
+    let mut events = Vec::new();
     let mut every = tokio::time::interval(Duration::from_millis(100));
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         every.tick().await;
-        engine.tick(clock::now());
+        engine.tick(clock::now(), &mut events);
+        following.pass_on(&mut events);
     }
 }

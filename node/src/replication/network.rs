@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
-use openraft::alias::{SnapshotOf, VoteOf};
 use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
 use openraft::network::{RPCOption, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
@@ -18,6 +17,7 @@ use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
+use openraft::type_config::alias::{SnapshotOf, VoteOf};
 use palisade_engine::replica::MemberInfo;
 use palisade_engine::{MemberId, Time};
 use palisade_raft_store::{SnapshotFile, TypeConfig};
@@ -115,15 +115,17 @@ impl Peer {
         let mut client = self.client()?;
         let sent = Arc::new(AtomicU64::new(0));
         let counter = sent.clone();
-        let requests = input.map_while(move |request| match wire::append_out(&request) {
-            Ok(request) => {
-                counter.fetch_add(1, Ordering::Relaxed);
-                Some(request)
-            }
-            Err(error) => {
-                tracing::error!(%error, "an append can not be sent");
-                None
-            }
+        let requests = input.scan((), move |(), request| {
+            std::future::ready(match wire::append_out(&request) {
+                Ok(request) => {
+                    counter.fetch_add(1, Ordering::Relaxed);
+                    Some(request)
+                }
+                Err(error) => {
+                    tracing::error!(%error, "an append can not be sent");
+                    None
+                }
+            })
         });
         let answer = self.network.answer;
         let responses = match tokio::time::timeout(answer, client.append(requests)).await {
@@ -278,7 +280,12 @@ mod tests {
     use super::*;
 
     fn watch(sent: u64) -> Watch {
-        Watch { sent: Arc::new(AtomicU64::new(sent)), answered: 0, waiting_since: None, limit: Duration::from_millis(80) }
+        Watch {
+            sent: Arc::new(AtomicU64::new(sent)),
+            answered: 0,
+            waiting_since: None,
+            limit: Duration::from_millis(80),
+        }
     }
 
     #[tokio::test]

@@ -146,8 +146,7 @@ impl Proposer {
     /// Runs until the queues of the administration are closed: the replication is shut down then.
     pub(crate) async fn run(mut self) {
         let first = u64::from(self.start) << 40;
-        let mut state =
-            State { waiting: VecDeque::new(), flying: BTreeMap::new(), next: first, link: Link::Nowhere };
+        let mut state = State { waiting: VecDeque::new(), flying: BTreeMap::new(), next: first, link: Link::Nowhere };
         self.link(&mut state);
         let mut arrived = Vec::with_capacity(COMMANDS);
         let (mut workers_open, mut hints_open) = (true, true);
@@ -173,14 +172,26 @@ impl Proposer {
                     }),
                     None => break,
                 },
-                n = self.proposals.recv_many(&mut arrived, COMMANDS), if room && workers_open => workers_open = n > 0,
-                n = self.hinted.recv_many(&mut arrived, COMMANDS), if room && hints_open => hints_open = n > 0,
+                first = self.proposals.recv(), if room && workers_open => match first {
+                    Some(proposal) => arrived.push(proposal),
+                    None => workers_open = false,
+                },
+                first = self.hinted.recv(), if room && hints_open => match first {
+                    Some(proposal) => arrived.push(proposal),
+                    None => hints_open = false,
+                },
                 refusal = refused(&mut state.link) => self.refused(&mut state, refusal),
                 () = until(wake) => {
                     let now = clock::now();
                     self.give_up(&mut state, now);
                     self.again(&mut state, |flight| flight.again <= now).await;
                 }
+            }
+            while room
+                && arrived.len() < COMMANDS
+                && let Ok(proposal) = self.proposals.try_recv()
+            {
+                arrived.push(proposal);
             }
             self.arrived(&mut state, &mut arrived);
             self.send(&mut state).await;

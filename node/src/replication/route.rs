@@ -89,7 +89,9 @@ impl Check {
         }
         let from = member(metadata, FROM)?;
         if from == self.me {
-            return Err(Status::failed_precondition(format!("another machine calls itself member {from}, as this one")));
+            return Err(Status::failed_precondition(format!(
+                "another machine calls itself member {from}, as this one"
+            )));
         }
         request.extensions_mut().insert(Sender(from));
         Ok(request)
@@ -151,8 +153,11 @@ impl Peers {
             }
         };
         drop(channels);
-        let stamp =
-            Stamp { cluster: self.cluster.clone(), from: MetadataValue::from(self.me.0), to: MetadataValue::from(to.0) };
+        let stamp = Stamp {
+            cluster: self.cluster.clone(),
+            from: MetadataValue::from(self.me.0),
+            to: MetadataValue::from(to.0),
+        };
         Ok(MemberClient::with_interceptor(channel, stamp)
             .max_decoding_message_size(MOST_MESSAGE)
             .max_encoding_message_size(MOST_MESSAGE))

@@ -59,10 +59,7 @@ pub(crate) struct Parts {
     pub(crate) wake: Box<dyn SharedWake>,
     pub(crate) metrics: Arc<ReplicationMetrics>,
     pub(crate) lead: watch::Receiver<Lead>,
-    /// Hints that a hint led to.
-    pub(crate) answers: mpsc::Sender<Hint>,
-    /// Proposals that a hint led to.
-    pub(crate) hinted: mpsc::Sender<Proposal>,
+    pub(crate) following: Following,
     pub(crate) admitting: Admitting,
     /// True once the member is to stop: ends the streams, which would otherwise keep their connections open.
     pub(crate) stop: watch::Receiver<bool>,
@@ -98,6 +95,20 @@ impl Parts {
         };
         self.metrics.hints_received.add(1);
         self.engine.hint(clock::now(), from, &hint, events, wake);
+        self.following.pass_on(events);
+    }
+}
+
+/// Where what follows from a hint or from the passing of time goes: never blocks.
+#[derive(Clone)]
+pub(crate) struct Following {
+    pub(crate) answers: mpsc::Sender<Hint>,
+    pub(crate) hinted: mpsc::Sender<Proposal>,
+    pub(crate) metrics: Arc<ReplicationMetrics>,
+}
+
+impl Following {
+    pub(crate) fn pass_on(&self, events: &mut Vec<Event>) {
         for event in events.drain(..) {
             match event {
                 Event::Hint(hint) => {
@@ -127,10 +138,10 @@ impl Member for Service {
         let (broken, mut why) = mpsc::channel(1);
         let requests = request.into_inner().take_until(stopped(self.0.stop.clone()));
         // What can not be understood ends the stream: whatever follows it would have a gap before it.
-        let requests = requests.map_while(move |request| {
+        let requests = requests.scan((), move |(), request| {
             let understood: Result<AppendEntriesRequest<TypeConfig>, Status> =
                 request.and_then(|r| convert::append_in(r).map_err(Status::from));
-            match understood {
+            std::future::ready(match understood {
                 Ok(request) if request.vote.leader_id.node_id == from => Some(request),
                 Ok(_) => {
                     drop(broken.try_send(Status::invalid_argument("an append in another member's name")));
@@ -140,7 +151,7 @@ impl Member for Service {
                     drop(broken.try_send(status));
                     None
                 }
-            }
+            })
         });
         let answers = self.0.raft.stream_append(requests).map(|answer| match answer {
             Ok(result) => Ok(convert::appended_out(&result)),
@@ -152,14 +163,12 @@ impl Member for Service {
     }
 
     async fn vote(&self, request: Request<wire::VoteRequest>) -> Result<Response<wire::VoteResponse>, Status> {
-        let response =
-            self.0.raft.vote(convert::vote_request_in(request.into_inner())?).await.map_err(fatal)?;
+        let response = self.0.raft.vote(convert::vote_request_in(request.into_inner())?).await.map_err(fatal)?;
         Ok(Response::new(convert::vote_response_out(&response)))
     }
 
     async fn pre_vote(&self, request: Request<wire::VoteRequest>) -> Result<Response<wire::VoteResponse>, Status> {
-        let response =
-            self.0.raft.pre_vote(convert::vote_request_in(request.into_inner())?).await.map_err(fatal)?;
+        let response = self.0.raft.pre_vote(convert::vote_request_in(request.into_inner())?).await.map_err(fatal)?;
         Ok(Response::new(convert::vote_response_out(&response)))
     }
 
@@ -183,10 +192,7 @@ impl Member for Service {
         Ok(Response::new(convert::transferred_out(&response)))
     }
 
-    async fn hints(
-        &self,
-        request: Request<Streaming<wire::HintBatch>>,
-    ) -> Result<Response<wire::HintSummary>, Status> {
+    async fn hints(&self, request: Request<Streaming<wire::HintBatch>>) -> Result<Response<wire::HintSummary>, Status> {
         let from = Sender::of(&request)?;
         let mut batches = request.into_inner().take_until(Box::pin(stopped(self.0.stop.clone())));
         let mut wake = Waker(self.0.wake.copy());
@@ -211,7 +217,8 @@ impl Member for Service {
         let refusals = batches.filter_map(move |batch| {
             let parts = parts.clone();
             async move {
-                let batch = match batch.and_then(|p| decode_batch(&p.batch).map_err(|e| Status::invalid_argument(e.to_string())))
+                let batch = match batch
+                    .and_then(|p| decode_batch(&p.batch).map_err(|e| Status::invalid_argument(e.to_string())))
                 {
                     Ok(batch) if batch.proposer == from => batch,
                     Ok(_) => return Some(Err(Status::invalid_argument("a proposal in another member's name"))),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures::{Stream, StreamExt};
-use openraft::alias::VoteOf;
+use openraft::type_config::alias::VoteOf;
 use palisade_proto::member::v1 as wire;
 use palisade_raft_store::{SnapshotFile, SnapshotReceiver, Snapshots, TypeConfig};
 use tonic::{Status, Streaming};
@@ -74,9 +74,7 @@ pub(crate) async fn receive(
     Err(Status::invalid_argument("the snapshot is not complete"))
 }
 
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
-) -> Result<T, Status> {
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> std::io::Result<T> + Send + 'static) -> Result<T, Status> {
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(|e| Status::internal(format!("a snapshot was not written: {e}")))?.map_err(disk)
 }

@@ -109,11 +109,8 @@ pub(crate) fn status(
     };
     let member = |id: MemberId, info: &MemberInfo| {
         let replication = metrics.replication.as_ref().and_then(|r| r.get(&id).copied().flatten());
-        let matched = if role == RaftRole::Leader && id == me {
-            metrics.last_log_index
-        } else {
-            replication.map(|id| id.index)
-        };
+        let matched =
+            if role == RaftRole::Leader && id == me { metrics.last_log_index } else { replication.map(|id| id.index) };
         Member {
             id,
             info: info.clone(),

@@ -56,7 +56,7 @@ impl Token {
 
 /// What the cluster keeps of a secret. One round is enough: the secret has 256 random bits.
 #[must_use]
-pub fn digest(secret: &[u8]) -> Vec<u8> {
+pub(crate) fn digest(secret: &[u8]) -> Vec<u8> {
     Sha256::digest(secret).to_vec()
 }
 

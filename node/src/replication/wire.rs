@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use openraft::alias::{EntryOf, LogIdOf, VoteOf};
 use openraft::entry::RaftEntry;
 use openraft::raft::{
     AppendEntriesRequest, StreamAppendError, StreamAppendResult, TransferLeaderError, TransferLeaderRequest,
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
+use openraft::type_config::alias::{EntryOf, LogIdOf, VoteOf};
 use openraft::vote::RaftLeaderId;
 use openraft::{EntryPayload, Membership};
 use palisade_engine::MemberId;
@@ -36,7 +36,7 @@ impl From<WireError> for tonic::Status {
     }
 }
 
-type Leader = openraft::alias::LeaderIdOf<TypeConfig>;
+type Leader = openraft::type_config::alias::LeaderIdOf<TypeConfig>;
 
 fn need<T>(value: Option<T>, field: &'static str) -> Result<T, WireError> {
     value.ok_or(WireError::Member(MemberError::Missing(field)))
@@ -119,7 +119,9 @@ pub(crate) fn append_in(request: wire::AppendRequest) -> Result<AppendEntriesReq
     let mut last = previous;
     for entry in &entries {
         let follows = match last {
-            Some(last) => entry.log_id.index == last.index.saturating_add(1) && entry.log_id.leader_id >= last.leader_id,
+            Some(last) => {
+                entry.log_id.index == last.index.saturating_add(1) && entry.log_id.leader_id >= last.leader_id
+            }
             None => entry.log_id.index == 0,
         };
         if !follows {
@@ -213,10 +215,9 @@ pub(crate) fn transferred_in(
     use wire::transfer_leader_response::Refusal;
     Ok(match response.refusal {
         None => Ok(()),
-        Some(Refusal::VoteChanged(vote)) => Err(TransferLeaderError::VoteChanged {
-            expected: *request.from_leader(),
-            actual: vote_in(Some(vote))?,
-        }),
+        Some(Refusal::VoteChanged(vote)) => {
+            Err(TransferLeaderError::VoteChanged { expected: *request.from_leader(), actual: vote_in(Some(vote))? })
+        }
         Some(Refusal::NotFlushed(at)) => Err(TransferLeaderError::LogNotFlushed {
             expected: request.last_log_id().copied(),
             actual: at.last.map(log_id_in),

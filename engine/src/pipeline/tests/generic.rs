@@ -84,7 +84,7 @@ fn echo_requests_ask_and_replies_answer() {
     assert_eq!(k.pass(A, request), FORWARD);
     k.deliver();
     assert_eq!(k.pass(B, reply), FORWARD);
-    assert_eq!(k.pass(B, other(echo(9).inverse(), Kind::EchoRequest)), Verdict::Drop(Reason::Policy));
+    assert_eq!(k.pass(B, other(echo(9).inverse(), Kind::EchoRequest)), Verdict::Drop(Reason::NoSession));
     let denied = other(Tuple { src: SERVER, dst: CLIENT, ..echo(4) }, Kind::EchoRequest);
     assert_eq!(k.pass(A, denied), Verdict::Drop(Reason::Policy), "a request is nobody's reply");
 }

@@ -1,0 +1,64 @@
+//! A re-proposed batch, whole or in part, whenever and how often, changes nothing.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn command() -> impl Strategy<Value = Command> {
+    let establish = (0_u64..12, 0_u16..4, prop::option::of(0_u64..12)).prop_map(|(counter, port, supersedes)| {
+        add(Establish { supersedes: supersedes.map(id), ..establish(counter, port) })
+    });
+    prop_oneof![
+        6 => establish,
+        3 => (0_u64..12).prop_map(close),
+        1 => prop::collection::vec((0_u64..12).prop_map(id), 0..3).prop_map(Command::Expire),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn copies_change_nothing(
+        batches in prop::collection::vec(prop::collection::vec(command(), 1..4), 1..20),
+        copies in prop::collection::vec((0_usize..20, 0_usize..20), 0..40),
+    ) {
+        let start = |b: &Bench| b.next;
+        let (mut once, mut often) = (Bench::new(), Bench::new());
+        // As a proposer does that has had no answer yet: the floor stays.
+        let floor = start(&once);
+        let mut first = floor;
+        let numbered: Vec<Batch> = batches
+            .into_iter()
+            .map(|commands| {
+                let batch = batch(first, floor, commands);
+                first += batch.commands.len() as u64;
+                batch
+            })
+            .collect();
+        for (at, batch) in numbered.iter().enumerate() {
+            let outcomes = once.replica.apply(NOW, batch, &mut Nobody);
+            prop_assert_eq!(&often.replica.apply(NOW, batch, &mut Nobody), &outcomes);
+            for &(after, which) in &copies {
+                if after == at && which <= at {
+                    often.replica.apply(NOW, &numbered[which], &mut Nobody);
+                }
+            }
+            prop_assert_eq!(once.replica.digest(), often.replica.digest());
+        }
+        prop_assert_eq!(once.sessions(), often.sessions());
+    }
+
+    #[test]
+    fn the_digest_is_that_of_the_content(commands in prop::collection::vec(command(), 1..60)) {
+        let mut b = Bench::new();
+        for command in commands {
+            b.one(command);
+        }
+        let mut sum = 0_u64;
+        for number in b.replica.engine.table.numbers() {
+            for session in b.replica.engine.table.shard(number).sessions.iter() {
+                sum = sum.wrapping_add(apply::session_digest(session));
+            }
+        }
+        prop_assert_eq!(sum, b.replica.digest);
+    }
+}

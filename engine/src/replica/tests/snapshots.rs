@@ -1,0 +1,136 @@
+use super::*;
+
+fn filled(sessions: u64) -> Bench {
+    let mut b = Bench::new();
+    b.one(Command::Member(MemberChange::Init { cluster: "c".to_owned(), member: MemberInfo::default() }));
+    for n in 0..sessions {
+        b.one(add(establish(n, n as u16)));
+    }
+    for n in 0..sessions / 3 {
+        b.one(close(n));
+    }
+    b.one(Command::Expire((0..sessions / 10).map(id).collect()));
+    b
+}
+
+fn written(job: SnapshotJob) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    job.write(&mut bytes).unwrap();
+    bytes
+}
+
+fn restored(bytes: &[u8]) -> Result<Bench, RestoreError> {
+    let mut replica = Replica::new(Engine::new(Config::new(MemberId(2), 1, 1234)));
+    replica.restore(NOW, &mut &bytes[..], &mut Nobody)?;
+    Ok(Bench { replica, next: 0 })
+}
+
+#[test]
+fn a_snapshot_restores_the_state() {
+    let mut b = filled(2000);
+    let bytes = written(b.replica.begin_snapshot());
+    let mut again = restored(&bytes).unwrap();
+    assert_eq!(again.replica.digest(), b.replica.digest());
+    assert_eq!(again.sessions(), b.sessions());
+    assert_eq!(again.replica.engine.generation(), Generation(1));
+    assert_eq!(again.replica.engine.zone("inside"), INSIDE);
+    assert_eq!(again.replica.engine.view().cluster, "c");
+    assert_eq!(written(again.replica.begin_snapshot()).len(), bytes.len());
+    // What comes next has the same effect on both.
+    again.next = b.next;
+    for command in [add(establish(5000, 3)), close(900), add(establish(1, 5001)), add(establish(5001, 5001))] {
+        assert_eq!(b.one(command.clone()), again.one(command));
+    }
+    assert_eq!(again.replica.digest(), b.replica.digest());
+}
+
+#[test]
+fn it_is_exact_at_its_index_while_apply_goes_on() {
+    let mut b = filled(2000);
+    let (digest, sessions) = (b.replica.digest(), b.sessions());
+    let job = b.replica.begin_snapshot();
+    let (first, second) = (1000..1500, 3000..3500);
+    for n in first {
+        b.one(close(n));
+    }
+    let writer = std::thread::spawn(move || written(job));
+    for n in second {
+        b.one(add(establish(n, n as u16)));
+        b.one(Command::Revoke(vec![id(n - 1500)]));
+    }
+    let again = restored(&writer.join().unwrap()).unwrap();
+    assert_ne!(b.replica.digest(), digest);
+    assert_eq!(again.replica.digest(), digest);
+    assert_eq!(again.sessions(), sessions);
+}
+
+#[test]
+fn a_second_one_ends_the_first() {
+    let mut b = filled(10);
+    let first = b.replica.begin_snapshot();
+    let second = b.replica.begin_snapshot();
+    let error = first.write(&mut Vec::new()).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::Interrupted);
+    b.one(add(establish(100, 100)));
+    assert_eq!(restored(&written(second)).unwrap().sessions(), 9);
+}
+
+#[test]
+fn damage_is_told_and_changes_nothing() {
+    let mut source = filled(300);
+    let bytes = written(source.replica.begin_snapshot());
+    let mut b = filled(20);
+    let before = b.replica.digest();
+    let mut refused = |bytes: &[u8]| {
+        let result = b.replica.restore(NOW, &mut &bytes[..], &mut Nobody);
+        assert!(result.is_err());
+        assert_eq!(b.replica.digest(), before);
+        assert_eq!(b.replica.engine.view().zones.len(), 3);
+    };
+    for at in (0..bytes.len()).step_by(17) {
+        refused(&bytes[..at]);
+        let mut flipped = bytes.clone();
+        flipped[at] ^= 0x10;
+        refused(&flipped);
+    }
+    refused(b"PALSNAP1\x01\xff\xff\xff\xff0000");
+    refused(b"PALSNAP1\x01\x00\x00\x80\x000000");
+    assert_eq!(b.sessions(), 18);
+    b.replica.restore(NOW, &mut &bytes[..], &mut Nobody).unwrap();
+    assert_eq!(b.replica.digest(), source.replica.digest());
+}
+
+#[test]
+fn too_many_sessions_for_this_member_are_refused() {
+    let mut source = filled(300);
+    let bytes = written(source.replica.begin_snapshot());
+    let mut small = Bench::with(Config { max_sessions: 100, ..Config::new(MemberId(1), 1, 9) });
+    assert!(matches!(small.replica.restore(NOW, &mut &bytes[..], &mut Nobody), Err(RestoreError::Damaged(_))));
+}
+
+#[test]
+fn restore_keeps_half_opens_and_wakes_those_that_are_established_now() {
+    struct Count(usize);
+    impl Wake for Count {
+        fn wake(&mut self, _: u64, _: HoldKey) {
+            self.0 += 1;
+        }
+    }
+    let mut source = filled(30);
+    let bytes = written(source.replica.begin_snapshot());
+    let mut b = Bench::new();
+    let engine: Arc<Engine> = b.replica.engine.clone();
+    for counter in [25, 500] {
+        let open = crate::event::HalfOpen { id: id(counter), ..crate::testing::half_open(tuple(counter as u16), 0) };
+        let hash = engine.table.hash(&open.original);
+        let mut shard = engine.table.of(hash);
+        let slot = engine.table.insert_half(&mut shard, hash, open, NOW);
+        shard.halves.get_mut(slot).unwrap().waiters = 1;
+    }
+    let mut count = Count(0);
+    b.replica.restore(NOW, &mut &bytes[..], &mut count).unwrap();
+    assert_eq!(count.0, 1);
+    assert_eq!(engine.counts().half_open, 1);
+    assert!(engine.session(NOW, id(25)).is_some_and(|s| !s.half_open));
+    assert!(engine.session(NOW, id(500)).is_some_and(|s| s.half_open));
+}

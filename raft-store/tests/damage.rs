@@ -1,0 +1,259 @@
+//! Damaged, foreign and half-written folders: a clear error or the right recovery, never a panic.
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use common::{append_durably, clock, entry, open, setup};
+use openraft::RaftSnapshotBuilder;
+use openraft::storage::{RaftLogReader, RaftLogStorage, RaftStateMachine};
+use palisade_engine::MemberId;
+use palisade_raft_store::{Identity, Options, Store, StoreError, quarantine};
+
+/// A folder with entries 1..=30 applied, snapshots at 10, 20 and 30 (of which two are kept), purged up to `purge`.
+async fn filled(dir: &Path, purge: u64) {
+    let (mut log, mut machine) = open(dir).unwrap();
+    for from in [1, 11, 21] {
+        let entries: Vec<_> = (from..from + 10).map(|index| entry(1, index, 100)).collect();
+        append_durably(&mut log, entries.clone()).await.unwrap();
+        let last = entries.last().unwrap().log_id;
+        log.save_committed(Some(last)).await.unwrap();
+        machine.apply(futures::stream::iter(entries.into_iter().map(|entry| Ok((entry, None))))).await.unwrap();
+        machine.try_create_snapshot_builder(true).await.unwrap().build_snapshot().await.unwrap();
+    }
+    if purge > 0 {
+        log.purge(common::log_id(1, purge)).await.unwrap();
+    }
+}
+
+fn snapshots(dir: &Path) -> Vec<PathBuf> {
+    let mut files: Vec<_> = fs::read_dir(dir.join("snapshots")).unwrap().map(|file| file.unwrap().path()).collect();
+    files.sort();
+    files
+}
+
+fn applied(dir: &Path) -> Result<u64, StoreError> {
+    let (_log, machine) = open(dir)?;
+    let applied = machine.last_applied().map_or(0, |id| id.index);
+    assert_eq!(machine.inspector().look(|map, _| map.batches.len() as u64), applied);
+    Ok(applied)
+}
+
+fn assert_damaged<T: std::fmt::Debug>(result: Result<T, StoreError>, says: &str) {
+    match result {
+        Err(error @ StoreError::Damaged { .. }) => {
+            let text = error.to_string();
+            assert!(text.contains(says), "{text}");
+            assert!(text.contains("quarantine"), "{text}");
+        }
+        other => panic!("expected damage with `{says}`: {other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_snapshots_are_kept_and_the_newest_is_used() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path(), 20).await;
+    assert_eq!(snapshots(dir.path()).len(), 2);
+    assert_eq!(applied(dir.path()).unwrap(), 30);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_truncated_snapshot_is_skipped_at_every_length() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path(), 20).await;
+    let newest = snapshots(dir.path()).pop().unwrap();
+    let whole = fs::read(&newest).unwrap();
+    for len in (0..whole.len()).step_by(7) {
+        fs::write(&newest, &whole[..len]).unwrap();
+        assert_eq!(applied(dir.path()).unwrap(), 20, "{len} of {}", whole.len());
+    }
+    fs::write(&newest, &whole).unwrap();
+    assert_eq!(applied(dir.path()).unwrap(), 30);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flipped_byte_in_a_snapshot_is_found_wherever_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path(), 0).await;
+    let newest = snapshots(dir.path()).pop().unwrap();
+    let whole = fs::read(&newest).unwrap();
+    for at in (0..whole.len()).step_by(5) {
+        let mut bad = whole.clone();
+        bad[at] ^= 0x10;
+        fs::write(&newest, &bad).unwrap();
+        assert_eq!(applied(dir.path()).unwrap(), 20, "byte {at}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_good_snapshot_for_a_purged_log_is_damage_and_quarantine_sets_it_aside() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("data");
+    filled(&dir, 25).await;
+    fs::write(snapshots(&dir).pop().unwrap(), b"no snapshot").unwrap();
+    assert_damaged(open(&dir), "reaches entry 20, but the log was purged up to entry 25");
+
+    let held = Store::open(&dir, Options::new(clock())).unwrap();
+    assert!(matches!(quarantine(&dir), Err(StoreError::Locked { .. })), "never under a running member");
+    drop(held);
+    let aside = quarantine(&dir).unwrap();
+    assert_eq!(aside, parent.path().join("data.quarantine-1"));
+    assert!(!dir.exists() && aside.join("db").exists());
+    drop(open(&dir).unwrap());
+    assert_eq!(quarantine(&dir).unwrap(), parent.path().join("data.quarantine-2"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn snapshots_without_their_database_are_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path(), 0).await;
+    fs::remove_dir_all(dir.path().join("db")).unwrap();
+    assert_damaged(open(dir.path()), "no database");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_log_record_is_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let log_key = |index: u64| [&index.to_be_bytes()[..], &[0, 0]].concat();
+    type Change = fn(&sled::Tree, &dyn Fn(u64) -> Vec<u8>);
+    let changes: [(Change, &str); 4] = [
+        (
+            |log, key| {
+                let mut record = log.get(key(7)).unwrap().unwrap().to_vec();
+                record[40] ^= 1;
+                log.insert(key(7), record).unwrap();
+            },
+            "entry 7: the checksum",
+        ),
+        (|log, key| drop(log.remove(key(7)).unwrap()), "entry 7 is missing"),
+        (|log, key| drop(log.insert(key(7), vec![1, 2]).unwrap()), "too short"),
+        (
+            |log, key| {
+                let record = log.get(key(7)).unwrap().unwrap();
+                log.insert(key(8), record).unwrap();
+            },
+            "entry 8: the checksum",
+        ),
+    ];
+    for (number, (change, says)) in changes.into_iter().enumerate() {
+        let dir = dir.path().join(number.to_string());
+        filled(&dir, 0).await;
+        let db = sled::open(dir.join("db")).unwrap();
+        change(&db.open_tree("log").unwrap(), &log_key);
+        db.flush().unwrap();
+        drop(db);
+        assert_damaged(open(&dir), says);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_format_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path(), 0).await;
+    let db = sled::open(dir.path().join("db")).unwrap();
+    let meta = db.open_tree("meta").unwrap();
+    let mut record = meta.get("format").unwrap().unwrap().to_vec();
+    *record.last_mut().unwrap() = 9;
+    let mut crc = crc32fast::Hasher::new();
+    for part in [&b"format"[..], &record[..1], &record[1..3], &record[7..]] {
+        crc.update(part);
+    }
+    record[3..7].copy_from_slice(&crc.finalize().to_be_bytes());
+    meta.insert("format", record).unwrap();
+    db.flush().unwrap();
+    drop((meta, db));
+    match open(dir.path()) {
+        Err(error @ StoreError::Version { found: 9, known: 1, .. }) => assert!(error.to_string().contains("format 9")),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_half_written_file_of_sled_does_not_matter() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path(), 0).await;
+    let half = dir.path().join("db/snap.0000000000FFFFFF.generating");
+    fs::write(&half, b"half").unwrap();
+    fs::write(dir.path().join("snapshots/3.tmp"), b"half").unwrap();
+    assert_eq!(applied(dir.path()).unwrap(), 30);
+    assert!(!half.exists());
+    assert!(!dir.path().join("snapshots/3.tmp").exists());
+}
+
+/// A byte of the database file itself. sled takes most of them for the torn end of its log, and would go on without the
+/// rest; the witness knows better.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flipped_byte_in_the_database_is_damage_or_harmless() {
+    let dir = tempfile::tempdir().unwrap();
+    let good = dir.path().join("good");
+    filled(&good, 0).await;
+    let whole = fs::read(good.join("db/db")).unwrap();
+    let used = whole.iter().rposition(|byte| *byte != 0).unwrap();
+    let (mut refused, mut unharmed) = (0, 0);
+    for at in (0..used).step_by(used / 60) {
+        let bad = dir.path().join(format!("bad-{at}"));
+        fs::create_dir_all(bad.join("db")).unwrap();
+        let mut bytes = whole.clone();
+        bytes[at] ^= 0x40;
+        fs::write(bad.join("db/db"), bytes).unwrap();
+        for file in ["db/conf", "witness"] {
+            fs::copy(good.join(file), bad.join(file)).unwrap();
+        }
+        match open(&bad) {
+            Err(StoreError::Damaged { .. }) => refused += 1,
+            Err(other) => panic!("byte {at}: {other}"),
+            Ok((mut log, _machine)) => {
+                unharmed += 1;
+                let entries = log.get_log_reader().await.try_get_log_entries(0..).await.unwrap();
+                assert_eq!(entries.len(), 30, "byte {at}");
+                for (found, index) in entries.iter().zip(1..) {
+                    assert_eq!(*found, entry(1, index, 100));
+                }
+            }
+        }
+    }
+    eprintln!("flipped bytes: {refused} refused, {unharmed} harmless");
+    assert!(refused > 50);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_database_is_damage_and_so_is_one_without_a_witness() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path(), 0).await;
+    let old = fs::read(dir.path().join("db/db")).unwrap();
+    let (mut log, machine) = open(dir.path()).unwrap();
+    log.save_vote(&common::vote(9)).await.unwrap();
+    drop((log, machine));
+    let new = fs::read(dir.path().join("db/db")).unwrap();
+    fs::write(dir.path().join("db/db"), old).unwrap();
+    for file in fs::read_dir(dir.path().join("db")).unwrap() {
+        let path = file.unwrap().path();
+        if path.file_name().unwrap().to_string_lossy().starts_with("snap.") {
+            fs::remove_file(path).unwrap();
+        }
+    }
+    assert_damaged(open(dir.path()), "ends before");
+    fs::write(dir.path().join("db/db"), new).unwrap();
+    drop(open(dir.path()).unwrap());
+    fs::remove_file(dir.path().join("witness")).unwrap();
+    assert_damaged(open(dir.path()), "no witness");
+}
+
+#[tokio::test]
+async fn identity_is_said_once_and_starts_are_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let ours = Identity { cluster: "c1".to_owned(), member: MemberId(3) };
+    for start in 1..=3 {
+        let mut store = Store::open(dir.path(), Options::new(clock())).unwrap();
+        assert_eq!(store.start(), start);
+        assert_eq!(store.identity(), (start > 1).then_some(&ours));
+        store.set_identity(ours.clone()).unwrap();
+        let other = Identity { member: MemberId(4), ..ours.clone() };
+        let error = store.set_identity(other).unwrap_err().to_string();
+        assert!(error.contains("belongs to member 3 of cluster c1, not to member 4"), "{error}");
+        drop(store.into_parts(setup()).unwrap());
+    }
+}

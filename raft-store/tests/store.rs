@@ -1,0 +1,319 @@
+//! The log and the state machine in operation: order, readers, snapshots in flight.
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
+
+mod common;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use common::{Map, NoWake, append, append_durably, clock, entry, log_id, open, setup, vote};
+use futures::{StreamExt, TryStreamExt};
+use openraft::RaftSnapshotBuilder;
+use openraft::storage::{RaftLogReader, RaftLogStorage, RaftStateMachine};
+use palisade_engine::replica::{Batch, Outcome};
+use palisade_raft_store::{
+    Barrier, DiskBarrier, Entry, LogStore, MemoryLog, Observer, Options, Setup, StateMachine, Store, flush,
+};
+use parking_lot::Mutex;
+
+async fn apply(machine: &mut StateMachine<Map>, from: u64, to: u64) {
+    let entries = (from..to).map(|index| Ok((entry(1, index, 10), None)));
+    machine.apply(futures::stream::iter(entries)).await.unwrap();
+}
+
+/// A barrier that waits for permission, or fails.
+struct Gate {
+    disk: DiskBarrier,
+    open: Arc<AtomicBool>,
+    fail: Arc<AtomicBool>,
+    waits: Arc<AtomicU64>,
+}
+
+impl Barrier for Gate {
+    fn wait(&mut self, db: &sled::Db) -> io::Result<()> {
+        self.waits.fetch_add(1, Ordering::SeqCst);
+        while !self.open.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if self.fail.load(Ordering::SeqCst) {
+            return Err(io::Error::from(io::ErrorKind::StorageFull));
+        }
+        self.disk.wait(db)
+    }
+}
+
+struct Gated {
+    log: LogStore,
+    open: Arc<AtomicBool>,
+    fail: Arc<AtomicBool>,
+    waits: Arc<AtomicU64>,
+    _dir: tempfile::TempDir,
+}
+
+fn gated() -> Gated {
+    let dir = tempfile::tempdir().unwrap();
+    let (open, fail) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(false)));
+    let waits = Arc::new(AtomicU64::new(0));
+    let gate = (Arc::clone(&open), Arc::clone(&fail), Arc::clone(&waits));
+    let store = Store::open_with(dir.path(), Options::new(clock()), |db| {
+        let (open, fail, waits) = gate;
+        Ok(Box::new(Gate { disk: DiskBarrier::new(db)?, open, fail, waits }))
+    });
+    let (log, _) = store.unwrap().into_parts(setup()).unwrap();
+    Gated { log, open, fail, waits, _dir: dir }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_acknowledged_before_the_barrier_and_everything_in_order_after() {
+    let mut gated = gated();
+    gated.open.store(false, Ordering::SeqCst);
+    let before = gated.waits.load(Ordering::SeqCst);
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let mut waiting = Vec::new();
+    for index in 1..=50 {
+        let done = append(&mut gated.log, vec![entry(1, index, 100)]).await;
+        let order = Arc::clone(&order);
+        waiting.push(tokio::spawn(async move {
+            done.await.unwrap();
+            order.lock().push(index);
+        }));
+    }
+    let mut reader = gated.log.get_log_reader().await;
+    assert_eq!(reader.try_get_log_entries(..).await.unwrap().len(), 50, "readable before they are durable");
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(order.lock().is_empty());
+    gated.open.store(true, Ordering::SeqCst);
+    for waiting in waiting {
+        waiting.await.unwrap();
+    }
+    let flushes = gated.waits.load(Ordering::SeqCst) - before;
+    assert!(flushes <= 3, "one flush for whatever queued: {flushes} for 50 appends");
+    let totals = gated.log.metrics().totals();
+    assert_eq!((totals.operations, totals.entries), (50, 50));
+    assert!(totals.flush_time >= Duration::from_millis(50), "{totals:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vote_is_seen_only_when_durable_and_an_error_is_the_end() {
+    let mut gated = gated();
+    gated.log.save_vote(&vote(3)).await.unwrap();
+    gated.open.store(false, Ordering::SeqCst);
+    let mut reader = gated.log.get_log_reader().await;
+    {
+        let next = vote(4);
+        let save = gated.log.save_vote(&next);
+        tokio::pin!(save);
+        assert!(tokio::time::timeout(Duration::from_millis(30), &mut save).await.is_err());
+        assert_eq!(reader.read_vote().await.unwrap(), Some(vote(3)));
+        gated.fail.store(true, Ordering::SeqCst);
+        gated.open.store(true, Ordering::SeqCst);
+        assert_eq!(save.await.unwrap_err().kind(), io::ErrorKind::StorageFull);
+    }
+    assert_eq!(reader.read_vote().await.unwrap(), Some(vote(3)));
+    gated.fail.store(false, Ordering::SeqCst);
+    let error = append_durably(&mut gated.log, vec![entry(4, 1, 10)]).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::StorageFull, "it stays an error though the disk has room again");
+    assert!(gated.log.save_vote(&vote(5)).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cold_and_recent_entries_are_read_alike_also_after_truncation_and_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = || Options { recent_bytes: 4000, ..Options::new(clock()) };
+    let open = || Store::open(dir.path(), options()).unwrap().into_parts(setup()).unwrap();
+    let (mut log, _) = open();
+    let mut want: Vec<Entry> = Vec::new();
+    let mut reader = log.get_log_reader().await;
+    for round in 0..40u64 {
+        let (term, next) = (round + 1, want.last().map_or(1, |entry| entry.log_id.index + 1));
+        let bytes = if round % 7 == 0 { 30_000 } else { 200 };
+        let entries: Vec<_> = (next..next + 9).map(|index| entry(term, index, bytes)).collect();
+        let durable = append(&mut log, entries.clone()).await;
+        want.extend(entries);
+        if round % 3 == 0 {
+            // Not waited for: the truncation may overtake nothing.
+            want.truncate(want.len().saturating_sub(12).max(3));
+            log.truncate_after(Some(want.last().unwrap().log_id)).await.unwrap();
+        }
+        durable.await.unwrap();
+        assert_eq!(reader.try_get_log_entries(..).await.unwrap(), want, "round {round}");
+        let streamed: Vec<_> = reader.entries_stream(1..).await.try_collect().await.unwrap();
+        assert_eq!(streamed, want);
+        let some = reader.limited_get_log_entries(2, 1000).await.unwrap();
+        assert!(!some.is_empty() && want[1..].starts_with(&some));
+    }
+    assert!(log.metrics().totals().cold_reads > 0);
+    drop((log, reader));
+    let (mut log, _) = open();
+    let mut reader = log.get_log_reader().await;
+    assert_eq!(reader.try_get_log_entries(..).await.unwrap(), want);
+    assert_eq!(log.get_log_state().await.unwrap().last_log_id, want.last().map(|entry| entry.log_id));
+    assert!(append_hole(&mut log, want.last().unwrap().log_id.index + 2).await.is_err());
+}
+
+async fn append_hole(log: &mut LogStore, index: u64) -> io::Result<()> {
+    log.append([entry(99, index, 1)], openraft::storage::IOFlushed::noop()).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_purge_does_not_hold_up_appends_and_is_finished_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, mut machine) = open(dir.path()).unwrap();
+    for from in (1..20_000).step_by(500) {
+        drop(append(&mut log, (from..from + 500).map(|index| entry(1, index, 50)).collect()).await);
+    }
+    append_durably(&mut log, vec![entry(1, 20_001, 50)]).await.unwrap();
+    apply(&mut machine, 1, 20_002).await;
+    machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
+    log.purge(log_id(1, 19_990)).await.unwrap();
+    let begin = tokio::time::Instant::now();
+    append_durably(&mut log, vec![entry(1, 20_002, 50)]).await.unwrap();
+    assert!(begin.elapsed() < Duration::from_millis(500), "{:?}", begin.elapsed());
+    let mut reader = log.get_log_reader().await;
+    assert_eq!(reader.try_get_log_entries(..).await.unwrap().first().unwrap().log_id.index, 19_991);
+    drop((log, reader, machine));
+
+    let (mut log, machine) = open(dir.path()).unwrap();
+    assert_eq!(machine.last_applied(), Some(log_id(1, 20_001)));
+    let state = log.get_log_state().await.unwrap();
+    assert_eq!((state.last_purged_log_id, state.last_log_id), (Some(log_id(1, 19_990)), Some(log_id(1, 20_002))));
+    // The rest goes by itself.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    drop((log, machine));
+    let db = sled::open(dir.path().join("db")).unwrap();
+    assert_eq!(db.open_tree("log").unwrap().len(), 12);
+}
+
+#[derive(Default)]
+struct Told {
+    applied: Mutex<Vec<(u64, usize)>>,
+    advanced: AtomicU64,
+    installed: AtomicU64,
+}
+
+impl Observer for Told {
+    fn applied(&self, index: u64, _: &Batch, outcomes: &[Outcome]) {
+        self.applied.lock().push((index, outcomes.len()));
+    }
+
+    fn advanced(&self, index: u64) {
+        self.advanced.store(index, Ordering::SeqCst);
+    }
+
+    fn installed(&self, index: u64) {
+        self.installed.store(index, Ordering::SeqCst);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_is_exact_though_apply_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), Options::new(clock())).unwrap();
+    let machine = Map { slow: Duration::from_millis(300), ..Map::default() };
+    let (log, mut machine) =
+        store.into_parts(Setup { machine, wake: Box::new(NoWake), observer: Arc::new(()) }).unwrap();
+    apply(&mut machine, 1, 11).await;
+    let mut builder = machine.try_create_snapshot_builder(false).await.unwrap();
+    let building = tokio::spawn(async move { builder.build_snapshot().await.unwrap().meta });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let begin = tokio::time::Instant::now();
+    apply(&mut machine, 11, 21).await;
+    assert!(begin.elapsed() < Duration::from_millis(200), "apply waited for the snapshot");
+    assert!(machine.try_create_snapshot_builder(false).await.is_none(), "one at a time");
+    assert_eq!(building.await.unwrap().last_log_id, Some(log_id(1, 10)));
+    drop((log, machine));
+
+    let (_log, machine) = open(dir.path()).unwrap();
+    assert_eq!(machine.inspector().look(|map, applied| (map.batches.len(), applied)), (10, Some(log_id(1, 10))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_travels_and_is_installed() {
+    let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (_log, mut sender) = open(here.path()).unwrap();
+    apply(&mut sender, 1, 101).await;
+    sender.get_snapshot_builder().await.build_snapshot().await.unwrap();
+    let sent = sender.get_current_snapshot().await.unwrap().unwrap().snapshot;
+
+    // While it is on its way none is built, unless one must be.
+    assert!(sender.try_create_snapshot_builder(false).await.is_none());
+    drop(sender.try_create_snapshot_builder(true).await.unwrap());
+
+    let store = Store::open(there.path(), Options::new(clock())).unwrap();
+    let snapshots = store.snapshots();
+    let told = Arc::new(Told::default());
+    let (log, mut receiver) = store
+        .into_parts(Setup { machine: Map::default(), wake: Box::new(NoWake), observer: Arc::clone(&told) as _ })
+        .unwrap();
+
+    let mut incoming = snapshots.receive(1 << 20).unwrap();
+    let mut offset = 0;
+    loop {
+        let chunk = sent.chunk(offset, 100).unwrap();
+        if chunk.is_empty() {
+            break;
+        }
+        offset += chunk.len() as u64;
+        incoming.write(&chunk).unwrap();
+    }
+    assert_eq!(offset, sent.len());
+    let snapshot = incoming.finish().unwrap();
+    let meta = snapshot.meta().clone();
+    assert_eq!(meta.last_log_id, Some(log_id(1, 100)));
+    receiver.install_snapshot(&meta, snapshot).await.unwrap();
+    assert_eq!((told.installed.load(Ordering::SeqCst), told.advanced.load(Ordering::SeqCst)), (100, 100));
+    apply(&mut receiver, 101, 103).await;
+    assert_eq!(*told.applied.lock(), [(101, 1), (102, 1)]);
+    let current = receiver.get_current_snapshot().await.unwrap().unwrap();
+    assert_eq!(current.snapshot.chunk(0, usize::MAX).unwrap(), sent.chunk(0, usize::MAX).unwrap());
+    drop(sent);
+    assert!(sender.try_create_snapshot_builder(false).await.is_some());
+
+    // Damaged, cut short or too long ones are refused, and nothing is left of them.
+    let bytes = current.snapshot.chunk(0, usize::MAX).unwrap();
+    let mut damaged = bytes.clone();
+    damaged[bytes.len() / 2] ^= 1;
+    for bad in [&damaged[..], &bytes[..bytes.len() - 1], &bytes[..10], &[]] {
+        let mut incoming = snapshots.receive(1 << 20).unwrap();
+        incoming.write(bad).unwrap();
+        assert_eq!(incoming.finish().unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+    assert!(snapshots.receive(10).unwrap().write(&bytes).is_err());
+    assert_eq!(std::fs::read_dir(there.path().join("snapshots")).unwrap().count(), 1);
+    drop((log, receiver));
+    let (_log, receiver) = open(there.path()).unwrap();
+    assert_eq!(receiver.last_applied(), Some(log_id(1, 100)));
+}
+
+#[tokio::test]
+async fn a_memory_log_survives_its_owner_and_has_an_end() {
+    let disk = MemoryLog::new(5);
+    let mut log = disk.clone();
+    let (tx, rx) = <palisade_raft_store::TypeConfig as openraft::type_config::TypeConfigExt>::oneshot();
+    log.append((1..=5).map(|index| entry(1, index, 1)), openraft::storage::IOFlushed::signal(tx)).await.unwrap();
+    rx.await.unwrap().unwrap();
+    log.save_vote(&vote(2)).await.unwrap();
+    assert!(log.append([entry(1, 6, 1)], openraft::storage::IOFlushed::noop()).await.is_err());
+    drop(log);
+    let mut log = disk.clone();
+    assert_eq!(log.read_vote().await.unwrap(), Some(vote(2)));
+    let entries: Vec<_> = log.entries_stream(2..4).await.collect().await;
+    assert_eq!(entries.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flushes_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, _) = open(dir.path()).unwrap();
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let list = Arc::clone(&told);
+    log.metrics().on_flush(move |flush| list.lock().push(*flush));
+    append_durably(&mut log, (1..=16).map(|index| entry(1, index, 1024)).collect()).await.unwrap();
+    let told = told.lock();
+    assert_eq!((told.len(), told[0].operations, told[0].entries), (1, 1, 16));
+    assert!(told[0].bytes > 16 * 1024 && !told[0].took.is_zero());
+    // Compiles, and is what a barrier of one's own is made of.
+    let _: fn(&sled::Db) -> io::Result<()> = flush;
+}
