@@ -80,9 +80,8 @@ async fn connection(stream: TcpStream, peer: SocketAddr, router: Router) {
     let mut builder = auto::Builder::new(hyper_util::rt::TokioExecutor::new()).http1_only();
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(HEAD_BYTES).keep_alive(true);
     let serving = builder.serve_connection(TokioIo::new(stream), service);
-    match tokio::time::timeout(LIFE, serving).await {
-        Ok(Err(e)) => tracing::debug!(%peer, "HTTP connection: {e}"),
-        Ok(Ok(())) | Err(_) => {}
+    if let Ok(Err(e)) = tokio::time::timeout(LIFE, serving).await {
+        tracing::debug!(%peer, "HTTP connection: {e}");
     }
 }
 
