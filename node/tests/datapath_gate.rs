@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use palisade_engine::parse::build;
 use palisade_engine::{Protocol, Reason, Tuple};
-use palisade_node::datapath::{Nft, StartError, gate};
+use palisade_node::datapath::{Nft, Options, StartError, gate};
 
 const SOON: Duration = Duration::from_secs(2);
 const NEVER: Duration = Duration::from_millis(300);
@@ -26,6 +26,45 @@ fn child_datapath() {
     std::thread::sleep(Duration::from_secs(120));
 }
 
+/// Not a test of its own: a start in a user namespace, where there is no `/dev/net/tun` for us.
+#[test]
+fn child_in_a_user_namespace() {
+    if std::env::var_os("PALISADE_LAB_USER").is_none() {
+        return;
+    }
+    run("ip link add f0 type veth peer name f1");
+    run("ip link set lo up");
+    run("sysctl -qw net.ipv6.conf.all.forwarding=1");
+    let options = Options { workers: 2, ..Lab::options() };
+    let running = Running::start(options, Fixed::forward()).unwrap_or_else(|e| panic!("{e:?}"));
+    let status = running.datapath.status();
+    assert_eq!(status.mode, "raw/veth");
+    assert!(status.gate.rules && running.datapath.healthy(), "{status:?}");
+    running.datapath.stop();
+    assert!(try_run("ip link show palisade0").is_err(), "the veth pair stays behind");
+}
+
+#[test]
+fn an_unprivileged_user_namespace_gets_the_veth_pair() {
+    if !possible("an_unprivileged_user_namespace") {
+        return;
+    }
+    let unprivileged = "--reuid=65534 --regid=65534 --clear-groups unshare -Urnm --mount-proc --fork --pid";
+    let command = |program: &str, arguments: &[&str]| {
+        let mut command = Command::new("setpriv");
+        command.args(unprivileged.split(' ')).arg(program).args(arguments).env("PALISADE_LAB_USER", "1");
+        command.output().unwrap()
+    };
+    if !command("true", &[]).status.success() {
+        eprintln!("SKIPPED: an_unprivileged_user_namespace: this kernel allows none");
+        return;
+    }
+    let program = std::env::current_exe().unwrap();
+    let output = command(program.to_str().unwrap(), &["--exact", "child_in_a_user_namespace", "--nocapture"]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
+
 struct Process(Child);
 
 impl Process {
@@ -37,6 +76,14 @@ impl Process {
             .stdout(Stdio::null())
             .spawn();
         Process(child.unwrap())
+    }
+
+    /// Are all of its threads stopped? (The signal takes a moment.)
+    fn stopped(&self) -> bool {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.0.id())).unwrap();
+        tasks
+            .map(|t| std::fs::read_to_string(t.unwrap().path().join("stat")).unwrap())
+            .all(|stat| stat.contains(") T "))
     }
 
     fn signal(&self, signal: Signal) {
@@ -66,9 +113,12 @@ fn a_killed_daemon_forwards_nothing_and_a_restarted_one_again() {
     for v6 in [false, true] {
         assert!(!lab.passes(v6, NEVER), "v6 {v6}: the kernel forwards for a dead daemon");
     }
-    assert!(lab.pings(&lab.client, "10.1.0.1") && lab.pings(&lab.client, "fd00:1::1"), "the machine itself is mute");
-    assert!(lab.pings(&lab.client, "10.2.0.1"), "its far address is its own too");
-    assert!(lab.pings(&lab.member, "10.2.0.2"), "the machine's own output is cut off");
+    assert!(
+        lab.answers(&lab.client, "10.1.0.1") && lab.answers(&lab.client, "fd00:1::1"),
+        "the machine itself is mute"
+    );
+    assert!(lab.answers(&lab.client, "10.2.0.1"), "its far address is its own too");
+    assert!(lab.answers(&lab.member, "10.2.0.2"), "the machine's own output is cut off");
     let again = Process::start(&lab.member);
     eventually("it forwards again", || lab.passes(false, NEVER) && lab.passes(true, NEVER));
     drop(again);
@@ -97,6 +147,7 @@ fn a_stopped_daemon_forwards_nothing_stale_when_it_goes_on() {
     eventually("the gate", || lab.member.ip("rule").contains("blackhole"));
     eventually("it forwards", || lab.passes(false, NEVER));
     process.signal(Signal::SIGSTOP);
+    eventually("all of its threads stand", || process.stopped());
     let receiver = lab.listen(false, 7000, Duration::from_millis(600));
     lab.client.call(|| {
         let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
@@ -168,11 +219,11 @@ fn the_machines_own_traffic_is_left_alone() {
     for (from, to) in
         [(&lab.client, "10.1.0.1"), (&lab.client, "fd00:1::1"), (&lab.member, "10.2.0.2"), (&lab.member, "fd00:2::2")]
     {
-        assert!(lab.pings(from, to), "{to}");
+        assert!(lab.answers(from, to), "{to}");
     }
     // An address that is added later is the machine's too.
     lab.member.ip("addr add 10.1.0.77/32 dev f0");
-    eventually("the new address answers", || lab.pings(&lab.client, "10.1.0.77"));
+    eventually("the new address answers", || lab.answers(&lab.client, "10.1.0.77"));
     let snapshot = running.datapath.metrics().snapshot();
     assert!(snapshot.local >= 4, "{snapshot:?}");
     assert!(!lab.passes(false, NEVER), "a dropped packet passes");
@@ -196,7 +247,7 @@ fn an_interface_that_appears_later_is_gated_and_one_that_returns_is_captured_aga
     lab.member.ip("addr add 10.3.0.1/24 dev later");
     lab.member.ip("link set later up");
     lab.client.ip("route add 10.2.0.2/32 via 10.3.0.1");
-    assert!(lab.pings(&lab.client, "10.3.0.1"));
+    assert!(lab.answers(&lab.client, "10.3.0.1"));
     assert!(!lab.passes(false, NEVER), "an unknown interface is a way around");
     lab.member.ip("link set later down");
     lab.member.ip("link set later name f9");
@@ -310,7 +361,7 @@ fn each_start_check_refuses_with_its_remedy() {
             "ip link",
         ),
         (
-            "ip link add palisade0 type dummy",
+            "ip link add palisade0 type veth peer name other",
             |e| matches!(e, StartError::DeviceInUse { .. }),
             "ip link del palisade0",
             "ip link del palisade0",
@@ -344,8 +395,7 @@ fn rp_filter_is_pushed_down_where_that_was_allowed() {
     let lab = Lab::new();
     lab.member
         .exec("sysctl -qw net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.f1.rp_filter=2 net.ipv6.conf.all.forwarding=0");
-    let options =
-        palisade_node::datapath::Options { manage_rp_filter: true, manage_forwarding: true, ..Lab::options() };
+    let options = Options { manage_rp_filter: true, manage_forwarding: true, ..Lab::options() };
     let running = lab.start(options, &Fixed::forward()).unwrap();
     let value = |of: &str| lab.member.exec(&format!("sysctl -n net.ipv4.conf.{of}.rp_filter")).trim().to_owned();
     assert_eq!(["all", "palisade0", "f0", "f1", "default"].map(value), ["0", "0", "1", "2", "1"]);

@@ -2,6 +2,7 @@
 //! interfaces that went and came back, and restores the gate and palisade0's settings.
 
 use std::collections::BTreeSet;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -10,7 +11,6 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 use palisade_engine::Time;
 use parking_lot::Mutex;
-use std::os::fd::AsFd;
 
 use super::capture::{Capture, ETHERTYPES};
 use super::check::{self, Manage};
@@ -30,6 +30,10 @@ const ROUND: Duration = Duration::from_secs(10);
 
 /// Changes come in swarms; they are handled together after this long.
 const SETTLE: Duration = Duration::from_millis(5);
+
+/// The nftables ruleset is looked at no more often than this: it takes a run of `nft`, and others may change theirs
+/// all the time. The policy rules guard meanwhile.
+const NFT_ROUND: Duration = Duration::from_millis(250);
 
 /// What the watcher found, for `status`.
 #[derive(Clone, Debug)]
@@ -66,7 +70,7 @@ pub(crate) struct Watcher {
 impl Watcher {
     /// Watches until told to stop.
     pub(crate) fn run(mut self) {
-        let mut looked = Time::ZERO;
+        let (mut looked, mut looked_at_nft, mut nft) = (Time::ZERO, Time::ZERO, false);
         while !self.shared.stop.load(Ordering::Relaxed) {
             let mut changes = self.monitor.changes();
             let now = clock::now();
@@ -74,18 +78,24 @@ impl Watcher {
                 looked = now;
                 changes = Changes::ALL;
             }
+            nft |= changes.nft;
+            changes.nft = nft && now.since(looked_at_nft) >= NFT_ROUND;
             if changes == Changes::default() {
-                self.sleep();
+                self.sleep(if nft { NFT_ROUND } else { ROUND });
                 continue;
+            }
+            if changes.nft {
+                nft = false;
+                looked_at_nft = now;
             }
             self.handle(changes);
         }
     }
 
-    fn sleep(&self) {
+    fn sleep(&self, at_most: Duration) {
         let mut fds: Vec<PollFd<'_>> = self.monitor.fds().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
         fds.push(PollFd::new(self.bell.as_fd(), PollFlags::POLLIN));
-        let _ = poll(&mut fds, PollTimeout::from(1000u16));
+        let _ = poll(&mut fds, PollTimeout::try_from(at_most).unwrap_or(PollTimeout::MAX));
         std::thread::sleep(SETTLE);
     }
 

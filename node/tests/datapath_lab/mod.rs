@@ -5,7 +5,8 @@
 //! ```
 
 use std::fs::File;
-use std::net::UdpSocket;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
@@ -151,9 +152,14 @@ impl Lab {
         socket
     }
 
-    /// Pings from one namespace.
-    pub fn pings(&self, from: &Ns, to: &str) -> bool {
-        try_run(&format!("ip netns exec {} ping -c 1 -W 1 {to}", from.0)).is_ok()
+    /// Does an address answer to somebody in this namespace? (A closed port does, by a RST.)
+    pub fn answers(&self, from: &Ns, to: &str) -> bool {
+        let address = SocketAddr::new(to.parse().unwrap(), 9);
+        // More than once: on a link that has just come up, neighbour discovery takes its time.
+        (0..6).any(|_| {
+            let error = from.call(move || TcpStream::connect_timeout(&address, Duration::from_millis(500)).err());
+            error.is_some_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused)
+        })
     }
 
     /// A raw sender on the client's link.
@@ -185,6 +191,35 @@ impl Lab {
         let judge = Arc::clone(judge);
         self.member.call(move || Running::start(options, judge))
     }
+}
+
+/// Sends for some time over one TCP connection from the client to the server; Gbit/s. The bytes are compared.
+pub fn bulk(lab: &Lab, address: &'static str, time: Duration) -> f64 {
+    let listener = lab.server.call(move || TcpListener::bind(address).unwrap());
+    let receiver = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut buffer = vec![0; 1 << 20];
+        let (mut total, begin) = (0u64, clock::now());
+        loop {
+            match stream.read(&mut buffer).unwrap() {
+                0 => break,
+                n => {
+                    total += n as u64;
+                    assert!(buffer[..n].iter().all(|b| *b == 0x5a), "the bytes changed on their way");
+                }
+            }
+        }
+        total as f64 * 8.0 / clock::now().since(begin).as_nanos() as f64
+    });
+    lab.client.call(move || {
+        let mut stream =
+            TcpStream::connect_timeout(&address.parse().unwrap(), Duration::from_secs(2)).expect("a connection");
+        let (data, begin) = (vec![0x5a; 1 << 18], clock::now());
+        while clock::now().since(begin) < time {
+            stream.write_all(&data).unwrap();
+        }
+    });
+    receiver.join().unwrap()
 }
 
 /// A datapath and what keeps it going.

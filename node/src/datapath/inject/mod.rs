@@ -9,12 +9,18 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use nix::sys::uio::writev;
+use nix::unistd::write;
 
 use super::check::StartError;
 use super::links;
 use super::netlink::Netlink;
 use super::sysctl::{Family, Setting};
-use super::vnet::VnetHeader;
+use super::vnet::{LENGTH as VNET, VnetHeader};
+
+/// Up to this length, copying a packet behind its headers costs less than `writev` costs more than `write`.
+const SMALL: usize = 256;
+/// The length of an Ethernet header, as virtio counts.
+const ETHERNET: u16 = 14;
 
 /// By what kind of device packets are re-injected.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -38,14 +44,26 @@ pub(crate) struct Injector {
 impl Injector {
     /// Re-injects one packet, which may be one of several segments.
     pub(crate) fn send(&mut self, vnet: &VnetHeader, packet: &[u8]) -> io::Result<()> {
-        if self.ethernet {
-            let header = veth::header(packet);
-            let vnet = vnet.write(14);
-            writev(&self.fd, &[IoSlice::new(&vnet), IoSlice::new(&header), IoSlice::new(packet)])?;
+        let mut headers = [0; VNET + veth::HEADER];
+        let headers = if self.ethernet {
+            headers[VNET..].copy_from_slice(&veth::header(packet));
+            headers[..VNET].copy_from_slice(&vnet.write(ETHERNET));
+            &headers[..]
         } else {
-            writev(&self.fd, &[IoSlice::new(&vnet.write(0)), IoSlice::new(packet)])?;
-        }
-        Ok(())
+            headers[..VNET].copy_from_slice(&vnet.write(0));
+            &headers[..VNET]
+        };
+        let length = headers.len() + packet.len();
+        let mut small = [0; SMALL];
+        let written = if let Some(whole) = small.get_mut(..length) {
+            let (front, back) = whole.split_at_mut(headers.len());
+            front.copy_from_slice(headers);
+            back.copy_from_slice(packet);
+            write(&self.fd, whole)?
+        } else {
+            writev(&self.fd, &[IoSlice::new(headers), IoSlice::new(packet)])?
+        };
+        if written == length { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
     }
 }
 

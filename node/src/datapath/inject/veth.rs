@@ -8,6 +8,9 @@ use crate::datapath::links;
 use crate::datapath::netlink::Netlink;
 use crate::datapath::sys;
 
+/// The length of an Ethernet header.
+pub(super) const HEADER: usize = 14;
+
 /// The MAC address of the end that packets come out of (locally administered).
 const INNER: [u8; 6] = [0x02, 0x70, 0x61, 0x6c, 0x69, 0x00];
 /// The MAC address of the end that we send into.
@@ -42,8 +45,8 @@ pub(super) fn open(netlink: &mut Netlink, device: &str, queues: usize) -> io::Re
 }
 
 /// The Ethernet header of a packet to re-inject.
-pub(super) fn header(packet: &[u8]) -> [u8; 14] {
-    let mut header = [0; 14];
+pub(super) fn header(packet: &[u8]) -> [u8; HEADER] {
+    let mut header = [0; HEADER];
     header[..6].copy_from_slice(&INNER);
     header[6..12].copy_from_slice(&OUTER);
     let ethertype: u16 = if packet.first().is_some_and(|b| b >> 4 == 6) { 0x86dd } else { 0x0800 };
