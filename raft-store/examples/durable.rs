@@ -65,20 +65,17 @@ fn log_id(index: u64) -> LogId {
 }
 
 fn size(dir: &Path) -> std::io::Result<u64> {
-    let mut size = 0;
+    let mut sum = 0;
     for file in std::fs::read_dir(dir)? {
         let file = file?;
-        size += if file.file_type()?.is_dir() { size_of(&file.path())? } else { file.metadata()?.len() };
+        sum += if file.file_type()?.is_dir() { size(&file.path())? } else { file.metadata()?.len() };
     }
-    Ok(size)
-}
-
-fn size_of(dir: &Path) -> std::io::Result<u64> {
-    size(dir)
+    Ok(sum)
 }
 
 async fn measure(log: &mut LogStore, next: &mut u64, entries: u64, flying: usize) -> Result<(), Box<dyn Error>> {
     let before = log.metrics().totals();
+    let mut purged = log.get_log_state().await?.last_purged_log_id.map_or(0, |id| id.index);
     let begin = Instant::now();
     let (mut latencies, mut waiting) = (Vec::new(), VecDeque::new());
     while begin.elapsed() < TIME {
@@ -92,8 +89,9 @@ async fn measure(log: &mut LogStore, next: &mut u64, entries: u64, flying: usize
             rx.await??;
             latencies.push(sent.elapsed());
         }
-        if next.is_multiple_of(1024) && *next > LEAVE {
-            log.purge(log_id(*next - LEAVE)).await?;
+        if *next > purged + LEAVE + 1024 {
+            purged = *next - LEAVE;
+            log.purge(log_id(purged)).await?;
         }
     }
     for (sent, rx) in waiting {

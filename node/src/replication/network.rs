@@ -6,7 +6,6 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
@@ -20,13 +19,19 @@ use openraft::raft::{
 use openraft::type_config::alias::{SnapshotOf, VoteOf};
 use palisade_engine::replica::MemberInfo;
 use palisade_engine::{MemberId, Time};
+use palisade_proto::member::v1 as proto;
 use palisade_raft_store::{SnapshotFile, TypeConfig};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
 use super::metrics::ReplicationMetrics;
 use super::route::{Client, Lane, Peers};
 use super::{snapshot, wire};
 use crate::clock;
+
+/// Appends that wait for the connection to take them; openraft reads no further ahead.
+const UNSENT: usize = 64;
 
 type Rpc<T> = Result<T, RPCError<TypeConfig>>;
 
@@ -113,31 +118,25 @@ impl Peer {
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
     {
         let mut client = self.client()?;
-        let sent = Arc::new(AtomicU64::new(0));
-        let counter = sent.clone();
-        let requests = input.scan((), move |(), request| {
-            std::future::ready(match wire::append_out(&request) {
-                Ok(request) => {
-                    counter.fetch_add(1, Ordering::Relaxed);
-                    Some(request)
-                }
-                Err(error) => {
-                    tracing::error!(%error, "an append can not be sent");
-                    None
-                }
-            })
-        });
+        let (requests, queue) = mpsc::channel(UNSENT);
         let answer = self.network.answer;
-        let responses = match tokio::time::timeout(answer, client.append(requests)).await {
+        let responses = match tokio::time::timeout(answer, client.append(ReceiverStream::new(queue))).await {
             Ok(Ok(response)) => response.into_inner(),
             Ok(Err(status)) => return Err(failed(&status)),
             Err(_) => return Err(RPCError::Timeout(self.late(RPCTypes::AppendEntries, answer))),
         };
         let late = self.late(RPCTypes::AppendEntries, answer);
-        let watch = Watch { sent, answered: 0, waiting_since: None, limit: answer };
-        let stream = futures::stream::unfold(Some((responses, watch, late)), |state| async move {
-            let (mut responses, mut watch, late) = state?;
-            let result = match watch.next(&mut responses).await {
+        let flow = Flow {
+            input: Some(input),
+            requests: Some(requests),
+            responses,
+            unanswered: 0,
+            waiting_since: Time::ZERO,
+            limit: answer,
+        };
+        let stream = futures::stream::unfold(Some((flow, late)), |state| async move {
+            let (mut flow, late) = state?;
+            let result = match flow.next().await {
                 Ok(response) => match wire::appended_in(response?) {
                     Ok(result) => Ok(result),
                     Err(error) => Err(garbled(error)),
@@ -146,17 +145,21 @@ impl Peer {
                 Err(Silence::Late) => Err(RPCError::Timeout(late.clone())),
             };
             let go_on = matches!(result, Ok(Ok(_)));
-            Some((result, go_on.then_some((responses, watch, late))))
+            Some((result, go_on.then_some((flow, late))))
         });
         Ok(Box::pin(stream))
     }
 }
 
-/// Watches that requests are answered.
-struct Watch {
-    sent: Arc<AtomicU64>,
-    answered: u64,
-    waiting_since: Option<Time>,
+/// Appends out, answers in, and the watch that there are answers. Both directions are driven by whoever reads the
+/// answers, and end with it: openraft's request stream holds a lock while it waits for the next entry, so it must not
+/// live on in the connection's task after the stream was given up.
+struct Flow<I, R> {
+    input: Option<I>,
+    requests: Option<mpsc::Sender<proto::AppendRequest>>,
+    responses: R,
+    unanswered: u64,
+    waiting_since: Time,
     limit: Duration,
 }
 
@@ -165,29 +168,59 @@ enum Silence {
     Late,
 }
 
-impl Watch {
+impl<I, R, T> Flow<I, R>
+where
+    I: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin,
+    R: Stream<Item = Result<T, Status>> + Unpin,
+{
     /// The next response; `None` at the end of the stream.
-    async fn next<T>(
-        &mut self,
-        responses: &mut (impl Stream<Item = Result<T, Status>> + Unpin),
-    ) -> Result<Option<T>, Silence> {
+    async fn next(&mut self) -> Result<Option<T>, Silence> {
         loop {
-            match tokio::time::timeout(self.limit / 4, responses.next()).await {
-                Ok(None) => return Ok(None),
-                Ok(Some(Err(status))) => return Err(Silence::Broken(status)),
-                Ok(Some(Ok(response))) => {
-                    self.answered += 1;
-                    self.waiting_since = None;
-                    return Ok(Some(response));
+            let room = self.requests.as_ref().is_some_and(|r| r.capacity() > 0);
+            let request = async {
+                match self.input.as_mut() {
+                    Some(input) if room => input.next().await,
+                    _ => std::future::pending().await,
                 }
-                Err(_) if self.sent.load(Ordering::Relaxed) <= self.answered => self.waiting_since = None,
-                Err(_) => {
-                    let now = clock::now();
-                    if now.since(*self.waiting_since.get_or_insert(now)) >= self.limit {
+            };
+            tokio::select! {
+                biased;
+                response = self.responses.next() => match response {
+                    None => return Ok(None),
+                    Some(Err(status)) => return Err(Silence::Broken(status)),
+                    Some(Ok(response)) => {
+                        self.unanswered = self.unanswered.saturating_sub(1);
+                        self.waiting_since = clock::now();
+                        return Ok(Some(response));
+                    }
+                },
+                request = request => self.send(request),
+                () = tokio::time::sleep(self.limit / 4) => {
+                    if self.unanswered > 0 && clock::now().since(self.waiting_since) >= self.limit {
                         return Err(Silence::Late);
                     }
                 }
             }
+        }
+    }
+
+    fn send(&mut self, request: Option<AppendEntriesRequest<TypeConfig>>) {
+        let request = request.map(|request| wire::append_out(&request));
+        match (request, &self.requests) {
+            (Some(Ok(request)), Some(requests)) => {
+                if self.unanswered == 0 {
+                    self.waiting_since = clock::now();
+                }
+                self.unanswered += 1;
+                // There was room; should the connection have gone, the responses say so.
+                drop(requests.try_send(request));
+            }
+            (Some(Err(error)), _) => {
+                tracing::error!(%error, "an append can not be sent");
+                (self.input, self.requests) = (None, None);
+            }
+            // No more requests: the answers to those that were sent still come.
+            (None, _) | (_, None) => (self.input, self.requests) = (None, None),
         }
     }
 }
@@ -279,35 +312,38 @@ impl RaftNetworkV2<TypeConfig> for Peer {
 mod tests {
     use super::*;
 
-    fn watch(sent: u64) -> Watch {
-        Watch {
-            sent: Arc::new(AtomicU64::new(sent)),
-            answered: 0,
-            waiting_since: None,
+    type Input = futures::stream::Pending<AppendEntriesRequest<TypeConfig>>;
+
+    fn flow<R>(unanswered: u64, responses: R) -> Flow<Input, R> {
+        Flow {
+            input: Some(futures::stream::pending()),
+            requests: Some(mpsc::channel(1).0),
+            responses,
+            unanswered,
+            waiting_since: clock::now(),
             limit: Duration::from_millis(80),
         }
     }
 
     #[tokio::test]
     async fn a_stream_without_answers_is_an_error() {
-        let mut silent = futures::stream::pending::<Result<(), Status>>();
-        let end = tokio::time::timeout(Duration::from_secs(5), watch(1).next(&mut silent)).await.unwrap();
+        let mut flow = flow(1, futures::stream::pending::<Result<(), Status>>());
+        let end = tokio::time::timeout(Duration::from_secs(5), flow.next()).await.unwrap();
         assert!(matches!(end, Err(Silence::Late)));
     }
 
     #[tokio::test]
     async fn a_stream_that_owes_no_answer_may_be_silent() {
-        let mut silent = futures::stream::pending::<Result<(), Status>>();
-        let waited = tokio::time::timeout(Duration::from_millis(400), watch(0).next(&mut silent)).await;
+        let mut flow = flow(0, futures::stream::pending::<Result<(), Status>>());
+        let waited = tokio::time::timeout(Duration::from_millis(400), flow.next()).await;
         assert!(waited.is_err(), "it waits on");
     }
 
     #[tokio::test]
     async fn answers_and_ends_are_passed_on() {
-        let mut stream = futures::stream::iter([Ok(1), Err(Status::aborted("x"))]);
-        let mut watch = watch(2);
-        assert!(matches!(watch.next(&mut stream).await, Ok(Some(1))));
-        assert!(matches!(watch.next(&mut stream).await, Err(Silence::Broken(_))));
-        assert!(matches!(watch.next(&mut stream).await, Ok(None)));
+        let mut flow = flow(2, futures::stream::iter([Ok(1), Err(Status::aborted("x"))]));
+        assert!(matches!(flow.next().await, Ok(Some(1))));
+        assert!(matches!(flow.next().await, Err(Silence::Broken(_))));
+        assert!(matches!(flow.next().await, Ok(None)));
     }
 }
