@@ -1,0 +1,1 @@
+//! The lab: network namespaces, links, routes and routers, made over netlink.

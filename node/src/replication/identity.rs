@@ -1,0 +1,239 @@
+//! Who this member is: a file in its data folder, under a lock that the process holds for all its life.
+//!
+//! An id is a promise: votes were given under it. So a data folder that is empty never gets an old id again, and no two
+//! processes ever act under the same one. The start count rises, durably, before anything else is done at a start: it is
+//! the upper part of all numbers that this member gives, so none of them is ever given twice.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{Flock, FlockArg};
+use palisade_engine::MemberId;
+use serde::{Deserialize, Serialize};
+
+const FILE: &str = "identity.toml";
+const LOCK: &str = "lock";
+const VERSION: u32 = 1;
+
+/// Who this member is.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Identity {
+    version: u32,
+    /// The cluster's id, hexadecimal.
+    pub cluster: String,
+    /// The member's id.
+    pub member: MemberId,
+    /// Its name when it joined.
+    pub name: String,
+    /// How often it has started.
+    pub starts: u32,
+}
+
+/// Why the data folder can not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// Another process has it.
+    #[error("{0} is in use by another process; is this member already running? Stop that one first")]
+    Locked(PathBuf),
+    /// It belongs to a member already.
+    #[error(
+        "{folder} already belongs to member {member} of cluster {cluster}; to join or make another cluster, leave that \
+         one first (`palisade cluster leave`), or use another data_dir"
+    )]
+    Taken {
+        /// The data folder.
+        folder: PathBuf,
+        /// Its member.
+        member: MemberId,
+        /// Its cluster.
+        cluster: String,
+    },
+    /// The file is damaged.
+    #[error(
+        "{path} is damaged: {reason}. Do not repair it by hand: move the data folder away, join again under a new id \
+         (`palisade cluster join`), and remove the old member (`palisade cluster remove`)"
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// It started too often.
+    #[error("this member has started 2^24 times; let it leave and join again")]
+    Worn,
+    /// The operating system.
+    #[error("{path}: {error}")]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What happened.
+        error: io::Error,
+    },
+}
+
+/// A data folder, locked for as long as this lives.
+#[derive(Debug)]
+pub(crate) struct Folder {
+    path: PathBuf,
+    _lock: Flock<File>,
+}
+
+impl Folder {
+    /// Locks the data folder and makes it if need be.
+    pub(crate) fn lock(path: &Path) -> Result<Folder, IdentityError> {
+        fs::create_dir_all(path).map_err(at(path))?;
+        let name = path.join(LOCK);
+        let file =
+            OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&name).map_err(at(&name))?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(Folder { path: path.to_owned(), _lock: lock }),
+            Err((_, nix::Error::EWOULDBLOCK)) => Err(IdentityError::Locked(path.to_owned())),
+            Err((_, errno)) => Err(at(&name)(errno.into())),
+        }
+    }
+
+    /// Where the store lies.
+    pub(crate) fn store(&self) -> PathBuf {
+        self.path.join("raft")
+    }
+
+    /// The identity, if this folder has one.
+    pub(crate) fn identity(&self) -> Result<Option<Identity>, IdentityError> {
+        let path = self.path.join(FILE);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(at(&path)(e)),
+        };
+        let damaged = |reason: String| IdentityError::Damaged { path: path.clone(), reason };
+        let identity: Identity = toml::from_str(&text).map_err(|e| damaged(e.message().to_owned()))?;
+        if identity.version != VERSION {
+            return Err(damaged(format!("it has version {}, this program knows {VERSION}", identity.version)));
+        }
+        Ok(Some(identity))
+    }
+
+    /// For `init` and `join`: a folder without identity. What an earlier, unfinished attempt left in the store was never
+    /// part of a cluster and is removed.
+    pub(crate) fn fresh(&self) -> Result<(), IdentityError> {
+        if let Some(Identity { cluster, member, .. }) = self.identity()? {
+            return Err(IdentityError::Taken { folder: self.path.clone(), member, cluster });
+        }
+        let store = self.store();
+        match fs::remove_dir_all(&store) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(at(&store)(e)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes a new identity. From here on the folder is a member's.
+    pub(crate) fn settle(&self, cluster: &str, member: MemberId, name: &str) -> Result<Identity, IdentityError> {
+        let identity =
+            Identity { version: VERSION, cluster: cluster.to_owned(), member, name: name.to_owned(), starts: 0 };
+        self.write(&identity)?;
+        Ok(identity)
+    }
+
+    /// Counts a start, durably, before anything is done under the identity.
+    pub(crate) fn start(&self, identity: &mut Identity) -> Result<(), IdentityError> {
+        // Numbers are (starts << 40) | n; above 24 bits the count would not fit.
+        identity.starts = identity.starts.checked_add(1).filter(|n| *n < 1 << 24).ok_or(IdentityError::Worn)?;
+        self.write(identity)
+    }
+
+    /// After the member left: the identity is set aside, so that its id is not used again and the machine can join anew.
+    pub(crate) fn retire(&self) -> Result<(), IdentityError> {
+        let from = self.path.join(FILE);
+        let to = self.path.join(format!("{FILE}.left"));
+        fs::rename(&from, &to).map_err(at(&from))?;
+        self.sync()
+    }
+
+    /// Atomically and durably: written beside, synced, renamed, and the folder synced.
+    fn write(&self, identity: &Identity) -> Result<(), IdentityError> {
+        let path = self.path.join(FILE);
+        let beside = self.path.join(format!("{FILE}.new"));
+        let text = toml::to_string(identity)
+            .map_err(|e| IdentityError::Damaged { path: path.clone(), reason: e.to_string() })?;
+        let write = || -> io::Result<()> {
+            let mut file = File::create(&beside)?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&beside, &path)
+        };
+        write().map_err(at(&path))?;
+        self.sync()
+    }
+
+    fn sync(&self) -> Result<(), IdentityError> {
+        File::open(&self.path).and_then(|f| f.sync_all()).map_err(at(&self.path))
+    }
+}
+
+fn at(path: &Path) -> impl Fn(io::Error) -> IdentityError + use<> {
+    let path = path.to_owned();
+    move |error| IdentityError::Io { path: path.clone(), error }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_process_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Folder::lock(dir.path()).unwrap();
+        assert!(matches!(Folder::lock(dir.path()), Err(IdentityError::Locked(_))));
+        drop(first);
+        Folder::lock(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn every_start_is_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::lock(dir.path()).unwrap();
+        assert_eq!(folder.identity().unwrap(), None);
+        folder.fresh().unwrap();
+        folder.settle("c0ffee", MemberId(3), "fw3").unwrap();
+        for starts in 1..4 {
+            let mut identity = folder.identity().unwrap().unwrap();
+            folder.start(&mut identity).unwrap();
+            assert_eq!(identity.starts, starts);
+            assert_eq!(folder.identity().unwrap().unwrap(), identity);
+        }
+    }
+
+    #[test]
+    fn an_id_is_not_given_up_by_accident() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::lock(dir.path()).unwrap();
+        folder.settle("c0ffee", MemberId(3), "fw3").unwrap();
+        assert!(matches!(folder.fresh(), Err(IdentityError::Taken { member: MemberId(3), .. })));
+        folder.retire().unwrap();
+        folder.fresh().unwrap();
+    }
+
+    #[test]
+    fn a_damaged_identity_is_not_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::lock(dir.path()).unwrap();
+        for text in ["", "version = 1", "version = 2\ncluster = \"a\"\nmember = 1\nname = \"a\"\nstarts = 1\n"] {
+            fs::write(dir.path().join(FILE), text).unwrap();
+            assert!(matches!(folder.identity(), Err(IdentityError::Damaged { .. })), "{text}");
+            assert!(folder.fresh().is_err());
+        }
+    }
+
+    #[test]
+    fn an_unfinished_attempt_leaves_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::lock(dir.path()).unwrap();
+        fs::create_dir(folder.store()).unwrap();
+        fs::write(folder.store().join("x"), "x").unwrap();
+        folder.fresh().unwrap();
+        assert!(!folder.store().exists());
+    }
+}

@@ -1,0 +1,170 @@
+//! What the leader does besides leading: it makes openraft's membership what the register of members says, and ends
+//! sessions that are idle everywhere.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use openraft::async_runtime::WatchReceiver;
+use openraft::{ChangeMembers, RaftMetrics, ServerState};
+use palisade_engine::engine::View;
+use palisade_engine::replica::{Command, MemberInfo};
+use palisade_engine::{Engine, MemberId, SessionId};
+use palisade_proto::member::v1 as wire;
+use palisade_raft_store::TypeConfig;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+
+use super::PalisadeRaft;
+use super::membership::order;
+use super::propose::Order;
+use super::route::{Lane, Peers};
+use super::service::MOST_IDLE;
+use crate::clock;
+
+/// Most members that vote. More would make every commit wait for more of them; the others forward all the same.
+pub(crate) const MOST_VOTERS: usize = 5;
+/// A learner that is at most so many entries behind has caught up.
+const CAUGHT_UP: u64 = 256;
+const MEMBERSHIP_EVERY: Duration = Duration::from_millis(250);
+const IDLE_EVERY: Duration = Duration::from_secs(1);
+/// A member that does not say within this time whether a session is idle there keeps it alive.
+const IDLE_ANSWER: Duration = Duration::from_secs(1);
+/// Session ids in one command.
+const IDS: usize = 256;
+const CHANGE: Duration = Duration::from_secs(5);
+
+pub(crate) struct Duties {
+    pub(crate) me: MemberId,
+    pub(crate) raft: PalisadeRaft,
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) peers: Peers,
+    pub(crate) orders: mpsc::Sender<Order>,
+}
+
+/// One step towards the register.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Step {
+    Learn(MemberId, MemberInfo),
+    Promote(MemberId),
+    Drop(MemberId),
+}
+
+/// The next step, if openraft's membership is not yet what the register says.
+fn step(metrics: &RaftMetrics<TypeConfig>, view: &View) -> Option<Step> {
+    let stored = &metrics.membership_config;
+    // Not while a change is under way, and not before everything that led to the last one is applied here: the register
+    // would be older than the membership, and members would be dropped that have just joined.
+    let settled = stored.membership().get_joint_config().len() == 1
+        && metrics.committed_membership_config.log_id() == stored.log_id()
+        && metrics.last_applied.as_ref() >= stored.log_id().as_ref();
+    if !settled || view.cluster.is_empty() {
+        return None;
+    }
+    let voters: BTreeSet<MemberId> = stored.voter_ids().collect();
+    let known: BTreeSet<MemberId> = stored.nodes().map(|(id, _)| *id).collect();
+    // Never the last voter: nobody could take it back.
+    let gone = known.iter().find(|id| !view.members.contains_key(id) && (voters.len() > 1 || !voters.contains(id)));
+    if let Some(id) = gone {
+        return Some(Step::Drop(*id));
+    }
+    if let Some((id, info)) = view.members.iter().find(|(id, _)| !known.contains(id)) {
+        return Some(Step::Learn(*id, info.clone()));
+    }
+    if voters.len() >= MOST_VOTERS {
+        return None;
+    }
+    let last = metrics.last_log_index.unwrap_or(0);
+    let matched = |id: &MemberId| metrics.replication.as_ref().and_then(|r| r.get(id).copied().flatten());
+    let ready = |id: &&MemberId| matched(id).is_some_and(|m| m.index.saturating_add(CAUGHT_UP) >= last);
+    known.difference(&voters).find(ready).map(|id| Step::Promote(*id))
+}
+
+impl Duties {
+    /// Keeps the membership what the register says.
+    pub(crate) async fn membership(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(MEMBERSHIP_EVERY).await;
+            let metrics = self.raft.metrics().borrow_watched().clone();
+            if metrics.state != ServerState::Leader {
+                continue;
+            }
+            let Some(step) = step(&metrics, &self.engine.view()) else { continue };
+            tracing::info!(?step, "changing the membership");
+            match tokio::time::timeout(CHANGE, self.take(&step)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(?step, %error, "the membership could not be changed; trying again"),
+                Err(_) => tracing::warn!(?step, "the membership did not change in time; trying again"),
+            }
+        }
+    }
+
+    async fn take(&self, step: &Step) -> Result<(), String> {
+        let changed = match step {
+            Step::Learn(id, info) => self.raft.add_learner(*id, info.clone(), false).await,
+            Step::Promote(id) => {
+                self.raft.change_membership(ChangeMembers::AddVoterIds(BTreeSet::from([*id])), true).await
+            }
+            Step::Drop(id) => {
+                let voter = self.raft.metrics().borrow_watched().membership_config.voter_ids().any(|v| v == *id);
+                let ids = BTreeSet::from([*id]);
+                let change = if voter { ChangeMembers::RemoveVoters(ids) } else { ChangeMembers::RemoveNodes(ids) };
+                self.raft.change_membership(change, false).await
+            }
+        };
+        changed.map(drop).map_err(|e| e.to_string())
+    }
+
+    /// Ends sessions that are idle on all members.
+    pub(crate) async fn idle(self: Arc<Self>) {
+        let mut found = Vec::new();
+        loop {
+            tokio::time::sleep(IDLE_EVERY).await;
+            let metrics = self.raft.server_metrics().borrow_watched().clone();
+            if metrics.state != ServerState::Leader {
+                continue;
+            }
+            found.clear();
+            self.engine.idle(clock::now(), MOST_IDLE, &mut found);
+            if found.is_empty() {
+                continue;
+            }
+            let others: Vec<_> = metrics
+                .membership_config
+                .nodes()
+                .filter(|(id, _)| **id != self.me)
+                .map(|(id, info)| (*id, info.clone()))
+                .collect();
+            let Some(idle) = self.ask(&others, &found).await else { continue };
+            for ids in idle.chunks(IDS) {
+                if let Err(error) = order(&self.orders, Command::Expire(ids.to_vec()), CHANGE).await {
+                    tracing::info!(%error, "idle sessions could not be ended; trying again");
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Those of `ids` that are idle at all `members` too; `None` if one of them did not say.
+    async fn ask(&self, members: &[(MemberId, MemberInfo)], ids: &[SessionId]) -> Option<Vec<SessionId>> {
+        let questions: FuturesUnordered<_> = members
+            .iter()
+            .map(|(id, info)| async move {
+                let mut client = self.peers.client(*id, &info.address, Lane::Control).ok()?;
+                let question = client.still_idle(wire::Sessions::from(ids));
+                match tokio::time::timeout(IDLE_ANSWER, question).await {
+                    Ok(Ok(answer)) => Some(BTreeSet::from_iter(Vec::<SessionId>::from(answer.into_inner()))),
+                    Ok(Err(status)) => {
+                        tracing::debug!(member = %id, %status, "it is not known whether sessions are idle there");
+                        None
+                    }
+                    Err(_) => None,
+                }
+            })
+            .collect();
+        let answers: Vec<Option<BTreeSet<SessionId>>> = questions.collect().await;
+        let answers: Vec<BTreeSet<SessionId>> = answers.into_iter().collect::<Option<_>>()?;
+        Some(ids.iter().filter(|id| answers.iter().all(|idle| idle.contains(id))).copied().collect())
+    }
+}

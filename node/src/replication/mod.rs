@@ -1,0 +1,704 @@
+//! Replication: one log for the law, streams for hints, and the proof of being current (DESIGN section 5).
+//!
+//! ```text
+//!  worker ── Hint ──────> hints ───────── a stream per peer ─────────> service ──> Engine::hint
+//!  worker ── Proposal ──> propose ─ local, or a stream to the leader ─> openraft ──> log ──> apply on every member
+//!  admin ─── Command ───────┘                                             │
+//!                                                      observed here: the proposal's answer
+//! ```
+//!
+//! Tasks, all ended by [`Replication::shutdown`] or by dropping it: the member port's server; `propose`; `hints` with one
+//! task per peer; `current`; `leadership` (who leads, who is a member); the leader's duties (`membership`, `idle`);
+//! `tick`. `docs/replication.md` lists the queues between them with their bounds.
+
+mod current;
+mod hints;
+mod identity;
+mod leader;
+mod membership;
+mod metrics;
+mod network;
+mod propose;
+mod route;
+mod service;
+mod snapshot;
+mod status;
+mod token;
+mod transport;
+mod wire;
+
+#[cfg(test)]
+mod tests;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::async_runtime::WatchReceiver;
+use openraft::{Config as RaftConfig, Raft, SnapshotPolicy};
+use palisade_engine::event::{Hint, Proposal};
+use palisade_engine::replica::{Batch, Close, Command, Establish, MemberChange, MemberInfo, Outcome, Replica, Role};
+use palisade_engine::{Engine, MemberId, SessionId, Wake};
+use palisade_proto::member::v1::admission_server::AdmissionServer;
+use palisade_proto::member::v1::member_server::MemberServer;
+use palisade_raft_store::{
+    Identity as StoreIdentity, Observer, Options as StoreOptions, Setup, Snapshots, StateMachine, Store, StoreError,
+    StoreMetrics, TypeConfig,
+};
+use tokio::net::TcpListener;
+use tokio::sync::{broadcast, mpsc, watch};
+use tokio::task::JoinHandle;
+use tonic::service::interceptor::InterceptedService;
+
+pub use identity::{Identity, IdentityError};
+pub use membership::{MembershipError, init, join};
+pub use metrics::{Counter, Histogram, Outcomes, ReplicationMetrics};
+pub use propose::ProposeError;
+pub use status::{Member, RaftRole, Status};
+pub use token::{Token, TokenError};
+
+use crate::clock;
+use crate::standing::StandingCell;
+use current::Current;
+use hints::{Hints, Members, Reached};
+use identity::Folder;
+use leader::Duties;
+use membership::{Admitting, order};
+use network::Network;
+use propose::{Answer, Lead, Leader, Order, Proposer};
+use route::{Check, MOST_MESSAGE, Peers};
+use service::{Following, Parts, Service, SharedWake};
+
+/// openraft with our types.
+pub(crate) type PalisadeRaft = Raft<TypeConfig, StateMachine<Replica>>;
+
+/// Commands of the administration that wait.
+const ORDERS: usize = 256;
+/// What hints led to and that waits to be sent on or proposed.
+const FOLLOWING: usize = 4096;
+/// Session events that a slow watcher may be behind before it loses some.
+const EVENTS: usize = 4096;
+/// Entries between two snapshots, and how many of them the log keeps for members that are a little behind.
+const SNAPSHOT_EVERY: u64 = 8192;
+const KEEP: u64 = 8192;
+
+/// Raft's times.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// Between two heartbeats of the leader.
+    pub heartbeat: Duration,
+    /// Without heartbeats for `election.1`, a member's promise to its leader ends; after a random time between the two
+    /// more, it stands for election. So a new leader is found after between their sum and twice the second.
+    pub election: (Duration, Duration),
+    /// A replication stream that gets no answer for so long is given up.
+    pub answer: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Timing {
+        Timing {
+            heartbeat: Duration::from_millis(50),
+            election: (Duration::from_millis(150), Duration::from_millis(300)),
+            answer: Duration::from_secs(2),
+        }
+    }
+}
+
+/// What a member's replication needs to know.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The data folder.
+    pub data_dir: PathBuf,
+    /// The member's name.
+    pub name: String,
+    /// Where it listens for the other members.
+    pub listen: SocketAddr,
+    /// Where they reach it: `host:port`.
+    pub advertise: String,
+    /// What it does.
+    pub role: Role,
+    /// The engine's sizes; `member`, `start` and `seed` are put in by [`Replication::open`].
+    pub engine: palisade_engine::Config,
+    /// Raft's times.
+    pub timing: Timing,
+}
+
+impl Options {
+    pub(crate) fn info(&self) -> MemberInfo {
+        MemberInfo { name: self.name.clone(), address: self.advertise.clone(), role: self.role }
+    }
+}
+
+/// Why a member's replication could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The data folder.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// It is no member yet.
+    #[error(
+        "this machine is no member of a cluster yet: `palisade cluster init` makes one, `palisade cluster join` joins one"
+    )]
+    NotMember,
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The store is not the one that belongs to the identity.
+    #[error(
+        "the log of member {0} is gone, though it has voted under that id: move the data folder away, join again under \
+         a new id (`palisade cluster join`), and remove the old member (`palisade cluster remove`)"
+    )]
+    LostLog(MemberId),
+    /// The member port.
+    #[error("can not listen for the other members on {0}: {1}")]
+    Listen(SocketAddr, std::io::Error),
+    /// openraft.
+    #[error("Raft did not start: {0}")]
+    Raft(String),
+    /// The times make no sense.
+    #[error("Raft's times are wrong: {0}")]
+    Timing(String),
+}
+
+/// A change of a session, as applied.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SessionEvent {
+    /// The log index.
+    pub index: u64,
+    /// The proposer's wall clock, milliseconds since 1970.
+    pub unix_ms: u64,
+    /// What happened.
+    pub change: SessionChange,
+}
+
+/// What happened to a session.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum SessionChange {
+    /// It was established.
+    Established(Box<Establish>),
+    /// It was closed and is in TIME_WAIT.
+    Closed(Close),
+    /// It was idle for too long, or its TIME_WAIT is over.
+    Expired(SessionId),
+    /// An administrator or a new policy ended it.
+    Revoked(SessionId),
+}
+
+/// Told by the store what was applied.
+struct Applied {
+    me: MemberId,
+    answers: mpsc::UnboundedSender<Answer>,
+    events: broadcast::Sender<Arc<SessionEvent>>,
+    metrics: Arc<ReplicationMetrics>,
+}
+
+impl Observer for Applied {
+    fn applied(&self, index: u64, batch: &Batch, outcomes: &[Outcome]) {
+        self.metrics.applied_batches.add(1);
+        self.metrics.applied_commands.add(batch.commands.len() as u64);
+        let established =
+            batch.commands.iter().zip(outcomes).filter(|(command, outcome)| {
+                matches!(command, Command::Establish(_)) && **outcome == Outcome::Accepted
+            });
+        self.metrics.sessions_established.add(established.count() as u64);
+        if batch.proposer == self.me {
+            // Fails only when the proposer has been shut down.
+            let _ = self.answers.send(Answer { first: batch.first, outcomes: outcomes.to_vec() });
+        }
+        if self.events.receiver_count() == 0 {
+            return;
+        }
+        let tell = |change| {
+            // Fails only without receivers.
+            let _ = self.events.send(Arc::new(SessionEvent { index, unix_ms: batch.unix_ms, change }));
+        };
+        for (command, outcome) in batch.commands.iter().zip(outcomes) {
+            if *outcome != Outcome::Accepted {
+                continue;
+            }
+            match command {
+                Command::Establish(establish) => tell(SessionChange::Established(establish.clone())),
+                Command::Close(close) => tell(SessionChange::Closed(*close)),
+                Command::Expire(ids) => ids.iter().for_each(|id| tell(SessionChange::Expired(*id))),
+                Command::Revoke(ids) => ids.iter().for_each(|id| tell(SessionChange::Revoked(*id))),
+                Command::Policy(_) | Command::Member(_) => {}
+            }
+        }
+    }
+}
+
+/// What [`start_raft`] makes.
+pub(crate) struct Started {
+    raft: PalisadeRaft,
+    engine: Arc<Engine>,
+    snapshots: Snapshots,
+    store: StoreMetrics,
+}
+
+fn store_options() -> StoreOptions {
+    StoreOptions::new(Arc::new(clock::now))
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, OpenError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    Ok(done.map_err(|e| OpenError::Raft(e.to_string()))??)
+}
+
+/// Writes into a new store whose it is, before the identity itself is written.
+pub(crate) async fn mark_store(folder: &Folder, cluster: &str, member: MemberId) -> Result<(), OpenError> {
+    let (dir, cluster) = (folder.store(), cluster.to_owned());
+    blocking(move || Store::open(&dir, store_options())?.set_identity(StoreIdentity { cluster, member })).await
+}
+
+/// Opens the store, makes the engine, replays, starts openraft. Start 0 is that of `init`: a new store.
+#[allow(clippy::too_many_arguments, reason = "once, and each is another thing")]
+pub(crate) async fn start_raft(
+    options: &Options,
+    folder: &Folder,
+    cluster: &str,
+    me: MemberId,
+    start: u32,
+    network: Network,
+    wake: Box<dyn Wake + Send>,
+    observer: Arc<dyn Observer>,
+) -> Result<Started, OpenError> {
+    let config = raft_config(&options.timing, cluster)?;
+    let seed = u64::from_ne_bytes(membership::random().map_err(|e| OpenError::Raft(e.to_string()))?);
+    let engine = Engine::new(palisade_engine::Config { member: me, start, seed, ..options.engine.clone() });
+    let machine = Replica::new(engine.clone());
+    let (dir, owner) = (folder.store(), StoreIdentity { cluster: cluster.to_owned(), member: me });
+    let mut store = blocking(move || Store::open(&dir, store_options())).await?;
+    if store.identity().is_none() && start > 0 {
+        return Err(OpenError::LostLog(me));
+    }
+    let (snapshots, (log, machine)) = blocking(move || {
+        store.set_identity(owner)?;
+        Ok((store.snapshots(), store.into_parts(Setup { machine, wake, observer })?))
+    })
+    .await?;
+    let store = log.metrics();
+    let raft = Raft::new(me, config, network, log, machine).await.map_err(|e| OpenError::Raft(e.to_string()))?;
+    Ok(Started { raft, engine, snapshots, store })
+}
+
+fn raft_config(timing: &Timing, cluster: &str) -> Result<Arc<RaftConfig>, OpenError> {
+    let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+    let config = RaftConfig {
+        cluster_name: cluster.to_owned(),
+        heartbeat_interval: ms(timing.heartbeat),
+        election_timeout_min: ms(timing.election.0),
+        election_timeout_max: ms(timing.election.1),
+        // A million sessions must get through a slow link, beside the traffic.
+        install_snapshot_timeout: ms(Duration::from_secs(600)),
+        max_payload_entries: 256,
+        // Members that are further behind than the log reaches get a snapshot; those within get entries.
+        replication_lag_threshold: SNAPSHOT_EVERY + KEEP,
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY),
+        max_in_snapshot_log_to_keep: KEEP,
+        purge_batch_size: 1024,
+        backoff: "20ms 50ms 100ms ...500ms".to_owned(),
+        enable_pre_vote: Some(true),
+        // A leader that restarts has forgotten what it had not yet committed to disk; it must be elected like any other.
+        enable_leader_restore: Some(false),
+        ..RaftConfig::default()
+    };
+    config.validate().map(Arc::new).map_err(|e| OpenError::Timing(e.to_string()))
+}
+
+/// A running member's replication.
+pub struct Replication {
+    identity: Identity,
+    folder: Folder,
+    raft: PalisadeRaft,
+    engine: Arc<Engine>,
+    metrics: Arc<ReplicationMetrics>,
+    store: StoreMetrics,
+    standing: Arc<StandingCell>,
+    orders: mpsc::Sender<Order>,
+    events: broadcast::Sender<Arc<SessionEvent>>,
+    lead: watch::Receiver<Lead>,
+    peers: Peers,
+    reached: Reached,
+    stop: watch::Sender<bool>,
+    server: parking_lot::Mutex<Option<JoinHandle<()>>>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Replication {
+    fn drop(&mut self) {
+        self.halt();
+        if let Some(server) = self.server.lock().take() {
+            server.abort();
+        }
+    }
+}
+
+impl Replication {
+    /// Starts the member that the data folder belongs to: counts the start, opens the store, replays it, opens the member
+    /// port and takes part in the cluster. The member becomes current by itself once it has caught up.
+    ///
+    /// # Errors
+    /// [`OpenError`]
+    pub async fn open<W>(
+        options: Options,
+        hints: mpsc::Receiver<Hint>,
+        proposals: mpsc::Receiver<Proposal>,
+        wake: W,
+        standing: Arc<StandingCell>,
+    ) -> Result<Replication, OpenError>
+    where
+        W: Wake + Clone + Send + Sync + 'static,
+    {
+        let folder = Folder::lock(&options.data_dir)?;
+        let mut identity = folder.identity()?.ok_or(OpenError::NotMember)?;
+        folder.start(&mut identity)?;
+        let me = identity.member;
+        let listener = TcpListener::bind(options.listen).await.map_err(|e| OpenError::Listen(options.listen, e))?;
+
+        let metrics = Arc::<ReplicationMetrics>::default();
+        let peers = Peers::new(&identity.cluster, me).map_err(|s| OpenError::Raft(s.to_string()))?;
+        let (answer_tx, answer_rx) = mpsc::unbounded_channel();
+        let (events, _) = broadcast::channel(EVENTS);
+        let observer = Applied { me, answers: answer_tx, events: events.clone(), metrics: metrics.clone() };
+        let network = Network { me, peers: peers.clone(), answer: options.timing.answer, metrics: metrics.clone() };
+        let wakes: Box<dyn Wake + Send> = Box::new(wake.clone());
+        let Started { raft, engine, snapshots, store } =
+            start_raft(&options, &folder, &identity.cluster, me, identity.starts, network, wakes, Arc::new(observer))
+                .await?;
+
+        let (lead_tx, lead) = watch::channel(Lead::default());
+        let (members_tx, members) = watch::channel(Members::new());
+        let (orders, order_rx) = mpsc::channel(ORDERS);
+        let (hint_answers, hint_answer_rx) = mpsc::channel(FOLLOWING);
+        let (hinted, hinted_rx) = mpsc::channel(FOLLOWING);
+        let following = Following { answers: hint_answers, hinted, metrics: metrics.clone() };
+        let (stop, stopped) = watch::channel(false);
+        let reached = Reached::default();
+
+        let service = Service(Arc::new(Parts {
+            raft: raft.clone(),
+            engine: engine.clone(),
+            snapshots,
+            wake: SharedWake::copy(&wake),
+            metrics: metrics.clone(),
+            lead: lead.clone(),
+            following: following.clone(),
+            admitting: Admitting { cluster: identity.cluster.as_str().into(), orders: orders.clone() },
+            stop: stopped.clone(),
+        }));
+        let check = Check { cluster: identity.cluster.as_str().into(), me, metrics: metrics.clone() };
+        let server = tokio::spawn(serve(listener, service, check, stopped));
+
+        let proposer = Proposer {
+            me,
+            start: identity.starts,
+            raft: raft.clone(),
+            peers: peers.clone(),
+            lead: lead.clone(),
+            standing: standing.clone(),
+            metrics: metrics.clone(),
+            proposals,
+            hinted: hinted_rx,
+            orders: order_rx,
+            answers: answer_rx,
+        };
+        let hints = Hints {
+            me,
+            peers: peers.clone(),
+            engine: engine.clone(),
+            metrics: metrics.clone(),
+            reached: reached.clone(),
+            hints,
+            answers: hint_answer_rx,
+            members,
+        };
+        let current = Current {
+            me,
+            raft: raft.clone(),
+            peers: peers.clone(),
+            lead: lead.clone(),
+            standing: standing.clone(),
+            metrics: metrics.clone(),
+        };
+        let duties = Arc::new(Duties {
+            me,
+            raft: raft.clone(),
+            engine: engine.clone(),
+            peers: peers.clone(),
+            orders: orders.clone(),
+        });
+        let tasks = vec![
+            tokio::spawn(leadership(raft.clone(), lead_tx, members_tx, peers.clone(), metrics.clone())),
+            tokio::spawn(proposer.run()),
+            tokio::spawn(hints.run()),
+            tokio::spawn(current.run()),
+            tokio::spawn(duties.clone().membership()),
+            tokio::spawn(duties.idle()),
+            tokio::spawn(tick(engine.clone(), following)),
+        ];
+        let server = parking_lot::Mutex::new(Some(server));
+        Ok(Replication {
+            identity,
+            folder,
+            raft,
+            engine,
+            metrics,
+            store,
+            standing,
+            orders,
+            events,
+            lead,
+            peers,
+            reached,
+            stop,
+            server,
+            tasks,
+        })
+    }
+
+    /// Who this member is.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The engine: for the workers and the administration.
+    #[must_use]
+    pub fn engine(&self) -> Arc<Engine> {
+        self.engine.clone()
+    }
+
+    /// What the replication has counted.
+    #[must_use]
+    pub fn metrics(&self) -> Arc<ReplicationMetrics> {
+        self.metrics.clone()
+    }
+
+    /// What the store has counted: flushes and their times.
+    #[must_use]
+    pub fn store_metrics(&self) -> StoreMetrics {
+        self.store.clone()
+    }
+
+    /// The changes of sessions from now on, in the order of the log. A watcher that is too slow loses some and is told so.
+    #[must_use]
+    pub fn subscribe(&self) -> broadcast::Receiver<Arc<SessionEvent>> {
+        self.events.subscribe()
+    }
+
+    /// How the member and its cluster are now.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let metrics = self.raft.metrics().borrow_watched().clone();
+        status::status(&self.identity, &metrics, &self.engine.view(), &self.reached, self.standing.at(clock::now()))
+    }
+
+    /// Has a command committed and applied here, and returns what that did: committed is not accepted.
+    ///
+    /// # Errors
+    /// [`ProposeError`]; the command may still be carried out.
+    pub async fn command(&self, command: Command, timeout: Duration) -> Result<Outcome, ProposeError> {
+        order(&self.orders, command, timeout).await
+    }
+
+    /// Makes a join token that is good for `ttl`.
+    ///
+    /// # Errors
+    /// [`MembershipError`]
+    pub async fn token(&self, ttl: Duration) -> Result<String, MembershipError> {
+        let secret = membership::random::<32>()?;
+        let ttl = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+        let change = MemberChange::Token {
+            secret_digest: token::digest(&secret),
+            expires_unix_ms: clock::unix_ms().saturating_add(ttl),
+        };
+        accepted(self.command(Command::Member(change), CHANGE).await?)?;
+        let view = self.engine.view();
+        let (mine, others): (Vec<_>, Vec<_>) = view.members.iter().partition(|(id, _)| **id == self.identity.member);
+        let addresses = mine.into_iter().chain(others).map(|(_, info)| info.address.clone()).take(4).collect();
+        Ok(Token::new(self.identity.cluster.clone(), addresses, secret).to_string())
+    }
+
+    /// Leaves the cluster: hands the lead over if need be, is struck off, and sets the identity aside. Afterwards the
+    /// replication is to be shut down; the data folder belongs to no cluster any longer.
+    ///
+    /// # Errors
+    /// [`MembershipError`]; the member is then still one.
+    pub async fn leave(&self) -> Result<(), MembershipError> {
+        let me = self.identity.member;
+        if self.engine.view().members.keys().all(|id| *id == me) {
+            return Err(MembershipError::Last);
+        }
+        // Best effort: a leader that is removed hands over too, only later.
+        if let Err(error) = self.transfer_leadership(None).await {
+            tracing::debug!(%error, "leaving without handing the lead over");
+        }
+        accepted(self.command(Command::Member(MemberChange::Leave(me)), CHANGE).await?)?;
+        tokio::time::timeout(2 * CHANGE, self.struck_off()).await.map_err(|_| MembershipError::Late("leaving"))?;
+        Ok(self.folder.retire()?)
+    }
+
+    /// Waits until this member does not vote and is not replicated to any longer.
+    async fn struck_off(&self) {
+        let me = self.identity.member;
+        loop {
+            let metrics = self.raft.server_metrics().borrow_watched().clone();
+            if metrics.committed_membership_config.get_node(&me).is_none() {
+                return;
+            }
+            // One that was struck off may never hear of it: ask.
+            let leader = self.lead.borrow().leader.clone().filter(|leader| leader.id != me);
+            if let Some(leader) = leader
+                && let Ok(mut client) = self.peers.client(leader.id, &leader.address, route::Lane::Control)
+            {
+                let ask = client.read_index(palisade_proto::member::v1::ReadIndexRequest {});
+                if let Ok(Err(status)) = tokio::time::timeout(Duration::from_secs(1), ask).await
+                    && status.code() == tonic::Code::PermissionDenied
+                {
+                    return;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Strikes a dead member off.
+    ///
+    /// # Errors
+    /// [`MembershipError`]
+    pub async fn remove(&self, name: &str) -> Result<MemberId, MembershipError> {
+        let view = self.engine.view();
+        let found = view.members.iter().find(|(_, info)| info.name == name);
+        let id = *found.ok_or_else(|| MembershipError::Unknown(name.to_owned()))?.0;
+        if id == self.identity.member {
+            return Err(MembershipError::Myself(name.to_owned()));
+        }
+        accepted(self.command(Command::Member(MemberChange::Leave(id)), CHANGE).await?)?;
+        Ok(id)
+    }
+
+    /// Hands the lead over, to `to` or to the voter that is most up to date. Does nothing if this member does not lead
+    /// and no one is named.
+    ///
+    /// # Errors
+    /// [`MembershipError`]
+    pub async fn transfer_leadership(&self, to: Option<MemberId>) -> Result<(), MembershipError> {
+        let me = self.identity.member;
+        let metrics = self.raft.metrics().borrow_watched().clone();
+        if metrics.state != openraft::ServerState::Leader {
+            let leader = metrics.current_leader.map_or("unknown".to_owned(), |id| format!("member {id}"));
+            return if to.is_none() { Ok(()) } else { Err(MembershipError::NotLeader(leader)) };
+        }
+        let matched = |id: &MemberId| metrics.replication.as_ref().and_then(|r| r.get(id).copied().flatten());
+        let best = || metrics.membership_config.voter_ids().filter(|id| *id != me).max_by_key(matched);
+        let to = to.or_else(best).ok_or(MembershipError::Last)?;
+        if !metrics.membership_config.voter_ids().any(|id| id == to) {
+            return Err(MembershipError::Refused(format!("member {to} does not vote")));
+        }
+        let raft = |e: &dyn std::fmt::Display| MembershipError::Refused(e.to_string());
+        self.raft.trigger().transfer_leader(to).await.map_err(|e| raft(&e))?;
+        let wait = self.raft.wait(Some(CHANGE));
+        let changed = wait.metrics(|m| m.current_leader.is_some_and(|leader| leader != me), "the lead was handed over");
+        changed.await.map(drop).map_err(|_| MembershipError::Late("handing the lead over"))
+    }
+
+    fn halt(&self) {
+        // Fails only when nobody listens any longer.
+        let _ = self.stop.send(true);
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+
+    /// Stops taking part. Established sessions of this machine are the workers' business.
+    pub async fn shutdown(&self) {
+        self.halt();
+        let server = self.server.lock().take();
+        if let Some(mut server) = server
+            && tokio::time::timeout(Duration::from_secs(2), &mut server).await.is_err()
+        {
+            server.abort();
+        }
+        // Its result is only whether its task could be joined.
+        let _ = self.raft.shutdown().await;
+    }
+}
+
+/// How long a change of the membership or a command of the administration may take.
+const CHANGE: Duration = Duration::from_secs(5);
+
+fn accepted(outcome: Outcome) -> Result<(), MembershipError> {
+    match outcome {
+        Outcome::Accepted | Outcome::Member(_) => Ok(()),
+        Outcome::Invalid(why) => Err(MembershipError::Refused(why)),
+        other => Err(MembershipError::Refused(format!("{other:?}"))),
+    }
+}
+
+async fn serve(listener: TcpListener, service: Service, check: Check, mut stop: watch::Receiver<bool>) {
+    let member = MemberServer::new(service.clone())
+        .max_decoding_message_size(MOST_MESSAGE)
+        .max_encoding_message_size(MOST_MESSAGE);
+    let served = transport::server()
+        .add_service(InterceptedService::new(member, check))
+        .add_service(AdmissionServer::new(service))
+        .serve_with_incoming_shutdown(transport::incoming(listener), async move {
+            // An error means that the replication is gone: stopped as well.
+            let _ = stop.wait_for(|stop| *stop).await;
+        })
+        .await;
+    if let Err(error) = served {
+        tracing::error!(%error, "the member port was closed");
+    }
+}
+
+/// Follows who leads and who is a member.
+async fn leadership(
+    raft: PalisadeRaft,
+    lead: watch::Sender<Lead>,
+    members: watch::Sender<Members>,
+    peers: Peers,
+    metrics: Arc<ReplicationMetrics>,
+) {
+    let mut seen = raft.server_metrics();
+    loop {
+        let now = seen.borrow_and_update().clone();
+        let nodes: Members = now.membership_config.nodes().map(|(id, info)| (*id, info.clone())).collect();
+        let leader = now.current_leader.and_then(|id| Some(Leader { id, address: nodes.get(&id)?.address.clone() }));
+        let new = Lead { term: now.vote.leader_id.term, leader };
+        lead.send_if_modified(|old| {
+            let changed = *old != new;
+            if changed {
+                tracing::info!(term = new.term, leader = ?new.leader, "the lead changed");
+                metrics.leader_changes.add(1);
+                *old = new;
+            }
+            changed
+        });
+        members.send_if_modified(|old| {
+            let changed = *old != nodes;
+            if changed {
+                peers.keep(|id| nodes.contains_key(&id));
+                *old = nodes;
+            }
+            changed
+        });
+        if seen.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn tick(engine: Arc<Engine>, following: Following) {
+    let mut events = Vec::new();
+    let mut every = tokio::time::interval(Duration::from_millis(100));
+    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        every.tick().await;
+        engine.tick(clock::now(), &mut events);
+        following.pass_on(&mut events);
+    }
+}

@@ -1,0 +1,280 @@
+//! What this member answers to the others.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures::{Stream, StreamExt};
+use openraft::ServerState;
+use openraft::async_runtime::WatchReceiver;
+use openraft::raft::AppendEntriesRequest;
+use palisade_engine::engine::Wake;
+use palisade_engine::event::{Event, Hint, Proposal};
+use palisade_engine::replica::MemberInfo;
+use palisade_engine::{Engine, HoldKey, SessionId};
+use palisade_proto::convert::{decode_batch, decode_hint};
+use palisade_proto::member::v1 as wire;
+use palisade_proto::member::v1::admission_server::Admission;
+use palisade_proto::member::v1::member_server::Member;
+use palisade_raft_store::{Snapshots, TypeConfig};
+use tokio::sync::{mpsc, watch};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::membership::{self, Admitting};
+use super::metrics::ReplicationMetrics;
+use super::propose::Lead;
+use super::route::Sender;
+use super::{PalisadeRaft, current, snapshot, wire as convert};
+use crate::clock;
+
+/// A [`Wake`] that can be given to several tasks.
+pub(crate) trait SharedWake: Wake + Send + Sync {
+    fn copy(&self) -> Box<dyn SharedWake>;
+}
+
+impl<W: Wake + Clone + Send + Sync + 'static> SharedWake for W {
+    fn copy(&self) -> Box<dyn SharedWake> {
+        Box::new(self.clone())
+    }
+}
+
+/// Adapts it to the engine's argument.
+struct Waker(Box<dyn SharedWake>);
+
+impl Wake for Waker {
+    fn wake(&mut self, workers: u64, key: HoldKey) {
+        self.0.wake(workers, key);
+    }
+}
+
+/// Sessions in one question about idleness.
+pub(crate) const MOST_IDLE: usize = 4096;
+
+#[derive(Clone)]
+pub(crate) struct Service(pub(crate) Arc<Parts>);
+
+pub(crate) struct Parts {
+    pub(crate) raft: PalisadeRaft,
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) snapshots: Snapshots,
+    pub(crate) wake: Box<dyn SharedWake>,
+    pub(crate) metrics: Arc<ReplicationMetrics>,
+    pub(crate) lead: watch::Receiver<Lead>,
+    pub(crate) following: Following,
+    pub(crate) admitting: Admitting,
+    /// True once the member is to stop: ends the streams, which would otherwise keep their connections open.
+    pub(crate) stop: watch::Receiver<bool>,
+}
+
+fn stopped(mut stop: watch::Receiver<bool>) -> impl Future<Output = ()> + Send + 'static {
+    async move {
+        // An error means that the replication is gone: stopped as well.
+        let _ = stop.wait_for(|stop| *stop).await;
+    }
+}
+
+fn fatal(error: impl std::fmt::Display) -> Status {
+    Status::unavailable(format!("the replication of this member has stopped: {error}"))
+}
+
+type Out<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send + 'static>>;
+
+impl Parts {
+    fn leads(&self) -> bool {
+        self.raft.server_metrics().borrow_watched().state == ServerState::Leader
+    }
+
+    /// Takes in one hint and passes on what follows from it.
+    fn hint(&self, from: palisade_engine::MemberId, bytes: &[u8], events: &mut Vec<Event>, wake: &mut Waker) {
+        let hint = match decode_hint(bytes) {
+            Ok(hint) => hint,
+            Err(error) => {
+                self.metrics.hints_damaged.add(1);
+                tracing::debug!(%from, %error, "a hint was skipped");
+                return;
+            }
+        };
+        self.metrics.hints_received.add(1);
+        self.engine.hint(clock::now(), from, &hint, events, wake);
+        self.following.pass_on(events);
+    }
+}
+
+/// Where what follows from a hint or from the passing of time goes: never blocks.
+#[derive(Clone)]
+pub(crate) struct Following {
+    pub(crate) answers: mpsc::Sender<Hint>,
+    pub(crate) hinted: mpsc::Sender<Proposal>,
+    pub(crate) metrics: Arc<ReplicationMetrics>,
+}
+
+impl Following {
+    pub(crate) fn pass_on(&self, events: &mut Vec<Event>) {
+        for event in events.drain(..) {
+            match event {
+                Event::Hint(hint) => {
+                    if self.answers.try_send(hint).is_err() {
+                        self.metrics.hints_dropped.add(1);
+                    }
+                }
+                Event::Propose(proposal) => {
+                    if self.hinted.try_send(proposal).is_err() {
+                        self.metrics.dropped_queue_full.add(1);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Member for Service {
+    type AppendStream = Out<wire::AppendResponse>;
+
+    async fn append(
+        &self,
+        request: Request<Streaming<wire::AppendRequest>>,
+    ) -> Result<Response<Self::AppendStream>, Status> {
+        let from = Sender::of(&request)?;
+        let (broken, mut why) = mpsc::channel(1);
+        let requests = request.into_inner().take_until(stopped(self.0.stop.clone()));
+        // What can not be understood ends the stream: whatever follows it would have a gap before it.
+        let requests = requests.scan((), move |(), request| {
+            let understood: Result<AppendEntriesRequest<TypeConfig>, Status> =
+                request.and_then(|r| convert::append_in(r).map_err(Status::from));
+            std::future::ready(match understood {
+                Ok(request) if request.vote.leader_id.node_id == from => Some(request),
+                Ok(_) => {
+                    drop(broken.try_send(Status::invalid_argument("an append in another member's name")));
+                    None
+                }
+                Err(status) => {
+                    drop(broken.try_send(status));
+                    None
+                }
+            })
+        });
+        let answers = self.0.raft.stream_append(requests).map(|answer| match answer {
+            Ok(result) => Ok(convert::appended_out(&result)),
+            Err(error) => Err(fatal(error)),
+        });
+        let end = futures::stream::once(async move { why.try_recv().ok().map(Err) }).filter_map(std::future::ready);
+        let answers = answers.chain(end).take_until(stopped(self.0.stop.clone()));
+        Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn vote(&self, request: Request<wire::VoteRequest>) -> Result<Response<wire::VoteResponse>, Status> {
+        let response = self.0.raft.vote(convert::vote_request_in(request.into_inner())?).await.map_err(fatal)?;
+        Ok(Response::new(convert::vote_response_out(&response)))
+    }
+
+    async fn pre_vote(&self, request: Request<wire::VoteRequest>) -> Result<Response<wire::VoteResponse>, Status> {
+        let response = self.0.raft.pre_vote(convert::vote_request_in(request.into_inner())?).await.map_err(fatal)?;
+        Ok(Response::new(convert::vote_response_out(&response)))
+    }
+
+    async fn install_snapshot(
+        &self,
+        request: Request<Streaming<wire::SnapshotChunk>>,
+    ) -> Result<Response<wire::SnapshotResponse>, Status> {
+        let (vote, file) = snapshot::receive(&self.0.snapshots, request.into_inner()).await?;
+        let snapshot = openraft::Snapshot { meta: file.meta().clone(), snapshot: file };
+        let response = self.0.raft.install_full_snapshot(vote, snapshot).await.map_err(fatal)?;
+        self.0.metrics.snapshots_received.add(1);
+        Ok(Response::new(wire::SnapshotResponse { vote: Some(convert::vote_out(&response.vote)) }))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<wire::TransferLeaderRequest>,
+    ) -> Result<Response<wire::TransferLeaderResponse>, Status> {
+        let request = convert::transfer_in(request.into_inner())?;
+        let response = self.0.raft.handle_transfer_leader(request).await.map_err(fatal)?;
+        Ok(Response::new(convert::transferred_out(&response)))
+    }
+
+    async fn hints(&self, request: Request<Streaming<wire::HintBatch>>) -> Result<Response<wire::HintSummary>, Status> {
+        let from = Sender::of(&request)?;
+        let mut batches = request.into_inner().take_until(Box::pin(stopped(self.0.stop.clone())));
+        let mut wake = Waker(self.0.wake.copy());
+        let mut events = Vec::new();
+        while let Some(batch) = batches.next().await {
+            for bytes in &batch?.hints {
+                self.0.hint(from, bytes, &mut events, &mut wake);
+            }
+        }
+        Ok(Response::new(wire::HintSummary {}))
+    }
+
+    type ProposeStream = Out<wire::ProposalRefusal>;
+
+    async fn propose(
+        &self,
+        request: Request<Streaming<wire::Proposal>>,
+    ) -> Result<Response<Self::ProposeStream>, Status> {
+        let from = Sender::of(&request)?;
+        let parts = self.0.clone();
+        let batches = request.into_inner().take_until(stopped(self.0.stop.clone()));
+        let refusals = batches.filter_map(move |batch| {
+            let parts = parts.clone();
+            async move {
+                let batch = match batch
+                    .and_then(|p| decode_batch(&p.batch).map_err(|e| Status::invalid_argument(e.to_string())))
+                {
+                    Ok(batch) if batch.proposer == from => batch,
+                    Ok(_) => return Some(Err(Status::invalid_argument("a proposal in another member's name"))),
+                    Err(status) => return Some(Err(status)),
+                };
+                if !parts.leads() {
+                    parts.metrics.refused_not_leader.add(1);
+                    let leader = parts.lead.borrow().leader.as_ref().map_or(0, |l| l.id.0);
+                    return Some(Ok(wire::ProposalRefusal { first: batch.first, leader }));
+                }
+                // No answer is waited for: the proposer sees it applied, or proposes it again.
+                parts.raft.client_write_ff(batch, None).await.err().map(|e| Err(fatal(e)))
+            }
+        });
+        Ok(Response::new(Box::pin(refusals)))
+    }
+
+    async fn read_index(
+        &self,
+        request: Request<wire::ReadIndexRequest>,
+    ) -> Result<Response<wire::ReadIndexResponse>, Status> {
+        let from = Sender::of(&request)?;
+        let index = current::read_index(&self.0.raft).await.map_err(Status::unavailable)?;
+        // A member that was removed, perhaps without having heard of it, must not hold itself for current.
+        let members = self.0.raft.server_metrics().borrow_watched().membership_config.clone();
+        if members.get_node(&from).is_none() {
+            return Err(Status::permission_denied(format!("member {from} is not in this cluster (any longer)")));
+        }
+        Ok(Response::new(wire::ReadIndexResponse { index }))
+    }
+
+    async fn still_idle(&self, request: Request<wire::Sessions>) -> Result<Response<wire::Sessions>, Status> {
+        let mut ids: Vec<SessionId> = request.into_inner().into();
+        if ids.len() > MOST_IDLE {
+            return Err(Status::invalid_argument(format!("at most {MOST_IDLE} sessions at a time")));
+        }
+        self.0.engine.still_idle(clock::now(), &mut ids);
+        Ok(Response::new(wire::Sessions::from(&*ids)))
+    }
+}
+
+#[tonic::async_trait]
+impl Admission for Service {
+    async fn join(&self, request: Request<wire::JoinRequest>) -> Result<Response<wire::JoinResponse>, Status> {
+        use wire::join_response::Answer;
+        let request = request.into_inner();
+        let info = request.member.ok_or_else(|| Status::invalid_argument("the field `member` is missing"))?;
+        let info = MemberInfo::try_from(info).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let answer = if self.0.leads() {
+            let (cluster, member) = membership::admit(&self.0, &request.secret, info).await?;
+            Answer::Admitted(wire::Admitted { cluster, member: member.0 })
+        } else {
+            let leader = self.0.lead.borrow().leader.clone();
+            let leader = leader.ok_or_else(|| Status::unavailable("the cluster has no leader now"))?;
+            Answer::LeaderAddress(leader.address)
+        };
+        Ok(Response::new(wire::JoinResponse { answer: Some(answer) }))
+    }
+}

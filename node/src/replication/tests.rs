@@ -1,0 +1,433 @@
+//! Three real members in one process: real stores in temporary folders, real TCP on loopback.
+#![allow(missing_docs, reason = "tests")]
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener as StdListener};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use palisade_engine::event::{HalfOpen, Opening, TcpEnd};
+use palisade_engine::replica::CloseCause;
+use palisade_engine::{Generation, HoldKey, Protocol, Standing, Time, Tuple, ZoneId};
+use palisade_engine::{Ip, id::RuleId};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
+
+use super::*;
+
+const LONG: Duration = Duration::from_secs(20);
+
+#[derive(Clone, Default)]
+struct Woken(Arc<AtomicU64>);
+
+impl Wake for Woken {
+    fn wake(&mut self, _: u64, _: HoldKey) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+struct Node {
+    dir: TempDir,
+    options: Options,
+    running: Option<Running>,
+}
+
+struct Running {
+    replication: Replication,
+    hints: mpsc::Sender<Hint>,
+    proposals: mpsc::Sender<Proposal>,
+    standing: Arc<StandingCell>,
+}
+
+impl std::ops::Deref for Running {
+    type Target = Replication;
+
+    fn deref(&self) -> &Replication {
+        &self.replication
+    }
+}
+
+fn free_port() -> SocketAddr {
+    StdListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
+}
+
+impl Node {
+    fn new(name: &str) -> Node {
+        let dir = tempfile::tempdir().unwrap();
+        let listen = free_port();
+        let options = Options {
+            data_dir: dir.path().join("data"),
+            name: name.to_owned(),
+            listen,
+            advertise: listen.to_string(),
+            role: Role::Firewall,
+            engine: palisade_engine::Config { max_sessions: 10_000, ..palisade_engine::Config::new(MemberId(0), 0, 0) },
+            timing: Timing::default(),
+        };
+        Node { dir, options, running: None }
+    }
+
+    async fn start(&mut self) {
+        let (hints, hint_rx) = mpsc::channel(1024);
+        let (proposals, proposal_rx) = mpsc::channel(1024);
+        let standing = Arc::new(StandingCell::new(Duration::from_secs(300)));
+        let opened =
+            Replication::open(self.options.clone(), hint_rx, proposal_rx, Woken::default(), standing.clone()).await;
+        let replication = opened.unwrap_or_else(|e| panic!("{}: {e}", self.options.name));
+        self.running = Some(Running { replication, hints, proposals, standing });
+    }
+
+    async fn stop(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.shutdown().await;
+            drop(running);
+            // The store's thread holds the database until it has ended.
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+    }
+
+    fn run(&self) -> &Running {
+        self.running.as_ref().unwrap()
+    }
+
+    fn role(&self) -> Option<RaftRole> {
+        self.running.as_ref().map(|r| r.status().role)
+    }
+
+    fn current(&self) -> bool {
+        self.running.as_ref().is_some_and(|r| r.standing.at(clock::now()) == Standing::Current)
+    }
+}
+
+/// Waits until `what` holds.
+async fn until(why: &str, mut what: impl FnMut() -> bool) {
+    let waited = timeout(LONG, async {
+        while !what() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    assert!(waited.await.is_ok(), "waited in vain: {why}");
+}
+
+async fn cluster() -> [Node; 3] {
+    let mut nodes = [Node::new("fw1"), Node::new("fw2"), Node::new("fw3")];
+    let identity = init(&nodes[0].options).await.unwrap();
+    assert_eq!(identity.member, MemberId(1));
+    nodes[0].start().await;
+    for i in 1..3 {
+        until("the first member is current", || nodes[0].current()).await;
+        let token = nodes[0].run().token(Duration::from_secs(60)).await.unwrap();
+        let identity = join(&nodes[i].options, &token).await.unwrap();
+        assert_eq!(identity.member, MemberId(i as u64 + 1));
+        nodes[i].start().await;
+    }
+    until("all vote and are current", || {
+        nodes.iter().all(|n| {
+            let status = n.run().status();
+            n.current() && status.members.len() == 3 && status.members.iter().all(|m| m.voter && m.reachable)
+        })
+    })
+    .await;
+    nodes
+}
+
+fn leader(nodes: &[Node]) -> usize {
+    nodes.iter().position(|n| n.role() == Some(RaftRole::Leader)).unwrap()
+}
+
+fn session(n: u16) -> SessionId {
+    SessionId { member: MemberId(9), counter: u64::from(n) }
+}
+
+fn establish(n: u16) -> Establish {
+    let tuple = |source: u8, source_port, destination: u8, destination_port| Tuple {
+        protocol: Protocol::TCP,
+        src: Ip::V4([10, 0, 0, source]),
+        dst: Ip::V4([10, 0, 0, destination]),
+        src_port: source_port,
+        dst_port: destination_port,
+    };
+    let end = TcpEnd { isn: 1, window: 1000, wscale: None, sack: false };
+    Establish {
+        id: session(n),
+        original: tuple(1, n, 2, 80),
+        reply: tuple(2, 80, 1, n),
+        ingress: ZoneId(0),
+        egress: ZoneId(0),
+        generation: Generation(0),
+        rule: RuleId(0),
+        supersedes: None,
+        protocol: Opening::Tcp { client: end, server: Some(end) },
+    }
+}
+
+fn has(node: &Node, n: u16) -> bool {
+    node.run().engine().session(clock::now(), session(n)).is_some_and(|s| !s.half_open)
+}
+
+fn command(n: u16) -> Command {
+    Command::Establish(Box::new(establish(n)))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commands_are_seen_by_all_and_survive_the_leader_and_restarts() {
+    let mut nodes = cluster().await;
+    // From each member, leader or not.
+    for (i, node) in nodes.iter().enumerate() {
+        let outcome = node.run().command(command(i as u16), LONG).await.unwrap();
+        assert_eq!(outcome, Outcome::Accepted, "from {}", node.options.name);
+    }
+    until("all have all sessions", || nodes.iter().all(|n| (0..3).all(|s| has(n, s)))).await;
+
+    // A session that is proposed by a worker, watched on another member.
+    let mut events = nodes[2].run().subscribe();
+    let asked = clock::now();
+    nodes[1].run().proposals.send(Proposal::Establish(Box::new(establish(100)))).await.unwrap();
+    let event = timeout(LONG, events.recv()).await.unwrap().unwrap();
+    assert_eq!(event.change, SessionChange::Established(Box::new(establish(100))));
+    assert!(clock::now().since(asked) < Duration::from_secs(2));
+    until("its proposer counts it", || nodes[1].run().metrics().outcomes.accepted.get() >= 2).await;
+
+    // The leader goes; the others go on within their hold on being current.
+    let old = leader(&nodes);
+    nodes[old].stop().await;
+    let rest: Vec<usize> = (0..3).filter(|i| *i != old).collect();
+    until("another leads", || rest.iter().any(|i| nodes[*i].role() == Some(RaftRole::Leader))).await;
+    let outcome = nodes[rest[0]].run().command(command(10), LONG).await.unwrap();
+    assert_eq!(outcome, Outcome::Accepted);
+    nodes[old].start().await;
+    until("the old leader has caught up and is current", || nodes[old].current() && has(&nodes[old], 10)).await;
+    assert_eq!(nodes[old].run().identity().starts, 2);
+
+    // All at once.
+    for node in &mut nodes {
+        node.stop().await;
+    }
+    for node in &mut nodes {
+        node.start().await;
+    }
+    until("all are current again", || nodes.iter().all(Node::current)).await;
+    assert!(nodes.iter().all(|n| (0..3).all(|s| has(n, s)) && has(n, 10)));
+    let close = Command::Close(Close { id: session(10), cause: CloseCause::Fin });
+    assert_eq!(nodes[0].run().command(close, LONG).await.unwrap(), Outcome::Accepted);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_majority_nobody_is_current() {
+    let mut nodes = cluster().await;
+    let gone = leader(&nodes);
+    let other = (gone + 1) % 3;
+    let left = (gone + 2) % 3;
+    nodes[gone].stop().await;
+    nodes[other].stop().await;
+    let alone = clock::now();
+    until("the one that is left is cut off", || nodes[left].run().standing.at(clock::now()) == Standing::CutOff).await;
+    assert!(clock::now().since(alone) < Duration::from_millis(1500));
+    // It proposes nothing and confirms nothing.
+    nodes[left].run().proposals.send(Proposal::Establish(Box::new(establish(1)))).await.unwrap();
+    until("the proposal is dropped", || nodes[left].run().metrics().dropped_not_current.get() == 1).await;
+    let refused = nodes[left].run().command(command(2), Duration::from_millis(500)).await;
+    assert_eq!(refused, Err(ProposeError::Timeout));
+    nodes[gone].start().await;
+    until("two are a majority", || nodes[left].current() && nodes[gone].current()).await;
+    assert!(!has(&nodes[left], 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_leave_and_are_removed() {
+    let mut nodes = cluster().await;
+    // The leader itself leaves.
+    let left = leader(&nodes);
+    nodes[left].run().leave().await.unwrap();
+    nodes[left].stop().await;
+    let rest: Vec<usize> = (0..3).filter(|i| *i != left).collect();
+    until("two are left", || rest.iter().all(|i| nodes[*i].run().status().members.len() == 2 && nodes[*i].current()))
+        .await;
+    assert!(matches!(
+        Replication::open(
+            nodes[left].options.clone(),
+            mpsc::channel(1).1,
+            mpsc::channel(1).1,
+            Woken::default(),
+            Arc::new(StandingCell::new(LONG)),
+        )
+        .await
+        .map(drop),
+        Err(OpenError::NotMember)
+    ));
+    // It may come back, as another member.
+    let token = nodes[rest[0]].run().token(Duration::from_secs(60)).await.unwrap();
+    let identity = join(&nodes[left].options, &token).await.unwrap();
+    assert_eq!(identity.member, MemberId(4));
+    nodes[left].start().await;
+    until("it votes", || {
+        let status = nodes[left].run().status();
+        nodes[left].current() && status.members.iter().filter(|m| m.voter).count() == 3
+    })
+    .await;
+
+    // A dead one is removed; its name is then free.
+    let dead = (0..3).find(|i| nodes[*i].role() != Some(RaftRole::Leader)).unwrap();
+    let name = nodes[dead].options.name.clone();
+    nodes[dead].stop().await;
+    let survivor = (dead + 1) % 3;
+    nodes[survivor].run().remove(&name).await.unwrap();
+    assert!(matches!(nodes[survivor].run().remove(&name).await, Err(MembershipError::Unknown(_))));
+    let myself = nodes[survivor].options.name.clone();
+    assert!(matches!(nodes[survivor].run().remove(&myself).await, Err(MembershipError::Myself(_))));
+    until("it is struck off", || nodes[survivor].run().status().members.iter().filter(|m| m.voter).count() == 2).await;
+    assert_eq!(nodes[survivor].run().command(command(1), LONG).await.unwrap(), Outcome::Accepted);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_good_tokens_let_in() {
+    let mut first = Node::new("fw1");
+    init(&first.options).await.unwrap();
+    assert!(matches!(init(&first.options).await, Err(MembershipError::Identity(IdentityError::Taken { .. }))));
+    first.start().await;
+    until("current", || first.current()).await;
+    let expired = first.run().token(Duration::ZERO).await.unwrap();
+    let good: Token = first.run().token(LONG).await.unwrap().parse().unwrap();
+    let forged = Token::new(good.cluster.clone(), good.addresses.clone(), [0; 32]).to_string();
+    let other = Node::new("fw2");
+    for token in [expired, forged] {
+        let refused = join(&other.options, &token).await;
+        assert!(matches!(&refused, Err(MembershipError::Refused(why)) if why.contains("expired")), "{refused:?}");
+    }
+    let namesake = Node::new("fw1");
+    let refused = join(&namesake.options, &good.to_string()).await;
+    assert!(matches!(&refused, Err(MembershipError::Refused(why)) if why.contains("exists")), "{refused:?}");
+    assert!(matches!(first.run().leave().await, Err(MembershipError::Last)));
+    join(&other.options, &good.to_string()).await.unwrap();
+    first.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_not_the_addressee_refuses_and_garbage_does_not_hurt() {
+    let nodes = cluster().await;
+    let status = nodes[0].run().status();
+    let request = || palisade_proto::member::v1::VoteRequest {
+        vote: Some(palisade_proto::member::v1::Vote { term: 99, member: 3, committed: false }),
+        last: None,
+        leadership_transfer: true,
+    };
+    let address = &nodes[0].options.advertise;
+    // Another addressee; another cluster.
+    for (cluster, to) in [(status.cluster.as_str(), 2), ("c0ffee", 1)] {
+        let peers = Peers::new(cluster, MemberId(3)).unwrap();
+        let mut client = peers.client(MemberId(to), address, route::Lane::Raft).unwrap();
+        let refused = client.vote(request()).await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
+    }
+    assert_eq!(nodes[0].run().metrics().misaddressed.get(), 2);
+
+    for byte in 0..50_u8 {
+        let mut stream = tokio::net::TcpStream::connect(nodes[0].options.listen).await.unwrap();
+        let garbage: Vec<u8> = (0..2000_u32).map(|i| (i as u8).wrapping_mul(byte)).collect();
+        // It may be closed while we write.
+        let _ = stream.write_all(&garbage).await;
+        let _ = timeout(Duration::from_millis(20), stream.read(&mut [0; 64])).await;
+    }
+    assert_eq!(nodes[1].run().command(command(1), LONG).await.unwrap(), Outcome::Accepted);
+    until("it is applied there too", || has(&nodes[0], 1)).await;
+    assert!(nodes[0].run().status().term < 99);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stalled_follower_slows_nobody() {
+    let mut nodes = cluster().await;
+    let lead = leader(&nodes);
+    let stalled = (lead + 1) % 3;
+    let quick = (lead + 2) % 3;
+    let listen = nodes[stalled].options.listen;
+    nodes[stalled].stop().await;
+    // Takes connections and bytes, answers nothing: as a machine that hangs.
+    let hole = TcpListener::bind(listen).await.unwrap();
+    let hole = tokio::spawn(async move {
+        let mut kept = Vec::new();
+        while let Ok((stream, _)) = hole.accept().await {
+            kept.push(stream);
+        }
+    });
+    let mut times = Vec::new();
+    for n in 0..100 {
+        let asked = clock::now();
+        let outcome = nodes[quick].run().command(command(n), LONG).await;
+        let status = || (nodes[lead].run().status(), nodes[quick].run().status());
+        assert_eq!(outcome, Ok(Outcome::Accepted), "{n}: {:#?}", status());
+        times.push(clock::now().since(asked));
+    }
+    times.sort_unstable();
+    println!("commit with a stalled follower: p50 {:?}, p90 {:?}, max {:?}", times[50], times[90], times[99]);
+    assert!(times[90] < Duration::from_millis(100), "{times:?}");
+    hole.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hints_reach_all_others() {
+    let mut nodes = cluster().await;
+    let end = TcpEnd { isn: 1, window: 1000, wscale: None, sack: false };
+    let e = establish(7);
+    let half_open = HalfOpen {
+        id: SessionId { member: MemberId(1), counter: 77 },
+        original: e.original,
+        reply: e.reply,
+        ingress: e.ingress,
+        egress: e.egress,
+        generation: e.generation,
+        rule: e.rule,
+        supersedes: None,
+        protocol: Opening::Tcp { client: end, server: None },
+    };
+    nodes[0].run().hints.send(Hint::HalfOpen(Box::new(half_open))).await.unwrap();
+    let knows = |node: &Node| {
+        let mut found = false;
+        node.run().engine().half_opens(&mut |h| found |= h.id == half_open.id);
+        found
+    };
+    until("the others know it", || knows(&nodes[1]) && knows(&nodes[2])).await;
+    assert_eq!(nodes[0].run().metrics().hints_sent.get(), 2);
+
+    // One that was away gets all live half-opens when it is back.
+    nodes[2].stop().await;
+    nodes[2].start().await;
+    until("it knows it again", || knows(&nodes[2])).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_that_is_proposed_again_is_carried_out_once() {
+    let nodes = cluster().await;
+    let lead = leader(&nodes);
+    let follower = (lead + 1) % 3;
+    assert_eq!(nodes[follower].run().command(command(1), LONG).await.unwrap(), Outcome::Accepted);
+    let me = nodes[follower].run().identity().clone();
+    // The same batch once more, as after a lost answer: it must not establish the session a second time, also not after
+    // the session has ended.
+    let revoke = Command::Revoke(vec![session(1)]);
+    assert_eq!(nodes[lead].run().command(revoke, LONG).await.unwrap(), Outcome::Accepted);
+    let first = u64::from(me.starts) << 40;
+    let copy = Batch { proposer: me.member, first, floor: first, unix_ms: 0, commands: vec![command(1)] };
+    let before = nodes[lead].run().metrics().applied_batches.get();
+    nodes[lead].run().replication.raft.client_write(copy).await.unwrap();
+    until("the copy is applied", || nodes[lead].run().metrics().applied_batches.get() > before).await;
+    assert!(!has(&nodes[lead], 1), "a copy resurrected the session");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_identity_without_its_log_is_not_used() {
+    let mut node = Node::new("fw1");
+    init(&node.options).await.unwrap();
+    node.start().await;
+    until("current", || node.current()).await;
+    node.stop().await;
+    std::fs::remove_dir_all(node.dir.path().join("data/raft")).unwrap();
+    let opened = Replication::open(
+        node.options.clone(),
+        mpsc::channel(1).1,
+        mpsc::channel(1).1,
+        Woken::default(),
+        Arc::new(StandingCell::new(LONG)),
+    );
+    assert!(matches!(opened.await.map(drop), Err(OpenError::LostLog(MemberId(1)))));
+    assert_ne!(clock::now(), Time::ZERO);
+}

@@ -1,0 +1,159 @@
+//! Conversion of what members say to each other.
+
+use palisade_engine::event::Hint;
+use palisade_engine::replica::{Batch, MemberInfo, Role};
+use palisade_engine::{MemberId, SessionId};
+
+use crate::member::v1 as wire;
+
+/// A message from another member that does not hold what it should.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum MemberError {
+    /// A field that must be there is not.
+    #[error("the field `{0}` is missing")]
+    Missing(&'static str),
+    /// A batch of commands can not be read: damaged, or of a version that this one does not know.
+    #[error("a batch of commands can not be read: {0}")]
+    Batch(postcard::Error),
+    /// A hint can not be read.
+    #[error("a hint can not be read: {0}")]
+    Hint(postcard::Error),
+    /// A batch or a hint can not be written.
+    #[error("it can not be encoded: {0}")]
+    Encode(postcard::Error),
+    /// A member's name or address is empty or too long.
+    #[error("the member's {0} is empty or longer than 255 bytes")]
+    Text(&'static str),
+    /// A member's role is none that this version knows.
+    #[error("the member's role {0} is unknown")]
+    Role(i32),
+}
+
+/// Most bytes of a member's name and of its address.
+const MOST_TEXT: usize = 255;
+
+/// A batch of commands as bytes: in the log's entries and in proposals.
+///
+/// # Errors
+/// [`MemberError::Encode`]; does not happen for values that exist.
+pub fn encode_batch(batch: &Batch) -> Result<prost::bytes::Bytes, MemberError> {
+    postcard::to_stdvec(batch).map(Into::into).map_err(MemberError::Encode)
+}
+
+/// The reverse of [`encode_batch`].
+///
+/// # Errors
+/// [`MemberError::Batch`]
+pub fn decode_batch(bytes: &[u8]) -> Result<Batch, MemberError> {
+    postcard::from_bytes(bytes).map_err(MemberError::Batch)
+}
+
+/// A hint as bytes.
+///
+/// # Errors
+/// [`MemberError::Encode`]; does not happen for values that exist.
+pub fn encode_hint(hint: &Hint) -> Result<prost::bytes::Bytes, MemberError> {
+    postcard::to_stdvec(hint).map(Into::into).map_err(MemberError::Encode)
+}
+
+/// The reverse of [`encode_hint`].
+///
+/// # Errors
+/// [`MemberError::Hint`]
+pub fn decode_hint(bytes: &[u8]) -> Result<Hint, MemberError> {
+    postcard::from_bytes(bytes).map_err(MemberError::Hint)
+}
+
+impl From<&MemberInfo> for wire::MemberInfo {
+    fn from(info: &MemberInfo) -> wire::MemberInfo {
+        wire::MemberInfo {
+            name: info.name.clone(),
+            address: info.address.clone(),
+            role: match info.role {
+                Role::Firewall => wire::Role::Firewall,
+                Role::Witness => wire::Role::Witness,
+            }
+            .into(),
+        }
+    }
+}
+
+impl TryFrom<wire::MemberInfo> for MemberInfo {
+    type Error = MemberError;
+
+    fn try_from(info: wire::MemberInfo) -> Result<MemberInfo, MemberError> {
+        let role = match wire::Role::try_from(info.role) {
+            Ok(wire::Role::Firewall) => Role::Firewall,
+            Ok(wire::Role::Witness) => Role::Witness,
+            Ok(wire::Role::Unspecified) | Err(_) => return Err(MemberError::Role(info.role)),
+        };
+        for (text, what) in [(&info.name, "name"), (&info.address, "address")] {
+            if text.is_empty() || text.len() > MOST_TEXT {
+                return Err(MemberError::Text(what));
+            }
+        }
+        Ok(MemberInfo { name: info.name, address: info.address, role })
+    }
+}
+
+impl From<&[SessionId]> for wire::Sessions {
+    fn from(ids: &[SessionId]) -> wire::Sessions {
+        let ids = ids.iter().map(|id| wire::sessions::Id { member: id.member.0, counter: id.counter }).collect();
+        wire::Sessions { ids }
+    }
+}
+
+impl From<wire::Sessions> for Vec<SessionId> {
+    fn from(sessions: wire::Sessions) -> Vec<SessionId> {
+        sessions.ids.iter().map(|id| SessionId { member: MemberId(id.member), counter: id.counter }).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use palisade_engine::replica::{Close, CloseCause, Command};
+
+    use super::*;
+
+    #[test]
+    fn a_batch_goes_there_and_back() {
+        let id = SessionId { member: MemberId(3), counter: 7 };
+        let batch = Batch {
+            proposer: MemberId(2),
+            first: (5 << 40) | 17,
+            floor: 5 << 40,
+            unix_ms: 1,
+            commands: vec![Command::Close(Close { id, cause: CloseCause::Rst }), Command::Expire(vec![id])],
+        };
+        let bytes = encode_batch(&batch).unwrap();
+        assert_eq!(decode_batch(&bytes).unwrap(), batch);
+    }
+
+    #[test]
+    fn damaged_bytes_are_an_error() {
+        assert!(matches!(decode_batch(&[0xff; 3]), Err(MemberError::Batch(_))));
+        assert!(matches!(decode_hint(&[0xff; 3]), Err(MemberError::Hint(_))));
+    }
+
+    #[test]
+    fn a_hint_goes_there_and_back() {
+        let hint = Hint::Abort(SessionId { member: MemberId(1), counter: u64::MAX });
+        assert_eq!(decode_hint(&encode_hint(&hint).unwrap()).unwrap(), hint);
+    }
+
+    #[test]
+    fn a_member_is_checked() {
+        let info = MemberInfo { name: "fw1".to_owned(), address: "192.0.2.1:7946".to_owned(), role: Role::Witness };
+        let wire = wire::MemberInfo::from(&info);
+        assert_eq!(MemberInfo::try_from(wire.clone()).unwrap(), info);
+
+        let unnamed = wire::MemberInfo { name: String::new(), ..wire.clone() };
+        assert_eq!(MemberInfo::try_from(unnamed), Err(MemberError::Text("name")));
+        let long = wire::MemberInfo { address: "x".repeat(256), ..wire.clone() };
+        assert_eq!(MemberInfo::try_from(long), Err(MemberError::Text("address")));
+        let strange = wire::MemberInfo { role: 77, ..wire.clone() };
+        assert_eq!(MemberInfo::try_from(strange), Err(MemberError::Role(77)));
+        let none = wire::MemberInfo { role: 0, ..wire };
+        assert_eq!(MemberInfo::try_from(none), Err(MemberError::Role(0)));
+    }
+}
