@@ -13,11 +13,15 @@ pub mod privilege;
 pub mod process;
 pub mod router;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
+use parking_lot::Mutex;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -54,6 +58,8 @@ pub struct Lab {
     members: Vec<Member>,
     hosts: [Netns; 2],
     fabric: Netns,
+    /// Which member an interface of a host leads to.
+    links: Arc<Mutex<HashMap<(usize, u32), usize>>>,
     options: Options,
     dir: Option<TempDir>,
     path: PathBuf,
@@ -68,6 +74,9 @@ impl Lab {
         if !(1..=MAX_MEMBERS).contains(&options.members) {
             bail!("{} members: the lab has room for 1 to {MAX_MEMBERS}", options.members);
         }
+        // Both ends of every connection are in this process.
+        let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
         let dir = tempfile::Builder::new().prefix("palisade-").tempdir().context("a folder for the lab")?;
         let path = dir.path().to_owned();
         let fabric = Netns::new("fabric").await?;
@@ -77,7 +86,8 @@ impl Lab {
         let hosts = [host(Side::Client).await?, host(Side::Server).await?];
         let routers = [router(&hosts[0], Side::Client)?, router(&hosts[1], Side::Server)?];
         let count = options.members;
-        let mut lab = Lab { routers, members: Vec::new(), hosts, fabric, options, dir: Some(dir), path };
+        let mut lab =
+            Lab { routers, members: Vec::new(), hosts, fabric, links: Arc::default(), options, dir: Some(dir), path };
         for _ in 0..count {
             lab.add_member().await?;
         }
@@ -148,6 +158,7 @@ impl Lab {
         member.add_routes().await?;
         for ((side, host), router) in SIDES.into_iter().zip(&self.hosts).zip(&mut self.routers) {
             let ifindex = host.netlink().index(&port).await?;
+            self.links.lock().insert((side as usize, ifindex), number);
             let hops = side.link(number, 2).map(|(via, _)| NextHop { via, ifindex });
             router.add(Target { number, readyz: member.readyz(side), hops }).await;
         }
@@ -368,7 +379,7 @@ impl Lab {
     /// What [`Lab::path`] needs, to take elsewhere.
     #[must_use]
     pub fn paths(&self) -> Paths {
-        Paths { hosts: self.hosts.clone() }
+        Paths { hosts: self.hosts.clone(), links: Arc::clone(&self.links) }
     }
 
     /// Sends a signal to every running daemon.
@@ -384,6 +395,7 @@ impl Lab {
 #[derive(Clone, Debug)]
 pub struct Paths {
     hosts: [Netns; 2],
+    links: Arc<Mutex<HashMap<(usize, u32), usize>>>,
 }
 
 impl Paths {
@@ -396,10 +408,9 @@ impl Paths {
     }
 
     async fn member(&self, side: usize, flow: Flow) -> Result<usize> {
-        let netlink = self.hosts[side].netlink();
-        let name = netlink.name(netlink.egress(flow).await?).await?;
-        let number = name.strip_prefix("fw").and_then(|n| n.parse().ok());
-        number.with_context(|| format!("{flow:?} leaves by {name}, which is no member"))
+        let ifindex = self.hosts[side].netlink().egress(flow).await?;
+        let number = self.links.lock().get(&(side, ifindex)).copied();
+        number.with_context(|| format!("{flow:?} leaves by interface {ifindex}, which leads to no member"))
     }
 }
 

@@ -65,22 +65,6 @@ impl Netlink {
         Ok(self.link(name).await?.header.index)
     }
 
-    /// An interface's name.
-    ///
-    /// # Errors
-    /// There is no such interface.
-    pub async fn name(&self, index: u32) -> Result<String> {
-        let link = self.handle.link().get().match_index(index).execute().try_next().await;
-        let link = link.with_context(|| format!("interface {index}"))?;
-        let name = link.and_then(|l| {
-            l.attributes.into_iter().find_map(|a| match a {
-                LinkAttribute::IfName(name) => Some(name),
-                _ => None,
-            })
-        });
-        name.ok_or_else(|| anyhow!("there is no interface {index}"))
-    }
-
     async fn link(&self, name: &str) -> Result<LinkMessage> {
         let mut links = self.handle.link().get().match_name(name.to_owned()).execute();
         links
