@@ -17,6 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
+use crate::lab::random::Random;
 use crate::lab::{Flow, Lab, NsThread, Paths, Side};
 
 /// The policy under which the traffic runs.
@@ -480,29 +481,6 @@ async fn datagram(to: SocketAddr) -> io::Result<()> {
     let socket = UdpSocket::bind(SocketAddr::new(any, 0)).await?;
     socket.send_to(b"forbidden", to).await?;
     Ok(())
-}
-
-/// Sebastiano Vigna's splitmix64: all that is needed to make blocks that do not resemble each other.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn block(&mut self, max: usize) -> Vec<u8> {
-        let length = usize::try_from(self.next()).unwrap_or(0) % max + 1;
-        let mut block = Vec::with_capacity(length + 8);
-        while block.len() < length {
-            block.extend_from_slice(&self.next().to_le_bytes());
-        }
-        block.truncate(length);
-        block
-    }
 }
 
 #[cfg(test)]

@@ -161,7 +161,7 @@ impl Member {
         self.life = Some(if self.mode == Mode::Baseline {
             self.netns.sysctl("net/ipv4/ip_forward", "1").await?;
             self.netns.sysctl("net/ipv6/conf/all/forwarding", "1").await?;
-            Life::Baseline { _readyz: answer_readyz(&self.netns).await? }
+            Life::Baseline { readyz: Some(answer_readyz(&self.netns).await?) }
         } else {
             // A socket that a killed daemon left is the daemon's own to clean up; that, too, is under test.
             let spawn = Spawn::new(&self.binary, self.log()).arg("node").arg("--config").arg(self.config());
@@ -215,6 +215,13 @@ impl Member {
                 self.kill().await
             }
             None => bail!("{} does not run", self.name),
+        }
+    }
+
+    /// The baseline's way of saying that it is no longer ready; it forwards all the same.
+    pub(super) fn withdraw(&mut self) {
+        if let Some(Life::Baseline { readyz }) = &mut self.life {
+            readyz.take();
         }
     }
 

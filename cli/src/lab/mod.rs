@@ -11,6 +11,7 @@ pub mod netlink;
 pub mod netns;
 pub mod privilege;
 pub mod process;
+pub mod random;
 pub mod router;
 
 use std::collections::HashMap;
@@ -305,14 +306,19 @@ impl Lab {
         self.member_mut(number).wait_ready(START_LIMIT).await
     }
 
-    /// Has a member leave the cluster and ends its daemon.
+    /// Has a member leave the cluster, waits until the routers have seen it, and ends its daemon.
     ///
     /// # Errors
     /// It could not.
     pub async fn leave(&mut self, number: usize) -> Result<()> {
-        if self.options.mode != Mode::Baseline {
+        if self.options.mode == Mode::Baseline {
+            self.member_mut(number).withdraw();
+        } else {
             self.member(number).cli(&["cluster", "leave"]).await?;
         }
+        let staying = |n: &usize| *n != number && self.member(*n).is_running();
+        let staying: Vec<usize> = self.numbers().into_iter().filter(staying).collect();
+        self.wait_live(&staying).await?;
         self.member_mut(number).terminate(START_LIMIT).await
     }
 
@@ -414,9 +420,13 @@ impl Paths {
     }
 }
 
+/// The leader's name, in the answer of `palisade cluster status -o json`.
 fn leader_of(status: &Value) -> Result<String> {
-    let leader = status.get("leader").and_then(Value::as_str);
-    leader.map(str::to_owned).with_context(|| format!("no leader in {status}"))
+    let id = status.pointer("/cluster/leader").filter(|id| id.is_u64());
+    let members = status.pointer("/cluster/members").and_then(Value::as_array);
+    let leader = id.zip(members).and_then(|(id, members)| members.iter().find(|m| m.get("id") == Some(id)));
+    let name = leader.and_then(|m| m.get("name")).and_then(Value::as_str);
+    name.map(str::to_owned).with_context(|| format!("no leader in {status}"))
 }
 
 async fn host(side: Side) -> Result<Netns> {
@@ -460,4 +470,19 @@ fn router(netns: &Netns, side: Side) -> Result<Router> {
     let sources = side.hosts();
     let beyond = [0, 1].map(|family| Beyond { network: networks[family], source: sources[family] });
     Router::new(netns, beyond, side as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_leader_is_found_in_the_status() {
+        let members = serde_json::json!([{"id": 1, "name": "fw1"}, {"id": 4, "name": "fw3"}]);
+        let status = |leader: Value| serde_json::json!({"name": "fw1", "cluster": {"leader": leader, "members": members}});
+        assert_eq!(leader_of(&status(4.into())).unwrap(), "fw3");
+        assert!(leader_of(&status(Value::Null)).is_err());
+        assert!(leader_of(&status(9.into())).is_err());
+        assert!(leader_of(&serde_json::json!({"cluster": null})).is_err());
+    }
 }
