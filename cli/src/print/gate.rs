@@ -1,0 +1,1 @@
+//! What `palisade gate` prints.

@@ -1,0 +1,6 @@
+//! Wire to domain (`TryFrom`) and back (`From`).
+
+pub mod admin;
+mod member;
+
+pub use member::MemberError;
