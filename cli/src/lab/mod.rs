@@ -479,7 +479,8 @@ mod tests {
     #[test]
     fn the_leader_is_found_in_the_status() {
         let members = serde_json::json!([{"id": 1, "name": "fw1"}, {"id": 4, "name": "fw3"}]);
-        let status = |leader: Value| serde_json::json!({"name": "fw1", "cluster": {"leader": leader, "members": members}});
+        let status =
+            |leader: Value| serde_json::json!({"name": "fw1", "cluster": {"leader": leader, "members": members}});
         assert_eq!(leader_of(&status(4.into())).unwrap(), "fw3");
         assert!(leader_of(&status(Value::Null)).is_err());
         assert!(leader_of(&status(9.into())).is_err());

@@ -107,7 +107,8 @@ pub async fn run(lab: &Lab, to: IpAddr, clients: u32, seconds: u64) -> Result<Ou
 
 async fn pgbench(lab: &Lab, to: IpAddr, limit: Duration, args: &[&str]) -> Result<String> {
     let (to, port) = (to.to_string(), PORT.to_string());
-    let all: Vec<&str> = ["-h", &to, "-p", &port, "-U", "postgres"].iter().chain(args).copied().chain(["postgres"]).collect();
+    let all: Vec<&str> =
+        ["-h", &to, "-p", &port, "-U", "postgres"].iter().chain(args).copied().chain(["postgres"]).collect();
     super::run(lab.client(), lab.dir(), limit, "pgbench", &all).await
 }
 
