@@ -47,7 +47,7 @@ enum Life {
     Daemon(Process),
     /// In place of a daemon, somebody who answers that all is well.
     Baseline {
-        _readyz: NsThread,
+        readyz: Option<NsThread>,
     },
 }
 
