@@ -94,15 +94,38 @@ pub async fn prepare(lab: &Lab, to: IpAddr) -> Result<()> {
     pgbench(lab, to, Duration::from_secs(60), &["-i", "-q", "-s", "5"]).await.map(drop)
 }
 
-/// Runs pgbench over `clients` connections that it keeps.
-///
-/// # Errors
-/// It fails: with a lost connection, it does.
-pub async fn run(lab: &Lab, to: IpAddr, clients: u32, seconds: u64) -> Result<Outcome> {
-    let (clients, time) = (clients.to_string(), seconds.to_string());
-    let limit = Duration::from_secs(seconds + 20);
-    let text = pgbench(lab, to, limit, &["-n", "-c", &clients, "-j", "1", "-T", &time, "-P", "1"]).await?;
-    parse(text)
+/// pgbench over connections that it keeps, while the test does other things.
+#[derive(Debug)]
+pub struct Run {
+    process: Process,
+    limit: Duration,
+}
+
+impl Run {
+    /// Starts it on the client's side.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub async fn start(lab: &Lab, to: IpAddr, clients: u32, seconds: u64) -> Result<Run> {
+        let (to, port, clients, time) = (to.to_string(), PORT.to_string(), clients.to_string(), seconds.to_string());
+        let spawn = Spawn::new(path("pgbench")?, lab.dir().join("pgbench"))
+            .args(["-h", &to, "-p", &port, "-U", "postgres"])
+            .args(["-n", "-c", &clients, "-j", "1", "-T", &time, "postgres"]);
+        Ok(Run { process: lab.client().start(spawn).await?, limit: Duration::from_secs(seconds + 20) })
+    }
+
+    /// Waits until it has ended.
+    ///
+    /// # Errors
+    /// It failed: with a lost connection, it does.
+    pub async fn wait(mut self) -> Result<Outcome> {
+        let status = self.process.wait(self.limit).await?;
+        let text = self.process.output();
+        if !status.success() {
+            bail!("pgbench: {status}\n{text}");
+        }
+        parse(text)
+    }
 }
 
 async fn pgbench(lab: &Lab, to: IpAddr, limit: Duration, args: &[&str]) -> Result<String> {
