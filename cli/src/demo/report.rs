@@ -51,7 +51,7 @@ pub struct Report {
     pub longest_stall_ms: u64,
     /// From the leader's death to both routers' having taken it out.
     pub reroute_ms: Option<u64>,
-    /// Sessions committed through the log.
+    /// Commands committed through the log: at least one for every connection.
     pub commits: Option<u64>,
     /// Blocks that were echoed, and right.
     pub echoes: u64,
@@ -136,7 +136,7 @@ impl Report {
         let uncommitted = self.commits.is_none_or(|n| n < self.connections_opened);
         fail(
             mode != Mode::Baseline && uncommitted,
-            format!("{} connections opened, but {:?} committed", self.connections_opened, self.commits),
+            format!("{} connections opened, but {:?} commands committed", self.connections_opened, self.commits),
         );
         if !self.reasons.is_empty() {
             self.verdict = Verdict::Fail;
@@ -164,7 +164,7 @@ impl fmt::Display for Report {
         row("connection setup, p50 / p99", format!("{} / {} µs", self.setup_p50_us, self.setup_p99_us))?;
         row("longest stall", format!("{} ms", self.longest_stall_ms))?;
         row("routers took the dead leader out after", optional(self.reroute_ms, " ms"))?;
-        row("sessions committed", optional(self.commits, ""))?;
+        row("commands committed", optional(self.commits, ""))?;
         match self.verdict {
             Verdict::Pass => writeln!(f, "\nPASS: no connection noticed anything.")?,
             Verdict::Fail => {

@@ -83,11 +83,11 @@ async fn drive(args: &Args, lab: &mut Lab, board: &Arc<Board>) -> Result<Report>
     Ok(Report::new(lab.mode(), traffic.counts(), observed))
 }
 
-/// Sessions that the log has established, as the member counts that has applied most of it.
+/// Commands that the log has committed, as the member counts that has applied most of it without a restart.
 async fn commits(lab: &Lab) -> Result<u64> {
     let mut most = None;
     for member in lab.members().iter().filter(|m| m.is_running()) {
-        let count = member.metric("palisade_sessions_established_total", &[]).await?;
+        let count = member.metric("palisade_applied_commands_total", &[]).await?;
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         let count = count.max(0.0) as u64;
         most = most.max(Some(count));
