@@ -53,7 +53,8 @@ async fn flat_out(lab: &Lab) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The lab does what it is for: most connections' two directions go through different members.
+/// The lab does what it is for: most connections' two directions go through different members. (Where wrk leaves the
+/// port to the kernel, that may choose the first way at random; then two of three are.)
 async fn asymmetric(lab: &Lab) -> anyhow::Result<()> {
     let mut two_ways = 0;
     for sport in 20_000..20_100 {

@@ -12,11 +12,18 @@ use palisade_tests::guard::require_lab;
 use palisade_tests::lab::{Flow, Lab, Mode, Options, Side};
 use palisade_tests::program::{nginx, wrk};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::sleep;
 
 fn baseline(members: usize) -> Options {
     Options { members, binary: PathBuf::from("none"), mode: Mode::Baseline }
+}
+
+/// Connects from a port chosen beforehand: only then does the kernel choose the way by the hash.
+async fn connect(to: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.bind(SocketAddr::new(Side::Client.hosts()[usize::from(to.is_ipv6())], 0))?;
+    socket.connect(to).await
 }
 
 /// Packets that the members have sent towards a side.
@@ -45,7 +52,7 @@ async fn connections_go_the_ways_that_the_lab_says() {
         });
         let mut ways = Vec::new();
         for _ in 0..12 {
-            let mut stream = lab.client().run(TcpStream::connect(to)).await.unwrap().unwrap();
+            let mut stream = lab.client().run(connect(to)).await.unwrap().unwrap();
             stream.set_nodelay(true).unwrap();
             let from = stream.local_addr().unwrap();
             let flow = Flow { protocol: 6, src: from.ip(), sport: from.port(), dst: to.ip(), dport: to.port() };

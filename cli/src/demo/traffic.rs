@@ -264,6 +264,9 @@ impl Drop for Traffic {
 /// Opens a connection. Counts it, takes its time, and looks which ways it goes.
 async fn open(to: SocketAddr, counts: &Counts, paths: &Paths) -> io::Result<(TcpStream, Flow)> {
     let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // With a source port from the beginning. Without one the kernel may choose the next hop before it has a port, at
+    // random, and stay with it: then nobody could say which way the connection goes.
+    socket.bind(SocketAddr::new(Side::Client.hosts()[usize::from(to.is_ipv6())], 0))?;
     let before = clock::now();
     let stream =
         timeout(LOST_AFTER, socket.connect(to)).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;

@@ -167,7 +167,7 @@ impl Netlink {
     }
 
     /// The interface by which a packet of `flow`, sent from here, would leave just now: the kernel's own answer,
-    /// with the hash that it uses for the socket.
+    /// with the hash that it uses for a socket that had its port before it was connected.
     ///
     /// # Errors
     /// There is no route.
