@@ -142,29 +142,12 @@ fn a_rejected_packet_is_answered() {
     assert_eq!(rejected.iter().find(|(r, ..)| *r == Reason::PolicyReject).unwrap().1, 2);
 }
 
-<<<<<<< HEAD
-/// How many small packets a second one worker forwards; printed, and only grossly judged (the sender shares the machine).
-#[test]
-fn small_packets() {
-    if !possible("small_packets") {
-        return;
-    }
-    let lab = Lab::new();
-    let judge = Fixed::forward();
-    let running = lab.start(Lab::options(), &judge).unwrap();
-    assert!(lab.passes(false, SOON));
-    let before = running.datapath.metrics().snapshot();
-    let (src, dst) = ([10, 1, 0, 2].into(), [10, 2, 0, 2].into());
-    let (src, dst) = (std::net::IpAddr::V4(src).into(), std::net::IpAddr::V4(dst).into());
-    let tuple = palisade_engine::Tuple { src, dst, src_port: 9, dst_port: 9, protocol: palisade_engine::Protocol::UDP };
-=======
 /// Floods the member with small datagrams for two seconds; how many a second arrived at the server's interface, in
 /// millions.
 fn flood(lab: &Lab) -> f64 {
     let ip = |b: [u8; 4]| std::net::IpAddr::from(b).into();
     let (src, dst) = (ip([10, 1, 0, 2]), ip([10, 2, 0, 2]));
     let tuple = Tuple { src, dst, src_port: 9, dst_port: 9, protocol: Protocol::UDP };
->>>>>>> main
     let mut frame = lab.mac(&lab.member, "f0").to_vec();
     frame.extend([2, 0, 0, 0, 0, 9, 8, 0]);
     frame.extend(build::udp(&tuple, &[0; 18]).unwrap());
