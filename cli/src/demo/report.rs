@@ -136,7 +136,11 @@ impl Report {
         let uncommitted = self.commits.is_none_or(|n| n < self.connections_opened);
         fail(
             mode != Mode::Baseline && uncommitted,
-            format!("{} connections opened, but {:?} commands committed", self.connections_opened, self.commits),
+            format!(
+                "{} connections opened, but {} commands committed",
+                self.connections_opened,
+                optional(self.commits, "")
+            ),
         );
         if !self.reasons.is_empty() {
             self.verdict = Verdict::Fail;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use palisade_engine::Time;
 use palisade_node::clock;
 use parking_lot::Mutex;
@@ -179,7 +179,7 @@ impl Traffic {
             // All at once would be a test of the backlog.
             sleep(Duration::from_millis(2)).await;
         }
-        traffic.wait_standing().await?;
+        traffic.wait_standing().await;
 
         let come_and_go = come_and_go(Arc::clone(&counts), Arc::clone(&stop), lab.paths());
         traffic.running.lock().push(clients.spawn(come_and_go));
@@ -194,16 +194,15 @@ impl Traffic {
         Ok(traffic)
     }
 
-    async fn wait_standing(&self) -> Result<()> {
+    /// Waits until the connections that stay have come up, or failed: these are counted, and the report tells of them.
+    async fn wait_standing(&self) {
         let connected = async {
             while !self.standing.iter().all(|s| s.flow.lock().is_some() || s.ended.load(Ordering::Relaxed)) {
                 sleep(Duration::from_millis(10)).await;
             }
         };
-        if timeout(LOST_AFTER, connected).await.is_err() {
-            bail!("the long-lived connections do not even come up");
-        }
-        Ok(())
+        // Each attempt has this limit of its own, so all but the tasks' scheduling is over by then.
+        let _ = timeout(LOST_AFTER + Duration::from_secs(1), connected).await;
     }
 
     /// What was counted so far.
