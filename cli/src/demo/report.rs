@@ -139,7 +139,7 @@ impl Report {
             format!(
                 "{} connections opened, but {} commands committed",
                 self.connections_opened,
-                optional(self.commits, "")
+                self.commits.map_or("unknown".to_owned(), |n| n.to_string())
             ),
         );
         if !self.reasons.is_empty() {
