@@ -20,6 +20,12 @@ pub fn members(count: usize, binary: &str) -> Options {
     Options { members: count, binary: PathBuf::from(binary), mode: Mode::Palisade }
 }
 
+/// A lab in whose middle plain kernels forward: what the machine can do at this moment.
+#[must_use]
+pub fn kernels(count: usize) -> Options {
+    Options { members: count, binary: PathBuf::from("none"), mode: Mode::Baseline }
+}
+
 /// Everything from the client's side to the server's is allowed; nothing else.
 pub const OPEN_POLICY: &str = "\
 zone outside, inside

@@ -2,22 +2,18 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Result;
 use palisade_cli::demo::Traffic;
 use palisade_tests::guard::require_lab;
-use palisade_tests::lab::{Flow, Lab, Mode, Options, Side};
+use palisade_tests::kernels;
+use palisade_tests::lab::{Flow, Lab, Side};
 use palisade_tests::program::{nginx, wrk};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::sleep;
-
-fn baseline(members: usize) -> Options {
-    Options { members, binary: PathBuf::from("none"), mode: Mode::Baseline }
-}
 
 /// Connects from a port chosen beforehand: only then does the kernel choose the way by the hash.
 async fn connect(to: SocketAddr) -> std::io::Result<TcpStream> {
@@ -38,7 +34,7 @@ async fn sent(lab: &Lab, side: Side) -> Result<Vec<u64>> {
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_go_the_ways_that_the_lab_says() {
     let Some(_turn) = require_lab(&[]) else { return };
-    let lab = Lab::with_cluster(baseline(3), "").await.unwrap();
+    let lab = Lab::with_cluster(kernels(3), "").await.unwrap();
     for host in Side::Server.hosts() {
         let to = SocketAddr::new(host, 9000);
         let listener = lab.server().run(TcpListener::bind(to)).await.unwrap().unwrap();
@@ -83,7 +79,7 @@ async fn connections_go_the_ways_that_the_lab_says() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_routers_take_a_dead_member_out_and_back_in() {
     let Some(_turn) = require_lab(&[]) else { return };
-    let mut lab = Lab::with_cluster(baseline(3), "").await.unwrap();
+    let mut lab = Lab::with_cluster(kernels(3), "").await.unwrap();
     let traffic = Traffic::start(&lab, 60).await.unwrap();
     sleep(Duration::from_millis(500)).await;
     lab.member_mut(2).kill().await.unwrap();
@@ -106,7 +102,7 @@ async fn the_routers_take_a_dead_member_out_and_back_in() {
 #[tokio::test(flavor = "multi_thread")]
 async fn plain_forwarding_carries_what_the_members_must() {
     let Some(_turn) = require_lab(&["nginx", "wrk"]) else { return };
-    let lab = Lab::with_cluster(baseline(3), "").await.unwrap();
+    let lab = Lab::with_cluster(kernels(3), "").await.unwrap();
     let _nginx = nginx::start(&lab).await.unwrap();
     let to = SocketAddr::new(Side::Server.v4(), nginx::PORT);
     let paced = wrk::run(&lab, to, 54, 3, Duration::from_millis(100)).await.unwrap();
