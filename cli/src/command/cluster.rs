@@ -71,8 +71,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 /// The member can not be reached or refuses.
 pub fn run(global: &Global, command: Command) -> Result<ExitCode, Failure> {
     crate::logging::start(global, "warn")?;
-    client::block_on(async {
-        let mut client = client::connect(&global.socket).await?;
+    client::with_member(global, async |mut client| {
         let output = global.output;
         match command {
             Command::Init => {
