@@ -34,7 +34,7 @@ pub enum Command {
     },
     /// Take this machine out of its cluster.
     Leave {
-        /// How long to be not ready first, so that routers send the traffic elsewhere.
+        /// How long to be not ready first, so that routers send the traffic elsewhere; at most 1m.
         #[arg(long, value_name = "TIME", default_value = "3s", value_parser = duration)]
         drain: Duration,
     },
