@@ -105,11 +105,12 @@ fn links_between_pages_lead_somewhere() {
     assert!(seen > 10);
 }
 
-/// `docs/cli.md` has a row for every command, and none for a command that is gone.
+/// The table of `docs/cli.md` has every command.
 #[test]
 fn the_list_of_commands_is_complete() {
     let page = read("docs/cli.md");
-    let rows: Vec<&str> = page.lines().filter_map(|l| l.strip_prefix("| `")).collect();
+    let table = page.split("\n## ").next().unwrap();
+    let rows: Vec<&str> = table.lines().filter_map(|l| l.strip_prefix("| `")).collect();
     let mut known = Vec::new();
     for noun in Cli::command().get_subcommands() {
         let verbs: Vec<_> = noun.get_subcommands().filter(|verb| verb.get_name() != "help").collect();
