@@ -35,6 +35,9 @@ impl From<Exit> for ExitCode {
     }
 }
 
+/// Where the text of an error is wrapped: terminals have at least so many columns.
+const WIDTH: usize = 80;
+
 /// A command that did not do what was asked.
 #[derive(Debug)]
 pub struct Failure {
@@ -157,8 +160,9 @@ impl Failure {
     fn text(&self) -> String {
         let handler = match io::stderr().is_terminal() {
             true => GraphicalReportHandler::new(),
-            false => GraphicalReportHandler::new_themed(GraphicalTheme::unicode_nocolor()).with_width(100),
+            false => GraphicalReportHandler::new_themed(GraphicalTheme::unicode_nocolor()),
         };
+        let handler = handler.with_width(WIDTH);
         let source = self.report.source_code();
         let mut text = String::new();
         for detail in self.report.related().into_iter().flatten() {
