@@ -43,8 +43,8 @@ pub struct Global {
     /// How to print the answer (and, with json, the error).
     #[arg(short, long, global = true, value_name = "FORMAT", default_value = "table", help_heading = "Global options")]
     pub output: Output,
-    /// What to log, as tracing's EnvFilter: `info`, `palisade_node=debug`; default: RUST_LOG, else info for `node` and
-    /// warn for the rest.
+    /// What to log: a level, or `MODULE=LEVEL,…` such as `palisade_node=debug,info`; default: RUST_LOG, else info for
+    /// `node` and warn for the rest.
     #[arg(long, global = true, value_name = "FILTER", help_heading = "Global options")]
     pub log: Option<String>,
     /// How to log (to standard error).
@@ -138,6 +138,7 @@ mod tests {
             "palisade policy fmt --check p.policy",
             "palisade policy diff p.policy",
             "palisade session list -p tcp -s 10.0.0.0/8 --dport 443 --state ESTABLISHED --zone dmz",
+            "palisade session list --state time_wait -n 5",
             "palisade session show 2-1a3f",
             "palisade session watch --dst 2001:db8::1",
             "palisade session kill 2-1a3f 1-4",
@@ -162,6 +163,7 @@ mod tests {
             "palisade session list --dport 65536",
             "palisade session list -p nonsense",
             "palisade session list -s 10.0.0.0/33",
+            "palisade session list --state ESTABLISHD",
             "palisade session show 12",
             "palisade session kill",
             "palisade session kill 2-1a3f --all",

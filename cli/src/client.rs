@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
@@ -10,6 +11,7 @@ use palisade_proto::admin::v1::admin_client::AdminClient;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
+use crate::args::Global;
 use crate::exit::{Exit, Failure, chain};
 
 /// A member's administration.
@@ -71,6 +73,17 @@ fn unreachable_socket(socket: &Path, e: &tonic::transport::Error) -> Failure {
 /// The future's, or the runtime could not be made.
 pub fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
+}
+
+/// Connects to the member, and runs a command against it.
+///
+/// # Errors
+/// Nobody answers, or the command's.
+pub fn with_member(
+    global: &Global,
+    run: impl AsyncFnOnce(Client) -> Result<ExitCode, Failure>,
+) -> Result<ExitCode, Failure> {
+    block_on(async { run(connect(&global.socket).await?).await })
 }
 
 /// Bounds an RPC that needs a quorum.

@@ -1,9 +1,11 @@
 //! Failures and exit codes.
 
 use std::error::Error;
+use std::fmt::{self, Display};
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
-use miette::{Diagnostic, LabeledSpan, MietteDiagnostic, Report};
+use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteDiagnostic, Report, SourceCode};
 use serde::Serialize;
 use tonic::{Code, Status};
 
@@ -33,6 +35,9 @@ impl From<Exit> for ExitCode {
     }
 }
 
+/// Where the text of an error is wrapped: terminals have at least so many columns.
+const WIDTH: usize = 80;
+
 /// A command that did not do what was asked.
 #[derive(Debug)]
 pub struct Failure {
@@ -44,10 +49,35 @@ pub struct Failure {
 struct JsonFailure {
     error: String,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    details: Vec<String>,
+    details: Vec<JsonDetail>,
     #[serde(skip_serializing_if = "Option::is_none")]
     help: Option<String>,
     exit: u8,
+}
+
+/// One of several errors, with its place; lines and columns count from 1.
+#[derive(Serialize)]
+struct JsonDetail {
+    error: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    line: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    column: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    help: Option<String>,
+}
+
+impl JsonDetail {
+    fn new(detail: &dyn Diagnostic, source: Option<&dyn SourceCode>) -> JsonDetail {
+        let label = detail.labels().and_then(|mut labels| labels.next());
+        let place = source.zip(label).and_then(|(source, label)| source.read_span(label.inner(), 0, 0).ok());
+        JsonDetail {
+            error: detail.to_string(),
+            line: place.as_ref().map(|place| place.line() + 1),
+            column: place.as_ref().map(|place| place.column() + 1),
+            help: detail.help().map(|h| h.to_string()),
+        }
+    }
 }
 
 impl Failure {
@@ -111,21 +141,92 @@ impl Failure {
     /// Writes it to standard error.
     pub fn report(&self, output: Output) {
         match output {
-            Output::Table => eprintln!("{:?}", self.report),
-            Output::Json => {
-                let details = self.report.related().into_iter().flatten().map(ToString::to_string);
-                let labels = self.report.labels().into_iter().flatten();
-                let labels = labels.filter_map(|l: LabeledSpan| l.label().map(str::to_owned));
-                let json = JsonFailure {
-                    error: self.message(),
-                    details: details.chain(labels).collect(),
-                    help: self.report.help().map(|h| h.to_string()),
-                    exit: self.exit as u8,
-                };
-                eprintln!("{}", serde_json::to_string(&json).unwrap_or_else(|e| e.to_string()));
-            }
+            Output::Table => eprint!("{}", self.text()),
+            Output::Json => eprintln!("{}", serde_json::to_string(&self.json()).unwrap_or_else(|e| e.to_string())),
         }
     }
+
+    fn json(&self) -> JsonFailure {
+        let source = self.report.source_code();
+        JsonFailure {
+            error: self.message(),
+            details: self.report.related().into_iter().flatten().map(|d| JsonDetail::new(d, source)).collect(),
+            help: self.report.help().map(|h| h.to_string()),
+            exit: self.exit as u8,
+        }
+    }
+
+    /// For people: each error with its place, and at the end, where it is seen on a terminal, how many there are.
+    fn text(&self) -> String {
+        let handler = match io::stderr().is_terminal() {
+            true => GraphicalReportHandler::new(),
+            false => GraphicalReportHandler::new_themed(GraphicalTheme::unicode_nocolor()),
+        };
+        let handler = handler.with_width(WIDTH);
+        let source = self.report.source_code();
+        let mut text = String::new();
+        for detail in self.report.related().into_iter().flatten() {
+            let located = Located { detail, source: detail.source_code().or(source) };
+            // Writing to a String can not fail.
+            let _ = handler.render_report(&mut text, &located);
+            text.push('\n');
+        }
+        let _ = handler.render_report(&mut text, &Summary(self.report.as_ref()));
+        text
+    }
+}
+
+/// One of several errors, with the text that its place is in.
+struct Located<'a> {
+    detail: &'a dyn Diagnostic,
+    source: Option<&'a dyn SourceCode>,
+}
+
+/// What several errors have in common.
+struct Summary<'a>(&'a (dyn Diagnostic + Send + Sync));
+
+impl Diagnostic for Located<'_> {
+    fn help<'a>(&'a self) -> Option<Box<dyn Display + 'a>> {
+        self.detail.help()
+    }
+
+    fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
+        self.detail.labels()
+    }
+
+    fn source_code(&self) -> Option<&dyn SourceCode> {
+        self.source
+    }
+}
+
+impl Diagnostic for Summary<'_> {
+    fn help<'a>(&'a self) -> Option<Box<dyn Display + 'a>> {
+        self.0.help()
+    }
+}
+
+/// Both say what the error says that they are about.
+macro_rules! says_what_it_is_about {
+    ($($name:ident: $about:tt,)*) => {$(
+        impl fmt::Debug for $name<'_> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+
+        impl Display for $name<'_> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}", self.$about)
+            }
+        }
+
+        impl Error for $name<'_> {}
+    )*};
+}
+
+says_what_it_is_about! {
+    Located: detail,
+    Summary: 0,
 }
 
 impl From<Status> for Failure {
@@ -160,4 +261,43 @@ pub fn chain(e: &dyn Error) -> String {
         cause = e.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use palisade_engine::policy::Policy;
+    use palisade_node::config::Config;
+
+    use super::*;
+
+    fn policy() -> Failure {
+        let wrong = "zone a\ndefault dorp\naccept \"x\" from b to a: any -> any\n";
+        Failure::diagnostic(Exit::Failure, Policy::parse("p", wrong).unwrap_err())
+    }
+
+    #[test]
+    fn several_errors_come_with_their_places_and_their_number_last() {
+        let text = policy().text();
+        let at = |what: &str| text.find(what).unwrap_or_else(|| panic!("{what} is missing in\n{text}"));
+        assert!(at("p:2:9") < at("p:3:17") && at("p:3:17") < at("the policy is not valid: 2 errors"), "{text}");
+        assert!(!text.contains("policy::invalid"), "a code that nobody can look up:\n{text}");
+    }
+
+    #[test]
+    fn machines_get_the_places_too() {
+        let json = serde_json::to_value(policy().json()).unwrap();
+        let places: Vec<_> = json["details"].as_array().unwrap().iter().map(|d| (&d["line"], &d["column"])).collect();
+        assert_eq!(places, [(&2.into(), &9.into()), (&3.into(), &17.into())], "{json}");
+        assert_eq!((&json["error"], &json["exit"]), (&"the policy is not valid: 2 errors".into(), &1.into()));
+
+        let missing = Failure::diagnostic(Exit::Failure, Config::load("/nonexistent/node.toml".as_ref()).unwrap_err());
+        let json = serde_json::to_value(missing.json()).unwrap();
+        assert!(json["error"].as_str().unwrap().contains("can not be read"), "{json}");
+    }
+
+    #[test]
+    fn a_single_error_is_one_paragraph() {
+        let text = Failure::new(Exit::Refused, "no", Some("ask again")).text();
+        assert_eq!(text.lines().map(str::trim).collect::<Vec<_>>(), ["× no", "help: ask again"], "{text:?}");
+    }
 }

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use palisade_engine::replica::Role;
 
-pub use reader::{ConfigError, Problem};
+pub use reader::{ConfigError, Invalid, Problem};
 use reader::{Table, Wrong};
 
 use crate::standing::CURRENT_FOR;
@@ -188,7 +188,7 @@ impl Config {
         let name = path.display().to_string();
         match std::fs::read_to_string(path) {
             Ok(text) => Config::parse(&name, &text),
-            Err(cause) => Err(ConfigError::unreadable(&name, &cause)),
+            Err(cause) => Err(ConfigError::Unreadable { name, cause }),
         }
     }
 
@@ -262,8 +262,8 @@ impl Cluster {
             t.problem(
                 problems,
                 "advertise",
-                "an address that other members can reach, because `listen` names none",
-                "nothing",
+                "it is missing, and `listen` names no address that other members could reach",
+                "",
                 help,
             );
             t.finish(problems);

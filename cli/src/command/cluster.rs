@@ -34,7 +34,7 @@ pub enum Command {
     },
     /// Take this machine out of its cluster.
     Leave {
-        /// How long to be not ready first, so that routers send the traffic elsewhere.
+        /// How long to be not ready first, so that routers send the traffic elsewhere; at most 1m.
         #[arg(long, value_name = "TIME", default_value = "3s", value_parser = duration)]
         drain: Duration,
     },
@@ -71,8 +71,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 /// The member can not be reached or refuses.
 pub fn run(global: &Global, command: Command) -> Result<ExitCode, Failure> {
     crate::logging::start(global, "warn")?;
-    client::block_on(async {
-        let mut client = client::connect(&global.socket).await?;
+    client::with_member(global, async |mut client| {
         let output = global.output;
         match command {
             Command::Init => {

@@ -19,8 +19,7 @@ pub struct Args {}
 /// The member can not be reached.
 pub fn run(global: &Global, _: &Args) -> Result<ExitCode, Failure> {
     crate::logging::start(global, "warn")?;
-    client::block_on(async {
-        let mut client = client::connect(&global.socket).await?;
+    client::with_member(global, async |mut client| {
         let health = client.health(v1::HealthRequest {}).await?.into_inner().health.unwrap_or_default();
         print::health::health(global.output, &health)?;
         Ok(if health.ready { ExitCode::SUCCESS } else { Exit::Failure.into() })

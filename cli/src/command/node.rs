@@ -23,7 +23,8 @@ pub struct Args {
 /// # Errors
 /// The configuration is not valid, or the member could not start or go on.
 pub fn run(global: &Global, args: &Args) -> Result<ExitCode, Failure> {
-    logging::start(global, "info,openraft=warn")?;
+    // openraft warns of each attempt to reach a member that is down, thousands of times a second.
+    logging::start(global, "info,openraft=error")?;
     let config = Config::load(&args.config).map_err(|e| Failure::diagnostic(Exit::Failure, e))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("palisade-async").build()?;
     let result = runtime.block_on(Node::run(config));

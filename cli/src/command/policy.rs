@@ -82,12 +82,12 @@ pub fn run(global: &Global, command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Check { file, online } => check(global, &file, online),
         Command::Apply { file, base } => apply(global, &file, base),
-        Command::Show { generation, barrier } => with_member(global, async |mut client| {
+        Command::Show { generation, barrier } => client::with_member(global, async |mut client| {
             let answer = shown(&mut client, generation, barrier).await?;
             print::policy::show(global.output, &answer)?;
             Ok(ExitCode::SUCCESS)
         }),
-        Command::History { barrier } => with_member(global, async |mut client| {
+        Command::History { barrier } => client::with_member(global, async |mut client| {
             let request = within(DEADLINE, v1::PolicyHistoryRequest { barrier });
             let answer = client.policy_history(request).await?.into_inner();
             print::policy::history(global.output, &answer.policies)?;
@@ -96,13 +96,6 @@ pub fn run(global: &Global, command: Command) -> Result<ExitCode, Failure> {
         Command::Fmt { file, write, check } => fmt(&file, write, check),
         Command::Diff { file, generation } => diff(global, &file, generation),
     }
-}
-
-fn with_member(
-    global: &Global,
-    run: impl AsyncFnOnce(Client) -> Result<ExitCode, Failure>,
-) -> Result<ExitCode, Failure> {
-    client::block_on(async { run(client::connect(&global.socket).await?).await })
 }
 
 /// A policy file that was read and is valid.
@@ -119,8 +112,11 @@ fn read(file: &Path) -> Result<Source, Failure> {
         (file.display().to_string(), std::fs::read_to_string(file))
     };
     let text = text.map_err(|e| {
-        let help = "a policy is a UTF-8 text file; see docs/policy.md";
-        Failure::new(Exit::Failure, format!("the policy {name} can not be read: {e}"), Some(help))
+        let help = match e.kind() {
+            std::io::ErrorKind::InvalidData => Some("a policy is a UTF-8 text file; docs/policy.md describes it"),
+            _ => None,
+        };
+        Failure::new(Exit::Failure, format!("the policy {name} can not be read: {e}"), help)
     })?;
     // The same policy for machines: what `show -o json` prints as `policy`.
     let json = file.extension().is_some_and(|e| e == "json");
@@ -146,7 +142,7 @@ fn check(global: &Global, file: &Path, online: bool) -> Result<ExitCode, Failure
         print::policy::checked(global.output, &source.name, &source.policy, None)?;
         return Ok(ExitCode::SUCCESS);
     }
-    with_member(global, async |mut client| {
+    client::with_member(global, async |mut client| {
         let request = v1::PolicyCheckRequest { name: source.name.clone(), text: source.text };
         let answer = client.policy_check(request).await?.into_inner();
         print::policy::checked(global.output, &source.name, &source.policy, Some(&answer))?;
@@ -157,10 +153,10 @@ fn check(global: &Global, file: &Path, online: bool) -> Result<ExitCode, Failure
 fn apply(global: &Global, file: &Path, base: Option<u64>) -> Result<ExitCode, Failure> {
     let source = read(file)?;
     let author = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_default();
-    with_member(global, async |mut client| {
+    client::with_member(global, async |mut client| {
         let request = v1::PolicyApplyRequest { name: source.name, text: source.text, author, base };
         let answer = client.policy_apply(within(DEADLINE, request)).await?.into_inner();
-        print::policy::applied(global.output, &answer)?;
+        print::policy::applied(global.output, &source.policy, &answer)?;
         Ok(ExitCode::SUCCESS)
     })
 }
@@ -190,7 +186,7 @@ fn fmt(file: &Path, write: bool, check: bool) -> Result<ExitCode, Failure> {
 
 fn diff(global: &Global, file: &Path, generation: Option<u64>) -> Result<ExitCode, Failure> {
     let source = read(file)?;
-    with_member(global, async |mut client| {
+    client::with_member(global, async |mut client| {
         let old = shown(&mut client, generation, false).await?;
         let new = source.policy.to_string();
         let same = print::policy::diff(global.output, &old, &source.name, &new)?;

@@ -79,8 +79,8 @@ pub struct Filter {
     /// The server's port.
     #[arg(long, value_name = "PORT")]
     pub dport: Option<u16>,
-    /// The state: SYN_SENT, ESTABLISHED, TIME_WAIT, …
-    #[arg(long, value_name = "STATE")]
+    /// The state, as conntrack(8) names it, in any case.
+    #[arg(long, value_name = "STATE", ignore_case = true, value_parser = STATES)]
     pub state: Option<String>,
     /// The zone of either side.
     #[arg(long, value_name = "ZONE")]
@@ -102,6 +102,21 @@ impl From<Filter> for v1::SessionFilter {
     }
 }
 
+/// Every state that a session or half-open session can be in: of TCP first, then of everything else.
+const STATES: [&str; 11] = [
+    "SYN_SENT",
+    "SYN_RECV",
+    "ESTABLISHED",
+    "FIN_WAIT",
+    "CLOSE_WAIT",
+    "LAST_ACK",
+    "TIME_WAIT",
+    "CLOSE",
+    "UNREPLIED",
+    "REPLIED",
+    "ASSURED",
+];
+
 fn protocol(text: &str) -> Result<Protocol, String> {
     match text.to_ascii_lowercase().as_str() {
         "tcp" => Ok(Protocol::TCP),
@@ -120,8 +135,7 @@ fn protocol(text: &str) -> Result<Protocol, String> {
 /// The member can not be reached or refuses.
 pub fn run(global: &Global, command: Command) -> Result<ExitCode, Failure> {
     crate::logging::start(global, "warn")?;
-    client::block_on(async {
-        let mut client = client::connect(&global.socket).await?;
+    client::with_member(global, async |mut client| {
         let output = global.output;
         match command {
             Command::List { filter, most } => {

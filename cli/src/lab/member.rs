@@ -165,8 +165,8 @@ impl Member {
         } else {
             // A socket that a killed daemon left is the daemon's own to clean up; that, too, is under test.
             let spawn = Spawn::new(&self.binary, self.log()).arg("node").arg("--config").arg(self.config());
-            let level = std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned());
-            Life::Daemon(self.netns.start(spawn.env("RUST_LOG", level).env("NO_COLOR", "1")).await?)
+            // The daemon's own choice of what to log, unless RUST_LOG is set here.
+            Life::Daemon(self.netns.start(spawn.env("NO_COLOR", "1")).await?)
         });
         Ok(())
     }

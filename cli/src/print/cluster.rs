@@ -75,7 +75,7 @@ pub fn left(output: Output) -> Result<(), Failure> {
     answer(
         output,
         || Done { done: true },
-        |out| writeln!(out, "left the cluster; this machine forwards nothing new until it joins again"),
+        |out| writeln!(out, "left the cluster; this machine forwards nothing until it joins again: the gate stays"),
     )
 }
 

@@ -43,6 +43,11 @@ fn answer<T: Serialize>(
     }
 }
 
+/// `1 session`, `2 sessions`.
+fn many(n: u64, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
 /// One line of a stream of answers, as JSON.
 fn json_line<T: Serialize>(value: &T) -> Result<(), Failure> {
     let text = serde_json::to_string(value).map_err(io::Error::from)?;

@@ -4,7 +4,7 @@ use palisade_engine::policy::Policy;
 use palisade_proto::admin::v1;
 use serde::Serialize;
 
-use super::{Table, answer, date};
+use super::{Table, answer, date, many};
 use crate::args::Output;
 use crate::exit::Failure;
 
@@ -30,19 +30,21 @@ pub fn checked(
     policy: &Policy,
     online: Option<&v1::PolicyCheckResponse>,
 ) -> Result<(), Failure> {
-    let warnings = || policy.warnings().iter().map(ToString::to_string).collect();
     let json = || Checked {
         valid: true,
         zones: policy.zones(),
         rules: policy.rules().len(),
-        warnings: warnings(),
+        warnings: warnings(policy),
         zones_without_interface: online.map(|o| o.zones_without_interface.as_slice()),
         zones_not_named: online.map(|o| o.zones_not_named.as_slice()),
     };
     answer(output, json, |out| {
-        writeln!(out, "{name}: valid ({} rules; zones: {})", policy.rules().len(), policy.zones().join(", "))?;
-        let warnings: Vec<String> = warnings();
-        warnings.iter().try_for_each(|w| writeln!(out, "  warning: {w}"))?;
+        let zones = match policy.zones() {
+            [] => "no zones".to_owned(),
+            zones => format!("zones: {}", zones.join(", ")),
+        };
+        writeln!(out, "{name}: valid ({}; {zones})", many(policy.rules().len() as u64, "rule"))?;
+        warnings(policy).iter().try_for_each(|w| writeln!(out, "  warning: {w}"))?;
         let Some(online) = online else { return Ok(()) };
         for zone in &online.zones_without_interface {
             writeln!(out, "  note: no interface of this member is in zone {zone}")?;
@@ -61,17 +63,26 @@ pub fn checked(
 struct Applied {
     generation: u64,
     changed: bool,
+    warnings: Vec<String>,
+}
+
+fn warnings(policy: &Policy) -> Vec<String> {
+    policy.warnings().iter().map(ToString::to_string).collect()
 }
 
 /// After `apply`.
 ///
 /// # Errors
 /// Standard output can not be written.
-pub fn applied(output: Output, answered: &v1::PolicyApplyResponse) -> Result<(), Failure> {
-    let json = || Applied { generation: answered.generation, changed: !answered.unchanged };
-    answer(output, json, |out| match answered.unchanged {
-        true => writeln!(out, "generation {} is this policy already: nothing to do", answered.generation),
-        false => writeln!(out, "generation {} is in force", answered.generation),
+pub fn applied(output: Output, policy: &Policy, answered: &v1::PolicyApplyResponse) -> Result<(), Failure> {
+    let generation = answered.generation;
+    let json = || Applied { generation, changed: !answered.unchanged, warnings: warnings(policy) };
+    answer(output, json, |out| {
+        match answered.unchanged {
+            true => writeln!(out, "generation {generation} is this policy already: nothing to do")?,
+            false => writeln!(out, "generation {generation} is in force")?,
+        }
+        warnings(policy).iter().try_for_each(|w| writeln!(out, "  warning: {w}"))
     })
 }
 

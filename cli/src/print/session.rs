@@ -8,7 +8,7 @@ use palisade_proto::admin::v1;
 use palisade_proto::convert::admin::{AdminError, Session};
 use serde::Serialize;
 
-use super::{Table, answer, date, json_line, out, time};
+use super::{Table, answer, date, json_line, many, out, time};
 use crate::args::Output;
 use crate::exit::Failure;
 
@@ -238,14 +238,17 @@ pub fn killed(output: Output, k: &v1::SessionKillResponse) -> Result<(), Failure
         output,
         || Killed { killed, half_open_skipped, certain_after_ms },
         |out| {
-            writeln!(
-                out,
-                "{killed} sessions killed; a member that is cut off may pass them for {} more",
-                time(Duration::from_millis(certain_after_ms))
-            )?;
+            match killed {
+                0 => writeln!(out, "no session was killed: none matches")?,
+                n => {
+                    let limit = time(Duration::from_millis(certain_after_ms));
+                    let what = many(n, "session");
+                    writeln!(out, "{what} killed; a member that is cut off may pass packets of them for {limit} more")?;
+                }
+            }
             match half_open_skipped {
                 0 => Ok(()),
-                n => writeln!(out, "{n} half-open sessions were left alone: they end by themselves"),
+                n => writeln!(out, "{} left alone: half-open, so they end by themselves", many(n, "session")),
             }
         },
     )
@@ -253,7 +256,7 @@ pub fn killed(output: Output, k: &v1::SessionKillResponse) -> Result<(), Failure
 
 #[derive(Serialize)]
 struct Count {
-    established: u64,
+    sessions: u64,
     half_open: u64,
 }
 
@@ -262,11 +265,11 @@ struct Count {
 /// # Errors
 /// Standard output can not be written.
 pub fn count(output: Output, c: &v1::SessionCountResponse) -> Result<(), Failure> {
-    let (established, half_open) = (c.established, c.half_open);
+    let (sessions, half_open) = (c.sessions, c.half_open);
     answer(
         output,
-        || Count { established, half_open },
-        |out| writeln!(out, "{established} established, {half_open} half-open"),
+        || Count { sessions, half_open },
+        |out| writeln!(out, "{}, and {half_open} half-open", many(sessions, "session")),
     )
 }
 

@@ -39,6 +39,11 @@ fn filter(f: Option<v1::SessionFilter>) -> Result<SessionFilter, Status> {
     f.unwrap_or_default().try_into().map_err(|e: AdminError| Status::invalid_argument(e.to_string()))
 }
 
+fn no_session(id: SessionId) -> Status {
+    let help = "it may have ended; `palisade session list` shows those that are there";
+    refuse(Code::NotFound, format!("there is no session {id} on this member"), help)
+}
+
 async fn walk(member: &Arc<Member>, mut each: impl FnMut(&SessionInfo) -> bool + Send + 'static) -> Result<(), Status> {
     let engine = member.engine.clone();
     // Millions of sessions take a while: not on a runtime thread.
@@ -82,10 +87,7 @@ impl Service {
         let id: SessionId = r.id.ok_or_else(|| Status::invalid_argument("the session's id is missing"))?.into();
         let member = self.member()?;
         let view = member.engine.view();
-        let info = member.engine.session(clock::now(), id).ok_or_else(|| {
-            let help = "it may have ended; `palisade session list` shows those that are there";
-            refuse(Code::NotFound, format!("there is no session {id} on this member"), help)
-        })?;
+        let info = member.engine.session(clock::now(), id).ok_or_else(|| no_session(id))?;
         let rule_text = rule_text(&view, &info);
         Ok(v1::SessionShowResponse { session: Some(Session::new(&info, &view.zones).into()), rule_text })
     }
@@ -95,8 +97,8 @@ impl Service {
         let member = self.member()?;
         if filter.is_empty() {
             let counts = member.engine.counts();
-            let established = counts.sessions.iter().map(|(_, _, n)| n).sum();
-            return Ok(v1::SessionCountResponse { established, half_open: counts.half_open });
+            let sessions = counts.sessions.iter().map(|(_, _, n)| n).sum();
+            return Ok(v1::SessionCountResponse { sessions, half_open: counts.half_open });
         }
         let view = member.engine.view();
         let found = Arc::new(parking_lot::Mutex::new(v1::SessionCountResponse::default()));
@@ -104,7 +106,7 @@ impl Service {
         walk(&member, move |info| {
             if filter.matches(info, &view.zones) {
                 let mut found = counted.lock();
-                if info.half_open { found.half_open += 1 } else { found.established += 1 }
+                if info.half_open { found.half_open += 1 } else { found.sessions += 1 }
             }
             true
         })
@@ -124,7 +126,7 @@ impl Service {
                     match member.engine.session(clock::now(), id) {
                         Some(info) if info.half_open => half_open_skipped += 1,
                         Some(_) => ids.push(id),
-                        None => return Err(Status::not_found(format!("there is no session {id} on this member"))),
+                        None => return Err(no_session(id)),
                     }
                 }
             }

@@ -87,7 +87,7 @@ async fn a_member_is_made_and_administrated_over_its_socket() {
     let mut list = admin.session_list(v1::SessionListRequest::default()).await.unwrap().into_inner();
     assert!(list.message().await.unwrap().is_none());
     let count = admin.session_count(v1::SessionCountRequest::default()).await.unwrap().into_inner();
-    assert_eq!((count.established, count.half_open), (0, 0));
+    assert_eq!((count.sessions, count.half_open), (0, 0));
     let id = Some(v1::SessionId { member: 1, counter: 1 });
     assert_eq!(admin.session_show(v1::SessionShowRequest { id }).await.unwrap_err().code(), Code::NotFound);
     let all = v1::SessionKillRequest { ids: Vec::new(), filter: Some(v1::SessionFilter::default()) };

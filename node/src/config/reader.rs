@@ -12,9 +12,27 @@ use toml::de::{DeTable, DeValue};
 
 /// Everything that is wrong in a `node.toml`.
 #[derive(Debug, thiserror::Error, Diagnostic)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("{name} can not be read: {cause}")]
+    #[diagnostic(help("check the path and its permissions; docs/config.md describes the file"))]
+    Unreadable {
+        /// Its name.
+        name: String,
+        /// Why.
+        cause: std::io::Error,
+    },
+    /// What it says is wrong.
+    #[error(transparent)]
+    #[diagnostic(transparent)]
+    Invalid(Invalid),
+}
+
+/// The errors in a file, at least one.
+#[derive(Debug, thiserror::Error, Diagnostic)]
 #[error("{}: {} {}", text.name(), problems.len(), if problems.len() == 1 { "error" } else { "errors" })]
-#[diagnostic(code(palisade::config))]
-pub struct ConfigError {
+#[diagnostic(help("docs/config.md lists every key"))]
+pub struct Invalid {
     #[source_code]
     text: NamedSource<String>,
     /// Each error, in the order of the file.
@@ -28,23 +46,17 @@ impl ConfigError {
             p.line = 1 + text.as_bytes().iter().take(p.span.offset()).filter(|b| **b == b'\n').count();
         }
         problems.sort_by_key(|p| p.span.offset());
-        ConfigError { text: NamedSource::new(name, text.to_owned()).with_language("TOML"), problems }
+        let text = NamedSource::new(name, text.to_owned()).with_language("TOML");
+        ConfigError::Invalid(Invalid { text, problems })
     }
 
-    pub(super) fn unreadable(name: &str, cause: &std::io::Error) -> ConfigError {
-        let mut problem = Problem::new(
-            "",
-            0..0,
-            Wrong::new("a readable file", &cause.to_string(), "check the path and its permissions"),
-        );
-        problem.line = 0;
-        ConfigError { text: NamedSource::new(name, String::new()), problems: vec![problem] }
-    }
-
-    /// Each error, in the order of the file.
+    /// Each error, in the order of the file; none if it could not be read.
     #[must_use]
     pub fn problems(&self) -> &[Problem] {
-        &self.problems
+        match self {
+            ConfigError::Unreadable { .. } => &[],
+            ConfigError::Invalid(invalid) => &invalid.problems,
+        }
     }
 }
 
@@ -53,11 +65,11 @@ impl ConfigError {
 pub struct Problem {
     /// The key's full path, such as `datapath.mode`; empty for errors of TOML itself.
     pub path: String,
-    /// Its line, from 1; 0 if the file could not be read.
+    /// Its line, from 1.
     pub line: usize,
     /// What was expected.
     pub expected: String,
-    /// What was there instead.
+    /// What was there instead; empty if that says nothing more.
     pub found: String,
     /// What to do.
     #[help]
@@ -81,19 +93,20 @@ impl Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.line > 0 {
-            write!(f, "line {}: ", self.line)?;
-        }
         if !self.path.is_empty() {
             write!(f, "{}: ", self.path)?;
         }
-        write!(f, "expected {}, found {}", self.expected, self.found)
+        match self.found.as_str() {
+            "" => f.write_str(&self.expected),
+            found => write!(f, "expected {}, found {found}", self.expected),
+        }
     }
 }
 
 impl std::error::Error for Problem {}
 
-/// Why a value does not do.
+/// Why a value does not do: what was expected, what was found, and what to do. With nothing found, the first is all that
+/// there is to say.
 #[derive(Clone, Debug)]
 pub(super) struct Wrong {
     expected: String,
@@ -112,12 +125,10 @@ pub(super) fn document<'i>(text: &'i str, problems: &mut Vec<Problem>) -> Option
     let (root, errors) = DeTable::parse_recoverable(text);
     for e in &errors {
         let span = e.span().unwrap_or(0..0);
-        let found = text
-            .get(span.clone())
-            .filter(|s| !s.trim().is_empty())
-            .map_or("something else".to_owned(), |s| format!("`{s}`"));
-        let expected = format!("valid TOML ({})", e.message().lines().next().unwrap_or_default());
-        problems.push(Problem::new("", span, Wrong::new(&expected, &found, "see https://toml.io for the syntax")));
+        let found =
+            text.get(span.clone()).filter(|s| !s.trim().is_empty()).map_or(String::new(), |s| format!(": `{s}`"));
+        let message = format!("this is not TOML: {}{found}", e.message().lines().next().unwrap_or_default());
+        problems.push(Problem::new("", span, Wrong::new(&message, "", "see https://toml.io for the syntax")));
     }
     errors.is_empty().then(|| Table::new(String::new(), root))
 }
@@ -192,7 +203,7 @@ impl<'i> Table<'i> {
     ) -> Option<T> {
         let value = self.optional(problems, key, read)?;
         if value.is_none() {
-            self.problem(problems, key, "a value, because it has no default", "nothing", help);
+            self.problem(problems, key, "it is missing, and has no default", "", help);
         }
         value
     }
@@ -254,11 +265,7 @@ impl<'i> Table<'i> {
                 Some((d, k)) if d <= 2 => format!("did you mean `{k}`? Keys here: {known}"),
                 _ => format!("remove it. Keys here: {known}"),
             };
-            problems.push(Problem::new(
-                &self.path(name),
-                key.span(),
-                Wrong::new("a known key", &format!("`{name}`"), &help),
-            ));
+            problems.push(Problem::new(&self.path(name), key.span(), Wrong::new("there is no such key", "", &help)));
         }
     }
 }

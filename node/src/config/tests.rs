@@ -19,7 +19,11 @@ antispoof = false
 "#;
 
 fn problems(text: &str) -> Vec<String> {
-    Config::parse("node.toml", text).unwrap_err().problems().iter().map(ToString::to_string).collect()
+    Config::parse("node.toml", text).unwrap_err().problems().iter().map(line).collect()
+}
+
+fn line(p: &Problem) -> String {
+    format!("line {}: {p}", p.line)
 }
 
 #[test]
@@ -63,15 +67,15 @@ durability = "relaxed"
 cut_off_limit = "5 weeks"
 "#;
     let error = Config::parse("node.toml", text).unwrap_err();
-    let lines: Vec<_> = error.problems().iter().map(ToString::to_string).collect();
+    let lines: Vec<_> = error.problems().iter().map(line).collect();
     assert_eq!(
         lines,
         [
             "line 2: name: expected 1 to 63 letters, digits, `-`, `_` or `.`, found \"fw 1\"",
             "line 3: role: expected \"firewall\" or \"witness\", found \"boss\"",
-            "line 4: colour: expected a known key, found `colour`",
-            "line 6: cluster.listen: expected a value, because it has no default, found nothing",
-            "line 7: cluster.listn: expected a known key, found `listn`",
+            "line 4: colour: there is no such key",
+            "line 6: cluster.listen: it is missing, and has no default",
+            "line 7: cluster.listn: there is no such key",
             "line 10: interface[0].name: expected a data interface, found \"lo\"",
             "line 11: interface[0].zone: expected a zone's name, found \"any\"",
             "line 14: datapath.mode: expected \"auto\" or \"raw\", found \"xdp\"",
@@ -91,13 +95,13 @@ cut_off_limit = "5 weeks"
 #[test]
 fn syntax_errors_name_their_line() {
     let found = problems("name = \"fw1\"\nrole = = 3\n");
-    assert!(found[0].starts_with("line 2: expected valid TOML"), "{found:?}");
+    assert!(found[0].starts_with("line 2: this is not TOML"), "{found:?}");
 }
 
 #[test]
 fn values_that_contradict_each_other() {
     let any = GOOD.replace("10.9.0.1:7946", "0.0.0.0:7946");
-    assert!(problems(&any)[0].contains("cluster.advertise: expected an address that other members can reach"));
+    assert!(problems(&any)[0].contains("cluster.advertise: it is missing, and `listen` names no address"));
     let witness = GOOD.replace("\"firewall\"", "\"witness\"");
     assert!(problems(&witness)[0].contains("a witness forwards nothing"));
     let twice = GOOD.replace("eth1", "eth0");
@@ -123,8 +127,7 @@ fn wrong_shapes_are_errors() {
 #[test]
 fn an_unreadable_file_is_an_error() {
     let error = Config::load(Path::new("/nonexistent/node.toml")).unwrap_err();
-    assert_eq!(error.to_string(), "/nonexistent/node.toml: 1 error");
-    assert!(error.problems()[0].to_string().starts_with("expected a readable file"));
+    assert!(error.to_string().starts_with("/nonexistent/node.toml can not be read: No such file"), "{error}");
 }
 
 /// The documentation lists exactly the keys that exist.

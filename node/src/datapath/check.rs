@@ -149,7 +149,7 @@ pub enum StartError {
     /// A capture socket can not be opened.
     #[error("{interface} can not be captured")]
     #[diagnostic(help(
-        "the daemon needs CAP_NET_RAW, a kernel with CONFIG_PACKET, and memory for its rings ([datapath] ring_slots)"
+        "the daemon needs CAP_NET_RAW, a kernel with CONFIG_PACKET, and memory for its rings (one for each interface, IP version and worker: fewer [datapath] workers need less)"
     ))]
     Capture {
         /// The interface.

@@ -29,9 +29,8 @@ pub type Label = (&'static str, String);
 pub(crate) fn sheet(daemon: &Daemon) -> Sheet {
     let mut sheet = Sheet::default();
     process::write(&mut sheet);
-    sheet.gauge("palisade_ready", "1 if this member may be given traffic", daemon.not_ready().is_empty().into());
     let member = daemon.member();
-    sheet.gauge("palisade_in_cluster", "1 if this machine is a member of a cluster", member.is_some().into());
+    place(&mut sheet, daemon.not_ready().is_empty(), member.is_some());
     let Some(member) = member else { return sheet };
     let limits = &daemon.config.limits;
     let view = member.engine.view();
@@ -41,11 +40,20 @@ pub(crate) fn sheet(daemon: &Daemon) -> Sheet {
     replication::write(&mut sheet, &member.replication.metrics());
     replication::store(&mut sheet, &member.replication.store_metrics().totals());
     let datapath = member.datapath();
-    sheet.gauge("palisade_datapath_running", "1 if packets are captured", datapath.is_some().into());
-    if let Some(datapath) = datapath {
-        datapath::write(&mut sheet, &datapath.metrics().snapshot());
-    }
+    packets(&mut sheet, datapath.map(|datapath| datapath.metrics().snapshot()).as_ref());
     sheet
+}
+
+fn place(sheet: &mut Sheet, ready: bool, in_cluster: bool) {
+    sheet.gauge("palisade_ready", "1 if this member may be given traffic", ready.into());
+    sheet.gauge("palisade_in_cluster", "1 if this machine is a member of a cluster", in_cluster.into());
+}
+
+fn packets(sheet: &mut Sheet, datapath: Option<&crate::datapath::Snapshot>) {
+    sheet.gauge("palisade_datapath_running", "1 if packets are captured", datapath.is_some().into());
+    if let Some(counts) = datapath {
+        datapath::write(sheet, counts);
+    }
 }
 
 /// All figures of one scrape.

@@ -12,7 +12,7 @@ pub fn write(sheet: &mut Sheet, m: &ReplicationMetrics) {
         "palisade_commit_seconds",
         "Time from a proposal to its application on this member",
         &m.commit_us,
-        1e-6,
+        1e6,
     );
     histogram(
         sheet,
@@ -112,9 +112,11 @@ pub fn store(sheet: &mut Sheet, t: &Totals) {
     sheet.counter("palisade_store_cold_reads", "Log entries that had to be read from the disk", t.cold_reads);
 }
 
-fn histogram(sheet: &mut Sheet, name: &'static str, help: &'static str, h: &Histogram, unit: f64) {
+/// `per_unit`: how many of what the histogram counts make one of the metric's units. By division, because 800 × 1e-6 is
+/// not 0.0008 in binary, and the bound is a label.
+fn histogram(sheet: &mut Sheet, name: &'static str, help: &'static str, h: &Histogram, per_unit: f64) {
     let counts = h.counts();
     let count = counts.iter().sum();
-    let buckets = h.bounds().iter().map(|b| *b as f64 * unit).zip(counts);
-    sheet.histogram(name, help, h.sum() as f64 * unit, count, buckets);
+    let buckets = h.bounds().iter().map(|b| *b as f64 / per_unit).zip(counts);
+    sheet.histogram(name, help, h.sum() as f64 / per_unit, count, buckets);
 }

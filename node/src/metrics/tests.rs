@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
@@ -52,8 +53,8 @@ fn the_text_is_well_formed() {
 
 /// As above; for the whole daemon's text too.
 pub(crate) fn check(text: &str) {
-    let mut families = std::collections::BTreeSet::new();
-    let mut samples = std::collections::BTreeSet::new();
+    let mut families = BTreeSet::new();
+    let mut samples = BTreeSet::new();
     let mut family = String::new();
     for line in text.lines() {
         if let Some(rest) = line.strip_prefix("# HELP ") {
@@ -69,6 +70,98 @@ pub(crate) fn check(text: &str) {
             assert!(series.starts_with(&family) && series.starts_with("palisade_"), "{line} below {family}");
             assert!(samples.insert(series.to_owned()), "{series} comes twice");
         }
+    }
+}
+
+/// Every family that a firewall's `/metrics` can have, as its samples name it.
+fn families() -> BTreeSet<String> {
+    use palisade_engine::MemberId;
+    use palisade_engine::replica::{MemberInfo, Role};
+
+    let member = |id: u64| crate::replication::Member {
+        id: MemberId(id),
+        info: MemberInfo { name: format!("fw{id}"), address: "10.9.0.1:7946".into(), role: Role::Firewall },
+        voter: true,
+        leader: id == 1,
+        matched: Some(1),
+        lag: Some(0),
+        reachable: true,
+    };
+    let status = crate::replication::Status {
+        cluster: String::new(),
+        member: MemberId(1),
+        name: "fw1".into(),
+        starts: 1,
+        role: crate::replication::RaftRole::Leader,
+        term: 1,
+        leader: Some(MemberId(1)),
+        last_log: Some(1),
+        committed: Some(1),
+        applied: Some(1),
+        snapshot: None,
+        purged: None,
+        members: vec![member(1), member(2)],
+        current: Standing::Current,
+    };
+    let mut sheet = Sheet::default();
+    let counts = Counts { sessions: vec![(Protocol::TCP, "ESTABLISHED", 3)], half_open: 2, half_open_evicted: 5 };
+    place(&mut sheet, true, true);
+    engine::sessions(&mut sheet, &counts, (1000, 100));
+    engine::cluster(&mut sheet, Some(Standing::Current), Generation(4), &View::default());
+    process::write(&mut sheet);
+    replication::raft(&mut sheet, &status);
+    replication::write(&mut sheet, &crate::replication::ReplicationMetrics::default());
+    replication::store(&mut sheet, &palisade_raft_store::Totals::default());
+    packets(&mut sheet, Some(&crate::datapath::Snapshot::default()));
+    sheet.text().lines().filter_map(|l| Some(l.strip_prefix("# TYPE ")?.split_once(' ')?.0.to_owned())).collect()
+}
+
+fn documented() -> BTreeSet<String> {
+    let docs = include_str!("../../../docs/metrics.md");
+    docs.lines().filter_map(|l| Some(l.strip_prefix("| `")?.split_once('`')?.0.to_owned())).collect()
+}
+
+#[test]
+fn docs_name_every_metric() {
+    let (families, documented) = (families(), documented());
+    let names = |set: Vec<&String>| set.into_iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+    let missing = names(families.difference(&documented).collect());
+    let gone = names(documented.difference(&families).filter(|name| name.starts_with("palisade_")).collect());
+    assert!(missing.is_empty() && gone.is_empty(), "docs/metrics.md lacks: {missing}; has, but no metric is: {gone}");
+}
+
+#[test]
+fn docs_name_every_reason() {
+    let documented = documented();
+    for reason in palisade_engine::Reason::ALL {
+        assert!(documented.contains(reason.label()), "docs/metrics.md lacks the reason {}", reason.label());
+    }
+}
+
+/// An alert on a metric that does not exist never fires.
+#[test]
+fn alerts_ask_for_metrics_that_exist() {
+    let alerts = include_str!("../../../deploy/prometheus/palisade-alerts.yml");
+    let families = families();
+    let word = |c: char| !c.is_ascii_alphanumeric() && c != '_';
+    let named: BTreeSet<&str> = alerts
+        .lines()
+        .filter_map(|l| l.trim().strip_prefix("expr: "))
+        .flat_map(|expr| expr.split(word))
+        .filter(|w| w.starts_with("palisade_"))
+        .collect();
+    assert!(named.len() > 5, "{named:?}");
+    for name in named {
+        assert!(families.contains(name), "no metric is named {name}");
+    }
+}
+
+#[test]
+fn promtool_accepts_the_alerts() {
+    let rules = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/prometheus/palisade-alerts.yml");
+    match Command::new("promtool").args(["check", "rules", rules]).output() {
+        Ok(output) => assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr)),
+        Err(_) => eprintln!("SKIPPED: promtool is not installed (Debian: prometheus)"),
     }
 }
 
