@@ -71,11 +71,14 @@ pub(crate) struct Leader {
     pub(crate) address: String,
 }
 
+/// To whom waits for a command's outcome.
+type Reply = oneshot::Sender<Result<Outcome, ProposeError>>;
+
 /// A command of the administration.
 pub(crate) struct Order {
     pub(crate) command: Command,
     pub(crate) deadline: Time,
-    pub(crate) reply: oneshot::Sender<Result<Outcome, ProposeError>>,
+    pub(crate) reply: Reply,
 }
 
 /// A batch of this member that was applied here.
@@ -105,13 +108,13 @@ struct Item {
     command: Command,
     queued: Time,
     deadline: Time,
-    reply: Option<oneshot::Sender<Result<Outcome, ProposeError>>>,
+    reply: Option<Reply>,
 }
 
 struct Flight {
     batch: Batch,
     /// One for each command.
-    notes: Vec<(Time, Option<oneshot::Sender<Result<Outcome, ProposeError>>>)>,
+    notes: Vec<(Time, Option<Reply>)>,
     deadline: Time,
     again: Time,
     pause: Duration,
@@ -276,7 +279,7 @@ impl Proposer {
         }
     }
 
-    fn dropped(&self, reply: Option<oneshot::Sender<Result<Outcome, ProposeError>>>) {
+    fn dropped(&self, reply: Option<Reply>) {
         match reply {
             // Nobody waits any longer: fine.
             Some(reply) => drop(reply.send(Err(ProposeError::Timeout))),

@@ -65,11 +65,9 @@ pub(crate) struct Parts {
     pub(crate) stop: watch::Receiver<bool>,
 }
 
-fn stopped(mut stop: watch::Receiver<bool>) -> impl Future<Output = ()> + Send + 'static {
-    async move {
-        // An error means that the replication is gone: stopped as well.
-        let _ = stop.wait_for(|stop| *stop).await;
-    }
+async fn stopped(mut stop: watch::Receiver<bool>) {
+    // An error means that the replication is gone: stopped as well.
+    let _ = stop.wait_for(|stop| *stop).await;
 }
 
 fn fatal(error: impl std::fmt::Display) -> Status {
