@@ -1,1 +1,5 @@
-fn main() {}
+//! `palisade`: the one executable. See [`palisade_cli`].
+
+fn main() -> std::process::ExitCode {
+    palisade_cli::run()
+}

@@ -55,11 +55,11 @@ impl Engine {
             return 0;
         }
         let same = |half: &Half| {
-            // The same opening under two ids: two members saw copies of one SYN before either's hint arrived.
-            half.open.id == open.id && half.open.original == open.original
-                || !half.aborted
-                    && half.open.original == open.original
-                    && same_ends(&half.open.protocol, &open.protocol)
+            // Under one id or two: two members may have seen copies of one SYN before either's hint arrived. And under one
+            // id there may be two: two members may have seen SYN-ACKs of different ISNs.
+            half.open.original == open.original
+                && same_ends(&half.open.protocol, &open.protocol)
+                && (half.open.id == open.id || !half.aborted)
                 // Both ends of a protocol without handshakes spoke first, at different members.
                 || half.open.original == open.reply
                     && matches!(half.open.protocol, Opening::Generic { .. })

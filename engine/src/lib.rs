@@ -5,8 +5,8 @@
 //!
 //! Three ways lead through this crate:
 //!
-//! - **a packet**: [`parse`] → [`pipeline`] (→ [`table`], [`track`], [`policy`]) → [`Verdict`] and [`Event`]s;
-//! - **an establishment**: [`Event::Propose`] → *(the log, outside)* → [`replica`] `apply` → [`table`];
+//! - **a packet**: [`parse`] → `pipeline` (→ `table`, `track`, [`policy`]) → [`Verdict`] and [`Event`]s;
+//! - **an establishment**: [`Event::Propose`] → *(the log, outside)* → [`replica`] `apply` → `table`;
 //! - **an admin's command**: [`replica::Command`] → *(the log)* → [`replica`] `apply` → policy, members, settings.
 
 pub mod addr;

@@ -1,5 +1,12 @@
 //! The Palisade daemon as a library.
 
+pub mod admin;
 pub mod clock;
+pub mod config;
+pub mod datapath;
+pub mod http;
+pub mod metrics;
+pub mod node;
 pub mod replication;
 pub mod standing;
+mod systemd;

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use futures::{Stream, TryStreamExt};
 use openraft::storage::{EntryResponder, RaftStateMachine};
+use openraft::type_config::alias::SnapshotOf;
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder, Snapshot};
 use palisade_engine::replica::{Batch, Outcome, Replica, RestoreError, SnapshotJob};
 use palisade_engine::{Time, Wake};
@@ -290,17 +291,18 @@ impl<M: Machine> RaftStateMachine<TypeConfig> for StateMachine<M> {
         Ok(())
     }
 
-    async fn get_current_snapshot(
-        &mut self,
-    ) -> Result<Option<openraft::type_config::alias::SnapshotOf<TypeConfig, SnapshotFile>>, io::Error> {
+    async fn get_current_snapshot(&mut self) -> Result<Option<SnapshotOf<TypeConfig, SnapshotFile>>, io::Error> {
         Ok(self.snapshots.current()?.map(|snapshot| Snapshot { meta: snapshot.meta().clone(), snapshot }))
     }
 }
 
+/// What it will cover, its content, and the turn to build.
+type Begun<J> = (SnapshotMeta, J, OwnedMutexGuard<()>);
+
 /// Builds one snapshot: of the state as it was when the builder was made.
 pub struct Builder<M: Machine> {
     // A mutex only because openraft wants builders to be `Sync`, which jobs need not be.
-    begun: Mutex<Option<(SnapshotMeta, M::Job, OwnedMutexGuard<()>)>>,
+    begun: Mutex<Option<Begun<M::Job>>>,
     snapshots: Snapshots,
 }
 
@@ -313,9 +315,7 @@ impl<M: Machine> fmt::Debug for Builder<M> {
 impl<M: Machine> RaftSnapshotBuilder<TypeConfig> for Builder<M> {
     type SnapshotData = SnapshotFile;
 
-    async fn build_snapshot(
-        &mut self,
-    ) -> Result<openraft::type_config::alias::SnapshotOf<TypeConfig, SnapshotFile>, io::Error> {
+    async fn build_snapshot(&mut self) -> Result<SnapshotOf<TypeConfig, SnapshotFile>, io::Error> {
         let Some((meta, job, guard)) = self.begun.get_mut().take() else {
             return Err(io::Error::other("this snapshot has been built already"));
         };

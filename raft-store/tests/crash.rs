@@ -234,6 +234,9 @@ impl Promises {
     }
 }
 
+/// One test at a time: a process that another test forks holds this one's locks until it has executed its program.
+static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 struct Running {
     child: Child,
     promises: Arc<Mutex<Promises>>,
@@ -326,6 +329,7 @@ fn report(what: &str, promises: &Promises) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn kill_nine_loses_nothing() {
+    let _turn = TURN.lock().await;
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().join("data");
     let seed = seed();
@@ -406,6 +410,7 @@ fn skipped(dir: &Path) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn power_cuts_lose_nothing() {
+    let _turn = TURN.lock().await;
     let dir = tempfile::tempdir().unwrap();
     if skipped(dir.path()) {
         return;
@@ -436,6 +441,7 @@ async fn power_cuts_lose_nothing() {
 /// The test above can fail: without the fdatasync it does.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_power_cut_shows_a_missing_fdatasync() {
+    let _turn = TURN.lock().await;
     let dir = tempfile::tempdir().unwrap();
     if skipped(dir.path()) {
         return;
@@ -472,6 +478,7 @@ fn promises_are_counted_rightly() {
 
 #[tokio::test]
 async fn a_broken_promise_is_noticed() {
+    let _turn = TURN.lock().await;
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().join("data");
     drop(open(&dir).unwrap());

@@ -106,6 +106,19 @@ fn what_is_built_is_read() {
     assert_eq!(build::udp(&tuple(v4(), Protocol::UDP, 1, 2), &[0; 65508]), None);
 }
 
+/// Segmentation offload: up to 64 KiB in one packet, its transport checksum still to be completed.
+#[test]
+fn the_longest_packets() {
+    for (ends, most) in [(v4(), 65535 - 40), (v6(), 65535 - 20)] {
+        let at = if ends.0.is_v4() { 20 } else { 40 };
+        let bytes = tcp(ends, &ack(0), &vec![1; most]);
+        assert_eq!(check(&bytes).unwrap().kind, Kind::Tcp(ack(most as u32)));
+        let partial = parse(&patched(bytes, at + 16, &[1, 2]), Checksum::Partial).unwrap();
+        assert_eq!((partial.kind, partial.length as usize), (Kind::Tcp(ack(most as u32)), at + 20 + most));
+        assert_eq!(build::tcp(&tuple(ends, Protocol::TCP, 1, 2), &ack(0), &vec![1; most + 1]), None);
+    }
+}
+
 #[test]
 fn errors_name_the_packet_that_they_are_about() {
     for (ends, ip, (kind, code)) in [(v4(), 20, (11, 0)), (v6(), 40, (2, 0))] {

@@ -4,4 +4,5 @@
 mod cluster;
 mod generic;
 mod guard;
+mod race;
 mod tcp;

@@ -3,7 +3,7 @@
 //! A connection has five coordinates: the zone that it comes from, the zone that it goes to, source, destination, and
 //! service (protocol and destination port). In each coordinate the boundaries of all rules cut the numbers into
 //! intervals; all numbers of an interval are matched by the same rules. So each [`Dimension`] is a sorted table of
-//! intervals, found by binary search, and with each interval a set of rules; the rules that match the connection are
+//! intervals, found by a search of a few steps, and with each interval a set of rules; the rules that match the connection are
 //! the intersection of five sets, and the first of them decides.
 //!
 //! A set of rules is a bitmap in blocks of 64 rules. Rules that say `any` in a coordinate are in all of its sets: they are
@@ -35,16 +35,10 @@ pub struct Compiled {
     groups: usize,
     default: Default,
     default_text: String,
-    rules: Vec<Outcome>,
-}
-
-/// What remains of a rule when it has matched.
-#[derive(Debug)]
-struct Outcome {
-    action: Action,
-    log: bool,
-    name: String,
-    text: String,
+    /// What each rule does, close together: the search ends here.
+    actions: Vec<(Action, bool)>,
+    /// Each rule's name and text.
+    texts: Vec<(String, String)>,
 }
 
 impl Policy {
@@ -78,16 +72,8 @@ impl Policy {
             groups: count.div_ceil(64 * 64),
             default: self.default,
             default_text: self.default.to_string(),
-            rules: self
-                .rules
-                .iter()
-                .map(|rule| Outcome {
-                    action: rule.action,
-                    log: rule.log,
-                    name: rule.name.clone(),
-                    text: rule.to_string(),
-                })
-                .collect(),
+            actions: self.rules.iter().map(|rule| (rule.action, rule.log)).collect(),
+            texts: self.rules.iter().map(|rule| (rule.name.clone(), rule.to_string())).collect(),
         }
     }
 }
@@ -98,21 +84,17 @@ impl Compiled {
     #[must_use]
     pub fn decide(&self, from: ZoneId, to: ZoneId, tuple: &Tuple) -> Decision {
         let mut decision = Decision { action: self.default.action, rule: RuleId(0), log: self.default.log };
-        self.matching(from, to, tuple, |index, rule| {
-            decision = Decision { action: rule.action, rule: id(index), log: rule.log };
+        self.matching(from, to, tuple, |index| {
+            if let Some(&(action, log)) = self.actions.get(index) {
+                decision = Decision { action, rule: id(index), log };
+            }
             ControlFlow::Break(())
         });
         decision
     }
 
     /// The rules that match, in order, until `each` has enough.
-    fn matching(
-        &self,
-        from: ZoneId,
-        to: ZoneId,
-        tuple: &Tuple,
-        mut each: impl FnMut(usize, &Outcome) -> ControlFlow<()>,
-    ) {
+    fn matching(&self, from: ZoneId, to: ZoneId, tuple: &Tuple, mut each: impl FnMut(usize) -> ControlFlow<()>) {
         let (source, destination) = match (tuple.src, tuple.dst) {
             (Ip::V4(src), Ip::V4(dst)) => {
                 (self.source_v4.find(u32::from_be_bytes(src)), self.destination_v4.find(u32::from_be_bytes(dst)))
@@ -134,9 +116,7 @@ impl Compiled {
                 while rules != 0 {
                     let index = (group * 64 + bit as usize) * 64 + rules.trailing_zeros() as usize;
                     rules &= rules - 1;
-                    if let Some(rule) = self.rules.get(index)
-                        && each(index, rule).is_break()
-                    {
+                    if each(index).is_break() {
                         return;
                     }
                 }
@@ -147,7 +127,7 @@ impl Compiled {
 
     /// The rules, by index from 0, that match a connection, as far as they come before one.
     pub(super) fn before(&self, index: usize, from: ZoneId, to: ZoneId, tuple: &Tuple, found: &mut Vec<usize>) {
-        self.matching(from, to, tuple, |earlier, _| {
+        self.matching(from, to, tuple, |earlier| {
             if earlier >= index {
                 return ControlFlow::Break(());
             }
@@ -159,8 +139,8 @@ impl Compiled {
     /// A rule's text as the policy has it, for `session show` and the log. Rule 0 is the default.
     #[must_use]
     pub fn rule_text(&self, rule: RuleId) -> &str {
-        match self.rule(rule) {
-            Some(rule) => &rule.text,
+        match self.texts.get(index(rule)) {
+            Some((_, text)) => text,
             None if rule.0 == 0 => &self.default_text,
             None => "",
         }
@@ -169,17 +149,17 @@ impl Compiled {
     /// A rule's name. Rule 0 is the default.
     #[must_use]
     pub fn rule_name(&self, rule: RuleId) -> &str {
-        match self.rule(rule) {
-            Some(rule) => &rule.name,
+        match self.texts.get(index(rule)) {
+            Some((name, _)) => name,
             None if rule.0 == 0 => "default",
             None => "",
         }
     }
+}
 
-    fn rule(&self, rule: RuleId) -> Option<&Outcome> {
-        let index = usize::try_from(rule.0).ok()?.checked_sub(1)?;
-        self.rules.get(index)
-    }
+/// The index of a rule; that of none, for the default.
+fn index(rule: RuleId) -> usize {
+    rule.0.wrapping_sub(1) as usize
 }
 
 /// The id of the rule at an index.
@@ -188,21 +168,21 @@ pub(super) fn id(index: usize) -> RuleId {
     RuleId(u32::try_from(index + 1).unwrap_or(u32::MAX))
 }
 
+/// How many intervals one step of a search compares: for IPv4 a cache line.
+const FANOUT: usize = 16;
+
 /// One coordinate: for each number the set of the rules that match it.
 #[derive(Debug)]
 struct Dimension<K> {
-    /// Where intervals begin; the first one at 0.
-    starts: Vec<K>,
-    /// The set of each interval.
+    /// Where intervals begin, the first one at 0; above it every sixteenth of them, and so on until there are at most
+    /// sixteen. Searching costs one cache line a level, and no jump that could be foretold wrongly.
+    levels: Vec<Vec<K>>,
+    /// Where in `data` the set of each interval is.
     sets: Vec<u32>,
-    /// Rules that match every number: blocks, and their summary.
+    /// The sets: of each its summary (a number for each group of blocks), then its blocks that are not zero.
+    data: Vec<u64>,
+    /// Rules that match every number.
     common: Bitmap,
-    /// The sets' summaries, one after another, as long as that of `common`.
-    summaries: Vec<u64>,
-    /// Where each set's blocks begin.
-    offsets: Vec<usize>,
-    /// The sets' blocks that are not zero.
-    blocks: Vec<u64>,
 }
 
 /// A set of rules, whole, with its summary.
@@ -227,17 +207,17 @@ impl Bitmap {
         *summary = *summary & !(1 << (block % 64)) | u64::from(*blocks != 0) << (block % 64);
     }
 
-    /// The blocks that are not zero.
-    fn used(&self) -> Vec<u64> {
-        let mut used = Vec::new();
+    /// The summary, and the blocks that are not zero.
+    fn packed(&self) -> Vec<u64> {
+        let mut packed = self.summary.clone();
         for (group, &summary) in self.summary.iter().enumerate() {
             let mut bits = summary;
             while bits != 0 {
-                used.push(self.blocks[group * 64 + bits.trailing_zeros() as usize]);
+                packed.extend(self.blocks.get(group * 64 + bits.trailing_zeros() as usize));
                 bits &= bits - 1;
             }
         }
-        used
+        packed
     }
 }
 
@@ -262,17 +242,11 @@ impl<K: Copy + Ord + TryFrom<u128>> Dimension<K> {
         }
         // At one number, ends before beginnings: a rule may have adjacent ranges.
         changes.sort_unstable();
-        let mut dimension = Dimension {
-            starts: Vec::new(),
-            sets: Vec::new(),
-            common,
-            summaries: Vec::new(),
-            offsets: Vec::new(),
-            blocks: Vec::new(),
-        };
-        let mut known: HashMap<(Vec<u64>, Vec<u64>), u32> = HashMap::new();
+        let mut starts = Vec::new();
+        let mut dimension = Dimension { levels: Vec::new(), sets: Vec::new(), data: Vec::new(), common };
+        let mut known = HashMap::new();
         let mut now = Bitmap::new(rules.len());
-        dimension.interval(K::try_from(0).ok(), &now, &mut known);
+        dimension.interval(K::try_from(0).ok(), &now, &mut starts, &mut known);
         let mut rest = changes.as_slice();
         while let Some(&(start, ..)) = rest.first() {
             let here = rest.iter().take_while(|change| change.0 == start).count();
@@ -280,42 +254,50 @@ impl<K: Copy + Ord + TryFrom<u128>> Dimension<K> {
             for &(_, begins, rule) in changes {
                 now.set(rule, begins);
             }
-            dimension.interval(Some(start), &now, &mut known);
+            dimension.interval(Some(start), &now, &mut starts, &mut known);
             rest = after;
         }
+        while starts.len() > FANOUT {
+            let above = starts.iter().copied().step_by(FANOUT).collect();
+            dimension.levels.push(std::mem::replace(&mut starts, above));
+        }
+        dimension.levels.push(starts);
         dimension
     }
 
     /// Adds an interval that is matched by the rules in `now`.
-    fn interval(&mut self, start: Option<K>, now: &Bitmap, known: &mut HashMap<(Vec<u64>, Vec<u64>), u32>) {
+    fn interval(&mut self, start: Option<K>, now: &Bitmap, starts: &mut Vec<K>, known: &mut HashMap<Vec<u64>, u32>) {
         let Some(start) = start else { return };
-        let set = *known.entry((now.summary.clone(), now.used())).or_insert_with_key(|(summary, used)| {
-            self.offsets.push(self.blocks.len());
-            self.summaries.extend(summary);
-            self.blocks.extend(used);
-            // Fewer than 2^32: there are not that many bytes in a policy.
-            (self.offsets.len() - 1) as u32
+        let set = *known.entry(now.packed()).or_insert_with_key(|packed| {
+            let place = self.data.len();
+            self.data.extend(packed);
+            // Far fewer than 2^32: the rules' ranges are bounded.
+            place as u32
         });
-        if self.starts.last() == Some(&start) {
-            self.starts.pop();
+        if starts.last() == Some(&start) {
+            starts.pop();
             self.sets.pop();
         }
         if self.sets.last() != Some(&set) {
-            self.starts.push(start);
+            starts.push(start);
             self.sets.push(set);
         }
     }
 
     /// The set of the rules that match a number.
     fn find(&self, number: K) -> Set<'_> {
-        let interval = self.starts.partition_point(|start| *start <= number).saturating_sub(1);
-        let set = self.sets.get(interval).map_or(0, |&set| set as usize);
-        let groups = self.common.summary.len();
-        Set {
-            common: &self.common,
-            summary: self.summaries.get(set * groups..(set + 1) * groups).unwrap_or_default(),
-            blocks: self.offsets.get(set).and_then(|&offset| self.blocks.get(offset..)).unwrap_or_default(),
+        let mut interval = 0;
+        for level in self.levels.iter().rev() {
+            let first = interval * FANOUT;
+            let some = level.get(first..level.len().min(first + FANOUT)).unwrap_or_default();
+            // The first one is never greater than the number: it was found in the level above, or is 0.
+            let not_greater: usize = some.iter().map(|start| usize::from(*start <= number)).sum();
+            interval = first + not_greater.saturating_sub(1);
         }
+        let place = self.sets.get(interval).map_or(0, |&place| place as usize);
+        let set = self.data.get(place..).unwrap_or_default();
+        let (summary, blocks) = set.split_at_checked(self.common.summary.len()).unwrap_or_default();
+        Set { common: &self.common, summary, blocks }
     }
 }
 

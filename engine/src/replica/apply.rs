@@ -75,20 +75,26 @@ impl Replica {
             let mut shard = table.of(hash);
             workers = shard.awaited.take(hash);
             let outcome = self.admit(now, hash, &mut shard, elsewhere, establish);
+            // Of two proposals of one connection, under two ids, the second one found it established.
+            let session = shard.sessions.find(hash, &establish.original).and_then(|slot| shard.sessions.get(slot));
+            let id = session.map(|s| s.id);
+            let stands = session.is_some_and(|s| s.closed.is_none() && same_ends(&s.opening, &establish.protocol));
             // The half-open session that this was, perhaps under another id.
             let halves: Vec<u32> = shard.halves.of(hash, &establish.original).collect();
             for slot in halves {
                 let Some(half) = shard.halves.get_mut(slot) else { continue };
                 let same = same_ends(&establish.protocol, &half.open.protocol);
-                if half.open.id != establish.id && !(same && outcome == Outcome::Accepted) {
+                if half.open.id != establish.id && !(same && stands) {
                     continue;
                 }
                 workers |= std::mem::take(&mut half.waiters);
                 match &outcome {
-                    Outcome::Accepted => {
-                        if half.aborted {
+                    _ if stands => {
+                        if half.aborted
+                            && let Some(id) = id
+                        {
                             // It was reset while its establishment was under way.
-                            let close = Close { id: establish.id, cause: CloseCause::Rst };
+                            let close = Close { id, cause: CloseCause::Rst };
                             engine.deferred.lock().push(Event::Propose(Proposal::Close(close)));
                         }
                         table.remove_half(&mut shard, slot);

@@ -105,6 +105,8 @@ pub struct ReplicationMetrics {
     pub applied_batches: Counter,
     /// Commands applied here, of all members.
     pub applied_commands: Counter,
+    /// Sessions established, as applied here, of all members.
+    pub sessions_established: Counter,
     /// Questions to the leader about being current that were answered in time.
     pub current_proofs: Counter,
     /// Those that were not.
@@ -180,6 +182,7 @@ impl Default for ReplicationMetrics {
             hint_streams: Counter::default(),
             applied_batches: Counter::default(),
             applied_commands: Counter::default(),
+            sessions_established: Counter::default(),
             current_proofs: Counter::default(),
             current_failures: Counter::default(),
             snapshots_sent: Counter::default(),

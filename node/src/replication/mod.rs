@@ -197,6 +197,11 @@ impl Observer for Applied {
     fn applied(&self, index: u64, batch: &Batch, outcomes: &[Outcome]) {
         self.metrics.applied_batches.add(1);
         self.metrics.applied_commands.add(batch.commands.len() as u64);
+        let established =
+            batch.commands.iter().zip(outcomes).filter(|(command, outcome)| {
+                matches!(command, Command::Establish(_)) && **outcome == Outcome::Accepted
+            });
+        self.metrics.sessions_established.add(established.count() as u64);
         if batch.proposer == self.me {
             // Fails only when the proposer has been shut down.
             let _ = self.answers.send(Answer { first: batch.first, outcomes: outcomes.to_vec() });

@@ -104,6 +104,9 @@ pub(crate) struct Proposer {
     pub(crate) answers: mpsc::UnboundedReceiver<Answer>,
 }
 
+/// Whom the outcome of an order is told.
+pub(crate) type Reply = oneshot::Sender<Result<Outcome, ProposeError>>;
+
 struct Item {
     command: Command,
     queued: Time,

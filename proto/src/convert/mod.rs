@@ -1,5 +1,6 @@
 //! Wire to domain (`TryFrom`, `decode_…`) and back (`From`, `encode_…`).
 
+pub mod admin;
 mod member;
 
 pub use member::{MemberError, decode_batch, decode_hint, encode_batch, encode_hint};

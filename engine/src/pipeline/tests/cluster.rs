@@ -149,12 +149,17 @@ impl Cluster {
     /// Delivers the hints under way, and those that these lead to.
     pub(crate) fn deliver(&mut self) {
         while !self.hints.is_empty() {
-            let (from, to, hint) = self.hints.remove(0);
-            let mut events = Vec::new();
-            let member = &mut self.members[to];
-            member.engine.hint(self.now, MemberId(from as u64 + 1), &hint, &mut events, &mut member.woken);
-            self.consequences(to, events);
+            self.deliver_one();
         }
+    }
+
+    /// Delivers the first hint under way.
+    pub(crate) fn deliver_one(&mut self) {
+        let (from, to, hint) = self.hints.remove(0);
+        let mut events = Vec::new();
+        let member = &mut self.members[to];
+        member.engine.hint(self.now, MemberId(from as u64 + 1), &hint, &mut events, &mut member.woken);
+        self.consequences(to, events);
     }
 
     fn consequences(&mut self, at: usize, events: Vec<Event>) {
@@ -234,11 +239,11 @@ impl Conn {
     }
 
     /// `seq` and `ack` count from the first byte of data.
-    pub(crate) fn from_client(&self, flags: u8, seq: u32, ack: u32, payload: u32) -> Packet {
+    pub(crate) fn of_client(&self, flags: u8, seq: u32, ack: u32, payload: u32) -> Packet {
         self.packet(true, flags, self.client.wrapping_add(seq + 1), self.server.wrapping_add(ack + 1), payload)
     }
 
-    pub(crate) fn from_server(&self, flags: u8, seq: u32, ack: u32, payload: u32) -> Packet {
+    pub(crate) fn of_server(&self, flags: u8, seq: u32, ack: u32, payload: u32) -> Packet {
         self.packet(false, flags, self.server.wrapping_add(seq + 1), self.client.wrapping_add(ack + 1), payload)
     }
 
@@ -251,11 +256,11 @@ impl Conn {
     }
 
     pub(crate) fn ack(&self) -> Packet {
-        self.from_client(Tcp::ACK, 0, 0, 0)
+        self.of_client(Tcp::ACK, 0, 0, 0)
     }
 
     pub(crate) fn data(&self) -> Packet {
-        self.from_client(Tcp::ACK, 0, 0, 500)
+        self.of_client(Tcp::ACK, 0, 0, 500)
     }
 }
 

@@ -44,10 +44,10 @@ fn syn_at_a_syn_ack_at_b_ack_at_c_data_at_a() {
     assert_eq!(k.pass(C, c.ack()), FORWARD);
     // A has not applied it yet.
     assert_eq!(class(k.pass(A, c.data())), HoldClass::Matched);
-    assert_eq!(class(k.pass(B, c.from_server(Tcp::ACK, 0, 500, 1000))), HoldClass::Matched);
+    assert_eq!(class(k.pass(B, c.of_server(Tcp::ACK, 0, 500, 1000))), HoldClass::Matched);
     k.apply_all();
     assert_eq!(k.pass(A, c.data()), FORWARD);
-    assert_eq!(k.pass(B, c.from_server(Tcp::ACK, 0, 500, 1000)), FORWARD);
+    assert_eq!(k.pass(B, c.of_server(Tcp::ACK, 0, 500, 1000)), FORWARD);
     for m in [A, B, C] {
         assert_eq!(k.states(m), ["ESTABLISHED"]);
     }
@@ -124,6 +124,23 @@ fn two_members_that_saw_copies_of_one_syn_agree() {
 }
 
 #[test]
+fn two_proposals_of_one_connection_under_two_ids_make_one_session() {
+    let (mut k, c) = (Cluster::new(), Conn::new(1));
+    for m in [A, B] {
+        k.pass(m, c.syn());
+        k.pass(m, c.syn_ack());
+        k.hints.clear();
+        assert_eq!(class(k.pass(m, c.ack())), HoldClass::Matched);
+    }
+    assert_eq!(k.settle(), [Outcome::Accepted, Outcome::Conflict]);
+    for m in [A, B, C] {
+        assert_eq!(k.pass(m, c.data()), FORWARD);
+        assert_eq!(k.members[m].engine.counts().half_open, 0);
+    }
+    assert!(k.proposals.is_empty());
+}
+
+#[test]
 fn the_ack_chooses_by_the_servers_isn() {
     let (mut k, c) = (Cluster::new(), Conn::new(1));
     k.pass(A, c.syn());
@@ -137,7 +154,7 @@ fn the_ack_chooses_by_the_servers_isn() {
     assert!(matches!(e.protocol, Opening::Tcp { server: Some(s), .. } if s.isn == 123));
     assert_eq!(k.settle(), [Outcome::Accepted]);
     assert_eq!(k.pass(C, second.data()), FORWARD);
-    assert_eq!(k.pass(C, c.from_client(Tcp::ACK, 0, 1 << 30, 0)), drop_for(Reason::TcpWindow));
+    assert_eq!(k.pass(C, c.of_client(Tcp::ACK, 0, 1 << 30, 0)), drop_for(Reason::TcpWindow));
 }
 
 #[test]
@@ -145,10 +162,10 @@ fn implausible_packets_of_a_half_open_session_are_dropped() {
     let (mut k, c) = (Cluster::new(), Conn::new(1));
     k.pass(A, c.syn());
     k.pass(A, c.syn_ack());
-    assert_eq!(k.pass(A, c.from_client(Tcp::ACK, 1 << 30, 0, 0)), drop_for(Reason::TcpWindow));
-    assert_eq!(k.pass(A, c.from_client(Tcp::ACK, 0, 1 << 30, 0)), drop_for(Reason::TcpWindow));
-    assert_eq!(k.pass(A, c.from_client(Tcp::FIN, 0, 0, 0)), drop_for(Reason::TcpFlags));
-    assert_eq!(k.pass(A, c.from_server(Tcp::RST, 7, 0, 0)), drop_for(Reason::TcpRst));
+    assert_eq!(k.pass(A, c.of_client(Tcp::ACK, 1 << 30, 0, 0)), drop_for(Reason::TcpWindow));
+    assert_eq!(k.pass(A, c.of_client(Tcp::ACK, 0, 1 << 30, 0)), drop_for(Reason::TcpWindow));
+    assert_eq!(k.pass(A, c.of_client(Tcp::FIN, 0, 0, 0)), drop_for(Reason::TcpFlags));
+    assert_eq!(k.pass(A, c.of_server(Tcp::RST, 7, 0, 0)), drop_for(Reason::TcpRst));
     assert!(k.proposals.is_empty());
     let wrong = crate::testing::INSIDE;
     assert_eq!(k.process(A, 0, wrong, &c.ack()), drop_for(Reason::WrongZone));
@@ -159,8 +176,8 @@ fn a_rst_that_answers_the_syn_ends_it() {
     let (mut k, c) = (Cluster::new(), Conn::new(1));
     k.pass(A, c.syn());
     k.deliver();
-    assert_eq!(k.pass(B, c.from_server(Tcp::RST | Tcp::ACK, 0, 1 << 20, 0)), drop_for(Reason::TcpRst));
-    assert_eq!(k.pass(B, c.from_server(Tcp::RST | Tcp::ACK, 0, 0, 0)), FORWARD);
+    assert_eq!(k.pass(B, c.of_server(Tcp::RST | Tcp::ACK, 0, 1 << 20, 0)), drop_for(Reason::TcpRst));
+    assert_eq!(k.pass(B, c.of_server(Tcp::RST | Tcp::ACK, 0, 0, 0)), FORWARD);
     k.deliver();
     for m in [A, B, C] {
         assert_eq!(k.members[m].engine.counts().half_open, 0);
@@ -175,7 +192,7 @@ fn a_reset_during_the_commit_closes_the_session() {
     k.deliver();
     k.pass(C, c.ack());
     // B does not know of C's proposal.
-    assert_eq!(k.pass(B, c.from_client(Tcp::RST, 0, 0, 0)), FORWARD);
+    assert_eq!(k.pass(B, c.of_client(Tcp::RST, 0, 0, 0)), FORWARD);
     k.deliver();
     assert_eq!(k.settle(), [Outcome::Accepted]);
     k.tick();
@@ -234,7 +251,7 @@ fn a_new_policy_stops_established_sessions_at_once() {
     k.policy(&POLICY.replace("tcp/80", "tcp/81"));
     for m in [A, B, C] {
         assert_eq!(k.pass(m, c.data()), drop_for(Reason::Policy));
-        assert_eq!(k.pass(m, c.from_server(Tcp::ACK, 0, 0, 10)), drop_for(Reason::Policy));
+        assert_eq!(k.pass(m, c.of_server(Tcp::ACK, 0, 0, 10)), drop_for(Reason::Policy));
     }
     k.policy(POLICY);
     assert_eq!(k.pass(A, c.data()), FORWARD);
@@ -265,29 +282,29 @@ fn full_and_conflict_are_told() {
 #[test]
 fn close_by_fins_at_different_members() {
     let (mut k, c) = established(1);
-    assert_eq!(k.pass(A, c.from_client(FIN, 0, 0, 0)), FORWARD);
+    assert_eq!(k.pass(A, c.of_client(FIN, 0, 0, 0)), FORWARD);
     let hinted = k.hints.iter().any(|(_, _, h)| matches!(h, Hint::Fin { direction: Direction::Original, .. }));
     assert!(hinted);
     k.deliver();
     assert_eq!(k.states(C), ["FIN_WAIT"]);
-    assert_eq!(k.pass(A, c.from_client(FIN, 0, 0, 0)), FORWARD);
+    assert_eq!(k.pass(A, c.of_client(FIN, 0, 0, 0)), FORWARD);
     assert_eq!(k.hints.len(), 2, "hinted again");
-    assert_eq!(k.pass(B, c.from_server(FIN, 0, 1, 0)), FORWARD);
+    assert_eq!(k.pass(B, c.of_server(FIN, 0, 1, 0)), FORWARD);
     k.deliver();
     let [(B, Proposal::Close(close))] = &k.proposals[..] else { panic!("{:?}", k.proposals) };
     assert_eq!(close.cause, CloseCause::Fin);
     assert_eq!(k.settle(), [Outcome::Accepted]);
     assert_eq!(k.states(C), ["TIME_WAIT"]);
-    assert_eq!(k.pass(C, c.from_client(Tcp::ACK, 1, 1, 0)), FORWARD, "the last ACK");
-    assert_eq!(k.pass(A, c.from_server(FIN, 0, 1, 0)), FORWARD, "a FIN again");
+    assert_eq!(k.pass(C, c.of_client(Tcp::ACK, 1, 1, 0)), FORWARD, "the last ACK");
+    assert_eq!(k.pass(A, c.of_server(FIN, 0, 1, 0)), FORWARD, "a FIN again");
 }
 
 #[test]
 fn an_overdue_close_is_proposed_by_whoever_knows() {
     let (mut k, c) = established(1);
-    k.pass(A, c.from_client(FIN, 0, 0, 0));
+    k.pass(A, c.of_client(FIN, 0, 0, 0));
     k.deliver();
-    k.pass(B, c.from_server(FIN, 0, 1, 0));
+    k.pass(B, c.of_server(FIN, 0, 1, 0));
     k.deliver();
     k.proposals.clear();
     k.now = k.now + 1999 * MS;
@@ -303,8 +320,8 @@ fn an_overdue_close_is_proposed_by_whoever_knows() {
 #[test]
 fn close_by_rst() {
     let (mut k, c) = established(1);
-    assert_eq!(k.pass(B, c.from_server(Tcp::RST, 100, 0, 0)), drop_for(Reason::TcpRst));
-    assert_eq!(k.pass(B, c.from_server(Tcp::RST, 0, 0, 0)), FORWARD);
+    assert_eq!(k.pass(B, c.of_server(Tcp::RST, 100, 0, 0)), drop_for(Reason::TcpRst));
+    assert_eq!(k.pass(B, c.of_server(Tcp::RST, 0, 0, 0)), FORWARD);
     k.deliver();
     assert_eq!(k.proposals.len(), 1);
     assert_eq!(k.settle(), [Outcome::Accepted]);
@@ -315,7 +332,7 @@ fn close_by_rst() {
 #[test]
 fn a_closed_tuple_is_taken_over() {
     let (mut k, c) = established(1);
-    k.pass(A, c.from_server(Tcp::RST, 0, 0, 0));
+    k.pass(A, c.of_server(Tcp::RST, 0, 0, 0));
     k.deliver();
     k.settle();
     // Close enough to the old numbers to be mistaken for them.
@@ -345,7 +362,7 @@ fn a_syn_changes_nothing_of_a_live_session() {
     k.deliver();
     for m in [A, B, C] {
         assert_eq!(k.pass(m, c.data()), FORWARD);
-        assert_eq!(k.pass(m, c.from_server(Tcp::ACK, 0, 500, 700)), FORWARD);
+        assert_eq!(k.pass(m, c.of_server(Tcp::ACK, 0, 500, 700)), FORWARD);
         assert!(k.members[m].engine.counts().half_open <= 4);
     }
     assert!(k.proposals.is_empty());
@@ -391,17 +408,17 @@ fn standing_decides_what_may_pass() {
         assert_eq!(k.pass(A, c.data()), if expired { drop_for(Reason::CutOff) } else { FORWARD });
     }
     k.members[A].standing = Standing::CutOff;
-    assert_eq!(k.pass(A, c.from_client(Tcp::RST, 500, 0, 0)), FORWARD);
+    assert_eq!(k.pass(A, c.of_client(Tcp::RST, 500, 0, 0)), FORWARD);
     assert!(k.proposals.is_empty(), "nothing is proposed by a member that is not current");
 }
 
 #[test]
 fn what_no_session_knows() {
     let (mut k, c) = (Cluster::new(), Conn::new(1));
-    assert_eq!(k.pass(A, c.from_client(Tcp::RST, 0, 0, 0)), drop_for(Reason::NoSession));
-    assert_eq!(k.pass(A, c.from_client(Tcp::PSH, 0, 0, 0)), drop_for(Reason::TcpFlags));
+    assert_eq!(k.pass(A, c.of_client(Tcp::RST, 0, 0, 0)), drop_for(Reason::NoSession));
+    assert_eq!(k.pass(A, c.of_client(Tcp::PSH, 0, 0, 0)), drop_for(Reason::TcpFlags));
     assert_eq!(class(k.pass(A, c.data())), HoldClass::Unmatched);
-    assert_eq!(class(k.pass(A, c.from_client(FIN, 0, 0, 0))), HoldClass::Unmatched);
+    assert_eq!(class(k.pass(A, c.of_client(FIN, 0, 0, 0))), HoldClass::Unmatched);
     assert_eq!(k.asks(), 1);
 }
 
@@ -409,8 +426,5 @@ fn what_no_session_knows() {
 fn a_session_keeps_to_its_zones() {
     let (mut k, c) = established(1);
     assert_eq!(k.process(A, 0, crate::testing::INSIDE, &c.data()), drop_for(Reason::WrongZone));
-    assert_eq!(
-        k.process(A, 0, crate::testing::OUTSIDE, &c.from_server(Tcp::ACK, 0, 0, 0)),
-        drop_for(Reason::WrongZone)
-    );
+    assert_eq!(k.process(A, 0, crate::testing::OUTSIDE, &c.of_server(Tcp::ACK, 0, 0, 0)), drop_for(Reason::WrongZone));
 }

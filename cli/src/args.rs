@@ -1,0 +1,177 @@
+//! The command line's grammar. Completions and man pages are generated from it.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::command;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done (health: ready; diff: no difference)
+  1  failed (health: not ready; diff: different; check: not valid)
+  2  wrong usage
+  3  the member can not be reached, or has no quorum
+  4  refused: not allowed, or not in this state
+  5  there is no such session, policy or member";
+
+/// A stateful firewall cluster for Linux routers that is one active-active firewall.
+#[derive(Parser, Debug)]
+#[command(name = "palisade", version, after_long_help = EXIT_CODES, propagate_version = true, max_term_width = 100)]
+pub struct Cli {
+    /// What holds for all commands.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of all commands.
+#[derive(Args, Clone, Debug)]
+pub struct Global {
+    /// The member's admin socket.
+    #[arg(
+        long,
+        global = true,
+        env = "PALISADE_SOCKET",
+        value_name = "PATH",
+        default_value = "/run/palisade/admin.sock",
+        help_heading = "Global options"
+    )]
+    pub socket: PathBuf,
+    /// How to print the answer (and, with json, the error).
+    #[arg(short, long, global = true, value_name = "FORMAT", default_value = "table", help_heading = "Global options")]
+    pub output: Output,
+    /// What to log, as tracing's EnvFilter: `info`, `palisade_node=debug`; default: RUST_LOG, else info for `node` and
+    /// warn for the rest.
+    #[arg(long, global = true, value_name = "FILTER", help_heading = "Global options")]
+    pub log: Option<String>,
+    /// How to log (to standard error).
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text", help_heading = "Global options")]
+    pub log_format: LogFormat,
+}
+
+/// How answers are printed.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Output {
+    /// For people.
+    #[default]
+    Table,
+    /// For machines: one JSON document; streams print one per line.
+    Json,
+}
+
+/// How the log is written.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For machines: one JSON object a line.
+    Json,
+}
+
+/// The nouns.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Run a member of the cluster: the daemon.
+    Node(command::node::Args),
+    /// Check a member's configuration file.
+    #[command(subcommand)]
+    Config(command::config::Command),
+    /// Make, join, leave and look at the cluster.
+    #[command(subcommand)]
+    Cluster(command::cluster::Command),
+    /// Check, apply and show the policy.
+    #[command(subcommand)]
+    Policy(command::policy::Command),
+    /// List, watch and kill sessions.
+    #[command(subcommand)]
+    Session(command::session::Command),
+    /// Is this member ready to carry traffic? Exit code 0 or 1.
+    Health(command::health::Args),
+    /// The lock that keeps this machine's kernel from forwarding past Palisade.
+    #[command(subcommand)]
+    Gate(command::gate::Command),
+    /// A whole cluster on this machine, in network namespaces, with real traffic and real failures.
+    Demo(crate::demo::Args),
+    /// Print completions for a shell.
+    Completions(command::completions::Args),
+    /// Write man pages.
+    Man(command::man::Args),
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_grammar_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    fn accepts(line: &str) -> bool {
+        Cli::try_parse_from(line.split_whitespace()).is_ok()
+    }
+
+    #[test]
+    fn what_the_docs_say_is_accepted() {
+        for line in [
+            "palisade node --config node.toml",
+            "palisade node --config node.toml --log debug --log-format json",
+            "palisade config check node.toml",
+            "palisade cluster init",
+            "palisade cluster token --valid 30m",
+            "palisade cluster join TOKEN",
+            "palisade cluster leave",
+            "palisade cluster leave --drain 10s",
+            "palisade cluster remove fw3",
+            "palisade cluster members -o json",
+            "palisade --socket /tmp/s cluster status",
+            "palisade policy check p.policy",
+            "palisade policy check --online p.policy",
+            "palisade policy apply p.policy --base 3",
+            "palisade policy show 3",
+            "palisade policy history --barrier",
+            "palisade policy fmt --check p.policy",
+            "palisade policy diff p.policy",
+            "palisade session list -p tcp -s 10.0.0.0/8 --dport 443 --state ESTABLISHED --zone dmz",
+            "palisade session show 2-1a3f",
+            "palisade session watch --dst 2001:db8::1",
+            "palisade session kill 2-1a3f 1-4",
+            "palisade session kill -s 192.0.2.1",
+            "palisade session kill --all",
+            "palisade session count --proto udp",
+            "palisade health",
+            "palisade gate status",
+            "palisade gate remove --yes",
+            "palisade completions bash",
+            "palisade man /tmp/man",
+        ] {
+            assert!(accepts(line), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for line in [
+            "palisade",
+            "palisade node",
+            "palisade session list --dport 65536",
+            "palisade session list -p nonsense",
+            "palisade session list -s 10.0.0.0/33",
+            "palisade session show 12",
+            "palisade session kill",
+            "palisade session kill 2-1a3f --all",
+            "palisade session kill 2-1a3f -s 10.0.0.1",
+            "palisade session kill --all -s 10.0.0.1",
+            "palisade cluster token --valid soon",
+            "palisade policy fmt --check --write p.policy",
+            "palisade health -o xml",
+        ] {
+            assert!(!accepts(line), "{line}");
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! The commands: one file per noun.
+
+pub mod cluster;
+pub mod completions;
+pub mod config;
+pub mod gate;
+pub mod health;
+pub mod man;
+pub mod node;
+pub mod policy;
+pub mod session;

@@ -1,0 +1,199 @@
+//! `palisade policy`.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use palisade_engine::policy::Policy;
+use palisade_proto::admin::v1;
+
+use crate::args::Global;
+use crate::client::{self, Client, within};
+use crate::exit::{Exit, Failure};
+use crate::print;
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// What to do with the policy.
+#[derive(clap::Subcommand, Debug)]
+pub enum Command {
+    /// Is this policy valid? Needs no running member; every error with its line and place.
+    Check {
+        /// The file; `-` is standard input.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Ask the member too: does it accept the policy, and do its interfaces have the zones?
+        #[arg(long)]
+        online: bool,
+    },
+    /// Put a policy in force on all members at once.
+    Apply {
+        /// The file; `-` is standard input.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Refuse unless this generation is in force, so that nobody's change is overwritten.
+        #[arg(long, value_name = "GENERATION")]
+        base: Option<u64>,
+    },
+    /// Show a policy's text.
+    Show {
+        /// Which one; default: the one in force.
+        #[arg(value_name = "GENERATION")]
+        generation: Option<u64>,
+        /// Ask the leader first, so that the answer is not older than the question.
+        #[arg(long)]
+        barrier: bool,
+    },
+    /// List the last policies: generation, author, time.
+    History {
+        /// Ask the leader first, so that the answer is not older than the question.
+        #[arg(long)]
+        barrier: bool,
+    },
+    /// Print a policy in the one canonical form.
+    Fmt {
+        /// The file; `-` is standard input.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Write it back to the file.
+        #[arg(long, conflicts_with = "check")]
+        write: bool,
+        /// Print nothing; exit code 1 if the file is not in canonical form.
+        #[arg(long)]
+        check: bool,
+    },
+    /// What would applying this policy change? Exit code 1 if anything.
+    Diff {
+        /// The file; `-` is standard input.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Compare with this generation; default: the one in force.
+        #[arg(long, value_name = "GENERATION")]
+        generation: Option<u64>,
+    },
+}
+
+/// Runs it.
+///
+/// # Errors
+/// The policy is not valid, or the member can not be reached or refuses.
+pub fn run(global: &Global, command: Command) -> Result<ExitCode, Failure> {
+    crate::logging::start(global, "warn")?;
+    match command {
+        Command::Check { file, online } => check(global, &file, online),
+        Command::Apply { file, base } => apply(global, &file, base),
+        Command::Show { generation, barrier } => with_member(global, async |mut client| {
+            let answer = shown(&mut client, generation, barrier).await?;
+            print::policy::show(global.output, &answer)?;
+            Ok(ExitCode::SUCCESS)
+        }),
+        Command::History { barrier } => with_member(global, async |mut client| {
+            let request = within(DEADLINE, v1::PolicyHistoryRequest { barrier });
+            let answer = client.policy_history(request).await?.into_inner();
+            print::policy::history(global.output, &answer.policies)?;
+            Ok(ExitCode::SUCCESS)
+        }),
+        Command::Fmt { file, write, check } => fmt(&file, write, check),
+        Command::Diff { file, generation } => diff(global, &file, generation),
+    }
+}
+
+fn with_member(
+    global: &Global,
+    run: impl AsyncFnOnce(Client) -> Result<ExitCode, Failure>,
+) -> Result<ExitCode, Failure> {
+    client::block_on(async { run(client::connect(&global.socket).await?).await })
+}
+
+/// A policy file that was read and is valid.
+struct Source {
+    name: String,
+    text: String,
+    policy: Policy,
+}
+
+fn read(file: &Path) -> Result<Source, Failure> {
+    let (name, text) = if file == Path::new("-") {
+        ("standard input".to_owned(), std::io::read_to_string(std::io::stdin().lock()))
+    } else {
+        (file.display().to_string(), std::fs::read_to_string(file))
+    };
+    let text = text.map_err(|e| {
+        let help = "a policy is a UTF-8 text file; see docs/policy.md";
+        Failure::new(Exit::Failure, format!("the policy {name} can not be read: {e}"), Some(help))
+    })?;
+    // The same policy for machines: what `show -o json` prints as `policy`.
+    let json = file.extension().is_some_and(|e| e == "json");
+    let policy = if json { from_json(&name, &text)? } else { parse(&name, &text)? };
+    let text = if json { policy.to_string() } else { text };
+    Ok(Source { name, text, policy })
+}
+
+fn parse(name: &str, text: &str) -> Result<Policy, Failure> {
+    Policy::parse(name, text).map_err(|e| Failure::diagnostic(Exit::Failure, e))
+}
+
+fn from_json(name: &str, text: &str) -> Result<Policy, Failure> {
+    serde_json::from_str(text).map_err(|e| {
+        let help = "the JSON form of a policy is what `palisade policy show -o json` prints as `policy`";
+        Failure::new(Exit::Failure, format!("{name} is no valid policy: {e}"), Some(help))
+    })
+}
+
+fn check(global: &Global, file: &Path, online: bool) -> Result<ExitCode, Failure> {
+    let source = read(file)?;
+    if !online {
+        print::policy::checked(global.output, &source.name, &source.policy, None)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    with_member(global, async |mut client| {
+        let request = v1::PolicyCheckRequest { name: source.name.clone(), text: source.text };
+        let answer = client.policy_check(request).await?.into_inner();
+        print::policy::checked(global.output, &source.name, &source.policy, Some(&answer))?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+fn apply(global: &Global, file: &Path, base: Option<u64>) -> Result<ExitCode, Failure> {
+    let source = read(file)?;
+    let author = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_default();
+    with_member(global, async |mut client| {
+        let request = v1::PolicyApplyRequest { name: source.name, text: source.text, author, base };
+        let answer = client.policy_apply(within(DEADLINE, request)).await?.into_inner();
+        print::policy::applied(global.output, &answer)?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+async fn shown(client: &mut Client, generation: Option<u64>, barrier: bool) -> Result<v1::PolicyShowResponse, Failure> {
+    let request = within(DEADLINE, v1::PolicyShowRequest { generation, barrier });
+    Ok(client.policy_show(request).await?.into_inner())
+}
+
+fn fmt(file: &Path, write: bool, check: bool) -> Result<ExitCode, Failure> {
+    let source = read(file)?;
+    let canonical = source.policy.to_string();
+    if check {
+        let same = canonical == source.text;
+        return Ok(if same { ExitCode::SUCCESS } else { Exit::Failure.into() });
+    }
+    if write && file != Path::new("-") {
+        if canonical != source.text {
+            std::fs::write(file, &canonical)
+                .map_err(|e| Failure::new(Exit::Failure, format!("{} can not be written: {e}", source.name), None))?;
+        }
+    } else {
+        print::out(|out| out.write_all(canonical.as_bytes()))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn diff(global: &Global, file: &Path, generation: Option<u64>) -> Result<ExitCode, Failure> {
+    let source = read(file)?;
+    with_member(global, async |mut client| {
+        let old = shown(&mut client, generation, false).await?;
+        let new = source.policy.to_string();
+        let same = print::policy::diff(global.output, &old, &source.name, &new)?;
+        Ok(if same { ExitCode::SUCCESS } else { Exit::Failure.into() })
+    })
+}

@@ -1,0 +1,326 @@
+//! What `palisade cluster` prints.
+
+use std::io::{self, Write};
+
+use palisade_proto::admin::v1;
+use serde::Serialize;
+
+use super::{Table, answer, date};
+use crate::args::Output;
+use crate::exit::Failure;
+
+#[derive(Serialize)]
+struct Joined<'a> {
+    cluster: &'a str,
+    member: u64,
+}
+
+/// After `init`.
+///
+/// # Errors
+/// Standard output can not be written.
+pub fn initialised(output: Output, answered: &v1::InitResponse) -> Result<(), Failure> {
+    answer(
+        output,
+        || Joined { cluster: &answered.cluster, member: answered.member },
+        |out| {
+            writeln!(out, "cluster {} made, this is member {}", answered.cluster, answered.member)?;
+            writeln!(
+                out,
+                "next: `palisade cluster token` here, then `palisade cluster join TOKEN` on the other machines"
+            )
+        },
+    )
+}
+
+/// After `join`.
+///
+/// # Errors
+/// Standard output can not be written.
+pub fn joined(output: Output, answered: &v1::JoinResponse) -> Result<(), Failure> {
+    answer(
+        output,
+        || Joined { cluster: &answered.cluster, member: answered.member },
+        |out| writeln!(out, "joined cluster {} as member {}", answered.cluster, answered.member),
+    )
+}
+
+#[derive(Serialize)]
+struct Token<'a> {
+    token: &'a str,
+    expires: String,
+    expires_unix_ms: u64,
+}
+
+/// After `token`: for people the token alone, so that `$(palisade cluster token)` is one.
+///
+/// # Errors
+/// Standard output can not be written.
+pub fn token(output: Output, answered: &v1::TokenResponse) -> Result<(), Failure> {
+    let expires_unix_ms = answered.expires_unix_ms;
+    let json = || Token { token: &answered.token, expires: date(expires_unix_ms), expires_unix_ms };
+    answer(output, json, |out| writeln!(out, "{}", answered.token))
+}
+
+#[derive(Serialize)]
+struct Done {
+    done: bool,
+}
+
+/// After `leave`.
+///
+/// # Errors
+/// Standard output can not be written.
+pub fn left(output: Output) -> Result<(), Failure> {
+    answer(
+        output,
+        || Done { done: true },
+        |out| writeln!(out, "left the cluster; this machine forwards nothing new until it joins again"),
+    )
+}
+
+/// After `remove`.
+///
+/// # Errors
+/// Standard output can not be written.
+pub fn removed(output: Output, name: &str, member: u64) -> Result<(), Failure> {
+    answer(
+        output,
+        || Done { done: true },
+        |out| writeln!(out, "{name} (member {member}) removed; its id is never used again"),
+    )
+}
+
+#[derive(Serialize)]
+struct Member<'a> {
+    id: u64,
+    name: &'a str,
+    address: &'a str,
+    role: &'static str,
+    voter: bool,
+    leader: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lag: Option<u64>,
+    reachable: bool,
+}
+
+impl<'a> Member<'a> {
+    fn new(m: &'a v1::Member) -> Member<'a> {
+        let (id, name, address) = (m.id, m.name.as_str(), m.address.as_str());
+        Member {
+            id,
+            name,
+            address,
+            role: role(m.role()),
+            voter: m.voter,
+            leader: m.leader,
+            lag: m.lag,
+            reachable: m.reachable,
+        }
+    }
+}
+
+fn role(role: v1::Role) -> &'static str {
+    match role {
+        v1::Role::Firewall => "firewall",
+        v1::Role::Witness => "witness",
+        v1::Role::Unspecified => "unknown",
+    }
+}
+
+fn raft_role(role: v1::RaftRole) -> &'static str {
+    match role {
+        v1::RaftRole::Leader => "leader",
+        v1::RaftRole::Follower => "follower",
+        v1::RaftRole::Candidate => "candidate",
+        v1::RaftRole::Learner => "learner",
+        v1::RaftRole::Stopped => "stopped",
+        v1::RaftRole::Unspecified => "unknown",
+    }
+}
+
+fn standing(as_of: &v1::AsOf) -> &'static str {
+    match as_of.standing() {
+        v1::Standing::Current => "current",
+        v1::Standing::CutOff => "cut_off",
+        v1::Standing::Expired => "expired",
+        v1::Standing::Unspecified => "unknown",
+    }
+}
+
+fn table(members: &[v1::Member], me: u64) -> Table {
+    let mut table = Table::new(&["ID", "NAME", "ADDRESS", "ROLE", "RAFT", "LAG", ""]);
+    for m in members {
+        let raft = match (m.leader, m.voter) {
+            (true, _) => "leader",
+            (false, true) => "voter",
+            (false, false) => "learner",
+        };
+        let lag = m.lag.map_or("-".to_owned(), |l| l.to_string());
+        let here = match (m.id == me, m.reachable) {
+            (true, _) => "(this)",
+            (false, true) => "",
+            (false, false) => "not reachable",
+        };
+        table.row([
+            m.id.to_string(),
+            m.name.clone(),
+            m.address.clone(),
+            role(m.role()).into(),
+            raft.into(),
+            lag,
+            here.into(),
+        ]);
+    }
+    table
+}
+
+/// The list of members.
+///
+/// # Errors
+/// Standard output can not be written.
+pub fn members(output: Output, membership: &v1::Membership) -> Result<(), Failure> {
+    let json = || membership.members.iter().map(Member::new).collect::<Vec<_>>();
+    answer(output, json, |out| table(&membership.members, membership.id).write(out))
+}
+
+#[derive(Serialize)]
+struct Status<'a> {
+    name: &'a str,
+    version: &'a str,
+    role: &'static str,
+    ready: bool,
+    reasons: &'a [String],
+    /// The leader's name, if one is known.
+    leader: Option<&'a str>,
+    cluster: Option<Cluster<'a>>,
+    datapath: Option<Datapath<'a>>,
+}
+
+#[derive(Serialize)]
+struct Cluster<'a> {
+    id: &'a str,
+    member: u64,
+    standing: &'static str,
+    raft_role: &'static str,
+    term: u64,
+    leader: Option<u64>,
+    last_log: u64,
+    applied: u64,
+    policy: u64,
+    sessions: u64,
+    half_open: u64,
+    members: Vec<Member<'a>>,
+}
+
+#[derive(Serialize)]
+struct Datapath<'a> {
+    mode: &'a str,
+    gate: &'a str,
+    workers: u32,
+    interfaces: Vec<Interface<'a>>,
+    warnings: &'a [String],
+}
+
+#[derive(Serialize)]
+struct Interface<'a> {
+    name: &'a str,
+    zone: &'a str,
+    zone_known: bool,
+    up: bool,
+}
+
+impl<'a> Status<'a> {
+    fn new(s: &'a v1::StatusResponse) -> Status<'a> {
+        let health = s.health.as_ref();
+        Status {
+            name: &s.name,
+            version: &s.version,
+            role: role(s.role()),
+            ready: health.is_some_and(|h| h.ready),
+            reasons: health.map_or(&[], |h| &h.reasons),
+            leader: s
+                .membership
+                .as_ref()
+                .and_then(|m| m.members.iter().find(|o| o.id == m.leader))
+                .map(|m| m.name.as_str()),
+            cluster: s.membership.as_ref().map(|m| {
+                let as_of = m.as_of.unwrap_or_default();
+                Cluster {
+                    id: &m.cluster,
+                    member: m.id,
+                    standing: standing(&as_of),
+                    raft_role: raft_role(m.raft_role()),
+                    term: m.term,
+                    leader: (m.leader != 0).then_some(m.leader),
+                    last_log: m.last_log,
+                    applied: as_of.applied,
+                    policy: m.generation,
+                    sessions: m.sessions,
+                    half_open: m.half_open,
+                    members: m.members.iter().map(Member::new).collect(),
+                }
+            }),
+            datapath: s.datapath.as_ref().map(|d| Datapath {
+                mode: &d.mode,
+                gate: &d.gate,
+                workers: d.workers,
+                interfaces: d
+                    .interfaces
+                    .iter()
+                    .map(|i| Interface { name: &i.name, zone: &i.zone, zone_known: i.zone_known, up: i.up })
+                    .collect(),
+                warnings: &d.warnings,
+            }),
+        }
+    }
+}
+
+/// How the member is, and how it sees the cluster.
+///
+/// # Errors
+/// Standard output can not be written.
+pub fn status(output: Output, answered: &v1::StatusResponse) -> Result<(), Failure> {
+    answer(output, || Status::new(answered), |out| status_text(out, answered))
+}
+
+fn status_text(out: &mut dyn Write, answered: &v1::StatusResponse) -> io::Result<()> {
+    let s = Status::new(answered);
+    writeln!(out, "member    {} ({}, version {})", s.name, s.role, s.version)?;
+    let ready = if s.ready { "ready".to_owned() } else { format!("NOT READY: {}", s.reasons.join("; ")) };
+    writeln!(out, "health    {ready}")?;
+    match &s.cluster {
+        None => writeln!(out, "cluster   none: `palisade cluster init` or `palisade cluster join TOKEN`")?,
+        Some(c) => {
+            let leader =
+                c.leader.map_or("no leader known".to_owned(), |l| match c.members.iter().find(|m| m.id == l) {
+                    Some(m) => format!("leader {}", m.name),
+                    None => format!("leader {l}"),
+                });
+            writeln!(out, "cluster   {} (member {}, {})", c.id, c.member, c.standing)?;
+            writeln!(
+                out,
+                "raft      {}, term {}, {leader}, log {}, applied {}",
+                c.raft_role, c.term, c.last_log, c.applied
+            )?;
+            writeln!(out, "policy    generation {}", c.policy)?;
+            writeln!(out, "sessions  {} ({} half-open)", c.sessions, c.half_open)?;
+        }
+    }
+    if let Some(d) = &s.datapath {
+        writeln!(out, "datapath  {}, {} workers, gate: {}", d.mode, d.workers, d.gate)?;
+        for i in &d.interfaces {
+            let down = if i.up { "" } else { ", DOWN" };
+            let note = if i.zone_known { "" } else { " (no policy names this zone: only rules with `any` match it)" };
+            writeln!(out, "          {} in zone {}{down}{note}", i.name, i.zone)?;
+        }
+        for warning in d.warnings {
+            writeln!(out, "warning   {warning}")?;
+        }
+    }
+    if let Some(m) = &answered.membership {
+        writeln!(out)?;
+        table(&m.members, m.id).write(out)?;
+    }
+    Ok(())
+}

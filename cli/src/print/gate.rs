@@ -1,0 +1,57 @@
+//! What `palisade gate` prints.
+
+use palisade_node::datapath::{GateStatus, Nft};
+use serde::Serialize;
+
+use super::answer;
+use crate::args::Output;
+use crate::exit::Failure;
+
+#[derive(Serialize)]
+struct Status<'a> {
+    /// Everything that could be there is.
+    whole: bool,
+    rules: bool,
+    nftables: &'static str,
+    problems: &'a [String],
+}
+
+/// Which locks are there; returns whether all that could be are.
+///
+/// # Errors
+/// Standard output can not be written.
+pub fn status(output: Output, s: &GateStatus) -> Result<bool, Failure> {
+    let (nftables, note) = match &s.nft {
+        Nft::Installed => ("installed", String::new()),
+        Nft::Missing => ("missing", String::new()),
+        Nft::Unavailable(why) => ("unavailable", format!(" ({why})")),
+    };
+    let whole = s.rules && s.nft != Nft::Missing && s.problems.is_empty();
+    answer(
+        output,
+        || Status { whole, rules: s.rules, nftables, problems: &s.problems },
+        |out| {
+            writeln!(out, "policy rules  {}", if s.rules { "installed" } else { "missing" })?;
+            writeln!(out, "nftables      {nftables}{note}")?;
+            s.problems.iter().try_for_each(|p| writeln!(out, "problem       {p}"))
+        },
+    )?;
+    Ok(whole)
+}
+
+#[derive(Serialize)]
+struct Removed {
+    removed: bool,
+}
+
+/// After `remove`.
+///
+/// # Errors
+/// Standard output can not be written.
+pub fn removed(output: Output) -> Result<(), Failure> {
+    answer(
+        output,
+        || Removed { removed: true },
+        |out| writeln!(out, "the gate is removed: this machine forwards everything UNFILTERED, if forwarding is on"),
+    )
+}

@@ -1,0 +1,146 @@
+//! Printers: what commands answer, for people or for machines. The JSON's field names are part of the interface.
+
+pub mod cluster;
+pub mod config;
+pub mod gate;
+pub mod health;
+pub mod policy;
+pub mod session;
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::args::Output;
+use crate::exit::Failure;
+
+/// Writes to standard output. That nobody reads on (`| head`) is no failure.
+///
+/// # Errors
+/// Standard output can not be written, for another reason.
+pub fn out(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    match write(&mut stdout).and_then(|()| stdout.flush()) {
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(e) => Err(Failure::from(e)),
+        Ok(()) => Ok(()),
+    }
+}
+
+/// One answer: a JSON document, or what `table` writes.
+fn answer<T: Serialize>(
+    output: Output,
+    json: impl FnOnce() -> T,
+    table: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<(), Failure> {
+    match output {
+        Output::Table => out(table),
+        Output::Json => {
+            let text = serde_json::to_string_pretty(&json()).map_err(io::Error::from)?;
+            out(|out| writeln!(out, "{text}"))
+        }
+    }
+}
+
+/// One line of a stream of answers, as JSON.
+fn json_line<T: Serialize>(value: &T) -> Result<(), Failure> {
+    let text = serde_json::to_string(value).map_err(io::Error::from)?;
+    out(|out| writeln!(out, "{text}"))
+}
+
+/// Columns below their heads, two blanks apart. No trailing blanks, so that copies of it diff well.
+#[derive(Debug)]
+pub struct Table {
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// With these heads.
+    #[must_use]
+    pub fn new(heads: &[&str]) -> Table {
+        Table { rows: vec![heads.iter().map(|h| (*h).to_owned()).collect()] }
+    }
+
+    /// Adds a row.
+    pub fn row<const N: usize>(&mut self, cells: [String; N]) {
+        self.rows.push(cells.into());
+    }
+
+    /// Writes it.
+    ///
+    /// # Errors
+    /// The writer's.
+    pub fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        let columns = self.rows.first().map_or(0, Vec::len);
+        let width = |c: usize| self.rows.iter().filter_map(|r| r.get(c)).map(|t| t.chars().count()).max().unwrap_or(0);
+        let widths: Vec<usize> = (0..columns).map(width).collect();
+        for row in &self.rows {
+            let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, w)| format!("{cell:<w$}")).collect();
+            writeln!(out, "{}", cells.join("  ").trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+/// A time in at most two units: `3d4h`, `5m10s`, `12s`, `350ms`.
+#[must_use]
+pub fn time(t: Duration) -> String {
+    let s = t.as_secs();
+    match s {
+        0 => format!("{}ms", t.as_millis()),
+        1..60 => format!("{s}s"),
+        60..3600 => format!("{}m{}s", s / 60, s % 60),
+        3600..86_400 => format!("{}h{}m", s / 3600, s % 3600 / 60),
+        _ => format!("{}d{}h", s / 86_400, s % 86_400 / 3600),
+    }
+}
+
+/// Milliseconds since 1970 as RFC 3339 in UTC, to the second.
+#[must_use]
+pub fn date(unix_ms: u64) -> String {
+    let seconds = unix_ms / 1000;
+    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    // Howard Hinnant's days-to-civil, for days since 1970-03-01 shifted to the 400-year cycle's begin.
+    let z = days + 719_468;
+    let (era, day_of_era) = (z / 146_097, z % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest % 3600 / 60, rest % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        assert_eq!(date(0), "1970-01-01T00:00:00Z");
+        assert_eq!(date(951_782_400_000), "2000-02-29T00:00:00Z");
+        assert_eq!(date(1_709_251_199_999), "2024-02-29T23:59:59Z");
+        assert_eq!(date(4_102_444_800_000), "2100-01-01T00:00:00Z");
+    }
+
+    #[test]
+    fn times_have_at_most_two_units() {
+        assert_eq!(time(Duration::from_millis(350)), "350ms");
+        assert_eq!(time(Duration::from_secs(59)), "59s");
+        assert_eq!(time(Duration::from_secs(310)), "5m10s");
+        assert_eq!(time(Duration::from_secs(4 * 3600 + 60)), "4h1m");
+        assert_eq!(time(Duration::from_secs(3 * 86_400 + 4 * 3600)), "3d4h");
+    }
+
+    #[test]
+    fn columns_are_aligned() {
+        let mut table = Table::new(&["ID", "NAME"]);
+        table.row(["1".into(), "fw1".into()]);
+        table.row(["100".into(), "x".into()]);
+        let mut text = Vec::new();
+        table.write(&mut text).unwrap();
+        assert_eq!(String::from_utf8(text).unwrap(), "ID   NAME\n1    fw1\n100  x\n");
+    }
+}

@@ -1,0 +1,246 @@
+//! What `palisade policy` prints.
+
+use palisade_engine::policy::Policy;
+use palisade_proto::admin::v1;
+use serde::Serialize;
+
+use super::{Table, answer, date};
+use crate::args::Output;
+use crate::exit::Failure;
+
+#[derive(Serialize)]
+struct Checked<'a> {
+    valid: bool,
+    zones: &'a [String],
+    rules: usize,
+    warnings: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    zones_without_interface: Option<&'a [String]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    zones_not_named: Option<&'a [String]>,
+}
+
+/// A valid policy; `online`: what the member says of it.
+///
+/// # Errors
+/// Standard output can not be written.
+pub fn checked(
+    output: Output,
+    name: &str,
+    policy: &Policy,
+    online: Option<&v1::PolicyCheckResponse>,
+) -> Result<(), Failure> {
+    let warnings = || policy.warnings().iter().map(ToString::to_string).collect();
+    let json = || Checked {
+        valid: true,
+        zones: policy.zones(),
+        rules: policy.rules().len(),
+        warnings: warnings(),
+        zones_without_interface: online.map(|o| o.zones_without_interface.as_slice()),
+        zones_not_named: online.map(|o| o.zones_not_named.as_slice()),
+    };
+    answer(output, json, |out| {
+        writeln!(out, "{name}: valid ({} rules; zones: {})", policy.rules().len(), policy.zones().join(", "))?;
+        let warnings: Vec<String> = warnings();
+        warnings.iter().try_for_each(|w| writeln!(out, "  warning: {w}"))?;
+        let Some(online) = online else { return Ok(()) };
+        for zone in &online.zones_without_interface {
+            writeln!(out, "  note: no interface of this member is in zone {zone}")?;
+        }
+        for zone in &online.zones_not_named {
+            writeln!(
+                out,
+                "  note: the policy does not name this member's zone {zone}: only rules with `any` match it"
+            )?;
+        }
+        Ok(())
+    })
+}
+
+#[derive(Serialize)]
+struct Applied {
+    generation: u64,
+    changed: bool,
+}
+
+/// After `apply`.
+///
+/// # Errors
+/// Standard output can not be written.
+pub fn applied(output: Output, answered: &v1::PolicyApplyResponse) -> Result<(), Failure> {
+    let json = || Applied { generation: answered.generation, changed: !answered.unchanged };
+    answer(output, json, |out| match answered.unchanged {
+        true => writeln!(out, "generation {} is this policy already: nothing to do", answered.generation),
+        false => writeln!(out, "generation {} is in force", answered.generation),
+    })
+}
+
+#[derive(Serialize)]
+struct Record<'a> {
+    generation: u64,
+    author: &'a str,
+    time: String,
+    unix_ms: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<&'a str>,
+    /// The same for machines; `apply` takes it as a file that ends in `.json`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy: Option<Policy>,
+}
+
+impl<'a> Record<'a> {
+    fn new(r: &'a v1::PolicyRecord, text: Option<&'a str>) -> Record<'a> {
+        let policy = text.and_then(|t| Policy::parse("policy", t).ok());
+        Record { generation: r.generation, author: &r.author, time: date(r.unix_ms), unix_ms: r.unix_ms, text, policy }
+    }
+}
+
+/// A policy: for people its text alone, which `apply` takes again.
+///
+/// # Errors
+/// Standard output can not be written.
+pub fn show(output: Output, answered: &v1::PolicyShowResponse) -> Result<(), Failure> {
+    let record = answered.policy.clone().unwrap_or_default();
+    answer(output, || Record::new(&record, Some(&answered.text)), |out| out.write_all(answered.text.as_bytes()))
+}
+
+/// The last policies.
+///
+/// # Errors
+/// Standard output can not be written.
+pub fn history(output: Output, records: &[v1::PolicyRecord]) -> Result<(), Failure> {
+    let json = || records.iter().map(|r| Record::new(r, None)).collect::<Vec<_>>();
+    answer(output, json, |out| {
+        let mut table = Table::new(&["GENERATION", "TIME", "AUTHOR", ""]);
+        for (n, r) in records.iter().enumerate() {
+            let note = if n + 1 == records.len() { "(in force)" } else { "" };
+            let time = if r.unix_ms == 0 { "-".to_owned() } else { date(r.unix_ms) };
+            table.row([r.generation.to_string(), time, r.author.clone(), note.to_owned()]);
+        }
+        table.write(out)
+    })
+}
+
+#[derive(Serialize)]
+struct Diff<'a> {
+    generation: u64,
+    same: bool,
+    lines: Vec<DiffLine<'a>>,
+}
+
+#[derive(Serialize)]
+struct DiffLine<'a> {
+    change: &'static str,
+    text: &'a str,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Line<'a> {
+    Same(&'a str),
+    Removed(&'a str),
+    Added(&'a str),
+}
+
+/// What changes from the policy in force to `new`; returns whether nothing does.
+///
+/// # Errors
+/// Standard output can not be written.
+pub fn diff(output: Output, old: &v1::PolicyShowResponse, name: &str, new: &str) -> Result<bool, Failure> {
+    let generation = old.policy.as_ref().map_or(0, |p| p.generation);
+    let lines = lines(&old.text, new);
+    let same = lines.iter().all(|l| matches!(l, Line::Same(_)));
+    let json = || {
+        let lines = lines.iter().filter_map(|l| match l {
+            Line::Same(_) => None,
+            Line::Removed(text) => Some(DiffLine { change: "removed", text }),
+            Line::Added(text) => Some(DiffLine { change: "added", text }),
+        });
+        Diff { generation, same, lines: lines.collect() }
+    };
+    answer(output, json, |out| {
+        if same {
+            return writeln!(out, "no difference from generation {generation}");
+        }
+        writeln!(out, "--- generation {generation}\n+++ {name}")?;
+        lines.iter().try_for_each(|line| match line {
+            Line::Same(text) => writeln!(out, " {text}"),
+            Line::Removed(text) => writeln!(out, "-{text}"),
+            Line::Added(text) => writeln!(out, "+{text}"),
+        })
+    })?;
+    Ok(same)
+}
+
+/// By the longest common subsequence of what lies between the equal beginning and the equal end. Its cost grows with the
+/// square of that middle, which in a policy under edit is short.
+fn lines<'a>(old: &'a str, new: &'a str) -> Vec<Line<'a>> {
+    let old: Vec<&str> = old.lines().collect();
+    let new: Vec<&str> = new.lines().collect();
+    let head = old.iter().zip(&new).take_while(|(a, b)| a == b).count();
+    let (old_rest, new_rest) = (old.get(head..).unwrap_or(&[]), new.get(head..).unwrap_or(&[]));
+    let tail = old_rest.iter().rev().zip(new_rest.iter().rev()).take_while(|(a, b)| a == b).count();
+    let middle = |all: &[&'a str]| all.get(..all.len().saturating_sub(tail)).unwrap_or(&[]).to_vec();
+    let (a, b) = (middle(old_rest), middle(new_rest));
+
+    // common[i][j]: the longest common subsequence of a[i..] and b[j..].
+    let mut common = vec![vec![0_u32; b.len() + 1]; a.len() + 1];
+    for i in (0..a.len()).rev() {
+        for j in (0..b.len()).rev() {
+            common[i][j] = if a[i] == b[j] { common[i + 1][j + 1] + 1 } else { common[i + 1][j].max(common[i][j + 1]) };
+        }
+    }
+    let mut found: Vec<Line<'a>> = old.iter().take(head).map(|l| Line::Same(l)).collect();
+    let (mut i, mut j) = (0, 0);
+    while i < a.len() || j < b.len() {
+        if i < a.len() && j < b.len() && a[i] == b[j] {
+            found.push(Line::Same(a[i]));
+            (i, j) = (i + 1, j + 1);
+        } else if j == b.len() || (i < a.len() && common[i + 1][j] >= common[i][j + 1]) {
+            found.push(Line::Removed(a[i]));
+            i += 1;
+        } else {
+            found.push(Line::Added(b[j]));
+            j += 1;
+        }
+    }
+    found.extend(old.iter().skip(old.len() - tail).map(|l| Line::Same(l)));
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn differences_are_the_smallest() {
+        use Line::{Added, Removed, Same};
+        assert_eq!(lines("a\nb\nc\n", "a\nb\nc\n"), [Same("a"), Same("b"), Same("c")]);
+        assert_eq!(lines("a\nb\nc\n", "a\nx\nc\n"), [Same("a"), Removed("b"), Added("x"), Same("c")]);
+        assert_eq!(lines("", "a\n"), [Added("a")]);
+        assert_eq!(lines("a\n", ""), [Removed("a")]);
+        assert_eq!(lines("a\na\n", "a\n"), [Same("a"), Removed("a")]);
+        assert_eq!(
+            lines("a\nb\nc\nd\ne\n", "b\nx\nc\ne\nf\n"),
+            [Removed("a"), Same("b"), Added("x"), Same("c"), Removed("d"), Same("e"), Added("f")]
+        );
+    }
+
+    /// What is left without the added lines is the old text, without the removed ones the new.
+    #[test]
+    fn both_texts_are_in_the_difference() {
+        let texts = ["", "a\n", "a\nb\n", "b\na\n", "a\nb\na\nb\n", "c\na\nb\nc\nd\n"];
+        for old in texts {
+            for new in texts {
+                let diff = lines(old, new);
+                let kept = |skip: fn(&Line<'_>) -> bool| -> String {
+                    let text = |l: &Line<'_>| match *l {
+                        Line::Same(t) | Line::Removed(t) | Line::Added(t) => format!("{t}\n"),
+                    };
+                    diff.iter().filter(|l| !skip(l)).map(text).collect()
+                };
+                assert_eq!(kept(|l| matches!(l, Line::Added(_))), old);
+                assert_eq!(kept(|l| matches!(l, Line::Removed(_))), new);
+            }
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! No race (P1), under any order of packets, hints, commits and applies, with hints lost and doubled: a packet of an
+//! honest connection is never dropped, and nothing of it passes a member before the establishment is applied there.
+
+use proptest::prelude::*;
+
+use super::cluster::*;
+use crate::testing::POLICY;
+use crate::verdict::Verdict;
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Deliver(usize),
+    Lose(usize),
+    Double(usize),
+    Client(usize),
+    Server(usize),
+    Commit,
+    Apply(usize),
+    Policy,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => (0_usize..100).prop_map(Step::Deliver),
+        1 => (0_usize..100).prop_map(Step::Lose),
+        1 => (0_usize..100).prop_map(Step::Double),
+        4 => (0_usize..3).prop_map(Step::Client),
+        4 => (0_usize..3).prop_map(Step::Server),
+        2 => Just(Step::Commit),
+        3 => (0_usize..3).prop_map(Step::Apply),
+        1 => Just(Step::Policy),
+    ]
+}
+
+/// What the two ends know.
+#[derive(Default)]
+struct Ends {
+    server_has_syn: bool,
+    client_has_syn_ack: bool,
+}
+
+impl Ends {
+    /// The client sends what its state asks for.
+    fn client(&mut self, k: &mut Cluster, c: &Conn, at: usize) -> Verdict {
+        if !self.client_has_syn_ack {
+            let verdict = k.pass(at, c.syn());
+            self.server_has_syn |= verdict == Verdict::Forward;
+            return verdict;
+        }
+        let applied = k.members[at].engine.counts().sessions.iter().any(|s| s.2 > 0);
+        let verdict = k.pass(at, c.data());
+        assert_eq!(verdict == Verdict::Forward, applied, "passes if, and only if, the establishment is applied");
+        verdict
+    }
+
+    fn server(&mut self, k: &mut Cluster, c: &Conn, at: usize) -> Option<Verdict> {
+        let verdict = self.server_has_syn.then(|| k.pass(at, c.syn_ack()))?;
+        self.client_has_syn_ack |= verdict == Verdict::Forward;
+        Some(verdict)
+    }
+}
+
+fn honest(verdict: Verdict) -> bool {
+    verdict == Verdict::Forward || verdict.held().is_some()
+}
+
+proptest! {
+    #[test]
+    fn an_honest_connection_is_never_dropped(steps in prop::collection::vec(step(), 1..80)) {
+        let (mut k, c, mut ends) = (Cluster::new(), Conn::new(1), Ends::default());
+        for step in steps {
+            k.now = k.now + MS;
+            let hint = |n: usize, k: &Cluster| n.checked_rem(k.hints.len());
+            match step {
+                Step::Deliver(n) => {
+                    if let Some(at) = hint(n, &k) {
+                        let one = k.hints.remove(at);
+                        let rest = std::mem::replace(&mut k.hints, vec![one]);
+                        k.deliver_one();
+                        k.hints.extend(rest);
+                    }
+                }
+                Step::Lose(n) => {
+                    if let Some(at) = hint(n, &k) {
+                        k.hints.remove(at);
+                    }
+                }
+                Step::Double(n) => {
+                    if let Some(at) = hint(n, &k) {
+                        let copy = k.hints[at].clone();
+                        k.hints.push(copy);
+                    }
+                }
+                Step::Client(at) => prop_assert!(honest(ends.client(&mut k, &c, at))),
+                Step::Server(at) => prop_assert!(ends.server(&mut k, &c, at).is_none_or(honest)),
+                Step::Commit => k.commit(),
+                Step::Apply(at) => drop(k.apply(at)),
+                Step::Policy => {
+                    let proposals = std::mem::take(&mut k.proposals);
+                    k.policy(POLICY);
+                    k.proposals = proposals;
+                }
+            }
+        }
+        // Everything arrives in the end, if both ends try again.
+        for _ in 0..4 {
+            k.deliver();
+            ends.client(&mut k, &c, A);
+            k.deliver();
+            ends.server(&mut k, &c, B);
+            k.deliver();
+            k.settle();
+            k.now = k.now + 1000 * MS;
+        }
+        prop_assert!(ends.client_has_syn_ack);
+        for m in [A, B, C] {
+            prop_assert_eq!(ends.client(&mut k, &c, m), Verdict::Forward);
+            prop_assert_eq!(k.members[m].engine.counts().half_open, 0);
+        }
+    }
+}

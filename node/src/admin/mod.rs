@@ -1,0 +1,369 @@
+//! The administration: gRPC over the unix socket. An admin's command goes from here to the log
+//! ([`crate::replication::Replication::command`]), and what it did comes back as its outcome.
+//!
+//! Consistency of reads: `admin.proto` names it for each of them. *Local* reads ask the engine; a *barrier* commits an empty
+//! command first and waits until it is applied here, so whatever was acknowledged to anybody before is applied here too.
+
+mod policy;
+mod sessions;
+mod socket;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use palisade_engine::Standing;
+use palisade_engine::replica::{Command, Outcome, Role};
+use palisade_proto::admin::v1;
+use palisade_proto::admin::v1::admin_server::{Admin, AdminServer};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::codegen::Bytes;
+use tonic::metadata::MetadataMap;
+use tonic::transport::Server;
+use tonic::transport::server::UdsConnectInfo;
+use tonic::{Code, Request, Response, Status};
+
+use crate::datapath::Nft;
+use crate::node::{ChangeError, Daemon, Member};
+use crate::replication::{MembershipError, ProposeError, RaftRole};
+
+pub(crate) use socket::Socket;
+
+/// The gRPC trailer that says what to do next.
+pub const HELP: &str = "palisade-help-bin";
+
+/// How long a command may take, an election included.
+const COMMAND: Duration = Duration::from_secs(10);
+/// Requests at once on one connection, of which people need one.
+const REQUESTS: u32 = 16;
+/// The largest request is a policy.
+const REQUEST_BYTES: usize = palisade_engine::policy::MAX_TEXT + (64 << 10);
+/// Longest wait before a member leaves.
+const MOST_DRAIN: Duration = Duration::from_secs(60);
+
+/// Serves the socket until it is dropped.
+pub(crate) async fn serve(socket: Socket, daemon: Arc<Daemon>) {
+    let service = AdminServer::new(Service(daemon)).max_decoding_message_size(REQUEST_BYTES);
+    let checked = tonic::service::interceptor::InterceptedService::new(service, check);
+    let Socket { listener, .. } = &socket;
+    // The file must go when this is dropped, so the socket stays here and the stream has a copy of the descriptor.
+    let copy = match duplicate(listener) {
+        Ok(copy) => copy,
+        Err(error) => return tracing::error!(%error, "the admin socket can not be served"),
+    };
+    let served = Server::builder()
+        .max_concurrent_streams(REQUESTS)
+        .http2_keepalive_interval(Some(Duration::from_secs(30)))
+        .add_service(checked)
+        .serve_with_incoming(UnixListenerStream::new(copy))
+        .await;
+    if let Err(error) = served {
+        tracing::error!(%error, "the admin socket was closed");
+    }
+    drop(socket);
+}
+
+fn duplicate(listener: &tokio::net::UnixListener) -> std::io::Result<tokio::net::UnixListener> {
+    use std::os::fd::AsFd;
+    let copy = listener.as_fd().try_clone_to_owned()?;
+    tokio::net::UnixListener::from_std(copy.into())
+}
+
+/// Who calls?
+fn check(request: Request<()>) -> Result<Request<()>, Status> {
+    let peer = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
+    match peer {
+        Some(peer) if socket::allowed(peer.uid(), peer.gid()) => Ok(request),
+        Some(peer) => Err(Status::permission_denied(format!("user {} may not administrate", socket::user(peer.uid())))),
+        None => Err(Status::permission_denied("who is calling is not known")),
+    }
+}
+
+/// A status with what to do next.
+fn refuse(code: Code, message: impl Into<String>, help: &str) -> Status {
+    let mut metadata = MetadataMap::new();
+    metadata.insert_bin(HELP, tonic::metadata::MetadataValue::from_bytes(help.as_bytes()));
+    Status::with_details_and_metadata(code, message, Bytes::new(), metadata)
+}
+
+impl From<ChangeError> for Status {
+    fn from(e: ChangeError) -> Status {
+        let message = e.to_string();
+        match e {
+            ChangeError::Busy => refuse(Code::FailedPrecondition, message, "wait until it is done"),
+            ChangeError::Outside => outside(),
+            ChangeError::Inside(_) => {
+                refuse(Code::FailedPrecondition, message, "leave that cluster first: `palisade cluster leave`")
+            }
+            ChangeError::Late => Status::deadline_exceeded(message),
+            ChangeError::Membership(e) => e.into(),
+            ChangeError::Open(_) => Status::internal(message),
+        }
+    }
+}
+
+impl From<MembershipError> for Status {
+    fn from(e: MembershipError) -> Status {
+        let message = e.to_string();
+        let code = match e {
+            MembershipError::Token(_) => Code::InvalidArgument,
+            MembershipError::Propose(_) | MembershipError::Unreachable(_) | MembershipError::Late(_) => {
+                Code::Unavailable
+            }
+            MembershipError::Unknown(_) => Code::NotFound,
+            MembershipError::Identity(_)
+            | MembershipError::Refused(_)
+            | MembershipError::Myself(_)
+            | MembershipError::Last
+            | MembershipError::NotLeader(_) => Code::FailedPrecondition,
+            MembershipError::Open(_) | MembershipError::Random(_) => Code::Internal,
+        };
+        Status::new(code, message)
+    }
+}
+
+fn unconfirmed(e: &ProposeError) -> Status {
+    Status::unavailable(e.to_string())
+}
+
+fn outside() -> Status {
+    let help = "make a cluster with `palisade cluster init`, or join one with `palisade cluster join TOKEN`";
+    refuse(Code::FailedPrecondition, "this machine is in no cluster", help)
+}
+
+/// What an outcome that is not the expected one means to an admin.
+fn unexpected(outcome: Outcome) -> Status {
+    match outcome {
+        Outcome::Invalid(why) => Status::invalid_argument(why),
+        Outcome::Conflict => Status::aborted("somebody else was faster"),
+        other => Status::internal(format!("the log answered {other:?}")),
+    }
+}
+
+/// The service.
+struct Service(Arc<Daemon>);
+
+impl Service {
+    fn member(&self) -> Result<Arc<Member>, Status> {
+        self.0.member().ok_or_else(outside)
+    }
+
+    async fn member_at(&self, barrier: bool) -> Result<Arc<Member>, Status> {
+        let member = self.member()?;
+        if barrier {
+            let empty = Command::Expire(Vec::new());
+            member.replication.command(empty, COMMAND).await.map_err(|e| unconfirmed(&e))?;
+        }
+        Ok(member)
+    }
+
+    fn status(&self) -> v1::StatusResponse {
+        let config = &self.0.config;
+        let member = self.0.member();
+        v1::StatusResponse {
+            name: config.name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            role: v1::Role::from(config.role).into(),
+            membership: member.as_ref().map(|m| membership(m)),
+            health: Some(self.health_now()),
+            datapath: member.as_ref().and_then(|m| datapath(config.datapath.workers, m)),
+        }
+    }
+
+    fn health_now(&self) -> v1::Health {
+        let mut reasons = self.0.stuck_threads();
+        reasons.extend(self.0.not_ready());
+        v1::Health { ready: reasons.is_empty(), reasons }
+    }
+}
+
+fn membership(member: &Member) -> v1::Membership {
+    let s = member.replication.status();
+    let counts = member.engine.counts();
+    let raft_role = match s.role {
+        RaftRole::Leader => v1::RaftRole::Leader,
+        RaftRole::Follower => v1::RaftRole::Follower,
+        RaftRole::Candidate => v1::RaftRole::Candidate,
+        RaftRole::Learner => v1::RaftRole::Learner,
+        RaftRole::Stopped => v1::RaftRole::Stopped,
+    };
+    let one = |m: crate::replication::Member| v1::Member {
+        id: m.id.0,
+        name: m.info.name,
+        address: m.info.address,
+        role: v1::Role::from(m.info.role).into(),
+        leader: m.leader,
+        voter: m.voter,
+        lag: m.lag,
+        reachable: m.reachable,
+    };
+    v1::Membership {
+        cluster: s.cluster,
+        id: s.member.0,
+        as_of: Some(v1::AsOf { standing: v1::Standing::from(s.current).into(), applied: s.applied.unwrap_or(0) }),
+        raft_role: raft_role.into(),
+        term: s.term,
+        leader: s.leader.map_or(0, |id| id.0),
+        last_log: s.last_log.unwrap_or(0),
+        generation: member.engine.generation().0,
+        members: s.members.into_iter().map(one).collect(),
+        sessions: counts.sessions.iter().map(|(_, _, n)| n).sum(),
+        half_open: counts.half_open,
+    }
+}
+
+fn datapath(workers: usize, member: &Member) -> Option<v1::Datapath> {
+    let status = member.datapath()?.status();
+    let view = member.engine.view();
+    let interfaces = status.interfaces.into_iter().map(|i| v1::Interface {
+        zone_known: view.zones.contains(&i.zone),
+        name: i.name,
+        zone: i.zone,
+        up: i.up,
+    });
+    let gate = match (status.gate.rules, &status.gate.nft) {
+        (true, Nft::Installed) => "rules and nftables",
+        (true, Nft::Missing | Nft::Unavailable(_)) => "rules only",
+        (false, Nft::Installed) => "nftables only",
+        (false, Nft::Missing | Nft::Unavailable(_)) => "OPEN",
+    };
+    Some(v1::Datapath {
+        mode: status.mode.to_owned(),
+        workers: u32::try_from(workers).unwrap_or(u32::MAX),
+        interfaces: interfaces.collect(),
+        gate: gate.to_owned(),
+        warnings: status.warnings,
+    })
+}
+
+#[tonic::async_trait]
+impl Admin for Service {
+    async fn init(&self, _: Request<v1::InitRequest>) -> Result<Response<v1::InitResponse>, Status> {
+        let member = self.0.init().await?;
+        let identity = member.replication.identity();
+        Ok(Response::new(v1::InitResponse { cluster: identity.cluster.clone(), member: identity.member.0 }))
+    }
+
+    async fn token(&self, request: Request<v1::TokenRequest>) -> Result<Response<v1::TokenResponse>, Status> {
+        let valid_ms = request.into_inner().valid_ms;
+        let member = self.member()?;
+        let expires_unix_ms = crate::clock::unix_ms().saturating_add(valid_ms);
+        let token = member.replication.token(Duration::from_millis(valid_ms)).await?;
+        Ok(Response::new(v1::TokenResponse { token, expires_unix_ms }))
+    }
+
+    async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
+        let member = self.0.join(request.into_inner().token).await?;
+        let identity = member.replication.identity();
+        Ok(Response::new(v1::JoinResponse { cluster: identity.cluster.clone(), member: identity.member.0 }))
+    }
+
+    async fn leave(&self, request: Request<v1::LeaveRequest>) -> Result<Response<v1::LeaveResponse>, Status> {
+        let drain = Duration::from_millis(request.into_inner().drain_ms).min(MOST_DRAIN);
+        self.0.leave(drain).await?;
+        Ok(Response::new(v1::LeaveResponse {}))
+    }
+
+    async fn remove(&self, request: Request<v1::RemoveRequest>) -> Result<Response<v1::RemoveResponse>, Status> {
+        let member = self.member()?.replication.remove(&request.into_inner().member).await?.0;
+        Ok(Response::new(v1::RemoveResponse { member }))
+    }
+
+    async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
+        Ok(Response::new(Service::status(self)))
+    }
+
+    async fn health(&self, _: Request<v1::HealthRequest>) -> Result<Response<v1::HealthResponse>, Status> {
+        Ok(Response::new(v1::HealthResponse { health: Some(self.health_now()) }))
+    }
+
+    async fn policy_check(
+        &self,
+        request: Request<v1::PolicyCheckRequest>,
+    ) -> Result<Response<v1::PolicyCheckResponse>, Status> {
+        self.check_policy(request.into_inner()).map(Response::new)
+    }
+
+    async fn policy_apply(
+        &self,
+        request: Request<v1::PolicyApplyRequest>,
+    ) -> Result<Response<v1::PolicyApplyResponse>, Status> {
+        let peer = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
+        let user = peer.map_or_else(|| "unknown".to_owned(), |peer| socket::user(peer.uid()));
+        self.apply_policy(request.into_inner(), &user).await.map(Response::new)
+    }
+
+    async fn policy_show(
+        &self,
+        request: Request<v1::PolicyShowRequest>,
+    ) -> Result<Response<v1::PolicyShowResponse>, Status> {
+        self.show_policy(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn policy_history(
+        &self,
+        request: Request<v1::PolicyHistoryRequest>,
+    ) -> Result<Response<v1::PolicyHistoryResponse>, Status> {
+        self.policies(request.into_inner()).await.map(Response::new)
+    }
+
+    type SessionListStream = sessions::Answers<v1::SessionListResponse>;
+
+    async fn session_list(
+        &self,
+        request: Request<v1::SessionListRequest>,
+    ) -> Result<Response<Self::SessionListStream>, Status> {
+        self.list(request.into_inner()).map(Response::new)
+    }
+
+    async fn session_show(
+        &self,
+        request: Request<v1::SessionShowRequest>,
+    ) -> Result<Response<v1::SessionShowResponse>, Status> {
+        self.show(request.into_inner()).map(Response::new)
+    }
+
+    type SessionWatchStream = sessions::Answers<v1::SessionWatchResponse>;
+
+    async fn session_watch(
+        &self,
+        request: Request<v1::SessionWatchRequest>,
+    ) -> Result<Response<Self::SessionWatchStream>, Status> {
+        self.watch(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn session_kill(
+        &self,
+        request: Request<v1::SessionKillRequest>,
+    ) -> Result<Response<v1::SessionKillResponse>, Status> {
+        self.kill(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn session_count(
+        &self,
+        request: Request<v1::SessionCountRequest>,
+    ) -> Result<Response<v1::SessionCountResponse>, Status> {
+        self.count(request.into_inner()).await.map(Response::new)
+    }
+}
+
+/// A witness has no interfaces, so it says nothing about zones.
+fn own_zones(daemon: &Daemon) -> Vec<String> {
+    if daemon.config.role == Role::Witness {
+        return Vec::new();
+    }
+    daemon.config.interfaces.iter().map(|i| i.zone.clone()).collect()
+}
+
+/// Refuses changes on a member that could not see them applied in time anyway.
+fn current(member: &Member) -> Result<(), Status> {
+    match member.standing() {
+        Standing::Current => Ok(()),
+        Standing::CutOff | Standing::Expired => {
+            let help = "see `palisade cluster status`; ask another member, or wait until a majority is there";
+            Err(refuse(Code::Unavailable, "this member is not current: it can not have anything committed now", help))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

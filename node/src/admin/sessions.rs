@@ -1,0 +1,266 @@
+//! The sessions' part of the administration.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::Stream;
+use palisade_engine::engine::{SessionInfo, View};
+use palisade_engine::id::SessionId;
+use palisade_engine::policy::Policy;
+use palisade_engine::replica::{Command, Establish, Outcome};
+use palisade_proto::admin::v1;
+use palisade_proto::convert::admin::{AdminError, Session, SessionFilter};
+use tokio::sync::{broadcast, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Status};
+
+use super::{COMMAND, Service, current, refuse, unconfirmed, unexpected};
+use crate::clock;
+use crate::node::Member;
+use crate::replication::SessionChange;
+
+/// Answers in parts.
+pub(super) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// Sessions in one part of a listing: some ten kilobytes.
+const PART: usize = 256;
+/// Parts that wait for a slow reader.
+const PARTS: usize = 4;
+/// Session ids in one command: within one record of the log.
+const REVOKE: usize = 256;
+/// Sessions that a watch remembers, so that it can tell what they were when they end.
+const WATCHED: usize = 1_000_000;
+/// A shard of the table is copied under its lock, so a walk goes on between shards; how long is only the reader's business.
+const SLOW_READER: Duration = Duration::from_secs(30);
+
+fn filter(f: Option<v1::SessionFilter>) -> Result<SessionFilter, Status> {
+    f.unwrap_or_default().try_into().map_err(|e: AdminError| Status::invalid_argument(e.to_string()))
+}
+
+async fn walk(member: &Arc<Member>, mut each: impl FnMut(&SessionInfo) -> bool + Send + 'static) -> Result<(), Status> {
+    let engine = member.engine.clone();
+    // Millions of sessions take a while: not on a runtime thread.
+    let walked = tokio::task::spawn_blocking(move || engine.sessions(clock::now(), &mut each)).await;
+    walked.map_err(|e| Status::internal(e.to_string()))
+}
+
+impl Service {
+    pub(super) fn list(&self, r: v1::SessionListRequest) -> Result<Answers<v1::SessionListResponse>, Status> {
+        let filter = filter(r.filter)?;
+        let member = self.member()?;
+        let view = member.engine.view();
+        let mut left = if r.most == 0 { u64::MAX } else { r.most };
+        let (to, parts) = mpsc::channel(PARTS);
+        tokio::task::spawn_blocking(move || {
+            let mut part = Vec::with_capacity(PART);
+            let send = |sessions| {
+                // A reader that stalls must not keep this thread for ever.
+                let send = tokio::time::timeout(SLOW_READER, to.send(Ok(v1::SessionListResponse { sessions })));
+                matches!(tokio::runtime::Handle::current().block_on(send), Ok(Ok(())))
+            };
+            let mut open = true;
+            member.engine.sessions(clock::now(), &mut |info| {
+                if filter.matches(info, &view.zones) {
+                    part.push(Session::new(info, &view.zones).into());
+                    left -= 1;
+                }
+                if part.len() >= PART {
+                    open = send(std::mem::replace(&mut part, Vec::with_capacity(PART)));
+                }
+                open && left > 0
+            });
+            if open && !part.is_empty() {
+                send(part);
+            }
+        });
+        Ok(Box::pin(ReceiverStream::new(parts)))
+    }
+
+    pub(super) fn show(&self, r: v1::SessionShowRequest) -> Result<v1::SessionShowResponse, Status> {
+        let id: SessionId = r.id.ok_or_else(|| Status::invalid_argument("the session's id is missing"))?.into();
+        let member = self.member()?;
+        let view = member.engine.view();
+        let info = member.engine.session(clock::now(), id).ok_or_else(|| {
+            let help = "it may have ended; `palisade session list` shows those that are there";
+            refuse(Code::NotFound, format!("there is no session {id} on this member"), help)
+        })?;
+        let rule_text = rule_text(&view, &info);
+        Ok(v1::SessionShowResponse { session: Some(Session::new(&info, &view.zones).into()), rule_text })
+    }
+
+    pub(super) async fn count(&self, r: v1::SessionCountRequest) -> Result<v1::SessionCountResponse, Status> {
+        let filter = filter(r.filter)?;
+        let member = self.member()?;
+        if filter.is_empty() {
+            let counts = member.engine.counts();
+            let established = counts.sessions.iter().map(|(_, _, n)| n).sum();
+            return Ok(v1::SessionCountResponse { established, half_open: counts.half_open });
+        }
+        let view = member.engine.view();
+        let found = Arc::new(parking_lot::Mutex::new(v1::SessionCountResponse::default()));
+        let counted = found.clone();
+        walk(&member, move |info| {
+            if filter.matches(info, &view.zones) {
+                let mut found = counted.lock();
+                if info.half_open { found.half_open += 1 } else { found.established += 1 }
+            }
+            true
+        })
+        .await?;
+        let found = *found.lock();
+        Ok(found)
+    }
+
+    pub(super) async fn kill(&self, r: v1::SessionKillRequest) -> Result<v1::SessionKillResponse, Status> {
+        let member = self.member()?;
+        current(&member)?;
+        let (mut ids, mut half_open_skipped) = (Vec::new(), 0);
+        match r.filter {
+            None => {
+                for id in r.ids {
+                    let id = SessionId::from(id);
+                    match member.engine.session(clock::now(), id) {
+                        Some(info) if info.half_open => half_open_skipped += 1,
+                        Some(_) => ids.push(id),
+                        None => return Err(Status::not_found(format!("there is no session {id} on this member"))),
+                    }
+                }
+            }
+            Some(f) => {
+                let filter = filter(Some(f))?;
+                let view = member.engine.view();
+                let found = Arc::new(parking_lot::Mutex::new((Vec::new(), 0)));
+                let matched = found.clone();
+                walk(&member, move |info| {
+                    if filter.matches(info, &view.zones) {
+                        let mut found = matched.lock();
+                        if info.half_open { found.1 += 1 } else { found.0.push(info.id) }
+                    }
+                    true
+                })
+                .await?;
+                (ids, half_open_skipped) = std::mem::take(&mut *found.lock());
+            }
+        }
+        for part in ids.chunks(REVOKE) {
+            let command = Command::Revoke(part.to_vec());
+            match member.replication.command(command, COMMAND).await.map_err(|e| unconfirmed(&e))? {
+                Outcome::Accepted => {}
+                other => return Err(unexpected(other)),
+            }
+        }
+        let limit = self.0.config.limits.cut_off_limit;
+        Ok(v1::SessionKillResponse {
+            killed: ids.len() as u64,
+            half_open_skipped,
+            certain_after_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
+        })
+    }
+
+    pub(super) async fn watch(&self, r: v1::SessionWatchRequest) -> Result<Answers<v1::SessionWatchResponse>, Status> {
+        let filter = filter(r.filter)?;
+        let member = self.member()?;
+        // First the events, then the table: so nothing falls between the two.
+        let events = member.replication.subscribe();
+        let known = Arc::new(parking_lot::Mutex::new(HashMap::new()));
+        let (collected, of, view) = (known.clone(), filter.clone(), member.engine.view());
+        walk(&member, move |info| {
+            let mut known = collected.lock();
+            if !info.half_open && of.matches(info, &view.zones) {
+                known.insert(info.id, Session::new(info, &view.zones));
+            }
+            known.len() < WATCHED
+        })
+        .await?;
+        let known = std::mem::take(&mut *known.lock());
+        let (to, answers) = mpsc::channel(PART);
+        tokio::spawn(follow(Arc::downgrade(&member), events, known, filter, to));
+        Ok(Box::pin(ReceiverStream::new(answers)))
+    }
+}
+
+/// Translates events until the reader or the member is gone.
+async fn follow(
+    member: std::sync::Weak<Member>,
+    mut events: broadcast::Receiver<Arc<crate::replication::SessionEvent>>,
+    mut known: HashMap<SessionId, Session>,
+    filter: SessionFilter,
+    to: mpsc::Sender<Result<v1::SessionWatchResponse, Status>>,
+) {
+    use v1::session_watch_response::What;
+    loop {
+        let event = tokio::select! {
+            event = events.recv() => event,
+            () = to.closed() => return,
+        };
+        let what = match event {
+            Ok(event) => {
+                let Some(member) = member.upgrade() else { return };
+                let view = member.engine.view();
+                let (change, session) = match &event.change {
+                    SessionChange::Established(e) => {
+                        let info = match member.engine.session(clock::now(), e.id) {
+                            Some(info) => info,
+                            // It is gone already.
+                            None => established(e),
+                        };
+                        if !filter.matches(&info, &view.zones) {
+                            continue;
+                        }
+                        let session = Session::new(&info, &view.zones);
+                        if known.len() >= WATCHED {
+                            let message = "more than a million sessions match";
+                            let _ = to.send(Err(refuse(Code::ResourceExhausted, message, "narrow the filter"))).await;
+                            return;
+                        }
+                        known.insert(e.id, session.clone());
+                        (v1::SessionChange::Established, Some(session))
+                    }
+                    SessionChange::Closed(close) => (v1::SessionChange::Closed, known.get(&close.id).cloned()),
+                    SessionChange::Expired(id) => (v1::SessionChange::Expired, known.remove(id)),
+                    SessionChange::Revoked(id) => (v1::SessionChange::Revoked, known.remove(id)),
+                };
+                let Some(session) = session else { continue };
+                What::Event(v1::SessionEvent {
+                    change: change.into(),
+                    session: Some(session.into()),
+                    unix_ms: event.unix_ms,
+                    index: event.index,
+                })
+            }
+            Err(broadcast::error::RecvError::Lagged(lost)) => What::Lost(lost),
+            Err(broadcast::error::RecvError::Closed) => return,
+        };
+        if to.send(Ok(v1::SessionWatchResponse { what: Some(what) })).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// A session as its establishment had it.
+fn established(e: &Establish) -> SessionInfo {
+    SessionInfo {
+        id: e.id,
+        original: e.original,
+        reply: e.reply,
+        zones: (e.ingress, e.egress),
+        rule: (e.generation, e.rule),
+        state: "ESTABLISHED",
+        half_open: false,
+        idle: Duration::ZERO,
+        timeout: Duration::ZERO,
+        counters: [(0, 0); 2],
+    }
+}
+
+fn rule_text(view: &View, info: &SessionInfo) -> Option<String> {
+    let record = view.policies.iter().find(|p| p.generation == info.rule.0)?;
+    let policy = Policy::parse("policy", &record.text).ok()?;
+    let compiled = policy.compile(&mut |name| {
+        let number = view.zones.iter().position(|z| z == name).and_then(|n| u16::try_from(n).ok());
+        number.map_or(palisade_engine::ZoneId::UNKNOWN, palisade_engine::ZoneId)
+    });
+    Some(compiled.rule_text(info.rule.1).to_owned())
+}

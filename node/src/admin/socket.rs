@@ -1,0 +1,107 @@
+//! The unix socket: made so that at no moment anybody but those allowed can connect, and who connects is known.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener as StdListener;
+use std::path::{Path, PathBuf};
+
+use nix::unistd::{Gid, Group, Uid, User, chown};
+use tokio::net::UnixListener;
+
+use crate::node::NodeError;
+
+/// Members of this group may administrate, where it exists.
+const GROUP: &str = "palisade";
+
+/// The listening admin socket; its file is removed when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    pub(crate) listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Socket {
+    /// Binds it. A socket file that a dead daemon left is replaced; one that a living daemon answers is not.
+    pub(crate) fn bind(path: &Path) -> Result<Socket, NodeError> {
+        let listener = bind(path).map_err(|source| NodeError::Socket { path: path.to_owned(), source })?;
+        Ok(Socket { listener, path: path.to_owned() })
+    }
+}
+
+fn bind(path: &Path) -> io::Result<UnixListener> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(io::ErrorKind::AddrInUse.into());
+    }
+    // Made aside and renamed: so it has its owner and mode from the first moment on.
+    let aside = path.with_extension(format!("{}.new", std::process::id()));
+    match fs::remove_file(&aside) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let listener = StdListener::bind(&aside)?;
+    fs::set_permissions(&aside, fs::Permissions::from_mode(0o660))?;
+    if let Some(gid) = group()
+        && let Err(error) = chown(&aside, None, Some(gid))
+    {
+        tracing::warn!(%error, "the admin socket could not be given to the group {GROUP}: only root can use it");
+    }
+    fs::rename(&aside, path)?;
+    listener.set_nonblocking(true)?;
+    UnixListener::from_std(listener)
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // If it is gone already, that is as well.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn group() -> Option<Gid> {
+    Group::from_name(GROUP).ok().flatten().map(|g| g.gid)
+}
+
+/// May this user administrate? The socket's mode says so already; this holds even if somebody loosens it.
+pub(crate) fn allowed(uid: u32, gid: u32) -> bool {
+    if uid == 0 || Uid::from_raw(uid) == Uid::effective() {
+        return true;
+    }
+    let Some(group) = Group::from_name(GROUP).ok().flatten() else { return false };
+    let name = || User::from_uid(Uid::from_raw(uid)).ok().flatten().map(|u| u.name);
+    group.gid == Gid::from_raw(gid) || name().is_some_and(|name| group.mem.contains(&name))
+}
+
+/// A user's name, for the policy's history.
+pub(crate) fn user(uid: u32) -> String {
+    let name = User::from_uid(Uid::from_raw(uid)).ok().flatten().map(|u| u.name);
+    name.unwrap_or_else(|| format!("uid {uid}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_dead_socket_is_replaced_a_living_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run/admin.sock");
+        let first = bind(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
+        assert_eq!(bind(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop(first);
+        assert!(path.exists(), "as after SIGKILL");
+        drop(Socket::bind(&path).unwrap());
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn root_and_ourselves_may_others_may_not() {
+        assert!(allowed(0, 0));
+        assert!(allowed(Uid::effective().as_raw(), 12_345));
+        assert!(!allowed(54_321, 54_321));
+    }
+}

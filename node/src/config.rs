@@ -1,0 +1,527 @@
+//! `node.toml`: the local facts of one member.
+//!
+//! What all members must agree on (policy, membership) is in the log and not here. The file is read once, at start. Every
+//! error in it is reported at once, each with its key's full path, its line, what was expected and what to do: an admin
+//! who mistyped three things should not need three starts to learn it. Unknown keys are errors, because a mistyped key
+//! that is silently ignored is a default that nobody chose.
+//!
+//! Every key, its unit and its default: `docs/config.md`, which a test compares with [`KEYS`].
+
+mod reader;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use palisade_engine::replica::Role;
+
+pub use reader::{ConfigError, Problem};
+use reader::{Table, Wrong};
+
+use crate::standing::CURRENT_FOR;
+
+/// Every key that there is, as `table.key`; `[]` marks a list of tables.
+pub const KEYS: &[&str] = &[
+    "name",
+    "data_dir",
+    "role",
+    "cluster.listen",
+    "cluster.advertise",
+    "admin.socket",
+    "http.listen",
+    "interface[].name",
+    "interface[].zone",
+    "interface[].antispoof",
+    "datapath.mode",
+    "datapath.inject",
+    "datapath.workers",
+    "datapath.unfiltered",
+    "datapath.hold_time",
+    "datapath.hold_packets",
+    "datapath.hold_bytes",
+    "datapath.hold_unmatched_packets",
+    "datapath.hold_unmatched_bytes",
+    "datapath.manage_rp_filter",
+    "datapath.manage_forwarding",
+    "raft.durability",
+    "raft.heartbeat",
+    "raft.election",
+    "limits.max_sessions",
+    "limits.max_half_open",
+    "limits.half_open_timeout",
+    "limits.cut_off_limit",
+    "lab.cut_replication",
+];
+
+/// The device that packets are re-injected by; no data interface can have its name.
+pub const INJECT_DEVICE: &str = "palisade0";
+
+/// A checked `node.toml`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Config {
+    /// The member's name, unique in its cluster.
+    pub name: String,
+    /// Where its identity, log and snapshots live.
+    pub data_dir: PathBuf,
+    /// What it does.
+    pub role: Role,
+    /// `[cluster]`
+    pub cluster: Cluster,
+    /// `[admin]`
+    pub admin: Admin,
+    /// `[http]`
+    pub http: Http,
+    /// `[[interface]]`: none if the member is a witness, at least one if not.
+    pub interfaces: Vec<Interface>,
+    /// `[datapath]`
+    pub datapath: Datapath,
+    /// `[raft]`
+    pub raft: Raft,
+    /// `[limits]`
+    pub limits: Limits,
+    /// `[lab]`
+    pub lab: Lab,
+}
+
+/// The member port.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Cluster {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Where the other members reach it.
+    pub advertise: SocketAddr,
+}
+
+/// The local administration.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Admin {
+    /// The unix socket.
+    pub socket: PathBuf,
+}
+
+/// Metrics and health over HTTP.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Http {
+    /// Where it listens.
+    pub listen: SocketAddr,
+}
+
+/// A data interface.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Interface {
+    /// The kernel's name for it.
+    pub name: String,
+    /// The policy's name for what is behind it.
+    pub zone: String,
+    /// Drop packets whose source the kernel would not route back this way.
+    pub antispoof: bool,
+}
+
+/// How packets are put back into the kernel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Inject {
+    /// TUN if `/dev/net/tun` can be opened, else a veth pair.
+    Auto,
+    /// TUN or nothing.
+    Tun,
+    /// A veth pair (user namespaces have no TUN).
+    Veth,
+}
+
+/// How packets are captured, held and re-injected.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Datapath {
+    /// How packets are put back into the kernel.
+    pub inject: Inject,
+    /// Worker threads, 1 to 64.
+    pub workers: usize,
+    /// Interfaces exempt from the gate: what comes in by them the kernel routes unfiltered.
+    pub unfiltered: Vec<String>,
+    /// Longest hold.
+    pub hold_time: Duration,
+    /// Most packets held per worker: matched, unmatched.
+    pub hold_packets: (usize, usize),
+    /// Most bytes held per worker: matched, unmatched.
+    pub hold_bytes: (usize, usize),
+    /// May the daemon set `rp_filter` as it needs it?
+    pub manage_rp_filter: bool,
+    /// May the daemon switch forwarding on?
+    pub manage_forwarding: bool,
+}
+
+/// The log's times.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Raft {
+    /// The leader's heartbeat interval.
+    pub heartbeat: Duration,
+    /// Shortest election timeout; the longest is twice this. After a leader was lost, a new one is there after three to
+    /// four times this.
+    pub election: Duration,
+}
+
+/// Sizes and times of the session table.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// Most sessions: must be the same on all members.
+    pub max_sessions: usize,
+    /// Most half-open sessions.
+    pub max_half_open: usize,
+    /// How long a half-open session is kept without progress.
+    pub half_open_timeout: Duration,
+    /// How long established sessions pass after this member was last current.
+    pub cut_off_limit: Duration,
+}
+
+/// Switches that break the member on purpose, so that tests can show that they would notice.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Lab {
+    /// Hints and proposals of the packet path go nowhere.
+    pub cut_replication: bool,
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// The file can not be read, or everything that is wrong in it.
+    pub fn load(path: &Path) -> Result<Config, ConfigError> {
+        let name = path.display().to_string();
+        match std::fs::read_to_string(path) {
+            Ok(text) => Config::parse(&name, &text),
+            Err(cause) => Err(ConfigError::unreadable(&name, &cause)),
+        }
+    }
+
+    /// Checks a text; `name` is the file's, for the errors.
+    ///
+    /// # Errors
+    /// Everything that is wrong in it.
+    pub fn parse(name: &str, text: &str) -> Result<Config, ConfigError> {
+        let mut problems = Vec::new();
+        let config = reader::document(text, &mut problems).and_then(|root| Config::read(root, &mut problems));
+        match config {
+            Some(config) if problems.is_empty() => Ok(config),
+            _ => Err(ConfigError::new(name, text, problems)),
+        }
+    }
+
+    /// `None` if a value is missing or wrong; every reason is in `problems` then.
+    fn read(mut root: Table<'_>, problems: &mut Vec<Problem>) -> Option<Config> {
+        let name = root.required(problems, "name", "give this member a name: `name = \"fw1\"`", member_name);
+        let data_dir = root.or(problems, "data_dir", PathBuf::from("/var/lib/palisade"), absolute_path);
+        let role = root.or(problems, "role", Role::Firewall, |v| {
+            v.choice(&[("firewall", Role::Firewall), ("witness", Role::Witness)])
+        });
+        let cluster = Cluster::read(root.table(problems, "cluster"), problems);
+        let admin = Admin::read(root.table(problems, "admin"), problems);
+        let http = Http::read(root.table(problems, "http"), problems);
+        let interfaces = Interface::read_all(&mut root, role, problems);
+        let datapath = Datapath::read(root.table(problems, "datapath"), problems);
+        let raft = Raft::read(root.table(problems, "raft"), problems);
+        let limits = Limits::read(root.table(problems, "limits"), problems);
+        let lab = Lab::read(root.table(problems, "lab"), problems);
+        root.finish(problems);
+        Some(Config {
+            name: name?,
+            data_dir: data_dir?,
+            role: role?,
+            cluster: cluster?,
+            admin: admin?,
+            http: http?,
+            interfaces,
+            datapath: datapath?,
+            raft: raft?,
+            limits: limits?,
+            lab: lab?,
+        })
+    }
+}
+
+impl Cluster {
+    fn read(mut t: Table<'_>, problems: &mut Vec<Problem>) -> Option<Cluster> {
+        const WHY: &str =
+            "the address and port on which the other members reach this one: `listen = \"10.9.0.1:7946\"`";
+        let listen = t.required(problems, "listen", WHY, |v| v.address());
+        let advertise = t.optional(problems, "advertise", |v| {
+            v.address().and_then(|a| {
+                if a.ip().is_unspecified() {
+                    Err(Wrong::new(
+                        "an address that other members can reach",
+                        &a.to_string(),
+                        "name one address of this machine",
+                    ))
+                } else {
+                    Ok(a)
+                }
+            })
+        });
+        if let (Some(listen), Some(None)) = (listen, advertise)
+            && listen.ip().is_unspecified()
+        {
+            let help = "add `advertise = \"ADDRESS:PORT\"`, or listen on one address only (safer: the member port is not authenticated yet)";
+            t.problem(
+                problems,
+                "advertise",
+                "an address that other members can reach, because `listen` names none",
+                "nothing",
+                help,
+            );
+            t.finish(problems);
+            return None;
+        }
+        t.finish(problems);
+        Some(Cluster { listen: listen?, advertise: advertise?.unwrap_or(listen?) })
+    }
+}
+
+impl Admin {
+    fn read(mut t: Table<'_>, problems: &mut Vec<Problem>) -> Option<Admin> {
+        let socket = t.or(problems, "socket", PathBuf::from("/run/palisade/admin.sock"), |v| {
+            absolute_path(v).and_then(|path| {
+                // sun_path holds 108 bytes, the last of them a zero (unix(7)).
+                if path.as_os_str().len() < 108 {
+                    Ok(path)
+                } else {
+                    Err(Wrong::new(
+                        "a path below 108 bytes",
+                        &path.display().to_string(),
+                        "choose a shorter path: unix sockets have this limit",
+                    ))
+                }
+            })
+        });
+        t.finish(problems);
+        Some(Admin { socket: socket? })
+    }
+}
+
+impl Http {
+    fn read(mut t: Table<'_>, problems: &mut Vec<Problem>) -> Option<Http> {
+        let listen = t.or(problems, "listen", SocketAddr::from(([127, 0, 0, 1], 9946)), |v| v.address());
+        t.finish(problems);
+        Some(Http { listen: listen? })
+    }
+}
+
+impl Interface {
+    fn read_all(root: &mut Table<'_>, role: Option<Role>, problems: &mut Vec<Problem>) -> Vec<Interface> {
+        let mut found: Vec<Interface> = Vec::new();
+        let tables = root.tables(problems, "interface");
+        match role {
+            Some(Role::Firewall) if tables.is_empty() => root.problem(
+                problems,
+                "interface",
+                "at least one data interface",
+                "none",
+                "add `[[interface]]` with `name = \"eth0\"` and `zone = \"outside\"`, or set `role = \"witness\"`",
+            ),
+            Some(Role::Witness) if !tables.is_empty() => root.problem(
+                problems,
+                "interface",
+                "no data interface, because a witness forwards nothing",
+                &tables.len().to_string(),
+                "remove every `[[interface]]`, or set `role = \"firewall\"`",
+            ),
+            _ => {}
+        }
+        for mut t in tables {
+            let name = t.required(
+                problems,
+                "name",
+                "the kernel's name of the interface, as `ip link` shows it",
+                interface_name,
+            );
+            let zone =
+                t.required(problems, "zone", "the policy's name for what is behind it, such as \"inside\"", zone_name);
+            let antispoof = t.or(problems, "antispoof", true, |v| v.boolean());
+            if let Some(name) = &name
+                && found.iter().any(|i| i.name == *name)
+            {
+                t.problem(
+                    problems,
+                    "name",
+                    "each interface once",
+                    &format!("\"{name}\" again"),
+                    "remove one of the two tables",
+                );
+            }
+            t.finish(problems);
+            if let (Some(name), Some(zone), Some(antispoof)) = (name, zone, antispoof) {
+                found.push(Interface { name, zone, antispoof });
+            }
+        }
+        found
+    }
+}
+
+impl Datapath {
+    fn read(mut t: Table<'_>, problems: &mut Vec<Problem>) -> Option<Datapath> {
+        let mode = t.or(problems, "mode", (), |v| {
+            match v.choice(&[("auto", true), ("raw", true), ("tc", false), ("xdp", false)])? {
+                true => Ok(()),
+                false => Err(Wrong::new(
+                    "\"auto\" or \"raw\"",
+                    &v.found(),
+                    "the fast path (tc, xdp) is not yet available: use \"auto\"",
+                )),
+            }
+        });
+        let inject = t.or(problems, "inject", Inject::Auto, |v| {
+            v.choice(&[("auto", Inject::Auto), ("tun", Inject::Tun), ("veth", Inject::Veth)])
+        });
+        let workers = t.or(problems, "workers", default_workers(), |v| v.count(1, 64));
+        let unfiltered = t.or(problems, "unfiltered", Vec::new(), |v| v.strings(interface_name));
+        let hold_time = t.or(problems, "hold_time", Duration::from_millis(250), |v| {
+            v.duration(Duration::from_millis(10), Duration::from_secs(2))
+        });
+        let packets = t.or(problems, "hold_packets", 4096, |v| v.count(16, 1 << 20));
+        let bytes = t.or(problems, "hold_bytes", 16 << 20, |v| v.count(1 << 16, 1 << 30));
+        let unmatched_packets = t.or(problems, "hold_unmatched_packets", 512, |v| v.count(1, 1 << 16));
+        let unmatched_bytes = t.or(problems, "hold_unmatched_bytes", 1 << 20, |v| v.count(1 << 12, 1 << 28));
+        let manage_rp_filter = t.or(problems, "manage_rp_filter", true, |v| v.boolean());
+        let manage_forwarding = t.or(problems, "manage_forwarding", true, |v| v.boolean());
+        t.finish(problems);
+        mode?;
+        Some(Datapath {
+            inject: inject?,
+            workers: workers?,
+            unfiltered: unfiltered?,
+            hold_time: hold_time?,
+            hold_packets: (packets?, unmatched_packets?),
+            hold_bytes: (bytes?, unmatched_bytes?),
+            manage_rp_filter: manage_rp_filter?,
+            manage_forwarding: manage_forwarding?,
+        })
+    }
+}
+
+impl Raft {
+    fn read(mut t: Table<'_>, problems: &mut Vec<Problem>) -> Option<Raft> {
+        let durability =
+            t.or(problems, "durability", (), |v| match v.choice(&[("disk", true), ("relaxed", false)])? {
+                true => Ok(()),
+                false => Err(Wrong::new(
+                    "\"disk\"",
+                    &v.found(),
+                    "\"relaxed\" is not yet available: use \"disk\", the default",
+                )),
+            });
+        let heartbeat = t.or(problems, "heartbeat", Duration::from_millis(50), |v| {
+            v.duration(Duration::from_millis(10), Duration::from_millis(100))
+        });
+        // A new leader is there at the latest four times this after the old one was lost. That has to be while the last
+        // proof of being current still holds, or every change of leader would stop new connections everywhere.
+        let election = t.or(problems, "election", Duration::from_millis(150), |v| {
+            v.duration(Duration::from_millis(30), CURRENT_FOR / 4)
+        });
+        if let (Some(heartbeat), Some(election)) = (heartbeat, election)
+            && election < heartbeat * 3
+        {
+            let found = format!("{election:?}, with a heartbeat of {heartbeat:?}");
+            t.problem(
+                problems,
+                "election",
+                "at least three times the heartbeat",
+                &found,
+                "a single lost heartbeat must not start an election: raise `election` or lower `heartbeat`",
+            );
+        }
+        t.finish(problems);
+        durability?;
+        Some(Raft { heartbeat: heartbeat?, election: election? })
+    }
+}
+
+impl Limits {
+    fn read(mut t: Table<'_>, problems: &mut Vec<Problem>) -> Option<Limits> {
+        let max_sessions = t.or(problems, "max_sessions", 1_000_000, |v| v.count(1024, 100_000_000));
+        let max_half_open = t.or(problems, "max_half_open", 65_536, |v| v.count(256, 10_000_000));
+        let half_open_timeout = t.or(problems, "half_open_timeout", Duration::from_secs(30), |v| {
+            v.duration(Duration::from_secs(1), Duration::from_secs(300))
+        });
+        let cut_off_limit = t.or(problems, "cut_off_limit", Duration::from_secs(300), |v| {
+            v.duration(CURRENT_FOR, Duration::from_secs(86_400))
+        });
+        t.finish(problems);
+        Some(Limits {
+            max_sessions: max_sessions?,
+            max_half_open: max_half_open?,
+            half_open_timeout: half_open_timeout?,
+            cut_off_limit: cut_off_limit?,
+        })
+    }
+}
+
+impl Lab {
+    fn read(mut t: Table<'_>, problems: &mut Vec<Problem>) -> Option<Lab> {
+        let cut_replication = t.or(problems, "cut_replication", false, |v| v.boolean());
+        t.finish(problems);
+        Some(Lab { cut_replication: cut_replication? })
+    }
+}
+
+fn default_workers() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get().min(64))
+}
+
+fn member_name(v: reader::Value<'_>) -> Result<String, Wrong> {
+    let name = v.string()?;
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if !name.is_empty() && name.len() <= 63 && name.chars().all(good) {
+        Ok(name)
+    } else {
+        Err(Wrong::new(
+            "1 to 63 letters, digits, `-`, `_` or `.`",
+            &v.found(),
+            "the host name does well: `name = \"fw1\"`",
+        ))
+    }
+}
+
+fn zone_name(v: reader::Value<'_>) -> Result<String, Wrong> {
+    let name = v.string()?;
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    let first = name.starts_with(|c: char| c.is_ascii_alphabetic());
+    if name == "any" {
+        return Err(Wrong::new("a zone's name", "\"any\"", "`any` means every zone in a policy: choose another name"));
+    }
+    if first && name.len() <= 63 && name.chars().all(good) {
+        Ok(name)
+    } else {
+        Err(Wrong::new(
+            "a letter, then letters, digits, `-` or `_`",
+            &v.found(),
+            "use the name that the policy's `zone` line has",
+        ))
+    }
+}
+
+fn interface_name(v: reader::Value<'_>) -> Result<String, Wrong> {
+    let name = v.string()?;
+    // IFNAMSIZ is 16 with its zero; the kernel refuses `/`, `:` and blanks (dev_valid_name).
+    let good = |c: char| !c.is_whitespace() && !c.is_control() && !matches!(c, '/' | ':');
+    if name == "lo" || name == INJECT_DEVICE {
+        return Err(Wrong::new("a data interface", &v.found(), "this device is never filtered: remove it here"));
+    }
+    if !name.is_empty() && name.len() <= 15 && name != "." && name != ".." && name.chars().all(good) {
+        Ok(name)
+    } else {
+        Err(Wrong::new("an interface name of at most 15 bytes", &v.found(), "use the name that `ip link` shows"))
+    }
+}
+
+fn absolute_path(v: reader::Value<'_>) -> Result<PathBuf, Wrong> {
+    let path = PathBuf::from(v.string()?);
+    if path.is_absolute() {
+        Ok(path)
+    } else {
+        Err(Wrong::new(
+            "an absolute path",
+            &v.found(),
+            "begin it with `/`: the daemon's working directory is not yours",
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,188 @@
+use super::*;
+
+const GOOD: &str = r#"
+name = "fw1"
+data_dir = "/var/lib/palisade"
+role = "firewall"
+
+[cluster]
+listen = "10.9.0.1:7946"
+
+[[interface]]
+name = "eth0"
+zone = "outside"
+
+[[interface]]
+name = "eth1"
+zone = "inside"
+antispoof = false
+"#;
+
+fn problems(text: &str) -> Vec<String> {
+    Config::parse("node.toml", text).unwrap_err().problems().iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn defaults_are_filled_in() {
+    let config = Config::parse("node.toml", GOOD).unwrap();
+    assert_eq!(config.name, "fw1");
+    assert_eq!(config.cluster.advertise, "10.9.0.1:7946".parse().unwrap());
+    assert_eq!(config.admin.socket, Path::new("/run/palisade/admin.sock"));
+    assert_eq!(config.http.listen, "127.0.0.1:9946".parse().unwrap());
+    assert_eq!(config.interfaces.len(), 2);
+    assert!(config.interfaces[0].antispoof);
+    assert!(!config.interfaces[1].antispoof);
+    assert_eq!(config.datapath.hold_time, Duration::from_millis(250));
+    assert_eq!(config.limits.cut_off_limit, Duration::from_secs(300));
+    assert!(config.raft.election * 4 < CURRENT_FOR);
+}
+
+#[test]
+fn all_errors_come_at_once_with_line_path_and_remedy() {
+    let text = r#"
+name = "fw 1"
+role = "boss"
+colour = "red"
+
+[cluster]
+listn = "10.9.0.1:7946"
+
+[[interface]]
+name = "lo"
+zone = "any"
+
+[datapath]
+mode = "xdp"
+workers = 0
+hold_time = 250
+
+[raft]
+durability = "relaxed"
+
+[limits]
+cut_off_limit = "5 weeks"
+"#;
+    let error = Config::parse("node.toml", text).unwrap_err();
+    let lines: Vec<_> = error.problems().iter().map(ToString::to_string).collect();
+    assert_eq!(
+        lines,
+        [
+            "line 2: name: expected 1 to 63 letters, digits, `-`, `_` or `.`, found \"fw 1\"",
+            "line 3: role: expected \"firewall\" or \"witness\", found \"boss\"",
+            "line 4: colour: expected a known key, found `colour`",
+            "line 6: cluster.listen: expected a value, because it has no default, found nothing",
+            "line 7: cluster.listn: expected a known key, found `listn`",
+            "line 10: interface[0].name: expected a data interface, found \"lo\"",
+            "line 11: interface[0].zone: expected a zone's name, found \"any\"",
+            "line 14: datapath.mode: expected \"auto\" or \"raw\", found \"xdp\"",
+            "line 15: datapath.workers: expected a number from 1 to 64, found 0",
+            "line 16: datapath.hold_time: expected a time from 10ms to 2s, found 250",
+            "line 19: raft.durability: expected \"disk\", found \"relaxed\"",
+            "line 22: limits.cut_off_limit: expected a time from 1s to 86400s, found \"5 weeks\"",
+        ]
+    );
+    let help = |path: &str| error.problems().iter().find(|p| p.path == path).unwrap().help.clone();
+    assert_eq!(help("cluster.listn"), "did you mean `listen`? Keys here: `listen`, `advertise`");
+    assert!(help("datapath.mode").contains("not yet available"));
+    assert!(help("raft.durability").contains("not yet available"));
+    assert!(error.problems().iter().all(|p| !p.help.is_empty()), "every error says what to do");
+}
+
+#[test]
+fn syntax_errors_name_their_line() {
+    let found = problems("name = \"fw1\"\nrole = = 3\n");
+    assert!(found[0].starts_with("line 2: expected valid TOML"), "{found:?}");
+}
+
+#[test]
+fn values_that_contradict_each_other() {
+    let any = GOOD.replace("10.9.0.1:7946", "0.0.0.0:7946");
+    assert!(problems(&any)[0].contains("cluster.advertise: expected an address that other members can reach"));
+    let witness = GOOD.replace("\"firewall\"", "\"witness\"");
+    assert!(problems(&witness)[0].contains("a witness forwards nothing"));
+    let twice = GOOD.replace("eth1", "eth0");
+    assert_eq!(problems(&twice), ["line 14: interface[1].name: expected each interface once, found \"eth0\" again"]);
+    let hasty = format!("{GOOD}\n[raft]\nheartbeat = \"100ms\"\nelection = \"200ms\"\n");
+    assert!(problems(&hasty)[0].contains("raft.election: expected at least three times the heartbeat"));
+    let none = "name = \"fw1\"\n[cluster]\nlisten = \"10.9.0.1:7946\"\n";
+    assert!(problems(none)[0].contains("interface: expected at least one data interface"));
+}
+
+#[test]
+fn wrong_shapes_are_errors() {
+    let text = format!("interface = 3\n{}", &GOOD[..GOOD.find("[[").unwrap()]);
+    assert!(
+        problems(&text).iter().any(|p| p.contains("interface: expected a list of tables, found 3")),
+        "{:?}",
+        problems(&text)
+    );
+    let text = format!("raft = \"disk\"\n{GOOD}");
+    assert!(problems(&text).iter().any(|p| p.contains("raft: expected a table, found \"disk\"")));
+}
+
+#[test]
+fn an_unreadable_file_is_an_error() {
+    let error = Config::load(Path::new("/nonexistent/node.toml")).unwrap_err();
+    assert_eq!(error.to_string(), "/nonexistent/node.toml: 1 error");
+    assert!(error.problems()[0].to_string().starts_with("expected a readable file"));
+}
+
+/// The documentation lists exactly the keys that exist.
+#[test]
+fn docs_name_every_key() {
+    let docs = include_str!("../../../docs/config.md");
+    let documented: std::collections::BTreeSet<&str> =
+        docs.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`')).map(|(key, _)| key).collect();
+    assert_eq!(documented, KEYS.iter().copied().collect());
+}
+
+/// And the list is what the reader accepts: a file with every key is valid.
+#[test]
+fn every_key_is_accepted() {
+    let text = r#"
+name = "fw1"
+data_dir = "/d"
+role = "firewall"
+[cluster]
+listen = "0.0.0.0:1"
+advertise = "10.0.0.1:1"
+[admin]
+socket = "/s"
+[http]
+listen = "[::1]:1"
+[[interface]]
+name = "eth0"
+zone = "outside"
+antispoof = false
+[datapath]
+mode = "raw"
+inject = "veth"
+workers = 3
+unfiltered = ["mgmt0"]
+hold_time = "100ms"
+hold_packets = 100
+hold_bytes = 1_000_000
+hold_unmatched_packets = 10
+hold_unmatched_bytes = 0x10000
+manage_rp_filter = false
+manage_forwarding = false
+[raft]
+durability = "disk"
+heartbeat = "50ms"
+election = "200ms"
+[limits]
+max_sessions = 5000
+max_half_open = 500
+half_open_timeout = "1m"
+cut_off_limit = "1h"
+[lab]
+cut_replication = true
+"#;
+    let config = Config::parse("node.toml", text).unwrap();
+    assert_eq!(config.datapath.hold_packets, (100, 10));
+    assert_eq!(config.datapath.hold_bytes, (1_000_000, 65_536));
+    assert_eq!(config.datapath.unfiltered, ["mgmt0"]);
+    assert_eq!(config.limits.cut_off_limit, Duration::from_secs(3600));
+    let keys = text.lines().filter(|l| l.contains('=')).count();
+    assert_eq!(keys, KEYS.len());
+}

@@ -1,0 +1,163 @@
+//! The capture sockets of one interface, and what one of them receives.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv};
+
+use super::ring::{Ring, SLOT, Slot};
+use crate::datapath::sys;
+use crate::datapath::vnet::{LENGTH as VNET, VnetHeader};
+
+/// The largest frame: an IP packet of 64 KiB, its link-layer header and the virtio header, with room to notice a larger.
+pub(crate) const LARGEST: usize = 65536 + 256;
+
+/// What the queue of oversized frames may hold. GSO packets of 64 KiB count with more than their length.
+const QUEUE: i32 = 16 << 20;
+
+/// A frame for this interface's own MAC address.
+const PACKET_HOST: u8 = 0;
+/// One that this machine sends.
+const PACKET_OUTGOING: u8 = 4;
+
+/// What a socket received.
+#[derive(Debug)]
+pub(crate) enum Received<'a> {
+    /// An IP packet for this machine to deliver or to forward.
+    Packet {
+        /// When it came: nanoseconds since 1970, wall clock.
+        at: u64,
+        /// Its virtio header.
+        vnet: VnetHeader,
+        /// Its bytes from the IP header on, perhaps with Ethernet padding.
+        packet: &'a [u8],
+    },
+    /// A frame with a foreign MAC address or a VLAN tag, a broadcast, a multicast, or of a stacked device.
+    NotForUs {
+        /// Its length.
+        length: u32,
+    },
+    /// A frame that did not fit, the queue of oversized ones being full.
+    Truncated {
+        /// Its length.
+        length: u32,
+    },
+    /// Nothing of interest.
+    Nothing,
+}
+
+/// One capture socket: of one interface, one EtherType and one worker.
+#[derive(Debug)]
+pub(crate) struct Capture {
+    // Before the socket, so that it is unmapped first.
+    ring: Ring,
+    fd: OwnedFd,
+    index: u32,
+}
+
+impl Capture {
+    /// Opens the sockets for an interface and an EtherType, one for each worker. All are in one fanout group, in the
+    /// workers' order: so both directions of a flow, by whatever interface, meet the same worker.
+    pub(crate) fn open(index: u32, ethertype: u16, workers: usize, slots: u32) -> io::Result<Vec<Capture>> {
+        let mut group = None;
+        (0..workers).map(|_| Capture::open_one(index, ethertype, slots, (workers > 1).then_some(&mut group))).collect()
+    }
+
+    fn open_one(index: u32, ethertype: u16, slots: u32, group: Option<&mut Option<u16>>) -> io::Result<Capture> {
+        let socket = sys::packet_socket()?;
+        let fd = socket.as_fd();
+        // Between its bind and its joining the group, a socket receives what the others also receive.
+        sys::drop_all(fd, true)?;
+        let set = |name: i32, value: i32| sys::set_option(fd, libc::SOL_PACKET, name, &value);
+        set(libc::PACKET_VERSION, 1 /* TPACKET_V2 */)?;
+        set(libc::PACKET_VNET_HDR, 1)?;
+        set(libc::PACKET_COPY_THRESH, i32::try_from(SLOT).unwrap_or(i32::MAX))?;
+        // Since Linux 4.20; we look at `PACKET_OUTGOING` ourselves too.
+        let _ = set(libc::PACKET_IGNORE_OUTGOING, 1);
+        // Beyond the system's limit where we may (not in a user namespace), else up to it.
+        if sys::set_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &QUEUE).is_err() {
+            sys::set_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUF, &QUEUE)?;
+        }
+        let ring = Ring::map(fd, slots)?;
+        sys::bind_packet(fd, index, ethertype)?;
+        if let Some(group) = group {
+            join(fd, group)?;
+        }
+        sys::drop_all(fd, false)?;
+        Ok(Capture { ring, fd: socket, index })
+    }
+
+    /// Receives one frame, if one is there. `large` (of [`LARGEST`] bytes) takes what does not fit into a slot.
+    pub(crate) fn receive<R>(&mut self, large: &mut [u8], take: impl FnOnce(Received<'_>) -> R) -> Option<R> {
+        let slot = self.ring.peek()?;
+        let result = take(slot.map_or(Received::Nothing, |slot| classify(slot, self.index, self.fd.as_fd(), large)));
+        self.ring.release();
+        Some(result)
+    }
+
+    /// Clears the socket's error, such as ENETDOWN, so that poll waits again.
+    pub(crate) fn clear_error(&self) {
+        let _ = sys::option_words::<1>(self.fd.as_fd(), libc::SOL_SOCKET, libc::SO_ERROR);
+    }
+
+    /// Frames that the kernel found no room for since the last call.
+    pub(crate) fn missed(&self) -> u64 {
+        // `struct tpacket_stats`: packets, drops; reading sets them to zero.
+        sys::option_words::<2>(self.fd.as_fd(), libc::SOL_PACKET, libc::PACKET_STATISTICS)
+            .map_or(0, |[_, drops]| u64::from(drops))
+    }
+}
+
+impl AsFd for Capture {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+fn join(fd: BorrowedFd<'_>, group: &mut Option<u16>) -> io::Result<()> {
+    // Lower half: the group; upper half: PACKET_FANOUT_HASH, which is 0, and flags. The hash is symmetric.
+    let argument = group.map_or(libc::PACKET_FANOUT_FLAG_UNIQUEID << 16, u32::from);
+    sys::set_option(fd, libc::SOL_PACKET, libc::PACKET_FANOUT, &argument)?;
+    if group.is_none() {
+        let [word] = sys::option_words::<1>(fd, libc::SOL_PACKET, libc::PACKET_FANOUT)?;
+        *group = Some(u16::try_from(word & 0xffff).unwrap_or(0));
+    }
+    Ok(())
+}
+
+fn classify<'a>(slot: Slot<'a>, bound: u32, fd: BorrowedFd<'_>, large: &'a mut [u8]) -> Received<'a> {
+    let Slot { frame, vnet, packet } = slot;
+    // The queue goes in step with the ring: its part must be taken whatever becomes of the frame.
+    let oversized = frame.queued.then(|| dequeue(fd, large));
+    if frame.kind == PACKET_OUTGOING {
+        return Received::Nothing;
+    }
+    if frame.kind != PACKET_HOST || frame.index != bound || frame.tagged {
+        return Received::NotForUs { length: frame.length };
+    }
+    if frame.captured >= frame.length {
+        return Received::Packet { at: frame.at, vnet, packet };
+    }
+    let Some(Some(received)) = oversized else {
+        return Received::Truncated { length: frame.length };
+    };
+    let start = VNET + usize::from(frame.link);
+    match (large.first_chunk(), large.get(start..received)) {
+        (Some(header), Some(packet)) => {
+            Received::Packet { at: frame.at, vnet: VnetHeader::read(*header, frame.link), packet }
+        }
+        _ => Received::Truncated { length: frame.length },
+    }
+}
+
+/// Takes the oldest oversized frame off the queue; `None` if it was not there or too large.
+fn dequeue(fd: BorrowedFd<'_>, large: &mut [u8]) -> Option<usize> {
+    loop {
+        match recv(fd.as_raw_fd(), large, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_TRUNC) {
+            Ok(length) => return (length <= large.len()).then_some(length),
+            Err(Errno::EINTR) => {}
+            Err(_) => return None,
+        }
+    }
+}

@@ -1,0 +1,404 @@
+//! Start checks: settings of the machine under which the datapath would silently let packets through or eat them. Each
+//! refuses the start and names its remedy.
+
+use std::io;
+
+use serde_json::Value;
+
+use super::gate::{self, Gate};
+use super::netlink::Netlink;
+use super::sysctl::{self, Family, Setting};
+
+/// Why the datapath does not start.
+#[derive(Debug, thiserror::Error, miette::Diagnostic)]
+pub enum StartError {
+    /// The number of workers is out of range, or not that of the wake handle.
+    #[error("{workers} packet workers were asked for, and the wake handle is for {handle}")]
+    #[diagnostic(help("give between 1 and 64 workers, and the same number to the wake handle"))]
+    Workers {
+        /// As asked for.
+        workers: usize,
+        /// The wake handle's.
+        handle: usize,
+    },
+    /// A name that no interface can have.
+    #[error("{name:?} is not the name of an interface")]
+    #[diagnostic(help("interface names have 1 to 15 bytes, without white space, quotes, slashes or colons"))]
+    Name {
+        /// The name.
+        name: String,
+    },
+    /// A data interface is not there.
+    #[error("there is no interface {name}")]
+    #[diagnostic(help(
+        "`ip link` lists this machine's interfaces; correct [[interface]] in node.toml, or bring the interface up before the daemon"
+    ))]
+    Interface {
+        /// Its name.
+        name: String,
+    },
+    /// The policy rule `lookup local` is not the first.
+    #[error("the {family} policy rule `lookup local` is not at priority 0, ahead of the gate")]
+    #[diagnostic(help(
+        "the gate would cut this machine itself off; put it back: `ip rule add pref 0 lookup local` (IPv6: `ip -6 rule …`)"
+    ))]
+    LocalRule {
+        /// Of which family.
+        family: Family,
+    },
+    /// A foreign policy rule lies at or before the gate.
+    #[error("a foreign {family} policy rule at priority {priority} leads around the gate")]
+    #[diagnostic(help(
+        "see `ip rule` (`ip -6 rule`) and move it to a priority above 3: `ip rule del pref {priority} …`, then add it again behind the gate"
+    ))]
+    ForeignRule {
+        /// Of which family.
+        family: Family,
+        /// Its priority.
+        priority: u32,
+    },
+    /// Reverse path filtering would eat every re-injected packet.
+    #[error(
+        "reverse path filtering is on for {device}: rp_filter is {all} for `all` and {own} for {device}; the greater counts"
+    )]
+    #[diagnostic(help(
+        "Palisade checks sources itself. Give each data interface the value of `all`, then `sysctl -w net.ipv4.conf.all.rp_filter=0`; or let the daemon do so: `manage_rp_filter = true` under [datapath]"
+    ))]
+    RpFilter {
+        /// palisade0.
+        device: String,
+        /// The value of `all`.
+        all: i64,
+        /// The device's own.
+        own: i64,
+    },
+    /// Forwarding is off.
+    #[error("forwarding is off: {setting} is 0")]
+    #[diagnostic(help(
+        "`sysctl -w {setting}=1` (and in /etc/sysctl.d/), or `manage_forwarding = true` under [datapath]"
+    ))]
+    Forwarding {
+        /// The setting.
+        setting: String,
+    },
+    /// IPv6 is off on palisade0.
+    #[error("IPv6 is off: {setting} is 1")]
+    #[diagnostic(help("`sysctl -w {setting}=0`; to do without IPv6 altogether, boot with ipv6.disable=1"))]
+    Ipv6Disabled {
+        /// The setting.
+        setting: String,
+    },
+    /// The kernel forwards multicasts or directed broadcasts, which go around the gate.
+    #[error("the kernel forwards {what}s past the gate: {setting} is on")]
+    #[diagnostic(help("stop what switched it on (a multicast routing daemon?), or `sysctl -w {setting}=0`"))]
+    Forwards {
+        /// Multicast or broadcast.
+        what: &'static str,
+        /// The setting.
+        setting: String,
+    },
+    /// A FORWARD chain drops what was re-injected.
+    #[error("the {chain} drops by default, and so every packet that Palisade allows")]
+    #[diagnostic(help(
+        "Docker and ufw do this. Accept what Palisade has judged: `iptables -I FORWARD -i {device} -j ACCEPT` (`ip6tables` likewise), in nftables `nft insert rule FAMILY TABLE CHAIN iifname {device} accept`; or set the policy to accept"
+    ))]
+    ForwardChain {
+        /// Family, table and chain.
+        chain: String,
+        /// palisade0.
+        device: String,
+    },
+    /// A setting of palisade0 can not be made.
+    #[error("{setting} can not be set to {value}")]
+    #[diagnostic(help(
+        "the daemon needs CAP_NET_ADMIN and a writable /proc/sys/net (systemd: no ProtectKernelTunables=)"
+    ))]
+    Setting {
+        /// The setting.
+        setting: String,
+        /// The value.
+        value: i64,
+        /// Why.
+        source: io::Error,
+    },
+    /// The device for re-injection can not be made.
+    #[error("the device {device} can not be made")]
+    #[diagnostic(help("the daemon needs CAP_NET_ADMIN, and /dev/net/tun (`modprobe tun`) or veth interfaces"))]
+    Device {
+        /// Its name.
+        device: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The device for re-injection belongs to somebody else.
+    #[error("there is an interface {device} already, and it does not go away")]
+    #[diagnostic(help("is another Palisade running in this network namespace? If not: `ip link del {device}`"))]
+    DeviceInUse {
+        /// Its name.
+        device: String,
+    },
+    /// The policy rules of the gate can not be made.
+    #[error("the gate's policy rules can not be made")]
+    #[diagnostic(help(
+        "the daemon needs CAP_NET_ADMIN, and a kernel with CONFIG_IP_MULTIPLE_TABLES and CONFIG_IPV6_MULTIPLE_TABLES"
+    ))]
+    Gate {
+        /// Why.
+        source: io::Error,
+    },
+    /// A capture socket can not be opened.
+    #[error("{interface} can not be captured")]
+    #[diagnostic(help(
+        "the daemon needs CAP_NET_RAW, a kernel with CONFIG_PACKET, and memory for its rings ([datapath] ring_slots)"
+    ))]
+    Capture {
+        /// The interface.
+        interface: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The kernel did not answer, or a thread could not be started.
+    #[error("the kernel refuses: {what}")]
+    #[diagnostic(help("the daemon needs CAP_NET_ADMIN in its network namespace"))]
+    System {
+        /// What was asked of it.
+        what: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// What the daemon may change by itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Manage {
+    pub(crate) rp_filter: bool,
+    pub(crate) forwarding: bool,
+}
+
+/// What can be checked before anything is made.
+pub(crate) fn before(netlink: &mut Netlink, gate: &Gate) -> Result<(), StartError> {
+    for family in Family::present() {
+        let (local_first, foreign) = gate::order(netlink, gate, family)
+            .map_err(|source| StartError::System { what: "the list of policy rules", source })?;
+        if !local_first {
+            return Err(StartError::LocalRule { family });
+        }
+        if let Some(&priority) = foreign.first() {
+            return Err(StartError::ForeignRule { family, priority });
+        }
+    }
+    forwards_past_the_gate()
+}
+
+/// What can be checked when the device is there.
+pub(crate) fn device(device: &str, manage: Manage) -> Result<(), StartError> {
+    settings(device, manage)?;
+    forward_chains(device)
+}
+
+fn settings(device: &str, manage: Manage) -> Result<(), StartError> {
+    if manage.rp_filter {
+        push_down_rp_filter(device).map_err(|source| StartError::Setting {
+            setting: Setting::new(Family::V4, "all", "rp_filter").to_string(),
+            value: 0,
+            source,
+        })?;
+    }
+    for family in Family::present() {
+        match family {
+            Family::V4 => {
+                rp_filter(device)?;
+                forwarding(&Setting::new(family, device, "forwarding"), manage)?;
+            }
+            Family::V6 => {
+                let disabled = Setting::new(family, device, "disable_ipv6");
+                if disabled.value() != 0 {
+                    return Err(StartError::Ipv6Disabled { setting: disabled.to_string() });
+                }
+                forwarding(&Setting::new(family, "all", "forwarding"), manage)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What is wrong now, while the datapath runs. What may be managed has been put right.
+pub(crate) fn running(device: &str, manage: Manage) -> Vec<StartError> {
+    // The forward chains are left out: listing them at each notice costs too much on a machine with many rules.
+    [settings(device, manage), forwards_past_the_gate()].into_iter().filter_map(Result::err).collect()
+}
+
+/// Would the kernel's source check eat what comes in by palisade0?
+pub(crate) fn rp_filter(device: &str) -> Result<(), StartError> {
+    let all = Setting::new(Family::V4, "all", "rp_filter").value();
+    let own = Setting::new(Family::V4, device, "rp_filter").value();
+    if all.max(own) == 0 { Ok(()) } else { Err(StartError::RpFilter { device: device.to_owned(), all, own }) }
+}
+
+/// Sets `rp_filter` of `all` to 0, after every other interface was given at least its value: so nothing but palisade0 is
+/// checked less than before. (The greater of `all` and the interface's own counts.)
+///
+/// # Errors
+/// The settings can not be written.
+pub fn push_down_rp_filter(device: &str) -> io::Result<()> {
+    let all = Setting::new(Family::V4, "all", "rp_filter");
+    let value = all.value();
+    if value != 0 {
+        for interface in sysctl::interfaces(Family::V4)? {
+            if interface != "all" && interface != device {
+                let setting = Setting::new(Family::V4, &interface, "rp_filter");
+                // Strict (1) is less than loose (2) in number only; the kernel, too, takes the greater.
+                setting.set(value.max(setting.value()))?;
+            }
+        }
+        all.set(0)?;
+    }
+    Setting::new(Family::V4, device, "rp_filter").set(0)?;
+    Ok(())
+}
+
+fn forwarding(setting: &Setting, manage: Manage) -> Result<(), StartError> {
+    if setting.value() == 0 && manage.forwarding {
+        setting.set(1).map_err(|source| StartError::Setting { setting: setting.to_string(), value: 1, source })?;
+    }
+    if setting.value() == 0 { Err(StartError::Forwarding { setting: setting.to_string() }) } else { Ok(()) }
+}
+
+fn forwards_past_the_gate() -> Result<(), StartError> {
+    for family in Family::present() {
+        for (key, what) in [("mc_forwarding", "multicast"), ("bc_forwarding", "directed broadcast")] {
+            let interfaces =
+                sysctl::interfaces(family).map_err(|source| StartError::System { what: "/proc/sys/net", source })?;
+            for interface in interfaces {
+                let setting = Setting::new(family, &interface, key);
+                if setting.value() != 0 {
+                    return Err(StartError::Forwards { what, setting: setting.to_string() });
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Does a chain on the forward hook drop by policy, without letting palisade0's packets pass first?
+fn forward_chains(device: &str) -> Result<(), StartError> {
+    let refuse = |chain: String| Err(StartError::ForwardChain { chain, device: device.to_owned() });
+    if let Ok(ruleset) = gate::run(&["-j", "list", "ruleset"], "")
+        && let Ok(ruleset) = serde_json::from_str(&ruleset)
+        && let Some(chain) = dropping_chain(&ruleset, device)
+    {
+        return refuse(format!("nftables chain {chain}"));
+    }
+    // The older kind of iptables is not to be seen by nft; asking it would load its kernel modules.
+    for (list, programs) in [
+        ("/proc/thread-self/net/ip_tables_names", ["iptables-legacy", "/usr/sbin/iptables-legacy"]),
+        ("/proc/thread-self/net/ip6_tables_names", ["ip6tables-legacy", "/usr/sbin/ip6tables-legacy"]),
+    ] {
+        let used = std::fs::read_to_string(list).is_ok_and(|names| names.lines().any(|name| name == "filter"));
+        if used
+            && let Ok(rules) = gate::run_any(&programs, &["-S", "FORWARD"], "")
+            && legacy_drops(&rules, device)
+        {
+            return refuse(format!("chain FORWARD of {}", programs[0]));
+        }
+    }
+    Ok(())
+}
+
+fn legacy_drops(rules: &str, device: &str) -> bool {
+    let accept = format!("-A FORWARD -i {device} -j ACCEPT");
+    rules.lines().any(|l| l == "-P FORWARD DROP") && !rules.lines().any(|l| l == accept)
+}
+
+/// The first forward chain of `nft -j list ruleset` that drops by policy and accepts nothing from `device`.
+fn dropping_chain(ruleset: &Value, device: &str) -> Option<String> {
+    let items = ruleset.get("nftables")?.as_array()?;
+    let text = |v: &Value, key: &str| v.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+    items.iter().filter_map(|item| item.get("chain")).find_map(|chain| {
+        if text(chain, "hook") != "forward" || text(chain, "policy") != "drop" {
+            return None;
+        }
+        let (family, table, name) = (text(chain, "family"), text(chain, "table"), text(chain, "name"));
+        if !matches!(family.as_str(), "ip" | "ip6" | "inet") {
+            return None;
+        }
+        let accepted = items.iter().filter_map(|item| item.get("rule")).any(|rule| {
+            text(rule, "family") == family
+                && text(rule, "table") == table
+                && text(rule, "chain") == name
+                && accepts(rule, device)
+        });
+        (!accepted).then(|| format!("{family} {table} {name}"))
+    })
+}
+
+/// Is it `iifname DEVICE accept`, at most with a counter or a comment?
+fn accepts(rule: &Value, device: &str) -> bool {
+    let Some(parts) = rule.get("expr").and_then(Value::as_array) else { return false };
+    let (mut from_device, mut accept, mut more) = (false, false, false);
+    for part in parts {
+        if part.get("accept").is_some() {
+            accept = true;
+        } else if let Some(m) = part.get("match") {
+            let key = m.pointer("/left/meta/key").and_then(Value::as_str);
+            let this = matches!(key, Some("iifname" | "iif"))
+                && m.get("op").and_then(Value::as_str) == Some("==")
+                && m.get("right").and_then(Value::as_str) == Some(device);
+            from_device |= this;
+            more |= !this;
+        } else if part.get("counter").is_none() {
+            more = true;
+        }
+    }
+    from_device && accept && !more
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn ruleset(policy: &str, rules: &[Value]) -> Value {
+        let mut items = vec![
+            json!({"metainfo": {"version": "1.0"}}),
+            json!({"chain": {"family": "ip", "table": "filter", "name": "FORWARD", "hook": "forward", "policy": policy}}),
+        ];
+        for expr in rules {
+            items.push(json!({"rule": {"family": "ip", "table": "filter", "chain": "FORWARD", "expr": expr}}));
+        }
+        json!({"nftables": items})
+    }
+
+    fn from_device(op: &str) -> Value {
+        json!({"match": {"op": op, "left": {"meta": {"key": "iifname"}}, "right": "palisade0"}})
+    }
+
+    #[test]
+    fn a_forward_chain_that_drops_is_found_unless_it_accepts_us() {
+        let found = |rules: &[Value]| dropping_chain(&ruleset("drop", rules), "palisade0");
+        assert_eq!(found(&[]), Some("ip filter FORWARD".to_owned()));
+        assert_eq!(found(&[json!([from_device("=="), {"counter": {}}, {"accept": null}])]), None);
+        assert!(found(&[json!([from_device("!="), {"accept": null}])]).is_some());
+        assert!(found(&[json!([from_device("=="), {"drop": null}])]).is_some());
+        let narrower = json!({"match": {"op": "==", "left": {"payload": {}}, "right": 80}});
+        assert!(found(&[json!([from_device("=="), narrower, {"accept": null}])]).is_some());
+        assert_eq!(dropping_chain(&ruleset("accept", &[]), "palisade0"), None);
+        assert_eq!(dropping_chain(&json!({}), "palisade0"), None);
+    }
+
+    #[test]
+    fn iptables_legacy_is_read() {
+        assert!(legacy_drops("-P FORWARD DROP\n", "palisade0"));
+        assert!(!legacy_drops("-P FORWARD DROP\n-A FORWARD -i palisade0 -j ACCEPT\n", "palisade0"));
+        assert!(!legacy_drops("-P FORWARD ACCEPT\n", "palisade0"));
+    }
+
+    #[test]
+    fn every_error_has_a_remedy() {
+        use miette::Diagnostic;
+        let error = StartError::RpFilter { device: "palisade0".to_owned(), all: 2, own: 0 };
+        let help = error.help().unwrap().to_string();
+        assert!(help.contains("net.ipv4.conf.all.rp_filter=0") && help.contains("manage_rp_filter"), "{help}");
+    }
+}

@@ -1,0 +1,173 @@
+//! Which zone the kernel would send a packet to: its own answer to `RTM_GETROUTE`, cached until routes, rules or
+//! interfaces change.
+//!
+//! The question is put as for a packet that comes in by `palisade0`, so that the operator's policy rules apply to it as
+//! they will to the re-injected packet. Not put: the packet's DSCP, mark and ports; and of several next hops in
+//! different zones the kernel's choice for this address pair stands for all of its connections.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
+use palisade_engine::{Ip, Routes, ZoneId};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope, RouteType};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::netlink::Netlink;
+
+/// Entries of a worker's cache (a power of two).
+const ENTRIES: usize = 4096;
+
+/// What changes under the workers' feet, written by the watcher.
+#[derive(Debug, Default)]
+pub(crate) struct Topology {
+    /// Raised after each change of a route, rule, address or interface.
+    pub(crate) generation: AtomicU64,
+    /// Interface indices of the data interfaces, by their place in the configuration (0: not there now).
+    pub(crate) indices: ArcSwap<Vec<u32>>,
+}
+
+impl Topology {
+    pub(crate) fn changed(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Entry {
+    destination: Ip,
+    source: Ip,
+    /// 0: none.
+    interface: u32,
+}
+
+/// One worker's view of the routes.
+pub(crate) struct RouteZones {
+    netlink: Netlink,
+    /// palisade0's index.
+    incoming: u32,
+    topology: Arc<Topology>,
+    generation: u64,
+    cache: Box<[Option<Entry>]>,
+    /// Zones by interface index.
+    zones: Vec<(u32, ZoneId)>,
+    /// Source and destination of the packet that is being judged.
+    packet: (Ip, Ip),
+}
+
+impl RouteZones {
+    pub(crate) fn new(incoming: u32, topology: Arc<Topology>) -> std::io::Result<RouteZones> {
+        Ok(RouteZones {
+            netlink: Netlink::open()?,
+            incoming,
+            topology,
+            generation: 0,
+            cache: vec![None; ENTRIES].into_boxed_slice(),
+            zones: Vec::new(),
+            packet: (Ip::V4([0; 4]), Ip::V4([0; 4])),
+        })
+    }
+
+    /// Sets the zones of the data interfaces, in the order of the configuration.
+    pub(crate) fn set_zones(&mut self, zones: &[ZoneId]) {
+        let indices = self.topology.indices.load();
+        self.zones.clear();
+        self.zones.extend(indices.iter().copied().zip(zones.iter().copied()).filter(|(index, _)| *index != 0));
+    }
+
+    /// Must [`RouteZones::set_zones`] be called again?
+    pub(crate) fn outdated(&mut self) -> bool {
+        let now = self.topology.generation.load(Ordering::Acquire);
+        let outdated = now != self.generation;
+        if outdated {
+            self.generation = now;
+            self.cache.fill(None);
+        }
+        outdated
+    }
+
+    /// The packet that is judged next. Its other address is the source of the question: operators' rules may look at it.
+    pub(crate) fn about(&mut self, source: Ip, destination: Ip) {
+        self.packet = (source, destination);
+    }
+
+    fn interface(&mut self, destination: Ip) -> u32 {
+        let (from, to) = self.packet;
+        let source = if destination == from { to } else { from };
+        let place = place(destination, source);
+        if let Some(Some(e)) = self.cache.get(place)
+            && e.destination == destination
+            && e.source == source
+        {
+            return e.interface;
+        }
+        let interface = self.ask(destination, source).unwrap_or(0);
+        if let Some(entry) = self.cache.get_mut(place) {
+            *entry = Some(Entry { destination, source, interface });
+        }
+        interface
+    }
+
+    fn ask(&mut self, destination: Ip, source: Ip) -> Option<u32> {
+        let (family, length) =
+            if destination.is_v4() { (AddressFamily::Inet, 32) } else { (AddressFamily::Inet6, 128) };
+        let address = |ip: Ip| RouteAddress::from(IpAddr::from(ip));
+        let mut question = RouteMessage::default();
+        question.header.address_family = family;
+        question.header.destination_prefix_length = length;
+        question.header.source_prefix_length = length;
+        question.header.scope = RouteScope::Universe;
+        question.attributes = vec![
+            RouteAttribute::Destination(address(destination)),
+            RouteAttribute::Source(address(source)),
+            RouteAttribute::Iif(self.incoming),
+        ];
+        // An error is the kernel's way to say that there is no route.
+        let answer = self.netlink.get(RouteNetlinkMessage::GetRoute(question)).ok().flatten()?;
+        let RouteNetlinkMessage::NewRoute(route) = answer else { return None };
+        if route.header.kind != RouteType::Unicast {
+            return None;
+        }
+        route.attributes.iter().find_map(|a| if let RouteAttribute::Oif(index) = a { Some(*index) } else { None })
+    }
+}
+
+impl Routes for RouteZones {
+    fn zone(&mut self, destination: Ip) -> Option<ZoneId> {
+        match self.interface(destination) {
+            0 => None,
+            // Out by an interface that has no zone: only rules for `any` zone match.
+            index => Some(self.zones.iter().find(|(i, _)| *i == index).map_or(ZoneId::UNKNOWN, |(_, zone)| *zone)),
+        }
+    }
+}
+
+/// The direct-mapped cache's place. A plain multiplicative hash: whoever provokes collisions costs us a question to the
+/// kernel for each packet that opens a session, which is what an empty cache costs.
+fn place(destination: Ip, source: Ip) -> usize {
+    let fold = |ip: Ip| match ip {
+        Ip::V4(b) => u64::from(u32::from_be_bytes(b)),
+        Ip::V6(b) => {
+            let n = u128::from_be_bytes(b);
+            u64::try_from((n >> 64) ^ (n & u128::from(u64::MAX))).unwrap_or(0)
+        }
+    };
+    let mixed = (fold(destination).rotate_left(17) ^ fold(source)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    usize::try_from(mixed >> 52).unwrap_or(0) & (ENTRIES - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_spread() {
+        let mut seen = std::collections::HashSet::new();
+        for n in 0..1000u32 {
+            seen.insert(place(Ip::V4((0x0a00_0000 + n).to_be_bytes()), Ip::V4([192, 0, 2, 1])));
+        }
+        assert!(seen.len() > 600, "{} of 1000", seen.len());
+        assert!(place(Ip::V6([0xff; 16]), Ip::V6([0; 16])) < ENTRIES);
+    }
+}

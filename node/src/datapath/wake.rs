@@ -1,0 +1,166 @@
+//! How the apply path tells workers which held packets may go on.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use palisade_engine::{HoldKey, Wake};
+use parking_lot::Mutex;
+
+/// Keys that a mailbox keeps. What comes beyond means "judge everything again", which is right too, only slower.
+const KEYS: usize = 4096;
+
+/// One worker's mailbox.
+#[derive(Debug)]
+struct Mailbox {
+    /// Locked only to push one key or to take all.
+    keys: Mutex<Vec<HoldKey>>,
+    overflow: AtomicBool,
+    /// Something is there. Set by the sender, cleared by the worker before it looks: so a busy worker needs no system
+    /// call, and a sender rings only once.
+    pending: AtomicBool,
+    bell: EventFd,
+}
+
+/// What a worker found in its mailbox.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Woken {
+    /// Nothing.
+    Nothing,
+    /// The keys that were written to the given list.
+    Keys,
+    /// All keys: more came than the mailbox keeps.
+    All,
+}
+
+/// Wakes held packets at the datapath's workers. A handle: clones wake the same workers. It can be made before the
+/// datapath starts; what is woken meanwhile waits for it.
+#[derive(Clone, Debug)]
+pub struct WorkerWake {
+    mailboxes: Arc<[Mailbox]>,
+}
+
+impl WorkerWake {
+    /// Mailboxes for this many workers.
+    ///
+    /// # Errors
+    /// The process may open no more files.
+    pub fn new(workers: usize) -> io::Result<WorkerWake> {
+        let mailboxes = (0..workers).map(|_| {
+            Ok(Mailbox {
+                keys: Mutex::new(Vec::with_capacity(KEYS)),
+                overflow: AtomicBool::new(false),
+                pending: AtomicBool::new(false),
+                bell: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
+            })
+        });
+        Ok(WorkerWake { mailboxes: mailboxes.collect::<io::Result<_>>()? })
+    }
+
+    /// The workers.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        self.mailboxes.len()
+    }
+
+    /// Sends one key to the workers whose bit is set.
+    pub fn send(&self, workers: u64, key: HoldKey) {
+        let mut rest = workers;
+        while rest != 0 {
+            let worker = rest.trailing_zeros();
+            rest &= rest - 1;
+            let Some(mailbox) = usize::try_from(worker).ok().and_then(|w| self.mailboxes.get(w)) else { return };
+            let mut keys = mailbox.keys.lock();
+            if keys.len() < KEYS {
+                keys.push(key);
+            } else {
+                mailbox.overflow.store(true, Ordering::Relaxed);
+            }
+            drop(keys);
+            mailbox.ring();
+        }
+    }
+
+    /// Makes a worker look up from its poll.
+    pub(crate) fn ring(&self, worker: usize) {
+        if let Some(mailbox) = self.mailboxes.get(worker) {
+            mailbox.ring();
+        }
+    }
+
+    /// Is something there for this worker? To be asked often.
+    pub(crate) fn pending(&self, worker: usize) -> bool {
+        self.mailboxes.get(worker).is_some_and(|m| m.pending.load(Ordering::Acquire))
+    }
+
+    /// Takes what is there for a worker. `into` is emptied first; its memory and the mailbox's are exchanged.
+    pub(crate) fn take(&self, worker: usize, into: &mut Vec<HoldKey>) -> Woken {
+        into.clear();
+        let Some(mailbox) = self.mailboxes.get(worker) else { return Woken::Nothing };
+        if !mailbox.pending.swap(false, Ordering::AcqRel) {
+            return Woken::Nothing;
+        }
+        let _ = mailbox.bell.read(); // EAGAIN: another ring has yet to reach it, and will wake us once for nothing
+        let mut keys = mailbox.keys.lock();
+        std::mem::swap(&mut *keys, into);
+        if mailbox.overflow.swap(false, Ordering::Relaxed) {
+            Woken::All
+        } else if into.is_empty() {
+            Woken::Nothing
+        } else {
+            Woken::Keys
+        }
+    }
+
+    /// What a worker polls.
+    pub(crate) fn fd(&self, worker: usize) -> Option<BorrowedFd<'_>> {
+        self.mailboxes.get(worker).map(|m| m.bell.as_fd())
+    }
+}
+
+impl Mailbox {
+    fn ring(&self) {
+        if !self.pending.swap(true, Ordering::AcqRel) {
+            let _ = self.bell.write(1); // can only fail if the counter is full, and then it rings already
+        }
+    }
+}
+
+impl Wake for WorkerWake {
+    fn wake(&mut self, workers: u64, key: HoldKey) {
+        self.send(workers, key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_workers_whose_bit_is_set_are_woken() {
+        let mut wake = WorkerWake::new(3).unwrap();
+        let mut keys = Vec::new();
+        wake.wake(0b101, HoldKey(7));
+        wake.wake(0b100, HoldKey(8));
+        assert_eq!((wake.take(0, &mut keys), keys.as_slice()), (Woken::Keys, &[HoldKey(7)][..]));
+        assert_eq!(wake.take(1, &mut keys), Woken::Nothing);
+        assert!(wake.pending(2));
+        assert_eq!((wake.take(2, &mut keys), keys.len()), (Woken::Keys, 2));
+        assert!(!wake.pending(2));
+        wake.wake(1 << 63, HoldKey(1)); // a worker that is not there
+    }
+
+    #[test]
+    fn an_overflow_wakes_all() {
+        let wake = WorkerWake::new(1).unwrap();
+        for key in 0..=KEYS as u64 {
+            wake.send(1, HoldKey(key));
+        }
+        let mut keys = Vec::new();
+        assert_eq!(wake.take(0, &mut keys), Woken::All);
+        wake.send(1, HoldKey(1));
+        assert_eq!((wake.take(0, &mut keys), keys.len()), (Woken::Keys, 1));
+    }
+}

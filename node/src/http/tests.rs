@@ -1,0 +1,95 @@
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::*;
+
+struct Fake {
+    not_ready: Vec<String>,
+}
+
+impl Pages for Fake {
+    fn metrics(&self) -> Sheet {
+        let mut sheet = Sheet::default();
+        sheet.counter("palisade_x", "Something that is counted", 3);
+        sheet
+    }
+
+    fn stuck(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn not_ready(&self) -> Vec<String> {
+        self.not_ready.clone()
+    }
+}
+
+async fn start(not_ready: &[&str]) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let pages = Fake { not_ready: not_ready.iter().map(ToString::to_string).collect() };
+    tokio::spawn(serve(listener, Arc::new(pages)));
+    address
+}
+
+async fn ask(to: SocketAddr, bytes: &[u8]) -> String {
+    let mut stream = TcpStream::connect(to).await.unwrap();
+    // The server may refuse before everything was written.
+    let _ = stream.write_all(bytes).await;
+    let mut answer = Vec::new();
+    let _ = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut answer)).await.unwrap();
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+async fn get(to: SocketAddr, path: &str) -> String {
+    ask(to, format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes()).await
+}
+
+#[tokio::test]
+async fn pages_answer() {
+    let to = start(&[]).await;
+    assert!(get(to, "/readyz").await.starts_with("HTTP/1.1 200"));
+    assert!(get(to, "/healthz").await.contains("{\"healthy\":true,\"reasons\":[]}"));
+    let metrics = get(to, "/metrics").await;
+    assert!(metrics.contains("text/plain; version=0.0.4"), "{metrics}");
+    assert!(metrics.ends_with("# TYPE palisade_x_total counter\npalisade_x_total 3\n"), "{metrics}");
+    let accept = "GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: application/openmetrics-text;version=1.0.0,*/*;q=0.1\r\nConnection: close\r\n\r\n";
+    let metrics = ask(to, accept.as_bytes()).await;
+    assert!(metrics.contains("application/openmetrics-text") && metrics.ends_with("# EOF\n"), "{metrics}");
+    assert!(get(to, "/etc/passwd").await.starts_with("HTTP/1.1 404"));
+}
+
+#[tokio::test]
+async fn readiness_says_why_not() {
+    let to = start(&["this member is not current"]).await;
+    let answer = get(to, "/readyz").await;
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    assert!(answer.contains("this member is not current"));
+    assert!(get(to, "/healthz").await.starts_with("HTTP/1.1 200"), "not ready is not unhealthy");
+}
+
+#[tokio::test]
+async fn garbage_does_no_harm() {
+    let to = start(&[]).await;
+    let mut long = b"GET /metrics HTTP/1.1\r\n".to_vec();
+    long.extend(std::iter::repeat_n(b'a', 100_000));
+    let bodies = "POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n";
+    let chunked = "GET /metrics HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n";
+    for bytes in
+        [&[0_u8; 4096][..], b"\r\n\r\n\r\n", b"\x16\x03\x01\x02\x00", &long, bodies.as_bytes(), chunked.as_bytes()]
+    {
+        let answer = ask(to, bytes).await;
+        assert!(!answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+    assert!(get(to, "/readyz").await.starts_with("HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn silent_connections_can_not_lock_others_out_for_long() {
+    let to = start(&[]).await;
+    let mut silent = Vec::new();
+    for _ in 0..CONNECTIONS {
+        silent.push(TcpStream::connect(to).await.unwrap());
+    }
+    tokio::time::sleep(HEAD + Duration::from_millis(500)).await;
+    assert!(get(to, "/readyz").await.starts_with("HTTP/1.1 200"), "the silent ones were cut off");
+    drop(silent);
+}

@@ -1,0 +1,110 @@
+//! The datapath with the real engine, and a log of one member that takes its time.
+#![allow(missing_docs, unreachable_pub, dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod datapath_lab;
+
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use datapath_lab::{Lab, bulk, possible};
+use palisade_engine::engine::Config;
+use palisade_engine::event::Proposal;
+use palisade_engine::replica::{Batch, Command, Outcome, PolicyChange, Replica};
+use palisade_engine::{Engine, Generation, MemberId, Reason, Wake};
+use palisade_node::clock;
+use palisade_node::datapath::{self, Sinks, WorkerWake};
+use palisade_node::standing::StandingCell;
+
+const POLICY: &str = "zone outside, inside\n\
+    default drop\n\
+    accept \"bulk\" from outside to inside: any -> any tcp/7001\n\
+    reject \"telnet\" from outside to inside: any -> any tcp/23\n";
+
+/// How long a commit takes in this log.
+const COMMIT: Duration = Duration::from_millis(20);
+
+fn apply(replica: &mut Replica, number: u64, command: Command, wake: &mut dyn Wake) -> Outcome {
+    let batch = Batch { proposer: MemberId(1), first: number, floor: number, unix_ms: 0, commands: vec![command] };
+    replica.apply(clock::now(), &batch, wake).remove(0)
+}
+
+#[test]
+fn a_connection_is_held_until_it_is_committed_and_then_runs() {
+    if !possible("a_connection_is_held") {
+        return;
+    }
+    let lab = Lab::new();
+    let engine = Engine::new(Config::new(MemberId(1), 1, 7));
+    let mut replica = Replica::new(Arc::clone(&engine));
+    let mut wake = WorkerWake::new(1).unwrap();
+    let change = PolicyChange { base: Generation(0), text: POLICY.to_owned(), author: "lab".to_owned() };
+    let outcome = apply(&mut replica, 1, Command::Policy(Box::new(change)), &mut wake);
+    assert!(matches!(outcome, Outcome::Policy(_)), "{outcome:?}");
+
+    let standing = Arc::new(StandingCell::new(Duration::from_secs(60)));
+    let (hints, _hints) = tokio::sync::mpsc::channel(1024);
+    let (proposals, mut proposed) = tokio::sync::mpsc::channel(1024);
+    let (cell, member_engine, workers) = (Arc::clone(&standing), Arc::clone(&engine), wake.clone());
+    let datapath = lab.member.call(move || {
+        datapath::start(Lab::options(), member_engine, cell, workers, Sinks { hints, proposals }).unwrap()
+    });
+    let log = std::thread::spawn(move || {
+        let mut number = 1;
+        while let Some(proposal) = proposed.blocking_recv() {
+            std::thread::sleep(COMMIT);
+            number += 1;
+            let command = match proposal {
+                Proposal::Establish(establish) => Command::Establish(establish),
+                Proposal::Close(close) => Command::Close(close),
+            };
+            apply(&mut replica, number, command, &mut wake);
+        }
+        number
+    });
+
+    let connect = |address: &'static str| {
+        lab.client.call(move || {
+            let begin = clock::now();
+            let result = TcpStream::connect_timeout(&address.parse().unwrap(), Duration::from_millis(800));
+            (result.map(drop).map_err(|e| e.kind()), clock::now().since(begin))
+        })
+    };
+    // Not current: nothing new is admitted.
+    assert!(connect("10.2.0.2:7001").0.is_err());
+    let metrics = datapath.metrics();
+    assert!(metrics.snapshot().dropped(Reason::CutOff) + metrics.snapshot().dropped(Reason::NotCurrent) > 0);
+
+    let keep_current = Arc::clone(&standing);
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
+    let prover = std::thread::spawn(move || {
+        while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
+            keep_current.prove(clock::now());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    });
+    std::thread::sleep(Duration::from_millis(100));
+    for address in ["10.2.0.2:7001", "[fd00:2::2]:7001"] {
+        let before = metrics.snapshot();
+        let rate = bulk(&lab, address, Duration::from_secs(2));
+        let after = metrics.snapshot();
+        println!("engine {address}: {rate:.1} Gbit/s");
+        let held = after.hold_time.count - before.hold_time.count;
+        assert!(held >= 1, "the handshake's end was not held for its commit: {after:?}");
+        assert_eq!(after.dropped(Reason::TcpWindow), before.dropped(Reason::TcpWindow));
+        assert!(after.hold_time.sum >= COMMIT);
+    }
+    let rejected = lab.client.call(|| {
+        TcpStream::connect_timeout(&"10.2.0.2:23".parse().unwrap(), Duration::from_secs(1)).unwrap_err().kind()
+    });
+    assert_eq!(rejected, std::io::ErrorKind::ConnectionRefused);
+    let policy = metrics.snapshot().dropped(Reason::Policy);
+    assert_eq!(connect("10.2.0.2:22").0, Err(std::io::ErrorKind::TimedOut));
+    assert!(metrics.snapshot().dropped(Reason::Policy) > policy);
+
+    datapath.stop();
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    prover.join().unwrap();
+    assert!(log.join().unwrap() >= 3, "an establishment for each connection");
+}

@@ -1,0 +1,192 @@
+//! The datapath in a lab of network namespaces: what must pass passes, whole and fast.
+#![allow(missing_docs, unreachable_pub, dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod datapath_lab;
+
+use std::net::TcpStream;
+use std::time::Duration;
+
+use datapath_lab::{Fixed, KEY, Lab, bulk, eventually, possible};
+use palisade_engine::parse::build;
+use palisade_engine::{Protocol, Reason, Tuple};
+use palisade_node::clock;
+use palisade_node::datapath::{Inject, Options};
+
+const SOON: Duration = Duration::from_secs(2);
+const NEVER: Duration = Duration::from_millis(300);
+
+fn forwards(options: Options, mode: &str, least: f64) {
+    let lab = Lab::new();
+    // The kernel's own forwarding, on the same machine at the same time, is what the rest is to be compared with.
+    let kernel = bulk(&lab, "10.2.0.2:7001", SOON);
+    println!("kernel: {kernel:.1} Gbit/s");
+    let judge = Fixed::forward();
+    let running = lab.start(options, &judge).unwrap();
+    assert_eq!(running.datapath.status().mode, mode);
+    for v6 in [false, true] {
+        assert!(lab.passes(v6, SOON), "v6: {v6}");
+    }
+    for address in ["10.2.0.2:7001", "[fd00:2::2]:7001"] {
+        let before = running.datapath.metrics().snapshot();
+        let rate = bulk(&lab, address, SOON);
+        let after = running.datapath.metrics().snapshot();
+        let whole = (after.forwarded.0 - before.forwarded.0) as f64 / (after.captured - before.captured) as f64;
+        println!("{mode} {address}: {rate:.1} Gbit/s, {whole:.1} segments a frame");
+        assert!(rate > least, "{rate} Gbit/s");
+        assert!(whole > 2.0, "GSO packets do not pass whole: {whole}");
+    }
+    assert!(running.datapath.healthy());
+    let metrics = running.datapath.metrics().snapshot();
+    assert_eq!(metrics.dropped(Reason::InjectFailed), 0, "{metrics:?}");
+    running.datapath.stop();
+    assert!(!lab.passes(false, NEVER), "a stopped datapath forwards");
+}
+
+#[test]
+fn tun_forwards_tcp_in_whole_gso_packets() {
+    if possible("tun_forwards") {
+        forwards(Lab::options(), "raw/tun", 1.0);
+    }
+}
+
+#[test]
+fn two_workers_forward() {
+    if possible("two_workers_forward") {
+        forwards(Options { workers: 2, ..Lab::options() }, "raw/tun", 1.0);
+    }
+}
+
+#[test]
+fn veth_forwards_the_same() {
+    if possible("veth_forwards") {
+        forwards(Options { inject: Inject::Veth, ..Lab::options() }, "raw/veth", 1.0);
+    }
+}
+
+#[test]
+fn a_held_packet_goes_on_when_woken_and_expires_otherwise() {
+    if !possible("a_held_packet") {
+        return;
+    }
+    let lab = Lab::new();
+    let judge = Fixed::forward();
+    let running = lab.start(Lab::options(), &judge).unwrap();
+    assert!(lab.passes(false, SOON));
+    let metrics = running.datapath.metrics();
+    judge.say(2);
+    assert!(!lab.passes(false, Duration::from_millis(50)));
+    assert_eq!(metrics.snapshot().hold_now.0, 1, "{:?}", metrics.snapshot());
+    let receiver = lab.listen(false, 7000, SOON);
+    judge.say(0);
+    running.wake.send(1, KEY);
+    assert!(receiver.recv(&mut [0; 64]).is_ok(), "woken, but not forwarded");
+    drop(receiver);
+    eventually("nothing is held any more", || metrics.snapshot().hold_now.0 == 0);
+    let after = metrics.snapshot();
+    assert_eq!((after.hold_time.count, after.dropped(Reason::HoldExpired)), (1, 0));
+    judge.say(2);
+    assert!(!lab.passes(false, Duration::from_millis(600)));
+    running.wake.send(1, KEY);
+    std::thread::sleep(Duration::from_millis(50));
+    let last = metrics.snapshot();
+    assert_eq!((last.hold_now.0, last.dropped(Reason::HoldExpired)), (0, 1), "{last:?}");
+}
+
+#[test]
+fn egress_zones_are_the_kernels_routes_and_follow_their_changes() {
+    if !possible("egress_zones") {
+        return;
+    }
+    let lab = Lab::new();
+    let judge = Fixed::forward();
+    judge.say(4);
+    let running = lab.start(Lab::options(), &judge).unwrap();
+    for v6 in [false, true] {
+        assert!(lab.passes(v6, SOON), "v6: {v6}");
+    }
+    let dropped = |reason| running.datapath.metrics().snapshot().dropped(reason);
+    lab.member.ip("route add blackhole 10.2.0.2/32");
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(!lab.passes(false, NEVER));
+    assert!(dropped(Reason::NoRoute) >= 1);
+    lab.member.ip("route del blackhole 10.2.0.2/32");
+    lab.member.ip("route add 10.2.0.2/32 via 10.1.0.2 dev f0");
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(!lab.passes(false, NEVER));
+    assert!(dropped(Reason::WrongZone) >= 1);
+    lab.member.ip("route del 10.2.0.2/32");
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(lab.passes(false, SOON));
+    // An operator's rule about the source applies to what comes in by palisade0.
+    lab.member.ip("rule add pref 100 from 10.1.0.2 unreachable");
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(!lab.passes(false, NEVER));
+    lab.member.ip("rule del pref 100");
+}
+
+#[test]
+fn a_rejected_packet_is_answered() {
+    if !possible("a_rejected_packet") {
+        return;
+    }
+    let lab = Lab::new();
+    let judge = Fixed::forward();
+    judge.say(3);
+    let running = lab.start(Lab::options(), &judge).unwrap();
+    for address in ["10.2.0.2:7009", "[fd00:2::2]:7009"] {
+        let error =
+            lab.client.call(move || TcpStream::connect_timeout(&address.parse().unwrap(), SOON).err().unwrap().kind());
+        assert_eq!(error, std::io::ErrorKind::ConnectionRefused, "{address}");
+    }
+    let rejected = running.datapath.metrics().snapshot().rejected;
+    assert_eq!(rejected.iter().find(|(r, ..)| *r == Reason::PolicyReject).unwrap().1, 2);
+}
+
+/// Floods the member with small datagrams for two seconds; how many a second arrived at the server's interface, in
+/// millions.
+fn flood(lab: &Lab) -> f64 {
+    let ip = |b: [u8; 4]| std::net::IpAddr::from(b).into();
+    let (src, dst) = (ip([10, 1, 0, 2]), ip([10, 2, 0, 2]));
+    let tuple = Tuple { src, dst, src_port: 9, dst_port: 9, protocol: Protocol::UDP };
+    let mut frame = lab.mac(&lab.member, "f0").to_vec();
+    frame.extend([2, 0, 0, 0, 0, 9, 8, 0]);
+    frame.extend(build::udp(&tuple, &[0; 18]).unwrap());
+    let mut sender = lab.frames();
+    let arrived = || {
+        let text = lab.server.ip("-j -s link show s0");
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        json.pointer("/0/stats64/rx/packets").unwrap().as_u64().unwrap()
+    };
+    let (before, begin) = (arrived(), clock::now());
+    while clock::now().since(begin) < Duration::from_secs(2) {
+        for _ in 0..64 {
+            let _ = sender.send_to(&frame, None);
+        }
+    }
+    let time = clock::now().since(begin).as_secs_f64();
+    (arrived() - before) as f64 / time / 1e6
+}
+
+/// How many small packets a second one worker forwards, and how many the kernel; printed, and only grossly judged (the
+/// sender shares the machine).
+#[test]
+fn small_packets() {
+    if !possible("small_packets") {
+        return;
+    }
+    let lab = Lab::new();
+    assert!(lab.passes(false, SOON));
+    // The server answers to closed ports, which is not what is measured.
+    lab.server.exec("nft add table ip t");
+    lab.server.exec("nft add chain ip t c {type filter hook prerouting priority -400;policy drop;}");
+    let kernel = flood(&lab);
+    let judge = Fixed::forward();
+    let running = lab.start(Lab::options(), &judge).unwrap();
+    let rate = flood(&lab);
+    let metrics = running.datapath.metrics().snapshot();
+    println!(
+        "small packets: {rate:.3} Mpps, the kernel {kernel:.3} Mpps; {} missed, {} batches",
+        metrics.missed, metrics.batches
+    );
+    assert!(rate > 0.02, "{rate} Mpps");
+}

@@ -1,0 +1,404 @@
+//! What must not pass does not: a dead, stopped or refused daemon, foreign frames, interfaces that come later.
+#![allow(missing_docs, unreachable_pub, dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod datapath_lab;
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use datapath_lab::{Fixed, Lab, Ns, Running, enter, eventually, possible, run, try_run};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use palisade_engine::parse::build;
+use palisade_engine::{Protocol, Reason, Tuple};
+use palisade_node::datapath::{Nft, Options, StartError, gate};
+
+const SOON: Duration = Duration::from_secs(2);
+const NEVER: Duration = Duration::from_millis(300);
+
+/// Not a test of its own: the daemon's part in a process that can be stopped and killed.
+#[test]
+fn child_datapath() {
+    let Some(name) = std::env::var_os("PALISADE_LAB_CHILD") else { return };
+    enter(name.to_str().unwrap());
+    let _running = Running::start(Lab::options(), Fixed::forward()).unwrap();
+    std::thread::sleep(Duration::from_secs(120));
+}
+
+/// Not a test of its own: a start in a user namespace, where there is no `/dev/net/tun` for us.
+#[test]
+fn child_in_a_user_namespace() {
+    if std::env::var_os("PALISADE_LAB_USER").is_none() {
+        return;
+    }
+    run("ip link add f0 type veth peer name f1");
+    run("ip link set lo up");
+    run("sysctl -qw net.ipv6.conf.all.forwarding=1");
+    let options = Options { workers: 2, ..Lab::options() };
+    let running = Running::start(options, Fixed::forward()).unwrap_or_else(|e| panic!("{e:?}"));
+    let status = running.datapath.status();
+    assert_eq!(status.mode, "raw/veth");
+    assert!(status.gate.rules && running.datapath.healthy(), "{status:?}");
+    running.datapath.stop();
+    assert!(try_run("ip link show palisade0").is_err(), "the veth pair stays behind");
+}
+
+#[test]
+fn an_unprivileged_user_namespace_gets_the_veth_pair() {
+    if !possible("an_unprivileged_user_namespace") {
+        return;
+    }
+    let unprivileged = "--reuid=65534 --regid=65534 --clear-groups unshare -Urnm --mount-proc --fork --pid";
+    let command = |program: &str, arguments: &[&str]| {
+        let mut command = Command::new("setpriv");
+        command.args(unprivileged.split(' ')).arg(program).args(arguments).env("PALISADE_LAB_USER", "1");
+        command.output().unwrap()
+    };
+    if !command("true", &[]).status.success() {
+        eprintln!("SKIPPED: an_unprivileged_user_namespace: this kernel allows none");
+        return;
+    }
+    let program = std::env::current_exe().unwrap();
+    let output = command(program.to_str().unwrap(), &["--exact", "child_in_a_user_namespace", "--nocapture"]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
+
+struct Process(Child);
+
+impl Process {
+    fn start(member: &Ns) -> Process {
+        let program = std::env::current_exe().unwrap();
+        let child = Command::new(program)
+            .args(["--exact", "child_datapath"])
+            .env("PALISADE_LAB_CHILD", &member.0)
+            .stdout(Stdio::null())
+            .spawn();
+        Process(child.unwrap())
+    }
+
+    /// Are all of its threads stopped? (The signal takes a moment.)
+    fn stopped(&self) -> bool {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.0.id())).unwrap();
+        tasks
+            .map(|t| std::fs::read_to_string(t.unwrap().path().join("stat")).unwrap())
+            .all(|stat| stat.contains(") T "))
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(i32::try_from(self.0.id()).unwrap()), signal).unwrap();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_killed_daemon_forwards_nothing_and_a_restarted_one_again() {
+    if !possible("a_killed_daemon") {
+        return;
+    }
+    let lab = Lab::new();
+    assert!(lab.passes(false, SOON), "before Palisade, the kernel forwards");
+    let process = Process::start(&lab.member);
+    eventually("the gate", || lab.member.ip("rule").contains("blackhole"));
+    eventually("it forwards", || lab.passes(false, NEVER));
+    process.signal(Signal::SIGKILL);
+    drop(process);
+    for v6 in [false, true] {
+        assert!(!lab.passes(v6, NEVER), "v6 {v6}: the kernel forwards for a dead daemon");
+    }
+    assert!(
+        lab.answers(&lab.client, "10.1.0.1") && lab.answers(&lab.client, "fd00:1::1"),
+        "the machine itself is mute"
+    );
+    assert!(lab.answers(&lab.client, "10.2.0.1"), "its far address is its own too");
+    assert!(lab.answers(&lab.member, "10.2.0.2"), "the machine's own output is cut off");
+    let again = Process::start(&lab.member);
+    eventually("it forwards again", || lab.passes(false, NEVER) && lab.passes(true, NEVER));
+    drop(again);
+    // Each lock holds alone.
+    lab.member.exec("nft delete table inet palisade_gate");
+    assert!(!lab.passes(false, NEVER) && !lab.passes(true, NEVER), "the policy rules alone");
+    let guard = lab.member.call(|| gate::install(&gate::Gate::new("palisade0", &[])).unwrap());
+    assert!(guard.nft.is_ok());
+    for family in ["-4", "-6"] {
+        lab.member.ip(&format!("{family} rule del pref 2"));
+    }
+    assert!(!lab.passes(false, NEVER) && !lab.passes(true, NEVER), "the nftables table alone");
+    // Only the operator's command opens the machine.
+    lab.member.call(|| gate::remove().unwrap());
+    assert!(lab.passes(false, SOON) && lab.passes(true, SOON));
+    assert!(!lab.member.ip("rule").contains("nop"));
+}
+
+#[test]
+fn a_stopped_daemon_forwards_nothing_stale_when_it_goes_on() {
+    if !possible("a_stopped_daemon") {
+        return;
+    }
+    let lab = Lab::new();
+    let process = Process::start(&lab.member);
+    eventually("the gate", || lab.member.ip("rule").contains("blackhole"));
+    eventually("it forwards", || lab.passes(false, NEVER));
+    process.signal(Signal::SIGSTOP);
+    eventually("all of its threads stand", || process.stopped());
+    let receiver = lab.listen(false, 7000, Duration::from_millis(600));
+    lab.client.call(|| {
+        let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+        for _ in 0..100 {
+            socket.send_to(b"old", "10.2.0.2:7000").unwrap();
+        }
+    });
+    assert!(receiver.recv(&mut [0; 8]).is_err(), "a stopped daemon forwards");
+    process.signal(Signal::SIGCONT);
+    assert!(receiver.recv(&mut [0; 8]).is_err(), "what it had captured before it was stopped comes out late");
+    drop(receiver);
+    assert!(lab.passes(false, SOON), "and fresh packets must pass again");
+}
+
+fn udp(destination: [u8; 4]) -> Vec<u8> {
+    let ip = |b: [u8; 4]| IpAddr::V4(Ipv4Addr::from(b)).into();
+    let (src, dst) = (ip([10, 1, 0, 2]), ip(destination));
+    build::udp(&Tuple { src, dst, src_port: 7000, dst_port: 7000, protocol: Protocol::UDP }, b"frame").unwrap()
+}
+
+#[test]
+fn frames_that_are_not_for_this_router_are_not_forwarded() {
+    if !possible("frames_that_are_not_for_this_router") {
+        return;
+    }
+    let lab = Lab::new();
+    let judge = Fixed::forward();
+    let running = lab.start(Lab::options(), &judge).unwrap();
+    assert!(lab.passes(false, SOON));
+    // Promiscuous, so that foreign frames come as far as the sockets.
+    lab.member.ip("link set f0 promisc on");
+    let own = lab.mac(&lab.member, "f0");
+    let mut sender = lab.frames();
+    let receiver = lab.listen(false, 7000, NEVER);
+    let mut send = |mac: [u8; 6], tag: &[u8]| {
+        let mut frame = mac.to_vec();
+        frame.extend([2, 0, 0, 0, 0, 9]);
+        frame.extend(tag);
+        frame.extend([8, 0]);
+        frame.extend(udp([10, 2, 0, 2]));
+        sender.send_to(&frame, None).unwrap().unwrap();
+        receiver.recv(&mut [0; 64]).is_ok()
+    };
+    let foreign = || running.datapath.metrics().snapshot().dropped(Reason::NotForUs);
+    assert!(send(own, &[]), "the same frame, but addressed to the router, must pass");
+    let cases: [(&str, [u8; 6], &[u8]); 5] = [
+        ("a foreign MAC address", [2, 0, 0, 0, 0, 7], &[]),
+        ("a broadcast", [0xff; 6], &[]),
+        ("a multicast", [1, 0, 0x5e, 1, 2, 3], &[]),
+        ("a VLAN tag", own, &[0x81, 0, 0, 5]),
+        ("two VLAN tags", own, &[0x88, 0xa8, 0, 5, 0x81, 0, 0, 6]),
+    ];
+    for (what, mac, tag) in cases {
+        assert!(!send(mac, tag), "{what} is forwarded");
+    }
+    assert!(foreign() >= 3, "{}", foreign());
+    assert!(send(own, &[]), "and again");
+}
+
+#[test]
+fn the_machines_own_traffic_is_left_alone() {
+    if !possible("the_machines_own_traffic") {
+        return;
+    }
+    let lab = Lab::new();
+    let judge = Fixed::forward();
+    judge.say(1);
+    let running = lab.start(Lab::options(), &judge).unwrap();
+    for (from, to) in
+        [(&lab.client, "10.1.0.1"), (&lab.client, "fd00:1::1"), (&lab.member, "10.2.0.2"), (&lab.member, "fd00:2::2")]
+    {
+        assert!(lab.answers(from, to), "{to}");
+    }
+    // An address that is added later is the machine's too.
+    lab.member.ip("addr add 10.1.0.77/32 dev f0");
+    eventually("the new address answers", || lab.answers(&lab.client, "10.1.0.77"));
+    let snapshot = running.datapath.metrics().snapshot();
+    assert!(snapshot.local >= 4, "{snapshot:?}");
+    assert!(!lab.passes(false, NEVER), "a dropped packet passes");
+    assert!(running.datapath.metrics().snapshot().dropped(Reason::Policy) >= 1);
+}
+
+#[test]
+fn an_interface_that_appears_later_is_gated_and_one_that_returns_is_captured_again() {
+    if !possible("an_interface_that_appears_later") {
+        return;
+    }
+    let lab = Lab::new();
+    let judge = Fixed::forward();
+    let running = lab.start(Lab::options(), &judge).unwrap();
+    assert!(lab.passes(false, SOON));
+    // A second way from the client, which Palisade knows nothing of.
+    let member = &lab.member.0;
+    lab.client.ip(&format!("link add c1 type veth peer name later netns {member}"));
+    lab.client.ip("addr add 10.3.0.2/24 dev c1");
+    lab.client.ip("link set c1 up");
+    lab.member.ip("addr add 10.3.0.1/24 dev later");
+    lab.member.ip("link set later up");
+    lab.client.ip("route add 10.2.0.2/32 via 10.3.0.1");
+    assert!(lab.answers(&lab.client, "10.3.0.1"));
+    assert!(!lab.passes(false, NEVER), "an unknown interface is a way around");
+    lab.member.ip("link set later down");
+    lab.member.ip("link set later name f9");
+    lab.member.ip("link set f9 up");
+    assert!(!lab.passes(false, NEVER), "a renamed one is");
+    lab.client.ip("link del c1");
+    assert!(lab.passes(false, SOON));
+    // f0 goes and comes back as another device of that name.
+    lab.client.ip("link del c0");
+    eventually("its loss is noticed", || running.datapath.status().interfaces[0].index == 0);
+    lab.client.ip(&format!("link add c0 type veth peer name f0 netns {member}"));
+    lab.client.ip("addr add 10.1.0.2/24 dev c0");
+    lab.client.ip("link set c0 up");
+    lab.client.ip("route add default via 10.1.0.1");
+    lab.member.ip("addr add 10.1.0.1/24 dev f0");
+    lab.member.ip("link set f0 up");
+    eventually("it forwards again", || lab.passes(false, NEVER));
+    assert_eq!(running.datapath.metrics().snapshot().captures_reopened, 1);
+}
+
+#[test]
+fn the_watcher_restores_what_somebody_removes() {
+    if !possible("the_watcher_restores") {
+        return;
+    }
+    let lab = Lab::new();
+    let judge = Fixed::forward();
+    let running = lab.start(Lab::options(), &judge).unwrap();
+    let restored = || running.datapath.metrics().snapshot().gate_restored;
+    assert_eq!(running.datapath.status().gate.nft, Nft::Installed);
+    assert_eq!(running.datapath.status().warnings, Vec::<String>::new());
+    for (count, family) in [(1, "-4"), (2, "-6")] {
+        lab.member.ip(&format!("{family} rule del pref 2"));
+        eventually("the rule is back", || lab.member.ip(&format!("{family} rule")).contains("blackhole"));
+        eventually("it is counted", || restored() == count);
+    }
+    lab.member.exec("nft flush ruleset");
+    eventually("the table is back", || lab.member.exec("nft list ruleset").contains("fib daddr type"));
+    lab.member.exec("nft insert rule inet palisade_gate prerouting accept");
+    eventually("the rule that undid it is gone", || {
+        !lab.member.exec("nft list ruleset").contains("accept\n\t\tiifname")
+    });
+    lab.member.exec("sysctl -qw net.ipv4.conf.palisade0.accept_local=0");
+    lab.member.exec("sysctl -qw net.ipv4.conf.palisade0.forwarding=0");
+    eventually("the setting is back", || {
+        lab.member.exec("sysctl -n net.ipv4.conf.palisade0.accept_local").trim() == "1"
+    });
+    assert!(running.datapath.healthy());
+    lab.member.exec("sysctl -qw net.ipv4.conf.all.rp_filter=2");
+    eventually("rp_filter is noticed", || !running.datapath.healthy());
+    assert!(running.datapath.status().warnings[0].contains("rp_filter"));
+    lab.member.exec("sysctl -qw net.ipv4.conf.all.rp_filter=0");
+    eventually("it is well again", || running.datapath.healthy());
+    eventually("it forwards", || lab.passes(false, NEVER));
+    // A rule that leads around the gate can not be removed for the operator, but it is not healthy.
+    lab.member.ip("rule add pref 1 lookup main");
+    eventually("the way around is noticed", || !running.datapath.healthy());
+}
+
+/// One start check: how it is provoked, undone, and what its remedy must name.
+type Case = (&'static str, fn(&StartError) -> bool, &'static str, &'static str);
+
+#[test]
+fn each_start_check_refuses_with_its_remedy() {
+    if !possible("each_start_check") {
+        return;
+    }
+    let lab = Lab::new();
+    let member = &lab.member.0;
+    let cases: Vec<Case> = vec![
+        (
+            "ip rule add pref 5 lookup local; ip rule del pref 0",
+            |e| matches!(e, StartError::LocalRule { .. }),
+            "ip rule add pref 0 lookup local; ip rule del pref 5",
+            "ip rule add pref 0 lookup local",
+        ),
+        (
+            "ip -6 rule add pref 1 lookup main",
+            |e| matches!(e, StartError::ForeignRule { priority: 1, .. }),
+            "ip -6 rule del pref 1",
+            "pref 1",
+        ),
+        (
+            "sysctl -qw net.ipv4.conf.all.rp_filter=2",
+            |e| matches!(e, StartError::RpFilter { all: 2, .. }),
+            "sysctl -qw net.ipv4.conf.all.rp_filter=0",
+            "manage_rp_filter",
+        ),
+        (
+            "sysctl -qw net.ipv6.conf.all.forwarding=0",
+            |e| matches!(e, StartError::Forwarding { .. }),
+            "sysctl -qw net.ipv6.conf.all.forwarding=1",
+            "sysctl -w net.ipv6.conf.all.forwarding=1",
+        ),
+        (
+            "sysctl -qw net.ipv4.conf.f0.bc_forwarding=1",
+            |e| matches!(e, StartError::Forwards { .. }),
+            "sysctl -qw net.ipv4.conf.f0.bc_forwarding=0",
+            "net.ipv4.conf.f0.bc_forwarding=0",
+        ),
+        (
+            "nft add table ip filter; nft add chain ip filter FORWARD {type filter hook forward priority 0;policy drop;}",
+            |e| matches!(e, StartError::ForwardChain { .. }),
+            "nft insert rule ip filter FORWARD iifname palisade0 counter accept",
+            "iptables -I FORWARD -i palisade0",
+        ),
+        (
+            "ip link set f1 name g1",
+            |e| matches!(e, StartError::Interface { name } if name == "f1"),
+            "ip link set g1 name f1; ip link set f1 up",
+            "ip link",
+        ),
+        (
+            "ip link add palisade0 type veth peer name other",
+            |e| matches!(e, StartError::DeviceInUse { .. }),
+            "ip link del palisade0",
+            "ip link del palisade0",
+        ),
+    ];
+    let script = |lines: &str| {
+        for line in lines.split("; ") {
+            run(&format!("ip netns exec {member} {line}"));
+        }
+    };
+    for (provoke, expected, undo, remedy) in cases {
+        script(provoke);
+        let error =
+            lab.start(Lab::options(), &Fixed::forward()).err().unwrap_or_else(|| panic!("{provoke}: it starts"));
+        assert!(expected(&error), "{provoke}: {error:?}");
+        let help = miette::Diagnostic::help(&error).expect("a remedy").to_string();
+        assert!(help.contains(remedy), "{provoke}: {help}");
+        script(undo);
+        let running = lab.start(Lab::options(), &Fixed::forward()).unwrap_or_else(|e| panic!("after {undo}: {e:?}"));
+        running.datapath.stop();
+        lab.member.call(|| gate::remove().unwrap());
+    }
+    assert!(try_run(&format!("ip -n {member} link show palisade0")).is_err(), "the device stays behind");
+}
+
+#[test]
+fn rp_filter_is_pushed_down_where_that_was_allowed() {
+    if !possible("rp_filter_is_pushed_down") {
+        return;
+    }
+    let lab = Lab::new();
+    lab.member
+        .exec("sysctl -qw net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.f1.rp_filter=2 net.ipv6.conf.all.forwarding=0");
+    let options = Options { manage_rp_filter: true, manage_forwarding: true, ..Lab::options() };
+    let running = lab.start(options, &Fixed::forward()).unwrap();
+    let value = |of: &str| lab.member.exec(&format!("sysctl -n net.ipv4.conf.{of}.rp_filter")).trim().to_owned();
+    assert_eq!(["all", "palisade0", "f0", "f1", "default"].map(value), ["0", "0", "1", "2", "1"]);
+    assert!(lab.passes(false, SOON) && lab.passes(true, SOON));
+    drop(running);
+}

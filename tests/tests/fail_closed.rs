@@ -1,0 +1,228 @@
+//! A member without its daemon forwards nothing, and is still a machine that answers.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::time::Duration;
+
+use anyhow::Result;
+use nix::sys::signal::Signal;
+use palisade_tests::frames::{self, Wire};
+use palisade_tests::guard::require_lab;
+use palisade_tests::lab::netlink::NextHop;
+use palisade_tests::lab::{Lab, Netns, Side};
+use palisade_tests::packets::{IPV4, VLAN, ethernet, tagged, udp_packet};
+use palisade_tests::{OPEN_POLICY, members};
+use pnet::datalink::MacAddr;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::time::{sleep, timeout};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_palisade-under-test");
+
+const READY: Duration = Duration::from_secs(20);
+const UDP_PORT: u16 = 7100;
+
+async fn one_member() -> Lab {
+    Lab::with_cluster(members(1, BINARY), OPEN_POLICY).await.unwrap()
+}
+
+/// A connection that echoes, and a socket for datagrams at both ends.
+struct Ends {
+    stream: TcpStream,
+    client: UdpSocket,
+    server: UdpSocket,
+}
+
+impl Ends {
+    async fn new(lab: &Lab) -> Result<Ends> {
+        let to = SocketAddr::new(Side::Server.v4(), 7000);
+        let listener = lab.server().run(TcpListener::bind(to)).await??;
+        lab.server().spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let mut byte = [0];
+                    while stream.read_exact(&mut byte).await.is_ok() && stream.write_all(&byte).await.is_ok() {}
+                });
+            }
+        });
+        let stream = lab.client().run(TcpStream::connect(to)).await??;
+        stream.set_nodelay(true)?;
+        let server = lab.server().run(UdpSocket::bind(SocketAddr::new(Side::Server.v4(), UDP_PORT))).await??;
+        let client = lab.client().run(UdpSocket::bind(SocketAddr::new(Side::Client.v4(), 0))).await??;
+        client.connect(SocketAddr::new(Side::Server.v4(), UDP_PORT)).await?;
+        Ok(Ends { stream, client, server })
+    }
+
+    /// A byte there and back.
+    async fn echo(&mut self, limit: Duration) -> bool {
+        let mut byte = [7];
+        let exchange = async {
+            self.stream.write_all(&byte).await?;
+            self.stream.read_exact(&mut byte).await
+        };
+        timeout(limit, exchange).await.is_ok_and(|r| r.is_ok())
+    }
+
+    /// Datagrams there and back until the session is assured.
+    async fn assure(&self) -> Result<()> {
+        let mut buffer = [0; 64];
+        for _ in 0..3 {
+            self.client.send(b"there").await?;
+            let (_, from) = timeout(Duration::from_secs(2), self.server.recv_from(&mut buffer)).await??;
+            self.server.send_to(b"back", from).await?;
+            timeout(Duration::from_secs(2), self.client.recv(&mut buffer)).await??;
+        }
+        Ok(())
+    }
+
+    /// What has arrived at the server since, until nothing comes for half a second.
+    async fn arrived(&self) -> Vec<String> {
+        arrived(&self.server).await
+    }
+}
+
+async fn arrived(socket: &UdpSocket) -> Vec<String> {
+    let mut all = Vec::new();
+    let mut buffer = [0; 2048];
+    while let Ok(Ok(length)) = timeout(Duration::from_millis(500), socket.recv(&mut buffer)).await {
+        all.push(String::from_utf8_lossy(&buffer[..length]).into_owned());
+    }
+    all
+}
+
+/// The machine itself answers: its kernel refuses a connection to a port where nobody listens.
+async fn box_answers(lab: &Lab) -> Result<()> {
+    let to = SocketAddr::new(Side::Client.link(1, 2)[0].0, 9);
+    let e = lab.client().run(timeout(Duration::from_secs(2), TcpStream::connect(to))).await??.unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::ConnectionRefused);
+    Ok(())
+}
+
+/// Nothing in transit passes, neither new nor established.
+async fn nothing_passes(lab: &Lab, ends: &mut Ends) -> Result<()> {
+    ends.arrived().await;
+    ends.client.send(b"transit").await?;
+    assert_eq!(ends.arrived().await, Vec::<String>::new());
+    assert!(!ends.echo(Duration::from_secs(1)).await, "an established connection passes");
+    let to = SocketAddr::new(Side::Server.v4(), 7000);
+    let new = lab.client().run(timeout(Duration::from_secs(2), TcpStream::connect(to))).await?;
+    assert!(!matches!(new, Ok(Ok(_))), "a new connection passes");
+    box_answers(lab).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_its_daemon_a_machine_forwards_nothing() {
+    let Some(_turn) = require_lab(&[]) else { return };
+    let mut lab = one_member().await;
+    let result = killed(&mut lab).await;
+    lab.or_keep(result).unwrap();
+}
+
+async fn killed(lab: &mut Lab) -> Result<()> {
+    let mut ends = Ends::new(lab).await?;
+    ends.assure().await?;
+    assert!(ends.echo(Duration::from_secs(2)).await);
+    lab.member_mut(1).kill().await?;
+    nothing_passes(lab, &mut ends).await?;
+    lab.member_mut(1).start().await?;
+    lab.member_mut(1).wait_ready(READY).await?;
+    // The byte that was stuck, and those after it, on the very same connection.
+    assert!(ends.echo(Duration::from_secs(20)).await, "traffic does not resume");
+    ends.arrived().await;
+    ends.assure().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_daemon_forwards_nothing_and_later_nothing_stale() {
+    let Some(_turn) = require_lab(&[]) else { return };
+    let mut lab = one_member().await;
+    let result = stopped(&mut lab).await;
+    lab.or_keep(result).unwrap();
+}
+
+async fn stopped(lab: &mut Lab) -> Result<()> {
+    let mut ends = Ends::new(lab).await?;
+    ends.assure().await?;
+    assert!(ends.echo(Duration::from_secs(2)).await);
+    lab.member_mut(1).signal(Signal::SIGSTOP)?;
+    nothing_passes(lab, &mut ends).await?;
+    for number in 0..50 {
+        ends.client.send(format!("stale {number}").as_bytes()).await?;
+    }
+    sleep(Duration::from_secs(2)).await;
+    lab.member_mut(1).signal(Signal::SIGCONT)?;
+    lab.member_mut(1).wait_ready(READY).await?;
+    assert_eq!(ends.arrived().await, Vec::<String>::new(), "stale packets were sent");
+    ends.client.send(b"fresh").await?;
+    assert_eq!(ends.arrived().await, ["fresh"]);
+    assert!(ends.echo(Duration::from_secs(20)).await, "traffic does not resume");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_frames_for_the_machine_on_known_interfaces_are_forwarded() {
+    let Some(_turn) = require_lab(&[]) else { return };
+    let mut lab = one_member().await;
+    let result = async {
+        foreign_frames(&lab).await?;
+        late_interface(&lab).await
+    };
+    let result = result.await;
+    lab.or_keep(result).unwrap();
+}
+
+async fn foreign_frames(lab: &Lab) -> Result<()> {
+    let ends = Ends::new(lab).await?;
+    let mut wire = Wire::open(lab.client(), "fw1").await?;
+    let member = frames::mac(lab.member(1).netns(), Side::Client.interface()).await?;
+    let from = wire.mac();
+    let mut sport = 5000;
+    let mut packet = |what: &str| {
+        sport += 1;
+        let to = SocketAddrV4::new(Ipv4Addr::new(10, 20, 0, 1), UDP_PORT);
+        udp_packet(SocketAddrV4::new(Ipv4Addr::new(10, 10, 0, 1), sport), to, what.as_bytes())
+    };
+    // So that the rest of the test can fail: the same, addressed as it should be, passes.
+    wire.send(&ethernet(member, from, IPV4, &packet("right")))?;
+    assert_eq!(ends.arrived().await, ["right"]);
+    let multicast = MacAddr::new(0x01, 0x00, 0x5e, 0, 0, 1);
+    for (what, to) in [
+        ("foreign", MacAddr::new(0x02, 0, 0, 0xaa, 0xbb, 0xcc)),
+        ("broadcast", MacAddr::broadcast()),
+        ("multicast", multicast),
+    ] {
+        wire.send(&ethernet(to, from, IPV4, &packet(what)))?;
+    }
+    wire.send(&ethernet(member, from, VLAN, &tagged(7, IPV4, &packet("VLAN 7"))))?;
+    wire.send(&ethernet(member, from, VLAN, &tagged(0, IPV4, &packet("priority"))))?;
+    let arrived = ends.arrived().await;
+    assert!(arrived.iter().all(|a| a == "priority"), "{arrived:?} were forwarded");
+    Ok(())
+}
+
+/// An interface that appears while the daemon runs, and is none of its own: what comes in there goes nowhere.
+async fn late_interface(lab: &Lab) -> Result<()> {
+    // The port of the other test's socket is still taken.
+    let server = lab.server().run(UdpSocket::bind(SocketAddr::new(Side::Server.v4(), UDP_PORT + 1))).await??;
+    let late = Netns::new("late").await?;
+    let member = lab.member(1).netns();
+    late.netlink().add_veth("late", "eth-late", member.file()).await?;
+    let (here, there) = (IpAddr::from([10, 3, 0, 1]), IpAddr::from([10, 3, 0, 2]));
+    late.netlink().add_address("late", here, 30).await?;
+    member.netlink().add_address("eth-late", there, 30).await?;
+    late.netlink().up("late").await?;
+    member.netlink().up("eth-late").await?;
+    member.sysctl("net/ipv4/conf/eth-late/forwarding", "1").await?;
+    let ifindex = late.netlink().index("late").await?;
+    late.netlink().replace_route((Side::Server.networks()[0].0, 24), None, &[NextHop { via: there, ifindex }]).await?;
+    // The machine itself is reached by it: the link works.
+    let refused = late.run(timeout(Duration::from_secs(2), TcpStream::connect((there, 9)))).await??.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    let socket = late.run(UdpSocket::bind(SocketAddr::new(here, 0))).await??;
+    for _ in 0..3 {
+        socket.send_to(b"late", SocketAddr::new(Side::Server.v4(), UDP_PORT + 1)).await?;
+    }
+    assert_eq!(arrived(&server).await, Vec::<String>::new(), "forwarded past the gate");
+    Ok(())
+}

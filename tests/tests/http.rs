@@ -1,0 +1,67 @@
+//! A web server behind three members: every connection is new, and each packet of it may be at another member.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use palisade_tests::guard::require_lab;
+use palisade_tests::lab::counters::{kernel, syn_retransmits};
+use palisade_tests::lab::{Flow, Lab, Side};
+use palisade_tests::program::{nginx, wrk};
+use palisade_tests::{OPEN_POLICY, members};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_palisade-under-test");
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_connection_is_lost_or_delayed_by_a_retransmission() {
+    let Some(_turn) = require_lab(&["nginx", "wrk"]) else { return };
+    let mut lab = Lab::with_cluster(members(3, BINARY), OPEN_POLICY).await.unwrap();
+    let result = steady(&lab).await;
+    lab.or_keep(result).unwrap();
+    let result = flat_out(&lab).await;
+    lab.or_keep(result).unwrap();
+}
+
+/// 500 new connections a second for 20 seconds: each is answered, and not one SYN is sent twice.
+async fn steady(lab: &Lab) -> anyhow::Result<()> {
+    let _nginx = nginx::start(lab).await?;
+    asymmetric(lab).await?;
+    for to in Side::Server.hosts() {
+        let to = SocketAddr::new(to, nginx::PORT);
+        let before = syn_retransmits(lab.client()).await?;
+        let opened = kernel(lab.client(), "Tcp", "ActiveOpens").await?;
+        // 54 connections that each wait 100 ms: a little above 500 in a second.
+        let outcome = wrk::run(lab, to, 54, 10, Duration::from_millis(100)).await?;
+        let opened = kernel(lab.client(), "Tcp", "ActiveOpens").await? - opened;
+        assert!(outcome.requests >= 5_000, "{to}: {}", outcome.text);
+        assert_eq!(outcome.errors, Vec::<String>::new(), "{to}: {}", outcome.text);
+        assert!(opened >= outcome.requests, "{opened} connections for {} requests", outcome.requests);
+        let again = syn_retransmits(lab.client()).await? - before;
+        assert_eq!(again, 0, "{to}: {again} SYNs were sent again, of {opened}");
+    }
+    Ok(())
+}
+
+/// As fast as it goes.
+async fn flat_out(lab: &Lab) -> anyhow::Result<()> {
+    let _nginx = nginx::start(lab).await?;
+    let to = SocketAddr::new(Side::Server.v4(), nginx::PORT);
+    let outcome = wrk::run(lab, to, 64, 10, Duration::ZERO).await?;
+    eprintln!("{:.0} connections/s", outcome.per_second);
+    assert_eq!(outcome.errors, Vec::<String>::new(), "{}", outcome.text);
+    assert!(outcome.per_second >= 3_000.0, "{}", outcome.text);
+    Ok(())
+}
+
+/// The lab does what it is for: most connections' two directions go through different members. (Where wrk leaves the
+/// port to the kernel, that may choose the first way at random; then two of three are.)
+async fn asymmetric(lab: &Lab) -> anyhow::Result<()> {
+    let mut two_ways = 0;
+    for sport in 20_000..20_100 {
+        let (src, dst) = (Side::Client.v4(), Side::Server.v4());
+        let [there, back] = lab.path(Flow { protocol: 6, src, sport, dst, dport: nginx::PORT }).await?;
+        two_ways += usize::from(there != back);
+    }
+    assert!(two_ways > 50, "only {two_ways} of 100 connections are asymmetric");
+    Ok(())
+}
