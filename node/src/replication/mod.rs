@@ -77,6 +77,8 @@ pub(crate) type PalisadeRaft = Raft<TypeConfig, StateMachine<Replica>>;
 const ORDERS: usize = 256;
 /// What hints led to and that waits to be sent on or proposed.
 const FOLLOWING: usize = 4096;
+/// How long the last tasks of a member that was shut down may hold its store.
+const STORE_FREE: Duration = Duration::from_secs(5);
 /// Session events that a slow watcher may be behind before it loses some.
 const EVENTS: usize = 4096;
 
@@ -261,10 +263,22 @@ async fn blocking<T: Send + 'static>(
     Ok(done.map_err(|e| OpenError::Raft(e.to_string()))??)
 }
 
+/// Opens the store. The data folder is locked, so whoever still has the store is a remainder of this very process, of a
+/// member that was shut down a moment ago: its last tasks are waited for.
+fn open_store(dir: &std::path::Path) -> Result<Store, StoreError> {
+    let end = clock::now() + STORE_FREE;
+    loop {
+        match Store::open(dir, store_options()) {
+            Err(StoreError::Locked { .. }) if clock::now() < end => std::thread::sleep(Duration::from_millis(10)),
+            opened => return opened,
+        }
+    }
+}
+
 /// Writes into a new store whose it is, before the identity itself is written.
 pub(crate) async fn mark_store(folder: &Folder, cluster: &str, member: MemberId) -> Result<(), OpenError> {
     let (dir, cluster) = (folder.store(), cluster.to_owned());
-    blocking(move || Store::open(&dir, store_options())?.set_identity(StoreIdentity { cluster, member })).await
+    blocking(move || open_store(&dir)?.set_identity(StoreIdentity { cluster, member })).await
 }
 
 /// Opens the store, makes the engine, replays, starts openraft. Start 0 is that of `init`: a new store.
@@ -284,7 +298,7 @@ pub(crate) async fn start_raft(
     let engine = Engine::new(palisade_engine::Config { member: me, start, seed, ..options.engine.clone() });
     let machine = Replica::new(engine.clone());
     let (dir, owner) = (folder.store(), StoreIdentity { cluster: cluster.to_owned(), member: me });
-    let mut store = blocking(move || Store::open(&dir, store_options())).await?;
+    let mut store = blocking(move || open_store(&dir)).await?;
     if store.identity().is_none() && start > 0 {
         return Err(OpenError::LostLog(me));
     }
@@ -312,7 +326,7 @@ fn raft_config(timing: &Timing, log: LogSize, cluster: &str) -> Result<Arc<RaftC
         replication_lag_threshold: log.snapshot_every.saturating_add(log.keep),
         snapshot_policy: SnapshotPolicy::LogsSinceLast(log.snapshot_every),
         max_in_snapshot_log_to_keep: log.keep,
-        purge_batch_size: 1024,
+        purge_batch_size: log.snapshot_every.min(1024),
         backoff: "20ms 50ms 100ms ...500ms".to_owned(),
         enable_pre_vote: Some(true),
         // A leader that restarts has forgotten what it had not yet committed to disk; it must be elected like any other.
@@ -378,6 +392,11 @@ impl Drop for Replication {
         self.halt();
         if let Some(server) = self.server.lock().take() {
             server.abort();
+        }
+        // Connections of other members may hold Raft for a while: it must not go on, and lead, without us.
+        let raft = self.raft.clone();
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { drop(raft.shutdown().await) });
         }
     }
 }
