@@ -406,12 +406,12 @@ impl Raft {
                     "\"relaxed\" is not yet available: use \"disk\", the default",
                 )),
             });
-        let heartbeat = t.or(problems, "heartbeat", Duration::from_millis(20), |v| {
+        let heartbeat = t.or(problems, "heartbeat", Duration::from_millis(50), |v| {
             v.duration(Duration::from_millis(10), Duration::from_millis(100))
         });
         // A new leader is there at the latest four times this after the old one was lost. That has to be while the last
         // proof of being current still holds, or every change of leader would stop new connections everywhere.
-        let election = t.or(problems, "election", Duration::from_millis(70), |v| {
+        let election = t.or(problems, "election", Duration::from_millis(150), |v| {
             v.duration(Duration::from_millis(30), CURRENT_FOR / 4)
         });
         if let (Some(heartbeat), Some(election)) = (heartbeat, election)

@@ -97,8 +97,8 @@ pub struct Timing {
 impl Default for Timing {
     fn default() -> Timing {
         Timing {
-            heartbeat: Duration::from_millis(20),
-            election: (Duration::from_millis(70), Duration::from_millis(140)),
+            heartbeat: Duration::from_millis(50),
+            election: (Duration::from_millis(150), Duration::from_millis(300)),
             answer: Duration::from_secs(2),
         }
     }
