@@ -98,6 +98,14 @@ impl Node {
         self.running.as_ref().map(|r| r.status().role)
     }
 
+    /// Is no change of the voters under way? While one is, the old majority is needed as well as the new one.
+    fn settled(&self) -> bool {
+        let metrics = self.run().replication.raft.metrics().borrow_watched().clone();
+        let members = &metrics.membership_config;
+        members.membership().get_joint_config().len() == 1
+            && metrics.committed_membership_config.log_id() == members.log_id()
+    }
+
     fn current(&self) -> bool {
         self.running.as_ref().is_some_and(|r| r.standing.at(clock::now()) == Standing::Current)
     }
@@ -133,7 +141,10 @@ async fn cluster_with(change: impl Fn(&mut Node)) -> [Node; 3] {
     until("all vote and are current", || {
         nodes.iter().all(|n| {
             let status = n.run().status();
-            n.current() && status.members.len() == 3 && status.members.iter().all(|m| m.voter && m.reachable)
+            n.current()
+                && n.settled()
+                && status.members.len() == 3
+                && status.members.iter().all(|m| m.voter && m.reachable)
         })
     })
     .await;
