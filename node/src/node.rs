@@ -290,6 +290,7 @@ impl Daemon {
                 election: (c.raft.election, c.raft.election * 2),
                 ..Timing::default()
             },
+            log: replication::LogSize::default(),
         }
     }
 
@@ -390,6 +391,14 @@ impl Daemon {
             _sinks: sinks.clone(),
         });
         self.member.store(Some(member.clone()));
+        let (ended, failed) = (member.replication.failed(), self.failed.clone());
+        tokio::spawn(async move {
+            if let Some(why) = ended.await {
+                let source = io::Error::other(why);
+                // Full only if a failure is being dealt with already.
+                drop(failed.try_send(NodeError::System { what: "the replication", source }));
+            }
+        });
         if self.config.role == Role::Firewall {
             let starter = tokio::spawn(start_datapath(self.clone(), Arc::downgrade(&member), wake, sinks));
             *member.starter.lock() = Some(starter);

@@ -25,6 +25,12 @@ impl StandingCell {
         StandingCell { proven: AtomicU64::new(0), cut_off_limit }
     }
 
+    /// For how long established sessions pass after the last proof.
+    #[must_use]
+    pub fn cut_off_limit(&self) -> Duration {
+        self.cut_off_limit
+    }
+
     /// What was asked of the leader at `asked` has now been applied. Older proofs do nothing.
     pub fn prove(&self, asked: Time) {
         self.proven.fetch_max(asked.0, Ordering::AcqRel);

@@ -68,6 +68,11 @@ pub fn write(sheet: &mut Sheet, m: &ReplicationMetrics) {
         "Requests refused because they were for somebody else",
         m.misaddressed.get(),
     );
+    sheet.counter(
+        "palisade_strange_connections",
+        "Connections to the member port closed because they did not speak its protocol",
+        m.strangers.get(),
+    );
     sheet.counter("palisade_raft_leader_changes", "Times that a new leader was seen", m.leader_changes.get());
 }
 

@@ -1,7 +1,7 @@
 //! What the leader does besides leading: it makes openraft's membership what the register of members says, and ends
 //! sessions that are idle everywhere.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -10,9 +10,10 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::{ChangeMembers, RaftMetrics, ServerState};
 use palisade_engine::engine::View;
 use palisade_engine::replica::{Command, MemberInfo};
-use palisade_engine::{Engine, MemberId, SessionId};
+use palisade_engine::{Engine, MemberId, SessionId, Time};
 use palisade_proto::member::v1 as wire;
 use palisade_raft_store::TypeConfig;
+use parking_lot::Mutex;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
@@ -29,8 +30,11 @@ pub(crate) const MOST_VOTERS: usize = 5;
 const CAUGHT_UP: u64 = 256;
 const MEMBERSHIP_EVERY: Duration = Duration::from_millis(250);
 const IDLE_EVERY: Duration = Duration::from_secs(1);
+const IDLE_SOON: Duration = Duration::from_millis(20);
 /// A member that does not say within this time whether a session is idle there keeps it alive.
 const IDLE_ANSWER: Duration = Duration::from_secs(1);
+/// Clocks of machines need not run equally fast, and since when this member leads is known to [`IDLE_EVERY`] only.
+const MARGIN: Duration = Duration::from_secs(2);
 /// Session ids in one command.
 const IDS: usize = 256;
 const CHANGE: Duration = Duration::from_secs(5);
@@ -41,6 +45,22 @@ pub(crate) struct Duties {
     pub(crate) engine: Arc<Engine>,
     pub(crate) peers: Peers,
     pub(crate) orders: mpsc::Sender<Order>,
+    pub(crate) heard: Heard,
+    pub(crate) cut_off_limit: Duration,
+}
+
+/// When each member last asked this one, while it led, whether it is current. Without that a member's standing runs out.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Heard(Arc<Mutex<BTreeMap<MemberId, Time>>>);
+
+impl Heard {
+    pub(crate) fn from(&self, member: MemberId) {
+        self.0.lock().insert(member, clock::now());
+    }
+
+    fn since(&self, member: MemberId, begin: Time) -> Time {
+        self.0.lock().get(&member).map_or(begin, |last| begin.max(*last))
+    }
 }
 
 /// One step towards the register.
@@ -119,14 +139,22 @@ impl Duties {
     /// Ends sessions that are idle on all members.
     pub(crate) async fn idle(self: Arc<Self>) {
         let mut found = Vec::new();
+        let mut leads_since = clock::now();
+        let mut pause = IDLE_EVERY;
         loop {
-            tokio::time::sleep(IDLE_EVERY).await;
+            tokio::time::sleep(pause).await;
             let metrics = self.raft.server_metrics().borrow_watched().clone();
+            pause = IDLE_EVERY;
             if metrics.state != ServerState::Leader {
+                leads_since = clock::now();
                 continue;
             }
             found.clear();
             self.engine.idle(clock::now(), MOST_IDLE, &mut found);
+            if found.len() >= MOST_IDLE {
+                // There are more.
+                pause = IDLE_SOON;
+            }
             if found.is_empty() {
                 continue;
             }
@@ -136,7 +164,7 @@ impl Duties {
                 .filter(|(id, _)| **id != self.me)
                 .map(|(id, info)| (*id, info.clone()))
                 .collect();
-            let Some(idle) = self.ask(&others, &found).await else { continue };
+            let Some(idle) = self.ask(&others, &found, leads_since).await else { continue };
             for ids in idle.chunks(IDS) {
                 if let Err(error) = order(&self.orders, Command::Expire(ids.to_vec()), CHANGE).await {
                     tracing::info!(%error, "idle sessions could not be ended; trying again");
@@ -146,10 +174,20 @@ impl Duties {
         }
     }
 
-    /// Those of `ids` that are idle at all `members` too; `None` if one of them did not say.
-    async fn ask(&self, members: &[(MemberId, MemberInfo)], ids: &[SessionId]) -> Option<Vec<SessionId>> {
+    /// Those of `ids` that are idle at all `members` too; `None` if one of them did not say. A member that has not even
+    /// asked for so long that nothing passes there any longer need not say: otherwise one dead member would keep all
+    /// sessions alive, until the table is full.
+    async fn ask(
+        &self,
+        members: &[(MemberId, MemberInfo)],
+        ids: &[SessionId],
+        leads_since: Time,
+    ) -> Option<Vec<SessionId>> {
+        let silent = self.cut_off_limit + MARGIN;
+        let expired = |id: &MemberId| clock::now().since(self.heard.since(*id, leads_since)) > silent;
         let questions: FuturesUnordered<_> = members
             .iter()
+            .filter(|(id, _)| !expired(id))
             .map(|(id, info)| async move {
                 let mut client = self.peers.client(*id, &info.address, Lane::Control).ok()?;
                 let question = client.still_idle(wire::Sessions::from(ids));

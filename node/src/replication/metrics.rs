@@ -117,6 +117,8 @@ pub struct ReplicationMetrics {
     pub snapshots_received: Counter,
     /// Requests that were refused because they were not for this member or cluster.
     pub misaddressed: Counter,
+    /// Connections to the member port that were closed because they did not speak its protocol.
+    pub strangers: Counter,
     /// Times that another member (or this one) was seen to take the lead.
     pub leader_changes: Counter,
 }
@@ -188,6 +190,7 @@ impl Default for ReplicationMetrics {
             snapshots_sent: Counter::default(),
             snapshots_received: Counter::default(),
             misaddressed: Counter::default(),
+            strangers: Counter::default(),
             leader_changes: Counter::default(),
         }
     }

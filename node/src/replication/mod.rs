@@ -63,10 +63,10 @@ use crate::standing::StandingCell;
 use current::Current;
 use hints::{Hints, Members, Reached};
 use identity::Folder;
-use leader::Duties;
+use leader::{Duties, Heard};
 use membership::{Admitting, order};
 use network::Network;
-use propose::{Answer, Lead, Leader, Order, Proposer};
+use propose::{Answer, Lead, Leader, Order, Proposer, Unanswered};
 use route::{Check, MOST_MESSAGE, Peers};
 use service::{Following, Parts, Service, SharedWake};
 
@@ -77,11 +77,10 @@ pub(crate) type PalisadeRaft = Raft<TypeConfig, StateMachine<Replica>>;
 const ORDERS: usize = 256;
 /// What hints led to and that waits to be sent on or proposed.
 const FOLLOWING: usize = 4096;
+/// How long the last tasks of a member that was shut down may hold its store.
+const STORE_FREE: Duration = Duration::from_secs(5);
 /// Session events that a slow watcher may be behind before it loses some.
 const EVENTS: usize = 4096;
-/// Entries between two snapshots, and how many of them the log keeps for members that are a little behind.
-const SNAPSHOT_EVERY: u64 = 8192;
-const KEEP: u64 = 8192;
 
 /// Raft's times.
 #[derive(Clone, Copy, Debug)]
@@ -122,6 +121,23 @@ pub struct Options {
     pub engine: palisade_engine::Config,
     /// Raft's times.
     pub timing: Timing,
+    /// How much of the log is kept.
+    pub log: LogSize,
+}
+
+/// How much of the log is kept.
+#[derive(Clone, Copy, Debug)]
+pub struct LogSize {
+    /// Entries between two snapshots.
+    pub snapshot_every: u64,
+    /// Entries that stay behind a snapshot, for members that are a little behind: they need no snapshot then.
+    pub keep: u64,
+}
+
+impl Default for LogSize {
+    fn default() -> LogSize {
+        LogSize { snapshot_every: 8192, keep: 8192 }
+    }
 }
 
 impl Options {
@@ -188,7 +204,8 @@ pub enum SessionChange {
 /// Told by the store what was applied.
 struct Applied {
     me: MemberId,
-    answers: mpsc::UnboundedSender<Answer>,
+    answers: mpsc::Sender<Answer>,
+    unanswered: Unanswered,
     events: broadcast::Sender<Arc<SessionEvent>>,
     metrics: Arc<ReplicationMetrics>,
 }
@@ -203,8 +220,7 @@ impl Observer for Applied {
             });
         self.metrics.sessions_established.add(established.count() as u64);
         if batch.proposer == self.me {
-            // Fails only when the proposer has been shut down.
-            let _ = self.answers.send(Answer { first: batch.first, outcomes: outcomes.to_vec() });
+            self.unanswered.answer(batch.first, outcomes, &self.answers);
         }
         if self.events.receiver_count() == 0 {
             return;
@@ -247,10 +263,22 @@ async fn blocking<T: Send + 'static>(
     Ok(done.map_err(|e| OpenError::Raft(e.to_string()))??)
 }
 
+/// Opens the store. The data folder is locked, so whoever still has the store is a remainder of this very process, of a
+/// member that was shut down a moment ago: its last tasks are waited for.
+fn open_store(dir: &std::path::Path) -> Result<Store, StoreError> {
+    let end = clock::now() + STORE_FREE;
+    loop {
+        match Store::open(dir, store_options()) {
+            Err(StoreError::Locked { .. }) if clock::now() < end => std::thread::sleep(Duration::from_millis(10)),
+            opened => return opened,
+        }
+    }
+}
+
 /// Writes into a new store whose it is, before the identity itself is written.
 pub(crate) async fn mark_store(folder: &Folder, cluster: &str, member: MemberId) -> Result<(), OpenError> {
     let (dir, cluster) = (folder.store(), cluster.to_owned());
-    blocking(move || Store::open(&dir, store_options())?.set_identity(StoreIdentity { cluster, member })).await
+    blocking(move || open_store(&dir)?.set_identity(StoreIdentity { cluster, member })).await
 }
 
 /// Opens the store, makes the engine, replays, starts openraft. Start 0 is that of `init`: a new store.
@@ -265,12 +293,12 @@ pub(crate) async fn start_raft(
     wake: Box<dyn Wake + Send>,
     observer: Arc<dyn Observer>,
 ) -> Result<Started, OpenError> {
-    let config = raft_config(&options.timing, cluster)?;
+    let config = raft_config(&options.timing, options.log, cluster)?;
     let seed = u64::from_ne_bytes(membership::random().map_err(|e| OpenError::Raft(e.to_string()))?);
     let engine = Engine::new(palisade_engine::Config { member: me, start, seed, ..options.engine.clone() });
     let machine = Replica::new(engine.clone());
     let (dir, owner) = (folder.store(), StoreIdentity { cluster: cluster.to_owned(), member: me });
-    let mut store = blocking(move || Store::open(&dir, store_options())).await?;
+    let mut store = blocking(move || open_store(&dir)).await?;
     if store.identity().is_none() && start > 0 {
         return Err(OpenError::LostLog(me));
     }
@@ -284,7 +312,7 @@ pub(crate) async fn start_raft(
     Ok(Started { raft, engine, snapshots, store })
 }
 
-fn raft_config(timing: &Timing, cluster: &str) -> Result<Arc<RaftConfig>, OpenError> {
+fn raft_config(timing: &Timing, log: LogSize, cluster: &str) -> Result<Arc<RaftConfig>, OpenError> {
     let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
     let config = RaftConfig {
         cluster_name: cluster.to_owned(),
@@ -295,10 +323,10 @@ fn raft_config(timing: &Timing, cluster: &str) -> Result<Arc<RaftConfig>, OpenEr
         install_snapshot_timeout: ms(Duration::from_secs(600)),
         max_payload_entries: 256,
         // Members that are further behind than the log reaches get a snapshot; those within get entries.
-        replication_lag_threshold: SNAPSHOT_EVERY + KEEP,
-        snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY),
-        max_in_snapshot_log_to_keep: KEEP,
-        purge_batch_size: 1024,
+        replication_lag_threshold: log.snapshot_every.saturating_add(log.keep),
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(log.snapshot_every),
+        max_in_snapshot_log_to_keep: log.keep,
+        purge_batch_size: log.snapshot_every.min(1024),
         backoff: "20ms 50ms 100ms ...500ms".to_owned(),
         enable_pre_vote: Some(true),
         // A leader that restarts has forgotten what it had not yet committed to disk; it must be elected like any other.
@@ -323,8 +351,40 @@ pub struct Replication {
     peers: Peers,
     reached: Reached,
     stop: watch::Sender<bool>,
+    ended: watch::Sender<Option<&'static str>>,
     server: parking_lot::Mutex<Option<JoinHandle<()>>>,
     tasks: Vec<JoinHandle<()>>,
+}
+
+/// Notices when a task ends that should not.
+struct Watched {
+    stop: watch::Receiver<bool>,
+    ended: watch::Sender<Option<&'static str>>,
+}
+
+impl Watched {
+    fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
+        let alarm = Alarm { name, stop: self.stop.clone(), ended: self.ended.clone() };
+        tokio::spawn(async move {
+            // Dropped with the task, also when it panics.
+            let _alarm = alarm;
+            task.await;
+        })
+    }
+}
+
+struct Alarm {
+    name: &'static str,
+    stop: watch::Receiver<bool>,
+    ended: watch::Sender<Option<&'static str>>,
+}
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        if !*self.stop.borrow() {
+            self.ended.send_replace(Some(self.name));
+        }
+    }
 }
 
 impl Drop for Replication {
@@ -332,6 +392,11 @@ impl Drop for Replication {
         self.halt();
         if let Some(server) = self.server.lock().take() {
             server.abort();
+        }
+        // Connections of other members may hold Raft for a while: it must not go on, and lead, without us.
+        let raft = self.raft.clone();
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { drop(raft.shutdown().await) });
         }
     }
 }
@@ -360,9 +425,16 @@ impl Replication {
 
         let metrics = Arc::<ReplicationMetrics>::default();
         let peers = Peers::new(&identity.cluster, me).map_err(|s| OpenError::Raft(s.to_string()))?;
-        let (answer_tx, answer_rx) = mpsc::unbounded_channel();
+        let (answer_tx, answer_rx) = mpsc::channel(propose::ANSWERS);
+        let unanswered = Unanswered::default();
         let (events, _) = broadcast::channel(EVENTS);
-        let observer = Applied { me, answers: answer_tx, events: events.clone(), metrics: metrics.clone() };
+        let observer = Applied {
+            me,
+            answers: answer_tx,
+            unanswered: unanswered.clone(),
+            events: events.clone(),
+            metrics: metrics.clone(),
+        };
         let network = Network { me, peers: peers.clone(), answer: options.timing.answer, metrics: metrics.clone() };
         let wakes: Box<dyn Wake + Send> = Box::new(wake.clone());
         let Started { raft, engine, snapshots, store } =
@@ -377,6 +449,9 @@ impl Replication {
         let following = Following { answers: hint_answers, hinted, metrics: metrics.clone() };
         let (stop, stopped) = watch::channel(false);
         let reached = Reached::default();
+        let heard = Heard::default();
+        let (ended, _) = watch::channel(None);
+        let watched = Watched { stop: stopped.clone(), ended: ended.clone() };
 
         let service = Service(Arc::new(Parts {
             raft: raft.clone(),
@@ -387,10 +462,11 @@ impl Replication {
             lead: lead.clone(),
             following: following.clone(),
             admitting: Admitting { cluster: identity.cluster.as_str().into(), orders: orders.clone() },
+            heard: heard.clone(),
             stop: stopped.clone(),
         }));
         let check = Check { cluster: identity.cluster.as_str().into(), me, metrics: metrics.clone() };
-        let server = tokio::spawn(serve(listener, service, check, stopped));
+        let server = watched.spawn("member port", serve(listener, service, check, stopped));
 
         let proposer = Proposer {
             me,
@@ -404,6 +480,7 @@ impl Replication {
             hinted: hinted_rx,
             orders: order_rx,
             answers: answer_rx,
+            unanswered,
         };
         let hints = Hints {
             me,
@@ -429,15 +506,17 @@ impl Replication {
             engine: engine.clone(),
             peers: peers.clone(),
             orders: orders.clone(),
+            heard,
+            cut_off_limit: standing.cut_off_limit(),
         });
         let tasks = vec![
-            tokio::spawn(leadership(raft.clone(), lead_tx, members_tx, peers.clone(), metrics.clone())),
-            tokio::spawn(proposer.run()),
-            tokio::spawn(hints.run()),
-            tokio::spawn(current.run()),
-            tokio::spawn(duties.clone().membership()),
-            tokio::spawn(duties.idle()),
-            tokio::spawn(tick(engine.clone(), following)),
+            watched.spawn("leadership", leadership(raft.clone(), lead_tx, members_tx, peers.clone(), metrics.clone())),
+            watched.spawn("propose", proposer.run()),
+            watched.spawn("hints", hints.run()),
+            watched.spawn("current", current.run()),
+            watched.spawn("membership", duties.clone().membership()),
+            watched.spawn("idle", duties.idle()),
+            watched.spawn("tick", tick(engine.clone(), following)),
         ];
         let server = parking_lot::Mutex::new(Some(server));
         Ok(Replication {
@@ -454,9 +533,37 @@ impl Replication {
             peers,
             reached,
             stop,
+            ended,
             server,
             tasks,
         })
+    }
+
+    /// Waits until the replication has ended by itself, and says why: a disk that fails, a defect. The member can not go
+    /// on then, only start anew. `None` when it is shut down.
+    pub fn failed(&self) -> impl Future<Output = Option<String>> + Send + use<> {
+        let (raft, mut ended, mut stop) = (self.raft.clone(), self.ended.subscribe(), self.stop.subscribe());
+        async move {
+            let wait = raft.wait(None);
+            let end = wait.metrics(|m| m.running_state.is_err(), "Raft has ended");
+            let why = tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => return None,
+                ended = ended.wait_for(Option::is_some) => match ended {
+                    Ok(name) => format!("its task `{}` ended", name.unwrap_or_default()),
+                    Err(_) => return None,
+                },
+                end = end => match end {
+                    Ok(metrics) => match metrics.running_state {
+                        Ok(()) => "Raft ended".to_owned(),
+                        Err(fatal) => fatal.to_string(),
+                    },
+                    Err(error) => error.to_string(),
+                },
+            };
+            // A task may see the end before the flag is seen here.
+            (!*stop.borrow()).then_some(why)
+        }
     }
 
     /// Who this member is.
@@ -622,8 +729,10 @@ impl Replication {
         {
             server.abort();
         }
-        // Its result is only whether its task could be joined.
-        let _ = self.raft.shutdown().await;
+        // Its result is only whether its task could be joined. A disk that hangs must not keep the process.
+        if tokio::time::timeout(Duration::from_secs(3), self.raft.shutdown()).await.is_err() {
+            tracing::warn!("Raft did not stop in time");
+        }
     }
 }
 
@@ -639,13 +748,14 @@ fn accepted(outcome: Outcome) -> Result<(), MembershipError> {
 }
 
 async fn serve(listener: TcpListener, service: Service, check: Check, mut stop: watch::Receiver<bool>) {
+    let metrics = check.metrics.clone();
     let member = MemberServer::new(service.clone())
         .max_decoding_message_size(MOST_MESSAGE)
         .max_encoding_message_size(MOST_MESSAGE);
     let served = transport::server()
         .add_service(InterceptedService::new(member, check))
         .add_service(AdmissionServer::new(service))
-        .serve_with_incoming_shutdown(transport::incoming(listener), async move {
+        .serve_with_incoming_shutdown(transport::incoming(listener, metrics), async move {
             // An error means that the replication is gone: stopped as well.
             let _ = stop.wait_for(|stop| *stop).await;
         })

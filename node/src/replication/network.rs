@@ -96,17 +96,17 @@ impl Peer {
         Timeout { action, id: self.network.me, target: self.to, timeout }
     }
 
-    /// A unary RPC within openraft's deadline.
+    /// A unary RPC within openraft's deadline: all of it, because the answer to a vote waits for a disk.
     async fn call<T>(
         &self,
         action: RPCTypes,
         option: &RPCOption,
         rpc: impl Future<Output = Result<tonic::Response<T>, Status>>,
     ) -> Rpc<T> {
-        match tokio::time::timeout(option.soft_ttl(), rpc).await {
+        match tokio::time::timeout(option.hard_ttl(), rpc).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(failed(&status)),
-            Err(_) => Err(RPCError::Timeout(self.late(action, option.soft_ttl()))),
+            Err(_) => Err(RPCError::Timeout(self.late(action, option.hard_ttl()))),
         }
     }
 
@@ -195,11 +195,8 @@ where
                     }
                 },
                 request = request => self.send(request),
-                () = tokio::time::sleep(self.limit / 4) => {
-                    if self.unanswered > 0 && clock::now().since(self.waiting_since) >= self.limit {
-                        return Err(Silence::Late);
-                    }
-                }
+                // Not a time from now: requests that go on and on must not put it off.
+                () = late(self.unanswered > 0, self.waiting_since + self.limit) => return Err(Silence::Late),
             }
         }
     }
@@ -222,6 +219,14 @@ where
             // No more requests: the answers to those that were sent still come.
             (None, _) | (_, None) => (self.input, self.requests) = (None, None),
         }
+    }
+}
+
+async fn late(owed: bool, end: Time) {
+    if owed {
+        tokio::time::sleep(end.since(clock::now())).await;
+    } else {
+        std::future::pending::<()>().await;
     }
 }
 
@@ -330,6 +335,30 @@ mod tests {
         let mut flow = flow(1, futures::stream::pending::<Result<(), Status>>());
         let end = tokio::time::timeout(Duration::from_secs(5), flow.next()).await.unwrap();
         assert!(matches!(end, Err(Silence::Late)));
+    }
+
+    #[tokio::test]
+    async fn requests_that_go_on_do_not_put_the_end_off() {
+        let mut flow = flow(0, futures::stream::pending::<Result<(), Status>>());
+        let (requests, _queue) = mpsc::channel(1000);
+        let every = tokio_stream::wrappers::IntervalStream::new(tokio::time::interval(Duration::from_millis(5)));
+        let request = || AppendEntriesRequest {
+            vote: openraft::Vote::new(1, MemberId(1)),
+            prev_log_id: None,
+            entries: Vec::new(),
+            leader_commit: None,
+        };
+        let mut flow = Flow {
+            input: Some(every.map(move |_| request())),
+            requests: Some(requests),
+            responses: &mut flow.responses,
+            unanswered: 0,
+            waiting_since: clock::now(),
+            limit: flow.limit,
+        };
+        let end = tokio::time::timeout(Duration::from_secs(5), flow.next()).await.unwrap();
+        assert!(matches!(end, Err(Silence::Late)));
+        assert!(flow.unanswered > 1);
     }
 
     #[tokio::test]

@@ -11,7 +11,7 @@
 //!  admin   ──────────> ┘   (bounded)  (≤ 4)    └─ stream to the leader ──────────┘
 //! ```
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use palisade_engine::replica::{Batch, Command, Outcome};
 use palisade_engine::{MemberId, Standing, Time};
 use palisade_proto::convert::encode_batch;
 use palisade_proto::member::v1 as wire;
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -31,11 +32,15 @@ use crate::standing::StandingCell;
 
 /// Batches in flight. More would make them smaller, each costs an entry in the log.
 const IN_FLIGHT: usize = 4;
+/// Answers that wait to be read. At most one comes for each batch in flight; the rest is room for those given up.
+pub(crate) const ANSWERS: usize = 4 * IN_FLIGHT;
 /// Commands in a batch, and about how many bytes: one record of the store.
 const COMMANDS: usize = 64;
 const BYTES: usize = 7 * 1024;
 /// Commands that wait for a place in a batch. Above it the workers' queue is not read, and its bound drops.
 const WAITING: usize = 4096;
+/// The same with the orders of the administration.
+const WAITING_MOST: usize = WAITING + 1024;
 /// The hold of a packet is far shorter; a session that could not be committed in this time is judged again anyway.
 const SESSION_DEADLINE: Duration = Duration::from_secs(2);
 /// The time after which a batch is proposed again, at first and at most.
@@ -71,6 +76,9 @@ pub(crate) struct Leader {
     pub(crate) address: String,
 }
 
+/// To whom waits for a command's outcome.
+type Reply = oneshot::Sender<Result<Outcome, ProposeError>>;
+
 /// A command of the administration.
 pub(crate) struct Order {
     pub(crate) command: Command,
@@ -82,6 +90,30 @@ pub(crate) struct Order {
 pub(crate) struct Answer {
     pub(crate) first: u64,
     pub(crate) outcomes: Vec<Outcome>,
+}
+
+/// The numbers of the batches that wait for their answers. Only these are answered, each once: not the copies of a batch,
+/// and not what a member that starts replays from its log. So the queue of answers has a bound.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Unanswered(Arc<Mutex<BTreeSet<u64>>>);
+
+impl Unanswered {
+    fn add(&self, first: u64) {
+        self.0.lock().insert(first);
+    }
+
+    fn forget(&self, first: u64) {
+        self.0.lock().remove(&first);
+    }
+
+    /// Tells an answer if it is waited for. Without room it stays unanswered, and the next copy of the batch, which has
+    /// the same outcomes, answers it.
+    pub(crate) fn answer(&self, first: u64, outcomes: &[Outcome], answers: &mpsc::Sender<Answer>) {
+        let mut waiting = self.0.lock();
+        if waiting.contains(&first) && answers.try_send(Answer { first, outcomes: outcomes.to_vec() }).is_ok() {
+            waiting.remove(&first);
+        }
+    }
 }
 
 /// What the task needs.
@@ -98,11 +130,9 @@ pub(crate) struct Proposer {
     /// From hints that others sent.
     pub(crate) hinted: mpsc::Receiver<Proposal>,
     pub(crate) orders: mpsc::Receiver<Order>,
-    pub(crate) answers: mpsc::UnboundedReceiver<Answer>,
+    pub(crate) answers: mpsc::Receiver<Answer>,
+    pub(crate) unanswered: Unanswered,
 }
-
-/// Whom the outcome of an order is told.
-pub(crate) type Reply = oneshot::Sender<Result<Outcome, ProposeError>>;
 
 struct Item {
     command: Command,
@@ -155,7 +185,8 @@ impl Proposer {
         let (mut workers_open, mut hints_open) = (true, true);
         loop {
             let room = state.waiting.len() < WAITING;
-            let wake = state.flying.values().map(|f| f.again.min(f.deadline)).min();
+            let flying = state.flying.values().map(|f| f.again.min(f.deadline));
+            let wake = flying.chain(state.waiting.front().map(|item| item.deadline)).min();
             tokio::select! {
                 biased;
                 Some(answer) = self.answers.recv() => self.answered(&mut state, answer),
@@ -166,7 +197,7 @@ impl Proposer {
                     self.link(&mut state);
                     self.again(&mut state, |_| true).await;
                 }
-                order = self.orders.recv() => match order {
+                order = self.orders.recv(), if state.waiting.len() < WAITING_MOST => match order {
                     Some(order) => state.waiting.push_back(Item {
                         command: order.command,
                         queued: clock::now(),
@@ -273,6 +304,7 @@ impl Proposer {
             }
             self.metrics.batch_commands.observe(batch.commands.len() as u64);
             state.next += batch.commands.len() as u64;
+            self.unanswered.add(batch.first);
             self.propose(&mut state.link, &batch).await;
             let flight = Flight { notes, deadline, again: now + AGAIN, pause: AGAIN, batch };
             state.flying.insert(flight.batch.first, flight);
@@ -292,6 +324,10 @@ impl Proposer {
             for (_, reply) in state.flying.remove(&first).into_iter().flat_map(|f| f.notes) {
                 self.dropped(reply);
             }
+            self.unanswered.forget(first);
+        }
+        while let Some(item) = state.waiting.pop_front_if(|item| item.deadline <= now) {
+            self.dropped(item.reply);
         }
     }
 

@@ -10,7 +10,7 @@ use openraft::raft::AppendEntriesRequest;
 use palisade_engine::engine::Wake;
 use palisade_engine::event::{Event, Hint, Proposal};
 use palisade_engine::replica::MemberInfo;
-use palisade_engine::{Engine, HoldKey, SessionId};
+use palisade_engine::{Engine, HoldKey, MemberId, SessionId};
 use palisade_proto::convert::{decode_batch, decode_hint};
 use palisade_proto::member::v1 as wire;
 use palisade_proto::member::v1::admission_server::Admission;
@@ -19,6 +19,7 @@ use palisade_raft_store::{Snapshots, TypeConfig};
 use tokio::sync::{mpsc, watch};
 use tonic::{Request, Response, Status, Streaming};
 
+use super::leader::Heard;
 use super::membership::{self, Admitting};
 use super::metrics::ReplicationMetrics;
 use super::propose::Lead;
@@ -48,6 +49,8 @@ impl Wake for Waker {
 
 /// Sessions in one question about idleness.
 pub(crate) const MOST_IDLE: usize = 4096;
+/// Commands in one batch: far more than this version sends, so that another one may send more.
+const MOST_COMMANDS: usize = 1024;
 
 #[derive(Clone)]
 pub(crate) struct Service(pub(crate) Arc<Parts>);
@@ -61,6 +64,7 @@ pub(crate) struct Parts {
     pub(crate) lead: watch::Receiver<Lead>,
     pub(crate) following: Following,
     pub(crate) admitting: Admitting,
+    pub(crate) heard: Heard,
     /// True once the member is to stop: ends the streams, which would otherwise keep their connections open.
     pub(crate) stop: watch::Receiver<bool>,
 }
@@ -68,6 +72,15 @@ pub(crate) struct Parts {
 async fn stopped(mut stop: watch::Receiver<bool>) {
     // An error means that the replication is gone: stopped as well.
     let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// Raft trusts what a message says about its sender; the message must come from there.
+fn same(named: MemberId, from: MemberId, what: &str) -> Result<(), Status> {
+    if named == from {
+        Ok(())
+    } else {
+        Err(Status::invalid_argument(format!("{what} in the name of member {named} came from member {from}")))
+    }
 }
 
 fn fatal(error: impl std::fmt::Display) -> Status {
@@ -81,8 +94,19 @@ impl Parts {
         self.raft.server_metrics().borrow_watched().state == ServerState::Leader
     }
 
+    /// Only members may hint and propose: one that was removed may not have heard of it yet.
+    fn known(&self, from: MemberId) -> Result<(), Status> {
+        let knows =
+            |raft: &PalisadeRaft| raft.server_metrics().borrow_watched().membership_config.get_node(&from).is_some();
+        if self.engine.view().members.contains_key(&from) || knows(&self.raft) {
+            return Ok(());
+        }
+        self.metrics.misaddressed.add(1);
+        Err(Status::permission_denied(format!("member {from} is not in this cluster (any longer)")))
+    }
+
     /// Takes in one hint and passes on what follows from it.
-    fn hint(&self, from: palisade_engine::MemberId, bytes: &[u8], events: &mut Vec<Event>, wake: &mut Waker) {
+    fn hint(&self, from: MemberId, bytes: &[u8], events: &mut Vec<Event>, wake: &mut Waker) {
         let hint = match decode_hint(bytes) {
             Ok(hint) => hint,
             Err(error) => {
@@ -161,12 +185,18 @@ impl Member for Service {
     }
 
     async fn vote(&self, request: Request<wire::VoteRequest>) -> Result<Response<wire::VoteResponse>, Status> {
-        let response = self.0.raft.vote(convert::vote_request_in(request.into_inner())?).await.map_err(fatal)?;
+        let from = Sender::of(&request)?;
+        let request = convert::vote_request_in(request.into_inner())?;
+        same(request.vote.leader_id.node_id, from, "a request for votes")?;
+        let response = self.0.raft.vote(request).await.map_err(fatal)?;
         Ok(Response::new(convert::vote_response_out(&response)))
     }
 
     async fn pre_vote(&self, request: Request<wire::VoteRequest>) -> Result<Response<wire::VoteResponse>, Status> {
-        let response = self.0.raft.pre_vote(convert::vote_request_in(request.into_inner())?).await.map_err(fatal)?;
+        let from = Sender::of(&request)?;
+        let request = convert::vote_request_in(request.into_inner())?;
+        same(request.vote.leader_id.node_id, from, "a request for votes")?;
+        let response = self.0.raft.pre_vote(request).await.map_err(fatal)?;
         Ok(Response::new(convert::vote_response_out(&response)))
     }
 
@@ -174,7 +204,9 @@ impl Member for Service {
         &self,
         request: Request<Streaming<wire::SnapshotChunk>>,
     ) -> Result<Response<wire::SnapshotResponse>, Status> {
-        let (vote, file) = snapshot::receive(&self.0.snapshots, request.into_inner()).await?;
+        let from = Sender::of(&request)?;
+        let check = |leader| same(leader, from, "a snapshot");
+        let (vote, file) = snapshot::receive(&self.0.snapshots, request.into_inner(), check).await?;
         let snapshot = openraft::Snapshot { meta: file.meta().clone(), snapshot: file };
         let response = self.0.raft.install_full_snapshot(vote, snapshot).await.map_err(fatal)?;
         self.0.metrics.snapshots_received.add(1);
@@ -185,7 +217,9 @@ impl Member for Service {
         &self,
         request: Request<wire::TransferLeaderRequest>,
     ) -> Result<Response<wire::TransferLeaderResponse>, Status> {
+        let from = Sender::of(&request)?;
         let request = convert::transfer_in(request.into_inner())?;
+        same(request.from_leader().leader_id.node_id, from, "a change of the lead")?;
         let response = self.0.raft.handle_transfer_leader(request).await.map_err(fatal)?;
         Ok(Response::new(convert::transferred_out(&response)))
     }
@@ -196,7 +230,9 @@ impl Member for Service {
         let mut wake = Waker(self.0.wake.copy());
         let mut events = Vec::new();
         while let Some(batch) = batches.next().await {
-            for bytes in &batch?.hints {
+            let batch = batch?;
+            self.0.known(from)?;
+            for bytes in &batch.hints {
                 self.0.hint(from, bytes, &mut events, &mut wake);
             }
         }
@@ -218,10 +254,17 @@ impl Member for Service {
                 let batch = match batch
                     .and_then(|p| decode_batch(&p.batch).map_err(|e| Status::invalid_argument(e.to_string())))
                 {
+                    Ok(batch) if batch.commands.len() > MOST_COMMANDS => {
+                        let why = format!("{} commands in one batch, more than {MOST_COMMANDS}", batch.commands.len());
+                        return Some(Err(Status::invalid_argument(why)));
+                    }
                     Ok(batch) if batch.proposer == from => batch,
                     Ok(_) => return Some(Err(Status::invalid_argument("a proposal in another member's name"))),
                     Err(status) => return Some(Err(status)),
                 };
+                if let Err(status) = parts.known(from) {
+                    return Some(Err(status));
+                }
                 if !parts.leads() {
                     parts.metrics.refused_not_leader.add(1);
                     let leader = parts.lead.borrow().leader.as_ref().map_or(0, |l| l.id.0);
@@ -245,6 +288,7 @@ impl Member for Service {
         if members.get_node(&from).is_none() {
             return Err(Status::permission_denied(format!("member {from} is not in this cluster (any longer)")));
         }
+        self.0.heard.from(from);
         Ok(Response::new(wire::ReadIndexResponse { index }))
     }
 

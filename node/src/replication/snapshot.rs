@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use futures::{Stream, StreamExt};
 use openraft::type_config::alias::VoteOf;
+use palisade_engine::MemberId;
 use palisade_proto::member::v1 as wire;
 use palisade_raft_store::{SnapshotFile, SnapshotReceiver, Snapshots, TypeConfig};
 use tonic::{Status, Streaming};
@@ -47,6 +48,7 @@ pub(crate) fn chunks(
 pub(crate) async fn receive(
     snapshots: &Snapshots,
     mut chunks: Streaming<wire::SnapshotChunk>,
+    check: impl Fn(MemberId) -> Result<(), Status>,
 ) -> Result<(VoteOf<TypeConfig>, SnapshotFile), Status> {
     let mut receiver = snapshots.receive(LONGEST).map_err(disk)?;
     let mut vote = None;
@@ -57,7 +59,9 @@ pub(crate) async fn receive(
             return Err(Status::invalid_argument("the chunks of the snapshot do not follow each other"));
         }
         if vote.is_none() {
-            vote = Some(vote_in(chunk.vote)?);
+            let sender = vote_in(chunk.vote)?;
+            check(sender.leader_id.node_id)?;
+            vote = Some(sender);
         }
         expected += chunk.data.len() as u64;
         let last = chunk.last;

@@ -15,6 +15,8 @@ use tokio::time::timeout;
 
 use super::*;
 
+mod breaks;
+
 const LONG: Duration = Duration::from_secs(20);
 
 #[derive(Clone, Default)]
@@ -29,6 +31,7 @@ impl Wake for Woken {
 struct Node {
     dir: TempDir,
     options: Options,
+    cut_off_limit: Duration,
     running: Option<Running>,
 }
 
@@ -63,14 +66,15 @@ impl Node {
             role: Role::Firewall,
             engine: palisade_engine::Config { max_sessions: 10_000, ..palisade_engine::Config::new(MemberId(0), 0, 0) },
             timing: Timing::default(),
+            log: LogSize::default(),
         };
-        Node { dir, options, running: None }
+        Node { dir, options, cut_off_limit: Duration::from_secs(300), running: None }
     }
 
     async fn start(&mut self) {
         let (hints, hint_rx) = mpsc::channel(1024);
         let (proposals, proposal_rx) = mpsc::channel(1024);
-        let standing = Arc::new(StandingCell::new(Duration::from_secs(300)));
+        let standing = Arc::new(StandingCell::new(self.cut_off_limit));
         let opened =
             Replication::open(self.options.clone(), hint_rx, proposal_rx, Woken::default(), standing.clone()).await;
         let replication = opened.unwrap_or_else(|e| panic!("{}: {e}", self.options.name));
@@ -94,6 +98,14 @@ impl Node {
         self.running.as_ref().map(|r| r.status().role)
     }
 
+    /// Is no change of the voters under way? While one is, the old majority is needed as well as the new one.
+    fn settled(&self) -> bool {
+        let metrics = self.run().replication.raft.metrics().borrow_watched().clone();
+        let members = &metrics.membership_config;
+        members.membership().get_joint_config().len() == 1
+            && metrics.committed_membership_config.log_id() == members.log_id()
+    }
+
     fn current(&self) -> bool {
         self.running.as_ref().is_some_and(|r| r.standing.at(clock::now()) == Standing::Current)
     }
@@ -110,7 +122,12 @@ async fn until(why: &str, mut what: impl FnMut() -> bool) {
 }
 
 async fn cluster() -> [Node; 3] {
+    cluster_with(|_| {}).await
+}
+
+async fn cluster_with(change: impl Fn(&mut Node)) -> [Node; 3] {
     let mut nodes = [Node::new("fw1"), Node::new("fw2"), Node::new("fw3")];
+    nodes.iter_mut().for_each(change);
     let identity = init(&nodes[0].options).await.unwrap();
     assert_eq!(identity.member, MemberId(1));
     nodes[0].start().await;
@@ -124,7 +141,10 @@ async fn cluster() -> [Node; 3] {
     until("all vote and are current", || {
         nodes.iter().all(|n| {
             let status = n.run().status();
-            n.current() && status.members.len() == 3 && status.members.iter().all(|m| m.voter && m.reachable)
+            n.current()
+                && n.settled()
+                && status.members.len() == 3
+                && status.members.iter().all(|m| m.voter && m.reachable)
         })
     })
     .await;
@@ -331,6 +351,7 @@ async fn who_is_not_the_addressee_refuses_and_garbage_does_not_hurt() {
     assert_eq!(nodes[1].run().command(command(1), LONG).await.unwrap(), Outcome::Accepted);
     until("it is applied there too", || has(&nodes[0], 1)).await;
     assert!(nodes[0].run().status().term < 99);
+    assert!(nodes[0].run().metrics().strangers.get() >= 40, "{}", nodes[0].run().metrics().strangers.get());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

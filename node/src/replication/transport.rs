@@ -2,11 +2,15 @@
 //! [`incoming`] changes every connection between members.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
+use futures::{Stream, StreamExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::{Channel, Endpoint, Server};
+
+use super::metrics::ReplicationMetrics;
 
 /// A connection that is not made within this time is not worth waiting for on a cluster's own network.
 const CONNECT: Duration = Duration::from_millis(500);
@@ -34,14 +38,56 @@ pub(crate) fn channel(address: &str) -> Result<Channel, tonic::transport::Error>
         .connect_lazy())
 }
 
-/// The connections that members make to us.
-pub(crate) fn incoming(listener: TcpListener) -> impl tokio_stream::Stream<Item = io::Result<tokio::net::TcpStream>> {
-    use tokio_stream::StreamExt as _;
-    TcpListenerStream::new(listener).map(|stream| {
-        let stream = stream?;
-        stream.set_nodelay(true)?;
-        Ok(stream)
-    })
+/// What every connection of HTTP/2 begins with (RFC 9113 section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// A connection that has not said so by then is closed.
+const GREETING: Duration = Duration::from_secs(1);
+/// Connections that may be in their greeting; the kernel keeps the next ones waiting.
+const GREETINGS: usize = 256;
+
+/// The connections that members make to us. What does not even speak HTTP/2, or nothing at all, is closed and counted
+/// here: further in it would cost memory for as long as it stays open, and nobody would know.
+pub(crate) fn incoming(
+    listener: TcpListener,
+    metrics: Arc<ReplicationMetrics>,
+) -> impl Stream<Item = io::Result<TcpStream>> {
+    TcpListenerStream::new(listener)
+        .map(move |stream| {
+            let metrics = metrics.clone();
+            async move {
+                let stream = match stream {
+                    Ok(stream) => stream,
+                    Err(error) => {
+                        // Out of file descriptors, perhaps: not again at once.
+                        tracing::warn!(%error, "a connection to the member port could not be accepted");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        return None;
+                    }
+                };
+                match tokio::time::timeout(GREETING, greeted(&stream)).await {
+                    Ok(Ok(true)) => Some(stream.set_nodelay(true).map(|()| stream)),
+                    Ok(Ok(false) | Err(_)) | Err(_) => {
+                        metrics.strangers.add(1);
+                        None
+                    }
+                }
+            }
+        })
+        .buffer_unordered(GREETINGS)
+        .filter_map(std::future::ready)
+}
+
+/// Does it begin as it should? Only looks: the bytes stay for whoever reads next.
+async fn greeted(stream: &TcpStream) -> io::Result<bool> {
+    let mut seen = [0; PREFACE.len()];
+    loop {
+        let n = stream.peek(&mut seen).await?;
+        let begun = seen.get(..n).is_some_and(|seen| !seen.is_empty() && PREFACE.starts_with(seen));
+        if !begun || n == PREFACE.len() {
+            return Ok(begun);
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 /// The listening side's settings.

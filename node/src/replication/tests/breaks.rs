@@ -1,0 +1,325 @@
+//! What goes wrong: leaders lost in mid-flight, members that come late, that are gone, that should not be there.
+
+use std::collections::BTreeMap;
+
+use palisade_proto::member::v1 as proto;
+use tokio::sync::broadcast::error::RecvError;
+
+use super::*;
+
+/// Ends a member as a crash does, as far as that can be done within a process: no farewell, its connections just break.
+fn crash(node: &mut Node) {
+    drop(node.running.take());
+}
+
+/// How often each session was established, as a watcher sees it, until `last` was.
+async fn watch(mut events: broadcast::Receiver<Arc<SessionEvent>>, last: u16) -> BTreeMap<u64, u32> {
+    let mut seen = BTreeMap::new();
+    loop {
+        match timeout(LONG, events.recv()).await.unwrap() {
+            Ok(event) => {
+                if let SessionChange::Established(e) = &event.change {
+                    *seen.entry(e.id.counter).or_default() += 1;
+                    if e.id == session(last) {
+                        return seen;
+                    }
+                }
+            }
+            Err(RecvError::Lagged(n)) => panic!("{n} events were lost"),
+            Err(RecvError::Closed) => panic!("no more events"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_in_flight_when_the_leader_is_lost_is_carried_out_once() {
+    const MANY: u16 = 400;
+    let mut nodes = cluster().await;
+    let lead = leader(&nodes);
+    let (proposer, witness) = ((lead + 1) % 3, (lead + 2) % 3);
+    let watched = tokio::spawn(watch(nodes[witness].run().subscribe(), MANY));
+    let metrics = nodes[proposer].run().metrics();
+    let accepted = metrics.outcomes.accepted.get();
+    let outcomes = {
+        let run = nodes[proposer].running.take().unwrap();
+        let orders = run.replication.orders.clone();
+        let all = (0..MANY).map(|n| {
+            let orders = orders.clone();
+            async move {
+                // Spread, so that some are before, some in and some after the loss.
+                tokio::time::sleep(Duration::from_micros(u64::from(n) * 250)).await;
+                membership::order(&orders, command(n), LONG).await
+            }
+        });
+        let all = tokio::spawn(futures::future::join_all(all));
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        crash(&mut nodes[lead]);
+        nodes[proposer].running = Some(run);
+        all.await.unwrap()
+    };
+    assert!(outcomes.iter().all(|o| *o == Ok(Outcome::Accepted)), "{outcomes:?}");
+    assert_eq!(metrics.outcomes.accepted.get() - accepted, u64::from(MANY));
+    assert!(metrics.proposed_again.get() > 0, "nothing was in flight when the leader was lost");
+    assert_eq!(nodes[proposer].run().command(command(MANY), LONG).await, Ok(Outcome::Accepted));
+    let seen = watched.await.unwrap();
+    assert_eq!(seen.len(), usize::from(MANY) + 1);
+    assert!(seen.values().all(|n| *n == 1), "{seen:?}");
+
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    nodes[lead].start().await;
+    until("the old leader knows all of them", || {
+        nodes[lead].current()
+            && (0..=MANY).all(|n| has(&nodes[lead], n))
+            && nodes[lead].role() != Some(RaftRole::Leader)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_leader_is_soon_replaced() {
+    let mut nodes = cluster().await;
+    let mut times = Vec::new();
+    for _ in 0..3 {
+        let lead = leader(&nodes);
+        let rest: Vec<usize> = (0..3).filter(|i| *i != lead).collect();
+        crash(&mut nodes[lead]);
+        let lost = clock::now();
+        until("another leads", || rest.iter().any(|i| nodes[*i].role() == Some(RaftRole::Leader))).await;
+        times.push(clock::now().since(lost));
+        // Nobody may notice: both were current all the time.
+        assert!(rest.iter().all(|i| nodes[*i].current()));
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        nodes[lead].start().await;
+        until("all are current", || nodes.iter().all(Node::current)).await;
+    }
+    println!("a new leader after {times:?}");
+    assert!(times.iter().all(|t| *t < crate::standing::CURRENT_FOR), "{times:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_joins_late_gets_everything_by_snapshot() {
+    const MANY: u16 = 200;
+    let small = |node: &mut Node| node.options.log = LogSize { snapshot_every: 32, keep: 4 };
+    let nodes = cluster_with(small).await;
+    let node = &nodes[0];
+    let policy = palisade_engine::replica::PolicyChange {
+        text: "zone inside, outside\ndefault drop\n".to_owned(),
+        author: "test".to_owned(),
+        base: nodes[0].run().engine().generation(),
+    };
+    let outcome = node.run().command(Command::Policy(Box::new(policy)), LONG).await.unwrap();
+    let Outcome::Policy(generation) = outcome else { panic!("{outcome:?}") };
+    for n in 0..MANY {
+        let establish = Establish { generation, ..establish(n) };
+        let outcome = node.run().command(Command::Establish(Box::new(establish)), LONG).await;
+        assert_eq!(outcome, Ok(Outcome::Accepted), "{n}");
+    }
+    let lead = leader(&nodes);
+    until("the leader's log has lost its beginning", || nodes[lead].run().status().purged > Some(100)).await;
+
+    let mut late = Node::new("fw4");
+    small(&mut late);
+    let token = nodes[1].run().token(LONG).await.unwrap();
+    assert_eq!(join(&late.options, &token).await.unwrap().member, MemberId(4));
+    late.start().await;
+    until("it is current and votes", || {
+        late.current() && late.run().status().members.iter().filter(|m| m.voter).count() == 4
+    })
+    .await;
+    assert!(late.run().metrics().snapshots_received.get() >= 1);
+    assert!((0..MANY).all(|n| has(&late, n)));
+    let (theirs, its) = (nodes[0].run().engine().view(), late.run().engine().view());
+    assert_eq!(late.run().engine().generation(), generation);
+    assert_eq!(theirs.members, its.members);
+    assert_eq!((&theirs.cluster, &theirs.tokens), (&its.cluster, &its.tokens));
+    let texts = |v: &palisade_engine::engine::View| v.policies.iter().map(|p| p.text.clone()).collect::<Vec<_>>();
+    assert_eq!(texts(&theirs), texts(&its));
+
+    // What came by snapshot is durable, and it goes on from there.
+    late.stop().await;
+    late.start().await;
+    until("it is current again", || late.current()).await;
+    assert!((0..MANY).all(|n| has(&late, n)));
+    let more = Establish { generation, ..establish(MANY) };
+    let outcome = late.run().command(Command::Establish(Box::new(more)), LONG).await;
+    assert_eq!(outcome, Ok(Outcome::Accepted));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_may_join_at_once() {
+    let mut nodes = [Node::new("fw1"), Node::new("fw2"), Node::new("fw3"), Node::new("fw4")];
+    init(&nodes[0].options).await.unwrap();
+    nodes[0].start().await;
+    until("current", || nodes[0].current()).await;
+    let token = nodes[0].run().token(LONG).await.unwrap();
+    let (a, b, c) =
+        tokio::join!(join(&nodes[1].options, &token), join(&nodes[2].options, &token), join(&nodes[3].options, &token));
+    let mut ids = [a.unwrap().member, b.unwrap().member, c.unwrap().member];
+    ids.sort_unstable();
+    assert_eq!(ids, [MemberId(2), MemberId(3), MemberId(4)]);
+    for node in &mut nodes[1..] {
+        node.start().await;
+    }
+    until("all vote and are current", || {
+        nodes.iter().all(|n| n.current() && n.run().status().members.iter().filter(|m| m.voter).count() == 4)
+    })
+    .await;
+
+    // One that is removed does not get its id back, nor does anybody else; and it does not act as a member any longer.
+    let gone = (0..4).find(|i| nodes[*i].role() != Some(RaftRole::Leader)).unwrap();
+    let (name, id) = (nodes[gone].options.name.clone(), nodes[gone].run().identity().member);
+    let other = (gone + 1) % 4;
+    assert_eq!(nodes[other].run().remove(&name).await.unwrap(), id);
+    until("the removed one is not current", || !nodes[gone].current()).await;
+    let peers = Peers::new(&nodes[other].run().identity().cluster, id).unwrap();
+    let to = nodes[other].run().identity().member;
+    let mut client = peers.client(to, &nodes[other].options.advertise, route::Lane::Control).unwrap();
+    let hints = futures::stream::iter([proto::HintBatch { hints: Vec::new() }]);
+    assert_eq!(client.hints(hints).await.unwrap_err().code(), tonic::Code::PermissionDenied);
+    let batch = Batch { proposer: id, first: 0, floor: 0, unix_ms: 0, commands: vec![command(1)] };
+    let batch = palisade_proto::convert::encode_batch(&batch).unwrap();
+    let proposals = futures::stream::iter([proto::Proposal { batch }]);
+    let mut refusals = client.propose(proposals).await.unwrap().into_inner();
+    assert_eq!(refusals.message().await.unwrap_err().code(), tonic::Code::PermissionDenied);
+    let mut new = Node::new("fw5");
+    assert_eq!(join(&new.options, &token).await.unwrap().member, MemberId(5));
+    new.start().await;
+    until("the new one is current", || new.current()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_join_token_ends_though_it_was_good() {
+    let mut first = Node::new("fw1");
+    init(&first.options).await.unwrap();
+    first.start().await;
+    until("current", || first.current()).await;
+    let token = first.run().token(Duration::from_secs(3)).await.unwrap();
+    join(&Node::new("fw2").options, &token).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let refused = join(&Node::new("fw3").options, &token).await;
+    assert!(matches!(&refused, Err(MembershipError::Refused(why)) if why.contains("expired")), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_that_nobody_should_send_change_nothing() {
+    let nodes = cluster().await;
+    let lead = leader(&nodes);
+    let (node, from) = ((lead + 1) % 3, nodes[(lead + 2) % 3].run().identity().member);
+    let to = nodes[node].run().identity().member;
+    let peers = Peers::new(&nodes[0].run().identity().cluster, from).unwrap();
+    let mut client = peers.client(to, &nodes[node].options.advertise, route::Lane::Raft).unwrap();
+    let before = nodes[node].run().status().term;
+    let vote = |member: u64| proto::Vote { term: before + 50, member, committed: true };
+    let code = |status: tonic::Status| status.code();
+
+    // In another member's name.
+    let request = proto::VoteRequest { vote: Some(vote(77)), last: None, leadership_transfer: true };
+    assert_eq!(code(client.vote(request.clone()).await.unwrap_err()), tonic::Code::InvalidArgument);
+    assert_eq!(code(client.pre_vote(request).await.unwrap_err()), tonic::Code::InvalidArgument);
+    let transfer = proto::TransferLeaderRequest { from: Some(vote(77)), to: to.0, last: None };
+    assert_eq!(code(client.transfer_leader(transfer).await.unwrap_err()), tonic::Code::InvalidArgument);
+    let append = proto::AppendRequest { vote: Some(vote(77)), previous: None, entries: Vec::new(), commit: None };
+    let mut answers = client.append(futures::stream::iter([append])).await.unwrap().into_inner();
+    assert_eq!(code(answers.message().await.unwrap_err()), tonic::Code::InvalidArgument);
+    let chunk = proto::SnapshotChunk { vote: Some(vote(77)), offset: 0, data: Vec::new().into(), last: false };
+    let sent = client.install_snapshot(futures::stream::iter([chunk])).await;
+    assert_eq!(code(sent.unwrap_err()), tonic::Code::InvalidArgument);
+    // In its own, but it is no snapshot.
+    let chunk = proto::SnapshotChunk { vote: Some(vote(from.0)), offset: 0, data: vec![7; 1000].into(), last: true };
+    let sent = client.install_snapshot(futures::stream::iter([chunk])).await;
+    assert_eq!(code(sent.unwrap_err()), tonic::Code::DataLoss);
+    // Incomplete, empty, garbled.
+    let empty = proto::VoteRequest { vote: None, last: None, leadership_transfer: false };
+    assert_eq!(code(client.vote(empty).await.unwrap_err()), tonic::Code::InvalidArgument);
+    let mut refusals = client
+        .propose(futures::stream::iter([proto::Proposal { batch: vec![0xff; 9].into() }]))
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(code(refusals.message().await.unwrap_err()), tonic::Code::InvalidArgument);
+    let garbled = proto::HintBatch { hints: vec![vec![0xff; 9].into()] };
+    client.hints(futures::stream::iter([garbled])).await.unwrap();
+    assert_eq!(nodes[node].run().metrics().hints_damaged.get(), 1);
+    // Larger than any message may be.
+    let huge = proto::HintBatch { hints: vec![vec![0; route::MOST_MESSAGE].into()] };
+    let mut client = client.max_encoding_message_size(usize::MAX);
+    assert_eq!(code(client.hints(futures::stream::iter([huge])).await.unwrap_err()), tonic::Code::OutOfRange);
+
+    assert_eq!(nodes[node].run().status().term, before);
+    assert_eq!(leader(&nodes), lead);
+    assert_eq!(nodes[node].run().command(command(1), LONG).await, Ok(Outcome::Accepted));
+    assert!(!has(&nodes[node], 2));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_reachable_is_known() {
+    let mut nodes = cluster().await;
+    let gone = (leader(&nodes) + 1) % 3;
+    let id = nodes[gone].run().identity().member;
+    let reaches = |node: &Node| node.run().status().members.iter().any(|m| m.id == id && m.reachable);
+    let rest: Vec<usize> = (0..3).filter(|i| *i != gone).collect();
+    let asked = clock::now();
+    nodes[gone].stop().await;
+    assert!(clock::now().since(asked) < Duration::from_secs(4), "it stops in time");
+    until("it is not reachable", || rest.iter().all(|i| !reaches(&nodes[*i]))).await;
+    let streams = nodes[rest[0]].run().metrics().hint_streams.get();
+    nodes[gone].start().await;
+    until("it is reachable again", || rest.iter().all(|i| reaches(&nodes[*i]))).await;
+    assert!(nodes[rest[0]].run().metrics().hint_streams.get() > streams);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_end_that_are_idle_everywhere() {
+    let brief = Duration::from_secs(2);
+    let mut nodes = cluster_with(|node| {
+        // Until fw3 is asked again with a shorter time, it says of every session that it is in use there.
+        let used = node.options.name == "fw3";
+        node.options.engine.timeouts.established = if used { LONG * 100 } else { brief };
+        node.cut_off_limit = Duration::from_secs(4);
+    })
+    .await;
+    if leader(&nodes) == 2 {
+        nodes[2].run().transfer_leadership(None).await.unwrap();
+    }
+    assert_eq!(nodes[0].run().command(command(1), LONG).await, Ok(Outcome::Accepted));
+    tokio::time::sleep(brief * 2).await;
+    until("all have it", || nodes.iter().all(|n| has(n, 1))).await;
+
+    // Asked where it is idle everywhere, it ends, everywhere.
+    nodes[2].stop().await;
+    nodes[2].options.engine.timeouts.established = brief;
+    nodes[2].start().await;
+    until("it ends", || nodes.iter().all(|n| !has(n, 1))).await;
+
+    // A member that does not answer keeps it alive, but not for longer than anything passes there.
+    let lead = leader(&nodes);
+    let gone = (lead + 1) % 3;
+    assert_eq!(nodes[lead].run().command(command(2), LONG).await, Ok(Outcome::Accepted));
+    nodes[gone].stop().await;
+    tokio::time::sleep(brief + Duration::from_millis(1500)).await;
+    assert!(has(&nodes[lead], 2), "it ended though a member did not say that it is idle there");
+    until("it ends", || !has(&nodes[lead], 2)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_task_that_ends_is_noticed() {
+    let mut node = Node::new("fw1");
+    init(&node.options).await.unwrap();
+    node.start().await;
+    until("current", || node.current()).await;
+    let shut = node.run().failed();
+    let failed = node.run().failed();
+    assert!(timeout(Duration::from_millis(100), node.run().failed()).await.is_err(), "nothing has failed");
+    node.run().replication.tasks[1].abort();
+    let why = timeout(LONG, failed).await.unwrap().unwrap();
+    assert!(why.contains("propose"), "{why}");
+    node.stop().await;
+    drop(shut);
+
+    let mut node = Node::new("fw2");
+    init(&node.options).await.unwrap();
+    node.start().await;
+    let failed = node.run().failed();
+    node.stop().await;
+    assert_eq!(timeout(LONG, failed).await.unwrap(), None, "a shutdown is no failure");
+}
