@@ -26,7 +26,7 @@
 //! | `run` itself | waits for a signal or a failure | yes |
 //! | admin server | answers the unix socket; one task a connection | an `init`, `join` or `leave` that is cut off may be half done; it goes on in a task of its own |
 //! | http server | `/metrics` and so on | yes |
-//! | starter | waits until current, starts the datapath | yes: a datapath that was started is stored or stopped |
+//! | starter | waits until current, starts the datapath, ends the daemon if one of its threads dies | yes: a datapath that was started is stored or stopped |
 //! | watchdog | tells systemd that all threads go round | yes |
 
 use std::future::Future;
@@ -59,6 +59,8 @@ use crate::{admin, clock, systemd};
 const QUEUE: usize = 8192;
 /// A worker that has not gone round for so long is stuck; an idle one does so twice a second.
 const STUCK: Duration = Duration::from_secs(5);
+/// How often the datapath's threads are looked at.
+const SUPERVISE: Duration = Duration::from_millis(200);
 /// How long a member that ends waits for routers to turn away, and for another one to take the lead.
 const FAREWELL: Duration = Duration::from_secs(1);
 const HAND_OVER: Duration = Duration::from_secs(5);
@@ -94,6 +96,12 @@ pub enum NodeError {
     /// The datapath.
     #[error("the datapath is not started")]
     Datapath(#[from] StartError),
+    /// A thread of the datapath is dead.
+    #[error("the datapath's thread {name} died")]
+    Thread {
+        /// Its name.
+        name: String,
+    },
     /// Something of the operating system's.
     #[error("the operating system refuses {what}")]
     System {
@@ -118,6 +126,9 @@ impl NodeError {
             NodeError::Socket { .. } => Some("create its folder, or set [admin] socket to a path that the daemon may write".into()),
             NodeError::Http { .. } => Some("set [http] listen to a free port and an address of this machine".into()),
             NodeError::Datapath(e) => e.help().map(|h| h.to_string()),
+            NodeError::Thread { .. } => Some(
+                "a bug: report what was written before this. The gate is closed and nothing passes this machine until the daemon is started again; its systemd unit does so".into(),
+            ),
             NodeError::Replication(_) | NodeError::System { .. } => None,
         }
     }
@@ -551,6 +562,7 @@ async fn start_datapath(daemon: Arc<Daemon>, member: std::sync::Weak<Member>, wa
     let (options, engine, standing) = (daemon.datapath_options(), member.engine.clone(), member.standing.clone());
     let sinks = if daemon.config.lab.cut_replication { nowhere() } else { sinks };
     // It asks the kernel for much and runs nft. If this task is aborted meanwhile, the result is dropped, and so stopped.
+    let weak = Arc::downgrade(&member);
     let started = tokio::task::spawn_blocking(move || {
         let datapath = datapath::start(options, engine, standing, wake, sinks)?;
         let mut slot = member.datapath.lock();
@@ -561,13 +573,31 @@ async fn start_datapath(daemon: Arc<Daemon>, member: std::sync::Weak<Member>, wa
         Ok::<(), StartError>(())
     });
     match started.await {
-        Ok(Ok(())) => tracing::info!("the datapath runs"),
+        Ok(Ok(())) => {
+            tracing::info!("the datapath runs");
+            if let Some(name) = dead_thread(&weak).await {
+                drop(daemon.failed.try_send(NodeError::Thread { name }));
+            }
+        }
         // Full only if a failure is being dealt with already.
         Ok(Err(error)) => drop(daemon.failed.try_send(error.into())),
         Err(error) => {
             let source = io::Error::other(error);
             drop(daemon.failed.try_send(NodeError::System { what: "the start of the datapath", source }));
         }
+    }
+}
+
+/// Waits until a thread of the datapath dies; `None` if the datapath was stopped first. A worker that died would leave its
+/// share of the flows unanswered, or the gate unwatched: better no daemon, and a start from the beginning.
+async fn dead_thread(member: &std::sync::Weak<Member>) -> Option<String> {
+    loop {
+        // No handle is kept over the wait: who stops the datapath waits for all to be gone.
+        let dead = member.upgrade()?.datapath()?.dead_thread();
+        if dead.is_some() {
+            return dead;
+        }
+        tokio::time::sleep(SUPERVISE).await;
     }
 }
 

@@ -3,7 +3,7 @@
 
 mod datapath_lab;
 
-use std::net::TcpStream;
+use std::net::{IpAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use datapath_lab::{Fixed, KEY, Lab, bulk, eventually, possible};
@@ -11,6 +11,7 @@ use palisade_engine::parse::build;
 use palisade_engine::{Protocol, Reason, Tuple};
 use palisade_node::clock;
 use palisade_node::datapath::{Inject, Options};
+use pnet::datalink::{self, Channel};
 
 const SOON: Duration = Duration::from_secs(2);
 const NEVER: Duration = Duration::from_millis(300);
@@ -140,6 +141,67 @@ fn a_rejected_packet_is_answered() {
     }
     let rejected = running.datapath.metrics().snapshot().rejected;
     assert_eq!(rejected.iter().find(|(r, ..)| *r == Reason::PolicyReject).unwrap().1, 2);
+}
+
+/// The sources of the ICMP errors that come back for datagrams to an address and are seen on the client's link.
+fn errors_for(lab: &Lab, address: &'static str, count: usize) -> Vec<IpAddr> {
+    lab.client.call(move || {
+        let interface = datalink::interfaces().into_iter().find(|i| i.name == "c0").unwrap();
+        let config = datalink::Config { read_timeout: Some(Duration::from_millis(300)), ..Default::default() };
+        let Channel::Ethernet(_, mut frames) = datalink::channel(&interface, config).unwrap() else {
+            panic!("no Ethernet channel")
+        };
+        let any = if address.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" };
+        let socket = UdpSocket::bind(any).unwrap();
+        for _ in 0..count {
+            socket.send_to(b"reject me", address).unwrap();
+        }
+        let mut sources = Vec::new();
+        while let Ok(frame) = frames.next() {
+            match (&frame[12..14], frame.get(23), frame.get(20)) {
+                // Destination unreachable, administratively prohibited.
+                ([8, 0], Some(1), _) if frame[34..36] == [3, 13] => {
+                    sources.push(IpAddr::from(*frame[26..].first_chunk::<4>().unwrap()));
+                }
+                ([0x86, 0xdd], _, Some(58)) if frame[54..56] == [1, 1] => {
+                    sources.push(IpAddr::from(*frame[22..].first_chunk::<16>().unwrap()));
+                }
+                _ => {}
+            }
+        }
+        sources
+    })
+}
+
+#[test]
+fn icmp_errors_come_from_this_router_and_not_too_many() {
+    if !possible("icmp_errors_come_from_this_router") {
+        return;
+    }
+    let lab = Lab::new();
+    let judge = Fixed::forward();
+    judge.say(3);
+    let running = lab.start(Lab::options(), &judge).unwrap();
+    let snapshot = || running.datapath.metrics().snapshot();
+    let rejected = || snapshot().rejected.iter().find(|(r, ..)| *r == Reason::PolicyReject).unwrap().1;
+    for (address, own) in [("10.2.0.2:7009", "10.1.0.1"), ("[fd00:2::2]:7009", "fd00:1::1")] {
+        let sources = errors_for(&lab, address, 5);
+        assert_eq!(sources, vec![own.parse::<IpAddr>().unwrap(); 5], "{address}");
+    }
+    assert_eq!(snapshot().unanswered, 0);
+    // Renumbered: the next error has the new address.
+    lab.member.ip("addr add 10.1.0.9/24 dev f0");
+    lab.member.ip("addr del 10.1.0.1/24 dev f0");
+    lab.client.ip("route replace default via 10.1.0.9");
+    eventually("the new address answers", || {
+        errors_for(&lab, "10.2.0.2:7009", 1) == ["10.1.0.9".parse::<IpAddr>().unwrap()]
+    });
+    let (before, count) = (rejected(), 2000);
+    let answers = errors_for(&lab, "10.2.0.2:7009", count).len();
+    let unanswered = usize::try_from(snapshot().unanswered).unwrap();
+    assert_eq!(usize::try_from(rejected() - before).unwrap(), count);
+    assert!(unanswered > 0, "{count} datagrams in one burst were all answered");
+    assert!(answers >= 50 && answers + unanswered <= count + 20, "{answers} answers, {unanswered} without");
 }
 
 /// Floods the member with small datagrams for two seconds; how many a second arrived at the server's interface, in

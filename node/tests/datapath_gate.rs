@@ -4,14 +4,17 @@
 mod datapath_lab;
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use datapath_lab::{Fixed, Lab, Ns, Running, enter, eventually, possible, run, try_run};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use palisade_engine::parse::build;
 use palisade_engine::{Protocol, Reason, Tuple};
+use palisade_node::clock;
 use palisade_node::datapath::{Nft, Options, StartError, gate};
 
 const SOON: Duration = Duration::from_secs(2);
@@ -385,6 +388,198 @@ fn each_start_check_refuses_with_its_remedy() {
         lab.member.call(|| gate::remove().unwrap());
     }
     assert!(try_run(&format!("ip -n {member} link show palisade0")).is_err(), "the device stays behind");
+}
+
+/// Starts a datapath that must be refused, and gives the error and its remedy.
+fn refused(lab: &Lab, what: &str) -> (StartError, String) {
+    let error = lab.start(Lab::options(), &Fixed::forward()).err().unwrap_or_else(|| panic!("{what}: it starts"));
+    let help = miette::Diagnostic::help(&error).expect("a remedy").to_string();
+    (error, help)
+}
+
+/// A multicast routing daemon's hold on the kernel: `mc_forwarding` is read-only for everybody else. `None`: this kernel
+/// has no multicast routing.
+#[allow(unsafe_code, reason = "no crate here has this socket option")]
+fn multicast_router(v6: bool) -> Option<OwnedFd> {
+    let (family, protocol, level) = match v6 {
+        false => (libc::AF_INET, libc::IPPROTO_IGMP, libc::IPPROTO_IP),
+        true => (libc::AF_INET6, libc::IPPROTO_ICMPV6, libc::IPPROTO_IPV6),
+    };
+    // SAFETY: no pointers; the result is checked.
+    let fd = unsafe { libc::socket(family, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol) };
+    assert!(fd >= 0, "a raw socket");
+    // SAFETY: a fresh descriptor that nobody else has.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    let (init, one) = (200 /* MRT_INIT, MRT6_INIT */, 1i32);
+    // SAFETY: the pointer is to four readable bytes that outlive the call.
+    let done = unsafe { libc::setsockopt(socket.as_raw_fd(), level, init, (&raw const one).cast(), 4) };
+    match std::io::Error::last_os_error() {
+        _ if done == 0 => Some(socket),
+        error if error.raw_os_error() == Some(libc::ENOPROTOOPT) => None,
+        error => panic!("a multicast router: {error}"),
+    }
+}
+
+#[test]
+fn a_multicast_router_refuses_the_start() {
+    if !possible("a_multicast_router_refuses_the_start") {
+        return;
+    }
+    for v6 in [false, true] {
+        let lab = Lab::new();
+        let Some(router) = lab.member.call(move || multicast_router(v6)) else {
+            eprintln!("SKIPPED: a_multicast_router_refuses_the_start: a kernel without multicast routing, v6 {v6}");
+            continue;
+        };
+        let (error, help) = refused(&lab, "a multicast router");
+        assert!(matches!(error, StartError::Forwards { what: "multicast", .. }), "{error:?}");
+        let family = if v6 { "ipv6" } else { "ipv4" };
+        assert!(help.contains("multicast routing daemon") && help.contains(&format!("net.{family}.conf")), "{help}");
+        drop(router);
+        lab.start(Lab::options(), &Fixed::forward()).unwrap_or_else(|e| panic!("without it: {e:?}"));
+    }
+}
+
+#[test]
+fn forward_chains_of_the_iptables_programs_refuse_the_start() {
+    if !possible("forward_chains_of_the_iptables_programs") {
+        return;
+    }
+    for program in ["iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy"] {
+        let lab = Lab::new();
+        let provoked = try_run(&format!("ip netns exec {} {program} -P FORWARD DROP", lab.member.0));
+        if let Err(reason) = provoked {
+            eprintln!("SKIPPED: forward_chains_of_the_iptables_programs: {program}: {reason}");
+            continue;
+        }
+        let (error, help) = refused(&lab, program);
+        assert!(matches!(error, StartError::ForwardChain { .. }), "{program}: {error:?}");
+        assert!(help.contains("-I FORWARD -i palisade0 -j ACCEPT"), "{program}: {help}");
+        lab.member.exec(&format!("{program} -I FORWARD -i palisade0 -j ACCEPT"));
+        let running = lab.start(Lab::options(), &Fixed::forward()).unwrap_or_else(|e| panic!("{program}: {e:?}"));
+        assert!(lab.passes(program.starts_with("ip6"), SOON), "{program}: the remedy does not help");
+        drop(running);
+    }
+}
+
+#[test]
+fn a_forward_chain_that_comes_later_is_noticed() {
+    if !possible("a_forward_chain_that_comes_later") {
+        return;
+    }
+    let lab = Lab::new();
+    let running = lab.start(Lab::options(), &Fixed::forward()).unwrap();
+    assert!(lab.passes(false, SOON) && running.datapath.healthy());
+    lab.member.exec("nft add table inet late");
+    lab.member.exec("nft add chain inet late fw {type filter hook forward priority 10;policy accept;}");
+    lab.member.exec("nft add rule inet late fw counter reject");
+    let begin = clock::now();
+    while running.datapath.healthy() {
+        assert!(clock::now().since(begin) < Duration::from_secs(15), "never noticed");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let warnings = running.datapath.status().warnings;
+    assert!(warnings.iter().any(|w| w.contains("inet late fw") && w.contains("nft insert rule")), "{warnings:?}");
+}
+
+/// Two conditions of the start are the daemon's own device's, so it sets them right instead of refusing; only where it may
+/// not is the start refused.
+#[test]
+fn what_concerns_our_own_device_is_repaired_and_refused_where_that_is_forbidden() {
+    if !possible("what_concerns_our_own_device") {
+        return;
+    }
+    let lab = Lab::new();
+    lab.member.exec("sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.default.disable_ipv6=1");
+    let running = lab.start(Lab::options(), &Fixed::forward()).unwrap();
+    let value = |name: &str| lab.member.exec(&format!("sysctl -n {name}")).trim().to_owned();
+    assert_eq!(value("net.ipv4.conf.palisade0.forwarding"), "1");
+    assert_eq!(value("net.ipv6.conf.palisade0.disable_ipv6"), "0");
+    assert!(lab.passes(false, SOON) && lab.passes(true, SOON));
+    // As the watcher does when somebody undoes it.
+    lab.member.exec("sysctl -qw net.ipv4.ip_forward=1");
+    lab.member.exec("sysctl -qw net.ipv4.ip_forward=0");
+    eventually("forwarding is back", || value("net.ipv4.conf.palisade0.forwarding") == "1");
+    running.datapath.stop();
+    let error = lab.member.call(|| {
+        // A mount namespace of this thread alone, where the settings can not be written.
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        run("mount --make-rprivate /");
+        run("mount -t proc proc /proc");
+        run("mount --bind /proc/sys /proc/sys");
+        run("mount -o remount,bind,ro /proc/sys");
+        Running::start(Lab::options(), Fixed::forward()).err()
+    });
+    let error = error.expect("it starts although it can set nothing");
+    assert!(matches!(error, StartError::Setting { .. }), "{error:?}");
+    assert!(miette::Diagnostic::help(&error).unwrap().to_string().contains("/proc/sys/net"));
+    assert!(!lab.passes(false, NEVER), "a refused start leaves the machine open");
+}
+
+#[test]
+fn an_exemption_that_is_no_longer_configured_is_closed() {
+    if !possible("an_exemption_that_is_no_longer_configured") {
+        return;
+    }
+    let lab = Lab::new();
+    let exempt = Options { unfiltered: vec!["f0".to_owned()], ..Lab::options() };
+    let install = |options: &Options| {
+        let gate = gate::Gate::new("palisade0", &options.unfiltered);
+        lab.member.call(move || gate::install(&gate).unwrap());
+    };
+    install(&exempt);
+    assert!(lab.passes(false, SOON) && lab.passes(true, SOON), "the exemption does not work");
+    install(&Lab::options());
+    assert!(!lab.member.ip("rule").contains("f0") && !lab.member.ip("-6 rule").contains("f0"));
+    lab.member.exec("nft delete table inet palisade_gate");
+    assert!(!lab.passes(false, NEVER) && !lab.passes(true, NEVER), "the old exemption still stands");
+}
+
+#[test]
+fn an_interface_that_was_in_another_namespace_is_captured_again() {
+    if !possible("an_interface_that_was_in_another_namespace") {
+        return;
+    }
+    let (lab, elsewhere) = (Lab::new(), Ns::new("e"));
+    let running = lab.start(Options { workers: 2, ..Lab::options() }, &Fixed::forward()).unwrap();
+    assert!(lab.passes(false, SOON));
+    let index = running.datapath.status().interfaces[0].index;
+    for round in 1..=3 {
+        lab.member.ip(&format!("link set f0 netns {}", elsewhere.0));
+        elsewhere.ip(&format!("link set f0 netns {}", lab.member.0));
+        lab.member.ip("addr add 10.1.0.1/24 dev f0");
+        lab.member.ip("link set f0 up");
+        eventually("it forwards again", || lab.passes(false, NEVER));
+        assert_eq!(running.datapath.status().interfaces[0].index, index, "the case was to be that of an old index");
+        assert!(running.datapath.metrics().snapshot().captures_reopened >= round);
+    }
+    // Down and up again is no loss of sockets.
+    let before = running.datapath.metrics().snapshot().captures_reopened;
+    lab.member.ip("link set f0 down");
+    lab.member.ip("link set f0 up");
+    eventually("it forwards again", || lab.passes(false, NEVER));
+    assert_eq!(running.datapath.metrics().snapshot().captures_reopened, before);
+    eventually("it is well", || running.datapath.healthy());
+}
+
+#[test]
+fn a_thread_that_dies_is_noticed_and_nothing_passes() {
+    if !possible("a_thread_that_dies") {
+        return;
+    }
+    let lab = Lab::new();
+    let judge = Fixed::forward();
+    let running = lab.start(Lab::options(), &judge).unwrap();
+    assert!(lab.passes(false, SOON));
+    assert_eq!(running.datapath.dead_thread(), None);
+    judge.say(5);
+    assert!(!lab.passes(false, NEVER));
+    eventually("its death is noticed", || running.datapath.dead_thread().as_deref() == Some("packets-0"));
+    assert!(!running.datapath.healthy());
+    assert!(running.datapath.status().warnings.iter().any(|w| w.contains("packets-0 died")));
+    judge.say(0);
+    assert!(!lab.passes(false, NEVER), "the kernel forwards for a dead worker");
+    running.datapath.stop();
 }
 
 #[test]

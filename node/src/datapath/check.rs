@@ -98,9 +98,9 @@ pub enum StartError {
         setting: String,
     },
     /// A FORWARD chain drops what was re-injected.
-    #[error("the {chain} drops by default, and so every packet that Palisade allows")]
+    #[error("the {chain} drops what nothing accepts, and so every packet that Palisade allows")]
     #[diagnostic(help(
-        "Docker and ufw do this. Accept what Palisade has judged: `iptables -I FORWARD -i {device} -j ACCEPT` (`ip6tables` likewise), in nftables `nft insert rule FAMILY TABLE CHAIN iifname {device} accept`; or set the policy to accept"
+        "Docker, ufw and firewalld do this. Accept what Palisade has judged: `iptables -I FORWARD -i {device} -j ACCEPT` (`ip6tables` likewise), in nftables `nft insert rule FAMILY TABLE CHAIN iifname {device} accept`; or set the policy to accept"
     ))]
     ForwardChain {
         /// Family, table and chain.
@@ -193,7 +193,8 @@ pub(crate) fn before(netlink: &mut Netlink, gate: &Gate) -> Result<(), StartErro
 /// What can be checked when the device is there.
 pub(crate) fn device(device: &str, manage: Manage) -> Result<(), StartError> {
     settings(device, manage)?;
-    forward_chains(device)
+    nft_chains(device)?;
+    legacy_chains(device)
 }
 
 fn settings(device: &str, manage: Manage) -> Result<(), StartError> {
@@ -224,7 +225,8 @@ fn settings(device: &str, manage: Manage) -> Result<(), StartError> {
 
 /// What is wrong now, while the datapath runs. What may be managed has been put right.
 pub(crate) fn running(device: &str, manage: Manage) -> Vec<StartError> {
-    // The forward chains are left out: listing them at each notice costs too much on a machine with many rules.
+    // The forward chains are left out: listing them at each notice costs too much on a machine with many rules. See
+    // `Watcher::chains`.
     [settings(device, manage), forwards_past_the_gate()].into_iter().filter_map(Result::err).collect()
 }
 
@@ -281,15 +283,19 @@ fn forwards_past_the_gate() -> Result<(), StartError> {
 }
 
 /// Does a chain on the forward hook drop by policy, without letting palisade0's packets pass first?
-fn forward_chains(device: &str) -> Result<(), StartError> {
-    let refuse = |chain: String| Err(StartError::ForwardChain { chain, device: device.to_owned() });
+pub(crate) fn nft_chains(device: &str) -> Result<(), StartError> {
     if let Ok(ruleset) = gate::run(&["-j", "list", "ruleset"], "")
         && let Ok(ruleset) = serde_json::from_str(&ruleset)
         && let Some(chain) = dropping_chain(&ruleset, device)
     {
-        return refuse(format!("nftables chain {chain}"));
+        return Err(StartError::ForwardChain { chain: format!("nftables chain {chain}"), device: device.to_owned() });
     }
-    // The older kind of iptables is not to be seen by nft; asking it would load its kernel modules.
+    Ok(())
+}
+
+/// The same for the older kind of iptables, which is not to be seen by nft. Asking it would load its kernel modules, so
+/// it is asked only where they are in use.
+pub(crate) fn legacy_chains(device: &str) -> Result<(), StartError> {
     for (list, programs) in [
         ("/proc/thread-self/net/ip_tables_names", ["iptables-legacy", "/usr/sbin/iptables-legacy"]),
         ("/proc/thread-self/net/ip6_tables_names", ["ip6tables-legacy", "/usr/sbin/ip6tables-legacy"]),
@@ -299,7 +305,8 @@ fn forward_chains(device: &str) -> Result<(), StartError> {
             && let Ok(rules) = gate::run_any(&programs, &["-S", "FORWARD"], "")
             && legacy_drops(&rules, device)
         {
-            return refuse(format!("chain FORWARD of {}", programs[0]));
+            let chain = format!("chain FORWARD of {}", programs[0]);
+            return Err(StartError::ForwardChain { chain, device: device.to_owned() });
         }
     }
     Ok(())
@@ -310,26 +317,32 @@ fn legacy_drops(rules: &str, device: &str) -> bool {
     rules.lines().any(|l| l == "-P FORWARD DROP") && !rules.lines().any(|l| l == accept)
 }
 
-/// The first forward chain of `nft -j list ruleset` that drops by policy and accepts nothing from `device`.
+/// The first forward chain of `nft -j list ruleset` that drops by policy, or by a rule for everything (firewalld), and
+/// does not accept what comes from `device`.
 fn dropping_chain(ruleset: &Value, device: &str) -> Option<String> {
     let items = ruleset.get("nftables")?.as_array()?;
     let text = |v: &Value, key: &str| v.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
     items.iter().filter_map(|item| item.get("chain")).find_map(|chain| {
-        if text(chain, "hook") != "forward" || text(chain, "policy") != "drop" {
+        if text(chain, "hook") != "forward" {
             return None;
         }
         let (family, table, name) = (text(chain, "family"), text(chain, "table"), text(chain, "name"));
         if !matches!(family.as_str(), "ip" | "ip6" | "inet") {
             return None;
         }
-        let accepted = items.iter().filter_map(|item| item.get("rule")).any(|rule| {
-            text(rule, "family") == family
-                && text(rule, "table") == table
-                && text(rule, "chain") == name
-                && accepts(rule, device)
+        let mut rules = items.iter().filter_map(|item| item.get("rule")).filter(|rule| {
+            text(rule, "family") == family && text(rule, "table") == table && text(rule, "chain") == name
         });
-        (!accepted).then(|| format!("{family} {table} {name}"))
+        let eats = text(chain, "policy") == "drop" || rules.clone().any(drops_all);
+        (eats && !rules.any(|rule| accepts(rule, device))).then(|| format!("{family} {table} {name}"))
     })
+}
+
+/// Is it `drop` or `reject` of everything, at most with a counter?
+fn drops_all(rule: &Value) -> bool {
+    let Some(parts) = rule.get("expr").and_then(Value::as_array) else { return false };
+    let verdict = |part: &Value| part.get("drop").is_some() || part.get("reject").is_some();
+    parts.iter().any(verdict) && parts.iter().all(|part| verdict(part) || part.get("counter").is_some())
 }
 
 /// Is it `iifname DEVICE accept`, at most with a counter or a comment?
@@ -384,6 +397,13 @@ mod tests {
         let narrower = json!({"match": {"op": "==", "left": {"payload": {}}, "right": 80}});
         assert!(found(&[json!([from_device("=="), narrower, {"accept": null}])]).is_some());
         assert_eq!(dropping_chain(&ruleset("accept", &[]), "palisade0"), None);
+        // As firewalld does it: by a last rule for everything.
+        let narrow = json!({"match": {"op": "==", "left": {"payload": {}}, "right": 80}});
+        let last = |rules: &[Value]| dropping_chain(&ruleset("accept", rules), "palisade0");
+        assert!(last(&[json!([{"counter": {}}, {"reject": {"type": "icmpx"}}])]).is_some());
+        assert!(last(&[json!([{"drop": null}])]).is_some());
+        assert_eq!(last(&[json!([narrow, {"drop": null}])]), None);
+        assert_eq!(last(&[json!([from_device("=="), {"accept": null}]), json!([{"drop": null}])]), None);
         assert_eq!(dropping_chain(&json!({}), "palisade0"), None);
     }
 

@@ -3,6 +3,8 @@
 use std::io;
 use std::net::IpAddr;
 
+use palisade_engine::Ip;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
 use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteScope, RouteType};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
@@ -98,6 +100,57 @@ pub(crate) fn create_veth(netlink: &mut Netlink, ends: [(&str, [u8; 6]); 2]) -> 
         LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
     ]));
     netlink.create(RouteNetlinkMessage::NewLink(message))
+}
+
+/// An interface's own addresses, for ICMP errors to come from (RFC 1812 section 4.3.2.4).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Own {
+    v4: Option<Ip>,
+    v6: Option<Ip>,
+}
+
+impl Own {
+    /// That of the family of `other`.
+    pub(crate) fn like(&self, other: Ip) -> Option<Ip> {
+        if other.is_v4() { self.v4 } else { self.v6 }
+    }
+
+    /// Takes in one of the interface's addresses. The first that is fit wins: it is the kernel's choice too.
+    fn add(&mut self, address: &AddressMessage) {
+        // Link-local addresses mean nothing to a host that is not on the link; secondary, tentative and deprecated ones
+        // are not to be used while there is another.
+        let unfit = AddressHeaderFlags::Secondary | AddressHeaderFlags::Tentative | AddressHeaderFlags::Deprecated;
+        if address.header.scope != AddressScope::Universe || address.header.flags.intersects(unfit) {
+            return;
+        }
+        let find = |local: bool| {
+            address.attributes.iter().find_map(|a| match a {
+                AddressAttribute::Local(ip) if local => Some(*ip),
+                AddressAttribute::Address(ip) if !local => Some(*ip),
+                _ => None,
+            })
+        };
+        // On a point-to-point link `Address` is the other end.
+        match find(true).or_else(|| find(false)) {
+            Some(ip @ IpAddr::V4(_)) => self.v4 = self.v4.or(Some(ip.into())),
+            Some(ip @ IpAddr::V6(_)) => self.v6 = self.v6.or(Some(ip.into())),
+            None => {}
+        }
+    }
+}
+
+/// The addresses of the interfaces with these indices.
+pub(crate) fn addresses(netlink: &mut Netlink, indices: &[u32]) -> io::Result<Vec<Own>> {
+    let mut all = vec![Own::default(); indices.len()];
+    for answer in netlink.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))? {
+        if let RouteNetlinkMessage::NewAddress(address) = answer
+            && let Some(at) = indices.iter().position(|index| *index == address.header.index && *index != 0)
+            && let Some(own) = all.get_mut(at)
+        {
+            own.add(&address);
+        }
+    }
+    Ok(all)
 }
 
 /// The destinations that the kernel delivers to this machine: its table `local`. What lies in it is never transit, and
@@ -199,6 +252,29 @@ mod tests {
         let mut p = vec![0x45; 20];
         p[16..].copy_from_slice(&destination);
         p
+    }
+
+    #[test]
+    fn an_interfaces_own_addresses_are_its_first_global_ones() {
+        let address = |ip: &str, scope, flags, peer: &str| {
+            let mut m = AddressMessage::default();
+            (m.header.scope, m.header.flags) = (scope, flags);
+            m.attributes = vec![AddressAttribute::Address(peer.parse().unwrap())];
+            if ip != peer {
+                m.attributes.push(AddressAttribute::Local(ip.parse().unwrap()));
+            }
+            m
+        };
+        let (none, ip) = (AddressHeaderFlags::empty(), |text: &str| text.parse::<IpAddr>().unwrap().into());
+        let mut own = Own::default();
+        own.add(&address("fe80::1", AddressScope::Link, none, "fe80::1"));
+        own.add(&address("10.0.0.3", AddressScope::Universe, AddressHeaderFlags::Secondary, "10.0.0.3"));
+        assert_eq!(own, Own::default());
+        own.add(&address("10.0.0.1", AddressScope::Universe, none, "10.0.0.2"));
+        own.add(&address("10.0.9.1", AddressScope::Universe, none, "10.0.9.1"));
+        own.add(&address("2001:db8::1", AddressScope::Universe, none, "2001:db8::1"));
+        assert_eq!(own.like(ip("192.0.2.1")), Some(ip("10.0.0.1")), "the near end, and the first");
+        assert_eq!(own.like(ip("2001:db8::9")), Some(ip("2001:db8::1")));
     }
 
     #[test]

@@ -68,6 +68,7 @@ pub(crate) struct WorkerMetrics {
     pub(crate) forwarded: Traffic,
     pub(crate) drops: [Traffic; REASONS],
     pub(crate) rejects: [Traffic; REASONS],
+    pub(crate) unanswered: Counter,
     pub(crate) held: Traffic,
     pub(crate) hold_now: [Counter; 2],
     pub(crate) hold_time: [Counter; HOLD_BOUNDS.len()],
@@ -92,6 +93,7 @@ impl Default for WorkerMetrics {
             forwarded: Traffic::default(),
             drops: std::array::from_fn(|_| Traffic::default()),
             rejects: std::array::from_fn(|_| Traffic::default()),
+            unanswered: Counter::default(),
             held: Traffic::default(),
             hold_now: Default::default(),
             hold_time: Default::default(),
@@ -142,6 +144,8 @@ pub struct DatapathMetrics {
     pub(crate) gate_restored: AtomicU64,
     pub(crate) settings_restored: AtomicU64,
     pub(crate) captures_reopened: AtomicU64,
+    /// When the watcher last went round, in nanoseconds of the boot-time clock.
+    pub(crate) watched: AtomicU64,
 }
 
 /// All counters at one moment, added up over the workers.
@@ -153,6 +157,8 @@ pub struct Snapshot {
     pub dropped: Vec<(Reason, u64, u64)>,
     /// Rejected by reason: packets, bytes.
     pub rejected: Vec<(Reason, u64, u64)>,
+    /// Rejected packets that got no ICMP error because there had been too many.
+    pub unanswered: u64,
     /// Packets that were held at least once, and their bytes.
     pub held: (u64, u64),
     /// Packets held now: those that match a half-open session, and others.
@@ -203,6 +209,7 @@ impl DatapathMetrics {
             gate_restored: AtomicU64::new(0),
             settings_restored: AtomicU64::new(0),
             captures_reopened: AtomicU64::new(0),
+            watched: AtomicU64::new(0),
         }
     }
 
@@ -222,6 +229,7 @@ impl DatapathMetrics {
             forwarded: traffic(&|w| w.forwarded.get()),
             dropped: by_reason(|w| &w.drops),
             rejected: by_reason(|w| &w.rejects),
+            unanswered: sum(&|w| w.unanswered.get()),
             held: traffic(&|w| w.held.get()),
             hold_now: traffic(&|w| (w.hold_now[0].get(), w.hold_now[1].get())),
             hold_time: Histogram {

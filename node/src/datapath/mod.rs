@@ -28,6 +28,7 @@ pub mod sysctl;
 pub mod worker;
 
 mod capture;
+mod limit;
 mod links;
 mod netlink;
 mod routes;
@@ -69,6 +70,9 @@ use worker::{Parts, Port, Shared, Worker};
 
 /// A worker that has not gone round for this long is not healthy; an idle one does so twice a second.
 const PULSE: Duration = Duration::from_secs(2);
+
+/// The same for the watcher, which looks round every ten seconds and may have to wait for `nft`.
+const WATCH_PULSE: Duration = Duration::from_secs(40);
 
 /// A data interface.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -231,13 +235,21 @@ pub fn start_with<J: Judge>(
     let mut strict = Netlink::open().and_then(Netlink::strict).map_err(system("a netlink socket"))?;
     let local = Local::read(&mut strict).map_err(system("the table `local`"))?;
     let topology = Arc::new(Topology::default());
-    topology.indices.store(Arc::new(ports.iter().map(|link| link.index).collect()));
-    topology.changed();
+    let mut indices: Vec<u32> = ports.iter().map(|link| link.index).collect();
     let mut captures: Vec<Vec<Port>> = (0..workers).map(|_| Vec::with_capacity(ports.len())).collect();
-    for (interface, link) in interfaces.iter().zip(&ports) {
+    for ((interface, link), index) in interfaces.iter().zip(&ports).zip(&mut indices) {
         links::hold_gro(&mut netlink, link).map_err(system("a limit to GRO"))?;
-        let sets = watch::open(link, workers, ring_slots)
-            .map_err(|source| StartError::Capture { interface: interface.name.clone(), source })?;
+        let sets = match watch::open(link, workers, ring_slots) {
+            Ok(sets) => sets,
+            // Before Linux 6.13, who listens to an interface that is down can join no fanout group. The watcher opens it
+            // when it comes up.
+            Err(error) if !link.up => {
+                tracing::warn!(%error, interface = link.name, "the interface is down and will be captured when it is up");
+                *index = 0;
+                (0..workers).map(|_| Vec::new()).collect()
+            }
+            Err(source) => return Err(StartError::Capture { interface: interface.name.clone(), source }),
+        };
         for (worker, captures_of_worker) in captures.iter_mut().zip(sets) {
             worker.push(Port {
                 zone_name: interface.zone.clone(),
@@ -247,7 +259,13 @@ pub fn start_with<J: Judge>(
         }
     }
 
+    let addresses = links::addresses(&mut netlink, &indices).map_err(system("the list of addresses"))?;
+    topology.addresses.store(Arc::new(addresses));
+    topology.indices.store(Arc::new(indices));
+    topology.changed();
+
     let metrics = Arc::new(DatapathMetrics::new(workers));
+    metrics.watched.store(clock::now().0, Ordering::Relaxed);
     let shared = Arc::new(Shared {
         stop: AtomicBool::new(false),
         local: ArcSwap::from_pointee(local),
@@ -259,6 +277,7 @@ pub fn start_with<J: Judge>(
         gate: GateStatus { rules, nft, problems },
         up: ports.iter().map(|link| link.up).collect(),
         warnings: BTreeSet::new(),
+        chains: [None, None],
     }));
     let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
         .map_err(|e| system("an eventfd")(e.into()))?;
@@ -348,17 +367,29 @@ impl Datapath {
         self.wake.clone()
     }
 
-    /// Do all workers go round, and does the gate's first lock stand?
+    /// Do all threads go round, are all interfaces captured that are up, and does the gate's first lock stand?
     #[must_use]
     pub fn healthy(&self) -> bool {
         let now = clock::now();
         let alive = |w: &Arc<metrics::WorkerMetrics>| now.since(Time(w.heartbeat.get())) < PULSE;
+        let watched = Time(self.metrics.watched.load(Ordering::Relaxed));
         let findings = self.findings.lock();
+        let indices = self.topology.indices.load();
         self.metrics.workers.iter().all(alive)
-            && self.threads.iter().all(|thread| !thread.is_finished())
+            && now.since(watched) < WATCH_PULSE
+            && self.dead_thread().is_none()
+            && findings.up.iter().zip(indices.iter()).all(|(up, index)| !up || *index != 0)
             && findings.gate.rules
             && findings.gate.problems.is_empty()
-            && findings.warnings.is_empty()
+            && findings.wrong().next().is_none()
+    }
+
+    /// A thread that has ended although the datapath was not stopped: it panicked. The datapath can not go on without it,
+    /// whoever runs it must end it.
+    #[must_use]
+    pub fn dead_thread(&self) -> Option<String> {
+        let dead = self.threads.iter().find(|thread| thread.is_finished())?;
+        Some(dead.thread().name().unwrap_or("unnamed").to_owned())
     }
 
     /// How it is.
@@ -377,7 +408,8 @@ impl Datapath {
                 up: findings.up.get(number).copied().unwrap_or(false),
             })
             .collect();
-        let mut warnings: Vec<String> = findings.warnings.into_iter().collect();
+        let mut warnings: Vec<String> = findings.wrong().cloned().collect();
+        warnings.extend(self.dead_thread().map(|name| format!("the datapath's thread {name} died")));
         warnings.extend(findings.gate.problems.iter().cloned());
         match &findings.gate.nft {
             Nft::Installed => {}
@@ -386,9 +418,10 @@ impl Datapath {
                 warnings.push(format!("the gate has no nftables lock, only its policy rules: {reason}"));
             }
         }
-        warnings.extend(
-            interfaces.iter().filter(|i| i.index == 0).map(|i| format!("the interface {} is not there", i.name)),
-        );
+        warnings.extend(interfaces.iter().filter(|i| i.index == 0).map(|i| match i.up {
+            true => format!("the interface {} is up, but can not be captured", i.name),
+            false => format!("the interface {} is not there, or down", i.name),
+        }));
         DatapathStatus {
             mode: if self.kind == Inject::Veth { "raw/veth" } else { "raw/tun" },
             gate: findings.gate,

@@ -9,12 +9,14 @@ use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 use rtnetlink::packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_MULTIPART, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
-    NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_MULTIPART, NLM_F_REQUEST, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload,
 };
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use rtnetlink::sys::{Socket, SocketAddr};
+
+use super::sys;
 
 /// No request takes longer; a kernel that does not answer must not hang a worker.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -26,6 +28,8 @@ const HEADER: usize = 16;
 pub(crate) struct Netlink {
     socket: Socket,
     sequence: u32,
+    /// Did the last dump's objects change while the kernel wrote it?
+    interrupted: bool,
     buffer: Box<[u8]>,
 }
 
@@ -36,7 +40,7 @@ impl Netlink {
         socket.bind_auto()?;
         let timeout = TimeVal::milliseconds(i64::try_from(TIMEOUT.as_millis()).unwrap_or(i64::MAX));
         setsockopt(&socket, sockopt::ReceiveTimeout, &timeout)?;
-        Ok(Netlink { socket, sequence: 0, buffer: vec![0; 64 * 1024].into_boxed_slice() })
+        Ok(Netlink { socket, sequence: 0, interrupted: false, buffer: vec![0; 64 * 1024].into_boxed_slice() })
     }
 
     /// Lets the kernel honour what a dump's header asks for (a routing table), instead of dumping everything.
@@ -47,6 +51,14 @@ impl Netlink {
 
     /// All objects of a kind.
     pub(crate) fn dump(&mut self, message: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+        // A list that changed while it was written may lack what has been there all the time. If it never rests, the last
+        // list has to do: the change is also a notice, after which everything is read again.
+        for _ in 0..3 {
+            let found = self.request(message.clone(), NLM_F_DUMP)?;
+            if !self.interrupted {
+                return Ok(found);
+            }
+        }
         self.request(message, NLM_F_DUMP)
     }
 
@@ -67,6 +79,7 @@ impl Netlink {
 
     fn request(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
         self.sequence = self.sequence.wrapping_add(1);
+        self.interrupted = false;
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | flags;
         header.sequence_number = self.sequence;
@@ -87,6 +100,7 @@ impl Netlink {
                 if answer.header.sequence_number != self.sequence {
                     continue; // a late answer to a request that was given up
                 }
+                self.interrupted |= answer.header.flags & NLM_F_DUMP_INTR != 0;
                 let multipart = answer.header.flags & NLM_F_MULTIPART != 0;
                 match answer.payload {
                     NetlinkPayload::Done(_) => return Ok(found),
@@ -159,10 +173,20 @@ impl Changes {
     }
 }
 
+/// The index of the interface that a notice says is gone. (For bridges the same message means "no longer its port".)
+fn gone(message: &[u8]) -> Option<u32> {
+    let kind = u16::from_ne_bytes(*message.get(4..)?.first_chunk()?);
+    // Of `struct ifinfomsg` the first byte: the family; the second word: the index.
+    let index = u32::from_ne_bytes(*message.get(HEADER + 4..)?.first_chunk()?);
+    (kind == libc::RTM_DELLINK && message.get(HEADER) == Some(&0)).then_some(index)
+}
+
 /// Listens to the kernel's notices.
 pub(crate) struct Monitor {
     route: Socket,
     netfilter: Option<Socket>,
+    /// Interfaces that were gone, perhaps only for a moment.
+    gone: Vec<u32>,
     buffer: Box<[u8]>,
 }
 
@@ -176,13 +200,20 @@ impl Monitor {
             route.add_membership(group)?;
         }
         route.set_non_blocking(true)?;
+        // Room for the notices of a routing daemon that converges; without the right to it, the default has to do.
+        let _ = sys::set_option(route.as_fd(), libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &(4i32 << 20));
         let netfilter = Socket::new(NETLINK_NETFILTER).and_then(|mut socket| {
             socket.bind(&SocketAddr::new(0, 0))?;
             socket.add_membership(7)?; // NFNLGRP_NFTABLES
             socket.set_non_blocking(true)?;
             Ok(socket)
         });
-        Ok(Monitor { route, netfilter: netfilter.ok(), buffer: vec![0; 64 * 1024].into_boxed_slice() })
+        Ok(Monitor {
+            route,
+            netfilter: netfilter.ok(),
+            gone: Vec::new(),
+            buffer: vec![0; 64 * 1024].into_boxed_slice(),
+        })
     }
 
     /// What to poll.
@@ -193,15 +224,19 @@ impl Monitor {
     /// Takes all notices that are there.
     pub(crate) fn changes(&mut self) -> Changes {
         let mut changes = Changes::default();
-        let Monitor { route, netfilter, buffer } = self;
+        let Monitor { route, netfilter, gone: deleted, buffer } = self;
         for (socket, is_netfilter) in
             std::iter::once((&*route, false)).chain(netfilter.as_ref().map(|socket| (socket, true)))
         {
             // Bounded, so that a machine whose routes never rest is still looked after.
             for _ in 0..4096 {
                 match recv(socket.as_raw_fd(), buffer, MsgFlags::empty()) {
-                    Ok(length) => messages(buffer.get(..length).unwrap_or_default())
-                        .for_each(|message| changes.note(message, is_netfilter)),
+                    Ok(length) => messages(buffer.get(..length).unwrap_or_default()).for_each(|message| {
+                        changes.note(message, is_netfilter);
+                        if !is_netfilter {
+                            deleted.extend(gone(message));
+                        }
+                    }),
                     Err(Errno::EINTR) => {}
                     Err(Errno::EAGAIN) => break,
                     // ENOBUFS: notices were lost.
@@ -213,6 +248,12 @@ impl Monitor {
             }
         }
         changes
+    }
+
+    /// Takes the indices of the interfaces that were gone since the last call. One that comes back from another namespace
+    /// may have its index again, but its sockets are dead for ever.
+    pub(crate) fn gone(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.gone)
     }
 }
 
@@ -231,6 +272,21 @@ mod tests {
         assert_eq!(messages(&bytes).map(<[u8]>::len).collect::<Vec<_>>(), [16, 18, 20]);
         bytes.truncate(3);
         assert_eq!(messages(&bytes).count(), 0);
+    }
+
+    #[test]
+    fn a_deleted_interface_is_told_from_one_that_left_its_bridge() {
+        let message = |kind: u16, family: u8| {
+            let mut m = vec![0; HEADER + 16];
+            m[4..6].copy_from_slice(&kind.to_ne_bytes());
+            m[HEADER] = family;
+            m[HEADER + 4..HEADER + 8].copy_from_slice(&7u32.to_ne_bytes());
+            m
+        };
+        assert_eq!(gone(&message(libc::RTM_DELLINK, 0)), Some(7));
+        assert_eq!(gone(&message(libc::RTM_DELLINK, 7 /* AF_BRIDGE */)), None);
+        assert_eq!(gone(&message(libc::RTM_NEWLINK, 0)), None);
+        assert_eq!(gone(&[0; HEADER]), None);
     }
 
     #[test]

@@ -10,10 +10,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
-use palisade_engine::{Ip, Routes, ZoneId};
+use palisade_engine::{Ip, Routes, Tuple, ZoneId};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope, RouteType};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
+use super::links;
 use super::netlink::Netlink;
 
 /// Entries of a worker's cache (a power of two).
@@ -26,6 +27,8 @@ pub(crate) struct Topology {
     pub(crate) generation: AtomicU64,
     /// Interface indices of the data interfaces, by their place in the configuration (0: not there now).
     pub(crate) indices: ArcSwap<Vec<u32>>,
+    /// Their addresses, in the same order, to answer from.
+    pub(crate) addresses: ArcSwap<Vec<links::Own>>,
 }
 
 impl Topology {
@@ -92,6 +95,11 @@ impl RouteZones {
         self.packet = (source, destination);
     }
 
+    /// This router's own address where a packet came in, of its family.
+    pub(crate) fn router(&self, port: usize, packet: &Tuple) -> Option<Ip> {
+        self.topology.addresses.load().get(port).and_then(|own| own.like(packet.dst))
+    }
+
     fn interface(&mut self, destination: Ip) -> u32 {
         let (from, to) = self.packet;
         let source = if destination == from { to } else { from };
@@ -102,13 +110,15 @@ impl RouteZones {
         {
             return e.interface;
         }
-        let interface = self.ask(destination, source).unwrap_or(0);
+        // What the kernel did not answer at all is asked again for the next packet.
+        let Some(interface) = self.ask(destination, source) else { return 0 };
         if let Some(entry) = self.cache.get_mut(place) {
             *entry = Some(Entry { destination, source, interface });
         }
         interface
     }
 
+    /// The interface, 0 if there is no route; `None`: the kernel gave no answer.
     fn ask(&mut self, destination: Ip, source: Ip) -> Option<u32> {
         let (family, length) =
             if destination.is_v4() { (AddressFamily::Inet, 32) } else { (AddressFamily::Inet6, 128) };
@@ -123,13 +133,18 @@ impl RouteZones {
             RouteAttribute::Source(address(source)),
             RouteAttribute::Iif(self.incoming),
         ];
-        // An error is the kernel's way to say that there is no route.
-        let answer = self.netlink.get(RouteNetlinkMessage::GetRoute(question)).ok().flatten()?;
+        let answer = match self.netlink.get(RouteNetlinkMessage::GetRoute(question)) {
+            Ok(answer) => answer?,
+            Err(error) if unanswered(&error) => return None,
+            // Any other error is the kernel's way to say that there is no route.
+            Err(_) => return Some(0),
+        };
         let RouteNetlinkMessage::NewRoute(route) = answer else { return None };
         if route.header.kind != RouteType::Unicast {
-            return None;
+            return Some(0);
         }
-        route.attributes.iter().find_map(|a| if let RouteAttribute::Oif(index) = a { Some(*index) } else { None })
+        let oif = route.attributes.iter().find_map(|a| if let RouteAttribute::Oif(i) = a { Some(*i) } else { None });
+        Some(oif.unwrap_or(0))
     }
 }
 
@@ -141,6 +156,13 @@ impl Routes for RouteZones {
             index => Some(self.zones.iter().find(|(i, _)| *i == index).map_or(ZoneId::UNKNOWN, |(_, zone)| *zone)),
         }
     }
+}
+
+/// Did the question fail, and not the route? The kernel was too busy, or had no memory.
+fn unanswered(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{Interrupted, OutOfMemory, ResourceBusy, TimedOut, WouldBlock};
+    matches!(error.kind(), Interrupted | OutOfMemory | ResourceBusy | TimedOut | WouldBlock)
+        || error.raw_os_error() == Some(libc::ENOBUFS)
 }
 
 /// The direct-mapped cache's place. A plain multiplicative hash: whoever provokes collisions costs us a question to the
@@ -160,6 +182,16 @@ fn place(destination: Ip, source: Ip) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_busy_kernel_is_told_from_a_missing_route() {
+        for busy in [libc::EAGAIN, libc::ENOBUFS, libc::ENOMEM, libc::EBUSY, libc::EINTR] {
+            assert!(unanswered(&std::io::Error::from_raw_os_error(busy)), "{busy}");
+        }
+        for no_route in [libc::ENETUNREACH, libc::EHOSTUNREACH, libc::EACCES, libc::EINVAL] {
+            assert!(!unanswered(&std::io::Error::from_raw_os_error(no_route)), "{no_route}");
+        }
+    }
 
     #[test]
     fn places_spread() {

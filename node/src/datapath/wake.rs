@@ -102,7 +102,7 @@ impl WorkerWake {
         if !mailbox.pending.swap(false, Ordering::AcqRel) {
             return Woken::Nothing;
         }
-        let _ = mailbox.bell.read(); // EAGAIN: another ring has yet to reach it, and will wake us once for nothing
+        let _ = mailbox.bell.read(); // EAGAIN: its ring has yet to come, and will wake us once for nothing: `hush`
         let mut keys = mailbox.keys.lock();
         std::mem::swap(&mut *keys, into);
         if mailbox.overflow.swap(false, Ordering::Relaxed) {
@@ -111,6 +111,15 @@ impl WorkerWake {
             Woken::Nothing
         } else {
             Woken::Keys
+        }
+    }
+
+    /// Silences the bell of a worker that it has just woken. Without this, a ring that came after its keys had been taken
+    /// would end every poll at once, until something else is sent. No key is lost: the mark is set before the bell is
+    /// rung, and the worker looks at the mark before it polls again.
+    pub(crate) fn hush(&self, worker: usize) {
+        if let Some(mailbox) = self.mailboxes.get(worker) {
+            let _ = mailbox.bell.read(); // EAGAIN: somebody has read it
         }
     }
 
@@ -136,6 +145,8 @@ impl Wake for WorkerWake {
 
 #[cfg(test)]
 mod tests {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
     use super::*;
 
     #[test]
@@ -150,6 +161,29 @@ mod tests {
         assert_eq!((wake.take(2, &mut keys), keys.len()), (Woken::Keys, 2));
         assert!(!wake.pending(2));
         wake.wake(1 << 63, HoldKey(1)); // a worker that is not there
+    }
+
+    #[test]
+    fn a_ring_that_comes_late_wakes_only_once() {
+        let wake = WorkerWake::new(1).unwrap();
+        let rings = || {
+            let mut fds = [PollFd::new(wake.fd(0).unwrap(), PollFlags::POLLIN)];
+            poll(&mut fds, PollTimeout::ZERO).unwrap() == 1
+        };
+        let mut keys = Vec::new();
+        wake.send(1, HoldKey(1));
+        assert_eq!(wake.take(0, &mut keys), Woken::Keys);
+        assert!(!rings());
+        // The sender was interrupted between its mark and its ring.
+        wake.mailboxes[0].bell.write(1).unwrap();
+        assert!(rings() && !wake.pending(0));
+        wake.hush(0);
+        assert!(!rings());
+        // Hushed between mark and ring: the mark still tells.
+        wake.send(1, HoldKey(2));
+        wake.hush(0);
+        assert!(wake.pending(0));
+        assert_eq!((wake.take(0, &mut keys), keys.as_slice()), (Woken::Keys, &[HoldKey(2)][..]));
     }
 
     #[test]

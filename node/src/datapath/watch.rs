@@ -35,6 +35,9 @@ const SETTLE: Duration = Duration::from_millis(5);
 /// all the time. The policy rules guard meanwhile.
 const NFT_ROUND: Duration = Duration::from_millis(250);
 
+/// The same for the chains of others that drop what was re-injected: for that the whole ruleset is listed.
+const CHAINS_ROUND: Duration = Duration::from_secs(5);
+
 /// What the watcher found, for `status`.
 #[derive(Clone, Debug)]
 pub(crate) struct Findings {
@@ -43,6 +46,15 @@ pub(crate) struct Findings {
     pub(crate) up: Vec<bool>,
     /// Settings that make the datapath eat or leak packets.
     pub(crate) warnings: BTreeSet<String>,
+    /// Chains that eat what was re-injected: of nftables, of the older iptables.
+    pub(crate) chains: [Option<String>; 2],
+}
+
+impl Findings {
+    /// What is wrong apart from the gate itself.
+    pub(crate) fn wrong(&self) -> impl Iterator<Item = &String> {
+        self.warnings.iter().chain(self.chains.iter().flatten())
+    }
 }
 
 /// The watcher.
@@ -71,17 +83,22 @@ impl Watcher {
     /// Watches until told to stop.
     pub(crate) fn run(mut self) {
         let (mut looked, mut looked_at_nft, mut nft) = (Time::ZERO, Time::ZERO, false);
+        let (mut looked_at_chains, mut chains) = (Time::ZERO, false);
         while !self.shared.stop.load(Ordering::Relaxed) {
             let mut changes = self.monitor.changes();
             let now = clock::now();
-            if now.since(looked) >= ROUND {
+            self.metrics.watched.store(now.0, Ordering::Relaxed);
+            chains |= changes.nft;
+            let round = now.since(looked) >= ROUND;
+            if round {
                 looked = now;
                 changes = Changes::ALL;
             }
+            let look_at_chains = (round || chains) && now.since(looked_at_chains) >= CHAINS_ROUND;
             nft |= changes.nft;
             changes.nft = nft && now.since(looked_at_nft) >= NFT_ROUND;
-            if changes == Changes::default() {
-                self.sleep(if nft { NFT_ROUND } else { ROUND });
+            if changes == Changes::default() && !look_at_chains {
+                self.sleep(if nft || chains { NFT_ROUND } else { ROUND });
                 continue;
             }
             if changes.nft {
@@ -89,6 +106,10 @@ impl Watcher {
                 looked_at_nft = now;
             }
             self.handle(changes);
+            if look_at_chains {
+                looked_at_chains = now;
+                self.chains(std::mem::take(&mut chains));
+            }
         }
     }
 
@@ -114,6 +135,7 @@ impl Watcher {
             self.links();
         }
         if changes.local || changes.links {
+            self.addresses();
             match Local::read(&mut self.strict) {
                 Ok(local) => {
                     if **self.shared.local.load() != local {
@@ -165,6 +187,30 @@ impl Watcher {
         }
     }
 
+    /// Docker or ufw may start after us. The nftables ruleset may be long, so it is read only if it has changed; the older
+    /// iptables give no notice of changes.
+    fn chains(&mut self, changed: bool) {
+        let found = |result: Result<(), StartError>| result.err().map(|error| with_remedy(&error));
+        let legacy = found(check::legacy_chains(&self.device));
+        let nft = changed.then(|| found(check::nft_chains(&self.device)));
+        let mut findings = self.findings.lock();
+        let old = findings.chains.clone();
+        findings.chains[1] = legacy;
+        if let Some(nft) = nft {
+            findings.chains[0] = nft;
+        }
+        for new in findings.chains.iter().flatten().filter(|new| !old.iter().flatten().any(|o| o == *new)) {
+            tracing::error!("{new}");
+        }
+    }
+
+    fn addresses(&mut self) {
+        match links::addresses(&mut self.netlink, &self.topology.indices.load()) {
+            Ok(addresses) => self.topology.addresses.store(Arc::new(addresses)),
+            Err(error) => tracing::warn!(%error, "the data interfaces' addresses can not be read"),
+        }
+    }
+
     fn settings(&mut self) {
         match inject::reconfigure(&self.device, self.kind) {
             Ok(0) => {}
@@ -178,13 +224,8 @@ impl Watcher {
             }
             Err(error) => tracing::warn!(%error, "settings of the device can not be restored"),
         }
-        let warnings: BTreeSet<String> = check::running(&self.device, self.manage)
-            .into_iter()
-            .map(|error: StartError| {
-                let help = miette::Diagnostic::help(&error).map(|h| format!("; {h}")).unwrap_or_default();
-                format!("{error}{help}")
-            })
-            .collect();
+        let warnings: BTreeSet<String> =
+            check::running(&self.device, self.manage).into_iter().map(|error| with_remedy(&error)).collect();
         let mut findings = self.findings.lock();
         for new in warnings.difference(&findings.warnings) {
             tracing::error!("{new}");
@@ -197,6 +238,7 @@ impl Watcher {
             Ok(links) => links,
             Err(error) => return tracing::warn!(%error, "the interfaces can not be listed"),
         };
+        let gone = self.monitor.gone();
         let old = self.topology.indices.load_full();
         let mut indices = Vec::with_capacity(self.interfaces.len());
         for (number, interface) in self.interfaces.iter().enumerate() {
@@ -211,7 +253,7 @@ impl Watcher {
                 tracing::warn!(%error, interface = link.name, "GRO can not be held to 64 KiB; larger packets will be lost");
             }
             indices.push(match link {
-                Some(link) if link.index == was => was,
+                Some(link) if link.index == was && !gone.contains(&was) => was,
                 Some(link) => match open(link, self.wake.workers(), self.slots) {
                     Ok(sets) => {
                         tracing::info!(interface = link.name, index = link.index, "capturing the interface again");
@@ -246,6 +288,11 @@ impl Watcher {
             self.wake.ring(worker);
         }
     }
+}
+
+fn with_remedy(error: &StartError) -> String {
+    let help = miette::Diagnostic::help(error).map(|h| format!("; {h}")).unwrap_or_default();
+    format!("{error}{help}")
 }
 
 /// Opens an interface's sockets: for each worker, those of all EtherTypes.

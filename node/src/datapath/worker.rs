@@ -15,13 +15,14 @@ use arc_swap::ArcSwap;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::time::{ClockId, clock_gettime};
 use palisade_engine::hold::{HoldBuffer, Limits};
-use palisade_engine::parse::{self, Packet};
+use palisade_engine::parse::{self, Kind, Packet};
 use palisade_engine::{Context, Engine, Event, Generation, HoldClass, HoldKey, Reason, Time, Verdict, ZoneId};
 use parking_lot::Mutex;
 
 use super::Sinks;
 use super::capture::{Capture, LARGEST, Received};
 use super::inject::Injector;
+use super::limit::Bucket;
 use super::links::Local;
 use super::metrics::WorkerMetrics;
 use super::routes::RouteZones;
@@ -102,6 +103,7 @@ struct Desk<J> {
     sinks: Sinks,
     events: Vec<Event>,
     answer: Box<[u8]>,
+    errors: Bucket,
     metrics: Arc<WorkerMetrics>,
 }
 
@@ -150,6 +152,7 @@ impl<J: Judge> Worker<J> {
             sinks,
             events: Vec::with_capacity(16),
             answer: vec![0; parse::answer::MAX].into_boxed_slice(),
+            errors: Bucket::new(clock::now()),
             metrics,
         };
         Worker {
@@ -285,6 +288,9 @@ impl<J: Judge> Worker<J> {
         fds.extend(self.wake.fd(self.number).map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
         // EINTR is as good as any other reason to look round again.
         let _ = poll(&mut fds, PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX));
+        if fds.last().is_some_and(|bell| bell.revents().is_some_and(|e| e.contains(PollFlags::POLLIN))) {
+            self.wake.hush(self.number);
+        }
         for (capture, fd) in captures().zip(&fds) {
             if fd.revents().is_some_and(|events| events.intersects(PollFlags::POLLERR | PollFlags::POLLHUP)) {
                 capture.clear_error();
@@ -387,14 +393,25 @@ impl<J: Judge> Desk<J> {
             Verdict::Drop(reason) => self.metrics.dropped(reason, packets, length),
             Verdict::Reject(reason) => {
                 self.metrics.rejected(reason, packets, length);
-                if let Some(length) = parse::answer::reject(source.bytes(), packet, None, &mut self.answer)
-                    && let Some(answer) = self.answer.get(..length)
-                    && let Err(error) = self.injector.send(&VnetHeader::default(), answer)
-                {
-                    tracing::debug!(%error, "an answer to a rejected packet could not be sent");
-                }
+                self.answer(&source, packet, now);
             }
             Verdict::Hold(key, class) => self.keep(key, class, source, vnet, packet, now),
+        }
+    }
+
+    /// Answers a rejected packet. An ICMP error comes from our own address on the interface that the packet came in by
+    /// (RFC 1812 section 4.3.2.4), if it has one; and no more are sent than is proper. A RST is no longer than what asked
+    /// for it, and without it the other side would only ask again.
+    fn answer(&mut self, source: &Source<'_>, packet: &Packet, now: Time) {
+        let router = self.routes.router(source.port(), &packet.tuple);
+        let Some(length) = parse::answer::reject(source.bytes(), packet, router, &mut self.answer) else { return };
+        if !matches!(packet.kind, Kind::Tcp(_)) && !self.errors.take(now) {
+            return self.metrics.unanswered.add(1);
+        }
+        if let Some(answer) = self.answer.get(..length)
+            && let Err(error) = self.injector.send(&VnetHeader::default(), answer)
+        {
+            tracing::debug!(%error, "an answer to a rejected packet could not be sent");
         }
     }
 
@@ -454,6 +471,13 @@ enum Source<'a> {
 }
 
 impl Source<'_> {
+    fn port(&self) -> usize {
+        match self {
+            Source::Wire { port, .. } => *port,
+            Source::Held(held) => held.port,
+        }
+    }
+
     fn bytes(&self) -> &[u8] {
         match self {
             Source::Wire { bytes, .. } => bytes,

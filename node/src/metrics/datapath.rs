@@ -10,6 +10,11 @@ use crate::datapath::metrics::HOLD_BOUNDS;
 pub fn write(sheet: &mut Sheet, s: &Snapshot) {
     traffic(sheet, "palisade_packets", "Packets judged, by verdict and reason", s, |_, (packets, _)| packets);
     traffic(sheet, "palisade_bytes", "Bytes of the packets judged, by verdict and reason", s, |_, (_, bytes)| bytes);
+    sheet.counter(
+        "palisade_rejects_unanswered",
+        "Rejected packets that got no ICMP error because there had been too many",
+        s.unanswered,
+    );
     sheet.counter("palisade_held_packets", "Packets that were held at least once", s.held.0);
     sheet.gauges("palisade_holds", "Packets held now, by budget", |m| {
         m.count([("class", "matched")], s.hold_now.0);

@@ -257,7 +257,7 @@ impl Fixed {
         Arc::default()
     }
 
-    /// 0 forward, 1 drop, 2 hold, 3 reject, 4 forward if there is a route to a known zone.
+    /// 0 forward, 1 drop, 2 hold, 3 reject, 4 forward if there is a route to a known zone, 5 panic.
     pub fn say(&self, what: u8) {
         self.0.store(what, Ordering::SeqCst);
     }
@@ -270,6 +270,7 @@ impl Judge for Fixed {
             1 => Verdict::Drop(Reason::Policy),
             2 => Verdict::Hold(KEY, HoldClass::Matched),
             3 => Verdict::Reject(Reason::PolicyReject),
+            5 => panic!("a judge that fails, as this test wants it"),
             _ => match context.routes.zone(packet.tuple.dst) {
                 // f0 is zone 1, f1 zone 2: the two ends must lie on different sides.
                 Some(zone) if zone != ZoneId::UNKNOWN && zone != context.ingress => Verdict::Forward,

@@ -135,7 +135,7 @@ pub(crate) fn rules_status(netlink: &mut Netlink, gate: &Gate) -> io::Result<(bo
         let found = rules::find(netlink, family, &gate.pass)?;
         if !found.complete(&gate.pass) {
             whole = false;
-            problems.push(format!("a policy rule of the gate is missing for {family}"));
+            problems.push(format!("a policy rule of the gate is missing for {family}, or an old exemption is left"));
         }
         if !found.local_first {
             problems.push(format!("the rule `lookup local` is not ahead of the gate for {family}"));

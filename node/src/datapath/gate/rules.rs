@@ -41,6 +41,8 @@ pub(super) struct Found {
     pub(super) foreign: Vec<u32>,
     /// Rules of the gate that are there.
     present: Vec<Rule>,
+    /// Exemptions of an earlier configuration.
+    stale: Vec<Rule>,
 }
 
 /// The rules that must be there, in the order in which they are made: the way past the blackhole before the blackhole.
@@ -120,6 +122,12 @@ fn is_local(rule: &RuleMessage) -> bool {
     to_local && plain(rule).is_some_and(|p| p.iif.is_none() && p.action == RuleAction::ToTable)
 }
 
+/// Is it an exemption as we make them? (Asked only of those that are not wanted.)
+fn stale(rule: &RuleMessage) -> bool {
+    plain(rule).is_some_and(|p| p.priority == 1 && p.action == RuleAction::Goto && p.iif.is_some())
+        && rule.attributes.contains(&RuleAttribute::Protocol(RouteProtocol::Kernel))
+}
+
 fn judge(rules: &[RuleMessage], pass: &[String]) -> Found {
     let wanted = wanted(pass);
     let mut found = Found::default();
@@ -127,6 +135,7 @@ fn judge(rules: &[RuleMessage], pass: &[String]) -> Found {
         let at = priority(rule);
         match plain(rule).filter(|p| wanted.contains(p)) {
             Some(ours) => found.present.push(ours),
+            None if stale(rule) => found.stale.extend(plain(rule)),
             None if is_local(rule) => found.local_first |= at == 0,
             None if at < BEHIND => found.foreign.push(at),
             None => {}
@@ -141,9 +150,9 @@ pub(super) fn find(netlink: &mut Netlink, family: Family, pass: &[String]) -> io
 }
 
 impl Found {
-    /// Is all of the gate there?
+    /// Is all of the gate there, and no exemption too many?
     pub(super) fn complete(&self, pass: &[String]) -> bool {
-        wanted(pass).iter().all(|rule| self.present.contains(rule))
+        self.stale.is_empty() && wanted(pass).iter().all(|rule| self.present.contains(rule))
     }
 }
 
@@ -156,6 +165,13 @@ pub(super) fn install(netlink: &mut Netlink, family: Family, pass: &[String]) ->
             Ok(()) => made += 1,
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
             Err(e) => return Err(e),
+        }
+    }
+    // An exemption that the configuration no longer has would leave a door open.
+    for rule in &found.stale {
+        match netlink.change(RouteNetlinkMessage::DelRule(message(family, rule))) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => tracing::info!(interface = rule.iif, %family, "an exemption from the gate was removed"),
         }
     }
     Ok(made)
@@ -231,6 +247,20 @@ mod tests {
         rules.pop();
         rules.push(around);
         assert!(judge(&rules, &pass()).foreign.is_empty());
+    }
+
+    #[test]
+    fn an_exemption_of_an_earlier_configuration_does_not_make_a_whole_gate() {
+        let mut rules = gate();
+        let old = Rule { priority: 1, iif: Some("mgmt0".to_owned()), action: RuleAction::Goto };
+        rules.insert(2, message(Family::V4, &old));
+        let found = judge(&rules, &pass());
+        assert_eq!((found.stale.as_slice(), found.foreign.as_slice()), (&[old][..], &[][..]));
+        assert!(!found.complete(&pass()));
+        // Somebody else's is not ours to remove.
+        rules[2].attributes.retain(|a| !matches!(a, RuleAttribute::Protocol(_)));
+        let found = judge(&rules, &pass());
+        assert_eq!((found.stale.len(), found.foreign.as_slice()), (0, &[1][..]));
     }
 
     #[test]
