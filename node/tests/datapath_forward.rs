@@ -185,13 +185,15 @@ fn icmp_errors_come_from_this_router_and_not_too_many() {
     let snapshot = || running.datapath.metrics().snapshot();
     let rejected = || snapshot().rejected.iter().find(|(r, ..)| *r == Reason::PolicyReject).unwrap().1;
     for (address, own) in [("10.2.0.2:7009", "10.1.0.1"), ("[fd00:2::2]:7009", "fd00:1::1")] {
+        // So that neighbour discovery is over.
+        assert!(lab.answers(&lab.client, own));
         let sources = errors_for(&lab, address, 5);
         assert_eq!(sources, vec![own.parse::<IpAddr>().unwrap(); 5], "{address}");
     }
     assert_eq!(snapshot().unanswered, 0);
     // Renumbered: the next error has the new address.
-    lab.member.ip("addr add 10.1.0.9/24 dev f0");
     lab.member.ip("addr del 10.1.0.1/24 dev f0");
+    lab.member.ip("addr add 10.1.0.9/24 dev f0");
     lab.client.ip("route replace default via 10.1.0.9");
     eventually("the new address answers", || {
         errors_for(&lab, "10.2.0.2:7009", 1) == ["10.1.0.9".parse::<IpAddr>().unwrap()]
@@ -201,7 +203,8 @@ fn icmp_errors_come_from_this_router_and_not_too_many() {
     let unanswered = usize::try_from(snapshot().unanswered).unwrap();
     assert_eq!(usize::try_from(rejected() - before).unwrap(), count);
     assert!(unanswered > 0, "{count} datagrams in one burst were all answered");
-    assert!(answers >= 50 && answers + unanswered <= count + 20, "{answers} answers, {unanswered} without");
+    // The listener may lose some of the burst; the counter loses none. A burst of 50 is allowed.
+    assert!(unanswered <= count - 50 && answers + unanswered <= count, "{answers} answers, {unanswered} without");
 }
 
 /// Floods the member with small datagrams for two seconds; how many a second arrived at the server's interface, in
