@@ -1,5 +1,10 @@
 //! What a packet costs, by what it is: `cargo bench -p palisade-engine --bench packets`.
-#![allow(missing_docs, clippy::unwrap_used, reason = "a bench fails by panicking")]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a bench reads the clock, and fails by panicking"
+)]
 
 mod common;
 
