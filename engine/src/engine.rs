@@ -25,7 +25,7 @@ use crate::verdict::{HoldKey, Verdict};
 /// Sizes and times of one member's engine.
 ///
 /// All memory is bounded by it: about 256 bytes for each of `max_sessions`, 256 for each of `max_half_open`, and per shard
-/// (there are 256) 64 awaited keys and 32 fragmented datagrams.
+/// (there are 256) 64 awaited keys and 32 fragmented datagrams; 512 KiB count the half-open sessions of each source.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// This member.
@@ -39,6 +39,9 @@ pub struct Config {
     /// Most half-open sessions; rounded up to a multiple of 256, because each shard has its own share. When a share is
     /// full, its oldest one makes room.
     pub max_half_open: usize,
+    /// Most half-open sessions that this member opens for one source: an IPv4 address, or an IPv6 network of 64 bits. Those
+    /// that other members opened count too.
+    pub max_half_open_per_source: u32,
     /// How long a half-open session is kept without progress; for UDP the timeout of a session without a reply.
     pub half_open_timeout: Duration,
     /// How long sessions may be idle.
@@ -55,6 +58,7 @@ impl Config {
             seed,
             max_sessions: 1 << 20,
             max_half_open: 1 << 17,
+            max_half_open_per_source: 1 << 13,
             half_open_timeout: Duration::from_secs(30),
             timeouts: Timeouts::default(),
         }

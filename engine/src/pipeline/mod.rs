@@ -45,7 +45,7 @@ impl Engine {
             Standing::CutOff | Standing::Expired => Verdict::Drop(Reason::NotCurrent),
         });
         if let (Verdict::Forward, Some(fragment)) = (verdict, &packet.fragment) {
-            self.first_fragment(packet, fragment, context);
+            return self.first_fragment(packet, fragment, context);
         }
         verdict
     }
@@ -143,6 +143,9 @@ impl Engine {
         // Another worker, or a hint, may have been faster.
         if let Some(verdict) = self.known(&mut shard, hash, packet, context, events) {
             return verdict;
+        }
+        if self.table.sources.count(tuple.src) >= self.config.max_half_open_per_source {
+            return Verdict::Drop(Reason::HalfOpenFull);
         }
         let supersedes = shard.sessions.find(hash, &tuple).and_then(|slot| shard.sessions.get(slot)).map(|s| s.id);
         let open = HalfOpen {

@@ -3,6 +3,7 @@
 use hashbrown::HashTable;
 
 use super::slab::Slab;
+use crate::addr::Ip;
 use crate::event::{HalfOpen, Opening};
 use crate::time::Time;
 use crate::tuple::Tuple;
@@ -29,6 +30,8 @@ pub(crate) struct Half {
     pub(crate) refused: Option<Reason>,
     /// It was reset. Kept only so that an establishment that was already under way is closed again.
     pub(crate) aborted: bool,
+    /// Whom it counts for. A hint may turn its direction.
+    source: Ip,
     hash: u64,
     older: u32,
     newer: u32,
@@ -37,6 +40,10 @@ pub(crate) struct Half {
 impl Half {
     pub(crate) fn hash(&self) -> u64 {
         self.hash
+    }
+
+    pub(crate) fn source(&self) -> Ip {
+        self.source
     }
 }
 
@@ -108,6 +115,7 @@ impl Halves {
             waiters: 0,
             refused: None,
             aborted: false,
+            source: open.original.src,
             hash,
             older: NONE,
             newer: NONE,

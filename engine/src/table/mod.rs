@@ -12,6 +12,7 @@ pub(crate) mod half;
 pub(crate) mod ids;
 pub(crate) mod session;
 pub(crate) mod slab;
+pub(crate) mod sources;
 
 use std::collections::VecDeque;
 
@@ -29,6 +30,7 @@ use half::{Half, Halves};
 use ids::{Ids, Place};
 use session::Session;
 use slab::Slab;
+use sources::Sources;
 
 /// Shards: a power of two, at most 256 ([`Place`]).
 pub(crate) const SHARDS: usize = 256;
@@ -40,6 +42,8 @@ pub(crate) struct Table {
     pub(crate) ids: Ids,
     /// Of the half-open sessions.
     pub(crate) half_ids: Ids,
+    /// Who has how many half-open sessions.
+    pub(crate) sources: Sources,
     hasher: FixedState,
 }
 
@@ -120,6 +124,7 @@ impl Table {
                 .collect(),
             ids: Ids::new(config.seed),
             half_ids: Ids::new(config.seed.wrapping_add(1)),
+            sources: Sources::new(config.seed.wrapping_add(2)),
             hasher: FixedState::with_seed(config.seed),
         }
     }
@@ -196,6 +201,7 @@ impl Table {
             session.contested = true;
         }
         let id = open.id;
+        self.sources.add(open.original.src);
         let slot = shard.halves.insert(hash, open, now);
         self.half_ids.insert(id, Place::new(Self::number(hash), slot));
         slot
@@ -204,6 +210,7 @@ impl Table {
     /// Removes a half-open session from its shard, which the caller has locked.
     pub(crate) fn remove_half(&self, shard: &mut Shard, slot: u32) -> Option<Half> {
         let half = shard.halves.remove(slot)?;
+        self.sources.remove(half.source());
         self.half_ids.remove(half.open.id, Place::new(Self::number(half.hash()), slot));
         Some(half)
     }

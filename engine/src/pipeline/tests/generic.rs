@@ -128,7 +128,9 @@ fn following_fragments_share_the_fate_of_the_first() {
     assert_eq!(k.pass(A, follows(1)), Verdict::Drop(Reason::Fragment));
     let first = Packet { fragment: Some(id(1)), ..other(udp(7), Kind::Udp) };
     assert_eq!(k.pass(A, first), FORWARD);
+    assert_eq!(k.pass(A, first), Verdict::Drop(Reason::Fragment), "a second first one overlaps");
     assert_eq!(k.pass(A, follows(1)), FORWARD);
+    assert_eq!(k.pass(A, follows(1)), Verdict::Drop(Reason::Fragment), "a copy");
     assert_eq!(k.pass(A, follows(2)), Verdict::Drop(Reason::Fragment));
     let denied = Packet { fragment: Some(id(3)), ..other(Tuple { dst_port: 9, ..udp(7) }, Kind::Udp) };
     assert_ne!(k.pass(A, denied), FORWARD);

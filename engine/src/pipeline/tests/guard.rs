@@ -47,6 +47,25 @@ fn the_policy_of_a_new_cluster_drops_all() {
 }
 
 #[test]
+fn a_source_has_its_share_of_the_half_open_table() {
+    let mut k = Cluster::with(|config| config.max_half_open_per_source = 3);
+    for n in 1..=3 {
+        assert_eq!(k.pass(A, Conn::new(n).syn()), Verdict::Forward);
+    }
+    assert_eq!(k.pass(A, Conn::new(4).syn()), Verdict::Drop(Reason::HalfOpenFull));
+    assert_eq!(k.pass(A, Conn::new(3).syn()), Verdict::Forward, "a SYN again is no other session");
+    let neighbour = Tuple { src: Ip::V4([10, 0, 1, 77]), ..tuple(5) };
+    assert_eq!(k.pass(A, Conn { tuple: neighbour, ..Conn::new(5) }.syn()), Verdict::Forward);
+    k.deliver();
+    assert_eq!(k.pass(B, Conn::new(4).syn()), Verdict::Drop(Reason::HalfOpenFull), "hints count");
+    k.now = k.now + std::time::Duration::from_secs(31);
+    let engine = k.members[A].engine.clone();
+    engine.tick(k.now, &mut Vec::new());
+    assert_eq!(engine.counts().half_open, 0);
+    assert_eq!(k.pass(A, Conn::new(4).syn()), Verdict::Forward);
+}
+
+#[test]
 fn a_session_fits_in_256_bytes_with_its_share_of_the_indices() {
     // Two index entries: 5 and 9 bytes (a tag each), in tables that are at least 7/16 full.
     let indices = (5 + 9) * 16 / 7;

@@ -1,0 +1,189 @@
+//! What the benches have in common: an engine with a policy, connections, and the packets of their handshakes as bytes.
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    unreachable_pub,
+    reason = "shared by benches, which fail by panicking"
+)]
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use palisade_engine::event::{Event, Proposal};
+use palisade_engine::parse::{Checksum, Tcp, build, parse};
+use palisade_engine::replica::{Batch, Command, Outcome, PolicyChange, Replica};
+use palisade_engine::{
+    Config, Context, Engine, Generation, HoldKey, Ip, MemberId, Protocol, Routes, Standing, Time, Tuple, Verdict, Wake,
+    ZoneId,
+};
+
+pub const OUTSIDE: ZoneId = ZoneId(1);
+pub const INSIDE: ZoneId = ZoneId(2);
+
+/// Rules of the large policy.
+pub const MANY: u32 = 10_000;
+
+/// Routes that cost nothing: what the engine alone takes is to be seen.
+pub struct Net;
+
+impl Routes for Net {
+    fn zone(&mut self, destination: Ip) -> Option<ZoneId> {
+        match destination {
+            Ip::V4([10, ..]) => Some(OUTSIDE),
+            Ip::V4([172, ..]) => Some(INSIDE),
+            _ => None,
+        }
+    }
+}
+
+pub struct Nobody;
+
+impl Wake for Nobody {
+    fn wake(&mut self, _: u64, _: HoldKey) {}
+}
+
+/// A policy of `count` rules that accepts every [`Connection`]: with 10, each rule a few of all ports; with [`MANY`], each
+/// rule one client network, one server, one port.
+pub fn policy(count: u32) -> String {
+    let mut text = "zone outside, inside\ndefault drop\n".to_owned();
+    for n in 0..count {
+        let (a, b) = (n >> 8, n & 255);
+        let _ = if count < MANY {
+            writeln!(text, "accept \"{n}\" from outside to inside: 10.0.0.0/8 -> 172.16.0.0/12 tcp/{}", n + 1)
+        } else {
+            let port = n % 10 + 1;
+            writeln!(text, "accept \"{n}\" from outside to inside: 10.{a}.{b}.0/24 -> 172.16.{a}.{b} tcp/{port}")
+        };
+    }
+    text
+}
+
+/// The packets of one connection's handshake, as they come off a wire.
+pub struct Connection {
+    pub tuple: Tuple,
+    pub syn: Vec<u8>,
+    pub syn_ack: Vec<u8>,
+    pub ack: Vec<u8>,
+    /// 100 bytes of the client's data.
+    pub data: Vec<u8>,
+}
+
+impl Connection {
+    /// The `n`th, in an order without any locality.
+    pub fn new(n: u32) -> Connection {
+        let rule = (u64::from(n) * 7_919 % u64::from(MANY)) as u32;
+        let (a, b) = ((rule >> 8) as u8, (rule & 255) as u8);
+        let tuple = Tuple {
+            src: Ip::V4([10, a, b, (n % 251) as u8 + 1]),
+            dst: Ip::V4([172, 16, a, b]),
+            src_port: 1024 + (n % 60_000) as u16,
+            dst_port: (rule % 10 + 1) as u16,
+            protocol: Protocol::TCP,
+        };
+        let tcp = |flags, seq, ack, syn: bool| Tcp {
+            seq,
+            ack,
+            flags,
+            window: 64240,
+            payload: 0,
+            wscale: syn.then_some(7),
+            sack_permitted: syn,
+        };
+        let (client, server) = (n, !n);
+        let bytes = |tuple: &Tuple, tcp: Tcp, payload: &[u8]| build::tcp(tuple, &tcp, payload).unwrap();
+        let (seq, ack) = (client.wrapping_add(1), server.wrapping_add(1));
+        Connection {
+            tuple,
+            syn: bytes(&tuple, tcp(Tcp::SYN, client, 0, true), b""),
+            syn_ack: bytes(&tuple.inverse(), tcp(Tcp::SYN | Tcp::ACK, server, seq, true), b""),
+            ack: bytes(&tuple, tcp(Tcp::ACK, seq, ack, false), b""),
+            data: bytes(&tuple, tcp(Tcp::ACK | Tcp::PSH, seq, ack, false), &[7; 100]),
+        }
+    }
+}
+
+/// One member.
+pub struct Member {
+    pub engine: Arc<Engine>,
+    pub replica: Replica,
+    pub events: Vec<Event>,
+    pub now: Time,
+    next: u64,
+}
+
+impl Member {
+    /// With a policy of `rules` rules and room for `halves` half-open sessions.
+    pub fn new(rules: u32, halves: usize) -> Member {
+        let config = Config { max_half_open: halves, ..Config::new(MemberId(1), 1, 5) };
+        let engine = Engine::new(config);
+        let replica = Replica::new(engine.clone());
+        let mut member = Member { engine, replica, events: Vec::with_capacity(1024), now: Time(1), next: 0 };
+        let change = PolicyChange { base: Generation(0), text: policy(rules), author: String::new() };
+        let outcomes = member.apply(vec![Command::Policy(Box::new(change))]);
+        assert_eq!(outcomes, [Outcome::Policy(Generation(1))]);
+        member
+    }
+
+    /// Parses and judges a packet.
+    pub fn packet(&mut self, ingress: ZoneId, bytes: &[u8]) -> Verdict {
+        let packet = parse(bytes, Checksum::Complete).unwrap();
+        let mut context = Context {
+            now: self.now,
+            worker: 0,
+            ingress,
+            antispoof: true,
+            standing: Standing::Current,
+            routes: &mut Net,
+        };
+        self.engine.process(&packet, &mut context, &mut self.events)
+    }
+
+    /// Applies commands, as if they came from the log.
+    pub fn apply(&mut self, commands: Vec<Command>) -> Vec<Outcome> {
+        let first = self.next;
+        self.next += commands.len() as u64;
+        let batch = Batch { proposer: MemberId(1), first, floor: first, unix_ms: 0, commands };
+        self.replica.apply(self.now, &batch, &mut Nobody)
+    }
+
+    /// Opens a connection, up to the proposal that its last packet makes. Events are left in `events`.
+    pub fn handshake(&mut self, connection: &Connection) {
+        assert_eq!(self.packet(OUTSIDE, &connection.syn), Verdict::Forward);
+        assert_eq!(self.packet(INSIDE, &connection.syn_ack), Verdict::Forward);
+        assert!(self.packet(OUTSIDE, &connection.ack).held().is_some());
+    }
+
+    /// The commands that were proposed since the last call; forgets the hints.
+    pub fn proposed(&mut self) -> Vec<Command> {
+        let command = |event| match event {
+            Event::Propose(Proposal::Establish(establish)) => Some(Command::Establish(establish)),
+            Event::Propose(Proposal::Close(close)) => Some(Command::Close(close)),
+            Event::Hint(_) => None,
+        };
+        self.events.drain(..).filter_map(command).collect()
+    }
+
+    /// Establishes connections, all in one batch.
+    pub fn establish(&mut self, connections: &[Connection]) {
+        connections.iter().for_each(|connection| self.handshake(connection));
+        let commands = self.proposed();
+        assert_eq!(commands.len(), connections.len());
+        assert!(self.apply(commands).iter().all(|outcome| *outcome == Outcome::Accepted));
+    }
+
+    /// Ends all established sessions.
+    pub fn clear(&mut self) {
+        let mut ids = Vec::new();
+        self.engine.sessions(self.now, &mut |info| {
+            ids.push(info.id);
+            true
+        });
+        self.apply(vec![Command::Expire(ids)]);
+    }
+}
+
+/// The first `count` connections.
+pub fn connections(count: u32) -> Vec<Connection> {
+    (0..count).map(Connection::new).collect()
+}

@@ -1,0 +1,86 @@
+//! How much more a new connection costs with 10,000 rules than with 10: both measured in turns, so that whatever else the
+//! machine does meets both alike. `cargo bench -p palisade-engine --bench ratio`
+//!
+//! Prints medians of many short rounds, and fails if the whole cost of a new connection is more than 1.2 times as high, or
+//! one lookup takes a microsecond.
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, reason = "a bench prints, and fails by panicking")]
+#![allow(clippy::disallowed_methods, reason = "and reads the clock")]
+
+mod common;
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use common::{Connection, INSIDE, MANY, Member, OUTSIDE, connections, policy};
+use palisade_engine::policy::{Compiled, Policy};
+use palisade_engine::{Verdict, ZoneId};
+
+const ROUNDS: usize = 401;
+const BATCH: usize = 512;
+
+/// The median of nanoseconds.
+fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+/// Measures `part` in turns with 10 and with 10,000 rules, each time with `BATCH` connections; yields nanoseconds each.
+fn measure<T>(pair: &mut [T; 2], all: &[Connection], mut part: impl FnMut(&mut T, &[Connection]) -> f64) -> [f64; 2] {
+    let mut times = [Vec::new(), Vec::new()];
+    let mut batches = all.chunks_exact(BATCH).cycle();
+    for round in 0..ROUNDS {
+        let batch = batches.next().unwrap();
+        // Who comes first finds the connections less often in the cache: in turns.
+        for which in [round % 2, 1 - round % 2] {
+            times[which].push(part(&mut pair[which], batch) / BATCH as f64);
+        }
+    }
+    times.map(median)
+}
+
+fn timed(work: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    work();
+    start.elapsed().as_secs_f64() * 1e9
+}
+
+fn main() {
+    let all = connections(1 << 14);
+    let mut laws: [Compiled; 2] = [10, MANY].map(|rules| {
+        let policy = Policy::parse("bench", &policy(rules)).unwrap();
+        policy.compile(&mut |name| ZoneId(if name == "outside" { 1 } else { 2 }))
+    });
+    let lookup = measure(&mut laws, &all, |law, batch| {
+        timed(|| {
+            for connection in batch {
+                black_box(law.decide(OUTSIDE, INSIDE, &connection.tuple));
+            }
+        })
+    });
+    let mut members = [10, MANY].map(|rules| Member::new(rules, 1 << 13));
+    let first = measure(&mut members, &all, |member, batch| {
+        let time = timed(|| {
+            for connection in batch {
+                assert_eq!(member.packet(OUTSIDE, &connection.syn), Verdict::Forward);
+            }
+        });
+        member.events.clear();
+        time
+    });
+    let mut members = [10, MANY].map(|rules| Member::new(rules, 1 << 16));
+    let whole = measure(&mut members, &all, |member, batch| {
+        let time = timed(|| member.establish(batch));
+        member.clear();
+        time
+    });
+    println!("{:44} {:>9} {:>9} {:>6}", "nanoseconds, medians", "10 rules", "10,000", "ratio");
+    for (name, [few, many]) in [
+        ("policy lookup", lookup),
+        ("first packet: parse, miss, policy, half-open", first),
+        ("whole connection: 3 packets, commit applied", whole),
+    ] {
+        println!("{name:44} {few:9.0} {many:9.0} {:6.2}", many / few);
+    }
+    assert!(lookup[1] < 1000.0, "a lookup takes {} ns", lookup[1]);
+    assert!(whole[1] / whole[0] <= 1.2, "a new connection costs too much with many rules");
+}

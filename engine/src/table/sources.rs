@@ -1,0 +1,84 @@
+//! How many half-open sessions each source has, so that one of them can not take the whole table.
+//!
+//! Two rows of counters, each found by a hash of its own; a source's number is the smaller of its two counters. It is
+//! never too low; it is too high only if each of the two is shared with another source that is busy at the same time.
+//! The memory is fixed, however many sources an attacker invents.
+
+use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use foldhash::quality::FixedState;
+
+use crate::addr::Ip;
+
+/// Counters in a row: a power of two.
+const ROW: usize = 1 << 16;
+
+/// The counters.
+pub(crate) struct Sources {
+    rows: [Box<[AtomicU32]>; 2],
+    hasher: FixedState,
+}
+
+impl Sources {
+    pub(crate) fn new(seed: u64) -> Sources {
+        let row = || (0..ROW).map(|_| AtomicU32::new(0)).collect();
+        Sources { rows: [row(), row()], hasher: FixedState::with_seed(seed) }
+    }
+
+    pub(crate) fn add(&self, source: Ip) {
+        for counter in self.counters(source) {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes back one [`Sources::add`].
+    pub(crate) fn remove(&self, source: Ip) {
+        for counter in self.counters(source) {
+            counter.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn count(&self, source: Ip) -> u32 {
+        let [a, b] = self.counters(source).map(|counter| counter.load(Ordering::Relaxed));
+        a.min(b)
+    }
+
+    fn counters(&self, source: Ip) -> [&AtomicU32; 2] {
+        let hash = match source {
+            Ip::V4(address) => self.hasher.hash_one(address),
+            // One host has a whole network of 64 bits to take addresses from (RFC 4291 section 2.5.1).
+            Ip::V6([a, b, c, d, e, f, g, h, ..]) => self.hasher.hash_one([a, b, c, d, e, f, g, h]),
+        };
+        let [first, second] = &self.rows;
+        [&first[hash as usize % ROW], &second[(hash >> 32) as usize % ROW]]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sources_are_counted_apart_and_networks_together() {
+        let sources = Sources::new(3);
+        let v4 = |n: u32| Ip::V4(n.to_be_bytes());
+        for n in 0..1000 {
+            sources.add(v4(n));
+        }
+        for _ in 0..50 {
+            sources.add(v4(7));
+        }
+        assert_eq!(sources.count(v4(7)), 51);
+        let too_high = (0..1000).filter(|&n| n != 7 && sources.count(v4(n)) != 1).count();
+        assert!(too_high <= 2, "{too_high}");
+        assert!((1000..2000).filter(|&n| sources.count(v4(n)) > 0).count() <= 5);
+        (0..51).for_each(|_| sources.remove(v4(7)));
+        assert_eq!(sources.count(v4(7)), 0);
+
+        let v6 = |net: u8, host: u8| Ip::V6([0x20, 1, 0, 0, 0, 0, 0, net, 0, 0, 0, 0, 0, 0, 0, host]);
+        sources.add(v6(1, 1));
+        sources.add(v6(1, 2));
+        assert_eq!((sources.count(v6(1, 3)), sources.count(v6(2, 1))), (2, 0));
+    }
+}

@@ -1,0 +1,85 @@
+//! The fuzz targets without the fuzzer: everything in the corpora, and for each some thousand random changes of it.
+//!
+//! With the fuzzer itself, for hours: `cd engine && cargo +nightly fuzz run parse` (or `pipeline`, `policy`).
+#![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, missing_docs, reason = "a test")]
+
+#[path = "../fuzz/targets.rs"]
+mod targets;
+
+use std::path::Path;
+
+/// Executions of random changes, for each target.
+const MUTATIONS: u64 = 20_000;
+
+/// A small generator of numbers (splitmix64), so that a failure is the same in every run.
+struct Numbers(u64);
+
+impl Numbers {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        (self.next() % n.max(1) as u64) as usize
+    }
+}
+
+/// One of the corpus, changed in a few places: bytes set, put in and taken out, pieces doubled, another one's end put on.
+fn changed(corpus: &[Vec<u8>], numbers: &mut Numbers) -> Vec<u8> {
+    let mut data = corpus[numbers.below(corpus.len())].clone();
+    for _ in 0..=numbers.below(6) {
+        let at = numbers.below(data.len());
+        match numbers.below(6) {
+            _ if data.is_empty() => data.push(numbers.next() as u8),
+            0 | 1 => data[at] = numbers.next() as u8,
+            2 => data[at] ^= 1 << numbers.below(8),
+            3 => data.insert(at, numbers.next() as u8),
+            4 => drop(data.drain(at..data.len().min(at + 1 + numbers.below(8)))),
+            _ => {
+                let other = &corpus[numbers.below(corpus.len())];
+                data.truncate(at);
+                data.extend(&other[numbers.below(other.len())..]);
+            }
+        }
+    }
+    data
+}
+
+fn replay(name: &str, target: fn(&[u8])) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
+    let mut paths: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    let corpus: Vec<Vec<u8>> = paths.iter().map(|path| std::fs::read(path).unwrap()).collect();
+    assert!(corpus.len() >= 5, "{} is empty", folder.display());
+    let run = |what: &dyn std::fmt::Display, data: &[u8]| {
+        if std::panic::catch_unwind(|| target(data)).is_err() {
+            panic!("{name}, {what}: {data:?}");
+        }
+    };
+    for (path, data) in paths.iter().zip(&corpus) {
+        run(&path.display(), data);
+    }
+    let mut numbers = Numbers(7);
+    for n in 0..MUTATIONS {
+        run(&n, &changed(&corpus, &mut numbers));
+    }
+}
+
+#[test]
+fn parse() {
+    replay("parse", targets::parse);
+}
+
+#[test]
+fn pipeline() {
+    replay("pipeline", targets::pipeline);
+}
+
+#[test]
+fn policy() {
+    replay("policy", targets::policy);
+}
