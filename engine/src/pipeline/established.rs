@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::opening::EARLY;
 use crate::engine::{Context, Engine, Standing};
 use crate::event::{Event, Hint, Proposal, TcpEnd};
 use crate::parse::{Kind, Packet, Tcp};
@@ -11,7 +12,7 @@ use crate::replica::{Close, CloseCause};
 use crate::table::Shard;
 use crate::table::session::Session;
 use crate::track::generic;
-use crate::track::tcp::{Doubt, Mode, Seen};
+use crate::track::tcp::{Doubt, Mode, Seen, ahead};
 use crate::tuple::Direction;
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 
@@ -132,7 +133,11 @@ pub(crate) fn syn(
     // this one is dead.
     let copy = match direction {
         Direction::Original => !tcp.has(Tcp::ACK) && tcp.seq == client.isn,
-        Direction::Reply => tcp.has(Tcp::ACK) && tcp.seq == server.isn && tcp.ack == client.isn.wrapping_add(1),
+        // Its acknowledgement may cover the SYN's data (RFC 7413).
+        Direction::Reply => {
+            let acked = ahead(tcp.ack, client.isn.wrapping_add(1));
+            tcp.has(Tcp::ACK) && tcp.seq == server.isn && (0..=EARLY).contains(&acked)
+        }
     };
     (copy && closed.is_none()).then_some(Verdict::Forward)
 }

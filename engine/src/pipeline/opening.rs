@@ -30,7 +30,7 @@ use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 const PROPOSE_AGAIN: Duration = Duration::from_secs(1);
 
 /// Data that a SYN may carry (RFC 7413), or that may follow before the server's end is known here.
-const EARLY: i64 = 1 << 16;
+pub(super) const EARLY: i64 = 1 << 16;
 
 /// What the half-open sessions say of a packet.
 pub(super) enum Match {

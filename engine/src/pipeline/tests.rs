@@ -4,5 +4,7 @@
 mod cluster;
 mod generic;
 mod guard;
+mod history;
+mod injection;
 mod race;
 mod tcp;
