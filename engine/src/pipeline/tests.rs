@@ -7,4 +7,5 @@ mod guard;
 mod history;
 mod injection;
 mod race;
+mod rfc;
 mod tcp;

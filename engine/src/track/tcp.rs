@@ -83,6 +83,9 @@ const LAG: i64 = 1 << 24;
 /// Most that a RST may be off after a FIN.
 const RST_SLACK: i64 = 1 << 19;
 
+/// No window is larger (RFC 7323 section 2.3); numbers farther apart than this can not be compared.
+const FARTHEST: i64 = 1 << 30;
+
 /// How long the others have for an answer: a hold's time.
 const ANSWER: Duration = Duration::from_millis(250);
 
@@ -248,6 +251,17 @@ impl End {
             self.edge = number;
         }
         self.fresh = Stamp::new(now);
+        self.follow();
+    }
+
+    /// What was acknowledged and allowed follows the edge, or after gigabytes unseen it would seem to lie ahead.
+    fn follow(&mut self) {
+        if !(0..=FARTHEST).contains(&ahead(self.limit, self.edge)) {
+            self.limit = self.edge;
+        }
+        if !(0..=FARTHEST).contains(&ahead(self.edge, self.acked)) {
+            self.acked = plus(self.edge, -FARTHEST);
+        }
     }
 
     /// The other end acknowledged `ack`, and allows what is below `limit`.
@@ -267,22 +281,17 @@ impl End {
 
     /// Takes in what another member knows. Whoever is fresher is right, if the two are too far apart to be compared.
     fn merge(&mut self, theirs: &Sent, now: Time) {
-        const COMPARABLE: i64 = 1 << 30;
         let fresh = theirs.age.map_or(Stamp::NEVER, |age| Stamp::new(now - Duration::from_millis(age.into())));
-        let fresher = fresh > self.fresh;
-        let newer = |theirs: u32, ours: u32| match ahead(theirs, ours) {
-            0 => false,
-            1..COMPARABLE => true,
-            distance => fresher && distance.abs() >= COMPARABLE,
-        };
-        if newer(theirs.edge, self.edge) {
+        let distance = ahead(theirs.edge, self.edge);
+        if (1..=FARTHEST).contains(&distance) || (fresh > self.fresh && distance.abs() > FARTHEST) {
             self.edge = theirs.edge;
         }
-        if newer(theirs.acked, self.acked) {
-            self.acked = theirs.acked;
-        }
-        if newer(theirs.limit, self.limit) {
+        self.follow();
+        if (0..=FARTHEST).contains(&ahead(theirs.limit, self.edge)) && ahead(theirs.limit, self.limit) > 0 {
             self.limit = theirs.limit;
+        }
+        if (0..=FARTHEST).contains(&ahead(self.edge, theirs.acked)) && ahead(theirs.acked, self.acked) > 0 {
+            self.acked = theirs.acked;
         }
         self.win = self.win.max(theirs.win);
         self.fresh = self.fresh.max(fresh);
@@ -461,6 +470,7 @@ impl Track {
             (sender.fin, sender.fin_known) = (end, true);
             if sender.fresh == Stamp::NEVER || ahead(end, sender.edge) > 0 {
                 sender.edge = end;
+                sender.follow();
             }
         }
     }

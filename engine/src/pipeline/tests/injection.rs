@@ -80,9 +80,9 @@ fn inject(view: View, phase: Phase, scale: u8, count: u32) -> [u32; 7] {
         // 100,000 packets a second.
         k.now = k.now + MS / 100;
         if n % 1000 == 0 && (phase == Phase::HalfClosed || view == View::TakenOver) {
-            // The server goes on.
+            // The server goes on, unless a forgery hit.
             let acked = if phase == Phase::HalfClosed { sent + 1 } else { sent };
-            assert_eq!(k.pass(back, scaled(c.of_server(Tcp::ACK, 2000, acked, 0))), Verdict::Forward);
+            k.pass(back, scaled(c.of_server(Tcp::ACK, 2000, acked, 0)));
         } else if n % 1000 == 0 {
             // The connection goes on.
             let number = 2000 + i64::from(n / 1000);
@@ -115,7 +115,7 @@ fn inject(view: View, phase: Phase, scale: u8, count: u32) -> [u32; 7] {
 }
 
 fn measure(count: u32) {
-    for scale in [0, 7, 10, 14] {
+    for scale in [14, 7, 0, 10] {
         for view in [View::Full, View::OneSided, View::TakenOver] {
             for phase in [Phase::Open, Phase::HalfClosed] {
                 let passed = inject(view, phase, scale, count);
