@@ -13,7 +13,7 @@ use crate::event::{Event, HalfOpen, Hint, Proposal};
 use crate::id::{Generation, MemberId, RuleId, SessionId, ZoneId};
 use crate::law::Law;
 use crate::parse::Packet;
-use crate::replica::{Close, MemberInfo};
+use crate::replica::{Close, MemberInfo, Role};
 use crate::table::half::Half;
 use crate::table::session::Session;
 use crate::table::{SHARDS, Table};
@@ -147,6 +147,8 @@ pub struct Engine {
     law: ArcSwap<Law>,
     generation: AtomicU64,
     view: ArcSwap<View>,
+    /// Members that forward, but for this one.
+    pub(crate) others: AtomicU32,
     /// Session ids given since the start.
     given: AtomicU32,
     /// Consequences of an apply, for the next [`Engine::tick`] to hand out.
@@ -175,6 +177,7 @@ impl Engine {
             law: ArcSwap::from_pointee(Law::default()),
             generation: AtomicU64::new(0),
             view: ArcSwap::from_pointee(View::default()),
+            others: AtomicU32::new(0),
             given: AtomicU32::new(0),
             deferred: Mutex::new(Vec::new()),
             cursor: Mutex::new(Cursor::default()),
@@ -190,7 +193,7 @@ impl Engine {
     /// Takes in another member's hint. What it leads to (the answer to an `Ask`, a `Close` to propose) goes to `events`.
     pub fn hint(&self, now: Time, from: MemberId, hint: &Hint, events: &mut Vec<Event>, wake: &mut dyn Wake) {
         if from != self.config.member {
-            self.take_hint(now, hint, events, wake);
+            self.take_hint(now, from, hint, events, wake);
         }
     }
 
@@ -360,6 +363,10 @@ impl Engine {
     }
 
     pub(crate) fn publish(&self, view: View) {
+        let forwards =
+            |(id, info): &(&MemberId, &MemberInfo)| **id != self.config.member && info.role == Role::Firewall;
+        let others = view.members.iter().filter(forwards).count();
+        self.others.store(u32::try_from(others).unwrap_or(u32::MAX), Ordering::Relaxed);
         self.view.store(Arc::new(view));
     }
 }

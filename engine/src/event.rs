@@ -48,6 +48,41 @@ pub enum Hint {
     },
     /// A packet with this tuple waits for a hint: whoever knows a half-open session of it sends it again.
     Ask(Tuple),
+    /// The answer about an established TCP session: what this member knows of its two ends, the client first.
+    Progress {
+        /// The session.
+        id: SessionId,
+        /// What is known.
+        known: Known,
+    },
+}
+
+/// What a member knows of an established TCP connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Known {
+    /// Client and server.
+    pub ends: [Sent; 2],
+    /// Packets of it passed there lately.
+    pub live: bool,
+    /// The member may once have known more.
+    pub gap: bool,
+}
+
+/// What a member knows of one end of a TCP connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Sent {
+    /// Highest sequence number sent.
+    pub edge: u32,
+    /// Highest sequence number acknowledged by the other end.
+    pub acked: u32,
+    /// Highest sequence number that the other end allowed.
+    pub limit: u32,
+    /// The largest window that it advertised, unscaled.
+    pub win: u16,
+    /// How many milliseconds ago `edge` was confirmed.
+    pub age: Option<u32>,
+    /// The sequence number after its FIN.
+    pub fin: Option<u32>,
 }
 
 /// A session whose establishment is not yet complete, as members tell it each other.

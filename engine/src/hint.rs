@@ -4,9 +4,11 @@
 //! needs the log. Hints may be lost, doubled and reordered; merging is monotonic (a server's end, once known, stays; a
 //! reply, once seen, stays seen), so that any order gives the same.
 
+use std::time::Duration;
+
 use crate::engine::{Engine, Wake};
-use crate::event::{Event, HalfOpen, Hint, Opening, Proposal};
-use crate::id::SessionId;
+use crate::event::{Event, HalfOpen, Hint, Known, Opening, Proposal};
+use crate::id::{MemberId, SessionId};
 use crate::pipeline::CLOSE_OVERDUE;
 use crate::replica::{Close, CloseCause};
 use crate::table::Shard;
@@ -15,8 +17,18 @@ use crate::time::Time;
 use crate::tuple::{Direction, Protocol, Tuple};
 use crate::verdict::HoldKey;
 
+/// A member that passed a packet of a session not longer ago sees it still.
+const LIVE: Duration = Duration::from_secs(2);
+
 impl Engine {
-    pub(crate) fn take_hint(&self, now: Time, hint: &Hint, events: &mut Vec<Event>, wake: &mut dyn Wake) {
+    pub(crate) fn take_hint(
+        &self,
+        now: Time,
+        from: MemberId,
+        hint: &Hint,
+        events: &mut Vec<Event>,
+        wake: &mut dyn Wake,
+    ) {
         match hint {
             Hint::HalfOpen(open) => self.hint_half_open(now, open, wake),
             Hint::Abort(id) => self.hint_abort(*id, wake),
@@ -29,7 +41,8 @@ impl Engine {
                     shard.finished.push_back((now + CLOSE_OVERDUE, *id, slot));
                 }
             }
-            Hint::Ask(tuple) => self.answer(tuple, events),
+            Hint::Ask(tuple) => self.answer(now, tuple, events),
+            Hint::Progress { id, known } => self.hint_progress(now, from, *id, known, wake),
         }
     }
 
@@ -132,10 +145,32 @@ impl Engine {
         }
     }
 
+    fn hint_progress(&self, now: Time, from: MemberId, id: SessionId, known: &Known, wake: &mut dyn Wake) {
+        let others = self.others();
+        let Some((mut shard, slot)) = self.table.locate(id) else { return };
+        let Some(session) = shard.sessions.get_mut(slot) else { return };
+        let original = session.original;
+        if !session.track.as_mut().is_some_and(|track| track.merge(from, known, others, now)) {
+            return;
+        }
+        let hash = self.table.hash(&original);
+        let workers = shard.awaited.take(hash);
+        drop(shard);
+        if workers != 0 {
+            wake.wake(workers, HoldKey(hash));
+        }
+    }
+
     /// Sends what is known of a tuple again.
-    fn answer(&self, tuple: &Tuple, events: &mut Vec<Event>) {
+    fn answer(&self, now: Time, tuple: &Tuple, events: &mut Vec<Event>) {
         let hash = self.table.hash(tuple);
         let shard = self.table.of(hash);
+        let session = shard.sessions.find(hash, tuple).and_then(|slot| shard.sessions.get(slot));
+        if let Some((session, track)) = session.and_then(|s| Some((s, s.track?))) {
+            let passed = session.counters.iter().any(|(packets, _)| *packets > 0);
+            let known = track.progress(now, passed && now.since(session.seen) < LIVE);
+            events.push(Event::Hint(Hint::Progress { id: session.id, known }));
+        }
         for slot in shard.halves.of(hash, tuple) {
             if let Some(half) = shard.halves.get(slot).filter(|h| !h.aborted) {
                 events.push(Event::Hint(Hint::HalfOpen(Box::new(half.open))));

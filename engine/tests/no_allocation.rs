@@ -10,7 +10,7 @@ use palisade_engine::event::{Opening, TcpEnd};
 use palisade_engine::parse::{Kind, Packet, Tcp};
 use palisade_engine::replica::{Batch, Command, Establish, Outcome, PolicyChange, Replica};
 use palisade_engine::{
-    Config, Context, Direction, Engine, Generation, HoldKey, Ip, MemberId, Protocol, Reason, Routes, RuleId, SessionId,
+    Config, Context, Direction, Engine, Generation, HoldKey, Ip, MemberId, Protocol, Routes, RuleId, SessionId,
     Standing, Time, Tuple, Verdict, Wake, ZoneId,
 };
 
@@ -135,6 +135,7 @@ fn hits_holds_and_drops_allocate_nothing() {
     }
     assert!(judge(20_000_000, &stray).held().is_some());
     let far = packet(7, Direction::Original, 1 << 31, 200);
-    assert_eq!(judge(20_000_000, &far), Verdict::Drop(Reason::TcpWindow));
+    // This member knows the sessions from the log alone, so that it asks.
+    assert!(judge(20_000_000, &far).held().is_some());
     assert_eq!(ALLOCATIONS.with(Cell::get), before);
 }

@@ -1,18 +1,20 @@
 //! Packets of established sessions.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::opening::EARLY;
 use crate::engine::{Context, Engine, Standing};
-use crate::event::{Event, Hint, Proposal};
+use crate::event::{Event, Hint, Proposal, TcpEnd};
 use crate::parse::{Kind, Packet, Tcp};
 use crate::policy::Action;
 use crate::replica::{Close, CloseCause};
 use crate::table::Shard;
 use crate::table::session::Session;
 use crate::track::generic;
-use crate::track::tcp::Seen;
+use crate::track::tcp::{Doubt, Mode, Seen, ahead};
 use crate::tuple::Direction;
-use crate::verdict::{Reason, Verdict};
+use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 
 /// How long the member whose turn it is has for the close of a finished session.
 pub(crate) const CLOSE_OVERDUE: Duration = Duration::from_secs(2);
@@ -46,21 +48,31 @@ impl Engine {
         let ends = session.talk()?;
         let (client, server) = (&ends.0, &ends.1);
         if tcp.has(Tcp::SYN) {
-            // A late copy of the handshake is harmless: its receiver answers with a challenge ACK (RFC 5961 section 4).
-            // Any other SYN changes nothing here. It may open a new connection, if the policy lets it; only its complete
-            // handshake shows that this one is dead.
-            let copy = match direction {
-                Direction::Original => tcp.flags & Tcp::ACK == 0 && tcp.seq == client.isn,
-                Direction::Reply => tcp.has(Tcp::ACK) && tcp.seq == server.isn && tcp.ack == client.isn.wrapping_add(1),
-            };
-            return (copy && session.closed.is_none()).then_some(Verdict::Forward);
+            return syn(client, server, direction, tcp, session.closed);
         }
         let (id, closed) = (session.id, session.closed);
         let track = session.track.as_mut()?;
         let was_ending = track.finished();
-        let seen = track.segment([client, server], direction, tcp, closed, context.now);
+        let mut seen = track.segment([client, server], direction, tcp, closed, Mode::Near, context.now);
+        if seen == Seen::Unsure {
+            match track.doubt(tcp.seq, self.others(), context.now) {
+                Doubt::Judge(mode) => {
+                    seen = track.segment([client, server], direction, tcp, closed, mode, context.now);
+                }
+                doubt => {
+                    let hash = self.table.hash(&packet.tuple);
+                    shard.awaited.wait(hash, context.worker, context.now);
+                    if doubt == Doubt::Ask {
+                        events.push(Event::Hint(Hint::Ask(packet.tuple)));
+                    }
+                    // Not of the budget of what matches: a flood of forgeries must not displace that.
+                    return Some(Verdict::Hold(HoldKey(hash), HoldClass::Unmatched));
+                }
+            }
+        }
         let current = context.standing == Standing::Current;
         match seen {
+            Seen::Unsure => return Some(Verdict::Drop(Reason::TcpWindow)),
             Seen::Not(reason) => return closed.is_none().then_some(Verdict::Drop(reason)),
             Seen::Pass => {}
             Seen::Fin(end) if closed.is_none() => {
@@ -85,6 +97,11 @@ impl Engine {
         Some(Verdict::Forward)
     }
 
+    /// How many other members may have seen packets of a session.
+    pub(crate) fn others(&self) -> u32 {
+        self.others.load(Ordering::Relaxed)
+    }
+
     /// Does the policy in force still allow this session? Asked anew once per session and policy.
     pub(super) fn still_allowed(&self, session: &mut Session) -> bool {
         let generation = self.generation();
@@ -98,6 +115,31 @@ impl Engine {
         }
         allowed
     }
+}
+
+/// The verdict on a segment with SYN that has the tuple of an established connection; `None`: it may open another.
+pub(crate) fn syn(
+    client: &TcpEnd,
+    server: &TcpEnd,
+    direction: Direction,
+    tcp: &Tcp,
+    closed: Option<CloseCause>,
+) -> Option<Verdict> {
+    if tcp.has(Tcp::FIN) || tcp.has(Tcp::RST) {
+        return Some(Verdict::Drop(Reason::TcpFlags));
+    }
+    // A late copy of the handshake is harmless: its receiver answers with a challenge ACK (RFC 5961 section 4). Any other SYN
+    // changes nothing here. It may open a new connection, if the policy lets it; only its complete handshake shows that
+    // this one is dead.
+    let copy = match direction {
+        Direction::Original => !tcp.has(Tcp::ACK) && tcp.seq == client.isn,
+        // Its acknowledgement may cover the SYN's data (RFC 7413).
+        Direction::Reply => {
+            let acked = ahead(tcp.ack, client.isn.wrapping_add(1));
+            tcp.has(Tcp::ACK) && tcp.seq == server.isn && (0..=EARLY).contains(&acked)
+        }
+    };
+    (copy && closed.is_none()).then_some(Verdict::Forward)
 }
 
 impl Session {

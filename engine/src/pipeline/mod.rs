@@ -17,6 +17,8 @@ pub(crate) mod fragment;
 mod opening;
 mod related;
 
+use std::time::Duration;
+
 use crate::engine::{Context, Engine, Standing};
 use crate::event::{Event, HalfOpen, Hint, Opening, TcpEnd};
 use crate::parse::{Kind, Packet, Tcp};
@@ -25,7 +27,14 @@ use crate::table::Shard;
 use crate::table::awaited::Asked;
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 pub(crate) use established::CLOSE_OVERDUE;
+#[cfg(test)]
+pub(crate) use established::syn;
 use opening::Match;
+#[cfg(test)]
+pub(crate) use opening::{Step, step};
+
+/// Least time between SYNs of different connections that pass on the tuple of a live session.
+const SYN_APART: Duration = Duration::from_secs(1);
 
 impl Engine {
     /// See [`Engine::process`].
@@ -147,7 +156,15 @@ impl Engine {
         if self.table.sources.count(tuple.src) >= self.config.max_half_open_per_source {
             return Verdict::Drop(Reason::HalfOpenFull);
         }
-        let supersedes = shard.sessions.find(hash, &tuple).and_then(|slot| shard.sessions.get(slot)).map(|s| s.id);
+        let occupant = shard.sessions.find(hash, &tuple).and_then(|slot| shard.sessions.get(slot));
+        if occupant.is_some_and(|s| s.closed.is_none()) {
+            // Its answer is a challenge ACK, and one a second is enough (RFC 5961 section 7).
+            let lately = |slot| shard.halves.get(slot).is_some_and(|h| context.now.since(h.last) < SYN_APART);
+            if shard.halves.of(hash, &tuple).any(lately) {
+                return Verdict::Drop(Reason::TcpWindow);
+            }
+        }
+        let supersedes = occupant.map(|s| s.id);
         let open = HalfOpen {
             id: self.next_id(),
             original: tuple,

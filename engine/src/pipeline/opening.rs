@@ -30,7 +30,7 @@ use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 const PROPOSE_AGAIN: Duration = Duration::from_secs(1);
 
 /// Data that a SYN may carry (RFC 7413), or that may follow before the server's end is known here.
-const EARLY: i64 = 1 << 16;
+pub(super) const EARLY: i64 = 1 << 16;
 
 /// What the half-open sessions say of a packet.
 pub(super) enum Match {
@@ -44,7 +44,7 @@ pub(super) enum Match {
 
 /// What a packet is to a half-open session, the surest last.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(super) enum Step {
+pub(crate) enum Step {
     /// A SYN-ACK with another ISN than the one that is known.
     SynAckOther,
     /// It may belong, but the server's end is not known.
@@ -68,7 +68,7 @@ pub(super) enum Step {
 }
 
 /// What a TCP segment is to a half-open session between these ends.
-pub(super) fn step(
+pub(crate) fn step(
     client: &TcpEnd,
     server: Option<&TcpEnd>,
     direction: Direction,
@@ -84,6 +84,9 @@ pub(super) fn step(
         (_, true) => Ok(Step::Early),
         (false, false) => Err(Reason::TcpRst),
     };
+    if matches!(flags, 0 | Tcp::FIN) || flags & (Tcp::FIN | Tcp::RST) == Tcp::FIN | Tcp::RST {
+        return Err(Reason::TcpFlags);
+    }
     match (direction, server) {
         (Direction::Original, _) if flags == Tcp::SYN => match tcp.seq == client.isn {
             true => Ok(Step::SynAgain),

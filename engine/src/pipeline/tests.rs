@@ -4,5 +4,8 @@
 mod cluster;
 mod generic;
 mod guard;
+mod history;
+mod injection;
 mod race;
+mod rfc;
 mod tcp;

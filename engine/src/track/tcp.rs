@@ -11,52 +11,86 @@
 //! All other combinations change nothing. The way to ESTABLISHED (SYN_SENT, SYN_RECV) is the half-open session's, in
 //! `pipeline::opening`. FINs and RSTs are known by the packets that pass here and by hints of the other members.
 //!
+//! # Every combination
+//!
+//! What becomes of a segment whose numbers are right. Two signs: client's, server's; one: both. `tests::table` enumerates
+//! all states, flags and directions, and fails where nobody decided.
+//!
+//! ```text
+//!                    SYN  SYN+ACK  ACK  FIN+ACK  RST  RST+ACK  any other
+//!   SYN_SENT         c !    ! c     h      h     R -     R         !       c  passes, changes nothing (a copy)
+//!   SYN_RECV         c !    ! c     h      h      R      R         !       h  held until more is known
+//!   ESTABLISHED      c o    o c     p      F      R      R         !       p  passes
+//!   FIN_WAIT         c o    o c     p      F      R      R         !       F  passes, ends its sender's data
+//!   CLOSE_WAIT       c o    o c     p      F      R      R         !       R  passes, ends the connection
+//!   LAST_ACK         c o    o c     p      F      R      R         !       o  may open another connection: the policy's
+//!   TIME_WAIT         o      o      p      F      p      p         !       -  is not of this connection: dropped
+//!   CLOSE             o      o      p      F      p      p         !       !  INVALID: dropped
+//! ```
+//!
+//! PSH, URG and the ECN flags decide nothing here. A SYN may carry data (RFC 7413). A SYN in `o` is a session's own
+//! with another sequence number too; one a second passes while the session lives, so that its end can answer with a
+//! challenge ACK. A SYN+ACK in `o` fits no half-open session, so it is held until one is known, then dropped.
+//!
 //! # Windows
 //!
 //! The reference is Guido van Rooij, *Real Stateful TCP Packet Filtering in IP Filter* (2001). His four bounds suppose
-//! that every packet of both directions passes. Here, a member usually sees one direction only, so each bound uses what
-//! can be known from one direction alone:
+//! that every packet of both directions passes. Here, a member usually sees one direction only, and paths change. So a
+//! segment from `S` to `R` with sequence numbers `seq..end` is judged in up to two steps.
 //!
-//! - `edge` of an end: the highest sequence number that it is known to have sent, by its own segments, by the other end's
-//!   acknowledgements, or by a hint.
-//! - `W` of an end: the largest window that it can advertise at all, 65535 × 2^scale (RFC 7323 section 2.2; scale 0
-//!   unless both SYNs had the option), plus 1 for a window probe.
-//! - `G`, how far an end may have got without this member's noticing: 1.25 bytes per nanosecond (10 Gbit/s) since the
-//!   edge was last confirmed here, at most 2^28. After two seconds, or if nothing was ever confirmed (the session came by
-//!   the log or a snapshot, not by its handshake), the bound on that end is lifted and its next packet sets the edge anew.
-//!   Progress messages between members will replace this.
+//! What is known of an end: `edge`, the highest sequence number that it sent, by its own segments or by acknowledgements;
+//! `acked`, the highest one acknowledged; `limit`, the highest one that the other end's acknowledgements and windows let
+//! it send; `win`, the largest window that it advertised, scaled. `W` is the largest window that it can advertise at all,
+//! 65535 × 2^scale (RFC 7323 section 2.2; scale 0 unless both SYNs had the option), plus 1 for a window probe.
 //!
-//! A segment from `S` to `R` with sequence numbers `seq..end` belongs to the connection if
+//! 1. *Near*: it belongs if it is close to what this member knows from one direction alone:
+//!    - `S.edge − min(2^24, W(R)) ≤ seq` and `end ≤ max(S.edge + min(2^21, W(R)), S.limit + 1)`;
+//!    - `R.edge − min(2^24, 2 W(S)) ≤ ack ≤ R.edge + min(2^21, W(S))`.
+//! 2. *Strict*: otherwise its packets may have passed elsewhere. It is held, and the others are asked what they know
+//!    ([`Hint::Progress`](crate::event::Hint)). What they answer is merged, step 1 repeated, and if all of them answered, or
+//!    one that still sees the connection, van Rooij's bounds decide on what all know together:
+//!    - `S.edge − win(R) ≤ seq` and `end ≤ max(S.edge, S.limit + 1)`;
+//!    - `R.edge − 2 win(S) ≤ ack ≤ R.edge`, as RFC 5961 section 5.2.
 //!
-//! 1. `end ≤ S.edge + W(R) + G(S)`: `R` acknowledged nothing beyond the edge, so `S` can not have been allowed more;
-//! 2. `seq ≥ S.edge − W(R)`: what is older was acknowledged long ago (keep-alives and retransmissions are within);
-//! 3. `ack ≤ R.edge + W(S) + G(R)`: as 1, for what `R` sent through other members;
-//! 4. `ack ≥ R.edge − 2 W(S)`: as RFC 5961 section 5.2.
+//! If after 250 ms neither is the case, a member is lost, and what it knew with it: then one packet is taken at its word,
+//! or the connection would be lost too. `docs/security.md` has the probabilities.
 //!
-//! Once an end's FIN is known nothing beyond it belongs. In TIME_WAIT and CLOSE the bounds 1 and 3 are the edges
+//! Once an end's FIN is known nothing beyond it belongs. In TIME_WAIT and CLOSE the upper bounds are the edges
 //! themselves, so that the packets of a successor on the same ports are never taken for the old connection's.
 //!
 //! # RST
 //!
 //! A RST is believed if its sequence number is exactly the next one: the sender's edge or the other end's last
-//! acknowledgement (RFC 5961 section 3.2). After a FIN, anywhere in the window. A RST that is in the window but not exact
-//! is dropped, unless this member can not know what exact is: then it passes, changes nothing here, and its receiver
-//! judges.
+//! acknowledgement (RFC 5961 section 3.2). After a FIN, within min(2^19, W(R)) of the edge. Otherwise step 2: when the others
+//! have answered and it still is not exact, it is dropped.
 
 use std::time::Duration;
 
-use crate::event::TcpEnd;
+use crate::event::{Known, Sent, TcpEnd};
+use crate::id::MemberId;
 use crate::parse::Tcp;
 use crate::replica::CloseCause;
 use crate::time::Time;
 use crate::tuple::Direction;
 use crate::verdict::Reason;
 
-/// After so long without news of an end, its next packet sets the edge anew.
-const RESYNC: Duration = Duration::from_secs(2);
+/// Most that a segment may be ahead of what is known before the others are asked.
+const JUMP: i64 = 1 << 21;
 
-/// Most that the bound on an end grows.
-const GROWTH_MAX: u32 = 1 << 28;
+/// Most that it may be behind.
+const LAG: i64 = 1 << 24;
+
+/// Most that a RST may be off after a FIN.
+const RST_SLACK: i64 = 1 << 19;
+
+/// No window is larger (RFC 7323 section 2.3); numbers farther apart than this can not be compared.
+const FARTHEST: i64 = 1 << 30;
+
+/// How long the others have for an answer: a hold's time.
+const ANSWER: Duration = Duration::from_millis(250);
+
+/// For so long an unanswered question shows that what the others knew is lost.
+const UNANSWERED: Duration = Duration::from_secs(10);
 
 /// What one end has sent, as far as this member knows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -65,22 +99,78 @@ struct End {
     edge: u32,
     /// Highest sequence number that the other end acknowledged.
     acked: u32,
+    /// Highest sequence number that the other end allowed.
+    limit: u32,
     /// The sequence number after its FIN.
-    fin: Option<u32>,
-    /// When `edge` was last confirmed; zero: never.
-    fresh: Time,
+    fin: u32,
+    /// When `edge` was last confirmed.
+    fresh: Stamp,
+    /// The largest window that it advertised after its SYN, unscaled.
+    win: u16,
+    /// Its FIN is known.
+    fin_known: bool,
     /// Its FIN passed here.
     fin_here: bool,
 }
 
-/// The local state of an established connection: 2 × 32 bytes, and two marks.
+/// A time in 2^24 ns (17 ms), so that it needs four bytes only; zero: never.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Stamp(u32);
+
+impl Stamp {
+    const NEVER: Stamp = Stamp(0);
+    const SHIFT: u32 = 24;
+
+    fn new(time: Time) -> Stamp {
+        Stamp(u32::try_from(time.0 >> Stamp::SHIFT).unwrap_or(u32::MAX).max(1))
+    }
+
+    /// How long ago; `None`: never.
+    fn age(self, now: Time) -> Option<Duration> {
+        (self != Stamp::NEVER).then(|| now.since(Time(u64::from(self.0) << Stamp::SHIFT)))
+    }
+}
+
+/// The local state of an established connection: 2 × 24 bytes, and what is asked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Track {
     ends: [End; 2],
+    /// When the others were last asked; zero: never.
+    asked: Time,
+    /// Who answered.
+    answers: u32,
+    /// What they were asked about.
+    asked_seq: u32,
+    /// One that still sees the connection answered.
+    live: bool,
+    /// This member may once have known more (it restarted, or joined later), so that its answer is no proof.
+    gap: bool,
     /// A RST was believed here or elsewhere.
     reset: bool,
     /// The close was proposed here.
     proposed: bool,
+}
+
+/// How a segment is judged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Mode {
+    /// By what this member knows.
+    Near,
+    /// By what all know together.
+    Strict,
+    /// Nobody knows: as it says.
+    Adopt,
+}
+
+/// What to do about a segment that is not near.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Doubt {
+    /// Ask, and hold it.
+    Ask,
+    /// The others have been asked: hold it.
+    Wait,
+    /// Judge it again in this mode.
+    Judge(Mode),
 }
 
 /// What a segment means.
@@ -94,6 +184,8 @@ pub(crate) enum Seen {
     Reset,
     /// It does not belong.
     Not(Reason),
+    /// It is not near what this member knows.
+    Unsure,
 }
 
 /// `a − b` in sequence space: positive if `a` is ahead (RFC 9293 section 3.4).
@@ -101,10 +193,19 @@ pub(crate) fn ahead(a: u32, b: u32) -> i64 {
     i64::from(a.wrapping_sub(b) as i32)
 }
 
+/// The scale of `of`'s windows: 0 unless both have the option (RFC 7323 section 2.2).
+fn scale(of: &TcpEnd, other: &TcpEnd) -> u8 {
+    other.wscale.and(of.wscale).unwrap_or(0).min(14)
+}
+
 /// The largest window that `of` can advertise, plus one byte for a window probe.
 pub(crate) fn reach(of: &TcpEnd, other: &TcpEnd) -> i64 {
-    let scale = of.wscale.and(other.wscale).and(of.wscale).unwrap_or(0).min(14);
-    (65_535_i64 << scale) + 1
+    (65_535_i64 << scale(of, other)) + 1
+}
+
+/// `base + window`; a window is below 2^30.
+fn plus(base: u32, window: i64) -> u32 {
+    base.wrapping_add(window as u32)
 }
 
 fn index(direction: Direction) -> usize {
@@ -115,19 +216,28 @@ fn index(direction: Direction) -> usize {
 }
 
 impl End {
-    fn new(isn: u32, fresh: Time) -> End {
-        let first = isn.wrapping_add(1);
-        End { edge: first, acked: first, fin: None, fresh, fin_here: false }
+    fn new(of: &TcpEnd, other: &TcpEnd, fresh: Stamp) -> End {
+        let first = of.isn.wrapping_add(1);
+        End {
+            edge: first,
+            acked: first,
+            // Windows in SYNs are never scaled.
+            limit: plus(first, i64::from(other.window)),
+            fin: 0,
+            fresh,
+            win: 0,
+            fin_known: false,
+            fin_here: false,
+        }
     }
 
-    /// How far it may be ahead of what is known; `None`: nothing is known.
-    fn growth(&self, now: Time) -> Option<i64> {
-        let age = now.since(self.fresh);
-        if self.fresh == Time::ZERO || age > RESYNC {
-            return None;
-        }
-        let grown = age.as_nanos().saturating_mul(5) / 4;
-        Some(i64::try_from(grown).unwrap_or(i64::MAX).min(i64::from(GROWTH_MAX)))
+    fn fin(&self) -> Option<u32> {
+        self.fin_known.then_some(self.fin)
+    }
+
+    /// The largest window that it is known to have advertised, plus one byte for a window probe.
+    fn window(&self, of: &TcpEnd, other: &TcpEnd) -> i64 {
+        (i64::from(self.win) << scale(of, other)).max(i64::from(of.window)) + 1
     }
 
     /// Is `number` at most `over` ahead, at most `under` behind?
@@ -140,12 +250,51 @@ impl End {
         if !sure || ahead(number, self.edge) > 0 {
             self.edge = number;
         }
-        self.fresh = now;
+        self.fresh = Stamp::new(now);
+        self.follow();
+    }
+
+    /// What was acknowledged and allowed follows the edge, or after gigabytes unseen it would seem to lie ahead.
+    fn follow(&mut self) {
+        if !(0..=FARTHEST).contains(&ahead(self.limit, self.edge)) {
+            self.limit = self.edge;
+        }
+        if !(0..=FARTHEST).contains(&ahead(self.edge, self.acked)) {
+            self.acked = plus(self.edge, -FARTHEST);
+        }
+    }
+
+    /// The other end acknowledged `ack`, and allows what is below `limit`.
+    fn allowed(&mut self, ack: u32, limit: u32, sure: bool) {
+        if !sure || ahead(ack, self.acked) > 0 {
+            self.acked = ack;
+        }
+        if !sure || ahead(limit, self.limit) > 0 {
+            self.limit = limit;
+        }
     }
 
     /// Nothing that was sent lies beyond this.
     fn last(&self) -> Option<u32> {
-        self.fin.or((self.fresh != Time::ZERO).then_some(self.edge))
+        self.fin().or((self.fresh != Stamp::NEVER).then_some(self.edge))
+    }
+
+    /// Takes in what another member knows. Whoever is fresher is right, if the two are too far apart to be compared.
+    fn merge(&mut self, theirs: &Sent, now: Time) {
+        let fresh = theirs.age.map_or(Stamp::NEVER, |age| Stamp::new(now - Duration::from_millis(age.into())));
+        let distance = ahead(theirs.edge, self.edge);
+        if (1..=FARTHEST).contains(&distance) || (fresh > self.fresh && distance.abs() > FARTHEST) {
+            self.edge = theirs.edge;
+        }
+        self.follow();
+        if (0..=FARTHEST).contains(&ahead(theirs.limit, self.edge)) && ahead(theirs.limit, self.limit) > 0 {
+            self.limit = theirs.limit;
+        }
+        if (0..=FARTHEST).contains(&ahead(self.edge, theirs.acked)) && ahead(theirs.acked, self.acked) > 0 {
+            self.acked = theirs.acked;
+        }
+        self.win = self.win.max(theirs.win);
+        self.fresh = self.fresh.max(fresh);
     }
 }
 
@@ -153,8 +302,17 @@ impl Track {
     /// A connection whose handshake these two spoke. `seen`: when this member last learned of the handshake; `None` if
     /// it never did, so that the connection may be older than it looks.
     pub(crate) fn new(client: &TcpEnd, server: &TcpEnd, seen: Option<Time>) -> Track {
-        let fresh = seen.unwrap_or(Time::ZERO);
-        Track { ends: [End::new(client.isn, fresh), End::new(server.isn, fresh)], reset: false, proposed: false }
+        let fresh = seen.map_or(Stamp::NEVER, Stamp::new);
+        Track {
+            ends: [End::new(client, server, fresh), End::new(server, client, fresh)],
+            asked: Time::ZERO,
+            answers: 0,
+            asked_seq: 0,
+            live: false,
+            gap: seen.is_none(),
+            reset: false,
+            proposed: false,
+        }
     }
 
     /// Judges a segment of an established connection and takes it in if it belongs. SYNs are not for this function.
@@ -164,9 +322,10 @@ impl Track {
         direction: Direction,
         tcp: &Tcp,
         closed: Option<CloseCause>,
+        mode: Mode,
         now: Time,
     ) -> Seen {
-        if tcp.has(Tcp::SYN) || !(tcp.has(Tcp::ACK) || tcp.has(Tcp::RST)) {
+        if tcp.has(Tcp::SYN) || tcp.has(Tcp::FIN | Tcp::RST) || !(tcp.has(Tcp::ACK) || tcp.has(Tcp::RST)) {
             // RFC 9293 section 3.10.7.4: without ACK, a segment is discarded.
             return Seen::Not(Reason::TcpFlags);
         }
@@ -176,57 +335,108 @@ impl Track {
             return self.after_close(s, r, ws, wr, tcp);
         }
         let (sender, receiver) = (self.ends[s], self.ends[r]);
-        let growth = sender.growth(now);
-        let over = match growth {
-            Some(growth) => wr + growth,
-            None => wr,
-        };
-        let in_window = sender.within(tcp.end(), over, wr + i64::from(tcp.payload)) && sender.within(tcp.seq, over, wr);
         if tcp.has(Tcp::RST) {
-            return self.rst(s, tcp, in_window, growth.is_none());
+            return self.rst(s, wr, tcp, mode);
         }
-        if !in_window && growth.is_some() {
-            return Seen::Not(Reason::TcpWindow);
+        let allowed = ahead(sender.limit, sender.edge) + 1;
+        let (over, under, ack_over, ack_under) = match mode {
+            Mode::Near | Mode::Adopt => (allowed.max(wr.min(JUMP)), wr.min(LAG), ws.min(JUMP), (2 * ws).min(LAG)),
+            Mode::Strict => (allowed.max(0), receiver.window(talk[r], talk[s]), 0, 2 * sender.window(talk[s], talk[r])),
+        };
+        let seq = ahead(tcp.end(), sender.edge) <= over && ahead(tcp.seq, sender.edge) >= -under;
+        let ack = receiver.within(tcp.ack, ack_over, ack_under);
+        match mode {
+            Mode::Near if !(seq && ack) => return Seen::Unsure,
+            Mode::Strict if !(seq && ack) => return Seen::Not(Reason::TcpWindow),
+            Mode::Near | Mode::Strict | Mode::Adopt => {}
         }
-        if sender.fin.is_some_and(|fin| ahead(tcp.end(), fin) > 0) {
-            return Seen::Not(Reason::TcpWindow);
-        }
-        let ack_growth = receiver.growth(now);
-        let ack_sure = receiver.within(tcp.ack, ws + ack_growth.unwrap_or(0), 2 * ws);
-        if !ack_sure && ack_growth.is_some() {
-            return Seen::Not(Reason::TcpWindow);
-        }
-        if receiver.fin.is_some_and(|fin| ahead(tcp.ack, fin) > 0) {
+        if sender.fin().is_some_and(|fin| ahead(tcp.end(), fin) > 0)
+            || receiver.fin().is_some_and(|fin| ahead(tcp.ack, fin) > 0)
+        {
             return Seen::Not(Reason::TcpWindow);
         }
 
-        self.ends[s].sent(tcp.end(), in_window, now);
+        let sender = &mut self.ends[s];
+        sender.sent(tcp.end(), seq, now);
+        sender.win = sender.win.max(tcp.window);
+        let limit = plus(tcp.ack, i64::from(tcp.window) << scale(talk[s], talk[r]));
         let receiver = &mut self.ends[r];
-        receiver.sent(tcp.ack, ack_sure, now);
-        if !ack_sure || ahead(tcp.ack, receiver.acked) > 0 {
-            receiver.acked = tcp.ack;
-        }
+        receiver.sent(tcp.ack, ack, now);
+        receiver.allowed(tcp.ack, limit, ack);
         if tcp.has(Tcp::FIN) {
-            self.ends[s].fin = Some(tcp.end());
-            self.ends[s].fin_here = true;
+            let sender = &mut self.ends[s];
+            (sender.fin, sender.fin_known, sender.fin_here) = (tcp.end(), true, true);
             return Seen::Fin(tcp.end());
         }
         Seen::Pass
     }
 
-    fn rst(&mut self, s: usize, tcp: &Tcp, in_window: bool, unknown: bool) -> Seen {
+    fn rst(&mut self, s: usize, wr: i64, tcp: &Tcp, mode: Mode) -> Seen {
         let sender = self.ends[s];
         let exact = tcp.seq == sender.edge || tcp.seq == sender.acked;
-        let fin = self.ends.iter().any(|e| e.fin.is_some());
-        if (sender.fresh != Time::ZERO && exact) || (fin && in_window) {
+        let fin = self.ends.iter().any(|e| e.fin_known);
+        let slack = wr.min(RST_SLACK);
+        if (sender.fresh != Stamp::NEVER && exact) || (fin && sender.within(tcp.seq, slack, slack)) {
             self.reset = true;
             return Seen::Reset;
         }
-        // Never seen: any number may be the right one. Not seen for long: near the edge, it may.
-        if sender.fresh == Time::ZERO || (unknown && in_window) {
-            return Seen::Pass;
+        match mode {
+            Mode::Near => Seen::Unsure,
+            Mode::Strict => Seen::Not(Reason::TcpRst),
+            // Any number may be the right one: its receiver judges.
+            Mode::Adopt => Seen::Pass,
         }
-        Seen::Not(if in_window { Reason::TcpRst } else { Reason::TcpWindow })
+    }
+
+    /// What to do about a segment that is not near what is known here. `others`: how many members may know more.
+    pub(crate) fn doubt(&mut self, seq: u32, others: u32, now: Time) -> Doubt {
+        let age = now.since(self.asked);
+        let complete = self.live || (!self.gap && self.answers.count_ones() >= others);
+        if others == 0 && !self.gap {
+            return Doubt::Judge(Mode::Strict);
+        }
+        if self.asked != Time::ZERO {
+            if complete && age < ANSWER && self.asked_seq == seq {
+                return Doubt::Judge(Mode::Strict);
+            }
+            if !complete && age < ANSWER {
+                return Doubt::Wait;
+            }
+            if !complete && age < UNANSWERED {
+                self.asked = Time::ZERO;
+                return Doubt::Judge(Mode::Adopt);
+            }
+        }
+        (self.asked, self.asked_seq, self.answers, self.live) = (now, seq, 0, false);
+        Doubt::Ask
+    }
+
+    /// What this member knows. `live`: it saw the connection lately.
+    pub(crate) fn progress(&self, now: Time, live: bool) -> Known {
+        let sent = |end: &End| Sent {
+            edge: end.edge,
+            acked: end.acked,
+            limit: end.limit,
+            win: end.win,
+            age: end.fresh.age(now).map(|age| u32::try_from(age.as_millis()).unwrap_or(u32::MAX)),
+            fin: end.fin(),
+        };
+        Known { ends: [sent(&self.ends[0]), sent(&self.ends[1])], live, gap: self.gap }
+    }
+
+    /// Takes in what another member knows. Is a question thereby answered?
+    pub(crate) fn merge(&mut self, from: MemberId, known: &Known, others: u32, now: Time) -> bool {
+        for (end, theirs) in self.ends.iter_mut().zip(&known.ends) {
+            end.merge(theirs, now);
+            if let Some(fin) = theirs.fin.filter(|_| !end.fin_known) {
+                (end.fin, end.fin_known) = (fin, true);
+            }
+        }
+        if !known.gap {
+            self.answers |= 1 << (from.0 % 32);
+        }
+        self.live |= known.live;
+        self.live || (!self.gap && self.answers.count_ones() >= others)
     }
 
     /// In TIME_WAIT and CLOSE: retransmissions and last acknowledgements belong; nothing new does.
@@ -243,21 +453,24 @@ impl Track {
         }
     }
 
-    /// Could `direction`'s end have sent a segment with this sequence number? For ICMP errors about it.
+    /// Could `direction`'s end have sent a segment with this sequence number? For ICMP errors about it. What this member
+    /// has not seen for two seconds may be far from what it knows.
     pub(crate) fn sent(&self, talk: [&TcpEnd; 2], direction: Direction, seq: u32, now: Time) -> bool {
+        const STALE: Duration = Duration::from_secs(2);
         let (s, r) = (index(direction), index(direction.flip()));
         let reach = reach(talk[r], talk[s]);
         let end = &self.ends[s];
-        end.growth(now).is_none_or(|growth| end.within(seq, reach + growth, 2 * reach))
+        end.fresh.age(now).is_none_or(|age| age > STALE) || end.within(seq, reach.min(JUMP), 2 * reach.min(LAG))
     }
 
     /// Another member saw a FIN that ends at `end`.
     pub(crate) fn fin_elsewhere(&mut self, direction: Direction, end: u32) {
         let sender = &mut self.ends[index(direction)];
-        if sender.fin.is_none() {
-            sender.fin = Some(end);
-            if sender.fresh == Time::ZERO || ahead(end, sender.edge) > 0 {
+        if !sender.fin_known {
+            (sender.fin, sender.fin_known) = (end, true);
+            if sender.fresh == Stamp::NEVER || ahead(end, sender.edge) > 0 {
                 sender.edge = end;
+                sender.follow();
             }
         }
     }
@@ -269,7 +482,7 @@ impl Track {
 
     /// Are both FINs known?
     pub(crate) fn finished(&self) -> bool {
-        self.ends.iter().all(|e| e.fin.is_some())
+        self.ends.iter().all(|e| e.fin_known)
     }
 
     /// Is it this member's to propose the close now? Of both FINs, the reply direction's passes at exactly one member
@@ -294,7 +507,7 @@ impl Track {
 
     /// Is it not closed by the log, but at its end?
     pub(crate) fn ending(&self) -> bool {
-        self.reset || self.ends.iter().any(|e| e.fin.is_some())
+        self.reset || self.ends.iter().any(|e| e.fin_known)
     }
 
     /// The state as conntrack(8) names it.
@@ -304,8 +517,8 @@ impl Track {
             Some(CloseCause::Rst) => return "CLOSE",
             None => {}
         }
-        let acked = |e: &End| e.fin.is_some_and(|fin| ahead(e.acked, fin) >= 0);
-        match self.ends.iter().filter(|e| e.fin.is_some()).count() {
+        let acked = |e: &End| e.fin().is_some_and(|fin| ahead(e.acked, fin) >= 0);
+        match self.ends.iter().filter(|e| e.fin_known).count() {
             0 => "ESTABLISHED",
             1 if self.ends.iter().any(acked) => "CLOSE_WAIT",
             1 => "FIN_WAIT",

@@ -209,6 +209,17 @@ impl Cluster {
         states
     }
 
+    /// Registers the three members, so that they ask one another.
+    pub(crate) fn register(&mut self) {
+        use crate::replica::{MemberChange, MemberInfo, Role};
+        let info = |name: &str| MemberInfo { name: name.to_owned(), address: String::new(), role: Role::Firewall };
+        let init = MemberChange::Init { cluster: "c".to_owned(), member: info("a") };
+        let commands = [init, MemberChange::Join(info("b")), MemberChange::Join(info("c"))];
+        self.append(A, commands.map(Command::Member).into());
+        self.apply_all();
+        assert!(self.members.iter().all(|m| m.engine.others() == 2));
+    }
+
     pub(crate) fn asks(&self) -> usize {
         self.hints.iter().filter(|(_, _, hint)| matches!(hint, Hint::Ask(_))).count() / 2
     }

@@ -357,8 +357,11 @@ fn a_syn_changes_nothing_of_a_live_session() {
     assert!(k.hints.is_empty());
     for isn in 1..100_u32 {
         let forged = Conn { client: isn << 16, ..c };
-        assert_eq!(k.pass(A, forged.syn()), FORWARD);
+        let expected = if isn == 1 { FORWARD } else { drop_for(Reason::TcpWindow) };
+        assert_eq!(k.pass(A, forged.syn()), expected, "one a second");
     }
+    k.now = k.now + 1000 * MS;
+    assert_eq!(k.pass(A, Conn { client: 7, ..c }.syn()), FORWARD);
     k.deliver();
     for m in [A, B, C] {
         assert_eq!(k.pass(m, c.data()), FORWARD);

@@ -1,0 +1,155 @@
+//! What the standards demand, by document and section.
+
+use super::cluster::*;
+use crate::parse::{Kind, Packet, Tcp};
+use crate::replica::Outcome;
+use crate::verdict::{HoldClass, Reason, Verdict};
+
+const FORWARD: Verdict = Verdict::Forward;
+const RST_ACK: u8 = Tcp::RST | Tcp::ACK;
+
+fn with(mut packet: Packet, change: impl Fn(&mut Tcp)) -> Packet {
+    if let Kind::Tcp(tcp) = &mut packet.kind {
+        change(tcp);
+    }
+    packet
+}
+
+/// The client restarted, and its new SYN meets the old connection: the server's challenge ACK passes, the client's RST that
+/// answers it is exact and ends the old connection, and the SYN, sent again, opens the new one.
+#[test]
+fn rfc5961_section_4_syn_on_an_established_connection() {
+    let (mut k, c) = established(1);
+    assert_eq!(k.pass(A, c.of_client(Tcp::ACK, 0, 0, 100)), FORWARD);
+    let next = Conn { client: c.client.wrapping_add(1 << 30), server: 77, ..c };
+    assert_eq!(k.pass(A, next.syn()), FORWARD);
+    k.deliver();
+    assert_eq!(k.states(A), ["ESTABLISHED", "SYN_SENT"], "the SYN changes nothing");
+    assert_eq!(k.pass(B, c.of_server(Tcp::ACK, 0, 100, 0)), FORWARD, "the challenge ACK");
+    assert_eq!(k.pass(A, c.of_client(Tcp::RST, 100, 0, 0)), FORWARD, "its answer");
+    k.deliver();
+    assert!(k.settle().contains(&Outcome::Accepted));
+    k.now = k.now + 1000 * MS;
+    assert_eq!(k.pass(A, next.syn()), FORWARD);
+    k.deliver();
+    assert_eq!(k.pass(B, next.syn_ack()), FORWARD);
+    k.deliver();
+    assert!(k.pass(A, next.ack()).held().is_some());
+    assert_eq!(k.settle(), [Outcome::Accepted]);
+    assert_eq!(k.pass(A, next.ack()), FORWARD);
+}
+
+#[test]
+fn rfc5961_section_3_2_a_rst_must_be_exact() {
+    for flags in [Tcp::RST, RST_ACK] {
+        let (mut k, c) = established(1);
+        assert_eq!(k.pass(A, c.of_client(Tcp::ACK, 0, 0, 100)), FORWARD);
+        for seq in [99, 101, 5000] {
+            assert_eq!(k.pass(A, c.of_client(flags, seq, 0, 0)), Verdict::Drop(Reason::TcpRst), "{seq}");
+        }
+        assert_eq!(k.pass(A, c.of_client(flags, 100, 0, 0)), FORWARD);
+    }
+}
+
+#[test]
+fn rfc5961_section_5_2_acknowledgements() {
+    let (mut k, c) = established(1);
+    // Neither what was never sent, nor what is older than two windows (2^31 here: the other half of the numbers).
+    for ack in [1 << 30, 1 << 31, 3 << 30] {
+        assert_eq!(k.pass(A, c.of_client(Tcp::ACK, 0, ack, 1)), Verdict::Drop(Reason::TcpWindow));
+    }
+    assert_eq!(k.pass(A, c.of_client(Tcp::ACK, 0, 0, 1)), FORWARD);
+}
+
+#[test]
+fn rfc9293_section_3_10_7_3_a_stale_syn_ack_is_not_forwarded() {
+    let (mut k, c) = (Cluster::new(), Conn::new(1));
+    assert_eq!(k.pass(A, c.syn()), FORWARD);
+    k.deliver();
+    let stale = with(c.syn_ack(), |tcp| tcp.ack = tcp.ack.wrapping_sub(100_000));
+    assert_eq!(k.pass(A, stale).held(), Some(HoldClass::Unmatched), "another SYN's hint may be under way");
+    k.deliver();
+    assert_eq!(k.pass(A, stale).held(), Some(HoldClass::Unmatched));
+    assert_eq!(k.states(A), ["SYN_SENT"]);
+    assert_eq!(k.pass(A, c.syn_ack()), FORWARD);
+}
+
+#[test]
+fn rfc9293_section_3_10_7_3_a_rst_answers_a_syn_only_if_it_acknowledges_it() {
+    let (mut k, c) = (Cluster::new(), Conn::new(1));
+    assert_eq!(k.pass(A, c.syn()), FORWARD);
+    k.deliver();
+    assert_eq!(k.pass(B, c.of_server(Tcp::RST, 0, 0, 0)), Verdict::Drop(Reason::TcpRst));
+    let wrong = with(c.of_server(RST_ACK, 0, 0, 0), |tcp| tcp.ack = tcp.ack.wrapping_sub(2));
+    assert_eq!(k.pass(B, wrong), Verdict::Drop(Reason::TcpRst));
+    assert_eq!(k.states(B), ["SYN_SENT"]);
+    assert_eq!(k.pass(B, c.of_server(RST_ACK, 0, 0, 0)), FORWARD);
+    assert!(k.states(B).is_empty());
+}
+
+#[test]
+fn rfc7413_section_4_the_syn_may_carry_data() {
+    let (mut k, c) = (Cluster::new(), Conn::new(1));
+    let syn = with(c.syn(), |tcp| tcp.payload = 700);
+    let syn_ack = with(c.syn_ack(), |tcp| tcp.ack = tcp.ack.wrapping_add(700));
+    assert_eq!(k.pass(A, syn), FORWARD);
+    k.deliver();
+    assert_eq!(k.pass(B, syn_ack), FORWARD);
+    k.deliver();
+    assert!(k.pass(C, c.of_client(Tcp::ACK, 700, 0, 0)).held().is_some());
+    assert_eq!(k.settle(), [Outcome::Accepted]);
+    assert_eq!(k.pass(C, c.of_client(Tcp::ACK, 700, 0, 0)), FORWARD);
+    assert_eq!(k.pass(B, syn_ack), FORWARD, "a late copy");
+}
+
+/// A path changes after gigabytes: the member that knows nothing holds the packet, asks, and goes on where the other was.
+#[test]
+fn a_taken_over_connection_goes_on_where_it_was() {
+    let (mut k, c) = (Cluster::new(), Conn::new(1));
+    k.register();
+    open(&mut k, &c);
+    let mut at = 0_u32;
+    for n in 0..3000 {
+        k.now = k.now + MS;
+        assert_eq!(k.pass(A, c.of_client(Tcp::ACK, at, n, 1_000_000)), FORWARD);
+        at = at.wrapping_add(1_000_000);
+        assert_eq!(k.pass(B, c.of_server(Tcp::ACK, n, at, 1)), FORWARD);
+    }
+    k.hints.clear();
+    k.members[C].woken.0.clear();
+    let packet = c.of_client(Tcp::ACK, at, 3000, 1000);
+    assert_eq!(k.pass(C, packet).held(), Some(HoldClass::Unmatched));
+    assert!(k.asks() > 0);
+    k.deliver();
+    assert_eq!(k.members[C].woken.0.len(), 1);
+    assert_eq!(k.pass(C, packet), FORWARD);
+    assert_eq!(k.pass(C, c.of_client(Tcp::ACK, at.wrapping_add(1 << 30), 3000, 1)).held(), Some(HoldClass::Unmatched));
+    k.deliver();
+    let forged = c.of_client(Tcp::ACK, at.wrapping_add(1 << 30), 3000, 1);
+    assert_eq!(k.pass(C, forged), Verdict::Drop(Reason::TcpWindow));
+}
+
+/// All who knew are gone: after a quarter of a second without an answer, one packet is believed.
+#[test]
+fn a_connection_survives_the_member_that_carried_it() {
+    let (mut k, c) = (Cluster::new(), Conn::new(1));
+    k.register();
+    open(&mut k, &c);
+    k.now = k.now + 5000 * MS;
+    let packet = c.of_client(Tcp::ACK, 1 << 31, 1 << 30, 1000);
+    let ask = |k: &mut Cluster| {
+        // B, which carried both directions, is dead; A never saw any of it.
+        k.hints.retain(|(from, to, _)| ![*from, *to].contains(&B));
+        while !k.hints.is_empty() {
+            k.deliver_one();
+            k.hints.retain(|(from, to, _)| ![*from, *to].contains(&B));
+        }
+    };
+    assert!(k.pass(C, packet).held().is_some());
+    ask(&mut k);
+    assert!(k.pass(C, packet).held().is_some(), "one is missing");
+    k.now = k.now + 250 * MS;
+    assert_eq!(k.pass(C, packet), FORWARD);
+    assert_eq!(k.pass(C, c.of_client(Tcp::ACK, (1 << 31) + 1000, 1 << 30, 1000)), FORWARD);
+    assert!(k.pass(C, c.of_client(Tcp::ACK, 0, 1 << 29, 1000)).held().is_some());
+}
