@@ -39,7 +39,8 @@ struct Entry {
     place: Place,
 }
 
-const PARTS: usize = 64;
+/// Not a power of two: else these indices and those of the shards would have the most spare room at the same sizes.
+const PARTS: usize = 48;
 
 /// The index. Its locks are leaves: nobody takes another one while holding one of them.
 pub(crate) struct Ids {

@@ -1,10 +1,10 @@
 //! A slab that grows by chunks: what is in it never moves, so growing never stalls a packet for a large copy.
 
-const CHUNK: usize = 64;
+const CHUNK: usize = 8;
 
 /// Numbered places, reused after removal.
 pub(crate) struct Slab<T> {
-    chunks: Vec<Box<[Option<T>]>>,
+    chunks: Vec<Box<[Option<T>; CHUNK]>>,
     free: Vec<u32>,
     len: usize,
 }
@@ -19,7 +19,7 @@ impl<T> Slab<T> {
     pub(crate) fn insert(&mut self, value: T) -> u32 {
         if self.free.is_empty() {
             let first = self.places();
-            self.chunks.push((0..CHUNK).map(|_| None).collect());
+            self.chunks.push(Box::new(std::array::from_fn(|_| None)));
             // Lowest place first, so that a sparse slab stays short to scan.
             self.free.extend((first..first + CHUNK as u32).rev());
         }
@@ -64,7 +64,7 @@ impl<T> Slab<T> {
     }
 
     pub(crate) fn into_values(self) -> impl Iterator<Item = T> {
-        self.chunks.into_iter().flat_map(|c| c.into_iter().flatten())
+        self.chunks.into_iter().flat_map(|c| (*c).into_iter().flatten())
     }
 
     fn slot(&mut self, place: u32) -> Option<&mut Option<T>> {
@@ -80,7 +80,7 @@ mod tests {
     fn places_are_reused_and_values_stay() {
         let mut slab = Slab::default();
         let places: Vec<u32> = (0..200).map(|n| slab.insert(n)).collect();
-        assert_eq!(slab.places(), 256);
+        assert_eq!(slab.places(), 200);
         assert_eq!(slab.remove(places[7]), Some(7));
         assert_eq!(slab.remove(places[7]), None);
         assert_eq!(slab.get(places[7]), None);
