@@ -125,6 +125,9 @@ fn hits_holds_and_drops_allocate_nothing() {
     }
     let stray = packet(SESSIONS + 1, Direction::Reply, 1, 1);
     assert!(judge(2, &stray).held().is_some());
+    // This member knows the sessions from the log alone, so that it asks.
+    let far = packet(7, Direction::Original, 1 << 31, 200);
+    assert!(judge(2, &far).held().is_some());
     let before = ALLOCATIONS.with(Cell::get);
     for round in 1..20 {
         for n in 0..SESSIONS {
@@ -134,8 +137,6 @@ fn hits_holds_and_drops_allocate_nothing() {
         }
     }
     assert!(judge(20_000_000, &stray).held().is_some());
-    let far = packet(7, Direction::Original, 1 << 31, 200);
-    // This member knows the sessions from the log alone, so that it asks.
     assert!(judge(20_000_000, &far).held().is_some());
     assert_eq!(ALLOCATIONS.with(Cell::get), before);
 }
