@@ -33,6 +33,9 @@ use crate::clock;
 /// Appends that wait for the connection to take them; openraft reads no further ahead.
 const UNSENT: usize = 64;
 
+/// How long after a stream could not be opened the next try is made. Short: a member that comes back is not kept waiting.
+const REOPEN: Duration = Duration::from_millis(50);
+
 type Rpc<T> = Result<T, RPCError<TypeConfig>>;
 
 /// Makes the clients that openraft asks for.
@@ -261,8 +264,18 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
     {
         Box::pin(async move {
-            let stream: BoxStream<'s, _> = self.open_append(input).await?;
-            Ok(stream)
+            match self.open_append(input).await {
+                Ok(stream) => {
+                    let stream: BoxStream<'s, _> = stream;
+                    Ok(stream)
+                }
+                Err(error) => {
+                    // openraft waits before a request, but here there was none yet: it would open the next stream at once,
+                    // some thousand times a second while a member is dead.
+                    tokio::time::sleep(REOPEN).await;
+                    Err(error)
+                }
+            }
         })
     }
 
