@@ -214,7 +214,7 @@ async fn messages_that_nobody_should_send_change_nothing() {
 
     // In another member's name.
     let request = proto::VoteRequest { vote: Some(vote(77)), last: None, leadership_transfer: true };
-    assert_eq!(code(client.vote(request.clone()).await.unwrap_err()), tonic::Code::InvalidArgument);
+    assert_eq!(code(client.vote(request).await.unwrap_err()), tonic::Code::InvalidArgument);
     assert_eq!(code(client.pre_vote(request).await.unwrap_err()), tonic::Code::InvalidArgument);
     let transfer = proto::TransferLeaderRequest { from: Some(vote(77)), to: to.0, last: None };
     assert_eq!(code(client.transfer_leader(transfer).await.unwrap_err()), tonic::Code::InvalidArgument);
