@@ -11,6 +11,7 @@
 //! task per peer; `current`; `leadership` (who leads, who is a member); the leader's duties (`membership`, `idle`);
 //! `tick`. `docs/replication.md` lists the queues between them with their bounds.
 
+mod copies;
 mod current;
 mod hints;
 mod identity;
@@ -60,6 +61,7 @@ pub use token::{Token, TokenError};
 
 use crate::clock;
 use crate::standing::StandingCell;
+use copies::Copies;
 use current::Current;
 use hints::{Hints, Members, Reached};
 use identity::Folder;
@@ -208,20 +210,24 @@ struct Applied {
     unanswered: Unanswered,
     events: broadcast::Sender<Arc<SessionEvent>>,
     metrics: Arc<ReplicationMetrics>,
+    copies: Copies,
 }
 
 impl Observer for Applied {
     fn applied(&self, index: u64, batch: &Batch, outcomes: &[Outcome]) {
         self.metrics.applied_batches.add(1);
         self.metrics.applied_commands.add(batch.commands.len() as u64);
+        if batch.proposer == self.me {
+            self.unanswered.answer(batch.first, outcomes, &self.answers);
+        }
+        if self.copies.is_copy(batch) {
+            return;
+        }
         let established =
             batch.commands.iter().zip(outcomes).filter(|(command, outcome)| {
                 matches!(command, Command::Establish(_)) && **outcome == Outcome::Accepted
             });
         self.metrics.sessions_established.add(established.count() as u64);
-        if batch.proposer == self.me {
-            self.unanswered.answer(batch.first, outcomes, &self.answers);
-        }
         if self.events.receiver_count() == 0 {
             return;
         }
@@ -434,6 +440,7 @@ impl Replication {
             unanswered: unanswered.clone(),
             events: events.clone(),
             metrics: metrics.clone(),
+            copies: Copies::default(),
         };
         let network = Network { me, peers: peers.clone(), answer: options.timing.answer, metrics: metrics.clone() };
         let wakes: Box<dyn Wake + Send> = Box::new(wake.clone());
