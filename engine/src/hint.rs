@@ -12,7 +12,8 @@ use crate::id::{MemberId, SessionId};
 use crate::pipeline::CLOSE_OVERDUE;
 use crate::replica::{Close, CloseCause};
 use crate::table::Shard;
-use crate::table::half::{Half, same_ends};
+use crate::table::half::{Half, same_connection, same_ends};
+use crate::table::session::Session;
 use crate::time::Time;
 use crate::tuple::{Direction, Protocol, Tuple};
 use crate::verdict::HoldKey;
@@ -64,7 +65,9 @@ impl Engine {
     /// Merges a hint into what is known; yields the workers that may have waited for it.
     fn merge(&self, shard: &mut Shard, hash: u64, open: &HalfOpen, now: Time) -> u64 {
         let session = shard.sessions.find(hash, &open.original).and_then(|slot| shard.sessions.get(slot));
-        if session.is_some_and(|s| s.id == open.id || s.closed.is_none() && same_ends(&s.opening, &open.protocol)) {
+        let told = (&open.original, &open.protocol);
+        let same_as = |s: &Session| s.closed.is_none() && same_connection((&s.original, &s.opening), told);
+        if session.is_some_and(|s| s.id == open.id || same_as(s)) {
             return 0;
         }
         let same = |half: &Half| {

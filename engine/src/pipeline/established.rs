@@ -131,14 +131,14 @@ pub(crate) fn syn(
     // A late copy of the handshake is harmless: its receiver answers with a challenge ACK (RFC 5961 section 4). Any other SYN
     // changes nothing here. It may open a new connection, if the policy lets it; only its complete handshake shows that
     // this one is dead.
-    let copy = match direction {
-        Direction::Original => !tcp.has(Tcp::ACK) && tcp.seq == client.isn,
-        // Its acknowledgement may cover the SYN's data (RFC 7413).
-        Direction::Reply => {
-            let acked = ahead(tcp.ack, client.isn.wrapping_add(1));
-            tcp.has(Tcp::ACK) && tcp.seq == server.isn && (0..=EARLY).contains(&acked)
-        }
+    // Either end may have sent either of the two: they may have opened at once (RFC 9293 section 3.5).
+    let (sender, receiver) = match direction {
+        Direction::Original => (client, server),
+        Direction::Reply => (server, client),
     };
+    // The acknowledgement may cover the SYN's data (RFC 7413).
+    let acked = ahead(tcp.ack, receiver.isn.wrapping_add(1));
+    let copy = tcp.seq == sender.isn && (!tcp.has(Tcp::ACK) || (0..=EARLY).contains(&acked));
     (copy && closed.is_none()).then_some(Verdict::Forward)
 }
 

@@ -11,6 +11,12 @@
 //!
 //! Each of these packets may be seen by another member; what the others saw comes by hints. Whatever belongs to the
 //! connection but can not pass yet is held. All other combinations are implausible and change nothing.
+//!
+//! Simultaneous open (RFC 9293 section 3.5): the server's own SYN, which crosses the client's, tells its end as a SYN-ACK
+//! would, and needs no rule: the policy allowed the connection by its client's SYN. Then the client's SYN-ACK is the packet
+//! that shows that both ends know each other, and waits for the commit. Where the policy allows either direction, each SYN
+//! may open a half-open session of its own; the first of the two in the log wins, the other is recognised as the same
+//! connection ([`same_connection`](crate::table::half::same_connection)) and goes.
 
 use std::time::Duration;
 
@@ -47,6 +53,8 @@ pub(super) enum Match {
 pub(crate) enum Step {
     /// A SYN-ACK with another ISN than the one that is known.
     SynAckOther,
+    /// The server's SYN, which crosses the client's, or a copy of it. Unlike a SYN-ACK it proves nothing.
+    Crossing,
     /// It may belong, but the server's end is not known.
     Perhaps,
     /// The first SYN-ACK.
@@ -102,6 +110,17 @@ pub(crate) fn step(
                 Some(_) => Step::SynAckOther,
             })
         }
+        // One server's end a handshake, or forged SYNs could try them all.
+        (Direction::Reply, _) if flags == Tcp::SYN => match server.is_none_or(|server| server.isn == tcp.seq) {
+            true => Ok(Step::Crossing),
+            false => Err(Reason::TcpWindow),
+        },
+        (Direction::Original, _) if flags == Tcp::SYN | Tcp::ACK => match server {
+            _ if tcp.seq != client.isn => Err(Reason::TcpWindow),
+            None => Ok(Step::Perhaps),
+            Some(server) if plausible(ahead(tcp.ack, server.isn.wrapping_add(1)), EARLY) => Ok(Step::Ack),
+            Some(_) => Err(Reason::TcpWindow),
+        },
         _ if flags & Tcp::SYN != 0 => Err(Reason::TcpFlags),
         (Direction::Original, None) if flags & Tcp::RST != 0 => reset(tcp.seq == first),
         (Direction::Original, None) if flags & Tcp::ACK != 0 => {
@@ -175,7 +194,7 @@ impl Engine {
                 },
             };
             match step {
-                Ok(Step::Perhaps) if live => implausible = Some(Reason::TcpWindow),
+                Ok(Step::Perhaps | Step::Crossing) if live => implausible = Some(Reason::TcpWindow),
                 Ok(step) => best = best.max(Some((step, slot))),
                 Err(reason) => implausible = Some(reason),
             }
@@ -212,16 +231,14 @@ impl Engine {
         let Some(half) = shard.halves.get_mut(slot) else { return GONE };
         let again = half.proposed.is_none_or(|at| now.since(at) >= PROPOSE_AGAIN);
         match step {
-            Step::SynAgain | Step::SynAckAgain => {
+            Step::SynAgain | Step::SynAckAgain | Step::SynAckFirst | Step::Crossing => {
                 if half.refused.take().is_some() {
                     half.proposed = None;
                 }
-                events.push(Event::Hint(Hint::HalfOpen(Box::new(half.open))));
-                shard.halves.touch(slot, now);
-                Verdict::Forward
-            }
-            Step::SynAckFirst => {
-                if let (Opening::Tcp { server, .. }, Kind::Tcp(tcp)) = (&mut half.open.protocol, &packet.kind) {
+                if let (Opening::Tcp { server: server @ None, .. }, Kind::Tcp(tcp)) =
+                    (&mut half.open.protocol, &packet.kind)
+                    && matches!(step, Step::SynAckFirst | Step::Crossing)
+                {
                     *server = Some(end(tcp));
                 }
                 events.push(Event::Hint(Hint::HalfOpen(Box::new(half.open))));

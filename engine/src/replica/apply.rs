@@ -7,7 +7,7 @@ use crate::engine::Wake;
 use crate::event::{Event, Opening, Proposal};
 use crate::id::SessionId;
 use crate::table::Shard;
-use crate::table::half::{Half, same_ends};
+use crate::table::half::{Half, same_connection};
 use crate::table::session::Session;
 use crate::time::Time;
 use crate::tuple::Protocol;
@@ -78,12 +78,14 @@ impl Replica {
             // Of two proposals of one connection, under two ids, the second one found it established.
             let session = shard.sessions.find(hash, &establish.original).and_then(|slot| shard.sessions.get(slot));
             let id = session.map(|s| s.id);
-            let stands = session.is_some_and(|s| s.closed.is_none() && same_ends(&s.opening, &establish.protocol));
+            let proposed = (&establish.original, &establish.protocol);
+            let stands =
+                session.is_some_and(|s| s.closed.is_none() && same_connection((&s.original, &s.opening), proposed));
             // The half-open session that this was, perhaps under another id.
             let halves: Vec<u32> = shard.halves.of(hash, &establish.original).collect();
             for slot in halves {
                 let Some(half) = shard.halves.get_mut(slot) else { continue };
-                let same = same_ends(&establish.protocol, &half.open.protocol);
+                let same = same_connection(proposed, (&half.open.original, &half.open.protocol));
                 if half.open.id != establish.id && !(same && stands) {
                     continue;
                 }
@@ -138,7 +140,10 @@ impl Replica {
             None if self.sessions >= self.engine.config.max_sessions => return Outcome::Full,
             None => self.copy_for_snapshot(hash, shard),
         }
-        let is_own = |half: &Half| half.open.id == establish.id || same_ends(&establish.protocol, &half.open.protocol);
+        let is_own = |half: &Half| {
+            let proposed = (&establish.original, &establish.protocol);
+            half.open.id == establish.id || same_connection(proposed, (&half.open.original, &half.open.protocol))
+        };
         let seen = shard
             .halves
             .of(hash, &establish.original)

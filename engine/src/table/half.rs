@@ -67,6 +67,20 @@ pub(crate) fn same_ends(a: &Opening, b: &Opening) -> bool {
     }
 }
 
+/// Is `b` the connection `a`, whose server is known? After a simultaneous open each may have the other's client as its
+/// server. Both have one tuple, in the same direction or in opposite ones.
+pub(crate) fn same_connection(a: (&Tuple, &Opening), b: (&Tuple, &Opening)) -> bool {
+    if a.0 == b.0 {
+        return same_ends(a.1, b.1);
+    }
+    match (a.1, b.1) {
+        (Opening::Tcp { client: a, server: s }, Opening::Tcp { client: b, server: t }) => {
+            s.is_some_and(|s| s.isn == b.isn) && t.is_none_or(|t| t.isn == a.isn)
+        }
+        _ => false,
+    }
+}
+
 impl Halves {
     pub(crate) fn new(most: usize) -> Halves {
         Halves { slab: Slab::default(), index: HashTable::new(), oldest: NONE, newest: NONE, most }

@@ -18,19 +18,20 @@
 //!
 //! ```text
 //!                    SYN  SYN+ACK  ACK  FIN+ACK  RST  RST+ACK  any other
-//!   SYN_SENT         c !    ! c     h      h     R -     R         !       c  passes, changes nothing (a copy)
-//!   SYN_RECV         c !    ! c     h      h      R      R         !       h  held until more is known
-//!   ESTABLISHED      c o    o c     p      F      R      R         !       p  passes
-//!   FIN_WAIT         c o    o c     p      F      R      R         !       F  passes, ends its sender's data
-//!   CLOSE_WAIT       c o    o c     p      F      R      R         !       R  passes, ends the connection
-//!   LAST_ACK         c o    o c     p      F      R      R         !       o  may open another connection: the policy's
+//!   SYN_SENT          c     h c     h      h     R -     R         !       c  passes: part of the handshake, or its copy
+//!   SYN_RECV          c     h c     h      h      R      R         !       h  held until more is known
+//!   ESTABLISHED       c      c      p      F      R      R         !       p  passes
+//!   FIN_WAIT          c      c      p      F      R      R         !       F  passes, ends its sender's data
+//!   CLOSE_WAIT        c      c      p      F      R      R         !       R  passes, ends the connection
+//!   LAST_ACK          c      c      p      F      R      R         !       o  may open another connection: the policy's
 //!   TIME_WAIT         o      o      p      F      p      p         !       -  is not of this connection: dropped
 //!   CLOSE             o      o      p      F      p      p         !       !  INVALID: dropped
 //! ```
 //!
-//! PSH, URG and the ECN flags decide nothing here. A SYN may carry data (RFC 7413). A SYN in `o` is a session's own
-//! with another sequence number too; one a second passes while the session lives, so that its end can answer with a
-//! challenge ACK. A SYN+ACK in `o` fits no half-open session, so it is held until one is known, then dropped.
+//! PSH, URG and the ECN flags decide nothing here. A SYN may carry data (RFC 7413). The server's SYN and the client's
+//! SYN+ACK are those of a simultaneous open (RFC 9293 section 3.5). A SYN with another sequence number is in every state as
+//! in `o`; one a second passes while the session lives, so that its end can answer with a challenge ACK. A SYN+ACK in `o`
+//! fits no half-open session, so it is held until one is known, then dropped.
 //!
 //! # Windows
 //!

@@ -355,16 +355,24 @@ impl History<'_> {
                 us.right = 1 + u64::from(segment.window);
                 Some(us.segment(Tcp::SYN | Tcp::ACK, 0, 0))
             }
-            Life::Opening if to == 1 && segment.flags == Tcp::SYN => Some(us.segment(Tcp::SYN | Tcp::ACK, 0, 0)),
-            Life::Opening if to == 0 && segment.flags == Tcp::SYN | Tcp::ACK => {
+            // A copy, or both opened at once (RFC 9293 section 3.5).
+            Life::Opening if segment.flags == Tcp::SYN => {
+                if us.received == 0 {
+                    us.scaled = both;
+                    us.received = 1;
+                    us.right = 1 + u64::from(segment.window);
+                }
+                Some(us.segment(Tcp::SYN | Tcp::ACK, 0, 0))
+            }
+            Life::Opening if segment.flags == Tcp::SYN | Tcp::ACK => {
                 us.life = Life::Open;
                 us.scaled = both;
-                us.received = 1;
+                us.received = us.received.max(1);
                 us.unacked = segment.ack;
                 us.right = segment.ack + u64::from(segment.window);
                 Some(us.segment(Tcp::ACK, us.next, 0))
             }
-            Life::Opening if to == 1 && segment.flags & (Tcp::SYN | Tcp::RST) == 0 => {
+            Life::Opening if us.received > 0 && segment.flags & (Tcp::SYN | Tcp::RST) == 0 => {
                 us.life = Life::Open;
                 us.unacked = 1;
                 us.hear(&segment, their_shift)
@@ -377,6 +385,7 @@ impl History<'_> {
 
     fn run(&mut self) {
         let data = if self.random.one_in(8) { 1 + self.random.below(1400) } else { 0 };
+        let crossing = self.random.one_in(4);
         self.ends[0].life = Life::Opening;
         self.ends[0].next = 1 + data;
         let syn = self.ends[0].segment(Tcp::SYN, 0, data);
@@ -399,6 +408,13 @@ impl History<'_> {
                 }
                 _ if side == 0 && self.ends[0].life == Life::Opening && self.random.one_in(3) => {
                     self.before[0].push_back(syn);
+                }
+                // The server opens too, while the client's SYN is under way to it.
+                _ if side == 1 && crossing && self.passed[0] > 0 && self.ends[1].life == Life::Closed => {
+                    let end = &mut self.ends[1];
+                    (end.life, end.next) = (Life::Opening, 1);
+                    let syn = end.segment(Tcp::SYN, 0, 0);
+                    self.before[1].push_back(syn);
                 }
                 _ => {}
             }

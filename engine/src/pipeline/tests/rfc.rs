@@ -102,6 +102,108 @@ fn rfc7413_section_4_the_syn_may_carry_data() {
     assert_eq!(k.pass(B, syn_ack), FORWARD, "a late copy");
 }
 
+/// The server's SYN, which crosses the client's.
+fn crossing(c: &Conn) -> Packet {
+    with(c.syn_ack(), |tcp| (tcp.flags, tcp.ack) = (Tcp::SYN, 0))
+}
+
+/// The client's answer to it.
+fn crossing_ack(c: &Conn) -> Packet {
+    with(c.syn(), |tcp| (tcp.flags, tcp.ack) = (Tcp::SYN | Tcp::ACK, c.server.wrapping_add(1)))
+}
+
+/// Figure 7: the client's rule is enough, and nothing but the handshake passes before the commit.
+#[test]
+fn rfc9293_section_3_5_simultaneous_open() {
+    let (mut k, c) = (Cluster::new(), Conn::new(1));
+    assert_eq!(
+        k.pass(B, crossing(&c)),
+        Verdict::Drop(Reason::Policy),
+        "without the client's SYN it is not of a handshake"
+    );
+    assert_eq!(k.pass(A, c.syn()), FORWARD);
+    k.deliver();
+    assert_eq!(k.pass(B, crossing(&c)), FORWARD);
+    k.deliver();
+    assert_eq!(k.pass(C, crossing(&c)), FORWARD, "a copy");
+    assert_eq!(k.pass(A, crossing_ack(&c)).held(), Some(HoldClass::Matched));
+    assert_eq!(k.pass(B, c.syn_ack()), FORWARD);
+    assert_eq!(k.settle(), [Outcome::Accepted]);
+    assert_eq!(k.pass(A, crossing_ack(&c)), FORWARD);
+    assert_eq!(k.pass(B, c.of_server(Tcp::ACK, 0, 0, 100)), FORWARD);
+    assert_eq!(k.pass(C, c.of_client(Tcp::ACK, 0, 100, 100)), FORWARD);
+    assert_eq!(k.states(C), ["ESTABLISHED"]);
+}
+
+/// Where a rule allows either direction and no hint is there yet, each end's SYN opens a half-open session; one session
+/// remains, whoever proposes first.
+#[test]
+fn rfc9293_section_3_5_simultaneous_open_under_two_rules() {
+    for first in [A, B] {
+        let (mut k, c) = (Cluster::new(), Conn::new(1));
+        k.policy("zone outside, inside\naccept \"all\" from any to any: any -> any\n");
+        assert_eq!(k.pass(A, c.syn()), FORWARD);
+        assert_eq!(k.pass(B, crossing(&c)), FORWARD);
+        k.deliver();
+        assert_eq!(k.members[C].engine.counts().half_open, 2);
+        // Each of the two SYN-ACKs completes what the other end opened.
+        let (one, other) = if first == A { (crossing_ack(&c), c.syn_ack()) } else { (c.syn_ack(), crossing_ack(&c)) };
+        assert_eq!(k.pass(first, one), FORWARD);
+        k.deliver();
+        assert_eq!(k.pass(C, other).held(), Some(HoldClass::Matched));
+        assert_eq!(k.settle(), [Outcome::Accepted]);
+        assert_eq!(k.pass(C, other), FORWARD);
+        assert_eq!(k.pass(A, c.of_client(Tcp::ACK, 0, 0, 100)), FORWARD);
+        assert_eq!(k.pass(B, c.of_server(Tcp::ACK, 0, 100, 100)), FORWARD);
+        for at in [A, B, C] {
+            assert_eq!(k.states(at), ["ESTABLISHED"]);
+        }
+    }
+}
+
+/// Both members propose, each the connection that its own end opened.
+#[test]
+fn rfc9293_section_3_5_simultaneous_open_proposed_twice() {
+    let (mut k, c) = (Cluster::new(), Conn::new(1));
+    k.policy("zone outside, inside\naccept \"all\" from any to any: any -> any\n");
+    assert_eq!(k.pass(A, c.syn()), FORWARD);
+    assert_eq!(k.pass(B, crossing(&c)), FORWARD);
+    k.hints.clear();
+    assert_eq!(k.pass(A, c.syn_ack()), FORWARD);
+    assert_eq!(k.pass(B, crossing_ack(&c)), FORWARD);
+    let data = [c.of_client(Tcp::ACK, 0, 0, 100), c.of_server(Tcp::ACK, 0, 0, 100)];
+    assert_eq!(k.pass(A, data[0]).held(), Some(HoldClass::Matched));
+    assert_eq!(k.pass(B, data[1]).held(), Some(HoldClass::Matched));
+    assert_eq!(k.settle(), [Outcome::Accepted, Outcome::Conflict]);
+    k.deliver();
+    for at in [A, B, C] {
+        assert_eq!(k.pass(at, data[0]), FORWARD);
+        assert_eq!(k.pass(at, data[1]), FORWARD);
+        assert_eq!(k.states(at), ["ESTABLISHED"]);
+    }
+    assert!(k.proposals.is_empty());
+}
+
+/// A forged crossing SYN costs the true handshake nothing, and only one of many is believed.
+#[test]
+fn a_forged_crossing_syn_spoils_nothing() {
+    let (mut k, c) = (Cluster::new(), Conn::new(1));
+    assert_eq!(k.pass(A, c.syn()), FORWARD);
+    k.deliver();
+    let forged = Conn { server: 4711, ..c };
+    assert_eq!(k.pass(B, crossing(&forged)), FORWARD);
+    // Any other SYN is the policy's to judge.
+    assert_eq!(k.pass(B, crossing(&Conn { server: 4712, ..c })), Verdict::Drop(Reason::Policy));
+    k.deliver();
+    assert_eq!(k.pass(B, c.syn_ack()), FORWARD);
+    k.deliver();
+    assert_eq!(k.pass(C, c.ack()).held(), Some(HoldClass::Matched));
+    assert_eq!(k.settle(), [Outcome::Accepted]);
+    assert_eq!(k.pass(C, c.ack()), FORWARD);
+    // A live connection is not opened anew.
+    assert_eq!(k.pass(A, crossing(&forged)), Verdict::Drop(Reason::Policy));
+}
+
 /// A path changes after gigabytes: the member that knows nothing holds the packet, asks, and goes on where the other was.
 #[test]
 fn a_taken_over_connection_goes_on_where_it_was() {

@@ -435,10 +435,10 @@ mod table {
             (_, f, _) if f & Tcp::FIN != 0 && f & Tcp::RST != 0 => Flags,
 
             (SynSent, SYN, Original) => Copy,
-            // Simultaneous open: a SYN from the other side is another connection's, and the policy's to judge.
-            (SynSent | SynRecv, SYN, Reply) => Flags,
+            // Simultaneous open (RFC 9293 section 3.5): a SYN from the other side, which a SYN-ACK of the client answers.
+            (SynSent | SynRecv, SYN, Reply) => Copy,
             (SynSent | SynRecv, SYN_ACK, Reply) => Copy,
-            (SynSent | SynRecv, SYN_ACK, Original) => Flags,
+            (SynSent | SynRecv, SYN_ACK, Original) => Hold,
             // The SYN-ACK may have been elsewhere.
             (SynSent, ACK | FIN_ACK, _) => Hold,
             (SynSent, RST | RST_ACK, Original) => Reset,
@@ -451,10 +451,7 @@ mod table {
             (SynRecv, RST | RST_ACK, _) => Reset,
 
             // RFC 5961 section 4: a copy gets a challenge ACK.
-            (Established | FinWait | CloseWait | LastAck, SYN, Original) => Copy,
-            (Established | FinWait | CloseWait | LastAck, SYN_ACK, Reply) => Copy,
-            (Established | FinWait | CloseWait | LastAck, SYN, Reply) => Opens,
-            (Established | FinWait | CloseWait | LastAck, SYN_ACK, Original) => Opens,
+            (Established | FinWait | CloseWait | LastAck, SYN | SYN_ACK, _) => Copy,
             (Established | FinWait | CloseWait | LastAck, ACK, _) => Pass,
             (Established | FinWait | CloseWait | LastAck, FIN_ACK, _) => Fin,
             (Established | FinWait | CloseWait | LastAck, RST | RST_ACK, _) => Reset,
@@ -506,7 +503,7 @@ mod table {
             let tcp = Tcp { seq, ack: first(r), flags, window: 9, payload: 0, wscale: None, sack_permitted: false };
             let server = (state == SynRecv).then_some(&ends[1]);
             return match step(&ends[0], server, direction, &tcp, false) {
-                Ok(Step::SynAgain | Step::SynAckAgain | Step::SynAckFirst | Step::SynAckOther) => Copy,
+                Ok(Step::SynAgain | Step::SynAckAgain | Step::SynAckFirst | Step::SynAckOther | Step::Crossing) => Copy,
                 Ok(Step::Perhaps | Step::Early | Step::Ack) => Hold,
                 Ok(Step::Reset) => Reset,
                 Ok(Step::Asks | Step::Replies) => panic!("not TCP"),
