@@ -13,6 +13,7 @@ use crate::event::{Event, HalfOpen, Hint, Proposal};
 use crate::id::{Generation, MemberId, RuleId, SessionId, ZoneId};
 use crate::law::Law;
 use crate::parse::Packet;
+use crate::progress::{TakeoverCounters, Telling};
 use crate::replica::{Close, MemberInfo, Role};
 use crate::table::half::Half;
 use crate::table::session::Session;
@@ -20,6 +21,7 @@ use crate::table::{SHARDS, Table};
 use crate::time::Time;
 use crate::track::generic::opening_state;
 use crate::tuple::{Protocol, Tuple};
+use crate::unsure::Unsure;
 use crate::verdict::{HoldKey, Verdict};
 
 /// Sizes and times of one member's engine.
@@ -39,6 +41,9 @@ pub struct Config {
     /// Most half-open sessions; rounded up to a multiple of 256, because each shard has its own share. When a share is
     /// full, its oldest one makes room.
     pub max_half_open: usize,
+    /// How fast a connection may have gone on while nobody alive saw it, in bytes a second: what is believed after the member
+    /// that carried it was lost grows by it, up to 2^28 bytes.
+    pub takeover_rate: u64,
     /// Most half-open sessions that this member opens for one source: an IPv4 address, or an IPv6 network of 64 bits. Those
     /// that other members opened count too.
     pub max_half_open_per_source: u32,
@@ -58,6 +63,7 @@ impl Config {
             seed,
             max_sessions: 1 << 20,
             max_half_open: 1 << 17,
+            takeover_rate: 1 << 30,
             max_half_open_per_source: 1 << 13,
             half_open_timeout: Duration::from_secs(30),
             timeouts: Timeouts::default(),
@@ -149,6 +155,13 @@ pub struct Engine {
     view: ArcSwap<View>,
     /// Members that forward, but for this one.
     pub(crate) others: AtomicU32,
+    /// Those of them of whom nothing was heard lately.
+    pub(crate) silent: AtomicU32,
+    /// When it is not known what the others passed.
+    pub(crate) unsure: ArcSwap<Unsure>,
+    /// Where the next telling of progress begins.
+    pub(crate) telling: Mutex<Telling>,
+    pub(crate) counters: TakeoverCounters,
     /// Session ids given since the start.
     given: AtomicU32,
     /// Consequences of an apply, for the next [`Engine::tick`] to hand out.
@@ -178,6 +191,10 @@ impl Engine {
             generation: AtomicU64::new(0),
             view: ArcSwap::from_pointee(View::default()),
             others: AtomicU32::new(0),
+            silent: AtomicU32::new(0),
+            unsure: ArcSwap::default(),
+            telling: Mutex::default(),
+            counters: TakeoverCounters::default(),
             given: AtomicU32::new(0),
             deferred: Mutex::new(Vec::new()),
             cursor: Mutex::new(Cursor::default()),

@@ -62,10 +62,38 @@ pub enum Hint {
 pub struct Known {
     /// Client and server.
     pub ends: [Sent; 2],
+    /// What one direction alone said there after a member was lost.
+    pub claim: Option<Claim>,
     /// Packets of it passed there lately.
     pub live: bool,
     /// The member may once have known more.
     pub gap: bool,
+}
+
+/// How far an end is, as packets of one direction say, and those of the other have not confirmed yet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Claim {
+    /// Whose number: that of the packets of this direction's sender.
+    pub of: Direction,
+    /// Which direction's packets say so.
+    pub by: Direction,
+    /// The highest sequence number sent.
+    pub edge: u32,
+}
+
+/// What passed of a live session at one member, as it tells the others several times a second, unlogged. Numbers and times
+/// are merged so that any order, and copies, give the same; what is lost of the traffic is not counted.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Progress {
+    /// The session.
+    pub id: SessionId,
+    /// How many milliseconds ago its last packet passed there.
+    pub idle: u32,
+    /// TCP: what is known of the two ends.
+    pub known: Option<Known>,
+    /// Packets and bytes forwarded there since it was last told: original direction, reply direction. Left out where the
+    /// bandwidth does not allow for it; it is told later then.
+    pub traffic: Option<[(u32, u64); 2]>,
 }
 
 /// What a member knows of one end of a TCP connection.

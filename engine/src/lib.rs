@@ -20,6 +20,7 @@ mod law;
 pub mod parse;
 mod pipeline;
 pub mod policy;
+mod progress;
 pub mod replica;
 mod table;
 #[cfg(test)]
@@ -27,6 +28,7 @@ mod testing;
 pub mod time;
 mod track;
 pub mod tuple;
+mod unsure;
 pub mod verdict;
 
 pub use addr::Ip;

@@ -42,7 +42,8 @@ impl Engine {
             if !generic::fits(&packet.kind, direction) {
                 return Some(Verdict::Drop(Reason::NoSession));
             }
-            session.account(direction, packet, context);
+            session.account(direction, packet.length, context.now);
+            shard.sessions.busy(slot);
             return Some(Verdict::Forward);
         };
         let ends = session.talk()?;
@@ -54,9 +55,19 @@ impl Engine {
         let track = session.track.as_mut()?;
         let was_ending = track.finished();
         let mut seen = track.segment([client, server], direction, tcp, closed, Mode::Near, context.now);
+        let mut lost = false;
         if seen == Seen::Unsure {
-            match track.doubt(tcp.seq, self.others(), context.now) {
+            let bounds = self.moved(track.ages(context.now), context.now);
+            lost = bounds != [0; 2];
+            if lost {
+                seen = track.segment([client, server], direction, tcp, closed, Mode::Moved(bounds), context.now);
+                self.counters.moved.fetch_add(u64::from(seen != Seen::Unsure), Ordering::Relaxed);
+            }
+        }
+        if seen == Seen::Unsure {
+            match track.doubt(tcp.seq, self.others(), lost, context.now) {
                 Doubt::Judge(mode) => {
+                    self.counters.adopted.fetch_add(u64::from(mode == Mode::Adopt), Ordering::Relaxed);
                     seen = track.segment([client, server], direction, tcp, closed, mode, context.now);
                 }
                 doubt => {
@@ -93,13 +104,14 @@ impl Engine {
                 }
             }
         }
-        session.account(direction, packet, context);
+        session.account(direction, packet.length, context.now);
+        shard.sessions.busy(slot);
         Some(Verdict::Forward)
     }
 
-    /// How many other members may have seen packets of a session.
+    /// How many other members may have seen packets of a session, and are not silent.
     pub(crate) fn others(&self) -> u32 {
-        self.others.load(Ordering::Relaxed)
+        self.others.load(Ordering::Relaxed).saturating_sub(self.silent.load(Ordering::Relaxed))
     }
 
     /// Does the policy in force still allow this session? Asked anew once per session and policy.
@@ -140,16 +152,4 @@ pub(crate) fn syn(
     let acked = ahead(tcp.ack, receiver.isn.wrapping_add(1));
     let copy = tcp.seq == sender.isn && (!tcp.has(Tcp::ACK) || (0..=EARLY).contains(&acked));
     (copy && closed.is_none()).then_some(Verdict::Forward)
-}
-
-impl Session {
-    fn account(&mut self, direction: Direction, packet: &Packet, context: &Context<'_>) {
-        let (packets, bytes) = match direction {
-            Direction::Original => &mut self.counters[0],
-            Direction::Reply => &mut self.counters[1],
-        };
-        *packets += 1;
-        *bytes += u64::from(packet.length);
-        self.seen = context.now;
-    }
 }

@@ -8,4 +8,5 @@ mod history;
 mod injection;
 mod race;
 mod rfc;
+mod takeover;
 mod tcp;

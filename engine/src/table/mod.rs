@@ -67,6 +67,8 @@ pub(crate) struct Shard {
 pub(crate) struct Sessions {
     slab: Slab<Session>,
     index: HashTable<u32>,
+    /// Those that passed a packet since the others were told of them, oldest first. It has room for all.
+    busy: Vec<u32>,
 }
 
 impl Sessions {
@@ -90,8 +92,28 @@ impl Sessions {
         self.slab.iter()
     }
 
+    /// A packet of this session passed.
+    pub(crate) fn busy(&mut self, slot: u32) {
+        if let Some(session) = self.slab.get_mut(slot)
+            && !session.busy
+            && self.busy.len() < self.busy.capacity()
+        {
+            session.busy = true;
+            self.busy.push(slot);
+        }
+    }
+
+    /// Exchanges the list of busy sessions for `empty`.
+    pub(crate) fn take_busy(&mut self, mut empty: Vec<u32>) -> Vec<u32> {
+        empty.clear();
+        empty.reserve(self.slab.len());
+        std::mem::replace(&mut self.busy, empty)
+    }
+
     fn insert(&mut self, hasher: &FixedState, hash: u64, session: Session) -> u32 {
         let slot = self.slab.insert(session);
+        // Here, so that no packet has to.
+        self.busy.reserve(self.slab.len().saturating_sub(self.busy.len()));
         let slab = &self.slab;
         self.index.insert_unique(hash, slot, |&slot| slab.get(slot).map_or(0, |s| s.original.symmetric_hash(hasher)));
         slot

@@ -31,8 +31,20 @@ pub(crate) struct Session {
     pub(crate) seen: Time,
     /// TCP only.
     pub(crate) track: Option<Track>,
-    /// Packets and bytes forwarded here, by direction.
+    /// Packets and bytes forwarded by all members, by direction, as far as this one knows.
     pub(crate) counters: [(u64, u64); 2],
+    /// Of these, what passed here and the others have not been told of.
+    pub(crate) untold: [Untold; 2],
+    /// It is in its shard's list of sessions of which the others are to be told.
+    pub(crate) busy: bool,
+}
+
+/// Packets and bytes of which the others have not been told.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+#[repr(Rust, packed(4))]
+pub(crate) struct Untold {
+    pub(crate) bytes: u64,
+    pub(crate) packets: u32,
 }
 
 impl Session {
@@ -56,7 +68,24 @@ impl Session {
             seen: now,
             track,
             counters: [(0, 0); 2],
+            untold: Default::default(),
+            busy: false,
         }
+    }
+
+    /// A packet of it passes.
+    pub(crate) fn account(&mut self, direction: Direction, bytes: u32, now: Time) {
+        let at = match direction {
+            Direction::Original => 0,
+            Direction::Reply => 1,
+        };
+        let (packets, all) = &mut self.counters[at];
+        *packets += 1;
+        *all += u64::from(bytes);
+        let untold = &mut self.untold[at];
+        untold.packets = untold.packets.saturating_add(1);
+        untold.bytes += u64::from(bytes);
+        self.seen = now;
     }
 
     /// The tuple of the packets from the server. It is the inverse until there is address translation.

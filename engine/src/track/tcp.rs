@@ -67,7 +67,7 @@
 
 use std::time::Duration;
 
-use crate::event::{Known, Sent, TcpEnd};
+use crate::event::{Claim, Known, Sent, TcpEnd};
 use crate::id::MemberId;
 use crate::parse::Tcp;
 use crate::replica::CloseCause;
@@ -150,6 +150,32 @@ pub(crate) struct Track {
     reset: bool,
     /// The close was proposed here.
     proposed: bool,
+    /// An edge was moved further than is near, and the other direction has not confirmed it.
+    jump: Option<Jump>,
+}
+
+/// An edge that was moved by more than is near ([`Mode::Moved`]).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Jump {
+    /// Where it was before.
+    before: u32,
+    /// Where it was put.
+    to: u32,
+    /// Whose it is: its place in `Track::ends`.
+    end: u8,
+    /// The direction of the segment that said so.
+    by: Direction,
+}
+
+impl Jump {
+    /// Does it confirm the jump that packets of direction `by` know this end's number `number`?
+    fn is_confirmed(&self, end: usize, number: u32, by: Direction) -> bool {
+        self.by != by && self.is_reached(end, number)
+    }
+
+    fn is_reached(&self, end: usize, number: u32) -> bool {
+        usize::from(self.end) == end && ahead(number, self.to) >= 0
+    }
 }
 
 /// How a segment is judged.
@@ -157,6 +183,9 @@ pub(crate) struct Track {
 pub(crate) enum Mode {
     /// By what this member knows.
     Near,
+    /// As far as the two ends, the client first, may have moved while a member that died or is cut off carried them. One of
+    /// the segment's two numbers must be near all the same.
+    Moved([i64; 2]),
     /// By what all know together.
     Strict,
     /// Nobody knows: as it says.
@@ -313,6 +342,7 @@ impl Track {
             gap: seen.is_none(),
             reset: false,
             proposed: false,
+            jump: None,
         }
     }
 
@@ -341,15 +371,30 @@ impl Track {
         }
         let allowed = ahead(sender.limit, sender.edge) + 1;
         let (over, under, ack_over, ack_under) = match mode {
-            Mode::Near | Mode::Adopt => (allowed.max(wr.min(JUMP)), wr.min(LAG), ws.min(JUMP), (2 * ws).min(LAG)),
+            Mode::Near | Mode::Moved(_) | Mode::Adopt => {
+                (allowed.max(wr.min(JUMP)), wr.min(LAG), ws.min(JUMP), (2 * ws).min(LAG))
+            }
             Mode::Strict => (allowed.max(0), receiver.window(talk[r], talk[s]), 0, 2 * sender.window(talk[s], talk[r])),
         };
-        let seq = ahead(tcp.end(), sender.edge) <= over && ahead(tcp.seq, sender.edge) >= -under;
-        let ack = receiver.within(tcp.ack, ack_over, ack_under);
+        let seq_fits = |over: i64| {
+            ahead(tcp.end(), sender.edge) <= over && ahead(tcp.seq, sender.edge) >= -(under + self.unconfirmed(s))
+        };
+        let ack_fits = |over: i64| receiver.within(tcp.ack, over, ack_under + self.unconfirmed(r));
+        let (mut seq, mut ack) = (seq_fits(over), ack_fits(ack_over));
+        let mut jump = None;
+        if let Mode::Moved(bounds) = mode
+            && seq != ack
+        {
+            if ack && seq_fits(over.max(bounds[s])) {
+                (seq, jump) = (true, Some(s));
+            } else if seq && ack_fits(ack_over.max(bounds[r])) {
+                (ack, jump) = (true, Some(r));
+            }
+        }
         match mode {
-            Mode::Near if !(seq && ack) => return Seen::Unsure,
+            Mode::Near | Mode::Moved(_) if !(seq && ack) => return Seen::Unsure,
             Mode::Strict if !(seq && ack) => return Seen::Not(Reason::TcpWindow),
-            Mode::Near | Mode::Strict | Mode::Adopt => {}
+            Mode::Near | Mode::Moved(_) | Mode::Strict | Mode::Adopt => {}
         }
         if sender.fin().is_some_and(|fin| ahead(tcp.end(), fin) > 0)
             || receiver.fin().is_some_and(|fin| ahead(tcp.ack, fin) > 0)
@@ -357,6 +402,15 @@ impl Track {
             return Seen::Not(Reason::TcpWindow);
         }
 
+        let confirmed =
+            |jump: &Jump| jump.is_confirmed(s, tcp.end(), direction) || jump.is_confirmed(r, tcp.ack, direction);
+        if self.jump.as_ref().is_some_and(confirmed) {
+            self.jump = None;
+        }
+        if let Some(end) = jump {
+            let to = if end == s { tcp.end() } else { tcp.ack };
+            self.jump = Some(Jump { before: self.ends[end].edge, to, end: end as u8, by: direction });
+        }
         let sender = &mut self.ends[s];
         sender.sent(tcp.end(), seq, now);
         sender.win = sender.win.max(tcp.window);
@@ -372,6 +426,18 @@ impl Track {
         Seen::Pass
     }
 
+    /// By how much more an end's numbers may be behind its edge: until the other direction confirms a jump, what was near
+    /// before it still belongs, or a forged segment could cut the connection off from its own numbers.
+    fn unconfirmed(&self, end: usize) -> i64 {
+        let jump = self.jump.filter(|jump| usize::from(jump.end) == end);
+        jump.map_or(0, |jump| ahead(self.ends[end].edge, jump.before).max(0))
+    }
+
+    /// How long ago the two ends' numbers were last confirmed, the client's first; `None`: never.
+    pub(crate) fn ages(&self, now: Time) -> [Option<Duration>; 2] {
+        self.ends.map(|end| end.fresh.age(now))
+    }
+
     fn rst(&mut self, s: usize, wr: i64, tcp: &Tcp, mode: Mode) -> Seen {
         let sender = self.ends[s];
         let exact = tcp.seq == sender.edge || tcp.seq == sender.acked;
@@ -382,23 +448,30 @@ impl Track {
             return Seen::Reset;
         }
         match mode {
-            Mode::Near => Seen::Unsure,
+            Mode::Near | Mode::Moved(_) => Seen::Unsure,
             Mode::Strict => Seen::Not(Reason::TcpRst),
             // Any number may be the right one: its receiver judges.
             Mode::Adopt => Seen::Pass,
         }
     }
 
-    /// What to do about a segment that is not near what is known here. `others`: how many members may know more.
-    pub(crate) fn doubt(&mut self, seq: u32, others: u32, now: Time) -> Doubt {
-        let age = now.since(self.asked);
-        let complete = self.live || (!self.gap && self.answers.count_ones() >= others);
-        if others == 0 && !self.gap {
+    /// What to do about a segment that is not near what is known here. `others`: how many members that are not silent may
+    /// know more. `lost`: members that are silent may have known more.
+    pub(crate) fn doubt(&mut self, seq: u32, others: u32, lost: bool, now: Time) -> Doubt {
+        let complete = self.is_answered(others);
+        // What nobody alive knows is taken from one packet, and from no other until its time is over.
+        let nobody = if lost && !self.live { Mode::Adopt } else { Mode::Strict };
+        if others == 0 && !self.gap && !lost {
             return Doubt::Judge(Mode::Strict);
         }
+        let age = now.since(self.asked);
         if self.asked != Time::ZERO {
-            if complete && age < ANSWER && self.asked_seq == seq {
-                return Doubt::Judge(Mode::Strict);
+            if complete && age < ANSWER {
+                match (self.asked_seq == seq, nobody) {
+                    (true, mode) => return Doubt::Judge(mode),
+                    (false, Mode::Adopt) => return Doubt::Judge(Mode::Strict),
+                    (false, _) => {}
+                }
             }
             if !complete && age < ANSWER {
                 return Doubt::Wait;
@@ -409,34 +482,63 @@ impl Track {
             }
         }
         (self.asked, self.asked_seq, self.answers, self.live) = (now, seq, 0, false);
+        if others == 0 && !self.gap {
+            // There is nobody to ask.
+            return Doubt::Judge(nobody);
+        }
         Doubt::Ask
     }
 
     /// What this member knows. `live`: it saw the connection lately.
     pub(crate) fn progress(&self, now: Time, live: bool) -> Known {
-        let sent = |end: &End| Sent {
-            edge: end.edge,
+        let jumped = |at: usize| self.jump.filter(|jump| usize::from(jump.end) == at);
+        let sent = |at: usize, end: &End| Sent {
+            // What is not confirmed here must not become the others' knowledge.
+            edge: jumped(at).map_or(end.edge, |jump| jump.before),
             acked: end.acked,
             limit: end.limit,
             win: end.win,
             age: end.fresh.age(now).map(|age| u32::try_from(age.as_millis()).unwrap_or(u32::MAX)),
             fin: end.fin(),
         };
-        Known { ends: [sent(&self.ends[0]), sent(&self.ends[1])], live, gap: self.gap }
+        let claim = self.jump.map(|jump| Claim {
+            of: if jump.end == 0 { Direction::Original } else { Direction::Reply },
+            by: jump.by,
+            edge: self.ends[usize::from(jump.end)].edge,
+        });
+        Known { ends: [sent(0, &self.ends[0]), sent(1, &self.ends[1])], claim, live, gap: self.gap }
     }
 
-    /// Takes in what another member knows. Is a question thereby answered?
-    pub(crate) fn merge(&mut self, from: MemberId, known: &Known, others: u32, now: Time) -> bool {
+    /// Takes in what another member knows.
+    pub(crate) fn learn(&mut self, known: &Known, now: Time) {
         for (end, theirs) in self.ends.iter_mut().zip(&known.ends) {
             end.merge(theirs, now);
             if let Some(fin) = theirs.fin.filter(|_| !end.fin_known) {
                 (end.fin, end.fin_known) = (fin, true);
             }
         }
+        // Their edges have no part in what is unconfirmed there; their claim has.
+        let confirmed = |jump: &Jump| {
+            let claimed = known.claim.filter(|claim| jump.is_confirmed(index(claim.of), claim.edge, claim.by));
+            claimed.is_some() || known.ends.iter().enumerate().any(|(at, end)| jump.is_reached(at, end.edge))
+        };
+        if self.jump.as_ref().is_some_and(confirmed) {
+            self.jump = None;
+        }
+    }
+
+    /// Takes in another member's answer. Is the question thereby answered?
+    pub(crate) fn merge(&mut self, from: MemberId, known: &Known, others: u32, now: Time) -> bool {
+        self.learn(known, now);
         if !known.gap {
             self.answers |= 1 << (from.0 % 32);
         }
         self.live |= known.live;
+        self.is_answered(others)
+    }
+
+    /// Have so many others answered, or one that sees the connection?
+    pub(crate) fn is_answered(&self, others: u32) -> bool {
         self.live || (!self.gap && self.answers.count_ones() >= others)
     }
 

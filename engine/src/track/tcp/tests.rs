@@ -131,33 +131,33 @@ fn doubts_are_asked_about_and_judged_by_the_answers() {
     let knows = |live| Connection::new().track.progress(T0, live);
     // Both others answer.
     let mut track = Connection::new().track;
-    assert_eq!(track.doubt(77, 2, t(0)), Doubt::Ask);
-    assert_eq!(track.doubt(77, 2, t(1)), Doubt::Wait);
+    assert_eq!(track.doubt(77, 2, false, t(0)), Doubt::Ask);
+    assert_eq!(track.doubt(77, 2, false, t(1)), Doubt::Wait);
     assert!(!track.merge(id(2), &knows(false), 2, t(1)));
     assert!(!track.merge(id(2), &knows(false), 2, t(1)), "the same one again");
     assert!(track.merge(id(3), &knows(false), 2, t(1)));
-    assert_eq!(track.doubt(77, 2, t(1)), Doubt::Judge(Mode::Strict));
-    assert_eq!(track.doubt(78, 2, t(5)), Doubt::Ask, "another packet needs another answer");
+    assert_eq!(track.doubt(77, 2, false, t(1)), Doubt::Judge(Mode::Strict));
+    assert_eq!(track.doubt(78, 2, false, t(5)), Doubt::Ask, "another packet needs another answer");
     // One that sees it is enough.
     assert!(track.merge(id(3), &knows(true), 2, t(5)));
-    assert_eq!(track.doubt(78, 2, t(6)), Doubt::Judge(Mode::Strict));
+    assert_eq!(track.doubt(78, 2, false, t(6)), Doubt::Judge(Mode::Strict));
     // Nobody answers: one packet, then another question.
     let mut track = Connection::new().track;
-    assert_eq!(track.doubt(77, 2, t(0)), Doubt::Ask);
+    assert_eq!(track.doubt(77, 2, false, t(0)), Doubt::Ask);
     assert!(!track.merge(id(2), &knows(false), 2, t(1)));
-    assert_eq!(track.doubt(77, 2, t(249)), Doubt::Wait);
-    assert_eq!(track.doubt(77, 2, t(250)), Doubt::Judge(Mode::Adopt));
-    assert_eq!(track.doubt(77, 2, t(250)), Doubt::Ask);
-    assert_eq!(track.doubt(77, 2, t(10_250)), Doubt::Ask, "too long ago");
+    assert_eq!(track.doubt(77, 2, false, t(249)), Doubt::Wait);
+    assert_eq!(track.doubt(77, 2, false, t(250)), Doubt::Judge(Mode::Adopt));
+    assert_eq!(track.doubt(77, 2, false, t(250)), Doubt::Ask);
+    assert_eq!(track.doubt(77, 2, false, t(10_250)), Doubt::Ask, "too long ago");
     // Whoever came later, or restarted, proves nothing by its ignorance.
     let mut track = Connection::new().track;
-    assert_eq!(track.doubt(77, 1, t(0)), Doubt::Ask);
+    assert_eq!(track.doubt(77, 1, false, t(0)), Doubt::Ask);
     assert!(!track.merge(id(2), &Connection::unseen().track.progress(T0, false), 1, t(1)));
     let mut track = Connection::unseen().track;
-    assert_eq!(track.doubt(77, 0, t(0)), Doubt::Ask);
+    assert_eq!(track.doubt(77, 0, false, t(0)), Doubt::Ask);
     assert!(!track.merge(id(2), &knows(false), 1, t(1)));
     // Alone, there is nobody to ask.
-    assert_eq!(Connection::new().track.doubt(77, 0, t(0)), Doubt::Judge(Mode::Strict));
+    assert_eq!(Connection::new().track.doubt(77, 0, false, t(0)), Doubt::Judge(Mode::Strict));
 }
 
 #[test]
