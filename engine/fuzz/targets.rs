@@ -8,8 +8,8 @@
     reason = "fails by panicking"
 )]
 
-use palisade_engine::event::{Event, Opening, Proposal, TcpEnd};
-use palisade_engine::parse::{Checksum, Embedded, Fragment, Kind, Packet, Tcp, answer, frame};
+use palisade_engine::event::{Datagram, Event, Opening, Proposal, TcpEnd};
+use palisade_engine::parse::{Checksum, Embedded, Fragment, IpOption, Kind, Packet, Tcp, answer, frame};
 use palisade_engine::policy::Policy;
 use palisade_engine::replica::{Batch, Close, CloseCause, Command, Outcome, PolicyChange, Replica};
 use palisade_engine::{
@@ -32,6 +32,10 @@ pub fn parse(data: &[u8]) {
     assert!(packet.length as usize <= bytes.len());
     assert!(u32::from(packet.transport) <= packet.length);
     assert_ne!(packet.tuple.src, packet.tuple.dst);
+    assert!(packet.tuple.src.is_v4() || packet.options.is_empty());
+    if let Kind::Fragment(part) = packet.kind {
+        assert!(part.offset > 0 && part.length > 0 && packet.fragment.is_none());
+    }
     if let Kind::Tcp(tcp) = packet.kind {
         assert!(tcp.payload < packet.length && tcp.wscale.is_none_or(|shift| shift <= 14));
     }
@@ -90,7 +94,7 @@ pub fn policy(data: &[u8]) {
 }
 
 const POLICIES: [&str; 3] = [
-    "zone outside, inside\naccept \"all\" from outside to any: any -> any\n",
+    "zone outside, inside\nip-options router-alert, lsrr\naccept \"all\" from outside to any: any -> any\n",
     "zone outside, inside\nreject \"none\" from any to any: any -> any tcp/80\naccept \"udp\" from any to any: any -> any udp\n",
     "zone outside, inside\n",
 ];
@@ -128,6 +132,7 @@ fn tuple(n: u8) -> Tuple {
     };
     let (protocol, dst_port) = match n >> 4 & 3 {
         0 | 1 => (Protocol::TCP, 80),
+        2 if n & 0x40 != 0 => (Protocol::SCTP, 53),
         2 => (Protocol::UDP, 53),
         _ => (if client.is_v4() { Protocol::ICMP } else { Protocol::ICMPV6 }, 0),
     };
@@ -215,6 +220,7 @@ pub fn pipeline(data: &[u8]) {
                 Event::Hint(hint) => hints.push(hint),
                 Event::Propose(Proposal::Establish(establish)) => commands.push(Command::Establish(establish)),
                 Event::Propose(Proposal::Close(close)) => commands.push(Command::Close(close)),
+                Event::Wake { workers, .. } => assert_ne!(workers, 0),
             }
         }
         hints.drain(..hints.len().saturating_sub(16));
@@ -258,13 +264,23 @@ fn hint(which: u8, kind: u8, a: u8, b: u8, flags: u8) -> Hint {
             end: number(b),
         },
         5 => Hint::Rst { id: id(flags) },
-        _ => Hint::Ask(original),
+        6 => Hint::Ask(original),
+        _ => {
+            let Tuple { src, dst, protocol, .. } = original;
+            let protocol = if src.is_v4() { protocol } else { Protocol::IPV6_FRAG };
+            let datagram = Datagram { src, dst, protocol, id: u32::from(b & 3), ingress: ZoneId(1 + u16::from(a & 1)) };
+            match flags & 1 {
+                0 => Hint::FirstFragment { datagram, end: u16::from(a) * 8 },
+                _ => Hint::AskFragment(datagram),
+            }
+        }
     }
 }
 
 fn packet(which: u8, kind: u8, a: u8, b: u8, flags: u8, c: u8, d: u8) -> Packet {
     let mut tuple = tuple(which);
-    let part = Fragment { id: u32::from(c & 3), offset: u16::from(d) * 8, more: c & 4 != 0 };
+    let length = u16::from(a) * 8;
+    let part = Fragment { id: u32::from(c & 3), offset: u16::from(d) * 8, length, more: c & 4 != 0 };
     let mut fragment = (kind & 0xc0 == 0xc0 && part.more).then_some(Fragment { offset: 0, ..part });
     let kind = match (kind >> 3 & 7, tuple.protocol) {
         (6, _) => {
@@ -288,8 +304,10 @@ fn packet(which: u8, kind: u8, a: u8, b: u8, flags: u8, c: u8, d: u8) -> Packet 
             sack_permitted: c & 2 != 0,
         }),
         (_, Protocol::UDP) => Kind::Udp,
+        (_, Protocol::SCTP) => Kind::Sctp,
         _ if tuple.dst_port == 0 => Kind::EchoRequest,
         _ => Kind::EchoReply,
     };
-    Packet { tuple, length: 40 + u32::from(d) * 10, transport: 20, kind, fragment }
+    let options = IpOption::ALL.get(usize::from(b)).copied().filter(|_| flags & 0x40 != 0).into_iter().collect();
+    Packet { tuple, length: 40 + u32::from(d) * 10, transport: 20, kind, fragment, options }
 }

@@ -27,7 +27,7 @@ use crate::verdict::{HoldKey, Verdict};
 /// Sizes and times of one member's engine.
 ///
 /// All memory is bounded by it: about 256 bytes for each of `max_sessions`, 256 for each of `max_half_open`, and per shard
-/// (there are 256) 64 awaited keys and 32 fragmented datagrams; 512 KiB count the half-open sessions of each source.
+/// (there are 256) 64 awaited keys, 64 fragmented datagrams and 32 that wait for their first fragment; 512 KiB count the half-open sessions of each source.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// This member.
@@ -207,7 +207,7 @@ impl Engine {
         self.judge(packet, context, events)
     }
 
-    /// Takes in another member's hint. What it leads to (the answer to an `Ask`, a `Close` to propose) goes to `events`.
+    /// Takes in another member's hint. What it leads to (the answer to a question, a `Close` to propose) goes to `events`.
     pub fn hint(&self, now: Time, from: MemberId, hint: &Hint, events: &mut Vec<Event>, wake: &mut dyn Wake) {
         if from != self.config.member {
             self.take_hint(now, from, hint, events, wake);
@@ -224,7 +224,8 @@ impl Engine {
         }
     }
 
-    /// Forgets half-open sessions whose time is over, and proposes closes that are overdue. To be called some ten times a
+    /// Forgets half-open sessions whose time is over, proposes closes that are overdue, and asks the other members for the first
+    /// fragments that are awaited. To be called some ten times a
     /// second; its cost is in proportion to what expires.
     pub fn tick(&self, now: Time, events: &mut Vec<Event>) {
         events.append(&mut self.deferred.lock());
@@ -236,6 +237,7 @@ impl Engine {
                 }
                 self.table.remove_half(&mut shard, slot);
             }
+            shard.datagrams.ask(now, events);
             while let Some((due, id, slot)) = shard.finished.front().copied() {
                 if now < due {
                     break;

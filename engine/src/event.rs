@@ -2,9 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::addr::Ip;
 use crate::id::{Generation, RuleId, SessionId, ZoneId};
 use crate::replica::{Close, Establish};
-use crate::tuple::{Direction, Tuple};
+use crate::tuple::{Direction, Protocol, Tuple};
+use crate::verdict::HoldKey;
 
 /// A consequence of a packet, beside its verdict. The worker sends it on; it never waits for it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -13,6 +15,13 @@ pub enum Event {
     Hint(Hint),
     /// Put it into the log. Every packet that depends on it is held until it is applied here.
     Propose(Proposal),
+    /// Wake packets that workers of this member (bit n: worker n) hold for this key.
+    Wake {
+        /// The workers.
+        workers: u64,
+        /// The key.
+        key: HoldKey,
+    },
 }
 
 /// A command that the packet path wants committed.
@@ -55,6 +64,41 @@ pub enum Hint {
         /// What is known.
         known: Known,
     },
+    /// The first fragment of a datagram was forwarded: the others may follow it through any member.
+    FirstFragment {
+        /// The datagram.
+        datagram: Datagram,
+        /// Where the first fragment's data end, in bytes.
+        end: u16,
+    },
+    /// A fragment waits for the first one: whoever knows of that says so again.
+    AskFragment(Datagram),
+}
+
+impl Hint {
+    /// Must it leave room for others? One packet of a fragmented datagram makes one such hint, whatever session it is of:
+    /// a flood of them must not displace what handshakes need.
+    #[must_use]
+    pub fn yields(&self) -> bool {
+        matches!(self, Hint::FirstFragment { .. } | Hint::AskFragment(_))
+    }
+}
+
+/// What the fragments of one datagram have in common (RFC 791 section 3.2, RFC 8200 section 4.5), and where they come
+/// from: a fragment from elsewhere does not belong to it. Members hash it each with their own seed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct Datagram {
+    /// Source address.
+    pub src: Ip,
+    /// Destination address.
+    pub dst: Ip,
+    /// The protocol. For IPv6 that of the fragment header itself, [`Protocol::IPV6_FRAG`]: what it says of the next header
+    /// counts in the first fragment only.
+    pub protocol: Protocol,
+    /// The identification.
+    pub id: u32,
+    /// The zone that it comes from.
+    pub ingress: ZoneId,
 }
 
 /// What a member knows of an established TCP connection.

@@ -44,6 +44,8 @@ impl Engine {
             }
             Hint::Ask(tuple) => self.answer(now, tuple, events),
             Hint::Progress { id, known } => self.hint_progress(now, from, *id, known, wake),
+            Hint::FirstFragment { datagram, end } => self.hint_fragment(now, datagram, *end, wake),
+            Hint::AskFragment(datagram) => self.answer_fragment(now, datagram, events),
         }
     }
 

@@ -7,6 +7,7 @@ use crate::time::Time;
 use crate::verdict::{HoldClass, HoldKey, Reason};
 
 /// Bounds of one worker's hold buffer, each for [`HoldClass::Matched`] and [`HoldClass::Unmatched`] apart.
+/// [`HoldClass::Fragment`] has a quarter of the latter.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Most packets: matched, unmatched.
@@ -17,6 +18,9 @@ pub struct Limits {
     pub time: Duration,
 }
 
+/// The part of the unmatched budget that fragments can take: one in so many.
+const FRAGMENT_SHARE: usize = 4;
+
 /// Packets of type `P`, in order per key. `P` carries what the worker needs to judge and inject it again.
 ///
 /// It never grows beyond its [`Limits`]: what does not fit is refused, so that a flood can not push out what already waits.
@@ -26,7 +30,9 @@ pub struct HoldBuffer<P> {
     /// By the time of the first hold: what expires next. A packet that is held again keeps its time.
     ages: BTreeMap<(Time, u64), HoldKey>,
     matched: Budget,
+    /// Fragments count here too.
     unmatched: Budget,
+    fragments: Budget,
     /// Numbers packets, so that each age is unique.
     next: u64,
 }
@@ -55,6 +61,7 @@ impl<P> HoldBuffer<P> {
             ages: BTreeMap::new(),
             matched: Budget::default(),
             unmatched: Budget::default(),
+            fragments: Budget::default(),
             next: 0,
         }
     }
@@ -71,15 +78,23 @@ impl<P> HoldBuffer<P> {
         bytes: usize,
         packet: P,
     ) -> Result<(), (P, Reason)> {
-        let (budget, packets, most) = match class {
-            HoldClass::Matched => (&mut self.matched, self.limits.packets.0, self.limits.bytes.0),
-            HoldClass::Unmatched => (&mut self.unmatched, self.limits.packets.1, self.limits.bytes.1),
+        let Limits { packets, bytes: most, .. } = self.limits;
+        let share = |most: usize| most.div_ceil(FRAGMENT_SHARE);
+        let fits = match class {
+            HoldClass::Matched => self.matched.fits(bytes, packets.0, most.0),
+            HoldClass::Unmatched => self.unmatched.fits(bytes, packets.1, most.1),
+            HoldClass::Fragment => {
+                self.unmatched.fits(bytes, packets.1, most.1)
+                    && self.fragments.fits(bytes, share(packets.1), share(most.1))
+            }
         };
-        if budget.packets >= packets || bytes > most.saturating_sub(budget.bytes) {
+        if !fits {
             return Err((packet, Reason::HoldFull));
         }
-        budget.packets += 1;
-        budget.bytes += bytes;
+        self.budgets(class, |budget| {
+            budget.packets += 1;
+            budget.bytes += bytes;
+        });
         let number = self.next;
         self.next += 1;
         self.ages.insert((since, number), key);
@@ -121,7 +136,7 @@ impl<P> HoldBuffer<P> {
         self.ages.first_key_value().map(|((since, _), _)| *since + self.limits.time)
     }
 
-    /// Packets held now: matched, unmatched.
+    /// Packets held now: matched; unmatched, fragments too.
     #[must_use]
     pub fn len(&self) -> (usize, usize) {
         (self.matched.packets, self.unmatched.packets)
@@ -134,12 +149,28 @@ impl<P> HoldBuffer<P> {
     }
 
     fn free(&mut self, class: HoldClass, bytes: usize) {
-        let budget = match class {
-            HoldClass::Matched => &mut self.matched,
-            HoldClass::Unmatched => &mut self.unmatched,
-        };
-        budget.packets -= 1;
-        budget.bytes -= bytes;
+        self.budgets(class, |budget| {
+            budget.packets -= 1;
+            budget.bytes -= bytes;
+        });
+    }
+
+    /// Each budget that a class counts in.
+    fn budgets(&mut self, class: HoldClass, each: impl Fn(&mut Budget)) {
+        match class {
+            HoldClass::Matched => each(&mut self.matched),
+            HoldClass::Unmatched => each(&mut self.unmatched),
+            HoldClass::Fragment => {
+                each(&mut self.unmatched);
+                each(&mut self.fragments);
+            }
+        }
+    }
+}
+
+impl Budget {
+    fn fits(self, bytes: usize, most_packets: usize, most_bytes: usize) -> bool {
+        self.packets < most_packets && bytes <= most_bytes.saturating_sub(self.bytes)
     }
 }
 
@@ -188,6 +219,27 @@ mod tests {
         assert_eq!(b.len(), (2, 1));
         assert_eq!(released(&mut b, 1), [1, 3, 5]);
         b.hold(Time(1), HoldKey(1), Unmatched, 100, 6).unwrap();
+    }
+
+    #[test]
+    fn fragments_take_no_more_than_their_share_of_the_unmatched() {
+        use HoldClass::Fragment;
+        let limits = Limits { packets: (1, 8), bytes: (100, 800), time: Duration::from_millis(250) };
+        let mut b = HoldBuffer::new(limits);
+        b.hold(Time(1), HoldKey(1), Fragment, 150, 1).unwrap();
+        assert_eq!(b.hold(Time(1), HoldKey(1), Fragment, 51, 2), Err((2, Reason::HoldFull)), "a quarter of the bytes");
+        b.hold(Time(1), HoldKey(2), Fragment, 50, 3).unwrap();
+        assert_eq!(b.hold(Time(1), HoldKey(1), Fragment, 0, 4), Err((4, Reason::HoldFull)), "a quarter of the packets");
+        for n in 0..6 {
+            b.hold(Time(1), HoldKey(3), Unmatched, 100, 10 + n).unwrap();
+        }
+        assert_eq!(b.hold(Time(1), HoldKey(3), Unmatched, 0, 5), Err((5, Reason::HoldFull)));
+        assert_eq!(b.len(), (0, 8));
+        assert_eq!(released(&mut b, 1), [1]);
+        assert_eq!(released(&mut b, 3).len(), 6);
+        b.hold(Time(1), HoldKey(2), Fragment, 150, 6).unwrap();
+        assert_eq!(released(&mut b, 2), [3, 6]);
+        assert_eq!(b.len(), (0, 0));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use crate::id::{Generation, RuleId, ZoneId};
+use crate::parse::IpOptions;
 use crate::policy::{Action, Compiled, Decision};
 use crate::tuple::Tuple;
 
@@ -21,6 +22,11 @@ impl Law {
             Some(rules) => rules.decide(from, to, tuple),
             None => Decision { action: Action::Drop, rule: RuleId(0), log: false },
         }
+    }
+
+    /// May a packet with these IPv4 options pass?
+    pub(crate) fn allows_options(&self, options: IpOptions) -> bool {
+        self.rules.as_ref().map_or(IpOptions::NONE, Compiled::ip_options).covers(options)
     }
 
     pub(crate) fn zone(&self, name: &str) -> ZoneId {

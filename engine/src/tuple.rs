@@ -18,8 +18,12 @@ impl Protocol {
     pub const TCP: Protocol = Protocol(6);
     /// UDP.
     pub const UDP: Protocol = Protocol(17);
+    /// The fragment header of IPv6.
+    pub const IPV6_FRAG: Protocol = Protocol(44);
     /// ICMP for IPv6.
     pub const ICMPV6: Protocol = Protocol(58);
+    /// SCTP.
+    pub const SCTP: Protocol = Protocol(132);
 }
 
 impl fmt::Display for Protocol {
@@ -29,6 +33,7 @@ impl fmt::Display for Protocol {
             Protocol::UDP => f.write_str("udp"),
             Protocol::ICMP => f.write_str("icmp"),
             Protocol::ICMPV6 => f.write_str("icmp6"),
+            Protocol::SCTP => f.write_str("sctp"),
             Protocol(n) => write!(f, "{n}"),
         }
     }
@@ -56,7 +61,7 @@ impl Direction {
 
 /// Source, destination and protocol of a connection in one direction.
 ///
-/// TCP and UDP: the ports. ICMP and ICMPv6 echo: the identifier counts as the asker's port, so a request has it as
+/// TCP, UDP and SCTP: the ports. ICMP and ICMPv6 echo: the identifier counts as the asker's port, so a request has it as
 /// `src_port` with `dst_port` 0, and a reply as `dst_port` with `src_port` 0: [`Tuple::inverse`] turns the one into
 /// the other. Other protocols: both 0.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

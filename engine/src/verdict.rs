@@ -25,17 +25,19 @@ impl Verdict {
     }
 }
 
-/// What a held packet waits for: the hash of its tuple, equal in both directions.
+/// What a held packet waits for: the hash of its tuple, equal in both directions; of a fragment, that of its datagram.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct HoldKey(pub u64);
 
-/// Which budget a held packet is kept in. A flood of the second class can never displace the first.
+/// Which budget a held packet is kept in. A flood of one class can never displace those before it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum HoldClass {
     /// It matches a half-open session and awaits its commit, apply or a hint.
     Matched,
     /// It matches nothing that this member knows: perhaps the hint is still under way. A small budget.
     Unmatched,
+    /// It is a fragment, and the first one of its datagram is not known here. A quarter of the unmatched budget.
+    Fragment,
 }
 
 macro_rules! reasons {
@@ -67,15 +69,15 @@ reasons! {
     Truncated = "truncated",
     /// A header contradicts itself or a specification.
     Malformed = "malformed",
-    /// A wrong IP, TCP, UDP or ICMP checksum.
+    /// A wrong IP, TCP, UDP, SCTP or ICMP checksum.
     BadChecksum = "bad_checksum",
-    /// An IPv4 option, IPv6 extension header or hop-by-hop option that is not let through.
+    /// An IPv4 option that the policy does not let through, or an IPv6 extension header or option that never passes.
     IpOption = "ip_option",
     /// A source or destination that never belongs on a wire or across a router (loopback, link-local, multicast …).
     Martian = "martian",
     /// The source address does not belong behind the interface that it came in by.
     Antispoof = "antispoof",
-    /// A fragment whose first one is unknown, or that overlaps, or is too small.
+    /// A fragment whose first one was dropped, or that overlaps, or is too small.
     Fragment = "fragment",
     /// The kernel has no route to the destination.
     NoRoute = "no_route",

@@ -1,5 +1,5 @@
-//! The packet path allocates nothing on a hit: neither for an established session, nor for a held packet, nor for a packet
-//! that is dropped.
+//! The packet path allocates nothing on a hit: neither for an established session, nor for its fragments in any order, nor for
+//! a held packet, nor for a packet that is dropped.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "a test")]
 #![allow(unsafe_code, reason = "counting allocations needs a global allocator, which is an unsafe trait")]
 
@@ -7,7 +7,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use palisade_engine::event::{Opening, TcpEnd};
-use palisade_engine::parse::{Kind, Packet, Tcp};
+use palisade_engine::parse::{Fragment, IpOptions, Kind, Packet, Tcp};
 use palisade_engine::replica::{Batch, Command, Establish, Outcome, PolicyChange, Replica};
 use palisade_engine::{
     Config, Context, Direction, Engine, Generation, HoldKey, Ip, MemberId, Protocol, Routes, RuleId, SessionId,
@@ -74,7 +74,21 @@ fn packet(n: u32, direction: Direction, seq: u32, ack: u32) -> Packet {
         Direction::Original => tuple(n),
         Direction::Reply => tuple(n).inverse(),
     };
-    Packet { tuple, length: 140, transport: 20, kind: Kind::Tcp(tcp), fragment: None }
+    Packet { tuple, length: 140, transport: 20, kind: Kind::Tcp(tcp), fragment: None, options: IpOptions::NONE }
+}
+
+/// The first fragment of a datagram of a session, or the one that follows it.
+fn fragment(n: u32, id: u32, first: bool) -> Packet {
+    let whole = packet(n, Direction::Original, 100, 200);
+    let offset = if first { 0 } else { 120 };
+    let part = Fragment { id, offset, length: 120, more: first };
+    match first {
+        true => Packet { fragment: Some(part), ..whole },
+        false => {
+            let tuple = Tuple { src_port: 0, dst_port: 0, ..whole.tuple };
+            Packet { tuple, kind: Kind::Fragment(part), ..whole }
+        }
+    }
 }
 
 fn engine(sessions: u32) -> std::sync::Arc<Engine> {
@@ -111,7 +125,7 @@ fn hits_holds_and_drops_allocate_nothing() {
         let mut context = Context {
             now: Time(at),
             worker: 1,
-            ingress: if packet.tuple.dst_port == 80 { ZoneId(1) } else { ZoneId(2) },
+            ingress: if packet.tuple.dst == tuple(0).dst { ZoneId(1) } else { ZoneId(2) },
             antispoof: true,
             standing: Standing::Current,
             routes: &mut Net,
@@ -128,7 +142,20 @@ fn hits_holds_and_drops_allocate_nothing() {
     // This member knows the sessions from the log alone, so that it asks.
     let far = packet(7, Direction::Original, 1 << 31, 200);
     assert!(judge(2, &far).held().is_some());
+    // As many datagrams as a shard keeps, and as many as wait there.
+    for id in 0..200 {
+        judge(2, &fragment(7, id, true));
+        judge(2, &fragment(7, 1000 + id, false));
+    }
     let before = ALLOCATIONS.with(Cell::get);
+    for id in 2000..2100 {
+        let now = u64::from(id) * 1_000_000_000;
+        assert!(judge(now, &fragment(7, id, false)).held().is_some());
+        assert_eq!(judge(now, &fragment(7, id, true)), Verdict::Forward);
+        assert_eq!(judge(now, &fragment(7, id, false)), Verdict::Forward);
+        assert_eq!(judge(now, &fragment(7, id + 1000, true)), Verdict::Forward);
+        assert!(judge(now, &fragment(7, id + 5000, false)).held().is_some());
+    }
     for round in 1..20 {
         for n in 0..SESSIONS {
             let verdict = judge(round * 1_000_000, &packet(n, Direction::Original, 100 + 100 * round as u32, 200));

@@ -7,6 +7,7 @@ pub mod datapath;
 pub mod http;
 pub mod metrics;
 pub mod node;
+mod queue;
 pub mod replication;
 pub mod standing;
 mod systemd;

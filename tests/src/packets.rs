@@ -88,6 +88,41 @@ pub fn syn(from: SocketAddrV4, to: SocketAddrV4, sequence: u32) -> Vec<u8> {
     tcp_packet(from, to, sequence, TcpFlags::SYN)
 }
 
+/// Cuts an IPv4 or IPv6 packet without options and extension headers into fragments with `size` bytes of data each, a multiple
+/// of 8; the first one first.
+#[must_use]
+pub fn fragments(packet: &[u8], id: u32, size: usize) -> Vec<Vec<u8>> {
+    let v4 = packet.first().is_some_and(|byte| byte >> 4 == 4);
+    let (header, data) = packet.split_at(if v4 { 20 } else { 40 });
+    let count = data.len().div_ceil(size);
+    let fragment = |(number, piece): (usize, &[u8])| {
+        let more = u16::from(number + 1 < count);
+        // At most 64 KiB: offsets fit.
+        let offset = u16::try_from(number * size).unwrap_or(u16::MAX);
+        let mut out = header.to_vec();
+        if v4 {
+            let length = u16::try_from(20 + piece.len()).unwrap_or(u16::MAX);
+            out[2..4].copy_from_slice(&length.to_be_bytes());
+            #[allow(clippy::cast_possible_truncation, reason = "IPv4 has half as many bits")]
+            out[4..6].copy_from_slice(&(id as u16).to_be_bytes());
+            out[6..8].copy_from_slice(&(offset / 8 | more << 13).to_be_bytes());
+            out[10..12].fill(0);
+            let sum = ipv4::Ipv4Packet::new(&out).map_or(0, |p| ipv4::checksum(&p));
+            out[10..12].copy_from_slice(&sum.to_be_bytes());
+        } else {
+            let length = u16::try_from(8 + piece.len()).unwrap_or(u16::MAX);
+            out[4..6].copy_from_slice(&length.to_be_bytes());
+            let next = std::mem::replace(&mut out[6], 44);
+            out.extend([next, 0]);
+            out.extend((offset | more).to_be_bytes());
+            out.extend(id.to_be_bytes());
+        }
+        out.extend(piece);
+        out
+    };
+    data.chunks(size).enumerate().map(fragment).collect()
+}
+
 /// The EtherType and payload of a frame that is damaged, cut short, or nothing but noise.
 #[must_use]
 pub fn garbage(random: &mut Random, from: SocketAddrV4, to: SocketAddrV4) -> (u16, Vec<u8>) {
@@ -159,6 +194,25 @@ mod tests {
         let segment = tcp::TcpPacket::new(ip.payload()).unwrap();
         assert_eq!(tcp::ipv4_checksum(&segment, from.ip(), to.ip()), segment.get_checksum());
         assert_eq!(segment.get_flags(), TcpFlags::SYN);
+    }
+
+    #[test]
+    fn fragments_are_what_they_should_be() {
+        use palisade_engine::parse::{Checksum, Kind, build, parse};
+        use palisade_engine::{Protocol, Tuple};
+        let addresses = [["10.10.0.1", "10.20.0.1"], ["fd10::1", "fd20::1"]];
+        for [src, dst] in addresses.map(|pair| pair.map(|ip| ip.parse::<std::net::IpAddr>().unwrap().into())) {
+            let tuple = Tuple { src, dst, src_port: 1, dst_port: 2, protocol: Protocol::UDP };
+            let parts = fragments(&build::udp(&tuple, &[7; 3000]).unwrap(), 0x1_0009, 1400);
+            let id = if src.is_v4() { 9 } else { 0x1_0009 };
+            let parsed: Vec<_> = parts.iter().map(|part| parse(part, Checksum::Complete).unwrap()).collect();
+            assert_eq!((parsed[0].kind, parsed[0].fragment.unwrap().length), (Kind::Udp, 1400));
+            for (packet, (offset, length, more)) in parsed[1..].iter().zip([(1400, 1400, true), (2800, 208, false)]) {
+                let Kind::Fragment(part) = packet.kind else { panic!("{packet:?}") };
+                assert_eq!((part.id, part.offset, part.length, part.more), (id, offset, length, more));
+            }
+            assert_eq!(parsed.len(), 3);
+        }
     }
 
     #[test]

@@ -64,7 +64,7 @@ pub enum Command {
 /// sends.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub struct Filter {
-    /// tcp, udp, icmp, icmp6 or a number.
+    /// tcp, udp, sctp, icmp, icmp6 or a number.
     #[arg(short, long, value_name = "PROTOCOL", value_parser = protocol)]
     pub proto: Option<Protocol>,
     /// The client's address or network.
@@ -121,11 +121,13 @@ fn protocol(text: &str) -> Result<Protocol, String> {
     match text.to_ascii_lowercase().as_str() {
         "tcp" => Ok(Protocol::TCP),
         "udp" => Ok(Protocol::UDP),
+        "sctp" => Ok(Protocol::SCTP),
         "icmp" => Ok(Protocol::ICMP),
         "icmp6" | "icmpv6" => Ok(Protocol::ICMPV6),
-        number => {
-            number.parse().map(Protocol).map_err(|_| "write tcp, udp, icmp, icmp6 or a number up to 255".to_owned())
-        }
+        number => number
+            .parse()
+            .map(Protocol)
+            .map_err(|_| "write tcp, udp, sctp, icmp, icmp6 or a number up to 255".to_owned()),
     }
 }
 

@@ -23,7 +23,9 @@ pub fn reject(bytes: &[u8], packet: &Packet, router: Option<Ip>, out: &mut [u8])
     match &packet.kind {
         Kind::Tcp(tcp) => reset(packet, tcp, out),
         Kind::IcmpError(_) | Kind::Fragment(_) => None,
-        Kind::Udp | Kind::EchoRequest | Kind::EchoReply | Kind::Other => prohibited(bytes, packet, router, out),
+        Kind::Udp | Kind::Sctp | Kind::EchoRequest | Kind::EchoReply | Kind::Other => {
+            prohibited(bytes, packet, router, out)
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::iter;
 
 use super::Tcp;
-use super::checksum::Sum;
+use super::checksum::{self, Sum};
 use crate::addr::Ip;
 use crate::tuple::{Protocol, Tuple};
 
@@ -48,6 +48,20 @@ pub fn udp(tuple: &Tuple, payload: &[u8]) -> Option<Vec<u8>> {
     packet(tuple.src, tuple.dst, Protocol::UDP, &body)
 }
 
+/// An SCTP packet from `tuple.src` to `tuple.dst` with some chunks; `tuple.protocol` does not count.
+///
+/// `None` if the addresses are of different families or the chunks are too long for a packet.
+#[must_use]
+pub fn sctp(tuple: &Tuple, verification_tag: u32, chunks: &[u8]) -> Option<Vec<u8>> {
+    let mut body = Vec::with_capacity(12 + chunks.len());
+    body.extend(tuple.src_port.to_be_bytes());
+    body.extend(tuple.dst_port.to_be_bytes());
+    body.extend(verification_tag.to_be_bytes());
+    body.extend([0; 4]);
+    body.extend(chunks);
+    packet(tuple.src, tuple.dst, Protocol::SCTP, &body)
+}
+
 /// Which of the two echo messages.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Echo {
@@ -85,7 +99,8 @@ pub fn icmp(src: Ip, dst: Ip, kind: u8, code: u8, rest: u32, data: &[u8]) -> Opt
     packet(src, dst, if src.is_v4() { Protocol::ICMP } else { Protocol::ICMPV6 }, &body)
 }
 
-/// A packet of any protocol. Where TCP, UDP, ICMP or ICMPv6 have their checksum in `body`, the right one is put in.
+/// A packet of any protocol. Where TCP, UDP, SCTP, ICMP or ICMPv6 have their checksum in `body`, the right
+/// one is put in.
 ///
 /// `None` if the addresses are of different families or the body is too long for a packet.
 #[must_use]
@@ -139,6 +154,7 @@ pub(super) fn complete(packet: &mut [u8], at: usize, src: Ip, dst: Ip, protocol:
         Protocol::TCP => 16,
         Protocol::UDP => 6,
         Protocol::ICMP | Protocol::ICMPV6 => 2,
+        Protocol::SCTP => return packet.get_mut(at..).map_or((), checksum::complete_sctp),
         _ => return,
     };
     let Some(body) = packet.get_mut(at..) else { return };

@@ -1,4 +1,4 @@
-//! The Internet checksum (RFC 1071).
+//! The Internet checksum (RFC 1071), and SCTP's CRC32c (RFC 9260 section 6.8 and appendix A).
 
 use crate::addr::Ip;
 use crate::tuple::Protocol;
@@ -53,5 +53,28 @@ impl Sum {
     /// The checksum to write into the header.
     pub(super) fn checksum(self) -> u16 {
         !self.fold()
+    }
+}
+
+/// Where an SCTP packet has its checksum.
+const SCTP: std::ops::Range<usize> = 8..12;
+
+/// The checksum of an SCTP packet, as its header has it: over all of it, the checksum itself as zeros.
+fn sctp(packet: &[u8]) -> [u8; 4] {
+    let (before, after) = (packet.get(..SCTP.start).unwrap_or_default(), packet.get(SCTP.end..).unwrap_or_default());
+    let sum = crc32c::crc32c_append(crc32c::crc32c(before), &[0; 4]);
+    crc32c::crc32c_append(sum, after).to_le_bytes()
+}
+
+/// Has an SCTP packet its correct checksum?
+pub(super) fn sctp_is_valid(packet: &[u8]) -> bool {
+    packet.get(SCTP) == Some(&sctp(packet))
+}
+
+/// Puts the correct checksum into an SCTP packet, which begins with its common header. Shorter ones are left alone.
+pub fn complete_sctp(packet: &mut [u8]) {
+    let sum = sctp(packet);
+    if let Some(field) = packet.get_mut(SCTP) {
+        field.copy_from_slice(&sum);
     }
 }

@@ -3,8 +3,8 @@
 use pnet_packet::ipv4::Ipv4Packet;
 use pnet_packet::ipv6::Ipv6Packet;
 
-use super::Fragment;
 use super::checksum::Sum;
+use super::{Fragment, IpOptions};
 use crate::addr::Ip;
 use crate::tuple::{Protocol, Tuple};
 use crate::verdict::Reason;
@@ -33,6 +33,8 @@ pub(super) struct Network {
     pub(super) end: usize,
     /// If it is a fragment: which.
     pub(super) fragment: Option<Fragment>,
+    /// IPv4 only.
+    pub(super) options: IpOptions,
 }
 
 impl Network {
@@ -73,17 +75,12 @@ pub(super) fn v4(bytes: &[u8]) -> Result<Network, Reason> {
     if src == dst || martian_v4(src) || martian_v4(dst) {
         return Err(Reason::Martian);
     }
-    let options = all.get(Ipv4Packet::minimum_packet_size()..).unwrap_or_default();
-    // End of list (0) and no operation (1) only; what follows an end of list is padding and must be zero.
-    let list = options.iter().position(|&kind| kind != 1).map_or(&[][..], |at| options.get(at..).unwrap_or_default());
-    if list.iter().any(|&byte| byte != 0) {
-        return Err(Reason::IpOption);
-    }
+    let options = IpOptions::read(all.get(Ipv4Packet::minimum_packet_size()..).unwrap_or_default())?;
     let protocol = Protocol(header.get_next_level_protocol().0);
     let (offset, more) = (header.get_fragment_offset() * 8, flags & 0b001 != 0);
     let id = u32::from(header.get_identification());
-    let fragment = fragment(Fragment { id, offset, more }, protocol, end - transport)?;
-    Ok(Network { src: Ip::V4(src), dst: Ip::V4(dst), protocol, transport, end, fragment })
+    let fragment = fragment(Fragment { id, offset, length: 0, more }, protocol, end - transport)?;
+    Ok(Network { src: Ip::V4(src), dst: Ip::V4(dst), protocol, transport, end, fragment, options })
 }
 
 /// Reads and checks an IPv6 header and its extension headers.
@@ -105,7 +102,7 @@ pub(super) fn v6(bytes: &[u8]) -> Result<Network, Reason> {
     }
     let chain = extensions(bytes.get(..end).ok_or(Reason::Truncated)?, next, Strictness::All)?;
     let Chain { protocol, transport, fragment } = chain;
-    Ok(Network { src: Ip::V6(src), dst: Ip::V6(dst), protocol, transport, end, fragment })
+    Ok(Network { src: Ip::V6(src), dst: Ip::V6(dst), protocol, transport, end, fragment, options: IpOptions::NONE })
 }
 
 /// Reads the IP header inside an ICMP error of the same family. It was checked when it came by as a packet of its own,
@@ -124,7 +121,7 @@ pub(super) fn embedded(bytes: &[u8], v4: bool) -> Result<Network, Reason> {
                 return Err(Reason::Truncated);
             }
             let (offset, more) = (header.get_fragment_offset() * 8, header.get_flags() & 0b001 != 0);
-            let fragment = Fragment { id: u32::from(header.get_identification()), offset, more };
+            let fragment = Fragment { id: u32::from(header.get_identification()), offset, length: 0, more };
             Network {
                 src: Ip::V4(header.get_source().octets()),
                 dst: Ip::V4(header.get_destination().octets()),
@@ -132,6 +129,7 @@ pub(super) fn embedded(bytes: &[u8], v4: bool) -> Result<Network, Reason> {
                 transport,
                 end,
                 fragment: (offset > 0 || more).then_some(fragment),
+                options: IpOptions::NONE,
             }
         }
         (6, false) => {
@@ -144,6 +142,7 @@ pub(super) fn embedded(bytes: &[u8], v4: bool) -> Result<Network, Reason> {
                 transport: chain.transport,
                 end,
                 fragment: chain.fragment,
+                options: IpOptions::NONE,
             }
         }
         _ => return Err(Reason::Malformed),
@@ -191,7 +190,8 @@ fn extensions(bytes: &[u8], mut next: u8, strictness: Strictness) -> Result<Chai
             }
             let [_, _, high, low, a, b, c, d] = *fixed;
             let field = u16::from_be_bytes([high, low]);
-            let read = Fragment { id: u32::from_be_bytes([a, b, c, d]), offset: field & !7, more: field & 1 != 0 };
+            let (offset, more) = (field & !7, field & 1 != 0);
+            let read = Fragment { id: u32::from_be_bytes([a, b, c, d]), offset, length: 0, more };
             at += 8;
             next = following;
             part = match strictness {
@@ -251,7 +251,7 @@ fn options(header: &[u8], next: u8) -> Result<(), Reason> {
     Ok(())
 }
 
-/// Checks a fragment's place; `None` if it is a whole packet (for IPv6 an "atomic fragment", RFC 6946).
+/// Checks the place of a fragment with `length` bytes of data; `None` if it is a whole packet (for IPv6 an "atomic fragment", RFC 6946).
 fn fragment(part: Fragment, protocol: Protocol, length: usize) -> Result<Option<Fragment>, Reason> {
     if part.offset == 0 && !part.more {
         return Ok(None);
@@ -263,7 +263,10 @@ fn fragment(part: Fragment, protocol: Protocol, length: usize) -> Result<Option<
         || (part.more && !length.is_multiple_of(8))
         || end > usize::from(u16::MAX)
         || (protocol == Protocol::TCP && part.offset == 8);
-    if bad { Err(Reason::Fragment) } else { Ok(Some(part)) }
+    match u16::try_from(length) {
+        Ok(length) if !bad => Ok(Some(Fragment { length, ..part })),
+        _ => Err(Reason::Fragment),
+    }
 }
 
 /// Addresses that are never a source nor a destination across a router (RFC 6890, RFC 1122 section 3.2.1.3, RFC 5771):

@@ -7,8 +7,8 @@
 //! What is checked, in this order, first failure counts:
 //!
 //! 1. the IP header: version, lengths, IPv4's checksum and reserved bit (RFC 791), addresses that may never cross a
-//!    router (RFC 1122 section 3.2.1.3, RFC 6890), options and extension headers ([`Reason::IpOption`]), fragments
-//!    (RFC 1858, RFC 7112, RFC 8200 section 4.5);
+//!    router (RFC 1122 section 3.2.1.3, RFC 6890), extension headers ([`Reason::IpOption`]), fragments (RFC 1858, RFC 7112,
+//!    RFC 8200 section 4.5); of IPv4's options the structure: which of them pass is the policy's business ([`IpOptions`]);
 //! 2. the transport header: lengths, options, ICMP types, flags that can not occur together;
 //! 3. the transport checksum, as far as [`Checksum`] asks for it and the packet is whole.
 //!
@@ -23,9 +23,12 @@ pub mod build;
 mod checksum;
 mod frame;
 mod ip;
+mod options;
 mod transport;
 
+pub use checksum::complete_sctp;
 pub use frame::{Frame, frame};
+pub use options::{IpOption, IpOptions};
 
 use crate::tuple::Tuple;
 use crate::verdict::Reason;
@@ -54,6 +57,8 @@ pub struct Packet {
     pub kind: Kind,
     /// If it is a datagram's first fragment, of several: which. (The others are a [`Kind`] of their own.)
     pub fragment: Option<Fragment>,
+    /// The IPv4 options that it has.
+    pub options: IpOptions,
 }
 
 /// A transport header.
@@ -63,6 +68,8 @@ pub enum Kind {
     Tcp(Tcp),
     /// UDP.
     Udp,
+    /// SCTP.
+    Sctp,
     /// An ICMP or ICMPv6 echo request.
     EchoRequest,
     /// An ICMP or ICMPv6 echo reply.
@@ -138,8 +145,11 @@ pub struct Embedded {
 pub struct Fragment {
     /// The identification.
     pub id: u32,
-    /// Its place in bytes.
+    /// Where its data begin in the datagram, in bytes.
     pub offset: u16,
+    /// How many bytes of the datagram it has. For IPv6 all that is behind the fragment header counts, further extension
+    /// headers too (RFC 8200 section 4.5).
+    pub length: u16,
     /// Do more follow?
     pub more: bool,
 }
@@ -157,7 +167,9 @@ pub fn parse(bytes: &[u8], checksum: Checksum) -> Result<Packet, Reason> {
     let length = u32::try_from(network.end).map_err(|_| Reason::Malformed)?;
     let transport = u16::try_from(network.transport).map_err(|_| Reason::Malformed)?;
     let (ports, kind) = transport::parse(bytes, &network, checksum)?;
-    Ok(Packet { tuple: network.tuple(ports), length, transport, kind, fragment: network.fragment })
+    let fragment = network.fragment.filter(|fragment| fragment.offset == 0);
+    let (tuple, options) = (network.tuple(ports), network.options);
+    Ok(Packet { tuple, length, transport, kind, fragment, options })
 }
 
 #[cfg(test)]

@@ -7,6 +7,8 @@ use super::*;
 use crate::addr::Ip;
 use crate::tuple::Protocol;
 
+mod ip_layer;
+
 fn ip(text: &str) -> Ip {
     text.parse::<std::net::IpAddr>().unwrap().into()
 }
@@ -38,6 +40,10 @@ fn tcp(ends: (Ip, Ip), header: &Tcp, payload: &[u8]) -> Vec<u8> {
 
 fn udp(ends: (Ip, Ip), payload: &[u8]) -> Vec<u8> {
     build::udp(&tuple(ends, Protocol::UDP, 5000, 53), payload).unwrap()
+}
+
+fn sctp(ends: (Ip, Ip), chunks: &[u8]) -> Vec<u8> {
+    build::sctp(&tuple(ends, Protocol::SCTP, 36412, 3868), 0x0102_0304, chunks).unwrap()
 }
 
 fn check(bytes: &[u8]) -> Result<Packet, Reason> {
@@ -73,6 +79,7 @@ fn samples() -> Vec<Vec<u8>> {
             let about = tcp((dst, src), &ack(0), b"");
             all.push(build::icmp(src, dst, kind, code, 0, &about[..ip + 8]).unwrap());
         }
+        all.push(sctp(ends, b"chunk"));
         all.push(build::packet(src, dst, Protocol(50), b"opaque").unwrap());
     }
     all
@@ -98,6 +105,9 @@ fn what_is_built_is_read() {
         assert_eq!((packet.tuple, packet.kind), (tuple(ends, icmp, 77, 0), Kind::EchoRequest));
         let reply = check(&build::echo(dst, src, Echo::Reply, 77, 1, b"abc").unwrap()).unwrap();
         assert_eq!((reply.tuple, reply.kind), (packet.tuple.inverse(), Kind::EchoReply));
+
+        let packet = check(&sctp(ends, b"chunk")).unwrap();
+        assert_eq!((packet.tuple, packet.kind), (tuple(ends, Protocol::SCTP, 36412, 3868), Kind::Sctp));
 
         let packet = check(&build::packet(src, dst, Protocol(50), b"opaque").unwrap()).unwrap();
         assert_eq!((packet.tuple, packet.kind), (tuple(ends, Protocol(50), 0, 0), Kind::Other));
@@ -139,6 +149,11 @@ fn errors_name_the_packet_that_they_are_about() {
 
         let udp_tuple = tuple(ends, Protocol::UDP, 5000, 53);
         assert_eq!(error(&udp(ends, b"x")), Ok(Kind::IcmpError(Embedded { tuple: udp_tuple, seq: None })));
+
+        let sctp_tuple = tuple(ends, Protocol::SCTP, 36412, 3868);
+        let expected = Ok(Kind::IcmpError(Embedded { tuple: sctp_tuple, seq: None }));
+        assert_eq!(error(&sctp(ends, b"x")[..ip + 8]), expected);
+        assert_eq!(error(&sctp(ends, b"x")[..ip + 7]), Err(Reason::Truncated));
 
         for (echo, ports) in [(Echo::Request, (77, 0)), (Echo::Reply, (0, 77))] {
             let expected = Embedded { tuple: tuple(ends, icmp, ports.0, ports.1), seq: None };
@@ -280,129 +295,6 @@ fn addresses_that_never_cross_a_router() {
     }
 }
 
-/// An IPv4 UDP packet with options.
-fn with_options(options: &[u8]) -> Vec<u8> {
-    let plain = udp(v4(), b"x");
-    let mut bytes = [&plain[..20], options, &plain[20..]].concat();
-    bytes[0] += u8::try_from(options.len() / 4).unwrap();
-    bytes[3] += u8::try_from(options.len()).unwrap();
-    fixed(bytes)
-}
-
-#[test]
-fn ipv4_options() {
-    for fine in [&[1, 1, 1, 1][..], &[1, 0, 0, 0], &[0; 4], &[1; 40]] {
-        let packet = check(&with_options(fine)).unwrap();
-        assert_eq!((packet.kind, usize::from(packet.transport)), (Kind::Udp, 20 + fine.len()));
-    }
-    let route = [131, 7, 4, 192, 0, 2, 9, 0];
-    for bad in [&route[..], &[148, 4, 0, 0], &[1, 68, 0, 0], &[1, 1, 1, 7], &[0, 1, 0, 0], &[1, 1, 0, 131]] {
-        assert_eq!(check(&with_options(bad)), Err(Reason::IpOption), "{bad:?}");
-    }
-}
-
-/// An IPv6 packet whose body begins with extension headers.
-fn with_extensions(first: u8, extensions: &[&[u8]], body: &[u8]) -> Vec<u8> {
-    let all = [&extensions.concat(), body].concat();
-    build::packet(v6().0, v6().1, Protocol(first), &all).unwrap()
-}
-
-#[test]
-fn ipv6_extension_headers() {
-    let udp = &udp(v6(), b"x")[40..];
-    let pad = [17, 0, 1, 4, 0, 0, 0, 0];
-    let then = |next: u8| patched(pad.to_vec(), 0, &[next]);
-    type Case<'a> = (&'a str, u8, Vec<&'a [u8]>, Result<Kind, Reason>);
-    let (to_60, to_44, to_0) = (then(60), then(44), then(0));
-    let table: Vec<Case<'_>> = vec![
-        ("padding", 0, vec![&pad], Ok(Kind::Udp)),
-        ("only Pad1", 60, vec![&[17, 0, 0, 0, 0, 0, 0, 0]], Ok(Kind::Udp)),
-        ("hop-by-hop, destination", 0, vec![&to_60, &pad], Ok(Kind::Udp)),
-        ("encapsulation limit", 60, vec![&[17, 0, 4, 1, 4, 1, 1, 0]], Ok(Kind::Udp)),
-        ("... not hop-by-hop", 0, vec![&[17, 0, 4, 1, 4, 1, 1, 0]], Err(Reason::IpOption)),
-        ("router alert", 0, vec![&[17, 0, 5, 2, 0, 0, 1, 0]], Err(Reason::IpOption)),
-        ("unknown hop-by-hop option", 0, vec![&[17, 0, 0x1e, 4, 0, 0, 0, 0]], Err(Reason::IpOption)),
-        ("home address", 60, vec![&[17, 0, 0xc9, 4, 0, 0, 0, 0]], Err(Reason::IpOption)),
-        ("jumbo option", 0, vec![&[17, 0, 0xc2, 4, 0, 1, 0, 0]], Err(Reason::Malformed)),
-        ("option beyond its header", 0, vec![&[17, 0, 1, 5, 0, 0, 0, 0]], Err(Reason::Malformed)),
-        ("option without length", 0, vec![&[17, 0, 1, 3, 0, 0, 0, 1]], Err(Reason::Malformed)),
-        ("hop-by-hop twice", 0, vec![&to_0, &pad], Err(Reason::Malformed)),
-        ("hop-by-hop not first", 60, vec![&to_0, &pad], Err(Reason::Malformed)),
-        ("routing type 0", 43, vec![&[17, 0, 0, 0, 0, 0, 0, 0]], Err(Reason::IpOption)),
-        ("routing type 4, done", 43, vec![&[17, 0, 4, 0, 0, 0, 0, 0]], Ok(Kind::Udp)),
-        ("routing type 4, one left", 43, vec![&[17, 0, 4, 1, 0, 0, 0, 0]], Err(Reason::IpOption)),
-        ("longer than the packet", 60, vec![&[17, 255, 1, 4, 0, 0, 0, 0]], Err(Reason::Truncated)),
-        ("atomic fragment", 44, vec![&[17, 0, 0, 0, 0, 0, 0, 9]], Ok(Kind::Udp)),
-        ("eight headers", 60, vec![&to_60, &to_60, &to_60, &to_60, &to_60, &to_60, &to_60, &pad], Ok(Kind::Udp)),
-        (
-            "nine headers",
-            60,
-            vec![&to_60, &to_60, &to_60, &to_60, &to_60, &to_60, &to_60, &to_60, &pad],
-            Err(Reason::IpOption),
-        ),
-        ("two fragment headers", 60, vec![&to_44, &[44, 0, 0, 1, 0, 0, 0, 9], &[17, 0, 0, 1, 0, 0, 0, 9]], {
-            Err(Reason::Malformed)
-        }),
-    ];
-    for (name, first, extensions, expected) in table {
-        // UDP's checksum does not cover extension headers; a fragment's body must be a multiple of 8.
-        let body = if name.contains("fragment headers") { &udp[..8] } else { udp };
-        assert_eq!(check(&with_extensions(first, &extensions, body)).map(|p| p.kind), expected, "{name}");
-    }
-    // Many bytes in few headers.
-    let long = [vec![60, 63, 1, 255], vec![0; 255], vec![1, 251], vec![0; 251]].concat();
-    assert_eq!(long.len(), 512);
-    let last = [vec![17, 0, 1, 4], vec![0; 4]].concat();
-    assert_eq!(check(&with_extensions(60, &[&long, &last], udp)).map(|p| p.kind), Ok(Kind::Udp));
-    assert_eq!(check(&with_extensions(60, &[&long, &to_60, &last], udp)), Err(Reason::IpOption));
-}
-
-#[test]
-fn fragments() {
-    // IPv4: the flags and offset are at 6.
-    let part = |bytes: Vec<u8>, units: u16, more: bool| {
-        fixed(patched(patched(bytes, 4, &[0x12, 0x34]), 6, &(units | u16::from(more) << 13).to_be_bytes()))
-    };
-    let datagram = || udp(v4(), &[0; 16]);
-    // The whole's checksum can not be right in its first part, and its length is longer.
-    let first = patched(part(datagram(), 0, true), 24, &[4, 0, 0x12, 0x34]);
-    let packet = check(&first).unwrap();
-    assert_eq!((packet.kind, packet.tuple), (Kind::Udp, tuple(v4(), Protocol::UDP, 5000, 53)));
-
-    let packet = check(&part(datagram(), 3, true)).unwrap();
-    assert_eq!(packet.kind, Kind::Fragment(Fragment { id: 0x1234, offset: 24, more: true }));
-    assert_eq!(packet.tuple, tuple(v4(), Protocol::UDP, 0, 0));
-    let last = check(&part(udp(v4(), b"odd"), 3, false)).unwrap();
-    assert_eq!(last.kind, Kind::Fragment(Fragment { id: 0x1234, offset: 24, more: false }));
-
-    let short =
-        |bytes: Vec<u8>, length: u8| part(patched(bytes[..usize::from(length)].to_vec(), 3, &[length]), 0, true);
-    let table = [
-        ("not a multiple of 8", part(udp(v4(), b"odd"), 3, true)),
-        ("empty", fixed(patched(part(datagram()[..20].to_vec(), 3, true), 3, &[20]))),
-        ("beyond 64 KiB", part(datagram(), 8190, false)),
-        ("TCP flags in the second", part(tcp(v4(), &ack(4), b"1234"), 1, true)),
-        ("tiny first", short(tcp(v4(), &ack(4), b"1234"), 28)),
-        ("TCP options cut", short(tcp(v4(), &syn(), b""), 44)),
-    ];
-    for (name, bytes) in table {
-        assert_eq!(check(&bytes), Err(Reason::Fragment), "{name}");
-    }
-
-    // IPv6: behind its own header.
-    let body = &udp(v6(), &[0; 16])[40..];
-    let packet = check(&with_extensions(44, &[&[17, 0, 0, 0x19, 1, 2, 3, 4]], body)).unwrap();
-    assert_eq!(packet.kind, Kind::Fragment(Fragment { id: 0x0102_0304, offset: 24, more: true }));
-    let packet = check(&with_extensions(44, &[&[17, 0, 0, 1, 1, 2, 3, 4]], body)).unwrap();
-    assert_eq!((packet.kind, packet.transport), (Kind::Udp, 48));
-    // The first one must have all headers (RFC 7112).
-    let chain = with_extensions(44, &[&[60, 0, 0, 1, 1, 2, 3, 4], &[17, 1, 1, 4, 0, 0, 0, 0]], b"");
-    assert_eq!(check(&chain), Err(Reason::Fragment));
-    let error = [&[3, 3, 0, 0, 0, 0, 0, 0], &tcp((v4().1, v4().0), &ack(0), b"")[..]].concat();
-    let error = build::packet(v4().0, v4().1, Protocol::ICMP, &error[..48]).unwrap();
-    assert_eq!(check(&part(error, 0, true)), Err(Reason::Fragment));
-}
-
 #[test]
 fn tcp_flags() {
     let legal: &[u8] = &[0x02, 0x12, 0x22, 0x04, 0x14, 0x11, 0x31, 0x10, 0x30];
@@ -476,6 +368,40 @@ fn malformed_transport_headers() {
     let longer = [&inner[20..], b"options"].concat();
     let bytes = build::packet(v4().0, v4().1, Protocol(200), &longer).unwrap();
     check(&fixed(patched(bytes, 9, &[17]))).unwrap();
+}
+
+#[test]
+fn sctp_has_ports_and_its_own_checksum() {
+    // Computed bit by bit from the polynomial 0x1edc6f41, as RFC 9260 appendix A has it, by another program.
+    const KNOWN_SUM: [u8; 4] = [0x08, 0xff, 0xeb, 0x94];
+    let chunk: Vec<u8> = (0..20).collect();
+    for ends in [v4(), v6()] {
+        let at = if ends.0.is_v4() { 20 } else { 40 };
+        let good = sctp(ends, &chunk);
+        assert_eq!(good[at + 8..at + 12], KNOWN_SUM);
+        for (what, bytes) in
+            [("sum", patched(good.clone(), at + 9, &[1])), ("tag", patched(good.clone(), at + 4, &[9]))]
+        {
+            assert_eq!(parse(&bytes, Checksum::Complete), Err(Reason::BadChecksum), "{what}");
+            parse(&bytes, Checksum::Verified).unwrap();
+            parse(&bytes, Checksum::Partial).unwrap();
+        }
+        for field in [0, 2] {
+            assert_eq!(check(&patched(good.clone(), at + field, &[0, 0])), Err(Reason::Malformed), "port 0");
+        }
+        let short = build::packet(ends.0, ends.1, Protocol::SCTP, &[1; 11]).unwrap();
+        assert_eq!(check(&short), Err(Reason::Truncated));
+        // A partial one is completed: as the kernel would, were it asked by name.
+        let mut partial = patched(good.clone(), at + 8, &[1, 2, 3, 4]);
+        complete_sctp(&mut partial[at..]);
+        assert_eq!(partial, good);
+    }
+    complete_sctp(&mut [0; 11]);
+    // Of a fragment no checksum can be known; a first one has the whole header.
+    let part = |bytes: Vec<u8>| fixed(patched(bytes, 6, &[0x20, 0]));
+    assert_eq!(check(&part(patched(sctp(v4(), &[0; 12]), 28, &[9; 4]))).map(|p| p.kind), Ok(Kind::Sctp));
+    let tiny = build::packet(v4().0, v4().1, Protocol::SCTP, &[1; 8]).unwrap();
+    assert_eq!(check(&part(tiny)), Err(Reason::Fragment));
 }
 
 #[test]
@@ -622,7 +548,7 @@ proptest! {
         checksum in checksums(),
         options in 5..=15u8,
         v4: bool,
-        protocol in prop::sample::select(vec![0u8, 1, 6, 17, 43, 44, 50, 58, 60]),
+        protocol in prop::sample::select(vec![0u8, 1, 6, 17, 43, 44, 50, 58, 60, 132]),
     ) {
         let length = bytes.len();
         if v4 {

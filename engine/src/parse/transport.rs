@@ -1,9 +1,9 @@
-//! TCP (RFC 9293), UDP (RFC 768), ICMP (RFC 792) and ICMPv6 (RFC 4443) headers.
+//! TCP (RFC 9293), UDP (RFC 768), SCTP (RFC 9260), ICMP (RFC 792) and ICMPv6 (RFC 4443) headers.
 
 use pnet_packet::tcp::TcpPacket;
 use pnet_packet::udp::UdpPacket;
 
-use super::checksum::Sum;
+use super::checksum::{self, Sum};
 use super::ip::{self, Network, u16_at};
 use super::{Checksum, Embedded, Kind, Tcp};
 use crate::tuple::Protocol;
@@ -14,6 +14,8 @@ type Ports = (u16, u16);
 
 /// Length of every ICMP header that passes.
 const ICMP_HEADER: usize = 8;
+/// Length of SCTP's common header (RFC 9260 section 3.1).
+const SCTP_HEADER: usize = 12;
 
 /// Reads and checks the transport header of `bytes`, whose network layer is `network`.
 pub(super) fn parse(bytes: &[u8], network: &Network, checksum: Checksum) -> Result<(Ports, Kind), Reason> {
@@ -26,6 +28,7 @@ pub(super) fn parse(bytes: &[u8], network: &Network, checksum: Checksum) -> Resu
     match (network.protocol, network.src.is_v4()) {
         (Protocol::TCP, _) => tcp(body, network, checksum),
         (Protocol::UDP, _) => udp(body, network, checksum),
+        (Protocol::SCTP, _) => sctp(body, network, checksum),
         (Protocol::ICMP, true) | (Protocol::ICMPV6, false) => icmp(body, network, checksum),
         // The one family's ICMP in the other's packets means nothing.
         (Protocol::ICMP | Protocol::ICMPV6, _) => Err(Reason::Malformed),
@@ -150,6 +153,23 @@ fn udp(body: &[u8], network: &Network, checksum: Checksum) -> Result<(Ports, Kin
     }
 }
 
+/// The chunks are the ends' business; their checksum is not the Internet's, but CRC32c (RFC 9260 section 6.8).
+fn sctp(body: &[u8], network: &Network, checksum: Checksum) -> Result<(Ports, Kind), Reason> {
+    if body.len() < SCTP_HEADER {
+        return Err(network.short());
+    }
+    let ports = (u16_at(body, 0)?, u16_at(body, 2)?);
+    // RFC 9260 section 3.1: neither may be 0.
+    if ports.0 == 0 || ports.1 == 0 {
+        return Err(Reason::Malformed);
+    }
+    let whole = network.fragment.is_none();
+    match checksum {
+        Checksum::Complete if whole && !checksum::sctp_is_valid(body) => Err(Reason::BadChecksum),
+        Checksum::Complete | Checksum::Verified | Checksum::Partial => Ok((ports, Kind::Sctp)),
+    }
+}
+
 /// What an ICMP type is for, to a router.
 enum Class {
     Request,
@@ -208,7 +228,7 @@ fn embedded(bytes: &[u8], error: &Network) -> Result<Embedded, Reason> {
             let [_, _, _, _, a, b, c, d] = *eight()?;
             ((u16_at(body, 0)?, u16_at(body, 2)?), Some(u32::from_be_bytes([a, b, c, d])))
         }
-        (Protocol::UDP, _) => {
+        (Protocol::UDP | Protocol::SCTP, _) => {
             eight()?;
             ((u16_at(body, 0)?, u16_at(body, 2)?), None)
         }

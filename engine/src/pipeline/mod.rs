@@ -13,7 +13,7 @@
 //! One shard lock is taken for what is known. Routes and policy, which may take longer, are asked without it.
 
 mod established;
-pub(crate) mod fragment;
+mod fragment;
 mod opening;
 mod related;
 
@@ -42,6 +42,19 @@ impl Engine {
         if context.standing == Standing::Expired {
             return Verdict::Drop(Reason::CutOff);
         }
+        let verdict = if packet.options.is_empty() || self.law().allows_options(packet.options) {
+            self.judge_transport(packet, context, events)
+        } else {
+            Verdict::Drop(Reason::IpOption)
+        };
+        match &packet.fragment {
+            Some(fragment) => self.first_fragment(packet, fragment, verdict, context, events),
+            None => verdict,
+        }
+    }
+
+    /// The verdict on a packet by what follows its IP header.
+    fn judge_transport(&self, packet: &Packet, context: &mut Context<'_>, events: &mut Vec<Event>) -> Verdict {
         match &packet.kind {
             Kind::Fragment(fragment) => return self.fragment(packet, fragment, context),
             Kind::IcmpError(embedded) => return self.related(packet, embedded, context),
@@ -49,14 +62,10 @@ impl Engine {
         }
         let hash = self.table.hash(&packet.tuple);
         let known = self.known(&mut self.table.of(hash), hash, packet, context, events);
-        let verdict = known.unwrap_or_else(|| match context.standing {
+        known.unwrap_or_else(|| match context.standing {
             Standing::Current => self.unknown(hash, packet, context, events),
             Standing::CutOff | Standing::Expired => Verdict::Drop(Reason::NotCurrent),
-        });
-        if let (Verdict::Forward, Some(fragment)) = (verdict, &packet.fragment) {
-            return self.first_fragment(packet, fragment, context);
-        }
-        verdict
+        })
     }
 
     /// The verdict on a packet of a session or half-open session.

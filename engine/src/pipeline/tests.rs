@@ -2,6 +2,7 @@
 //! when the test says so.
 
 mod cluster;
+mod fragments;
 mod generic;
 mod guard;
 mod history;

@@ -1,6 +1,8 @@
 //! From statements to a policy: names, families, limits.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::hash::Hash;
 use std::ops::Range;
 
 use miette::NamedSource;
@@ -53,7 +55,7 @@ struct Checker<'a> {
 
 impl Checker<'_> {
     fn policy(&mut self, draft: Draft) -> Policy {
-        let Draft { zones, sets, services, defaults, rules } = draft;
+        let Draft { zones, sets, services, defaults, ip_options, rules } = draft;
         self.unique("zone", zones.iter());
         self.unique("set", sets.iter().map(|set| &set.name));
         self.unique("service", services.iter().map(|service| &service.name));
@@ -65,6 +67,7 @@ impl Checker<'_> {
             let problem = Problem::new(again.span.clone(), "a second default", "leave this line out");
             self.problems.push(problem.help(format!("the first one is in line {first}")));
         }
+        self.unique_in_list(&ip_options);
         let zones: Vec<String> = zones.into_iter().map(|zone| zone.value).collect();
         let default = defaults.first().map_or(Default { action: Action::Drop, log: false }, |first| first.value);
         self.members("set", &sets, |address| match address {
@@ -77,7 +80,8 @@ impl Checker<'_> {
         });
         let places: Vec<Range<usize>> = sets.iter().map(|set| set.name.span.clone()).collect();
         let (sets, services) = (sets.into_iter().map(plain).collect(), services.into_iter().map(plain).collect());
-        let mut policy = Policy { zones, sets, services, default, rules: Vec::new() };
+        let ip_options = ip_options.into_iter().map(|option| option.value).collect();
+        let mut policy = Policy { zones, sets, services, default, ip_options, rules: Vec::new() };
         let rules = self.rules(rules, &policy, &places);
         policy.rules = rules;
         policy
@@ -217,12 +221,12 @@ impl Checker<'_> {
         Some(all)
     }
 
-    /// Complains about a zone that is twice in one list.
-    fn unique_in_list(&mut self, zones: &[At<String>]) {
+    /// Complains about what is twice in one list.
+    fn unique_in_list<T: Eq + Hash + fmt::Display>(&mut self, list: &[At<T>]) {
         let mut seen = HashSet::new();
-        for zone in zones.iter().filter(|zone| !seen.insert(zone.value.as_str())) {
-            let message = format!("`{}` is twice in this list", zone.value);
-            self.problems.push(Problem::new(zone.span.clone(), message, "the second one"));
+        for item in list.iter().filter(|item| !seen.insert(&item.value)) {
+            let message = format!("`{}` is twice in this list", item.value);
+            self.problems.push(Problem::new(item.span.clone(), message, "the second one"));
         }
     }
 

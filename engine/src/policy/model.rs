@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::addr::Ip;
 use crate::id::RuleId;
+use crate::parse::IpOption;
 use crate::tuple::Protocol;
 
 /// What a rule, or the default, does.
@@ -51,6 +52,7 @@ pub struct Policy {
     pub(super) sets: Vec<Named<Address>>,
     pub(super) services: Vec<Named<Service>>,
     pub(super) default: Default,
+    pub(super) ip_options: Vec<IpOption>,
     pub(super) rules: Vec<Rule>,
 }
 
@@ -66,6 +68,8 @@ struct Unchecked {
     services: Vec<Named<Service>>,
     default: Default,
     #[serde(default)]
+    ip_options: Vec<IpOption>,
+    #[serde(default)]
     rules: Vec<Rule>,
 }
 
@@ -74,8 +78,8 @@ impl TryFrom<Unchecked> for Policy {
 
     /// Its text is checked like any other; should that mean something else (a name with a line break in it), it is refused.
     fn try_from(unchecked: Unchecked) -> Result<Policy, String> {
-        let Unchecked { zones, sets, services, default, rules } = unchecked;
-        let policy = Policy { zones, sets, services, default, rules };
+        let Unchecked { zones, sets, services, default, ip_options, rules } = unchecked;
+        let policy = Policy { zones, sets, services, default, ip_options, rules };
         match Policy::parse("policy", &policy.to_string()) {
             Ok(checked) if checked == policy => Ok(checked),
             Ok(_) => Err("a name in the policy is empty or has characters in it that names can not have".to_owned()),
@@ -241,7 +245,7 @@ impl FromStr for Prefix {
 pub enum Service {
     /// A protocol; for ICMP and ICMPv6: its echo, the only one of its messages that opens a session.
     Protocol(Protocol),
-    /// TCP or UDP to a range of destination ports.
+    /// TCP, UDP or SCTP to a range of destination ports.
     Ports(Protocol, u16, u16),
     /// A service's name.
     Named(String),
@@ -256,6 +260,7 @@ impl FromStr for Service {
             None => match text {
                 "tcp" => Ok(Service::Protocol(Protocol::TCP)),
                 "udp" => Ok(Service::Protocol(Protocol::UDP)),
+                "sctp" => Ok(Service::Protocol(Protocol::SCTP)),
                 "icmp" => Ok(Service::Protocol(Protocol::ICMP)),
                 "icmp6" => Ok(Service::Protocol(Protocol::ICMPV6)),
                 "proto" => Err("`proto` needs a number, as in proto/47".to_owned()),
@@ -264,6 +269,7 @@ impl FromStr for Service {
             },
             Some(("tcp", ports)) => range(ports).map(|(low, high)| Service::Ports(Protocol::TCP, low, high)),
             Some(("udp", ports)) => range(ports).map(|(low, high)| Service::Ports(Protocol::UDP, low, high)),
+            Some(("sctp", ports)) => range(ports).map(|(low, high)| Service::Ports(Protocol::SCTP, low, high)),
             Some(("icmp", "echo")) => Ok(Service::Protocol(Protocol::ICMP)),
             Some(("icmp6", "echo")) => Ok(Service::Protocol(Protocol::ICMPV6)),
             Some((icmp @ ("icmp" | "icmp6"), _)) => {
@@ -308,8 +314,24 @@ pub(super) const RULE_NAME_MAX: usize = 255;
 
 /// Words that have a meaning of their own.
 pub(super) const KEYWORDS: &[&str] = &[
-    "zone", "set", "service", "default", "accept", "drop", "reject", "from", "to", "any", "log", "tcp", "udp", "icmp",
-    "icmp6", "proto",
+    "zone",
+    "set",
+    "service",
+    "default",
+    "ip-options",
+    "accept",
+    "drop",
+    "reject",
+    "from",
+    "to",
+    "any",
+    "log",
+    "tcp",
+    "udp",
+    "sctp",
+    "icmp",
+    "icmp6",
+    "proto",
 ];
 
 /// Does it look like the name of a zone, set or service? Keywords do.
@@ -340,6 +362,22 @@ macro_rules! as_string {
 
 as_string!(Address);
 as_string!(Service);
+as_string!(IpOption);
+
+impl FromStr for IpOption {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<IpOption, String> {
+        let named = IpOption::ALL.iter().copied().find(|option| option.name() == text);
+        named.ok_or_else(|| format!("`{text}` is not an IPv4 option that can be let through"))
+    }
+}
+
+impl fmt::Display for IpOption {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
 
 impl FromStr for Address {
     type Err = String;
@@ -375,7 +413,7 @@ impl fmt::Display for Address {
 impl fmt::Display for Service {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Service::Protocol(protocol @ (Protocol::TCP | Protocol::UDP)) => write!(f, "{protocol}"),
+            Service::Protocol(protocol @ (Protocol::TCP | Protocol::UDP | Protocol::SCTP)) => write!(f, "{protocol}"),
             Service::Protocol(protocol @ (Protocol::ICMP | Protocol::ICMPV6)) => write!(f, "{protocol}/echo"),
             Service::Protocol(Protocol(number)) => write!(f, "proto/{number}"),
             Service::Ports(protocol, low, high) if low == high => write!(f, "{protocol}/{low}"),
@@ -446,6 +484,11 @@ impl fmt::Display for Policy {
             f.write_str("\n")?;
         }
         writeln!(f, "{}", self.default)?;
+        if !self.ip_options.is_empty() {
+            f.write_str("ip-options ")?;
+            join(f, &self.ip_options)?;
+            f.write_str("\n")?;
+        }
         if !self.rules.is_empty() {
             f.write_str("\n")?;
         }
@@ -476,6 +519,12 @@ impl Policy {
     #[must_use]
     pub fn default_action(&self) -> Default {
         self.default
+    }
+
+    /// The IPv4 options that it lets through.
+    #[must_use]
+    pub fn ip_options(&self) -> &[IpOption] {
+        &self.ip_options
     }
 
     /// Its rules; the first one is [`RuleId`] 1.

@@ -9,6 +9,7 @@ use std::ops::Range;
 use super::error::{Problem, similar};
 use super::model::{Action, Address, Default, KEYWORDS, NAME_MAX, RULE_NAME_MAX, Service, is_name};
 use super::token::{Spanned, Token, tokens};
+use crate::parse::IpOption;
 
 /// Something and its place.
 #[derive(Clone, Debug)]
@@ -42,6 +43,7 @@ pub(super) struct Draft {
     pub(super) sets: Vec<DraftNamed<Address>>,
     pub(super) services: Vec<DraftNamed<Service>>,
     pub(super) defaults: Vec<At<Default>>,
+    pub(super) ip_options: Vec<At<IpOption>>,
     pub(super) rules: Vec<DraftRule>,
 }
 
@@ -79,7 +81,7 @@ fn continued(tokens: Vec<Spanned<'_>>) -> Vec<Spanned<'_>> {
 }
 
 /// What lines begin with.
-const STATEMENTS: &[&str] = &["zone", "set", "service", "default", "accept", "drop", "reject"];
+const STATEMENTS: &[&str] = &["zone", "set", "service", "default", "ip-options", "accept", "drop", "reject"];
 
 const EXAMPLE: &str = "a rule is: accept \"name\" from ZONE to ZONE: SOURCE -> DESTINATION SERVICE";
 
@@ -156,12 +158,18 @@ impl<'s> Reader<'_, 's, '_> {
                 let span = self.since(start);
                 self.draft.defaults.push(At { value: Default { action, log }, span });
             }
+            Token::Word("ip-options") => {
+                self.at += 1;
+                let (options, end) = self.list(Self::ip_option);
+                self.draft.ip_options.extend(options);
+                end?;
+            }
             Token::Word(word) => match action(word) {
                 Some(action) => self.rule(action)?,
                 None => {
                     let help =
                         similar(word, STATEMENTS.iter().copied()).map(|meant| format!("did you mean `{meant}`?"));
-                    let what = "`zone`, `set`, `service`, `default`, `accept`, `drop` or `reject`";
+                    let what = "`zone`, `set`, `service`, `default`, `ip-options`, `accept`, `drop` or `reject`";
                     return Err(self.expected_with(what, help));
                 }
             },
@@ -339,11 +347,35 @@ impl<'s> Reader<'_, 's, '_> {
         }
     }
 
+    /// An IPv4 option. `None` if it is a wrong one, which was complained about.
+    fn ip_option(&mut self) -> Result<Option<At<IpOption>>, Lost> {
+        const WHAT: &str = "an IPv4 option";
+        let Token::Word(word) = self.peek() else { return Err(self.expected(WHAT)) };
+        if KEYWORDS.contains(&word) {
+            return Err(self.expected(WHAT));
+        }
+        let span = self.span();
+        self.at += 1;
+        match word.parse() {
+            Ok(value) => Ok(Some(At { value, span })),
+            Err(message) => {
+                let names = IpOption::ALL.iter().map(|option| option.name());
+                let help = match similar(word, names.clone()) {
+                    Some(meant) => format!("did you mean `{meant}`?"),
+                    None => format!("write one of {}", names.collect::<Vec<_>>().join(", ")),
+                };
+                let problem = Problem::new(span, message, format!("expected {WHAT}"));
+                self.problems.push(problem.help(help));
+                Ok(None)
+            }
+        }
+    }
+
     /// A service. `None` if it is a wrong one, which was complained about.
     fn service(&mut self) -> Result<Option<At<Service>>, Lost> {
         const WHAT: &str = "a service";
         let Token::Word(word) = self.peek() else { return Err(self.expected(WHAT)) };
-        let protocol = matches!(word, "tcp" | "udp" | "icmp" | "icmp6" | "proto");
+        let protocol = matches!(word, "tcp" | "udp" | "sctp" | "icmp" | "icmp6" | "proto");
         if KEYWORDS.contains(&word) && !protocol {
             return Err(self.expected(WHAT));
         }

@@ -9,6 +9,7 @@ use super::model::number;
 use super::*;
 use crate::addr::Ip;
 use crate::id::{RuleId, ZoneId};
+use crate::parse::{IpOption, IpOptions};
 use crate::tuple::{Protocol, Tuple};
 
 const EXAMPLE: &str = r#"# Zones are bound to interfaces in each member's node.toml.
@@ -200,7 +201,7 @@ default reject
         "2:24: `10.0.0.300` is not an IPv4 or IPv6 address (as in 192.0.2.1, 192.0.2.0/24, 2001:db8::/32, @web)",
         "2:36: `web` is not an address: to name a set, write @web (as in 192.0.2.1, 192.0.2.0/24, 2001:db8::/32, @web)",
         "2:41: `::ffff:1.2.3.4` is an IPv4 address in IPv6 notation: write 1.2.3.4 (as in 192.0.2.1, 192.0.2.0/24, 2001:db8::/32, @web)",
-        "3:1: expected `zone`, `set`, `service`, `default`, `accept`, `drop` or `reject`, found `sett` (did you mean `set`?)",
+        "3:1: expected `zone`, `set`, `service`, `default`, `ip-options`, `accept`, `drop` or `reject`, found `sett` (did you mean `set`?)",
         "4:13: `0` is not a port: it goes from 1 to 65535",
         "4:20: the range is empty: write 8-9",
         "4:29: `99999` is not a port: it goes from 1 to 65535",
@@ -314,6 +315,7 @@ fn too_much_is_an_error() {
 #[test]
 fn json() {
     let text = "zone a\nset s = 10.0.0.0/8, ::1\nservice w = tcp/80-81, icmp/echo, proto/47\ndefault reject log\n\
+                ip-options timestamp, router-alert\n\
                 accept \"r\" from a to any: @s -> any w log\ndrop \"d\" from any to a: 1.1.1.1 -> any";
     let json = serde_json::to_value(policy(text)).unwrap();
     let expected = serde_json::json!({
@@ -321,6 +323,7 @@ fn json() {
         "sets": [{"name": "s", "members": ["10.0.0.0/8", "::1"]}],
         "services": [{"name": "w", "members": ["tcp/80-81", "icmp/echo", "proto/47"]}],
         "default": {"action": "reject", "log": true},
+        "ip_options": ["timestamp", "router-alert"],
         "rules": [
             {"action": "accept", "name": "r", "from": ["a"], "to": "any", "source": ["@s"], "destination": "any",
              "services": ["w"], "log": true},
@@ -342,6 +345,8 @@ fn json() {
         ("/rules/0/source", serde_json::json!(["10.0.0.1/8"]), "did not match"),
         ("/rules/0/action", "allow".into(), "unknown variant"),
         ("/default/also", true.into(), "unknown field"),
+        ("/ip_options/0", "timestamps".into(), "not an IPv4 option"),
+        ("/ip_options/0", "router-alert".into(), "twice"),
     ];
     for (place, value, message) in wrong {
         let mut changed = json.clone();
@@ -383,6 +388,68 @@ drop \"7\" from b to any: ::1 -> ::2 icmp6
             "service idle is not used",
         ]
     );
+}
+
+#[test]
+fn ip_options() {
+    assert_eq!(compiled(&policy("")).ip_options(), IpOptions::NONE);
+    let text = "default drop\nip-options router-alert, timestamp\n";
+    let (written, expected) = (policy(text), [IpOption::RouterAlert, IpOption::Timestamp]);
+    assert_eq!((written.to_string().as_str(), written.ip_options()), (text, &expected[..]));
+    assert_eq!(compiled(&written).ip_options(), expected.into_iter().collect());
+    // On several lines, in several statements, before or behind the rest.
+    for same in
+        ["ip-options router-alert,\n  timestamp\n", "ip-options router-alert\ndefault drop\nip-options timestamp"]
+    {
+        assert_eq!(policy(same), written, "{same}");
+    }
+    for option in IpOption::ALL {
+        let text = format!("default drop\nip-options {option}\n");
+        assert_eq!(policy(&text).to_string(), text);
+    }
+    let known = "record-route, quick-start, timestamp, security, lsrr, extended-security, cipso, ssrr, router-alert";
+    let wrong = [
+        ("ip-options router-alarm", "did you mean `router-alert`?".to_owned()),
+        ("ip-options stream-id", format!("write one of {known}")),
+        ("ip-options 148", format!("write one of {known}")),
+    ];
+    for (text, help) in wrong {
+        let word = text.rsplit(' ').next().unwrap();
+        assert_eq!(errors(text), [format!("1:12: `{word}` is not an IPv4 option that can be let through ({help})")]);
+    }
+    assert_eq!(errors("ip-options lsrr, lsrr"), ["1:18: `lsrr` is twice in this list"]);
+    assert_eq!(errors("ip-options lsrr\nip-options ssrr, lsrr"), ["2:18: `lsrr` is twice in this list"]);
+    assert_eq!(errors("ip-options"), ["1:11: expected an IPv4 option, found the end of the line"]);
+    assert_eq!(errors("ip-options any").len(), 1);
+    assert_eq!(errors("ip-options log"), ["1:12: expected an IPv4 option, found `log`"]);
+    assert_eq!(errors("zone ip-options").len(), 1);
+    let warnings: Vec<String> =
+        policy("ip-options lsrr, timestamp, ssrr").warnings().iter().map(ToString::to_string).collect();
+    let warning = |option| {
+        format!(
+            "ip-options {option} lets source routes through: rules judge the next stop of such a packet, not its end"
+        )
+    };
+    assert_eq!(warnings, [warning("lsrr"), warning("ssrr")]);
+}
+
+#[test]
+fn sctp_is_a_service_with_ports() {
+    let text = "default drop\n\naccept \"s1ap\" from any to any: any -> any sctp/36412, sctp/1-9\naccept \"all\" from any to any: ::/0 -> any sctp\n";
+    let written = policy(text);
+    assert_eq!(written.to_string(), text);
+    let compiled = compiled(&written);
+    let rule = |src, dst, port| compiled.decide(ZoneId(0), ZoneId(0), &tuple(Protocol::SCTP, src, dst, port)).rule;
+    let (v4, v6) = (("192.0.2.1", "192.0.2.2"), ("2001:db8::1", "2001:db8::2"));
+    assert_eq!([36412, 9, 10].map(|port| rule(v4.0, v4.1, port)), [1, 1, 0].map(RuleId));
+    assert_eq!([36412, 10].map(|port| rule(v6.0, v6.1, port)), [1, 2].map(RuleId));
+    let udp = tuple(Protocol::UDP, v4.0, v4.1, 36412);
+    assert_eq!(compiled.decide(ZoneId(0), ZoneId(0), &udp).rule, RuleId(0));
+    assert_eq!(
+        policy("accept \"x\" from any to any: any -> any proto/132"),
+        policy("accept \"x\" from any to any: any -> any sctp")
+    );
+    assert_eq!(errors("service s = sctp/0").len(), 1);
 }
 
 /// Does a prefix contain an address? Bit by bit.
@@ -464,7 +531,7 @@ fn plain_services() -> impl Strategy<Value = Service> {
     let protocols = || prop_oneof![Just(Protocol::TCP), Just(Protocol::UDP)];
     prop_oneof![
         3 => (protocols(), ports(), ports()).prop_map(|(p, a, b)| Service::Ports(p, a.min(b), a.max(b))),
-        1 => prop::sample::select(vec![0u8, 1, 6, 17, 47, 58, 255]).prop_map(|n| Service::Protocol(Protocol(n))),
+        1 => prop::sample::select(vec![0u8, 1, 6, 17, 47, 58, 132, 255]).prop_map(|n| Service::Protocol(Protocol(n))),
     ]
 }
 
@@ -489,12 +556,15 @@ fn policies() -> impl Strategy<Value = Policy> {
         (list_of(service()), any::<bool>()),
     );
     let default = (action(), any::<bool>()).prop_map(|(action, log)| Default { action, log });
-    (sets, services, default, prop::collection::vec(rule, 0..100)).prop_map(|(sets, services, default, rules)| {
+    let ip_options = prop::sample::subsequence(IpOption::ALL, 0..4);
+    let rules = prop::collection::vec(rule, 0..100);
+    (sets, services, default, ip_options, rules).prop_map(|(sets, services, default, ip_options, rules)| {
         let mut policy = Policy {
             zones: ["a", "b", "c"].map(str::to_owned).to_vec(),
             sets: Vec::new(),
             services: Vec::new(),
             default,
+            ip_options,
             rules: Vec::new(),
         };
         for (n, mut members) in sets.into_iter().enumerate() {
@@ -552,7 +622,7 @@ fn policies() -> impl Strategy<Value = Policy> {
 
 fn tuples() -> impl Strategy<Value = Tuple> {
     let ends = any::<bool>().prop_flat_map(|v4| (addresses(v4), addresses(v4)));
-    let protocol = prop::sample::select(vec![0u8, 1, 6, 6, 6, 17, 17, 47, 58, 255]);
+    let protocol = prop::sample::select(vec![0u8, 1, 6, 6, 6, 17, 17, 47, 58, 132, 255]);
     (ends, protocol, prop_oneof![Just(0u16), 1..6u16, Just(80), Just(65534), Just(65535)]).prop_map(
         |((src, dst), protocol, dst_port)| Tuple { src, dst, src_port: 1, dst_port, protocol: Protocol(protocol) },
     )

@@ -8,9 +8,10 @@ use super::model::{Address, List, Policy, Rule, Service};
 use super::ranges::{self, Addresses, Ranges};
 use crate::addr::Ip;
 use crate::id::{RuleId, ZoneId};
+use crate::parse::IpOption;
 use crate::tuple::{Protocol, Tuple};
 
-/// Something in a policy that has no effect.
+/// Something in a policy that has no effect, or one that may not be meant.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Warning {
     /// Whatever the rule matches, an earlier rule matches first.
@@ -26,6 +27,8 @@ pub enum Warning {
     UnusedSet(String),
     /// A service that nothing names.
     UnusedService(String),
+    /// A source route is let through.
+    SourceRoute(IpOption),
 }
 
 impl fmt::Display for Warning {
@@ -37,6 +40,10 @@ impl fmt::Display for Warning {
             }
             Warning::UnusedSet(name) => write!(f, "set {name} is not used"),
             Warning::UnusedService(name) => write!(f, "service {name} is not used"),
+            Warning::SourceRoute(option) => write!(
+                f,
+                "ip-options {option} lets source routes through: rules judge the next stop of such a packet, not its end"
+            ),
         }
     }
 }
@@ -70,6 +77,8 @@ impl Policy {
             .collect();
         let unused = self.services.iter().filter(|service| !used.contains(service.name.as_str()));
         warnings.extend(unused.map(|service| Warning::UnusedService(service.name.clone())));
+        let source_routes = self.ip_options.iter().copied().filter(|option| option.is_source_route());
+        warnings.extend(source_routes.map(Warning::SourceRoute));
         warnings
     }
 

@@ -8,6 +8,7 @@
 //! a session by either.
 
 pub(crate) mod awaited;
+pub(crate) mod datagrams;
 pub(crate) mod half;
 pub(crate) mod ids;
 pub(crate) mod session;
@@ -26,6 +27,7 @@ use crate::id::SessionId;
 use crate::time::Time;
 use crate::tuple::Tuple;
 use awaited::Awaited;
+use datagrams::Datagrams;
 use half::{Half, Halves};
 use ids::{Ids, Place};
 use session::Session;
@@ -53,7 +55,7 @@ pub(crate) struct Shard {
     pub(crate) sessions: Sessions,
     pub(crate) halves: Halves,
     pub(crate) awaited: Awaited,
-    pub(crate) fragments: crate::pipeline::fragment::Datagrams,
+    pub(crate) datagrams: Datagrams,
     /// Sessions whose both FINs are known: when another member's close is overdue.
     pub(crate) finished: VecDeque<(Time, SessionId, u32)>,
     /// Half-open sessions that were evicted for lack of room.
@@ -137,7 +139,7 @@ impl Table {
                         sessions: Sessions::default(),
                         halves: Halves::new(halves),
                         awaited: Awaited::default(),
-                        fragments: Default::default(),
+                        datagrams: Datagrams::default(),
                         finished: VecDeque::new(),
                         evicted: 0,
                         copied: 0,

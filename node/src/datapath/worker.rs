@@ -15,7 +15,7 @@ use arc_swap::ArcSwap;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::time::{ClockId, clock_gettime};
 use palisade_engine::hold::{HoldBuffer, Limits};
-use palisade_engine::parse::{self, Kind, Packet};
+use palisade_engine::parse::{self, Checksum, Kind, Packet, complete_sctp};
 use palisade_engine::{Context, Engine, Event, Generation, HoldClass, HoldKey, Reason, Time, Verdict, ZoneId};
 use parking_lot::Mutex;
 
@@ -30,6 +30,7 @@ use super::segment;
 use super::vnet::VnetHeader;
 use super::wake::{Woken, WorkerWake};
 use crate::clock;
+use crate::queue::offer_hint;
 use crate::standing::StandingCell;
 
 /// Frames from one socket before the others have their turn.
@@ -101,8 +102,11 @@ struct Desk<J> {
     hold: HoldBuffer<Held>,
     hold_time: Duration,
     sinks: Sinks,
+    wake: WorkerWake,
     events: Vec<Event>,
     answer: Box<[u8]>,
+    /// A packet that must be changed before it is re-injected.
+    scratch: Vec<u8>,
     errors: Bucket,
     metrics: Arc<WorkerMetrics>,
 }
@@ -150,8 +154,10 @@ impl<J: Judge> Worker<J> {
             hold: HoldBuffer::new(limits),
             hold_time: limits.time,
             sinks,
+            wake: wake.clone(),
             events: Vec::with_capacity(16),
             answer: vec![0; parse::answer::MAX].into_boxed_slice(),
+            scratch: Vec::new(),
             errors: Bucket::new(clock::now()),
             metrics,
         };
@@ -369,10 +375,12 @@ impl<J: Judge> Desk<J> {
         for event in self.events.drain(..) {
             match event {
                 Event::Hint(hint) => {
-                    if self.sinks.hints.try_send(hint).is_err() {
+                    if !offer_hint(&self.sinks.hints, hint) {
                         self.metrics.hints_lost.add(1);
                     }
                 }
+                // Through the mailbox, as everybody else's: this worker finds its own key when it looks there next.
+                Event::Wake { workers, key } => self.wake.send(workers, key),
                 Event::Propose(proposal) => {
                     if self.sinks.proposals.try_send(proposal).is_err() {
                         self.metrics.proposals_lost.add(1);
@@ -449,7 +457,15 @@ impl<J: Judge> Desk<J> {
             })?;
             return sent;
         }
-        self.injector.send(vnet, bytes).map_err(|error| {
+        let (mut vnet, mut bytes) = (*vnet, bytes);
+        if packet.kind == Kind::Sctp && vnet.checksum() == Checksum::Partial {
+            // The kernel would complete what it takes for the Internet's checksum: `virtio_net_hdr` knows no other.
+            self.scratch.clear();
+            self.scratch.extend_from_slice(bytes);
+            complete_sctp(self.scratch.get_mut(usize::from(packet.transport)..).unwrap_or_default());
+            (vnet, bytes) = (VnetHeader::default(), &self.scratch);
+        }
+        self.injector.send(&vnet, bytes).map_err(|error| {
             tracing::trace!(%error, ?vnet, length = bytes.len(), "a packet could not be re-injected");
             Reason::InjectFailed
         })

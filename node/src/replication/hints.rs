@@ -22,6 +22,7 @@ use tonic::codegen::Bytes;
 
 use super::metrics::ReplicationMetrics;
 use super::route::{Lane, Peers};
+use crate::queue::offer;
 
 /// Hints that wait for one peer.
 const QUEUE: usize = 8192;
@@ -100,16 +101,16 @@ impl Hints {
             }
             for hint in buffer.drain(..) {
                 match encode_hint(&hint) {
-                    Ok(bytes) => self.copy(&targets, &bytes),
+                    Ok(bytes) => self.copy(&targets, &bytes, hint.yields()),
                     Err(error) => tracing::error!(%error, "a hint can not be encoded"),
                 }
             }
         }
     }
 
-    fn copy(&self, targets: &BTreeMap<MemberId, Target>, bytes: &Bytes) {
+    fn copy(&self, targets: &BTreeMap<MemberId, Target>, bytes: &Bytes, yields: bool) {
         for target in targets.values() {
-            if target.queue.try_send(bytes.clone()).is_err() {
+            if !offer(&target.queue, yields, bytes.clone()) {
                 self.metrics.hints_dropped.add(1);
             }
         }

@@ -26,6 +26,7 @@ use super::propose::Lead;
 use super::route::Sender;
 use super::{PalisadeRaft, current, snapshot, wire as convert};
 use crate::clock;
+use crate::queue::offer_hint;
 
 /// A [`Wake`] that can be given to several tasks.
 pub(crate) trait SharedWake: Wake + Send + Sync {
@@ -134,7 +135,7 @@ impl Following {
         for event in events.drain(..) {
             match event {
                 Event::Hint(hint) => {
-                    if self.answers.try_send(hint).is_err() {
+                    if !offer_hint(&self.answers, hint) {
                         self.metrics.hints_dropped.add(1);
                     }
                 }
@@ -143,6 +144,8 @@ impl Following {
                         self.metrics.dropped_queue_full.add(1);
                     }
                 }
+                // Only packets lead to it: what hints bring is woken by `Wake`.
+                Event::Wake { .. } => {}
             }
         }
     }

@@ -7,7 +7,7 @@ use crate::addr::Ip;
 use crate::engine::{Config, Context, Engine, Routes, Standing, Wake};
 use crate::event::{Event, Hint, Proposal};
 use crate::id::{Generation, MemberId, ZoneId};
-use crate::parse::{Kind, Packet, Tcp};
+use crate::parse::{IpOptions, Kind, Packet, Tcp};
 use crate::replica::{Batch, Command, Outcome, PolicyChange, Replica};
 use crate::testing::{CLIENT, INSIDE, OUTSIDE, POLICY, SERVER, tuple};
 use crate::time::Time;
@@ -170,6 +170,7 @@ impl Cluster {
                     self.hints.extend(others.map(|to| (at, to, hint.clone())));
                 }
                 Event::Propose(proposal) => self.proposals.push((at, proposal)),
+                Event::Wake { workers, key } => self.members[at].woken.0.push((workers, key)),
             }
         }
     }
@@ -246,6 +247,7 @@ impl Conn {
             transport: 20,
             kind: Kind::Tcp(tcp),
             fragment: None,
+            options: IpOptions::NONE,
         }
     }
 
@@ -277,7 +279,7 @@ impl Conn {
 
 /// A packet of another protocol.
 pub(crate) fn other(tuple: Tuple, kind: Kind) -> Packet {
-    Packet { tuple, length: 60, transport: 20, kind, fragment: None }
+    Packet { tuple, length: 60, transport: 20, kind, fragment: None, options: IpOptions::NONE }
 }
 
 /// Establishes a connection through all three members.

@@ -1,8 +1,8 @@
-//! UDP, echo, ICMP errors, fragments.
+//! UDP, SCTP, echo, protocols without ports, ICMP errors, IPv4 options.
 
 use super::cluster::*;
 use crate::event::{Event, Hint};
-use crate::parse::{Embedded, Fragment, Kind, Packet};
+use crate::parse::{Embedded, IpOption, Kind, Packet};
 use crate::replica::Outcome;
 use crate::testing::{CLIENT, INSIDE, OUTSIDE, SERVER};
 use crate::tuple::{Protocol, Tuple};
@@ -117,26 +117,103 @@ fn errors_are_related_to_what_was_sent() {
     assert!(k.members[A].engine.counts().sessions.iter().all(|s| s.0 != Protocol::ICMP), "an error opens nothing");
 }
 
+/// GRE, ESP and AH have no ports: one session between two addresses, which ends when it is idle.
 #[test]
-fn following_fragments_share_the_fate_of_the_first() {
+fn protocols_without_ports_are_sessions_between_addresses() {
     let mut k = Cluster::new();
-    let id = |id| Fragment { id, offset: 0, more: true };
-    let follows = |n| {
-        let tuple = Tuple { src_port: 0, dst_port: 0, ..udp(0) };
-        other(tuple, Kind::Fragment(Fragment { offset: 1480, more: false, ..id(n) }))
-    };
-    assert_eq!(k.pass(A, follows(1)), Verdict::Drop(Reason::Fragment));
-    let first = Packet { fragment: Some(id(1)), ..other(udp(7), Kind::Udp) };
-    assert_eq!(k.pass(A, first), FORWARD);
-    assert_eq!(k.pass(A, first), Verdict::Drop(Reason::Fragment), "a second first one overlaps");
-    assert_eq!(k.pass(A, follows(1)), FORWARD);
-    assert_eq!(k.pass(A, follows(1)), Verdict::Drop(Reason::Fragment), "a copy");
-    assert_eq!(k.pass(A, follows(2)), Verdict::Drop(Reason::Fragment));
-    let denied = Packet { fragment: Some(id(3)), ..other(Tuple { dst_port: 9, ..udp(7) }, Kind::Udp) };
-    assert_ne!(k.pass(A, denied), FORWARD);
-    assert_eq!(k.pass(A, follows(3)), Verdict::Drop(Reason::Fragment));
-    k.now = k.now + 30_001 * MS;
-    assert_eq!(k.pass(A, follows(1)), Verdict::Drop(Reason::Fragment));
+    k.policy(
+        "zone outside, inside\naccept \"tunnels\" from outside to inside: any -> any proto/47, proto/50, proto/51\n",
+    );
+    for protocol in [47, 50, 51].map(Protocol) {
+        let tuple = Tuple { src: CLIENT, dst: SERVER, src_port: 0, dst_port: 0, protocol };
+        let (ask, reply) = (other(tuple, Kind::Other), other(tuple.inverse(), Kind::Other));
+        assert_eq!(k.pass(B, reply).held(), Some(HoldClass::Unmatched), "{protocol} opens nothing from inside");
+        assert_eq!(k.pass(A, ask), FORWARD);
+        k.deliver();
+        assert_eq!(k.pass(B, reply), FORWARD);
+        k.deliver();
+        assert_eq!(k.pass(C, ask), FORWARD);
+        assert_eq!(k.settle(), [Outcome::Accepted]);
+        for (member, packet) in [(A, ask), (B, reply), (C, reply)] {
+            assert_eq!(k.pass(member, packet), FORWARD);
+        }
+    }
+    assert_eq!(k.states(A), ["ASSURED"; 3]);
+    let other_protocol = Tuple { src: CLIENT, dst: SERVER, src_port: 0, dst_port: 0, protocol: Protocol(4) };
+    assert_ne!(k.pass(A, other(other_protocol, Kind::Other)), FORWARD);
+    // Idle for longer than the timeout of other protocols, everywhere.
+    let engine = |k: &Cluster, m: usize| k.members[m].engine.clone();
+    let timeout = crate::engine::Timeouts::default().generic;
+    let mut idle = Vec::new();
+    k.now = k.now + timeout - MS;
+    engine(&k, A).idle(k.now, 10, &mut idle);
+    assert_eq!(idle, []);
+    k.now = k.now + MS;
+    engine(&k, A).idle(k.now, 10, &mut idle);
+    assert_eq!(idle.len(), 3);
+    for m in [B, C] {
+        engine(&k, m).still_idle(k.now, &mut idle);
+    }
+    k.append(A, vec![crate::replica::Command::Expire(idle)]);
+    k.settle();
+    for m in [A, B, C] {
+        assert!(k.states(m).is_empty());
+    }
+}
+
+#[test]
+fn sctp_is_a_session_with_ports() {
+    let mut k = Cluster::new();
+    k.policy("zone outside, inside\naccept \"s1ap\" from outside to inside: any -> any sctp/36412\n");
+    let of = |port, dst_port| Tuple { src: CLIENT, dst: SERVER, src_port: port, dst_port, protocol: Protocol::SCTP };
+    let (ask, reply) = (other(of(7, 36412), Kind::Sctp), other(of(7, 36412).inverse(), Kind::Sctp));
+    assert_eq!(k.pass(A, ask), FORWARD);
+    k.deliver();
+    assert_eq!(k.pass(B, other(of(8, 36412).inverse(), Kind::Sctp)).held(), Some(HoldClass::Unmatched), "another port");
+    assert_eq!(k.pass(B, reply), FORWARD);
+    k.deliver();
+    assert_eq!(k.pass(C, ask), FORWARD);
+    assert_eq!(k.settle(), [Outcome::Accepted]);
+    assert_eq!(k.pass(B, reply), FORWARD);
+    assert_eq!(k.pass(B, error(of(7, 36412), None)), FORWARD);
+    assert_eq!(k.pass(B, error(of(8, 36412), None)), Verdict::Drop(Reason::IcmpUnrelated));
+    let counts = k.members[A].engine.counts();
+    assert_eq!(counts.sessions, [(Protocol::SCTP, "ASSURED", 1)]);
+    assert_eq!(Protocol::SCTP.to_string(), "sctp");
+    k.deliver();
+    k.now = k.now + 250 * MS;
+    let forbidden = other(of(7, 36413), Kind::Sctp);
+    k.pass(B, forbidden);
+    k.now = k.now + 250 * MS;
+    assert_eq!(k.pass(B, forbidden), Verdict::Drop(Reason::Policy));
+}
+
+/// IPv4 options are the policy's business, on every packet; which of them it lets through changes with it.
+#[test]
+fn ip_options_pass_as_the_policy_says() {
+    let mut k = Cluster::new();
+    let with = |options: &[IpOption], packet| Packet { options: options.iter().copied().collect(), ..packet };
+    let ask = other(udp(7), Kind::Udp);
+    let dropped = Verdict::Drop(Reason::IpOption);
+    assert_eq!(k.pass(A, with(&[IpOption::RouterAlert], ask)), dropped, "by default none");
+    assert_eq!(k.members[A].engine.counts().half_open, 0);
+    assert!(k.hints.is_empty());
+    k.policy(&format!("{}ip-options router-alert, timestamp\n", crate::testing::POLICY));
+    assert_eq!(k.pass(A, with(&[IpOption::RouterAlert], ask)), FORWARD);
+    assert_eq!(k.pass(A, with(&[IpOption::Timestamp, IpOption::RouterAlert], ask)), FORWARD);
+    for option in [IpOption::LooseSourceRoute, IpOption::StrictSourceRoute, IpOption::RecordRoute] {
+        assert_eq!(k.pass(A, with(&[option], ask)), dropped);
+        assert_eq!(k.pass(A, with(&[IpOption::Timestamp, option], ask)), dropped);
+    }
+    let about = error(udp(7), None);
+    assert_eq!(k.pass(A, with(&[IpOption::RecordRoute], about)), dropped, "nor an ICMP error");
+    assert_eq!(k.pass(A, with(&[IpOption::Timestamp], about)), FORWARD);
+    let tcp = Conn::new(1);
+    assert_eq!(k.pass(A, with(&[IpOption::RouterAlert], tcp.syn())), FORWARD);
+    k.policy(&format!("{}ip-options lsrr\n", crate::testing::POLICY));
+    assert_eq!(k.pass(A, with(&[IpOption::RouterAlert], ask)), dropped, "also of a session that exists");
+    assert_eq!(k.pass(A, with(&[IpOption::LooseSourceRoute], ask)), FORWARD);
+    assert_eq!(k.pass(A, ask), FORWARD);
 }
 
 #[test]

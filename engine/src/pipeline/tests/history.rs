@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::env;
 
 use super::cluster::*;
-use crate::parse::{Kind, Packet, Tcp};
+use crate::parse::{IpOptions, Kind, Packet, Tcp};
 use crate::testing::tuple;
 use crate::tuple::Tuple;
 use crate::verdict::Verdict;
@@ -271,6 +271,7 @@ impl History<'_> {
             transport: 20,
             kind: Kind::Tcp(tcp),
             fragment: None,
+            options: IpOptions::NONE,
         }
     }
 

@@ -33,7 +33,7 @@ pub(crate) enum Received<'a> {
         /// Its bytes from the IP header on, perhaps with Ethernet padding.
         packet: &'a [u8],
     },
-    /// A frame with a foreign MAC address or a VLAN tag, a broadcast, a multicast, or of a stacked device.
+    /// A frame with a foreign MAC address or a VLAN tag, a broadcast, or a multicast.
     NotForUs {
         /// Its length.
         length: u32,
@@ -130,10 +130,12 @@ fn classify<'a>(slot: Slot<'a>, bound: u32, fd: BorrowedFd<'_>, large: &'a mut [
     let Slot { frame, vnet, packet } = slot;
     // The queue goes in step with the ring: its part must be taken whatever becomes of the frame.
     let oversized = frame.queued.then(|| dequeue(fd, large));
-    if frame.kind == PACKET_OUTGOING {
+    // Frames of a device stacked on this one (a VLAN, a bond) are seen here too, but belong to that: to its own sockets if it is
+    // a data interface, else to the gate.
+    if frame.kind == PACKET_OUTGOING || frame.index != bound {
         return Received::Nothing;
     }
-    if frame.kind != PACKET_HOST || frame.index != bound || frame.tagged {
+    if frame.kind != PACKET_HOST || frame.tagged {
         return Received::NotForUs { length: frame.length };
     }
     if frame.captured >= frame.length {

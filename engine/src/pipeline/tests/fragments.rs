@@ -1,0 +1,252 @@
+//! Fragments: in any order, through any member.
+
+use super::cluster::*;
+use crate::addr::Ip;
+use crate::engine::Standing;
+use crate::event::{Datagram, Hint};
+use crate::parse::{Fragment, IpOption, Kind, Packet};
+use crate::testing::{CLIENT, INSIDE, OUTSIDE, SERVER};
+use crate::tuple::{Protocol, Tuple};
+use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
+
+const FORWARD: Verdict = Verdict::Forward;
+const DROP: Verdict = Verdict::Drop(Reason::Fragment);
+
+fn udp(dst_port: u16) -> Tuple {
+    Tuple { src: CLIENT, dst: SERVER, src_port: 7, dst_port, protocol: Protocol::UDP }
+}
+
+/// The first fragment of a datagram to a port: 1480 bytes of it.
+fn first(id: u32, dst_port: u16) -> Packet {
+    let part = Fragment { id, offset: 0, length: 1480, more: true };
+    Packet { fragment: Some(part), ..other(udp(dst_port), Kind::Udp) }
+}
+
+/// The fragment that begins with a byte; those that begin at 2960 are the last.
+fn follows(id: u32, offset: u16) -> Packet {
+    let part = Fragment { id, offset, length: 1480, more: offset != 2960 };
+    let tuple = Tuple { src_port: 0, dst_port: 0, ..udp(0) };
+    other(tuple, Kind::Fragment(part))
+}
+
+/// A verdict that is a hold, in the fragments' budget: its key.
+fn held(verdict: Verdict) -> HoldKey {
+    match verdict {
+        Verdict::Hold(key, HoldClass::Fragment) => key,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn hints(k: &Cluster) -> Vec<&Hint> {
+    k.hints.iter().filter(|(_, _, hint)| hint.yields()).map(|(_, _, hint)| hint).collect()
+}
+
+#[test]
+fn they_share_the_fate_of_the_first() {
+    let mut k = Cluster::new();
+    assert_eq!(k.pass(A, first(1, 53)), FORWARD);
+    assert_eq!(k.pass(A, first(1, 53)), DROP, "a second first one overlaps");
+    assert_eq!(k.pass(A, follows(1, 2960)), FORWARD);
+    assert_eq!(k.pass(A, follows(1, 2960)), DROP, "a copy");
+    assert_eq!(k.pass(A, follows(1, 1472)), DROP, "it overlaps the first one");
+    assert_eq!(k.process(A, 5, INSIDE, &follows(1, 1480)).held(), Some(HoldClass::Fragment), "from another zone");
+    assert_eq!(k.pass(A, follows(1, 1480)), FORWARD);
+    k.now = k.now + 30_001 * MS;
+    held(k.pass(A, follows(1, 1480)));
+}
+
+#[test]
+fn those_that_come_early_are_woken_by_the_first() {
+    let mut k = Cluster::new();
+    let key = held(k.process(A, 2, OUTSIDE, &follows(1, 2960)));
+    assert_eq!(held(k.process(A, 4, OUTSIDE, &follows(1, 1480))), key);
+    held(k.process(A, 4, OUTSIDE, &follows(2, 1480)));
+    assert!(k.members[A].woken.0.is_empty());
+    assert_eq!(k.pass(A, first(1, 53)), FORWARD);
+    assert_eq!(k.members[A].woken.0, [(0b1_0100, key)]);
+    assert_eq!(k.pass(A, follows(1, 2960)), FORWARD);
+    assert_eq!(k.pass(A, follows(1, 1480)), FORWARD);
+}
+
+#[test]
+fn those_of_a_first_one_that_is_dropped_are_dropped_at_once() {
+    let mut k = Cluster::new();
+    let key = held(k.process(A, 2, OUTSIDE, &follows(1, 1480)));
+    let denied = first(1, 9);
+    assert_eq!(k.pass(A, denied).held(), Some(HoldClass::Unmatched), "perhaps its session's hint is under way");
+    assert!(k.members[A].woken.0.is_empty(), "and so nothing is decided");
+    k.now = k.now + 250 * MS;
+    assert_eq!(k.pass(A, denied), Verdict::Drop(Reason::Policy));
+    assert_eq!(k.members[A].woken.0, [(0b100, key)]);
+    assert_eq!(k.pass(A, follows(1, 1480)), DROP);
+    // Rejected, and with an option that is not let through.
+    let rejected = first(2, 23);
+    let tcp = Conn { tuple: Tuple { protocol: Protocol::TCP, ..rejected.tuple }, ..Conn::new(1) }.syn();
+    let rejected = Packet { fragment: rejected.fragment, ..tcp };
+    assert_eq!(k.pass(A, rejected), Verdict::Reject(Reason::PolicyReject));
+    let part = follows(2, 1480);
+    let of_tcp = Packet { tuple: Tuple { protocol: Protocol::TCP, ..part.tuple }, ..part };
+    assert_eq!(k.pass(A, of_tcp), DROP);
+    let option = Packet { options: [IpOption::Timestamp].into_iter().collect(), ..first(3, 53) };
+    assert_eq!(k.pass(A, option), Verdict::Drop(Reason::IpOption));
+    assert_eq!(k.pass(A, follows(3, 1480)), DROP);
+    // A forged one that is dropped does no harm to a true one, before or after it.
+    assert_eq!(k.pass(A, first(3, 53)), FORWARD);
+    assert_eq!(k.pass(A, option), Verdict::Drop(Reason::IpOption));
+    assert_eq!(k.pass(A, follows(3, 1480)), FORWARD);
+    assert!(hints(&k).len() == 2, "one that is dropped is no hint");
+}
+
+#[test]
+fn the_rest_passes_at_members_that_never_saw_the_first() {
+    let mut k = Cluster::new();
+    let key = held(k.process(B, 3, OUTSIDE, &follows(1, 1480)));
+    assert_eq!(k.pass(A, first(1, 53)), FORWARD);
+    let datagram = Datagram { src: CLIENT, dst: SERVER, protocol: Protocol::UDP, id: 1, ingress: OUTSIDE };
+    assert_eq!(hints(&k), [&Hint::FirstFragment { datagram, end: 1480 }; 2]);
+    k.deliver();
+    assert_eq!(k.members[B].woken.0, [(0b1000, key)]);
+    assert_eq!(k.pass(B, follows(1, 1480)), FORWARD);
+    assert_eq!(k.pass(C, follows(1, 1472)), DROP, "every member knows where the first one ends");
+    assert_eq!(k.pass(C, first(1, 53)), DROP, "and that there was one");
+    assert_eq!(k.process(C, 5, INSIDE, &follows(1, 2960)).held(), Some(HoldClass::Fragment), "from another zone");
+    assert_eq!(k.pass(C, follows(1, 2960)), FORWARD);
+}
+
+#[test]
+fn a_lost_hint_is_asked_for_once() {
+    let mut k = Cluster::new();
+    assert_eq!(k.pass(A, first(1, 53)), FORWARD);
+    k.hints.clear();
+    let key = held(k.process(B, 3, OUTSIDE, &follows(1, 1480)));
+    held(k.process(B, 3, OUTSIDE, &follows(1, 2960)));
+    k.tick();
+    assert!(k.hints.is_empty(), "the hint may be under way");
+    k.now = k.now + 20 * MS;
+    k.tick();
+    k.tick();
+    assert!(matches!(hints(&k)[..], [Hint::AskFragment(_), Hint::AskFragment(_)]));
+    k.deliver();
+    assert_eq!(k.members[B].woken.0, [(0b1000, key)]);
+    assert_eq!(k.pass(B, follows(1, 1480)), FORWARD);
+    assert_eq!(k.pass(B, follows(1, 2960)), FORWARD);
+    // Nobody answers for what nobody knows, or what is long ago.
+    k.now = k.now + 30_001 * MS;
+    held(k.process(B, 3, OUTSIDE, &follows(1, 1480)));
+    k.now = k.now + 20 * MS;
+    k.tick();
+    assert_eq!(hints(&k).len(), 2);
+    k.deliver();
+    assert!(k.hints.is_empty() && k.members[B].woken.0.len() == 1);
+}
+
+/// RFC 8200 section 4.5: addresses and identification alone; the next header counts in the first fragment only, which may
+/// have destination options behind its fragment header.
+#[test]
+fn of_ipv6_the_next_header_does_not_count() {
+    let mut k = Cluster::new();
+    k.policy("zone outside, inside\naccept \"all\" from any to any: any -> any\n");
+    let (src, dst) = (Ip::V6([0x20; 16]), Ip::V6([0x21; 16]));
+    let v6 = |packet: Packet| Packet { tuple: Tuple { src, dst, ..packet.tuple }, ..packet };
+    let next = |protocol, packet: Packet| Packet { tuple: Tuple { protocol, ..packet.tuple }, ..packet };
+    let pass = |k: &mut Cluster, at: usize, packet: &Packet| {
+        let mut context = crate::engine::Context {
+            now: k.now,
+            worker: 0,
+            ingress: OUTSIDE,
+            antispoof: false,
+            standing: Standing::Current,
+            routes: &mut Everywhere,
+        };
+        let mut events = Vec::new();
+        let verdict = k.members[at].engine.process(packet, &mut context, &mut events);
+        let hints = events.into_iter().filter_map(|event| match event {
+            crate::event::Event::Hint(hint) => Some(hint),
+            _ => None,
+        });
+        k.hints.extend(hints.map(|hint| (at, B, hint)));
+        verdict
+    };
+    assert_eq!(pass(&mut k, A, &v6(first(1, 53))), FORWARD);
+    k.deliver();
+    assert_eq!(pass(&mut k, A, &next(Protocol(60), v6(follows(1, 1480)))), FORWARD);
+    assert_eq!(pass(&mut k, B, &next(Protocol(60), v6(follows(1, 2960)))), FORWARD);
+    // Of IPv4 it does: the protocol is in every fragment's header (RFC 791 section 3.2).
+    assert_eq!(k.pass(A, first(1, 53)), FORWARD);
+    held(k.pass(A, next(Protocol::TCP, follows(1, 1480))));
+}
+
+struct Everywhere;
+
+impl crate::engine::Routes for Everywhere {
+    fn zone(&mut self, _: Ip) -> Option<crate::id::ZoneId> {
+        Some(INSIDE)
+    }
+}
+
+#[test]
+fn a_member_that_is_not_current_believes_no_hint() {
+    let mut k = Cluster::new();
+    assert_eq!(k.pass(B, first(1, 53)), FORWARD);
+    assert_eq!(k.pass(A, first(2, 53)), FORWARD);
+    k.deliver();
+    k.members[B].standing = Standing::CutOff;
+    assert_eq!(k.pass(B, follows(2, 1480)), Verdict::Drop(Reason::NotCurrent));
+    assert_eq!(k.pass(B, follows(1, 1480)), FORWARD, "what it admitted itself goes on");
+    k.members[B].standing = Standing::Expired;
+    assert_eq!(k.pass(B, follows(1, 2960)), Verdict::Drop(Reason::CutOff));
+}
+
+#[test]
+fn hints_that_make_no_sense_are_ignored() {
+    let mut k = Cluster::new();
+    let datagram = Datagram { src: CLIENT, dst: SERVER, protocol: Protocol::UDP, id: 1, ingress: OUTSIDE };
+    let mixed = Datagram { dst: Ip::V6([1; 16]), ..datagram };
+    k.hints.push((A, B, Hint::FirstFragment { datagram, end: 0 }));
+    k.hints.push((A, B, Hint::FirstFragment { datagram: mixed, end: 8 }));
+    k.hints.push((A, B, Hint::AskFragment(mixed)));
+    k.deliver();
+    held(k.pass(B, follows(1, 1480)));
+    // One that contradicts what this member saw itself changes nothing.
+    assert_eq!(k.pass(B, first(2, 53)), FORWARD);
+    k.hints.clear();
+    k.hints.push((A, B, Hint::FirstFragment { datagram: Datagram { id: 2, ..datagram }, end: 8 }));
+    k.deliver();
+    assert_eq!(k.pass(B, follows(2, 8)), DROP);
+}
+
+/// A flood of fragments that belong to nothing: bounded in what is held, and nothing else suffers.
+#[test]
+fn a_flood_displaces_nothing_else() {
+    let mut k = Cluster::new();
+    k.register();
+    let reply = Conn::new(1).syn_ack();
+    assert_eq!(k.pass(B, reply).held(), Some(HoldClass::Unmatched));
+    k.hints.clear();
+    // Between the same addresses, so in the same shard, and from the whole world.
+    let mut waits = 0;
+    for id in 0..20_000u32 {
+        let flood = follows(id, 1480);
+        let [_, a, b, c] = id.to_be_bytes();
+        let spoofed = Packet { tuple: Tuple { src: Ip::V4([20 + a, b, c, 1]), ..flood.tuple }, ..flood };
+        for packet in [flood, spoofed] {
+            match k.process(B, 5, OUTSIDE, &packet) {
+                Verdict::Hold(_, HoldClass::Fragment) => waits += 1,
+                verdict => assert_eq!(verdict, Verdict::Drop(Reason::HoldFull)),
+            }
+        }
+    }
+    let most = crate::table::SHARDS * crate::table::datagrams::WAITING;
+    assert!((most / 2..=most).contains(&waits), "{waits}");
+    assert!(k.hints.is_empty());
+    k.now = k.now + 20 * MS;
+    k.tick();
+    assert!(hints(&k).len() <= 2 * most, "each is asked for once, at most");
+    k.hints.clear();
+    // The SYN-ACK's SYN, at another member: its hint wakes the SYN-ACK as ever.
+    assert_eq!(k.pass(A, Conn::new(1).syn()), FORWARD);
+    k.deliver();
+    assert!(matches!(k.members[B].woken.0[..], [(0b10_0000, _)]));
+    assert_eq!(k.pass(B, reply), FORWARD);
+    assert_eq!(k.members[B].engine.counts().half_open, 1);
+}

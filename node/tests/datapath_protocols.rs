@@ -1,0 +1,234 @@
+//! What needs the datapath's care below the transport layer: VLAN devices, SCTP's checksum, tunnels.
+#![allow(missing_docs, unreachable_pub, dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod datapath_lab;
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::Duration;
+
+use datapath_lab::{Fixed, Lab, bulk, eventually, possible, try_run};
+use palisade_engine::parse::{self, Checksum, Kind, Packet, build};
+use palisade_engine::{Ip, Protocol, Reason, Tuple};
+use palisade_node::datapath::{Interface, Options};
+use pnet::datalink::{self, Channel, DataLinkReceiver};
+
+const SOON: Duration = Duration::from_secs(2);
+const NEVER: Duration = Duration::from_millis(300);
+
+fn ip(bytes: [u8; 4]) -> Ip {
+    IpAddr::V4(Ipv4Addr::from(bytes)).into()
+}
+
+fn tuple(protocol: Protocol) -> Tuple {
+    Tuple { src: ip([10, 1, 0, 2]), dst: ip([10, 2, 0, 2]), src_port: 7000, dst_port: 7000, protocol }
+}
+
+/// A frame to the member's first interface, with something between the addresses and the IPv4 packet.
+fn frame(lab: &Lab, tag: &[u8], packet: &[u8]) -> Vec<u8> {
+    let mut frame = lab.mac(&lab.member, "f0").to_vec();
+    frame.extend([2, 0, 0, 0, 0, 9]);
+    frame.extend(tag);
+    frame.extend([8, 0]);
+    frame.extend(packet);
+    frame
+}
+
+/// Adds a VLAN device to an interface of the client and one of the member. False: this kernel has none.
+fn add_vlan(lab: &Lab, id: u16, at_member: bool) -> bool {
+    let added = try_run(&format!("ip -n {} link add link c0 name c0.{id} type vlan id {id}", lab.client.0));
+    match added {
+        Err(error) if error.contains("Unknown device type") => return false,
+        added => drop(added.unwrap()),
+    }
+    lab.client.ip(&format!("addr add 10.{id}.0.2/24 dev c0.{id}"));
+    lab.client.ip(&format!("link set c0.{id} up"));
+    if at_member {
+        lab.member.ip(&format!("link add link f0 name f0.{id} type vlan id {id}"));
+        lab.member.ip(&format!("addr add 10.{id}.0.1/24 dev f0.{id}"));
+        lab.member.ip(&format!("link set f0.{id} up"));
+    }
+    true
+}
+
+#[test]
+fn frames_of_a_vlan_device_are_that_devices_and_no_others() {
+    if !possible("frames_of_a_vlan_device") {
+        return;
+    }
+    let lab = Lab::new();
+    if !add_vlan(&lab, 5, true) {
+        eprintln!("SKIPPED: frames_of_a_vlan_device: a kernel without VLAN devices (CONFIG_VLAN_8021Q)");
+        return;
+    }
+    // Number 6 is a device of the member, but no data interface; of number 7 it knows nothing.
+    assert!(add_vlan(&lab, 6, true) && add_vlan(&lab, 7, false));
+    let vlan = Interface { name: "f0.5".into(), zone: "outside".into(), antispoof: true };
+    let mut options = Lab::options();
+    options.interfaces.push(vlan);
+    let judge = Fixed::forward();
+    let running = lab.start(options, &judge).unwrap();
+    assert!(lab.passes(false, SOON), "untagged");
+    let by = |id: u16| lab.client.ip(&format!("route replace 10.2.0.2/32 via 10.{id}.0.1 dev c0.{id}"));
+    // The tag beside the frame, as network cards and veth carry it; then in the frame itself.
+    for offload in ["on", "off"] {
+        let _ = try_run(&format!("ip netns exec {} ethtool -K c0 tx-vlan-hw-insert {offload}", lab.client.0));
+        by(5);
+        eventually("it passes", || lab.passes(false, NEVER));
+        let foreign = || running.datapath.metrics().snapshot().dropped(Reason::NotForUs);
+        let before = foreign();
+        let rate = bulk(&lab, "10.2.0.2:7001", Duration::from_millis(500));
+        println!("VLAN, offload {offload}: {rate:.1} Gbit/s");
+        assert!(rate > 0.1, "{rate} Gbit/s");
+        assert_eq!(foreign(), before, "what is the VLAN's was counted as nobody's at the device below");
+        by(6);
+        assert!(!lab.passes(false, NEVER), "a VLAN device that is no data interface is a way around");
+        lab.client.ip(&format!(
+            "neigh replace 10.7.0.1 lladdr {} dev c0.7",
+            lab.mac(&lab.member, "f0").map(|b| format!("{b:02x}")).join(":")
+        ));
+        by(7);
+        assert!(!lab.passes(false, NEVER), "a foreign VLAN's frames are forwarded");
+    }
+    let mut sender = lab.frames();
+    let receiver = lab.listen(false, 7000, NEVER);
+    let mut send = |tag: &[u8]| {
+        let frame = frame(&lab, tag, &build::udp(&tuple(Protocol::UDP), b"tagged").unwrap());
+        sender.send_to(&frame, None).unwrap().unwrap();
+        receiver.recv(&mut [0; 64]).is_ok()
+    };
+    assert!(send(&[0x81, 0, 0, 5]) && send(&[0x81, 0, 0xa0, 5]), "in the frame, with and without a priority");
+    for foreign in [&[0x81, 0, 0, 6][..], &[0x81, 0, 0, 7], &[0x88, 0xa8, 0, 5], &[0x81, 0, 0, 5, 0x81, 0, 0, 5]] {
+        assert!(!send(foreign), "{foreign:02x?} is forwarded");
+    }
+}
+
+/// A priority alone makes no VLAN (IEEE 802.1Q, the null VLAN id).
+#[test]
+fn a_frame_with_a_priority_tag_is_as_one_without() {
+    if !possible("a_frame_with_a_priority_tag") {
+        return;
+    }
+    let lab = Lab::new();
+    let running = lab.start(Lab::options(), &Fixed::forward()).unwrap();
+    assert!(lab.passes(false, SOON));
+    let mut sender = lab.frames();
+    let receiver = lab.listen(false, 7000, NEVER);
+    let mut send = |tag: &[u8]| {
+        let frame = frame(&lab, tag, &build::udp(&tuple(Protocol::UDP), b"tagged").unwrap());
+        sender.send_to(&frame, None).unwrap().unwrap();
+        receiver.recv(&mut [0; 64]).is_ok()
+    };
+    assert!(send(&[0x81, 0, 0xa0, 0]));
+    let foreign = || running.datapath.metrics().snapshot().dropped(Reason::NotForUs);
+    let before = foreign();
+    assert!(!send(&[0x81, 0, 0xa0, 5]), "with a VLAN's id it is a foreign one");
+    // Neighbour discovery's multicasts count too.
+    assert!(foreign() > before);
+}
+
+/// The frames that arrive at the server.
+fn arrivals(lab: &Lab) -> Box<dyn DataLinkReceiver> {
+    lab.server.call(|| {
+        let interface = datalink::interfaces().into_iter().find(|i| i.name == "s0").unwrap();
+        let config = datalink::Config { read_timeout: Some(NEVER), ..Default::default() };
+        match datalink::channel(&interface, config).unwrap() {
+            Channel::Ethernet(_, frames) => frames,
+            _ => panic!("no Ethernet channel"),
+        }
+    })
+}
+
+/// The next packet from the client that arrives, if one does, as it is on the wire.
+fn next(frames: &mut dyn DataLinkReceiver) -> Option<(Packet, Vec<u8>)> {
+    while let Ok(frame) = frames.next() {
+        let packet = &frame[14..];
+        if frame[12..14] == [8, 0] && packet[12..16] == [10, 1, 0, 2] {
+            let parsed = parse::parse(packet, Checksum::Complete).expect("a valid packet");
+            return Some((parsed, packet[..parsed.length as usize].to_vec()));
+        }
+    }
+    None
+}
+
+/// A packet socket that leaves the checksum to whoever sends the frame on.
+#[allow(unsafe_code, reason = "no crate here has this socket option")]
+fn unfinished(interface: &str) -> OwnedFd {
+    // SAFETY: no pointers; the result is checked.
+    let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+    assert!(fd >= 0, "a packet socket");
+    // SAFETY: a fresh descriptor that nobody else has.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    let one = 1i32;
+    // SAFETY: the pointer is to four readable bytes that outlive the call.
+    let done = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_PACKET, libc::PACKET_VNET_HDR, (&raw const one).cast(), 4)
+    };
+    assert_eq!(done, 0, "PACKET_VNET_HDR: {}", std::io::Error::last_os_error());
+    let index = nix::net::if_::if_nametoindex(interface).unwrap();
+    let address = libc::sockaddr_ll {
+        sll_family: u16::try_from(libc::AF_PACKET).unwrap(),
+        sll_protocol: 0,
+        sll_ifindex: i32::try_from(index).unwrap(),
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    let length = u32::try_from(size_of_val(&address)).unwrap();
+    // SAFETY: the pointer is to an address of this length that outlives the call.
+    let done = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) };
+    assert_eq!(done, 0, "bind: {}", std::io::Error::last_os_error());
+    socket
+}
+
+#[test]
+fn sctp_arrives_with_its_own_checksum_whoever_has_computed_it() {
+    if !possible("sctp_arrives_with_its_own_checksum") {
+        return;
+    }
+    let lab = Lab::new();
+    let running = lab.start(Lab::options(), &Fixed::forward()).unwrap();
+    assert!(lab.passes(false, SOON));
+    let dropped = || running.datapath.metrics().snapshot().dropped(Reason::BadChecksum);
+    let mut frames = arrivals(&lab);
+    let mut sender = lab.frames();
+    let good = build::sctp(&tuple(Protocol::SCTP), 0x0102_0304, &[7; 100]).unwrap();
+    let mut wrong = good.clone();
+    wrong[20 + 8] ^= 1;
+    sender.send_to(&frame(&lab, &[], &wrong), None).unwrap().unwrap();
+    eventually("a wrong checksum is dropped", || dropped() == 1);
+    sender.send_to(&frame(&lab, &[], &good), None).unwrap().unwrap();
+    let (packet, bytes) = next(frames.as_mut()).expect("it passes");
+    assert_eq!((packet.kind, packet.tuple), (Kind::Sctp, tuple(Protocol::SCTP)));
+    assert_eq!(bytes[20..], good[20..]);
+    // As from a host of this machine, whose kernel leaves it to the network card: nobody has computed it yet.
+    let socket = lab.client.call(|| unfinished("c0"));
+    let header = [&[1u8, 0, 0, 0, 0, 0][..], &34u16.to_ne_bytes(), &8u16.to_ne_bytes()].concat();
+    let message = [header, frame(&lab, &[], &wrong)].concat();
+    let sent = nix::unistd::write(&socket, &message).unwrap();
+    assert_eq!(sent, message.len());
+    let (_, bytes) = next(frames.as_mut()).expect("it passes, and its checksum is right");
+    assert_eq!(bytes[20..], good[20..]);
+    assert_eq!(dropped(), 1);
+}
+
+#[test]
+fn gre_esp_and_ah_come_through_the_kernel() {
+    if !possible("gre_esp_and_ah") {
+        return;
+    }
+    let lab = Lab::new();
+    let _running = lab.start(Options { workers: 2, ..Lab::options() }, &Fixed::forward()).unwrap();
+    assert!(lab.passes(false, SOON));
+    let mut frames = arrivals(&lab);
+    let mut sender = lab.frames();
+    let ends = (ip([10, 1, 0, 2]), ip([10, 2, 0, 2]));
+    for protocol in [47, 50, 51].map(Protocol) {
+        let packet = build::packet(ends.0, ends.1, protocol, &[0x5a; 64]).unwrap();
+        sender.send_to(&frame(&lab, &[], &packet), None).unwrap().unwrap();
+        let (arrived, bytes) = next(frames.as_mut()).unwrap_or_else(|| panic!("protocol {protocol} is lost"));
+        assert_eq!((arrived.kind, arrived.tuple.protocol), (Kind::Other, protocol));
+        assert_eq!(bytes[20..], packet[20..]);
+    }
+}
