@@ -39,6 +39,7 @@ impl Engine {
                     && track.rst_elsewhere()
                 {
                     shard.finished.push_back((now + CLOSE_OVERDUE, *id, slot));
+                    shard.sessions.arm(slot, now, self.law().timeouts());
                 }
             }
             Hint::Ask(tuple) => self.answer(now, tuple, events),
@@ -143,6 +144,7 @@ impl Engine {
         if !was && track.finished() {
             shard.finished.push_back((now + CLOSE_OVERDUE, id, slot));
         }
+        shard.sessions.arm(slot, now, self.law().timeouts());
     }
 
     fn hint_progress(&self, now: Time, from: MemberId, id: SessionId, known: &Known, wake: &mut dyn Wake) {
@@ -150,7 +152,12 @@ impl Engine {
         let Some((mut shard, slot)) = self.table.locate(id) else { return };
         let Some(session) = shard.sessions.get_mut(slot) else { return };
         let original = session.original;
-        if !session.track.as_mut().is_some_and(|track| track.merge(from, known, others, now)) {
+        let Some(track) = session.track.as_mut() else { return };
+        let answered = track.merge(from, known, others, now);
+        if track.ending() {
+            shard.sessions.arm(slot, now, self.law().timeouts());
+        }
+        if !answered {
             return;
         }
         let hash = self.table.hash(&original);
@@ -168,7 +175,7 @@ impl Engine {
         let session = shard.sessions.find(hash, tuple).and_then(|slot| shard.sessions.get(slot));
         if let Some((session, track)) = session.and_then(|s| Some((s, s.track?))) {
             let passed = session.counters.iter().any(|(packets, _)| *packets > 0);
-            let known = track.progress(now, passed && now.since(session.seen) < LIVE);
+            let known = track.progress(now, passed && session.idle(now) < LIVE);
             events.push(Event::Hint(Hint::Progress { id: session.id, known }));
         }
         for slot in shard.halves.of(hash, tuple) {

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use crate::id::{Generation, RuleId, ZoneId};
 use crate::policy::{Action, Compiled, Decision};
+use crate::timeouts::Timeouts;
 use crate::tuple::Tuple;
 
 /// One generation's policy, and the zone numbers that interfaces are bound by.
@@ -21,6 +22,10 @@ impl Law {
             Some(rules) => rules.decide(from, to, tuple),
             None => Decision { action: Action::Drop, rule: RuleId(0), log: false },
         }
+    }
+
+    pub(crate) fn timeouts(&self) -> &Timeouts {
+        self.rules.as_ref().map_or(&Timeouts::DEFAULT, Compiled::timeouts)
     }
 
     pub(crate) fn zone(&self, name: &str) -> ZoneId {

@@ -18,6 +18,8 @@ impl Protocol {
     pub const TCP: Protocol = Protocol(6);
     /// UDP.
     pub const UDP: Protocol = Protocol(17);
+    /// Generic routing encapsulation (RFC 2784).
+    pub const GRE: Protocol = Protocol(47);
     /// ICMP for IPv6.
     pub const ICMPV6: Protocol = Protocol(58);
 }

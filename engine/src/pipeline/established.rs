@@ -11,6 +11,7 @@ use crate::policy::Action;
 use crate::replica::{Close, CloseCause};
 use crate::table::Shard;
 use crate::table::session::Session;
+use crate::time::Coarse;
 use crate::track::generic;
 use crate::track::tcp::{Doubt, Mode, Seen, ahead};
 use crate::tuple::Direction;
@@ -53,6 +54,7 @@ impl Engine {
         let (id, closed) = (session.id, session.closed);
         let track = session.track.as_mut()?;
         let was_ending = track.finished();
+        let before = track.ending().then(|| track.state(closed));
         let mut seen = track.segment([client, server], direction, tcp, closed, Mode::Near, context.now);
         if seen == Seen::Unsure {
             match track.doubt(tcp.seq, self.others(), context.now) {
@@ -70,6 +72,7 @@ impl Engine {
                 }
             }
         }
+        let changed = before != track.ending().then(|| track.state(closed));
         let current = context.standing == Standing::Current;
         match seen {
             Seen::Unsure => return Some(Verdict::Drop(Reason::TcpWindow)),
@@ -94,6 +97,10 @@ impl Engine {
             }
         }
         session.account(direction, packet, context);
+        if changed {
+            // Its time may be over earlier than it was when it was armed.
+            shard.sessions.arm(slot, context.now, self.law().timeouts());
+        }
         Some(Verdict::Forward)
     }
 
@@ -150,6 +157,6 @@ impl Session {
         };
         *packets += 1;
         *bytes += u64::from(packet.length);
-        self.seen = context.now;
+        self.seen = Coarse::up(context.now);
     }
 }

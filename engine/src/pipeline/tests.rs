@@ -9,3 +9,4 @@ mod injection;
 mod race;
 mod rfc;
 mod tcp;
+mod timeouts;

@@ -23,6 +23,7 @@ use super::model::{Action, Decision, Default, Policy};
 use super::ranges::{self, Addresses, Ranges, service_key};
 use crate::addr::Ip;
 use crate::id::{RuleId, ZoneId};
+use crate::timeouts::Timeouts;
 use crate::tuple::Tuple;
 
 /// A policy ready to decide.
@@ -39,6 +40,7 @@ pub struct Compiled {
     groups: usize,
     default: Default,
     default_text: String,
+    timeouts: Timeouts,
     /// What each rule does, and what of it is quickly compared: the search ends here.
     rows: Vec<Row>,
     /// Each rule's name and text.
@@ -83,6 +85,7 @@ impl Policy {
             groups: count.div_ceil(64 * 64),
             default: self.default,
             default_text: self.default.to_string(),
+            timeouts: self.timeouts,
             rows: (self.rules.iter())
                 .map(|rule| {
                     let services = rule.services.items().map(|items| ranges::services_of(items, &services));
@@ -164,6 +167,12 @@ impl Compiled {
             found.push(earlier);
             ControlFlow::Continue(())
         });
+    }
+
+    /// How long sessions may be idle.
+    #[must_use]
+    pub fn timeouts(&self) -> &Timeouts {
+        &self.timeouts
     }
 
     /// A rule's text as the policy has it, for `session show` and the log. Rule 0 is the default.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::addr::Ip;
 use crate::id::RuleId;
+use crate::timeouts::Timeouts;
 use crate::tuple::Protocol;
 
 /// What a rule, or the default, does.
@@ -50,6 +51,8 @@ pub struct Policy {
     pub(super) zones: Vec<String>,
     pub(super) sets: Vec<Named<Address>>,
     pub(super) services: Vec<Named<Service>>,
+    #[serde(skip_serializing_if = "Timeouts::is_default")]
+    pub(super) timeouts: Timeouts,
     pub(super) default: Default,
     pub(super) rules: Vec<Rule>,
 }
@@ -64,6 +67,8 @@ struct Unchecked {
     sets: Vec<Named<Address>>,
     #[serde(default)]
     services: Vec<Named<Service>>,
+    #[serde(default)]
+    timeouts: Timeouts,
     default: Default,
     #[serde(default)]
     rules: Vec<Rule>,
@@ -74,8 +79,8 @@ impl TryFrom<Unchecked> for Policy {
 
     /// Its text is checked like any other; should that mean something else (a name with a line break in it), it is refused.
     fn try_from(unchecked: Unchecked) -> Result<Policy, String> {
-        let Unchecked { zones, sets, services, default, rules } = unchecked;
-        let policy = Policy { zones, sets, services, default, rules };
+        let Unchecked { zones, sets, services, timeouts, default, rules } = unchecked;
+        let policy = Policy { zones, sets, services, timeouts, default, rules };
         match Policy::parse("policy", &policy.to_string()) {
             Ok(checked) if checked == policy => Ok(checked),
             Ok(_) => Err("a name in the policy is empty or has characters in it that names can not have".to_owned()),
@@ -308,8 +313,8 @@ pub(super) const RULE_NAME_MAX: usize = 255;
 
 /// Words that have a meaning of their own.
 pub(super) const KEYWORDS: &[&str] = &[
-    "zone", "set", "service", "default", "accept", "drop", "reject", "from", "to", "any", "log", "tcp", "udp", "icmp",
-    "icmp6", "proto",
+    "zone", "set", "service", "timeout", "default", "accept", "drop", "reject", "from", "to", "any", "log", "tcp",
+    "udp", "icmp", "icmp6", "proto",
 ];
 
 /// Does it look like the name of a zone, set or service? Keywords do.
@@ -445,6 +450,9 @@ impl fmt::Display for Policy {
         if !self.sets.is_empty() || !self.services.is_empty() {
             f.write_str("\n")?;
         }
+        if !self.timeouts.is_default() {
+            write!(f, "timeout {}\n\n", self.timeouts)?;
+        }
         writeln!(f, "{}", self.default)?;
         if !self.rules.is_empty() {
             f.write_str("\n")?;
@@ -470,6 +478,12 @@ impl Policy {
     #[must_use]
     pub fn services(&self) -> &[Named<Service>] {
         &self.services
+    }
+
+    /// How long sessions may be idle.
+    #[must_use]
+    pub fn timeouts(&self) -> &Timeouts {
+        &self.timeouts
     }
 
     /// What happens to connections that no rule matches.

@@ -2,13 +2,16 @@
 
 use std::time::Duration;
 
-use crate::engine::{SessionInfo, Timeouts};
+use super::wheel::Links;
+use crate::engine::SessionInfo;
 use crate::event::{Opening, TcpEnd};
 use crate::id::{Generation, RuleId, SessionId, ZoneId};
 use crate::replica::{CloseCause, Establish};
-use crate::time::Time;
+use crate::time::{Coarse, Time};
+use crate::timeouts::{Timeout, Timeouts};
+use crate::track::State;
 use crate::track::tcp::Track;
-use crate::tuple::{Direction, Protocol, Tuple};
+use crate::tuple::{Direction, Tuple};
 
 /// One session. At most 256 bytes, its share of the indices included (asserted by a test).
 #[derive(Clone, Debug)]
@@ -27,8 +30,11 @@ pub(crate) struct Session {
     pub(crate) contested: bool,
     /// The last policy that it was judged by here.
     pub(crate) judged: Generation,
-    /// When a packet of it last passed here, or when it came into its present replicated state.
-    pub(crate) seen: Time,
+    /// When a packet of it last passed here, or when it came into its present replicated state. Rounded up: it must not
+    /// look idle before it is.
+    pub(crate) seen: Coarse,
+    /// Its place in the timing wheel.
+    pub(crate) links: Links,
     /// TCP only.
     pub(crate) track: Option<Track>,
     /// Packets and bytes forwarded here, by direction.
@@ -53,7 +59,8 @@ impl Session {
             opening: e.protocol,
             contested: false,
             judged: e.generation,
-            seen: now,
+            seen: Coarse::up(now),
+            links: Links::NONE,
             track,
             counters: [(0, 0); 2],
         }
@@ -108,38 +115,39 @@ impl Session {
 
     /// How long it may be idle.
     pub(crate) fn timeout(&self, timeouts: &Timeouts) -> Duration {
-        match self.closed {
-            Some(CloseCause::Fin) => return timeouts.time_wait,
-            Some(CloseCause::Rst) => return timeouts.close,
-            None => {}
-        }
-        match (self.track, self.original.protocol) {
-            (Some(track), _) if track.ending() => timeouts.half_closed,
-            (Some(_), _) => timeouts.established,
-            (None, Protocol::UDP) => timeouts.udp,
-            (None, Protocol::ICMP | Protocol::ICMPV6) => timeouts.icmp,
-            (None, _) => timeouts.generic,
-        }
+        timeouts.get(Timeout::of(self.state(), self.original.protocol))
     }
 
-    /// The state as conntrack(8) names it.
-    pub(crate) fn state(&self) -> &'static str {
-        self.track.map_or("ASSURED", |track| track.state(self.closed))
+    /// How long it has been idle.
+    pub(crate) fn idle(&self, now: Time) -> Duration {
+        self.seen.age(now).unwrap_or_default()
+    }
+
+    /// How long it may still be idle; zero: it has been for too long.
+    pub(crate) fn remaining(&self, now: Time, timeouts: &Timeouts) -> Duration {
+        self.timeout(timeouts).saturating_sub(self.idle(now))
+    }
+
+    pub(crate) fn is_idle(&self, now: Time, timeouts: &Timeouts) -> bool {
+        self.remaining(now, timeouts).is_zero()
+    }
+
+    pub(crate) fn state(&self) -> State {
+        self.track.as_ref().map_or(State::Assured, |track| track.state(self.closed))
     }
 
     /// For people.
     pub(crate) fn info(&self, now: Time, timeouts: &Timeouts) -> SessionInfo {
-        let (idle, timeout) = (now.since(self.seen), self.timeout(timeouts));
         SessionInfo {
             id: self.id,
             original: self.original,
             reply: self.reply(),
             zones: (self.ingress, self.egress),
             rule: (self.generation, self.rule),
-            state: self.state(),
+            state: self.state().name(),
             half_open: false,
-            idle,
-            timeout: timeout.saturating_sub(idle),
+            idle: self.idle(now),
+            timeout: self.remaining(now, timeouts),
             counters: self.counters,
         }
     }

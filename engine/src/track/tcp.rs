@@ -66,11 +66,12 @@
 
 use std::time::Duration;
 
+use super::State;
 use crate::event::{Known, Sent, TcpEnd};
 use crate::id::MemberId;
 use crate::parse::Tcp;
 use crate::replica::CloseCause;
-use crate::time::Time;
+use crate::time::{Coarse, Fine, Time};
 use crate::tuple::Direction;
 use crate::verdict::Reason;
 
@@ -104,7 +105,7 @@ struct End {
     /// The sequence number after its FIN.
     fin: u32,
     /// When `edge` was last confirmed.
-    fresh: Stamp,
+    fresh: Coarse,
     /// The largest window that it advertised after its SYN, unscaled.
     win: u16,
     /// Its FIN is known.
@@ -113,30 +114,13 @@ struct End {
     fin_here: bool,
 }
 
-/// A time in 2^24 ns (17 ms), so that it needs four bytes only; zero: never.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-struct Stamp(u32);
-
-impl Stamp {
-    const NEVER: Stamp = Stamp(0);
-    const SHIFT: u32 = 24;
-
-    fn new(time: Time) -> Stamp {
-        Stamp(u32::try_from(time.0 >> Stamp::SHIFT).unwrap_or(u32::MAX).max(1))
-    }
-
-    /// How long ago; `None`: never.
-    fn age(self, now: Time) -> Option<Duration> {
-        (self != Stamp::NEVER).then(|| now.since(Time(u64::from(self.0) << Stamp::SHIFT)))
-    }
-}
-
 /// The local state of an established connection: 2 × 24 bytes, and what is asked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Track {
     ends: [End; 2],
-    /// When the others were last asked; zero: never.
-    asked: Time,
+    /// When the others were last asked, to 4 ms: a packet that comes again after [`ANSWER`] never comes too early. Should it
+    /// wrap, a question is left out, once.
+    asked: Fine,
     /// Who answered.
     answers: u32,
     /// What they were asked about.
@@ -216,7 +200,7 @@ fn index(direction: Direction) -> usize {
 }
 
 impl End {
-    fn new(of: &TcpEnd, other: &TcpEnd, fresh: Stamp) -> End {
+    fn new(of: &TcpEnd, other: &TcpEnd, fresh: Coarse) -> End {
         let first = of.isn.wrapping_add(1);
         End {
             edge: first,
@@ -250,7 +234,7 @@ impl End {
         if !sure || ahead(number, self.edge) > 0 {
             self.edge = number;
         }
-        self.fresh = Stamp::new(now);
+        self.fresh = Coarse::new(now);
         self.follow();
     }
 
@@ -276,14 +260,14 @@ impl End {
 
     /// Nothing that was sent lies beyond this.
     fn last(&self) -> Option<u32> {
-        self.fin().or((self.fresh != Stamp::NEVER).then_some(self.edge))
+        self.fin().or((self.fresh != Coarse::NEVER).then_some(self.edge))
     }
 
     /// Takes in what another member knows. Whoever is fresher is right, if the two are too far apart to be compared.
     fn merge(&mut self, theirs: &Sent, now: Time) {
-        let fresh = theirs.age.map_or(Stamp::NEVER, |age| Stamp::new(now - Duration::from_millis(age.into())));
+        let fresh = theirs.age.map_or(Coarse::NEVER, |age| Coarse::new(now - Duration::from_millis(age.into())));
         let distance = ahead(theirs.edge, self.edge);
-        if (1..=FARTHEST).contains(&distance) || (fresh > self.fresh && distance.abs() > FARTHEST) {
+        if (1..=FARTHEST).contains(&distance) || (fresh.is_after(self.fresh) && distance.abs() > FARTHEST) {
             self.edge = theirs.edge;
         }
         self.follow();
@@ -294,7 +278,9 @@ impl End {
             self.acked = theirs.acked;
         }
         self.win = self.win.max(theirs.win);
-        self.fresh = self.fresh.max(fresh);
+        if fresh.is_after(self.fresh) {
+            self.fresh = fresh;
+        }
     }
 }
 
@@ -302,10 +288,10 @@ impl Track {
     /// A connection whose handshake these two spoke. `seen`: when this member last learned of the handshake; `None` if
     /// it never did, so that the connection may be older than it looks.
     pub(crate) fn new(client: &TcpEnd, server: &TcpEnd, seen: Option<Time>) -> Track {
-        let fresh = seen.map_or(Stamp::NEVER, Stamp::new);
+        let fresh = seen.map_or(Coarse::NEVER, Coarse::new);
         Track {
             ends: [End::new(client, server, fresh), End::new(server, client, fresh)],
-            asked: Time::ZERO,
+            asked: Fine::NEVER,
             answers: 0,
             asked_seq: 0,
             live: false,
@@ -376,7 +362,7 @@ impl Track {
         let exact = tcp.seq == sender.edge || tcp.seq == sender.acked;
         let fin = self.ends.iter().any(|e| e.fin_known);
         let slack = wr.min(RST_SLACK);
-        if (sender.fresh != Stamp::NEVER && exact) || (fin && sender.within(tcp.seq, slack, slack)) {
+        if (sender.fresh != Coarse::NEVER && exact) || (fin && sender.within(tcp.seq, slack, slack)) {
             self.reset = true;
             return Seen::Reset;
         }
@@ -390,12 +376,11 @@ impl Track {
 
     /// What to do about a segment that is not near what is known here. `others`: how many members may know more.
     pub(crate) fn doubt(&mut self, seq: u32, others: u32, now: Time) -> Doubt {
-        let age = now.since(self.asked);
         let complete = self.live || (!self.gap && self.answers.count_ones() >= others);
         if others == 0 && !self.gap {
             return Doubt::Judge(Mode::Strict);
         }
-        if self.asked != Time::ZERO {
+        if let Some(age) = self.asked.age(now) {
             if complete && age < ANSWER && self.asked_seq == seq {
                 return Doubt::Judge(Mode::Strict);
             }
@@ -403,11 +388,11 @@ impl Track {
                 return Doubt::Wait;
             }
             if !complete && age < UNANSWERED {
-                self.asked = Time::ZERO;
+                self.asked = Fine::NEVER;
                 return Doubt::Judge(Mode::Adopt);
             }
         }
-        (self.asked, self.asked_seq, self.answers, self.live) = (now, seq, 0, false);
+        (self.asked, self.asked_seq, self.answers, self.live) = (Fine::new(now), seq, 0, false);
         Doubt::Ask
     }
 
@@ -468,7 +453,7 @@ impl Track {
         let sender = &mut self.ends[index(direction)];
         if !sender.fin_known {
             (sender.fin, sender.fin_known) = (end, true);
-            if sender.fresh == Stamp::NEVER || ahead(end, sender.edge) > 0 {
+            if sender.fresh == Coarse::NEVER || ahead(end, sender.edge) > 0 {
                 sender.edge = end;
                 sender.follow();
             }
@@ -510,19 +495,20 @@ impl Track {
         self.reset || self.ends.iter().any(|e| e.fin_known)
     }
 
-    /// The state as conntrack(8) names it.
-    pub(crate) fn state(&self, closed: Option<CloseCause>) -> &'static str {
+    /// The state of the session.
+    pub(crate) fn state(&self, closed: Option<CloseCause>) -> State {
         match closed {
-            Some(CloseCause::Fin) => return "TIME_WAIT",
-            Some(CloseCause::Rst) => return "CLOSE",
+            Some(CloseCause::Fin) => return State::TimeWait,
+            Some(CloseCause::Rst) => return State::Close,
+            None if self.reset => return State::Close,
             None => {}
         }
         let acked = |e: &End| e.fin().is_some_and(|fin| ahead(e.acked, fin) >= 0);
         match self.ends.iter().filter(|e| e.fin_known).count() {
-            0 => "ESTABLISHED",
-            1 if self.ends.iter().any(acked) => "CLOSE_WAIT",
-            1 => "FIN_WAIT",
-            _ => "LAST_ACK",
+            0 => State::Established,
+            1 if self.ends.iter().any(acked) => State::CloseWait,
+            1 => State::FinWait,
+            _ => State::LastAck,
         }
     }
 }
