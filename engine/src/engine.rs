@@ -16,10 +16,9 @@ use crate::parse::Packet;
 use crate::progress::{TakeoverCounters, Telling};
 use crate::replica::{Close, MemberInfo, Role};
 use crate::table::half::Half;
-use crate::table::session::Session;
 use crate::table::{SHARDS, Table};
 use crate::time::Time;
-use crate::track::generic::opening_state;
+use crate::timeouts::Timeouts;
 use crate::tuple::{Protocol, Tuple};
 use crate::unsure::Unsure;
 use crate::verdict::{HoldKey, Verdict};
@@ -27,7 +26,8 @@ use crate::verdict::{HoldKey, Verdict};
 /// Sizes and times of one member's engine.
 ///
 /// All memory is bounded by it: about 256 bytes for each of `max_sessions`, 256 for each of `max_half_open`, and per shard
-/// (there are 256) 64 awaited keys, 64 fragmented datagrams and 32 that wait for their first fragment; 512 KiB count the half-open sessions of each source.
+/// (there are 256) 64 awaited keys, 64 fragmented datagrams, 32 that wait for their first fragment, and a timing wheel of
+/// 1 KiB; 512 KiB count the half-open sessions of each source.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// This member.
@@ -47,10 +47,6 @@ pub struct Config {
     /// Most half-open sessions that this member opens for one source: an IPv4 address, or an IPv6 network of 64 bits. Those
     /// that other members opened count too.
     pub max_half_open_per_source: u32,
-    /// How long a half-open session is kept without progress; for UDP the timeout of a session without a reply.
-    pub half_open_timeout: Duration,
-    /// How long sessions may be idle.
-    pub timeouts: Timeouts,
 }
 
 impl Config {
@@ -65,42 +61,6 @@ impl Config {
             max_half_open: 1 << 17,
             takeover_rate: 1 << 30,
             max_half_open_per_source: 1 << 13,
-            half_open_timeout: Duration::from_secs(30),
-            timeouts: Timeouts::default(),
-        }
-    }
-}
-
-/// How long sessions may be idle, by protocol and state. The defaults are those of Linux's nf_conntrack.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Timeouts {
-    /// TCP, established.
-    pub established: Duration,
-    /// TCP, after the first FIN and until the close is in the log.
-    pub half_closed: Duration,
-    /// TCP, closed by FINs.
-    pub time_wait: Duration,
-    /// TCP, closed by RST.
-    pub close: Duration,
-    /// UDP, assured.
-    pub udp: Duration,
-    /// ICMP and ICMPv6 echo.
-    pub icmp: Duration,
-    /// All other protocols.
-    pub generic: Duration,
-}
-
-impl Default for Timeouts {
-    fn default() -> Timeouts {
-        let secs = Duration::from_secs;
-        Timeouts {
-            established: secs(432_000),
-            half_closed: secs(120),
-            time_wait: secs(120),
-            close: secs(10),
-            udp: secs(120),
-            icmp: secs(30),
-            generic: secs(600),
         }
     }
 }
@@ -166,19 +126,27 @@ pub struct Engine {
     given: AtomicU32,
     /// Consequences of an apply, for the next [`Engine::tick`] to hand out.
     pub(crate) deferred: Mutex<Vec<Event>>,
-    /// Where the next search for idle sessions begins.
-    cursor: Mutex<Cursor>,
+    /// The shard that the next tick begins with.
+    ticking: Mutex<u8>,
+    /// The shard that the next search for idle sessions begins with.
+    offering: Mutex<u8>,
+    sweep: Mutex<Sweep>,
 }
 
+/// Shorter timeouts reach the sessions that are there piece by piece.
 #[derive(Default)]
-struct Cursor {
+struct Sweep {
     shard: u8,
     slot: u32,
+    /// Shards that are still to be swept.
+    left: usize,
 }
 
-/// Slots that one search for idle sessions looks at, and slots that it looks at under one lock.
-const IDLE_SCAN: u32 = 1 << 16;
-const IDLE_PIECE: u32 = 1 << 10;
+/// Most entries that one call looks at: some milliseconds. What is left over waits for the next one.
+const LOOKS: u32 = 1 << 14;
+
+/// Most entries that are looked at under one lock, for which packets may wait.
+const PIECE: u32 = 1 << 8;
 
 impl Engine {
     /// An empty engine with policy generation 0: default drop.
@@ -197,7 +165,9 @@ impl Engine {
             counters: TakeoverCounters::default(),
             given: AtomicU32::new(0),
             deferred: Mutex::new(Vec::new()),
-            cursor: Mutex::new(Cursor::default()),
+            ticking: Mutex::default(),
+            offering: Mutex::default(),
+            sweep: Mutex::default(),
         })
     }
 
@@ -224,29 +194,76 @@ impl Engine {
         }
     }
 
-    /// Forgets half-open sessions whose time is over, proposes closes that are overdue, and asks the other members for the first
-    /// fragments that are awaited. To be called some ten times a
-    /// second; its cost is in proportion to what expires.
+    /// Forgets half-open sessions whose time is over, finds sessions that are idle, proposes closes that are overdue, and asks
+    /// the other members for first fragments that are awaited. To be called some ten times a second, on every member; its
+    /// cost is in proportion to what becomes due.
     pub fn tick(&self, now: Time, events: &mut Vec<Event>) {
         events.append(&mut self.deferred.lock());
-        for number in self.table.numbers() {
-            let mut shard = self.table.shard(number);
-            while let Some((slot, half)) = shard.halves.oldest() {
-                if now.since(half.last) < self.config.half_open_timeout {
+        self.sweep(now);
+        let mut next = self.ticking.lock();
+        let mut budget = LOOKS;
+        for _ in 0..SHARDS {
+            loop {
+                let most = PIECE.min(budget);
+                if most == 0 {
+                    return;
+                }
+                let looks = self.look(*next, now, most, events);
+                budget -= looks;
+                if looks < most {
                     break;
                 }
-                self.table.remove_half(&mut shard, slot);
             }
-            shard.datagrams.ask(now, events);
-            while let Some((due, id, slot)) = shard.finished.front().copied() {
-                if now < due {
-                    break;
-                }
-                shard.finished.pop_front();
-                let open = shard.sessions.get_mut(slot).filter(|s| s.id == id && s.closed.is_none());
-                if let Some(cause) = open.and_then(|s| s.track.as_mut()).and_then(|t| t.overdue()) {
-                    events.push(Event::Propose(Proposal::Close(Close { id, cause })));
-                }
+            *next = next.wrapping_add(1);
+        }
+    }
+
+    /// Looks at what is due in one shard, at so many entries at most; how many there were.
+    fn look(&self, number: u8, now: Time, most: u32, events: &mut Vec<Event>) -> u32 {
+        let mut shard = self.table.shard(number);
+        shard.datagrams.ask(now, events);
+        let law = self.law();
+        let timeouts = law.timeouts();
+        let mut looks = 0;
+        while looks < most
+            && let Some(slot) = shard.halves.due(now, timeouts)
+        {
+            self.table.remove_half(&mut shard, slot);
+            looks += 1;
+        }
+        while looks < most
+            && let Some((_, id, slot)) = shard.finished.front().copied().filter(|(due, ..)| now >= *due)
+        {
+            shard.finished.pop_front();
+            let open = shard.sessions.get_mut(slot).filter(|s| s.id == id && s.closed.is_none());
+            if let Some(cause) = open.and_then(|s| s.track.as_mut()).and_then(|t| t.overdue()) {
+                events.push(Event::Propose(Proposal::Close(Close { id, cause })));
+            }
+            looks += 1;
+        }
+        while looks < most && shard.sessions.look(now, timeouts) {
+            looks += 1;
+        }
+        looks
+    }
+
+    /// Lets sessions be looked at when their time is over by the policy in force, after one with shorter timeouts.
+    fn sweep(&self, now: Time) {
+        let mut sweep = self.sweep.lock();
+        let mut budget = LOOKS;
+        while sweep.left > 0 && budget > 0 {
+            let mut shard = self.table.shard(sweep.shard);
+            // Loaded under the lock: who armed one of these sessions by an older policy did so before.
+            let law = self.law();
+            let places = shard.sessions.places();
+            let end = sweep.slot.saturating_add(PIECE).min(places);
+            for slot in sweep.slot..end {
+                shard.sessions.arm(slot, now, law.timeouts());
+            }
+            budget = budget.saturating_sub((end - sweep.slot.min(end)).max(1));
+            sweep.slot = end;
+            if end >= places {
+                *sweep = Sweep { shard: sweep.shard.wrapping_add(1), slot: 0, left: sweep.left - 1 };
             }
         }
     }
@@ -274,11 +291,12 @@ impl Engine {
     /// whether to go on. Sessions that open or end meanwhile may or may not be seen.
     pub fn sessions(&self, now: Time, each: &mut dyn FnMut(&SessionInfo) -> bool) {
         let mut infos = Vec::new();
+        let timeouts = self.timeouts();
         for number in self.table.numbers() {
             {
                 let shard = self.table.shard(number);
-                infos.extend(shard.halves.iter().filter(|h| !h.aborted).map(|h| self.half_info(now, h)));
-                infos.extend(shard.sessions.iter().map(|s| s.info(now, &self.config.timeouts)));
+                infos.extend(shard.halves.iter().filter(|h| !h.aborted).map(|h| half_info(now, h, &timeouts)));
+                infos.extend(shard.sessions.iter().map(|s| s.info(now, &timeouts)));
             }
             if !infos.drain(..).all(|info| each(&info)) {
                 return;
@@ -290,26 +308,10 @@ impl Engine {
     #[must_use]
     pub fn session(&self, now: Time, id: SessionId) -> Option<SessionInfo> {
         if let Some((shard, slot)) = self.table.locate(id) {
-            return shard.sessions.get(slot).map(|s| s.info(now, &self.config.timeouts));
+            return shard.sessions.get(slot).map(|s| s.info(now, &self.timeouts()));
         }
         let (shard, slot) = self.table.locate_half(id)?;
-        shard.halves.get(slot).map(|h| self.half_info(now, h))
-    }
-
-    fn half_info(&self, now: Time, half: &Half) -> SessionInfo {
-        let idle = now.since(half.last);
-        SessionInfo {
-            id: half.open.id,
-            original: half.open.original,
-            reply: half.open.reply,
-            zones: (half.open.ingress, half.open.egress),
-            rule: (half.open.generation, half.open.rule),
-            state: opening_state(&half.open.protocol),
-            half_open: true,
-            idle,
-            timeout: self.config.half_open_timeout.saturating_sub(idle),
-            counters: [(0, 0); 2],
-        }
+        shard.halves.get(slot).map(|h| half_info(now, h, &self.timeouts()))
     }
 
     /// Sizes now.
@@ -320,7 +322,7 @@ impl Engine {
         for number in self.table.numbers() {
             let shard = self.table.shard(number);
             for session in shard.sessions.iter() {
-                *sessions.entry((session.original.protocol, session.state())).or_default() += 1;
+                *sessions.entry((session.original.protocol, session.state().name())).or_default() += 1;
             }
             counts.half_open += shard.halves.len() as u64;
             counts.half_open_evicted += shard.evicted;
@@ -329,39 +331,39 @@ impl Engine {
         counts
     }
 
-    /// Sessions, at most `most`, that are idle here for longer than their timeout (for TIME_WAIT: closed for longer). The
-    /// leader asks the others about them with [`Engine::still_idle`] and proposes their `Expire`.
+    /// Sessions, at most `most`, that are idle here for longer than their timeout (for TIME_WAIT: closed for longer), as far
+    /// as [`Engine::tick`] has found them by now. The leader asks the others about them with [`Engine::still_idle`] and
+    /// proposes their `Expire`. Yields whether there may be more.
     ///
-    /// Each call looks at a part of the table, 65,536 places at most, and the next one goes on where it ended.
-    pub fn idle(&self, now: Time, most: usize, found: &mut Vec<SessionId>) {
-        let mut cursor = self.cursor.lock();
-        let (mut budget, mut shards) = (IDLE_SCAN, SHARDS);
-        while budget > 0 && shards > 0 && found.len() < most {
-            let shard = self.table.shard(cursor.shard);
-            let end = cursor.slot.saturating_add(IDLE_PIECE.min(budget)).min(shard.sessions.places());
-            budget -= end.saturating_sub(cursor.slot).min(budget);
-            while cursor.slot < end && found.len() < most {
-                let session = shard.sessions.get(cursor.slot);
-                found.extend(session.filter(|s| self.is_idle(now, s)).map(|s| s.id));
-                cursor.slot += 1;
+    /// One that is still there a quarter of its timeout later (a second at least, an hour at most) is found again.
+    pub fn idle(&self, now: Time, most: usize, found: &mut Vec<SessionId>) -> bool {
+        let mut next = self.offering.lock();
+        let mut budget = LOOKS;
+        for _ in 0..SHARDS {
+            'shard: loop {
+                let mut shard = self.table.shard(*next);
+                let law = self.law();
+                for _ in 0..PIECE {
+                    if found.len() >= most || budget == 0 {
+                        return true;
+                    }
+                    let Some(idle) = shard.sessions.offer(now, law.timeouts()) else { break 'shard };
+                    budget -= 1;
+                    found.extend(idle);
+                }
             }
-            if cursor.slot >= shard.sessions.places() {
-                *cursor = Cursor { shard: cursor.shard.wrapping_add(1), slot: 0 };
-                shards -= 1;
-            }
+            *next = next.wrapping_add(1);
         }
+        false
     }
 
     /// Keeps of `ids` those that are unknown or idle here for longer than their timeout.
     pub fn still_idle(&self, now: Time, ids: &mut Vec<SessionId>) {
+        let timeouts = self.timeouts();
         ids.retain(|&id| {
             let known = self.table.locate(id);
-            known.is_none_or(|(shard, slot)| shard.sessions.get(slot).is_none_or(|s| self.is_idle(now, s)))
+            known.is_none_or(|(shard, slot)| shard.sessions.get(slot).is_none_or(|s| s.is_idle(now, &timeouts)))
         });
-    }
-
-    fn is_idle(&self, now: Time, session: &Session) -> bool {
-        now.since(session.seen) >= session.timeout(&self.config.timeouts)
     }
 
     /// A session id that was never given before.
@@ -374,10 +376,21 @@ impl Engine {
         self.law.load()
     }
 
+    /// The timeouts in force. To arm a session by them they are to be loaded under its shard's lock.
+    pub(crate) fn timeouts(&self) -> Timeouts {
+        *self.law().timeouts()
+    }
+
     /// Puts a policy in force. The generation last: whoever sees it sees the policy too.
     pub(crate) fn enact(&self, law: Law) {
         let generation = law.generation;
+        let shorter = law.timeouts().any_shorter_than(&self.timeouts());
         self.law.store(Arc::new(law));
+        if shorter {
+            let mut sweep = self.sweep.lock();
+            // A shard that is half swept comes again at the end.
+            sweep.left = SHARDS + usize::from(sweep.slot > 0);
+        }
         self.generation.store(generation.0, Ordering::Release);
     }
 
@@ -387,6 +400,22 @@ impl Engine {
         let others = view.members.iter().filter(forwards).count();
         self.others.store(u32::try_from(others).unwrap_or(u32::MAX), Ordering::Relaxed);
         self.view.store(Arc::new(view));
+    }
+}
+
+fn half_info(now: Time, half: &Half, timeouts: &Timeouts) -> SessionInfo {
+    let idle = now.since(half.last);
+    SessionInfo {
+        id: half.open.id,
+        original: half.open.original,
+        reply: half.open.reply,
+        zones: (half.open.ingress, half.open.egress),
+        rule: (half.open.generation, half.open.rule),
+        state: half.state().name(),
+        half_open: true,
+        idle,
+        timeout: timeouts.get(half.timeout()).saturating_sub(idle),
+        counters: [(0, 0); 2],
     }
 }
 

@@ -135,9 +135,9 @@ pub struct Progress {
     pub idle: u32,
     /// TCP: what is known of the two ends.
     pub known: Option<Known>,
-    /// Packets and bytes forwarded there since it was last told: original direction, reply direction. Left out where the
-    /// bandwidth does not allow for it; it is told later then.
-    pub traffic: Option<[(u32, u64); 2]>,
+    /// Packets and bytes forwarded there since it was last told: original direction, reply direction; each at most 2^32 − 1.
+    /// Left out where the bandwidth does not allow for it; it is told later then.
+    pub traffic: Option<[(u32, u32); 2]>,
 }
 
 /// What a member knows of one end of a TCP connection.

@@ -40,6 +40,7 @@ impl Engine {
                     && track.rst_elsewhere()
                 {
                     shard.finished.push_back((now + CLOSE_OVERDUE, *id, slot));
+                    shard.sessions.arm(slot, now, self.law().timeouts());
                 }
             }
             Hint::Ask(tuple) => self.answer(now, tuple, events),
@@ -68,7 +69,7 @@ impl Engine {
     fn merge(&self, shard: &mut Shard, hash: u64, open: &HalfOpen, now: Time) -> u64 {
         let session = shard.sessions.find(hash, &open.original).and_then(|slot| shard.sessions.get(slot));
         let told = (&open.original, &open.protocol);
-        let same_as = |s: &Session| s.closed.is_none() && same_connection((&s.original, &s.opening), told);
+        let same_as = |s: &Session| s.closed.is_none() && same_connection((&s.original, &s.opening()), told);
         if session.is_some_and(|s| s.id == open.id || same_as(s)) {
             return 0;
         }
@@ -148,6 +149,7 @@ impl Engine {
         if !was && track.finished() {
             shard.finished.push_back((now + CLOSE_OVERDUE, id, slot));
         }
+        shard.sessions.arm(slot, now, self.law().timeouts());
     }
 
     fn hint_progress(&self, now: Time, from: MemberId, id: SessionId, known: &Known, wake: &mut dyn Wake) {
@@ -155,7 +157,12 @@ impl Engine {
         let Some((mut shard, slot)) = self.table.locate(id) else { return };
         let Some(session) = shard.sessions.get_mut(slot) else { return };
         let original = session.original;
-        if !session.track.as_mut().is_some_and(|track| track.merge(from, known, others, now)) {
+        let Some(track) = session.track.as_mut() else { return };
+        let answered = track.merge(from, known, others, now);
+        if track.ending() {
+            shard.sessions.arm(slot, now, self.law().timeouts());
+        }
+        if !answered {
             return;
         }
         let hash = self.table.hash(&original);
@@ -172,8 +179,7 @@ impl Engine {
         let shard = self.table.of(hash);
         let session = shard.sessions.find(hash, tuple).and_then(|slot| shard.sessions.get(slot));
         if let Some((session, track)) = session.and_then(|s| Some((s, s.track?))) {
-            let passed = session.counters.iter().any(|(packets, _)| *packets > 0);
-            let known = track.progress(now, passed && now.since(session.seen) < LIVE);
+            let known = track.progress(now, session.has_passed() && session.idle(now) < LIVE);
             events.push(Event::Hint(Hint::Progress { id: session.id, known }));
         }
         for slot in shard.halves.of(hash, tuple) {

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use crate::id::{Generation, RuleId, ZoneId};
 use crate::parse::IpOptions;
 use crate::policy::{Action, Compiled, Decision};
+use crate::timeouts::Timeouts;
 use crate::tuple::Tuple;
 
 /// One generation's policy, and the zone numbers that interfaces are bound by.
@@ -27,6 +28,10 @@ impl Law {
     /// May a packet with these IPv4 options pass?
     pub(crate) fn allows_options(&self, options: IpOptions) -> bool {
         self.rules.as_ref().map_or(IpOptions::NONE, Compiled::ip_options).covers(options)
+    }
+
+    pub(crate) fn timeouts(&self) -> &Timeouts {
+        self.rules.as_ref().map_or(&Timeouts::DEFAULT, Compiled::timeouts)
     }
 
     pub(crate) fn zone(&self, name: &str) -> ZoneId {

@@ -26,15 +26,17 @@ mod table;
 #[cfg(test)]
 mod testing;
 pub mod time;
+pub mod timeouts;
 mod track;
 pub mod tuple;
 mod unsure;
 pub mod verdict;
 
 pub use addr::Ip;
-pub use engine::{Config, Context, Engine, Routes, Standing, Timeouts, Wake};
+pub use engine::{Config, Context, Engine, Routes, Standing, Wake};
 pub use event::{Event, HalfOpen, Hint};
 pub use id::{Generation, MemberId, RuleId, SessionId, ZoneId};
 pub use time::Time;
+pub use timeouts::Timeouts;
 pub use tuple::{Direction, Protocol, Tuple};
 pub use verdict::{HoldClass, HoldKey, Reason, Verdict};

@@ -11,8 +11,8 @@ use crate::engine::{Engine, Wake};
 use crate::event::Progress;
 use crate::id::MemberId;
 use crate::table::SHARDS;
-use crate::table::session::{Session, Untold};
-use crate::time::Time;
+use crate::table::session::Session;
+use crate::time::{Coarse, Time};
 use crate::verdict::HoldKey;
 
 /// Sessions that are told of under one lock, for which packets may wait.
@@ -86,15 +86,15 @@ impl Engine {
         }
         let Some((mut shard, slot)) = self.table.locate(progress.id) else { return };
         let Some(session) = shard.sessions.get_mut(slot) else { return };
-        session.seen = session.seen.max(now - Duration::from_millis(progress.idle.into()));
+        let seen = Coarse::up(now - Duration::from_millis(progress.idle.into()));
+        if seen.is_after(session.seen) {
+            session.seen = seen;
+        }
         if let (Some(track), Some(known)) = (&mut session.track, &progress.known) {
             track.learn(known, now);
         }
-        for ((packets, bytes), (more_packets, more_bytes)) in
-            session.counters.iter_mut().zip(progress.traffic.unwrap_or_default())
-        {
-            *packets = packets.saturating_add(more_packets.into());
-            *bytes = bytes.saturating_add(more_bytes);
+        if let Some(traffic) = &progress.traffic {
+            session.add_traffic(traffic);
         }
     }
 
@@ -139,13 +139,8 @@ impl Session {
     /// What the others are to be told, and no longer.
     fn tell(&mut self, now: Time, full: bool) -> Progress {
         self.busy = false;
-        let traffic = full.then(|| {
-            std::mem::take(&mut self.untold).map(|untold| {
-                let Untold { packets, bytes } = untold;
-                (packets, bytes)
-            })
-        });
-        let idle = now.since(self.seen).as_millis();
+        let traffic = full.then(|| self.take_untold());
+        let idle = self.idle(now).as_millis();
         Progress {
             id: self.id,
             idle: u32::try_from(idle).unwrap_or(u32::MAX),

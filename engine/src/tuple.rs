@@ -20,6 +20,8 @@ impl Protocol {
     pub const UDP: Protocol = Protocol(17);
     /// The fragment header of IPv6.
     pub const IPV6_FRAG: Protocol = Protocol(44);
+    /// Generic routing encapsulation (RFC 2784).
+    pub const GRE: Protocol = Protocol(47);
     /// ICMP for IPv6.
     pub const ICMPV6: Protocol = Protocol(58);
     /// SCTP.

@@ -54,6 +54,7 @@ impl Engine {
         let (id, closed) = (session.id, session.closed);
         let track = session.track.as_mut()?;
         let was_ending = track.finished();
+        let before = track.ending().then(|| track.state(closed));
         let mut seen = track.segment([client, server], direction, tcp, closed, Mode::Near, context.now);
         let mut lost = false;
         if seen == Seen::Unsure {
@@ -81,6 +82,7 @@ impl Engine {
                 }
             }
         }
+        let changed = before != track.ending().then(|| track.state(closed));
         let current = context.standing == Standing::Current;
         match seen {
             Seen::Unsure => return Some(Verdict::Drop(Reason::TcpWindow)),
@@ -106,6 +108,10 @@ impl Engine {
         }
         session.account(direction, packet.length, context.now);
         shard.sessions.busy(slot);
+        if changed {
+            // Its time may be over earlier than it was when it was armed.
+            shard.sessions.arm(slot, context.now, self.law().timeouts());
+        }
         Some(Verdict::Forward)
     }
 
@@ -117,13 +123,13 @@ impl Engine {
     /// Does the policy in force still allow this session? Asked anew once per session and policy.
     pub(super) fn still_allowed(&self, session: &mut Session) -> bool {
         let generation = self.generation();
-        if session.judged >= generation {
+        if session.was_judged_by(generation) {
             return true;
         }
         let law = self.law();
         let allowed = law.decide(session.ingress, session.egress, &session.original).action == Action::Accept;
         if allowed {
-            session.judged = law.generation;
+            session.allowed_by(law.generation);
         }
         allowed
     }

@@ -11,3 +11,4 @@ mod race;
 mod rfc;
 mod takeover;
 mod tcp;
+mod timeouts;

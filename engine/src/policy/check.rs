@@ -12,6 +12,7 @@ use super::model::{Action, Address, Default, List, Named, Policy, Rule, Service}
 use super::ranges::{self, Addresses, Ranges};
 use super::read::{At, Draft, DraftNamed, DraftRule, read};
 use super::{MAX_RANGES, MAX_RULES, MAX_TEXT, MAX_ZONES};
+use crate::timeouts::{Timeout, Timeouts};
 use crate::tuple::Protocol;
 
 /// Most errors that are told; the others are most often of the same kind.
@@ -55,7 +56,7 @@ struct Checker<'a> {
 
 impl Checker<'_> {
     fn policy(&mut self, draft: Draft) -> Policy {
-        let Draft { zones, sets, services, defaults, ip_options, rules } = draft;
+        let Draft { zones, sets, services, timeouts, defaults, ip_options, rules } = draft;
         self.unique("zone", zones.iter());
         self.unique("set", sets.iter().map(|set| &set.name));
         self.unique("service", services.iter().map(|service| &service.name));
@@ -80,11 +81,29 @@ impl Checker<'_> {
         });
         let places: Vec<Range<usize>> = sets.iter().map(|set| set.name.span.clone()).collect();
         let (sets, services) = (sets.into_iter().map(plain).collect(), services.into_iter().map(plain).collect());
+        let timeouts = self.timeouts(&timeouts);
         let ip_options = ip_options.into_iter().map(|option| option.value).collect();
-        let mut policy = Policy { zones, sets, services, default, ip_options, rules: Vec::new() };
+        let mut policy = Policy { zones, sets, services, timeouts, default, ip_options, rules: Vec::new() };
         let rules = self.rules(rules, &policy, &places);
         policy.rules = rules;
         policy
+    }
+
+    /// The timeouts; complains about those that are set twice.
+    fn timeouts(&mut self, set: &[At<(Timeout, u32)>]) -> Timeouts {
+        let mut timeouts = Timeouts::DEFAULT;
+        let mut seen: HashMap<Timeout, usize> = HashMap::new();
+        for At { value: (timeout, seconds), span } in set {
+            timeouts.set(*timeout, *seconds);
+            if let Some(first) = seen.get(timeout) {
+                let message = format!("the timeout `{}` is set twice", timeout.name());
+                let help = format!("the first one is in line {}", self.line(*first));
+                self.problems.push(Problem::new(span.clone(), message, "the second one").help(help));
+            } else {
+                seen.insert(*timeout, span.start);
+            }
+        }
+        timeouts
     }
 
     /// Complains about names that are declared twice.

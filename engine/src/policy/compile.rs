@@ -24,6 +24,7 @@ use super::ranges::{self, Addresses, Ranges, service_key};
 use crate::addr::Ip;
 use crate::id::{RuleId, ZoneId};
 use crate::parse::IpOptions;
+use crate::timeouts::Timeouts;
 use crate::tuple::Tuple;
 
 /// A policy ready to decide.
@@ -41,6 +42,7 @@ pub struct Compiled {
     default: Default,
     default_text: String,
     ip_options: IpOptions,
+    timeouts: Timeouts,
     /// What each rule does, and what of it is quickly compared: the search ends here.
     rows: Vec<Row>,
     /// Each rule's name and text.
@@ -86,6 +88,7 @@ impl Policy {
             default: self.default,
             default_text: self.default.to_string(),
             ip_options: self.ip_options.iter().copied().collect(),
+            timeouts: self.timeouts,
             rows: (self.rules.iter())
                 .map(|rule| {
                     let services = rule.services.items().map(|items| ranges::services_of(items, &services));
@@ -173,6 +176,12 @@ impl Compiled {
     #[must_use]
     pub fn ip_options(&self) -> IpOptions {
         self.ip_options
+    }
+
+    /// How long sessions may be idle.
+    #[must_use]
+    pub fn timeouts(&self) -> &Timeouts {
+        &self.timeouts
     }
 
     /// A rule's text as the policy has it, for `session show` and the log. Rule 0 is the default.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::addr::Ip;
 use crate::id::RuleId;
 use crate::parse::IpOption;
+use crate::timeouts::Timeouts;
 use crate::tuple::Protocol;
 
 /// What a rule, or the default, does.
@@ -51,6 +52,8 @@ pub struct Policy {
     pub(super) zones: Vec<String>,
     pub(super) sets: Vec<Named<Address>>,
     pub(super) services: Vec<Named<Service>>,
+    #[serde(skip_serializing_if = "Timeouts::is_default")]
+    pub(super) timeouts: Timeouts,
     pub(super) default: Default,
     pub(super) ip_options: Vec<IpOption>,
     pub(super) rules: Vec<Rule>,
@@ -66,6 +69,8 @@ struct Unchecked {
     sets: Vec<Named<Address>>,
     #[serde(default)]
     services: Vec<Named<Service>>,
+    #[serde(default)]
+    timeouts: Timeouts,
     default: Default,
     #[serde(default)]
     ip_options: Vec<IpOption>,
@@ -78,8 +83,8 @@ impl TryFrom<Unchecked> for Policy {
 
     /// Its text is checked like any other; should that mean something else (a name with a line break in it), it is refused.
     fn try_from(unchecked: Unchecked) -> Result<Policy, String> {
-        let Unchecked { zones, sets, services, default, ip_options, rules } = unchecked;
-        let policy = Policy { zones, sets, services, default, ip_options, rules };
+        let Unchecked { zones, sets, services, timeouts, default, ip_options, rules } = unchecked;
+        let policy = Policy { zones, sets, services, timeouts, default, ip_options, rules };
         match Policy::parse("policy", &policy.to_string()) {
             Ok(checked) if checked == policy => Ok(checked),
             Ok(_) => Err("a name in the policy is empty or has characters in it that names can not have".to_owned()),
@@ -317,6 +322,7 @@ pub(super) const KEYWORDS: &[&str] = &[
     "zone",
     "set",
     "service",
+    "timeout",
     "default",
     "ip-options",
     "accept",
@@ -483,6 +489,9 @@ impl fmt::Display for Policy {
         if !self.sets.is_empty() || !self.services.is_empty() {
             f.write_str("\n")?;
         }
+        if !self.timeouts.is_default() {
+            write!(f, "timeout {}\n\n", self.timeouts)?;
+        }
         writeln!(f, "{}", self.default)?;
         if !self.ip_options.is_empty() {
             f.write_str("ip-options ")?;
@@ -513,6 +522,12 @@ impl Policy {
     #[must_use]
     pub fn services(&self) -> &[Named<Service>] {
         &self.services
+    }
+
+    /// How long sessions may be idle.
+    #[must_use]
+    pub fn timeouts(&self) -> &Timeouts {
+        &self.timeouts
     }
 
     /// What happens to connections that no rule matches.

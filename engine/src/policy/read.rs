@@ -10,6 +10,7 @@ use super::error::{Problem, similar};
 use super::model::{Action, Address, Default, KEYWORDS, NAME_MAX, RULE_NAME_MAX, Service, is_name};
 use super::token::{Spanned, Token, tokens};
 use crate::parse::IpOption;
+use crate::timeouts::{self, Timeout};
 
 /// Something and its place.
 #[derive(Clone, Debug)]
@@ -42,6 +43,8 @@ pub(super) struct Draft {
     pub(super) zones: Vec<At<String>>,
     pub(super) sets: Vec<DraftNamed<Address>>,
     pub(super) services: Vec<DraftNamed<Service>>,
+    /// With seconds.
+    pub(super) timeouts: Vec<At<(Timeout, u32)>>,
     pub(super) defaults: Vec<At<Default>>,
     pub(super) ip_options: Vec<At<IpOption>>,
     pub(super) rules: Vec<DraftRule>,
@@ -81,7 +84,7 @@ fn continued(tokens: Vec<Spanned<'_>>) -> Vec<Spanned<'_>> {
 }
 
 /// What lines begin with.
-const STATEMENTS: &[&str] = &["zone", "set", "service", "default", "ip-options", "accept", "drop", "reject"];
+const STATEMENTS: &[&str] = &["zone", "set", "service", "timeout", "default", "ip-options", "accept", "drop", "reject"];
 
 const EXAMPLE: &str = "a rule is: accept \"name\" from ZONE to ZONE: SOURCE -> DESTINATION SERVICE";
 
@@ -149,6 +152,7 @@ impl<'s> Reader<'_, 's, '_> {
                 let (name, members) = self.named("service", "https = tcp/443, udp/443", Self::service)?;
                 self.draft.services.push(DraftNamed { name, members });
             }
+            Token::Word("timeout") => self.timeouts()?,
             Token::Word("default") => {
                 self.at += 1;
                 let Token::Word(word) = self.peek() else { return Err(self.expected("`drop`, `reject` or `accept`")) };
@@ -169,7 +173,8 @@ impl<'s> Reader<'_, 's, '_> {
                 None => {
                     let help =
                         similar(word, STATEMENTS.iter().copied()).map(|meant| format!("did you mean `{meant}`?"));
-                    let what = "`zone`, `set`, `service`, `default`, `ip-options`, `accept`, `drop` or `reject`";
+                    let what =
+                        "`zone`, `set`, `service`, `timeout`, `default`, `ip-options`, `accept`, `drop` or `reject`";
                     return Err(self.expected_with(what, help));
                 }
             },
@@ -192,6 +197,36 @@ impl<'s> Reader<'_, 's, '_> {
                 return Ok(());
             }
         }
+    }
+
+    /// `NAME TIME, …`
+    fn timeouts(&mut self) -> Result<(), Lost> {
+        self.at += 1;
+        let (read, end) = self.list(|reader| {
+            let span = reader.span();
+            let Token::Word(name) = reader.peek() else { return Err(reader.expected("a timeout's name")) };
+            reader.at += 1;
+            let timeout = Timeout::named(name);
+            if timeout.is_none() {
+                let meant = similar(name, Timeout::ALL.iter().map(|timeout| timeout.name()));
+                let meant = meant.map(|meant| format!("did you mean {meant}? ")).unwrap_or_default();
+                let problem = Problem::new(span.clone(), timeouts::unknown(name), "not a timeout");
+                reader.problems.push(problem.help(format!("{meant}the timeouts are {}", timeouts::names())));
+            }
+            let time = reader.span();
+            let Token::Word(word) = reader.peek() else { return Err(reader.expected("a time, as in 30s, 5m, 2h, 5d")) };
+            reader.at += 1;
+            match timeouts::seconds(word) {
+                Ok(seconds) => Ok(timeout.map(|timeout| At { value: (timeout, seconds), span })),
+                Err(message) => {
+                    let problem = Problem::new(time, message, "expected a time");
+                    reader.problems.push(problem.help("as in 30s, 5m, 2h, 5d"));
+                    Ok(None)
+                }
+            }
+        });
+        self.draft.timeouts.extend(read);
+        end
     }
 
     /// `NAME = MEMBER, …`, of a set or a service.

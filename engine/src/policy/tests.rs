@@ -10,6 +10,7 @@ use super::*;
 use crate::addr::Ip;
 use crate::id::{RuleId, ZoneId};
 use crate::parse::{IpOption, IpOptions};
+use crate::timeouts::{Seconds, Timeout, Timeouts};
 use crate::tuple::{Protocol, Tuple};
 
 const EXAMPLE: &str = r#"# Zones are bound to interfaces in each member's node.toml.
@@ -201,7 +202,7 @@ default reject
         "2:24: `10.0.0.300` is not an IPv4 or IPv6 address (as in 192.0.2.1, 192.0.2.0/24, 2001:db8::/32, @web)",
         "2:36: `web` is not an address: to name a set, write @web (as in 192.0.2.1, 192.0.2.0/24, 2001:db8::/32, @web)",
         "2:41: `::ffff:1.2.3.4` is an IPv4 address in IPv6 notation: write 1.2.3.4 (as in 192.0.2.1, 192.0.2.0/24, 2001:db8::/32, @web)",
-        "3:1: expected `zone`, `set`, `service`, `default`, `ip-options`, `accept`, `drop` or `reject`, found `sett` (did you mean `set`?)",
+        "3:1: expected `zone`, `set`, `service`, `timeout`, `default`, `ip-options`, `accept`, `drop` or `reject`, found `sett` (did you mean `set`?)",
         "4:13: `0` is not a port: it goes from 1 to 65535",
         "4:20: the range is empty: write 8-9",
         "4:29: `99999` is not a port: it goes from 1 to 65535",
@@ -252,6 +253,11 @@ fn no_error_makes_another_one() {
         ("accept \"r\" from any to any: any -> any\ndrop \"r\" from any to any: any -> any", 1),
         ("set s = @s", 1),
         ("set s = @t, @t\nset t = @s", 2),
+        ("timeout", 1),
+        ("timeout icmp", 1),
+        ("timeout icmp 5s,", 1),
+        ("timeout any", 1),
+        ("timeout icmp 5s tcp.close 5s", 1),
         ("=", 1),
         ("\u{e9}\u{e8}", 2),
         ("accept \"r\" from any to any: any -> any any, tcp", 1),
@@ -259,6 +265,73 @@ fn no_error_makes_another_one() {
     for (text, count) in cases {
         assert_eq!(errors(text).len(), count, "{text}: {:#?}", errors(text));
     }
+}
+
+#[test]
+fn timeouts() {
+    let text =
+        "timeout tcp.established 1d, udp.unreplied 10s,\n  generic 90s # a minute and a half\ntimeout icmp 120s\n";
+    let read = policy(text);
+    let secs = |policy: &Policy, timeout| policy.timeouts().get(timeout).as_secs();
+    assert_eq!(secs(&read, Timeout::TcpEstablished), 86_400);
+    assert_eq!(secs(&read, Timeout::UdpUnreplied), 10);
+    assert_eq!(secs(&read, Timeout::TcpClose), 10, "the default");
+    // One line, in the order of the list, in the largest unit; only what is not the default.
+    let canonical = "timeout tcp.established 1d, udp.unreplied 10s, icmp 2m, generic 90s\n\ndefault drop\n";
+    assert_eq!(read.to_string(), canonical);
+    assert_eq!(policy("timeout tcp.close 10s, tcp.established 120h").to_string(), "default drop\n");
+    assert_eq!(compiled(&read).timeouts(), read.timeouts());
+
+    let names = "the timeouts are tcp.syn_sent, tcp.syn_recv, tcp.established, tcp.fin_wait, tcp.close_wait, tcp.last_ack, \
+                 tcp.time_wait, tcp.close, udp.unreplied, udp.assured, icmp, gre.unreplied, gre.assured, generic";
+    let unknown = |name: &str, meant: &str| format!("there is no timeout named `{name}` ({meant}{names})");
+    let wrong = "timeout tcp.establish 5d, xyz 5s, icmp 5s, icmp 6s\ntimeout generic 5, tcp.close 0s, udp.assured 31d\n\
+                 timeout icmp 7m, gre.assured abc, tcp 1s\n";
+    assert_eq!(
+        errors(wrong),
+        [
+            format!("1:9: {}", unknown("tcp.establish", "did you mean tcp.established? ")),
+            format!("1:27: {}", unknown("xyz", "")),
+            "1:44: the timeout `icmp` is set twice (the first one is in line 1)".to_owned(),
+            "2:17: `5` has no unit: s, m, h or d (as in 30s, 5m, 2h, 5d)".to_owned(),
+            "2:30: `0s` is out of bounds: from 1s to 30d (as in 30s, 5m, 2h, 5d)".to_owned(),
+            "2:46: `31d` is out of bounds: from 1s to 30d (as in 30s, 5m, 2h, 5d)".to_owned(),
+            "3:9: the timeout `icmp` is set twice (the first one is in line 1)".to_owned(),
+            "3:30: `abc` is not a time (as in 30s, 5m, 2h, 5d)".to_owned(),
+            format!("3:35: {}", unknown("tcp", "")),
+        ]
+    );
+
+    let json = serde_json::to_value(&read).unwrap();
+    let map = serde_json::json!({"tcp.established": "1d", "udp.unreplied": "10s", "icmp": "2m", "generic": "90s"});
+    assert_eq!(json["timeouts"], map);
+    assert_eq!(serde_json::from_value::<Policy>(json).unwrap(), read);
+    assert_eq!(serde_json::to_value(policy("")).unwrap().get("timeouts"), None);
+    for (map, message) in [
+        ("{\"tcp\": \"1s\"}", "there is no timeout named `tcp`"),
+        ("{\"icmp\": \"1s\", \"icmp\": \"2s\"}", "set twice"),
+        ("{\"icmp\": \"1\"}", "no unit"),
+        ("{\"icmp\": 1}", "expected a string"),
+        ("[\"icmp\"]", "timeouts by name"),
+    ] {
+        let text = format!("{{\"default\": {{\"action\": \"drop\"}}, \"timeouts\": {map}}}");
+        let error = serde_json::from_str::<Policy>(&text).unwrap_err().to_string();
+        assert!(error.contains(message), "{map}: {error}");
+    }
+
+    let warned = |text: &str| policy(text).warnings().iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(
+        warned("timeout tcp.established 123m, tcp.time_wait 59s, udp.assured 119s"),
+        [
+            "timeout tcp.established is below 124m: idle connections are cut before their keep-alive packets come (RFC 5382 \
+             REQ-5)",
+            "timeout tcp.time_wait is below 1m: late packets of a closed connection are still under way (RFC 9293 section \
+             3.4.2; Linux waits 60 seconds itself)",
+            "timeout udp.assured is below 2m: applications rely on two minutes (RFC 4787 REQ-5)",
+        ]
+    );
+    assert!(warned("timeout tcp.established 124m, tcp.time_wait 1m, udp.assured 2m, udp.unreplied 1s").is_empty());
+    assert!(warned("").is_empty(), "the defaults");
 }
 
 #[test]
@@ -556,13 +629,20 @@ fn policies() -> impl Strategy<Value = Policy> {
         (list_of(service()), any::<bool>()),
     );
     let default = (action(), any::<bool>()).prop_map(|(action, log)| Default { action, log });
+    let timeouts =
+        prop::collection::vec((prop::sample::select(Timeout::ALL), 1..=3_000_000_u32), 0..4).prop_map(|some| {
+            let mut timeouts = Timeouts::DEFAULT;
+            some.into_iter().for_each(|(timeout, seconds)| timeouts.set(timeout, seconds));
+            timeouts
+        });
     let ip_options = prop::sample::subsequence(IpOption::ALL, 0..4);
-    let rules = prop::collection::vec(rule, 0..100);
-    (sets, services, default, ip_options, rules).prop_map(|(sets, services, default, ip_options, rules)| {
+    let parts = (sets, services, timeouts, default, ip_options, prop::collection::vec(rule, 0..100));
+    parts.prop_map(|(sets, services, timeouts, default, ip_options, rules)| {
         let mut policy = Policy {
             zones: ["a", "b", "c"].map(str::to_owned).to_vec(),
             sets: Vec::new(),
             services: Vec::new(),
+            timeouts,
             default,
             ip_options,
             rules: Vec::new(),
@@ -674,7 +754,7 @@ proptest! {
 
     /// Nothing panics, every error has a place in the text, and every error can be shown.
     #[test]
-    fn any_text_is_read_or_refused(text in "(zone|set|service|default|accept|drop|any|from|to|log|->|[@:,=\"#/\n .-]|[a-c]{1,2}|[0-9]{1,3}|\\PC| ){0,60}") {
+    fn any_text_is_read_or_refused(text in "(zone|set|service|timeout|icmp|5s|default|accept|drop|any|from|to|log|->|[@:,=\"#/\n .-]|[a-c]{1,2}|[0-9]{1,3}|\\PC| ){0,60}") {
         match Policy::parse("p", &text) {
             Ok(policy) => prop_assert_eq!(Policy::parse("p", &policy.to_string()).unwrap(), policy),
             Err(error) => {
@@ -738,6 +818,17 @@ fn the_documentation_is_right() {
     assert!(policies.iter().all(|policy| policy.warnings().is_empty()));
     let json = blocks.iter().find_map(|block| block.strip_prefix("json\n")).unwrap();
     assert_eq!(serde_json::from_str::<Policy>(json).unwrap().rules().len(), 1);
+    // The table of timeouts.
+    let rows = text.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` | `"));
+    let defaults: Vec<(&str, &str)> = rows
+        .filter(|(name, _)| Timeout::named(name).is_some())
+        .map(|(name, rest)| (name, rest.split('`').next().unwrap()))
+        .collect();
+    let expected: Vec<(&str, String)> = Timeout::ALL
+        .iter()
+        .map(|t| (t.name(), Seconds(Timeouts::DEFAULT.get(*t).as_secs() as u32).to_string()))
+        .collect();
+    assert_eq!(defaults, expected.iter().map(|(name, time)| (*name, time.as_str())).collect::<Vec<_>>());
     for keyword in super::model::KEYWORDS {
         let line = text.lines().find(|line| line.starts_with("The keywords are:")).unwrap();
         assert!(line.contains(keyword), "{keyword}");

@@ -9,9 +9,10 @@ use super::ranges::{self, Addresses, Ranges};
 use crate::addr::Ip;
 use crate::id::{RuleId, ZoneId};
 use crate::parse::IpOption;
+use crate::timeouts::{Seconds, Timeout};
 use crate::tuple::{Protocol, Tuple};
 
-/// Something in a policy that has no effect, or one that may not be meant.
+/// Something in a policy that has no effect, or one that is hardly wanted.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Warning {
     /// Whatever the rule matches, an earlier rule matches first.
@@ -29,7 +30,31 @@ pub enum Warning {
     UnusedService(String),
     /// A source route is let through.
     SourceRoute(IpOption),
+    /// A timeout that is too short for what it is for.
+    ShortTimeout {
+        /// Which one.
+        timeout: Timeout,
+        /// What it should be at least, in seconds.
+        least: u32,
+        /// Why.
+        why: &'static str,
+    },
 }
+
+/// Timeouts that should not be shorter than so many seconds.
+const SHORT: &[(Timeout, u32, &str)] = &[
+    (
+        Timeout::TcpEstablished,
+        2 * 3600 + 4 * 60,
+        "idle connections are cut before their keep-alive packets come (RFC 5382 REQ-5)",
+    ),
+    (
+        Timeout::TcpTimeWait,
+        60,
+        "late packets of a closed connection are still under way (RFC 9293 section 3.4.2; Linux waits 60 seconds itself)",
+    ),
+    (Timeout::UdpAssured, 120, "applications rely on two minutes (RFC 4787 REQ-5)"),
+];
 
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -44,13 +69,16 @@ impl fmt::Display for Warning {
                 f,
                 "ip-options {option} lets source routes through: rules judge the next stop of such a packet, not its end"
             ),
+            Warning::ShortTimeout { timeout, least, why } => {
+                write!(f, "timeout {} is below {}: {why}", timeout.name(), Seconds(*least))
+            }
         }
     }
 }
 
 impl Policy {
-    /// Rules that never match because one earlier rule takes all that they would, and names that nothing uses. (Rules
-    /// that several earlier ones cover only together are not found.)
+    /// Rules that never match because one earlier rule takes all that they would (those that several earlier ones cover only
+    /// together are not found), names that nothing uses, and timeouts that are too short.
     #[must_use]
     pub fn warnings(&self) -> Vec<Warning> {
         let mut warnings = self.shadowed();
@@ -79,6 +107,8 @@ impl Policy {
         warnings.extend(unused.map(|service| Warning::UnusedService(service.name.clone())));
         let source_routes = self.ip_options.iter().copied().filter(|option| option.is_source_route());
         warnings.extend(source_routes.map(Warning::SourceRoute));
+        let short = SHORT.iter().filter(|(timeout, least, _)| self.timeouts.get(*timeout).as_secs() < (*least).into());
+        warnings.extend(short.map(|&(timeout, least, why)| Warning::ShortTimeout { timeout, least, why }));
         warnings
     }
 

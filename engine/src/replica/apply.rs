@@ -9,7 +9,7 @@ use crate::id::SessionId;
 use crate::table::Shard;
 use crate::table::half::{Half, same_connection};
 use crate::table::session::Session;
-use crate::time::Time;
+use crate::time::{Coarse, Time};
 use crate::tuple::Protocol;
 use crate::verdict::{HoldKey, Reason};
 
@@ -80,7 +80,7 @@ impl Replica {
             let id = session.map(|s| s.id);
             let proposed = (&establish.original, &establish.protocol);
             let stands =
-                session.is_some_and(|s| s.closed.is_none() && same_connection((&s.original, &s.opening), proposed));
+                session.is_some_and(|s| s.closed.is_none() && same_connection((&s.original, &s.opening()), proposed));
             // The half-open session that this was, perhaps under another id.
             let halves: Vec<u32> = shard.halves.of(hash, &establish.original).collect();
             for slot in halves {
@@ -152,7 +152,7 @@ impl Replica {
         session.contested = shard.halves.of(hash, &establish.original).count() > 0;
         self.digest = self.digest.wrapping_add(session_digest(&session));
         self.sessions += 1;
-        self.engine.table.insert(shard, hash, session);
+        self.engine.table.insert(shard, hash, session, now, &self.engine.timeouts());
         Outcome::Accepted
     }
 
@@ -166,9 +166,10 @@ impl Replica {
         if let Some(session) = shard.sessions.get_mut(slot) {
             self.digest = self.digest.wrapping_sub(session_digest(session));
             session.closed = Some(close.cause);
-            session.seen = now;
+            session.seen = Coarse::up(now);
             self.digest = self.digest.wrapping_add(session_digest(session));
         }
+        shard.sessions.arm(slot, now, &engine.timeouts());
         Outcome::Accepted
     }
 

@@ -37,7 +37,7 @@ use crate::engine::{Engine, PolicyRecord, View, Wake};
 use crate::id::{Generation, MemberId, SessionId};
 use crate::table::session::Session;
 use crate::table::{SHARDS, Shard, Table};
-use crate::time::Time;
+use crate::time::{Coarse, Time};
 use crate::verdict::HoldKey;
 
 /// Format version 1.
@@ -396,7 +396,7 @@ impl Replica {
             {
                 let mut shard = table.shard(number);
                 wakes = shard.awaited.take_all().collect();
-                replace_shard(table, now, number, &mut shard, records, &mut wakes);
+                replace_shard(&engine, now, number, &mut shard, records, &mut wakes);
             }
             for (hash, workers) in wakes.into_iter().filter(|(_, workers)| *workers != 0) {
                 wake.wake(workers, HoldKey(hash));
@@ -414,13 +414,14 @@ impl Replica {
 /// Replaces a shard's sessions. What this member saw of a session that stays, stays too; so do half-open sessions, but
 /// for those that are established now.
 fn replace_shard(
-    table: &Table,
+    engine: &Engine,
     now: Time,
     number: u8,
     shard: &mut Shard,
     records: Vec<(u64, Record)>,
     wakes: &mut Vec<(u64, u64)>,
 ) {
+    let (table, timeouts) = (&engine.table, engine.timeouts());
     let mut old: std::collections::HashMap<SessionId, Session> =
         table.drain(shard, number).into_iter().map(|s| (s.id, s)).collect();
     shard.finished.clear();
@@ -432,7 +433,7 @@ fn replace_shard(
             };
         if session.closed != closed {
             session.closed = closed;
-            session.seen = now;
+            session.seen = Coarse::up(now);
         }
         let halves: Vec<u32> = shard.halves.of(hash, &establish.original).collect();
         for slot in halves {
@@ -445,6 +446,6 @@ fn replace_shard(
             }
         }
         debug_assert_eq!(session_digest(&session), element(Kind::Session, &(&establish, closed)));
-        table.insert(shard, hash, session);
+        table.insert(shard, hash, session, now, &timeouts);
     }
 }

@@ -1,4 +1,7 @@
 //! Half-open sessions: bounded, oldest evicted first.
+//!
+//! Those with the same timeout are in one list, in the order of their last progress: so whose time is over is at its
+//! beginning, and neither they nor the oldest of all are searched for.
 
 use hashbrown::HashTable;
 
@@ -6,6 +9,9 @@ use super::slab::Slab;
 use crate::addr::Ip;
 use crate::event::{HalfOpen, Opening};
 use crate::time::Time;
+use crate::timeouts::{Timeout, Timeouts};
+use crate::track::State;
+use crate::track::generic::opening_state;
 use crate::tuple::Tuple;
 use crate::verdict::Reason;
 
@@ -33,6 +39,8 @@ pub(crate) struct Half {
     /// Whom it counts for. A hint may turn its direction.
     source: Ip,
     hash: u64,
+    /// Which list it is in.
+    timeout: Timeout,
     older: u32,
     newer: u32,
 }
@@ -45,15 +53,31 @@ impl Half {
     pub(crate) fn source(&self) -> Ip {
         self.source
     }
+
+    pub(crate) fn state(&self) -> State {
+        opening_state(&self.open.protocol)
+    }
+
+    /// How long it is kept without progress.
+    pub(crate) fn timeout(&self) -> Timeout {
+        self.timeout
+    }
 }
 
-/// One shard's half-open sessions, in order of their last progress.
+/// One shard's half-open sessions.
 pub(crate) struct Halves {
     slab: Slab<Half>,
     index: HashTable<u32>,
+    /// By their timeout.
+    lists: [List; Timeout::COUNT],
+    most: usize,
+}
+
+/// Half-open sessions in the order of their last progress.
+#[derive(Clone, Copy)]
+struct List {
     oldest: u32,
     newest: u32,
-    most: usize,
 }
 
 /// Do these two say the same of the two ends, as far as both know them?
@@ -83,7 +107,8 @@ pub(crate) fn same_connection(a: (&Tuple, &Opening), b: (&Tuple, &Opening)) -> b
 
 impl Halves {
     pub(crate) fn new(most: usize) -> Halves {
-        Halves { slab: Slab::default(), index: HashTable::new(), oldest: NONE, newest: NONE, most }
+        let lists = [List { oldest: NONE, newest: NONE }; Timeout::COUNT];
+        Halves { slab: Slab::default(), index: HashTable::new(), lists, most }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -131,6 +156,7 @@ impl Halves {
             aborted: false,
             source: open.original.src,
             hash,
+            timeout: Halves::list_of(&open),
             older: NONE,
             newer: NONE,
         });
@@ -151,38 +177,58 @@ impl Halves {
 
     /// There was progress.
     pub(crate) fn touch(&mut self, slot: u32, now: Time) {
+        self.unlink(slot);
         if let Some(half) = self.slab.get_mut(slot) {
             half.last = now;
-            self.unlink(slot);
-            self.append(slot);
+            half.timeout = Halves::list_of(&half.open);
         }
+        self.append(slot);
     }
 
-    pub(crate) fn oldest(&self) -> Option<(u32, &Half)> {
-        self.slab.get(self.oldest).map(|h| (self.oldest, h))
+    /// The one whose last progress is the longest ago.
+    pub(crate) fn oldest(&self) -> Option<u32> {
+        self.firsts().min_by_key(|(_, half)| half.last).map(|(slot, _)| slot)
+    }
+
+    /// One whose time is over.
+    pub(crate) fn due(&self, now: Time, timeouts: &Timeouts) -> Option<u32> {
+        if self.slab.len() == 0 {
+            return None;
+        }
+        self.firsts().find(|(_, half)| now.since(half.last) >= timeouts.get(half.timeout)).map(|(slot, _)| slot)
+    }
+
+    /// The oldest of each list.
+    fn firsts(&self) -> impl Iterator<Item = (u32, &Half)> {
+        self.lists.iter().filter_map(|list| Some((list.oldest, self.slab.get(list.oldest)?)))
+    }
+
+    fn list_of(open: &HalfOpen) -> Timeout {
+        Timeout::of(opening_state(&open.protocol), open.original.protocol)
     }
 
     fn append(&mut self, slot: u32) {
-        let before = std::mem::replace(&mut self.newest, slot);
-        if let Some(half) = self.slab.get_mut(slot) {
-            half.older = before;
-            half.newer = NONE;
-        }
+        let Some(half) = self.slab.get_mut(slot) else { return };
+        let list = &mut self.lists[half.timeout as usize];
+        let before = std::mem::replace(&mut list.newest, slot);
+        half.older = before;
+        half.newer = NONE;
         match self.slab.get_mut(before) {
             Some(half) => half.newer = slot,
-            None => self.oldest = slot,
+            None => list.oldest = slot,
         }
     }
 
     fn unlink(&mut self, slot: u32) {
-        let Some((older, newer)) = self.slab.get(slot).map(|h| (h.older, h.newer)) else { return };
+        let Some(&Half { older, newer, timeout, .. }) = self.slab.get(slot) else { return };
+        let list = &mut self.lists[timeout as usize];
         match self.slab.get_mut(older) {
             Some(half) => half.newer = newer,
-            None => self.oldest = newer,
+            None => list.oldest = newer,
         }
         match self.slab.get_mut(newer) {
             Some(half) => half.older = older,
-            None => self.newest = older,
+            None => list.newest = older,
         }
     }
 }
@@ -197,12 +243,12 @@ mod tests {
         let mut halves = Halves::new(3);
         let slots: Vec<u32> = (0..3).map(|n| halves.insert(n, half_open(tuple(n as u16), 5), Time(n))).collect();
         assert!(halves.is_full());
-        assert_eq!(halves.oldest().map(|(s, _)| s), Some(slots[0]));
+        assert_eq!(halves.oldest(), Some(slots[0]));
         halves.touch(slots[0], Time(9));
-        assert_eq!(halves.oldest().map(|(s, _)| s), Some(slots[1]));
+        assert_eq!(halves.oldest(), Some(slots[1]));
         assert!(halves.remove(slots[2]).is_some());
         assert!(halves.remove(slots[1]).is_some());
-        assert_eq!(halves.oldest().map(|(s, _)| s), Some(slots[0]));
+        assert_eq!(halves.oldest(), Some(slots[0]));
         assert!(halves.remove(slots[0]).is_some());
         assert!(halves.oldest().is_none());
         assert_eq!(halves.len(), 0);

@@ -14,8 +14,10 @@ pub(crate) mod ids;
 pub(crate) mod session;
 pub(crate) mod slab;
 pub(crate) mod sources;
+pub(crate) mod wheel;
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use foldhash::quality::FixedState;
 use hashbrown::HashTable;
@@ -25,6 +27,7 @@ use crate::engine::Config;
 use crate::event::HalfOpen;
 use crate::id::SessionId;
 use crate::time::Time;
+use crate::timeouts::Timeouts;
 use crate::tuple::Tuple;
 use awaited::Awaited;
 use datagrams::Datagrams;
@@ -33,6 +36,11 @@ use ids::{Ids, Place};
 use session::Session;
 use slab::Slab;
 use sources::Sources;
+use wheel::{Links, Wheel};
+
+/// A session that was offered to be ended, and is still there, is offered again after a quarter of its timeout, within these
+/// bounds.
+const OFFER_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
 
 /// Shards: a power of two, at most 256 ([`Place`]).
 pub(crate) const SHARDS: usize = 256;
@@ -71,6 +79,7 @@ pub(crate) struct Sessions {
     index: HashTable<u32>,
     /// Those that passed a packet since the others were told of them, oldest first. It has room for all.
     busy: Vec<u32>,
+    wheel: Wheel,
 }
 
 impl Sessions {
@@ -86,6 +95,7 @@ impl Sessions {
         self.slab.get_mut(slot)
     }
 
+    /// Places that exist, used or not: the end of a scan.
     pub(crate) fn places(&self) -> u32 {
         self.slab.places()
     }
@@ -122,10 +132,42 @@ impl Sessions {
     }
 
     fn remove(&mut self, hash: u64, slot: u32) -> Option<Session> {
+        self.wheel.unlink(&mut self.slab, slot);
         if let Ok(entry) = self.index.find_entry(hash, |&s| s == slot) {
             entry.remove();
         }
         self.slab.remove(slot)
+    }
+
+    /// Lets a session be looked at when its time is over, or, if it is, be offered; to be called when that may have become
+    /// earlier.
+    pub(crate) fn arm(&mut self, slot: u32, now: Time, timeouts: &Timeouts) {
+        match self.slab.get(slot).map(|session| session.remaining(now, timeouts)) {
+            Some(Duration::ZERO) => self.wheel.found_idle(&mut self.slab, slot),
+            Some(remaining) => self.wheel.arm(&mut self.slab, slot, now, now + remaining),
+            None => {}
+        }
+    }
+
+    /// Looks at one session whose time may be over; false: there is none.
+    pub(crate) fn look(&mut self, now: Time, timeouts: &Timeouts) -> bool {
+        let due = self.wheel.due(&mut self.slab, now);
+        due.inspect(|&slot| self.arm(slot, now, timeouts)).is_some()
+    }
+
+    /// Takes up one session that was found idle: its id, if it still is idle. `None`: there is no further one.
+    pub(crate) fn offer(&mut self, now: Time, timeouts: &Timeouts) -> Option<Option<SessionId>> {
+        let slot = self.wheel.idle(&mut self.slab)?;
+        let idle = self.slab.get(slot).filter(|s| s.is_idle(now, timeouts)).map(|s| (s.id, s.timeout(timeouts)));
+        match idle {
+            // A member that has lately seen it, or does not answer, may keep it.
+            Some((_, timeout)) => {
+                let again = now + (timeout / 4).clamp(OFFER_AGAIN.0, OFFER_AGAIN.1);
+                self.wheel.arm_once(&mut self.slab, slot, now, again);
+            }
+            None => self.arm(slot, now, timeouts),
+        }
+        Some(idle.map(|(id, _)| id))
     }
 }
 
@@ -180,9 +222,23 @@ impl Table {
     }
 
     /// Adds a session to its shard, which the caller has locked.
-    pub(crate) fn insert(&self, shard: &mut Shard, hash: u64, session: Session) -> u32 {
+    pub(crate) fn insert(
+        &self,
+        shard: &mut Shard,
+        hash: u64,
+        mut session: Session,
+        now: Time,
+        timeouts: &Timeouts,
+    ) -> u32 {
         let id = session.id;
+        // Its places in lists were those of an earlier slot, if any.
+        session.links = Links::NONE;
+        let busy = std::mem::take(&mut session.busy);
         let slot = shard.sessions.insert(&self.hasher, hash, session);
+        shard.sessions.arm(slot, now, timeouts);
+        if busy {
+            shard.sessions.busy(slot);
+        }
         self.ids.insert(id, Place::new(Self::number(hash), slot));
         slot
     }
@@ -214,7 +270,7 @@ impl Table {
             }
         }
         if shard.halves.is_full()
-            && let Some(slot) = shard.halves.oldest().map(|(slot, _)| slot)
+            && let Some(slot) = shard.halves.oldest()
         {
             shard.evicted += 1;
             self.remove_half(shard, slot);

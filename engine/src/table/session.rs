@@ -2,13 +2,16 @@
 
 use std::time::Duration;
 
-use crate::engine::{SessionInfo, Timeouts};
+use super::wheel::Links;
+use crate::engine::SessionInfo;
 use crate::event::{Opening, TcpEnd};
 use crate::id::{Generation, RuleId, SessionId, ZoneId};
 use crate::replica::{CloseCause, Establish};
-use crate::time::Time;
+use crate::time::{Coarse, Time};
+use crate::timeouts::{Timeout, Timeouts};
+use crate::track::State;
 use crate::track::tcp::Track;
-use crate::tuple::{Direction, Protocol, Tuple};
+use crate::tuple::{Direction, Tuple};
 
 /// One session. At most 256 bytes, its share of the indices included (asserted by a test).
 #[derive(Clone, Debug)]
@@ -21,30 +24,84 @@ pub(crate) struct Session {
     pub(crate) ingress: ZoneId,
     pub(crate) egress: ZoneId,
     pub(crate) closed: Option<CloseCause>,
-    pub(crate) opening: Opening,
+    handshake: Handshake,
     // Local.
     /// Half-open sessions of the same tuple may exist: they are asked first.
     pub(crate) contested: bool,
-    /// The last policy that it was judged by here.
-    pub(crate) judged: Generation,
-    /// When a packet of it last passed here, or when it came into its present replicated state.
-    pub(crate) seen: Time,
+    /// The last policy that it was judged by here: the lower half of its generation.
+    judged: u32,
+    /// When a packet of it last passed here, or when it came into its present replicated state. Rounded up: it must not
+    /// look idle before it is.
+    pub(crate) seen: Coarse,
+    /// Its place in the timing wheel.
+    pub(crate) links: Links,
     /// TCP only.
     pub(crate) track: Option<Track>,
     /// Packets and bytes forwarded by all members, by direction, as far as this one knows.
-    pub(crate) counters: [(u64, u64); 2],
+    counters: [(Count, Count); 2],
     /// Of these, what passed here and the others have not been told of.
-    pub(crate) untold: [Untold; 2],
+    untold: [(u32, u32); 2],
     /// It is in its shard's list of sessions of which the others are to be told.
     pub(crate) busy: bool,
 }
 
-/// Packets and bytes of which the others have not been told.
+/// [`Opening`], in less space.
+#[derive(Clone, Copy, Debug)]
+enum Handshake {
+    Tcp([Syn; 2]),
+    Generic { replied: bool },
+}
+
+/// [`TcpEnd`], in less space.
+#[derive(Clone, Copy, Debug)]
+struct Syn {
+    isn: u32,
+    window: u16,
+    /// [`Syn::UNSCALED`]: there is none.
+    wscale: u8,
+    sack: bool,
+}
+
+impl Syn {
+    const UNSCALED: u8 = u8::MAX;
+
+    fn new(end: &TcpEnd) -> Syn {
+        Syn { isn: end.isn, window: end.window, wscale: end.wscale.unwrap_or(Syn::UNSCALED), sack: end.sack }
+    }
+
+    fn end(&self) -> TcpEnd {
+        let wscale = (self.wscale != Syn::UNSCALED).then_some(self.wscale);
+        TcpEnd { isn: self.isn, window: self.window, wscale, sack: self.sack }
+    }
+}
+
+impl Handshake {
+    fn new(opening: &Opening) -> Handshake {
+        match opening {
+            Opening::Tcp { client, server: Some(server) } => Handshake::Tcp([Syn::new(client), Syn::new(server)]),
+            // Without a server it is never established.
+            Opening::Tcp { client, server: None } => Handshake::Tcp([Syn::new(client); 2]),
+            Opening::Generic { replied } => Handshake::Generic { replied: *replied },
+        }
+    }
+}
+
+/// A count that stops at 2^48 − 1: 281 terabytes.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
-#[repr(Rust, packed(4))]
-pub(crate) struct Untold {
-    pub(crate) bytes: u64,
-    pub(crate) packets: u32,
+struct Count([u16; 3]);
+
+impl Count {
+    const MOST: u64 = (1 << 48) - 1;
+
+    fn get(self) -> u64 {
+        let [a, b, c] = self.0.map(u64::from);
+        a | b << 16 | c << 32
+    }
+
+    fn add(&mut self, more: u64) {
+        let sum = self.get().saturating_add(more).min(Count::MOST);
+        self.0 = [sum as u16, (sum >> 16) as u16, (sum >> 32) as u16];
+    }
 }
 
 impl Session {
@@ -62,12 +119,13 @@ impl Session {
             ingress: e.ingress,
             egress: e.egress,
             closed: None,
-            opening: e.protocol,
+            handshake: Handshake::new(&e.protocol),
             contested: false,
-            judged: e.generation,
-            seen: now,
+            judged: e.generation.0 as u32,
+            seen: Coarse::up(now),
+            links: Links::NONE,
             track,
-            counters: [(0, 0); 2],
+            counters: Default::default(),
             untold: Default::default(),
             busy: false,
         }
@@ -80,12 +138,12 @@ impl Session {
             Direction::Reply => 1,
         };
         let (packets, all) = &mut self.counters[at];
-        *packets += 1;
-        *all += u64::from(bytes);
-        let untold = &mut self.untold[at];
-        untold.packets = untold.packets.saturating_add(1);
-        untold.bytes += u64::from(bytes);
-        self.seen = now;
+        packets.add(1);
+        all.add(bytes.into());
+        let (packets, all) = &mut self.untold[at];
+        *packets = packets.saturating_add(1);
+        *all = all.saturating_add(bytes);
+        self.seen = Coarse::up(now);
     }
 
     /// The tuple of the packets from the server. It is the inverse until there is address translation.
@@ -112,12 +170,48 @@ impl Session {
         }
     }
 
+    /// What the two ends said in the handshake.
+    pub(crate) fn opening(&self) -> Opening {
+        match &self.handshake {
+            Handshake::Tcp([client, server]) => Opening::Tcp { client: client.end(), server: Some(server.end()) },
+            Handshake::Generic { replied } => Opening::Generic { replied: *replied },
+        }
+    }
+
     /// The two ends of a TCP connection.
     pub(crate) fn talk(&self) -> Option<(TcpEnd, TcpEnd)> {
-        match self.opening {
-            Opening::Tcp { client, server: Some(server) } => Some((client, server)),
-            _ => None,
+        match &self.handshake {
+            Handshake::Tcp([client, server]) => Some((client.end(), server.end())),
+            Handshake::Generic { .. } => None,
         }
+    }
+
+    /// Is this the policy that it was last judged by here?
+    pub(crate) fn was_judged_by(&self, generation: Generation) -> bool {
+        self.judged == generation.0 as u32
+    }
+
+    /// This policy allows it.
+    pub(crate) fn allowed_by(&mut self, generation: Generation) {
+        self.judged = generation.0 as u32;
+    }
+
+    /// Has this member forwarded, or heard of, a packet of it?
+    pub(crate) fn has_passed(&self) -> bool {
+        self.counters.iter().any(|(packets, _)| packets.get() > 0)
+    }
+
+    /// Another member forwarded these packets and bytes.
+    pub(crate) fn add_traffic(&mut self, traffic: &[(u32, u32); 2]) {
+        for ((packets, bytes), more) in self.counters.iter_mut().zip(traffic) {
+            packets.add(more.0.into());
+            bytes.add(more.1.into());
+        }
+    }
+
+    /// What passed here of which the others have not been told, and are told now.
+    pub(crate) fn take_untold(&mut self) -> [(u32, u32); 2] {
+        std::mem::take(&mut self.untold)
     }
 
     /// The command that would make it: what a snapshot keeps.
@@ -131,45 +225,46 @@ impl Session {
             generation: self.generation,
             rule: self.rule,
             supersedes: None,
-            protocol: self.opening,
+            protocol: self.opening(),
         }
     }
 
     /// How long it may be idle.
     pub(crate) fn timeout(&self, timeouts: &Timeouts) -> Duration {
-        match self.closed {
-            Some(CloseCause::Fin) => return timeouts.time_wait,
-            Some(CloseCause::Rst) => return timeouts.close,
-            None => {}
-        }
-        match (self.track, self.original.protocol) {
-            (Some(track), _) if track.ending() => timeouts.half_closed,
-            (Some(_), _) => timeouts.established,
-            (None, Protocol::UDP) => timeouts.udp,
-            (None, Protocol::ICMP | Protocol::ICMPV6) => timeouts.icmp,
-            (None, _) => timeouts.generic,
-        }
+        timeouts.get(Timeout::of(self.state(), self.original.protocol))
     }
 
-    /// The state as conntrack(8) names it.
-    pub(crate) fn state(&self) -> &'static str {
-        self.track.map_or("ASSURED", |track| track.state(self.closed))
+    /// How long it has been idle.
+    pub(crate) fn idle(&self, now: Time) -> Duration {
+        self.seen.age(now).unwrap_or_default()
+    }
+
+    /// How long it may still be idle; zero: it has been for too long.
+    pub(crate) fn remaining(&self, now: Time, timeouts: &Timeouts) -> Duration {
+        self.timeout(timeouts).saturating_sub(self.idle(now))
+    }
+
+    pub(crate) fn is_idle(&self, now: Time, timeouts: &Timeouts) -> bool {
+        self.remaining(now, timeouts).is_zero()
+    }
+
+    pub(crate) fn state(&self) -> State {
+        self.track.as_ref().map_or(State::Assured, |track| track.state(self.closed))
     }
 
     /// For people.
     pub(crate) fn info(&self, now: Time, timeouts: &Timeouts) -> SessionInfo {
-        let (idle, timeout) = (now.since(self.seen), self.timeout(timeouts));
         SessionInfo {
             id: self.id,
             original: self.original,
             reply: self.reply(),
             zones: (self.ingress, self.egress),
             rule: (self.generation, self.rule),
-            state: self.state(),
+            state: self.state().name(),
             half_open: false,
-            idle,
-            timeout: timeout.saturating_sub(idle),
-            counters: self.counters,
+            idle: self.idle(now),
+            timeout: self.remaining(now, timeouts),
+            counters: self.counters.map(|(packets, bytes)| (packets.get(), bytes.get())),
         }
     }
 }

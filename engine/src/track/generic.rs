@@ -10,6 +10,7 @@
 //! Nothing is held for the establishment: until it is applied, both directions pass on the half-open entry, which every
 //! member knows by hints. All other combinations change nothing. A packet of either direction renews the session's time.
 
+use super::State;
 use crate::event::Opening;
 use crate::parse::Kind;
 use crate::tuple::Direction;
@@ -24,12 +25,12 @@ pub(crate) fn fits(kind: &Kind, direction: Direction) -> bool {
     }
 }
 
-/// The state of a half-open session as conntrack(8) names it.
-pub(crate) fn opening_state(opening: &Opening) -> &'static str {
+/// The state of a half-open session.
+pub(crate) fn opening_state(opening: &Opening) -> State {
     match opening {
-        Opening::Tcp { server: None, .. } => "SYN_SENT",
-        Opening::Tcp { server: Some(_), .. } => "SYN_RECV",
-        Opening::Generic { replied: false } => "UNREPLIED",
-        Opening::Generic { replied: true } => "REPLIED",
+        Opening::Tcp { server: None, .. } => State::SynSent,
+        Opening::Tcp { server: Some(_), .. } => State::SynRecv,
+        Opening::Generic { replied: false } => State::Unreplied,
+        Opening::Generic { replied: true } => State::Replied,
     }
 }

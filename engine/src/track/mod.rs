@@ -5,3 +5,38 @@
 
 pub(crate) mod generic;
 pub(crate) mod tcp;
+
+/// The state of a session, half-open ones included.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum State {
+    SynSent,
+    SynRecv,
+    Established,
+    FinWait,
+    CloseWait,
+    LastAck,
+    TimeWait,
+    Close,
+    Unreplied,
+    Replied,
+    Assured,
+}
+
+impl State {
+    /// As conntrack(8) names it.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            State::SynSent => "SYN_SENT",
+            State::SynRecv => "SYN_RECV",
+            State::Established => "ESTABLISHED",
+            State::FinWait => "FIN_WAIT",
+            State::CloseWait => "CLOSE_WAIT",
+            State::LastAck => "LAST_ACK",
+            State::TimeWait => "TIME_WAIT",
+            State::Close => "CLOSE",
+            State::Unreplied => "UNREPLIED",
+            State::Replied => "REPLIED",
+            State::Assured => "ASSURED",
+        }
+    }
+}

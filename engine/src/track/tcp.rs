@@ -67,11 +67,12 @@
 
 use std::time::Duration;
 
+use super::State;
 use crate::event::{Claim, Known, Sent, TcpEnd};
 use crate::id::MemberId;
 use crate::parse::Tcp;
 use crate::replica::CloseCause;
-use crate::time::Time;
+use crate::time::{Coarse, Fine, Time};
 use crate::tuple::Direction;
 use crate::verdict::Reason;
 
@@ -105,7 +106,7 @@ struct End {
     /// The sequence number after its FIN.
     fin: u32,
     /// When `edge` was last confirmed.
-    fresh: Stamp,
+    fresh: Coarse,
     /// The largest window that it advertised after its SYN, unscaled.
     win: u16,
     /// Its FIN is known.
@@ -114,67 +115,72 @@ struct End {
     fin_here: bool,
 }
 
-/// A time in 2^24 ns (17 ms), so that it needs four bytes only; zero: never.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-struct Stamp(u32);
-
-impl Stamp {
-    const NEVER: Stamp = Stamp(0);
-    const SHIFT: u32 = 24;
-
-    fn new(time: Time) -> Stamp {
-        Stamp(u32::try_from(time.0 >> Stamp::SHIFT).unwrap_or(u32::MAX).max(1))
-    }
-
-    /// How long ago; `None`: never.
-    fn age(self, now: Time) -> Option<Duration> {
-        (self != Stamp::NEVER).then(|| now.since(Time(u64::from(self.0) << Stamp::SHIFT)))
-    }
-}
-
 /// The local state of an established connection: 2 × 24 bytes, and what is asked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Track {
     ends: [End; 2],
-    /// When the others were last asked; zero: never.
-    asked: Time,
-    /// Who answered.
+    /// When the others were last asked, to 4 ms: a packet that comes again after [`ANSWER`] never comes too early. Should it
+    /// wrap, a question is left out, once.
+    asked: Fine,
+    /// Who answered; [`LIVE`]: one that still sees the connection did.
     answers: u32,
     /// What they were asked about.
     asked_seq: u32,
-    /// One that still sees the connection answered.
-    live: bool,
     /// This member may once have known more (it restarted, or joined later), so that its answer is no proof.
     gap: bool,
     /// A RST was believed here or elsewhere.
     reset: bool,
     /// The close was proposed here.
     proposed: bool,
-    /// An edge was moved further than is near, and the other direction has not confirmed it.
-    jump: Option<Jump>,
+    /// [`Track::jump`]: where to, and the rest of it, coded; 0: none.
+    jump_to: u32,
+    jump: u8,
 }
+
+/// Instead of the single answers.
+const LIVE: u32 = u32::MAX;
 
 /// An edge that was moved by more than is near ([`Mode::Moved`]).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Jump {
-    /// Where it was before.
-    before: u32,
     /// Where it was put.
     to: u32,
-    /// Whose it is: its place in `Track::ends`.
-    end: u8,
+    /// By less than 2^`bits`, at most 29: what is kept of where it was before.
+    bits: u8,
+    /// Whose it is.
+    of: Direction,
     /// The direction of the segment that said so.
     by: Direction,
 }
 
 impl Jump {
-    /// Does it confirm the jump that packets of direction `by` know this end's number `number`?
-    fn is_confirmed(&self, end: usize, number: u32, by: Direction) -> bool {
-        self.by != by && self.is_reached(end, number)
+    /// In one byte, but for `to`: never 0.
+    fn code(self) -> u8 {
+        1 << 7 | (index(self.of) as u8) << 6 | (index(self.by) as u8) << 5 | self.bits
     }
 
-    fn is_reached(&self, end: usize, number: u32) -> bool {
-        usize::from(self.end) == end && ahead(number, self.to) >= 0
+    fn decode(to: u32, code: u8) -> Option<Jump> {
+        let direction = |bit: u8| if code >> bit & 1 == 0 { Direction::Original } else { Direction::Reply };
+        (code != 0).then(|| Jump { to, bits: code & 31, of: direction(6), by: direction(5) })
+    }
+
+    fn new(before: u32, to: u32, of: Direction, by: Direction) -> Jump {
+        let distance = u64::try_from(ahead(to, before)).unwrap_or(0);
+        Jump { to, bits: (u64::BITS - distance.leading_zeros()) as u8, of, by }
+    }
+
+    /// Where it was before, or a little below.
+    fn before(&self) -> u32 {
+        plus(self.to, -(1 << self.bits))
+    }
+
+    /// Does it confirm the jump that packets of direction `by` know this number of `of`'s end?
+    fn is_confirmed(&self, of: Direction, number: u32, by: Direction) -> bool {
+        self.by != by && self.is_reached(of, number)
+    }
+
+    fn is_reached(&self, of: Direction, number: u32) -> bool {
+        self.of == of && ahead(number, self.to) >= 0
     }
 }
 
@@ -246,7 +252,7 @@ fn index(direction: Direction) -> usize {
 }
 
 impl End {
-    fn new(of: &TcpEnd, other: &TcpEnd, fresh: Stamp) -> End {
+    fn new(of: &TcpEnd, other: &TcpEnd, fresh: Coarse) -> End {
         let first = of.isn.wrapping_add(1);
         End {
             edge: first,
@@ -280,7 +286,7 @@ impl End {
         if !sure || ahead(number, self.edge) > 0 {
             self.edge = number;
         }
-        self.fresh = Stamp::new(now);
+        self.fresh = Coarse::new(now);
         self.follow();
     }
 
@@ -306,14 +312,14 @@ impl End {
 
     /// Nothing that was sent lies beyond this.
     fn last(&self) -> Option<u32> {
-        self.fin().or((self.fresh != Stamp::NEVER).then_some(self.edge))
+        self.fin().or((self.fresh != Coarse::NEVER).then_some(self.edge))
     }
 
     /// Takes in what another member knows. Whoever is fresher is right, if the two are too far apart to be compared.
     fn merge(&mut self, theirs: &Sent, now: Time) {
-        let fresh = theirs.age.map_or(Stamp::NEVER, |age| Stamp::new(now - Duration::from_millis(age.into())));
+        let fresh = theirs.age.map_or(Coarse::NEVER, |age| Coarse::new(now - Duration::from_millis(age.into())));
         let distance = ahead(theirs.edge, self.edge);
-        if (1..=FARTHEST).contains(&distance) || (fresh > self.fresh && distance.abs() > FARTHEST) {
+        if (1..=FARTHEST).contains(&distance) || (fresh.is_after(self.fresh) && distance.abs() > FARTHEST) {
             self.edge = theirs.edge;
         }
         self.follow();
@@ -324,7 +330,9 @@ impl End {
             self.acked = theirs.acked;
         }
         self.win = self.win.max(theirs.win);
-        self.fresh = self.fresh.max(fresh);
+        if fresh.is_after(self.fresh) {
+            self.fresh = fresh;
+        }
     }
 }
 
@@ -332,17 +340,17 @@ impl Track {
     /// A connection whose handshake these two spoke. `seen`: when this member last learned of the handshake; `None` if
     /// it never did, so that the connection may be older than it looks.
     pub(crate) fn new(client: &TcpEnd, server: &TcpEnd, seen: Option<Time>) -> Track {
-        let fresh = seen.map_or(Stamp::NEVER, Stamp::new);
+        let fresh = seen.map_or(Coarse::NEVER, Coarse::new);
         Track {
             ends: [End::new(client, server, fresh), End::new(server, client, fresh)],
-            asked: Time::ZERO,
+            asked: Fine::NEVER,
             answers: 0,
             asked_seq: 0,
-            live: false,
             gap: seen.is_none(),
             reset: false,
             proposed: false,
-            jump: None,
+            jump_to: 0,
+            jump: 0,
         }
     }
 
@@ -386,9 +394,9 @@ impl Track {
             && seq != ack
         {
             if ack && seq_fits(over.max(bounds[s])) {
-                (seq, jump) = (true, Some(s));
+                (seq, jump) = (true, Some((direction, tcp.end())));
             } else if seq && ack_fits(ack_over.max(bounds[r])) {
-                (ack, jump) = (true, Some(r));
+                (ack, jump) = (true, Some((direction.flip(), tcp.ack)));
             }
         }
         match mode {
@@ -402,14 +410,15 @@ impl Track {
             return Seen::Not(Reason::TcpWindow);
         }
 
-        let confirmed =
-            |jump: &Jump| jump.is_confirmed(s, tcp.end(), direction) || jump.is_confirmed(r, tcp.ack, direction);
-        if self.jump.as_ref().is_some_and(confirmed) {
-            self.jump = None;
+        let confirmed = |jump: &Jump| {
+            jump.is_confirmed(direction, tcp.end(), direction)
+                || jump.is_confirmed(direction.flip(), tcp.ack, direction)
+        };
+        if self.jump().as_ref().is_some_and(confirmed) {
+            self.jump = 0;
         }
-        if let Some(end) = jump {
-            let to = if end == s { tcp.end() } else { tcp.ack };
-            self.jump = Some(Jump { before: self.ends[end].edge, to, end: end as u8, by: direction });
+        if let Some((of, to)) = jump {
+            (self.jump_to, self.jump) = (to, Jump::new(self.ends[index(of)].edge, to, of, direction).code());
         }
         let sender = &mut self.ends[s];
         sender.sent(tcp.end(), seq, now);
@@ -426,11 +435,16 @@ impl Track {
         Seen::Pass
     }
 
+    /// An edge was moved further than is near, and the other direction has not confirmed it.
+    fn jump(&self) -> Option<Jump> {
+        Jump::decode(self.jump_to, self.jump)
+    }
+
     /// By how much more an end's numbers may be behind its edge: until the other direction confirms a jump, what was near
     /// before it still belongs, or a forged segment could cut the connection off from its own numbers.
     fn unconfirmed(&self, end: usize) -> i64 {
-        let jump = self.jump.filter(|jump| usize::from(jump.end) == end);
-        jump.map_or(0, |jump| ahead(self.ends[end].edge, jump.before).max(0))
+        let jump = self.jump().filter(|jump| index(jump.of) == end);
+        jump.map_or(0, |jump| ahead(self.ends[end].edge, jump.before()).max(0))
     }
 
     /// How long ago the two ends' numbers were last confirmed, the client's first; `None`: never.
@@ -443,7 +457,7 @@ impl Track {
         let exact = tcp.seq == sender.edge || tcp.seq == sender.acked;
         let fin = self.ends.iter().any(|e| e.fin_known);
         let slack = wr.min(RST_SLACK);
-        if (sender.fresh != Stamp::NEVER && exact) || (fin && sender.within(tcp.seq, slack, slack)) {
+        if (sender.fresh != Coarse::NEVER && exact) || (fin && sender.within(tcp.seq, slack, slack)) {
             self.reset = true;
             return Seen::Reset;
         }
@@ -460,12 +474,11 @@ impl Track {
     pub(crate) fn doubt(&mut self, seq: u32, others: u32, lost: bool, now: Time) -> Doubt {
         let complete = self.is_answered(others);
         // What nobody alive knows is taken from one packet, and from no other until its time is over.
-        let nobody = if lost && !self.live { Mode::Adopt } else { Mode::Strict };
+        let nobody = if lost && self.answers != LIVE { Mode::Adopt } else { Mode::Strict };
         if others == 0 && !self.gap && !lost {
             return Doubt::Judge(Mode::Strict);
         }
-        let age = now.since(self.asked);
-        if self.asked != Time::ZERO {
+        if let Some(age) = self.asked.age(now) {
             if complete && age < ANSWER {
                 match (self.asked_seq == seq, nobody) {
                     (true, mode) => return Doubt::Judge(mode),
@@ -477,11 +490,11 @@ impl Track {
                 return Doubt::Wait;
             }
             if !complete && age < UNANSWERED {
-                self.asked = Time::ZERO;
+                self.asked = Fine::NEVER;
                 return Doubt::Judge(Mode::Adopt);
             }
         }
-        (self.asked, self.asked_seq, self.answers, self.live) = (now, seq, 0, false);
+        (self.asked, self.asked_seq, self.answers) = (Fine::new(now), seq, 0);
         if others == 0 && !self.gap {
             // There is nobody to ask.
             return Doubt::Judge(nobody);
@@ -491,21 +504,17 @@ impl Track {
 
     /// What this member knows. `live`: it saw the connection lately.
     pub(crate) fn progress(&self, now: Time, live: bool) -> Known {
-        let jumped = |at: usize| self.jump.filter(|jump| usize::from(jump.end) == at);
+        let jumped = |at: usize| self.jump().filter(|jump| index(jump.of) == at);
         let sent = |at: usize, end: &End| Sent {
             // What is not confirmed here must not become the others' knowledge.
-            edge: jumped(at).map_or(end.edge, |jump| jump.before),
+            edge: jumped(at).map_or(end.edge, |jump| jump.before()),
             acked: end.acked,
             limit: end.limit,
             win: end.win,
             age: end.fresh.age(now).map(|age| u32::try_from(age.as_millis()).unwrap_or(u32::MAX)),
             fin: end.fin(),
         };
-        let claim = self.jump.map(|jump| Claim {
-            of: if jump.end == 0 { Direction::Original } else { Direction::Reply },
-            by: jump.by,
-            edge: self.ends[usize::from(jump.end)].edge,
-        });
+        let claim = self.jump().map(|jump| Claim { of: jump.of, by: jump.by, edge: self.ends[index(jump.of)].edge });
         Known { ends: [sent(0, &self.ends[0]), sent(1, &self.ends[1])], claim, live, gap: self.gap }
     }
 
@@ -519,27 +528,28 @@ impl Track {
         }
         // Their edges have no part in what is unconfirmed there; their claim has.
         let confirmed = |jump: &Jump| {
-            let claimed = known.claim.filter(|claim| jump.is_confirmed(index(claim.of), claim.edge, claim.by));
-            claimed.is_some() || known.ends.iter().enumerate().any(|(at, end)| jump.is_reached(at, end.edge))
+            let claimed = known.claim.is_some_and(|claim| jump.is_confirmed(claim.of, claim.edge, claim.by));
+            claimed || jump.is_reached(jump.of, known.ends[index(jump.of)].edge)
         };
-        if self.jump.as_ref().is_some_and(confirmed) {
-            self.jump = None;
+        if self.jump().as_ref().is_some_and(confirmed) {
+            self.jump = 0;
         }
     }
 
     /// Takes in another member's answer. Is the question thereby answered?
     pub(crate) fn merge(&mut self, from: MemberId, known: &Known, others: u32, now: Time) -> bool {
         self.learn(known, now);
-        if !known.gap {
-            self.answers |= 1 << (from.0 % 32);
+        if known.live {
+            self.answers = LIVE;
+        } else if !known.gap {
+            self.answers |= 1 << (from.0 % 31);
         }
-        self.live |= known.live;
         self.is_answered(others)
     }
 
     /// Have so many others answered, or one that sees the connection?
     pub(crate) fn is_answered(&self, others: u32) -> bool {
-        self.live || (!self.gap && self.answers.count_ones() >= others)
+        self.answers == LIVE || (!self.gap && self.answers.count_ones() >= others)
     }
 
     /// In TIME_WAIT and CLOSE: retransmissions and last acknowledgements belong; nothing new does.
@@ -571,7 +581,7 @@ impl Track {
         let sender = &mut self.ends[index(direction)];
         if !sender.fin_known {
             (sender.fin, sender.fin_known) = (end, true);
-            if sender.fresh == Stamp::NEVER || ahead(end, sender.edge) > 0 {
+            if sender.fresh == Coarse::NEVER || ahead(end, sender.edge) > 0 {
                 sender.edge = end;
                 sender.follow();
             }
@@ -613,19 +623,20 @@ impl Track {
         self.reset || self.ends.iter().any(|e| e.fin_known)
     }
 
-    /// The state as conntrack(8) names it.
-    pub(crate) fn state(&self, closed: Option<CloseCause>) -> &'static str {
+    /// The state of the session.
+    pub(crate) fn state(&self, closed: Option<CloseCause>) -> State {
         match closed {
-            Some(CloseCause::Fin) => return "TIME_WAIT",
-            Some(CloseCause::Rst) => return "CLOSE",
+            Some(CloseCause::Fin) => return State::TimeWait,
+            Some(CloseCause::Rst) => return State::Close,
+            None if self.reset => return State::Close,
             None => {}
         }
         let acked = |e: &End| e.fin().is_some_and(|fin| ahead(e.acked, fin) >= 0);
         match self.ends.iter().filter(|e| e.fin_known).count() {
-            0 => "ESTABLISHED",
-            1 if self.ends.iter().any(acked) => "CLOSE_WAIT",
-            1 => "FIN_WAIT",
-            _ => "LAST_ACK",
+            0 => State::Established,
+            1 if self.ends.iter().any(acked) => State::CloseWait,
+            1 => State::FinWait,
+            _ => State::LastAck,
         }
     }
 }

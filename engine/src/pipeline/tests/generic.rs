@@ -2,9 +2,11 @@
 
 use super::cluster::*;
 use crate::event::{Event, Hint};
+use crate::id::SessionId;
 use crate::parse::{Embedded, IpOption, Kind, Packet};
 use crate::replica::Outcome;
 use crate::testing::{CLIENT, INSIDE, OUTSIDE, SERVER};
+use crate::timeouts::{Timeout, Timeouts};
 use crate::tuple::{Protocol, Tuple};
 use crate::verdict::{HoldClass, Reason, Verdict};
 
@@ -141,15 +143,29 @@ fn protocols_without_ports_are_sessions_between_addresses() {
     assert_eq!(k.states(A), ["ASSURED"; 3]);
     let other_protocol = Tuple { src: CLIENT, dst: SERVER, src_port: 0, dst_port: 0, protocol: Protocol(4) };
     assert_ne!(k.pass(A, other(other_protocol, Kind::Other)), FORWARD);
-    // Idle for longer than the timeout of other protocols, everywhere.
+    // Idle for longer than their timeouts, everywhere: GRE has one of its own.
     let engine = |k: &Cluster, m: usize| k.members[m].engine.clone();
-    let timeout = crate::engine::Timeouts::default().generic;
+    let opened = k.now;
     let mut idle = Vec::new();
-    k.now = k.now + timeout - MS;
-    engine(&k, A).idle(k.now, 10, &mut idle);
-    assert_eq!(idle, []);
-    k.now = k.now + MS;
-    engine(&k, A).idle(k.now, 10, &mut idle);
+    for (timeout, found) in [(Timeout::GreAssured, 1), (Timeout::Generic, 3)] {
+        let timeout = Timeouts::DEFAULT.get(timeout);
+        k.now = opened + timeout - MS;
+        k.tick();
+        idle.clear();
+        engine(&k, A).idle(k.now, 10, &mut idle);
+        assert!(idle.len() < found, "{timeout:?}: {idle:?}");
+        // The wheel's and the stamps' resolutions.
+        k.now = opened + timeout + 500 * MS;
+        k.tick();
+        idle.clear();
+        engine(&k, A).idle(k.now, 10, &mut idle);
+        assert!(idle.len() <= found && !idle.is_empty(), "{idle:?}");
+    }
+    let mut idle: Vec<SessionId> = Vec::new();
+    k.members[A].engine.sessions(k.now, &mut |session| {
+        idle.push(session.id);
+        true
+    });
     assert_eq!(idle.len(), 3);
     for m in [B, C] {
         engine(&k, m).still_idle(k.now, &mut idle);

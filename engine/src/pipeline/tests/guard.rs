@@ -58,7 +58,7 @@ fn a_source_has_its_share_of_the_half_open_table() {
     assert_eq!(k.pass(A, Conn { tuple: neighbour, ..Conn::new(5) }.syn()), Verdict::Forward);
     k.deliver();
     assert_eq!(k.pass(B, Conn::new(4).syn()), Verdict::Drop(Reason::HalfOpenFull), "hints count");
-    k.now = k.now + std::time::Duration::from_secs(31);
+    k.now = k.now + std::time::Duration::from_secs(120);
     let engine = k.members[A].engine.clone();
     engine.tick(k.now, &mut Vec::new());
     assert_eq!(engine.counts().half_open, 0);

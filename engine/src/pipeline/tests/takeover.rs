@@ -99,7 +99,7 @@ fn traffic_and_idle_times_are_everybodys() {
     let shown = |k: &Cluster, at: usize| {
         let mut all = Vec::new();
         k.members[at].engine.sessions(k.now, &mut |s| {
-            all.push((s.counters, s.idle.as_secs()));
+            all.push((s.counters, s.idle.as_secs_f64().round() as u64));
             true
         });
         all

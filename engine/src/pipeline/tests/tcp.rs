@@ -211,7 +211,7 @@ fn half_opens_are_bounded_and_end() {
     assert!(counts.half_open <= 256);
     assert_eq!(counts.half_open + counts.half_open_evicted, 5000);
     assert!(k.proposals.is_empty());
-    k.now = k.now + 29_999 * MS;
+    k.now = k.now + 119_999 * MS;
     k.tick();
     assert_eq!(k.members[A].engine.counts().half_open, counts.half_open);
     k.now = k.now + MS;

@@ -55,7 +55,7 @@ impl Connection {
     }
 
     fn state(&self) -> &'static str {
-        self.track.state(self.closed)
+        self.track.state(self.closed).name()
     }
 }
 
@@ -145,7 +145,7 @@ fn doubts_are_asked_about_and_judged_by_the_answers() {
     let mut track = Connection::new().track;
     assert_eq!(track.doubt(77, 2, false, t(0)), Doubt::Ask);
     assert!(!track.merge(id(2), &knows(false), 2, t(1)));
-    assert_eq!(track.doubt(77, 2, false, t(249)), Doubt::Wait);
+    assert_eq!(track.doubt(77, 2, false, t(245)), Doubt::Wait);
     assert_eq!(track.doubt(77, 2, false, t(250)), Doubt::Judge(Mode::Adopt));
     assert_eq!(track.doubt(77, 2, false, t(250)), Doubt::Ask);
     assert_eq!(track.doubt(77, 2, false, t(10_250)), Doubt::Ask, "too long ago");
@@ -391,7 +391,7 @@ mod table {
         TimeWait,
         Close,
     }
-    use State::*;
+    use self::State::*;
 
     const STATES: [State; 8] = [SynSent, SynRecv, Established, FinWait, CloseWait, LastAck, TimeWait, Close];
 

@@ -1,0 +1,183 @@
+//! Which sessions to look at next: a hierarchical timing wheel (Varghese and Lauck, *Hashed and Hierarchical Timing Wheels*,
+//! 1987), one for each shard, its lists linked through the sessions themselves.
+//!
+//! ```text
+//!   level 0   64 buckets of 268 ms    what is due within 17 seconds
+//!   level 1   64 buckets of 17 s      … 18 minutes
+//!   level 2   64 buckets of 18 min    … 19 hours
+//!   level 3   64 buckets of 19 h      … 51 days
+//! ```
+//!
+//! A packet only stamps its session; the wheel is not told. When a bucket's time comes, each of its sessions is looked at:
+//! it goes into the bucket of the deadline that it has by now, or, if that is over, to those that wait for the leader to
+//! offer them. So a session is looked at at most four times within its timeout, however many packets it passes, a session
+//! that is not due costs nothing, and one that is idle is found at most one unit (268 ms) after its deadline, never before.
+
+#[cfg(test)]
+use std::time::Duration;
+
+use super::session::Session;
+use super::slab::Slab;
+use crate::time::Time;
+
+/// The unit is 2^28 ns.
+const SHIFT: u32 = 28;
+
+/// The wheel's resolution.
+#[cfg(test)]
+pub(crate) const UNIT: Duration = Duration::from_nanos(1 << SHIFT);
+
+const LEVELS: usize = 4;
+/// Each level has 2^6 buckets.
+const BITS: u32 = 6;
+const WIDTH: usize = 1 << BITS;
+/// Farther deadlines are looked at then, and put off again.
+const FARTHEST: u64 = (WIDTH as u64 - 1) << (BITS * (LEVELS as u32 - 1));
+
+/// Behind the wheel's buckets: sessions that were found idle.
+const IDLE: usize = LEVELS * WIDTH;
+
+const NONE: u32 = u32::MAX;
+/// Marks, in `prev`, a bucket in place of a session. Slots are below 2^24.
+const HEAD: u32 = 1 << 31;
+
+/// A session's neighbours in its bucket.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Links {
+    next: u32,
+    /// The session before it, or the bucket that it is the first of.
+    prev: u32,
+}
+
+impl Links {
+    /// In no bucket.
+    pub(crate) const NONE: Links = Links { next: NONE, prev: NONE };
+}
+
+/// One shard's wheel.
+pub(crate) struct Wheel {
+    /// The first unit whose buckets have not been looked at.
+    at: u64,
+    heads: [u32; IDLE + 1],
+    /// The buckets of each level that are not empty.
+    occupied: [u64; LEVELS],
+}
+
+impl Default for Wheel {
+    fn default() -> Wheel {
+        Wheel { at: 0, heads: [NONE; IDLE + 1], occupied: [0; LEVELS] }
+    }
+}
+
+/// The level for what is so many units away.
+fn level(distance: u64) -> u32 {
+    (distance | 1).ilog2() / BITS
+}
+
+impl Wheel {
+    /// Lets a session be looked at as soon as `due` is over.
+    pub(crate) fn arm(&mut self, sessions: &mut Slab<Session>, slot: u32, now: Time, due: Time) {
+        self.unlink(sessions, slot);
+        let unit = self.unit(now, due);
+        self.link(sessions, slot, Wheel::bucket(unit, level(unit - self.at)));
+    }
+
+    /// As [`Wheel::arm`], but later rather than looking at it twice: by at most as long again as `due` is away.
+    pub(crate) fn arm_once(&mut self, sessions: &mut Slab<Session>, slot: u32, now: Time, due: Time) {
+        self.unlink(sessions, slot);
+        let unit = self.unit(now, due);
+        let step = 1 << (BITS * level(unit - self.at));
+        let unit = unit.next_multiple_of(step).min(self.at + FARTHEST);
+        self.link(sessions, slot, Wheel::bucket(unit, level(unit - self.at)));
+    }
+
+    /// Takes out a session that is to be looked at by now.
+    pub(crate) fn due(&mut self, sessions: &mut Slab<Session>, now: Time) -> Option<u32> {
+        let now = now.0 >> SHIFT;
+        let Some((unit, bucket)) = self.next().filter(|(unit, _)| *unit <= now) else {
+            self.at = self.at.max(now + 1);
+            return None;
+        };
+        self.at = unit;
+        self.pop(sessions, bucket)
+    }
+
+    /// Takes out a session that was found idle.
+    pub(crate) fn idle(&mut self, sessions: &mut Slab<Session>) -> Option<u32> {
+        self.pop(sessions, IDLE)
+    }
+
+    /// Puts a session to those that were found idle.
+    pub(crate) fn found_idle(&mut self, sessions: &mut Slab<Session>, slot: u32) {
+        self.unlink(sessions, slot);
+        self.link(sessions, slot, IDLE);
+    }
+
+    /// Takes a session out of its bucket.
+    pub(crate) fn unlink(&mut self, sessions: &mut Slab<Session>, slot: u32) {
+        let Some(session) = sessions.get_mut(slot) else { return };
+        let Links { next, prev } = std::mem::replace(&mut session.links, Links::NONE);
+        if prev == NONE {
+            return;
+        }
+        if prev & HEAD == 0 {
+            if let Some(before) = sessions.get_mut(prev) {
+                before.links.next = next;
+            }
+        } else {
+            let bucket = (prev & !HEAD) as usize;
+            self.heads[bucket] = next;
+            if next == NONE && bucket < IDLE {
+                self.occupied[bucket / WIDTH] &= !(1 << (bucket % WIDTH));
+            }
+        }
+        if let Some(after) = sessions.get_mut(next) {
+            after.links.prev = prev;
+        }
+    }
+
+    /// The unit in which `due` is over, or the nearest one that has a bucket.
+    fn unit(&mut self, now: Time, due: Time) -> u64 {
+        if self.occupied == [0; LEVELS] {
+            // Whatever passed meanwhile, there was nothing to look at.
+            self.at = self.at.max(now.0 >> SHIFT);
+        }
+        due.0.div_ceil(1 << SHIFT).clamp(self.at, self.at + FARTHEST)
+    }
+
+    fn bucket(unit: u64, level: u32) -> usize {
+        level as usize * WIDTH + (unit >> (BITS * level)) as usize % WIDTH
+    }
+
+    /// The bucket to be looked at next, and when. What is in a bucket of a higher level is looked at when the first unit of
+    /// that bucket comes.
+    fn next(&self) -> Option<(u64, usize)> {
+        let first = |(level, occupied): (u32, &u64)| {
+            let shift = BITS * level;
+            let from = self.at.div_ceil(1 << shift);
+            let ahead = occupied.rotate_right(from as u32 % WIDTH as u32).trailing_zeros();
+            let unit = (from + u64::from(ahead)) << shift;
+            (*occupied != 0).then(|| (unit, Wheel::bucket(unit, level)))
+        };
+        (0..).zip(&self.occupied).filter_map(first).min()
+    }
+
+    fn link(&mut self, sessions: &mut Slab<Session>, slot: u32, bucket: usize) {
+        let next = std::mem::replace(&mut self.heads[bucket], slot);
+        if let Some(after) = sessions.get_mut(next) {
+            after.links.prev = slot;
+        }
+        if let Some(session) = sessions.get_mut(slot) {
+            session.links = Links { next, prev: HEAD | bucket as u32 };
+        }
+        if bucket < IDLE {
+            self.occupied[bucket / WIDTH] |= 1 << (bucket % WIDTH);
+        }
+    }
+
+    fn pop(&mut self, sessions: &mut Slab<Session>, bucket: usize) -> Option<u32> {
+        let slot = self.heads[bucket];
+        self.unlink(sessions, slot);
+        (slot != NONE).then_some(slot)
+    }
+}

@@ -1,0 +1,325 @@
+//! How long sessions may be idle: one timeout for each state, as nf_conntrack has them.
+//!
+//! They are part of the policy, so that all members have the same ones, from the same place of the log on.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::time::Duration;
+
+use serde::de::{Error, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::track::State;
+use crate::tuple::Protocol;
+
+/// The shortest timeout, in seconds.
+pub const SHORTEST: u32 = 1;
+/// The longest timeout, in seconds: 30 days.
+pub const LONGEST: u32 = 30 * DAY;
+
+const MINUTE: u32 = 60;
+const HOUR: u32 = 60 * MINUTE;
+const DAY: u32 = 24 * HOUR;
+
+macro_rules! timeouts {
+    ($($(#[$doc:meta])* $kind:ident = $name:literal, $default:expr;)*) => {
+        /// What a timeout is for. The list is closed; the names are the policy's.
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+        #[repr(u8)]
+        pub enum Timeout {
+            $($(#[$doc])* $kind,)*
+        }
+
+        impl Timeout {
+            /// All of them, in the order of the canonical form.
+            pub const ALL: &'static [Timeout] = &[$(Timeout::$kind,)*];
+
+            /// Its name.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Timeout::$kind => $name,)*
+                }
+            }
+        }
+
+        impl Timeouts {
+            /// The defaults: those of Linux's nf_conntrack.
+            pub const DEFAULT: Timeouts = Timeouts([$($default,)*]);
+        }
+    };
+}
+
+timeouts! {
+    /// TCP: a SYN was seen.
+    TcpSynSent = "tcp.syn_sent", 120;
+    /// TCP: a SYN-ACK was seen.
+    TcpSynRecv = "tcp.syn_recv", 60;
+    /// TCP: established.
+    TcpEstablished = "tcp.established", 5 * DAY;
+    /// TCP: one end's FIN was seen.
+    TcpFinWait = "tcp.fin_wait", 120;
+    /// TCP: one end's FIN was seen and acknowledged.
+    TcpCloseWait = "tcp.close_wait", 60;
+    /// TCP: both ends' FINs were seen.
+    TcpLastAck = "tcp.last_ack", 30;
+    /// TCP: closed by FINs, in the log.
+    TcpTimeWait = "tcp.time_wait", 120;
+    /// TCP: ended by a RST.
+    TcpClose = "tcp.close", 10;
+    /// UDP, until the session is assured.
+    UdpUnreplied = "udp.unreplied", 30;
+    /// UDP, assured.
+    UdpAssured = "udp.assured", 120;
+    /// ICMP and ICMPv6 echo.
+    Icmp = "icmp", 30;
+    /// GRE, until the session is assured.
+    GreUnreplied = "gre.unreplied", 30;
+    /// GRE, assured.
+    GreAssured = "gre.assured", 180;
+    /// All other protocols.
+    Generic = "generic", 600;
+}
+
+impl Timeout {
+    /// How many there are.
+    pub const COUNT: usize = Timeout::ALL.len();
+
+    /// The one with this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Timeout> {
+        Timeout::ALL.iter().copied().find(|timeout| timeout.name() == name)
+    }
+
+    /// The one that a session in this state has.
+    pub(crate) fn of(state: State, protocol: Protocol) -> Timeout {
+        match state {
+            State::SynSent => Timeout::TcpSynSent,
+            State::SynRecv => Timeout::TcpSynRecv,
+            State::Established => Timeout::TcpEstablished,
+            State::FinWait => Timeout::TcpFinWait,
+            State::CloseWait => Timeout::TcpCloseWait,
+            State::LastAck => Timeout::TcpLastAck,
+            State::TimeWait => Timeout::TcpTimeWait,
+            State::Close => Timeout::TcpClose,
+            State::Unreplied | State::Replied | State::Assured => match (protocol, state) {
+                (Protocol::UDP, State::Assured) => Timeout::UdpAssured,
+                (Protocol::UDP, _) => Timeout::UdpUnreplied,
+                (Protocol::GRE, State::Assured) => Timeout::GreAssured,
+                (Protocol::GRE, _) => Timeout::GreUnreplied,
+                (Protocol::ICMP | Protocol::ICMPV6, _) => Timeout::Icmp,
+                _ => Timeout::Generic,
+            },
+        }
+    }
+}
+
+/// All timeouts, in seconds. `Display` writes those that are not the default, as the policy has them; so does `serde`, as a
+/// map.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Timeouts([u32; Timeout::COUNT]);
+
+impl Default for Timeouts {
+    fn default() -> Timeouts {
+        Timeouts::DEFAULT
+    }
+}
+
+impl Timeouts {
+    /// One of them.
+    #[must_use]
+    pub fn get(&self, timeout: Timeout) -> Duration {
+        Duration::from_secs(self.seconds(timeout).into())
+    }
+
+    fn seconds(&self, timeout: Timeout) -> u32 {
+        self.0[timeout as usize]
+    }
+
+    /// Changes one; seconds out of bounds are brought within.
+    pub fn set(&mut self, timeout: Timeout, seconds: u32) {
+        self.0[timeout as usize] = seconds.clamp(SHORTEST, LONGEST);
+    }
+
+    /// Are they the defaults?
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == Timeouts::DEFAULT
+    }
+
+    /// Is any of them shorter than in `other`?
+    pub(crate) fn any_shorter_than(&self, other: &Timeouts) -> bool {
+        self.0.iter().zip(&other.0).any(|(ours, theirs)| ours < theirs)
+    }
+
+    /// Those that are not the default, in order.
+    pub(crate) fn changed(&self) -> impl Iterator<Item = (Timeout, u32)> {
+        let all = Timeout::ALL.iter().map(|&timeout| (timeout, self.seconds(timeout)));
+        all.filter(|&(timeout, seconds)| seconds != Timeouts::DEFAULT.seconds(timeout))
+    }
+}
+
+/// Reads a time in seconds, as in `30s`, `5m`, `2h`, `5d`.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn seconds(text: &str) -> Result<u32, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit = match (number, unit) {
+        ("", _) => None,
+        (_, "") => return Err(format!("`{text}` has no unit: s, m, h or d")),
+        (_, "s") => Some(1),
+        (_, "m") => Some(MINUTE),
+        (_, "h") => Some(HOUR),
+        (_, "d") => Some(DAY),
+        _ => None,
+    };
+    let Some(unit) = unit else { return Err(format!("`{text}` is not a time")) };
+    // A number with too many digits is too long, too.
+    let seconds = number.parse::<u32>().ok().and_then(|number| number.checked_mul(unit));
+    seconds
+        .filter(|seconds| (SHORTEST..=LONGEST).contains(seconds))
+        .ok_or_else(|| format!("`{text}` is out of bounds: from {} to {}", Seconds(SHORTEST), Seconds(LONGEST)))
+}
+
+/// Writes a time as [`seconds`] reads it, in the largest unit that needs no fraction.
+pub(crate) struct Seconds(pub(crate) u32);
+
+impl fmt::Display for Seconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [(DAY, "d"), (HOUR, "h"), (MINUTE, "m")];
+        let (length, unit) = units.into_iter().find(|(length, _)| self.0.is_multiple_of(*length)).unwrap_or((1, "s"));
+        write!(f, "{}{unit}", self.0 / length)
+    }
+}
+
+impl fmt::Display for Timeouts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.changed().enumerate().try_for_each(|(at, (timeout, seconds))| {
+            let separator = if at > 0 { ", " } else { "" };
+            write!(f, "{separator}{} {}", timeout.name(), Seconds(seconds))
+        })
+    }
+}
+
+impl Serialize for Timeouts {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.changed().map(|(timeout, seconds)| (timeout.name(), Seconds(seconds).to_string())))
+    }
+}
+
+impl<'de> Deserialize<'de> for Timeouts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Timeouts, D::Error> {
+        struct Map;
+
+        impl<'de> Visitor<'de> for Map {
+            type Value = Timeouts;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("timeouts by name, such as {\"tcp.established\": \"5d\"}")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Timeouts, A::Error> {
+                let mut timeouts = Timeouts::DEFAULT;
+                let mut seen = BTreeSet::new();
+                while let Some((name, time)) = map.next_entry::<String, String>()? {
+                    let timeout = Timeout::named(&name).ok_or_else(|| A::Error::custom(unknown(&name)))?;
+                    if !seen.insert(timeout) {
+                        return Err(A::Error::custom(format!("the timeout `{name}` is set twice")));
+                    }
+                    timeouts.set(timeout, seconds(&time).map_err(A::Error::custom)?);
+                }
+                Ok(timeouts)
+            }
+        }
+
+        deserializer.deserialize_map(Map)
+    }
+}
+
+/// What to say of a name that no timeout has.
+pub(crate) fn unknown(name: &str) -> String {
+    format!("there is no timeout named `{name}`")
+}
+
+/// The names, for an error's help.
+pub(crate) fn names() -> String {
+    Timeout::ALL.iter().map(|timeout| timeout.name()).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_and_written() {
+        for (text, is) in [("1s", 1), ("90s", 90), ("2m", 120), ("124m", 7440), ("2h", 7200), ("5d", 432_000)] {
+            assert_eq!(seconds(text), Ok(is));
+            assert_eq!(Seconds(is).to_string(), text);
+        }
+        assert_eq!(seconds("120s").map(|s| Seconds(s).to_string()), Ok("2m".to_owned()));
+        assert_eq!(seconds("30d"), Ok(LONGEST));
+        for (text, why) in [
+            ("", "not a time"),
+            ("s", "not a time"),
+            ("-5s", "not a time"),
+            ("5ms", "not a time"),
+            ("5S", "not a time"),
+            ("1.5h", "not a time"),
+            ("5", "no unit"),
+            ("0s", "out of bounds: from 1s to 30d"),
+            ("31d", "out of bounds"),
+            ("4294967296s", "out of bounds"),
+            ("99999999999999999999d", "out of bounds"),
+            ("50000d", "out of bounds"),
+        ] {
+            assert!(seconds(text).is_err_and(|error| error.contains(why)), "{text}: {:?}", seconds(text));
+        }
+    }
+
+    #[test]
+    fn names_are_unique_and_defaults_within_bounds() {
+        for timeout in Timeout::ALL {
+            assert_eq!(Timeout::named(timeout.name()), Some(*timeout));
+            assert!((SHORTEST..=LONGEST).contains(&Timeouts::DEFAULT.seconds(*timeout)));
+        }
+        assert_eq!(Timeout::named("tcp"), None);
+    }
+
+    /// Every state of every protocol, and what nf_conntrack waits in it.
+    #[test]
+    fn every_state_has_its_timeout() {
+        let tcp = [
+            (State::SynSent, "tcp.syn_sent", 120),
+            (State::SynRecv, "tcp.syn_recv", 60),
+            (State::Established, "tcp.established", 432_000),
+            (State::FinWait, "tcp.fin_wait", 120),
+            (State::CloseWait, "tcp.close_wait", 60),
+            (State::LastAck, "tcp.last_ack", 30),
+            (State::TimeWait, "tcp.time_wait", 120),
+            (State::Close, "tcp.close", 10),
+        ];
+        let others = [
+            (Protocol::UDP, [("udp.unreplied", 30), ("udp.unreplied", 30), ("udp.assured", 120)]),
+            (Protocol::GRE, [("gre.unreplied", 30), ("gre.unreplied", 30), ("gre.assured", 180)]),
+            (Protocol::ICMP, [("icmp", 30); 3]),
+            (Protocol::ICMPV6, [("icmp", 30); 3]),
+            (Protocol(132), [("generic", 600); 3]),
+        ];
+        let states = [State::Unreplied, State::Replied, State::Assured];
+        let all = tcp.iter().map(|&(state, name, secs)| (state, Protocol::TCP, name, secs)).chain(
+            others.iter().flat_map(|(protocol, each)| {
+                states.into_iter().zip(each).map(|(state, &(name, secs))| (state, *protocol, name, secs))
+            }),
+        );
+        let mut used = std::collections::BTreeSet::new();
+        for (state, protocol, name, secs) in all {
+            let timeout = Timeout::of(state, protocol);
+            let default = Timeouts::default().get(timeout).as_secs();
+            assert_eq!((timeout.name(), default), (name, secs), "{state:?} of {protocol}");
+            used.insert(timeout);
+        }
+        assert_eq!(used.len(), Timeout::COUNT, "each is used");
+    }
+}
