@@ -105,7 +105,7 @@ pub fn fragments(packet: &[u8], id: u32, size: usize) -> Vec<Vec<u8>> {
             out[2..4].copy_from_slice(&length.to_be_bytes());
             #[allow(clippy::cast_possible_truncation, reason = "IPv4 has half as many bits")]
             out[4..6].copy_from_slice(&(id as u16).to_be_bytes());
-            out[6..8].copy_from_slice(&(offset / 8 | more << 13).to_be_bytes());
+            out[6..8].copy_from_slice(&((offset / 8) | (more << 13)).to_be_bytes());
             out[10..12].fill(0);
             let sum = ipv4::Ipv4Packet::new(&out).map_or(0, |p| ipv4::checksum(&p));
             out[10..12].copy_from_slice(&sum.to_be_bytes());
