@@ -13,10 +13,11 @@ use std::time::{Duration, Instant};
 
 use common::{Connection, INSIDE, MANY, Member, OUTSIDE, connections, policy};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use palisade_engine::event::Event;
+use palisade_engine::event::{Opening, TcpEnd};
 use palisade_engine::parse::{Checksum, build, parse};
 use palisade_engine::policy::Policy;
-use palisade_engine::{Ip, Time, Verdict, ZoneId};
+use palisade_engine::replica::{Command, Establish, Outcome, PolicyChange};
+use palisade_engine::{Generation, Ip, MemberId, Protocol, RuleId, SessionId, Tuple, Verdict, ZoneId};
 
 fn parsing(c: &mut Criterion) {
     let connection = Connection::new(1);
@@ -128,7 +129,7 @@ fn expire(c: &mut Criterion) {
         for some in established.chunks(1000) {
             member.establish(some);
         }
-        group.bench_function(BenchmarkId::new("1000 beside sessions", sessions), |b| {
+        group.bench_function(BenchmarkId::new("1000 half-open beside sessions", sessions), |b| {
             b.iter_custom(|rounds| {
                 let mut time = Duration::ZERO;
                 for _ in 0..rounds {
@@ -136,7 +137,7 @@ fn expire(c: &mut Criterion) {
                         assert_eq!(member.packet(OUTSIDE, &connection.syn), Verdict::Forward);
                     }
                     member.events.clear();
-                    member.now = Time(member.now.0 + 31_000_000_000);
+                    member.now = member.now + Duration::from_secs(121);
                     let start = Instant::now();
                     member.engine.tick(member.now, &mut member.events);
                     time += start.elapsed();
@@ -145,13 +146,88 @@ fn expire(c: &mut Criterion) {
                 time
             });
         });
-        let mut events: Vec<Event> = Vec::new();
-        group.bench_function(BenchmarkId::new("nothing beside sessions", sessions), |b| {
-            b.iter(|| member.engine.tick(member.now, &mut events));
-        });
     }
     group.finish();
 }
 
-criterion_group!(benches, parsing, hit, decide, miss, establish, expire);
+/// Looking for idle sessions, on the leader: when there are none, and 1000 UDP sessions that end, beside others.
+fn idle(c: &mut Criterion) {
+    const BATCH: u32 = 1000;
+    let mut group = c.benchmark_group("idle");
+    group.sample_size(20);
+    let mut member = Member::new(10, 1 << 10);
+    let text = format!("{}timeout udp.assured 1s, tcp.established 30d\n", policy(10));
+    let change = PolicyChange { base: Generation(1), text, author: String::new() };
+    assert_eq!(member.apply(vec![Command::Policy(Box::new(change))]), [Outcome::Policy(Generation(2))]);
+    let mut beside = 0;
+    let mut number = 0;
+    for sessions in [0, 100_000, 1_000_000] {
+        while beside < sessions {
+            let some: Vec<Command> = (beside..beside + 1000).map(|n| session(n, Protocol::TCP)).collect();
+            assert!(member.apply(some).iter().all(|outcome| *outcome == Outcome::Accepted));
+            beside += 1000;
+        }
+        let (mut events, mut found) = (Vec::new(), Vec::new());
+        member.engine.tick(member.now, &mut events);
+        group.throughput(Throughput::Elements(1));
+        group.bench_function(BenchmarkId::new("nothing beside sessions", sessions), |b| {
+            b.iter(|| {
+                // The wheel goes on, too.
+                member.now = member.now + Duration::from_millis(1);
+                member.engine.tick(member.now, &mut events);
+                assert!(!member.engine.idle(member.now, 4096, &mut found));
+            });
+        });
+        assert!(found.is_empty());
+        group.throughput(Throughput::Elements(BATCH.into()));
+        // Found and offered; and with the command that ends them, as every member applies it.
+        for (name, applied) in [("1000 found beside sessions", false), ("1000 ended beside sessions", true)] {
+            let mut measure = |rounds: u64| {
+                let mut time = Duration::ZERO;
+                for _ in 0..rounds {
+                    let some: Vec<Command> = (0..BATCH).map(|n| session(number + n, Protocol::UDP)).collect();
+                    number += BATCH;
+                    assert!(member.apply(some).iter().all(|outcome| *outcome == Outcome::Accepted));
+                    member.now = member.now + Duration::from_secs(2);
+                    found.clear();
+                    let start = Instant::now();
+                    member.engine.tick(member.now, &mut events);
+                    assert!(!member.engine.idle(member.now, 4096, &mut found));
+                    let looked = start.elapsed();
+                    let ids = std::mem::take(&mut found);
+                    assert_eq!(ids.len(), BATCH as usize);
+                    member.apply(vec![Command::Expire(ids)]);
+                    time += if applied { start.elapsed() } else { looked };
+                }
+                time
+            };
+            group.bench_function(BenchmarkId::new(name, sessions), |b| b.iter_custom(&mut measure));
+        }
+    }
+    group.finish();
+}
+
+/// A session as the log has it, of any protocol.
+fn session(n: u32, protocol: Protocol) -> Command {
+    let [a, b, c, d] = n.to_be_bytes();
+    let end = TcpEnd { isn: n, window: 64240, wscale: Some(7), sack: true };
+    let (client, server) = (Ip::V4([10, b, c, d]), Ip::V4([172, 16, a, 1]));
+    let original = Tuple { src: client, dst: server, src_port: 1024, dst_port: 443, protocol };
+    Command::Establish(Box::new(Establish {
+        id: SessionId { member: MemberId(2), counter: u64::from(n) << 8 | u64::from(protocol.0) },
+        original,
+        reply: original.inverse(),
+        ingress: OUTSIDE,
+        egress: INSIDE,
+        generation: Generation(2),
+        rule: RuleId(1),
+        supersedes: None,
+        protocol: match protocol {
+            Protocol::TCP => Opening::Tcp { client: end, server: Some(end) },
+            _ => Opening::Generic { replied: true },
+        },
+    }))
+}
+
+criterion_group!(benches, parsing, hit, decide, miss, establish, expire, idle);
 criterion_main!(benches);

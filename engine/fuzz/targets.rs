@@ -96,7 +96,7 @@ pub fn policy(data: &[u8]) {
 const POLICIES: [&str; 3] = [
     "zone outside, inside\nip-options router-alert, lsrr\naccept \"all\" from outside to any: any -> any\n",
     "zone outside, inside\nreject \"none\" from any to any: any -> any tcp/80\naccept \"udp\" from any to any: any -> any udp\n",
-    "zone outside, inside\n",
+    "zone outside, inside\ntimeout tcp.established 2s, tcp.fin_wait 1s, udp.assured 1s\n",
 ];
 
 const STEPS: [u64; 8] =
@@ -202,6 +202,9 @@ pub fn pipeline(data: &[u8]) {
                 _ => {
                     let mut idle = Vec::new();
                     engine.idle(now, 10, &mut idle);
+                    let over =
+                        |id: &SessionId| engine.session(now, *id).is_some_and(|session| session.timeout.is_zero());
+                    assert!(idle.iter().all(over));
                     engine.still_idle(now, &mut idle);
                     commands.push(Command::Expire(idle));
                 }

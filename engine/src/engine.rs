@@ -199,8 +199,10 @@ impl Engine {
     /// cost is in proportion to what becomes due.
     pub fn tick(&self, now: Time, events: &mut Vec<Event>) {
         events.append(&mut self.deferred.lock());
-        self.sweep(now);
         let mut next = self.ticking.lock();
+        self.sweep(now);
+        // A policy that comes from now on is the next sweep's.
+        let law = self.law();
         let mut budget = LOOKS;
         for _ in 0..SHARDS {
             loop {
@@ -208,7 +210,7 @@ impl Engine {
                 if most == 0 {
                     return;
                 }
-                let looks = self.look(*next, now, most, events);
+                let looks = self.look(*next, now, law.timeouts(), most, events);
                 budget -= looks;
                 if looks < most {
                     break;
@@ -219,11 +221,9 @@ impl Engine {
     }
 
     /// Looks at what is due in one shard, at so many entries at most; how many there were.
-    fn look(&self, number: u8, now: Time, most: u32, events: &mut Vec<Event>) -> u32 {
+    fn look(&self, number: u8, now: Time, timeouts: &Timeouts, most: u32, events: &mut Vec<Event>) -> u32 {
         let mut shard = self.table.shard(number);
         shard.datagrams.ask(now, events);
-        let law = self.law();
-        let timeouts = law.timeouts();
         let mut looks = 0;
         while looks < most
             && let Some(slot) = shard.halves.due(now, timeouts)
@@ -342,6 +342,9 @@ impl Engine {
         for _ in 0..SHARDS {
             'shard: loop {
                 let mut shard = self.table.shard(*next);
+                if !shard.sessions.has_idle() {
+                    break;
+                }
                 let law = self.law();
                 for _ in 0..PIECE {
                     if found.len() >= most || budget == 0 {

@@ -48,7 +48,7 @@ pub const KEYS: &[&str] = &[
     "raft.election",
     "limits.max_sessions",
     "limits.max_half_open",
-    "limits.half_open_timeout",
+    "limits.max_half_open_per_source",
     "limits.cut_off_limit",
     "lab.cut_replication",
 ];
@@ -159,15 +159,15 @@ pub struct Raft {
     pub election: Duration,
 }
 
-/// Sizes and times of the session table.
+/// Sizes of the session table, and how long it is trusted.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Limits {
     /// Most sessions: must be the same on all members.
     pub max_sessions: usize,
     /// Most half-open sessions.
     pub max_half_open: usize,
-    /// How long a half-open session is kept without progress.
-    pub half_open_timeout: Duration,
+    /// Most half-open sessions of one source.
+    pub max_half_open_per_source: usize,
     /// How long established sessions pass after this member was last current.
     pub cut_off_limit: Duration,
 }
@@ -436,9 +436,15 @@ impl Limits {
     fn read(mut t: Table<'_>, problems: &mut Vec<Problem>) -> Option<Limits> {
         let max_sessions = t.or(problems, "max_sessions", 1_000_000, |v| v.count(1024, 100_000_000));
         let max_half_open = t.or(problems, "max_half_open", 65_536, |v| v.count(256, 10_000_000));
-        let half_open_timeout = t.or(problems, "half_open_timeout", Duration::from_secs(30), |v| {
-            v.duration(Duration::from_secs(1), Duration::from_secs(300))
-        });
+        let share = max_half_open.map_or(0, |all| all / 8);
+        let per_source = t.or(problems, "max_half_open_per_source", share, |v| v.count(16, 10_000_000));
+        if let (Some(all), Some(one)) = (max_half_open, per_source)
+            && one > all
+        {
+            let found = format!("{one}, with `max_half_open` {all}");
+            let help = "one source must not be able to take the whole table: lower it, or raise `max_half_open`";
+            t.problem(problems, "max_half_open_per_source", "at most `max_half_open`", &found, help);
+        }
         let cut_off_limit = t.or(problems, "cut_off_limit", Duration::from_secs(300), |v| {
             v.duration(CURRENT_FOR, Duration::from_secs(86_400))
         });
@@ -446,7 +452,7 @@ impl Limits {
         Some(Limits {
             max_sessions: max_sessions?,
             max_half_open: max_half_open?,
-            half_open_timeout: half_open_timeout?,
+            max_half_open_per_source: per_source?,
             cut_off_limit: cut_off_limit?,
         })
     }

@@ -288,7 +288,8 @@ impl Daemon {
         let mut engine = palisade_engine::Config::new(MemberId(0), 0, seed());
         engine.max_sessions = c.limits.max_sessions;
         engine.max_half_open = c.limits.max_half_open;
-        engine.half_open_timeout = c.limits.half_open_timeout;
+        // The configuration has at most ten million.
+        engine.max_half_open_per_source = u32::try_from(c.limits.max_half_open_per_source).unwrap_or(u32::MAX);
         replication::Options {
             data_dir: c.data_dir.clone(),
             name: c.name.clone(),

@@ -115,7 +115,7 @@ pub struct Member {
 impl Member {
     /// With a policy of `rules` rules and room for `halves` half-open sessions.
     pub fn new(rules: u32, halves: usize) -> Member {
-        let config = Config { max_half_open: halves, ..Config::new(MemberId(1), 1, 5) };
+        let config = Config { max_half_open: halves, max_sessions: 2_000_000, ..Config::new(MemberId(1), 1, 5) };
         let engine = Engine::new(config);
         let replica = Replica::new(engine.clone());
         let mut member = Member { engine, replica, events: Vec::with_capacity(1024), now: Time(1), next: 0 };

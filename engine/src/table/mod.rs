@@ -155,6 +155,11 @@ impl Sessions {
         due.inspect(|&slot| self.arm(slot, now, timeouts)).is_some()
     }
 
+    /// Is there one for [`Sessions::offer`]?
+    pub(crate) fn has_idle(&self) -> bool {
+        self.wheel.has_idle()
+    }
+
     /// Takes up one session that was found idle: its id, if it still is idle. `None`: there is no further one.
     pub(crate) fn offer(&mut self, now: Time, timeouts: &Timeouts) -> Option<Option<SessionId>> {
         let slot = self.wheel.idle(&mut self.slab)?;

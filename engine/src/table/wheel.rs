@@ -107,6 +107,11 @@ impl Wheel {
         self.pop(sessions, IDLE)
     }
 
+    /// Was any session found idle, and not yet taken out?
+    pub(crate) fn has_idle(&self) -> bool {
+        self.heads[IDLE] != NONE
+    }
+
     /// Puts a session to those that were found idle.
     pub(crate) fn found_idle(&mut self, sessions: &mut Slab<Session>, slot: u32) {
         self.unlink(sessions, slot);
@@ -152,14 +157,16 @@ impl Wheel {
     /// The bucket to be looked at next, and when. What is in a bucket of a higher level is looked at when the first unit of
     /// that bucket comes.
     fn next(&self) -> Option<(u64, usize)> {
-        let first = |(level, occupied): (u32, &u64)| {
+        let levels = (0..).zip(self.occupied).filter(|(_, occupied)| *occupied != 0);
+        let first = |(level, occupied): (u32, u64)| {
             let shift = BITS * level;
-            let from = self.at.div_ceil(1 << shift);
+            // Rounded up: the bucket that `at` is within was looked at when it began.
+            let from = (self.at + (1 << shift) - 1) >> shift;
             let ahead = occupied.rotate_right(from as u32 % WIDTH as u32).trailing_zeros();
             let unit = (from + u64::from(ahead)) << shift;
-            (*occupied != 0).then(|| (unit, Wheel::bucket(unit, level)))
+            (unit, Wheel::bucket(unit, level))
         };
-        (0..).zip(&self.occupied).filter_map(first).min()
+        levels.map(first).min()
     }
 
     fn link(&mut self, sessions: &mut Slab<Session>, slot: u32, bucket: usize) {

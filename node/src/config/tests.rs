@@ -108,6 +108,13 @@ fn values_that_contradict_each_other() {
     assert_eq!(problems(&twice), ["line 14: interface[1].name: expected each interface once, found \"eth0\" again"]);
     let hasty = format!("{GOOD}\n[raft]\nheartbeat = \"100ms\"\nelection = \"200ms\"\n");
     assert!(problems(&hasty)[0].contains("raft.election: expected at least three times the heartbeat"));
+    let all = format!("{GOOD}\n[limits]\nmax_half_open = 300\nmax_half_open_per_source = 301\n");
+    let all = &problems(&all)[0];
+    assert!(all.contains("limits.max_half_open_per_source: expected at most `max_half_open`, found 301"), "{all}");
+    let one = format!("{GOOD}\n[limits]\nmax_half_open_per_source = 15\n");
+    assert!(problems(&one)[0].contains("expected a number from 16 to 10000000, found 15"));
+    let few = Config::parse("node.toml", &format!("{GOOD}\n[limits]\nmax_half_open = 800\n")).unwrap();
+    assert_eq!(few.limits.max_half_open_per_source, 100);
     let none = "name = \"fw1\"\n[cluster]\nlisten = \"10.9.0.1:7946\"\n";
     assert!(problems(none)[0].contains("interface: expected at least one data interface"));
 }
@@ -176,7 +183,7 @@ election = "200ms"
 [limits]
 max_sessions = 5000
 max_half_open = 500
-half_open_timeout = "1m"
+max_half_open_per_source = 400
 cut_off_limit = "1h"
 [lab]
 cut_replication = true
@@ -185,6 +192,7 @@ cut_replication = true
     assert_eq!(config.datapath.hold_packets, (100, 10));
     assert_eq!(config.datapath.hold_bytes, (1_000_000, 65_536));
     assert_eq!(config.datapath.unfiltered, ["mgmt0"]);
+    assert_eq!((config.limits.max_half_open, config.limits.max_half_open_per_source), (500, 400));
     assert_eq!(config.limits.cut_off_limit, Duration::from_secs(3600));
     let keys = text.lines().filter(|l| l.contains('=')).count();
     assert_eq!(keys, KEYS.len());

@@ -136,7 +136,8 @@ impl Duties {
         changed.map(drop).map_err(|e| e.to_string())
     }
 
-    /// Ends sessions that are idle on all members.
+    /// Ends sessions that are idle on all members. Those that are not ended, because one of them is in use elsewhere, or a
+    /// member does not answer, or the command is lost, the engine offers again.
     pub(crate) async fn idle(self: Arc<Self>) {
         let mut found = Vec::new();
         let mut leads_since = clock::now();
@@ -150,9 +151,7 @@ impl Duties {
                 continue;
             }
             found.clear();
-            self.engine.idle(clock::now(), MOST_IDLE, &mut found);
-            if found.len() >= MOST_IDLE {
-                // There are more.
+            if self.engine.idle(clock::now(), MOST_IDLE, &mut found) {
                 pause = IDLE_SOON;
             }
             if found.is_empty() {

@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use palisade_engine::parse::{Kind, Packet, Tcp};
+use palisade_engine::replica::PolicyChange;
+use palisade_engine::{Context, Routes, Verdict};
 use palisade_proto::member::v1 as proto;
 use tokio::sync::broadcast::error::RecvError;
 
@@ -268,33 +271,63 @@ async fn who_is_reachable_is_known() {
     assert!(nodes[rest[0]].run().metrics().hint_streams.get() > streams);
 }
 
+/// A packet of session `n` passes at a node.
+fn pass(node: &Node, n: u16) {
+    struct Nowhere;
+
+    impl Routes for Nowhere {
+        fn zone(&mut self, _: Ip) -> Option<ZoneId> {
+            None
+        }
+    }
+
+    let tcp = Tcp { seq: 2, ack: 2, flags: Tcp::ACK, window: 1000, payload: 0, wscale: None, sack_permitted: false };
+    let tuple = establish(n).original;
+    let packet = Packet { tuple, length: 40, transport: 20, kind: Kind::Tcp(tcp), fragment: None };
+    let mut context = Context {
+        now: clock::now(),
+        worker: 0,
+        ingress: ZoneId(0),
+        antispoof: false,
+        standing: Standing::Current,
+        routes: &mut Nowhere,
+    };
+    let verdict = node.run().engine().process(&packet, &mut context, &mut Vec::new());
+    assert_eq!(verdict, Verdict::Forward);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sessions_end_that_are_idle_everywhere() {
     let brief = Duration::from_secs(2);
-    let mut nodes = cluster_with(|node| {
-        // Until fw3 is asked again with a shorter time, it says of every session that it is in use there.
-        let used = node.options.name == "fw3";
-        node.options.engine.timeouts.established = if used { LONG * 100 } else { brief };
-        node.cut_off_limit = Duration::from_secs(4);
-    })
-    .await;
+    let mut nodes = cluster_with(|node| node.cut_off_limit = Duration::from_secs(4)).await;
     if leader(&nodes) == 2 {
         nodes[2].run().transfer_leadership(None).await.unwrap();
+        until("another one leads", || nodes[..2].iter().any(|n| n.role() == Some(RaftRole::Leader))).await;
     }
     assert_eq!(nodes[0].run().command(command(1), LONG).await, Ok(Outcome::Accepted));
-    tokio::time::sleep(brief * 2).await;
     until("all have it", || nodes.iter().all(|n| has(n, 1))).await;
+    // A policy changes the timeout of a session that is there.
+    let text = "accept \"all\" from any to any: any -> any\ntimeout tcp.established 2s\n".to_owned();
+    let change = PolicyChange { base: Generation(0), text, author: "test".to_owned() };
+    let outcome = nodes[0].run().command(Command::Policy(Box::new(change)), LONG).await;
+    assert_eq!(outcome, Ok(Outcome::Policy(Generation(1))));
+    until("all have the policy", || nodes.iter().all(|n| n.run().engine().generation() == Generation(1))).await;
 
-    // Asked where it is idle everywhere, it ends, everywhere.
-    nodes[2].stop().await;
-    nodes[2].options.engine.timeouts.established = brief;
-    nodes[2].start().await;
+    // While it is used at one member, which does not lead, it stays.
+    let busy = clock::now();
+    while clock::now().since(busy) < brief * 3 {
+        pass(&nodes[2], 1);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(nodes.iter().all(|n| has(n, 1)), "it ended while it was used");
+    }
+    // Idle everywhere, it ends, everywhere.
     until("it ends", || nodes.iter().all(|n| !has(n, 1))).await;
 
     // A member that does not answer keeps it alive, but not for longer than anything passes there.
     let lead = leader(&nodes);
     let gone = (lead + 1) % 3;
-    assert_eq!(nodes[lead].run().command(command(2), LONG).await, Ok(Outcome::Accepted));
+    let second = Command::Establish(Box::new(Establish { generation: Generation(1), ..establish(2) }));
+    assert_eq!(nodes[lead].run().command(second, LONG).await, Ok(Outcome::Accepted));
     nodes[gone].stop().await;
     tokio::time::sleep(brief + Duration::from_millis(1500)).await;
     assert!(has(&nodes[lead], 2), "it ended though a member did not say that it is idle there");
