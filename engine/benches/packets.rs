@@ -45,7 +45,7 @@ fn hit(c: &mut Criterion) {
     let mut group = c.benchmark_group("hit");
     for count in [1_000, 100_000] {
         let all = connections(count);
-        let mut member = Member::new(10, 1 << 17);
+        let mut member = Member::with_rules(10, 1 << 17);
         for some in all.chunks(1000) {
             member.establish(some);
         }
@@ -80,7 +80,7 @@ fn miss(c: &mut Criterion) {
     let all = connections(1 << 16);
     let mut group = c.benchmark_group("miss");
     for rules in [10, MANY] {
-        let mut member = Member::new(rules, 1 << 13);
+        let mut member = Member::with_rules(rules, 1 << 13);
         let mut next = all.iter().cycle();
         group.bench_function(BenchmarkId::new("rules", rules), |b| {
             b.iter(|| {
@@ -98,7 +98,7 @@ fn establish(c: &mut Criterion) {
     let all = connections(1 << 14);
     let mut group = c.benchmark_group("establish");
     for rules in [10, MANY] {
-        let mut member = Member::new(rules, 1 << 16);
+        let mut member = Member::with_rules(rules, 1 << 16);
         let mut batches = all.chunks_exact(BATCH).cycle();
         group.bench_function(BenchmarkId::new("rules", rules), |b| {
             b.iter_custom(|connections| {
@@ -125,7 +125,7 @@ fn expire(c: &mut Criterion) {
     for sessions in [0, 100_000] {
         let all = connections(sessions + BATCH);
         let (open, established) = all.split_at(BATCH as usize);
-        let mut member = Member::new(10, 1 << 17);
+        let mut member = Member::with_rules(10, 1 << 17);
         for some in established.chunks(1000) {
             member.establish(some);
         }
@@ -155,7 +155,7 @@ fn idle(c: &mut Criterion) {
     const BATCH: u32 = 1000;
     let mut group = c.benchmark_group("idle");
     group.sample_size(20);
-    let mut member = Member::new(10, 1 << 10);
+    let mut member = Member::with_rules(10, 1 << 10);
     let text = format!("{}timeout udp.assured 1s, tcp.established 30d\n", policy(10));
     let change = PolicyChange { base: Generation(1), text, author: String::new() };
     assert_eq!(member.apply(vec![Command::Policy(Box::new(change))]), [Outcome::Policy(Generation(2))]);

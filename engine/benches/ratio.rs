@@ -57,7 +57,7 @@ fn main() {
             }
         })
     });
-    let mut members = [10, MANY].map(|rules| Member::new(rules, 1 << 13));
+    let mut members = [10, MANY].map(|rules| Member::with_rules(rules, 1 << 13));
     let first = measure(&mut members, &all, |member, batch| {
         let time = timed(|| {
             for connection in batch {
@@ -67,7 +67,7 @@ fn main() {
         member.events.clear();
         time
     });
-    let mut members = [10, MANY].map(|rules| Member::new(rules, 1 << 16));
+    let mut members = [10, MANY].map(|rules| Member::with_rules(rules, 1 << 16));
     let whole = measure(&mut members, &all, |member, batch| {
         let time = timed(|| member.establish(batch));
         member.clear();

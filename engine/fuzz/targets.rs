@@ -8,13 +8,17 @@
     reason = "fails by panicking"
 )]
 
+#[path = "../tests/common/mod.rs"]
+mod common;
+
+use common::{Member, policy_change};
 use palisade_engine::event::{Datagram, Event, Opening, Proposal, TcpEnd};
 use palisade_engine::parse::{Checksum, Embedded, Fragment, IpOption, Kind, Packet, Tcp, answer, frame};
 use palisade_engine::policy::Policy;
-use palisade_engine::replica::{Batch, Close, CloseCause, Command, Outcome, PolicyChange, Replica};
+use palisade_engine::replica::{Close, CloseCause, Command, Outcome, Replica};
 use palisade_engine::{
-    Config, Context, Direction, Engine, Generation, HalfOpen, Hint, HoldKey, Ip, MemberId, Protocol, Routes, RuleId,
-    SessionId, Standing, Time, Tuple, Verdict, Wake, ZoneId,
+    Config, Context, Direction, Engine, Generation, HalfOpen, Hint, Ip, MemberId, Protocol, Routes, RuleId, SessionId,
+    Standing, Time, Tuple, Verdict, ZoneId,
 };
 
 /// A packet, its checksums as they are or (most would be wrong) not looked at, and made right for IPv4's header.
@@ -115,12 +119,6 @@ impl Routes for Net {
     }
 }
 
-struct Nobody;
-
-impl Wake for Nobody {
-    fn wake(&mut self, _: u64, _: HoldKey) {}
-}
-
 /// A few tuples, so that what comes later meets what came before.
 fn tuple(n: u8) -> Tuple {
     let (client, server) = match n >> 2 & 1 {
@@ -149,12 +147,13 @@ fn number(n: u8) -> u32 {
 /// A history of one member: packets, hints, the log, time. Every 8 bytes are a step.
 pub fn pipeline(data: &[u8]) {
     const HALVES: usize = 256;
-    let engine = Engine::new(Config { max_half_open: HALVES, max_sessions: 8, ..Config::new(MemberId(1), 1, 7) });
-    let mut replica = Replica::new(engine.clone());
+    let config = Config { max_half_open: HALVES, max_sessions: 8, ..Config::new(MemberId(1), 1, 7) };
+    let mut member = Member::new(config);
+    let engine = member.engine.clone();
     let (mut now, mut standing) = (Time(1), Standing::Current);
     let mut events: Vec<Event> = Vec::new();
-    let mut commands = vec![policy_change(0, 0)];
-    let (mut applied, mut generation) = (0, 0);
+    let mut commands = vec![policy_number(0, 0)];
+    let mut generation = 0;
     let mut hints: Vec<Hint> = Vec::new();
     for step in data.chunks_exact(8).take(256) {
         let &[what, which, kind, a, b, flags, c, d] = step else { return };
@@ -171,16 +170,8 @@ pub fn pipeline(data: &[u8]) {
             9 => now = Time(now.0 + STEPS[usize::from(which) % 8]),
             10 => engine.tick(now, &mut events),
             11 => {
-                let first = applied;
-                applied += commands.len() as u64;
-                let batch = Batch {
-                    proposer: MemberId(1),
-                    first,
-                    floor: first,
-                    unix_ms: 0,
-                    commands: std::mem::take(&mut commands),
-                };
-                let outcomes = replica.apply(now, &batch, &mut Nobody);
+                member.now = now;
+                let outcomes = member.apply(std::mem::take(&mut commands));
                 generation += outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Policy(_))).count() as u64;
             }
             12 => {
@@ -189,14 +180,14 @@ pub fn pipeline(data: &[u8]) {
                     (0, 1..) => hints[usize::from(kind) % hints.len()].clone(),
                     _ => hint(which, kind, a, b, flags),
                 };
-                engine.hint(now, MemberId(2), &hint, &mut events, &mut Nobody);
+                engine.hint(now, MemberId(2), &hint, &mut events, &mut ());
             }
             13 => {
                 standing =
                     [Standing::Current, Standing::Current, Standing::CutOff, Standing::Expired][usize::from(which & 3)]
             }
             14 => match which & 3 {
-                0 => commands.push(policy_change(generation, kind)),
+                0 => commands.push(policy_number(generation, kind)),
                 1 => commands.push(Command::Expire(vec![id(kind)])),
                 2 => commands.push(Command::Close(Close { id: id(kind), cause: CloseCause::Rst })),
                 _ => {
@@ -211,11 +202,11 @@ pub fn pipeline(data: &[u8]) {
             },
             _ => {
                 let mut snapshot = Vec::new();
-                replica.begin_snapshot().write(&mut snapshot).expect("memory takes everything");
+                member.replica.begin_snapshot().write(&mut snapshot).expect("memory takes everything");
                 let other = Engine::new(Config::new(MemberId(3), 1, 9));
                 let mut copy = Replica::new(other);
-                copy.restore(now, &mut snapshot.as_slice(), &mut Nobody).expect("a snapshot is whole");
-                assert_eq!(copy.digest(), replica.digest());
+                copy.restore(now, &mut snapshot.as_slice(), &mut ()).expect("a snapshot is whole");
+                assert_eq!(copy.digest(), member.replica.digest());
             }
         }
         for event in events.drain(..) {
@@ -233,9 +224,8 @@ pub fn pipeline(data: &[u8]) {
     assert!(counts.sessions.iter().map(|(_, _, n)| n).sum::<u64>() <= 8);
 }
 
-fn policy_change(base: u64, n: u8) -> Command {
-    let text = POLICIES[usize::from(n) % POLICIES.len()].to_owned();
-    Command::Policy(Box::new(PolicyChange { base: Generation(base), text, author: String::new() }))
+fn policy_number(base: u64, n: u8) -> Command {
+    policy_change(base, POLICIES[usize::from(n) % POLICIES.len()].to_owned())
 }
 
 fn id(n: u8) -> SessionId {

@@ -105,6 +105,11 @@ pub trait Wake {
     fn wake(&mut self, workers: u64, key: HoldKey);
 }
 
+/// Nobody holds packets.
+impl Wake for () {
+    fn wake(&mut self, _: u64, _: HoldKey) {}
+}
+
 /// One member's engine. Shared by its workers, its replication and its administration; all methods take `&self`.
 pub struct Engine {
     pub(crate) config: Config,

@@ -1,41 +1,18 @@
 //! The packet path allocates nothing on a hit: neither for an established session, nor for its fragments in any order, nor for
 //! a held packet, nor for a packet that is dropped.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "a test")]
-#![allow(unsafe_code, reason = "counting allocations needs a global allocator, which is an unsafe trait")]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+mod common;
+#[path = "common/counting.rs"]
+#[expect(dead_code, reason = "another test counts bytes")]
+mod counting;
 
-use palisade_engine::event::{Opening, TcpEnd};
+use common::{Member, established};
+use counting::allocations;
 use palisade_engine::parse::{Fragment, IpOptions, Kind, Packet, Tcp};
-use palisade_engine::replica::{Batch, Command, Establish, Outcome, PolicyChange, Replica};
 use palisade_engine::{
-    Config, Context, Direction, Engine, Generation, HoldKey, Ip, MemberId, Protocol, Routes, RuleId, SessionId,
-    Standing, Time, Tuple, Verdict, Wake, ZoneId,
+    Config, Context, Direction, Engine, Ip, MemberId, Protocol, Routes, Standing, Time, Tuple, Verdict, ZoneId,
 };
-
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-// SAFETY: all calls go to the system's allocator unchanged; the counter neither allocates nor has a destructor.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.with(|n| n.set(n.get() + 1));
-        // SAFETY: the caller keeps the contract of `alloc`, which is the same.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: `at` came from `System` with this layout, by `alloc` above.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
-#[global_allocator]
-static GLOBAL: Counting = Counting;
 
 struct Net;
 
@@ -47,12 +24,6 @@ impl Routes for Net {
             _ => None,
         }
     }
-}
-
-struct Nobody;
-
-impl Wake for Nobody {
-    fn wake(&mut self, _: u64, _: HoldKey) {}
 }
 
 const POLICY: &str = "zone outside, inside\ndefault drop\naccept \"web\" from outside to inside: any -> any tcp/80\n";
@@ -92,28 +63,9 @@ fn fragment(n: u32, id: u32, first: bool) -> Packet {
 }
 
 fn engine(sessions: u32) -> std::sync::Arc<Engine> {
-    let engine = Engine::new(Config::new(MemberId(1), 1, 5));
-    let mut replica = Replica::new(engine.clone());
-    let change = PolicyChange { base: Generation(0), text: POLICY.to_owned(), author: String::new() };
-    let mut commands = vec![Command::Policy(Box::new(change))];
-    commands.extend((0..sessions).map(|n| {
-        let end = |isn| TcpEnd { isn, window: 64240, wscale: Some(7), sack: true };
-        Command::Establish(Box::new(Establish {
-            id: SessionId { member: MemberId(1), counter: u64::from(n) },
-            original: tuple(n),
-            reply: tuple(n).inverse(),
-            ingress: ZoneId(1),
-            egress: ZoneId(2),
-            generation: Generation(1),
-            rule: RuleId(1),
-            supersedes: None,
-            protocol: Opening::Tcp { client: end(99), server: Some(end(199)) },
-        }))
-    }));
-    let batch = Batch { proposer: MemberId(1), first: 0, floor: 0, unix_ms: 0, commands };
-    let outcomes = replica.apply(Time(1), &batch, &mut Nobody);
-    assert!(outcomes.iter().skip(1).all(|o| *o == Outcome::Accepted));
-    engine
+    let mut member = Member::with_policy(Config::new(MemberId(1), 1, 5), POLICY.to_owned());
+    member.accept((0..sessions).map(|n| established(n, tuple(n))).collect());
+    member.engine
 }
 
 #[test]
@@ -147,7 +99,7 @@ fn hits_holds_and_drops_allocate_nothing() {
         judge(2, &fragment(7, id, true));
         judge(2, &fragment(7, 1000 + id, false));
     }
-    let before = ALLOCATIONS.with(Cell::get);
+    let before = allocations();
     for id in 2000..2100 {
         let now = u64::from(id) * 1_000_000_000;
         assert!(judge(now, &fragment(7, id, false)).held().is_some());
@@ -165,5 +117,5 @@ fn hits_holds_and_drops_allocate_nothing() {
     }
     assert!(judge(20_000_000, &stray).held().is_some());
     assert!(judge(20_000_000, &far).held().is_some());
-    assert_eq!(ALLOCATIONS.with(Cell::get), before);
+    assert_eq!(allocations(), before);
 }

@@ -1,5 +1,13 @@
 //! The datapath with the real engine, and a log of one member that takes its time.
-#![allow(missing_docs, unreachable_pub, dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    dead_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test; the lab that it shares has more than it uses"
+)]
 
 mod datapath_lab;
 
@@ -26,7 +34,7 @@ const COMMIT: Duration = Duration::from_millis(20);
 
 fn apply(replica: &mut Replica, number: u64, command: Command, wake: &mut dyn Wake) -> Outcome {
     let batch = Batch { proposer: MemberId(1), first: number, floor: number, unix_ms: 0, commands: vec![command] };
-    replica.apply(clock::now(), &batch, wake).remove(0)
+    replica.apply(clock::now(), &batch, wake).remove(0).outcome
 }
 
 #[test]

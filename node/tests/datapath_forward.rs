@@ -1,5 +1,13 @@
 //! The datapath in a lab of network namespaces: what must pass passes, whole and fast.
-#![allow(missing_docs, unreachable_pub, dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    dead_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test; the lab that it shares has more than it uses"
+)]
 
 mod datapath_lab;
 

@@ -1,5 +1,13 @@
 //! What must not pass does not: a dead, stopped or refused daemon, foreign frames, interfaces that come later.
-#![allow(missing_docs, unreachable_pub, dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    dead_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test; the lab that it shares has more than it uses"
+)]
 
 mod datapath_lab;
 

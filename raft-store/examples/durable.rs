@@ -14,7 +14,7 @@ use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::type_config::TypeConfigExt;
 use openraft::vote::RaftLeaderIdExt;
 use openraft::{EntryPayload, impls::leader_id_adv::LeaderId};
-use palisade_engine::replica::{Batch, Command, Outcome, PolicyChange, RestoreError};
+use palisade_engine::replica::{Applied, Batch, Command, PolicyChange, RestoreError};
 use palisade_engine::verdict::HoldKey;
 use palisade_engine::{Generation, MemberId, Time, Wake};
 use palisade_raft_store::{Entry, Job, LogId, LogStore, Machine, Options, Setup, Store, TypeConfig};
@@ -30,7 +30,7 @@ struct Nothing;
 impl Machine for Nothing {
     type Job = Nothing;
 
-    fn apply(&mut self, _: Time, _: &Batch, _: &mut dyn Wake) -> Vec<Outcome> {
+    fn apply(&mut self, _: Time, _: &Batch, _: &mut dyn Wake) -> Vec<Applied> {
         Vec::new()
     }
 

@@ -14,7 +14,7 @@ use futures::{Stream, TryStreamExt};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::type_config::alias::SnapshotOf;
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder, Snapshot};
-use palisade_engine::replica::{Batch, Outcome, Replica, RestoreError, SnapshotJob};
+use palisade_engine::replica::{Applied, Batch, Replica, RestoreError, SnapshotJob};
 use palisade_engine::{Time, Wake};
 use parking_lot::Mutex;
 use tokio::sync::OwnedMutexGuard;
@@ -29,8 +29,8 @@ pub trait Machine: Send + 'static {
     /// A snapshot in the making.
     type Job: Job;
 
-    /// Applies a batch; one outcome a command. Deterministic: `now` is for local timers only.
-    fn apply(&mut self, now: Time, batch: &Batch, wake: &mut dyn Wake) -> Vec<Outcome>;
+    /// Applies a batch; one answer a command. Deterministic: `now` is for local timers only.
+    fn apply(&mut self, now: Time, batch: &Batch, wake: &mut dyn Wake) -> Vec<Applied>;
 
     /// Begins a snapshot of the state as it is now.
     fn begin_snapshot(&mut self) -> Self::Job;
@@ -54,7 +54,7 @@ pub trait Job: Send + 'static {
 impl Machine for Replica {
     type Job = SnapshotJob;
 
-    fn apply(&mut self, now: Time, batch: &Batch, wake: &mut dyn Wake) -> Vec<Outcome> {
+    fn apply(&mut self, now: Time, batch: &Batch, wake: &mut dyn Wake) -> Vec<Applied> {
         Replica::apply(self, now, batch, wake)
     }
 
@@ -75,8 +75,8 @@ impl Job for SnapshotJob {
 
 /// Told what has been applied, in order, on the task that applies: it must be quick.
 pub trait Observer: Send + Sync + 'static {
-    /// A batch was applied.
-    fn applied(&self, index: u64, batch: &Batch, outcomes: &[Outcome]);
+    /// A batch was applied; one answer a command.
+    fn applied(&self, index: u64, batch: &Batch, answers: &[Applied]);
 
     /// Everything up to `index` has been applied: after every entry, also those that are not batches, and after a
     /// snapshot was installed.
@@ -91,7 +91,7 @@ pub trait Observer: Send + Sync + 'static {
 }
 
 impl Observer for () {
-    fn applied(&self, _: u64, _: &Batch, _: &[Outcome]) {}
+    fn applied(&self, _: u64, _: &Batch, _: &[Applied]) {}
 }
 
 /// What a state machine consists of.
@@ -226,10 +226,10 @@ impl<M: Machine> RaftStateMachine<TypeConfig> for StateMachine<M> {
     {
         while let Some((entry, responder)) = entries.try_next().await? {
             let id = entry.log_id;
-            let outcomes = {
+            let answers = {
                 let mut inner = self.inner.lock();
                 let inner = &mut *inner;
-                let outcomes = match &entry.payload {
+                let answers = match &entry.payload {
                     EntryPayload::Blank => Vec::new(),
                     EntryPayload::Normal(batch) => inner.machine.apply((self.clock)(), batch, &mut *inner.wake),
                     EntryPayload::Membership(membership) => {
@@ -238,14 +238,14 @@ impl<M: Machine> RaftStateMachine<TypeConfig> for StateMachine<M> {
                     }
                 };
                 inner.applied = Some(id);
-                outcomes
+                answers
             };
             if let EntryPayload::Normal(batch) = &entry.payload {
-                self.observer.applied(id.index, batch, &outcomes);
+                self.observer.applied(id.index, batch, &answers);
             }
             self.observer.advanced(id.index);
             if let Some(responder) = responder {
-                responder.send(Response(outcomes));
+                responder.send(Response(Applied::outcomes(&answers)));
             }
         }
         Ok(())

@@ -12,7 +12,7 @@ use common::{Map, NoWake, append, append_durably, clock, entry, log_id, open, se
 use futures::{StreamExt, TryStreamExt};
 use openraft::RaftSnapshotBuilder;
 use openraft::storage::{RaftLogReader, RaftLogStorage, RaftStateMachine};
-use palisade_engine::replica::{Batch, Outcome};
+use palisade_engine::replica::{Applied, Batch};
 use palisade_raft_store::{
     Barrier, DiskBarrier, Entry, LogStore, MemoryLog, Observer, Options, Setup, StateMachine, Store, flush,
 };
@@ -198,8 +198,8 @@ struct Told {
 }
 
 impl Observer for Told {
-    fn applied(&self, index: u64, _: &Batch, outcomes: &[Outcome]) {
-        self.applied.lock().push((index, outcomes.len()));
+    fn applied(&self, index: u64, _: &Batch, answers: &[Applied]) {
+        self.applied.lock().push((index, answers.len()));
     }
 
     fn advanced(&self, index: u64) {

@@ -53,7 +53,6 @@ async fn attack(lab: &mut Lab) -> Result<()> {
     let after_pids: Vec<Option<u32>> = lab.members().iter().map(|m| m.pid()).collect();
     assert_eq!(pids, after_pids);
     // Nearly all of it is dropped by Palisade; some the kernel's capture already refuses.
-    #[allow(clippy::cast_precision_loss)]
     let most = PACKETS as f64 * 0.5;
     let counted = dropped(lab, 1).await? - drops;
     assert!(counted >= most, "only {counted} drops were counted");

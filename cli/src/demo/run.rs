@@ -88,7 +88,6 @@ async fn commits(lab: &Lab) -> Result<u64> {
     let mut most = None;
     for member in lab.members().iter().filter(|m| m.is_running()) {
         let count = member.metric("palisade_applied_commands_total", &[]).await?;
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         let count = count.max(0.0) as u64;
         most = most.max(Some(count));
     }

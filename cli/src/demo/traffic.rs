@@ -115,7 +115,6 @@ impl Counts {
 
     /// The share of connections with two ways, of those that were looked at.
     #[must_use]
-    #[allow(clippy::cast_precision_loss)]
     pub fn asymmetric_share(&self) -> f64 {
         let all = self.looked_at.load(Ordering::Relaxed);
         if all == 0 { 0.0 } else { self.asymmetric.load(Ordering::Relaxed) as f64 / all as f64 }

@@ -255,7 +255,6 @@ impl Lab {
     /// # Panics
     /// There is no such member: a mistake in the test.
     #[must_use]
-    #[allow(clippy::missing_panics_doc)]
     pub fn member(&self, number: usize) -> &Member {
         &self.members[number - 1]
     }

@@ -7,16 +7,16 @@
     reason = "shared by benches, which fail by panicking"
 )]
 
-use std::fmt::Write as _;
-use std::sync::Arc;
+#[path = "../../tests/common/mod.rs"]
+mod member;
 
+use std::fmt::Write as _;
+
+pub use member::Member;
 use palisade_engine::event::{Event, Proposal};
 use palisade_engine::parse::{Checksum, Tcp, build, parse};
-use palisade_engine::replica::{Batch, Command, Outcome, PolicyChange, Replica};
-use palisade_engine::{
-    Config, Context, Engine, Generation, HoldKey, Ip, MemberId, Protocol, Routes, Standing, Time, Tuple, Verdict, Wake,
-    ZoneId,
-};
+use palisade_engine::replica::Command;
+use palisade_engine::{Config, Context, Ip, MemberId, Protocol, Routes, Standing, Tuple, Verdict, ZoneId};
 
 pub const OUTSIDE: ZoneId = ZoneId(1);
 pub const INSIDE: ZoneId = ZoneId(2);
@@ -35,12 +35,6 @@ impl Routes for Net {
             _ => None,
         }
     }
-}
-
-pub struct Nobody;
-
-impl Wake for Nobody {
-    fn wake(&mut self, _: u64, _: HoldKey) {}
 }
 
 /// A policy of `count` rules that accepts every [`Connection`]: with 10, each rule a few of all ports; with [`MANY`], each
@@ -103,26 +97,11 @@ impl Connection {
     }
 }
 
-/// One member.
-pub struct Member {
-    pub engine: Arc<Engine>,
-    pub replica: Replica,
-    pub events: Vec<Event>,
-    pub now: Time,
-    next: u64,
-}
-
 impl Member {
     /// With a policy of `rules` rules and room for `halves` half-open sessions.
-    pub fn new(rules: u32, halves: usize) -> Member {
+    pub fn with_rules(rules: u32, halves: usize) -> Member {
         let config = Config { max_half_open: halves, max_sessions: 2_000_000, ..Config::new(MemberId(1), 1, 5) };
-        let engine = Engine::new(config);
-        let replica = Replica::new(engine.clone());
-        let mut member = Member { engine, replica, events: Vec::with_capacity(1024), now: Time(1), next: 0 };
-        let change = PolicyChange { base: Generation(0), text: policy(rules), author: String::new() };
-        let outcomes = member.apply(vec![Command::Policy(Box::new(change))]);
-        assert_eq!(outcomes, [Outcome::Policy(Generation(1))]);
-        member
+        Member::with_policy(config, policy(rules))
     }
 
     /// Parses and judges a packet.
@@ -137,14 +116,6 @@ impl Member {
             routes: &mut Net,
         };
         self.engine.process(&packet, &mut context, &mut self.events)
-    }
-
-    /// Applies commands, as if they came from the log.
-    pub fn apply(&mut self, commands: Vec<Command>) -> Vec<Outcome> {
-        let first = self.next;
-        self.next += commands.len() as u64;
-        let batch = Batch { proposer: MemberId(1), first, floor: first, unix_ms: 0, commands };
-        self.replica.apply(self.now, &batch, &mut Nobody)
     }
 
     /// Opens a connection, up to the proposal that its last packet makes. Events are left in `events`.
@@ -169,7 +140,7 @@ impl Member {
         connections.iter().for_each(|connection| self.handshake(connection));
         let commands = self.proposed();
         assert_eq!(commands.len(), connections.len());
-        assert!(self.apply(commands).iter().all(|outcome| *outcome == Outcome::Accepted));
+        self.accept(commands);
     }
 
     /// Ends all established sessions.

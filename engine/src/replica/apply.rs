@@ -1,7 +1,7 @@
 //! Applying a batch.
 
 use super::window::Number;
-use super::{Batch, Close, CloseCause, Command, Establish, Outcome, Replica};
+use super::{Applied, Batch, Close, CloseCause, Command, Establish, Outcome, Replica};
 use crate::digest::{Kind, element};
 use crate::engine::Wake;
 use crate::event::{Event, Opening, Proposal};
@@ -19,30 +19,36 @@ pub(super) fn session_digest(session: &Session) -> u64 {
 }
 
 impl Replica {
-    pub(super) fn apply_batch(&mut self, now: Time, batch: &Batch, wake: &mut dyn Wake) -> Vec<Outcome> {
+    pub(super) fn apply_batch(&mut self, now: Time, batch: &Batch, wake: &mut dyn Wake) -> Vec<Applied> {
+        let unchanged = |outcome| Applied { outcome, changed: false };
         if self.has_left(batch.proposer) {
             let left = Outcome::Invalid(format!("member {} has left", batch.proposer));
-            return vec![left; batch.commands.len()];
+            return vec![unchanged(left); batch.commands.len()];
         }
         self.windows.raise(batch.proposer, batch.floor);
-        let mut outcomes = Vec::with_capacity(batch.commands.len());
+        let mut all = Vec::with_capacity(batch.commands.len());
         for (at, command) in batch.commands.iter().enumerate() {
             let number = batch.first.checked_add(at as u64);
             let known = number.map_or(Number::TooFar, |number| self.windows.look(batch.proposer, number));
-            outcomes.push(match known {
-                Number::Known(outcome) => outcome,
-                Number::Forgotten => Outcome::Forgotten,
-                Number::TooFar => Outcome::Invalid("the number is too far above the proposer's floor".to_owned()),
+            all.push(match known {
+                Number::Known(outcome) => unchanged(outcome),
+                Number::Forgotten => unchanged(Outcome::Forgotten),
+                Number::TooFar => {
+                    unchanged(Outcome::Invalid("the number is too far above the proposer's floor".to_owned()))
+                }
                 Number::New => {
+                    // The digest is that of everything that is replicated.
+                    let before = self.digest();
                     let outcome = self.command(now, batch, command, wake);
+                    let changed = self.digest() != before;
                     if let Some(number) = number {
                         self.windows.record(batch.proposer, number, &outcome);
                     }
-                    outcome
+                    Applied { outcome, changed }
                 }
             });
         }
-        outcomes
+        all
     }
 
     fn command(&mut self, now: Time, batch: &Batch, command: &Command, wake: &mut dyn Wake) -> Outcome {

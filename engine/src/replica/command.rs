@@ -172,3 +172,21 @@ pub enum Outcome {
     /// A copy of a command that was answered long ago.
     Forgotten,
 }
+
+/// What became of a command that was applied.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Applied {
+    /// Its answer: of a copy the same as of the first one.
+    pub outcome: Outcome,
+    /// Did it change the replicated state? A copy does not, nor does what was so already: a session that is established
+    /// under the same id, closed or ended twice. Of several sessions to end: any of them.
+    pub changed: bool,
+}
+
+impl Applied {
+    /// The answers alone, for whoever proposed.
+    #[must_use]
+    pub fn outcomes(all: &[Applied]) -> Vec<Outcome> {
+        all.iter().map(|applied| applied.outcome.clone()).collect()
+    }
+}

@@ -11,7 +11,7 @@ mod snapshot;
 mod window;
 
 pub use command::{
-    Batch, Close, CloseCause, Command, Establish, MemberChange, MemberInfo, Outcome, PolicyChange, Role,
+    Applied, Batch, Close, CloseCause, Command, Establish, MemberChange, MemberInfo, Outcome, PolicyChange, Role,
 };
 pub use snapshot::SnapshotJob;
 
@@ -86,8 +86,8 @@ impl Replica {
         replica
     }
 
-    /// Applies a batch; one outcome a command. Deterministic: `now` is used only for local timers.
-    pub fn apply(&mut self, now: Time, batch: &Batch, wake: &mut dyn Wake) -> Vec<Outcome> {
+    /// Applies a batch; one answer a command. Deterministic: `now` is used only for local timers.
+    pub fn apply(&mut self, now: Time, batch: &Batch, wake: &mut dyn Wake) -> Vec<Applied> {
         self.apply_batch(now, batch, wake)
     }
 

@@ -40,7 +40,11 @@ impl Bench {
     fn one(&mut self, command: Command) -> Outcome {
         let batch = batch(self.next, self.next, vec![command]);
         self.next += 1;
-        self.replica.apply(NOW, &batch, &mut Nobody).remove(0)
+        self.apply(&batch).remove(0)
+    }
+
+    fn apply(&mut self, batch: &Batch) -> Vec<Outcome> {
+        Applied::outcomes(&self.replica.apply(NOW, batch, &mut Nobody))
     }
 
     fn policy(&mut self, base: u64, text: &str) -> Outcome {
@@ -145,16 +149,42 @@ fn outcomes_are_remembered_from_the_floor_up() {
     let first = b.next;
     let commands = vec![add(establish(1, 1)), add(establish(2, 1)), close(1)];
     let expected = [Outcome::Accepted, Outcome::Conflict, Outcome::Accepted];
-    assert_eq!(b.replica.apply(NOW, &batch(first, first, commands.clone()), &mut Nobody), expected);
+    assert_eq!(b.apply(&batch(first, first, commands.clone())), expected);
     let digest = b.replica.digest();
-    assert_eq!(b.replica.apply(NOW, &batch(first, first, commands.clone()), &mut Nobody), expected);
+    assert_eq!(b.apply(&batch(first, first, commands.clone())), expected);
     assert_eq!(b.replica.digest(), digest, "a copy has no effect");
     let later = batch(first + 3, first + 2, vec![close(9)]);
-    assert_eq!(b.replica.apply(NOW, &later, &mut Nobody), [Outcome::Accepted]);
+    assert_eq!(b.apply(&later), [Outcome::Accepted]);
     let expected = [Outcome::Forgotten, Outcome::Forgotten, Outcome::Accepted];
-    assert_eq!(b.replica.apply(NOW, &batch(first, first, commands), &mut Nobody), expected);
+    assert_eq!(b.apply(&batch(first, first, commands)), expected);
     let far = batch(u64::MAX, first, vec![close(1), close(1)]);
-    assert!(b.replica.apply(NOW, &far, &mut Nobody).iter().all(|o| matches!(o, Outcome::Invalid(_))));
+    assert!(b.apply(&far).iter().all(|o| matches!(o, Outcome::Invalid(_))));
+}
+
+#[test]
+fn only_what_was_not_so_already_is_a_change() {
+    let mut b = Bench::new();
+    let mut first = b.next;
+    let mut changed = |commands: Vec<Command>| {
+        let batch = batch(first, first, commands);
+        first += batch.commands.len() as u64;
+        let once = b.replica.apply(NOW, &batch, &mut Nobody);
+        let again = b.replica.apply(NOW, &batch, &mut Nobody);
+        assert!(again.iter().all(|copy| !copy.changed), "a copy changed something: {batch:?}");
+        assert_eq!(Applied::outcomes(&again), Applied::outcomes(&once), "a copy has the same answers");
+        once.iter().map(|applied| applied.changed).collect::<Vec<_>>()
+    };
+    // Two members proposed the same session; another session had the tuple; two saw the end.
+    let proposed = vec![add(establish(1, 1)), add(establish(1, 1)), add(establish(2, 1)), close(1), close(1)];
+    assert_eq!(changed(proposed), [true, false, false, true, false]);
+    let ended = vec![Command::Revoke(vec![id(9), id(1)]), Command::Expire(vec![id(1)]), add(establish(1, 1))];
+    assert_eq!(changed(ended), [true, false, false]);
+    let left = Command::Member(MemberChange::Leave(MemberId(7)));
+    let policy = |base, text: &str| {
+        let change = PolicyChange { base: Generation(base), text: text.to_owned(), author: String::new() };
+        Command::Policy(Box::new(change))
+    };
+    assert_eq!(changed(vec![left, policy(0, POLICY), policy(1, POLICY)]), [false, false, true]);
 }
 
 #[test]
@@ -196,7 +226,7 @@ fn members_come_and_go_but_ids_do_not_return() {
     assert_eq!(member(token(2, 2000)), Outcome::Accepted);
     assert_eq!(b.replica.engine.view().tokens, [(vec![2], 2000)], "what is over is forgotten");
     let late = Batch { proposer: MemberId(2), ..batch(0, 0, vec![add(establish(1, 1))]) };
-    assert!(matches!(b.replica.apply(NOW, &late, &mut Nobody)[..], [Outcome::Invalid(_)]));
+    assert!(matches!(b.apply(&late)[..], [Outcome::Invalid(_)]));
     assert_eq!(b.sessions(), 0);
 }
 

@@ -3,13 +3,13 @@
 //!
 //! One tunnel around TCP or UDP is cut; anything else is refused. The segments have complete checksums.
 
-use palisade_engine::Reason;
+use palisade_engine::{Protocol, Reason};
 
 use super::vnet::{GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, VnetHeader};
 
 const IPIP: u8 = 4;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
+const TCP: u8 = Protocol::TCP.0;
+const UDP: u8 = Protocol::UDP.0;
 const IPV6: u8 = 41;
 const GRE: u8 = 47;
 

@@ -1,5 +1,5 @@
 //! The system calls that neither `std` nor `nix` has: packet-socket options, their bind, `TUNSETIFF`.
-#![allow(unsafe_code)]
+#![expect(unsafe_code, reason = "system calls that no safe library has")]
 
 use std::io;
 use std::mem::{MaybeUninit, size_of};

@@ -11,8 +11,8 @@
 //! task per peer; `current`; `leadership` (who leads, who is a member); the leader's duties (`membership`, `idle`);
 //! `tick`. `docs/replication.md` lists the queues between them with their bounds.
 
-mod copies;
 mod current;
+mod events;
 mod hints;
 mod identity;
 mod leader;
@@ -39,8 +39,8 @@ use std::time::Duration;
 use openraft::async_runtime::WatchReceiver;
 use openraft::{Config as RaftConfig, Raft, SnapshotPolicy};
 use palisade_engine::event::{Hint, Proposal};
-use palisade_engine::replica::{Batch, Close, Command, Establish, MemberChange, MemberInfo, Outcome, Replica, Role};
-use palisade_engine::{Engine, MemberId, SessionId, Wake};
+use palisade_engine::replica::{Command, MemberChange, MemberInfo, Outcome, Replica, Role};
+use palisade_engine::{Engine, MemberId, Wake};
 use palisade_proto::member::v1::admission_server::AdmissionServer;
 use palisade_proto::member::v1::member_server::MemberServer;
 use palisade_raft_store::{
@@ -52,6 +52,7 @@ use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
 use tonic::service::interceptor::InterceptedService;
 
+pub use events::{SessionChange, SessionEvent};
 pub use identity::{Identity, IdentityError};
 pub use membership::{MembershipError, init, join};
 pub use metrics::{Counter, Histogram, Outcomes, ReplicationMetrics};
@@ -61,14 +62,14 @@ pub use token::{Token, TokenError};
 
 use crate::clock;
 use crate::standing::StandingCell;
-use copies::Copies;
 use current::Current;
+use events::{EVENTS, Events};
 use hints::{Hints, Members, Reached};
 use identity::Folder;
 use leader::{Duties, Heard};
 use membership::{Admitting, order};
 use network::Network;
-use propose::{Answer, Lead, Leader, Order, Proposer, Unanswered};
+use propose::{Lead, Leader, Order, Proposer, Unanswered};
 use route::{Check, MOST_MESSAGE, Peers};
 use service::{Following, Parts, Service, SharedWake};
 
@@ -81,8 +82,6 @@ const ORDERS: usize = 256;
 const FOLLOWING: usize = 4096;
 /// How long the last tasks of a member that was shut down may hold its store.
 const STORE_FREE: Duration = Duration::from_secs(5);
-/// Session events that a slow watcher may be behind before it loses some.
-const EVENTS: usize = 4096;
 
 /// Raft's times.
 #[derive(Clone, Copy, Debug)]
@@ -177,77 +176,6 @@ pub enum OpenError {
     /// The times make no sense.
     #[error("Raft's times are wrong: {0}")]
     Timing(String),
-}
-
-/// A change of a session, as applied.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct SessionEvent {
-    /// The log index.
-    pub index: u64,
-    /// The proposer's wall clock, milliseconds since 1970.
-    pub unix_ms: u64,
-    /// What happened.
-    pub change: SessionChange,
-}
-
-/// What happened to a session.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum SessionChange {
-    /// It was established.
-    Established(Box<Establish>),
-    /// It was closed and is in TIME_WAIT.
-    Closed(Close),
-    /// It was idle for too long, or its TIME_WAIT is over.
-    Expired(SessionId),
-    /// An administrator or a new policy ended it.
-    Revoked(SessionId),
-}
-
-/// Told by the store what was applied.
-struct Applied {
-    me: MemberId,
-    answers: mpsc::Sender<Answer>,
-    unanswered: Unanswered,
-    events: broadcast::Sender<Arc<SessionEvent>>,
-    metrics: Arc<ReplicationMetrics>,
-    copies: Copies,
-}
-
-impl Observer for Applied {
-    fn applied(&self, index: u64, batch: &Batch, outcomes: &[Outcome]) {
-        self.metrics.applied_batches.add(1);
-        self.metrics.applied_commands.add(batch.commands.len() as u64);
-        if batch.proposer == self.me {
-            self.unanswered.answer(batch.first, outcomes, &self.answers);
-        }
-        if self.copies.is_copy(batch) {
-            return;
-        }
-        let established =
-            batch.commands.iter().zip(outcomes).filter(|(command, outcome)| {
-                matches!(command, Command::Establish(_)) && **outcome == Outcome::Accepted
-            });
-        self.metrics.sessions_established.add(established.count() as u64);
-        if self.events.receiver_count() == 0 {
-            return;
-        }
-        let tell = |change| {
-            // Fails only without receivers.
-            let _ = self.events.send(Arc::new(SessionEvent { index, unix_ms: batch.unix_ms, change }));
-        };
-        for (command, outcome) in batch.commands.iter().zip(outcomes) {
-            if *outcome != Outcome::Accepted {
-                continue;
-            }
-            match command {
-                Command::Establish(establish) => tell(SessionChange::Established(establish.clone())),
-                Command::Close(close) => tell(SessionChange::Closed(*close)),
-                Command::Expire(ids) => ids.iter().for_each(|id| tell(SessionChange::Expired(*id))),
-                Command::Revoke(ids) => ids.iter().for_each(|id| tell(SessionChange::Revoked(*id))),
-                Command::Policy(_) | Command::Member(_) => {}
-            }
-        }
-    }
 }
 
 /// What [`start_raft`] makes.
@@ -434,13 +362,12 @@ impl Replication {
         let (answer_tx, answer_rx) = mpsc::channel(propose::ANSWERS);
         let unanswered = Unanswered::default();
         let (events, _) = broadcast::channel(EVENTS);
-        let observer = Applied {
+        let observer = Events {
             me,
             answers: answer_tx,
             unanswered: unanswered.clone(),
-            events: events.clone(),
+            watchers: events.clone(),
             metrics: metrics.clone(),
-            copies: Copies::default(),
         };
         let network = Network { me, peers: peers.clone(), answer: options.timing.answer, metrics: metrics.clone() };
         let wakes: Box<dyn Wake + Send> = Box::new(wake.clone());

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use palisade_engine::event::Proposal;
-use palisade_engine::replica::{Batch, Command, Outcome};
+use palisade_engine::replica::{Applied, Batch, Command, Outcome};
 use palisade_engine::{MemberId, Standing, Time};
 use palisade_proto::convert::encode_batch;
 use palisade_proto::member::v1 as wire;
@@ -108,9 +108,13 @@ impl Unanswered {
 
     /// Tells an answer if it is waited for. Without room it stays unanswered, and the next copy of the batch, which has
     /// the same outcomes, answers it.
-    pub(crate) fn answer(&self, first: u64, outcomes: &[Outcome], answers: &mpsc::Sender<Answer>) {
+    pub(crate) fn answer(&self, first: u64, applied: &[Applied], answers: &mpsc::Sender<Answer>) {
         let mut waiting = self.0.lock();
-        if waiting.contains(&first) && answers.try_send(Answer { first, outcomes: outcomes.to_vec() }).is_ok() {
+        if !waiting.contains(&first) {
+            return;
+        }
+        let outcomes = Applied::outcomes(applied);
+        if answers.try_send(Answer { first, outcomes }).is_ok() {
             waiting.remove(&first);
         }
     }

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use palisade_engine::event::{HalfOpen, Opening, TcpEnd};
-use palisade_engine::replica::CloseCause;
-use palisade_engine::{Generation, HoldKey, Protocol, Standing, Time, Tuple, ZoneId};
+use palisade_engine::replica::{Batch, Close, CloseCause, Establish};
+use palisade_engine::{Generation, HoldKey, Protocol, SessionId, Standing, Time, Tuple, ZoneId};
 use palisade_engine::{Ip, id::RuleId};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -17,7 +17,7 @@ use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::type_config::TypeConfigExt;
 use openraft::vote::RaftLeaderIdExt;
 use openraft::{Entry as RaftEntry, EntryPayload};
-use palisade_engine::replica::{Batch, Command, Outcome, PolicyChange, RestoreError};
+use palisade_engine::replica::{Applied, Batch, Command, Outcome, PolicyChange, RestoreError};
 use palisade_engine::verdict::HoldKey;
 use palisade_engine::{Generation, MemberId, Time, Wake};
 use palisade_raft_store::{
@@ -37,9 +37,9 @@ pub struct MapJob(Map);
 impl Machine for Map {
     type Job = MapJob;
 
-    fn apply(&mut self, _: Time, batch: &Batch, _: &mut dyn Wake) -> Vec<Outcome> {
+    fn apply(&mut self, _: Time, batch: &Batch, _: &mut dyn Wake) -> Vec<Applied> {
         *self.batches.entry(batch.first).or_default() += batch.commands.len() as u64;
-        batch.commands.iter().map(|_| Outcome::Accepted).collect()
+        batch.commands.iter().map(|_| Applied { outcome: Outcome::Accepted, changed: true }).collect()
     }
 
     fn begin_snapshot(&mut self) -> MapJob {

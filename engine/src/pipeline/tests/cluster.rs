@@ -8,7 +8,7 @@ use crate::engine::{Config, Context, Engine, Routes, Standing, Wake};
 use crate::event::{Event, Hint, Proposal};
 use crate::id::{Generation, MemberId, ZoneId};
 use crate::parse::{IpOptions, Kind, Packet, Tcp};
-use crate::replica::{Batch, Command, Outcome, PolicyChange, Replica};
+use crate::replica::{Applied, Batch, Command, Outcome, PolicyChange, Replica};
 use crate::testing::{CLIENT, INSIDE, OUTSIDE, POLICY, SERVER, tuple};
 use crate::time::Time;
 use crate::tuple::Tuple;
@@ -124,7 +124,8 @@ impl Cluster {
         let member = &mut self.members[at];
         let mut outcomes = Vec::new();
         for batch in &self.log[member.applied..] {
-            outcomes.extend(member.replica.apply(self.now, batch, &mut member.woken));
+            let answers = member.replica.apply(self.now, batch, &mut member.woken);
+            outcomes.extend(Applied::outcomes(&answers));
         }
         member.applied = self.log.len();
         outcomes

@@ -39,7 +39,8 @@ proptest! {
             prop_assert_eq!(&often.replica.apply(NOW, batch, &mut Nobody), &outcomes);
             for &(after, which) in &copies {
                 if after == at && which <= at {
-                    often.replica.apply(NOW, &numbered[which], &mut Nobody);
+                    let copies = often.replica.apply(NOW, &numbered[which], &mut Nobody);
+                    prop_assert!(copies.iter().all(|copy| !copy.changed));
                 }
             }
             prop_assert_eq!(once.replica.digest(), often.replica.digest());

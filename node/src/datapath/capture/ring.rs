@@ -2,7 +2,7 @@
 //!
 //! A slot belongs to the kernel while its status word is 0, else to us; that word is the only thing both sides write.
 //! V2 and not V3, because V3 hands over blocks and adds up to a millisecond of latency.
-#![allow(unsafe_code)]
+#![expect(unsafe_code, reason = "memory that the kernel writes to as well")]
 
 use std::io;
 use std::num::NonZero;

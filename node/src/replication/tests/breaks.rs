@@ -149,6 +149,47 @@ async fn a_member_that_joins_late_gets_everything_by_snapshot() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn copies_are_told_of_once_also_after_a_snapshot() {
+    let small = |node: &mut Node| node.options.log = LogSize { snapshot_every: 32, keep: 4 };
+    let nodes = cluster_with(small).await;
+    let lead = leader(&nodes);
+    let watched = tokio::spawn(watch(nodes[lead].run().subscribe(), 301));
+    let established = nodes[lead].run().metrics().sessions_established.get();
+    // Far above what its proposer itself numbers in this test, and within its window.
+    let floor = u64::from(nodes[lead].run().identity().starts) << 40;
+    let batch = |n: u16| {
+        let (proposer, first) = (nodes[lead].run().identity().member, floor + 1000 + u64::from(n));
+        Batch { proposer, first, floor, unix_ms: 0, commands: vec![command(n)] }
+    };
+    // In the log twice, by two batches that say the same under two numbers, and as a copy of the first.
+    for copy in [batch(0), batch(1), batch(0), Batch { commands: vec![command(0)], ..batch(2) }] {
+        nodes[lead].run().replication.raft.client_write(copy).await.unwrap();
+    }
+    for n in 0..100 {
+        let revoke = Command::Revoke(vec![session(1000 + n)]);
+        assert_eq!(nodes[lead].run().command(revoke, LONG).await, Ok(Outcome::Accepted));
+    }
+    until("the log has lost its beginning", || nodes[lead].run().status().purged > Some(50)).await;
+
+    // One that knows of the batches by a snapshot alone: they were not told of there, and their copies are no news.
+    let mut late = Node::new("fw4");
+    small(&mut late);
+    let token = nodes[lead].run().token(LONG).await.unwrap();
+    join(&late.options, &token).await.unwrap();
+    late.start().await;
+    until("it has the sessions", || late.current() && has(&late, 0) && has(&late, 1)).await;
+    assert!(late.run().metrics().snapshots_received.get() >= 1);
+    let late_watched = tokio::spawn(watch(late.run().subscribe(), 301));
+    for copy in [batch(0), batch(1), batch(300)] {
+        nodes[lead].run().replication.raft.client_write(copy).await.unwrap();
+    }
+    assert_eq!(nodes[lead].run().command(command(301), LONG).await, Ok(Outcome::Accepted));
+    assert_eq!(late_watched.await.unwrap(), BTreeMap::from([(300, 1), (301, 1)]));
+    assert_eq!(watched.await.unwrap(), BTreeMap::from([(0, 1), (1, 1), (300, 1), (301, 1)]));
+    assert_eq!(nodes[lead].run().metrics().sessions_established.get() - established, 4);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn members_may_join_at_once() {
     let mut nodes = [Node::new("fw1"), Node::new("fw2"), Node::new("fw3"), Node::new("fw4")];
     init(&nodes[0].options).await.unwrap();

@@ -1,0 +1,69 @@
+//! What tests, benches and fuzz targets have in common: one member's engine, filled as from the log.
+#![allow(dead_code, unreachable_pub, clippy::panic, reason = "each of them uses some of it, and fails by panicking")]
+
+use std::sync::Arc;
+
+use palisade_engine::event::{Event, Opening, TcpEnd};
+use palisade_engine::replica::{Applied, Batch, Command, Establish, Outcome, PolicyChange, Replica};
+use palisade_engine::{Config, Engine, Generation, MemberId, RuleId, SessionId, Time, Tuple, ZoneId};
+
+/// One member.
+pub struct Member {
+    pub engine: Arc<Engine>,
+    pub replica: Replica,
+    pub events: Vec<Event>,
+    pub now: Time,
+    next: u64,
+}
+
+impl Member {
+    /// Of a new cluster: without a policy.
+    pub fn new(config: Config) -> Member {
+        let engine = Engine::new(config);
+        let replica = Replica::new(engine.clone());
+        Member { engine, replica, events: Vec::with_capacity(1024), now: Time(1), next: 0 }
+    }
+
+    /// With a policy in force.
+    pub fn with_policy(config: Config, text: String) -> Member {
+        let mut member = Member::new(config);
+        let outcomes = member.apply(vec![policy_change(0, text)]);
+        assert_eq!(outcomes, [Outcome::Policy(Generation(1))]);
+        member
+    }
+
+    /// Applies commands, as if they came from the log.
+    pub fn apply(&mut self, commands: Vec<Command>) -> Vec<Outcome> {
+        let first = self.next;
+        self.next += commands.len() as u64;
+        let batch = Batch { proposer: MemberId(1), first, floor: first, unix_ms: 0, commands };
+        Applied::outcomes(&self.replica.apply(self.now, &batch, &mut ()))
+    }
+
+    /// The same, all of which must be accepted.
+    pub fn accept(&mut self, commands: Vec<Command>) {
+        let outcomes = self.apply(commands);
+        assert!(outcomes.iter().all(|outcome| *outcome == Outcome::Accepted), "{outcomes:?}");
+    }
+}
+
+/// Puts a policy in force after that of generation `base`.
+pub fn policy_change(base: u64, text: String) -> Command {
+    Command::Policy(Box::new(PolicyChange { base: Generation(base), text, author: String::new() }))
+}
+
+/// Establishes the `n`th session, from zone 1 to zone 2, under the first policy.
+pub fn established(n: u32, original: Tuple) -> Command {
+    let end = |isn| TcpEnd { isn, window: 64240, wscale: Some(7), sack: true };
+    Command::Establish(Box::new(Establish {
+        id: SessionId { member: MemberId(1), counter: u64::from(n) },
+        original,
+        reply: original.inverse(),
+        ingress: ZoneId(1),
+        egress: ZoneId(2),
+        generation: Generation(1),
+        rule: RuleId(1),
+        supersedes: None,
+        protocol: Opening::Tcp { client: end(99), server: Some(end(199)) },
+    }))
+}
