@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use palisade_engine::parse::{Kind, Packet, Tcp};
+use palisade_engine::parse::{IpOptions, Kind, Packet, Tcp};
 use palisade_engine::replica::PolicyChange;
 use palisade_engine::{Context, Routes, Verdict};
 use palisade_proto::member::v1 as proto;
@@ -324,7 +324,8 @@ fn pass(node: &Node, n: u16) {
 
     let tcp = Tcp { seq: 2, ack: 2, flags: Tcp::ACK, window: 1000, payload: 0, wscale: None, sack_permitted: false };
     let tuple = establish(n).original;
-    let packet = Packet { tuple, length: 40, transport: 20, kind: Kind::Tcp(tcp), fragment: None };
+    let packet =
+        Packet { tuple, length: 40, transport: 20, kind: Kind::Tcp(tcp), fragment: None, options: IpOptions::NONE };
     let mut context = Context {
         now: clock::now(),
         worker: 0,
