@@ -50,6 +50,8 @@ pub const KEYS: &[&str] = &[
     "limits.max_half_open",
     "limits.max_half_open_per_source",
     "limits.cut_off_limit",
+    "limits.progress_rate",
+    "limits.takeover_rate",
     "lab.cut_replication",
 ];
 
@@ -170,6 +172,10 @@ pub struct Limits {
     pub max_half_open_per_source: usize,
     /// How long established sessions pass after this member was last current.
     pub cut_off_limit: Duration,
+    /// What telling one other member of live sessions may take, in bytes a second.
+    pub progress_rate: usize,
+    /// How fast a connection may have gone on while nobody saw it, in bytes a second.
+    pub takeover_rate: usize,
 }
 
 /// Switches that break the member on purpose, so that tests can show that they would notice.
@@ -448,12 +454,16 @@ impl Limits {
         let cut_off_limit = t.or(problems, "cut_off_limit", Duration::from_secs(300), |v| {
             v.duration(CURRENT_FOR, Duration::from_secs(86_400))
         });
+        let progress_rate = t.or(problems, "progress_rate", 4_000_000, |v| v.count(10_000, 1_000_000_000));
+        let takeover_rate = t.or(problems, "takeover_rate", 1 << 30, |v| v.count(0, 100_000_000_000));
         t.finish(problems);
         Some(Limits {
             max_sessions: max_sessions?,
             max_half_open: max_half_open?,
             max_half_open_per_source: per_source?,
             cut_off_limit: cut_off_limit?,
+            progress_rate: progress_rate?,
+            takeover_rate: takeover_rate?,
         })
     }
 }

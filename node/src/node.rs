@@ -290,6 +290,7 @@ impl Daemon {
         engine.max_half_open = c.limits.max_half_open;
         // The configuration has at most ten million.
         engine.max_half_open_per_source = u32::try_from(c.limits.max_half_open_per_source).unwrap_or(u32::MAX);
+        engine.takeover_rate = c.limits.takeover_rate as u64;
         replication::Options {
             data_dir: c.data_dir.clone(),
             name: c.name.clone(),
@@ -303,6 +304,7 @@ impl Daemon {
                 ..Timing::default()
             },
             log: replication::LogSize::default(),
+            progress_rate: c.limits.progress_rate as u64,
         }
     }
 

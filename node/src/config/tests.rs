@@ -185,6 +185,8 @@ max_sessions = 5000
 max_half_open = 500
 max_half_open_per_source = 400
 cut_off_limit = "1h"
+progress_rate = 1_000_000
+takeover_rate = 0
 [lab]
 cut_replication = true
 "#;
@@ -194,6 +196,7 @@ cut_replication = true
     assert_eq!(config.datapath.unfiltered, ["mgmt0"]);
     assert_eq!((config.limits.max_half_open, config.limits.max_half_open_per_source), (500, 400));
     assert_eq!(config.limits.cut_off_limit, Duration::from_secs(3600));
+    assert_eq!((config.limits.progress_rate, config.limits.takeover_rate), (1_000_000, 0));
     let keys = text.lines().filter(|l| l.contains('=')).count();
     assert_eq!(keys, KEYS.len());
 }

@@ -24,6 +24,18 @@ pub fn sessions(sheet: &mut Sheet, counts: &Counts, limits: (usize, usize)) {
     );
 }
 
+/// Writes what became of packets whose member was lost.
+pub fn takeovers(sheet: &mut Sheet, (within, adopted): (u64, u64)) {
+    sheet.counters(
+        "palisade_takeover_packets",
+        "Packets of connections that other members carried, by why they passed",
+        |s| {
+            s.count([("by", "bound")], within);
+            s.count([("by", "word")], adopted);
+        },
+    );
+}
+
 /// Writes what the member is allowed to do, and what the cluster has agreed on.
 pub fn cluster(sheet: &mut Sheet, standing: Option<Standing>, generation: Generation, view: &View) {
     let current = standing == Some(Standing::Current);

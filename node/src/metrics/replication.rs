@@ -48,6 +48,19 @@ pub fn write(sheet: &mut Sheet, m: &ReplicationMetrics) {
         s.count([("result", "damaged")], m.hints_damaged.get());
     });
     sheet.counter("palisade_hint_streams", "Times that a stream of hints to a member was opened", m.hint_streams.get());
+    sheet.counters("palisade_progress_sessions", "Sessions of whose progress members were told, by direction", |s| {
+        s.count([("direction", "sent")], m.progress_told.get());
+        s.count([("direction", "received")], m.progress_learned.get());
+    });
+    sheet.counter(
+        "palisade_progress_dropped",
+        "Messages about progress that a member was not sent: what they told is unknown there",
+        m.progress_dropped.get(),
+    );
+    sheet.gauges("palisade_progress_lag_seconds", "Age of the oldest progress not yet told", |s| {
+        s.number([], m.progress_lag_ms.get() as f64 / 1000.0);
+    });
+    sheet.gauge("palisade_members_silent", "Members that forward and were not heard lately", m.members_silent.get());
     sheet.counter("palisade_applied_batches", "Batches applied here, of all members", m.applied_batches.get());
     sheet.counter("palisade_applied_commands", "Commands applied here, of all members", m.applied_commands.get());
     sheet.counter(

@@ -21,6 +21,22 @@ impl Counter {
     }
 }
 
+/// A number that rises and falls.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicU64);
+
+impl Gauge {
+    pub(crate) fn set(&self, n: u64) {
+        self.0.store(n, Ordering::Relaxed);
+    }
+
+    /// Its value.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// Counts of values by size, with fixed bounds.
 #[derive(Debug)]
 pub struct Histogram {
@@ -101,6 +117,16 @@ pub struct ReplicationMetrics {
     pub hints_damaged: Counter,
     /// Times that a stream of hints to a peer was opened.
     pub hint_streams: Counter,
+    /// Sessions of whose progress the others were told.
+    pub progress_told: Counter,
+    /// Sessions of whose progress this member was told.
+    pub progress_learned: Counter,
+    /// Tellings that a peer was not sent because its queue was full, or it could not be reached.
+    pub progress_dropped: Counter,
+    /// How many milliseconds ago that was up to which the others have been told everything.
+    pub progress_lag_ms: Gauge,
+    /// Members that forward and were not heard lately.
+    pub members_silent: Gauge,
     /// Entries that changed the state, as applied here.
     pub applied_batches: Counter,
     /// Commands applied here, of all members.
@@ -191,6 +217,11 @@ impl Default for ReplicationMetrics {
             snapshots_received: Counter::default(),
             misaddressed: Counter::default(),
             strangers: Counter::default(),
+            progress_told: Counter::default(),
+            progress_learned: Counter::default(),
+            progress_dropped: Counter::default(),
+            progress_lag_ms: Gauge::default(),
+            members_silent: Gauge::default(),
             leader_changes: Counter::default(),
         }
     }

@@ -19,6 +19,7 @@ mod leader;
 mod membership;
 mod metrics;
 mod network;
+mod progress;
 mod propose;
 mod route;
 mod service;
@@ -69,6 +70,7 @@ use identity::Folder;
 use leader::{Duties, Heard};
 use membership::{Admitting, order};
 use network::Network;
+use progress::{Ears, Telling};
 use propose::{Lead, Leader, Order, Proposer, Unanswered};
 use route::{Check, MOST_MESSAGE, Peers};
 use service::{Following, Parts, Service, SharedWake};
@@ -124,6 +126,8 @@ pub struct Options {
     pub timing: Timing,
     /// How much of the log is kept.
     pub log: LogSize,
+    /// What the telling of live sessions' progress may take to each other member, in bytes a second.
+    pub progress_rate: u64,
 }
 
 /// How much of the log is kept.
@@ -377,6 +381,7 @@ impl Replication {
 
         let (lead_tx, lead) = watch::channel(Lead::default());
         let (members_tx, members) = watch::channel(Members::new());
+        let told_members = members.clone();
         let (orders, order_rx) = mpsc::channel(ORDERS);
         let (hint_answers, hint_answer_rx) = mpsc::channel(FOLLOWING);
         let (hinted, hinted_rx) = mpsc::channel(FOLLOWING);
@@ -384,6 +389,7 @@ impl Replication {
         let (stop, stopped) = watch::channel(false);
         let reached = Reached::default();
         let heard = Heard::default();
+        let ears = Ears::default();
         let (ended, _) = watch::channel(None);
         let watched = Watched { stop: stopped.clone(), ended: ended.clone() };
 
@@ -397,6 +403,7 @@ impl Replication {
             following: following.clone(),
             admitting: Admitting { cluster: identity.cluster.as_str().into(), orders: orders.clone() },
             heard: heard.clone(),
+            ears: ears.clone(),
             stop: stopped.clone(),
         }));
         let check = Check { cluster: identity.cluster.as_str().into(), me, metrics: metrics.clone() };
@@ -426,6 +433,15 @@ impl Replication {
             answers: hint_answer_rx,
             members,
         };
+        let telling = Telling {
+            me,
+            peers: peers.clone(),
+            engine: engine.clone(),
+            metrics: metrics.clone(),
+            members: told_members,
+            rate: options.progress_rate,
+        };
+        let watch = ears.watch(me, engine.clone(), SharedWake::copy(&wake), metrics.clone(), standing.cut_off_limit());
         let current = Current {
             me,
             raft: raft.clone(),
@@ -447,6 +463,8 @@ impl Replication {
             watched.spawn("leadership", leadership(raft.clone(), lead_tx, members_tx, peers.clone(), metrics.clone())),
             watched.spawn("propose", proposer.run()),
             watched.spawn("hints", hints.run()),
+            watched.spawn("progress", telling.run()),
+            watched.spawn("silence", watch),
             watched.spawn("current", current.run()),
             watched.spawn("membership", duties.clone().membership()),
             watched.spawn("idle", duties.idle()),

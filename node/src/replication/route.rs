@@ -120,6 +120,8 @@ pub(crate) enum Lane {
     Snapshot,
     /// Hints.
     Hints,
+    /// Progress of live sessions.
+    Progress,
     /// Proposals and questions.
     Control,
 }

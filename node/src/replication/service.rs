@@ -22,6 +22,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::leader::Heard;
 use super::membership::{self, Admitting};
 use super::metrics::ReplicationMetrics;
+use super::progress::{self, Ears};
 use super::propose::Lead;
 use super::route::Sender;
 use super::{PalisadeRaft, current, snapshot, wire as convert};
@@ -66,6 +67,7 @@ pub(crate) struct Parts {
     pub(crate) following: Following,
     pub(crate) admitting: Admitting,
     pub(crate) heard: Heard,
+    pub(crate) ears: Ears,
     /// True once the member is to stop: ends the streams, which would otherwise keep their connections open.
     pub(crate) stop: watch::Receiver<bool>,
 }
@@ -239,6 +241,17 @@ impl Member for Service {
                 self.0.hint(from, bytes, &mut events, &mut wake);
             }
         }
+        Ok(Response::new(wire::HintSummary {}))
+    }
+
+    async fn progress(
+        &self,
+        request: Request<Streaming<wire::ProgressBatch>>,
+    ) -> Result<Response<wire::HintSummary>, Status> {
+        let from = Sender::of(&request)?;
+        let batches = request.into_inner().take_until(Box::pin(stopped(self.0.stop.clone())));
+        let Parts { ears, engine, metrics, .. } = &*self.0;
+        progress::receive(ears, engine, metrics, from, || self.0.known(from), batches).await?;
         Ok(Response::new(wire::HintSummary {}))
     }
 

@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use super::*;
 
 mod breaks;
+mod progress;
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -67,6 +68,7 @@ impl Node {
             engine: palisade_engine::Config { max_sessions: 10_000, ..palisade_engine::Config::new(MemberId(0), 0, 0) },
             timing: Timing::default(),
             log: LogSize::default(),
+            progress_rate: 4_000_000,
         };
         Node { dir, options, cut_off_limit: Duration::from_secs(300), running: None }
     }

@@ -1,6 +1,6 @@
 //! Conversion of what members say to each other.
 
-use palisade_engine::event::Hint;
+use palisade_engine::event::{Hint, Progress};
 use palisade_engine::replica::{Batch, MemberInfo, Role};
 use palisade_engine::{MemberId, SessionId};
 
@@ -18,7 +18,10 @@ pub enum MemberError {
     /// A hint can not be read.
     #[error("a hint can not be read: {0}")]
     Hint(postcard::Error),
-    /// A batch or a hint can not be written.
+    /// A session's progress can not be read.
+    #[error("a session's progress can not be read: {0}")]
+    Progress(postcard::Error),
+    /// A batch, a hint or a progress can not be written.
     #[error("it can not be encoded: {0}")]
     Encode(postcard::Error),
     /// A member's name or address is empty or too long.
@@ -62,6 +65,35 @@ pub fn encode_hint(hint: &Hint) -> Result<prost::bytes::Bytes, MemberError> {
 /// [`MemberError::Hint`]
 pub fn decode_hint(bytes: &[u8]) -> Result<Hint, MemberError> {
     postcard::from_bytes(bytes).map_err(MemberError::Hint)
+}
+
+/// Appends a session's progress to those in `bytes`.
+///
+/// # Errors
+/// [`MemberError::Encode`]; does not happen for values that exist.
+pub fn encode_progress(progress: &Progress, bytes: &mut Vec<u8>) -> Result<(), MemberError> {
+    let before = std::mem::take(bytes);
+    *bytes = postcard::to_extend(progress, before).map_err(MemberError::Encode)?;
+    Ok(())
+}
+
+/// The reverse of [`encode_progress`], one by one; it ends with the first that can not be read.
+pub fn decode_progress(mut bytes: &[u8]) -> impl Iterator<Item = Result<Progress, MemberError>> {
+    std::iter::from_fn(move || {
+        if bytes.is_empty() {
+            return None;
+        }
+        match postcard::take_from_bytes(bytes) {
+            Ok((progress, rest)) => {
+                bytes = rest;
+                Some(Ok(progress))
+            }
+            Err(error) => {
+                bytes = &[];
+                Some(Err(MemberError::Progress(error)))
+            }
+        }
+    })
 }
 
 impl From<&MemberInfo> for wire::MemberInfo {

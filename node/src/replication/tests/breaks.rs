@@ -11,7 +11,7 @@ use tokio::sync::broadcast::error::RecvError;
 use super::*;
 
 /// Ends a member as a crash does, as far as that can be done within a process: no farewell, its connections just break.
-fn crash(node: &mut Node) {
+pub(super) fn crash(node: &mut Node) {
     drop(node.running.take());
 }
 
@@ -314,6 +314,11 @@ async fn who_is_reachable_is_known() {
 
 /// A packet of session `n` passes at a node.
 fn pass(node: &Node, n: u16) {
+    assert_eq!(pass_segment(node, n, 2, 0), Verdict::Forward);
+}
+
+/// What a node says of a segment of session `n`, from the client.
+pub(super) fn pass_segment(node: &Node, n: u16, seq: u32, payload: u32) -> Verdict {
     struct Nowhere;
 
     impl Routes for Nowhere {
@@ -322,10 +327,16 @@ fn pass(node: &Node, n: u16) {
         }
     }
 
-    let tcp = Tcp { seq: 2, ack: 2, flags: Tcp::ACK, window: 1000, payload: 0, wscale: None, sack_permitted: false };
+    let tcp = Tcp { seq, ack: 2, flags: Tcp::ACK, window: 1000, payload, wscale: None, sack_permitted: false };
     let tuple = establish(n).original;
-    let packet =
-        Packet { tuple, length: 40, transport: 20, kind: Kind::Tcp(tcp), fragment: None, options: IpOptions::NONE };
+    let packet = Packet {
+        tuple,
+        length: 40 + payload,
+        transport: 20,
+        kind: Kind::Tcp(tcp),
+        fragment: None,
+        options: IpOptions::NONE,
+    };
     let mut context = Context {
         now: clock::now(),
         worker: 0,
@@ -334,8 +345,7 @@ fn pass(node: &Node, n: u16) {
         standing: Standing::Current,
         routes: &mut Nowhere,
     };
-    let verdict = node.run().engine().process(&packet, &mut context, &mut Vec::new());
-    assert_eq!(verdict, Verdict::Forward);
+    node.run().engine().process(&packet, &mut context, &mut Vec::new())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,0 +1,34 @@
+//! Members tell each other of live sessions, and notice who falls silent.
+
+use super::breaks::{crash, pass_segment};
+use super::*;
+use palisade_engine::Verdict;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_lost_member_may_have_passed_is_believed_elsewhere() {
+    let mut nodes = cluster().await;
+    assert_eq!(nodes[0].run().command(command(1), LONG).await, Ok(Outcome::Accepted));
+    until("all have it", || nodes.iter().all(|n| has(n, 1))).await;
+    for n in 0..100 {
+        assert_eq!(pass_segment(&nodes[0], 1, 2 + n * 500, 500), Verdict::Forward);
+    }
+    let shown = |node: &Node| node.run().engine().session(clock::now(), session(1)).map(|s| s.counters[0]);
+    until("all were told", || nodes.iter().all(|n| shown(n) == Some((100, 100 * 540)))).await;
+    let next = 2 + 100 * 500;
+    assert_eq!(pass_segment(&nodes[1], 1, next, 500), Verdict::Forward, "what was told is known");
+    let silent = |node: &Node| node.run().metrics().members_silent.get();
+    assert_eq!((silent(&nodes[1]), silent(&nodes[2])), (0, 0));
+
+    let died = clock::now();
+    crash(&mut nodes[0]);
+    // 20 MB on, more than any window of this connection.
+    let unseen = next + 20_000_000;
+    assert!(pass_segment(&nodes[2], 1, unseen, 500).held().is_some(), "nothing is known to be missing yet");
+    until("its silence is noticed", || nodes[1..].iter().all(|n| silent(n) == 1)).await;
+    assert!(clock::now().since(died) < Duration::from_secs(2));
+    assert_eq!(pass_segment(&nodes[2], 1, unseen, 500), Verdict::Forward);
+    assert_eq!(nodes[2].run().engine().taken_over(), (1, 0));
+
+    nodes[0].start().await;
+    until("it is heard again", || nodes[1..].iter().all(|n| silent(n) == 0)).await;
+}
