@@ -171,8 +171,7 @@ impl Belongs<'_> {
 
     /// More than what its receiver allows, and more than could be allowed unseen.
     fn beyond_the_windows(&self) -> bool {
-        ahead(self.tcp.end(), self.sender().limit) > 1
-            && self.beyond() > JUMP.min(self.talk.reach(1 - self.from))
+        ahead(self.tcp.end(), self.sender().limit) > 1 && self.beyond() > JUMP.min(self.talk.reach(1 - self.from))
     }
 
     /// Beyond what was seen, but no farther than what may have passed elsewhere.
@@ -302,6 +301,11 @@ const fn class(name: &'static str, parts: bool, explains: fn(&View<'_>) -> bool)
     Class { name, parts, explains }
 }
 
+/// The class that a disagreement belongs to: the first one that explains it.
+pub(crate) fn explanation(view: &View<'_>) -> Option<&'static Class> {
+    CLASSES.iter().find(|class| (class.explains)(view))
+}
+
 pub(crate) const CLASSES: &[Class] = &[
     class("wrong-interface", false, |v| {
         v.only_kernel(&[Reason::WrongZone, Reason::Antispoof, Reason::IcmpUnrelated]) && v.elsewhere()
@@ -313,9 +317,7 @@ pub(crate) const CLASSES: &[Class] = &[
     class("reserved-bit", false, |v| v.only_kernel(&[Reason::Malformed]) && v.v4() && v.bytes()[6] & 0x80 != 0),
     class("routing-header", false, |v| v.only_kernel(&[Reason::IpOption]) && v.extensions().contains(&43)),
     class("many-extension-headers", false, |v| v.only_kernel(&[Reason::IpOption]) && v.extensions().len() > 8),
-    class("ipv6-options", false, |v| {
-        v.only_kernel(&[Reason::IpOption]) && matches!(v.extensions()[..], [0 | 60])
-    }),
+    class("ipv6-options", false, |v| v.only_kernel(&[Reason::IpOption]) && matches!(v.extensions()[..], [0 | 60])),
     class("hop-by-hop-not-first", false, |v| {
         v.only_kernel(&[Reason::Malformed]) && v.extensions().iter().skip(1).any(|kind| *kind == 0)
     }),
@@ -351,10 +353,14 @@ pub(crate) const CLASSES: &[Class] = &[
     class("sctp", false, |v| v.only_ours() && v.body(Protocol(132)).is_some()),
     class("icmp-queries", false, |v| {
         let (v4, icmp) = (v.v4(), v.icmp());
-        v.only_kernel(&[Reason::IcmpType]) && icmp.is_some_and(|(kind, _)| matches!((v4, kind), (true, 13..=18) | (false, 139 | 140)))
+        v.only_kernel(&[Reason::IcmpType])
+            && icmp.is_some_and(|(kind, _)| matches!((v4, kind), (true, 13..=18) | (false, 139 | 140)))
     }),
     class("quench-and-redirect", false, |v| {
-        v.only_kernel(&[Reason::IcmpType]) && v.state == State::Related && v.v4() && matches!(v.icmp(), Some((4 | 5, _)))
+        v.only_kernel(&[Reason::IcmpType])
+            && v.state == State::Related
+            && v.v4()
+            && matches!(v.icmp(), Some((4 | 5, _)))
     }),
     class("icmp-codes", false, |v| {
         let unknown = |(kind, code)| codes(v.v4(), kind).is_some_and(|codes| code >= codes);
@@ -405,7 +411,8 @@ pub(crate) const CLASSES: &[Class] = &[
         (v.only_kernel(&[Reason::TcpWindow]) || v.only_kernel_held()) && v.is_now(|b| b.plain() && b.after_false_fin())
     }),
     class("handshake-numbers", true, |v| {
-        v.only_kernel(&[Reason::TcpWindow]) && v.is(|b| b.plain() && b.stage(&[Stage::Answered]) && b.before_the_first())
+        v.only_kernel(&[Reason::TcpWindow])
+            && v.is(|b| b.plain() && b.stage(&[Stage::Answered]) && b.before_the_first())
     }),
     class("after-a-fin", true, |v| v.only_kernel(&[Reason::TcpWindow]) && v.is(|b| b.plain() && b.after_fin())),
     class("after-a-reset-handshake", true, |v| {
@@ -441,7 +448,8 @@ pub(crate) const CLASSES: &[Class] = &[
         v.only_kernel_held() && v.is(|b| b.plain() && b.from == 1 && b.stage(&[Stage::Answered]))
     }),
     class("early-data-acknowledged", true, |v| {
-        v.only_ours() && v.is(|b| b.from == 1 && b.tcp.has(ACK) && b.tcp.flags & (SYN | RST) != 0 && b.answers_early_data())
+        v.only_ours()
+            && v.is(|b| b.from == 1 && b.tcp.has(ACK) && b.tcp.flags & (SYN | RST) != 0 && b.answers_early_data())
     }),
     class("challenge-ack", true, |v| {
         (v.only_kernel(&[Reason::TcpWindow]) || v.only_kernel_held())
@@ -460,7 +468,8 @@ pub(crate) const CLASSES: &[Class] = &[
         v.only_kernel_held() && v.is(|b| b.syn(SYN | ACK) && b.from == 1 && !proper(b))
     }),
     class("simultaneous-open", true, |v| {
-        v.only_kernel(&[Reason::Policy]) && v.is(|b| b.syn(SYN) && b.from == 1 && (b.stage(&[Stage::Asked]) || b.talk.tried))
+        v.only_kernel(&[Reason::Policy])
+            && v.is(|b| b.syn(SYN) && b.from == 1 && (b.stage(&[Stage::Asked]) || b.talk.tried))
     }),
     class("predecessor", true, |v| {
         v.only_ours() && v.is(|b| b.stage(&[Stage::Asked, Stage::Answered]) && !b.tcp.has(SYN) && b.of_the_old())

@@ -92,7 +92,21 @@ impl Talk {
             ..End::default()
         };
         let ends = [client, End::default()];
-        Talk { original: tuple, ends, stage: Stage::Asked, established: false, contender: None, challenge: None, tried: false, answers: false, rival: false, disturbed: false, overshot: false, reopened: false, old }
+        Talk {
+            original: tuple,
+            ends,
+            stage: Stage::Asked,
+            established: false,
+            contender: None,
+            challenge: None,
+            tried: false,
+            answers: false,
+            rival: false,
+            disturbed: false,
+            overshot: false,
+            reopened: false,
+            old,
+        }
     }
 
     pub(crate) fn direction(&self, tuple: &Tuple) -> Option<Direction> {

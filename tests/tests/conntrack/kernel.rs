@@ -68,6 +68,8 @@ pub(crate) struct Kernel {
     wires: [Wire; 2],
     macs: [MacAddr; 2],
     serial: u64,
+    /// Packets of which nothing came out when they were given; of a datagram, fragments before the last among them.
+    pub(crate) absent: u64,
 }
 
 impl Kernel {
@@ -94,15 +96,19 @@ impl Kernel {
         ] {
             router.sysctl(key, value).await?;
         }
-        let wires = [Wire::open(&ends, Side::Client.far_name()).await?, Wire::open(&ends, Side::Server.far_name()).await?];
+        let wires =
+            [Wire::open(&ends, Side::Client.far_name()).await?, Wire::open(&ends, Side::Server.far_name()).await?];
         let mut macs = [MacAddr::zero(); 2];
         for (side, wire) in [Side::Client, Side::Server].into_iter().zip(&wires) {
             macs[side.index()] = frames::mac(&router, side.name()).await?;
             addresses(&router, side, wire.mac()).await?;
         }
         rules(&router).await?;
-        router.sysctl("net/netfilter/nf_conntrack_tcp_loose", if loose { "1" } else { "0" }).await?;
-        let mut kernel = Kernel { name, router, wires, macs, serial: 0 };
+        // The kernel's defaults, whatever the machine's are.
+        for (key, value) in [("tcp_loose", if loose { "1" } else { "0" }), ("tcp_be_liberal", "0"), ("checksum", "1")] {
+            router.sysctl(&format!("net/netfilter/nf_conntrack_{key}"), value).await?;
+        }
+        let mut kernel = Kernel { name, router, wires, macs, serial: 0, absent: 0 };
         kernel.ready().await?;
         Ok(kernel)
     }
@@ -142,6 +148,7 @@ impl Kernel {
             while let Some(frame) = self.wires[out.index()].receive()? {
                 let Some(came) = frame.get(14..) else { continue };
                 if marked(came) == Some(serial) {
+                    self.absent += u64::from(state == State::Absent);
                     return Ok(state);
                 }
                 if state == State::Absent && addresses.is_some() && packet::addresses(came) == addresses {

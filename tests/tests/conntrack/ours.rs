@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use palisade_engine::event::Proposal;
 use palisade_engine::hold::{HoldBuffer, Limits};
 use palisade_engine::parse::{self, Checksum, Packet};
 use palisade_engine::replica::{Batch, Command, Outcome, PolicyChange, Replica};
-use palisade_engine::event::Proposal;
 use palisade_engine::{
     Config, Context, Engine, Event, Generation, HoldKey, Ip, MemberId, Reason, Routes, Standing, Time, Verdict, Wake,
     ZoneId,
@@ -82,8 +82,7 @@ impl Engines {
         let small = Config { max_sessions: 1 << 10, max_half_open: 1 << 10, ..Config::new(MEMBER, 1, 7) };
         let engine = Engine::new(small);
         // As a node's defaults are.
-        let limits =
-            Limits { packets: (4096, 512), bytes: (16 << 20, 1 << 20), time: Duration::from_millis(250) };
+        let limits = Limits { packets: (4096, 512), bytes: (16 << 20, 1 << 20), time: Duration::from_millis(250) };
         let mut ours = Engines {
             replica: Replica::new(engine.clone()),
             engine,

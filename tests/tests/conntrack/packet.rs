@@ -177,7 +177,7 @@ pub(crate) fn fragment(packet: &[u8], id: u16, begin: usize, end: usize, more: b
             let length = (p.len() as u16).to_be_bytes();
             p[2..4].copy_from_slice(&length);
             p[4..6].copy_from_slice(&id.to_be_bytes());
-            let field = (begin as u16 / 8 | if more { 0x2000 } else { 0 }).to_be_bytes();
+            let field = ((begin as u16 / 8) | if more { 0x2000 } else { 0 }).to_be_bytes();
             p[6..8].copy_from_slice(&field);
         });
     }

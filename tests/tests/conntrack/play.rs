@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use palisade_engine::parse::{self, Checksum, Packet};
-use palisade_engine::{Reason, Tuple, Protocol};
+use palisade_engine::{Protocol, Reason, Tuple};
 
-use crate::classes::{CLASSES, View};
+use crate::classes::{View, explanation};
 use crate::facts::Facts;
 use crate::kernel::{Kernel, State};
 use crate::ours::{Engines, Number, Ours};
@@ -24,6 +24,8 @@ const FIRST_HOST: u16 = 16;
 pub(crate) struct Arena {
     pub(crate) kernels: [Kernel; 2],
     pub(crate) tally: Tally,
+    /// Print each history.
+    pub(crate) tell: bool,
     next: u16,
 }
 
@@ -44,7 +46,17 @@ impl Arena {
     /// A kernel that picks up connections in the middle, as is the default, and one that does not.
     pub(crate) async fn new() -> Result<Arena> {
         let kernels = [Kernel::new("loose", true).await?, Kernel::new("strict", false).await?];
-        Ok(Arena { kernels, tally: Tally::default(), next: FIRST_HOST })
+        Ok(Arena { kernels, tally: Tally::default(), tell: false, next: FIRST_HOST })
+    }
+
+    /// What did not come out is what the rules denied, and what the kernel's IP layer did not take.
+    pub(crate) async fn check_denied(&self) -> Result<()> {
+        for kernel in &self.kernels {
+            let (absent, denied) = (kernel.absent, kernel.denied().await?);
+            eprintln!("{}: {absent} packets did not come out, {denied} of them denied by the rules", kernel.name);
+            ensure!(denied > 0 && denied <= absent);
+        }
+        Ok(())
     }
 
     /// Plays a history between hosts that no other one has.
@@ -148,8 +160,9 @@ impl Play<'_> {
         self.arena.tally.packets += packets.len() as u64;
         let (mut states, mut told) = ([State::Absent; 2], Vec::new());
         let facts = self.facts.clone();
+        let line: Vec<String> = packets.iter().map(|bytes| hex(bytes)).collect();
+        let _ = writeln!(self.story, "{} {}", from.name(), line.join("+"));
         for bytes in packets {
-            let _ = writeln!(self.story, "{} {}", from.name(), hex(bytes));
             for (state, kernel) in states.iter_mut().zip(&mut self.arena.kernels) {
                 *state = (*state).min(kernel.give(from, bytes, 5).expect("the lab"));
             }
@@ -175,8 +188,11 @@ impl Play<'_> {
         let done = self.ours.wait(HOLD);
         self.resolve(done);
         assert!(self.open.is_empty(), "{}: a packet without a verdict", self.name);
+        let text = format!("# {}\n{}", self.name, self.story);
+        if self.arena.tell {
+            eprintln!("{text}");
+        }
         if self.unexplained {
-            let text = format!("# {}\n{}", self.name, self.story);
             self.arena.tally.unexplained.push(text);
         }
     }
@@ -220,7 +236,7 @@ impl Play<'_> {
                 state,
                 ours,
             };
-            let Some(class) = CLASSES.iter().find(|class| (class.explains)(&view)) else {
+            let Some(class) = explanation(&view) else {
                 self.unexplained = true;
                 let _ = writeln!(self.story, "# UNEXPLAINED: {}: {state:?}, {ours:?}", open.number);
                 continue;
@@ -247,12 +263,13 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// The lines of a story: what was given, and the pauses.
+/// Plays a story again: the packets (of a datagram its fragments) and the pauses.
 pub(crate) fn replay(play: &mut Play<'_>, story: &str) {
+    let packets = |text: &str| text.split('+').map(unhex).collect::<Vec<_>>();
     for line in story.lines() {
         match line.split_once(' ') {
-            Some(("client", packet)) => drop(play.give(Side::Client, &unhex(packet))),
-            Some(("server", packet)) => drop(play.give(Side::Server, &unhex(packet))),
+            Some(("client", text)) => drop(play.give_all(Side::Client, &packets(text))),
+            Some(("server", text)) => drop(play.give_all(Side::Server, &packets(text))),
             Some(("pause", time)) => drop(play.pause(Duration::from_millis(time.parse().unwrap()))),
             _ => {}
         }

@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use palisade_engine::{Protocol, Tuple};
 use palisade_tests::lab::random::Random;
 
+use crate::catalogue::Conn;
 use crate::ours::Number;
 use crate::packet::{ACK, FIN, PSH, RST, SYN, Segment, Side};
 use crate::play::{Arena, Play};
@@ -28,6 +29,18 @@ pub(crate) fn histories(arena: &mut Arena, first: u64, count: u64) {
                 network.step();
             }
         });
+    }
+}
+
+/// A connection with scale 7, and segments of its client with random numbers.
+pub(crate) fn blind(play: &mut Play<'_>, count: u64) {
+    let c = Conn::new(play);
+    c.open(play);
+    let mut random = Random(1);
+    for _ in 0..count {
+        let (seq, ack) = (random.number() as u32, random.number() as u32);
+        let window = random.number() as u16;
+        c.send(play, Side::Client, &Segment { flags: ACK, seq, ack, window, data: 10, ..Segment::default() });
     }
 }
 

@@ -12,9 +12,9 @@ type State = (&'static str, fn(&Conn, &mut Play<'_>), [i64; 2]);
 
 const STATES: &[State] = &[
     ("none", |_, _| {}, [-1, -1]),
-    ("SYN_SENT", |c, p| drop(c.syn(p)), [0, -1]),
-    ("SYN_RECV", |c, p| drop(c.syn(p) && c.syn_ack(p)), [0, 0]),
-    ("refused", |c, p| drop(c.syn(p) && c.s(p, RST | ACK, -1, 0, 0)), [0, 0]),
+    ("SYN_SENT", |c, p| _ = c.syn(p), [0, -1]),
+    ("SYN_RECV", |c, p| _ = c.syn(p) && c.syn_ack(p), [0, 0]),
+    ("refused", |c, p| _ = c.syn(p) && c.s(p, RST | ACK, -1, 0, 0), [0, 0]),
     ("ESTABLISHED", |c, p| c.open(p), [0, 0]),
     ("ESTABLISHED with data", with_data, [3000, 2000]),
     ("contested", contested, [3000, 2000]),
@@ -116,13 +116,13 @@ fn one(play: &mut Play<'_>, state: &State, side: Side, flags: u8, off: (i64, i64
     c.send(play, side, &segment);
     // Whose numbers go on where depends on what became of it: acknowledgements show it, too.
     let follow: [&dyn Fn(&mut Play<'_>); 6] = [
-        &|p| drop(c.c(p, ACK, next(Side::Client), next(Side::Server), 0)),
-        &|p| drop(c.s(p, ACK, next(Side::Server), next(Side::Client), 0)),
+        &|p| _ = c.c(p, ACK, next(Side::Client), next(Side::Server), 0),
+        &|p| _ = c.s(p, ACK, next(Side::Server), next(Side::Client), 0),
         // No more than one SYN a second passes on a live connection's tuple.
-        &|p| drop(p.pause(Duration::from_secs(1))),
-        &|p| drop(c.c(p, SYN, 2 << 20, 0, 0)),
-        &|p| drop(c.s(p, SYN | ACK, 2 << 20, (2 << 20) + 1, 0)),
-        &|p| drop(c.c(p, ACK, (2 << 20) + 1, (2 << 20) + 1, 10)),
+        &|p| _ = p.pause(Duration::from_secs(1)),
+        &|p| _ = c.c(p, SYN, 2 << 20, 0, 0),
+        &|p| _ = c.s(p, SYN | ACK, 2 << 20, (2 << 20) + 1, 0),
+        &|p| _ = c.c(p, ACK, (2 << 20) + 1, (2 << 20) + 1, 10),
     ];
     for step in follow {
         if play.parted() {

@@ -77,7 +77,7 @@ pub(super) const ALL: &[Entry] = &[
     ("a handshake is reset, and the same begins again", reset_handshake),
     ("a handshake is reset, and its ACK comes", refused_handshake),
     ("half-closed, the FIN twice, then a SYN", repeated_fin),
-    ("RSTs answer what was under way when both had closed", rst_answers_old),
+    ("RSTs answer what was under way", rst_answers_old),
 ];
 
 /// One hundred bytes each way.
@@ -453,7 +453,8 @@ fn rst_answers(play: &mut Play<'_>) {
 }
 
 fn rst_answers_wrongly(play: &mut Play<'_>) {
-    for (port, (flags, ack)) in [(RST, 0), (RST | ACK, -1), (RST | ACK, 1), (RST | ACK, 1 << 20)].into_iter().enumerate()
+    for (port, (flags, ack)) in
+        [(RST, 0), (RST | ACK, -1), (RST | ACK, 1), (RST | ACK, 1 << 20)].into_iter().enumerate()
     {
         let mut c = Conn::new(play);
         c.tuple.src_port = 1000 + port as u16;
@@ -588,9 +589,14 @@ fn odd_options(play: &mut Play<'_>) {
     let c = Conn::new(play);
     chat(&c, play);
     // A maximum segment size, a scale and SACK-permitted outside a SYN, unknown ones, padding behind the end.
-    for options in
-        [&[2, 4, 5, 180][..], &[3, 3, 14], &[4, 2], &[253, 4, 1, 2], &[0, 7, 7, 7], &[1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2]]
-    {
+    for options in [
+        &[2, 4, 5, 180][..],
+        &[3, 3, 14],
+        &[4, 2],
+        &[253, 4, 1, 2],
+        &[0, 7, 7, 7],
+        &[1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2],
+    ] {
         with_options(&c, play, ACK, 100, options);
     }
     // The scale of the handshake still counts.
@@ -599,10 +605,18 @@ fn odd_options(play: &mut Play<'_>) {
 }
 
 fn bad_options(play: &mut Play<'_>) {
-    for (port, options) in
-        [&[2, 3, 5][..], &[3, 4, 7, 0], &[4, 3, 0], &[8, 4, 0, 0], &[253, 0, 0, 0], &[253, 1, 0, 0], &[253, 40, 0, 0], &[1, 1, 1, 5]]
-            .into_iter()
-            .enumerate()
+    for (port, options) in [
+        &[2, 3, 5][..],
+        &[3, 4, 7, 0],
+        &[4, 3, 0],
+        &[8, 4, 0, 0],
+        &[253, 0, 0, 0],
+        &[253, 1, 0, 0],
+        &[253, 40, 0, 0],
+        &[1, 1, 1, 5],
+    ]
+    .into_iter()
+    .enumerate()
     {
         let mut c = Conn::new(play);
         c.tuple.src_port = 1000 + port as u16;
@@ -792,7 +806,9 @@ fn rst_answers_old(play: &mut Play<'_>) {
     let c = Conn::new(play);
     chat(&c, play);
     c.c(play, ACK, 100, 100, 100);
+    c.s(play, ACK, 100, 100, 0);
     c.c(play, RST, 200, 0, 0);
+    // Sent before the RST arrived, each; the client is gone, and its kernel answers with what they acknowledge.
     c.s(play, ACK, 100, 200, 0);
     c.c(play, RST, 100, 0, 0);
 }
