@@ -199,6 +199,19 @@ impl Belongs<'_> {
         self.from == 1 && self.tcp.has(ACK) && [client.isn.wrapping_add(1), client.edge].contains(&self.tcp.ack)
     }
 
+    fn answers_a_contender(&self) -> bool {
+        let answered = |end: &End| end.isn.wrapping_add(1) == self.tcp.ack;
+        self.from == 1 && self.tcp.has(ACK) && self.talk.contenders.iter().any(answered)
+    }
+
+    /// It passes or not as it would with the numbers and the scale of a rival.
+    fn judged_as_a_rivals(&self, passes: bool) -> bool {
+        let near = self.beyond() <= JUMP && self.ack_beyond() <= JUMP;
+        self.talk.rival
+            && self.plain()
+            && if passes { near } else { -self.beyond() > 65_535 || -self.ack_beyond() > 131_070 }
+    }
+
     fn any_fin(&self) -> bool {
         self.talk.ends.iter().any(End::ended)
     }
@@ -240,8 +253,9 @@ impl Belongs<'_> {
 
     /// It acknowledges a SYN, and data that this SYN might have carried.
     fn answers_early_data(&self) -> bool {
-        let isns = [(self.talk.stage == Stage::Asked).then_some(self.talk.ends[0].isn), self.talk.contender];
-        isns.into_iter().flatten().any(|isn| (1..=1 << 16).contains(&ahead(self.tcp.ack, isn.wrapping_add(1))))
+        let own = (self.talk.stage == Stage::Asked).then_some(&self.talk.ends[0]);
+        let mut isns = own.into_iter().chain(&self.talk.contenders).map(|end| end.isn.wrapping_add(1));
+        isns.any(|first| (1..=1 << 16).contains(&ahead(self.tcp.ack, first)))
     }
 }
 
@@ -422,12 +436,7 @@ pub(crate) const CLASSES: &[Class] = &[
     }),
     class("after-a-refused-handshake", true, |v| {
         let dropped = v.only_kernel(&[Reason::NoSession]) || v.only_kernel_held();
-        dropped && v.is(|b| b.plain() && b.over() && !b.talk.established)
-    }),
-    class("held-for-a-rival", true, |v| {
-        let own = |b: &Belongs<'_>| if b.over() { b.belongs_to_the_end() } else { b.stage(&[Stage::Open]) && b.fits() };
-        let old = |b: &Belongs<'_>| b.stage(&[Stage::Asked]) && b.from == 0 && b.of_the_old();
-        v.only_kernel_held() && v.is(|b| b.plain() && (b.talk.rival && own(b) || old(b)))
+        dropped && v.is(|b| (b.plain() || b.rst()) && b.over() && !b.talk.established)
     }),
     class("after-the-end", true, |v| {
         let dropped = v.only_kernel(&[Reason::NoSession, Reason::TcpFlags]) || v.only_kernel_held();
@@ -435,10 +444,10 @@ pub(crate) const CLASSES: &[Class] = &[
         dropped && v.is(|b| (late(b) || b.talk.old.is_some() && !b.of_the_old()) && (b.plain() || b.rst()))
     }),
     class("rst-not-exact", true, |v| {
-        v.only_kernel(&[Reason::TcpRst]) && v.is(|b| b.rst() && b.stage(&[Stage::Open, Stage::Finished]) && !b.exact())
+        v.only_kernel(&[Reason::TcpRst]) && v.is(|b| b.rst() && b.talk.established && !b.exact())
     }),
     class("rst-acknowledgement", true, |v| {
-        v.only_ours() && v.is(|b| b.rst() && b.exact() && b.ack_beyond() > 0 && !b.over())
+        v.only_ours() && v.is(|b| b.rst() && b.exact() && (b.ack_beyond() > 0 || b.behind_the_windows()) && !b.over())
     }),
     class("rst-after-the-end", true, |v| {
         let near = |b: &Belongs<'_>| ahead(b.tcp.seq, b.sender().edge).abs() <= SLACK;
@@ -469,7 +478,7 @@ pub(crate) const CLASSES: &[Class] = &[
     }),
     class("simultaneous-open", true, |v| {
         v.only_kernel(&[Reason::Policy])
-            && v.is(|b| b.syn(SYN) && b.from == 1 && (b.stage(&[Stage::Asked]) || b.talk.tried))
+            && v.is(|b| b.syn(SYN) && b.from == 1 && (b.stage(&[Stage::Asked]) || b.talk.tried || b.talk.disturbed))
     }),
     class("predecessor", true, |v| {
         v.only_ours() && v.is(|b| b.stage(&[Stage::Asked, Stage::Answered]) && !b.tcp.has(SYN) && b.of_the_old())
@@ -486,6 +495,16 @@ pub(crate) const CLASSES: &[Class] = &[
         !v.state.passes() && v.ours == Ours::Late && opening && v.is_now(|b| b.tcp.has(ACK) && !b.rst())
     }),
     class("disturbed-handshake", true, |v| v.only_ours() && v.is(|b| b.talk.disturbed && b.fits())),
-    class("after-an-overshoot", true, |v| v.only_ours() && v.is(|b| b.talk.overshot && b.fits())),
-    class("another-syn", true, |v| v.only_ours() && v.is(|b| b.talk.tried && b.fits())),
+    class("lost-track", true, |v| v.only_ours() && v.is(|b| b.talk.odd && (b.fits() || b.rst() && b.exact()))),
+    class("another-syn", true, |v| {
+        v.only_ours() && v.is(|b| b.talk.tried && b.fits() || b.rst() && b.answers_a_contender())
+    }),
+    class("rival-half-open", true, |v| {
+        let own = |b: &Belongs<'_>| if b.over() { b.belongs_to_the_end() } else { b.stage(&[Stage::Open]) && b.fits() };
+        let old = |b: &Belongs<'_>| b.stage(&[Stage::Asked]) && b.from == 0 && b.of_the_old();
+        let copy = |b: &Belongs<'_>| b.talk.answers && b.from == 1 && b.syn(SYN | ACK) && b.tcp.seq == b.sender().isn;
+        let held = v.only_kernel_held() && v.is(|b| b.plain() && (b.talk.rival && own(b) || old(b)) || copy(b));
+        let wrong = v.only_kernel(&[Reason::TcpWindow]) || v.only_ours();
+        held || wrong && v.is(|b| b.judged_as_a_rivals(v.ours.passes()))
+    }),
 ];

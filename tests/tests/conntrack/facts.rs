@@ -12,6 +12,9 @@ pub(crate) fn ahead(a: u32, b: u32) -> i64 {
     i64::from(a.wrapping_sub(b) as i32)
 }
 
+/// How far an acknowledgement may be behind for conntrack at least (MAXACKWINCONST).
+const KERNELS_ACK: i64 = 66_000;
+
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Stage {
     /// A SYN.
@@ -46,6 +49,19 @@ pub(crate) struct End {
 }
 
 impl End {
+    /// From a SYN.
+    fn client(tcp: &Tcp) -> End {
+        End {
+            isn: tcp.seq,
+            edge: tcp.end(),
+            limit: tcp.end(),
+            acked: tcp.seq,
+            window: tcp.window.into(),
+            scale: tcp.wscale,
+            ..End::default()
+        }
+    }
+
     /// Has it sent a FIN?
     pub(crate) fn ended(&self) -> bool {
         self.fin.or(self.false_fin).is_some()
@@ -60,8 +76,10 @@ pub(crate) struct Talk {
     pub(crate) stage: Stage,
     /// Its handshake was completed.
     pub(crate) established: bool,
-    /// The last SYN of its client that is not its own.
-    pub(crate) contender: Option<u32>,
+    /// What other SYNs of its client said.
+    pub(crate) contenders: Vec<End>,
+    /// What the SYN-ACKs of the handshake said.
+    servers: Vec<End>,
     /// The acknowledgement of a segment that answered the SYN instead of a SYN-ACK.
     pub(crate) challenge: Option<u32>,
     /// There was another SYN before the handshake was complete.
@@ -72,8 +90,8 @@ pub(crate) struct Talk {
     pub(crate) rival: bool,
     /// A SYN-ACK that nobody had asked for, or a RST, came while the handshake was under way.
     pub(crate) disturbed: bool,
-    /// A segment went beyond the window, and passed.
-    pub(crate) overshot: bool,
+    /// A segment passed that went beyond the window, or acknowledged what is long past.
+    pub(crate) odd: bool,
     /// A SYN came after a FIN.
     pub(crate) reopened: bool,
     /// The ends of the connection before this one.
@@ -82,28 +100,21 @@ pub(crate) struct Talk {
 
 impl Talk {
     fn new(tuple: Tuple, tcp: &Tcp, old: Option<[End; 2]>) -> Talk {
-        let client = End {
-            isn: tcp.seq,
-            edge: tcp.end(),
-            limit: tcp.end(),
-            acked: tcp.seq,
-            window: tcp.window.into(),
-            scale: tcp.wscale,
-            ..End::default()
-        };
+        let client = End::client(tcp);
         let ends = [client, End::default()];
         Talk {
             original: tuple,
             ends,
             stage: Stage::Asked,
             established: false,
-            contender: None,
+            contenders: Vec::new(),
+            servers: Vec::new(),
             challenge: None,
             tried: false,
             answers: false,
             rival: false,
             disturbed: false,
-            overshot: false,
+            odd: false,
             reopened: false,
             old,
         }
@@ -126,48 +137,67 @@ impl Talk {
         self.ends[0].scale.and(self.ends[1].scale).and(self.ends[end].scale).unwrap_or(0)
     }
 
-    fn take(&mut self, from: usize, tcp: &Tcp) {
-        let to = 1 - from;
-        if tcp.has(SYN | ACK) && from == 1 {
-            let late = self.stage > Stage::Answered && self.contender.map(|s| s.wrapping_add(1)) != Some(tcp.ack);
-            if late || (self.stage == Stage::Answered && tcp.seq == self.ends[1].isn) {
+    /// A SYN-ACK of the server.
+    fn answered(&mut self, tcp: &Tcp) {
+        let contender = self.contenders.iter().position(|c| c.isn.wrapping_add(1) == tcp.ack);
+        match (self.stage, contender) {
+            // A copy.
+            (Stage::Answered, None) if self.servers.iter().any(|s| s.isn == tcp.seq) => return,
+            (Stage::Answered, None) => (self.rival, self.answers) = (true, true),
+            (Stage::Asked, None) => {}
+            (_, None) => {
                 self.rival |= tcp.seq != self.ends[1].isn;
                 return;
             }
-            self.rival |= self.stage == Stage::Answered;
-            if let Some(isn) = self.contender.take().filter(|isn| isn.wrapping_add(1) == tcp.ack) {
-                let client = &mut self.ends[0];
-                (client.isn, client.edge, client.fin) = (isn, isn.wrapping_add(1), None);
+            (stage, Some(at)) => {
+                self.rival |= stage >= Stage::Answered;
+                if stage >= Stage::Open {
+                    self.old = Some(self.ends);
+                }
+                let other = self.contenders.swap_remove(at);
+                self.contenders.push(std::mem::replace(&mut self.ends[0], other));
+                self.servers.clear();
             }
-            self.answers |= self.stage == Stage::Answered;
-            let limit = tcp.ack.wrapping_add(tcp.window.into());
-            (self.ends[0].limit, self.ends[0].acked) = (limit, tcp.ack);
-            self.ends[1] = End {
-                isn: tcp.seq,
-                edge: tcp.end(),
-                limit: tcp.end().wrapping_add(self.ends[0].window as u32),
-                acked: tcp.seq,
-                window: tcp.window.into(),
-                scale: tcp.wscale,
-                ..End::default()
-            };
-            self.stage = Stage::Answered;
-            return;
+        }
+        let limit = tcp.ack.wrapping_add(tcp.window.into());
+        (self.ends[0].limit, self.ends[0].acked) = (limit, tcp.ack);
+        self.ends[1] = End { limit: tcp.end().wrapping_add(self.ends[0].window as u32), ..End::client(tcp) };
+        self.servers.push(self.ends[1]);
+        self.stage = Stage::Answered;
+    }
+
+    fn take(&mut self, from: usize, tcp: &Tcp) {
+        let to = 1 - from;
+        if tcp.has(SYN | ACK) && from == 1 {
+            return self.answered(tcp);
         }
         if tcp.has(SYN) {
-            self.tried |= from == 0 && tcp.seq != self.ends[0].isn && self.stage <= Stage::Answered;
             if from == 0 && tcp.seq != self.ends[0].isn {
-                (self.contender, self.rival) = (Some(tcp.seq), true);
+                self.tried |= self.stage <= Stage::Answered;
+                self.rival = true;
+                self.contenders.push(End::client(tcp));
             }
             return;
         }
         if tcp.has(RST) {
-            self.stage = Stage::Reset;
+            // One of the connection before changes nothing of a new SYN.
+            let answers = tcp.has(ACK) && tcp.ack == self.ends[0].isn.wrapping_add(1);
+            if self.stage > Stage::Asked || self.old.is_none() || from == 0 || answers {
+                self.stage = Stage::Reset;
+            }
             return;
         }
         if self.stage == Stage::Answered && from == 0 {
+            // The client chooses.
+            let chosen =
+                self.servers.iter().filter(|s| ahead(tcp.ack, s.isn) > 0).min_by_key(|s| ahead(tcp.ack, s.isn));
+            if let Some(server) = chosen.filter(|s| s.isn != self.ends[1].isn) {
+                self.ends[1] = *server;
+            }
             (self.stage, self.established) = (Stage::Open, true);
         }
+        // The kernel lets these pass, but ignores them, or takes their end for the sender's.
+        let behind = -ahead(tcp.ack, self.ends[to].edge) > KERNELS_ACK.max(self.ends[from].window);
         let window = i64::from(tcp.window) << self.shift(from);
         let sender = &mut self.ends[from];
         sender.window = sender.window.max(window);
@@ -176,7 +206,7 @@ impl Talk {
         } else if tcp.has(FIN) && sender.fin.is_none() {
             sender.fin = Some(tcp.end());
         }
-        self.overshot |= ahead(tcp.end(), sender.limit) > 1;
+        self.odd |= ahead(tcp.end(), sender.limit) > 1 || behind;
         if ahead(tcp.end(), sender.edge) > 0 {
             sender.edge = tcp.end();
         }
