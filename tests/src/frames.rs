@@ -1,14 +1,20 @@
 //! Frames put on a wire as they are, whatever a kernel would think of them.
 
 use std::fmt;
+use std::io::ErrorKind;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use palisade_cli::lab::Netns;
-use pnet::datalink::{self, Channel, DataLinkSender, MacAddr, NetworkInterface};
+use pnet::datalink::{self, Channel, DataLinkReceiver, DataLinkSender, MacAddr, NetworkInterface};
+
+/// The longest that [`Wire::receive`] waits.
+const WAIT: Duration = Duration::from_secs(1);
 
 /// An interface of a namespace, open for frames.
 pub struct Wire {
     sender: Box<dyn DataLinkSender>,
+    receiver: Box<dyn DataLinkReceiver>,
     mac: MacAddr,
 }
 
@@ -27,9 +33,10 @@ impl Wire {
         let found = find(netns, interface).await?;
         let mac = found.mac.with_context(|| format!("{interface} has no MAC address"))?;
         // A socket belongs to the namespace in which it is opened.
-        let channel = netns.run(async move { datalink::channel(&found, datalink::Config::default()) }).await??;
+        let config = datalink::Config { read_timeout: Some(WAIT), read_buffer_size: 1 << 16, ..Default::default() };
+        let channel = netns.run(async move { datalink::channel(&found, config) }).await??;
         match channel {
-            Channel::Ethernet(sender, _) => Ok(Wire { sender, mac }),
+            Channel::Ethernet(sender, receiver) => Ok(Wire { sender, receiver, mac }),
             _ => bail!("{interface} is no Ethernet interface"),
         }
     }
@@ -46,6 +53,18 @@ impl Wire {
     /// The kernel does not take it.
     pub fn send(&mut self, frame: &[u8]) -> Result<()> {
         self.sender.send_to(frame, None).ok_or_else(|| anyhow!("the frame does not fit"))?.context("sending a frame")
+    }
+
+    /// The next frame that came in by the interface since it was opened. `None`: a second passed without one.
+    ///
+    /// # Errors
+    /// The interface is gone.
+    pub fn receive(&mut self) -> Result<Option<&[u8]>> {
+        match self.receiver.next() {
+            Ok(frame) => Ok(Some(frame)),
+            Err(e) if e.kind() == ErrorKind::TimedOut => Ok(None),
+            Err(e) => Err(e).context("receiving a frame"),
+        }
     }
 }
 
