@@ -143,7 +143,9 @@ impl From<wire::Sessions> for Vec<SessionId> {
 
 #[cfg(test)]
 mod tests {
+    use palisade_engine::event::Datagram;
     use palisade_engine::replica::{Close, CloseCause, Command};
+    use palisade_engine::{Ip, Protocol, ZoneId};
 
     use super::*;
 
@@ -169,8 +171,13 @@ mod tests {
 
     #[test]
     fn a_hint_goes_there_and_back() {
-        let hint = Hint::Abort(SessionId { member: MemberId(1), counter: u64::MAX });
-        assert_eq!(decode_hint(&encode_hint(&hint).unwrap()).unwrap(), hint);
+        let ip = |last| Ip::V6([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]);
+        let datagram =
+            Datagram { src: ip(1), dst: ip(2), protocol: Protocol::IPV6_FRAG, id: u32::MAX, ingress: ZoneId(3) };
+        let abort = Hint::Abort(SessionId { member: MemberId(1), counter: u64::MAX });
+        for hint in [abort, Hint::FirstFragment { datagram, end: 1448 }, Hint::AskFragment(datagram)] {
+            assert_eq!(decode_hint(&encode_hint(&hint).unwrap()).unwrap(), hint);
+        }
     }
 
     #[test]
