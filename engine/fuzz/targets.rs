@@ -245,6 +245,7 @@ fn hint(which: u8, kind: u8, a: u8, b: u8, flags: u8) -> Hint {
             generation: Generation(u64::from(flags >> 4)),
             rule: RuleId(1),
             supersedes: None,
+            challenge: (which & 0x20 != 0).then(|| number(b)),
             protocol: match original.protocol {
                 Protocol::TCP => Opening::Tcp { client: end(a), server: (which & 0x10 != 0).then(|| end(b)) },
                 _ => Opening::Generic { replied: which & 0x10 != 0 },

@@ -176,6 +176,9 @@ pub struct HalfOpen {
     pub rule: RuleId,
     /// The closed session that it takes the tuple over from.
     pub supersedes: Option<SessionId>,
+    /// TCP, before the server's end is known: what an ACK acknowledged by which the server answered the SYN because it still
+    /// has an earlier connection. The client's RST, which ends that one, has this number (RFC 9293 section 3.5.1).
+    pub challenge: Option<u32>,
     /// What the protocol adds.
     pub protocol: Opening,
 }

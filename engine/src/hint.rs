@@ -111,6 +111,7 @@ impl Engine {
             half.open.rule = open.rule;
         }
         half.open.protocol = protocol;
+        half.open.challenge = open.challenge.or(half.open.challenge);
         let workers = std::mem::take(&mut half.waiters);
         if half.open.id != id {
             self.table.rename_half(shard, slot, id);

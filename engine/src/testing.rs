@@ -29,6 +29,7 @@ pub(crate) fn half_open(original: Tuple, counter: u64) -> HalfOpen {
         generation: Generation(1),
         rule: RuleId(1),
         supersedes: None,
+        challenge: None,
         protocol: Opening::Tcp { client: end(1000), server: None },
     }
 }

@@ -135,6 +135,19 @@ impl Engine {
     }
 }
 
+impl Session {
+    /// Is this a segment of it, by what this member knows? Changes nothing.
+    pub(super) fn is_near(&self, packet: &Packet, context: &Context<'_>) -> bool {
+        let (Kind::Tcp(tcp), Some(direction), Some((client, server)), Some(mut track)) =
+            (&packet.kind, self.direction(&packet.tuple), self.talk(), self.track)
+        else {
+            return false;
+        };
+        let seen = track.segment([&client, &server], direction, tcp, self.closed, Mode::Near, context.now);
+        self.zone(direction) == context.ingress && matches!(seen, Seen::Pass | Seen::Fin(_) | Seen::Reset)
+    }
+}
+
 /// The verdict on a segment with SYN that has the tuple of an established connection; `None`: it may open another.
 pub(crate) fn syn(
     client: &TcpEnd,

@@ -83,9 +83,12 @@ impl Engine {
         let live = entry.is_some_and(|s| s.closed.is_none());
         let mut opening = Match::Nothing;
         if contested {
-            opening = self.opening(shard, hash, packet, live, context, events);
-            if let Match::Verdict(verdict) = opening {
-                return Some(verdict);
+            opening = self.opening(shard, hash, packet, live, context);
+            // Many packets fit a half-open session by chance; what fits the connection itself is the connection's.
+            if let Match::Step(step, slot) = opening
+                && !(step.may_be_chance() && entry_fits(shard, session, packet, context))
+            {
+                return Some(self.step(shard, hash, slot, step, packet, context, events));
             }
         }
         let Some(slot) = session else {
@@ -183,9 +186,16 @@ impl Engine {
             generation: law.generation,
             rule: decision.rule,
             supersedes,
+            challenge: None,
             protocol,
         };
         self.table.insert_half(&mut shard, hash, open, context.now);
+        let workers = shard.awaited.take(hash);
+        drop(shard);
+        if workers != 0 {
+            // Its answer overtook it.
+            events.push(Event::Wake { workers, key: HoldKey(hash) });
+        }
         events.push(Event::Hint(Hint::HalfOpen(Box::new(open))));
         Verdict::Forward
     }
@@ -202,6 +212,11 @@ impl Engine {
         }
         Verdict::Hold(HoldKey(hash), HoldClass::Unmatched)
     }
+}
+
+/// Is this a segment of the session at `slot`, by what this member knows of it?
+fn entry_fits(shard: &Shard, slot: Option<u32>, packet: &Packet, context: &Context<'_>) -> bool {
+    slot.and_then(|slot| shard.sessions.get(slot)).is_some_and(|session| session.is_near(packet, context))
 }
 
 #[cfg(test)]

@@ -44,13 +44,17 @@ pub(super) enum Match {
     Nothing,
     /// There are, but it fits none of them.
     Implausible(Reason),
-    /// It belongs to one.
-    Verdict(Verdict),
+    /// It is this to the one at this slot.
+    Step(Step, u32),
 }
 
 /// What a packet is to a half-open session, the surest last.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Step {
+    /// The server answers the SYN by an ACK, because it still has an earlier connection (RFC 9293 section 3.5.1).
+    Challenge,
+    /// The client's RST that ends that one: it goes on opening this one.
+    Unchallenged,
     /// A SYN-ACK with another ISN than the one that is known.
     SynAckOther,
     /// The server's SYN, which crosses the client's, or a copy of it. Unlike a SYN-ACK it proves nothing.
@@ -61,8 +65,10 @@ pub(crate) enum Step {
     SynAckFirst,
     /// It belongs to the connection that this will be.
     Early,
-    /// The client's acknowledgement of the SYN-ACK, or what follows it.
+    /// What follows the client's acknowledgement of the SYN-ACK.
     Ack,
+    /// The client's acknowledgement of exactly this SYN-ACK.
+    Exact,
     /// A copy of the SYN.
     SynAgain,
     /// A copy of the SYN-ACK.
@@ -75,13 +81,22 @@ pub(crate) enum Step {
     Replies,
 }
 
-/// What a TCP segment is to a half-open session between these ends.
+impl Step {
+    /// May a packet that is this belong to another connection with the same tuple?
+    pub(super) fn may_be_chance(self) -> bool {
+        matches!(self, Step::Perhaps | Step::Early | Step::Ack | Step::Reset | Step::Challenge | Step::Unchallenged)
+    }
+}
+
+/// What a TCP segment is to a half-open session between these ends. `proposed`: its establishment is under way;
+/// `challenge`: see [`HalfOpen`].
 pub(crate) fn step(
     client: &TcpEnd,
     server: Option<&TcpEnd>,
     direction: Direction,
     tcp: &Tcp,
     proposed: bool,
+    challenge: Option<u32>,
 ) -> Result<Step, Reason> {
     let first = client.isn.wrapping_add(1);
     let flags = tcp.flags & (Tcp::SYN | Tcp::ACK | Tcp::RST | Tcp::FIN);
@@ -118,10 +133,11 @@ pub(crate) fn step(
         (Direction::Original, _) if flags == Tcp::SYN | Tcp::ACK => match server {
             _ if tcp.seq != client.isn => Err(Reason::TcpWindow),
             None => Ok(Step::Perhaps),
-            Some(server) if plausible(ahead(tcp.ack, server.isn.wrapping_add(1)), EARLY) => Ok(Step::Ack),
+            Some(server) if plausible(ahead(tcp.ack, server.isn.wrapping_add(1)), EARLY) => Ok(Step::Exact),
             Some(_) => Err(Reason::TcpWindow),
         },
         _ if flags & Tcp::SYN != 0 => Err(Reason::TcpFlags),
+        (Direction::Original, None) if flags == Tcp::RST && challenge == Some(tcp.seq) => Ok(Step::Unchallenged),
         (Direction::Original, None) if flags & Tcp::RST != 0 => reset(tcp.seq == first),
         (Direction::Original, None) if flags & Tcp::ACK != 0 => {
             if plausible(ahead(tcp.seq, first), EARLY) {
@@ -134,13 +150,14 @@ pub(crate) fn step(
             // RFC 9293 section 3.10.7.3: in SYN-SENT a RST is valid if it acknowledges the SYN.
             reset(tcp.has(Tcp::ACK) && plausible(ahead(tcp.ack, first), EARLY))
         }
-        (Direction::Reply, None) if flags & Tcp::ACK != 0 => {
-            if plausible(ahead(tcp.ack, first), EARLY) {
-                Ok(Step::Perhaps)
-            } else {
-                Err(Reason::TcpWindow)
+        (Direction::Reply, None) if flags & Tcp::ACK != 0 => match plausible(ahead(tcp.ack, first), EARLY) {
+            true => Ok(Step::Perhaps),
+            // One number a SYN, or blind ones could make the client send RSTs at will.
+            false if flags == Tcp::ACK && tcp.payload == 0 && challenge.is_none_or(|ack| ack == tcp.ack) => {
+                Ok(Step::Challenge)
             }
-        }
+            false => Err(Reason::TcpWindow),
+        },
         (_, Some(server)) if flags & (Tcp::RST | Tcp::ACK) != 0 => {
             let (sender, receiver) = match direction {
                 Direction::Original => (client, server),
@@ -153,6 +170,7 @@ pub(crate) fn step(
             match (flags & Tcp::RST != 0, seq_fits && ack_fits) {
                 (_, false) => Err(if flags & Tcp::RST != 0 { Reason::TcpRst } else { Reason::TcpWindow }),
                 (true, true) => reset(seq == 0),
+                (false, true) if direction == Direction::Original && ack == 0 => Ok(Step::Exact),
                 (false, true) if direction == Direction::Original => Ok(Step::Ack),
                 (false, true) => Ok(Step::Early),
             }
@@ -162,16 +180,15 @@ pub(crate) fn step(
 }
 
 impl Engine {
-    /// The verdict on a packet with the tuple of half-open sessions. `live`: an established session has the tuple too; then
+    /// What a packet with the tuple of half-open sessions is to them. `live`: an established session has the tuple too; then
     /// a packet must fit the numbers of both ends, or a forged SYN could divert that session's packets.
     pub(super) fn opening(
         &self,
-        shard: &mut Shard,
+        shard: &Shard,
         hash: u64,
         packet: &Packet,
         live: bool,
         context: &Context<'_>,
-        events: &mut Vec<Event>,
     ) -> Match {
         let mut implausible = None;
         let mut best: Option<(Step, u32)> = None;
@@ -184,7 +201,7 @@ impl Engine {
             let step = match (&packet.kind, &half.open.protocol) {
                 _ if zone != context.ingress => Err(Reason::WrongZone),
                 (Kind::Tcp(tcp), Opening::Tcp { client, server }) => {
-                    step(client, server.as_ref(), direction, tcp, half.proposed.is_some())
+                    step(client, server.as_ref(), direction, tcp, half.proposed.is_some(), half.open.challenge)
                 }
                 (Kind::Tcp(_), Opening::Generic { .. }) | (_, Opening::Tcp { .. }) => Err(Reason::NoSession),
                 (kind, Opening::Generic { .. }) => match (generic::fits(kind, direction), direction) {
@@ -194,27 +211,44 @@ impl Engine {
                 },
             };
             match step {
-                Ok(Step::Perhaps | Step::Crossing) if live => implausible = Some(Reason::TcpWindow),
+                Ok(Step::Perhaps | Step::Crossing | Step::Challenge | Step::Unchallenged) if live => {
+                    implausible = Some(Reason::TcpWindow)
+                }
                 Ok(step) => best = best.max(Some((step, slot))),
                 Err(reason) => implausible = Some(reason),
             }
         }
-        let Some((step, slot)) = best else {
-            return implausible.map_or(Match::Nothing, Match::Implausible);
-        };
+        match best {
+            Some((step, slot)) => Match::Step(step, slot),
+            None => implausible.map_or(Match::Nothing, Match::Implausible),
+        }
+    }
+
+    /// The verdict on a packet that is this to a half-open session.
+    #[expect(clippy::too_many_arguments, reason = "what `opening` found, and what `process` has")]
+    pub(super) fn step(
+        &self,
+        shard: &mut Shard,
+        hash: u64,
+        slot: u32,
+        step: Step,
+        packet: &Packet,
+        context: &Context<'_>,
+        events: &mut Vec<Event>,
+    ) -> Verdict {
         if context.standing != Standing::Current {
-            return Match::Verdict(Verdict::Drop(Reason::NotCurrent));
+            return Verdict::Drop(Reason::NotCurrent);
         }
         if !self.half_still_allowed(shard, slot) {
             if let Some(half) = self.table.remove_half(shard, slot) {
                 events.push(Event::Hint(Hint::Abort(half.open.id)));
             }
-            return Match::Verdict(Verdict::Drop(Reason::Policy));
+            return Verdict::Drop(Reason::Policy);
         }
-        Match::Verdict(self.take(shard, hash, slot, step, packet, context, events))
+        self.take(shard, hash, slot, step, packet, context, events)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the second half of `opening`, all of them its own")]
+    #[expect(clippy::too_many_arguments, reason = "those of `step`")]
     fn take(
         &self,
         shard: &mut Shard,
@@ -240,6 +274,14 @@ impl Engine {
                     && matches!(step, Step::SynAckFirst | Step::Crossing)
                 {
                     *server = Some(end(tcp));
+                    // What came before it can be judged now.
+                    let workers = std::mem::take(&mut half.waiters);
+                    if workers != 0 {
+                        events.push(Event::Wake { workers, key: HoldKey(hash) });
+                    }
+                }
+                if step == Step::SynAgain {
+                    half.open.challenge = None;
                 }
                 events.push(Event::Hint(Hint::HalfOpen(Box::new(half.open))));
                 shard.halves.touch(slot, now);
@@ -269,6 +311,14 @@ impl Engine {
                 events.push(Event::Hint(Hint::Abort(id)));
                 Verdict::Forward
             }
+            Step::Challenge => {
+                if let Kind::Tcp(tcp) = &packet.kind {
+                    half.open.challenge = Some(tcp.ack);
+                }
+                events.push(Event::Hint(Hint::HalfOpen(Box::new(half.open))));
+                Verdict::Forward
+            }
+            Step::Unchallenged => Verdict::Forward,
             Step::Perhaps | Step::Early => {
                 if let Some(reason) = half.refused {
                     return Verdict::Drop(reason);
@@ -280,7 +330,7 @@ impl Engine {
                 }
                 hold
             }
-            Step::Ack => {
+            Step::Ack | Step::Exact => {
                 if let Some(reason) = half.refused {
                     return Verdict::Drop(reason);
                 }

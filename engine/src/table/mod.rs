@@ -31,7 +31,7 @@ use crate::timeouts::Timeouts;
 use crate::tuple::Tuple;
 use awaited::Awaited;
 use datagrams::Datagrams;
-use half::{Half, Halves};
+use half::{Half, Halves, same_ends};
 use ids::{Ids, Place};
 use session::Session;
 use slab::Slab;
@@ -266,7 +266,17 @@ impl Table {
 
     /// Adds a half-open session to its shard, which the caller has locked; evicts the oldest one if there is no room, and
     /// the oldest of the same tuple if that has its share.
+    ///
+    /// One that was reset, and now begins anew with the same numbers, is forgotten: its end is not this one's.
     pub(crate) fn insert_half(&self, shard: &mut Shard, hash: u64, open: HalfOpen, now: Time) -> u32 {
+        let was_reset = |slot: &u32| {
+            let same = |h: &Half| h.open.original == open.original && same_ends(&h.open.protocol, &open.protocol);
+            shard.halves.get(*slot).is_some_and(|half| half.aborted && same(half))
+        };
+        let again: Vec<u32> = shard.halves.of(hash, &open.original).filter(was_reset).collect();
+        for slot in again {
+            self.remove_half(shard, slot);
+        }
         let of_tuple = || shard.halves.of(hash, &open.original);
         if of_tuple().count() >= half::PER_TUPLE {
             let oldest = of_tuple().min_by_key(|&slot| shard.halves.get(slot).map(|h| h.last));

@@ -422,13 +422,19 @@ impl Track {
         }
         let sender = &mut self.ends[s];
         sender.sent(tcp.end(), seq, now);
-        sender.win = sender.win.max(tcp.window);
-        let limit = plus(tcp.ack, i64::from(tcp.window) << scale(talk[s], talk[r]));
+        // Windows that come with a jump count no more than it does.
+        let sure = self.jump == 0;
+        if sure {
+            sender.win = sender.win.max(tcp.window);
+        }
+        let window = if sure { i64::from(tcp.window) << scale(talk[s], talk[r]) } else { 0 };
+        let limit = plus(tcp.ack, window);
         let receiver = &mut self.ends[r];
         receiver.sent(tcp.ack, ack, now);
         receiver.allowed(tcp.ack, limit, ack);
-        if tcp.has(Tcp::FIN) {
-            let sender = &mut self.ends[s];
+        let sender = &mut self.ends[s];
+        // No correct end sends a FIN that ends before what it has already sent: its receiver takes it for a copy of old data.
+        if tcp.has(Tcp::FIN) && tcp.end() == sender.edge {
             (sender.fin, sender.fin_known, sender.fin_here) = (tcp.end(), true, true);
             return Seen::Fin(tcp.end());
         }
@@ -522,7 +528,7 @@ impl Track {
     pub(crate) fn learn(&mut self, known: &Known, now: Time) {
         for (end, theirs) in self.ends.iter_mut().zip(&known.ends) {
             end.merge(theirs, now);
-            if let Some(fin) = theirs.fin.filter(|_| !end.fin_known) {
+            if let Some(fin) = theirs.fin.filter(|fin| !end.fin_known && ahead(*fin, end.edge) >= 0) {
                 (end.fin, end.fin_known) = (fin, true);
             }
         }
@@ -579,7 +585,8 @@ impl Track {
     /// Another member saw a FIN that ends at `end`.
     pub(crate) fn fin_elsewhere(&mut self, direction: Direction, end: u32) {
         let sender = &mut self.ends[index(direction)];
-        if !sender.fin_known {
+        let behind = sender.fresh != Coarse::NEVER && ahead(end, sender.edge) < 0;
+        if !sender.fin_known && !behind {
             (sender.fin, sender.fin_known) = (end, true);
             if sender.fresh == Coarse::NEVER || ahead(end, sender.edge) > 0 {
                 sender.edge = end;

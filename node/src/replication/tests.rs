@@ -400,6 +400,7 @@ async fn hints_reach_all_others() {
         generation: e.generation,
         rule: e.rule,
         supersedes: None,
+        challenge: None,
         protocol: Opening::Tcp { client: end, server: None },
     };
     nodes[0].run().hints.send(Hint::HalfOpen(Box::new(half_open))).await.unwrap();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use palisade_engine::event::Proposal;
 use palisade_engine::hold::{HoldBuffer, Limits};
 use palisade_engine::parse::{self, Checksum, Packet};
-use palisade_engine::replica::{Batch, Command, Outcome, PolicyChange, Replica};
+use palisade_engine::replica::{Applied, Batch, Command, Outcome, PolicyChange, Replica};
 use palisade_engine::{
     Config, Context, Engine, Event, Generation, HoldKey, Ip, MemberId, Reason, Routes, Standing, Time, Verdict, Wake,
     ZoneId,
@@ -105,7 +105,7 @@ impl Engines {
         self.next += commands.len() as u64;
         let batch = Batch { proposer: MEMBER, first, floor: first, unix_ms: 0, commands };
         let mut woken = Keys::default();
-        let outcomes = self.replica.apply(self.now, &batch, &mut woken);
+        let outcomes = Applied::outcomes(&self.replica.apply(self.now, &batch, &mut woken));
         (outcomes, woken.0)
     }
 
@@ -150,11 +150,11 @@ impl Engines {
 
     /// Commits what was proposed, and judges again what that wakes.
     fn settle(&mut self, events: Vec<Event>) {
+        let mut woken: Vec<HoldKey> = events.iter().filter_map(woken).collect();
         let commands: Vec<Command> = events.into_iter().filter_map(command).collect();
-        if commands.is_empty() {
-            return;
+        if !commands.is_empty() {
+            woken.extend(self.commit(commands).1);
         }
-        let (_, woken) = self.commit(commands);
         let mut again = Vec::new();
         for key in woken {
             self.hold.release(key, &mut |since, held| again.push((since, held)));
@@ -191,6 +191,14 @@ fn command(event: Event) -> Option<Command> {
     match event {
         Event::Propose(Proposal::Establish(establish)) => Some(Command::Establish(establish)),
         Event::Propose(Proposal::Close(close)) => Some(Command::Close(close)),
-        Event::Hint(_) => None,
+        Event::Hint(_) | Event::Wake { .. } => None,
+    }
+}
+
+/// What the engine itself wants judged again.
+fn woken(event: &Event) -> Option<HoldKey> {
+    match event {
+        Event::Wake { key, .. } => Some(*key),
+        Event::Hint(_) | Event::Propose(_) => None,
     }
 }

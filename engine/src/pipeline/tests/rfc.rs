@@ -1,6 +1,7 @@
 //! What the standards demand, by document and section.
 
 use super::cluster::*;
+use crate::event::{Opening, Proposal};
 use crate::parse::{Kind, Packet, Tcp};
 use crate::replica::Outcome;
 use crate::verdict::{HoldClass, Reason, Verdict};
@@ -100,6 +101,121 @@ fn rfc7413_section_4_the_syn_may_carry_data() {
     assert_eq!(k.settle(), [Outcome::Accepted]);
     assert_eq!(k.pass(C, c.of_client(Tcp::ACK, 700, 0, 0)), FORWARD);
     assert_eq!(k.pass(B, syn_ack), FORWARD, "a late copy");
+}
+
+/// The server still has a connection that the cluster has forgotten: the client must hear of it, reset it, and can then open.
+#[test]
+fn rfc9293_section_3_5_1_a_half_open_connection_is_discovered() {
+    let (mut k, c) = (Cluster::new(), Conn::new(1));
+    assert_eq!(k.pass(A, c.syn()), FORWARD);
+    k.deliver();
+    let ack = with(c.of_server(Tcp::ACK, 7, 0, 0), |tcp| tcp.ack = 3_000_000_000);
+    assert_eq!(k.pass(B, ack), FORWARD);
+    let other = with(ack, |tcp| tcp.ack += 1);
+    assert_eq!(k.pass(B, other), Verdict::Drop(Reason::TcpWindow), "one number for each SYN");
+    k.deliver();
+    assert_eq!(k.pass(C, other), Verdict::Drop(Reason::TcpWindow));
+    let rst = with(c.of_client(Tcp::RST, 0, 0, 0), |tcp| tcp.seq = 3_000_000_000);
+    assert_eq!(k.pass(C, rst), FORWARD);
+    let forged = with(rst, |tcp| tcp.seq += 1);
+    assert_eq!(k.pass(C, forged), Verdict::Drop(Reason::TcpRst));
+    k.deliver();
+    assert_eq!(k.states(A), ["SYN_SENT"]);
+    assert_eq!(k.pass(A, c.syn()), FORWARD);
+    k.deliver();
+    assert_eq!(k.pass(B, c.syn_ack()), FORWARD);
+    k.deliver();
+    assert!(k.pass(A, c.ack()).held().is_some());
+    assert_eq!(k.settle(), [Outcome::Accepted]);
+    assert_eq!(k.pass(A, c.ack()), FORWARD);
+}
+
+/// A FIN that ends before what its sender has sent is a copy of nothing: it stops no connection.
+#[test]
+fn rfc9293_section_3_10_7_4_a_fin_before_the_end_of_the_data_has_no_effect() {
+    let (mut k, c) = established(1);
+    assert_eq!(k.pass(A, c.of_client(Tcp::ACK, 0, 0, 5000)), FORWARD);
+    assert_eq!(k.pass(A, c.of_client(Tcp::ACK | Tcp::FIN, 1000, 0, 0)), FORWARD);
+    k.deliver();
+    for at in [A, B] {
+        assert_eq!(k.pass(at, c.of_client(Tcp::ACK, 5000, 0, 1000)), FORWARD);
+        assert_eq!(k.states(at), ["ESTABLISHED"]);
+    }
+    assert_eq!(k.pass(B, c.of_server(Tcp::ACK, 0, 6000, 0)), FORWARD);
+    assert_eq!(k.pass(A, c.of_client(Tcp::ACK | Tcp::FIN, 6000, 0, 0)), FORWARD);
+    assert_eq!(k.states(A), ["FIN_WAIT"]);
+}
+
+/// Another SYN and SYN-ACK with numbers close to the connection's own hold up none of its packets, and end nothing.
+#[test]
+fn a_half_open_session_close_by_takes_nothing_from_the_connection() {
+    let (mut k, c) = established(1);
+    let near = Conn { client: c.client + 100, server: c.server + 100, ..c };
+    assert_eq!(k.pass(A, near.syn()), FORWARD);
+    assert_eq!(k.pass(A, near.syn_ack()), FORWARD);
+    k.deliver();
+    for n in 0..5 {
+        assert_eq!(k.pass(A, c.of_client(Tcp::ACK, n * 500, n * 500, 500)), FORWARD, "{n}");
+        assert_eq!(k.pass(B, c.of_server(Tcp::ACK, n * 500, n * 500 + 500, 500)), FORWARD, "{n}");
+    }
+    assert!(k.proposals.is_empty());
+    assert_eq!(k.pass(A, c.of_client(Tcp::RST, 2500, 2500, 0)), FORWARD);
+    k.deliver();
+    assert_eq!(k.settle(), [Outcome::Accepted]);
+    assert!(k.states(B).contains(&"CLOSE"), "{:?}", k.states(B));
+}
+
+/// Of two SYN-ACKs, the client's acknowledgement chooses the one that it acknowledges, whichever came last.
+#[test]
+fn the_acknowledgement_chooses_exactly() {
+    for higher in [true, false] {
+        let (mut k, c) = (Cluster::new(), Conn::new(1));
+        let other = Conn { server: if higher { c.server + 50 } else { c.server - 50 }, ..c };
+        assert_eq!(k.pass(A, c.syn()), FORWARD);
+        assert_eq!(k.pass(A, c.syn_ack()), FORWARD);
+        assert_eq!(k.pass(A, other.syn_ack()), FORWARD);
+        k.deliver();
+        assert!(k.pass(B, c.ack()).held().is_some());
+        let [(B, Proposal::Establish(e))] = &k.proposals[..] else { panic!("{:?}", k.proposals) };
+        assert!(matches!(e.protocol, Opening::Tcp { server: Some(s), .. } if s.isn == c.server));
+    }
+}
+
+/// A RST ended the handshake, perhaps a forged one or one that was lost later; the same handshake begins anew.
+#[test]
+fn a_handshake_that_was_reset_may_begin_anew() {
+    let (mut k, c) = (Cluster::new(), Conn::new(1));
+    for again in [false, true] {
+        assert_eq!(k.pass(A, c.syn()), FORWARD);
+        k.deliver();
+        assert_eq!(k.pass(B, c.syn_ack()), FORWARD);
+        k.deliver();
+        if !again {
+            assert_eq!(k.pass(C, c.of_server(Tcp::RST, 0, 0, 0)), FORWARD);
+            k.deliver();
+        }
+    }
+    assert!(k.pass(C, c.ack()).held().is_some());
+    assert_eq!(k.settle(), [Outcome::Accepted]);
+    k.tick();
+    assert!(k.proposals.is_empty(), "{:?}", k.proposals);
+    assert_eq!(k.pass(A, c.data()), FORWARD);
+    assert_eq!(k.states(A), ["ESTABLISHED"]);
+}
+
+/// What came before the SYN-ACK at the same member is judged again when that comes.
+#[test]
+fn a_syn_ack_wakes_what_overtook_it() {
+    let (mut k, c) = (Cluster::new(), Conn::new(1));
+    assert!(k.pass(A, c.syn_ack()).held().is_some());
+    assert_eq!(k.pass(A, c.syn()), FORWARD);
+    assert_eq!(k.members[A].woken.0.len(), 1);
+    assert!(k.pass(A, c.ack()).held().is_some());
+    assert!(k.proposals.is_empty());
+    assert_eq!(k.pass(A, c.syn_ack()), FORWARD);
+    assert_eq!(k.members[A].woken.0.len(), 2);
+    assert!(k.pass(A, c.ack()).held().is_some());
+    assert_eq!(k.proposals.len(), 1);
 }
 
 /// The server's SYN, which crosses the client's.

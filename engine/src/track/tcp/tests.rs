@@ -502,9 +502,10 @@ mod table {
             let seq = if flags & Tcp::SYN != 0 { ISN[s] } else { first(s) };
             let tcp = Tcp { seq, ack: first(r), flags, window: 9, payload: 0, wscale: None, sack_permitted: false };
             let server = (state == SynRecv).then_some(&ends[1]);
-            return match step(&ends[0], server, direction, &tcp, false) {
+            return match step(&ends[0], server, direction, &tcp, false, None) {
                 Ok(Step::SynAgain | Step::SynAckAgain | Step::SynAckFirst | Step::SynAckOther | Step::Crossing) => Copy,
-                Ok(Step::Perhaps | Step::Early | Step::Ack) => Hold,
+                Ok(Step::Perhaps | Step::Early | Step::Ack | Step::Exact) => Hold,
+                Ok(Step::Challenge | Step::Unchallenged) => panic!("its numbers are right"),
                 Ok(Step::Reset) => Reset,
                 Ok(Step::Asks | Step::Replies) => panic!("not TCP"),
                 Err(Reason::TcpFlags) => Flags,
