@@ -203,6 +203,33 @@ async fn members_may_join_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_of_the_voters_that_was_left_half_done_is_finished() {
+    let nodes = cluster().await;
+    let lead = &nodes[leader(&nodes)].run().replication;
+    let metrics = lead.raft.metrics().borrow_watched().clone();
+    let members: BTreeMap<_, _> = metrics.membership_config.nodes().map(|(id, info)| (*id, info.clone())).collect();
+    // As a leader leaves it that is lost after the first of the two steps.
+    let all: std::collections::BTreeSet<_> = members.keys().copied().collect();
+    let fewer = all.iter().copied().filter(|id| *id != MemberId(3)).collect();
+    let joint = openraft::Membership::new(vec![all, fewer], members).unwrap();
+    let joint = loop {
+        // As in `write`.
+        match lead.raft.append_membership(joint.clone(), openraft::EntryPayload::Blank, []).await {
+            Ok(written) => break written.log_id,
+            Err(error) => println!("{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    let later = |n: &Node| n.run().raft.metrics().borrow_watched().membership_config.log_id() > &Some(joint);
+    until("all vote again", || {
+        nodes
+            .iter()
+            .all(|n| later(n) && n.settled() && n.run().status().members.iter().filter(|m| m.voter).count() == 3)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_join_token_ends_though_it_was_good() {
     let mut first = Node::new("fw1");
     init(&first.options).await.unwrap();
