@@ -18,6 +18,7 @@ use palisade_engine::replica::Role;
 pub use reader::{ConfigError, Invalid, Problem};
 use reader::{Table, Wrong};
 
+use crate::replication::Timing;
 use crate::standing::CURRENT_FOR;
 
 /// Every key that there is, as `table.key`; `[]` marks a list of tables.
@@ -156,8 +157,7 @@ pub struct Datapath {
 pub struct Raft {
     /// The leader's heartbeat interval.
     pub heartbeat: Duration,
-    /// Shortest election timeout; the longest is twice this. After a leader was lost, a new one is there after three to
-    /// four times this.
+    /// How long a member keeps to its leader after the last sign of it; then it stands for election.
     pub election: Duration,
 }
 
@@ -412,14 +412,14 @@ impl Raft {
                     "\"relaxed\" is not yet available: use \"disk\", the default",
                 )),
             });
-        let heartbeat = t.or(problems, "heartbeat", Duration::from_millis(50), |v| {
+        let usual = Timing::default();
+        let heartbeat = t.or(problems, "heartbeat", usual.heartbeat, |v| {
             v.duration(Duration::from_millis(10), Duration::from_millis(100))
         });
-        // A new leader is there at the latest four times this after the old one was lost. That has to be while the last
-        // proof of being current still holds, or every change of leader would stop new connections everywhere.
-        let election = t.or(problems, "election", Duration::from_millis(150), |v| {
-            v.duration(Duration::from_millis(30), CURRENT_FOR / 4)
-        });
+        // Even if the first vote is lost, a new leader is there before four times this. That has to be while the last proof
+        // of being current still holds, or every change of leader would stop new connections everywhere.
+        let election =
+            t.or(problems, "election", usual.election, |v| v.duration(Duration::from_millis(60), CURRENT_FOR / 4));
         if let (Some(heartbeat), Some(election)) = (heartbeat, election)
             && election < heartbeat * 3
         {

@@ -298,11 +298,7 @@ impl Daemon {
             advertise: c.cluster.advertise.to_string(),
             role: c.role,
             engine,
-            timing: Timing {
-                heartbeat: c.raft.heartbeat,
-                election: (c.raft.election, c.raft.election * 2),
-                ..Timing::default()
-            },
+            timing: Timing { heartbeat: c.raft.heartbeat, election: c.raft.election, ..Timing::default() },
             log: replication::LogSize::default(),
             progress_rate: c.limits.progress_rate as u64,
         }

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use openraft::raft::ReadPolicy;
+use openraft::LinearizerOption;
 use palisade_engine::MemberId;
 use palisade_proto::member::v1 as wire;
 use tokio::sync::watch;
@@ -83,6 +83,8 @@ impl Current {
 
 /// On the leader: the index that must have been applied to know everything committed before this call.
 pub(crate) async fn read_index(raft: &PalisadeRaft) -> Result<u64, String> {
-    let (read, _) = raft.get_read_log_id(ReadPolicy::ReadIndex).await.map_err(|e| e.to_string())?;
+    // As [`openraft::raft::ReadPolicy::ReadIndex`], which would wait for no longer than a lease.
+    let reading = LinearizerOption::new(Some(Duration::ZERO), true).with_wait_timeout(DEADLINE);
+    let (read, _) = raft.get_read_log_id(reading).await.map_err(|e| e.to_string())?;
     Ok(read.log_id().index)
 }

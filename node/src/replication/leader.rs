@@ -66,6 +66,8 @@ impl Heard {
 /// One step towards the register.
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Step {
+    /// Finish a change of the voters that was left half done: by a leader that was lost, or led too little to go on.
+    Settle,
     Learn(MemberId, MemberInfo),
     Promote(MemberId),
     Drop(MemberId),
@@ -76,11 +78,14 @@ fn step(metrics: &RaftMetrics<TypeConfig>, view: &View) -> Option<Step> {
     let stored = &metrics.membership_config;
     // Not while a change is under way, and not before everything that led to the last one is applied here: the register
     // would be older than the membership, and members would be dropped that have just joined.
-    let settled = stored.membership().get_joint_config().len() == 1
-        && metrics.committed_membership_config.log_id() == stored.log_id()
+    let applied = metrics.committed_membership_config.log_id() == stored.log_id()
         && metrics.last_applied.as_ref() >= stored.log_id().as_ref();
-    if !settled || view.cluster.is_empty() {
+    if !applied || view.cluster.is_empty() {
         return None;
+    }
+    // Whoever takes steps waits for each, so what is half done now nobody does.
+    if stored.membership().get_joint_config().len() > 1 {
+        return Some(Step::Settle);
     }
     let voters: BTreeSet<MemberId> = stored.voter_ids().collect();
     let known: BTreeSet<MemberId> = stored.nodes().map(|(id, _)| *id).collect();
@@ -122,6 +127,8 @@ impl Duties {
 
     async fn take(&self, step: &Step) -> Result<(), String> {
         let changed = match step {
+            // No change to the later voters makes them the only ones. Who is struck off by that goes in a step of its own.
+            Step::Settle => self.raft.change_membership(ChangeMembers::AddVoterIds(BTreeSet::new()), true).await,
             Step::Learn(id, info) => self.raft.add_learner(*id, info.clone(), false).await,
             Step::Promote(id) => {
                 self.raft.change_membership(ChangeMembers::AddVoterIds(BTreeSet::from([*id])), true).await

@@ -8,10 +8,11 @@
 //! ```
 //!
 //! Tasks, all ended by [`Replication::shutdown`] or by dropping it: the member port's server; `propose`; `hints` with one
-//! task per peer; `current`; `leadership` (who leads, who is a member); the leader's duties (`membership`, `idle`);
+//! task per peer; `current`; `election`; `leadership` (who leads, who is a member); the leader's duties (`membership`, `idle`);
 //! `tick`. `docs/replication.md` lists the queues between them with their bounds.
 
 mod current;
+mod election;
 mod events;
 mod hints;
 mod identity;
@@ -41,7 +42,7 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::{Config as RaftConfig, Raft, SnapshotPolicy};
 use palisade_engine::event::{Hint, Proposal};
 use palisade_engine::replica::{Command, MemberChange, MemberInfo, Outcome, Replica, Role};
-use palisade_engine::{Engine, MemberId, Wake};
+use palisade_engine::{Engine, MemberId, Time, Wake};
 use palisade_proto::member::v1::admission_server::AdmissionServer;
 use palisade_proto::member::v1::member_server::MemberServer;
 use palisade_raft_store::{
@@ -64,6 +65,7 @@ pub use token::{Token, TokenError};
 use crate::clock;
 use crate::standing::StandingCell;
 use current::Current;
+use election::{Election, Signs};
 use events::{EVENTS, Events};
 use hints::{Hints, Members, Reached};
 use identity::Folder;
@@ -90,9 +92,9 @@ const STORE_FREE: Duration = Duration::from_secs(5);
 pub struct Timing {
     /// Between two heartbeats of the leader.
     pub heartbeat: Duration,
-    /// Without heartbeats for `election.1`, a member's promise to its leader ends; after a random time between the two
-    /// more, it stands for election. So a new leader is found after between their sum and twice the second.
-    pub election: (Duration, Duration),
+    /// A member keeps to its leader for so long after the last sign of it (openraft's lease); then it stands for election,
+    /// the members one after the other. Three quarters of it are the time that a vote may take, which waits for a disk.
+    pub election: Duration,
     /// A replication stream that gets no answer for so long is given up.
     pub answer: Duration,
 }
@@ -100,10 +102,17 @@ pub struct Timing {
 impl Default for Timing {
     fn default() -> Timing {
         Timing {
-            heartbeat: Duration::from_millis(50),
-            election: (Duration::from_millis(150), Duration::from_millis(300)),
+            heartbeat: Duration::from_millis(40),
+            election: Duration::from_millis(160),
             answer: Duration::from_secs(2),
         }
+    }
+}
+
+impl Timing {
+    /// The time that a vote may take.
+    fn vote(&self) -> Duration {
+        self.election * 3 / 4
     }
 }
 
@@ -255,8 +264,10 @@ fn raft_config(timing: &Timing, log: LogSize, cluster: &str) -> Result<Arc<RaftC
     let config = RaftConfig {
         cluster_name: cluster.to_owned(),
         heartbeat_interval: ms(timing.heartbeat),
-        election_timeout_min: ms(timing.election.0),
-        election_timeout_max: ms(timing.election.1),
+        // openraft has two numbers for four things: the shorter one also limits votes, the longer one is also the lease.
+        // When to stand is decided in `election`, not by openraft's own timer.
+        election_timeout_min: ms(timing.vote()),
+        election_timeout_max: ms(timing.election),
         // A million sessions must get through a slow link, beside the traffic.
         install_snapshot_timeout: ms(Duration::from_secs(600)),
         max_payload_entries: 256,
@@ -390,6 +401,7 @@ impl Replication {
         let reached = Reached::default();
         let heard = Heard::default();
         let ears = Ears::default();
+        let signs = Signs::default();
         let (ended, _) = watch::channel(None);
         let watched = Watched { stop: stopped.clone(), ended: ended.clone() };
 
@@ -404,6 +416,7 @@ impl Replication {
             admitting: Admitting { cluster: identity.cluster.as_str().into(), orders: orders.clone() },
             heard: heard.clone(),
             ears: ears.clone(),
+            signs: signs.clone(),
             stop: stopped.clone(),
         }));
         let check = Check { cluster: identity.cluster.as_str().into(), me, metrics: metrics.clone() };
@@ -450,6 +463,8 @@ impl Replication {
             standing: standing.clone(),
             metrics: metrics.clone(),
         };
+        let election =
+            Election { me, raft: raft.clone(), signs, lease: options.timing.election, vote: options.timing.vote() };
         let duties = Arc::new(Duties {
             me,
             raft: raft.clone(),
@@ -466,6 +481,7 @@ impl Replication {
             watched.spawn("progress", telling.run()),
             watched.spawn("silence", watch),
             watched.spawn("current", current.run()),
+            watched.spawn("election", election.run()),
             watched.spawn("membership", duties.clone().membership()),
             watched.spawn("idle", duties.idle()),
             watched.spawn("tick", tick(engine.clone(), following)),
@@ -751,6 +767,14 @@ async fn leadership(
         if seen.changed().await.is_err() {
             return;
         }
+    }
+}
+
+/// Until `time`; without one, for ever.
+async fn until(time: Option<Time>) {
+    match time {
+        Some(time) => tokio::time::sleep(time.since(clock::now())).await,
+        None => std::future::pending().await,
     }
 }
 

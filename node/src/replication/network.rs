@@ -27,7 +27,7 @@ use tonic::{Code, Status};
 
 use super::metrics::ReplicationMetrics;
 use super::route::{Client, Lane, Peers};
-use super::{snapshot, wire};
+use super::{snapshot, until, wire};
 use crate::clock;
 
 /// Appends that wait for the connection to take them; openraft reads no further ahead.
@@ -199,7 +199,7 @@ where
                 },
                 request = request => self.send(request),
                 // Not a time from now: requests that go on and on must not put it off.
-                () = late(self.unanswered > 0, self.waiting_since + self.limit) => return Err(Silence::Late),
+                () = until((self.unanswered > 0).then_some(self.waiting_since + self.limit)) => return Err(Silence::Late),
             }
         }
     }
@@ -222,14 +222,6 @@ where
             // No more requests: the answers to those that were sent still come.
             (None, _) | (_, None) => (self.input, self.requests) = (None, None),
         }
-    }
-}
-
-async fn late(owed: bool, end: Time) {
-    if owed {
-        tokio::time::sleep(end.since(clock::now())).await;
-    } else {
-        std::future::pending::<()>().await;
     }
 }
 

@@ -15,18 +15,24 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use openraft::errors::Fatal;
+use openraft::impls::ProgressResponder;
 use palisade_engine::event::Proposal;
 use palisade_engine::replica::{Applied, Batch, Command, Outcome};
 use palisade_engine::{MemberId, Standing, Time};
 use palisade_proto::convert::encode_batch;
 use palisade_proto::member::v1 as wire;
+use palisade_raft_store::TypeConfig;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::PalisadeRaft;
 use super::metrics::ReplicationMetrics;
 use super::route::{Lane, Peers};
+use super::{PalisadeRaft, until};
 use crate::clock;
 use crate::standing::StandingCell;
 
@@ -45,8 +51,9 @@ const WAITING_MOST: usize = WAITING + 1024;
 const SESSION_DEADLINE: Duration = Duration::from_secs(2);
 /// The time after which a batch is proposed again, at first and at most.
 const AGAIN: Duration = Duration::from_millis(100);
-/// The same after a refusal or a broken stream: the new leader is perhaps known by then.
-const SOON: Duration = Duration::from_millis(20);
+/// The same after a refusal, a broken stream or a change of the lead: the new leader is perhaps known, or takes
+/// proposals, by then.
+const SOON: Duration = Duration::from_millis(10);
 const AGAIN_MOST: Duration = Duration::from_millis(1600);
 
 /// Why a command was not carried out, as far as this member knows.
@@ -157,8 +164,12 @@ struct Flight {
 /// The way to the leader, for as long as it leads.
 enum Link {
     Nowhere,
-    Here,
-    There { to: mpsc::Sender<wire::Proposal>, refusals: mpsc::Receiver<wire::ProposalRefusal> },
+    /// With the batches that this member, leading, has under way in openraft.
+    Here(FuturesUnordered<Refused>),
+    There {
+        to: mpsc::Sender<wire::Proposal>,
+        refusals: mpsc::Receiver<wire::ProposalRefusal>,
+    },
 }
 
 /// About how many bytes a command takes in the log. Not exact: the store cuts what is too long for one record.
@@ -199,6 +210,8 @@ impl Proposer {
                         break;
                     }
                     self.link(&mut state);
+                    // What came of the attempts with another leader, or none, says nothing about this one.
+                    state.flying.values_mut().for_each(|flight| flight.pause = SOON / 2);
                     self.again(&mut state, |_| true).await;
                 }
                 order = self.orders.recv(), if state.waiting.len() < WAITING_MOST => match order {
@@ -218,7 +231,7 @@ impl Proposer {
                     Some(proposal) => arrived.push(proposal),
                     None => hints_open = false,
                 },
-                refusal = refused(&mut state.link) => self.refused(&mut state, refusal),
+                refused = refused(&mut state.link) => self.refused(&mut state, refused),
                 () = until(wake) => {
                     let now = clock::now();
                     self.give_up(&mut state, now);
@@ -343,6 +356,10 @@ impl Proposer {
         if matches!(&state.link, Link::There { to, .. } if to.is_closed()) {
             self.link(state);
         }
+        if matches!(&state.link, Link::Nowhere) {
+            state.flying.values_mut().for_each(|flight| flight.again = now + flight.pause);
+            return;
+        }
         for flight in state.flying.values_mut().filter(|f| which(f)) {
             flight.pause = (flight.pause * 2).min(AGAIN_MOST);
             flight.again = now + flight.pause;
@@ -355,12 +372,10 @@ impl Proposer {
     async fn propose(&self, link: &mut Link, batch: &Batch) {
         match link {
             Link::Nowhere => {}
-            Link::Here => {
-                // Should it not be accepted, it is proposed again in time.
-                if let Err(error) = self.raft.client_write_ff(batch.clone(), None).await {
-                    tracing::debug!(%error, "a batch could not be proposed here");
-                }
-            }
+            Link::Here(under_way) => match submit(&self.raft, batch.clone()).await {
+                Ok(refused) => under_way.push(refused),
+                Err(error) => tracing::debug!(%error, "a batch could not be proposed here"),
+            },
             Link::There { to, .. } => match encode_batch(batch) {
                 // Full or closed: it is proposed again in time.
                 Ok(batch) => drop(to.try_send(wire::Proposal { batch })),
@@ -369,11 +384,12 @@ impl Proposer {
         }
     }
 
-    fn refused(&self, state: &mut State, refusal: Option<wire::ProposalRefusal>) {
+    /// The leader refused the batch with this number; or the way to it broke.
+    fn refused(&self, state: &mut State, refused: Option<u64>) {
         let soon = clock::now() + SOON;
-        match refusal {
-            Some(refusal) => {
-                if let Some(flight) = state.flying.get_mut(&refusal.first) {
+        match refused {
+            Some(first) => {
+                if let Some(flight) = state.flying.get_mut(&first) {
                     flight.again = flight.again.min(soon);
                 }
             }
@@ -391,7 +407,7 @@ impl Proposer {
         let lead = self.lead.borrow().clone();
         state.link = match lead.leader {
             None => Link::Nowhere,
-            Some(leader) if leader.id == self.me => Link::Here,
+            Some(leader) if leader.id == self.me => Link::Here(FuturesUnordered::new()),
             Some(leader) => {
                 let mut client = match self.peers.client(leader.id, &leader.address, Lane::Control) {
                     Ok(client) => client,
@@ -427,16 +443,34 @@ impl Proposer {
     }
 }
 
-async fn refused(link: &mut Link) -> Option<wire::ProposalRefusal> {
-    match link {
-        Link::There { refusals, .. } => refusals.recv().await,
-        Link::Nowhere | Link::Here => std::future::pending().await,
-    }
+/// Ends when it is known what came of a batch: with its number if it was refused.
+pub(crate) type Refused = BoxFuture<'static, Option<u64>>;
+
+/// Gives openraft a batch. It refuses what comes to a member that does not lead, or whose lead no majority has answered yet,
+/// for the first time or lately.
+pub(crate) async fn submit(raft: &PalisadeRaft, batch: Batch) -> Result<Refused, Fatal<TypeConfig>> {
+    let first = batch.first;
+    let (responder, answer) = ProgressResponder::complete_only();
+    raft.client_write_ff(batch, Some(responder)).await?;
+    Ok(Box::pin(async move {
+        let refused = answer.await.ok()?.err()?;
+        tracing::debug!(%refused, "a batch was not taken");
+        Some(first)
+    }))
 }
 
-async fn until(time: Option<Time>) {
-    match time {
-        Some(time) => tokio::time::sleep(time.since(clock::now())).await,
-        None => std::future::pending().await,
+/// The number of the next batch that is refused; `None`: the way broke.
+async fn refused(link: &mut Link) -> Option<u64> {
+    match link {
+        Link::There { refusals, .. } => refusals.recv().await.map(|refusal| refusal.first),
+        Link::Here(under_way) => {
+            while let Some(done) = under_way.next().await {
+                if done.is_some() {
+                    return done;
+                }
+            }
+            std::future::pending().await
+        }
+        Link::Nowhere => std::future::pending().await,
     }
 }

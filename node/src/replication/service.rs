@@ -19,11 +19,12 @@ use palisade_raft_store::{Snapshots, TypeConfig};
 use tokio::sync::{mpsc, watch};
 use tonic::{Request, Response, Status, Streaming};
 
+use super::election::Signs;
 use super::leader::Heard;
 use super::membership::{self, Admitting};
 use super::metrics::ReplicationMetrics;
 use super::progress::{self, Ears};
-use super::propose::Lead;
+use super::propose::{self, Lead, Refused};
 use super::route::Sender;
 use super::{PalisadeRaft, current, snapshot, wire as convert};
 use crate::clock;
@@ -53,6 +54,9 @@ impl Wake for Waker {
 pub(crate) const MOST_IDLE: usize = 4096;
 /// Commands in one batch: far more than this version sends, so that another one may send more.
 const MOST_COMMANDS: usize = 1024;
+/// Batches of one stream that openraft has and that are neither applied nor refused: more than a member has in flight,
+/// copies included. Further ones wait.
+const MOST_TAKEN: usize = 64;
 
 #[derive(Clone)]
 pub(crate) struct Service(pub(crate) Arc<Parts>);
@@ -68,6 +72,7 @@ pub(crate) struct Parts {
     pub(crate) admitting: Admitting,
     pub(crate) heard: Heard,
     pub(crate) ears: Ears,
+    pub(crate) signs: Signs,
     /// True once the member is to stop: ends the streams, which would otherwise keep their connections open.
     pub(crate) stop: watch::Receiver<bool>,
 }
@@ -106,6 +111,20 @@ impl Parts {
         }
         self.metrics.misaddressed.add(1);
         Err(Status::permission_denied(format!("member {from} is not in this cluster (any longer)")))
+    }
+
+    /// Gives openraft a batch that a member proposes.
+    async fn take(&self, from: MemberId, proposal: wire::Proposal) -> Result<Refused, Status> {
+        let batch = decode_batch(&proposal.batch).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        if batch.commands.len() > MOST_COMMANDS {
+            let why = format!("{} commands in one batch, more than {MOST_COMMANDS}", batch.commands.len());
+            return Err(Status::invalid_argument(why));
+        }
+        if batch.proposer != from {
+            return Err(Status::invalid_argument("a proposal in another member's name"));
+        }
+        self.known(from)?;
+        propose::submit(&self.raft, batch).await.map_err(fatal)
     }
 
     /// Takes in one hint and passes on what follows from it.
@@ -165,11 +184,15 @@ impl Member for Service {
         let (broken, mut why) = mpsc::channel(1);
         let requests = request.into_inner().take_until(stopped(self.0.stop.clone()));
         // What can not be understood ends the stream: whatever follows it would have a gap before it.
+        let signs = self.0.signs.clone();
         let requests = requests.scan((), move |(), request| {
             let understood: Result<AppendEntriesRequest<TypeConfig>, Status> =
                 request.and_then(|r| convert::append_in(r).map_err(Status::from));
             std::future::ready(match understood {
-                Ok(request) if request.vote.leader_id.node_id == from => Some(request),
+                Ok(request) if request.vote.leader_id.node_id == from => {
+                    signs.of(request.vote.leader_id.term);
+                    Some(request)
+                }
                 Ok(_) => {
                     drop(broken.try_send(Status::invalid_argument("an append in another member's name")));
                     None
@@ -264,32 +287,27 @@ impl Member for Service {
         let from = Sender::of(&request)?;
         let parts = self.0.clone();
         let batches = request.into_inner().take_until(stopped(self.0.stop.clone()));
-        let refusals = batches.filter_map(move |batch| {
-            let parts = parts.clone();
-            async move {
-                let batch = match batch
-                    .and_then(|p| decode_batch(&p.batch).map_err(|e| Status::invalid_argument(e.to_string())))
-                {
-                    Ok(batch) if batch.commands.len() > MOST_COMMANDS => {
-                        let why = format!("{} commands in one batch, more than {MOST_COMMANDS}", batch.commands.len());
-                        return Some(Err(Status::invalid_argument(why)));
-                    }
-                    Ok(batch) if batch.proposer == from => batch,
-                    Ok(_) => return Some(Err(Status::invalid_argument("a proposal in another member's name"))),
-                    Err(status) => return Some(Err(status)),
-                };
-                if let Err(status) = parts.known(from) {
-                    return Some(Err(status));
-                }
-                if !parts.leads() {
-                    parts.metrics.refused_not_leader.add(1);
-                    let leader = parts.lead.borrow().leader.as_ref().map_or(0, |l| l.id.0);
-                    return Some(Ok(wire::ProposalRefusal { first: batch.first, leader }));
-                }
-                // No answer is waited for: the proposer sees it applied, or proposes it again.
-                parts.raft.client_write_ff(batch, None).await.err().map(|e| Err(fatal(e)))
+        let takers = self.0.clone();
+        let taken = batches.then(move |batch| {
+            let parts = takers.clone();
+            async move { parts.take(from, batch?).await }
+        });
+        // No answer is waited for: the proposer sees it applied. Only of what is refused it hears here.
+        let refused = taken.map(|taken| async move {
+            match taken {
+                Ok(refused) => Ok(refused.await),
+                Err(status) => Err(status),
             }
         });
+        let refusals = refused.buffer_unordered(MOST_TAKEN).filter_map(move |refused| {
+            let refusal = |first| {
+                parts.metrics.refused_not_leader.add(1);
+                let leader = parts.lead.borrow().leader.as_ref().map_or(0, |l| l.id.0);
+                wire::ProposalRefusal { first, leader }
+            };
+            std::future::ready(refused.map(|first| first.map(refusal)).transpose())
+        });
+        let refusals = refusals.take_until(stopped(self.0.stop.clone()));
         Ok(Response::new(Box::pin(refusals)))
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use palisade_engine::event::{HalfOpen, Opening, TcpEnd};
 use palisade_engine::replica::{Batch, Close, CloseCause, Establish};
-use palisade_engine::{Generation, HoldKey, Protocol, SessionId, Standing, Time, Tuple, ZoneId};
+use palisade_engine::{Generation, HoldKey, Protocol, SessionId, Standing, Tuple, ZoneId};
 use palisade_engine::{Ip, id::RuleId};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use super::*;
 
 mod breaks;
+mod elections;
 mod progress;
 
 const LONG: Duration = Duration::from_secs(20);
@@ -111,6 +112,22 @@ impl Node {
     fn current(&self) -> bool {
         self.running.as_ref().is_some_and(|r| r.standing.at(clock::now()) == Standing::Current)
     }
+}
+
+/// Ends a member as a crash does, as far as that can be done within a process: no farewell, its connections just break.
+fn crash(node: &mut Node) {
+    drop(node.running.take());
+}
+
+/// Puts a batch into the log. A leader that a majority has not answered lately refuses it for the moment.
+async fn write(node: &Node, batch: &Batch) {
+    let written = timeout(LONG, async {
+        while let Err(error) = node.run().replication.raft.client_write(batch.clone()).await {
+            println!("{}: {error}", node.options.name);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    assert!(written.await.is_ok(), "{} took no batch", node.options.name);
 }
 
 /// Waits until `what` holds.
@@ -432,7 +449,7 @@ async fn a_batch_that_is_proposed_again_is_carried_out_once() {
     let first = u64::from(me.starts) << 40;
     let copy = Batch { proposer: me.member, first, floor: first, unix_ms: 0, commands: vec![command(1)] };
     let before = nodes[lead].run().metrics().applied_batches.get();
-    nodes[lead].run().replication.raft.client_write(copy).await.unwrap();
+    write(&nodes[lead], &copy).await;
     until("the copy is applied", || nodes[lead].run().metrics().applied_batches.get() > before).await;
     assert!(!has(&nodes[lead], 1), "a copy resurrected the session");
 }

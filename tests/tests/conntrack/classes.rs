@@ -335,9 +335,6 @@ pub(crate) const CLASSES: &[Class] = &[
     class("hop-by-hop-not-first", false, |v| {
         v.only_kernel(&[Reason::Malformed]) && v.extensions().iter().skip(1).any(|kind| *kind == 0)
     }),
-    class("first-fragment-late", false, |v| {
-        v.only_kernel(&[Reason::Fragment]) && v.pieces().first().is_some_and(|piece| piece.begin > 0)
-    }),
     class("overlapping-fragments", false, |v| {
         let mut pieces = v.pieces();
         pieces.sort_unstable();
@@ -397,10 +394,6 @@ pub(crate) const CLASSES: &[Class] = &[
     class("icmp-in-fragments", false, |v| {
         let protocol = if v.v4() { v.bytes()[9] } else { v.bytes()[40] };
         v.only_kernel(&[Reason::Fragment]) && v.state == State::Related && matches!(protocol, 1 | 58)
-    }),
-    class("answer-to-a-challenge-ack", true, |v| {
-        let answer = |b: &Belongs<'_>| b.from == 0 && b.rst() && b.talk.challenge == Some(b.tcp.seq);
-        v.only_kernel(&[Reason::TcpRst]) && v.is(|b| b.stage(&[Stage::Asked]) && answer(b))
     }),
     class("rst-at-opening", true, |v| {
         let exact = |b: &Belongs<'_>| match b.talk.stage {

@@ -52,7 +52,8 @@ fn every_disagreement_with_conntrack_has_a_reason() {
         table::all(&mut arena);
         random::histories(&mut arena, 0, number("PALISADE_HISTORIES").unwrap_or(RANDOM));
         runtime.block_on(arena.check_denied()).unwrap();
-        all_occur(&arena.tally);
+        report(&arena.tally);
+        return all_occur(&arena.tally);
     }
     report(&arena.tally);
 }
@@ -83,7 +84,7 @@ fn report(tally: &Tally) {
             eprintln!("{loose:>6} {strict:>6}  {}", class.name);
         }
     }
-    let shown = tally.unexplained.iter().map(String::as_str).take(5).collect::<Vec<_>>().join("\n");
+    let shown = tally.unexplained.iter().map(String::as_str).take(60).collect::<Vec<_>>().join("\n");
     assert!(tally.unexplained.is_empty(), "{} histories without a reason:\n{shown}", tally.unexplained.len());
 }
 

@@ -1,6 +1,6 @@
 //! Members tell each other of live sessions, and notice who falls silent.
 
-use super::breaks::{crash, pass_segment};
+use super::breaks::pass_segment;
 use super::*;
 use palisade_engine::Verdict;
 
