@@ -327,7 +327,9 @@ pub(crate) const CLASSES: &[Class] = &[
     class("to-oneself", false, |v| {
         v.only_kernel(&[Reason::Martian]) && addresses(v.bytes()).is_some_and(|(src, dst)| src == dst)
     }),
-    class("ipv4-options", false, |v| v.only_kernel(&[Reason::IpOption]) && v.v4() && v.bytes()[0] & 15 > 5),
+    class("ipv4-options", false, |v| {
+        v.only_kernel(&[Reason::IpOption, Reason::Malformed]) && v.v4() && v.bytes()[0] & 15 > 5
+    }),
     class("reserved-bit", false, |v| v.only_kernel(&[Reason::Malformed]) && v.v4() && v.bytes()[6] & 0x80 != 0),
     class("routing-header", false, |v| v.only_kernel(&[Reason::IpOption]) && v.extensions().contains(&43)),
     class("many-extension-headers", false, |v| v.only_kernel(&[Reason::IpOption]) && v.extensions().len() > 8),
@@ -458,7 +460,8 @@ pub(crate) const CLASSES: &[Class] = &[
             && v.is(|b| b.from == 1 && b.plain() && b.stage(&[Stage::Asked]))
     }),
     class("second-syn", true, |v| {
-        v.only_kernel(&[Reason::TcpWindow]) && v.is(|b| b.syn(SYN) && b.from == 0 && b.talk.rival)
+        let another = |b: &Belongs<'_>| b.talk.rival || b.stage(&[Stage::Open]) && b.tcp.seq != b.sender().isn;
+        v.only_kernel(&[Reason::TcpWindow]) && v.is(|b| b.syn(SYN) && b.from == 0 && another(b))
     }),
     class("syn-ack-of-the-client", false, |v| v.only_kernel_held() && v.is(|b| b.syn(SYN | ACK) && b.from == 0)),
     class("stray-syn-ack", true, |v| {
@@ -473,6 +476,14 @@ pub(crate) const CLASSES: &[Class] = &[
         v.only_kernel(&[Reason::Policy])
             && v.is(|b| b.syn(SYN) && b.from == 1 && (b.stage(&[Stage::Asked]) || b.talk.tried || b.talk.disturbed))
     }),
+    class("crossed-handshake", true, |v| {
+        let own = |b: &Belongs<'_>| b.tcp.seq == b.sender().isn;
+        let syn = |b: &Belongs<'_>| b.from == 1 && b.syn(SYN) && (own(b) || b.over());
+        let copy = |b: &Belongs<'_>| syn(b) || own(b) && b.from == 0 && b.syn(SYN | ACK);
+        let answer = |b: &Belongs<'_>| b.from == 1 && b.syn(SYN | ACK) && b.answers_the_syn();
+        let ack = |b: &Belongs<'_>| b.from == 0 && b.plain() && b.tcp.payload == 0 && b.tcp.seq == b.sender().edge;
+        v.only_ours() && v.is(|b| copy(b) || b.stage(&[Stage::Asked, Stage::Answered]) && (answer(b) || ack(b)))
+    }),
     class("predecessor", true, |v| {
         v.only_ours() && v.is(|b| b.stage(&[Stage::Asked, Stage::Answered]) && !b.tcp.has(SYN) && b.of_the_old())
     }),
@@ -485,12 +496,14 @@ pub(crate) const CLASSES: &[Class] = &[
     class("before-its-time", true, |v| {
         let Ok(p) = v.packet else { return false };
         let opening = v.facts.talk(&p.tuple).is_none_or(|(talk, _)| matches!(talk.stage, Stage::Asked | Stage::Reset));
-        !v.state.passes() && v.ours == Ours::Late && opening && v.is_now(|b| b.tcp.has(ACK) && !b.rst())
+        let answers = v.tcp().is_none() || v.is_now(|b| b.tcp.has(ACK) && !b.rst());
+        !v.state.passes() && v.ours == Ours::Late && opening && answers
     }),
     class("disturbed-handshake", true, |v| v.only_ours() && v.is(|b| b.talk.disturbed && b.fits())),
     class("lost-track", true, |v| v.only_ours() && v.is(|b| b.talk.odd && (b.fits() || b.rst() && b.exact()))),
     class("another-syn", true, |v| {
-        v.only_ours() && v.is(|b| b.talk.tried && b.fits() || b.rst() && b.answers_a_contender())
+        let begins = |b: &Belongs<'_>| b.from == 0 && b.syn(SYN) && b.stage(&[Stage::Asked]);
+        v.only_ours() && v.is(|b| begins(b) || b.talk.tried && b.fits() || b.rst() && b.answers_a_contender())
     }),
     class("rival-half-open", true, |v| {
         let own = |b: &Belongs<'_>| if b.over() { b.belongs_to_the_end() } else { b.stage(&[Stage::Open]) && b.fits() };
