@@ -19,18 +19,33 @@ pub struct Turn {
 /// # Panics
 /// The lab can not run, but `PALISADE_REQUIRE_LAB=1` demands that it does.
 #[must_use]
-#[allow(clippy::panic, reason = "a test that is required and can not run has failed")]
 pub fn require_lab(programs: &[&str]) -> Option<Turn> {
-    match turn(programs) {
-        Ok(turn) => Some(turn),
-        Err(why) if env::var_os("PALISADE_REQUIRE_LAB").is_some_and(|v| v == "1") => {
-            panic!("PALISADE_REQUIRE_LAB=1, but {why}")
-        }
-        Err(why) => {
-            // Not `eprintln!`, which the harness hides when the test passes.
-            let _ = writeln!(std::io::stderr(), "skipped: {why}");
-            None
-        }
+    turn(programs).map_or_else(|why| skip("", &why), Some)
+}
+
+/// Are the programs there that one part of a lab test needs? If not, that is said.
+///
+/// # Panics
+/// One is missing, but `PALISADE_REQUIRE_LAB=1` demands that nothing is skipped.
+#[must_use]
+pub fn require_programs(part: &str, programs: &[&str]) -> bool {
+    installed(programs).map_or_else(|why| skip(&format!(" {part}"), &why), Some).is_some()
+}
+
+#[allow(clippy::panic, reason = "a test that is required and can not run has failed")]
+fn skip<T>(what: &str, why: &str) -> Option<T> {
+    if env::var_os("PALISADE_REQUIRE_LAB").is_some_and(|v| v == "1") {
+        panic!("PALISADE_REQUIRE_LAB=1, but {why}");
+    }
+    // Not `eprintln!`, which the harness hides when the test passes.
+    let _ = writeln!(std::io::stderr(), "skipped{what}: {why}");
+    None
+}
+
+fn installed(programs: &[&str]) -> Result<(), String> {
+    match programs.iter().find(|p| find_program(p).is_none()) {
+        Some(missing) => Err(format!("there is no {missing} on this machine")),
+        None => Ok(()),
     }
 }
 
@@ -38,9 +53,7 @@ fn turn(programs: &[&str]) -> Result<Turn, String> {
     if !geteuid().is_root() {
         return Err("lab tests need root".to_owned());
     }
-    if let Some(missing) = programs.iter().find(|p| find_program(p).is_none()) {
-        return Err(format!("there is no {missing} on this machine"));
-    }
+    installed(programs)?;
     let path = env::temp_dir().join("palisade-lab.lock");
     let open = || {
         let file = File::create(&path)?;

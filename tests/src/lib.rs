@@ -3,6 +3,8 @@
 //! The lab itself is [`palisade_cli::lab`], which the demo uses too; here is what only tests need: the guard that skips
 //! or serialises them, and the real programs.
 
+pub mod beyond;
+pub mod drops;
 pub mod frames;
 pub mod guard;
 pub mod packets;

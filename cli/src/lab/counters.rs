@@ -4,7 +4,8 @@ use anyhow::{Context, Result};
 
 use super::netns::Netns;
 
-/// One counter of `/proc/net/snmp` or `/proc/net/netstat`, as `("Tcp", "RetransSegs")` or `("TcpExt", "TCPSynRetrans")`.
+/// One counter of `/proc/net/snmp`, `netstat` or `snmp6`, as `("Tcp", "RetransSegs")`, `("TcpExt", "TCPSynRetrans")` or
+/// `("Udp6", "RcvbufErrors")`.
 ///
 /// # Errors
 /// This kernel has no such counter.
@@ -13,6 +14,9 @@ pub async fn kernel(netns: &Netns, group: &str, name: &str) -> Result<u64> {
         if let Some(value) = find(&netns.proc_net(file).await?, group, name) {
             return Ok(value);
         }
+    }
+    if let Some(value) = find6(&netns.proc_net("snmp6").await?, group, name) {
+        return Ok(value);
     }
     anyhow::bail!("the kernel has no counter {group} {name}")
 }
@@ -31,6 +35,15 @@ fn find(text: &str, group: &str, name: &str) -> Option<u64> {
     let (names, values) = (lines.next()?.1, lines.next()?.1);
     let at = names.split_whitespace().position(|n| n == name)?;
     values.split_whitespace().nth(at)?.parse().ok()
+}
+
+/// Each counter is a line, its name that of the group and its own in one.
+fn find6(text: &str, group: &str, name: &str) -> Option<u64> {
+    let (_, value) = text
+        .lines()
+        .filter_map(|line| line.split_once(char::is_whitespace))
+        .find(|(counter, _)| counter.strip_prefix(group) == Some(name))?;
+    value.trim().parse().ok()
 }
 
 /// The sum of all samples of one metric whose labels contain every one of `labels` (as `verdict="drop"`).
@@ -61,6 +74,9 @@ mod tests {
         assert_eq!(find(text, "IpExt", "TCPSynRetrans"), Some(7));
         assert_eq!(find(text, "Tcp", "TCPSynRetrans"), None);
         assert_eq!(find(text, "TcpExt", "Absent"), None);
+        let text = "Udp6InErrors      \t3\nUdp6RcvbufErrors      \t12\n";
+        assert_eq!(find6(text, "Udp6", "RcvbufErrors"), Some(12));
+        assert_eq!(find6(text, "Udp", "RcvbufErrors"), None);
     }
 
     #[test]

@@ -412,6 +412,14 @@ impl Paths {
         Ok([self.member(0, flow).await?, self.member(1, flow.reversed()).await?])
     }
 
+    /// The member through which packets of `flow` leave one side just now; they come from there.
+    ///
+    /// # Errors
+    /// That side has no route.
+    pub async fn from(&self, side: Side, flow: Flow) -> Result<usize> {
+        self.member(side as usize, flow).await
+    }
+
     async fn member(&self, side: usize, flow: Flow) -> Result<usize> {
         let ifindex = self.hosts[side].netlink().egress(flow).await?;
         let number = self.links.lock().get(&(side, ifindex)).copied();
@@ -459,7 +467,10 @@ async fn host(side: Side) -> Result<Netns> {
 }
 
 /// IPv6 addresses are usable at once; there is nobody to collide with.
-async fn no_address_detection(netns: &Netns) -> Result<()> {
+///
+/// # Errors
+/// The kernel has no IPv6.
+pub async fn no_address_detection(netns: &Netns) -> Result<()> {
     netns.sysctl("net/ipv6/conf/all/accept_dad", "0").await?;
     netns.sysctl("net/ipv6/conf/default/accept_dad", "0").await
 }

@@ -133,6 +133,15 @@ impl Netlink {
         self.handle.link().set(message).execute().await.with_context(|| format!("{name} down"))
     }
 
+    /// Sets the largest packet that an interface sends, in bytes.
+    ///
+    /// # Errors
+    /// There is no such interface, or the value is not to be had there.
+    pub async fn set_mtu(&self, name: &str, bytes: u32) -> Result<()> {
+        let message = LinkUnspec::new_with_name(name).mtu(bytes).build();
+        self.handle.link().set(message).execute().await.with_context(|| format!("MTU {bytes} for {name}"))
+    }
+
     /// Adds an address.
     ///
     /// # Errors

@@ -1,12 +1,18 @@
 //! Real programs in the lab's namespaces, each with configuration and files in a folder of its own.
 
+pub mod dns;
+pub mod h2load;
 pub mod iperf3;
 pub mod nginx;
+pub mod ping;
 pub mod postgres;
 pub mod prometheus;
+pub mod rsync;
+pub mod traceroute;
 pub mod wrk;
 
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -29,14 +35,30 @@ pub fn path(name: &str) -> Result<PathBuf> {
 /// # Errors
 /// It fails, with what it said, or takes longer than `limit`.
 pub async fn run(netns: &Netns, dir: &Path, limit: Duration, program: &str, args: &[&str]) -> Result<String> {
+    match output(netns, dir, limit, program, args).await? {
+        (status, output) if status.success() => Ok(output),
+        (status, output) => bail!("{program} {}: {status}\n{output}", args.join(" ")),
+    }
+}
+
+/// As [`run`], for a program whose failure is what is wanted, or part of the answer.
+///
+/// # Errors
+/// It can not be started, or takes longer than `limit`.
+pub async fn output(
+    netns: &Netns,
+    dir: &Path,
+    limit: Duration,
+    program: &str,
+    args: &[&str],
+) -> Result<(ExitStatus, String)> {
     let log = tempfile::Builder::new().prefix(program).suffix(".out").tempfile_in(dir)?.into_temp_path();
     let mut process = netns.start(Spawn::new(path(program)?, log.to_path_buf()).args(args)).await?;
     let status = process.wait(limit).await;
     let output = process.output();
     match status {
-        Ok(status) if status.success() => Ok(output),
-        Ok(status) => bail!("{program} {}: {status}\n{output}", args.join(" ")),
-        Err(e) => Err(e.context(output)),
+        Ok(status) => Ok((status, output)),
+        Err(e) => Err(e.context(format!("{program} {}\n{output}", args.join(" ")))),
     }
 }
 

@@ -1,4 +1,4 @@
-//! wrk, with a new connection for every request.
+//! wrk, with a new connection for every request or with connections that stay.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -32,9 +32,21 @@ pub async fn run(lab: &Lab, to: SocketAddr, connections: u32, seconds: u64, paus
     }
     let file = lab.dir().join("wrk.lua");
     std::fs::write(&file, script)?;
-    let (file, url) = (file.display().to_string(), format!("http://{to}/"));
-    let (connections, duration) = (connections.to_string(), format!("{seconds}s"));
-    let args = ["-t", "1", "-c", &connections, "-d", &duration, "--timeout", "5s", "-s", &file, &url];
+    wrk(lab, to, connections, seconds, &["-s", &file.display().to_string()]).await
+}
+
+/// Runs it on the client's side, over `connections` that are kept (HTTP/1.1, RFC 9112 section 9.3), one request after the
+/// other on each.
+///
+/// # Errors
+/// It fails.
+pub async fn keep_alive(lab: &Lab, to: SocketAddr, connections: u32, seconds: u64) -> Result<Outcome> {
+    wrk(lab, to, connections, seconds, &[]).await
+}
+
+async fn wrk(lab: &Lab, to: SocketAddr, connections: u32, seconds: u64, more: &[&str]) -> Result<Outcome> {
+    let (connections, duration, url) = (connections.to_string(), format!("{seconds}s"), format!("http://{to}/"));
+    let args = [&["-t", "1", "-c", &connections, "-d", &duration, "--timeout", "5s"], more, &[&url]].concat();
     let limit = Duration::from_secs(seconds + 15);
     let text = super::run(lab.client(), lab.dir(), limit, "wrk", &args).await?;
     parse(text)

@@ -1,0 +1,229 @@
+//! Real programs at both ends, nearly every connection asymmetric: they get what they ask for, and nothing that they send is
+//! taken for INVALID. What is INVALID is provoked at the end, so that it is known to be counted.
+//!
+//! Everything runs in one lab, part after part, beside connections that are idle all the while: their idle time is most of
+//! the test's.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod bulk;
+mod dns;
+mod idle;
+mod path;
+mod provoked;
+mod web;
+
+use std::future::Future;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use palisade_engine::Reason;
+use palisade_tests::beyond::Beyond;
+use palisade_tests::drops::{Drops, is_invalid, is_overload};
+use palisade_tests::guard::{require_lab, require_programs};
+use palisade_tests::lab::counters::kernel;
+use palisade_tests::lab::{Flow, Lab, Side};
+use palisade_tests::program::traceroute::Probe;
+use palisade_tests::{OPEN_POLICY, members};
+use tokio::time::{Instant, sleep};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_palisade-under-test");
+
+/// After this, whatever was held is forwarded or dropped, and counted.
+const SETTLED: Duration = Duration::from_millis(400);
+
+/// How often something may be lost because the machine stood still.
+const ATTEMPTS: usize = 3;
+
+/// Parts that can not be right before the engine is, by the beginning of their names; and why.
+const NOT_YET: &[(&str, &str)] = &[
+    ("DNS in fragments", "a fragment is dropped while the first one of its datagram is held"),
+    ("refused", "RSTs and ICMP errors that overtake the hint of what they answer are dropped, not held"),
+    ("traceroute", "RSTs and ICMP errors that overtake the hint of what they answer are dropped, not held"),
+];
+
+/// What is counted wrongly before the engine is right, by the beginning of the part's name.
+const OPEN: &[(&str, Reason)] = &[
+    // An acknowledgement more than 2 MiB ahead (a gap was filled, or an end was slow) is judged by what the members answered
+    // about an earlier one with the same sequence number up to 250 ms ago, or by the first answer of several, which may be
+    // that of a member whose part in the connection is over.
+    ("iperf3 --bidir", Reason::TcpWindow),
+    ("rsync", Reason::TcpWindow),
+    // A kernel's RST for a socket that is gone may go another way than the connection went. The member there knows little of
+    // it: it judges by the first answer of several, or, once the connection is closed, without asking.
+    ("iperf3 --bidir", Reason::TcpRst),
+    ("iperf3 --bidir", Reason::NoSession),
+    ("HTTP/1.1", Reason::NoSession),
+    // An ICMP error that overtakes the hint of the first echo request; the second is answered.
+    ("path MTU by ping", Reason::IcmpUnrelated),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn real_endpoints_get_what_they_ask_for_and_nothing_is_invalid() {
+    let Some(_turn) = require_lab(&[]) else { return };
+    let mut lab = Lab::with_cluster(members(3, BINARY), OPEN_POLICY).await.unwrap();
+    let result = everything(&lab).await;
+    lab.or_keep(result).unwrap();
+}
+
+async fn everything(lab: &Lab) -> Result<()> {
+    let mut parts = Parts { lab, failures: Vec::new() };
+    // Ports that are chosen for the ways that their packets go are nobody else's.
+    lab.client().sysctl("net/ipv4/ip_local_reserved_ports", "20000-39999").await?;
+    // A member that does not answer ends it, but what was found until then is told, too.
+    if let Err(e) = all_parts(lab, &mut parts).await {
+        parts.failures.push(format!("{e:#}"));
+    }
+    ensure!(parts.failures.is_empty(), "{}", parts.failures.join("\n"));
+    Ok(())
+}
+
+async fn all_parts(lab: &Lab, parts: &mut Parts<'_>) -> Result<()> {
+    let mut idle = None;
+    let open = async {
+        let opened = idle.insert(idle::Idle::open(lab).await?);
+        Ok(opened.to_string())
+    };
+    parts.part("idle connections opened", &[], open).await?;
+    for to in Side::Server.hosts() {
+        parts.part(&format!("ping -f {to}"), &["ping"], bulk::ping(lab, to)).await?;
+        parts.part(&format!("iperf3 -u {to}"), &["iperf3"], bulk::udp(lab, to)).await?;
+        parts.part(&format!("iperf3 --bidir {to}"), &["iperf3"], bulk::both_ways(lab, to)).await?;
+        let web = ["nginx", "openssl", "wrk", "h2load"];
+        parts.part(&format!("HTTP/1.1 keep-alive {to}"), &web, web::keep_alive(lab, to)).await?;
+        parts.part(&format!("HTTP/2 {to}"), &web, web::streams(lab, to)).await?;
+        parts.part(&format!("DNS over UDP {to}"), &["dnsmasq", "dig"], dns::udp(lab, to)).await?;
+        parts.part(&format!("DNS over TCP {to}"), &["dnsmasq", "dig"], dns::tcp(lab, to)).await?;
+        parts.part(&format!("DNS in fragments {to}"), &["dnsmasq", "dig"], dns::fragments(lab, to)).await?;
+    }
+    parts.part("rsync of files", &["rsync", "cmp"], bulk::files(lab)).await?;
+    ways(lab, parts).await?;
+    if let Some(idle) = idle {
+        parts.part("idle connections used again", &[], idle.use_again(lab)).await?;
+    }
+    parts.provoked().await
+}
+
+/// The parts that need routers and hosts behind those of the lab.
+async fn ways(lab: &Lab, parts: &mut Parts<'_>) -> Result<()> {
+    let (client, server) = (Beyond::attach(lab, Side::Client).await?, Beyond::attach(lab, Side::Server).await?);
+    let beyond = [&client, &server];
+    Beyond::answer_everything(lab, beyond).await?;
+    for (family, name) in ["IPv4", "IPv6"].into_iter().enumerate() {
+        parts.part(&format!("refused TCP {name}"), &[], path::refused_tcp(lab, family)).await?;
+        parts.part(&format!("refused UDP {name}"), &[], path::refused_udp(lab, family)).await?;
+        for probe in [Probe::Udp, Probe::Icmp, Probe::Tcp(path::OPEN_PORT)] {
+            let trace = path::trace(lab, beyond, family, probe);
+            parts.part(&format!("traceroute {probe:?} {name}"), &["traceroute"], trace).await?;
+        }
+        parts
+            .part(&format!("path MTU by ping {name}"), &["ping", "ip"], path::small_link(lab, &server, family))
+            .await?;
+        parts.part(&format!("path MTU at members {name}"), &["ping", "ip"], path::small_members(lab, family)).await?;
+        let up = path::discovered(lab, &server, family);
+        parts.part(&format!("path MTU by TCP {name}, to the server"), &["ip"], up).await?;
+        let down = path::discovered(lab, &client, family);
+        parts.part(&format!("path MTU by TCP {name}, to the client"), &["ip"], down).await?;
+    }
+    Ok(())
+}
+
+/// Runs one part after the other; all failures are told at the end.
+struct Parts<'a> {
+    lab: &'a Lab,
+    failures: Vec<String>,
+}
+
+impl Parts<'_> {
+    /// Does what a part does; nothing INVALID may be counted meanwhile.
+    async fn part(&mut self, name: &str, programs: &[&str], work: impl Future<Output = Result<String>>) -> Result<()> {
+        if let Some((_, why)) = NOT_YET.iter().find(|(part, _)| name.starts_with(part)) {
+            eprintln!("{name}: not yet: {why}");
+        } else if require_programs(name, programs) {
+            let known = |reason| OPEN.iter().any(|(part, r)| name.starts_with(part) && *r == reason);
+            let invalid = self.measured(name, work).await?.only(|reason| !known(reason));
+            if invalid.total() > 0 {
+                self.failures.push(format!("{name}: INVALID: {invalid}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The same for packets that are INVALID: they are counted, each by its reason, and nothing else is.
+    async fn provoked(&mut self) -> Result<()> {
+        let name = "INVALID packets provoked";
+        if !require_programs(name, &["tcpdump"]) {
+            return Ok(());
+        }
+        let invalid = self.measured(name, provoked::all(self.lab)).await?;
+        let all: u64 = provoked::EXPECTED.iter().map(|(_, count)| count).sum();
+        let each = provoked::EXPECTED.iter().all(|(reason, count)| invalid.only(|r| r == *reason).total() == *count);
+        if !each || invalid.total() != all {
+            self.failures.push(format!("{name}: {invalid}, not {:?}", provoked::EXPECTED));
+        }
+        Ok(())
+    }
+
+    /// What was INVALID during a part.
+    async fn measured(&mut self, name: &str, work: impl Future<Output = Result<String>>) -> Result<Drops> {
+        let (before, began) = (Drops::read(self.lab).await?, Instant::now());
+        let figures = work.await.unwrap_or_else(|e| {
+            self.failures.push(format!("{name}: {e:#}"));
+            "FAILED".to_owned()
+        });
+        let took = began.elapsed().as_secs_f64();
+        sleep(SETTLED).await;
+        let drops = Drops::read(self.lab).await?.since(&before);
+        let (invalid, other) = (drops.only(is_invalid), drops.only(|reason| !is_invalid(reason)));
+        eprintln!("{name}: {figures}; {took:.1} s; INVALID: {invalid}; other drops: {other}");
+        Ok(invalid)
+    }
+}
+
+/// Does something in which nothing may be lost; `attempt` answers how much was. Where other machines share this one's
+/// processors, all of it may stand still, and packets are late or find a full socket: then, and only then, once more.
+async fn lossless(lab: &Lab, mut attempt: impl AsyncFnMut() -> Result<u64>) -> Result<()> {
+    let mut lost = Vec::new();
+    while lost.len() < ATTEMPTS {
+        let (drops, full) = (Drops::read(lab).await?, full_sockets(lab).await?);
+        match attempt().await? {
+            0 => return Ok(()),
+            count => lost.push(count),
+        }
+        sleep(SETTLED).await;
+        let late = Drops::read(lab).await?.since(&drops).only(is_overload);
+        let full = full_sockets(lab).await? - full;
+        if late.total() == 0 && full == 0 {
+            bail!("lost, by attempt: {lost:?}; and no member was too slow");
+        }
+        eprintln!("lost: {lost:?}; too late: {late}; sockets that were full: {full}");
+    }
+    bail!("lost, by attempt: {lost:?}")
+}
+
+/// Datagrams that the ends' own kernels had no room for, and frames that the members' had none for.
+async fn full_sockets(lab: &Lab) -> Result<u64> {
+    let mut full = 0;
+    for host in [lab.client(), lab.server()] {
+        full += kernel(host, "Udp", "RcvbufErrors").await? + kernel(host, "Udp6", "RcvbufErrors").await?;
+    }
+    for member in lab.members() {
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
+        let missed = member.metric("palisade_capture_missed_total", &[]).await? as u64;
+        full += missed;
+    }
+    Ok(full)
+}
+
+/// A client's port with which both directions of a connection go through different members. Another for each of the
+/// server's ports.
+async fn asymmetric_port(lab: &Lab, family: usize, protocol: u8, dport: u16) -> Result<u16> {
+    let (src, dst) = (Side::Client.hosts()[family], Side::Server.hosts()[family]);
+    let first = 20_000 + dport;
+    for sport in first..first + 50 {
+        let [there, back] = lab.path(Flow { protocol, src, sport, dst, dport }).await?;
+        if there != back {
+            return Ok(sport);
+        }
+    }
+    None.context("no connection is asymmetric")
+}
