@@ -131,7 +131,9 @@ impl Engine {
     /// How far two ends may have moved unseen, in bytes, by the ages of what is known of them.
     pub(crate) fn moved(&self, ages: [Option<Duration>; 2], now: Time) -> [i64; 2] {
         let unsure = self.unsure.load();
-        ages.map(|age| unsure.bound(age, self.config.takeover_rate, now))
+        // Ages are too long by up to one unit: what was seen just after a span must not count as seen in it.
+        let age = |age: Option<Duration>| age.map(|age| age.saturating_sub(Coarse::UNIT));
+        ages.map(|of| unsure.bound(age(of), self.config.takeover_rate, now))
     }
 }
 

@@ -66,7 +66,7 @@ impl Engine {
             }
         }
         if seen == Seen::Unsure {
-            match track.doubt(tcp.seq, self.others(), lost, context.now) {
+            match track.doubt(tcp, self.others(), lost, context.now) {
                 Doubt::Judge(mode) => {
                     self.counters.adopted.fetch_add(u64::from(mode == Mode::Adopt), Ordering::Relaxed);
                     seen = track.segment([client, server], direction, tcp, closed, mode, context.now);

@@ -57,7 +57,7 @@ impl Engine {
     fn judge_transport(&self, packet: &Packet, context: &mut Context<'_>, events: &mut Vec<Event>) -> Verdict {
         match &packet.kind {
             Kind::Fragment(fragment) => return self.fragment(packet, fragment, context),
-            Kind::IcmpError(embedded) => return self.related(packet, embedded, context),
+            Kind::IcmpError(embedded) => return self.related(packet, embedded, context, events),
             _ => {}
         }
         let hash = self.table.hash(&packet.tuple);
@@ -116,7 +116,14 @@ impl Engine {
                         TcpEnd { isn: tcp.seq, window: tcp.window, wscale: tcp.wscale, sack: tcp.sack_permitted };
                     self.open(hash, packet, Opening::Tcp { client, server: None }, context, events)
                 }
-                flags if flags & Tcp::RST != 0 => Verdict::Drop(Reason::NoSession),
+                // It may refuse a connection whose hint is under way.
+                flags if flags & Tcp::RST != 0 => {
+                    let asked = self.table.of(hash).awaited.asked(hash, context.now);
+                    match asked {
+                        Asked::InVain => Verdict::Drop(Reason::NoSession),
+                        Asked::No | Asked::Now => self.wait(hash, packet, context, events),
+                    }
+                }
                 flags if flags & Tcp::ACK == 0 || flags & (Tcp::SYN | Tcp::FIN) == Tcp::SYN | Tcp::FIN => {
                     Verdict::Drop(Reason::TcpFlags)
                 }

@@ -1,15 +1,22 @@
 //! ICMP errors: RELATED to the session that sent the packet they are about (RFC 5508 section 3 has the same for NAT).
 
 use crate::engine::{Context, Engine, Standing};
-use crate::event::Opening;
+use crate::event::{Event, Hint, Opening};
 use crate::parse::{Embedded, Packet};
+use crate::table::awaited::Asked;
 use crate::track::tcp::{ahead, reach};
 use crate::tuple::Direction;
-use crate::verdict::{Reason, Verdict};
+use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 
 impl Engine {
     /// The verdict on an ICMP error: it passes if a session sent what it is about, and it comes from where that went.
-    pub(super) fn related(&self, packet: &Packet, embedded: &Embedded, context: &Context<'_>) -> Verdict {
+    pub(super) fn related(
+        &self,
+        packet: &Packet,
+        embedded: &Embedded,
+        context: &Context<'_>,
+        events: &mut Vec<Event>,
+    ) -> Verdict {
         const UNRELATED: Verdict = Verdict::Drop(Reason::IcmpUnrelated);
         // Errors go to whoever sent the packet, and to nobody else.
         if packet.tuple.dst != embedded.tuple.src {
@@ -58,9 +65,18 @@ impl Engine {
             };
             (plausible && from == context.ingress && open.generation >= self.generation()).then_some(())
         };
-        match shard.halves.of(hash, &embedded.tuple).find_map(sent_it) {
-            Some(()) => Verdict::Forward,
-            None => UNRELATED,
+        if shard.halves.of(hash, &embedded.tuple).find_map(sent_it).is_some() {
+            return Verdict::Forward;
         }
+        let known = shard.sessions.find(hash, &embedded.tuple).is_some()
+            || shard.halves.of(hash, &embedded.tuple).next().is_some();
+        if known || shard.awaited.asked(hash, context.now) == Asked::InVain {
+            return UNRELATED;
+        }
+        // The hint of what it is about may be under way.
+        if shard.awaited.wait(hash, context.worker, context.now) {
+            events.push(Event::Hint(Hint::Ask(embedded.tuple)));
+        }
+        Verdict::Hold(HoldKey(hash), HoldClass::Unmatched)
     }
 }

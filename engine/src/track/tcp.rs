@@ -48,8 +48,8 @@
 //!    - `S.edge − min(2^24, W(R)) ≤ seq` and `end ≤ max(S.edge + min(2^21, W(R)), S.limit + 1)`;
 //!    - `R.edge − min(2^24, 2 W(S)) ≤ ack ≤ R.edge + min(2^21, W(S))`.
 //! 2. *Strict*: otherwise its packets may have passed elsewhere. It is held, and the others are asked what they know
-//!    ([`Hint::Progress`](crate::event::Hint)). What they answer is merged, step 1 repeated, and if all of them answered, or
-//!    one that still sees the connection, van Rooij's bounds decide on what all know together:
+//!    ([`Hint::Progress`](crate::event::Hint)). What they answer is merged, step 1 repeated, and if all of them answered,
+//!    van Rooij's bounds decide on what all know together:
 //!    - `S.edge − win(R) ≤ seq` and `end ≤ max(S.edge, S.limit + 1)`;
 //!    - `R.edge − 2 win(S) ≤ ack ≤ R.edge`, as RFC 5961 section 5.2.
 //!
@@ -122,10 +122,10 @@ pub(crate) struct Track {
     /// When the others were last asked, to 4 ms: a packet that comes again after [`ANSWER`] never comes too early. Should it
     /// wrap, a question is left out, once.
     asked: Fine,
-    /// Who answered; [`LIVE`]: one that still sees the connection did.
+    /// Who answered.
     answers: u32,
     /// What they were asked about.
-    asked_seq: u32,
+    asked_about: u32,
     /// This member may once have known more (it restarted, or joined later), so that its answer is no proof.
     gap: bool,
     /// A RST was believed here or elsewhere.
@@ -136,9 +136,6 @@ pub(crate) struct Track {
     jump_to: u32,
     jump: u8,
 }
-
-/// Instead of the single answers.
-const LIVE: u32 = u32::MAX;
 
 /// An edge that was moved by more than is near ([`Mode::Moved`]).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -345,7 +342,7 @@ impl Track {
             ends: [End::new(client, server, fresh), End::new(server, client, fresh)],
             asked: Fine::NEVER,
             answers: 0,
-            asked_seq: 0,
+            asked_about: 0,
             gap: seen.is_none(),
             reset: false,
             proposed: false,
@@ -477,16 +474,18 @@ impl Track {
 
     /// What to do about a segment that is not near what is known here. `others`: how many members that are not silent may
     /// know more. `lost`: members that are silent may have known more.
-    pub(crate) fn doubt(&mut self, seq: u32, others: u32, lost: bool, now: Time) -> Doubt {
+    pub(crate) fn doubt(&mut self, tcp: &Tcp, others: u32, lost: bool, now: Time) -> Doubt {
+        // Both numbers: acknowledgements without data have one sequence number all.
+        let about = tcp.seq ^ tcp.ack.rotate_left(16);
         let complete = self.is_answered(others);
         // What nobody alive knows is taken from one packet, and from no other until its time is over.
-        let nobody = if lost && self.answers != LIVE { Mode::Adopt } else { Mode::Strict };
+        let nobody = if lost { Mode::Adopt } else { Mode::Strict };
         if others == 0 && !self.gap && !lost {
             return Doubt::Judge(Mode::Strict);
         }
         if let Some(age) = self.asked.age(now) {
             if complete && age < ANSWER {
-                match (self.asked_seq == seq, nobody) {
+                match (self.asked_about == about, nobody) {
                     (true, mode) => return Doubt::Judge(mode),
                     (false, Mode::Adopt) => return Doubt::Judge(Mode::Strict),
                     (false, _) => {}
@@ -500,7 +499,7 @@ impl Track {
                 return Doubt::Judge(Mode::Adopt);
             }
         }
-        (self.asked, self.asked_seq, self.answers) = (Fine::new(now), seq, 0);
+        (self.asked, self.asked_about, self.answers) = (Fine::new(now), about, 0);
         if others == 0 && !self.gap {
             // There is nobody to ask.
             return Doubt::Judge(nobody);
@@ -542,20 +541,19 @@ impl Track {
         }
     }
 
-    /// Takes in another member's answer. Is the question thereby answered?
+    /// Takes in another member's answer. Is it time to judge again? The word of one that sees the connection may show that a
+    /// segment belongs; that it does not, only all together can.
     pub(crate) fn merge(&mut self, from: MemberId, known: &Known, others: u32, now: Time) -> bool {
         self.learn(known, now);
-        if known.live {
-            self.answers = LIVE;
-        } else if !known.gap {
-            self.answers |= 1 << (from.0 % 31);
+        if !known.gap {
+            self.answers |= 1 << (from.0 % 32);
         }
-        self.is_answered(others)
+        known.live || self.is_answered(others)
     }
 
-    /// Have so many others answered, or one that sees the connection?
+    /// Have so many others answered?
     pub(crate) fn is_answered(&self, others: u32) -> bool {
-        self.answers == LIVE || (!self.gap && self.answers.count_ones() >= others)
+        !self.gap && self.answers.count_ones() >= others
     }
 
     /// In TIME_WAIT and CLOSE: retransmissions and last acknowledgements belong; nothing new does.

@@ -16,7 +16,6 @@ use std::future::Future;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use palisade_engine::Reason;
 use palisade_tests::beyond::Beyond;
 use palisade_tests::drops::{Drops, is_invalid, is_overload};
 use palisade_tests::guard::{require_lab, require_programs};
@@ -33,29 +32,6 @@ const SETTLED: Duration = Duration::from_millis(400);
 
 /// How often something may be lost because the machine stood still.
 const ATTEMPTS: usize = 3;
-
-/// Parts that can not be right before the engine is, by the beginning of their names; and why.
-const NOT_YET: &[(&str, &str)] = &[
-    ("DNS in fragments", "a fragment is dropped while the first one of its datagram is held"),
-    ("refused", "RSTs and ICMP errors that overtake the hint of what they answer are dropped, not held"),
-    ("traceroute", "RSTs and ICMP errors that overtake the hint of what they answer are dropped, not held"),
-];
-
-/// What is counted wrongly before the engine is right, by the beginning of the part's name.
-const OPEN: &[(&str, Reason)] = &[
-    // An acknowledgement more than 2 MiB ahead (a gap was filled, or an end was slow) is judged by what the members answered
-    // about an earlier one with the same sequence number up to 250 ms ago, or by the first answer of several, which may be
-    // that of a member whose part in the connection is over.
-    ("iperf3 --bidir", Reason::TcpWindow),
-    ("rsync", Reason::TcpWindow),
-    // A kernel's RST for a socket that is gone may go another way than the connection went. The member there knows little of
-    // it: it judges by the first answer of several, or, once the connection is closed, without asking.
-    ("iperf3 --bidir", Reason::TcpRst),
-    ("iperf3 --bidir", Reason::NoSession),
-    ("HTTP/1.1", Reason::NoSession),
-    // An ICMP error that overtakes the hint of the first echo request; the second is answered.
-    ("path MTU by ping", Reason::IcmpUnrelated),
-];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn real_endpoints_get_what_they_ask_for_and_nothing_is_invalid() {
@@ -136,11 +112,8 @@ struct Parts<'a> {
 impl Parts<'_> {
     /// Does what a part does; nothing INVALID may be counted meanwhile.
     async fn part(&mut self, name: &str, programs: &[&str], work: impl Future<Output = Result<String>>) -> Result<()> {
-        if let Some((_, why)) = NOT_YET.iter().find(|(part, _)| name.starts_with(part)) {
-            eprintln!("{name}: not yet: {why}");
-        } else if require_programs(name, programs) {
-            let known = |reason| OPEN.iter().any(|(part, r)| name.starts_with(part) && *r == reason);
-            let invalid = self.measured(name, work).await?.only(|reason| !known(reason));
+        if require_programs(name, programs) {
+            let invalid = self.measured(name, work).await?;
             if invalid.total() > 0 {
                 self.failures.push(format!("{name}: INVALID: {invalid}"));
             }

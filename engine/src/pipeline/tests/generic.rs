@@ -103,7 +103,19 @@ fn errors_are_related_to_what_was_sent() {
     let unrelated = Verdict::Drop(Reason::IcmpUnrelated);
     assert_eq!(k.pass(B, error(c.tuple, Some(c.client + 1))), FORWARD);
     assert_eq!(k.pass(B, error(c.tuple, Some(c.client + (1 << 30)))), unrelated);
-    assert_eq!(k.pass(B, error(Conn::new(2).tuple, Some(1))), unrelated);
+    // The hint of what it is about may be under way; once nobody knew it, it is nobody's.
+    let strange = error(Conn::new(2).tuple, Some(1));
+    assert_eq!(k.pass(B, strange).held(), Some(HoldClass::Unmatched));
+    assert!(k.asks() > 0);
+    k.deliver();
+    k.now = k.now + 250 * MS;
+    assert_eq!(k.pass(B, strange), unrelated);
+    // Another one comes with the hint.
+    let (asked, refused) = (Conn::new(3).syn(), error(Conn::new(3).tuple, Some(Conn::new(3).client)));
+    assert_eq!(k.pass(C, refused).held(), Some(HoldClass::Unmatched));
+    assert_eq!(k.pass(A, asked), FORWARD);
+    k.deliver();
+    assert_eq!(k.pass(C, refused), FORWARD);
     assert_eq!(k.process(B, 0, OUTSIDE, &error(c.tuple, Some(c.client + 1))), Verdict::Drop(Reason::WrongZone));
     let mut elsewhere = error(c.tuple, Some(c.client + 1));
     elsewhere.tuple.dst = SERVER;
@@ -192,7 +204,7 @@ fn sctp_is_a_session_with_ports() {
     assert_eq!(k.settle(), [Outcome::Accepted]);
     assert_eq!(k.pass(B, reply), FORWARD);
     assert_eq!(k.pass(B, error(of(7, 36412), None)), FORWARD);
-    assert_eq!(k.pass(B, error(of(8, 36412), None)), Verdict::Drop(Reason::IcmpUnrelated));
+    assert_eq!(k.pass(B, error(of(9, 36412), None)).held(), Some(HoldClass::Unmatched), "another port");
     let counts = k.members[A].engine.counts();
     assert_eq!(counts.sessions, [(Protocol::SCTP, "ASSURED", 1)]);
     assert_eq!(Protocol::SCTP.to_string(), "sctp");

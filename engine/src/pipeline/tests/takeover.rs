@@ -172,9 +172,9 @@ fn a_blind_attacker_gains_little_by_a_takeover() {
         };
         k.pass(A, scaled(c.syn()));
         k.pass(A, scaled(c.syn_ack()));
+        k.deliver();
         k.pass(A, c.ack());
         k.settle();
-        k.deliver();
         let (mut sent, back) = talk(&mut k, &c, (0, 0), 10, 50_000);
         let told = tell(&mut k);
         k.now = k.now + 250 * MS;

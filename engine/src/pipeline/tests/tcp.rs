@@ -418,11 +418,27 @@ fn standing_decides_what_may_pass() {
 #[test]
 fn what_no_session_knows() {
     let (mut k, c) = (Cluster::new(), Conn::new(1));
-    assert_eq!(k.pass(A, c.of_client(Tcp::RST, 0, 0, 0)), drop_for(Reason::NoSession));
+    assert_eq!(
+        class(k.pass(A, c.of_client(Tcp::RST, 0, 0, 0))),
+        HoldClass::Unmatched,
+        "its SYN's hint may be under way"
+    );
     assert_eq!(k.pass(A, c.of_client(Tcp::PSH, 0, 0, 0)), drop_for(Reason::TcpFlags));
     assert_eq!(class(k.pass(A, c.data())), HoldClass::Unmatched);
     assert_eq!(class(k.pass(A, c.of_client(FIN, 0, 0, 0))), HoldClass::Unmatched);
     assert_eq!(k.asks(), 1);
+    k.now = k.now + 250 * MS;
+    assert_eq!(k.pass(A, c.of_client(Tcp::RST, 0, 0, 0)), drop_for(Reason::NoSession), "nobody answered");
+}
+
+#[test]
+fn a_refusal_that_overtakes_the_hint_is_held() {
+    let (mut k, c) = (Cluster::new(), Conn::new(1));
+    let refusal = c.of_server(Tcp::RST | Tcp::ACK, 0, 0, 0);
+    assert_eq!(class(k.pass(B, refusal)), HoldClass::Unmatched);
+    assert_eq!(k.pass(A, c.syn()), FORWARD);
+    k.deliver();
+    assert_eq!(k.pass(B, refusal), FORWARD);
 }
 
 #[test]

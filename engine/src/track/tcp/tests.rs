@@ -125,39 +125,48 @@ fn time_changes_no_bound() {
     assert_eq!(c.data(Original, REACH, 0, 0), Seen::Pass);
 }
 
+/// A segment with this sequence number.
+fn about(seq: u32) -> Tcp {
+    Tcp { seq, ack: 0, flags: Tcp::ACK, window: 0, payload: 0, wscale: None, sack_permitted: false }
+}
+
 #[test]
 fn doubts_are_asked_about_and_judged_by_the_answers() {
     let (id, t) = (|n| MemberId(n), |ms: u32| T0 + ms * MS);
     let knows = |live| Connection::new().track.progress(T0, live);
     // Both others answer.
     let mut track = Connection::new().track;
-    assert_eq!(track.doubt(77, 2, false, t(0)), Doubt::Ask);
-    assert_eq!(track.doubt(77, 2, false, t(1)), Doubt::Wait);
+    assert_eq!(track.doubt(&about(77), 2, false, t(0)), Doubt::Ask);
+    assert_eq!(track.doubt(&about(77), 2, false, t(1)), Doubt::Wait);
     assert!(!track.merge(id(2), &knows(false), 2, t(1)));
     assert!(!track.merge(id(2), &knows(false), 2, t(1)), "the same one again");
     assert!(track.merge(id(3), &knows(false), 2, t(1)));
-    assert_eq!(track.doubt(77, 2, false, t(1)), Doubt::Judge(Mode::Strict));
-    assert_eq!(track.doubt(78, 2, false, t(5)), Doubt::Ask, "another packet needs another answer");
-    // One that sees it is enough.
+    assert_eq!(track.doubt(&about(77), 2, false, t(1)), Doubt::Judge(Mode::Strict));
+    assert_eq!(track.doubt(&about(78), 2, false, t(5)), Doubt::Ask, "another packet needs another answer");
+    // One that sees it may show that it belongs; only all of them that it does not.
     assert!(track.merge(id(3), &knows(true), 2, t(5)));
-    assert_eq!(track.doubt(78, 2, false, t(6)), Doubt::Judge(Mode::Strict));
+    assert_eq!(track.doubt(&about(78), 2, false, t(6)), Doubt::Wait);
+    assert!(track.merge(id(2), &knows(false), 2, t(6)));
+    assert_eq!(track.doubt(&about(78), 2, false, t(6)), Doubt::Judge(Mode::Strict));
+    let acks_more = Tcp { ack: 1, ..about(78) };
+    assert_eq!(track.doubt(&acks_more, 2, false, t(7)), Doubt::Ask, "the same data, another acknowledgement");
     // Nobody answers: one packet, then another question.
     let mut track = Connection::new().track;
-    assert_eq!(track.doubt(77, 2, false, t(0)), Doubt::Ask);
+    assert_eq!(track.doubt(&about(77), 2, false, t(0)), Doubt::Ask);
     assert!(!track.merge(id(2), &knows(false), 2, t(1)));
-    assert_eq!(track.doubt(77, 2, false, t(245)), Doubt::Wait);
-    assert_eq!(track.doubt(77, 2, false, t(250)), Doubt::Judge(Mode::Adopt));
-    assert_eq!(track.doubt(77, 2, false, t(250)), Doubt::Ask);
-    assert_eq!(track.doubt(77, 2, false, t(10_250)), Doubt::Ask, "too long ago");
+    assert_eq!(track.doubt(&about(77), 2, false, t(245)), Doubt::Wait);
+    assert_eq!(track.doubt(&about(77), 2, false, t(250)), Doubt::Judge(Mode::Adopt));
+    assert_eq!(track.doubt(&about(77), 2, false, t(250)), Doubt::Ask);
+    assert_eq!(track.doubt(&about(77), 2, false, t(10_250)), Doubt::Ask, "too long ago");
     // Whoever came later, or restarted, proves nothing by its ignorance.
     let mut track = Connection::new().track;
-    assert_eq!(track.doubt(77, 1, false, t(0)), Doubt::Ask);
+    assert_eq!(track.doubt(&about(77), 1, false, t(0)), Doubt::Ask);
     assert!(!track.merge(id(2), &Connection::unseen().track.progress(T0, false), 1, t(1)));
     let mut track = Connection::unseen().track;
-    assert_eq!(track.doubt(77, 0, false, t(0)), Doubt::Ask);
+    assert_eq!(track.doubt(&about(77), 0, false, t(0)), Doubt::Ask);
     assert!(!track.merge(id(2), &knows(false), 1, t(1)));
     // Alone, there is nobody to ask.
-    assert_eq!(Connection::new().track.doubt(77, 0, false, t(0)), Doubt::Judge(Mode::Strict));
+    assert_eq!(Connection::new().track.doubt(&about(77), 0, false, t(0)), Doubt::Judge(Mode::Strict));
 }
 
 #[test]
