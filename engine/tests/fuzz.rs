@@ -1,5 +1,6 @@
 //! The fuzz targets without the fuzzer: everything in the corpora, and for each some thousand random changes of it.
 //!
+//! Ten million of them: `PALISADE_MUTATIONS=10000000 cargo test --release -p palisade-engine --test fuzz`.
 //! With the fuzzer itself, for hours: `cd engine && cargo +nightly fuzz run parse` (or `pipeline`, `policy`).
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, missing_docs, reason = "a test")]
 
@@ -8,7 +9,7 @@ mod targets;
 
 use std::path::Path;
 
-/// Executions of random changes, for each target.
+/// Executions of random changes, for each target; `PALISADE_MUTATIONS` is another number.
 const MUTATIONS: u64 = 20_000;
 
 /// A small generator of numbers (splitmix64), so that a failure is the same in every run.
@@ -64,7 +65,8 @@ fn replay(name: &str, target: fn(&[u8])) {
         run(&path.display(), data);
     }
     let mut numbers = Numbers(7);
-    for n in 0..MUTATIONS {
+    let count = std::env::var("PALISADE_MUTATIONS").ok().and_then(|n| n.parse().ok()).unwrap_or(MUTATIONS);
+    for n in 0..count {
         run(&n, &changed(&corpus, &mut numbers));
     }
 }
