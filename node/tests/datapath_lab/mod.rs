@@ -147,7 +147,19 @@ impl Lab {
     /// A socket of the server.
     pub fn listen(&self, v6: bool, port: u16, wait: Duration) -> UdpSocket {
         let address = if v6 { format!("[fd00:2::2]:{port}") } else { format!("10.2.0.2:{port}") };
-        let socket = self.server.call(move || UdpSocket::bind(address).unwrap());
+        // A child that another thread has just forked holds the last socket of this port until it executes its program.
+        let bind = move || {
+            let end = clock::now() + Duration::from_secs(2);
+            loop {
+                match UdpSocket::bind(&address) {
+                    Err(e) if e.kind() == std::io::ErrorKind::AddrInUse && clock::now() < end => {
+                        thread::sleep(Duration::from_millis(5));
+                    }
+                    bound => return bound.unwrap(),
+                }
+            }
+        };
+        let socket = self.server.call(bind);
         socket.set_read_timeout(Some(wait)).unwrap();
         socket
     }
