@@ -496,7 +496,7 @@ pub(crate) const CLASSES: &[Class] = &[
     class("before-its-time", true, |v| {
         let Ok(p) = v.packet else { return false };
         let opening = v.facts.talk(&p.tuple).is_none_or(|(talk, _)| matches!(talk.stage, Stage::Asked | Stage::Reset));
-        let answers = v.tcp().is_none() || v.is_now(|b| b.tcp.has(ACK) && !b.rst());
+        let answers = v.tcp().is_none() || v.is_now(|b| b.tcp.has(ACK) || b.rst());
         !v.state.passes() && v.ours == Ours::Late && opening && answers
     }),
     class("disturbed-handshake", true, |v| v.only_ours() && v.is(|b| b.talk.disturbed && b.fits())),
