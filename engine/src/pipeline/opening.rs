@@ -245,20 +245,6 @@ impl Engine {
             }
             return Verdict::Drop(Reason::Policy);
         }
-        self.take(shard, hash, slot, step, packet, context, events)
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "those of `step`")]
-    fn take(
-        &self,
-        shard: &mut Shard,
-        hash: u64,
-        slot: u32,
-        step: Step,
-        packet: &Packet,
-        context: &Context<'_>,
-        events: &mut Vec<Event>,
-    ) -> Verdict {
         const GONE: Verdict = Verdict::Drop(Reason::NoSession);
         let now = context.now;
         let hold = Verdict::Hold(HoldKey(hash), HoldClass::Matched);

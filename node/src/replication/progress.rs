@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use palisade_engine::replica::Role;
-use palisade_engine::{Engine, MemberId, Time, Wake};
+use palisade_engine::{Engine, MemberId, Time};
 use palisade_proto::convert::{decode_progress, encode_progress};
 use palisade_proto::member::v1 as wire;
 use parking_lot::Mutex;
@@ -22,7 +22,7 @@ use tokio::task::JoinHandle;
 use super::hints::Members;
 use super::metrics::ReplicationMetrics;
 use super::route::{Lane, Peers};
-use super::service::SharedWake;
+use super::service::{SharedWake, Waker};
 use crate::clock;
 
 /// Between two tellings.
@@ -268,15 +268,6 @@ impl Ears {
             silent += u32::from(forwards && now.since(peer.heard) >= SILENT);
         }
         silent
-    }
-}
-
-/// Adapts a shared wake to the engine's argument.
-struct Waker(Box<dyn SharedWake>);
-
-impl Wake for Waker {
-    fn wake(&mut self, workers: u64, key: palisade_engine::HoldKey) {
-        self.0.wake(workers, key);
     }
 }
 

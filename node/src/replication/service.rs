@@ -42,7 +42,7 @@ impl<W: Wake + Clone + Send + Sync + 'static> SharedWake for W {
 }
 
 /// Adapts it to the engine's argument.
-struct Waker(Box<dyn SharedWake>);
+pub(crate) struct Waker(pub(crate) Box<dyn SharedWake>);
 
 impl Wake for Waker {
     fn wake(&mut self, workers: u64, key: HoldKey) {
