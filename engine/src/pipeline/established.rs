@@ -3,7 +3,6 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::opening::EARLY;
 use crate::engine::{Context, Engine, Standing};
 use crate::event::{Event, Hint, Proposal, TcpEnd};
 use crate::parse::{Kind, Packet, Tcp};
@@ -12,7 +11,7 @@ use crate::replica::{Close, CloseCause};
 use crate::table::Shard;
 use crate::table::session::Session;
 use crate::track::generic;
-use crate::track::tcp::{Doubt, Mode, Seen, ahead};
+use crate::track::tcp::{Doubt, Mode, SYN_DATA, Seen, ahead};
 use crate::tuple::Direction;
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 
@@ -169,6 +168,6 @@ pub(crate) fn syn(
     };
     // The acknowledgement may cover the SYN's data (RFC 7413).
     let acked = ahead(tcp.ack, receiver.isn.wrapping_add(1));
-    let copy = tcp.seq == sender.isn && (!tcp.has(Tcp::ACK) || (0..=EARLY).contains(&acked));
+    let copy = tcp.seq == sender.isn && (!tcp.has(Tcp::ACK) || (0..=SYN_DATA).contains(&acked));
     (copy && closed.is_none()).then_some(Verdict::Forward)
 }

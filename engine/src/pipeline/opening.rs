@@ -28,15 +28,12 @@ use crate::replica::{Close, CloseCause, Establish};
 use crate::table::Shard;
 use crate::table::awaited::ASK_AGAIN;
 use crate::track::generic;
-use crate::track::tcp::{ahead, reach};
+use crate::track::tcp::{SYN_DATA, ahead, reach};
 use crate::tuple::Direction;
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 
 /// A proposal that had no outcome for so long may be lost; the next packet makes it again.
 const PROPOSE_AGAIN: Duration = Duration::from_secs(1);
-
-/// Data that a SYN may carry (RFC 7413), or that may follow before the server's end is known here.
-pub(super) const EARLY: i64 = 1 << 16;
 
 /// What the half-open sessions say of a packet.
 pub(super) enum Match {
@@ -116,7 +113,7 @@ pub(crate) fn step(
             false => Err(Reason::TcpWindow),
         },
         (Direction::Reply, _) if flags == Tcp::SYN | Tcp::ACK => {
-            if !plausible(ahead(tcp.ack, first), EARLY) {
+            if !plausible(ahead(tcp.ack, first), SYN_DATA) {
                 return Err(Reason::TcpWindow);
             }
             Ok(match server {
@@ -133,14 +130,14 @@ pub(crate) fn step(
         (Direction::Original, _) if flags == Tcp::SYN | Tcp::ACK => match server {
             _ if tcp.seq != client.isn => Err(Reason::TcpWindow),
             None => Ok(Step::Perhaps),
-            Some(server) if plausible(ahead(tcp.ack, server.isn.wrapping_add(1)), EARLY) => Ok(Step::Exact),
+            Some(server) if plausible(ahead(tcp.ack, server.isn.wrapping_add(1)), SYN_DATA) => Ok(Step::Exact),
             Some(_) => Err(Reason::TcpWindow),
         },
         _ if flags & Tcp::SYN != 0 => Err(Reason::TcpFlags),
         (Direction::Original, None) if flags == Tcp::RST && challenge == Some(tcp.seq) => Ok(Step::Unchallenged),
         (Direction::Original, None) if flags & Tcp::RST != 0 => reset(tcp.seq == first),
         (Direction::Original, None) if flags & Tcp::ACK != 0 => {
-            if plausible(ahead(tcp.seq, first), EARLY) {
+            if plausible(ahead(tcp.seq, first), SYN_DATA) {
                 Ok(Step::Perhaps)
             } else {
                 Err(Reason::TcpWindow)
@@ -148,9 +145,9 @@ pub(crate) fn step(
         }
         (Direction::Reply, None) if flags & Tcp::RST != 0 => {
             // RFC 9293 section 3.10.7.3: in SYN-SENT a RST is valid if it acknowledges the SYN.
-            reset(tcp.has(Tcp::ACK) && plausible(ahead(tcp.ack, first), EARLY))
+            reset(tcp.has(Tcp::ACK) && plausible(ahead(tcp.ack, first), SYN_DATA))
         }
-        (Direction::Reply, None) if flags & Tcp::ACK != 0 => match plausible(ahead(tcp.ack, first), EARLY) {
+        (Direction::Reply, None) if flags & Tcp::ACK != 0 => match plausible(ahead(tcp.ack, first), SYN_DATA) {
             true => Ok(Step::Perhaps),
             // One number a SYN, or blind ones could make the client send RSTs at will.
             false if flags == Tcp::ACK && tcp.payload == 0 && challenge.is_none_or(|ack| ack == tcp.ack) => {

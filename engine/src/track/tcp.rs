@@ -53,8 +53,9 @@
 //!    - `S.edge − win(R) ≤ seq` and `end ≤ max(S.edge, S.limit + 1)`;
 //!    - `R.edge − 2 win(S) ≤ ack ≤ R.edge`, as RFC 5961 section 5.2.
 //!
-//! If after 250 ms neither is the case, a member is lost, and what it knew with it: then one packet is taken at its word,
-//! or the connection would be lost too. `docs/security.md` has the probabilities.
+//! If after 250 ms not all have answered, a member is lost, and what it knew with it; so is what a member knew before it
+//! restarted, unless another one sees the connection. Then one packet is taken at its word, or the connection would be lost
+//! too. `docs/security.md` has the probabilities.
 //!
 //! Once an end's FIN is known nothing beyond it belongs. In TIME_WAIT and CLOSE the upper bounds are the edges
 //! themselves, so that the packets of a successor on the same ports are never taken for the old connection's.
@@ -87,6 +88,9 @@ const RST_SLACK: i64 = 1 << 19;
 
 /// No window is larger (RFC 7323 section 2.3); numbers farther apart than this can not be compared.
 const FARTHEST: i64 = 1 << 30;
+
+/// Data that a SYN may carry (RFC 7413), or that may follow before the server's end is known here.
+pub(crate) const SYN_DATA: i64 = 1 << 16;
 
 /// How long the others have for an answer: a hold's time.
 const ANSWER: Duration = Duration::from_millis(250);
@@ -122,11 +126,11 @@ pub(crate) struct Track {
     /// When the others were last asked, to 4 ms: a packet that comes again after [`ANSWER`] never comes too early. Should it
     /// wrap, a question is left out, once.
     asked: Fine,
-    /// Who answered.
+    /// Who answered, and how: [`LIVE`], [`GAP`].
     answers: u32,
     /// What they were asked about.
     asked_about: u32,
-    /// This member may once have known more (it restarted, or joined later), so that its answer is no proof.
+    /// This member may once have known more (it restarted, or joined later).
     gap: bool,
     /// A RST was believed here or elsewhere.
     reset: bool,
@@ -136,6 +140,12 @@ pub(crate) struct Track {
     jump_to: u32,
     jump: u8,
 }
+
+/// Of the answers: one came from a member that sees the connection.
+const LIVE: u32 = 1 << 31;
+
+/// Of the answers: one came from a member that may once have known more, and does not see the connection now.
+const GAP: u32 = 1 << 30;
 
 /// An edge that was moved by more than is near ([`Mode::Moved`]).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -254,8 +264,8 @@ impl End {
         End {
             edge: first,
             acked: first,
-            // Windows in SYNs are never scaled.
-            limit: plus(first, i64::from(other.window)),
+            // Windows in SYNs are never scaled; they begin behind the SYN's data, of which there is no record.
+            limit: plus(first, SYN_DATA + i64::from(other.window)),
             fin: 0,
             fresh,
             win: 0,
@@ -418,14 +428,15 @@ impl Track {
             (self.jump_to, self.jump) = (to, Jump::new(self.ends[index(of)].edge, to, of, direction).code());
         }
         let sender = &mut self.ends[s];
+        let next = tcp.seq == sender.edge && sender.fresh != Coarse::NEVER;
         sender.sent(tcp.end(), seq, now);
-        // Windows that come with a jump count no more than it does.
-        let sure = self.jump == 0;
-        if sure {
-            sender.win = sender.win.max(tcp.window);
-        }
-        let window = if sure { i64::from(tcp.window) << scale(talk[s], talk[r]) } else { 0 };
-        let limit = plus(tcp.ack, window);
+        // Windows that come with a jump count no more than it does, and large ones only in a segment that is exactly the next,
+        // which nobody guesses: or a forged one would widen what belongs to a gigabyte.
+        let scale = scale(talk[s], talk[r]);
+        let most = |most: i64| if next { i64::MAX } else { most };
+        let window = if self.jump == 0 { i64::from(tcp.window) << scale } else { 0 };
+        sender.win = sender.win.max((window.min(most(LAG / 2)) >> scale) as u16);
+        let limit = plus(tcp.ack, window.min(most(JUMP)));
         let receiver = &mut self.ends[r];
         receiver.sent(tcp.ack, ack, now);
         receiver.allowed(tcp.ack, limit, ack);
@@ -479,8 +490,9 @@ impl Track {
         let about = tcp.seq ^ tcp.ack.rotate_left(16);
         let complete = self.is_answered(others);
         // What nobody alive knows is taken from one packet, and from no other until its time is over.
-        let nobody = if lost { Mode::Adopt } else { Mode::Strict };
-        if others == 0 && !self.gap && !lost {
+        let forgotten = (self.gap || self.answers & GAP != 0) && self.answers & LIVE == 0;
+        let nobody = if lost || forgotten { Mode::Adopt } else { Mode::Strict };
+        if others == 0 && nobody == Mode::Strict {
             return Doubt::Judge(Mode::Strict);
         }
         if let Some(age) = self.asked.age(now) {
@@ -500,7 +512,7 @@ impl Track {
             }
         }
         (self.asked, self.asked_about, self.answers) = (Fine::new(now), about, 0);
-        if others == 0 && !self.gap {
+        if others == 0 {
             // There is nobody to ask.
             return Doubt::Judge(nobody);
         }
@@ -545,15 +557,18 @@ impl Track {
     /// segment belongs; that it does not, only all together can.
     pub(crate) fn merge(&mut self, from: MemberId, known: &Known, others: u32, now: Time) -> bool {
         self.learn(known, now);
-        if !known.gap {
-            self.answers |= 1 << (from.0 % 32);
+        self.answers |= 1 << (from.0 % 30);
+        match (known.live, known.gap) {
+            (true, _) => self.answers |= LIVE,
+            (false, true) => self.answers |= GAP,
+            (false, false) => {}
         }
         known.live || self.is_answered(others)
     }
 
     /// Have so many others answered?
     pub(crate) fn is_answered(&self, others: u32) -> bool {
-        !self.gap && self.answers.count_ones() >= others
+        (self.answers & !(LIVE | GAP)).count_ones() >= others
     }
 
     /// In TIME_WAIT and CLOSE: retransmissions and last acknowledgements belong; nothing new does.

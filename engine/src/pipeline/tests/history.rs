@@ -2,7 +2,8 @@
 //! they send according to RFC 9293 must pass, whichever members see it; to be held and then forwarded is to pass.
 //!
 //! Not legitimate, so not counted: packets of a connection that was reset, a RST that names another number than the next
-//! one that passed, copies older than a whole window, and copies of the handshake after the end (`docs/security.md`).
+//! one that passed, copies older than a whole window, copies of the handshake after the end, and a simultaneous open where
+//! every RST of an earlier connection was lost (`docs/security.md`).
 
 use std::collections::VecDeque;
 use std::env;
@@ -243,6 +244,8 @@ struct History<'a> {
     passed: [u64; 2],
     /// A RST passed.
     reset: bool,
+    /// For the firewall, an earlier connection of the tuple still lives: its RSTs were lost.
+    left_open: bool,
     trace: Vec<String>,
     verbose: bool,
     /// A legitimate packet was: the story.
@@ -386,7 +389,7 @@ impl History<'_> {
 
     fn run(&mut self) {
         let data = if self.random.one_in(8) { 1 + self.random.below(1400) } else { 0 };
-        let crossing = self.random.one_in(4);
+        let crossing = self.random.one_in(4) && !self.left_open;
         self.ends[0].life = Life::Opening;
         self.ends[0].next = 1 + data;
         let syn = self.ends[0].segment(Tcp::SYN, 0, data);
@@ -447,6 +450,7 @@ fn histories(first: u64, count: u64) -> (u64, u64) {
         let isns = [isn(), isn()];
         // One tuple is used twice in a row, by a later SYN (RFC 9293 section 3.6.1).
         let reuses = 1 + u64::from(random.one_in(4));
+        let mut left_open = false;
         for round in 0..reuses {
             let isns = isns.map(|isn| isn.wrapping_add((round as u32).wrapping_mul(0x1000_0000)));
             let ends = isns.map(|isn| End::new(&mut random, isn));
@@ -460,6 +464,7 @@ fn histories(first: u64, count: u64) -> (u64, u64) {
                 path: if paths == Paths::One { [A, A] } else { [A, B] },
                 passed: [0; 2],
                 reset: false,
+                left_open,
                 trace: vec![format!("seed {seed}, round {round}")],
                 verbose: env::var_os("PALISADE_TRACE").is_some(),
                 dropped: None,
@@ -468,6 +473,7 @@ fn histories(first: u64, count: u64) -> (u64, u64) {
                 random: Random::new(random.next()),
             };
             history.run();
+            left_open = !history.reset && history.ends.iter().any(|end| end.life == Life::Dead);
             packets += history.packets;
             held += history.held;
             dropped.extend(history.dropped.take());

@@ -158,13 +158,28 @@ fn doubts_are_asked_about_and_judged_by_the_answers() {
     assert_eq!(track.doubt(&about(77), 2, false, t(250)), Doubt::Judge(Mode::Adopt));
     assert_eq!(track.doubt(&about(77), 2, false, t(250)), Doubt::Ask);
     assert_eq!(track.doubt(&about(77), 2, false, t(10_250)), Doubt::Ask, "too long ago");
-    // Whoever came later, or restarted, proves nothing by its ignorance.
+    // Whoever came later, or restarted, proves nothing by its ignorance: what it knew is taken from one packet.
+    let restarted = |live| Connection::unseen().track.progress(T0, live);
     let mut track = Connection::new().track;
     assert_eq!(track.doubt(&about(77), 1, false, t(0)), Doubt::Ask);
-    assert!(!track.merge(id(2), &Connection::unseen().track.progress(T0, false), 1, t(1)));
+    assert!(track.merge(id(2), &restarted(false), 1, t(1)));
+    assert_eq!(track.doubt(&about(78), 1, false, t(2)), Doubt::Judge(Mode::Strict));
+    assert_eq!(track.doubt(&about(77), 1, false, t(2)), Doubt::Judge(Mode::Adopt));
+    // Unless one sees it.
+    let mut track = Connection::new().track;
+    assert_eq!(track.doubt(&about(77), 2, false, t(0)), Doubt::Ask);
+    assert!(!track.merge(id(2), &restarted(false), 2, t(1)));
+    assert!(track.merge(id(3), &knows(true), 2, t(1)));
+    assert_eq!(track.doubt(&about(77), 2, false, t(2)), Doubt::Judge(Mode::Strict));
     let mut track = Connection::unseen().track;
-    assert_eq!(track.doubt(&about(77), 0, false, t(0)), Doubt::Ask);
-    assert!(!track.merge(id(2), &knows(false), 1, t(1)));
+    assert_eq!(track.doubt(&about(77), 1, false, t(0)), Doubt::Ask);
+    assert!(track.merge(id(2), &restarted(true), 1, t(1)));
+    assert_eq!(track.doubt(&about(77), 1, false, t(1)), Doubt::Judge(Mode::Strict));
+    // It alone.
+    let mut track = Connection::unseen().track;
+    assert_eq!(track.doubt(&about(77), 0, false, t(0)), Doubt::Judge(Mode::Adopt));
+    assert_eq!(track.doubt(&about(78), 0, false, t(1)), Doubt::Judge(Mode::Strict));
+    assert_eq!(track.doubt(&about(78), 0, false, t(250)), Doubt::Judge(Mode::Adopt));
     // Alone, there is nobody to ask.
     assert_eq!(Connection::new().track.doubt(&about(77), 0, false, t(0)), Doubt::Judge(Mode::Strict));
 }
