@@ -1,5 +1,6 @@
 //! Histories written by hand, each with a name.
 
+mod forged;
 mod icmp;
 mod ip;
 mod tcp;
@@ -15,7 +16,7 @@ type Entry = (&'static str, fn(&mut Play<'_>));
 
 /// Plays all of them, over IPv4 and over IPv6.
 pub(crate) fn all(arena: &mut Arena) {
-    for (name, history) in [tcp::ALL, udp::ALL, icmp::ALL, ip::ALL].concat() {
+    for (name, history) in [tcp::ALL, forged::ALL, udp::ALL, icmp::ALL, ip::ALL].concat() {
         for v4 in [true, false] {
             arena.play(&format!("{name}, {}", if v4 { "IPv4" } else { "IPv6" }), v4, history);
         }
