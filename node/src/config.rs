@@ -441,7 +441,7 @@ impl Raft {
 impl Limits {
     fn read(mut t: Table<'_>, problems: &mut Vec<Problem>) -> Option<Limits> {
         let max_sessions = t.or(problems, "max_sessions", 1_000_000, |v| v.count(1024, 100_000_000));
-        let max_half_open = t.or(problems, "max_half_open", 65_536, |v| v.count(256, 10_000_000));
+        let max_half_open = t.or(problems, "max_half_open", 262_144, |v| v.count(256, 10_000_000));
         let share = max_half_open.map_or(0, |all| all / 8);
         let per_source = t.or(problems, "max_half_open_per_source", share, |v| v.count(16, 10_000_000));
         if let (Some(all), Some(one)) = (max_half_open, per_source)

@@ -34,3 +34,9 @@ zone outside, inside
 default drop
 accept \"all\" from outside to inside: any -> any
 ";
+
+/// What the program `echo-server` sends back at once, in bytes.
+pub const ECHO_BLOCK: usize = 256;
+
+/// The first byte of a block after which it closes.
+pub const ECHO_LAST: u8 = 1;
