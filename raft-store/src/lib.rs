@@ -75,6 +75,6 @@ pub use log::{LogReader, LogStore};
 pub use machine::{Builder, Inspector, Job, Machine, Observer, Setup, StateMachine};
 pub use memory::MemoryLog;
 pub use metrics::{Flush, StoreMetrics, Totals};
-pub use snapshot::{SnapshotFile, SnapshotReceiver, Snapshots};
+pub use snapshot::{Lease, SnapshotFile, SnapshotReceiver, Snapshots};
 pub use store::{Options, Store, quarantine};
 pub use types::{Entry, LogId, Response, SnapshotMeta, StoredMembership, TypeConfig, Vote};

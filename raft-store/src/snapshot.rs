@@ -110,6 +110,11 @@ impl Drop for Temporary {
     }
 }
 
+/// While there is one, the newest snapshot counts as lent out, and no newer one is built: whoever installs it needs the log
+/// that follows it.
+#[derive(Clone, Debug)]
+pub struct Lease(#[expect(dead_code, reason = "counted")] Arc<()>);
+
 /// A snapshot, readable: openraft's `SnapshotData`. Its bytes stay readable also after its file was replaced.
 #[derive(Debug)]
 pub struct SnapshotFile {
@@ -121,7 +126,7 @@ pub struct SnapshotFile {
     home: Option<PathBuf>,
     temporary: Option<Temporary>,
     /// Counts those who have it; see [`Snapshots::is_lent`].
-    _lease: Arc<()>,
+    lease: Arc<()>,
 }
 
 impl SnapshotFile {
@@ -153,6 +158,12 @@ impl SnapshotFile {
             }
         }
         Ok(chunk)
+    }
+
+    /// What keeps it lent out: see [`Lease`].
+    #[must_use]
+    pub fn lease(&self) -> Lease {
+        Lease(Arc::clone(&self.lease))
     }
 
     /// What the machine wrote.
@@ -197,7 +208,7 @@ impl SnapshotFile {
             body: (begin, end),
             home,
             temporary: None,
-            _lease: Arc::new(()),
+            lease: Arc::new(()),
         })
     }
 
@@ -360,7 +371,7 @@ impl Snapshots {
         let Some(current) = current.as_mut() else { return Ok(None) };
         let mut snapshot = SnapshotFile::parse(current.bytes.clone(), self.0.folder.clone())?;
         current.lent = (self.0.clock)();
-        snapshot._lease = Arc::clone(&current.lease);
+        snapshot.lease = Arc::clone(&current.lease);
         Ok(Some(snapshot))
     }
 

@@ -35,6 +35,8 @@ const UNSENT: usize = 64;
 
 /// How long after a stream could not be opened the next try is made. Short: a member that comes back is not kept waiting.
 const REOPEN: Duration = Duration::from_millis(50);
+/// So long after a snapshot the log that follows it is kept for who has got it.
+const CATCH_UP: Duration = Duration::from_secs(10);
 
 type Rpc<T> = Result<T, RPCError<TypeConfig>>;
 
@@ -291,6 +293,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let mut client = self.client().map_err(StreamingError::from)?;
+        let lease = snapshot.snapshot.lease();
         let send = client.install_snapshot(snapshot::chunks(vote, snapshot.snapshot));
         let sent = tokio::select! {
             closed = cancel => return Err(StreamingError::Closed(closed)),
@@ -303,6 +306,12 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         };
         let vote = wire::vote_in(response.vote).map_err(|e| StreamingError::Network(NetworkError::new(&e)))?;
         self.network.metrics.snapshots_sent.add(1);
+        // What came meanwhile is still to be sent, from a log that a newer snapshot would have cut off: on a busy cluster the
+        // new member would get one snapshot after the other.
+        tokio::spawn(async move {
+            tokio::time::sleep(CATCH_UP).await;
+            drop(lease);
+        });
         Ok(SnapshotResponse::new(vote))
     }
 

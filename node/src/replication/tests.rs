@@ -17,6 +17,7 @@ use super::*;
 
 mod breaks;
 mod elections;
+mod joining;
 mod progress;
 
 const LONG: Duration = Duration::from_secs(20);
