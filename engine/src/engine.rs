@@ -225,6 +225,12 @@ impl Engine {
         }
     }
 
+    /// Asks the other members what packets wait for that is longer under way than a hint usually is. To be called every few
+    /// milliseconds.
+    pub fn ask(&self, now: Time, events: &mut Vec<Event>) {
+        self.table.ask(now, events);
+    }
+
     /// Looks at what is due in one shard, at so many entries at most; how many there were.
     fn look(&self, number: u8, now: Time, timeouts: &Timeouts, most: u32, events: &mut Vec<Event>) -> u32 {
         let mut shard = self.table.shard(number);

@@ -11,7 +11,7 @@ use common::{Member, established};
 use counting::allocations;
 use palisade_engine::parse::{Fragment, IpOptions, Kind, Packet, Tcp};
 use palisade_engine::{
-    Config, Context, Direction, Engine, Ip, MemberId, Protocol, Routes, Standing, Time, Tuple, Verdict, ZoneId,
+    Config, Context, Direction, Engine, Ip, MemberId, Protocol, Reason, Routes, Standing, Time, Tuple, Verdict, ZoneId,
 };
 
 struct Net;
@@ -71,7 +71,7 @@ fn engine(sessions: u32) -> std::sync::Arc<Engine> {
 #[test]
 fn hits_holds_and_drops_allocate_nothing() {
     const SESSIONS: u32 = 20_000;
-    let engine = engine(SESSIONS);
+    let engine = engine(SESSIONS + 1);
     let mut events = Vec::with_capacity(16);
     let mut judge = |at: u64, packet: &Packet| {
         let mut context = Context {
@@ -91,9 +91,10 @@ fn hits_holds_and_drops_allocate_nothing() {
     }
     let stray = packet(SESSIONS + 1, Direction::Reply, 1, 1);
     assert!(judge(2, &stray).held().is_some());
-    // This member knows the sessions from the log alone, so that it asks.
-    let far = packet(7, Direction::Original, 1 << 31, 200);
-    assert!(judge(2, &far).held().is_some());
+    // This member knows the sessions from the log alone, and there is nobody to ask.
+    let far = |n: u32| packet(SESSIONS, Direction::Original, n << 28, 200);
+    assert_eq!(judge(1_000_000_000, &far(8)), Verdict::Forward);
+    assert_eq!(judge(1_000_000_000, &far(5)), Verdict::Drop(Reason::TcpWindow));
     // As many datagrams as a shard keeps, and as many as wait there.
     for id in 0..200 {
         judge(2, &fragment(7, id, true));
@@ -116,6 +117,7 @@ fn hits_holds_and_drops_allocate_nothing() {
         }
     }
     assert!(judge(20_000_000, &stray).held().is_some());
-    assert!(judge(20_000_000, &far).held().is_some());
+    assert_eq!(judge(1_020_000_000, &far(5)), Verdict::Drop(Reason::TcpWindow));
+    assert_eq!(judge(2_000_000_000, &far(5)), Verdict::Forward);
     assert_eq!(allocations(), before);
 }

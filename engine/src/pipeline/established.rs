@@ -72,7 +72,7 @@ impl Engine {
                 }
                 doubt => {
                     let hash = self.table.hash(&packet.tuple);
-                    shard.awaited.wait(hash, context.worker, context.now);
+                    shard.awaited.wait_for_answer(hash, context.worker, context.now);
                     if doubt == Doubt::Ask {
                         events.push(Event::Hint(Hint::Ask(packet.tuple)));
                     }

@@ -57,7 +57,7 @@ impl Engine {
     fn judge_transport(&self, packet: &Packet, context: &mut Context<'_>, events: &mut Vec<Event>) -> Verdict {
         match &packet.kind {
             Kind::Fragment(fragment) => return self.fragment(packet, fragment, context),
-            Kind::IcmpError(embedded) => return self.related(packet, embedded, context, events),
+            Kind::IcmpError(embedded) => return self.related(packet, embedded, context),
             _ => {}
         }
         let hash = self.table.hash(&packet.tuple);
@@ -207,16 +207,14 @@ impl Engine {
         Verdict::Forward
     }
 
-    /// Holds a packet that matches nothing, and asks the other members, once a key.
+    /// Holds a packet that matches nothing, and has the other members asked, once a key.
     fn wait(&self, hash: u64, packet: &Packet, context: &Context<'_>, events: &mut Vec<Event>) -> Verdict {
         let mut shard = self.table.of(hash);
         // What it waits for may have come since it was looked for.
         if let Some(verdict) = self.known(&mut shard, hash, packet, context, events) {
             return verdict;
         }
-        if shard.awaited.wait(hash, context.worker, context.now) {
-            events.push(Event::Hint(Hint::Ask(packet.tuple)));
-        }
+        self.table.wait(&mut shard, hash, &packet.tuple, context);
         Verdict::Hold(HoldKey(hash), HoldClass::Unmatched)
     }
 }

@@ -1,7 +1,7 @@
 //! ICMP errors: RELATED to the session that sent the packet they are about (RFC 5508 section 3 has the same for NAT).
 
 use crate::engine::{Context, Engine, Standing};
-use crate::event::{Event, Hint, Opening};
+use crate::event::Opening;
 use crate::parse::{Embedded, Packet};
 use crate::table::awaited::Asked;
 use crate::track::tcp::{ahead, reach};
@@ -10,13 +10,7 @@ use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 
 impl Engine {
     /// The verdict on an ICMP error: it passes if a session sent what it is about, and it comes from where that went.
-    pub(super) fn related(
-        &self,
-        packet: &Packet,
-        embedded: &Embedded,
-        context: &Context<'_>,
-        events: &mut Vec<Event>,
-    ) -> Verdict {
+    pub(super) fn related(&self, packet: &Packet, embedded: &Embedded, context: &Context<'_>) -> Verdict {
         const UNRELATED: Verdict = Verdict::Drop(Reason::IcmpUnrelated);
         // Errors go to whoever sent the packet, and to nobody else.
         if packet.tuple.dst != embedded.tuple.src {
@@ -74,9 +68,7 @@ impl Engine {
             return UNRELATED;
         }
         // The hint of what it is about may be under way.
-        if shard.awaited.wait(hash, context.worker, context.now) {
-            events.push(Event::Hint(Hint::Ask(embedded.tuple)));
-        }
+        self.table.wait(&mut shard, hash, &embedded.tuple, context);
         Verdict::Hold(HoldKey(hash), HoldClass::Unmatched)
     }
 }

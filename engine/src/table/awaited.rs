@@ -5,10 +5,15 @@
 
 use std::time::Duration;
 
+use crate::event::{Event, Hint};
 use crate::time::Time;
+use crate::tuple::Tuple;
 
 /// Keys per shard.
 const RING: usize = 64;
+
+/// For this long the hint that a packet waits for may well be under way. Then the others are asked.
+pub(crate) const UNDER_WAY: Duration = Duration::from_millis(5);
 
 /// After this time without an answer the others are asked again.
 pub(crate) const ASK_AGAIN: Duration = Duration::from_millis(250);
@@ -20,7 +25,10 @@ const UNANSWERED: Duration = Duration::from_secs(10);
 struct Entry {
     key: u64,
     workers: u64,
+    /// Since when it is awaited, and the others are asked, or soon will be.
     asked: Time,
+    /// What they are still to be asked about.
+    question: Option<Tuple>,
 }
 
 /// What is known of a key.
@@ -50,25 +58,51 @@ impl Awaited {
         }
     }
 
-    /// `worker` waits for `key`. Returns whether the others are to be asked.
-    pub(crate) fn wait(&mut self, key: u64, worker: u8, now: Time) -> bool {
-        let workers = 1 << (worker & 63);
-        if let Some(entry) = self.entries.iter_mut().find(|e| e.key == key) {
-            entry.workers |= workers;
-            let ask = now.since(entry.asked) >= ASK_AGAIN;
-            if ask {
-                entry.asked = now;
+    /// `worker` waits for `key`; the others were asked already.
+    pub(crate) fn wait_for_answer(&mut self, key: u64, worker: u8, now: Time) {
+        self.entry(key, now).workers |= 1 << (worker & 63);
+    }
+
+    /// `worker` waits for `key`; if it does so for longer than a hint is under way, the others are to be asked about `tuple`.
+    pub(crate) fn wait(&mut self, key: u64, tuple: &Tuple, worker: u8, now: Time) {
+        let new = self.asked(key, now) != Asked::Now;
+        let entry = self.entry(key, now);
+        entry.workers |= 1 << (worker & 63);
+        if new {
+            (entry.asked, entry.question) = (now, Some(*tuple));
+        }
+    }
+
+    fn entry(&mut self, key: u64, now: Time) -> &mut Entry {
+        let place = match self.entries.iter().position(|e| e.key == key) {
+            Some(place) => place,
+            None => {
+                let entry = Entry { key, workers: 0, asked: now, question: None };
+                if self.entries.len() < RING {
+                    self.entries.push(entry);
+                    self.entries.len() - 1
+                } else {
+                    let place = self.next;
+                    self.entries[place] = entry;
+                    self.next = (place + 1) % RING;
+                    place
+                }
             }
-            return ask;
+        };
+        &mut self.entries[place]
+    }
+
+    /// Asks the others what has been awaited for longer than a hint is under way. Is more to be asked later?
+    pub(crate) fn ask(&mut self, now: Time, events: &mut Vec<Event>) -> bool {
+        let mut later = false;
+        for entry in self.entries.iter_mut().filter(|e| e.question.is_some()) {
+            if now.since(entry.asked) < UNDER_WAY {
+                later = true;
+            } else if let Some(tuple) = entry.question.take() {
+                events.push(Event::Hint(Hint::Ask(tuple)));
+            }
         }
-        let entry = Entry { key, workers, asked: now };
-        if self.entries.len() < RING {
-            self.entries.push(entry);
-        } else {
-            self.entries[self.next] = entry;
-            self.next = (self.next + 1) % RING;
-        }
-        true
+        later
     }
 
     /// The workers that wait for `key`, which then is no longer awaited.
@@ -88,26 +122,43 @@ impl Awaited {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::tuple;
+
+    fn asks(awaited: &mut Awaited, now: Time) -> usize {
+        let mut events = Vec::new();
+        awaited.ask(now, &mut events);
+        events.len()
+    }
 
     #[test]
     fn asks_once_and_remembers_workers() {
         let mut awaited = Awaited::default();
-        let t = Time(1_000_000_000);
+        let (t, tuple) = (Time(1_000_000_000), tuple(1));
         assert_eq!(awaited.asked(5, t), Asked::No);
-        assert!(awaited.wait(5, 0, t));
-        assert!(!awaited.wait(5, 3, t));
+        awaited.wait(5, &tuple, 0, t);
+        awaited.wait(5, &tuple, 3, t);
         assert_eq!(awaited.asked(5, t), Asked::Now);
+        assert_eq!(asks(&mut awaited, t + UNDER_WAY / 2), 0, "the hint may be under way");
+        assert_eq!(asks(&mut awaited, t + UNDER_WAY), 1);
+        assert_eq!(asks(&mut awaited, t + 2 * UNDER_WAY), 0);
         assert_eq!(awaited.asked(5, t + ASK_AGAIN), Asked::InVain);
-        assert!(awaited.wait(5, 3, t + ASK_AGAIN));
+        awaited.wait(5, &tuple, 3, t + ASK_AGAIN);
+        assert_eq!(asks(&mut awaited, t + ASK_AGAIN + UNDER_WAY), 1);
         assert_eq!(awaited.take(5), 0b1001);
         assert_eq!(awaited.take(5), 0);
+        awaited.wait_for_answer(6, 1, t);
+        assert_eq!(asks(&mut awaited, t + UNDER_WAY), 0);
+        // What came in time is not asked for.
+        awaited.wait(7, &tuple, 1, t);
+        assert_eq!(awaited.take(7), 2);
+        assert_eq!(asks(&mut awaited, t + UNDER_WAY), 0);
     }
 
     #[test]
     fn a_flood_overwrites_the_oldest() {
         let mut awaited = Awaited::default();
         for key in 0..=RING as u64 {
-            awaited.wait(key, 1, Time(1));
+            awaited.wait(key, &tuple(1), 1, Time(1));
         }
         assert_eq!(awaited.take(0), 0);
         assert_eq!(awaited.take(RING as u64), 2);

@@ -17,14 +17,15 @@ pub(crate) mod sources;
 pub(crate) mod wheel;
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use foldhash::quality::FixedState;
 use hashbrown::HashTable;
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::engine::Config;
-use crate::event::HalfOpen;
+use crate::engine::{Config, Context};
+use crate::event::{Event, HalfOpen};
 use crate::id::SessionId;
 use crate::time::Time;
 use crate::timeouts::Timeouts;
@@ -54,6 +55,8 @@ pub(crate) struct Table {
     pub(crate) half_ids: Ids,
     /// Who has how many half-open sessions.
     pub(crate) sources: Sources,
+    /// The shards in which something is awaited that the others were not asked about yet, a bit each.
+    unasked: [AtomicU64; SHARDS / 64],
     hasher: FixedState,
 }
 
@@ -196,6 +199,7 @@ impl Table {
             ids: Ids::new(config.seed),
             half_ids: Ids::new(config.seed.wrapping_add(1)),
             sources: Sources::new(config.seed.wrapping_add(2)),
+            unasked: Default::default(),
             hasher: FixedState::with_seed(config.seed),
         }
     }
@@ -308,6 +312,29 @@ impl Table {
         self.sources.remove(half.source());
         self.half_ids.remove(half.open.id, Place::new(Self::number(half.hash()), slot));
         Some(half)
+    }
+
+    /// Has a worker wait for what is not known of a tuple; the caller has locked its shard.
+    pub(crate) fn wait(&self, shard: &mut Shard, hash: u64, tuple: &Tuple, context: &Context<'_>) {
+        shard.awaited.wait(hash, tuple, context.worker, context.now);
+        let number = usize::from(Self::number(hash));
+        // Under the shard's lock, as it is cleared.
+        self.unasked[number / 64].fetch_or(1 << (number % 64), Ordering::Relaxed);
+    }
+
+    /// Asks the other members what has been awaited for long enough. Its cost is that of what is awaited.
+    pub(crate) fn ask(&self, now: Time, events: &mut Vec<Event>) {
+        for (word, bits) in self.unasked.iter().enumerate() {
+            let mut left = bits.load(Ordering::Relaxed);
+            while left != 0 {
+                let bit = left.trailing_zeros();
+                left &= left - 1;
+                let mut shard = self.shard((word as u32 * 64 + bit) as u8);
+                if !shard.awaited.ask(now, events) {
+                    bits.fetch_and(!(1 << bit), Ordering::Relaxed);
+                }
+            }
+        }
     }
 
     /// Gives a half-open session another id.

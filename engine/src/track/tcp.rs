@@ -391,9 +391,10 @@ impl Track {
             }
             Mode::Strict => (allowed.max(0), receiver.window(talk[r], talk[s]), 0, 2 * sender.window(talk[s], talk[r])),
         };
-        let seq_fits = |over: i64| {
-            ahead(tcp.end(), sender.edge) <= over && ahead(tcp.seq, sender.edge) >= -(under + self.unconfirmed(s))
-        };
+        // Both ends of the segment from one distance: half the space away, the one seems ahead and the other behind.
+        let begin = ahead(tcp.seq, sender.edge);
+        let end = begin + i64::from(tcp.end().wrapping_sub(tcp.seq));
+        let seq_fits = |over: i64| end <= over && begin >= -(under + self.unconfirmed(s));
         let ack_fits = |over: i64| receiver.within(tcp.ack, over, ack_under + self.unconfirmed(r));
         let (mut seq, mut ack) = (seq_fits(over), ack_fits(ack_over));
         let mut jump = None;

@@ -778,13 +778,20 @@ async fn until(time: Option<Time>) {
     }
 }
 
+/// How often what packets wait for is looked at, and every how many times everything else.
+const ASK_EVERY: Duration = Duration::from_millis(5);
+const TICK: u32 = 20;
+
 async fn tick(engine: Arc<Engine>, following: Following) {
     let mut events = Vec::new();
-    let mut every = tokio::time::interval(Duration::from_millis(100));
+    let mut every = tokio::time::interval(ASK_EVERY);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
+    for number in 0_u32.. {
         every.tick().await;
-        engine.tick(clock::now(), &mut events);
+        engine.ask(clock::now(), &mut events);
+        if number % TICK == 0 {
+            engine.tick(clock::now(), &mut events);
+        }
         following.pass_on(&mut events);
     }
 }

@@ -9,6 +9,7 @@ use crate::event::{Event, Hint, Proposal};
 use crate::id::{Generation, MemberId, ZoneId};
 use crate::parse::{IpOptions, Kind, Packet, Tcp};
 use crate::replica::{Applied, Batch, Command, Outcome, PolicyChange, Replica};
+use crate::table::awaited::UNDER_WAY;
 use crate::testing::{CLIENT, INSIDE, OUTSIDE, POLICY, SERVER, tuple};
 use crate::time::Time;
 use crate::tuple::Tuple;
@@ -147,8 +148,14 @@ impl Cluster {
         self.apply_all()
     }
 
-    /// Delivers the hints under way, and those that these lead to.
+    /// Delivers the hints under way, and those that these lead to; what is awaited in vain is asked for.
     pub(crate) fn deliver(&mut self) {
+        self.deliver_all();
+        self.ask();
+        self.deliver_all();
+    }
+
+    fn deliver_all(&mut self) {
         while !self.hints.is_empty() {
             self.deliver_one();
         }
@@ -173,6 +180,15 @@ impl Cluster {
                 Event::Propose(proposal) => self.proposals.push((at, proposal)),
                 Event::Wake { workers, key } => self.members[at].woken.0.push((workers, key)),
             }
+        }
+    }
+
+    /// As after the time that hints are under way, which does not pass for anybody else.
+    pub(crate) fn ask(&mut self) {
+        for at in 0..self.members.len() {
+            let mut events = Vec::new();
+            self.members[at].engine.ask(self.now + UNDER_WAY, &mut events);
+            self.consequences(at, events);
         }
     }
 

@@ -106,6 +106,7 @@ fn errors_are_related_to_what_was_sent() {
     // The hint of what it is about may be under way; once nobody knew it, it is nobody's.
     let strange = error(Conn::new(2).tuple, Some(1));
     assert_eq!(k.pass(B, strange).held(), Some(HoldClass::Unmatched));
+    k.ask();
     assert!(k.asks() > 0);
     k.deliver();
     k.now = k.now + 250 * MS;

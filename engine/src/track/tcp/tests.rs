@@ -118,6 +118,14 @@ fn probes_keepalives_and_super_segments_pass() {
 }
 
 #[test]
+fn a_segment_half_the_space_away_is_not_near() {
+    let mut c = Connection::new();
+    for at in [(1_i64 << 31) - 50, 1 << 31, (1 << 31) + 50] {
+        assert_eq!(c.data(Original, at, 0, 100), WINDOW, "{at}");
+    }
+}
+
+#[test]
 fn time_changes_no_bound() {
     let mut c = Connection::new();
     c.now = T0 + 100_000_000 * MS;
