@@ -98,22 +98,19 @@ async fn leader_of_the_others(lab: &Lab, alone: usize) -> Result<String> {
     anyhow::bail!("the majority has no leader")
 }
 
-/// Waits until all members have the same sessions; how long after `since` that was.
+/// Waits until the members' states were found equal at an entry that came after `since`; how long that took.
 async fn same_state(lab: &Lab, since: palisade_engine::Time) -> Result<Duration> {
-    let mut seen = Vec::new();
+    let leader = lab.wait_leader().await?;
+    let healed_at = lab.member(leader).metric("palisade_raft_applied_index", &[]).await?;
     while clock::now().since(since) < Duration::from_secs(15) {
-        seen.clear();
-        for member in lab.members() {
-            let (_, text) = member.http("/metrics").await?;
-            let digest = text.lines().find_map(|line| line.strip_prefix("palisade_state_digest")).map(str::to_owned);
-            seen.push(digest);
-        }
-        if seen[0].is_some() && seen.iter().all(|digest| *digest == seen[0]) {
+        // The lead may be handed over meanwhile.
+        let leader = lab.member(lab.wait_leader().await?);
+        if leader.metric("palisade_audited_index", &[]).await? > healed_at {
             return Ok(clock::now().since(since));
         }
         seconds(0.05).await;
     }
-    anyhow::bail!("the members do not come to the same state: {seen:?}")
+    anyhow::bail!("the members do not come to the same state")
 }
 
 /// Opens a session of its own with each datagram, by the link of one member.
