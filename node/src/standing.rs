@@ -3,7 +3,7 @@
 //! The replication extends it; workers and the administration read it. One atomic word, so that a worker that wakes up
 //! after a stall sees at once, by its own clock, that its time is over.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use palisade_engine::{Standing, Time};
@@ -15,6 +15,7 @@ pub const CURRENT_FOR: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct StandingCell {
     proven: AtomicU64,
+    suspect: AtomicBool,
     cut_off_limit: Duration,
 }
 
@@ -22,7 +23,7 @@ impl StandingCell {
     /// Never current so far. Established sessions pass for `cut_off_limit` after the last proof.
     #[must_use]
     pub fn new(cut_off_limit: Duration) -> StandingCell {
-        StandingCell { proven: AtomicU64::new(0), cut_off_limit }
+        StandingCell { proven: AtomicU64::new(0), suspect: AtomicBool::new(false), cut_off_limit }
     }
 
     /// For how long established sessions pass after the last proof.
@@ -31,9 +32,22 @@ impl StandingCell {
         self.cut_off_limit
     }
 
-    /// What was asked of the leader at `asked` has now been applied. Older proofs do nothing.
+    /// What was asked of the leader at `asked` has now been applied. Older proofs do nothing, nor does any while what this
+    /// member has applied is known to be wrong.
     pub fn prove(&self, asked: Time) {
-        self.proven.fetch_max(asked.0, Ordering::AcqRel);
+        if !self.is_suspect() {
+            self.proven.fetch_max(asked.0, Ordering::AcqRel);
+        }
+    }
+
+    /// Says whether this member's state is known to be wrong. While it is, the member is not current.
+    pub(crate) fn suspect(&self, suspect: bool) {
+        self.suspect.store(suspect, Ordering::Release);
+    }
+
+    /// Is this member's state known to be wrong?
+    pub(crate) fn is_suspect(&self) -> bool {
+        self.suspect.load(Ordering::Acquire)
     }
 
     /// Where the member stands at `now`.
@@ -44,7 +58,7 @@ impl StandingCell {
             return Standing::Expired;
         }
         match now.since(proven) {
-            age if age <= CURRENT_FOR => Standing::Current,
+            age if age <= CURRENT_FOR && !self.is_suspect() => Standing::Current,
             age if age <= self.cut_off_limit => Standing::CutOff,
             _ => Standing::Expired,
         }

@@ -38,6 +38,10 @@ impl Machine for Nothing {
         Nothing
     }
 
+    fn digest(&self) -> u64 {
+        0
+    }
+
     fn restore(&mut self, _: Time, _: &mut dyn std::io::Read, _: &mut dyn Wake) -> Result<(), RestoreError> {
         Ok(())
     }

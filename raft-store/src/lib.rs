@@ -57,6 +57,7 @@
 //! byte that the disk has changed for the torn end of its log and leaves out the rest; the file `witness` gives that
 //! away, because the database then ends before what is known to have been durable.
 
+mod audit;
 mod error;
 mod flush;
 mod log;
@@ -69,6 +70,7 @@ mod store;
 mod types;
 mod witness;
 
+pub use audit::{Auditor, Held};
 pub use error::{Identity, StoreError};
 pub use flush::{Barrier, Clock, DiskBarrier, flush};
 pub use log::{LogReader, LogStore};

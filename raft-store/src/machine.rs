@@ -19,6 +19,7 @@ use palisade_engine::{Time, Wake};
 use parking_lot::Mutex;
 use tokio::sync::OwnedMutexGuard;
 
+use crate::audit::{Auditor, Digests};
 use crate::error::StoreError;
 use crate::flush::Clock;
 use crate::snapshot::{SnapshotFile, Snapshots};
@@ -34,6 +35,10 @@ pub trait Machine: Send + 'static {
 
     /// Begins a snapshot of the state as it is now.
     fn begin_snapshot(&mut self) -> Self::Job;
+
+    /// A digest of the whole state: equal on all members that have applied the same. Quick, as it is asked for after
+    /// every entry.
+    fn digest(&self) -> u64;
 
     /// Replaces the state by a snapshot's.
     ///
@@ -60,6 +65,10 @@ impl Machine for Replica {
 
     fn begin_snapshot(&mut self) -> SnapshotJob {
         Replica::begin_snapshot(self)
+    }
+
+    fn digest(&self) -> u64 {
+        Replica::digest(self)
     }
 
     fn restore(&mut self, now: Time, snapshot: &mut dyn Read, wake: &mut dyn Wake) -> Result<(), RestoreError> {
@@ -110,11 +119,12 @@ impl<M> fmt::Debug for Setup<M> {
     }
 }
 
-struct Inner<M> {
-    machine: M,
+pub(crate) struct Inner<M> {
+    pub(crate) machine: M,
     wake: Box<dyn Wake + Send>,
-    applied: Option<LogId>,
+    pub(crate) applied: Option<LogId>,
     membership: StoredMembership,
+    pub(crate) digests: Digests,
 }
 
 impl<M: Machine> Inner<M> {
@@ -122,23 +132,65 @@ impl<M: Machine> Inner<M> {
         self.machine.restore(now, &mut snapshot.body(), &mut *self.wake)?;
         self.applied = snapshot.meta().last_log_id;
         self.membership = snapshot.meta().last_membership.clone();
+        // What it was before says nothing about what it is now.
+        self.digests = Digests::default();
+        self.digested();
+        Ok(())
+    }
+
+    fn digested(&mut self) {
+        if let Some(id) = self.applied {
+            self.digests.add(id.index, self.machine.digest());
+        }
+    }
+
+    /// Begins a snapshot, with what it will cover.
+    pub(crate) fn begin(&mut self) -> (SnapshotMeta, M::Job) {
+        let meta = SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() };
+        (meta, self.machine.begin_snapshot())
+    }
+}
+
+/// What a state machine and its auditor have in common.
+pub(crate) struct Core<M> {
+    pub(crate) inner: Mutex<Inner<M>>,
+    observer: Arc<dyn Observer>,
+    pub(crate) snapshots: Snapshots,
+    clock: Clock,
+    /// Held while a snapshot is built: one at a time, and none while one is installed.
+    pub(crate) building: Arc<tokio::sync::Mutex<()>>,
+    /// Held while an entry is applied, or the state replaced.
+    pub(crate) turn: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl<M: Machine> Core<M> {
+    /// Replaces the state by a snapshot's, and keeps that. The caller has the turn.
+    pub(crate) async fn replace(self: &Arc<Self>, snapshot: SnapshotFile) -> Result<(), io::Error> {
+        let _guard = self.building.lock().await;
+        let (core, last) = (Arc::clone(self), snapshot.meta().last_log_id);
+        tokio::task::spawn_blocking(move || {
+            core.inner.lock().restore((core.clock)(), &snapshot).map_err(|error| match error {
+                RestoreError::Io(error) => error,
+                error @ RestoreError::Damaged(_) => io::Error::new(io::ErrorKind::InvalidData, error),
+            })?;
+            core.snapshots.adopt(snapshot)
+        })
+        .await
+        .map_err(io::Error::other)??;
+        if let Some(id) = last {
+            self.observer.installed(id.index);
+            self.observer.advanced(id.index);
+        }
         Ok(())
     }
 }
 
 /// openraft's state machine.
-pub struct StateMachine<M> {
-    inner: Arc<Mutex<Inner<M>>>,
-    observer: Arc<dyn Observer>,
-    snapshots: Snapshots,
-    clock: Clock,
-    /// Held while a snapshot is built: one at a time, and none while one is installed.
-    building: Arc<tokio::sync::Mutex<()>>,
-}
+pub struct StateMachine<M>(Arc<Core<M>>);
 
 impl<M> fmt::Debug for StateMachine<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("StateMachine").field("applied", &self.inner.lock().applied).finish_non_exhaustive()
+        f.debug_struct("StateMachine").field("applied", &self.0.inner.lock().applied).finish_non_exhaustive()
     }
 }
 
@@ -149,7 +201,8 @@ impl<M: Machine> StateMachine<M> {
     /// If the snapshots can not be read.
     pub fn restore(setup: Setup<M>, snapshots: Snapshots, clock: Clock) -> Result<StateMachine<M>, StoreError> {
         let Setup { machine, wake, observer } = setup;
-        let mut inner = Inner { machine, wake, applied: None, membership: StoredMembership::default() };
+        let membership = StoredMembership::default();
+        let mut inner = Inner { machine, wake, applied: None, membership, digests: Digests::default() };
         let good = snapshots.good().map_err(StoreError::io("read", std::path::Path::new("the snapshots")))?;
         for snapshot in good {
             match inner.restore(clock(), &snapshot) {
@@ -164,32 +217,37 @@ impl<M: Machine> StateMachine<M> {
                 Err(error) => tracing::warn!(meta = %snapshot.meta(), %error, "a snapshot was refused: skipped"),
             }
         }
-        let inner = Arc::new(Mutex::new(inner));
-        Ok(StateMachine { inner, observer, snapshots, clock, building: Arc::default() })
+        let inner = Mutex::new(inner);
+        let (building, turn) = Default::default();
+        Ok(StateMachine(Arc::new(Core { inner, observer, snapshots, clock, building, turn })))
     }
 
     /// The last entry applied.
     #[must_use]
     pub fn last_applied(&self) -> Option<LogId> {
-        self.inner.lock().applied
+        self.0.inner.lock().applied
     }
 
     /// A handle that looks at the machine while openraft has it: at exactly one index.
     #[must_use]
     pub fn inspector(&self) -> Inspector<M> {
-        Inspector(Arc::clone(&self.inner))
+        Inspector(Arc::clone(&self.0))
+    }
+
+    /// A handle that compares and repairs the state while openraft has it.
+    #[must_use]
+    pub fn auditor(&self) -> Auditor<M> {
+        Auditor::new(Arc::clone(&self.0))
     }
 
     fn begin(&self, guard: OwnedMutexGuard<()>) -> Builder<M> {
-        let mut inner = self.inner.lock();
-        let meta = SnapshotMeta { last_log_id: inner.applied, last_membership: inner.membership.clone() };
-        let job = inner.machine.begin_snapshot();
-        Builder { begun: Mutex::new(Some((meta, job, guard))), snapshots: self.snapshots.clone() }
+        let (meta, job) = self.0.inner.lock().begin();
+        Builder { begun: Mutex::new(Some((meta, job, guard))), snapshots: self.0.snapshots.clone() }
     }
 }
 
 /// Looks at a machine. What it does must be quick: applying waits meanwhile.
-pub struct Inspector<M>(Arc<Mutex<Inner<M>>>);
+pub struct Inspector<M>(Arc<Core<M>>);
 
 impl<M> Clone for Inspector<M> {
     fn clone(&self) -> Self {
@@ -206,7 +264,7 @@ impl<M> fmt::Debug for Inspector<M> {
 impl<M: Machine> Inspector<M> {
     /// Calls `look` with the machine and the last entry applied to it.
     pub fn look<T>(&self, look: impl FnOnce(&M, Option<LogId>) -> T) -> T {
-        let inner = self.0.lock();
+        let inner = self.0.inner.lock();
         look(&inner.machine, inner.applied)
     }
 }
@@ -216,7 +274,7 @@ impl<M: Machine> RaftStateMachine<TypeConfig> for StateMachine<M> {
     type SnapshotBuilder = Builder<M>;
 
     async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
-        let inner = self.inner.lock();
+        let inner = self.0.inner.lock();
         Ok((inner.applied, inner.membership.clone()))
     }
 
@@ -226,24 +284,33 @@ impl<M: Machine> RaftStateMachine<TypeConfig> for StateMachine<M> {
     {
         while let Some((entry, responder)) = entries.try_next().await? {
             let id = entry.log_id;
+            let _turn = self.0.turn.lock().await;
             let answers = {
-                let mut inner = self.inner.lock();
+                let mut inner = self.0.inner.lock();
                 let inner = &mut *inner;
+                if inner.applied.is_some_and(|applied| applied.index >= id.index) {
+                    // The snapshot that repaired the state had it. Whoever waits for the answer asks again.
+                    if let Some(responder) = responder {
+                        responder.send(Response(Vec::new()));
+                    }
+                    continue;
+                }
                 let answers = match &entry.payload {
                     EntryPayload::Blank => Vec::new(),
-                    EntryPayload::Normal(batch) => inner.machine.apply((self.clock)(), batch, &mut *inner.wake),
+                    EntryPayload::Normal(batch) => inner.machine.apply((self.0.clock)(), batch, &mut *inner.wake),
                     EntryPayload::Membership(membership) => {
                         inner.membership = StoredMembership::new(Some(id), membership.clone());
                         Vec::new()
                     }
                 };
                 inner.applied = Some(id);
+                inner.digested();
                 answers
             };
             if let EntryPayload::Normal(batch) = &entry.payload {
-                self.observer.applied(id.index, batch, &answers);
+                self.0.observer.applied(id.index, batch, &answers);
             }
-            self.observer.advanced(id.index);
+            self.0.observer.advanced(id.index);
             if let Some(responder) = responder {
                 responder.send(Response(Applied::outcomes(&answers)));
             }
@@ -255,16 +322,16 @@ impl<M: Machine> RaftStateMachine<TypeConfig> for StateMachine<M> {
         if force {
             return Some(self.get_snapshot_builder().await);
         }
-        if self.snapshots.is_lent() {
+        if self.0.snapshots.is_lent() {
             tracing::debug!("no snapshot is built while one is being sent");
             return None;
         }
-        let guard = Arc::clone(&self.building).try_lock_owned().ok()?;
+        let guard = Arc::clone(&self.0.building).try_lock_owned().ok()?;
         Some(self.begin(guard))
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder<M> {
-        let guard = Arc::clone(&self.building).lock_owned().await;
+        let guard = Arc::clone(&self.0.building).lock_owned().await;
         self.begin(guard)
     }
 
@@ -273,26 +340,12 @@ impl<M: Machine> RaftStateMachine<TypeConfig> for StateMachine<M> {
             let what = format!("the snapshot says {}, its sender says {meta}", snapshot.meta());
             return Err(io::Error::new(io::ErrorKind::InvalidData, what));
         }
-        let _guard = self.building.lock().await;
-        let (inner, snapshots, now) = (Arc::clone(&self.inner), self.snapshots.clone(), (self.clock)());
-        tokio::task::spawn_blocking(move || {
-            inner.lock().restore(now, &snapshot).map_err(|error| match error {
-                RestoreError::Io(error) => error,
-                error @ RestoreError::Damaged(_) => io::Error::new(io::ErrorKind::InvalidData, error),
-            })?;
-            snapshots.adopt(snapshot)
-        })
-        .await
-        .map_err(io::Error::other)??;
-        if let Some(id) = meta.last_log_id {
-            self.observer.installed(id.index);
-            self.observer.advanced(id.index);
-        }
-        Ok(())
+        let _turn = self.0.turn.lock().await;
+        self.0.replace(snapshot).await
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<SnapshotOf<TypeConfig, SnapshotFile>>, io::Error> {
-        Ok(self.snapshots.current()?.map(|snapshot| Snapshot { meta: snapshot.meta().clone(), snapshot }))
+        Ok(self.0.snapshots.current()?.map(|snapshot| Snapshot { meta: snapshot.meta().clone(), snapshot }))
     }
 }
 

@@ -396,7 +396,17 @@ impl Snapshots {
         meta: &SnapshotMeta,
         body: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> io::Result<SnapshotFile> {
-        let snapshot = match &self.0.folder {
+        self.adopt(self.write(meta, body)?)?;
+        self.current()?.ok_or_else(|| io::Error::other("the snapshot just built is gone"))
+    }
+
+    /// Writes a snapshot that goes when it is dropped. Blocks.
+    pub(crate) fn write(
+        &self,
+        meta: &SnapshotMeta,
+        body: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> io::Result<SnapshotFile> {
+        Ok(match &self.0.folder {
             None => SnapshotFile::parse(Bytes::Memory(Arc::new(encode(Vec::new(), meta, body)?)), None)?,
             Some(folder) => {
                 let (temporary, file) = self.temporary(folder)?;
@@ -406,9 +416,7 @@ impl Snapshots {
                 snapshot.temporary = Some(temporary);
                 snapshot
             }
-        };
-        self.adopt(snapshot)?;
-        self.current()?.ok_or_else(|| io::Error::other("the snapshot just built is gone"))
+        })
     }
 
     /// Begins to receive a snapshot of at most `longest` bytes, as it travels.

@@ -139,7 +139,7 @@ impl Replica {
             Some((slot, id, Some(_))) if establish.supersedes == Some(id) => {
                 self.copy_for_snapshot(hash, shard);
                 if let Some(old) = self.engine.table.remove(shard, hash, slot) {
-                    self.forget(&old);
+                    self.forget(shard, &old);
                 }
             }
             Some(_) => return Outcome::Conflict,
@@ -156,7 +156,7 @@ impl Replica {
             .find_map(|slot| shard.halves.get(slot).filter(|h| is_own(h)).map(|h| h.last));
         let mut session = Session::new(establish, now, seen);
         session.contested = shard.halves.of(hash, &establish.original).count() > 0;
-        self.digest = self.digest.wrapping_add(session_digest(&session));
+        self.count(shard, session_digest(&session));
         self.sessions += 1;
         self.engine.table.insert(shard, hash, session, now, &self.engine.timeouts());
         Outcome::Accepted
@@ -170,10 +170,11 @@ impl Replica {
         };
         self.copy_for_snapshot(engine.table.hash(&original), &mut shard);
         if let Some(session) = shard.sessions.get_mut(slot) {
-            self.digest = self.digest.wrapping_sub(session_digest(session));
+            let before = session_digest(session);
             session.closed = Some(close.cause);
             session.seen = Coarse::up(now);
-            self.digest = self.digest.wrapping_add(session_digest(session));
+            let after = session_digest(session);
+            self.count(&mut shard, after.wrapping_sub(before));
         }
         shard.sessions.arm(slot, now, &engine.timeouts());
         Outcome::Accepted
@@ -186,7 +187,7 @@ impl Replica {
         let hash = engine.table.hash(&original);
         self.copy_for_snapshot(hash, &mut shard);
         if let Some(session) = engine.table.remove(&mut shard, hash, slot) {
-            self.forget(&session);
+            self.forget(&mut shard, &session);
         }
         // What is no longer in the table needs no close.
         while let Some((_, id, slot)) = shard.finished.front().copied() {
@@ -197,8 +198,14 @@ impl Replica {
         }
     }
 
-    fn forget(&mut self, session: &Session) {
-        self.digest = self.digest.wrapping_sub(session_digest(session));
+    /// Adds to the digest, of everything and of the shard.
+    fn count(&mut self, shard: &mut Shard, change: u64) {
+        self.digest = self.digest.wrapping_add(change);
+        shard.digest = shard.digest.wrapping_add(change);
+    }
+
+    fn forget(&mut self, shard: &mut Shard, session: &Session) {
+        self.count(shard, session_digest(session).wrapping_neg());
         self.sessions -= 1;
         self.removed.insert(session.id);
     }

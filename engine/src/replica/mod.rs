@@ -7,6 +7,7 @@
 mod apply;
 mod command;
 mod register;
+mod scrub;
 mod snapshot;
 mod window;
 

@@ -425,6 +425,7 @@ fn replace_shard(
     let mut old: std::collections::HashMap<SessionId, Session> =
         table.drain(shard, number).into_iter().map(|s| (s.id, s)).collect();
     shard.finished.clear();
+    shard.digest = 0;
     for (hash, (establish, closed)) in records {
         let mut session =
             match old.remove(&establish.id).filter(|s| s.establish() == Establish { supersedes: None, ..establish }) {
@@ -445,7 +446,7 @@ fn replace_shard(
                 _ => session.contested = true,
             }
         }
-        debug_assert_eq!(session_digest(&session), element(Kind::Session, &(&establish, closed)));
+        shard.digest = shard.digest.wrapping_add(session_digest(&session));
         table.insert(shard, hash, session, now, &timeouts);
     }
 }

@@ -8,6 +8,7 @@ use crate::testing::{INSIDE, OUTSIDE, POLICY, end, tuple};
 use crate::verdict::HoldKey;
 
 mod idempotent;
+mod scrub;
 mod snapshots;
 
 const NOW: Time = Time(1_000_000_000);

@@ -73,6 +73,8 @@ pub(crate) struct Shard {
     pub(crate) evicted: u64,
     /// The snapshot that has copied this shard last.
     pub(crate) copied: u64,
+    /// The sum of the sessions' hashes, as commands have changed it.
+    pub(crate) digest: u64,
 }
 
 /// One shard's sessions.
@@ -193,6 +195,7 @@ impl Table {
                         finished: VecDeque::new(),
                         evicted: 0,
                         copied: 0,
+                        digest: 0,
                     })
                 })
                 .collect(),

@@ -87,6 +87,30 @@ pub fn write(sheet: &mut Sheet, m: &ReplicationMetrics) {
         m.strangers.get(),
     );
     sheet.counter("palisade_raft_leader_changes", "Times that a new leader was seen", m.leader_changes.get());
+    audits(sheet, m);
+}
+
+/// What the audits found.
+fn audits(sheet: &mut Sheet, m: &ReplicationMetrics) {
+    sheet.counters("palisade_audits", "On the leader: comparisons of members' states, by result", |s| {
+        s.count([("result", "equal")], m.audits_equal.get());
+        s.count([("result", "different")], m.audits_different.get());
+        s.count([("result", "undecided")], m.audits_undecided.get());
+    });
+    sheet.gauge(
+        "palisade_audited_index",
+        "On the leader: the last entry at which all members' states were found equal",
+        m.audited_index.get(),
+    );
+    sheet.counters("palisade_scrubs", "Parts of this member's table compared with their digest, by result", |s| {
+        s.count([("result", "sound")], m.scrubs_sound.get());
+        s.count([("result", "damaged")], m.scrubs_damaged.get());
+    });
+    sheet.gauge("palisade_state_suspect", "1 while this member's state is known to be wrong", m.state_suspect.get());
+    sheet.counters("palisade_repairs", "Repairs of this member's state by a snapshot of the leader, by result", |s| {
+        s.count([("result", "done")], m.repairs_done.get());
+        s.count([("result", "failed")], m.repairs_failed.get());
+    });
 }
 
 /// Writes Raft's own figures.

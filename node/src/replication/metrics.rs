@@ -147,6 +147,24 @@ pub struct ReplicationMetrics {
     pub strangers: Counter,
     /// Times that another member (or this one) was seen to take the lead.
     pub leader_changes: Counter,
+    /// On the leader: members whose digest was that of the majority, each time that it compared them.
+    pub audits_equal: Counter,
+    /// Those whose digest was another one.
+    pub audits_different: Counter,
+    /// Times that digests differed and no majority had the same.
+    pub audits_undecided: Counter,
+    /// On the leader: the last index at which all members were found equal.
+    pub audited_index: Gauge,
+    /// Parts of this member's table that were found to be what commands had made them.
+    pub scrubs_sound: Counter,
+    /// Parts that were not.
+    pub scrubs_damaged: Counter,
+    /// 1 while this member's state is known to be wrong.
+    pub state_suspect: Gauge,
+    /// Times that this member's state was replaced because it was wrong.
+    pub repairs_done: Counter,
+    /// Attempts at that which failed.
+    pub repairs_failed: Counter,
 }
 
 /// Commands by what applying them did.
@@ -223,6 +241,15 @@ impl Default for ReplicationMetrics {
             progress_lag_ms: Gauge::default(),
             members_silent: Gauge::default(),
             leader_changes: Counter::default(),
+            audits_equal: Counter::default(),
+            audits_different: Counter::default(),
+            audits_undecided: Counter::default(),
+            audited_index: Gauge::default(),
+            scrubs_sound: Counter::default(),
+            scrubs_damaged: Counter::default(),
+            state_suspect: Gauge::default(),
+            repairs_done: Counter::default(),
+            repairs_failed: Counter::default(),
         }
     }
 }

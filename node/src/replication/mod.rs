@@ -8,9 +8,10 @@
 //! ```
 //!
 //! Tasks, all ended by [`Replication::shutdown`] or by dropping it: the member port's server; `propose`; `hints` with one
-//! task per peer; `current`; `election`; `leadership` (who leads, who is a member); the leader's duties (`membership`, `idle`);
-//! `tick`. `docs/replication.md` lists the queues between them with their bounds.
+//! task per peer; `current`; `election`; `leadership` (who leads, who is a member); the leader's duties (`membership`, `idle`,
+//! `compare`); `scrub`, `repair`; `tick`. `docs/replication.md` lists the queues between them with their bounds.
 
+mod audit;
 mod current;
 mod election;
 mod events;
@@ -46,8 +47,8 @@ use palisade_engine::{Engine, MemberId, Time, Wake};
 use palisade_proto::member::v1::admission_server::AdmissionServer;
 use palisade_proto::member::v1::member_server::MemberServer;
 use palisade_raft_store::{
-    Identity as StoreIdentity, Observer, Options as StoreOptions, Setup, Snapshots, StateMachine, Store, StoreError,
-    StoreMetrics, TypeConfig,
+    Auditor, Identity as StoreIdentity, Observer, Options as StoreOptions, Setup, Snapshots, StateMachine, Store,
+    StoreError, StoreMetrics, TypeConfig,
 };
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, mpsc, watch};
@@ -64,6 +65,7 @@ pub use token::{Token, TokenError};
 
 use crate::clock;
 use crate::standing::StandingCell;
+use audit::{Audits, Desk};
 use current::Current;
 use election::{Election, Signs};
 use events::{EVENTS, Events};
@@ -196,6 +198,7 @@ pub(crate) struct Started {
     raft: PalisadeRaft,
     engine: Arc<Engine>,
     snapshots: Snapshots,
+    auditor: Auditor<Replica>,
     store: StoreMetrics,
 }
 
@@ -255,8 +258,9 @@ pub(crate) async fn start_raft(
     })
     .await?;
     let store = log.metrics();
+    let auditor = machine.auditor();
     let raft = Raft::new(me, config, network, log, machine).await.map_err(|e| OpenError::Raft(e.to_string()))?;
-    Ok(Started { raft, engine, snapshots, store })
+    Ok(Started { raft, engine, snapshots, auditor, store })
 }
 
 fn raft_config(timing: &Timing, log: LogSize, cluster: &str) -> Result<Arc<RaftConfig>, OpenError> {
@@ -291,6 +295,7 @@ pub struct Replication {
     folder: Folder,
     raft: PalisadeRaft,
     engine: Arc<Engine>,
+    auditor: Auditor<Replica>,
     metrics: Arc<ReplicationMetrics>,
     store: StoreMetrics,
     standing: Arc<StandingCell>,
@@ -386,7 +391,7 @@ impl Replication {
         };
         let network = Network { me, peers: peers.clone(), answer: options.timing.answer, metrics: metrics.clone() };
         let wakes: Box<dyn Wake + Send> = Box::new(wake.clone());
-        let Started { raft, engine, snapshots, store } =
+        let Started { raft, engine, snapshots, auditor, store } =
             start_raft(&options, &folder, &identity.cluster, me, identity.starts, network, wakes, Arc::new(observer))
                 .await?;
 
@@ -405,6 +410,19 @@ impl Replication {
         let (ended, _) = watch::channel(None);
         let watched = Watched { stop: stopped.clone(), ended: ended.clone() };
 
+        let (differences, difference_rx) = audit::differences();
+        let audits = Arc::new(Audits {
+            me,
+            raft: raft.clone(),
+            engine: engine.clone(),
+            auditor: auditor.clone(),
+            snapshots: snapshots.clone(),
+            peers: peers.clone(),
+            lead: lead.clone(),
+            standing: standing.clone(),
+            metrics: metrics.clone(),
+            differences,
+        });
         let service = Service(Arc::new(Parts {
             raft: raft.clone(),
             engine: engine.clone(),
@@ -417,6 +435,7 @@ impl Replication {
             heard: heard.clone(),
             ears: ears.clone(),
             signs: signs.clone(),
+            desk: Desk::new(&audits),
             stop: stopped.clone(),
         }));
         let check = Check { cluster: identity.cluster.as_str().into(), me, metrics: metrics.clone() };
@@ -484,6 +503,9 @@ impl Replication {
             watched.spawn("election", election.run()),
             watched.spawn("membership", duties.clone().membership()),
             watched.spawn("idle", duties.idle()),
+            watched.spawn("compare", audits.clone().compare()),
+            watched.spawn("scrub", audits.clone().scrub()),
+            watched.spawn("repair", audits.repair(difference_rx)),
             watched.spawn("tick", tick(engine.clone(), following)),
         ];
         let server = parking_lot::Mutex::new(Some(server));
@@ -492,6 +514,7 @@ impl Replication {
             folder,
             raft,
             engine,
+            auditor,
             metrics,
             store,
             standing,
@@ -556,6 +579,13 @@ impl Replication {
     #[must_use]
     pub fn store_metrics(&self) -> StoreMetrics {
         self.store.clone()
+    }
+
+    /// The digest of this member's state at a log index, if it is still known: equal on all members. Of the last 4096
+    /// indices, and of every 4096th before them.
+    #[must_use]
+    pub fn digest_at(&self, index: u64) -> Option<u64> {
+        self.auditor.digest_at(index)
     }
 
     /// The changes of sessions from now on, in the order of the log. A watcher that is too slow loses some and is told so.

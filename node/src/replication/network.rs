@@ -294,7 +294,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let mut client = self.client().map_err(StreamingError::from)?;
         let lease = snapshot.snapshot.lease();
-        let send = client.install_snapshot(snapshot::chunks(vote, snapshot.snapshot));
+        let send = client.install_snapshot(snapshot::chunks(Some(vote), snapshot.snapshot));
         let sent = tokio::select! {
             closed = cancel => return Err(StreamingError::Closed(closed)),
             sent = tokio::time::timeout(option.hard_ttl(), send) => sent,

@@ -19,6 +19,7 @@ use palisade_raft_store::{Snapshots, TypeConfig};
 use tokio::sync::{mpsc, watch};
 use tonic::{Request, Response, Status, Streaming};
 
+use super::audit::Desk;
 use super::election::Signs;
 use super::leader::Heard;
 use super::membership::{self, Admitting};
@@ -73,6 +74,7 @@ pub(crate) struct Parts {
     pub(crate) heard: Heard,
     pub(crate) ears: Ears,
     pub(crate) signs: Signs,
+    pub(crate) desk: Desk,
     /// True once the member is to stop: ends the streams, which would otherwise keep their connections open.
     pub(crate) stop: watch::Receiver<bool>,
 }
@@ -333,6 +335,29 @@ impl Member for Service {
         }
         self.0.engine.still_idle(clock::now(), &mut ids);
         Ok(Response::new(wire::Sessions::from(&*ids)))
+    }
+
+    async fn digests(&self, request: Request<wire::DigestsRequest>) -> Result<Response<wire::DigestsResponse>, Status> {
+        Ok(Response::new(self.0.desk.digests(&request.into_inner().indices).await?))
+    }
+
+    async fn differs(&self, request: Request<wire::DiffersRequest>) -> Result<Response<wire::DiffersResponse>, Status> {
+        self.0.known(Sender::of(&request)?)?;
+        let wire::DiffersRequest { index, digest } = request.into_inner();
+        self.0.desk.differs(index, digest);
+        Ok(Response::new(wire::DiffersResponse {}))
+    }
+
+    type SnapshotStream = Out<wire::SnapshotChunk>;
+
+    async fn snapshot(
+        &self,
+        request: Request<wire::SnapshotRequest>,
+    ) -> Result<Response<Self::SnapshotStream>, Status> {
+        self.0.known(Sender::of(&request)?)?;
+        let file = self.0.desk.snapshot(request.into_inner().index).await?;
+        let chunks = snapshot::chunks(None, file).map(Ok).take_until(stopped(self.0.stop.clone()));
+        Ok(Response::new(Box::pin(chunks)))
     }
 }
 

@@ -15,13 +15,14 @@ const CHUNK: usize = 256 << 10;
 /// No snapshot is longer: some ten million sessions.
 const LONGEST: u64 = 4 << 30;
 
-/// A snapshot as what is sent. Should reading fail, the stream ends early and the receiver refuses what it got.
+/// A snapshot as what is sent, with the vote of the leader that has it installed. Should reading fail, the stream ends early
+/// and the receiver refuses what it got.
 pub(crate) fn chunks(
-    vote: VoteOf<TypeConfig>,
+    vote: Option<VoteOf<TypeConfig>>,
     snapshot: SnapshotFile,
 ) -> impl Stream<Item = wire::SnapshotChunk> + Send + 'static {
     let snapshot = Arc::new(snapshot);
-    let start = (snapshot, Some(0), Some(vote_out(&vote)));
+    let start = (snapshot, Some(0), vote.as_ref().map(vote_out));
     futures::stream::unfold(start, |(snapshot, offset, vote)| async move {
         let offset: u64 = offset?;
         let file = snapshot.clone();
@@ -50,18 +51,38 @@ pub(crate) async fn receive(
     mut chunks: Streaming<wire::SnapshotChunk>,
     check: impl Fn(MemberId) -> Result<(), Status>,
 ) -> Result<(VoteOf<TypeConfig>, SnapshotFile), Status> {
+    let first = next(&mut chunks).await?;
+    let vote = vote_in(first.vote)?;
+    check(vote.leader_id.node_id)?;
+    Ok((vote, assemble(snapshots, Some(first), chunks).await?))
+}
+
+/// Takes a snapshot in that was asked for, checked.
+pub(crate) async fn fetched(
+    snapshots: &Snapshots,
+    chunks: Streaming<wire::SnapshotChunk>,
+) -> Result<SnapshotFile, Status> {
+    assemble(snapshots, None, chunks).await
+}
+
+async fn next(chunks: &mut Streaming<wire::SnapshotChunk>) -> Result<wire::SnapshotChunk, Status> {
+    chunks.next().await.unwrap_or_else(|| Err(Status::invalid_argument("the snapshot is not complete")))
+}
+
+async fn assemble(
+    snapshots: &Snapshots,
+    mut first: Option<wire::SnapshotChunk>,
+    mut chunks: Streaming<wire::SnapshotChunk>,
+) -> Result<SnapshotFile, Status> {
     let mut receiver = snapshots.receive(LONGEST).map_err(disk)?;
-    let mut vote = None;
     let mut expected = 0;
-    while let Some(chunk) = chunks.next().await {
-        let chunk = chunk?;
+    loop {
+        let chunk = match first.take() {
+            Some(first) => first,
+            None => next(&mut chunks).await?,
+        };
         if chunk.offset != expected {
             return Err(Status::invalid_argument("the chunks of the snapshot do not follow each other"));
-        }
-        if vote.is_none() {
-            let sender = vote_in(chunk.vote)?;
-            check(sender.leader_id.node_id)?;
-            vote = Some(sender);
         }
         expected += chunk.data.len() as u64;
         let last = chunk.last;
@@ -71,11 +92,9 @@ pub(crate) async fn receive(
         })
         .await?;
         if last {
-            let vote = vote.ok_or_else(|| Status::invalid_argument("the snapshot has no vote"))?;
-            return Ok((vote, blocking(move || SnapshotReceiver::finish(receiver)).await?));
+            return blocking(move || SnapshotReceiver::finish(receiver)).await;
         }
     }
-    Err(Status::invalid_argument("the snapshot is not complete"))
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> std::io::Result<T> + Send + 'static) -> Result<T, Status> {

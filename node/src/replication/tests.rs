@@ -15,6 +15,7 @@ use tokio::time::timeout;
 
 use super::*;
 
+mod audits;
 mod breaks;
 mod elections;
 mod joining;

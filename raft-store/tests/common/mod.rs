@@ -46,6 +46,10 @@ impl Machine for Map {
         MapJob(self.clone())
     }
 
+    fn digest(&self) -> u64 {
+        self.batches.iter().fold(0, |sum, (first, commands)| sum.wrapping_mul(31).wrapping_add(first ^ commands << 32))
+    }
+
     fn restore(&mut self, _: Time, snapshot: &mut dyn Read, _: &mut dyn Wake) -> Result<(), RestoreError> {
         let mut bytes = Vec::new();
         snapshot.read_to_end(&mut bytes)?;

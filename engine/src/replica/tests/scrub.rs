@@ -1,0 +1,55 @@
+use super::*;
+
+fn sound(b: &Bench) -> bool {
+    (0..=u8::MAX).all(|part| b.replica.engine.scrub(part))
+}
+
+/// Adds, closes, supersedes, removes; and a snapshot.
+fn busy() -> Bench {
+    let mut b = Bench::new();
+    for n in 0..600 {
+        b.one(add(establish(n, n as u16)));
+        assert!(n % 50 != 0 || sound(&b), "after {n} sessions");
+    }
+    for n in 0..300 {
+        b.one(close(n));
+    }
+    for n in 0..100 {
+        let next = Establish { supersedes: Some(id(n)), ..establish(1000 + n, n as u16) };
+        assert_eq!(b.one(add(next)), Outcome::Accepted);
+    }
+    b.one(Command::Expire((200..400).map(id).collect()));
+    b
+}
+
+#[test]
+fn a_table_that_only_commands_changed_is_sound() {
+    let mut b = busy();
+    assert!(sound(&b));
+    let mut bytes = Vec::new();
+    b.replica.begin_snapshot().write(&mut bytes).unwrap();
+    let mut again = Bench::new();
+    again.one(add(establish(9999, 9)));
+    again.replica.restore(NOW, &mut &bytes[..], &mut Nobody).unwrap();
+    assert!(sound(&again));
+    assert_eq!(again.replica.digest(), b.replica.digest());
+}
+
+#[test]
+fn damage_is_found_also_after_the_session_has_ended_and_a_snapshot_repairs_it() {
+    let mut good = busy();
+    let mut b = busy();
+    let digest = b.replica.digest();
+    assert!(b.replica.engine.damage(id(550)));
+    assert!(!b.replica.engine.damage(id(250)), "it is not there");
+    assert_eq!(b.replica.digest(), digest, "the digest alone does not show it");
+    let wrong = (0..=u8::MAX).filter(|part| !b.replica.engine.scrub(*part)).count();
+    assert_eq!(wrong, 1);
+    b.one(Command::Revoke(vec![id(550)]));
+    assert!(!sound(&b));
+    let mut bytes = Vec::new();
+    good.replica.begin_snapshot().write(&mut bytes).unwrap();
+    b.replica.restore(NOW, &mut &bytes[..], &mut Nobody).unwrap();
+    assert!(sound(&b));
+    assert_eq!(b.replica.digest(), digest);
+}
