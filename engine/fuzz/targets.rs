@@ -196,8 +196,11 @@ pub fn pipeline(data: &[u8]) {
                     let over =
                         |id: &SessionId| engine.session(now, *id).is_some_and(|session| session.timeout.is_zero());
                     assert!(idle.iter().all(over));
+                    let inquiry = engine.inquiry(now, &idle);
                     engine.still_idle(now, &mut idle);
-                    commands.push(Command::Expire(idle));
+                    let (open, closed) = inquiry.end(|id| idle.contains(id), 3);
+                    commands.extend(open.into_iter().map(Command::ExpireIdle));
+                    commands.extend(closed.into_iter().map(Command::Expire));
                 }
             },
             _ => {
@@ -214,6 +217,7 @@ pub fn pipeline(data: &[u8]) {
                 Event::Hint(hint) => hints.push(hint),
                 Event::Propose(Proposal::Establish(establish)) => commands.push(Command::Establish(establish)),
                 Event::Propose(Proposal::Close(close)) => commands.push(Command::Close(close)),
+                Event::Propose(Proposal::Refresh(id)) => commands.push(Command::Refresh(vec![id])),
                 Event::Wake { workers, .. } => assert_ne!(workers, 0),
             }
         }

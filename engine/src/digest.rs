@@ -17,6 +17,7 @@ pub(crate) enum Kind {
     Floor = 3,
     Removed = 4,
     Settings = 5,
+    Resumes = 6,
 }
 
 /// Hashes an element by its encoding.

@@ -136,6 +136,8 @@ pub struct Engine {
     /// The shard that the next search for idle sessions begins with.
     offering: Mutex<u8>,
     sweep: Mutex<Sweep>,
+    /// How often members began to pass packets (again), as applied here.
+    pub(crate) resumes: AtomicU64,
 }
 
 /// Shorter timeouts reach the sessions that are there piece by piece.
@@ -173,6 +175,7 @@ impl Engine {
             ticking: Mutex::default(),
             offering: Mutex::default(),
             sweep: Mutex::default(),
+            resumes: AtomicU64::new(0),
         })
     }
 
@@ -343,8 +346,8 @@ impl Engine {
     }
 
     /// Sessions, at most `most`, that are idle here for longer than their timeout (for TIME_WAIT: closed for longer), as far
-    /// as [`Engine::tick`] has found them by now. The leader asks the others about them with [`Engine::still_idle`] and
-    /// proposes their `Expire`. Yields whether there may be more.
+    /// as [`Engine::tick`] has found them by now. The leader begins an [`Inquiry`](crate::idle::Inquiry) about them. Yields
+    /// whether there may be more.
     ///
     /// One that is still there a quarter of its timeout later (a second at least, an hour at most) is found again.
     pub fn idle(&self, now: Time, most: usize, found: &mut Vec<SessionId>) -> bool {
@@ -369,15 +372,6 @@ impl Engine {
             *next = next.wrapping_add(1);
         }
         false
-    }
-
-    /// Keeps of `ids` those that are unknown or idle here for longer than their timeout.
-    pub fn still_idle(&self, now: Time, ids: &mut Vec<SessionId>) {
-        let timeouts = self.timeouts();
-        ids.retain(|&id| {
-            let known = self.table.locate(id);
-            known.is_none_or(|(shard, slot)| shard.sessions.get(slot).is_none_or(|s| s.is_idle(now, &timeouts)))
-        });
     }
 
     /// A session id that was never given before.

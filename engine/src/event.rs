@@ -31,6 +31,8 @@ pub enum Proposal {
     Establish(Box<Establish>),
     /// A finished session.
     Close(Close),
+    /// A session that may be about to end because all members found it idle, and of which a packet is held.
+    Refresh(SessionId),
 }
 
 /// A small unlogged message about a session that is opening or closing. Losing one costs a retransmission, never

@@ -16,6 +16,7 @@ pub mod event;
 mod hint;
 pub mod hold;
 pub mod id;
+pub mod idle;
 mod law;
 pub mod parse;
 mod pipeline;

@@ -11,7 +11,7 @@ use crate::engine::{Engine, Wake};
 use crate::event::Progress;
 use crate::id::MemberId;
 use crate::table::SHARDS;
-use crate::table::session::Session;
+use crate::table::session::{Mark, Session};
 use crate::time::{Coarse, Time};
 use crate::verdict::HoldKey;
 
@@ -63,7 +63,7 @@ impl Engine {
                 {
                     let mut shard = self.table.shard(telling.shard);
                     for slot in telling.rest.drain(piece..) {
-                        let session = shard.sessions.get_mut(slot).filter(|s| s.busy);
+                        let session = shard.sessions.get_mut(slot).filter(|s| s.marks.has(Mark::Busy));
                         told.extend(session.map(|session| session.tell(now, full)));
                     }
                 }
@@ -140,7 +140,7 @@ impl Engine {
 impl Session {
     /// What the others are to be told, and no longer.
     fn tell(&mut self, now: Time, full: bool) -> Progress {
-        self.busy = false;
+        self.marks.set(Mark::Busy, false);
         let traffic = full.then(|| self.take_untold());
         let idle = self.idle(now).as_millis();
         Progress {

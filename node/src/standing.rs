@@ -16,6 +16,9 @@ pub const CURRENT_FOR: Duration = Duration::from_secs(1);
 pub struct StandingCell {
     proven: AtomicU64,
     suspect: AtomicBool,
+    /// How often this member's state has been replaced because it was wrong, and what that was when it last resumed.
+    replaced: AtomicU64,
+    resumed: AtomicU64,
     cut_off_limit: Duration,
 }
 
@@ -23,7 +26,13 @@ impl StandingCell {
     /// Never current so far. Established sessions pass for `cut_off_limit` after the last proof.
     #[must_use]
     pub fn new(cut_off_limit: Duration) -> StandingCell {
-        StandingCell { proven: AtomicU64::new(0), suspect: AtomicBool::new(false), cut_off_limit }
+        StandingCell {
+            proven: AtomicU64::new(0),
+            suspect: AtomicBool::new(false),
+            replaced: AtomicU64::new(0),
+            resumed: AtomicU64::new(0),
+            cut_off_limit,
+        }
     }
 
     /// For how long established sessions pass after the last proof.
@@ -45,6 +54,21 @@ impl StandingCell {
         self.suspect.store(suspect, Ordering::Release);
     }
 
+    /// This member's state is about to be replaced: nothing passes any longer, until it has resumed.
+    pub(crate) fn replace(&self) {
+        self.replaced.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// How often this member's state has been replaced.
+    pub(crate) fn replacements(&self) -> u64 {
+        self.replaced.load(Ordering::Acquire)
+    }
+
+    /// The member has resumed by the log, after so many replacements.
+    pub(crate) fn resume(&self, replacements: u64) {
+        self.resumed.store(replacements, Ordering::Release);
+    }
+
     /// Is this member's state known to be wrong?
     pub(crate) fn is_suspect(&self) -> bool {
         self.suspect.load(Ordering::Acquire)
@@ -54,7 +78,7 @@ impl StandingCell {
     #[must_use]
     pub fn at(&self, now: Time) -> Standing {
         let proven = Time(self.proven.load(Ordering::Acquire));
-        if proven == Time::ZERO {
+        if proven == Time::ZERO || self.replacements() != self.resumed.load(Ordering::Acquire) {
             return Standing::Expired;
         }
         match now.since(proven) {
@@ -62,5 +86,34 @@ impl StandingCell {
             age if age <= self.cut_off_limit => Standing::CutOff,
             _ => Standing::Expired,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_known_to_be_wrong_is_not_current_and_what_was_replaced_passes_nothing_before_it_resumes() {
+        let cell = StandingCell::new(Duration::from_secs(10));
+        let at = |secs: u64| Time(1_000_000_000 * secs);
+        assert_eq!(cell.at(at(1)), Standing::Expired);
+        cell.prove(at(1));
+        assert_eq!(cell.at(at(1)), Standing::Current);
+        cell.suspect(true);
+        cell.prove(at(2));
+        assert_eq!(
+            (cell.at(at(1)), cell.at(at(2)), cell.at(at(12))),
+            (Standing::CutOff, Standing::CutOff, Standing::Expired)
+        );
+        cell.replace();
+        assert_eq!(cell.at(at(2)), Standing::Expired);
+        cell.suspect(false);
+        cell.prove(at(3));
+        assert_eq!(cell.at(at(3)), Standing::Expired);
+        cell.resume(0);
+        assert_eq!(cell.at(at(3)), Standing::Expired, "it was replaced since");
+        cell.resume(cell.replacements());
+        assert_eq!(cell.at(at(3)), Standing::Current);
     }
 }

@@ -65,6 +65,7 @@ fn a_connection_is_held_until_it_is_committed_and_then_runs() {
             let command = match proposal {
                 Proposal::Establish(establish) => Command::Establish(establish),
                 Proposal::Close(close) => Command::Close(close),
+                Proposal::Refresh(id) => Command::Refresh(vec![id]),
             };
             apply(&mut replica, number, command, &mut wake);
         }

@@ -42,6 +42,9 @@ pub(crate) fn weight(entry: &Entry) -> usize {
                 Command::Establish(_) => 224,
                 Command::Close(_) => 48,
                 Command::Expire(ids) | Command::Revoke(ids) => 48 + 16 * ids.len(),
+                Command::Refresh(ids) => 48 + 16 * ids.len(),
+                Command::ExpireIdle(idle) => 48 + 24 * idle.sessions.len(),
+                Command::Resume => 16,
                 Command::Policy(change) => 96 + change.text.len() + change.author.len(),
                 Command::Member(_) => 256,
             })

@@ -130,6 +130,7 @@ impl Member {
         let command = |event| match event {
             Event::Propose(Proposal::Establish(establish)) => Some(Command::Establish(establish)),
             Event::Propose(Proposal::Close(close)) => Some(Command::Close(close)),
+            Event::Propose(Proposal::Refresh(id)) => Some(Command::Refresh(vec![id])),
             Event::Hint(_) | Event::Wake { .. } => None,
         };
         self.events.drain(..).filter_map(command).collect()

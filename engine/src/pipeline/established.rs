@@ -9,7 +9,7 @@ use crate::parse::{Kind, Packet, Tcp};
 use crate::policy::Action;
 use crate::replica::{Close, CloseCause};
 use crate::table::Shard;
-use crate::table::session::Session;
+use crate::table::session::{Mark, Session};
 use crate::track::generic;
 use crate::track::tcp::{Doubt, Mode, SYN_DATA, Seen, ahead};
 use crate::tuple::Direction;
@@ -21,6 +21,39 @@ pub(crate) const CLOSE_OVERDUE: Duration = Duration::from_secs(2);
 impl Engine {
     /// The verdict on a packet with the tuple of a session; `None`: it is not of that session, and may open another.
     pub(super) fn established(
+        &self,
+        shard: &mut Shard,
+        slot: u32,
+        packet: &Packet,
+        context: &Context<'_>,
+        events: &mut Vec<Event>,
+    ) -> Option<Verdict> {
+        let session = shard.sessions.get(slot)?;
+        if !session.marks.has(Mark::Expiring) {
+            return self.of_session(shard, slot, packet, context, events);
+        }
+        // What would pass does not before the cluster knows that the session is in use. It is judged again then, so nothing
+        // may have changed by it.
+        let (before, id) = (session.clone(), session.id);
+        let (told, finished) = (events.len(), shard.finished.len());
+        let verdict = self.of_session(shard, slot, packet, context, events);
+        if verdict != Some(Verdict::Forward) {
+            return verdict;
+        }
+        shard.sessions.get_mut(slot)?.rewind(before);
+        events.truncate(told);
+        shard.finished.truncate(finished);
+        if context.standing != Standing::Current {
+            return Some(Verdict::Drop(Reason::NotCurrent));
+        }
+        let hash = self.table.hash(&packet.tuple);
+        if shard.awaited.wait_for_log(hash, context.worker, context.now) {
+            events.push(Event::Propose(Proposal::Refresh(id)));
+        }
+        Some(Verdict::Hold(HoldKey(hash), HoldClass::Matched))
+    }
+
+    fn of_session(
         &self,
         shard: &mut Shard,
         slot: u32,

@@ -25,6 +25,7 @@ use crate::parse::{Kind, Packet, Tcp};
 use crate::policy::Action;
 use crate::table::Shard;
 use crate::table::awaited::Asked;
+use crate::table::session::Mark;
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 pub(crate) use established::CLOSE_OVERDUE;
 #[cfg(test)]
@@ -79,7 +80,7 @@ impl Engine {
     ) -> Option<Verdict> {
         let session = shard.sessions.find(hash, &packet.tuple);
         let entry = session.and_then(|slot| shard.sessions.get(slot));
-        let contested = entry.is_none_or(|s| s.contested);
+        let contested = entry.is_none_or(|s| s.marks.has(Mark::Contested));
         let live = entry.is_some_and(|s| s.closed.is_none());
         let mut opening = Match::Nothing;
         if contested {
@@ -102,7 +103,7 @@ impl Engine {
         if matches!(opening, Match::Nothing)
             && let Some(session) = shard.sessions.get_mut(slot)
         {
-            session.contested = false;
+            session.marks.set(Mark::Contested, false);
         }
         self.established(shard, slot, packet, context, events)
     }

@@ -6,6 +6,7 @@ mod fragments;
 mod generic;
 mod guard;
 mod history;
+mod idle;
 mod injection;
 mod race;
 mod rfc;

@@ -1,26 +1,35 @@
 //! Applying a batch.
 
 use super::window::Number;
-use super::{Applied, Batch, Close, CloseCause, Command, Establish, Outcome, Replica};
+use super::{Applied, Batch, Close, CloseCause, Command, Establish, ExpireIdle, Outcome, Replica};
 use crate::digest::{Kind, element};
 use crate::engine::Wake;
 use crate::event::{Event, Opening, Proposal};
 use crate::id::SessionId;
 use crate::table::Shard;
 use crate::table::half::{Half, same_connection};
-use crate::table::session::Session;
+use crate::table::session::{Mark, Session};
 use crate::time::{Coarse, Time};
 use crate::tuple::Protocol;
 use crate::verdict::{HoldKey, Reason};
 
 /// A session's part of the digest.
 pub(super) fn session_digest(session: &Session) -> u64 {
-    element(Kind::Session, &(session.establish(), session.closed))
+    record_digest(&session.establish(), session.closed, session.refreshes)
+}
+
+/// The same, of what a snapshot keeps.
+pub(super) fn record_digest(establish: &Establish, closed: Option<CloseCause>, refreshes: u16) -> u64 {
+    match refreshes {
+        // As it was before there were any.
+        0 => element(Kind::Session, &(establish, closed)),
+        _ => element(Kind::Session, &(establish, closed, refreshes)),
+    }
 }
 
 impl Replica {
     pub(super) fn apply_batch(&mut self, now: Time, batch: &Batch, wake: &mut dyn Wake) -> Vec<Applied> {
-        let unchanged = |outcome| Applied { outcome, changed: false };
+        let unchanged = |outcome| Applied { outcome, changed: false, ended: Vec::new() };
         if self.has_left(batch.proposer) {
             let left = Outcome::Invalid(format!("member {} has left", batch.proposer));
             return vec![unchanged(left); batch.commands.len()];
@@ -44,7 +53,7 @@ impl Replica {
                     if let Some(number) = number {
                         self.windows.record(batch.proposer, number, &outcome);
                     }
-                    Applied { outcome, changed }
+                    Applied { outcome, changed, ended: std::mem::take(&mut self.ended) }
                 }
             });
         }
@@ -59,6 +68,19 @@ impl Replica {
                 for id in ids {
                     self.remove(*id);
                 }
+                Outcome::Accepted
+            }
+            Command::Refresh(ids) => {
+                ids.iter().for_each(|id| self.refresh(now, *id, wake));
+                Outcome::Accepted
+            }
+            Command::ExpireIdle(idle) => {
+                self.expire_idle(idle, wake);
+                Outcome::Accepted
+            }
+            Command::Resume => {
+                self.resumes = self.resumes.wrapping_add(1);
+                self.engine.resumed(self.resumes);
                 Outcome::Accepted
             }
             Command::Policy(change) => self.policy(change, batch.unix_ms),
@@ -155,7 +177,7 @@ impl Replica {
             .of(hash, &establish.original)
             .find_map(|slot| shard.halves.get(slot).filter(|h| is_own(h)).map(|h| h.last));
         let mut session = Session::new(establish, now, seen);
-        session.contested = shard.halves.of(hash, &establish.original).count() > 0;
+        session.marks.set(Mark::Contested, shard.halves.of(hash, &establish.original).count() > 0);
         self.count(shard, session_digest(&session));
         self.sessions += 1;
         self.engine.table.insert(shard, hash, session, now, &self.engine.timeouts());
@@ -172,12 +194,59 @@ impl Replica {
         if let Some(session) = shard.sessions.get_mut(slot) {
             let before = session_digest(session);
             session.closed = Some(close.cause);
+            // How it ends now does not depend on who uses it.
+            session.marks.set(Mark::Expiring, false);
             session.seen = Coarse::up(now);
             let after = session_digest(session);
             self.count(&mut shard, after.wrapping_sub(before));
         }
         shard.sessions.arm(slot, now, &engine.timeouts());
         Outcome::Accepted
+    }
+
+    fn refresh(&mut self, now: Time, id: SessionId, wake: &mut dyn Wake) {
+        let engine = self.engine.clone();
+        let Some((mut shard, slot)) = engine.table.locate(id) else { return };
+        let Some(original) = shard.sessions.get(slot).filter(|s| s.closed.is_none()).map(|s| s.original) else {
+            return;
+        };
+        let hash = engine.table.hash(&original);
+        self.copy_for_snapshot(hash, &mut shard);
+        if let Some(session) = shard.sessions.get_mut(slot) {
+            let before = session_digest(session);
+            // Nobody's command is under way for 65,536 inquiries, which take a second each at least.
+            session.refreshes = session.refreshes.wrapping_add(1);
+            session.marks.set(Mark::Expiring, false);
+            session.seen = Coarse::up(now);
+            let after = session_digest(session);
+            self.count(&mut shard, after.wrapping_sub(before));
+        }
+        let workers = shard.awaited.take(hash);
+        drop(shard);
+        if workers != 0 {
+            wake.wake(workers, HoldKey(hash));
+        }
+    }
+
+    fn expire_idle(&mut self, idle: &ExpireIdle, wake: &mut dyn Wake) {
+        if idle.resumes != self.resumes {
+            return;
+        }
+        for &(id, refreshes) in &idle.sessions {
+            let engine = self.engine.clone();
+            let hash = engine.table.locate(id).and_then(|(shard, slot)| {
+                let session = shard.sessions.get(slot)?;
+                (session.closed.is_none() && session.refreshes == refreshes)
+                    .then(|| engine.table.hash(&session.original))
+            });
+            let Some(hash) = hash else { continue };
+            self.remove(id);
+            // A packet that came too late may open another one.
+            let workers = engine.table.of(hash).awaited.take(hash);
+            if workers != 0 {
+                wake.wake(workers, HoldKey(hash));
+            }
+        }
     }
 
     fn remove(&mut self, id: SessionId) {
@@ -188,6 +257,7 @@ impl Replica {
         self.copy_for_snapshot(hash, &mut shard);
         if let Some(session) = engine.table.remove(&mut shard, hash, slot) {
             self.forget(&mut shard, &session);
+            self.ended.push(id);
         }
         // What is no longer in the table needs no close.
         while let Some((_, id, slot)) = shard.finished.front().copied() {

@@ -53,6 +53,23 @@ pub enum Command {
     Policy(Box<PolicyChange>),
     /// Changes the list of members.
     Member(MemberChange),
+    /// Keeps sessions alive of which a packet is held, because all members may have said that they are idle. Unknown and
+    /// closed ones stay as they are.
+    Refresh(Vec<SessionId>),
+    /// Removes open sessions that all members found idle, unless that may no longer be so.
+    ExpireIdle(ExpireIdle),
+    /// The proposer begins to pass packets (again), and remembers nothing of what it said about idle sessions.
+    Resume,
+}
+
+/// Sessions that are to end because all members found them idle.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ExpireIdle {
+    /// How many times members had resumed ([`Command::Resume`]) when the first one was asked. If one has since, nothing
+    /// ends: what it said, or would have said, does not bind it any longer.
+    pub resumes: u64,
+    /// The sessions, and how often each had been refreshed when the first member was asked. One that has been since stays.
+    pub sessions: Vec<(SessionId, u16)>,
 }
 
 /// A session from its establishment on.
@@ -181,6 +198,8 @@ pub struct Applied {
     /// Did it change the replicated state? A copy does not, nor does what was so already: a session that is established
     /// under the same id, closed or ended twice. Of several sessions to end: any of them.
     pub changed: bool,
+    /// The sessions that it ended.
+    pub ended: Vec<SessionId>,
 }
 
 impl Applied {

@@ -12,7 +12,8 @@ mod snapshot;
 mod window;
 
 pub use command::{
-    Applied, Batch, Close, CloseCause, Command, Establish, MemberChange, MemberInfo, Outcome, PolicyChange, Role,
+    Applied, Batch, Close, CloseCause, Command, Establish, ExpireIdle, MemberChange, MemberInfo, Outcome, PolicyChange,
+    Role,
 };
 pub use snapshot::SnapshotJob;
 
@@ -22,7 +23,7 @@ use std::sync::Arc;
 
 use crate::digest::{Kind, element};
 use crate::engine::{Engine, View, Wake};
-use crate::id::{Generation, MemberId};
+use crate::id::{Generation, MemberId, SessionId};
 use crate::time::Time;
 use snapshot::Copies;
 use window::{Removed, Windows};
@@ -41,6 +42,10 @@ pub struct Replica {
     digest: u64,
     /// Hash of the settings.
     settings_digest: u64,
+    /// How often members began to pass packets (again).
+    resumes: u64,
+    /// The sessions that the command being applied has ended.
+    ended: Vec<SessionId>,
     /// The snapshot in the making, if any.
     copies: Option<Arc<Copies>>,
     /// Snapshots begun.
@@ -80,11 +85,18 @@ impl Replica {
             sessions: 0,
             digest: 0,
             settings_digest: 0,
+            resumes: 0,
+            ended: Vec::new(),
             copies: None,
             snapshots: 0,
         };
         replica.settings_changed();
         replica
+    }
+
+    #[cfg(test)]
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.engine
     }
 
     /// Applies a batch; one answer a command. Deterministic: `now` is used only for local timers.
@@ -108,7 +120,8 @@ impl Replica {
     /// An order-independent hash of the whole replicated state, equal on all members at equal index.
     #[must_use]
     pub fn digest(&self) -> u64 {
-        let parts = [self.digest, self.settings_digest, self.windows.digest(), self.removed.digest()];
+        let resumes = resumes_digest(self.resumes);
+        let parts = [self.digest, self.settings_digest, self.windows.digest(), self.removed.digest(), resumes];
         parts.into_iter().fold(0, u64::wrapping_add)
     }
 
@@ -117,6 +130,11 @@ impl Replica {
         self.settings_digest = self.settings.digest();
         self.engine.publish(self.settings.view.clone());
     }
+}
+
+/// Zero for none, as in a cluster of a version that did not count them.
+fn resumes_digest(resumes: u64) -> u64 {
+    if resumes == 0 { 0 } else { element(Kind::Resumes, &resumes) }
 }
 
 impl Settings {

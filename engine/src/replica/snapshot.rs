@@ -18,9 +18,11 @@
 //! | 3 | a proposer's outcomes from a number on | any |
 //! | 4 | removed ids, after so many forgotten ones | any, in order |
 //! | 5 | sessions | any |
+//! | 6 | how often sessions of the chunk before were refreshed, if any was | any |
+//! | 7 | how often members resumed, if any did | one |
 //! | 9 | number of sessions, digest | one, last |
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,13 +31,12 @@ use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::apply::{invalid, session_digest};
+use super::apply::{invalid, record_digest, session_digest};
 use super::window::{REMEMBERED, Removed, WIDTH, Window, Windows};
-use super::{CloseCause, Establish, MemberInfo, Outcome, Replica, RestoreError, Settings, register};
-use crate::digest::{Kind, element};
+use super::{CloseCause, Establish, MemberInfo, Outcome, Replica, RestoreError, Settings, register, resumes_digest};
 use crate::engine::{Engine, PolicyRecord, View, Wake};
 use crate::id::{Generation, MemberId, SessionId};
-use crate::table::session::Session;
+use crate::table::session::{Mark, Session};
 use crate::table::{SHARDS, Shard, Table};
 use crate::time::{Coarse, Time};
 use crate::verdict::HoldKey;
@@ -57,11 +58,16 @@ mod kind {
     pub(super) const OUTCOMES: u8 = 3;
     pub(super) const REMOVED: u8 = 4;
     pub(super) const SESSIONS: u8 = 5;
+    pub(super) const REFRESHES: u8 = 6;
+    pub(super) const RESUMES: u8 = 7;
     pub(super) const END: u8 = 9;
 }
 
 /// A session's replicated part.
 type Record = (Establish, Option<CloseCause>);
+
+/// The same, and how often it was refreshed.
+type Kept = (Record, u16);
 
 #[derive(Serialize, Deserialize)]
 struct SettingsRecord {
@@ -98,7 +104,7 @@ struct End {
 /// Shards that `apply` copied ahead of the writer.
 pub(super) struct Copies {
     number: u64,
-    shards: Vec<Mutex<Vec<Record>>>,
+    shards: Vec<Mutex<Vec<Kept>>>,
     over: AtomicBool,
 }
 
@@ -110,6 +116,7 @@ pub struct SnapshotJob {
     removed: Removed,
     sessions: usize,
     digest: u64,
+    resumes: u64,
     copies: Arc<Copies>,
 }
 
@@ -120,8 +127,8 @@ impl Drop for SnapshotJob {
     }
 }
 
-fn records(shard: &Shard) -> Vec<Record> {
-    shard.sessions.iter().map(|s| (s.establish(), s.closed)).collect()
+fn records(shard: &Shard) -> Vec<Kept> {
+    shard.sessions.iter().map(|s| ((s.establish(), s.closed), s.refreshes)).collect()
 }
 
 impl Replica {
@@ -143,6 +150,7 @@ impl Replica {
             removed: self.removed.clone(),
             sessions: self.sessions,
             digest: self.digest(),
+            resumes: self.resumes,
             copies,
         }
     }
@@ -210,15 +218,24 @@ impl SnapshotJob {
             put(to, kind::REMOVED, &(self.removed.before(), chunk))?;
         }
         for number in self.engine.table.numbers() {
-            let records = self.shard(number)?;
-            for chunk in records.chunks(SESSIONS) {
-                put(to, kind::SESSIONS, &chunk)?;
+            let kept = self.shard(number)?;
+            for chunk in kept.chunks(SESSIONS) {
+                let records: Vec<&Record> = chunk.iter().map(|(record, _)| record).collect();
+                put(to, kind::SESSIONS, &records)?;
+                let refreshes: Vec<(SessionId, u16)> =
+                    chunk.iter().filter(|(_, n)| *n > 0).map(|((e, _), n)| (e.id, *n)).collect();
+                if !refreshes.is_empty() {
+                    put(to, kind::REFRESHES, &refreshes)?;
+                }
             }
+        }
+        if self.resumes > 0 {
+            put(to, kind::RESUMES, &self.resumes)?;
         }
         put(to, kind::END, &End { sessions: self.sessions as u64, digest: self.digest })
     }
 
-    fn shard(&self, number: u8) -> io::Result<Vec<Record>> {
+    fn shard(&self, number: u8) -> io::Result<Vec<Kept>> {
         let mut shard = self.engine.table.shard(number);
         if self.copies.over.load(Ordering::Acquire) {
             return Err(io::Error::new(io::ErrorKind::Interrupted, "another snapshot was begun"));
@@ -237,7 +254,8 @@ struct Content {
     law: crate::law::Law,
     windows: Windows,
     removed: Removed,
-    sessions: Vec<Record>,
+    sessions: Vec<Kept>,
+    resumes: u64,
     digest: u64,
 }
 
@@ -295,6 +313,7 @@ fn read(from: &mut dyn Read, most: usize) -> Result<Content, RestoreError> {
     let mut windows: BTreeMap<MemberId, Window> = BTreeMap::new();
     let (mut before, mut removed) = (0, Vec::new());
     let mut sessions: Vec<Record> = Vec::new();
+    let (mut refreshes, mut resumes) = (HashMap::new(), 0);
     let end: End = loop {
         let (kind, content) = chunk(from)?;
         match kind {
@@ -330,6 +349,13 @@ fn read(from: &mut dyn Read, most: usize) -> Result<Content, RestoreError> {
                     return Err(damaged(format!("more than {most} sessions")));
                 }
             }
+            kind::REFRESHES => {
+                refreshes.extend(decode::<Vec<(SessionId, u16)>>(&content)?);
+                if refreshes.len() > sessions.len() {
+                    return Err(damaged("refreshes of sessions that are not there"));
+                }
+            }
+            kind::RESUMES => resumes = decode(&content)?,
             kind::END => break decode(&content)?,
             other => return Err(damaged(format!("an unknown chunk {other}"))),
         }
@@ -362,7 +388,13 @@ fn read(from: &mut dyn Read, most: usize) -> Result<Content, RestoreError> {
     };
     let law = register::law(settings.generation, rules, &settings.view.zones);
     let windows = Windows::rebuild(windows);
-    Ok(Content { settings, law, windows, removed: Removed::rebuild(before, removed), sessions, digest: end.digest })
+    let removed = Removed::rebuild(before, removed);
+    let kept = |record: Record| {
+        let refreshes = refreshes.get(&record.0.id).copied().unwrap_or(0);
+        (record, refreshes)
+    };
+    let sessions = sessions.into_iter().map(kept).collect();
+    Ok(Content { settings, law, windows, removed, sessions, resumes, digest: end.digest })
 }
 
 impl Replica {
@@ -371,9 +403,10 @@ impl Replica {
         let digest = new
             .sessions
             .iter()
-            .fold(0_u64, |sum, record| sum.wrapping_add(element(Kind::Session, &(&record.0, record.1))));
+            .fold(0_u64, |sum, ((e, closed), refreshes)| sum.wrapping_add(record_digest(e, *closed, *refreshes)));
         let settings_digest = new.settings.digest();
-        let parts = [digest, settings_digest, new.windows.digest(), new.removed.digest()];
+        let resumes = resumes_digest(new.resumes);
+        let parts = [digest, settings_digest, new.windows.digest(), new.removed.digest(), resumes];
         if parts.into_iter().fold(0, u64::wrapping_add) != new.digest {
             return Err(damaged("the digest is wrong"));
         }
@@ -384,11 +417,11 @@ impl Replica {
         }
         let engine = self.engine.clone();
         let table = &engine.table;
-        let mut by_shard: Vec<Vec<(u64, Record)>> = (0..SHARDS).map(|_| Vec::new()).collect();
+        let mut by_shard: Vec<Vec<(u64, Kept)>> = (0..SHARDS).map(|_| Vec::new()).collect();
         self.sessions = new.sessions.len();
-        for record in new.sessions {
-            let hash = table.hash(&record.0.original);
-            by_shard[usize::from(Table::number(hash))].push((hash, record));
+        for kept in new.sessions {
+            let hash = table.hash(&kept.0.0.original);
+            by_shard[usize::from(Table::number(hash))].push((hash, kept));
         }
         engine.enact(new.law);
         for (number, records) in table.numbers().zip(by_shard) {
@@ -407,6 +440,8 @@ impl Replica {
         self.removed = new.removed;
         self.settings = new.settings;
         self.settings_changed();
+        self.resumes = new.resumes;
+        engine.resumed(self.resumes);
         Ok(())
     }
 }
@@ -418,22 +453,23 @@ fn replace_shard(
     now: Time,
     number: u8,
     shard: &mut Shard,
-    records: Vec<(u64, Record)>,
+    records: Vec<(u64, Kept)>,
     wakes: &mut Vec<(u64, u64)>,
 ) {
     let (table, timeouts) = (&engine.table, engine.timeouts());
-    let mut old: std::collections::HashMap<SessionId, Session> =
-        table.drain(shard, number).into_iter().map(|s| (s.id, s)).collect();
+    let mut old: HashMap<SessionId, Session> = table.drain(shard, number).into_iter().map(|s| (s.id, s)).collect();
     shard.finished.clear();
     shard.digest = 0;
-    for (hash, (establish, closed)) in records {
+    for (hash, ((establish, closed), refreshes)) in records {
         let mut session =
             match old.remove(&establish.id).filter(|s| s.establish() == Establish { supersedes: None, ..establish }) {
                 Some(known) => known,
                 None => Session::new(&establish, now, None),
             };
-        if session.closed != closed {
+        if session.closed != closed || session.refreshes != refreshes {
             session.closed = closed;
+            session.refreshes = refreshes;
+            session.marks.set(Mark::Expiring, false);
             session.seen = Coarse::up(now);
         }
         let halves: Vec<u32> = shard.halves.of(hash, &establish.original).collect();
@@ -443,7 +479,7 @@ fn replace_shard(
                     wakes.push((hash, half.waiters));
                     table.remove_half(shard, slot);
                 }
-                _ => session.contested = true,
+                _ => session.marks.set(Mark::Contested, true),
             }
         }
         shard.digest = shard.digest.wrapping_add(session_digest(&session));

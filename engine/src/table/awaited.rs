@@ -73,6 +73,17 @@ impl Awaited {
         }
     }
 
+    /// `worker` waits for what the log is to bring. Is that to be proposed, for the first time or once more?
+    pub(crate) fn wait_for_log(&mut self, key: u64, worker: u8, now: Time) -> bool {
+        let propose = self.asked(key, now) != Asked::Now;
+        let entry = self.entry(key, now);
+        entry.workers |= 1 << (worker & 63);
+        if propose {
+            entry.asked = now;
+        }
+        propose
+    }
+
     fn entry(&mut self, key: u64, now: Time) -> &mut Entry {
         let place = match self.entries.iter().position(|e| e.key == key) {
             Some(place) => place,
@@ -149,6 +160,9 @@ mod tests {
         awaited.wait_for_answer(6, 1, t);
         assert_eq!(asks(&mut awaited, t + UNDER_WAY), 0);
         // What came in time is not asked for.
+        assert!(awaited.wait_for_log(8, 1, t) && !awaited.wait_for_log(8, 2, t + ASK_AGAIN / 2));
+        assert!(awaited.wait_for_log(8, 2, t + ASK_AGAIN), "the proposal may be lost");
+        assert_eq!((asks(&mut awaited, t + 2 * ASK_AGAIN), awaited.take(8)), (0, 0b110));
         awaited.wait(7, &tuple, 1, t);
         assert_eq!(awaited.take(7), 2);
         assert_eq!(asks(&mut awaited, t + UNDER_WAY), 0);

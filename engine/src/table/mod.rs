@@ -34,7 +34,7 @@ use awaited::Awaited;
 use datagrams::Datagrams;
 use half::{Half, Halves, same_ends};
 use ids::{Ids, Place};
-use session::Session;
+use session::{Mark, Session};
 use slab::Slab;
 use sources::Sources;
 use wheel::{Links, Wheel};
@@ -112,10 +112,10 @@ impl Sessions {
     /// A packet of this session passed.
     pub(crate) fn busy(&mut self, slot: u32) {
         if let Some(session) = self.slab.get_mut(slot)
-            && !session.busy
+            && !session.marks.has(Mark::Busy)
             && self.busy.len() < self.busy.capacity()
         {
-            session.busy = true;
+            session.marks.set(Mark::Busy, true);
             self.busy.push(slot);
         }
     }
@@ -245,7 +245,8 @@ impl Table {
         let id = session.id;
         // Its places in lists were those of an earlier slot, if any.
         session.links = Links::NONE;
-        let busy = std::mem::take(&mut session.busy);
+        let busy = session.marks.has(Mark::Busy);
+        session.marks.set(Mark::Busy, false);
         let slot = shard.sessions.insert(&self.hasher, hash, session);
         shard.sessions.arm(slot, now, timeouts);
         if busy {
@@ -300,7 +301,7 @@ impl Table {
         if let Some(slot) = shard.sessions.find(hash, &open.original)
             && let Some(session) = shard.sessions.get_mut(slot)
         {
-            session.contested = true;
+            session.marks.set(Mark::Contested, true);
         }
         let id = open.id;
         self.sources.add(open.original.src);

@@ -24,10 +24,11 @@ pub(crate) struct Session {
     pub(crate) ingress: ZoneId,
     pub(crate) egress: ZoneId,
     pub(crate) closed: Option<CloseCause>,
+    /// How often a packet that came while it was to end has kept it alive.
+    pub(crate) refreshes: u16,
     handshake: Handshake,
     // Local.
-    /// Half-open sessions of the same tuple may exist: they are asked first.
-    pub(crate) contested: bool,
+    pub(crate) marks: Marks,
     /// The last policy that it was judged by here: the lower half of its generation.
     judged: u32,
     /// When a packet of it last passed here, or when it came into its present replicated state. Rounded up: it must not
@@ -41,8 +42,32 @@ pub(crate) struct Session {
     counters: [(Count, Count); 2],
     /// Of these, what passed here and the others have not been told of.
     untold: [(u32, u32); 2],
+}
+
+/// What a session is to this member.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Mark {
+    /// Half-open sessions of the same tuple may exist: they are asked first.
+    Contested = 1,
+    /// This member has said that it is idle: no packet of it passes here before a `Refresh` is applied. Only the log ends that:
+    /// the command that ends the session may be under way for any time.
+    Expiring = 2,
     /// It is in its shard's list of sessions of which the others are to be told.
-    pub(crate) busy: bool,
+    Busy = 4,
+}
+
+/// A set of [`Mark`]s, in one byte.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct Marks(u8);
+
+impl Marks {
+    pub(crate) fn has(self, mark: Mark) -> bool {
+        self.0 & mark as u8 != 0
+    }
+
+    pub(crate) fn set(&mut self, mark: Mark, on: bool) {
+        self.0 = if on { self.0 | mark as u8 } else { self.0 & !(mark as u8) };
+    }
 }
 
 /// [`Opening`], in less space.
@@ -119,15 +144,15 @@ impl Session {
             ingress: e.ingress,
             egress: e.egress,
             closed: None,
+            refreshes: 0,
             handshake: Handshake::new(&e.protocol),
-            contested: false,
+            marks: Marks::default(),
             judged: e.generation.0 as u32,
             seen: Coarse::up(now),
             links: Links::NONE,
             track,
             counters: Default::default(),
             untold: Default::default(),
-            busy: false,
         }
     }
 
@@ -144,6 +169,11 @@ impl Session {
         *packets = packets.saturating_add(1);
         *all = all.saturating_add(bytes);
         self.seen = Coarse::up(now);
+    }
+
+    /// Takes back what a packet changed that does not pass after all. Its places in lists stay.
+    pub(crate) fn rewind(&mut self, before: Session) {
+        *self = Session { links: self.links, marks: self.marks, judged: self.judged, ..before };
     }
 
     /// The tuple of the packets from the server. It is the inverse until there is address translation.

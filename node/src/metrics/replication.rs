@@ -68,6 +68,11 @@ pub fn write(sheet: &mut Sheet, m: &ReplicationMetrics) {
         "Sessions that the log has established, of all members, as applied here since the start",
         m.sessions_established.get(),
     );
+    sheet.counter(
+        "palisade_sessions_refreshed",
+        "Sessions that a packet has kept alive while they were to end, of all members, as applied here since the start",
+        m.sessions_refreshed.get(),
+    );
     sheet.counters("palisade_current_proofs", "Questions to the leader about being current, by result", |s| {
         s.count([("result", "proved")], m.current_proofs.get());
         s.count([("result", "failed")], m.current_failures.get());

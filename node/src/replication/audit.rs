@@ -340,6 +340,7 @@ impl Audits {
             // Nothing may be applied here that is not in this member's log.
             let committed = self.raft.wait(Some(COMMIT)).metrics(|m| m.local_committed >= last, "a repair").await;
             committed.map_err(|_| Unrepaired::Late)?;
+            self.standing.replace();
             held.replace(file).await?;
             tracing::info!(index = last.map_or(0, |id| id.index), "this member's state was replaced by the leader's");
             Ok(())

@@ -3,18 +3,23 @@
 //! t is this member's own clock when it asks. The leader answers with its commit index only after a majority confirmed,
 //! *after the question came*, that it still leads (`ReadIndex`, never a lease: clocks may stand still). Once that index is
 //! applied here, this member is current until t + 1 s.
+//!
+//! A member that begins to pass packets says so in the log first (`Command::Resume`): it remembers nothing of what an earlier run
+//! of it said about idle sessions, or has not been asked about them while it was cut off.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::LinearizerOption;
-use palisade_engine::MemberId;
+use palisade_engine::replica::{Command, Outcome};
+use palisade_engine::{MemberId, Standing};
 use palisade_proto::member::v1 as wire;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use super::PalisadeRaft;
+use super::membership::order;
 use super::metrics::ReplicationMetrics;
-use super::propose::Lead;
+use super::propose::{Lead, Order};
 use super::route::{Lane, Peers};
 use crate::clock;
 use crate::standing::StandingCell;
@@ -31,6 +36,7 @@ pub(crate) struct Current {
     pub(crate) peers: Peers,
     pub(crate) lead: watch::Receiver<Lead>,
     pub(crate) standing: Arc<StandingCell>,
+    pub(crate) orders: mpsc::Sender<Order>,
     pub(crate) metrics: Arc<ReplicationMetrics>,
 }
 
@@ -45,13 +51,32 @@ pub(crate) enum Unproven {
     Self_(String),
     #[error("no answer in time")]
     Late,
+    #[error("the log did not take that this member resumes: {0}")]
+    NotResumed(String),
 }
 
 impl Current {
     pub(crate) async fn run(self) {
+        // After how many replacements of the state it has resumed.
+        let (mut resumed, mut was) = (None, Standing::Expired);
         loop {
-            let asked = clock::now();
-            let proof = tokio::time::timeout(DEADLINE, self.prove()).await.unwrap_or(Err(Unproven::Late));
+            let replacements = self.standing.replacements();
+            let is = self.standing.at(clock::now());
+            if is == Standing::Expired && was != Standing::Expired {
+                resumed = None;
+            }
+            was = is;
+            let mut asked = clock::now();
+            let proof = async {
+                if resumed != Some(replacements) {
+                    self.resume().await?;
+                    self.standing.resume(replacements);
+                    resumed = Some(replacements);
+                    asked = clock::now();
+                }
+                tokio::time::timeout(DEADLINE, self.prove()).await.unwrap_or(Err(Unproven::Late))
+            };
+            let proof = proof.await;
             let pause = match proof {
                 Ok(()) => {
                     self.standing.prove(asked);
@@ -65,6 +90,17 @@ impl Current {
                 }
             };
             tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn resume(&self) -> Result<(), Unproven> {
+        if self.lead.borrow().leader.is_none() {
+            return Err(Unproven::NoLeader);
+        }
+        match order(&self.orders, Command::Resume, DEADLINE).await {
+            Ok(Outcome::Accepted) => Ok(()),
+            Ok(outcome) => Err(Unproven::NotResumed(format!("{outcome:?}"))),
+            Err(error) => Err(Unproven::NotResumed(error.to_string())),
         }
     }
 

@@ -54,9 +54,16 @@ impl Observer for Events {
             self.unanswered.answer(batch.first, answers, &self.answers);
         }
         // Not what is in the log a second time, nor what two members proposed alike: it was told of already.
-        let changes = || batch.commands.iter().zip(answers).filter(|(_, answer)| answer.changed).map(|(c, _)| c);
-        let established = changes().filter(|command| matches!(command, Command::Establish(_)));
-        self.metrics.sessions_established.add(established.count() as u64);
+        let (mut established, mut refreshed) = (0, 0);
+        for (command, _) in batch.commands.iter().zip(answers).filter(|(_, answer)| answer.changed) {
+            match command {
+                Command::Establish(_) => established += 1,
+                Command::Refresh(ids) => refreshed += ids.len() as u64,
+                _ => {}
+            }
+        }
+        self.metrics.sessions_established.add(established);
+        self.metrics.sessions_refreshed.add(refreshed);
         if self.watchers.receiver_count() == 0 {
             return;
         }
@@ -64,13 +71,15 @@ impl Observer for Events {
             // Fails only without receivers.
             let _ = self.watchers.send(Arc::new(SessionEvent { index, unix_ms: batch.unix_ms, change }));
         };
-        for command in changes() {
+        for (command, answer) in batch.commands.iter().zip(answers).filter(|(_, answer)| answer.changed) {
             match command {
                 Command::Establish(establish) => tell(SessionChange::Established(establish.clone())),
                 Command::Close(close) => tell(SessionChange::Closed(*close)),
-                Command::Expire(ids) => ids.iter().for_each(|id| tell(SessionChange::Expired(*id))),
-                Command::Revoke(ids) => ids.iter().for_each(|id| tell(SessionChange::Revoked(*id))),
-                Command::Policy(_) | Command::Member(_) => {}
+                Command::Expire(_) | Command::ExpireIdle(_) => {
+                    answer.ended.iter().for_each(|id| tell(SessionChange::Expired(*id)));
+                }
+                Command::Revoke(_) => answer.ended.iter().for_each(|id| tell(SessionChange::Revoked(*id))),
+                Command::Refresh(_) | Command::Resume | Command::Policy(_) | Command::Member(_) => {}
             }
         }
     }

@@ -9,10 +9,10 @@ use futures::stream::FuturesUnordered;
 use openraft::async_runtime::WatchReceiver;
 use openraft::{ChangeMembers, RaftMetrics, ServerState};
 use palisade_engine::engine::View;
-use palisade_engine::replica::{Command, MemberInfo};
+use palisade_engine::replica::{Command, MemberInfo, Replica};
 use palisade_engine::{Engine, MemberId, SessionId, Time};
 use palisade_proto::member::v1 as wire;
-use palisade_raft_store::TypeConfig;
+use palisade_raft_store::{Auditor, TypeConfig};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -45,6 +45,7 @@ pub(crate) struct Duties {
     pub(crate) engine: Arc<Engine>,
     pub(crate) peers: Peers,
     pub(crate) orders: mpsc::Sender<Order>,
+    pub(crate) auditor: Auditor<Replica>,
     pub(crate) heard: Heard,
     pub(crate) cut_off_limit: Duration,
 }
@@ -143,7 +144,7 @@ impl Duties {
         changed.map(drop).map_err(|e| e.to_string())
     }
 
-    /// Ends sessions that are idle on all members. Those that are not ended, because one of them is in use elsewhere, or a
+    /// Ends sessions that are idle on all members (`palisade_engine::idle` says how). Those that are not ended, because one of them is in use elsewhere, or a
     /// member does not answer, or the command is lost, the engine offers again.
     pub(crate) async fn idle(self: Arc<Self>) {
         let mut found = Vec::new();
@@ -170,9 +171,13 @@ impl Duties {
                 .filter(|(id, _)| **id != self.me)
                 .map(|(id, info)| (*id, info.clone()))
                 .collect();
-            let Some(idle) = self.ask(&others, &found, leads_since).await else { continue };
-            for ids in idle.chunks(IDS) {
-                if let Err(error) = order(&self.orders, Command::Expire(ids.to_vec()), CHANGE).await {
+            let inquiry = self.engine.inquiry(clock::now(), &found);
+            let asked: Vec<SessionId> = inquiry.ids().collect();
+            let Some(idle) = self.ask(&others, &asked, leads_since).await else { continue };
+            let (open, closed) = inquiry.end(|id| idle.contains(id), IDS);
+            let commands = open.into_iter().map(Command::ExpireIdle).chain(closed.into_iter().map(Command::Expire));
+            for command in commands {
+                if let Err(error) = order(&self.orders, command, CHANGE).await {
                     tracing::info!(%error, "idle sessions could not be ended; trying again");
                     break;
                 }
@@ -188,7 +193,9 @@ impl Duties {
         members: &[(MemberId, MemberInfo)],
         ids: &[SessionId],
         leads_since: Time,
-    ) -> Option<Vec<SessionId>> {
+    ) -> Option<BTreeSet<SessionId>> {
+        // What the others do not know then has ended.
+        let applied = self.auditor.applied().map_or(0, |id| id.index);
         let silent = self.cut_off_limit + MARGIN;
         let expired = |id: &MemberId| clock::now().since(self.heard.since(*id, leads_since)) > silent;
         let questions: FuturesUnordered<_> = members
@@ -196,7 +203,7 @@ impl Duties {
             .filter(|(id, _)| !expired(id))
             .map(|(id, info)| async move {
                 let mut client = self.peers.client(*id, &info.address, Lane::Control).ok()?;
-                let question = client.still_idle(wire::Sessions::from(ids));
+                let question = client.still_idle(wire::Sessions { applied, ..wire::Sessions::from(ids) });
                 match tokio::time::timeout(IDLE_ANSWER, question).await {
                     Ok(Ok(answer)) => Some(BTreeSet::from_iter(Vec::<SessionId>::from(answer.into_inner()))),
                     Ok(Err(status)) => {

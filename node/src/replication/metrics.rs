@@ -133,6 +133,8 @@ pub struct ReplicationMetrics {
     pub applied_commands: Counter,
     /// Sessions established, as applied here, of all members.
     pub sessions_established: Counter,
+    /// Sessions that a packet has kept alive while they were to end, as applied here, of all members.
+    pub sessions_refreshed: Counter,
     /// Questions to the leader about being current that were answered in time.
     pub current_proofs: Counter,
     /// Those that were not.
@@ -229,6 +231,7 @@ impl Default for ReplicationMetrics {
             applied_batches: Counter::default(),
             applied_commands: Counter::default(),
             sessions_established: Counter::default(),
+            sessions_refreshed: Counter::default(),
             current_proofs: Counter::default(),
             current_failures: Counter::default(),
             snapshots_sent: Counter::default(),

@@ -480,6 +480,7 @@ impl Replication {
             peers: peers.clone(),
             lead: lead.clone(),
             standing: standing.clone(),
+            orders: orders.clone(),
             metrics: metrics.clone(),
         };
         let election =
@@ -490,6 +491,7 @@ impl Replication {
             engine: engine.clone(),
             peers: peers.clone(),
             orders: orders.clone(),
+            auditor: auditor.clone(),
             heard,
             cut_off_limit: standing.cut_off_limit(),
         });

@@ -43,6 +43,8 @@ pub(crate) const ANSWERS: usize = 4 * IN_FLIGHT;
 /// Commands in a batch, and about how many bytes: one record of the store.
 const COMMANDS: usize = 64;
 const BYTES: usize = 7 * 1024;
+/// Sessions in one command that keeps them alive.
+const REFRESHES: usize = 256;
 /// Commands that wait for a place in a batch. Above it the workers' queue is not read, and its bound drops.
 const WAITING: usize = 4096;
 /// The same with the orders of the administration.
@@ -177,7 +179,9 @@ fn bytes(command: &Command) -> usize {
     match command {
         Command::Establish(_) => 112,
         Command::Close(_) => 16,
-        Command::Expire(ids) | Command::Revoke(ids) => 8 + 12 * ids.len(),
+        Command::Expire(ids) | Command::Revoke(ids) | Command::Refresh(ids) => 8 + 12 * ids.len(),
+        Command::ExpireIdle(idle) => 16 + 14 * idle.sessions.len(),
+        Command::Resume => 1,
         Command::Policy(policy) => 64 + policy.text.len(),
         Command::Member(_) => 512,
     }
@@ -264,15 +268,21 @@ impl Proposer {
             arrived.clear();
             return;
         }
-        state.waiting.extend(arrived.drain(..).map(|proposal| Item {
-            command: match proposal {
+        for proposal in arrived.drain(..) {
+            let command = match proposal {
                 Proposal::Establish(establish) => Command::Establish(establish),
                 Proposal::Close(close) => Command::Close(close),
-            },
-            queued: now,
-            deadline: now + SESSION_DEADLINE,
-            reply: None,
-        }));
+                Proposal::Refresh(id) => match state.waiting.back_mut() {
+                    // Many may come at once: they take one place.
+                    Some(Item { command: Command::Refresh(ids), reply: None, .. }) if ids.len() < REFRESHES => {
+                        ids.push(id);
+                        continue;
+                    }
+                    _ => Command::Refresh(vec![id]),
+                },
+            };
+            state.waiting.push_back(Item { command, queued: now, deadline: now + SESSION_DEADLINE, reply: None });
+        }
     }
 
     fn answered(&self, state: &mut State, answer: Answer) {

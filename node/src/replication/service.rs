@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use openraft::ServerState;
@@ -51,6 +52,8 @@ impl Wake for Waker {
     }
 }
 
+/// A member that is further behind than it can catch up with in this time does not say whether sessions are idle.
+const BEHIND: Duration = Duration::from_millis(500);
 /// Sessions in one question about idleness.
 pub(crate) const MOST_IDLE: usize = 4096;
 /// Commands in one batch: far more than this version sends, so that another one may send more.
@@ -329,10 +332,14 @@ impl Member for Service {
     }
 
     async fn still_idle(&self, request: Request<wire::Sessions>) -> Result<Response<wire::Sessions>, Status> {
-        let mut ids: Vec<SessionId> = request.into_inner().into();
+        let request = request.into_inner();
+        let applied = request.applied;
+        let mut ids: Vec<SessionId> = request.into();
         if ids.len() > MOST_IDLE {
             return Err(Status::invalid_argument(format!("at most {MOST_IDLE} sessions at a time")));
         }
+        let reached = self.0.raft.wait(Some(BEHIND)).applied_index_at_least(Some(applied), "idle sessions").await;
+        reached.map_err(|e| Status::unavailable(format!("this member is behind: {e}")))?;
         self.0.engine.still_idle(clock::now(), &mut ids);
         Ok(Response::new(wire::Sessions::from(&*ids)))
     }

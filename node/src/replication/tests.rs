@@ -18,6 +18,7 @@ use super::*;
 mod audits;
 mod breaks;
 mod elections;
+mod idle;
 mod joining;
 mod progress;
 

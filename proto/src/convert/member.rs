@@ -131,7 +131,7 @@ impl TryFrom<wire::MemberInfo> for MemberInfo {
 impl From<&[SessionId]> for wire::Sessions {
     fn from(ids: &[SessionId]) -> wire::Sessions {
         let ids = ids.iter().map(|id| wire::sessions::Id { member: id.member.0, counter: id.counter }).collect();
-        wire::Sessions { ids }
+        wire::Sessions { ids, applied: 0 }
     }
 }
 

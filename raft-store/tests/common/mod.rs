@@ -39,7 +39,11 @@ impl Machine for Map {
 
     fn apply(&mut self, _: Time, batch: &Batch, _: &mut dyn Wake) -> Vec<Applied> {
         *self.batches.entry(batch.first).or_default() += batch.commands.len() as u64;
-        batch.commands.iter().map(|_| Applied { outcome: Outcome::Accepted, changed: true }).collect()
+        batch
+            .commands
+            .iter()
+            .map(|_| Applied { outcome: Outcome::Accepted, changed: true, ended: Vec::new() })
+            .collect()
     }
 
     fn begin_snapshot(&mut self) -> MapJob {

@@ -191,6 +191,7 @@ fn command(event: Event) -> Option<Command> {
     match event {
         Event::Propose(Proposal::Establish(establish)) => Some(Command::Establish(establish)),
         Event::Propose(Proposal::Close(close)) => Some(Command::Close(close)),
+        Event::Propose(Proposal::Refresh(id)) => Some(Command::Refresh(vec![id])),
         Event::Hint(_) | Event::Wake { .. } => None,
     }
 }

@@ -115,6 +115,7 @@ impl Cluster {
             let command = match proposal {
                 Proposal::Establish(e) => Command::Establish(e),
                 Proposal::Close(c) => Command::Close(c),
+                Proposal::Refresh(id) => Command::Refresh(vec![id]),
             };
             self.append(by, vec![command]);
         }
@@ -130,6 +131,22 @@ impl Cluster {
         }
         member.applied = self.log.len();
         outcomes
+    }
+
+    /// How many log entries a member has applied.
+    pub(crate) fn applied(&self, at: usize) -> usize {
+        self.members[at].applied
+    }
+
+    /// A member begins anew: it has what the log says as far as it had applied it, and nothing of its own.
+    pub(crate) fn restart(&mut self, at: usize) {
+        let config = self.members[at].engine.config.clone();
+        let engine = Engine::new(Config { start: config.start + 1, ..config });
+        let member = &mut self.members[at];
+        (member.replica, member.engine) = (Replica::new(engine.clone()), engine);
+        for batch in &self.log[..member.applied] {
+            member.replica.apply(self.now, batch, &mut Woken::default());
+        }
     }
 
     /// The outcomes at the first member.

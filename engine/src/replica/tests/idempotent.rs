@@ -12,6 +12,10 @@ fn command() -> impl Strategy<Value = Command> {
         6 => establish,
         3 => (0_u64..12).prop_map(close),
         1 => prop::collection::vec((0_u64..12).prop_map(id), 0..3).prop_map(Command::Expire),
+        1 => prop::collection::vec((0_u64..12).prop_map(id), 0..3).prop_map(Command::Refresh),
+        1 => (0_u64..2, prop::collection::vec(((0_u64..12).prop_map(id), 0_u16..2), 0..3))
+            .prop_map(|(resumes, sessions)| Command::ExpireIdle(ExpireIdle { resumes, sessions })),
+        1 => Just(Command::Resume),
     ]
 }
 

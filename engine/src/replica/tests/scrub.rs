@@ -19,6 +19,8 @@ fn busy() -> Bench {
         assert_eq!(b.one(add(next)), Outcome::Accepted);
     }
     b.one(Command::Expire((200..400).map(id).collect()));
+    b.one(Command::Refresh((400..500).map(id).collect()));
+    b.one(Command::Resume);
     b
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use palisade_engine::parse::{IpOptions, Kind, Packet, Tcp};
 use palisade_engine::replica::PolicyChange;
-use palisade_engine::{Context, Routes, Verdict};
+use palisade_engine::{Context, Event, Routes, Verdict};
 use palisade_proto::member::v1 as proto;
 use tokio::sync::broadcast::error::RecvError;
 
@@ -320,6 +320,11 @@ fn pass(node: &Node, n: u16) {
 
 /// What a node says of a segment of session `n`, from the client.
 pub(super) fn pass_segment(node: &Node, n: u16, seq: u32, payload: u32) -> Verdict {
+    segment_events(node, n, seq, payload).0
+}
+
+/// The same, with what it leads to.
+pub(super) fn segment_events(node: &Node, n: u16, seq: u32, payload: u32) -> (Verdict, Vec<Event>) {
     struct Nowhere;
 
     impl Routes for Nowhere {
@@ -346,7 +351,9 @@ pub(super) fn pass_segment(node: &Node, n: u16, seq: u32, payload: u32) -> Verdi
         standing: Standing::Current,
         routes: &mut Nowhere,
     };
-    node.run().engine().process(&packet, &mut context, &mut Vec::new())
+    let mut events = Vec::new();
+    let verdict = node.run().engine().process(&packet, &mut context, &mut events);
+    (verdict, events)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

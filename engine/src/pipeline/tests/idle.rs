@@ -1,0 +1,336 @@
+//! No session ends while a packet of it was forwarded within its timeout, on whatever member, in whatever order the leader's
+//! questions, the answers, packets and log entries come.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::cluster::*;
+use crate::engine::{Config, Engine, Standing};
+use crate::event::Proposal;
+use crate::id::{MemberId, SessionId};
+use crate::idle::Inquiry;
+use crate::parse::Packet;
+use crate::replica::{Batch, Command, ExpireIdle, Outcome, Replica};
+use crate::time::Time;
+use crate::verdict::{HoldClass, Reason, Verdict};
+
+const TIMEOUT: Duration = Duration::from_secs(3600);
+const POLICY: &str = "zone outside, inside\naccept \"all\" from any to any: any -> any\n\
+                      timeout tcp.established 1h\ntimeout udp.assured 1h\n";
+
+/// An established session of which nothing has passed for longer than its timeout.
+fn idle(udp: bool) -> (Cluster, Packet, SessionId) {
+    let mut k = Cluster::new();
+    k.policy(POLICY);
+    let packet = if udp {
+        let tuple =
+            crate::tuple::Tuple { protocol: crate::tuple::Protocol::UDP, dst_port: 53, ..crate::testing::tuple(1) };
+        let ask = other(tuple, crate::parse::Kind::Udp);
+        assert_eq!(k.pass(A, ask), Verdict::Forward);
+        k.deliver();
+        assert_eq!(k.pass(B, other(tuple.inverse(), crate::parse::Kind::Udp)), Verdict::Forward);
+        k.deliver();
+        assert_eq!(k.pass(A, ask), Verdict::Forward);
+        k.settle();
+        ask
+    } else {
+        let conn = Conn::new(1);
+        open(&mut k, &conn);
+        conn.data()
+    };
+    k.hints.clear();
+    k.members.iter_mut().for_each(|member| member.woken.0.clear());
+    k.now = k.now + TIMEOUT + Duration::from_secs(1);
+    let mut ids = Vec::new();
+    k.members[A].engine.sessions(k.now, &mut |info| {
+        ids.push(info.id);
+        true
+    });
+    (k, packet, ids[0])
+}
+
+/// The leader A asks; B and C answer that it is idle.
+fn asked(k: &Cluster, id: SessionId) -> ExpireIdle {
+    let inquiry = k.members[A].engine.inquiry(k.now, &[id]);
+    let mut ids: Vec<SessionId> = inquiry.ids().collect();
+    for m in [B, C] {
+        k.members[m].engine.still_idle(k.now, &mut ids);
+    }
+    let (mut open, closed) = inquiry.end(|id| ids.contains(id), 10);
+    assert!(closed.is_empty());
+    open.remove(0)
+}
+
+fn known(k: &Cluster, at: usize, id: SessionId) -> bool {
+    k.members[at].engine.session(k.now, id).is_some()
+}
+
+#[test]
+fn what_is_idle_everywhere_ends() {
+    for udp in [false, true] {
+        let (mut k, _, id) = idle(udp);
+        let expire = asked(&k, id);
+        k.append(A, vec![Command::ExpireIdle(expire)]);
+        assert_eq!(k.apply_all(), [Outcome::Accepted]);
+        assert!((A..=C).all(|m| !known(&k, m, id)));
+    }
+}
+
+#[test]
+fn a_packet_after_the_answer_waits_for_a_refresh_and_saves_the_session() {
+    for udp in [false, true] {
+        let (mut k, packet, id) = idle(udp);
+        let expire = asked(&k, id);
+        assert!(matches!(k.pass(C, packet), Verdict::Hold(_, HoldClass::Matched)));
+        assert!(matches!(k.pass(C, packet), Verdict::Hold(_, HoldClass::Matched)));
+        assert_eq!(k.proposals, [(C, Proposal::Refresh(id))], "proposed once");
+        assert!(k.members[C].engine.session(k.now, id).unwrap().idle >= TIMEOUT, "it has not passed");
+        k.settle();
+        assert_eq!(k.members[C].woken.0.len(), 1);
+        assert_eq!(k.pass(C, packet), Verdict::Forward);
+        // The command that the answers led to is late, and comes twice.
+        k.append(A, vec![Command::ExpireIdle(expire.clone())]);
+        k.append(A, vec![Command::ExpireIdle(expire)]);
+        k.apply_all();
+        assert!((A..=C).all(|m| known(&k, m, id)));
+        // It was the answers that bound the members, and those to the next question do again.
+        k.now = k.now + TIMEOUT + Duration::from_secs(1);
+        let expire = asked(&k, id);
+        k.append(A, vec![Command::ExpireIdle(expire)]);
+        k.apply_all();
+        assert!(!known(&k, C, id));
+    }
+}
+
+#[test]
+fn a_packet_that_comes_too_late_is_judged_anew() {
+    let (mut k, packet, id) = idle(false);
+    let expire = asked(&k, id);
+    k.append(A, vec![Command::ExpireIdle(expire)]);
+    assert!(k.pass(C, packet).held().is_some());
+    k.settle();
+    assert!(!known(&k, C, id), "the refresh was behind it in the log");
+    assert_eq!(k.members[C].woken.0.len(), 1);
+    assert!(matches!(k.pass(C, packet), Verdict::Hold(_, HoldClass::Unmatched)), "nobody knows it any longer");
+}
+
+#[test]
+fn a_member_that_is_cut_off_can_not_refresh() {
+    let (mut k, packet, id) = idle(false);
+    let _ = asked(&k, id);
+    k.members[C].standing = Standing::CutOff;
+    assert_eq!(k.pass(C, packet), Verdict::Drop(Reason::NotCurrent));
+    assert!(k.proposals.is_empty());
+}
+
+#[test]
+fn forgeries_refresh_nothing() {
+    let (mut k, _, id) = idle(false);
+    let _ = asked(&k, id);
+    let forged = Conn::new(1).of_client(crate::parse::Tcp::ACK, 1 << 30, 0, 500);
+    let verdict = k.pass(C, forged);
+    assert!(!matches!(verdict, Verdict::Forward | Verdict::Hold(_, HoldClass::Matched)), "{verdict:?}");
+    assert!(k.proposals.is_empty());
+}
+
+#[test]
+fn a_closed_session_ends_as_before_whatever_was_asked() {
+    use crate::replica::{Close, CloseCause};
+    let (mut k, _, id) = idle(false);
+    let expire = asked(&k, id);
+    k.append(B, vec![Command::Close(Close { id, cause: CloseCause::Fin })]);
+    k.append(A, vec![Command::ExpireIdle(expire)]);
+    k.apply_all();
+    assert_eq!(k.states(A), ["TIME_WAIT"]);
+    k.now = k.now + Duration::from_secs(200);
+    let inquiry = k.members[A].engine.inquiry(k.now, &[id]);
+    let (open, closed) = inquiry.end(|_| true, 10);
+    assert_eq!((open.len(), closed), (0, vec![vec![id]]));
+}
+
+/// A step of any interleaving. Numbers are members, or places in lists, modulo what there is.
+#[derive(Clone, Copy, Debug)]
+enum Op {
+    /// A packet comes by a member.
+    Packet(usize),
+    /// A member, leading or believing that it leads, begins an inquiry.
+    Inquire(usize),
+    /// A member answers an inquiry.
+    Answer(usize, usize),
+    /// An inquiry that all have answered leads to a command, which stays under way.
+    Decide(usize),
+    /// A command under way gets into the log; a copy of it stays under way.
+    Commit(usize),
+    /// What the members propose gets into the log.
+    Propose,
+    /// A member applies the log.
+    Apply(usize),
+    /// A member restarts: it remembers no answers, and resumes before packets pass.
+    Restart(usize),
+    Step(u64),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let member = 0_usize..3;
+    prop_oneof![
+        5 => member.clone().prop_map(Op::Packet),
+        3 => member.clone().prop_map(Op::Inquire),
+        8 => (0_usize..4, member.clone()).prop_map(|(inquiry, by)| Op::Answer(inquiry, by)),
+        4 => (0_usize..4).prop_map(Op::Decide),
+        4 => (0_usize..4).prop_map(Op::Commit),
+        2 => Just(Op::Propose),
+        5 => member.clone().prop_map(Op::Apply),
+        1 => member.prop_map(Op::Restart),
+        3 => prop_oneof![Just(1), Just(1800), Just(3700)].prop_map(Op::Step),
+    ]
+}
+
+struct Asking {
+    by: usize,
+    inquiry: Inquiry,
+    /// What the leader had applied.
+    applied: usize,
+    answered: BTreeSet<usize>,
+    idle: bool,
+}
+
+struct World {
+    k: Cluster,
+    packet: Packet,
+    id: SessionId,
+    /// What the log says: a replica that has applied all of it.
+    law: Replica,
+    lawful: usize,
+    /// When a packet was last forwarded, by whichever member.
+    passed: Time,
+    ended: bool,
+    asking: Vec<Asking>,
+    under_way: Vec<(usize, ExpireIdle)>,
+}
+
+impl World {
+    fn new(udp: bool) -> World {
+        let (k, packet, id) = idle(udp);
+        let passed = Time(k.now.0 - TIMEOUT.as_nanos() as u64 - 1_000_000_000);
+        let law = Replica::new(Engine::new(Config::new(MemberId(9), 1, 3)));
+        let mut world =
+            World { k, packet, id, law, lawful: 0, passed, ended: false, asking: Vec::new(), under_way: Vec::new() };
+        world.commit();
+        world
+    }
+
+    /// Whatever got into the log has its effect at that moment, whenever members apply it.
+    fn commit(&mut self) {
+        let entries: Vec<Batch> = self.k.log[self.lawful..].to_vec();
+        for batch in &entries {
+            self.law.apply(self.k.now, batch, &mut Woken::default());
+        }
+        self.lawful = self.k.log.len();
+        let there = self.law.engine().session(self.k.now, self.id).is_some();
+        if !there && !self.ended {
+            self.ended = true;
+            let idle = self.k.now.since(self.passed);
+            assert!(idle >= TIMEOUT, "it ended though a packet had passed {idle:?} before");
+        }
+    }
+
+    fn step(&mut self, op: Op) {
+        match op {
+            Op::Packet(at) => {
+                let known = known(&self.k, at, self.id);
+                let verdict = self.k.pass(at, self.packet);
+                // An ended session's packet may open another one.
+                if verdict == Verdict::Forward && known {
+                    assert!(!self.ended, "it passed though the session has ended");
+                    self.passed = self.k.now;
+                }
+                self.k.hints.clear();
+            }
+            Op::Inquire(by) => {
+                let inquiry = self.k.members[by].engine.inquiry(self.k.now, &[self.id]);
+                if inquiry.ids().next().is_some() {
+                    let (applied, answered) = (self.k.applied(by), BTreeSet::from([by]));
+                    self.asking.push(Asking { by, inquiry, applied, answered, idle: true });
+                }
+            }
+            Op::Answer(inquiry, by) if !self.asking.is_empty() => {
+                let n = self.asking.len();
+                let asking = &mut self.asking[inquiry % n];
+                // A member that has not applied what the leader had does not answer.
+                if self.k.applied(by) >= asking.applied && asking.answered.insert(by) {
+                    let mut ids = vec![self.id];
+                    self.k.members[by].engine.still_idle(self.k.now, &mut ids);
+                    asking.idle &= !ids.is_empty();
+                }
+            }
+            Op::Decide(inquiry) if !self.asking.is_empty() => {
+                let at = inquiry % self.asking.len();
+                if self.asking[at].answered.len() == 3 {
+                    let asking = self.asking.swap_remove(at);
+                    let (open, _) = asking.inquiry.end(|_| asking.idle, 10);
+                    self.under_way.extend(open.into_iter().map(|expire| (asking.by, expire)));
+                }
+            }
+            Op::Commit(which) if !self.under_way.is_empty() => {
+                let (by, expire) = self.under_way[which % self.under_way.len()].clone();
+                self.k.append(by, vec![Command::ExpireIdle(expire)]);
+                self.commit();
+            }
+            Op::Propose => {
+                self.k.proposals.retain(|(_, proposal)| matches!(proposal, Proposal::Refresh(_)));
+                self.k.commit();
+                self.commit();
+            }
+            Op::Apply(at) => drop(self.k.apply(at)),
+            Op::Restart(at) => {
+                self.k.restart(at);
+                self.k.append(at, vec![Command::Resume]);
+                self.commit();
+                // It is current once it has applied that.
+                self.k.apply(at);
+            }
+            Op::Step(seconds) => self.k.now = self.k.now + Duration::from_secs(seconds),
+            Op::Answer(..) | Op::Decide(_) | Op::Commit(_) => {}
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_session_ends_under_a_live_packet(udp: bool, ops in prop::collection::vec(op(), 1..120)) {
+        let mut world = World::new(udp);
+        for op in ops {
+            world.step(op);
+        }
+        // In the end all agree.
+        for at in [A, B, C] {
+            world.k.apply(at);
+            prop_assert_eq!(world.k.members[at].replica.digest(), world.law.digest());
+        }
+    }
+}
+
+/// Every order of what can happen between the answers and the end, up to a length: no sample.
+#[test]
+fn no_order_of_few_steps_ends_a_session_under_a_live_packet() {
+    const STEPS: [Op; 7] =
+        [Op::Packet(B), Op::Packet(C), Op::Answer(0, C), Op::Commit(0), Op::Propose, Op::Apply(C), Op::Restart(C)];
+    const LENGTH: u32 = 4;
+    let mut ended = 0;
+    for number in 0..STEPS.len().pow(LENGTH) {
+        let mut world = World::new(false);
+        world.step(Op::Inquire(A));
+        world.step(Op::Answer(0, B));
+        for place in 0..LENGTH {
+            world.step(STEPS[number / STEPS.len().pow(place) % STEPS.len()]);
+            world.step(Op::Decide(0));
+        }
+        ended += u32::from(world.ended);
+    }
+    println!("{} orders, the session ended in {ended}", STEPS.len().pow(LENGTH));
+    assert!(ended > 0, "it never ended: the test shows nothing");
+}
