@@ -13,6 +13,7 @@ use palisade_proto::member::v1 as wire;
 use tokio::sync::watch;
 
 use super::PalisadeRaft;
+use super::handover::Candidacy;
 use super::metrics::ReplicationMetrics;
 use super::propose::Lead;
 use super::route::{Lane, Peers};
@@ -31,6 +32,7 @@ pub(crate) struct Current {
     pub(crate) peers: Peers,
     pub(crate) lead: watch::Receiver<Lead>,
     pub(crate) standing: Arc<StandingCell>,
+    pub(crate) candidacy: watch::Receiver<Candidacy>,
     pub(crate) metrics: Arc<ReplicationMetrics>,
 }
 
@@ -74,7 +76,8 @@ impl Current {
             read_index(&self.raft).await.map_err(Unproven::Self_)?
         } else {
             let mut client = self.peers.client(leader.id, &leader.address, Lane::Control).map_err(Unproven::Leader)?;
-            client.read_index(wire::ReadIndexRequest {}).await.map_err(Unproven::Leader)?.into_inner().index
+            let shuns_lead = *self.candidacy.borrow() != Candidacy::Normal;
+            client.read_index(wire::ReadIndexRequest { shuns_lead }).await.map_err(Unproven::Leader)?.into_inner().index
         };
         let applied = self.raft.wait(Some(DEADLINE)).applied_index_at_least(Some(index), "being current").await;
         applied.map(drop).map_err(|_| Unproven::Late)

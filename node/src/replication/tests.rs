@@ -17,9 +17,11 @@ use super::*;
 
 mod audits;
 mod breaks;
+mod drain;
 mod elections;
 mod joining;
 mod progress;
+mod recover;
 
 const LONG: Duration = Duration::from_secs(20);
 
