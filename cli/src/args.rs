@@ -88,6 +88,10 @@ pub enum Command {
     /// List, watch and kill sessions.
     #[command(subcommand)]
     Session(command::session::Command),
+    /// Turn traffic away from this member, before maintenance: not ready, and the lead to another member.
+    Drain(command::drain::Args),
+    /// Take traffic again after `drain`.
+    Undrain,
     /// Is this member ready to carry traffic? Exit code 0 or 1.
     Health(command::health::Args),
     /// The lock that keeps this machine's kernel from forwarding past Palisade.
@@ -126,8 +130,9 @@ mod tests {
             "palisade cluster token --valid 30m",
             "palisade cluster join TOKEN",
             "palisade cluster leave",
-            "palisade cluster leave --drain 10s",
+            "palisade cluster leave --timeout 10s",
             "palisade cluster remove fw3",
+            "palisade cluster recover --config node.toml --yes",
             "palisade cluster members -o json",
             "palisade --socket /tmp/s cluster status",
             "palisade policy check p.policy",
@@ -145,6 +150,9 @@ mod tests {
             "palisade session kill -s 192.0.2.1",
             "palisade session kill --all",
             "palisade session count --proto udp",
+            "palisade drain",
+            "palisade drain --timeout 2m -o json",
+            "palisade undrain",
             "palisade health",
             "palisade gate status",
             "palisade gate remove --yes",
@@ -170,6 +178,7 @@ mod tests {
             "palisade session kill 2-1a3f -s 10.0.0.1",
             "palisade session kill --all -s 10.0.0.1",
             "palisade cluster token --valid soon",
+            "palisade cluster recover --yes",
             "palisade policy fmt --check --write p.policy",
             "palisade health -o xml",
         ] {

@@ -4,6 +4,7 @@ pub mod admin;
 pub mod clock;
 pub mod config;
 pub mod datapath;
+mod drain;
 pub mod http;
 pub mod metrics;
 pub mod node;

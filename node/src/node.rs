@@ -16,8 +16,8 @@
 //! open. The datapath starts only when the member is current for the first time, because before that every packet would be
 //! dropped anyway. If the machine's settings forbid the datapath, the daemon ends with what is wrong and its remedy.
 //!
-//! **Order at the end.** Not ready first, then the lead is handed over while routers turn away, then the datapath stops, then
-//! the replication. The gate stays.
+//! **Order at the end.** Not ready first, then the lead is handed over while routers turn away ([`crate::drain`]), then the
+//! datapath stops, then the replication. The gate stays.
 //!
 //! **Tasks**, all of them ended by dropping the future of [`Node::run`]:
 //!
@@ -33,7 +33,6 @@ use std::future::Future;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -49,6 +48,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::config::{Config, INJECT_DEVICE, Inject};
 use crate::datapath::{self, Datapath, Gate, Sinks, StartError, WorkerWake, gate};
+use crate::drain::{Drain, Ended, Why};
 use crate::http::{self, Pages};
 use crate::metrics::{self, Sheet};
 use crate::replication::{self, MembershipError, OpenError, Replication, Timing};
@@ -61,9 +61,8 @@ const QUEUE: usize = 8192;
 const STUCK: Duration = Duration::from_secs(5);
 /// How often the datapath's threads are looked at.
 const SUPERVISE: Duration = Duration::from_millis(200);
-/// How long a member that ends waits for routers to turn away, and for another one to take the lead.
-const FAREWELL: Duration = Duration::from_secs(1);
-const HAND_OVER: Duration = Duration::from_secs(5);
+/// How long a member that ends waits for routers to turn away and for another one to take the lead.
+const FAREWELL: Duration = Duration::from_secs(5);
 /// How long a new member may take to become current.
 const INIT: Duration = Duration::from_secs(20);
 const CATCH_UP: Duration = Duration::from_secs(600);
@@ -233,7 +232,7 @@ pub(crate) struct Daemon {
     member: ArcSwapOption<Member>,
     /// Whoever makes, joins or leaves a cluster holds it.
     change: tokio::sync::Mutex<()>,
-    draining: AtomicBool,
+    pub(crate) drain: Drain,
     failed: mpsc::Sender<NodeError>,
 }
 
@@ -272,19 +271,8 @@ impl Member {
     }
 }
 
-impl Daemon {
-    fn new(config: Config, failed: mpsc::Sender<NodeError>) -> Daemon {
-        let (member, change) = (ArcSwapOption::empty(), tokio::sync::Mutex::new(()));
-        Daemon { config, member, change, draining: AtomicBool::new(false), failed }
-    }
-
-    /// The member, if this machine is one.
-    pub(crate) fn member(&self) -> Option<Arc<Member>> {
-        self.member.load_full()
-    }
-
-    fn options(&self) -> replication::Options {
-        let c = &self.config;
+impl From<&Config> for replication::Options {
+    fn from(c: &Config) -> replication::Options {
         let mut engine = palisade_engine::Config::new(MemberId(0), 0, seed());
         engine.max_sessions = c.limits.max_sessions;
         engine.max_half_open = c.limits.max_half_open;
@@ -303,6 +291,18 @@ impl Daemon {
             progress_rate: c.limits.progress_rate as u64,
         }
     }
+}
+
+impl Daemon {
+    fn new(config: Config, failed: mpsc::Sender<NodeError>) -> Daemon {
+        let (member, change) = (ArcSwapOption::empty(), tokio::sync::Mutex::new(()));
+        Daemon { config, member, change, drain: Drain::new(), failed }
+    }
+
+    /// The member, if this machine is one.
+    pub(crate) fn member(&self) -> Option<Arc<Member>> {
+        self.member.load_full()
+    }
 
     /// Starts the member that the data folder belongs to.
     async fn open(self: &Arc<Daemon>) -> Result<(), OpenError> {
@@ -316,7 +316,7 @@ impl Daemon {
         detached(async move {
             let _change = daemon.change.try_lock().map_err(|_| ChangeError::Busy)?;
             daemon.outside()?;
-            replication::init(&daemon.options()).await?;
+            replication::init(&replication::Options::from(&daemon.config)).await?;
             let member = daemon.start().await?;
             daemon.caught_up(&member, INIT).await?;
             Ok(member)
@@ -332,7 +332,7 @@ impl Daemon {
         detached(async move {
             let _change = daemon.change.try_lock().map_err(|_| ChangeError::Busy)?;
             daemon.outside()?;
-            replication::join(&daemon.options(), &token).await?;
+            replication::join(&replication::Options::from(&daemon.config), &token).await?;
             let member = daemon.start().await?;
             daemon.caught_up(&member, CATCH_UP).await?;
             Ok(member)
@@ -340,7 +340,7 @@ impl Daemon {
     }
 
     /// Leaves the cluster; the future returned goes on if its caller is cut off.
-    pub(crate) fn leave(self: &Arc<Daemon>, drain: Duration) -> impl Future<Output = Result<(), ChangeError>> + use<> {
+    pub(crate) fn leave(self: &Arc<Daemon>, limit: Duration) -> impl Future<Output = Result<(), ChangeError>> + use<> {
         let daemon = self.clone();
         detached(async move {
             let _change = daemon.change.try_lock().map_err(|_| ChangeError::Busy)?;
@@ -349,14 +349,20 @@ impl Daemon {
             if member.engine.view().members.len() < 2 {
                 return Err(MembershipError::Last.into());
             }
-            daemon.draining.store(true, Ordering::Release);
-            tokio::time::sleep(drain).await;
+            let before = daemon.drain.now();
+            daemon.drain.begin(Why::Leaving, &member);
+            // Late or not: it is to leave.
+            daemon.drain.moved_away(limit).await;
             let left = member.replication.leave().await;
-            if left.is_ok() {
-                drop(member);
-                daemon.close().await;
+            match (&left, before) {
+                (Ok(()), _) => {
+                    drop(member);
+                    daemon.close().await;
+                    daemon.drain.end(None);
+                }
+                (Err(_), Some(before)) => daemon.drain.begin(before.why, &member),
+                (Err(_), None) => daemon.drain.end(Some(&member)),
             }
-            daemon.draining.store(false, Ordering::Release);
             Ok(left?)
         })
     }
@@ -388,7 +394,14 @@ impl Daemon {
         let wake = WorkerWake::new(workers).map_err(failed)?;
         let standing = Arc::new(StandingCell::new(self.config.limits.cut_off_limit));
         let (sinks, hints, proposals) = queues();
-        let replication = Replication::open(self.options(), hints, proposals, wake.clone(), standing.clone()).await?;
+        let replication = Replication::open(
+            replication::Options::from(&self.config),
+            hints,
+            proposals,
+            wake.clone(),
+            standing.clone(),
+        )
+        .await?;
         let engine = replication.engine();
         let identity = replication.identity();
         tracing::info!(cluster = %identity.cluster, member = %identity.member, starts = identity.starts, "the member runs");
@@ -442,21 +455,36 @@ impl Daemon {
 
     /// Not ready, and the lead to somebody else, while routers turn away.
     async fn farewell(&self) {
-        self.draining.store(true, Ordering::Release);
         let Some(member) = self.member() else { return };
-        let hand_over = async {
-            match tokio::time::timeout(HAND_OVER, member.replication.transfer_leadership(None)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::info!(%error, "ending without handing the lead over"),
-                Err(_) => tracing::info!("ending without handing the lead over: nobody took it in time"),
+        self.drain.begin(Why::Stopping, &member);
+        drop(member);
+        match self.drain.moved_away(FAREWELL).await {
+            Ended::Quiet(d) if d.leads => {
+                tracing::info!("ending without handing the lead over: nobody took it in time")
             }
-        };
-        let turn_away = async {
-            if member.datapath().is_some() {
-                tokio::time::sleep(FAREWELL).await;
+            Ended::Late(d) => {
+                let (packets, leads) = (d.passing, d.leads);
+                tracing::info!(packets, leads, "ending though traffic still comes (packets in the last second)");
             }
-        };
-        tokio::join!(hand_over, turn_away);
+            Ended::Quiet(_) | Ended::Undone => {}
+        }
+    }
+
+    /// Turns traffic away until [`Daemon::undrain`]; the future says when it has moved away.
+    pub(crate) fn drain(&self, limit: Duration) -> Result<impl Future<Output = Ended> + Send + use<>, ChangeError> {
+        let _change = self.change.try_lock().map_err(|_| ChangeError::Busy)?;
+        let member = self.member().ok_or(ChangeError::Outside)?;
+        self.drain.begin(Why::Drained, &member);
+        Ok(self.drain.moved_away(limit))
+    }
+
+    /// Takes traffic again. Answers whether it did not before.
+    pub(crate) fn undrain(&self) -> Result<bool, ChangeError> {
+        let _change = self.change.try_lock().map_err(|_| ChangeError::Busy)?;
+        let member = self.member().ok_or(ChangeError::Outside)?;
+        let was = self.drain.now().is_some();
+        self.drain.end(Some(&member));
+        Ok(was)
     }
 
     /// Ends the member, if there is one; when this returns, its data folder is free.
@@ -486,8 +514,8 @@ impl Daemon {
     /// Why this member should not be given traffic.
     pub(crate) fn not_ready(&self) -> Vec<String> {
         let mut reasons = Vec::new();
-        if self.draining.load(Ordering::Acquire) {
-            reasons.push("this member is about to stop or leave".to_owned());
+        if let Some(draining) = self.drain.now() {
+            reasons.push(draining.why.reason().to_owned());
         }
         let Some(member) = self.member() else {
             reasons.push("this machine is in no cluster".to_owned());

@@ -23,7 +23,7 @@ use crate::audit::{Auditor, Digests};
 use crate::error::StoreError;
 use crate::flush::Clock;
 use crate::snapshot::{SnapshotFile, Snapshots};
-use crate::types::{LogId, Response, SnapshotMeta, StoredMembership, TypeConfig};
+use crate::types::{Entry, LogId, Response, SnapshotMeta, StoredMembership, TypeConfig};
 
 /// What is replicated: [`Replica`], or a fake of it in tests and simulation.
 pub trait Machine: Send + 'static {
@@ -144,6 +144,21 @@ impl<M: Machine> Inner<M> {
         }
     }
 
+    fn apply(&mut self, now: Time, entry: &Entry) -> Vec<Applied> {
+        let id = entry.log_id;
+        let answers = match &entry.payload {
+            EntryPayload::Blank => Vec::new(),
+            EntryPayload::Normal(batch) => self.machine.apply(now, batch, &mut *self.wake),
+            EntryPayload::Membership(membership) => {
+                self.membership = StoredMembership::new(Some(id), membership.clone());
+                Vec::new()
+            }
+        };
+        self.applied = Some(id);
+        self.digested();
+        answers
+    }
+
     /// Begins a snapshot, with what it will cover.
     pub(crate) fn begin(&mut self) -> (SnapshotMeta, M::Job) {
         let meta = SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() };
@@ -228,6 +243,22 @@ impl<M: Machine> StateMachine<M> {
         self.0.inner.lock().applied
     }
 
+    /// Applies an entry that openraft does not know of: what is left of a log.
+    pub(crate) fn replay(&self, entry: &Entry) {
+        self.0.inner.lock().apply((self.0.clock)(), entry);
+    }
+
+    /// The last entry applied, and the membership then.
+    pub(crate) fn position(&self) -> (Option<LogId>, StoredMembership) {
+        let inner = self.0.inner.lock();
+        (inner.applied, inner.membership.clone())
+    }
+
+    /// Calls `with` with the machine itself.
+    pub(crate) fn with<T>(&self, with: impl FnOnce(&mut M) -> T) -> T {
+        with(&mut self.0.inner.lock().machine)
+    }
+
     /// A handle that looks at the machine while openraft has it: at exactly one index.
     #[must_use]
     pub fn inspector(&self) -> Inspector<M> {
@@ -287,7 +318,6 @@ impl<M: Machine> RaftStateMachine<TypeConfig> for StateMachine<M> {
             let _turn = self.0.turn.lock().await;
             let answers = {
                 let mut inner = self.0.inner.lock();
-                let inner = &mut *inner;
                 if inner.applied.is_some_and(|applied| applied.index >= id.index) {
                     // The snapshot that repaired the state had it. Whoever waits for the answer asks again.
                     if let Some(responder) = responder {
@@ -295,17 +325,7 @@ impl<M: Machine> RaftStateMachine<TypeConfig> for StateMachine<M> {
                     }
                     continue;
                 }
-                let answers = match &entry.payload {
-                    EntryPayload::Blank => Vec::new(),
-                    EntryPayload::Normal(batch) => inner.machine.apply((self.0.clock)(), batch, &mut *inner.wake),
-                    EntryPayload::Membership(membership) => {
-                        inner.membership = StoredMembership::new(Some(id), membership.clone());
-                        Vec::new()
-                    }
-                };
-                inner.applied = Some(id);
-                inner.digested();
-                answers
+                inner.apply((self.0.clock)(), &entry)
             };
             if let EntryPayload::Normal(batch) = &entry.payload {
                 self.0.observer.applied(id.index, batch, &answers);

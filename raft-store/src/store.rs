@@ -75,14 +75,14 @@ impl Lock {
 
 /// An open data folder. [`Store::into_parts`] makes of it what openraft needs.
 pub struct Store {
-    dir: PathBuf,
+    pub(crate) dir: PathBuf,
     lock: Arc<Lock>,
-    trees: Trees,
-    state: State,
-    barrier: Box<dyn Barrier>,
-    witness: Witness,
-    snapshots: Snapshots,
-    options: Options,
+    pub(crate) trees: Trees,
+    pub(crate) state: State,
+    pub(crate) barrier: Box<dyn Barrier>,
+    pub(crate) witness: Witness,
+    pub(crate) snapshots: Snapshots,
+    pub(crate) options: Options,
     start: u32,
     identity: Option<Identity>,
 }
@@ -213,21 +213,9 @@ impl Store {
     /// # Errors
     /// [`StoreError::Damaged`] if no good snapshot reaches what was purged from the log.
     pub fn into_parts<M: Machine>(self, setup: Setup<M>) -> Result<(LogStore, StateMachine<M>), StoreError> {
-        let Store { dir, lock, trees, state, barrier, witness, snapshots, options, .. } = self;
-        let purged = state.purged;
-        let machine = StateMachine::restore(setup, snapshots, Arc::clone(&options.clock))?;
-        let applied = machine.last_applied();
-        if applied < purged {
-            let reach = |id: Option<LogId>| id.map_or("nothing".to_owned(), |id| format!("entry {}", id.index));
-            return Err(StoreError::damaged(
-                &dir,
-                format!(
-                    "the newest snapshot that can be read reaches {}, but the log was purged up to {}",
-                    reach(applied),
-                    reach(purged)
-                ),
-            ));
-        }
+        let machine = StateMachine::restore(setup, self.snapshots.clone(), Arc::clone(&self.options.clock))?;
+        self.reaches_purged(machine.last_applied())?;
+        let Store { dir, lock, trees, state, barrier, witness, options, .. } = self;
         let tail = Arc::new(Tail::new(state, options.recent_bytes));
         let metrics = StoreMetrics::default();
         let flusher = Flusher::spawn(
@@ -241,6 +229,20 @@ impl Store {
         .map_err(StoreError::io("start the flusher of", &dir))?;
         let reader = LogReader { tail, trees, metrics, _lock: lock };
         Ok((LogStore::new(flusher, reader), machine))
+    }
+
+    /// Does a restored machine, together with the log, have everything?
+    pub(crate) fn reaches_purged(&self, applied: Option<LogId>) -> Result<(), StoreError> {
+        if applied >= self.state.purged {
+            return Ok(());
+        }
+        let reach = |id: Option<LogId>| id.map_or("nothing".to_owned(), |id| format!("entry {}", id.index));
+        let what = format!(
+            "the newest snapshot that can be read reaches {}, but the log was purged up to {}",
+            reach(applied),
+            reach(self.state.purged)
+        );
+        Err(StoreError::damaged(&self.dir, what))
     }
 }
 
@@ -317,7 +319,7 @@ fn get<T: serde::de::DeserializeOwned>(dir: &Path, trees: &Trees, name: &str) ->
     open_meta(name, &record).map(Some).map_err(|error| StoreError::damaged(dir, error.to_string()))
 }
 
-fn put(dir: &Path, trees: &Trees, name: &str, value: &impl serde::Serialize) -> Result<(), StoreError> {
+pub(crate) fn put(dir: &Path, trees: &Trees, name: &str, value: &impl serde::Serialize) -> Result<(), StoreError> {
     let record = seal_meta(name, value).map_err(StoreError::io("write", dir))?;
     trees.meta.insert(name, record).map_err(|error| from_sled(dir, error))?;
     Ok(())

@@ -1,12 +1,15 @@
 //! `palisade cluster`.
 
-use std::io::Read;
+use std::io::{BufRead, IsTerminal, Read};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use palisade_node::config::Config;
+use palisade_node::replication::{IdentityError, OpenError, RecoverError, Recovery};
 use palisade_proto::admin::v1;
 
-use crate::args::Global;
+use crate::args::{Global, Output};
 use crate::client::{self, within};
 use crate::exit::{Exit, Failure};
 use crate::print;
@@ -34,9 +37,9 @@ pub enum Command {
     },
     /// Take this machine out of its cluster.
     Leave {
-        /// How long to be not ready first, so that routers send the traffic elsewhere; at most 1m.
-        #[arg(long, value_name = "TIME", default_value = "3s", value_parser = duration)]
-        drain: Duration,
+        /// How long to wait for traffic to move away; then it leaves all the same. At most 10m.
+        #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
+        timeout: Duration,
     },
     /// Remove another member that is dead and will not come back.
     Remove {
@@ -44,13 +47,28 @@ pub enum Command {
         #[arg(value_name = "NAME")]
         name: String,
     },
+    /// When a majority is lost for good: go on alone with what this machine has, as a new cluster. The daemon must be
+    /// stopped. Says first what will be lost.
+    Recover {
+        /// The member's configuration file.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// Do it, without asking for the member's name.
+        #[arg(long)]
+        yes: bool,
+    },
     /// List the members.
     Members,
     /// How this member is, and how it sees the cluster.
     Status,
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(super) fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A time as people write it: `90s`, `30m`, `1h`.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || "write a number and its unit: 90s, 30m, 1h".to_owned();
     let at = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
     let (number, unit) = text.split_at(at);
@@ -71,6 +89,9 @@ fn duration(text: &str) -> Result<Duration, String> {
 /// The member can not be reached or refuses.
 pub fn run(global: &Global, command: Command) -> Result<ExitCode, Failure> {
     crate::logging::start(global, "warn")?;
+    if let Command::Recover { config, yes } = command {
+        return recover(global, &config, yes);
+    }
     client::with_member(global, async |mut client| {
         let output = global.output;
         match command {
@@ -79,8 +100,8 @@ pub fn run(global: &Global, command: Command) -> Result<ExitCode, Failure> {
                 print::cluster::initialised(output, &answer)?;
             }
             Command::Token { valid } => {
-                let valid_ms = u64::try_from(valid.as_millis()).unwrap_or(u64::MAX);
-                let answer = client.token(within(DEADLINE, v1::TokenRequest { valid_ms })).await?.into_inner();
+                let request = v1::TokenRequest { valid_ms: millis(valid) };
+                let answer = client.token(within(DEADLINE, request)).await?.into_inner();
                 print::cluster::token(output, &answer)?;
             }
             Command::Join { token } => {
@@ -88,9 +109,14 @@ pub fn run(global: &Global, command: Command) -> Result<ExitCode, Failure> {
                 let answer = client.join(within(JOIN_DEADLINE, v1::JoinRequest { token })).await?.into_inner();
                 print::cluster::joined(output, &answer)?;
             }
-            Command::Leave { drain } => {
-                let drain_ms = u64::try_from(drain.as_millis()).unwrap_or(u64::MAX);
-                client.leave(within(DEADLINE + drain, v1::LeaveRequest { drain_ms })).await?;
+            Command::Leave { timeout } => {
+                let request = v1::LeaveRequest { timeout_ms: millis(timeout) };
+                let mut stream = client.leave(within(DEADLINE + timeout, request)).await?.into_inner();
+                let mut progress = print::drain::Progress::new(output);
+                while let Some(v1::LeaveResponse { draining, left: _ }) = stream.message().await? {
+                    draining.iter().for_each(|draining| progress.show(draining));
+                }
+                drop(progress);
                 print::cluster::left(output)?;
             }
             Command::Remove { name } => {
@@ -98,6 +124,8 @@ pub fn run(global: &Global, command: Command) -> Result<ExitCode, Failure> {
                 let answer = client.remove(request).await?.into_inner();
                 print::cluster::removed(output, &name, answer.member)?;
             }
+            // It needs no daemon: done above.
+            Command::Recover { .. } => {}
             Command::Members => {
                 let status = client.status(v1::StatusRequest {}).await?.into_inner();
                 let membership = status.membership.ok_or_else(|| {
@@ -114,6 +142,53 @@ pub fn run(global: &Global, command: Command) -> Result<ExitCode, Failure> {
         }
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// Goes on alone, after it has said what that means and somebody has agreed.
+fn recover(global: &Global, config: &Path, yes: bool) -> Result<ExitCode, Failure> {
+    let config = Config::load(config).map_err(|e| Failure::diagnostic(Exit::Failure, e))?;
+    client::block_on(async {
+        let recovery = Recovery::prepare(&(&config).into()).await.map_err(|e| not_recovered(&e))?;
+        let name = recovery.plan().name.clone();
+        if !yes {
+            print::recover::plan(global.output, recovery.plan())?;
+            if !(global.output == Output::Table && agreed(&name)?) {
+                let help = "if that is what you want: the same command with `--yes`";
+                return Err(Failure::new(Exit::Refused, "not confirmed: nothing was changed", Some(help)));
+            }
+        }
+        let plan = recovery.plan().clone();
+        let recovered = recovery.carry_out().await.map_err(|e| not_recovered(&e))?;
+        print::recover::done(global.output, &plan, &recovered)?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// Has somebody at a terminal typed the member's name?
+fn agreed(name: &str) -> Result<bool, Failure> {
+    let mut stdin = std::io::stdin().lock();
+    if !stdin.is_terminal() {
+        return Ok(false);
+    }
+    eprint!("\ntype the name of this member to go on ({name}): ");
+    let mut line = String::new();
+    // Far above any name.
+    stdin.by_ref().take(256).read_line(&mut line)?;
+    Ok(line.trim() == name)
+}
+
+fn not_recovered(error: &RecoverError) -> Failure {
+    let (exit, help) = match error {
+        RecoverError::Open(OpenError::Identity(IdentityError::Locked(_))) => {
+            (Exit::Refused, Some("stop the daemon first: `systemctl stop palisade`"))
+        }
+        RecoverError::Open(OpenError::NotMember)
+        | RecoverError::Removed
+        | RecoverError::Alone
+        | RecoverError::Majority { .. } => (Exit::Refused, None),
+        RecoverError::Open(_) | RecoverError::Membership(_) => (Exit::Failure, None),
+    };
+    Failure::new(exit, error.to_string(), help)
 }
 
 fn from_stdin() -> Result<String, Failure> {

@@ -3,6 +3,7 @@
 pub mod cluster;
 pub mod completions;
 pub mod config;
+pub mod drain;
 pub mod gate;
 pub mod health;
 pub mod man;

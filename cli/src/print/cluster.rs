@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use palisade_proto::admin::v1;
 use serde::Serialize;
 
+use super::drain::Draining;
 use super::{Table, answer, date};
 use crate::args::Output;
 use crate::exit::Failure;
@@ -195,6 +196,9 @@ struct Status<'a> {
     leader: Option<&'a str>,
     cluster: Option<Cluster<'a>>,
     datapath: Option<Datapath<'a>>,
+    /// Why and how far traffic is turned away.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    draining: Option<Draining>,
 }
 
 #[derive(Serialize)]
@@ -272,6 +276,7 @@ impl<'a> Status<'a> {
                     .collect(),
                 warnings: &d.warnings,
             }),
+            draining: s.draining.as_ref().map(Draining::from),
         }
     }
 }
@@ -289,6 +294,9 @@ fn status_text(out: &mut dyn Write, answered: &v1::StatusResponse) -> io::Result
     writeln!(out, "member    {} ({}, version {})", s.name, s.role, s.version)?;
     let ready = if s.ready { "ready".to_owned() } else { format!("NOT READY: {}", s.reasons.join("; ")) };
     writeln!(out, "health    {ready}")?;
+    if let Some(d) = &s.draining {
+        writeln!(out, "draining  {}", d.line())?;
+    }
     match &s.cluster {
         None => writeln!(out, "cluster   none: `palisade cluster init` or `palisade cluster join TOKEN`")?,
         Some(c) => {

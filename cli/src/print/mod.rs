@@ -2,9 +2,11 @@
 
 pub mod cluster;
 pub mod config;
+pub mod drain;
 pub mod gate;
 pub mod health;
 pub mod policy;
+pub mod recover;
 pub mod session;
 
 use std::io::{self, Write};

@@ -124,6 +124,20 @@ impl Replica {
         outcome
     }
 
+    /// Makes this the state of a new cluster that `member` goes on with alone: the others are struck off, their ids are
+    /// never used again, and no join token is good any longer. For a state that no other member has.
+    pub fn go_on_alone(&mut self, cluster: &str, member: MemberId) {
+        let view = &mut self.settings.view;
+        cluster.clone_into(&mut view.cluster);
+        view.tokens.clear();
+        let gone: Vec<MemberId> = view.members.keys().copied().filter(|id| *id != member).collect();
+        for id in gone {
+            view.members.remove(&id);
+            self.windows.forget(id);
+        }
+        self.settings_changed();
+    }
+
     /// Was this id a member's that left? Its late batches count no more.
     pub(super) fn has_left(&self, id: MemberId) -> bool {
         let view = &self.settings.view;

@@ -4,6 +4,7 @@
 //! Consistency of reads: `admin.proto` names it for each of them. *Local* reads ask the engine; a *barrier* commits an empty
 //! command first and waits until it is applied here, so whatever was acknowledged to anybody before is applied here too.
 
+mod drain;
 mod policy;
 mod sessions;
 mod socket;
@@ -37,8 +38,6 @@ const COMMAND: Duration = Duration::from_secs(10);
 const REQUESTS: u32 = 16;
 /// The largest request is a policy.
 const REQUEST_BYTES: usize = palisade_engine::policy::MAX_TEXT + (64 << 10);
-/// Longest wait before a member leaves.
-const MOST_DRAIN: Duration = Duration::from_secs(60);
 
 /// Serves the socket until it is dropped.
 pub(crate) async fn serve(socket: Socket, daemon: Arc<Daemon>) {
@@ -166,6 +165,7 @@ impl Service {
             membership: member.as_ref().map(|m| membership(m)),
             health: Some(self.health_now()),
             datapath: member.as_ref().and_then(|m| datapath(config.datapath.workers, m)),
+            draining: self.0.drain.now().as_ref().map(drain::message),
         }
     }
 
@@ -257,10 +257,20 @@ impl Admin for Service {
         Ok(Response::new(v1::JoinResponse { cluster: identity.cluster.clone(), member: identity.member.0 }))
     }
 
-    async fn leave(&self, request: Request<v1::LeaveRequest>) -> Result<Response<v1::LeaveResponse>, Status> {
-        let drain = Duration::from_millis(request.into_inner().drain_ms).min(MOST_DRAIN);
-        self.0.leave(drain).await?;
-        Ok(Response::new(v1::LeaveResponse {}))
+    type LeaveStream = sessions::Answers<v1::LeaveResponse>;
+
+    async fn leave(&self, request: Request<v1::LeaveRequest>) -> Result<Response<Self::LeaveStream>, Status> {
+        Ok(Response::new(Service::leave(self, request.into_inner())))
+    }
+
+    type DrainStream = sessions::Answers<v1::DrainResponse>;
+
+    async fn drain(&self, request: Request<v1::DrainRequest>) -> Result<Response<Self::DrainStream>, Status> {
+        Service::drain(self, request.into_inner()).map(Response::new)
+    }
+
+    async fn undrain(&self, _: Request<v1::UndrainRequest>) -> Result<Response<v1::UndrainResponse>, Status> {
+        Service::undrain(self).map(Response::new)
     }
 
     async fn remove(&self, request: Request<v1::RemoveRequest>) -> Result<Response<v1::RemoveResponse>, Status> {

@@ -92,7 +92,21 @@ async fn a_member_is_made_and_administrated_over_its_socket() {
     assert_eq!(admin.session_show(v1::SessionShowRequest { id }).await.unwrap_err().code(), Code::NotFound);
     let all = v1::SessionKillRequest { ids: Vec::new(), filter: Some(v1::SessionFilter::default()) };
     assert_eq!(admin.session_kill(all).await.unwrap().into_inner().killed, 0);
-    assert_eq!(admin.leave(v1::LeaveRequest { drain_ms: 0 }).await.unwrap_err().code(), Code::FailedPrecondition);
+    let mut leaving = admin.leave(v1::LeaveRequest { timeout_ms: 0 }).await.unwrap().into_inner();
+    assert_eq!(leaving.message().await.unwrap_err().code(), Code::FailedPrecondition);
+
+    // Drained: not ready, though nobody else could lead; and back again.
+    let mut draining = admin.drain(v1::DrainRequest { timeout_ms: 5000 }).await.unwrap().into_inner();
+    let mut last = None;
+    while let Some(answer) = draining.message().await.unwrap() {
+        last = Some(answer);
+    }
+    let last = last.unwrap();
+    assert!(last.over && last.draining.is_some_and(|d| d.quiet && !d.leads), "{last:?}");
+    let health = admin.health(v1::HealthRequest {}).await.unwrap().into_inner().health.unwrap();
+    assert!(!health.ready && health.reasons[0].contains("palisade undrain"), "{health:?}");
+    assert!(admin.undrain(v1::UndrainRequest {}).await.unwrap().into_inner().was_drained);
+    assert!(!admin.undrain(v1::UndrainRequest {}).await.unwrap().into_inner().was_drained);
 
     // What a scrape would get, all parts of a witness together.
     let text = scrape(config.http.listen).await;

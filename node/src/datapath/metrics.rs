@@ -213,6 +213,12 @@ impl DatapathMetrics {
         }
     }
 
+    /// Packets forwarded so far.
+    #[must_use]
+    pub fn forwarded(&self) -> u64 {
+        self.workers.iter().map(|w| w.forwarded.get().0).sum()
+    }
+
     /// Reads all counters.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {

@@ -30,7 +30,7 @@ pub(crate) fn sheet(daemon: &Daemon) -> Sheet {
     let mut sheet = Sheet::default();
     process::write(&mut sheet);
     let member = daemon.member();
-    place(&mut sheet, daemon.not_ready().is_empty(), member.is_some());
+    place(&mut sheet, daemon.not_ready().is_empty(), member.is_some(), daemon.drain.now().map(|d| d.passing));
     let Some(member) = member else { return sheet };
     let limits = &daemon.config.limits;
     let view = member.engine.view();
@@ -45,9 +45,16 @@ pub(crate) fn sheet(daemon: &Daemon) -> Sheet {
     sheet
 }
 
-fn place(sheet: &mut Sheet, ready: bool, in_cluster: bool) {
+fn place(sheet: &mut Sheet, ready: bool, in_cluster: bool, drained: Option<u64>) {
     sheet.gauge("palisade_ready", "1 if this member may be given traffic", ready.into());
     sheet.gauge("palisade_in_cluster", "1 if this machine is a member of a cluster", in_cluster.into());
+    sheet.gauge("palisade_drained", "1 if this member turns traffic away", drained.is_some().into());
+    let passing = drained.unwrap_or(0);
+    sheet.gauge(
+        "palisade_drained_packets",
+        "Packets that passed here in the last second though it is drained",
+        passing,
+    );
 }
 
 fn packets(sheet: &mut Sheet, datapath: Option<&crate::datapath::Snapshot>) {

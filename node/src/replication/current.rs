@@ -17,6 +17,7 @@ use palisade_proto::member::v1 as wire;
 use tokio::sync::{mpsc, watch};
 
 use super::PalisadeRaft;
+use super::handover::Candidacy;
 use super::membership::order;
 use super::metrics::ReplicationMetrics;
 use super::propose::{Lead, Order};
@@ -37,6 +38,7 @@ pub(crate) struct Current {
     pub(crate) lead: watch::Receiver<Lead>,
     pub(crate) standing: Arc<StandingCell>,
     pub(crate) orders: mpsc::Sender<Order>,
+    pub(crate) candidacy: watch::Receiver<Candidacy>,
     pub(crate) metrics: Arc<ReplicationMetrics>,
 }
 
@@ -110,7 +112,8 @@ impl Current {
             read_index(&self.raft).await.map_err(Unproven::Self_)?
         } else {
             let mut client = self.peers.client(leader.id, &leader.address, Lane::Control).map_err(Unproven::Leader)?;
-            client.read_index(wire::ReadIndexRequest {}).await.map_err(Unproven::Leader)?.into_inner().index
+            let shuns_lead = *self.candidacy.borrow() != Candidacy::Normal;
+            client.read_index(wire::ReadIndexRequest { shuns_lead }).await.map_err(Unproven::Leader)?.into_inner().index
         };
         let applied = self.raft.wait(Some(DEADLINE)).applied_index_at_least(Some(index), "being current").await;
         applied.map(drop).map_err(|_| Unproven::Late)

@@ -27,8 +27,10 @@ use openraft::metrics::RaftServerMetrics;
 use palisade_engine::{MemberId, Time};
 use palisade_raft_store::{TypeConfig, Vote};
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use super::PalisadeRaft;
+use super::handover::Candidacy;
 use crate::clock;
 
 /// How much later than the one before it each next member asks. The other members know by then that one stands.
@@ -72,6 +74,7 @@ pub(crate) struct Election {
     pub(crate) lease: Duration,
     /// The time that a vote may take.
     pub(crate) vote: Duration,
+    pub(crate) candidacy: watch::Receiver<Candidacy>,
 }
 
 /// How long nothing was heard of the leader, or the candidate, that the vote is for.
@@ -107,7 +110,8 @@ impl Election {
         let mut vote = self.vote_now().await?;
         let mut silence = Silence::default();
         loop {
-            let due = turn(self.me, &known, &vote).map(|turn| self.due(&vote, turn, silence.asked));
+            let candidacy = *self.candidacy.borrow();
+            let due = turn(self.me, candidacy, &known, &vote).map(|turn| self.due(&vote, turn, silence.asked));
             let piece = due.map_or(PIECE, |due| due.saturating_sub(silence.length).min(PIECE));
             let begin = clock::now();
             let changed = tokio::time::timeout(piece, changes.changed()).await;
@@ -144,13 +148,16 @@ impl Election {
 }
 
 /// How many of those who may stand come before this member; `None` if it may not, or leads.
-fn turn(me: MemberId, known: &RaftServerMetrics<TypeConfig>, vote: &Vote) -> Option<u32> {
-    if known.state == ServerState::Leader {
+fn turn(me: MemberId, candidacy: Candidacy, known: &RaftServerMetrics<TypeConfig>, vote: &Vote) -> Option<u32> {
+    if known.state == ServerState::Leader || candidacy == Candidacy::Withdrawn {
         return None;
     }
     // The leader that is lost will not stand; but one that was started anew and led before may.
     let lost = vote.committed.then_some(vote.leader_id.node_id).filter(|lost| *lost != me);
-    let turn = known.membership_config.voter_ids().filter(|id| Some(*id) != lost).position(|id| id == me);
+    let may: Vec<MemberId> = known.membership_config.voter_ids().filter(|id| Some(*id) != lost).collect();
+    // A drained member comes after all that may not be.
+    let behind = if candidacy == Candidacy::LastResort { may.len() } else { 0 };
+    let turn = may.iter().position(|id| *id == me).map(|at| behind + at);
     turn.and_then(|turn| u32::try_from(turn).ok())
 }
 

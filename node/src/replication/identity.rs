@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 const FILE: &str = "identity.toml";
 const LOCK: &str = "lock";
+const STORE: &str = "raft";
 const VERSION: u32 = 1;
 
 /// Who this member is.
@@ -29,6 +30,20 @@ pub struct Identity {
     pub name: String,
     /// How often it has started.
     pub starts: u32,
+    /// How often it went on alone as a new cluster: each time it has a new store.
+    #[serde(default, skip_serializing_if = "never")]
+    recovered: u32,
+}
+
+fn never(times: &u32) -> bool {
+    *times == 0
+}
+
+impl Identity {
+    /// The same member, alone in a new cluster.
+    pub(crate) fn alone(&self, cluster: &str) -> Identity {
+        Identity { cluster: cluster.to_owned(), recovered: self.recovered.saturating_add(1), ..self.clone() }
+    }
 }
 
 /// Why the data folder can not be used.
@@ -95,9 +110,26 @@ impl Folder {
         }
     }
 
-    /// Where the store lies.
-    pub(crate) fn store(&self) -> PathBuf {
-        self.path.join("raft")
+    /// Where the store of a member lies.
+    pub(crate) fn store(&self, identity: &Identity) -> PathBuf {
+        match identity.recovered {
+            0 => self.new_store(),
+            n => self.path.join(format!("{STORE}-{n}")),
+        }
+    }
+
+    /// Where that of a new member will lie.
+    pub(crate) fn new_store(&self) -> PathBuf {
+        self.path.join(STORE)
+    }
+
+    /// Removes what an unfinished attempt, or an earlier member, left where the store of `identity` will lie.
+    pub(crate) fn clear_store(&self, identity: &Identity) -> Result<PathBuf, IdentityError> {
+        let store = self.store(identity);
+        match fs::remove_dir_all(&store) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(at(&store)(e)),
+            _ => Ok(store),
+        }
     }
 
     /// The identity, if this folder has one.
@@ -122,7 +154,7 @@ impl Folder {
         if let Some(Identity { cluster, member, .. }) = self.identity()? {
             return Err(IdentityError::Taken { folder: self.path.clone(), member, cluster });
         }
-        let store = self.store();
+        let store = self.new_store();
         match fs::remove_dir_all(&store) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(at(&store)(e)),
             _ => Ok(()),
@@ -131,10 +163,21 @@ impl Folder {
 
     /// Writes a new identity. From here on the folder is a member's.
     pub(crate) fn settle(&self, cluster: &str, member: MemberId, name: &str) -> Result<Identity, IdentityError> {
-        let identity =
-            Identity { version: VERSION, cluster: cluster.to_owned(), member, name: name.to_owned(), starts: 0 };
+        let identity = Identity {
+            version: VERSION,
+            cluster: cluster.to_owned(),
+            member,
+            name: name.to_owned(),
+            starts: 0,
+            recovered: 0,
+        };
         self.write(&identity)?;
         Ok(identity)
+    }
+
+    /// Puts a new identity in the place of the old one.
+    pub(crate) fn replace(&self, identity: &Identity) -> Result<(), IdentityError> {
+        self.write(identity)
     }
 
     /// Counts a start, durably, before anything is done under the identity.
@@ -231,9 +274,9 @@ mod tests {
     fn an_unfinished_attempt_leaves_nothing_behind() {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::lock(dir.path()).unwrap();
-        fs::create_dir(folder.store()).unwrap();
-        fs::write(folder.store().join("x"), "x").unwrap();
+        fs::create_dir(folder.new_store()).unwrap();
+        fs::write(folder.new_store().join("x"), "x").unwrap();
         folder.fresh().unwrap();
-        assert!(!folder.store().exists());
+        assert!(!folder.new_store().exists());
     }
 }

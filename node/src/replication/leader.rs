@@ -37,6 +37,8 @@ const IDLE_ANSWER: Duration = Duration::from_secs(1);
 const MARGIN: Duration = Duration::from_secs(2);
 /// Session ids in one command.
 const IDS: usize = 256;
+/// Members ask four times a second whether they are current.
+const LATELY: Duration = Duration::from_secs(1);
 const CHANGE: Duration = Duration::from_secs(5);
 
 pub(crate) struct Duties {
@@ -52,15 +54,30 @@ pub(crate) struct Duties {
 
 /// When each member last asked this one, while it led, whether it is current. Without that a member's standing runs out.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Heard(Arc<Mutex<BTreeMap<MemberId, Time>>>);
+pub(crate) struct Heard(Arc<Mutex<BTreeMap<MemberId, Asked>>>);
+
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    at: Time,
+    /// This member led in this term.
+    term: u64,
+    wants_lead: bool,
+}
 
 impl Heard {
-    pub(crate) fn from(&self, member: MemberId) {
-        self.0.lock().insert(member, clock::now());
+    pub(crate) fn from(&self, member: MemberId, term: u64, wants_lead: bool) {
+        self.0.lock().insert(member, Asked { at: clock::now(), term, wants_lead });
     }
 
     fn since(&self, member: MemberId, begin: Time) -> Time {
-        self.0.lock().get(&member).map_or(begin, |last| begin.max(*last))
+        self.0.lock().get(&member).map_or(begin, |asked| begin.max(asked.at))
+    }
+
+    /// Whether a member wants the lead; `None`: it has not asked lately, and in this term.
+    pub(crate) fn wants_lead(&self, member: MemberId, term: u64) -> Option<bool> {
+        let asked = self.0.lock().get(&member).copied();
+        let asked = asked.filter(|asked| asked.term == term && clock::now().since(asked.at) < LATELY);
+        asked.map(|asked| asked.wants_lead)
     }
 }
 

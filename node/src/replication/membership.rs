@@ -9,6 +9,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use openraft::async_runtime::WatchReceiver;
 use openraft::raft::ReadPolicy;
 use palisade_engine::MemberId;
 use palisade_engine::replica::{Batch, Command, MemberChange, MemberInfo, Outcome};
@@ -22,16 +23,19 @@ use super::identity::{Folder, Identity, IdentityError};
 use super::metrics::ReplicationMetrics;
 use super::network::Network;
 use super::propose::{Order, ProposeError};
-use super::route::Peers;
+use super::route::{Lane, Peers};
 use super::service::Parts;
 use super::token::{self, Token, TokenError};
-use super::{OpenError, Options, start_raft, transport};
+use super::{OpenError, Options, Replication, start_raft, transport};
 use crate::clock;
 
 /// How long the leader may take to let a member in.
 const ADMIT: Duration = Duration::from_secs(5);
 /// How long joining may take altogether: an election may be under way.
 const JOIN: Duration = Duration::from_secs(20);
+
+/// How long a change of the membership or a command of the administration may take.
+pub(super) const CHANGE: Duration = Duration::from_secs(5);
 
 /// Why the membership could not be changed.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +96,11 @@ pub(crate) fn random<const N: usize>() -> Result<[u8; N], MembershipError> {
     Ok(bytes)
 }
 
+/// A new cluster's id.
+pub(super) fn random_cluster() -> Result<String, MembershipError> {
+    Ok(random::<16>()?.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
 /// Makes a new cluster with this machine as its first member. Afterwards [`super::Replication::open`] starts it.
 ///
 /// # Errors
@@ -99,7 +108,7 @@ pub(crate) fn random<const N: usize>() -> Result<[u8; N], MembershipError> {
 pub async fn init(options: &Options) -> Result<Identity, MembershipError> {
     let folder = Folder::lock(&options.data_dir)?;
     folder.fresh()?;
-    let cluster: String = random::<16>()?.iter().map(|byte| format!("{byte:02x}")).collect();
+    let cluster = random_cluster()?;
     let me = MemberId(1);
     let info = options.info();
 
@@ -107,7 +116,8 @@ pub async fn init(options: &Options) -> Result<Identity, MembershipError> {
     let peers = Peers::new(&cluster, me).map_err(|s| MembershipError::Refused(s.to_string()))?;
     let metrics = Arc::<ReplicationMetrics>::default();
     let network = Network { me, peers, answer: options.timing.answer, metrics };
-    let started = start_raft(options, &folder, &cluster, me, 0, network, Box::new(NoWake), Arc::new(())).await?;
+    let started =
+        start_raft(options, folder.new_store(), &cluster, me, 0, network, Box::new(NoWake), Arc::new(())).await?;
     let raft = started.raft;
     let first = async {
         let members = BTreeMap::from([(me, info.clone())]);
@@ -130,7 +140,7 @@ pub async fn init(options: &Options) -> Result<Identity, MembershipError> {
     Ok(folder.settle(&cluster, me, &options.name)?)
 }
 
-struct NoWake;
+pub(super) struct NoWake;
 
 impl palisade_engine::Wake for NoWake {
     fn wake(&mut self, _: u64, _: palisade_engine::HoldKey) {}
@@ -196,6 +206,74 @@ async fn ask_one(address: &str, request: wire::JoinRequest) -> Result<Option<wir
     let channel = transport::channel(address).map_err(|e| Status::unavailable(e.to_string()))?;
     let answer = tokio::time::timeout(2 * ADMIT, AdmissionClient::new(channel).join(request)).await;
     Ok(answer.map_err(|_| Status::deadline_exceeded("no answer"))??.into_inner().answer)
+}
+
+impl Replication {
+    /// Leaves the cluster: hands the lead over if need be, is struck off, and sets the identity aside. Afterwards the
+    /// replication is to be shut down; the data folder belongs to no cluster any longer.
+    ///
+    /// # Errors
+    /// [`MembershipError`]; the member is then still one.
+    pub async fn leave(&self) -> Result<(), MembershipError> {
+        let me = self.identity.member;
+        if self.engine.view().members.keys().all(|id| *id == me) {
+            return Err(MembershipError::Last);
+        }
+        // Best effort: a leader that is removed hands over too, only later.
+        if let Err(error) = self.transfer_leadership(None).await {
+            tracing::debug!(%error, "leaving without handing the lead over");
+        }
+        accepted(self.command(Command::Member(MemberChange::Leave(me)), CHANGE).await?)?;
+        tokio::time::timeout(2 * CHANGE, self.struck_off()).await.map_err(|_| MembershipError::Late("leaving"))?;
+        Ok(self.folder.retire()?)
+    }
+
+    /// Waits until this member does not vote and is not replicated to any longer.
+    async fn struck_off(&self) {
+        let me = self.identity.member;
+        loop {
+            let metrics = self.raft.server_metrics().borrow_watched().clone();
+            if metrics.committed_membership_config.get_node(&me).is_none() {
+                return;
+            }
+            // One that was struck off may never hear of it: ask.
+            let leader = self.lead.borrow().leader.clone().filter(|leader| leader.id != me);
+            if let Some(leader) = leader
+                && let Ok(mut client) = self.peers.client(leader.id, &leader.address, Lane::Control)
+            {
+                let ask = client.read_index(wire::ReadIndexRequest { shuns_lead: true });
+                if let Ok(Err(status)) = tokio::time::timeout(Duration::from_secs(1), ask).await
+                    && status.code() == tonic::Code::PermissionDenied
+                {
+                    return;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Strikes a dead member off.
+    ///
+    /// # Errors
+    /// [`MembershipError`]
+    pub async fn remove(&self, name: &str) -> Result<MemberId, MembershipError> {
+        let view = self.engine.view();
+        let found = view.members.iter().find(|(_, info)| info.name == name);
+        let id = *found.ok_or_else(|| MembershipError::Unknown(name.to_owned()))?.0;
+        if id == self.identity.member {
+            return Err(MembershipError::Myself(name.to_owned()));
+        }
+        accepted(self.command(Command::Member(MemberChange::Leave(id)), CHANGE).await?)?;
+        Ok(id)
+    }
+}
+
+pub(super) fn accepted(outcome: Outcome) -> Result<(), MembershipError> {
+    match outcome {
+        Outcome::Accepted | Outcome::Member(_) => Ok(()),
+        Outcome::Invalid(why) => Err(MembershipError::Refused(why)),
+        other => Err(MembershipError::Refused(format!("{other:?}"))),
+    }
 }
 
 /// What letting a member in needs.

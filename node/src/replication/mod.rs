@@ -8,13 +8,15 @@
 //! ```
 //!
 //! Tasks, all ended by [`Replication::shutdown`] or by dropping it: the member port's server; `propose`; `hints` with one
-//! task per peer; `current`; `election`; `leadership` (who leads, who is a member); the leader's duties (`membership`, `idle`,
-//! `compare`); `scrub`, `repair`; `tick`. `docs/replication.md` lists the queues between them with their bounds.
+//! task per peer; `current`; `election`; `hand over`; `leadership` (who leads, who is a member); the leader's duties
+//! (`membership`, `idle`, `compare`); `scrub`, `repair`; `tick`. `docs/replication.md` lists the queues between them with
+//! their bounds.
 
 mod audit;
 mod current;
 mod election;
 mod events;
+mod handover;
 mod hints;
 mod identity;
 mod leader;
@@ -23,6 +25,7 @@ mod metrics;
 mod network;
 mod progress;
 mod propose;
+mod recover;
 mod route;
 mod service;
 mod snapshot;
@@ -56,10 +59,12 @@ use tokio::task::JoinHandle;
 use tonic::service::interceptor::InterceptedService;
 
 pub use events::{SessionChange, SessionEvent};
+pub use handover::Candidacy;
 pub use identity::{Identity, IdentityError};
 pub use membership::{MembershipError, init, join};
 pub use metrics::{Counter, Histogram, Outcomes, ReplicationMetrics};
 pub use propose::ProposeError;
+pub use recover::{Lost, Plan, RecoverError, Recovered, Recovery};
 pub use status::{Member, RaftRole, Status};
 pub use token::{Token, TokenError};
 
@@ -69,10 +74,11 @@ use audit::{Audits, Desk};
 use current::Current;
 use election::{Election, Signs};
 use events::{EVENTS, Events};
+use handover::HandOver;
 use hints::{Hints, Members, Reached};
 use identity::Folder;
 use leader::{Duties, Heard};
-use membership::{Admitting, order};
+use membership::{Admitting, CHANGE, accepted, order};
 use network::Network;
 use progress::{Ears, Telling};
 use propose::{Lead, Leader, Order, Proposer, Unanswered};
@@ -227,7 +233,7 @@ fn open_store(dir: &std::path::Path) -> Result<Store, StoreError> {
 
 /// Writes into a new store whose it is, before the identity itself is written.
 pub(crate) async fn mark_store(folder: &Folder, cluster: &str, member: MemberId) -> Result<(), OpenError> {
-    let (dir, cluster) = (folder.store(), cluster.to_owned());
+    let (dir, cluster) = (folder.new_store(), cluster.to_owned());
     blocking(move || open_store(&dir)?.set_identity(StoreIdentity { cluster, member })).await
 }
 
@@ -235,7 +241,7 @@ pub(crate) async fn mark_store(folder: &Folder, cluster: &str, member: MemberId)
 #[allow(clippy::too_many_arguments, reason = "once, and each is another thing")]
 pub(crate) async fn start_raft(
     options: &Options,
-    folder: &Folder,
+    store: PathBuf,
     cluster: &str,
     me: MemberId,
     start: u32,
@@ -247,8 +253,8 @@ pub(crate) async fn start_raft(
     let seed = u64::from_ne_bytes(membership::random().map_err(|e| OpenError::Raft(e.to_string()))?);
     let engine = Engine::new(palisade_engine::Config { member: me, start, seed, ..options.engine.clone() });
     let machine = Replica::new(engine.clone());
-    let (dir, owner) = (folder.store(), StoreIdentity { cluster: cluster.to_owned(), member: me });
-    let mut store = blocking(move || open_store(&dir)).await?;
+    let owner = StoreIdentity { cluster: cluster.to_owned(), member: me };
+    let mut store = blocking(move || open_store(&store)).await?;
     if store.identity().is_none() && start > 0 {
         return Err(OpenError::LostLog(me));
     }
@@ -304,6 +310,8 @@ pub struct Replication {
     lead: watch::Receiver<Lead>,
     peers: Peers,
     reached: Reached,
+    handover: HandOver,
+    candidacy: watch::Sender<Candidacy>,
     stop: watch::Sender<bool>,
     ended: watch::Sender<Option<&'static str>>,
     server: parking_lot::Mutex<Option<JoinHandle<()>>>,
@@ -391,9 +399,10 @@ impl Replication {
         };
         let network = Network { me, peers: peers.clone(), answer: options.timing.answer, metrics: metrics.clone() };
         let wakes: Box<dyn Wake + Send> = Box::new(wake.clone());
+        let store_dir = folder.store(&identity);
+        let (cluster, start) = (&identity.cluster, identity.starts);
         let Started { raft, engine, snapshots, auditor, store } =
-            start_raft(&options, &folder, &identity.cluster, me, identity.starts, network, wakes, Arc::new(observer))
-                .await?;
+            start_raft(&options, store_dir, cluster, me, start, network, wakes, Arc::new(observer)).await?;
 
         let (lead_tx, lead) = watch::channel(Lead::default());
         let (members_tx, members) = watch::channel(Members::new());
@@ -404,6 +413,7 @@ impl Replication {
         let following = Following { answers: hint_answers, hinted, metrics: metrics.clone() };
         let (stop, stopped) = watch::channel(false);
         let reached = Reached::default();
+        let (candidacy, candidate) = watch::channel(Candidacy::default());
         let heard = Heard::default();
         let ears = Ears::default();
         let signs = Signs::default();
@@ -481,10 +491,18 @@ impl Replication {
             lead: lead.clone(),
             standing: standing.clone(),
             orders: orders.clone(),
+            candidacy: candidate.clone(),
             metrics: metrics.clone(),
         };
-        let election =
-            Election { me, raft: raft.clone(), signs, lease: options.timing.election, vote: options.timing.vote() };
+        let handover = HandOver { me, raft: raft.clone(), heard: heard.clone(), candidacy: candidate.clone() };
+        let election = Election {
+            me,
+            raft: raft.clone(),
+            signs,
+            lease: options.timing.election,
+            vote: options.timing.vote(),
+            candidacy: candidate,
+        };
         let duties = Arc::new(Duties {
             me,
             raft: raft.clone(),
@@ -503,6 +521,7 @@ impl Replication {
             watched.spawn("silence", watch),
             watched.spawn("current", current.run()),
             watched.spawn("election", election.run()),
+            watched.spawn("hand over", handover.clone().run()),
             watched.spawn("membership", duties.clone().membership()),
             watched.spawn("idle", duties.idle()),
             watched.spawn("compare", audits.clone().compare()),
@@ -525,6 +544,8 @@ impl Replication {
             lead,
             peers,
             reached,
+            handover,
+            candidacy,
             stop,
             ended,
             server,
@@ -629,87 +650,24 @@ impl Replication {
         Ok(Token::new(self.identity.cluster.clone(), addresses, secret).to_string())
     }
 
-    /// Leaves the cluster: hands the lead over if need be, is struck off, and sets the identity aside. Afterwards the
-    /// replication is to be shut down; the data folder belongs to no cluster any longer.
-    ///
-    /// # Errors
-    /// [`MembershipError`]; the member is then still one.
-    pub async fn leave(&self) -> Result<(), MembershipError> {
-        let me = self.identity.member;
-        if self.engine.view().members.keys().all(|id| *id == me) {
-            return Err(MembershipError::Last);
-        }
-        // Best effort: a leader that is removed hands over too, only later.
-        if let Err(error) = self.transfer_leadership(None).await {
-            tracing::debug!(%error, "leaving without handing the lead over");
-        }
-        accepted(self.command(Command::Member(MemberChange::Leave(me)), CHANGE).await?)?;
-        tokio::time::timeout(2 * CHANGE, self.struck_off()).await.map_err(|_| MembershipError::Late("leaving"))?;
-        Ok(self.folder.retire()?)
-    }
-
-    /// Waits until this member does not vote and is not replicated to any longer.
-    async fn struck_off(&self) {
-        let me = self.identity.member;
-        loop {
-            let metrics = self.raft.server_metrics().borrow_watched().clone();
-            if metrics.committed_membership_config.get_node(&me).is_none() {
-                return;
-            }
-            // One that was struck off may never hear of it: ask.
-            let leader = self.lead.borrow().leader.clone().filter(|leader| leader.id != me);
-            if let Some(leader) = leader
-                && let Ok(mut client) = self.peers.client(leader.id, &leader.address, route::Lane::Control)
-            {
-                let ask = client.read_index(palisade_proto::member::v1::ReadIndexRequest {});
-                if let Ok(Err(status)) = tokio::time::timeout(Duration::from_secs(1), ask).await
-                    && status.code() == tonic::Code::PermissionDenied
-                {
-                    return;
-                }
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    }
-
-    /// Strikes a dead member off.
-    ///
-    /// # Errors
-    /// [`MembershipError`]
-    pub async fn remove(&self, name: &str) -> Result<MemberId, MembershipError> {
-        let view = self.engine.view();
-        let found = view.members.iter().find(|(_, info)| info.name == name);
-        let id = *found.ok_or_else(|| MembershipError::Unknown(name.to_owned()))?.0;
-        if id == self.identity.member {
-            return Err(MembershipError::Myself(name.to_owned()));
-        }
-        accepted(self.command(Command::Member(MemberChange::Leave(id)), CHANGE).await?)?;
-        Ok(id)
-    }
-
     /// Hands the lead over, to `to` or to the voter that is most up to date. Does nothing if this member does not lead
     /// and no one is named.
     ///
     /// # Errors
     /// [`MembershipError`]
     pub async fn transfer_leadership(&self, to: Option<MemberId>) -> Result<(), MembershipError> {
-        let me = self.identity.member;
-        let metrics = self.raft.metrics().borrow_watched().clone();
-        if metrics.state != openraft::ServerState::Leader {
-            let leader = metrics.current_leader.map_or("unknown".to_owned(), |id| format!("member {id}"));
-            return if to.is_none() { Ok(()) } else { Err(MembershipError::NotLeader(leader)) };
-        }
-        let matched = |id: &MemberId| metrics.replication.as_ref().and_then(|r| r.get(id).copied().flatten());
-        let best = || metrics.membership_config.voter_ids().filter(|id| *id != me).max_by_key(matched);
-        let to = to.or_else(best).ok_or(MembershipError::Last)?;
-        if !metrics.membership_config.voter_ids().any(|id| id == to) {
-            return Err(MembershipError::Refused(format!("member {to} does not vote")));
-        }
-        let raft = |e: &dyn std::fmt::Display| MembershipError::Refused(e.to_string());
-        self.raft.trigger().transfer_leader(to).await.map_err(|e| raft(&e))?;
-        let wait = self.raft.wait(Some(CHANGE));
-        let changed = wait.metrics(|m| m.current_leader.is_some_and(|leader| leader != me), "the lead was handed over");
-        changed.await.map(drop).map_err(|_| MembershipError::Late("handing the lead over"))
+        self.handover.to(to).await
+    }
+
+    /// Says how much this member wants the lead. One that it does not want, it gives away as soon as it can.
+    pub fn set_candidacy(&self, candidacy: Candidacy) {
+        self.candidacy.send_replace(candidacy);
+    }
+
+    /// Does this member lead, though others could?
+    #[must_use]
+    pub fn holds_lead(&self) -> bool {
+        self.handover.leads() && self.handover.has_peers()
     }
 
     fn halt(&self) {
@@ -733,17 +691,6 @@ impl Replication {
         if tokio::time::timeout(Duration::from_secs(3), self.raft.shutdown()).await.is_err() {
             tracing::warn!("Raft did not stop in time");
         }
-    }
-}
-
-/// How long a change of the membership or a command of the administration may take.
-const CHANGE: Duration = Duration::from_secs(5);
-
-fn accepted(outcome: Outcome) -> Result<(), MembershipError> {
-    match outcome {
-        Outcome::Accepted | Outcome::Member(_) => Ok(()),
-        Outcome::Invalid(why) => Err(MembershipError::Refused(why)),
-        other => Err(MembershipError::Refused(format!("{other:?}"))),
     }
 }
 

@@ -321,13 +321,15 @@ impl Member for Service {
         request: Request<wire::ReadIndexRequest>,
     ) -> Result<Response<wire::ReadIndexResponse>, Status> {
         let from = Sender::of(&request)?;
+        let wants_lead = !request.into_inner().shuns_lead;
         let index = current::read_index(&self.0.raft).await.map_err(Status::unavailable)?;
         // A member that was removed, perhaps without having heard of it, must not hold itself for current.
         let members = self.0.raft.server_metrics().borrow_watched().membership_config.clone();
         if members.get_node(&from).is_none() {
             return Err(Status::permission_denied(format!("member {from} is not in this cluster (any longer)")));
         }
-        self.0.heard.from(from);
+        let term = self.0.raft.server_metrics().borrow_watched().vote.leader_id.term;
+        self.0.heard.from(from, term, wants_lead);
         Ok(Response::new(wire::ReadIndexResponse { index }))
     }
 

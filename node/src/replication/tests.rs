@@ -17,10 +17,12 @@ use super::*;
 
 mod audits;
 mod breaks;
+mod drain;
 mod elections;
 mod idle;
 mod joining;
 mod progress;
+mod recover;
 
 const LONG: Duration = Duration::from_secs(20);
 

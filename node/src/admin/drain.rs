@@ -1,0 +1,91 @@
+//! Turning traffic away, with progress: `drain`, `undrain`, `leave`.
+
+use std::time::Duration;
+
+use palisade_proto::admin::v1;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+
+use super::Service;
+use super::sessions::Answers;
+use crate::clock;
+use crate::drain::{Draining, Ended, Why};
+
+/// Longest wait for traffic to move away.
+const MOST_WAIT: Duration = Duration::from_secs(600);
+/// Answers that wait to be read; progress that is not read in time is left out.
+const ANSWERS: usize = 4;
+
+impl Service {
+    pub(super) fn drain(&self, r: v1::DrainRequest) -> Result<Answers<v1::DrainResponse>, Status> {
+        let moved = self.0.drain(limit(r.timeout_ms))?;
+        let last = async move {
+            match moved.await {
+                Ended::Quiet(d) => Ok(v1::DrainResponse { draining: Some(message(&d)), over: true }),
+                Ended::Late(d) => Ok(v1::DrainResponse { draining: Some(message(&d)), over: true }),
+                Ended::Undone => Err(Status::aborted("`palisade undrain` came in between, or the member has stopped")),
+            }
+        };
+        let progress = |draining| v1::DrainResponse { draining: Some(draining), over: false };
+        Ok(followed(self.0.drain.follow(), last, progress))
+    }
+
+    pub(super) fn undrain(&self) -> Result<v1::UndrainResponse, Status> {
+        let was_drained = self.0.undrain()?;
+        Ok(v1::UndrainResponse { was_drained })
+    }
+
+    pub(super) fn leave(&self, r: v1::LeaveRequest) -> Answers<v1::LeaveResponse> {
+        let leaving = self.0.leave(limit(r.timeout_ms));
+        let last = async move {
+            leaving.await?;
+            Ok(v1::LeaveResponse { draining: None, left: true })
+        };
+        let progress = |draining| v1::LeaveResponse { draining: Some(draining), left: false };
+        followed(self.0.drain.follow(), last, progress)
+    }
+}
+
+fn limit(timeout_ms: u64) -> Duration {
+    Duration::from_millis(timeout_ms).min(MOST_WAIT)
+}
+
+/// How far it is, until `last` is there.
+fn followed<T: Send + 'static>(
+    mut drain: watch::Receiver<Option<Draining>>,
+    last: impl Future<Output = Result<T, Status>> + Send + 'static,
+    progress: impl Fn(v1::Draining) -> T + Send + 'static,
+) -> Answers<T> {
+    let (answers, stream) = mpsc::channel(ANSWERS);
+    tokio::spawn(async move {
+        tokio::pin!(last);
+        loop {
+            tokio::select! {
+                biased;
+                // Nobody waits for it any longer: fine.
+                last = &mut last => return drop(answers.send(last).await),
+                Ok(()) = drain.changed() => {
+                    let draining = drain.borrow_and_update().as_ref().map(message);
+                    if let Some(draining) = draining
+                        && let Err(mpsc::error::TrySendError::Closed(_)) = answers.try_send(Ok(progress(draining)))
+                    {
+                        return;
+                    }
+                }
+            }
+        }
+    });
+    Box::pin(ReceiverStream::new(stream))
+}
+
+/// As it travels.
+pub(super) fn message(d: &Draining) -> v1::Draining {
+    let why = match d.why {
+        Why::Drained => v1::DrainReason::Drained,
+        Why::Leaving => v1::DrainReason::Leaving,
+        Why::Stopping => v1::DrainReason::Stopping,
+    };
+    let for_ms = u64::try_from(clock::now().since(d.since).as_millis()).unwrap_or(u64::MAX);
+    v1::Draining { reason: why.into(), for_ms, packets_per_second: d.passing, quiet: d.quiet, leads: d.leads }
+}

@@ -1,0 +1,55 @@
+//! A drained member does not lead, unless nobody else can.
+
+use super::*;
+
+fn leads(nodes: &[Node]) -> Option<usize> {
+    nodes.iter().position(|n| n.role() == Some(RaftRole::Leader))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drained_member_leads_only_if_nobody_else_can() {
+    let mut nodes = cluster().await;
+    let drained = leader(&nodes);
+    nodes[drained].run().set_candidacy(Candidacy::LastResort);
+    until("another one leads", || leads(&nodes).is_some_and(|n| n != drained)).await;
+    assert!(!nodes[drained].run().holds_lead());
+    let outcome = nodes[drained].run().command(command(1), LONG).await;
+    assert_eq!(outcome, Ok(Outcome::Accepted), "it votes and proposes all the same");
+
+    // The lead is not given to it, though its log is as long as any.
+    let second = leader(&nodes);
+    let third = (0..3).find(|n| *n != drained && *n != second).unwrap();
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    nodes[second].run().transfer_leadership(None).await.unwrap();
+    until("the other one leads", || leads(&nodes) == Some(third)).await;
+
+    // Nor does it take it when the leader dies, though its turn would be first.
+    let asked = clock::now();
+    crash(&mut nodes[third]);
+    until("the undrained one leads", || leads(&nodes) == Some(second)).await;
+    println!("elected after {:?}", clock::now().since(asked));
+
+    // Both that are left are drained: it stays where it is, and does not go back and forth.
+    nodes[second].run().set_candidacy(Candidacy::LastResort);
+    let term = nodes[second].run().status().term;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!((leads(&nodes), nodes[second].run().status().term), (Some(second), term));
+
+    // One that goes for good gives it to a drained one rather than to nobody.
+    nodes[second].run().set_candidacy(Candidacy::Withdrawn);
+    until("the drained one leads", || leads(&nodes) == Some(drained)).await;
+    // And gets rid of it as soon as there is somebody.
+    nodes[second].run().set_candidacy(Candidacy::Normal);
+    until("it has handed over", || leads(&nodes) == Some(second)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_all_are_drained_there_is_a_leader_all_the_same() {
+    let mut nodes = cluster().await;
+    nodes.iter().for_each(|n| n.run().set_candidacy(Candidacy::LastResort));
+    let old = leader(&nodes);
+    crash(&mut nodes[old]);
+    until("somebody leads", || leads(&nodes).is_some_and(|n| n != old)).await;
+    let new = leader(&nodes);
+    assert_eq!(nodes[new].run().command(command(1), LONG).await, Ok(Outcome::Accepted));
+}

@@ -1,0 +1,94 @@
+//! A member that goes on alone: what its store comes to, and a new store that begins with that.
+//!
+//! Raft can not give up a majority, so this is no change of the membership: it is a new log, of a new cluster, that begins
+//! with a snapshot. The old store is only read.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::Path;
+
+use openraft::Membership;
+use openraft::impls::leader_id_adv::LeaderId;
+use openraft::vote::RaftLeaderIdExt;
+use palisade_engine::MemberId;
+use palisade_engine::replica::MemberInfo;
+
+use crate::error::{Identity, StoreError};
+use crate::flush::{COMMITTED, PURGED, VOTE, durable};
+use crate::machine::{Machine, Setup, StateMachine};
+use crate::record::{Entries, decode, key};
+use crate::store::{Options, Store, put};
+use crate::types::{Entry, LogId, SnapshotMeta, StoredMembership, Vote};
+
+/// All that a store has: its snapshot, and every entry of its log, also those that are not known to be committed.
+#[derive(Debug)]
+pub struct Remains<M> {
+    machine: StateMachine<M>,
+    /// The last entry.
+    pub last: Option<LogId>,
+    /// The last entry known to be committed.
+    pub committed: Option<LogId>,
+    /// Who votes, as of the last entry.
+    pub voters: BTreeSet<MemberId>,
+    vote: Option<Vote>,
+}
+
+impl Store {
+    /// Applies all that is here to a machine. Blocks.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] if it can not be read, or no good snapshot reaches what was purged from the log.
+    pub fn remains<M: Machine>(self, setup: Setup<M>) -> Result<Remains<M>, StoreError> {
+        let Store { dir, trees, state, snapshots, options, .. } = &self;
+        let machine = StateMachine::restore(setup, snapshots.clone(), options.clock.clone())?;
+        self.reaches_purged(machine.last_applied())?;
+        let from = machine.last_applied().or(state.purged).map_or(0, |id| id.index + 1);
+        let replay = || {
+            let mut entries = Entries::new(trees.log.range(key(from, 0)..));
+            while let Some((_, content)) = entries.next_entry()? {
+                machine.replay(&decode::<Entry>(&content)?);
+            }
+            Ok(())
+        };
+        replay().map_err(|error: io::Error| StoreError::damaged(dir, format!("the log: {error}")))?;
+        let (last, membership) = machine.position();
+        let voters = membership.voter_ids().collect();
+        Ok(Remains { machine, last, committed: state.committed.max(state.purged), voters, vote: state.vote })
+    }
+}
+
+impl<M: Machine> Remains<M> {
+    /// Calls `with` with the machine.
+    pub fn machine<T>(&self, with: impl FnOnce(&mut M) -> T) -> T {
+        self.machine.with(with)
+    }
+
+    /// Makes a new store in `dir`, which must not be there: that of a cluster of one, `owner`, that has all this. Its log
+    /// goes on one index and one term further. Blocks; when it returns all is durable.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub fn found(self, dir: &Path, options: Options, owner: Identity, info: MemberInfo) -> Result<(), StoreError> {
+        let me = owner.member;
+        let voted = self.vote.map_or(0, |vote| vote.leader_id.term);
+        let term = voted.max(self.last.map_or(0, |last| last.leader_id.term)) + 1;
+        let at = LogId::new(LeaderId::new_committed(term, me), self.last.map_or(0, |last| last.index + 1));
+        let alone = Membership::new(vec![BTreeSet::from([me])], BTreeMap::from([(me, info)]));
+        let alone = alone.map_err(|error| StoreError::io("write", dir)(io::Error::other(error)))?;
+        let last_membership = StoredMembership::new(Some(at), alone);
+        let meta = SnapshotMeta { last_log_id: Some(at), last_membership };
+
+        if dir.exists() {
+            return Err(StoreError::io("make", dir)(io::ErrorKind::AlreadyExists.into()));
+        }
+        let mut store = Store::open(dir, options)?;
+        let job = self.machine(M::begin_snapshot);
+        let built = store.snapshots.build(&meta, |to| crate::machine::Job::write(job, to));
+        built.map_err(StoreError::io("write a snapshot into", dir))?;
+        put(dir, &store.trees, VOTE, &Vote::new(term, me))?;
+        put(dir, &store.trees, COMMITTED, &Some(at))?;
+        put(dir, &store.trees, PURGED, &at)?;
+        durable(&store.trees, &mut *store.barrier, &mut store.witness).map_err(StoreError::io("write", dir))?;
+        store.set_identity(owner)
+    }
+}
