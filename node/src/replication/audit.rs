@@ -31,6 +31,7 @@ use super::metrics::ReplicationMetrics;
 use super::propose::Lead;
 use super::route::{Lane, Peers};
 use super::{PalisadeRaft, snapshot};
+use crate::clock;
 use crate::standing::StandingCell;
 
 /// Between two comparisons. With a scrub in between, a difference is found and repaired within 10 s.
@@ -38,8 +39,10 @@ const EVERY: Duration = Duration::from_secs(2);
 /// A member that is not so far by then is compared next time.
 const REACH: Duration = Duration::from_millis(500);
 const ANSWER: Duration = Duration::from_secs(1);
-/// The whole table is scrubbed in 256 times this.
+/// The whole table is scrubbed in 256 times this, about …
 const SCRUB_EVERY: Duration = Duration::from_millis(20);
+/// … or, where a part takes long, with so many times its time between two parts.
+const SCRUB_SHARE: u32 = 8;
 /// After a repair that failed.
 const AGAIN: Duration = Duration::from_secs(1);
 /// For how long a repair may keep this member from applying.
@@ -269,18 +272,19 @@ impl Audits {
 
     /// Looks through this member's own table, again and again.
     pub(crate) async fn scrub(self: Arc<Self>) {
-        let mut every = tokio::time::interval(SCRUB_EVERY);
-        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut part = 0_u8;
         loop {
-            every.tick().await;
-            if self.engine.scrub(part) {
+            let (engine, began) = (self.engine.clone(), clock::now());
+            // A part of a large table takes a while; the other tasks go on meanwhile.
+            let Ok(sound) = tokio::task::spawn_blocking(move || engine.scrub(part)).await else { return };
+            if sound {
                 self.metrics.scrubs_sound.add(1);
             } else {
                 self.metrics.scrubs_damaged.add(1);
                 drop(self.differences.try_send(Difference::Table { part }));
             }
             part = part.wrapping_add(1);
+            tokio::time::sleep(SCRUB_EVERY.max(SCRUB_SHARE * clock::now().since(began))).await;
         }
     }
 
