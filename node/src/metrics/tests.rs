@@ -131,6 +131,35 @@ fn docs_name_every_metric() {
     assert!(missing.is_empty() && gone.is_empty(), "docs/metrics.md lacks: {missing}; has, but no metric is: {gone}");
 }
 
+/// The page of limits says of each what happens at the bound and which figure shows it, and those figures exist.
+#[test]
+fn limits_are_shown_by_metrics_that_exist() {
+    let families = families();
+    let page = include_str!("../../../docs/limits.md");
+    let rows: Vec<Vec<&str>> = page
+        .lines()
+        .filter(|l| l.starts_with("| ") && !l.starts_with("| what |"))
+        .map(|l| l.trim_matches('|').split(" | ").map(str::trim).collect())
+        .collect();
+    assert!(rows.len() > 40, "{}", rows.len());
+    for row in rows {
+        let [what, bound, then, shown] = row[..] else { panic!("{row:?} has not four columns") };
+        assert!(
+            !what.is_empty() && bound.contains(|c: char| c.is_ascii_digit() || c == '`') && !then.is_empty(),
+            "{row:?}"
+        );
+        let named: Vec<&str> = shown.split('`').filter(|word| word.starts_with("palisade_")).collect();
+        assert_eq!(named.is_empty(), shown == "–", "{row:?}");
+        for name in named {
+            assert!(families.contains(name), "no metric is named {name}");
+        }
+    }
+    let reasons = page.split("dropped: `").skip(1).filter_map(|rest| rest.split('`').next());
+    for reason in reasons.chain(["table_full", "hold_full"]) {
+        assert!(palisade_engine::Reason::ALL.iter().any(|r| r.label() == reason), "no reason is named {reason}");
+    }
+}
+
 #[test]
 fn docs_name_every_reason() {
     let documented = documented();
