@@ -76,7 +76,7 @@ pub use error::{Identity, StoreError};
 pub use flush::{Barrier, Clock, DiskBarrier, flush};
 pub use log::{LogReader, LogStore};
 pub use machine::{Builder, Inspector, Job, Machine, Observer, Setup, StateMachine};
-pub use memory::MemoryLog;
+pub use memory::{MemoryDisk, MemoryLog};
 pub use metrics::{Flush, StoreMetrics, Totals};
 pub use recover::Remains;
 pub use snapshot::{Lease, SnapshotFile, SnapshotReceiver, Snapshots};

@@ -32,7 +32,7 @@ pub(crate) struct Tail {
     keep: usize,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct State {
     pub(crate) purged: Option<LogId>,
     pub(crate) committed: Option<LogId>,

@@ -1,26 +1,247 @@
-//! A log in memory, for tests and simulation: the same contract, nothing durable.
+//! A disk in memory, for tests and simulation: the same contract, nothing that outlives the process.
 //!
-//! All clones of a [`MemoryLog`] share one content, as processes share a disk: a simulated member that crashes drops
-//! its log and comes back with a clone. Completions are called at once, so a run depends on nothing but its seed.
+//! All [`MemoryLog`]s of one [`MemoryDisk`] see what is durable on it, as processes see a disk one after the other: a
+//! simulated member that crashes drops its log and comes back with another one. By default what is written is durable at
+//! once, so a run depends on nothing but its seed. A disk with flush times ([`MemoryDisk::slow`]) writes as the real
+//! one does: what queued during the last flush is the next group, complete only when it is durable, in order; and a crash
+//! leaves a prefix of what was under way ([`MemoryDisk::crash`]).
 
 use std::fmt::Debug;
 use std::io;
 use std::ops::RangeBounds;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
 use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot};
 
+use crate::error::{Identity, StoreError};
+use crate::flush::{Clock, stopped};
 use crate::log::{State, bounds};
+use crate::machine::{Machine, Setup, StateMachine};
+use crate::snapshot::Snapshots;
 use crate::types::{Entry, LogId, TypeConfig, Vote};
 
-/// A log in memory.
+/// One write. A crash leaves a prefix of these.
 #[derive(Clone)]
-pub struct MemoryLog {
-    state: Arc<Mutex<State>>,
+enum Write {
+    Vote(Vote),
+    Committed(Option<LogId>),
+    Entry(Arc<Entry>),
+    Truncate(u64, Option<LogId>),
+    Purge(LogId),
+}
+
+impl Write {
+    fn to(&self, state: &mut State) -> io::Result<()> {
+        match self {
+            Write::Vote(vote) => state.vote = Some(*vote),
+            Write::Committed(committed) => state.committed = *committed,
+            Write::Entry(entry) => state.append(std::slice::from_ref(entry))?,
+            Write::Truncate(from, last) => drop(state.truncate(*from, *last)),
+            Write::Purge(upto) => state.purge(*upto),
+        }
+        Ok(())
+    }
+}
+
+/// Told when something is durable.
+enum Done {
+    Nobody,
+    Append(IOFlushed<TypeConfig>),
+    Wait(oneshot::Sender<io::Result<()>>),
+}
+
+impl Done {
+    fn tell(self, result: &io::Result<()>) {
+        let result = match result {
+            Ok(()) => Ok(()),
+            Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
+        };
+        match self {
+            Done::Nobody => {}
+            Done::Append(callback) => callback.io_completed(result),
+            // Nobody waits any longer: fine.
+            Done::Wait(waiting) => drop(waiting.send(result)),
+        }
+    }
+}
+
+/// How long the next flush takes.
+type FlushTime = Box<dyn FnMut() -> Duration + Send>;
+
+struct Disk {
+    durable: State,
+    /// Being written now.
+    under_way: Vec<Write>,
+    flush_time: Option<FlushTime>,
+    /// Says that writes are durable before they are.
+    lies: bool,
+    /// Changes entries on their way to the disk.
+    rot: Option<Box<dyn FnMut(&mut Entry) + Send>>,
+    identity: Option<Identity>,
+}
+
+/// A disk in memory. Cheap to clone: all clones are the same.
+#[derive(Clone)]
+pub struct MemoryDisk {
+    disk: Arc<Mutex<Disk>>,
+    snapshots: Snapshots,
+    clock: Clock,
     /// At most so many entries are in the log.
     bound: usize,
+}
+
+impl Debug for MemoryDisk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MemoryDisk").field("durable", &self.disk.lock().durable.log_state()).finish_non_exhaustive()
+    }
+}
+
+impl MemoryDisk {
+    /// An empty disk, on which everything is durable at once, for at most `bound` entries: what would be too much fails, as
+    /// on a full disk.
+    #[must_use]
+    pub fn new(clock: Clock, bound: usize) -> MemoryDisk {
+        let disk = Disk {
+            durable: State::default(),
+            under_way: Vec::new(),
+            flush_time: None,
+            lies: false,
+            rot: None,
+            identity: None,
+        };
+        MemoryDisk { disk: Arc::new(Mutex::new(disk)), snapshots: Snapshots::memory(clock.clone()), clock, bound }
+    }
+
+    /// Every flush from the next [`MemoryDisk::log`] on takes as long as `time` says, by tokio's clock.
+    pub fn slow(&self, time: impl FnMut() -> Duration + Send + 'static) {
+        self.disk.lock().flush_time = Some(Box::new(time));
+    }
+
+    /// A disk that answers before it has written, as some do: what it shall never do.
+    pub fn lie(&self) {
+        self.disk.lock().lies = true;
+    }
+
+    /// A disk that changes what is written to it.
+    pub fn rot(&self, change: impl FnMut(&mut Entry) + Send + 'static) {
+        self.disk.lock().rot = Some(Box::new(change));
+    }
+
+    /// The machine lost power: of the writes that were under way and not yet acknowledged the first `kept` are there.
+    /// The log that wrote them is to be dropped before the next one is opened.
+    pub fn crash(&self, kept: usize) {
+        let mut disk = self.disk.lock();
+        let under_way = std::mem::take(&mut disk.under_way);
+        for write in under_way.iter().take(kept) {
+            if write.to(&mut disk.durable).is_err() {
+                break;
+            }
+        }
+    }
+
+    /// Calls `each` with the durable entries.
+    pub fn entries(&self, each: &mut dyn FnMut(&Entry)) {
+        self.disk.lock().durable.recent.iter().for_each(|entry| each(entry));
+    }
+
+    /// Whose store it is, if that has been said.
+    #[must_use]
+    pub fn identity(&self) -> Option<Identity> {
+        self.disk.lock().identity.clone()
+    }
+
+    /// Says whose store it is.
+    ///
+    /// # Errors
+    /// [`StoreError::Identity`] if it belongs to another.
+    pub fn set_identity(&self, wanted: Identity) -> Result<(), StoreError> {
+        let mut disk = self.disk.lock();
+        match &disk.identity {
+            Some(have) if *have != wanted => Err(StoreError::Identity {
+                dir: Path::new("memory").to_owned(),
+                have: Box::new(have.clone()),
+                wanted: Box::new(wanted),
+            }),
+            _ => {
+                disk.identity = Some(wanted);
+                Ok(())
+            }
+        }
+    }
+
+    /// The snapshots on it: durable as soon as they are built.
+    #[must_use]
+    pub fn snapshots(&self) -> Snapshots {
+        self.snapshots.clone()
+    }
+
+    /// The log, as it is durable. On a slow disk this is to be called within a tokio runtime, which writes.
+    #[must_use]
+    pub fn log(&self) -> MemoryLog {
+        let (state, is_slow) = {
+            let disk = self.disk.lock();
+            (disk.durable.clone(), disk.flush_time.is_some())
+        };
+        let writes = is_slow.then(|| {
+            let (writes, queue) = mpsc::unbounded_channel();
+            tokio::spawn(self.clone().flush(queue));
+            writes
+        });
+        MemoryLog { state: Arc::new(Mutex::new(state)), disk: self.clone(), writes }
+    }
+
+    /// Log and machine for openraft: the machine's state is that of the newest snapshot.
+    ///
+    /// # Errors
+    /// If the snapshots can not be read.
+    pub fn open<M: Machine>(&self, setup: Setup<M>) -> Result<(MemoryLog, StateMachine<M>), StoreError> {
+        let machine = StateMachine::restore(setup, self.snapshots(), Arc::clone(&self.clock))?;
+        Ok((self.log(), machine))
+    }
+
+    async fn flush(self, mut queue: mpsc::UnboundedReceiver<(Vec<Write>, Done)>) {
+        while let Some(first) = queue.recv().await {
+            let mut done = Vec::new();
+            let time = {
+                let mut disk = self.disk.lock();
+                let mut next = Some(first);
+                while let Some((writes, waits)) = next {
+                    disk.under_way.extend(writes);
+                    done.push(waits);
+                    next = queue.try_recv().ok();
+                }
+                disk.flush_time.as_mut().map_or(Duration::ZERO, |time| time())
+            };
+            if self.disk.lock().lies {
+                done.drain(..).for_each(|done| done.tell(&Ok(())));
+            }
+            tokio::time::sleep(time).await;
+            let result = self.written();
+            done.into_iter().for_each(|done| done.tell(&result));
+        }
+    }
+
+    /// What is under way is durable.
+    fn written(&self) -> io::Result<()> {
+        let mut disk = self.disk.lock();
+        let under_way = std::mem::take(&mut disk.under_way);
+        under_way.iter().try_for_each(|write| write.to(&mut disk.durable))
+    }
+}
+
+/// The log on a [`MemoryDisk`], and its readers.
+#[derive(Clone)]
+pub struct MemoryLog {
+    /// As openraft sees it.
+    state: Arc<Mutex<State>>,
+    disk: MemoryDisk,
+    /// To the task that writes; none: everything is durable at once.
+    writes: Option<mpsc::UnboundedSender<(Vec<Write>, Done)>>,
 }
 
 impl Debug for MemoryLog {
@@ -29,17 +250,23 @@ impl Debug for MemoryLog {
     }
 }
 
-impl Default for MemoryLog {
-    fn default() -> Self {
-        MemoryLog::new(usize::MAX)
-    }
-}
-
 impl MemoryLog {
-    /// An empty log for at most `bound` entries: what would be too much fails, as a full disk does.
-    #[must_use]
-    pub fn new(bound: usize) -> MemoryLog {
-        MemoryLog { state: Arc::new(Mutex::new(State::default())), bound }
+    fn write(&self, writes: Vec<Write>, done: Done) -> io::Result<()> {
+        match &self.writes {
+            Some(queue) => queue.send((writes, done)).map_err(|_| stopped()),
+            None => {
+                self.disk.disk.lock().under_way.extend(writes);
+                self.disk.written()?;
+                done.tell(&Ok(()));
+                Ok(())
+            }
+        }
+    }
+
+    async fn write_and_wait(&self, write: Write) -> io::Result<()> {
+        let (done, waiting) = oneshot::channel();
+        self.write(vec![write], Done::Wait(done))?;
+        waiting.await.map_err(|_| stopped())?
     }
 }
 
@@ -72,12 +299,12 @@ impl RaftLogStorage<TypeConfig> for MemoryLog {
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
         self.state.lock().vote = Some(*vote);
-        Ok(())
+        self.write_and_wait(Write::Vote(*vote)).await
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
         self.state.lock().committed = committed;
-        Ok(())
+        self.write(vec![Write::Committed(committed)], Done::Nobody)
     }
 
     async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
@@ -89,25 +316,29 @@ impl RaftLogStorage<TypeConfig> for MemoryLog {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
+        let mut entries: Vec<Entry> = entries.into_iter().collect();
+        if let Some(rot) = &mut self.disk.disk.lock().rot {
+            entries.iter_mut().for_each(rot);
+        }
         let entries: Vec<Arc<Entry>> = entries.into_iter().map(Arc::new).collect();
         {
             let mut state = self.state.lock();
-            if state.recent.len() + entries.len() > self.bound {
+            if state.recent.len() + entries.len() > self.disk.bound {
                 return Err(io::Error::new(io::ErrorKind::StorageFull, "the log in memory is full"));
             }
             state.append(&entries)?;
         }
-        callback.io_completed(Ok(()));
-        Ok(())
+        self.write(entries.into_iter().map(Write::Entry).collect(), Done::Append(callback))
     }
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
-        self.state.lock().truncate(last_log_id.map_or(0, |id| id.index + 1), last_log_id);
-        Ok(())
+        let from = last_log_id.map_or(0, |id| id.index + 1);
+        self.state.lock().truncate(from, last_log_id);
+        self.write_and_wait(Write::Truncate(from, last_log_id)).await
     }
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {
         self.state.lock().purge(log_id);
-        Ok(())
+        self.write(vec![Write::Purge(log_id)], Done::Nobody)
     }
 }

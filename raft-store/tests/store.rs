@@ -14,7 +14,7 @@ use openraft::RaftSnapshotBuilder;
 use openraft::storage::{RaftLogReader, RaftLogStorage, RaftStateMachine};
 use palisade_engine::replica::{Applied, Batch};
 use palisade_raft_store::{
-    Barrier, DiskBarrier, Entry, LogStore, MemoryLog, Observer, Options, Setup, StateMachine, Store, flush,
+    Barrier, DiskBarrier, Entry, LogStore, MemoryDisk, MemoryLog, Observer, Options, Setup, StateMachine, Store, flush,
 };
 use parking_lot::Mutex;
 
@@ -293,18 +293,43 @@ async fn a_snapshot_travels_and_is_installed() {
 
 #[tokio::test]
 async fn a_memory_log_survives_its_owner_and_has_an_end() {
-    let disk = MemoryLog::new(5);
-    let mut log = disk.clone();
+    let disk = MemoryDisk::new(clock(), 5);
+    let mut log = disk.log();
     let (tx, rx) = <palisade_raft_store::TypeConfig as openraft::type_config::TypeConfigExt>::oneshot();
     log.append((1..=5).map(|index| entry(1, index, 1)), openraft::storage::IOFlushed::signal(tx)).await.unwrap();
     rx.await.unwrap().unwrap();
     log.save_vote(&vote(2)).await.unwrap();
     assert!(log.append([entry(1, 6, 1)], openraft::storage::IOFlushed::noop()).await.is_err());
     drop(log);
-    let mut log = disk.clone();
+    let mut log = disk.log();
     assert_eq!(log.read_vote().await.unwrap(), Some(vote(2)));
     let entries: Vec<_> = log.entries_stream(2..4).await.collect().await;
     assert_eq!(entries.len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crash_leaves_a_prefix_of_what_was_under_way_on_a_disk_in_memory() {
+    for (kept, lies) in [(0, false), (2, false), (9, false), (0, true)] {
+        let disk = MemoryDisk::new(clock(), 100);
+        disk.slow(|| Duration::from_millis(10));
+        if lies {
+            disk.lie();
+        }
+        let mut log = disk.log();
+        let append = async |log: &mut MemoryLog, from, to| {
+            let (tx, rx) = <palisade_raft_store::TypeConfig as openraft::type_config::TypeConfigExt>::oneshot();
+            let entries = (from..=to).map(|index| entry(1, index, 1));
+            log.append(entries, openraft::storage::IOFlushed::signal(tx)).await.unwrap();
+            tokio::time::timeout(Duration::from_millis(5), rx).await
+        };
+        assert_eq!(append(&mut log, 1, 3).await.is_ok(), lies, "acknowledged before it is durable");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        assert_eq!(append(&mut log, 4, 6).await.is_ok(), lies);
+        disk.crash(kept);
+        drop(log);
+        let last = disk.log().get_log_state().await.unwrap().last_log_id.unwrap().index;
+        assert_eq!(last, 3 + kept.min(3) as u64);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

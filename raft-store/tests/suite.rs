@@ -3,13 +3,12 @@
 
 mod common;
 
-use std::sync::Arc;
+use std::time::Duration;
 
 use common::{Map, clock, open, setup};
 use openraft::StorageError;
 use openraft::testing::log::{StoreBuilder, Suite};
-use palisade_engine::Time;
-use palisade_raft_store::{LogStore, MemoryLog, Snapshots, StateMachine, TypeConfig};
+use palisade_raft_store::{LogStore, MemoryDisk, MemoryLog, StateMachine, TypeConfig};
 use tempfile::TempDir;
 
 struct Sled;
@@ -22,12 +21,17 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine<Map>, TempDir> for Sled {
     }
 }
 
-struct Memory;
+/// In memory; with a flush that takes time, or none.
+struct Memory(Option<Duration>);
 
 impl StoreBuilder<TypeConfig, MemoryLog, StateMachine<Map>, ()> for Memory {
     async fn build(&self) -> Result<((), MemoryLog, StateMachine<Map>), StorageError<TypeConfig>> {
-        let machine = StateMachine::restore(setup(), Snapshots::memory(clock()), Arc::new(|| Time::ZERO)).unwrap();
-        Ok(((), MemoryLog::default(), machine))
+        let disk = MemoryDisk::new(clock(), usize::MAX);
+        if let Some(time) = self.0 {
+            disk.slow(move || time);
+        }
+        let (log, machine) = disk.open(setup()).unwrap();
+        Ok(((), log, machine))
     }
 }
 
@@ -38,5 +42,10 @@ async fn sled_store() {
 
 #[tokio::test]
 async fn memory_store() {
-    Suite::test_all(Memory).await.unwrap();
+    Suite::test_all(Memory(None)).await.unwrap();
+}
+
+#[tokio::test]
+async fn memory_store_that_takes_its_time() {
+    Suite::test_all(Memory(Some(Duration::from_micros(50)))).await.unwrap();
 }
