@@ -10,5 +10,7 @@ pub mod metrics;
 pub mod node;
 mod queue;
 pub mod replication;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 pub mod standing;
 mod systemd;

@@ -92,6 +92,10 @@ impl From<StoreError> for MembershipError {
 
 pub(crate) fn random<const N: usize>() -> Result<[u8; N], MembershipError> {
     let mut bytes = [0; N];
+    #[cfg(feature = "simulation")]
+    if crate::simulation::with(|machine| machine.random(&mut bytes)).is_some() {
+        return Ok(bytes);
+    }
     getrandom::fill(&mut bytes).map_err(|e| MembershipError::Random(e.to_string()))?;
     Ok(bytes)
 }

@@ -42,7 +42,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::stream::BoxStream;
 use openraft::async_runtime::WatchReceiver;
+use openraft::storage::RaftLogStorage;
 use openraft::{Config as RaftConfig, Raft, SnapshotPolicy};
 use palisade_engine::event::{Hint, Proposal};
 use palisade_engine::replica::{Command, MemberChange, MemberInfo, Outcome, Replica, Role};
@@ -53,7 +55,6 @@ use palisade_raft_store::{
     Auditor, Identity as StoreIdentity, Observer, Options as StoreOptions, Setup, Snapshots, StateMachine, Store,
     StoreError, StoreMetrics, TypeConfig,
 };
-use tokio::net::TcpListener;
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
 use tonic::service::interceptor::InterceptedService;
@@ -234,6 +235,10 @@ fn open_store(dir: &std::path::Path) -> Result<Store, StoreError> {
 /// Writes into a new store whose it is, before the identity itself is written.
 pub(crate) async fn mark_store(folder: &Folder, cluster: &str, member: MemberId) -> Result<(), OpenError> {
     let (dir, cluster) = (folder.new_store(), cluster.to_owned());
+    #[cfg(feature = "simulation")]
+    if let Some(machine) = crate::simulation::machine() {
+        return Ok(machine.disk().set_identity(StoreIdentity { cluster, member })?);
+    }
     blocking(move || open_store(&dir)?.set_identity(StoreIdentity { cluster, member })).await
 }
 
@@ -254,6 +259,19 @@ pub(crate) async fn start_raft(
     let engine = Engine::new(palisade_engine::Config { member: me, start, seed, ..options.engine.clone() });
     let machine = Replica::new(engine.clone());
     let owner = StoreIdentity { cluster: cluster.to_owned(), member: me };
+    #[cfg(feature = "simulation")]
+    if let Some(simulated) = crate::simulation::machine() {
+        let disk = simulated.disk();
+        if disk.identity().is_none() && start > 0 {
+            return Err(OpenError::LostLog(me));
+        }
+        disk.set_identity(owner)?;
+        let (log, machine) = disk.open(Setup { machine, wake, observer })?;
+        simulated.opened(machine.inspector());
+        let auditor = machine.auditor();
+        let raft = new_raft(me, config, network, log, machine).await?;
+        return Ok(Started { raft, engine, snapshots: disk.snapshots(), auditor, store: StoreMetrics::default() });
+    }
     let mut store = blocking(move || open_store(&store)).await?;
     if store.identity().is_none() && start > 0 {
         return Err(OpenError::LostLog(me));
@@ -265,8 +283,18 @@ pub(crate) async fn start_raft(
     .await?;
     let store = log.metrics();
     let auditor = machine.auditor();
-    let raft = Raft::new(me, config, network, log, machine).await.map_err(|e| OpenError::Raft(e.to_string()))?;
+    let raft = new_raft(me, config, network, log, machine).await?;
     Ok(Started { raft, engine, snapshots, auditor, store })
+}
+
+async fn new_raft(
+    me: MemberId,
+    config: Arc<RaftConfig>,
+    network: Network,
+    log: impl RaftLogStorage<TypeConfig>,
+    machine: StateMachine<Replica>,
+) -> Result<PalisadeRaft, OpenError> {
+    Raft::new(me, config, network, log, machine).await.map_err(|e| OpenError::Raft(e.to_string()))
 }
 
 fn raft_config(timing: &Timing, log: LogSize, cluster: &str) -> Result<Arc<RaftConfig>, OpenError> {
@@ -383,9 +411,9 @@ impl Replication {
         let mut identity = folder.identity()?.ok_or(OpenError::NotMember)?;
         folder.start(&mut identity)?;
         let me = identity.member;
-        let listener = TcpListener::bind(options.listen).await.map_err(|e| OpenError::Listen(options.listen, e))?;
-
         let metrics = Arc::<ReplicationMetrics>::default();
+        let incoming = transport::listen(options.listen, metrics.clone()).await;
+        let incoming = incoming.map_err(|e| OpenError::Listen(options.listen, e))?;
         let peers = Peers::new(&identity.cluster, me).map_err(|s| OpenError::Raft(s.to_string()))?;
         let (answer_tx, answer_rx) = mpsc::channel(propose::ANSWERS);
         let unanswered = Unanswered::default();
@@ -449,7 +477,7 @@ impl Replication {
             stop: stopped.clone(),
         }));
         let check = Check { cluster: identity.cluster.as_str().into(), me, metrics: metrics.clone() };
-        let server = watched.spawn("member port", serve(listener, service, check, stopped));
+        let server = watched.spawn("member port", serve(incoming, service, check, stopped));
 
         let proposer = Proposer {
             me,
@@ -694,15 +722,19 @@ impl Replication {
     }
 }
 
-async fn serve(listener: TcpListener, service: Service, check: Check, mut stop: watch::Receiver<bool>) {
-    let metrics = check.metrics.clone();
+async fn serve(
+    incoming: BoxStream<'static, std::io::Result<transport::Stream>>,
+    service: Service,
+    check: Check,
+    mut stop: watch::Receiver<bool>,
+) {
     let member = MemberServer::new(service.clone())
         .max_decoding_message_size(MOST_MESSAGE)
         .max_encoding_message_size(MOST_MESSAGE);
     let served = transport::server()
         .add_service(InterceptedService::new(member, check))
         .add_service(AdmissionServer::new(service))
-        .serve_with_incoming_shutdown(transport::incoming(listener, metrics), async move {
+        .serve_with_incoming_shutdown(incoming, async move {
             // An error means that the replication is gone: stopped as well.
             let _ = stop.wait_for(|stop| *stop).await;
         })

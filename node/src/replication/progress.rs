@@ -80,6 +80,7 @@ impl Telling {
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
+                biased;
                 changed = self.members.changed() => {
                     if changed.is_err() {
                         return;

@@ -387,7 +387,7 @@ async fn a_stalled_follower_slows_nobody() {
     let listen = nodes[stalled].options.listen;
     nodes[stalled].stop().await;
     // Takes connections and bytes, answers nothing: as a machine that hangs.
-    let hole = TcpListener::bind(listen).await.unwrap();
+    let hole = tokio::net::TcpListener::bind(listen).await.unwrap();
     let hole = tokio::spawn(async move {
         let mut kept = Vec::new();
         while let Ok((stream, _)) = hole.accept().await {

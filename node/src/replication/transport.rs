@@ -1,16 +1,28 @@
 //! How bytes get from member to member: plain TCP now. This is the seam for TLS: whoever changes [`channel`] and
-//! [`incoming`] changes every connection between members.
+//! [`listen`] changes every connection between members.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{Stream, StreamExt};
+use futures::StreamExt;
+use futures::stream::BoxStream;
+#[cfg(feature = "simulation")]
+use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::{Channel, Endpoint, Server};
 
 use super::metrics::ReplicationMetrics;
+#[cfg(feature = "simulation")]
+use crate::simulation;
+#[cfg(feature = "simulation")]
+pub(crate) use crate::simulation::Stream;
+
+/// A connection that another member made.
+#[cfg(not(feature = "simulation"))]
+pub(crate) type Stream = TcpStream;
 
 /// A connection that is not made within this time is not worth waiting for on a cluster's own network.
 const CONNECT: Duration = Duration::from_millis(500);
@@ -27,15 +39,37 @@ const WINDOW: u32 = 1 << 20;
 /// # Errors
 /// The address is no `host:port`.
 pub(crate) fn channel(address: &str) -> Result<Channel, tonic::transport::Error> {
-    Ok(Endpoint::from_shared(format!("http://{address}"))?
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))?
         .connect_timeout(CONNECT)
         .tcp_nodelay(true)
         .http2_keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_TIMEOUT)
         .keep_alive_while_idle(true)
         .initial_stream_window_size(WINDOW)
-        .initial_connection_window_size(WINDOW)
-        .connect_lazy())
+        .initial_connection_window_size(WINDOW);
+    #[cfg(feature = "simulation")]
+    if let Some(machine) = simulation::machine() {
+        return Ok(endpoint.connect_with_connector_lazy(tower::service_fn(move |to: tonic::codegen::http::Uri| {
+            let connection = machine.connect(to.authority().map_or("", |a| a.as_str()));
+            async move { connection.await.map(|c| TokioIo::new(Stream::Simulated(c))) }
+        })));
+    }
+    Ok(endpoint.connect_lazy())
+}
+
+/// Opens the member port.
+pub(crate) async fn listen(
+    at: SocketAddr,
+    metrics: Arc<ReplicationMetrics>,
+) -> io::Result<BoxStream<'static, io::Result<Stream>>> {
+    #[cfg(feature = "simulation")]
+    if let Some(incoming) = simulation::with(|machine| machine.listen(at)) {
+        return Ok(incoming?.map(|stream| stream.map(Stream::Simulated)).boxed());
+    }
+    let incoming = incoming(TcpListener::bind(at).await?, metrics);
+    #[cfg(feature = "simulation")]
+    let incoming = incoming.map(|stream| stream.map(Stream::Real));
+    Ok(incoming.boxed())
 }
 
 /// What every connection of HTTP/2 begins with (RFC 9113 section 3.4).
@@ -47,10 +81,10 @@ const GREETINGS: usize = 256;
 
 /// The connections that members make to us. What does not even speak HTTP/2, or nothing at all, is closed and counted
 /// here: further in it would cost memory for as long as it stays open, and nobody would know.
-pub(crate) fn incoming(
+fn incoming(
     listener: TcpListener,
     metrics: Arc<ReplicationMetrics>,
-) -> impl Stream<Item = io::Result<TcpStream>> {
+) -> impl futures::Stream<Item = io::Result<TcpStream>> {
     TcpListenerStream::new(listener)
         .map(move |stream| {
             let metrics = metrics.clone();

@@ -1,0 +1,140 @@
+//! P3, fail closed: a member that is cut off admits nothing new once its time of being current is over, nor by a policy
+//! that is no longer in force; nothing is released before a majority has it on disk; and one term has one leader.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use palisade_engine::Generation;
+use palisade_engine::event::Opening;
+use palisade_engine::parse::Tcp;
+use palisade_engine::replica::Command;
+use palisade_node::standing::CURRENT_FOR;
+
+use crate::faults::Story;
+use crate::network::{MEMBERS, MS, Nanos};
+use crate::sim::{Fact, Sample, Sim, allows_alternate};
+use crate::traffic::{ALTERNATE, Kind};
+use crate::worker::{Break, Fate, Seen};
+
+use super::Invariant;
+
+/// Being current, and the step in which the simulation sees what happened.
+const MARGIN: Nanos = 5 * MS;
+
+#[derive(Default)]
+pub(crate) struct FailClosed {
+    leaders: BTreeMap<u64, usize>,
+    /// Since when each member has had no majority.
+    alone: [Option<Nanos>; MEMBERS],
+    /// When each generation was first seen applied anywhere.
+    policies: BTreeMap<Generation, Nanos>,
+    /// Connections of which a packet passed that a commit was needed for; and where.
+    admitted: BTreeSet<usize>,
+    passed: BTreeSet<(usize, usize)>,
+}
+
+fn current_for() -> Nanos {
+    u64::try_from(CURRENT_FOR.as_nanos()).unwrap_or(u64::MAX)
+}
+
+impl FailClosed {
+    fn sample(&mut self, sample: &Sample) -> Result<(), String> {
+        if let Some(term) = sample.leads
+            && *self.leaders.entry(term).or_insert(sample.member) != sample.member
+        {
+            return Err(format!("two leaders in term {term}: {} and {}", self.leaders[&term], sample.member));
+        }
+        Ok(())
+    }
+
+    fn forwarded(&mut self, seen: &Seen, sim: &Sim) -> Result<(), String> {
+        let segment = &seen.segment;
+        let since = self.alone[seen.member].filter(|since| seen.at > since + current_for() + MARGIN);
+        if segment.is_syn() {
+            if let Some(since) = since {
+                return Err(format!("a SYN passed at a member that has been alone since {since}: {seen:?}"));
+            }
+            if segment.tuple.dst_port == ALTERNATE {
+                self.by_old_policy(seen)?;
+            }
+        }
+        let Some(connection) = segment.connection.filter(|_| segment.kind == Kind::Legitimate) else { return Ok(()) };
+        if segment.has(Tcp::SYN) {
+            return Ok(());
+        }
+        // From here on the handshake had to be committed.
+        if self.passed.insert((connection, seen.member))
+            && let Some(since) = since
+            && sim.traffic.connections[connection].completed.is_none_or(|at| at > since)
+        {
+            return Err(format!("a new connection passed at a member that has been alone since {since}: {seen:?}"));
+        }
+        if self.admitted.insert(connection) {
+            let of_it = |command: &Command| match command {
+                Command::Establish(e) => {
+                    let isn = matches!(e.protocol, Opening::Tcp { client, .. } if segment.from == 1
+                        || client.isn.wrapping_add(1) == segment.header.seq || segment.header.payload > 0);
+                    e.original == segment.tuple && isn
+                }
+                _ => false,
+            };
+            let disks = sim.durable(of_it);
+            if disks <= MEMBERS / 2 {
+                return Err(format!("released with the session on {disks} disks: {seen:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Was a policy that allows it in force lately?
+    fn by_old_policy(&self, seen: &Seen) -> Result<(), String> {
+        let lately = seen.at.saturating_sub(current_for() + MARGIN + 20 * MS);
+        let mut begins = self.policies.iter().peekable();
+        while let Some((generation, _)) = begins.next() {
+            let ended = begins.peek().map(|(_, at)| **at);
+            if allows_alternate(*generation) && ended.is_none_or(|ended| ended >= lately) {
+                return Ok(());
+            }
+        }
+        Err(format!("admitted by a policy that has not been in force for a second: {seen:?}"))
+    }
+}
+
+impl Invariant for FailClosed {
+    fn name(&self) -> &'static str {
+        "P3 fail closed"
+    }
+
+    fn hear(&mut self, fact: &Fact<'_>, sim: &Sim) -> Result<(), String> {
+        // Only what changes it changes it: looked at with every fact, so before the packet that is judged by it.
+        for member in 0..MEMBERS {
+            match (sim.has_majority(member), self.alone[member]) {
+                (true, _) => self.alone[member] = None,
+                (false, None) => self.alone[member] = Some(sim.now),
+                _ => {}
+            }
+        }
+        match fact {
+            Fact::Sample(sample) => {
+                self.policies.entry(sample.generation).or_insert(sim.now);
+                self.sample(sample)
+            }
+            Fact::Seen(seen) if seen.fate == Fate::Forwarded => self.forwarded(seen, sim),
+            Fact::Seen(_) | Fact::Fault(_) => Ok(()),
+        }
+    }
+}
+
+#[test]
+fn a_member_that_is_cut_off_admits_nothing() {
+    crate::seeds(20, Story::PolicyBehindTheBack).hold();
+}
+
+#[test]
+fn fail_closed_fails_if_a_member_holds_itself_for_current() {
+    crate::broken(Story::PolicyBehindTheBack, (None, Break::AlwaysCurrent)).violate("P3 fail closed");
+}
+
+#[test]
+fn fail_closed_fails_if_packets_are_released_before_the_commit() {
+    crate::broken(Story::Calm, (None, Break::ReleaseBeforeCommit)).violate("P3 fail closed");
+}

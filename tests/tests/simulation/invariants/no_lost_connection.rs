@@ -1,0 +1,69 @@
+//! P2, no lost connection: a connection whose handshake completed goes on once a majority is there again, whatever minority
+//! was lost, the leader included; and no member that knows of it takes a packet of it for somebody else's.
+
+use palisade_engine::Reason;
+
+use crate::faults::Story;
+use crate::network::{Nanos, SECOND};
+use crate::sim::{Fact, Sim};
+use crate::traffic::{Kind, WEB};
+use crate::worker::Fate;
+
+use super::Invariant;
+
+/// After a repair: an election, being current, the longest retransmission timeout.
+const RECOVERY: Nanos = 3 * SECOND;
+
+#[derive(Default)]
+pub(crate) struct NoLostConnection;
+
+/// Reasons that a member gives which does not know, or not yet, or may not act: the sender sends again.
+fn is_temporary(reason: Reason) -> bool {
+    use Reason as R;
+    matches!(reason, R::HoldFull | R::HoldExpired | R::NotCurrent | R::CutOff | R::Stale | R::HalfOpenFull)
+}
+
+impl Invariant for NoLostConnection {
+    fn name(&self) -> &'static str {
+        "P2 no lost connection"
+    }
+
+    fn hear(&mut self, fact: &Fact<'_>, sim: &Sim) -> Result<(), String> {
+        let Fact::Seen(seen) = fact else { return Ok(()) };
+        let segment = &seen.segment;
+        let Some(connection) = segment.connection.and_then(|n| sim.traffic.connections.get(n)) else { return Ok(()) };
+        let judged = segment.kind == Kind::Legitimate && connection.port() == WEB && connection.lives();
+        match seen.fate {
+            // A late copy of the handshake is no packet of the connection any longer.
+            Fate::Dropped(reason) if judged && !is_temporary(reason) && !segment.has(palisade_engine::parse::Tcp::SYN) => {
+                Err(format!("a packet of a living connection was dropped, {reason:?}: {seen:?}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn end(&mut self, sim: &Sim) -> Vec<String> {
+        if sim.now < sim.healed + RECOVERY {
+            return Vec::new();
+        }
+        let all = sim.traffic.connections.iter().filter(|c| c.port() == WEB);
+        let lost = |c: &&crate::traffic::Connection| {
+            if c.lives() {
+                c.ends.iter().any(|end| end.progress < sim.healed)
+            } else {
+                c.completed.is_none() && c.opened + RECOVERY < sim.now
+            }
+        };
+        all.filter(lost).map(|c| format!("a connection did not go on: {c:?}")).collect()
+    }
+}
+
+#[test]
+fn no_connection_is_lost_with_two_members_one_after_the_other() {
+    crate::seeds(20, Story::TwoLosses { lying: false }).hold();
+}
+
+#[test]
+fn connections_are_lost_by_disks_that_lie() {
+    crate::seeds(5, Story::TwoLosses { lying: true }).violate("P2 no lost connection");
+}

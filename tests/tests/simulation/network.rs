@@ -1,0 +1,404 @@
+//! The members' network: TCP connections over links that have delays, lose, are cut in one direction or both.
+//!
+//! TCP loses, copies and reorders nothing that a program could see. So what a bad link does to a connection is time: a
+//! loss is a retransmission timeout, a cut is everything that is sent meanwhile arriving after it has healed. A machine
+//! that loses power says nothing; its connections are reset when it is back and somebody uses them. (Packets of the
+//! traffic, and hints before they are sent, are lost, copied and reordered one by one: `worker.rs`, `traffic.rs`.)
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use futures::Stream;
+use palisade_node::simulation::Connection;
+use palisade_tests::lab::random::Random;
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::machine::Machine;
+
+/// Nanoseconds since the simulation began.
+pub(crate) type Nanos = u64;
+pub(crate) const MS: Nanos = 1_000_000;
+pub(crate) const SECOND: Nanos = 1_000 * MS;
+
+pub(crate) const MEMBERS: usize = 3;
+
+/// No link is faster: machines can be stepped one after the other for so long.
+pub(crate) const STEP: Nanos = MS;
+
+/// The shortest retransmission timeout (Linux: TCP_RTO_MIN).
+const RETRANSMISSION: Nanos = 200 * MS;
+/// Bytes of a connection that are under way or unread.
+const BUFFER: usize = 1 << 20;
+
+/// One direction between two members.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Link {
+    pub(crate) cut: bool,
+    /// Shortest and longest delay.
+    pub(crate) delay: (Nanos, Nanos),
+    /// Of a thousand segments, how many are lost at first.
+    pub(crate) loss: usize,
+}
+
+enum Chunk {
+    Open,
+    Opened,
+    Data(Vec<u8>),
+    End,
+    Reset,
+}
+
+#[derive(Default)]
+struct End {
+    machine: usize,
+    incarnation: u32,
+    unread: VecDeque<u8>,
+    under_way: usize,
+    ended: bool,
+    reset: bool,
+    opened: bool,
+    /// Its program has let go of it.
+    closed: bool,
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+    /// What it sent arrives in order, not before this.
+    last: Nanos,
+    /// What it sent and a cut link keeps.
+    parked: VecDeque<Chunk>,
+}
+
+#[derive(Default)]
+struct Listener {
+    waiting: VecDeque<u64>,
+    waker: Option<Waker>,
+}
+
+#[derive(Default)]
+struct Plug {
+    on: bool,
+    incarnation: u32,
+    listener: Option<Listener>,
+}
+
+struct Inner {
+    now: Nanos,
+    random: Random,
+    number: u64,
+    links: [[Link; MEMBERS]; MEMBERS],
+    plugs: [Plug; MEMBERS],
+    pipes: BTreeMap<u64, [End; 2]>,
+    /// By the time of arrival: connection, receiving end.
+    arrivals: BTreeMap<(Nanos, u64), (u64, usize, Chunk)>,
+}
+
+/// The network.
+pub(crate) struct Network(Mutex<Inner>);
+
+impl Network {
+    pub(crate) fn new(random: Random, delay: (Nanos, Nanos)) -> Network {
+        let link = Link { cut: false, delay, loss: 0 };
+        Network(Mutex::new(Inner {
+            now: 0,
+            random,
+            number: 0,
+            links: [[link; MEMBERS]; MEMBERS],
+            plugs: Default::default(),
+            pipes: BTreeMap::new(),
+            arrivals: BTreeMap::new(),
+        }))
+    }
+
+    /// The time at which the current step began.
+    pub(crate) fn now(&self) -> Nanos {
+        self.0.lock().now
+    }
+
+    pub(crate) fn link(&self, from: usize, to: usize) -> Link {
+        self.0.lock().links[from][to]
+    }
+
+    /// Changes a link; what waited for it to heal arrives a while later.
+    pub(crate) fn set_link(&self, from: usize, to: usize, change: impl FnOnce(&mut Link)) {
+        let mut inner = self.0.lock();
+        let inner = &mut *inner;
+        let link = &mut inner.links[from][to];
+        change(link);
+        if link.cut {
+            return;
+        }
+        for (id, ends) in &mut inner.pipes {
+            for sender in 0..2 {
+                if ends[sender].machine == from && ends[1 - sender].machine == to && !ends[sender].parked.is_empty() {
+                    let wait = MS + inner.random.number() % RETRANSMISSION;
+                    ends[sender].last = ends[sender].last.max(inner.now + wait);
+                    for chunk in std::mem::take(&mut ends[sender].parked) {
+                        inner.number += 1;
+                        inner.arrivals.insert((ends[sender].last, inner.number), (*id, 1 - sender, chunk));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The machine is switched on: what it was connected to before is reset when it hears of it.
+    pub(crate) fn switch_on(&self, machine: usize) {
+        let mut inner = self.0.lock();
+        inner.plugs[machine].on = true;
+        inner.plugs[machine].incarnation += 1;
+        inner.reset_connections_of(machine);
+    }
+
+    /// The machine is off from now on. If only its program was killed, its kernel says so to its peers.
+    pub(crate) fn switch_off(&self, machine: usize, killed: bool) {
+        let mut inner = self.0.lock();
+        inner.plugs[machine].on = false;
+        inner.plugs[machine].listener = None;
+        if killed {
+            inner.plugs[machine].incarnation += 1;
+            inner.reset_connections_of(machine);
+        }
+    }
+
+    /// Delivers what arrives until `now`.
+    pub(crate) fn advance(&self, now: Nanos) {
+        let mut wakers = Vec::new();
+        {
+            let mut inner = self.0.lock();
+            inner.now = now;
+            while let Some(first) = inner.arrivals.first_entry()
+                && first.key().0 <= now
+            {
+                let (pipe, end, chunk) = first.remove();
+                inner.arrive(pipe, end, chunk, &mut wakers);
+            }
+        }
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Listens on a machine; its address is its number.
+    pub(crate) fn listen(machine: Arc<Machine>) -> impl Stream<Item = io::Result<Box<dyn Connection>>> {
+        machine.network.0.lock().plugs[machine.index].listener = Some(Listener::default());
+        futures::stream::poll_fn(move |context| {
+            let mut inner = machine.network.0.lock();
+            let Some(listener) = &mut inner.plugs[machine.index].listener else { return Poll::Ready(None) };
+            match listener.waiting.pop_front() {
+                Some(pipe) => {
+                    let machine = machine.clone();
+                    Poll::Ready(Some(Ok(Box::new(Socket { machine, pipe, end: 1 }) as Box<dyn Connection>)))
+                }
+                None => {
+                    listener.waker = Some(context.waker().clone());
+                    Poll::Pending
+                }
+            }
+        })
+    }
+
+    pub(crate) async fn connect(machine: Arc<Machine>, to: usize) -> io::Result<Box<dyn Connection>> {
+        let socket = {
+            let now = machine.elapsed();
+            let mut inner = machine.network.0.lock();
+            inner.number += 1;
+            let pipe = inner.number;
+            let plug = |index: usize| End {
+                machine: index,
+                incarnation: inner.plugs[index].incarnation,
+                ..End::default()
+            };
+            let ends = [plug(machine.index), plug(to)];
+            inner.pipes.insert(pipe, ends);
+            inner.send(pipe, 0, Chunk::Open, now);
+            Socket { machine: machine.clone(), pipe, end: 0 }
+        };
+        std::future::poll_fn(|context| {
+            let mut inner = machine.network.0.lock();
+            match inner.pipes.get_mut(&socket.pipe).map(|ends| &mut ends[0]) {
+                Some(end) if end.reset => Poll::Ready(Err(io::Error::from(io::ErrorKind::ConnectionRefused))),
+                Some(end) if end.opened => Poll::Ready(Ok(())),
+                Some(end) => {
+                    end.reader = Some(context.waker().clone());
+                    Poll::Pending
+                }
+                None => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+            }
+        })
+        .await?;
+        Ok(Box::new(socket))
+    }
+}
+
+impl Inner {
+    fn send(&mut self, pipe: u64, sender: usize, chunk: Chunk, now: Nanos) {
+        let Some(ends) = self.pipes.get_mut(&pipe) else { return };
+        let link = self.links[ends[sender].machine][ends[1 - sender].machine];
+        let (shortest, longest) = link.delay;
+        let mut delay = shortest + self.random.number() % (longest - shortest + 1);
+        if link.loss > 0 && self.random.below(1000) < link.loss {
+            delay += RETRANSMISSION;
+        }
+        ends[sender].last = ends[sender].last.max(now + delay);
+        self.number += 1;
+        self.arrivals.insert((ends[sender].last, self.number), (pipe, 1 - sender, chunk));
+    }
+
+    fn arrive(&mut self, pipe: u64, to: usize, chunk: Chunk, wakers: &mut Vec<Waker>) {
+        let Some(ends) = self.pipes.get_mut(&pipe) else { return };
+        let (from, at) = (ends[1 - to].machine, ends[to].machine);
+        if self.links[from][at].cut || !ends[1 - to].parked.is_empty() {
+            return ends[1 - to].parked.push_back(chunk);
+        }
+        let plug = &mut self.plugs[at];
+        if let Chunk::Open = chunk {
+            let now = self.now;
+            return match &mut plug.listener {
+                Some(listener) if plug.on => {
+                    ends[to].incarnation = plug.incarnation;
+                    ends[to].opened = true;
+                    listener.waiting.push_back(pipe);
+                    wakers.extend(listener.waker.take());
+                    self.send(pipe, to, Chunk::Opened, now);
+                }
+                _ if plug.on => self.send(pipe, to, Chunk::Reset, now),
+                // Nobody answers.
+                _ => {}
+            };
+        }
+        let end = &mut ends[to];
+        if !plug.on || end.incarnation != plug.incarnation {
+            return;
+        }
+        match chunk {
+            Chunk::Data(_) if end.closed => {
+                let now = self.now;
+                return self.send(pipe, to, Chunk::Reset, now);
+            }
+            Chunk::Data(bytes) => {
+                end.under_way -= bytes.len().min(end.under_way);
+                end.unread.extend(bytes);
+            }
+            Chunk::Opened => end.opened = true,
+            Chunk::End => end.ended = true,
+            Chunk::Reset => end.reset = true,
+            Chunk::Open => {}
+        }
+        if end.reset {
+            wakers.extend(end.writer.take());
+        }
+        wakers.extend(end.reader.take());
+        self.tidy(pipe);
+    }
+
+    /// Peers of connections that the machine has forgotten hear of it.
+    fn reset_connections_of(&mut self, machine: usize) {
+        let (now, incarnation) = (self.now, self.plugs[machine].incarnation);
+        let lost = |end: &End| end.machine == machine && end.incarnation != incarnation;
+        let pipes: Vec<(u64, usize)> = self
+            .pipes
+            .iter()
+            .filter_map(|(id, ends)| ends.iter().position(lost).map(|end| (*id, end)))
+            .collect();
+        for (pipe, end) in pipes {
+            if let Some(ends) = self.pipes.get_mut(&pipe) {
+                ends[end].closed = true;
+                ends[end].parked.clear();
+            }
+            self.send(pipe, end, Chunk::Reset, now);
+            self.tidy(pipe);
+        }
+    }
+
+    /// Forgets a connection that both ends have let go of.
+    fn tidy(&mut self, pipe: u64) {
+        if self.pipes.get(&pipe).is_some_and(|ends| ends.iter().all(|end| end.closed)) {
+            self.pipes.remove(&pipe);
+        }
+    }
+}
+
+/// A program's end of a connection.
+struct Socket {
+    machine: Arc<Machine>,
+    pipe: u64,
+    end: usize,
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        let now = self.machine.elapsed();
+        let mut inner = self.machine.network.0.lock();
+        let plug = &inner.plugs[self.machine.index];
+        let (on, incarnation) = (plug.on, plug.incarnation);
+        let Some(ends) = inner.pipes.get_mut(&self.pipe) else { return };
+        let alive = on && ends[self.end].incarnation == incarnation;
+        ends[self.end].closed = true;
+        if alive {
+            inner.send(self.pipe, self.end, Chunk::End, now);
+        }
+        inner.tidy(self.pipe);
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let mut inner = self.machine.network.0.lock();
+        let Some(ends) = inner.pipes.get_mut(&self.pipe) else {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        };
+        let end = &mut ends[self.end];
+        if end.reset {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        if !end.unread.is_empty() {
+            let (first, _) = end.unread.as_slices();
+            let length = first.len().min(to.remaining());
+            to.put_slice(&first[..length]);
+            end.unread.drain(..length);
+            let writer = ends[1 - self.end].writer.take();
+            drop(inner);
+            // The other machine's: it is awake in its next step.
+            writer.into_iter().for_each(Waker::wake);
+            return Poll::Ready(Ok(()));
+        }
+        if end.ended {
+            return Poll::Ready(Ok(()));
+        }
+        end.reader = Some(context.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let now = self.machine.elapsed();
+        let mut inner = self.machine.network.0.lock();
+        let Some(ends) = inner.pipes.get_mut(&self.pipe) else {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        };
+        if ends[self.end].reset {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        let other = &mut ends[1 - self.end];
+        if other.unread.len() + other.under_way >= BUFFER {
+            ends[self.end].writer = Some(context.waker().clone());
+            return Poll::Pending;
+        }
+        other.under_way += bytes.len();
+        inner.send(self.pipe, self.end, Chunk::Data(bytes.to_vec()), now);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let now = self.machine.elapsed();
+        let mut inner = self.machine.network.0.lock();
+        inner.send(self.pipe, self.end, Chunk::End, now);
+        Poll::Ready(Ok(()))
+    }
+}
