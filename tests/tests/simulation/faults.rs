@@ -246,11 +246,12 @@ impl Script<'_> {
         self.repair(SLOW_TO);
     }
 
-    /// Packets that must not pass, all the time.
-    fn attacks(&mut self, end: Nanos, count: usize) {
+    /// Packets that must not pass, all the time; near misses only while all is well. (A member that takes a connection
+    /// over has to believe numbers that are as near as that, until both directions have spoken.)
+    fn attacks(&mut self, end: Nanos, quiet: Nanos, count: usize) {
         for _ in 0..count {
             let time = self.between(300 * MS, end);
-            let kind = if self.one_in(2) { Kind::Blind } else { Kind::Near };
+            let kind = if time > quiet || self.one_in(2) { Kind::Blind } else { Kind::Near };
             self.at(time, Fault::Forge(kind));
         }
     }
@@ -265,14 +266,14 @@ impl Plan {
         let mut script = Script { faults: Faults::new(), number: 0, began, random };
         let (end, _) = self.times(0);
         match self.story {
-            Story::Calm => script.attacks(end, 60),
+            Story::Calm => script.attacks(end, end, 60),
             Story::SlowFollower => script.slow_follower(),
             Story::Everything | Story::Rotten => {
                 if self.story == Story::Rotten {
                     script.at(0, Fault::Rot(1));
                     script.at(1, Fault::Policy(0));
                 }
-                script.attacks(end, 100);
+                script.attacks(end, SLOW_FROM, 100);
                 script.slow_follower();
                 let incidents = 2 + script.random.below(7);
                 for _ in 0..incidents {

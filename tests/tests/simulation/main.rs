@@ -130,7 +130,7 @@ fn broken(story: Story, broken: (Option<usize>, Break)) -> Reports {
 }
 
 #[test]
-fn a_thousand_seeds_hold_all_invariants() {
+fn a_thousand_seeds() {
     let reports = run(1_000, number("PALISADE_SEEDS").unwrap_or(1_000), Story::Everything, None);
     reports.print();
     reports.hold();
@@ -139,7 +139,7 @@ fn a_thousand_seeds_hold_all_invariants() {
 /// `PALISADE_SEEDS` of them, or 10,000.
 #[test]
 #[ignore = "takes most of an hour"]
-fn ten_thousand_seeds_hold_all_invariants() {
+fn ten_thousand_seeds() {
     let reports = run(100_000, number("PALISADE_SEEDS").unwrap_or(10_000), Story::Everything, None);
     reports.print();
     reports.hold();

@@ -92,7 +92,8 @@ pub(crate) struct Sample {
 /// What invariants hear of.
 pub(crate) enum Fact<'a> {
     Seen(&'a Seen),
-    Fault(&'a Fault),
+    /// Something is about to happen.
+    Fault,
     Sample(&'a Sample),
 }
 
@@ -116,7 +117,6 @@ pub(crate) struct Report {
     pub(crate) held: u64,
     pub(crate) completed: usize,
     pub(crate) connections: usize,
-    pub(crate) leaders: usize,
     pub(crate) log: usize,
     pub(crate) simulated: Nanos,
 }
@@ -434,7 +434,7 @@ impl Sim {
 
     /// Lets something happen.
     fn strike(&mut self, fault: Fault) {
-        self.tell(&Fact::Fault(&fault));
+        self.tell(&Fact::Fault);
         if !matches!(fault, Fault::Forge(_)) {
             (self.calm_since, self.slow) = (None, None);
         }

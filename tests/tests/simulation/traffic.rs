@@ -28,9 +28,9 @@ pub(crate) const FORBIDDEN: u16 = 23;
 pub(crate) enum Kind {
     /// An endpoint sent it.
     Legitimate,
-    /// Somebody who does not know the connection's numbers sent it: they are wrong by 2^29 at least.
+    /// Somebody who does not know the connection's numbers sent it: both are wrong by 2^29 at least.
     Blind,
-    /// As that, but wrong by a megabyte only: dropped by a member that knows the connection.
+    /// As that, but of one who knows one number, and the other one to some megabytes.
     Near,
     /// A SYN that nobody will complete, or its SYN-ACK.
     Flood,
@@ -42,7 +42,7 @@ pub(crate) enum Kind {
 #[derive(Clone, Debug)]
 pub(crate) struct Segment {
     pub(crate) kind: Kind,
-    /// The connection; of the attackers' own there is none.
+    /// The connection that it is of, or pretends to be of.
     pub(crate) connection: Option<usize>,
     /// The client's is 0.
     pub(crate) from: usize,
@@ -260,7 +260,7 @@ impl Traffic {
 
     /// A segment arrives at its receiver.
     pub(crate) fn hear(&mut self, segment: &Segment, now: Nanos) {
-        let Some(number) = segment.connection else { return };
+        let Some(number) = segment.connection.filter(|_| segment.kind == Kind::Legitimate) else { return };
         let end = 1 - segment.from;
         let connection = &mut self.connections[number];
         let one = &mut connection.ends[end];
@@ -320,14 +320,15 @@ impl Traffic {
         let from = self.random.below(2);
         let connection = &self.connections[number];
         let (us, them) = (&connection.ends[from], &connection.ends[1 - from]);
-        let wrong = match kind {
-            Kind::Near => (1 << 20) + self.random.number() % (1 << 24),
-            _ => (1 << 29) + self.random.number() % (1 << 30),
+        let far = (1 << 29) + self.random.number() % (1 << 30);
+        let (wrong, wrong_ack) = match kind {
+            Kind::Near => ((1 << 20) + far % (1 << 24), 0),
+            _ => (far, (1 << 29) + self.random.number() % (1 << 30)),
         };
         let flags = [Tcp::ACK, Tcp::ACK | Tcp::PSH, Tcp::RST, Tcp::RST | Tcp::ACK][self.random.below(4)];
         let header = Tcp {
             seq: us.isn.wrapping_add((us.next + wrong) as u32),
-            ack: them.isn.wrapping_add(us.received as u32),
+            ack: them.isn.wrapping_add((us.received + wrong_ack) as u32),
             flags,
             window: WINDOW,
             payload: if flags & Tcp::RST == 0 { 100 } else { 0 },
@@ -335,7 +336,7 @@ impl Traffic {
             sack_permitted: false,
         };
         let (tuple, at, ack) = (connection.tuple, 0, 0);
-        self.out.push(Segment { kind, connection: None, from, tuple, header, at, ack });
+        self.out.push(Segment { kind, connection: Some(number), from, tuple, header, at, ack });
     }
 
     /// Somebody sends SYNs that he will not complete, answers to which come all the same; or to a port that is not allowed.
@@ -366,7 +367,7 @@ impl Traffic {
                 header.flags = Tcp::SYN | Tcp::ACK;
                 self.out.push(Segment { from: 1, header, ..segment.clone() });
                 // And an acknowledgement of another number than the server's.
-                header.ack = header.seq.wrapping_add(2 + self.random.number() as u32 % 1_000_000);
+                header.ack = header.seq.wrapping_add((1 << 20) + self.random.number() as u32 % (1 << 30));
                 header.seq = isn.wrapping_add(1);
                 header.flags = Tcp::ACK;
                 self.out.push(Segment { header, ..segment });

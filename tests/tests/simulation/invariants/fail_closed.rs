@@ -4,7 +4,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use palisade_engine::Generation;
-use palisade_engine::event::Opening;
 use palisade_engine::parse::Tcp;
 use palisade_engine::replica::Command;
 use palisade_node::standing::CURRENT_FOR;
@@ -69,14 +68,7 @@ impl FailClosed {
             return Err(format!("a new connection passed at a member that has been alone since {since}: {seen:?}"));
         }
         if self.admitted.insert(connection) {
-            let of_it = |command: &Command| match command {
-                Command::Establish(e) => {
-                    let isn = matches!(e.protocol, Opening::Tcp { client, .. } if segment.from == 1
-                        || client.isn.wrapping_add(1) == segment.header.seq || segment.header.payload > 0);
-                    e.original == segment.tuple && isn
-                }
-                _ => false,
-            };
+            let of_it = |command: &Command| matches!(command, Command::Establish(e) if e.original == segment.tuple);
             let disks = sim.durable(of_it);
             if disks <= MEMBERS / 2 {
                 return Err(format!("released with the session on {disks} disks: {seen:?}"));
@@ -119,7 +111,7 @@ impl Invariant for FailClosed {
                 self.sample(sample)
             }
             Fact::Seen(seen) if seen.fate == Fate::Forwarded => self.forwarded(seen, sim),
-            Fact::Seen(_) | Fact::Fault(_) => Ok(()),
+            Fact::Seen(_) | Fact::Fault => Ok(()),
         }
     }
 }

@@ -45,7 +45,7 @@ impl Invariant for NoRace {
                     _ => Ok(()),
                 }
             }
-            (Fact::Fault(_), Some(since)) => match Self::check(sim, since).pop() {
+            (Fact::Fault, Some(since)) => match Self::check(sim, since).pop() {
                 Some(what) => Err(what),
                 None => Ok(()),
             },

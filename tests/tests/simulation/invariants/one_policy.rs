@@ -36,7 +36,7 @@ impl Invariant for OnePolicy {
                 }
                 Ok(())
             }
-            Fact::Seen(_) | Fact::Fault(_) => Ok(()),
+            Fact::Seen(_) | Fact::Fault => Ok(()),
         }
     }
 }

@@ -1,15 +1,28 @@
-//! P4, strict everywhere: whoever does not know a connection's sequence numbers gets nothing through, at no member and at
-//! no time; in quiet times not even with numbers that are wrong by a megabyte.
+//! P4, strict everywhere: whoever does not know a connection's sequence numbers gets no RST through, at no member and at no
+//! time, and nothing else but for the few segments that are taken at their word while nobody alive knows the numbers; in quiet
+//! times not even with numbers that are wrong by a megabyte.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use palisade_engine::parse::Tcp;
 
 use crate::faults::Story;
+use crate::network::{Nanos, SECOND};
 use crate::sim::{Fact, Sim};
-use crate::traffic::Kind;
+use crate::traffic::{Kind, Segment};
 use crate::worker::{Break, Fate};
 
 use super::Invariant;
 
+/// What is taken at its word, a second, connection and member, while nobody alive knows the numbers (docs/security.md,
+/// "Nobody knows").
+const AT_ITS_WORD: usize = 4;
+
 #[derive(Default)]
-pub(crate) struct Strict;
+pub(crate) struct Strict {
+    /// When blind packets passed.
+    passed: BTreeMap<(Option<usize>, usize), VecDeque<Nanos>>,
+}
 
 impl Invariant for Strict {
     fn name(&self) -> &'static str {
@@ -17,15 +30,23 @@ impl Invariant for Strict {
     }
 
     fn hear(&mut self, fact: &Fact<'_>, sim: &Sim) -> Result<(), String> {
-        match fact {
-            Fact::Seen(seen) if seen.fate == Fate::Forwarded => match seen.segment.kind {
-                Kind::Blind => Err(format!("a forged packet passed: {seen:?}")),
-                // What was lost before may still leave members unsure of where connections are.
-                Kind::Near if sim.calm_since == Some(sim.began) => Err(format!("a forged packet passed: {seen:?}")),
-                _ => Ok(()),
-            },
-            _ => Ok(()),
+        let Fact::Seen(seen) = fact else { return Ok(()) };
+        let Segment { kind, connection, .. } = seen.segment;
+        if seen.fate != Fate::Forwarded || !matches!(kind, Kind::Blind | Kind::Near) {
+            return Ok(());
         }
+        // After that a member may know a connection from the log only.
+        let all_knew = sim.calm_since == Some(sim.began);
+        if all_knew || seen.segment.has(Tcp::RST) {
+            return Err(format!("a forged packet passed: {seen:?}"));
+        }
+        let last = self.passed.entry((connection, seen.member)).or_default();
+        last.push_back(seen.at);
+        last.retain(|at| *at + SECOND > seen.at);
+        if last.len() > AT_ITS_WORD {
+            return Err(format!("more than {AT_ITS_WORD} forged packets passed in a second: {seen:?}"));
+        }
+        Ok(())
     }
 }
 
