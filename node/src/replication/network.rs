@@ -296,6 +296,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         let lease = snapshot.snapshot.lease();
         let send = client.install_snapshot(snapshot::chunks(Some(vote), snapshot.snapshot));
         let sent = tokio::select! {
+            biased;
             closed = cancel => return Err(StreamingError::Closed(closed)),
             sent = tokio::time::timeout(option.hard_ttl(), send) => sent,
         };

@@ -16,8 +16,8 @@
 //! What TCP hides, members do not see: hints and progress are lost, copied and late where they enter the network, packets of
 //! the traffic anywhere.
 //!
-//! A failure prints the seed and the command that replays it. `PALISADE_SEED` runs one seed, `PALISADE_SEEDS` says how many
-//! the long form runs.
+//! A failure prints the seed and the command that replays it. `PALISADE_SEED` runs one seed, `PALISADE_TRACE` prints what
+//! happens in it, `PALISADE_SEEDS` says how many seeds run.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod faults;
@@ -54,7 +54,7 @@ impl Reports {
         let mut last = None;
         for (seed, name, what) in failed {
             if last.replace(seed) != Some(seed) {
-                println!("PALISADE_SEED={seed} cargo test -p palisade-tests --test simulation -- --exact {test} --nocapture");
+                println!("PALISADE_SEED={seed} PALISADE_TRACE=1 cargo test -p palisade-tests --test simulation -- --exact {test} --nocapture");
             }
             println!("  {name}: {what}");
         }

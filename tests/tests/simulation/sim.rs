@@ -136,6 +136,8 @@ pub(crate) struct Sim {
     invariants: Vec<Box<dyn Invariant>>,
     hasher: DefaultHasher,
     report: Report,
+    /// What happens is printed.
+    traced: bool,
     /// When all was well for the last time it began to be.
     pub(crate) calm_since: Option<Nanos>,
     /// The one member that is slow, while all else is well.
@@ -165,6 +167,7 @@ impl Sim {
             invariants: all(),
             hasher: DefaultHasher::new(),
             report: Report::default(),
+            traced: std::env::var_os("PALISADE_TRACE").is_some(),
             calm_since: None,
             slow: None,
             began: 0,
@@ -380,6 +383,13 @@ impl Sim {
                 Fate::Dropped(reason) => 2 + reason as u64,
             };
             (seen.at, seen.member, kind, connection, from, header.seq, header.flags, fate).hash(&mut self.hasher);
+            if self.traced
+                && let Some(number) = connection
+            {
+                let who = format!("{:?} connection {number} member {}", Duration::from_nanos(seen.at), seen.member);
+                let what = format!("{kind:?} from {from} {}", self.traffic.relative(&seen.segment));
+                println!("{who}: {what} flags {:#04x} {:?}", header.flags, seen.fate);
+            }
             self.report.packets += 1;
             self.report.held += u64::from(seen.fate == Fate::Held);
             self.tell(&Fact::Seen(&seen));
@@ -426,6 +436,9 @@ impl Sim {
         for invariant in &mut invariants {
             if let Err(what) = invariant.hear(fact, self) {
                 let at = Duration::from_nanos(self.now);
+                if self.traced {
+                    println!("{at:?} VIOLATED {}", invariant.name());
+                }
                 self.report.violations.push((invariant.name(), format!("at {at:?}: {what}")));
             }
         }
@@ -434,6 +447,9 @@ impl Sim {
 
     /// Lets something happen.
     fn strike(&mut self, fault: Fault) {
+        if self.traced && !matches!(fault, Fault::Forge(_)) {
+            println!("{:?} {fault:?}", Duration::from_nanos(self.now));
+        }
         self.tell(&Fact::Fault);
         if !matches!(fault, Fault::Forge(_)) {
             (self.calm_since, self.slow) = (None, None);

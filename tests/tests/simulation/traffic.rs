@@ -309,6 +309,14 @@ impl Traffic {
         }
     }
 
+    /// A segment's numbers, counted from the initial ones: for people.
+    pub(crate) fn relative(&self, segment: &Segment) -> String {
+        let Some(connection) = segment.connection.and_then(|n| self.connections.get(n)) else { return String::new() };
+        let [us, them] = [segment.from, 1 - segment.from].map(|end| connection.ends[end].isn);
+        let (seq, ack) = (segment.header.seq.wrapping_sub(us), segment.header.ack.wrapping_sub(them));
+        format!("seq {seq} ack {ack} length {}", segment.header.payload)
+    }
+
     fn living(&mut self) -> Option<usize> {
         let living: Vec<usize> = (0..self.connections.len()).filter(|n| self.connections[*n].lives()).collect();
         (!living.is_empty()).then(|| living[self.random.below(living.len())])
