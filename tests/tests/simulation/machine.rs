@@ -94,6 +94,18 @@ impl Machine {
         &self.disk
     }
 
+    /// From now on flushes take from `shortest` to `longest`, by what the seed says of this moment.
+    pub(crate) fn flushes(self: &Arc<Self>, shortest: Nanos, longest: Nanos) {
+        let machine = Arc::downgrade(self);
+        self.disk.slow(move || {
+            let time = machine.upgrade().map_or(shortest, |machine| {
+                let mut random = Random(machine.boot ^ (machine.elapsed() / STEP));
+                shortest + random.number() % (longest - shortest + 1)
+            });
+            Duration::from_nanos(time)
+        });
+    }
+
     pub(crate) fn below(&self, end: usize) -> usize {
         self.random.lock().below(end)
     }

@@ -6,6 +6,7 @@
 //! traffic, and hints before they are sent, are lost, copied and reordered one by one: `worker.rs`, `traffic.rs`.)
 
 use std::collections::{BTreeMap, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -86,7 +87,7 @@ struct Plug {
 
 struct Inner {
     now: Nanos,
-    random: Random,
+    seed: u64,
     number: u64,
     links: [[Link; MEMBERS]; MEMBERS],
     plugs: [Plug; MEMBERS],
@@ -95,15 +96,23 @@ struct Inner {
     arrivals: BTreeMap<(Nanos, u64), (u64, usize, Chunk)>,
 }
 
+/// What a link is like at this moment. It depends on nothing else, so that it is the same in a run in which programs did the
+/// same things in another order.
+fn weather(seed: u64, from: usize, to: usize, now: Nanos) -> Random {
+    let mut hasher = DefaultHasher::new();
+    (seed, from, to, now / MS).hash(&mut hasher);
+    Random(hasher.finish())
+}
+
 /// The network.
 pub(crate) struct Network(Mutex<Inner>);
 
 impl Network {
-    pub(crate) fn new(random: Random, delay: (Nanos, Nanos)) -> Network {
+    pub(crate) fn new(seed: u64, delay: (Nanos, Nanos)) -> Network {
         let link = Link { cut: false, delay, loss: 0 };
         Network(Mutex::new(Inner {
             now: 0,
-            random,
+            seed,
             number: 0,
             links: [[link; MEMBERS]; MEMBERS],
             plugs: Default::default(),
@@ -133,7 +142,7 @@ impl Network {
         for (id, ends) in &mut inner.pipes {
             for sender in 0..2 {
                 if ends[sender].machine == from && ends[1 - sender].machine == to && !ends[sender].parked.is_empty() {
-                    let wait = MS + inner.random.number() % RETRANSMISSION;
+                    let wait = MS + weather(inner.seed, from, to, inner.now).number() % RETRANSMISSION;
                     ends[sender].last = ends[sender].last.max(inner.now + wait);
                     for chunk in std::mem::take(&mut ends[sender].parked) {
                         inner.number += 1;
@@ -236,8 +245,9 @@ impl Inner {
         let Some(ends) = self.pipes.get_mut(&pipe) else { return };
         let link = self.links[ends[sender].machine][ends[1 - sender].machine];
         let (shortest, longest) = link.delay;
-        let mut delay = shortest + self.random.number() % (longest - shortest + 1);
-        if link.loss > 0 && self.random.below(1000) < link.loss {
+        let mut random = weather(self.seed, ends[sender].machine, ends[1 - sender].machine, now);
+        let mut delay = shortest + random.number() % (longest - shortest + 1);
+        if link.loss > 0 && random.below(1000) < link.loss {
             delay += RETRANSMISSION;
         }
         ends[sender].last = ends[sender].last.max(now + delay);

@@ -132,6 +132,9 @@ pub(crate) struct Sim {
     inward: BTreeMap<(Nanos, u64), (usize, Segment)>,
     outward: BTreeMap<(Nanos, u64), Segment>,
     number: u64,
+    seed: u64,
+    /// Packets of each connection.
+    sent: BTreeMap<Option<usize>, u64>,
     pub(crate) packet_faults: faults::PacketFaults,
     invariants: Vec<Box<dyn Invariant>>,
     hasher: DefaultHasher,
@@ -152,7 +155,7 @@ impl Sim {
     fn new(config: &Config) -> Sim {
         let mut random = Random(config.seed);
         let slowest = MS + random.number() % (4 * MS);
-        let network = Arc::new(Network::new(Random(random.number()), (STEP, STEP + slowest)));
+        let network = Arc::new(Network::new(random.number(), (STEP, STEP + slowest)));
         let members = (0..MEMBERS).map(|index| Member::new(index, &network, &mut random, config)).collect();
         Sim {
             now: 0,
@@ -163,6 +166,8 @@ impl Sim {
             inward: BTreeMap::new(),
             outward: BTreeMap::new(),
             number: 0,
+            seed: config.seed,
+            sent: BTreeMap::new(),
             packet_faults: faults::PacketFaults::default(),
             invariants: all(),
             hasher: DefaultHasher::new(),
@@ -350,26 +355,34 @@ impl Sim {
 
     /// A router sends a packet to any member that it holds for fit; now and then to any at all.
     fn route(&mut self, segment: Segment) {
-        if self.happens(self.packet_faults.lost) {
+        let mut dice = self.dice(&segment);
+        let mut happens = |of_thousand: usize| of_thousand > 0 && dice.below(1000) < of_thousand;
+        if happens(self.packet_faults.lost) {
             return;
         }
-        let stray = self.happens(self.packet_faults.stray);
+        let stray = happens(self.packet_faults.stray);
+        let copies = 1 + usize::from(happens(self.packet_faults.copied));
         let fit: Vec<usize> =
             (0..MEMBERS).filter(|n| stray || self.members[*n].unfit.is_none_or(|since| self.now < since + ROUTERS)).collect();
         if fit.is_empty() {
             return;
         }
-        let copies = 1 + usize::from(self.happens(self.packet_faults.copied));
         for _ in 0..copies {
-            let member = fit[self.random.below(fit.len())];
-            let at = self.now + MS + self.random.number() % (MS + self.packet_faults.delay);
+            let member = fit[dice.below(fit.len())];
+            let at = self.now + MS + dice.number() % (MS + self.packet_faults.delay);
             self.number += 1;
             self.inward.insert((at, self.number), (member, segment.clone()));
         }
     }
 
-    fn happens(&mut self, of_thousand: usize) -> bool {
-        of_thousand > 0 && self.random.below(1000) < of_thousand
+    /// What happens to a packet depends on the packet, and how many of its connection there were, so that not everything is
+    /// another run if one of them comes a millisecond later.
+    fn dice(&mut self, segment: &Segment) -> Random {
+        let count = self.sent.entry(segment.connection).or_default();
+        *count += 1;
+        let mut hasher = DefaultHasher::new();
+        (self.seed, segment.connection, *count, segment.from, segment.header.flags).hash(&mut hasher);
+        Random(hasher.finish())
     }
 
     /// What a member did with packets.
@@ -393,10 +406,13 @@ impl Sim {
             self.report.packets += 1;
             self.report.held += u64::from(seen.fate == Fate::Held);
             self.tell(&Fact::Seen(&seen));
-            if seen.fate == Fate::Forwarded && !self.happens(self.packet_faults.lost) {
-                let at = seen.at + MS + self.random.number() % MS;
-                self.number += 1;
-                self.outward.insert((at, self.number), seen.segment);
+            if seen.fate == Fate::Forwarded {
+                let mut dice = self.dice(&seen.segment);
+                if dice.below(1000) >= self.packet_faults.lost {
+                    let at = seen.at + MS + dice.number() % MS;
+                    self.number += 1;
+                    self.outward.insert((at, self.number), seen.segment);
+                }
             }
         }
     }
@@ -487,10 +503,7 @@ impl Sim {
             }
             Fault::Disk { member, flush } => {
                 let (shortest, longest) = *flush;
-                let mut random = Random(self.random.number());
-                self.members[*member].machine.storage().slow(move || {
-                    Duration::from_nanos(shortest + random.number() % (longest - shortest + 1))
-                });
+                self.members[*member].machine.flushes(shortest, longest);
             }
             Fault::Jump { member, by } => self.members[*member].machine.jump(*by),
             Fault::Policy(member) => self.apply_policy(*member),
@@ -582,9 +595,7 @@ pub(crate) fn commands(entry: &palisade_raft_store::Entry) -> impl Iterator<Item
 impl Member {
     fn new(index: usize, network: &Arc<Network>, random: &mut Random, config: &Config) -> Member {
         let machine = Machine::new(index, network.clone(), Random(random.number()));
-        let (shortest, longest) = config.plan.flush;
-        let mut flush = Random(random.number());
-        machine.storage().slow(move || Duration::from_nanos(shortest + flush.number() % (longest - shortest + 1)));
+        machine.flushes(config.plan.flush.0, config.plan.flush.1);
         // In memory, where there is such a folder: its files are synced for every start.
         let shared = std::path::Path::new("/dev/shm");
         let folder = if shared.is_dir() { TempDir::new_in(shared) } else { TempDir::new() };

@@ -98,6 +98,7 @@ pub(crate) struct Connection {
     /// When the server had the client's acknowledgement: all three packets have passed.
     pub(crate) completed: Option<Nanos>,
     pub(crate) ends: [End; 2],
+    random: Random,
     /// It ends after so many bytes of the client.
     closes: Option<u64>,
 }
@@ -153,7 +154,8 @@ impl Traffic {
         let mut end = || End { isn: self.random.number() as u32, timeout: FIRST_TIMEOUT, ..End::default() };
         let ends = [end(), end()];
         let closes = (self.random.below(2) == 0).then(|| 500 + self.random.number() % 20_000);
-        self.connections.push(Connection { tuple, opened: time, completed: None, ends, closes });
+        let random = Random(self.random.number());
+        self.connections.push(Connection { tuple, opened: time, completed: None, ends, random, closes });
         self.at(time, Timer::Open(number));
     }
 
@@ -229,9 +231,9 @@ impl Traffic {
 
     /// Sends some data, or ends.
     fn speak(&mut self, number: usize, end: usize, now: Nanos) {
-        let length = 1 + self.random.number() % 1000;
-        let pause = 20 * MS + self.random.number() % (150 * MS);
         let connection = &mut self.connections[number];
+        let length = 1 + connection.random.number() % 1000;
+        let pause = 20 * MS + connection.random.number() % (150 * MS);
         let closes = connection.closes;
         let one = &mut connection.ends[end];
         if one.fin.is_some() {
