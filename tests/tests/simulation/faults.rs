@@ -43,17 +43,33 @@ pub(crate) enum Fault {
     Calm,
     /// All is repaired.
     Healed,
-    Link { from: usize, to: usize, change: LinkChange },
+    Link {
+        from: usize,
+        to: usize,
+        change: LinkChange,
+    },
     /// `killed`: the program only. Otherwise the machine loses power.
-    Crash { member: usize, killed: bool },
+    Crash {
+        member: usize,
+        killed: bool,
+    },
     Start(usize),
     Stall(usize),
     /// After a stall. Its monotonic clock went on meanwhile, or only the boot-time clock.
-    Wake { member: usize, monotonic_too: bool },
+    Wake {
+        member: usize,
+        monotonic_too: bool,
+    },
     /// Flushes take from `flush.0` to `flush.1`.
-    Disk { member: usize, flush: (Nanos, Nanos) },
+    Disk {
+        member: usize,
+        flush: (Nanos, Nanos),
+    },
     /// The wall clock jumps, in milliseconds.
-    Jump { member: usize, by: i64 },
+    Jump {
+        member: usize,
+        by: i64,
+    },
     /// An administrator of this member changes the policy.
     Policy(usize),
     Hints(HintFaults),
@@ -61,7 +77,9 @@ pub(crate) enum Fault {
     Forge(Kind),
     Flood(Kind, usize),
     /// One member that does not lead stands still, or has a slow disk; all else is well.
-    SlowFollower { stalls: bool },
+    SlowFollower {
+        stalls: bool,
+    },
     /// Breaks the disk's promise: it answers before it has written.
     Lie(usize),
     /// Breaks the disk: it changes policies.
@@ -146,7 +164,11 @@ impl Script<'_> {
             0 | 1 => {
                 let direction = self.random.below(4);
                 for other in others {
-                    for (a, b) in [(member, other), (other, member)].into_iter().skip(usize::from(direction == 1)).take(if direction == 2 { 1 } else { 2 }) {
+                    for (a, b) in [(member, other), (other, member)]
+                        .into_iter()
+                        .skip(usize::from(direction == 1))
+                        .take(if direction == 2 { 1 } else { 2 })
+                    {
                         self.cut(from, a, b, true);
                         self.cut(to, a, b, false);
                     }
@@ -280,6 +302,7 @@ impl Plan {
                     script.incident();
                 }
                 script.at(ROUGH_FROM, Fault::Flood(Kind::Forbidden, 10));
+                script.at(ROUGH_FROM, Fault::Flood(Kind::Flood, 100));
                 script.repair(ROUGH_TO);
                 script.at(CALM_AGAIN, Fault::Calm);
             }

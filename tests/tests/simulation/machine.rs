@@ -149,7 +149,8 @@ impl simulation::Machine for Seen {
 
     fn connect(&self, to: &str) -> BoxFuture<'static, io::Result<Box<dyn Connection>>> {
         let machine = self.0.clone();
-        let to = to.parse::<SocketAddr>().ok().and_then(|to| (0..crate::network::MEMBERS).find(|n| port(*n) == to.port()));
+        let to =
+            to.parse::<SocketAddr>().ok().and_then(|to| (0..crate::network::MEMBERS).find(|n| port(*n) == to.port()));
         Box::pin(async move {
             match to {
                 Some(to) => Network::connect(machine, to).await,

@@ -54,7 +54,9 @@ impl Reports {
         let mut last = None;
         for (seed, name, what) in failed {
             if last.replace(seed) != Some(seed) {
-                println!("PALISADE_SEED={seed} PALISADE_TRACE=1 cargo test -p palisade-tests --test simulation -- --exact {test} --nocapture");
+                println!(
+                    "PALISADE_SEED={seed} PALISADE_TRACE=1 cargo test -p palisade-tests --test simulation -- --exact {test} --nocapture"
+                );
             }
             println!("  {name}: {what}");
         }
@@ -147,7 +149,8 @@ fn ten_thousand_seeds() {
 
 #[test]
 fn the_same_seed_is_the_same_run() {
-    let differ = (1..=10).filter(|seed| one(*seed, Story::Everything, None).hash != one(*seed, Story::Everything, None).hash);
+    let differ =
+        (1..=10).filter(|seed| one(*seed, Story::Everything, None).hash != one(*seed, Story::Everything, None).hash);
     let differ: Vec<u64> = differ.collect();
     assert!(differ.is_empty(), "these did not: {differ:?}");
 }

@@ -213,11 +213,8 @@ impl Network {
             let mut inner = machine.network.0.lock();
             inner.number += 1;
             let pipe = inner.number;
-            let plug = |index: usize| End {
-                machine: index,
-                incarnation: inner.plugs[index].incarnation,
-                ..End::default()
-            };
+            let plug =
+                |index: usize| End { machine: index, incarnation: inner.plugs[index].incarnation, ..End::default() };
             let ends = [plug(machine.index), plug(to)];
             inner.pipes.insert(pipe, ends);
             inner.send(pipe, 0, Chunk::Open, now);
@@ -306,11 +303,8 @@ impl Inner {
     fn reset_connections_of(&mut self, machine: usize) {
         let (now, incarnation) = (self.now, self.plugs[machine].incarnation);
         let lost = |end: &End| end.machine == machine && end.incarnation != incarnation;
-        let pipes: Vec<(u64, usize)> = self
-            .pipes
-            .iter()
-            .filter_map(|(id, ends)| ends.iter().position(lost).map(|end| (*id, end)))
-            .collect();
+        let pipes: Vec<(u64, usize)> =
+            self.pipes.iter().filter_map(|(id, ends)| ends.iter().position(lost).map(|end| (*id, end))).collect();
         for (pipe, end) in pipes {
             if let Some(ends) = self.pipes.get_mut(&pipe) {
                 ends[end].closed = true;

@@ -147,7 +147,8 @@ pub(crate) struct Worker {
 
 impl Worker {
     pub(crate) async fn run(self) {
-        let mut desk = Desk { worker: self, hold: HoldBuffer::new(LIMITS), events: Vec::new(), late: None, unapplied: Vec::new() };
+        let mut desk =
+            Desk { worker: self, hold: HoldBuffer::new(LIMITS), events: Vec::new(), late: None, unapplied: Vec::new() };
         loop {
             let now = palisade_node::clock::now();
             let wait = desk.hold.deadline().map_or(IDLE, |end| end.since(now).min(IDLE));
