@@ -72,6 +72,8 @@ impl Done {
 
 /// How long the next flush takes.
 type FlushTime = Box<dyn FnMut() -> Duration + Send>;
+/// What a disk does to an entry.
+type Rot = Box<dyn FnMut(&mut Entry) + Send>;
 
 struct Disk {
     durable: State,
@@ -81,7 +83,7 @@ struct Disk {
     /// Says that writes are durable before they are.
     lies: bool,
     /// Changes entries on their way to the disk.
-    rot: Option<Box<dyn FnMut(&mut Entry) + Send>>,
+    rot: Option<Rot>,
     identity: Option<Identity>,
 }
 

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use palisade_node::replication::LogSize;
 use palisade_tests::lab::random::Random;
 
 use crate::network::{Link, MEMBERS, MS, Nanos, SECOND};
@@ -111,7 +110,6 @@ pub(crate) struct Plan {
     pub(crate) story: Story,
     /// How long flushes take.
     pub(crate) flush: (Nanos, Nanos),
-    pub(crate) log: Option<LogSize>,
 }
 
 const USUAL_FLUSH: (Nanos, Nanos) = (MS, 3 * MS);
@@ -281,7 +279,7 @@ impl Script<'_> {
 
 impl Plan {
     pub(crate) fn of(story: Story) -> Plan {
-        Plan { story, flush: USUAL_FLUSH, log: None }
+        Plan { story, flush: USUAL_FLUSH }
     }
 
     pub(crate) fn faults(&self, random: &mut Random, began: Nanos) -> Faults {

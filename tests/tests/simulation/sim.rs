@@ -81,7 +81,6 @@ impl Member {
 /// A member as it is seen from outside, between two steps.
 #[derive(Clone, Debug)]
 pub(crate) struct Sample {
-    pub(crate) member: usize,
     pub(crate) applied: u64,
     pub(crate) digest: u64,
     pub(crate) generation: Generation,
@@ -127,13 +126,10 @@ pub(crate) struct Sim {
     pub(crate) members: Vec<Member>,
     pub(crate) traffic: Traffic,
     random: Random,
-    /// Packets that arrive at members, and at endpoints.
+    /// Packets that arrive at members, and at endpoints; at the same time in any order, but always the same.
     inward: BTreeMap<(Nanos, u64), (usize, Segment)>,
     outward: BTreeMap<(Nanos, u64), Segment>,
-    number: u64,
     seed: u64,
-    /// Packets of each connection.
-    sent: BTreeMap<Option<usize>, u64>,
     pub(crate) packet_faults: faults::PacketFaults,
     invariants: Vec<Box<dyn Invariant>>,
     report: Report,
@@ -163,9 +159,7 @@ impl Sim {
             random,
             inward: BTreeMap::new(),
             outward: BTreeMap::new(),
-            number: 0,
             seed: config.seed,
-            sent: BTreeMap::new(),
             packet_faults: faults::PacketFaults::default(),
             invariants: all(),
             report: Report::default(),
@@ -295,7 +289,10 @@ impl Sim {
         let (machine, port) = (member.machine.clone(), member.port.clone());
         let (live, options, faults) = (member.live.clone(), member.options.clone(), member.hint_faults.clone());
         let broken = member.broken.clone();
-        let all_applied = Arc::new(move || all.iter().all(|applied| *applied.lock() >= *all[index].lock()));
+        let all_applied = Arc::new(move || {
+            let here = *all[index].lock();
+            all.iter().all(|applied| *applied.lock() >= here)
+        });
         power.spawn(async move {
             let (hints, to_send) = mpsc::channel(8192);
             let (proposals, to_propose) = mpsc::channel(8192);
@@ -323,7 +320,7 @@ impl Sim {
             self.collect(index);
         }
         self.now += STEP;
-        if self.now % SAMPLE == 0 {
+        if self.now.is_multiple_of(SAMPLE) {
             self.sample();
         }
     }
@@ -353,7 +350,7 @@ impl Sim {
 
     /// A router sends a packet to any member that it holds for fit; now and then to any at all.
     fn route(&mut self, segment: Segment) {
-        let mut dice = self.dice(&segment);
+        let mut dice = self.dice(&segment, self.now);
         let mut happens = |of_thousand: usize| of_thousand > 0 && dice.below(1000) < of_thousand;
         if happens(self.packet_faults.lost) {
             return;
@@ -369,18 +366,16 @@ impl Sim {
         for _ in 0..copies {
             let member = fit[dice.below(fit.len())];
             let at = self.now + MS + dice.number() % (MS + self.packet_faults.delay);
-            self.number += 1;
-            self.inward.insert((at, self.number), (member, segment.clone()));
+            self.inward.insert((at, dice.number()), (member, segment.clone()));
         }
     }
 
-    /// What happens to a packet depends on the packet, and how many of its connection there were, so that not everything is
-    /// another run if one of them comes a millisecond later.
-    fn dice(&mut self, segment: &Segment) -> Random {
-        let count = self.sent.entry(segment.connection).or_default();
-        *count += 1;
+    /// What happens to a packet depends on the packet and the time only, so that it is the same when tasks of a machine take
+    /// turns in another order.
+    fn dice(&self, segment: &Segment, now: Nanos) -> Random {
+        let Segment { kind, connection, from, header, .. } = segment;
         let mut hasher = DefaultHasher::new();
-        (self.seed, segment.connection, *count, segment.from, segment.header.flags).hash(&mut hasher);
+        (self.seed, kind, connection, from, header.seq, header.ack, header.flags, now / MS).hash(&mut hasher);
         Random(hasher.finish())
     }
 
@@ -411,11 +406,10 @@ impl Sim {
             self.report.held += u64::from(seen.fate == Fate::Held);
             self.tell(&Fact::Seen(&seen));
             if seen.fate == Fate::Forwarded {
-                let mut dice = self.dice(&seen.segment);
+                let mut dice = self.dice(&seen.segment, seen.at);
                 if dice.below(1000) >= self.packet_faults.lost {
                     let at = seen.at + MS + dice.number() % MS;
-                    self.number += 1;
-                    self.outward.insert((at, self.number), seen.segment);
+                    self.outward.insert((at, dice.number()), seen.segment);
                 }
             }
         }
@@ -438,7 +432,7 @@ impl Sim {
             let live = member.live.lock();
             let Some(Live { engine, .. }) = &*live else { continue };
             let generation = engine.view().policies.last().map_or(Generation(0), |policy| policy.generation);
-            let sample = Sample { member: index, applied, digest, generation, half_open: engine.counts().half_open };
+            let sample = Sample { applied, digest, generation, half_open: engine.counts().half_open };
             drop(live);
             self.tell(&Fact::Sample(&sample));
         }
@@ -607,7 +601,7 @@ impl Member {
             role: Role::Firewall,
             engine,
             timing: Timing::default(),
-            log: config.plan.log.unwrap_or(LogSize::default()),
+            log: LogSize::default(),
             progress_rate: 4_000_000,
         };
         Member {
