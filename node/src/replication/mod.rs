@@ -32,6 +32,7 @@ mod snapshot;
 mod status;
 mod token;
 mod transport;
+mod voters;
 mod wire;
 
 #[cfg(test)]
@@ -67,6 +68,7 @@ pub use propose::ProposeError;
 pub use recover::{Lost, Plan, RecoverError, Recovered, Recovery};
 pub use status::{Member, RaftRole, Status};
 pub use token::{Token, TokenError};
+pub use voters::Voters;
 
 use crate::clock;
 use crate::standing::StandingCell;
@@ -143,6 +145,8 @@ pub struct Options {
     pub timing: Timing,
     /// How much of the log is kept.
     pub log: LogSize,
+    /// How many vote.
+    pub voters: Voters,
     /// What the telling of live sessions' progress may take to each other member, in bytes a second.
     pub progress_rate: u64,
 }
@@ -512,6 +516,7 @@ impl Replication {
             auditor: auditor.clone(),
             heard,
             cut_off_limit: standing.cut_off_limit(),
+            voters: options.voters,
         });
         let tasks = vec![
             watched.spawn("leadership", leadership(raft.clone(), lead_tx, members_tx, peers.clone(), metrics.clone())),
