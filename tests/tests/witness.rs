@@ -8,7 +8,7 @@ use anyhow::Result;
 use palisade_cli::demo::{POLICY, Traffic};
 use palisade_tests::guard::require_lab;
 use palisade_tests::lab::Lab;
-use palisade_tests::members;
+use palisade_tests::{members, wait_voters};
 use tokio::time::sleep;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_palisade-under-test");
@@ -61,17 +61,4 @@ async fn lose_each(lab: &mut Lab) -> Result<()> {
     let count = async |n: usize| lab.member(n).cli(&["policy", "show"]).await;
     assert_eq!(count(witness).await?, count(1).await?);
     Ok(())
-}
-
-async fn wait_voters(lab: &Lab, number: usize, voters: usize) -> Result<()> {
-    let end = tokio::time::Instant::now() + LONG;
-    loop {
-        let status = lab.member(number).status().await?;
-        let members = status["cluster"]["members"].as_array().cloned().unwrap_or_default();
-        if members.iter().filter(|m| m["voter"] == true).count() == voters {
-            return Ok(());
-        }
-        anyhow::ensure!(tokio::time::Instant::now() < end, "not {voters} voters: {status}");
-        sleep(Duration::from_millis(100)).await;
-    }
 }

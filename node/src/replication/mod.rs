@@ -26,6 +26,7 @@ mod network;
 mod progress;
 mod propose;
 mod recover;
+mod rolled_back;
 mod route;
 mod service;
 mod snapshot;
@@ -192,6 +193,20 @@ pub enum OpenError {
          a new id (`palisade cluster join`), and remove the old member (`palisade cluster remove`)"
     )]
     LostLog(MemberId),
+    /// It forgot what it has promised.
+    #[error(
+        "the data folder of member {member} is older than what that member has acknowledged: its log ends at entry {here}, \
+         but it once had entry {there}. Was it restored from a backup? Move it away, join again under a new id \
+         (`palisade cluster join`), and remove the old member (`palisade cluster remove`)"
+    )]
+    RolledBack {
+        /// The member.
+        member: MemberId,
+        /// The last entry that is here.
+        here: u64,
+        /// One that the leader knows to have been here.
+        there: u64,
+    },
     /// The member port.
     #[error("can not listen for the other members on {0}: {1}")]
     Listen(SocketAddr, std::io::Error),
@@ -407,6 +422,13 @@ impl Replication {
         let (cluster, start) = (&identity.cluster, identity.starts);
         let Started { raft, engine, snapshots, auditor, store } =
             start_raft(&options, store_dir, cluster, me, start, network, wakes, Arc::new(observer)).await?;
+        // It answers nobody yet, and must not ask for votes either.
+        raft.runtime_config().elect(false);
+        if let Err(error) = rolled_back::check(&raft, &peers, me).await {
+            // What it returns says nothing that the error does not.
+            drop(raft.shutdown().await);
+            return Err(error);
+        }
 
         let (lead_tx, lead) = watch::channel(Lead::default());
         let (members_tx, members) = watch::channel(Members::new());

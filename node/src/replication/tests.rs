@@ -23,6 +23,7 @@ mod idle;
 mod joining;
 mod progress;
 mod recover;
+mod rolled_back;
 mod voters;
 
 const LONG: Duration = Duration::from_secs(20);
