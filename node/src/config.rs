@@ -18,7 +18,7 @@ use palisade_engine::replica::Role;
 pub use reader::{ConfigError, Invalid, Problem};
 use reader::{Table, Wrong};
 
-use crate::replication::Timing;
+use crate::replication::{Timing, Voters};
 use crate::standing::CURRENT_FOR;
 
 /// Every key that there is, as `table.key`; `[]` marks a list of tables.
@@ -159,6 +159,10 @@ pub struct Raft {
     pub heartbeat: Duration,
     /// How long a member keeps to its leader after the last sign of it; then it stands for election.
     pub election: Duration,
+    /// Most members that vote.
+    pub max_voters: usize,
+    /// A voter that did not answer for so long is replaced by a learner.
+    pub replace_after: Duration,
 }
 
 /// Sizes of the session table, and how long it is trusted.
@@ -432,9 +436,21 @@ impl Raft {
                 "a single lost heartbeat must not start an election: raise `election` or lower `heartbeat`",
             );
         }
+        let voters = Voters::default();
+        // With more than nine every commit waits for five disks.
+        let max_voters = t.or(problems, "max_voters", voters.most, |v| v.count(1, 9));
+        // Longer than any restart of a daemon; a machine that boots takes some minutes.
+        let replace_after = t.or(problems, "replace_after", voters.replace_after, |v| {
+            v.duration(Duration::from_secs(5), Duration::from_secs(7 * 86_400))
+        });
         t.finish(problems);
         durability?;
-        Some(Raft { heartbeat: heartbeat?, election: election? })
+        Some(Raft {
+            heartbeat: heartbeat?,
+            election: election?,
+            max_voters: max_voters?,
+            replace_after: replace_after?,
+        })
     }
 }
 

@@ -51,7 +51,7 @@ use crate::datapath::{self, Datapath, Gate, Sinks, StartError, WorkerWake, gate}
 use crate::drain::{Drain, Ended, Why};
 use crate::http::{self, Pages};
 use crate::metrics::{self, Sheet};
-use crate::replication::{self, MembershipError, OpenError, Replication, Timing};
+use crate::replication::{self, MembershipError, OpenError, Replication, Timing, Voters};
 use crate::standing::StandingCell;
 use crate::{admin, clock, systemd};
 
@@ -288,6 +288,7 @@ impl From<&Config> for replication::Options {
             engine,
             timing: Timing { heartbeat: c.raft.heartbeat, election: c.raft.election, ..Timing::default() },
             log: replication::LogSize::default(),
+            voters: Voters { most: c.raft.max_voters, replace_after: c.raft.replace_after },
             progress_rate: c.limits.progress_rate as u64,
         }
     }

@@ -13,8 +13,11 @@ pub mod program;
 pub use palisade_cli::lab;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use lab::{Mode, Options};
+use anyhow::Result;
+use lab::{Lab, Mode, Options};
+use tokio::time::{Instant, sleep};
 
 /// A lab of real members that run `binary`, which a test knows as `env!("CARGO_BIN_EXE_palisade-under-test")`.
 #[must_use]
@@ -40,3 +43,20 @@ pub const ECHO_BLOCK: usize = 256;
 
 /// The first byte of a block after which it closes.
 pub const ECHO_LAST: u8 = 1;
+
+/// Waits until so many members vote, as one of them says: those that join do so some moments after they are ready.
+///
+/// # Errors
+/// They do not within 30 s.
+pub async fn wait_voters(lab: &Lab, number: usize, voters: usize) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(30);
+    loop {
+        let status = lab.member(number).status().await?;
+        let members = status["cluster"]["members"].as_array().cloned().unwrap_or_default();
+        if members.iter().filter(|m| m["voter"] == true).count() == voters {
+            return Ok(());
+        }
+        anyhow::ensure!(Instant::now() < end, "not {voters} voters: {status}");
+        sleep(Duration::from_millis(100)).await;
+    }
+}

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Result;
 use palisade_cli::demo::{POLICY, Traffic};
@@ -10,7 +10,7 @@ use palisade_tests::guard::require_lab;
 use palisade_tests::lab::Lab;
 use palisade_tests::members;
 use serde_json::Value;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_palisade-under-test");
 

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use palisade_cli::demo::{POLICY, Traffic};
 use palisade_tests::guard::require_lab;
 use palisade_tests::lab::Lab;
-use palisade_tests::members;
+use palisade_tests::{members, wait_voters};
 use serde_json::Value;
 use tokio::time::sleep;
 
@@ -25,6 +25,7 @@ async fn all_die_at_once_and_one_disk_is_erased() {
 }
 
 async fn erase_one(lab: &mut Lab) -> Result<()> {
+    wait_voters(lab, 1, 3).await?;
     let policy = lab.member(1).cli(&["policy", "show"]).await?;
     let before = ids(lab, 1).await?;
     for member in lab.members_mut() {
@@ -67,6 +68,7 @@ async fn the_majority_is_lost_for_good_and_a_survivor_goes_on_alone() {
 }
 
 async fn recover(lab: &mut Lab) -> Result<()> {
+    wait_voters(lab, 3, 3).await?;
     let policy = lab.member(3).cli(&["policy", "show"]).await?;
     let old_cluster = lab.member(3).status().await?["cluster"]["id"].clone();
     let traffic = Traffic::start(lab, 50).await?;
@@ -78,7 +80,10 @@ async fn recover(lab: &mut Lab) -> Result<()> {
 
     lab.member_mut(2).kill().await?;
     erase(lab, 2)?;
-    let sessions = sessions(lab, 3).await?;
+    // Long-lived ones: others may end in the moment between.
+    let earlier = sessions(lab, 3).await?;
+    sleep(Duration::from_secs(1)).await;
+    let sessions = &sessions(lab, 3).await? & &earlier;
     lab.member_mut(3).kill().await?;
     drop(traffic);
     let majority = lab.member(3).cli(&command).await.unwrap_err().to_string();

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
+use palisade_engine::replica::Role;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -39,6 +40,7 @@ pub struct Member {
     netns: Netns,
     binary: PathBuf,
     dir: PathBuf,
+    role: Role,
     life: Option<Life>,
 }
 
@@ -56,11 +58,11 @@ impl Member {
     ///
     /// # Errors
     /// Its files can not be written.
-    pub fn new(number: usize, mode: Mode, netns: Netns, binary: &Path, dir: &Path) -> Result<Member> {
+    pub fn new(number: usize, role: Role, mode: Mode, netns: Netns, binary: &Path, dir: &Path) -> Result<Member> {
         let name = format!("fw{number}");
         let dir = dir.join(&name);
         std::fs::create_dir_all(dir.join("data")).with_context(|| dir.display().to_string())?;
-        let member = Member { number, name, mode, netns, binary: binary.to_owned(), dir, life: None };
+        let member = Member { number, name, mode, netns, binary: binary.to_owned(), dir, role, life: None };
         member.write_config("")?;
         Ok(member)
     }
@@ -77,14 +79,15 @@ impl Member {
     fn node_toml(&self) -> String {
         let cluster = SocketAddr::new(addr::fabric(self.number), addr::CLUSTER_PORT);
         let mut text = format!(
-            "name = \"{}\"\ndata_dir = {:?}\n\n[cluster]\nlisten = \"{cluster}\"\nadvertise = \"{cluster}\"\n\n\
+            "name = \"{}\"\ndata_dir = {:?}\nrole = \"{}\"\n\n[cluster]\nlisten = \"{cluster}\"\nadvertise = \"{cluster}\"\n\n\
              [admin]\nsocket = {:?}\n\n[http]\nlisten = \"0.0.0.0:{}\"\n",
             self.name,
             self.dir.join("data"),
+            if self.role == Role::Witness { "witness" } else { "firewall" },
             self.socket(),
             addr::HTTP_PORT,
         );
-        for side in SIDES {
+        for side in SIDES.into_iter().filter(|_| self.role == Role::Firewall) {
             text += &format!("\n[[interface]]\nname = \"{}\"\nzone = \"{}\"\n", side.interface(), side.zone());
         }
         if self.mode == Mode::CutReplication {

@@ -22,6 +22,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
+use palisade_engine::replica::Role;
 use parking_lot::Mutex;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -130,12 +131,26 @@ impl Lab {
     /// # Errors
     /// What the kernel refused.
     pub async fn add_member(&mut self) -> Result<usize> {
+        let number = self.add_machine(Role::Firewall).await?;
+        self.add_links(number).await?;
+        Ok(number)
+    }
+
+    /// Adds a witness: it is on the members' own network only. Its daemon does not run yet. Answers its number.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub async fn add_witness(&mut self) -> Result<usize> {
+        self.add_machine(Role::Witness).await
+    }
+
+    async fn add_machine(&mut self, role: Role) -> Result<usize> {
         let number = self.members.len() + 1;
         if number > MAX_MEMBERS {
             bail!("the lab has room for {MAX_MEMBERS} members");
         }
         let netns = Netns::new(&format!("fw{number}")).await?;
-        let member = Member::new(number, self.options.mode, netns, &self.options.binary, &self.path)?;
+        let member = Member::new(number, role, self.options.mode, netns, &self.options.binary, &self.path)?;
         member.prepare().await?;
         let netlink = member.netns().netlink();
         no_address_detection(member.netns()).await?;
@@ -146,7 +161,15 @@ impl Lab {
         self.fabric.netlink().up(&port).await?;
         netlink.add_address("eth-fabric", addr::fabric(number), 24).await?;
         netlink.up("eth-fabric").await?;
+        self.members.push(member);
+        Ok(number)
+    }
 
+    /// Links a machine to both hosts, and has their routers watch it.
+    async fn add_links(&mut self, number: usize) -> Result<()> {
+        let port = format!("fw{number}");
+        let member = &self.members[number - 1];
+        let netlink = member.netns().netlink();
         for (side, host) in SIDES.into_iter().zip(&self.hosts) {
             host.netlink().add_veth(&port, side.interface(), member.netns().file()).await?;
             for (end, interface, host_part) in [(host.netlink(), &*port, 1), (netlink, side.interface(), 2)] {
@@ -163,8 +186,7 @@ impl Lab {
             let hops = side.link(number, 2).map(|(via, _)| NextHop { via, ifindex });
             router.add(Target { number, readyz: member.readyz(side), hops }).await;
         }
-        self.members.push(member);
-        Ok(number)
+        Ok(())
     }
 
     /// The host, and router, on one side.

@@ -180,6 +180,8 @@ manage_forwarding = false
 durability = "disk"
 heartbeat = "50ms"
 election = "200ms"
+max_voters = 3
+replace_after = "30m"
 [limits]
 max_sessions = 5000
 max_half_open = 500
@@ -195,6 +197,7 @@ cut_replication = true
     assert_eq!(config.datapath.hold_bytes, (1_000_000, 65_536));
     assert_eq!(config.datapath.unfiltered, ["mgmt0"]);
     assert_eq!((config.limits.max_half_open, config.limits.max_half_open_per_source), (500, 400));
+    assert_eq!((config.raft.max_voters, config.raft.replace_after), (3, Duration::from_secs(1800)));
     assert_eq!(config.limits.cut_off_limit, Duration::from_secs(3600));
     assert_eq!((config.limits.progress_rate, config.limits.takeover_rate), (1_000_000, 0));
     let keys = text.lines().filter(|l| l.contains('=')).count();

@@ -22,10 +22,9 @@ use super::membership::order;
 use super::propose::Order;
 use super::route::{Lane, Peers};
 use super::service::MOST_IDLE;
+use super::voters::{Change, Seen, Voters};
 use crate::clock;
 
-/// Most members that vote. More would make every commit wait for more of them; the others forward all the same.
-pub(crate) const MOST_VOTERS: usize = 5;
 /// A learner that is at most so many entries behind has caught up.
 const CAUGHT_UP: u64 = 256;
 const MEMBERSHIP_EVERY: Duration = Duration::from_millis(250);
@@ -50,6 +49,7 @@ pub(crate) struct Duties {
     pub(crate) auditor: Auditor<Replica>,
     pub(crate) heard: Heard,
     pub(crate) cut_off_limit: Duration,
+    pub(crate) voters: Voters,
 }
 
 /// When each member last asked this one, while it led, whether it is current. Without that a member's standing runs out.
@@ -88,11 +88,17 @@ enum Step {
     Settle,
     Learn(MemberId, MemberInfo),
     Promote(MemberId),
+    Demote(MemberId),
     Drop(MemberId),
 }
 
-/// The next step, if openraft's membership is not yet what the register says.
-fn step(metrics: &RaftMetrics<TypeConfig>, view: &View) -> Option<Step> {
+/// The next step, if openraft's membership is not yet what the register says. `seen` says who answers.
+fn step(
+    metrics: &RaftMetrics<TypeConfig>,
+    view: &View,
+    most: usize,
+    seen: impl FnOnce(BTreeSet<MemberId>, BTreeSet<MemberId>) -> Seen,
+) -> Option<Step> {
     let stored = &metrics.membership_config;
     // Not while a change is under way, and not before everything that led to the last one is applied here: the register
     // would be older than the membership, and members would be dropped that have just joined.
@@ -115,25 +121,31 @@ fn step(metrics: &RaftMetrics<TypeConfig>, view: &View) -> Option<Step> {
     if let Some((id, info)) = view.members.iter().find(|(id, _)| !known.contains(id)) {
         return Some(Step::Learn(*id, info.clone()));
     }
-    if voters.len() >= MOST_VOTERS {
-        return None;
-    }
     let last = metrics.last_log_index.unwrap_or(0);
     let matched = |id: &MemberId| metrics.replication.as_ref().and_then(|r| r.get(id).copied().flatten());
     let ready = |id: &&MemberId| matched(id).is_some_and(|m| m.index.saturating_add(CAUGHT_UP) >= last);
-    known.difference(&voters).find(ready).map(|id| Step::Promote(*id))
+    let caught_up = known.difference(&voters).filter(ready).copied().collect();
+    seen(voters, caught_up).change(most).map(|change| match change {
+        Change::Promote(id) => Step::Promote(id),
+        Change::Demote(id) => Step::Demote(id),
+    })
 }
 
 impl Duties {
     /// Keeps the membership what the register says.
     pub(crate) async fn membership(self: Arc<Self>) {
+        let mut leads_since = (clock::now(), 0);
         loop {
             tokio::time::sleep(MEMBERSHIP_EVERY).await;
             let metrics = self.raft.metrics().borrow_watched().clone();
             if metrics.state != ServerState::Leader {
                 continue;
             }
-            let Some(step) = step(&metrics, &self.engine.view()) else { continue };
+            if leads_since.1 != metrics.current_term {
+                leads_since = (clock::now(), metrics.current_term);
+            }
+            let seen = |voters, caught_up| self.seen(voters, caught_up, metrics.current_term, leads_since.0);
+            let Some(step) = step(&metrics, &self.engine.view(), self.voters.most, seen) else { continue };
             tracing::info!(?step, "changing the membership");
             match tokio::time::timeout(CHANGE, self.take(&step)).await {
                 Ok(Ok(())) => {}
@@ -143,6 +155,16 @@ impl Duties {
         }
     }
 
+    /// Who answers, and who has not for so long that it counts as dead.
+    fn seen(&self, voters: BTreeSet<MemberId>, caught_up: BTreeSet<MemberId>, term: u64, leads_since: Time) -> Seen {
+        let all = voters.iter().chain(&caught_up);
+        let answers = |id: &&MemberId| **id == self.me || self.heard.wants_lead(**id, term).is_some();
+        let answering = all.clone().filter(answers).copied().collect();
+        let silent = |id: &MemberId| clock::now().since(self.heard.since(*id, leads_since));
+        let dead = all.copied().filter(|id| *id != self.me && silent(id) > self.voters.replace_after).collect();
+        Seen { me: self.me, voters, caught_up, answering, dead }
+    }
+
     async fn take(&self, step: &Step) -> Result<(), String> {
         let changed = match step {
             // No change to the later voters makes them the only ones. Who is struck off by that goes in a step of its own.
@@ -150,6 +172,10 @@ impl Duties {
             Step::Learn(id, info) => self.raft.add_learner(*id, info.clone(), false).await,
             Step::Promote(id) => {
                 self.raft.change_membership(ChangeMembers::AddVoterIds(BTreeSet::from([*id])), true).await
+            }
+            Step::Demote(id) => {
+                // It stays, as a learner.
+                self.raft.change_membership(ChangeMembers::RemoveVoters(BTreeSet::from([*id])), true).await
             }
             Step::Drop(id) => {
                 let voter = self.raft.metrics().borrow_watched().membership_config.voter_ids().any(|v| v == *id);

@@ -26,12 +26,14 @@ mod network;
 mod progress;
 mod propose;
 mod recover;
+mod rolled_back;
 mod route;
 mod service;
 mod snapshot;
 mod status;
 mod token;
 mod transport;
+mod voters;
 mod wire;
 
 #[cfg(test)]
@@ -68,6 +70,7 @@ pub use propose::ProposeError;
 pub use recover::{Lost, Plan, RecoverError, Recovered, Recovery};
 pub use status::{Member, RaftRole, Status};
 pub use token::{Token, TokenError};
+pub use voters::Voters;
 
 use crate::clock;
 use crate::standing::StandingCell;
@@ -144,6 +147,8 @@ pub struct Options {
     pub timing: Timing,
     /// How much of the log is kept.
     pub log: LogSize,
+    /// How many vote.
+    pub voters: Voters,
     /// What the telling of live sessions' progress may take to each other member, in bytes a second.
     pub progress_rate: u64,
 }
@@ -189,6 +194,20 @@ pub enum OpenError {
          a new id (`palisade cluster join`), and remove the old member (`palisade cluster remove`)"
     )]
     LostLog(MemberId),
+    /// It forgot what it has promised.
+    #[error(
+        "the data folder of member {member} is older than what that member has acknowledged: its log ends at entry {here}, \
+         but it once had entry {there}. Was it restored from a backup? Move it away, join again under a new id \
+         (`palisade cluster join`), and remove the old member (`palisade cluster remove`)"
+    )]
+    RolledBack {
+        /// The member.
+        member: MemberId,
+        /// The last entry that is here.
+        here: u64,
+        /// One that the leader knows to have been here.
+        there: u64,
+    },
     /// The member port.
     #[error("can not listen for the other members on {0}: {1}")]
     Listen(SocketAddr, std::io::Error),
@@ -431,6 +450,13 @@ impl Replication {
         let (cluster, start) = (&identity.cluster, identity.starts);
         let Started { raft, engine, snapshots, auditor, store } =
             start_raft(&options, store_dir, cluster, me, start, network, wakes, Arc::new(observer)).await?;
+        // It answers nobody yet, and must not ask for votes either.
+        raft.runtime_config().elect(false);
+        if let Err(error) = rolled_back::check(&raft, &peers, me).await {
+            // What it returns says nothing that the error does not.
+            drop(raft.shutdown().await);
+            return Err(error);
+        }
 
         let (lead_tx, lead) = watch::channel(Lead::default());
         let (members_tx, members) = watch::channel(Members::new());
@@ -540,6 +566,7 @@ impl Replication {
             auditor: auditor.clone(),
             heard,
             cut_off_limit: standing.cut_off_limit(),
+            voters: options.voters,
         });
         let tasks = vec![
             watched.spawn("leadership", leadership(raft.clone(), lead_tx, members_tx, peers.clone(), metrics.clone())),

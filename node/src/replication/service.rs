@@ -330,7 +330,9 @@ impl Member for Service {
         }
         let term = self.0.raft.server_metrics().borrow_watched().vote.leader_id.term;
         self.0.heard.from(from, term, wants_lead);
-        Ok(Response::new(wire::ReadIndexResponse { index }))
+        let metrics = self.0.raft.metrics().borrow_watched().clone();
+        let durable = metrics.replication.and_then(|r| r.get(&from).copied().flatten()).map(|id| id.index);
+        Ok(Response::new(wire::ReadIndexResponse { index, durable }))
     }
 
     async fn still_idle(&self, request: Request<wire::Sessions>) -> Result<Response<wire::Sessions>, Status> {

@@ -23,6 +23,8 @@ mod idle;
 mod joining;
 mod progress;
 mod recover;
+mod rolled_back;
+mod voters;
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -74,6 +76,7 @@ impl Node {
             engine: palisade_engine::Config { max_sessions: 10_000, ..palisade_engine::Config::new(MemberId(0), 0, 0) },
             timing: Timing::default(),
             log: LogSize::default(),
+            voters: Voters::default(),
             progress_rate: 4_000_000,
         };
         Node { dir, options, cut_off_limit: Duration::from_secs(300), running: None }
