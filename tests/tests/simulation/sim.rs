@@ -541,14 +541,14 @@ impl Sim {
         up(index) && others + 1 > MEMBERS / 2
     }
 
-    /// On how many members' disks, durably, the log has an entry that `found` wants.
-    pub(crate) fn durable(&self, found: impl Fn(&Command) -> bool) -> usize {
-        let has = |member: &&Member| {
+    /// The members on whose disks, durably, the log has a command that `found` wants.
+    pub(crate) fn durable(&self, found: impl Fn(&Command) -> bool) -> Vec<usize> {
+        let has = |member: &usize| {
             let mut has = false;
-            member.machine.storage().entries(&mut |entry| has |= commands(entry).any(&found));
+            self.members[*member].machine.storage().entries(&mut |entry| has |= commands(entry).any(&found));
             has
         };
-        self.members.iter().filter(has).count()
+        (0..MEMBERS).filter(has).collect()
     }
 
     fn finish(mut self) -> Report {
