@@ -143,7 +143,7 @@ fn a_thousand_seeds() {
 
 /// `PALISADE_SEEDS` of them, or 10,000.
 #[test]
-#[ignore = "takes most of an hour"]
+#[ignore = "takes half an hour"]
 fn ten_thousand_seeds() {
     let reports = run(100_000, number("PALISADE_SEEDS").unwrap_or(10_000), Story::Everything, None);
     reports.print();
