@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use palisade_engine::replica::{Command, Outcome, PolicyChange, Role};
 use palisade_engine::{Engine, Generation, Standing};
-use palisade_node::replication::{self, LogSize, Options, RaftRole, Replication, Timing};
+use palisade_node::replication::{self, LogSize, Options, RaftRole, Replication, Timing, Voters};
 use palisade_node::standing::StandingCell;
 use palisade_tests::lab::random::Random;
 use parking_lot::Mutex;
@@ -602,6 +602,7 @@ impl Member {
             engine,
             timing: Timing::default(),
             log: LogSize::default(),
+            voters: Voters::default(),
             progress_rate: 4_000_000,
         };
         Member {
