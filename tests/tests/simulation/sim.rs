@@ -558,6 +558,11 @@ impl Sim {
                 self.report.violations.push((invariant.name(), what));
             }
         }
+        for (index, member) in self.members.iter().enumerate().filter(|(_, member)| member.is_on()) {
+            if member.live.lock().is_none() {
+                self.report.violations.push(("every member runs", format!("member {index} did not start again")));
+            }
+        }
         let mut log = 0;
         self.members[0].machine.storage().entries(&mut |_| log += 1);
         for index in 0..MEMBERS {

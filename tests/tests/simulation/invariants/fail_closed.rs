@@ -103,7 +103,10 @@ impl Invariant for FailClosed {
                 self.policies.entry(sample.generation).or_insert(sim.now);
                 Ok(())
             }
-            Fact::Seen(seen) if seen.fate == Fate::Forwarded => self.forwarded(seen, sim),
+            Fact::Seen(seen) if seen.fate == Fate::Forwarded => {
+                self.policies.entry(seen.generation).or_insert(seen.at);
+                self.forwarded(seen, sim)
+            }
             Fact::Seen(_) | Fact::Fault => Ok(()),
         }
     }
