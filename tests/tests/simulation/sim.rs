@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use palisade_engine::replica::{Command, Outcome, PolicyChange, Role};
 use palisade_engine::{Engine, Generation, Standing};
-use palisade_node::replication::{self, LogSize, Options, RaftRole, Replication, Timing};
+use palisade_node::replication::{self, LogSize, Options, RaftRole, Replication, Timing, Voters};
 use palisade_node::standing::StandingCell;
 use palisade_tests::lab::random::Random;
 use parking_lot::Mutex;
@@ -541,14 +541,14 @@ impl Sim {
         up(index) && others + 1 > MEMBERS / 2
     }
 
-    /// On how many members' disks, durably, the log has an entry that `found` wants.
-    pub(crate) fn durable(&self, found: impl Fn(&Command) -> bool) -> usize {
-        let has = |member: &&Member| {
+    /// The members on whose disks, durably, the log has a command that `found` wants.
+    pub(crate) fn durable(&self, found: impl Fn(&Command) -> bool) -> Vec<usize> {
+        let has = |member: &usize| {
             let mut has = false;
-            member.machine.storage().entries(&mut |entry| has |= commands(entry).any(&found));
+            self.members[*member].machine.storage().entries(&mut |entry| has |= commands(entry).any(&found));
             has
         };
-        self.members.iter().filter(has).count()
+        (0..MEMBERS).filter(has).collect()
     }
 
     fn finish(mut self) -> Report {
@@ -556,6 +556,11 @@ impl Sim {
         for invariant in &mut invariants {
             for what in invariant.end(&self) {
                 self.report.violations.push((invariant.name(), what));
+            }
+        }
+        for (index, member) in self.members.iter().enumerate().filter(|(_, member)| member.is_on()) {
+            if member.live.lock().is_none() {
+                self.report.violations.push(("every member runs", format!("member {index} did not start again")));
             }
         }
         let mut log = 0;
@@ -602,6 +607,7 @@ impl Member {
             engine,
             timing: Timing::default(),
             log: LogSize::default(),
+            voters: Voters::default(),
             progress_rate: 4_000_000,
         };
         Member {

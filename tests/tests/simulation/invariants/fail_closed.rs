@@ -53,15 +53,16 @@ impl FailClosed {
             return Ok(());
         }
         // From here on the handshake had to be committed.
+        let of_it = |command: &Command| matches!(command, Command::Establish(e) if e.original == segment.tuple);
         if self.passed.insert((connection, seen.member))
             && let Some(since) = since
-            && sim.traffic.connections[connection].completed.is_none_or(|at| at > since)
+            // What it had applied before may pass.
+            && !sim.durable(of_it).contains(&seen.member)
         {
             return Err(format!("a new connection passed at a member that has been alone since {since}: {seen:?}"));
         }
         if self.admitted.insert(connection) {
-            let of_it = |command: &Command| matches!(command, Command::Establish(e) if e.original == segment.tuple);
-            let disks = sim.durable(of_it);
+            let disks = sim.durable(of_it).len();
             if disks <= MEMBERS / 2 {
                 return Err(format!("released with the session on {disks} disks: {seen:?}"));
             }
@@ -102,7 +103,10 @@ impl Invariant for FailClosed {
                 self.policies.entry(sample.generation).or_insert(sim.now);
                 Ok(())
             }
-            Fact::Seen(seen) if seen.fate == Fate::Forwarded => self.forwarded(seen, sim),
+            Fact::Seen(seen) if seen.fate == Fate::Forwarded => {
+                self.policies.entry(seen.generation).or_insert(seen.at);
+                self.forwarded(seen, sim)
+            }
             Fact::Seen(_) | Fact::Fault => Ok(()),
         }
     }
