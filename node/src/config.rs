@@ -47,6 +47,8 @@ pub const KEYS: &[&str] = &[
     "raft.durability",
     "raft.heartbeat",
     "raft.election",
+    "raft.max_voters",
+    "raft.replace_after",
     "limits.max_sessions",
     "limits.max_half_open",
     "limits.max_half_open_per_source",
