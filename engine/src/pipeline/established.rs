@@ -13,6 +13,7 @@ use crate::table::session::{Mark, Session};
 use crate::track::generic;
 use crate::track::tcp::{Doubt, Mode, SYN_DATA, Seen, ahead};
 use crate::tuple::Direction;
+use crate::unsure::MOST;
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 
 /// How long the member whose turn it is has for the close of a finished session.
@@ -91,8 +92,10 @@ impl Engine {
         let mut lost = false;
         if seen == Seen::Unsure {
             let bounds = self.moved(track.ages(context.now), context.now);
-            lost = bounds != [0; 2];
-            if lost {
+            // Beyond the bound nobody is believed, unless there is none any longer: or while a member is silent one forged segment
+            // could cut a connection off from its own numbers.
+            lost = bounds.contains(&MOST);
+            if bounds != [0; 2] {
                 seen = track.segment([client, server], direction, tcp, closed, Mode::Moved(bounds), context.now);
                 self.counters.moved.fetch_add(u64::from(seen != Seen::Unsure), Ordering::Relaxed);
             }
