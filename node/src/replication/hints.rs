@@ -7,7 +7,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use palisade_engine::event::Hint;
@@ -17,19 +16,17 @@ use palisade_proto::convert::encode_hint;
 use palisade_proto::member::v1 as wire;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
 use tonic::codegen::Bytes;
 
 use super::metrics::ReplicationMetrics;
 use super::route::{Lane, Peers};
+use super::streams::{Streams, Waiting, keep_open};
 use crate::queue::offer;
 
 /// Hints that wait for one peer.
 const QUEUE: usize = 8192;
 /// Hints in one message.
 const BATCH: usize = 256;
-/// Time before a broken stream is opened again.
-const RETRY: Duration = Duration::from_millis(100);
 
 /// The other members, as the log says.
 pub(crate) type Members = BTreeMap<MemberId, MemberInfo>;
@@ -57,23 +54,11 @@ pub(crate) struct Hints {
     pub(crate) members: watch::Receiver<Members>,
 }
 
-struct Target {
-    address: String,
-    queue: mpsc::Sender<Bytes>,
-    task: JoinHandle<()>,
-}
-
-impl Drop for Target {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
 impl Hints {
     /// Runs until the members' list is closed: the replication is shut down then.
     pub(crate) async fn run(mut self) {
-        let mut targets = BTreeMap::new();
-        self.aim(&mut targets);
+        let mut streams = Streams::new(self.me, QUEUE);
+        self.aim(&mut streams);
         let mut buffer = Vec::with_capacity(BATCH);
         let (mut workers_open, mut answers_open) = (true, true);
         loop {
@@ -83,7 +68,7 @@ impl Hints {
                     if changed.is_err() {
                         return;
                     }
-                    self.aim(&mut targets);
+                    self.aim(&mut streams);
                 }
                 first = self.hints.recv(), if workers_open => match first {
                     Some(hint) => buffer.push(hint),
@@ -101,79 +86,56 @@ impl Hints {
             }
             for hint in buffer.drain(..) {
                 match encode_hint(&hint) {
-                    Ok(bytes) => self.copy(&targets, &bytes, hint.yields()),
+                    Ok(bytes) => self.copy(&streams, &bytes, hint.yields()),
                     Err(error) => tracing::error!(%error, "a hint can not be encoded"),
                 }
             }
         }
     }
 
-    fn copy(&self, targets: &BTreeMap<MemberId, Target>, bytes: &Bytes, yields: bool) {
-        for target in targets.values() {
-            if !offer(&target.queue, yields, bytes.clone()) {
+    fn copy(&self, streams: &Streams<Bytes>, bytes: &Bytes, yields: bool) {
+        for queue in streams.queues() {
+            if !offer(queue, yields, bytes.clone()) {
                 self.metrics.hints_dropped.add(1);
             }
         }
     }
 
-    /// One task for each other member; those whose address changed start anew.
-    fn aim(&mut self, targets: &mut BTreeMap<MemberId, Target>) {
-        let members = self.members.borrow_and_update().clone();
-        targets.retain(|id, target| members.get(id).is_some_and(|m| m.address == target.address));
+    fn aim(&mut self, streams: &mut Streams<Bytes>) {
+        let members = self.members.borrow_and_update();
         self.reached.0.lock().retain(|id, _| members.contains_key(id));
-        for (id, info) in members.into_iter().filter(|(id, _)| *id != self.me) {
-            targets.entry(id).or_insert_with(|| {
-                let (queue, waiting) = mpsc::channel(QUEUE);
-                let reached = self.reached.0.lock().entry(id).or_default().clone();
-                let sender = Sender {
-                    to: id,
-                    address: info.address.clone(),
-                    peers: self.peers.clone(),
-                    engine: self.engine.clone(),
-                    metrics: self.metrics.clone(),
-                    reached,
-                };
-                Target { address: info.address, queue, task: tokio::spawn(sender.run(waiting)) }
-            });
-        }
+        streams.aim(&members, |to, address, waiting| {
+            let reached = self.reached.0.lock().entry(to).or_default().clone();
+            let sender = Sender { engine: self.engine.clone(), metrics: self.metrics.clone(), reached };
+            sender.run(self.peers.clone(), to, address, waiting)
+        });
     }
 }
 
 /// Sends hints to one peer.
+#[derive(Clone)]
 struct Sender {
-    to: MemberId,
-    address: String,
-    peers: Peers,
     engine: Arc<Engine>,
     metrics: Arc<ReplicationMetrics>,
     reached: Arc<AtomicBool>,
 }
 
 impl Sender {
-    async fn run(self, waiting: mpsc::Receiver<Bytes>) {
-        // The queue outlives a stream: what one leaves over, the next one sends.
-        let waiting = Arc::new(tokio::sync::Mutex::new(waiting));
-        loop {
-            match self.peers.client(self.to, &self.address, Lane::Hints) {
-                Ok(mut client) => {
-                    let ended = client.hints(self.stream(waiting.clone())).await;
-                    if let Err(status) = ended {
-                        tracing::debug!(to = %self.to, %status, "the stream of hints broke");
-                    }
-                }
-                Err(status) => tracing::warn!(to = %self.to, %status, "no hints can be sent"),
+    async fn run(self, peers: Peers, to: MemberId, address: String, waiting: Waiting<Bytes>) {
+        keep_open("hints", peers, to, address, Lane::Hints, |mut client| {
+            let (sender, waiting) = (self.clone(), waiting.clone());
+            async move {
+                let ended = client.hints(sender.stream(waiting)).await;
+                sender.reached.store(false, Ordering::Relaxed);
+                ended.map(drop)
             }
-            self.reached.store(false, Ordering::Relaxed);
-            tokio::time::sleep(RETRY).await;
-        }
+        })
+        .await;
     }
 
     /// First all half-opens, then what queues. It is polled only once the peer has been reached, so the half-opens are
     /// those of that moment.
-    fn stream(
-        &self,
-        waiting: Arc<tokio::sync::Mutex<mpsc::Receiver<Bytes>>>,
-    ) -> impl Stream<Item = wire::HintBatch> + Send + 'static {
+    fn stream(&self, waiting: Waiting<Bytes>) -> impl Stream<Item = wire::HintBatch> + Send + use<> {
         let (engine, metrics, reached) = (self.engine.clone(), self.metrics.clone(), self.reached.clone());
         let counted = metrics.clone();
         let start = futures::stream::once(async move {

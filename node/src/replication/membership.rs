@@ -25,8 +25,9 @@ use super::network::Network;
 use super::propose::{Order, ProposeError};
 use super::route::{Lane, Peers};
 use super::service::Parts;
+use super::start::{mark_store, start_raft};
 use super::token::{self, Token, TokenError};
-use super::{OpenError, Options, Replication, start_raft, transport};
+use super::{OpenError, Options, Replication, transport};
 use crate::clock;
 
 /// How long the leader may take to let a member in.
@@ -165,7 +166,7 @@ pub async fn join(options: &Options, token: &str) -> Result<Identity, Membership
         return Err(MembershipError::Refused(format!("it is cluster {}, not {}", admitted.cluster, token.cluster)));
     }
     let member = MemberId(admitted.member);
-    super::mark_store(&folder, &admitted.cluster, member).await?;
+    mark_store(&folder, &admitted.cluster, member).await?;
     Ok(folder.settle(&admitted.cluster, member, &options.name)?)
 }
 

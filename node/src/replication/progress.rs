@@ -16,13 +16,13 @@ use palisade_engine::{Engine, MemberId, Time};
 use palisade_proto::convert::{decode_progress, encode_progress};
 use palisade_proto::member::v1 as wire;
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
+use tokio::sync::watch;
 
 use super::hints::Members;
 use super::metrics::ReplicationMetrics;
 use super::route::{Lane, Peers};
 use super::service::{SharedWake, Waker};
+use super::streams::{Streams, Waiting, keep_open};
 use crate::clock;
 
 /// Between two tellings.
@@ -41,8 +41,6 @@ const LATE: Duration = Duration::from_secs(1);
 const QUEUE: usize = 8;
 /// Most bytes of sessions in a message: far more than this version sends in one.
 const MOST: usize = 4 << 20;
-/// Time before a broken stream is opened again.
-const RETRY: Duration = Duration::from_millis(100);
 /// Messages whose delays are compared to find how far a peer's clock is ahead.
 const DELAYS: usize = 64;
 
@@ -57,23 +55,11 @@ pub(crate) struct Telling {
     pub(crate) rate: u64,
 }
 
-struct Target {
-    address: String,
-    queue: mpsc::Sender<wire::ProgressBatch>,
-    task: JoinHandle<()>,
-}
-
-impl Drop for Target {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
 impl Telling {
     /// Runs until the members' list is closed: the replication is shut down then.
     pub(crate) async fn run(mut self) {
-        let mut targets = BTreeMap::new();
-        self.aim(&mut targets);
+        let mut streams = Streams::new(self.me, QUEUE);
+        self.aim(&mut streams);
         let most = usize::try_from(self.rate / BYTES / 10).unwrap_or(usize::MAX).clamp(1, MOST / BYTES as usize);
         let mut told = clock::now();
         let mut every = tokio::time::interval(EVERY);
@@ -85,12 +71,12 @@ impl Telling {
                     if changed.is_err() {
                         return;
                     }
-                    self.aim(&mut targets);
+                    self.aim(&mut streams);
                 }
                 _ = every.tick() => {
                     let batch = self.tell(&mut told, most);
-                    for target in targets.values() {
-                        if target.queue.try_send(batch.clone()).is_err() {
+                    for queue in streams.queues() {
+                        if queue.try_send(batch.clone()).is_err() {
                             self.metrics.progress_dropped.add(1);
                         }
                     }
@@ -115,40 +101,23 @@ impl Telling {
         wire::ProgressBatch { sent: now.0, from: from.0, until: told.0, sessions: bytes.into() }
     }
 
-    /// One task for each other member; those whose address changed start anew.
-    fn aim(&mut self, targets: &mut BTreeMap<MemberId, Target>) {
-        let members = self.members.borrow_and_update().clone();
-        targets.retain(|id, target| members.get(id).is_some_and(|m| m.address == target.address));
-        for (id, info) in members.into_iter().filter(|(id, _)| *id != self.me) {
-            let peers = &self.peers;
-            targets.entry(id).or_insert_with(|| {
-                let (queue, waiting) = mpsc::channel(QUEUE);
-                let task = tokio::spawn(send(peers.clone(), id, info.address.clone(), waiting));
-                Target { address: info.address, queue, task }
-            });
-        }
+    fn aim(&mut self, streams: &mut Streams<wire::ProgressBatch>) {
+        let peers = &self.peers;
+        let members = self.members.borrow_and_update();
+        streams.aim(&members, |to, address, waiting| send(peers.clone(), to, address, waiting));
     }
 }
 
 /// Sends to one peer. What waits while there is no stream becomes a gap: old news are not sent.
-async fn send(peers: Peers, to: MemberId, address: String, waiting: mpsc::Receiver<wire::ProgressBatch>) {
-    let waiting = Arc::new(tokio::sync::Mutex::new(waiting));
-    loop {
-        match peers.client(to, &address, Lane::Progress) {
-            Ok(mut client) => {
-                if let Err(status) = client.progress(stream(waiting.clone())).await {
-                    tracing::debug!(%to, %status, "the stream of progress broke");
-                }
-            }
-            Err(status) => tracing::warn!(%to, %status, "no progress can be sent"),
-        }
-        tokio::time::sleep(RETRY).await;
-    }
+async fn send(peers: Peers, to: MemberId, address: String, waiting: Waiting<wire::ProgressBatch>) {
+    keep_open("progress", peers, to, address, Lane::Progress, |mut client| {
+        let stream = stream(waiting.clone());
+        async move { client.progress(stream).await.map(drop) }
+    })
+    .await;
 }
 
-type Waiting = Arc<tokio::sync::Mutex<mpsc::Receiver<wire::ProgressBatch>>>;
-
-fn stream(waiting: Waiting) -> impl Stream<Item = wire::ProgressBatch> + Send + 'static {
+fn stream(waiting: Waiting<wire::ProgressBatch>) -> impl Stream<Item = wire::ProgressBatch> + Send + 'static {
     futures::stream::unfold((waiting, true), |(waiting, begins)| async move {
         let batch = {
             let mut queue = waiting.lock().await;

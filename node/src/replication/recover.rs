@@ -19,7 +19,8 @@ use palisade_raft_store::{Identity as StoreIdentity, Remains, Setup};
 use super::identity::{Folder, Identity};
 use super::membership::{MembershipError, NoWake, random_cluster};
 use super::route::{Lane, Peers};
-use super::{OpenError, Options, blocking, open_store, store_options};
+use super::start::{blocking, open_store, store_options};
+use super::{OpenError, Options};
 
 /// How long a member that is said to be lost may take to answer.
 const ANSWER: Duration = Duration::from_secs(1);
