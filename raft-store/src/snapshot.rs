@@ -302,6 +302,16 @@ struct Current {
     lent: Time,
 }
 
+impl Current {
+    fn of(snapshot: &SnapshotFile) -> Current {
+        Current { bytes: snapshot.bytes.clone(), lease: Arc::new(()), lent: Time::ZERO }
+    }
+
+    fn is_lent(&self, now: Time) -> bool {
+        Arc::strong_count(&self.lease) > 1 && now.since(self.lent) < LENT_LONGEST
+    }
+}
+
 impl std::fmt::Debug for Snapshots {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Snapshots").field("folder", &self.0.folder).finish_non_exhaustive()
@@ -358,8 +368,7 @@ impl Snapshots {
 
     /// Makes `snapshot` the one that is handed out.
     pub(crate) fn set_current(&self, snapshot: &SnapshotFile) {
-        let current = Current { bytes: snapshot.bytes.clone(), lease: Arc::new(()), lent: Time::ZERO };
-        *self.0.current.lock() = Some(current);
+        *self.0.current.lock() = Some(Current::of(snapshot));
     }
 
     /// The newest snapshot.
@@ -378,9 +387,8 @@ impl Snapshots {
     /// Is the newest snapshot being sent? Then no newer one should be built: the log that the receiver needs afterwards
     /// would be purged under it. Nobody may hold it up for long.
     pub(crate) fn is_lent(&self) -> bool {
-        self.0.current.lock().as_ref().is_some_and(|current| {
-            Arc::strong_count(&current.lease) > 1 && (self.0.clock)().since(current.lent) < LENT_LONGEST
-        })
+        let now = (self.0.clock)();
+        self.0.current.lock().as_ref().is_some_and(|current| current.is_lent(now))
     }
 
     fn temporary(&self, folder: &Path) -> io::Result<(Temporary, File)> {
@@ -390,13 +398,23 @@ impl Snapshots {
         Ok((Temporary { path, kept: false }, file))
     }
 
-    /// Writes a snapshot and makes it the current one. Blocks.
+    /// Writes a snapshot and makes it the current one; what is current then. Blocks.
+    ///
+    /// If the current one was lent out meanwhile, it stays current, and openraft hears of no newer one: it would purge the log
+    /// that the receiver needs next, and a cluster that is always building would send it one snapshot after the other.
     pub(crate) fn build(
         &self,
         meta: &SnapshotMeta,
         body: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> io::Result<SnapshotFile> {
-        self.adopt(self.write(meta, body)?)?;
+        let built = self.keep(self.write(meta, body)?)?;
+        let now = (self.0.clock)();
+        {
+            let mut current = self.0.current.lock();
+            if !current.as_ref().is_some_and(|current| current.is_lent(now)) {
+                *current = Some(Current::of(&built));
+            }
+        }
         self.current()?.ok_or_else(|| io::Error::other("the snapshot just built is gone"))
     }
 
@@ -434,12 +452,15 @@ impl Snapshots {
         Ok(SnapshotReceiver { to, received: 0, longest })
     }
 
-    /// Makes a verified snapshot this member's own and current one, durably, and forgets those that are too old. Blocks.
-    pub(crate) fn adopt(&self, mut snapshot: SnapshotFile) -> io::Result<()> {
-        let Some(folder) = &self.0.folder else {
-            self.set_current(&snapshot);
-            return Ok(());
-        };
+    /// Makes a verified snapshot this member's own and current one. Blocks.
+    pub(crate) fn adopt(&self, snapshot: SnapshotFile) -> io::Result<()> {
+        self.set_current(&self.keep(snapshot)?);
+        Ok(())
+    }
+
+    /// Makes a verified snapshot this member's own, durably, and forgets those that are too old. Blocks.
+    fn keep(&self, mut snapshot: SnapshotFile) -> io::Result<SnapshotFile> {
+        let Some(folder) = &self.0.folder else { return Ok(snapshot) };
         if snapshot.temporary.as_ref().is_none_or(|temporary| temporary.path.parent() != Some(folder))
             && snapshot.home.as_ref() != Some(folder)
         {
@@ -456,13 +477,12 @@ impl Snapshots {
             temporary.keep_as(&folder.join(name(&snapshot.meta)))?;
             sync(folder)?;
         }
-        self.set_current(&snapshot);
         let mut files = files(folder)?;
         files.truncate(files.len().saturating_sub(KEEP));
         for old in files {
             fs::remove_file(old)?;
         }
-        Ok(())
+        Ok(snapshot)
     }
 }
 

@@ -234,6 +234,29 @@ async fn a_snapshot_is_exact_though_apply_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_build_that_ends_while_a_snapshot_is_sent_does_not_take_its_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), Options::new(clock())).unwrap();
+    let machine = Map { slow: Duration::from_millis(200), ..Map::default() };
+    let setup = Setup { machine, wake: Box::new(NoWake), observer: Arc::new(()) };
+    let (_log, mut machine) = store.into_parts(setup).unwrap();
+    apply(&mut machine, 1, 11).await;
+    machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
+    apply(&mut machine, 11, 21).await;
+    let mut builder = machine.try_create_snapshot_builder(false).await.unwrap();
+    let building = tokio::spawn(async move { builder.build_snapshot().await.unwrap().meta.last_log_id });
+    let sent = machine.get_current_snapshot().await.unwrap().unwrap();
+    assert_eq!(sent.meta.last_log_id, Some(log_id(1, 10)));
+    // openraft purges up to what it is told: the receiver of the older one needs what follows that.
+    assert_eq!(building.await.unwrap(), Some(log_id(1, 10)));
+    let again = machine.get_current_snapshot().await.unwrap().unwrap();
+    assert_eq!(again.meta.last_log_id, Some(log_id(1, 10)));
+    drop((sent, again));
+    let mut builder = machine.try_create_snapshot_builder(false).await.unwrap();
+    assert_eq!(builder.build_snapshot().await.unwrap().meta.last_log_id, Some(log_id(1, 20)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_travels_and_is_installed() {
     let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (_log, mut sender) = open(here.path()).unwrap();

@@ -18,9 +18,9 @@ const BEFORE: Duration = Duration::from_secs(4);
 const CAUGHT_UP: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// `PALISADE_SESSIONS` of them, or 300,000.
+/// `PALISADE_SESSIONS` of them, or a million.
 fn sessions() -> u32 {
-    std::env::var("PALISADE_SESSIONS").ok().and_then(|n| n.parse().ok()).unwrap_or(300_000)
+    std::env::var("PALISADE_SESSIONS").ok().and_then(|n| n.parse().ok()).unwrap_or(1_000_000)
 }
 
 fn many(n: u32) -> Command {
@@ -186,8 +186,8 @@ async fn a_member_joins_with_many_sessions() {
     );
     assert!(late.run().metrics().snapshots_received.get() >= 1);
     assert!(current <= CAUGHT_UP, "caught up only after {current:?}");
-    // Four members and the joining one share the processors here, and wait for them: what is printed is exact, what is
-    // asserted has room for that.
-    assert!(longest <= (4 * PAUSE).max(2 * usual), "nothing was applied for {longest:?}, before for {usual:?}");
-    assert!(p99.1 <= (2 * p99.0).max(2 * PAUSE), "setup p99 {p99:?}");
+    // All four members share the processors and the disk here, and wait for them also without anybody joining: what is
+    // printed is exact, what is asserted has room for that.
+    assert!(longest <= (2 * PAUSE).max(2 * usual), "nothing was applied for {longest:?}, before for {usual:?}");
+    assert!(p99.1 <= 2 * p99.0.max(PAUSE), "setup p99 {p99:?}");
 }
