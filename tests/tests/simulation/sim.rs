@@ -551,6 +551,20 @@ impl Sim {
         (0..MEMBERS).filter(has).collect()
     }
 
+    /// Has this member applied a command that `found` wants?
+    pub(crate) fn applied(&self, member: usize, found: impl Fn(&Command) -> bool) -> bool {
+        let Some(inspector) = self.members[member].machine.inspector() else { return false };
+        let applied = inspector.look(|_, applied| applied.map_or(0, |id| id.index));
+        let mut has = false;
+        for member in &self.members {
+            let mut each = |entry: &palisade_raft_store::Entry| {
+                has |= entry.log_id.index <= applied && commands(entry).any(&found);
+            };
+            member.machine.storage().entries(&mut each);
+        }
+        has
+    }
+
     fn finish(mut self) -> Report {
         let mut invariants = std::mem::take(&mut self.invariants);
         for invariant in &mut invariants {

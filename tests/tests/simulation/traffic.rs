@@ -366,7 +366,7 @@ impl Traffic {
                 flags: Tcp::SYN,
                 window: WINDOW,
                 payload: 0,
-                wscale: None,
+                wscale: (self.random.below(2) == 0).then_some(self.random.below(15) as u8),
                 sack_permitted: true,
             };
             let segment = Segment { kind, connection: None, from: 0, tuple, header, at: 0, ack: 0 };
@@ -376,8 +376,10 @@ impl Traffic {
                 header.ack = isn.wrapping_add(1);
                 header.flags = Tcp::SYN | Tcp::ACK;
                 self.out.push(Segment { from: 1, header, ..segment.clone() });
-                // And an acknowledgement of another number than the server's.
-                header.ack = header.seq.wrapping_add((1 << 20) + self.random.number() as u32 % (1 << 30));
+                // And an acknowledgement of another number than the server's, often nearly right: what is nearer could be one
+                // of data that came with the SYN-ACK.
+                let near = 17 + self.random.below(13);
+                header.ack = header.seq.wrapping_add((1 << 17) + self.random.number() as u32 % (1 << near));
                 header.seq = isn.wrapping_add(1);
                 header.flags = Tcp::ACK;
                 self.out.push(Segment { header, ..segment });

@@ -56,8 +56,8 @@ impl FailClosed {
         let of_it = |command: &Command| matches!(command, Command::Establish(e) if e.original == segment.tuple);
         if self.passed.insert((connection, seen.member))
             && let Some(since) = since
-            // What it had applied before may pass.
-            && !sim.durable(of_it).contains(&seen.member)
+            // What it has applied may pass; also what reached it when it still had a majority, and waited in its kernel.
+            && !sim.applied(seen.member, of_it)
         {
             return Err(format!("a new connection passed at a member that has been alone since {since}: {seen:?}"));
         }

@@ -1,20 +1,42 @@
 //! P6, one policy: members that have applied the same index have the same state and the same policy, and no member
-//! forwards by another policy than the one that it has applied.
+//! forwards by another policy than the one that it has applied. (What follows an opening packet that passed another member
+//! by a newer policy may pass: that one is in force, though it has not got here yet.)
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use palisade_engine::Generation;
 
 use crate::faults::Story;
 use crate::sim::{Fact, Sim, allows_alternate};
 use crate::traffic::{ALTERNATE, Kind};
-use crate::worker::Fate;
+use crate::worker::{Fate, Seen};
 
 use super::Invariant;
 
 #[derive(Default)]
 pub(crate) struct OnePolicy {
     states: BTreeMap<u64, (u64, Generation)>,
+    /// Connections whose SYN passed, and by which policy.
+    opened: BTreeSet<(usize, Generation)>,
+}
+
+impl OnePolicy {
+    fn forwarded(&mut self, seen: &Seen) -> Result<(), String> {
+        let (segment, applied) = (&seen.segment, seen.generation);
+        let mut allowed = segment.tuple.dst_port != ALTERNATE || allows_alternate(applied);
+        if let Some(connection) = segment.connection {
+            if segment.is_syn() {
+                self.opened.insert((connection, applied));
+            } else {
+                let newer = self.opened.range((connection, Generation(applied.0 + 1))..(connection + 1, Generation(0)));
+                allowed |= newer.into_iter().any(|(_, generation)| allows_alternate(*generation));
+            }
+        }
+        if allowed && segment.kind != Kind::Forbidden {
+            return Ok(());
+        }
+        Err(format!("not allowed by {applied:?}, and passed: {seen:?}"))
+    }
 }
 
 impl Invariant for OnePolicy {
@@ -29,13 +51,7 @@ impl Invariant for OnePolicy {
                 let known = *self.states.entry(sample.applied).or_insert(state);
                 if known == state { Ok(()) } else { Err(format!("not {known:?} at the same index: {sample:?}")) }
             }
-            Fact::Seen(seen) if seen.fate == Fate::Forwarded => {
-                let of_alternate = seen.segment.tuple.dst_port == ALTERNATE && !allows_alternate(seen.generation);
-                if of_alternate || seen.segment.kind == Kind::Forbidden {
-                    return Err(format!("not allowed by {:?}, and passed: {seen:?}", seen.generation));
-                }
-                Ok(())
-            }
+            Fact::Seen(seen) if seen.fate == Fate::Forwarded => self.forwarded(seen),
             Fact::Seen(_) | Fact::Fault => Ok(()),
         }
     }
