@@ -65,6 +65,8 @@ pub enum Hint {
         id: SessionId,
         /// What is known.
         known: Known,
+        /// What segments of either direction said lately where nobody knew.
+        words: Vec<(Direction, Word)>,
     },
     /// The first fragment of a datagram was forwarded: the others may follow it through any member.
     FirstFragment {
@@ -125,6 +127,18 @@ pub struct Claim {
     pub by: Direction,
     /// The highest sequence number sent.
     pub edge: u32,
+}
+
+/// What a segment said of its connection's numbers, which nobody alive knew. One of the other direction that agrees with it
+/// shows that both are right.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Word {
+    /// The sequence number after it.
+    pub end: u32,
+    /// What it acknowledged.
+    pub ack: u32,
+    /// How many milliseconds ago it passed.
+    pub age: u32,
 }
 
 /// What passed of a live session at one member, as it tells the others several times a second, unlogged. Numbers and times

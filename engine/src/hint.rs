@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use crate::engine::{Engine, Wake};
-use crate::event::{Event, HalfOpen, Hint, Known, Opening, Proposal};
+use crate::event::{Event, HalfOpen, Hint, Known, Opening, Proposal, Word};
 use crate::id::{MemberId, SessionId};
 use crate::pipeline::CLOSE_OVERDUE;
 use crate::replica::{Close, CloseCause};
@@ -20,6 +20,9 @@ use crate::verdict::HoldKey;
 
 /// A member that passed a packet of a session not longer ago sees it still.
 const LIVE: Duration = Duration::from_secs(2);
+
+/// Most words in one hint.
+const WORDS: usize = 16;
 
 impl Engine {
     pub(crate) fn take_hint(
@@ -44,7 +47,7 @@ impl Engine {
                 }
             }
             Hint::Ask(tuple) => self.answer(now, tuple, events),
-            Hint::Progress { id, known } => self.hint_progress(now, from, *id, known, wake),
+            Hint::Progress { id, known, words } => self.hint_progress(now, from, *id, known, words, wake),
             Hint::FirstFragment { datagram, end } => self.hint_fragment(now, datagram, *end, wake),
             Hint::AskFragment(datagram) => self.answer_fragment(now, datagram, events),
         }
@@ -153,7 +156,15 @@ impl Engine {
         shard.sessions.arm(slot, now, self.law().timeouts());
     }
 
-    fn hint_progress(&self, now: Time, from: MemberId, id: SessionId, known: &Known, wake: &mut dyn Wake) {
+    fn hint_progress(
+        &self,
+        now: Time,
+        from: MemberId,
+        id: SessionId,
+        known: &Known,
+        words: &[(Direction, Word)],
+        wake: &mut dyn Wake,
+    ) {
         let others = self.others();
         let Some((mut shard, slot)) = self.table.locate(id) else { return };
         let Some(session) = shard.sessions.get_mut(slot) else { return };
@@ -162,6 +173,9 @@ impl Engine {
         let answered = track.merge(from, known, others, now);
         if track.ending() {
             shard.sessions.arm(slot, now, self.law().timeouts());
+        }
+        for (direction, word) in words.iter().take(WORDS) {
+            shard.words.say(id, *direction, *word, now);
         }
         if !answered {
             return;
@@ -180,8 +194,10 @@ impl Engine {
         let shard = self.table.of(hash);
         let session = shard.sessions.find(hash, tuple).and_then(|slot| shard.sessions.get(slot));
         if let Some((session, track)) = session.and_then(|s| Some((s, s.track?))) {
-            let known = track.progress(now, session.has_passed() && session.idle(now) < LIVE);
-            events.push(Event::Hint(Hint::Progress { id: session.id, known }));
+            // A packet that passed at its word shows nothing.
+            let live = session.has_passed() && session.idle(now) < LIVE && track.is_fresh(LIVE, now);
+            let words = shard.words.of(session.id, now).take(WORDS).collect();
+            events.push(Event::Hint(Hint::Progress { id: session.id, known: track.progress(now, live), words }));
         }
         for slot in shard.halves.of(hash, tuple) {
             if let Some(half) = shard.halves.get(slot).filter(|h| !h.aborted) {

@@ -4,14 +4,15 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::engine::{Context, Engine, Standing};
-use crate::event::{Event, Hint, Proposal, TcpEnd};
+use crate::event::{Event, Hint, Proposal, TcpEnd, Word};
 use crate::parse::{Kind, Packet, Tcp};
 use crate::policy::Action;
 use crate::replica::{Close, CloseCause};
 use crate::table::Shard;
 use crate::table::session::{Mark, Session};
 use crate::track::generic;
-use crate::track::tcp::{Doubt, Mode, SYN_DATA, Seen, ahead};
+use crate::track::tcp::doubt::Doubt;
+use crate::track::tcp::{Mode, SYN_DATA, Seen, ahead};
 use crate::tuple::Direction;
 use crate::unsure::MOST;
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
@@ -101,20 +102,43 @@ impl Engine {
             }
         }
         if seen == Seen::Unsure {
-            match track.doubt(tcp, self.others(), lost, context.now) {
-                Doubt::Judge(mode) => {
-                    self.counters.adopted.fetch_add(u64::from(mode == Mode::Adopt), Ordering::Relaxed);
-                    seen = track.segment([client, server], direction, tcp, closed, mode, context.now);
-                }
-                doubt => {
-                    let hash = self.table.hash(&packet.tuple);
-                    shard.awaited.wait_for_answer(hash, context.worker, context.now);
-                    if doubt == Doubt::Ask {
-                        events.push(Event::Hint(Hint::Ask(packet.tuple)));
+            let doubt = track.doubt(tcp, self.others(), lost, context.now);
+            if doubt == Doubt::Strict {
+                seen = track.segment([client, server], direction, tcp, closed, Mode::Strict, context.now);
+            } else if doubt == Doubt::Word {
+                for (_, word) in shard.words.of(id, context.now).filter(|(of, _)| *of != direction) {
+                    seen = track.believe([client, server], direction, tcp, &word, context.now);
+                    if seen != Seen::Unsure {
+                        break;
                     }
-                    // Not of the budget of what matches: a flood of forgeries must not displace that.
-                    return Some(Verdict::Hold(HoldKey(hash), HoldClass::Unmatched));
                 }
+            }
+            let hash = self.table.hash(&packet.tuple);
+            if seen != Seen::Unsure {
+                if doubt == Doubt::Word {
+                    // Other packets of it may wait for this, here and elsewhere.
+                    let known = track.progress(context.now, true);
+                    events.push(Event::Hint(Hint::Progress { id, known, words: Vec::new() }));
+                    let workers = shard.awaited.take(hash);
+                    if workers != 0 {
+                        events.push(Event::Wake { workers, key: HoldKey(hash) });
+                    }
+                }
+            } else if doubt == Doubt::Word && tcp.has(Tcp::RST) {
+                return Some(Verdict::Drop(Reason::TcpRst));
+            } else if doubt == Doubt::Word && track.take_word(direction) {
+                shard.words.say(id, direction, Word { end: tcp.end(), ack: tcp.ack, age: 0 }, context.now);
+                self.counters.adopted.fetch_add(1, Ordering::Relaxed);
+                session.account(direction, packet.length, context.now);
+                shard.sessions.busy(slot);
+                return Some(Verdict::Forward);
+            } else {
+                shard.awaited.wait_for_answer(hash, context.worker, context.now);
+                if doubt == Doubt::Ask {
+                    events.push(Event::Hint(Hint::Ask(packet.tuple)));
+                }
+                // Not of the budget of what matches: a flood of forgeries must not displace that.
+                return Some(Verdict::Hold(HoldKey(hash), HoldClass::Unmatched));
             }
         }
         let changed = before != track.ending().then(|| track.state(closed));

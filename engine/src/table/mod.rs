@@ -15,6 +15,7 @@ pub(crate) mod session;
 pub(crate) mod slab;
 pub(crate) mod sources;
 pub(crate) mod wheel;
+pub(crate) mod words;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -38,6 +39,7 @@ use session::{Mark, Session};
 use slab::Slab;
 use sources::Sources;
 use wheel::{Links, Wheel};
+use words::Words;
 
 /// A session that was offered to be ended, and is still there, is offered again after a quarter of its timeout, within these
 /// bounds.
@@ -66,6 +68,7 @@ pub(crate) struct Shard {
     pub(crate) sessions: Sessions,
     pub(crate) halves: Halves,
     pub(crate) awaited: Awaited,
+    pub(crate) words: Words,
     pub(crate) datagrams: Datagrams,
     /// Sessions whose both FINs are known: when another member's close is overdue.
     pub(crate) finished: VecDeque<(Time, SessionId, u32)>,
@@ -191,6 +194,7 @@ impl Table {
                         sessions: Sessions::default(),
                         halves: Halves::new(halves),
                         awaited: Awaited::default(),
+                        words: Words::default(),
                         datagrams: Datagrams::default(),
                         finished: VecDeque::new(),
                         evicted: 0,

@@ -54,8 +54,9 @@
 //!    - `R.edge − 2 win(S) ≤ ack ≤ R.edge`, as RFC 5961 section 5.2.
 //!
 //! If after 250 ms not all have answered, a member is lost, and what it knew with it; so is what a member knew before it
-//! restarted, unless another one sees the connection. Then one packet is taken at its word, or the connection would be lost
-//! too. `docs/security.md` has the probabilities.
+//! restarted, unless another one sees the connection. Then nobody knows, and the two directions prove each other: one
+//! segment passes *at its word*, or the connection would be lost, and changes nothing. One of the other direction that is near
+//! what that one said shows that both are right ([`doubt`]). `docs/security.md` has the probabilities.
 //!
 //! Once an end's FIN is known nothing beyond it belongs. In TIME_WAIT and CLOSE the upper bounds are the edges
 //! themselves, so that the packets of a successor on the same ports are never taken for the old connection's.
@@ -69,8 +70,7 @@
 use std::time::Duration;
 
 use super::State;
-use crate::event::{Claim, Known, Sent, TcpEnd};
-use crate::id::MemberId;
+use crate::event::{Sent, TcpEnd};
 use crate::parse::Tcp;
 use crate::replica::CloseCause;
 use crate::time::{Coarse, Fine, Time};
@@ -91,12 +91,6 @@ const FARTHEST: i64 = 1 << 30;
 
 /// Data that a SYN may carry (RFC 7413), or that may follow before the server's end is known here.
 pub(crate) const SYN_DATA: i64 = 1 << 16;
-
-/// How long the others have for an answer: a hold's time.
-const ANSWER: Duration = Duration::from_millis(250);
-
-/// For so long an unanswered question shows that what the others knew is lost.
-const UNANSWERED: Duration = Duration::from_secs(10);
 
 /// What one end has sent, as far as this member knows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -126,10 +120,14 @@ pub(crate) struct Track {
     /// When the others were last asked, to 4 ms: a packet that comes again after [`ANSWER`] never comes too early. Should it
     /// wrap, a question is left out, once.
     asked: Fine,
-    /// Who answered, and how: [`LIVE`], [`GAP`].
+    /// Who answered, and how: [`doubt::LIVE`], [`doubt::GAP`].
     answers: u32,
     /// What they were asked about.
     asked_about: u32,
+    /// They have all answered.
+    settled: bool,
+    /// Which directions' segments have passed at their word since, a bit each.
+    worded: u8,
     /// This member may once have known more (it restarted, or joined later).
     gap: bool,
     /// A RST was believed here or elsewhere.
@@ -140,12 +138,6 @@ pub(crate) struct Track {
     jump_to: u32,
     jump: u8,
 }
-
-/// Of the answers: one came from a member that sees the connection.
-const LIVE: u32 = 1 << 31;
-
-/// Of the answers: one came from a member that may once have known more, and does not see the connection now.
-const GAP: u32 = 1 << 30;
 
 /// An edge that was moved by more than is near ([`Mode::Moved`]).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -201,19 +193,6 @@ pub(crate) enum Mode {
     Moved([i64; 2]),
     /// By what all know together.
     Strict,
-    /// Nobody knows: as it says.
-    Adopt,
-}
-
-/// What to do about a segment that is not near.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Doubt {
-    /// Ask, and hold it.
-    Ask,
-    /// The others have been asked: hold it.
-    Wait,
-    /// Judge it again in this mode.
-    Judge(Mode),
 }
 
 /// What a segment means.
@@ -288,9 +267,9 @@ impl End {
         (-under..=over).contains(&ahead(number, self.edge))
     }
 
-    /// `number` is known to be sent. `sure`: it was within the bounds; otherwise it sets the edge anew.
-    fn sent(&mut self, number: u32, sure: bool, now: Time) {
-        if !sure || ahead(number, self.edge) > 0 {
+    /// `number` is known to be sent.
+    fn sent(&mut self, number: u32, now: Time) {
+        if ahead(number, self.edge) > 0 {
             self.edge = number;
         }
         self.fresh = Coarse::new(now);
@@ -308,11 +287,11 @@ impl End {
     }
 
     /// The other end acknowledged `ack`, and allows what is below `limit`.
-    fn allowed(&mut self, ack: u32, limit: u32, sure: bool) {
-        if !sure || ahead(ack, self.acked) > 0 {
+    fn allowed(&mut self, ack: u32, limit: u32) {
+        if ahead(ack, self.acked) > 0 {
             self.acked = ack;
         }
-        if !sure || ahead(limit, self.limit) > 0 {
+        if ahead(limit, self.limit) > 0 {
             self.limit = limit;
         }
     }
@@ -353,6 +332,8 @@ impl Track {
             asked: Fine::NEVER,
             answers: 0,
             asked_about: 0,
+            settled: false,
+            worded: 0,
             gap: seen.is_none(),
             reset: false,
             proposed: false,
@@ -386,9 +367,7 @@ impl Track {
         }
         let allowed = ahead(sender.limit, sender.edge) + 1;
         let (over, under, ack_over, ack_under) = match mode {
-            Mode::Near | Mode::Moved(_) | Mode::Adopt => {
-                (allowed.max(wr.min(JUMP)), wr.min(LAG), ws.min(JUMP), (2 * ws).min(LAG))
-            }
+            Mode::Near | Mode::Moved(_) => (allowed.max(wr.min(JUMP)), wr.min(LAG), ws.min(JUMP), (2 * ws).min(LAG)),
             Mode::Strict => (allowed.max(0), receiver.window(talk[r], talk[s]), 0, 2 * sender.window(talk[s], talk[r])),
         };
         // Both ends of the segment from one distance: half the space away, the one seems ahead and the other behind.
@@ -410,7 +389,7 @@ impl Track {
         match mode {
             Mode::Near | Mode::Moved(_) if !(seq && ack) => return Seen::Unsure,
             Mode::Strict if !(seq && ack) => return Seen::Not(Reason::TcpWindow),
-            Mode::Near | Mode::Moved(_) | Mode::Strict | Mode::Adopt => {}
+            Mode::Near | Mode::Moved(_) | Mode::Strict => {}
         }
         if sender.fin().is_some_and(|fin| ahead(tcp.end(), fin) > 0)
             || receiver.fin().is_some_and(|fin| ahead(tcp.ack, fin) > 0)
@@ -418,6 +397,8 @@ impl Track {
             return Seen::Not(Reason::TcpWindow);
         }
 
+        // Two of them: one that is forged would have to be near by chance.
+        self.gap &= [sender, receiver].iter().any(|end| end.fresh == Coarse::NEVER);
         let confirmed = |jump: &Jump| {
             jump.is_confirmed(direction, tcp.end(), direction)
                 || jump.is_confirmed(direction.flip(), tcp.ack, direction)
@@ -430,7 +411,7 @@ impl Track {
         }
         let sender = &mut self.ends[s];
         let next = tcp.seq == sender.edge && sender.fresh != Coarse::NEVER;
-        sender.sent(tcp.end(), seq, now);
+        sender.sent(tcp.end(), now);
         // Windows that come with a jump count no more than it does, and large ones only in a segment that is exactly the next,
         // which nobody guesses: or a forged one would widen what belongs to a gigabyte.
         let scale = scale(talk[s], talk[r]);
@@ -439,8 +420,8 @@ impl Track {
         sender.win = sender.win.max((window.min(most(LAG / 2)) >> scale) as u16);
         let limit = plus(tcp.ack, window.min(most(JUMP)));
         let receiver = &mut self.ends[r];
-        receiver.sent(tcp.ack, ack, now);
-        receiver.allowed(tcp.ack, limit, ack);
+        receiver.sent(tcp.ack, now);
+        receiver.allowed(tcp.ack, limit);
         let sender = &mut self.ends[s];
         // No correct end sends a FIN that ends before what it has already sent: its receiver takes it for a copy of old data.
         if tcp.has(Tcp::FIN) && tcp.end() == sender.edge {
@@ -479,97 +460,7 @@ impl Track {
         match mode {
             Mode::Near | Mode::Moved(_) => Seen::Unsure,
             Mode::Strict => Seen::Not(Reason::TcpRst),
-            // Any number may be the right one: its receiver judges.
-            Mode::Adopt => Seen::Pass,
         }
-    }
-
-    /// What to do about a segment that is not near what is known here. `others`: how many members that are not silent may
-    /// know more. `lost`: members that are silent may have known more.
-    pub(crate) fn doubt(&mut self, tcp: &Tcp, others: u32, lost: bool, now: Time) -> Doubt {
-        // Both numbers: acknowledgements without data have one sequence number all.
-        let about = tcp.seq ^ tcp.ack.rotate_left(16);
-        let complete = self.is_answered(others);
-        // What nobody alive knows is taken from one packet, and from no other until its time is over.
-        let forgotten = (self.gap || self.answers & GAP != 0) && self.answers & LIVE == 0;
-        let nobody = if lost || forgotten { Mode::Adopt } else { Mode::Strict };
-        if others == 0 && nobody == Mode::Strict {
-            return Doubt::Judge(Mode::Strict);
-        }
-        if let Some(age) = self.asked.age(now) {
-            if complete && age < ANSWER {
-                match (self.asked_about == about, nobody) {
-                    (true, mode) => return Doubt::Judge(mode),
-                    (false, Mode::Adopt) => return Doubt::Judge(Mode::Strict),
-                    (false, _) => {}
-                }
-            }
-            if !complete && age < ANSWER {
-                return Doubt::Wait;
-            }
-            if !complete && age < UNANSWERED {
-                self.asked = Fine::NEVER;
-                return Doubt::Judge(Mode::Adopt);
-            }
-        }
-        (self.asked, self.asked_about, self.answers) = (Fine::new(now), about, 0);
-        if others == 0 {
-            // There is nobody to ask.
-            return Doubt::Judge(nobody);
-        }
-        Doubt::Ask
-    }
-
-    /// What this member knows. `live`: it saw the connection lately.
-    pub(crate) fn progress(&self, now: Time, live: bool) -> Known {
-        let jumped = |at: usize| self.jump().filter(|jump| index(jump.of) == at);
-        let sent = |at: usize, end: &End| Sent {
-            // What is not confirmed here must not become the others' knowledge.
-            edge: jumped(at).map_or(end.edge, |jump| jump.before()),
-            acked: end.acked,
-            limit: end.limit,
-            win: end.win,
-            age: end.fresh.age(now).map(|age| u32::try_from(age.as_millis()).unwrap_or(u32::MAX)),
-            fin: end.fin(),
-        };
-        let claim = self.jump().map(|jump| Claim { of: jump.of, by: jump.by, edge: self.ends[index(jump.of)].edge });
-        Known { ends: [sent(0, &self.ends[0]), sent(1, &self.ends[1])], claim, live, gap: self.gap }
-    }
-
-    /// Takes in what another member knows.
-    pub(crate) fn learn(&mut self, known: &Known, now: Time) {
-        for (end, theirs) in self.ends.iter_mut().zip(&known.ends) {
-            end.merge(theirs, now);
-            if let Some(fin) = theirs.fin.filter(|fin| !end.fin_known && ahead(*fin, end.edge) >= 0) {
-                (end.fin, end.fin_known) = (fin, true);
-            }
-        }
-        // Their edges have no part in what is unconfirmed there; their claim has.
-        let confirmed = |jump: &Jump| {
-            let claimed = known.claim.is_some_and(|claim| jump.is_confirmed(claim.of, claim.edge, claim.by));
-            claimed || jump.is_reached(jump.of, known.ends[index(jump.of)].edge)
-        };
-        if self.jump().as_ref().is_some_and(confirmed) {
-            self.jump = 0;
-        }
-    }
-
-    /// Takes in another member's answer. Is it time to judge again? The word of one that sees the connection may show that a
-    /// segment belongs; that it does not, only all together can.
-    pub(crate) fn merge(&mut self, from: MemberId, known: &Known, others: u32, now: Time) -> bool {
-        self.learn(known, now);
-        self.answers |= 1 << (from.0 % 30);
-        match (known.live, known.gap) {
-            (true, _) => self.answers |= LIVE,
-            (false, true) => self.answers |= GAP,
-            (false, false) => {}
-        }
-        known.live || self.is_answered(others)
-    }
-
-    /// Have so many others answered?
-    pub(crate) fn is_answered(&self, others: u32) -> bool {
-        (self.answers & !(LIVE | GAP)).count_ones() >= others
     }
 
     /// In TIME_WAIT and CLOSE: retransmissions and last acknowledgements belong; nothing new does.
@@ -661,6 +552,8 @@ impl Track {
         }
     }
 }
+
+pub(crate) mod doubt;
 
 #[cfg(test)]
 mod tests;

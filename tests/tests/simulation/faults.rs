@@ -293,7 +293,7 @@ impl Plan {
                     script.at(0, Fault::Rot(1));
                     script.at(1, Fault::Policy(0));
                 }
-                script.attacks(SLOW_FROM, SLOW_FROM, 30);
+                script.attacks(end, SLOW_FROM, 100);
                 script.slow_follower();
                 let incidents = 2 + script.random.below(7);
                 for _ in 0..incidents {

@@ -347,7 +347,8 @@ fn a_taken_over_connection_goes_on_where_it_was() {
     assert_eq!(k.pass(C, forged), Verdict::Drop(Reason::TcpWindow));
 }
 
-/// All who knew are gone: after a quarter of a second without an answer, one packet is believed.
+/// All who knew are gone: after a quarter of a second without an answer, one packet passes at its word, and the other direction's
+/// answer shows that it was right.
 #[test]
 fn a_connection_survives_the_member_that_carried_it() {
     let (mut k, c) = (Cluster::new(), Conn::new(1));
@@ -368,6 +369,17 @@ fn a_connection_survives_the_member_that_carried_it() {
     assert!(k.pass(C, packet).held().is_some(), "one is missing");
     k.now = k.now + 250 * MS;
     assert_eq!(k.pass(C, packet), FORWARD);
-    assert_eq!(k.pass(C, c.of_client(Tcp::ACK, (1 << 31) + 1000, 1 << 30, 1000)), FORWARD);
-    assert!(k.pass(C, c.of_client(Tcp::ACK, 0, 1 << 29, 1000)).held().is_some());
+    let next = c.of_client(Tcp::ACK, (1 << 31) + 1000, 1 << 30, 1000);
+    assert!(k.pass(C, next).held().is_some(), "nothing is believed yet");
+    ask(&mut k);
+    let answer = c.of_server(Tcp::ACK, 1 << 30, (1 << 31) + 1000, 0);
+    assert!(k.pass(A, answer).held().is_some());
+    ask(&mut k);
+    k.now = k.now + 250 * MS;
+    assert_eq!(k.pass(A, answer), FORWARD);
+    ask(&mut k);
+    assert_eq!(k.pass(C, next), FORWARD);
+    let forged = c.of_client(Tcp::ACK, 0, 1 << 29, 1000);
+    assert!(k.pass(C, forged).held().is_some());
+    assert_eq!(k.members[C].engine.taken_over(), (0, 1));
 }

@@ -206,3 +206,63 @@ fn a_blind_attacker_gains_little_by_a_takeover() {
         assert!(passed <= 100, "idle {idle}, scale {scale}: {passed} of {count} passed");
     }
 }
+
+/// All members lost power. A blind attacker is first at each of them and does not stop; one number of his is even right.
+#[test]
+fn after_the_loss_of_all_nobody_is_cut_off_by_forged_words() {
+    for tries in 1..=100 {
+        let (mut k, c) = cluster();
+        let far = (1_u32 << 31, 1_u32 << 30);
+        for at in [A, B, C] {
+            k.restart(at);
+        }
+        k.register();
+        // As the datapath does it: what is held is judged again when an answer has come.
+        let pass = |k: &mut Cluster, at: usize, packet: Packet| {
+            let verdict = k.pass(at, packet);
+            k.deliver();
+            if verdict.held().is_some() { k.pass(at, packet) } else { verdict }
+        };
+        let forged = |n: u32| {
+            let (seq, ack) = (far.0.wrapping_add(n << 26), far.1.wrapping_add(n << 27));
+            [
+                c.of_client(Tcp::ACK, seq, ack, 100),
+                // Who stood on both sides could agree with himself.
+                c.of_server(Tcp::ACK, ack, seq.wrapping_add(1 << 25), 100),
+                c.of_client(Tcp::ACK, far.0, ack, 100),
+                c.of_client(Tcp::RST, seq, 0, 0),
+                c.of_client(Tcp::RST | Tcp::ACK, seq, far.1, 0),
+            ]
+        };
+        let mut random = Random::new(tries);
+        let mut words = 0;
+        let mut attack = |k: &mut Cluster, random: &mut Random| {
+            for _ in 0..3 {
+                let packet = forged(1 + random.next() as u32 % 30)[random.next() as usize % 5];
+                let passed = pass(k, [A, B, C][random.next() as usize % 3], packet) == FORWARD;
+                let Kind::Tcp(tcp) = &packet.kind else { panic!("it is TCP") };
+                assert!(!passed || !tcp.has(Tcp::RST), "{tcp:?}");
+                words += u32::from(passed);
+            }
+        };
+        // The client sends until it is answered; the server answers whatever reaches it, also forged.
+        let (mut heard, mut rounds) = (false, 0);
+        while !heard {
+            rounds += 1;
+            assert!(rounds <= 10, "it does not go on");
+            k.now = k.now + 300 * MS;
+            attack(&mut k, &mut random);
+            if pass(&mut k, A, c.of_client(Tcp::ACK, far.0, far.1, 1000)) == FORWARD || rounds % 2 == 0 {
+                attack(&mut k, &mut random);
+                heard = pass(&mut k, B, c.of_server(Tcp::ACK, far.1, far.0 + 1000, 0)) == FORWARD;
+            }
+        }
+        for n in 1..10 {
+            k.now = k.now + 300 * MS;
+            attack(&mut k, &mut random);
+            assert_eq!(pass(&mut k, C, c.of_client(Tcp::ACK, far.0 + n * 1000, far.1, 1000)), FORWARD, "{n}");
+            assert_eq!(pass(&mut k, B, c.of_server(Tcp::ACK, far.1, far.0 + (n + 1) * 1000, 0)), FORWARD, "{n}");
+        }
+        assert!(words < 60, "{tries}: {words} forged ones passed");
+    }
+}

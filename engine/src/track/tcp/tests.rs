@@ -1,4 +1,7 @@
+use super::doubt::Doubt;
 use super::*;
+use crate::event::Word;
+use crate::id::MemberId;
 use crate::verdict::Verdict;
 use Direction::{Original, Reply};
 
@@ -18,17 +21,21 @@ struct Connection {
     now: Time,
     /// How what is not near is judged.
     doubt: Mode,
+    /// Nobody knows: what is not near passes at its word, or because it agrees with one.
+    nobody: bool,
+    words: [Option<Word>; 2],
 }
 
 impl Connection {
     fn new() -> Connection {
         let ends = ends();
-        Connection { track: Track::new(&ends[0], &ends[1], Some(T0)), ends, closed: None, now: T0, doubt: Mode::Strict }
+        let track = Track::new(&ends[0], &ends[1], Some(T0));
+        Connection { track, ends, closed: None, now: T0, doubt: Mode::Strict, nobody: false, words: [None; 2] }
     }
 
     fn unseen() -> Connection {
         let ends = ends();
-        Connection { track: Track::new(&ends[0], &ends[1], None), doubt: Mode::Adopt, ..Connection::new() }
+        Connection { track: Track::new(&ends[0], &ends[1], None), nobody: true, ..Connection::new() }
     }
 
     /// Sequence numbers count from the first byte of data.
@@ -45,6 +52,14 @@ impl Connection {
         };
         let talk = [&self.ends[0], &self.ends[1]];
         match self.track.segment(talk, direction, &tcp, self.closed, Mode::Near, self.now) {
+            Seen::Unsure if self.nobody => {
+                let believed = self.words[r].map(|word| self.track.believe(talk, direction, &tcp, &word, self.now));
+                if let Some(seen) = believed.filter(|seen| *seen != Seen::Unsure) {
+                    return seen;
+                }
+                self.words[s] = Some(Word { end: tcp.end(), ack: tcp.ack, age: 0 });
+                Seen::Unsure
+            }
             Seen::Unsure => self.track.segment(talk, direction, &tcp, self.closed, self.doubt, self.now),
             seen => seen,
         }
@@ -149,13 +164,13 @@ fn doubts_are_asked_about_and_judged_by_the_answers() {
     assert!(!track.merge(id(2), &knows(false), 2, t(1)));
     assert!(!track.merge(id(2), &knows(false), 2, t(1)), "the same one again");
     assert!(track.merge(id(3), &knows(false), 2, t(1)));
-    assert_eq!(track.doubt(&about(77), 2, false, t(1)), Doubt::Judge(Mode::Strict));
+    assert_eq!(track.doubt(&about(77), 2, false, t(1)), Doubt::Strict);
     assert_eq!(track.doubt(&about(78), 2, false, t(5)), Doubt::Ask, "another packet needs another answer");
     // One that sees it may show that it belongs; only all of them that it does not.
     assert!(track.merge(id(3), &knows(true), 2, t(5)));
     assert_eq!(track.doubt(&about(78), 2, false, t(6)), Doubt::Wait);
     assert!(track.merge(id(2), &knows(false), 2, t(6)));
-    assert_eq!(track.doubt(&about(78), 2, false, t(6)), Doubt::Judge(Mode::Strict));
+    assert_eq!(track.doubt(&about(78), 2, false, t(6)), Doubt::Strict);
     let acks_more = Tcp { ack: 1, ..about(78) };
     assert_eq!(track.doubt(&acks_more, 2, false, t(7)), Doubt::Ask, "the same data, another acknowledgement");
     // Nobody answers: one packet, then another question.
@@ -163,7 +178,7 @@ fn doubts_are_asked_about_and_judged_by_the_answers() {
     assert_eq!(track.doubt(&about(77), 2, false, t(0)), Doubt::Ask);
     assert!(!track.merge(id(2), &knows(false), 2, t(1)));
     assert_eq!(track.doubt(&about(77), 2, false, t(245)), Doubt::Wait);
-    assert_eq!(track.doubt(&about(77), 2, false, t(250)), Doubt::Judge(Mode::Adopt));
+    assert_eq!(track.doubt(&about(77), 2, false, t(250)), Doubt::Word);
     assert_eq!(track.doubt(&about(77), 2, false, t(250)), Doubt::Ask);
     assert_eq!(track.doubt(&about(77), 2, false, t(10_250)), Doubt::Ask, "too long ago");
     // Whoever came later, or restarted, proves nothing by its ignorance: what it knew is taken from one packet.
@@ -171,25 +186,38 @@ fn doubts_are_asked_about_and_judged_by_the_answers() {
     let mut track = Connection::new().track;
     assert_eq!(track.doubt(&about(77), 1, false, t(0)), Doubt::Ask);
     assert!(track.merge(id(2), &restarted(false), 1, t(1)));
-    assert_eq!(track.doubt(&about(78), 1, false, t(2)), Doubt::Judge(Mode::Strict));
-    assert_eq!(track.doubt(&about(77), 1, false, t(2)), Doubt::Judge(Mode::Adopt));
+    assert_eq!(track.doubt(&about(78), 1, false, t(2)), Doubt::Word);
+    assert!(track.take_word(Original) && track.take_word(Reply), "one of each direction");
+    assert_eq!(track.doubt(&about(77), 1, false, t(2)), Doubt::Word);
+    assert!(!track.take_word(Original) && !track.take_word(Reply));
+    assert_eq!(track.doubt(&about(77), 1, false, t(252)), Doubt::Ask);
+    assert!(track.merge(id(2), &restarted(false), 1, t(253)));
+    assert!(track.take_word(Original), "of each question");
     // Unless one sees it.
     let mut track = Connection::new().track;
     assert_eq!(track.doubt(&about(77), 2, false, t(0)), Doubt::Ask);
     assert!(!track.merge(id(2), &restarted(false), 2, t(1)));
     assert!(track.merge(id(3), &knows(true), 2, t(1)));
-    assert_eq!(track.doubt(&about(77), 2, false, t(2)), Doubt::Judge(Mode::Strict));
+    assert_eq!(track.doubt(&about(77), 2, false, t(2)), Doubt::Strict);
     let mut track = Connection::unseen().track;
     assert_eq!(track.doubt(&about(77), 1, false, t(0)), Doubt::Ask);
     assert!(track.merge(id(2), &restarted(true), 1, t(1)));
-    assert_eq!(track.doubt(&about(77), 1, false, t(1)), Doubt::Judge(Mode::Strict));
+    assert_eq!(track.doubt(&about(77), 1, false, t(1)), Doubt::Strict);
     // It alone.
     let mut track = Connection::unseen().track;
-    assert_eq!(track.doubt(&about(77), 0, false, t(0)), Doubt::Judge(Mode::Adopt));
-    assert_eq!(track.doubt(&about(78), 0, false, t(1)), Doubt::Judge(Mode::Strict));
-    assert_eq!(track.doubt(&about(78), 0, false, t(250)), Doubt::Judge(Mode::Adopt));
+    assert_eq!(track.doubt(&about(77), 0, false, t(0)), Doubt::Word);
+    assert!(track.take_word(Original));
+    assert_eq!(track.doubt(&about(78), 0, false, t(1)), Doubt::Word);
+    assert!(!track.take_word(Original));
+    assert_eq!(track.doubt(&about(78), 0, false, t(250)), Doubt::Word);
+    assert!(track.take_word(Original));
+    // A question that was answered stays answered, also when there are more members than were asked.
+    let mut track = Connection::new().track;
+    assert_eq!(track.doubt(&about(77), 1, false, t(0)), Doubt::Ask);
+    assert!(track.merge(id(2), &knows(false), 1, t(1)));
+    assert_eq!(track.doubt(&about(78), 2, false, t(300)), Doubt::Ask);
     // Alone, there is nobody to ask.
-    assert_eq!(Connection::new().track.doubt(&about(77), 0, false, t(0)), Doubt::Judge(Mode::Strict));
+    assert_eq!(Connection::new().track.doubt(&about(77), 0, false, t(0)), Doubt::Strict);
 }
 
 #[test]
@@ -197,7 +225,8 @@ fn what_another_member_knows_moves_the_bounds() {
     let far = 1_i64 << 31;
     let (mut here, mut there) = (Connection::new(), Connection::new());
     there.now = T0 + 5000 * MS;
-    there.doubt = Mode::Adopt;
+    there.nobody = true;
+    assert_eq!(there.data(Reply, 100, far, 0), Seen::Unsure);
     assert_eq!(there.data(Original, far, 100, 0), Seen::Pass);
     here.now = there.now;
     assert_eq!(here.data(Original, far, 100, 0), WINDOW);
@@ -211,14 +240,43 @@ fn what_another_member_knows_moves_the_bounds() {
 }
 
 #[test]
-fn a_connection_of_unknown_age_is_taken_up_anywhere() {
+fn a_connection_of_unknown_age_is_taken_up_where_its_directions_agree() {
     let mut c = Connection::unseen();
-    assert_eq!(c.data(Reply, 1 << 30, 77_777_777, 1000), Seen::Pass);
-    c.doubt = Mode::Strict;
-    assert_eq!(c.data(Reply, 0, 77_777_777, 1000), WINDOW);
+    let before = c.track;
+    assert_eq!(c.data(Reply, 1 << 30, 77_777_777, 1000), Seen::Unsure);
+    // Forged ones, before and after, take nothing from it: neither by their numbers nor as its answer.
+    assert_eq!(c.data(Original, 999_999_999, 5, 1000), Seen::Unsure);
+    assert_eq!(c.data(Original, 77_777_777, 5, 1000), Seen::Unsure);
+    assert_eq!(c.data(Original, 5, (1 << 30) + 1000, 1000), Seen::Unsure);
+    assert_eq!(c.send(Original, Tcp::RST, 123_456_789, 0, 0), Seen::Unsure);
+    assert_eq!(c.track, before);
     assert_eq!(c.data(Original, 77_777_777, (1 << 30) + 1000, 1000), Seen::Pass);
-    c.doubt = Mode::Strict;
+    assert!(!c.track.progress(c.now, true).gap);
+    c.nobody = false;
+    assert_eq!(c.data(Reply, 0, 77_777_777, 1000), WINDOW);
     assert_eq!(c.data(Original, 0, (1 << 30) + 1000, 1000), WINDOW);
+    assert_eq!(c.data(Reply, (1 << 30) + 1000, 77_778_777, 1000), Seen::Pass);
+}
+
+#[test]
+fn a_rst_agrees_only_if_it_is_exact() {
+    let mut c = Connection::unseen();
+    assert_eq!(c.data(Original, 1 << 30, 77_777_777, 1000), Seen::Unsure);
+    assert_eq!(c.send(Reply, Tcp::RST, 77_777_778, 0, 0), Seen::Unsure);
+    // It is no word.
+    c.words[1] = None;
+    assert_eq!(c.send(Reply, Tcp::RST, 77_777_777, 0, 0), Seen::Reset);
+}
+
+#[test]
+fn whoever_never_missed_anything_tells_what_a_gap_missed() {
+    let mut late = Connection::unseen().track;
+    let mut knows = Connection::new();
+    late.learn(&Connection::unseen().track.progress(T0, true), T0);
+    assert!(late.progress(T0, true).gap);
+    knows.data(Original, 0, 0, 100);
+    late.learn(&knows.track.progress(T0, true), T0);
+    assert!(!late.progress(T0, true).gap);
 }
 
 #[test]
@@ -289,14 +347,6 @@ fn after_a_fin_a_rst_in_the_window_is_enough() {
     let mut c = Connection::new();
     c.send(Original, Tcp::FIN | Tcp::ACK, 0, 0, 0);
     assert_eq!(c.send(Reply, Tcp::RST, 77, 0, 0), Seen::Reset);
-}
-
-#[test]
-fn a_rst_that_can_not_be_judged_passes_and_changes_nothing() {
-    let mut c = Connection::unseen();
-    let before = c.track;
-    assert_eq!(c.send(Original, Tcp::RST, 123_456_789, 0, 0), Seen::Pass);
-    assert_eq!(c.track, before);
 }
 
 #[test]

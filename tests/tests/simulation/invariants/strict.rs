@@ -14,9 +14,9 @@ use crate::worker::{Break, Fate};
 
 use super::Invariant;
 
-/// What is taken at its word, a second, connection and member, while nobody alive knows the numbers (docs/security.md,
-/// "Nobody knows").
-const AT_ITS_WORD: usize = 4;
+/// What passes at its word, a second, connection and member, while nobody alive knows the numbers (docs/security.md,
+/// "Nobody knows"): four of each direction.
+const AT_ITS_WORD: usize = 8;
 
 #[derive(Default)]
 pub(crate) struct Strict {

@@ -1,0 +1,170 @@
+//! What to do about a segment that is not near what this member knows: it asks the others, and judges by what all know
+//! together. Where nobody alive knows, the two directions of the connection prove each other.
+//!
+//! An honest end answers what reaches it, and names both numbers. So of two segments of opposite directions, each near
+//! what the other one says, both are right: to forge that, one would have to know the numbers, or to stand on both sides. Until
+//! then nothing is believed: a segment that passes at its word changes nothing here, so that a forged one can not cut the
+//! connection off from its own numbers.
+
+use std::time::Duration;
+
+use super::{End, Jump, Mode, Seen, Track, ahead, index};
+use crate::event::{Claim, Known, Sent, TcpEnd, Word};
+use crate::id::MemberId;
+use crate::parse::Tcp;
+use crate::time::{Coarse, Fine, Time};
+use crate::tuple::Direction;
+
+/// How long the others have for an answer: a hold's time.
+const ANSWER: Duration = Duration::from_millis(250);
+
+/// For so long an unanswered question shows that what the others knew is lost.
+const UNANSWERED: Duration = Duration::from_secs(10);
+
+/// Of the answers: one came from a member that sees the connection.
+pub(super) const LIVE: u32 = 1 << 31;
+
+/// Of the answers: one came from a member that may once have known more, and does not see the connection now.
+pub(super) const GAP: u32 = 1 << 30;
+
+/// What to do about a segment that is not near.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Doubt {
+    /// Ask, and hold it.
+    Ask,
+    /// The others have been asked: hold it.
+    Wait,
+    /// All that anybody knows is known here: judge it strictly.
+    Strict,
+    /// Nobody knows: [`Track::believe`] it, or let it pass at its word.
+    Word,
+}
+
+impl Track {
+    /// What to do about a segment that is not near what is known here. `others`: how many members that are not silent may
+    /// know more. `lost`: members that are silent may have known more.
+    pub(crate) fn doubt(&mut self, tcp: &Tcp, others: u32, lost: bool, now: Time) -> Doubt {
+        // Both numbers: acknowledgements without data have one sequence number all.
+        let about = tcp.seq ^ tcp.ack.rotate_left(16);
+        let forgotten = (self.gap || self.answers & GAP != 0) && self.answers & LIVE == 0;
+        let nobody = lost || forgotten;
+        if others == 0 && !nobody {
+            return Doubt::Strict;
+        }
+        if let Some(age) = self.asked.age(now) {
+            // Remembered: another member may come later, which was not asked.
+            self.settled |= self.is_answered(others);
+            if age < ANSWER {
+                match (self.settled, nobody) {
+                    (false, _) => return Doubt::Wait,
+                    (true, true) => return Doubt::Word,
+                    (true, false) if self.asked_about == about => return Doubt::Strict,
+                    (true, false) => {}
+                }
+            } else if !self.settled && age < UNANSWERED && !self.is_fresh(age, now) {
+                // Nor has anything shown the numbers since.
+                self.asked = Fine::NEVER;
+                return Doubt::Word;
+            }
+        }
+        (self.asked, self.asked_about, self.answers) = (Fine::new(now), about, 0);
+        (self.settled, self.worded) = (others == 0, 0);
+        // Alone, there is nobody to ask.
+        if others == 0 { Doubt::Word } else { Doubt::Ask }
+    }
+
+    /// May a segment of this direction pass at its word? One after each question.
+    pub(crate) fn take_word(&mut self, direction: Direction) -> bool {
+        let bit = 1 << index(direction);
+        let first = self.worded & bit == 0;
+        self.worded |= bit;
+        first
+    }
+
+    /// Judges a segment by what one of the other direction said, where nobody knows. If the two agree, both are right, and that is
+    /// known from now on; otherwise nothing changes.
+    pub(crate) fn believe(
+        &mut self,
+        talk: [&TcpEnd; 2],
+        direction: Direction,
+        tcp: &Tcp,
+        word: &Word,
+        now: Time,
+    ) -> Seen {
+        let before = *self;
+        let (s, r) = (index(direction), index(direction.flip()));
+        for (end, edge) in [(s, word.ack), (r, word.end)] {
+            let end = &mut self.ends[end];
+            (end.edge, end.acked, end.limit) = (edge, edge, edge);
+            end.fresh = Coarse::new(now);
+        }
+        self.jump = 0;
+        let seen = self.segment(talk, direction, tcp, None, Mode::Near, now);
+        if !matches!(seen, Seen::Pass | Seen::Fin(_) | Seen::Reset) {
+            *self = before;
+            return Seen::Unsure;
+        }
+        self.gap = false;
+        seen
+    }
+
+    /// Are this connection's numbers known as they were so lately?
+    pub(crate) fn is_fresh(&self, within: Duration, now: Time) -> bool {
+        self.ages(now).into_iter().flatten().any(|age| age < within)
+    }
+
+    /// What this member knows. `live`: it saw the connection lately.
+    pub(crate) fn progress(&self, now: Time, live: bool) -> Known {
+        let jumped = |at: usize| self.jump().filter(|jump| index(jump.of) == at);
+        let sent = |at: usize, end: &End| Sent {
+            // What is not confirmed here must not become the others' knowledge.
+            edge: jumped(at).map_or(end.edge, |jump| jump.before()),
+            acked: end.acked,
+            limit: end.limit,
+            win: end.win,
+            age: end.fresh.age(now).map(|age| u32::try_from(age.as_millis()).unwrap_or(u32::MAX)),
+            fin: end.fin(),
+        };
+        let claim = self.jump().map(|jump| Claim { of: jump.of, by: jump.by, edge: self.ends[index(jump.of)].edge });
+        Known { ends: [sent(0, &self.ends[0]), sent(1, &self.ends[1])], claim, live, gap: self.gap }
+    }
+
+    /// Takes in what another member knows.
+    pub(crate) fn learn(&mut self, known: &Known, now: Time) {
+        for (end, theirs) in self.ends.iter_mut().zip(&known.ends) {
+            end.merge(theirs, now);
+            if let Some(fin) = theirs.fin.filter(|fin| !end.fin_known && ahead(*fin, end.edge) >= 0) {
+                (end.fin, end.fin_known) = (fin, true);
+            }
+        }
+        // Whoever has never missed anything has told what this member may have missed.
+        self.gap &= known.gap || known.ends.iter().any(|end| end.age.is_none());
+        // Their edges have no part in what is unconfirmed there; their claim has.
+        let confirmed = |jump: &Jump| {
+            let claimed = known.claim.is_some_and(|claim| jump.is_confirmed(claim.of, claim.edge, claim.by));
+            claimed || jump.is_reached(jump.of, known.ends[index(jump.of)].edge)
+        };
+        if self.jump().as_ref().is_some_and(confirmed) {
+            self.jump = 0;
+        }
+    }
+
+    /// Takes in another member's answer. Is it time to judge again? The word of one that sees the connection may show that a
+    /// segment belongs; that it does not, only all together can.
+    pub(crate) fn merge(&mut self, from: MemberId, known: &Known, others: u32, now: Time) -> bool {
+        self.learn(known, now);
+        self.answers |= 1 << (from.0 % 30);
+        match (known.live, known.gap) {
+            (true, _) => self.answers |= LIVE,
+            (false, true) => self.answers |= GAP,
+            (false, false) => {}
+        }
+        self.settled |= self.is_answered(others);
+        known.live || self.settled
+    }
+
+    /// Have so many others answered?
+    pub(crate) fn is_answered(&self, others: u32) -> bool {
+        (self.answers & !(LIVE | GAP)).count_ones() >= others
+    }
+}
