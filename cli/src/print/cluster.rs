@@ -214,6 +214,10 @@ struct Cluster<'a> {
     policy: u64,
     sessions: u64,
     half_open: u64,
+    /// On the leader: the newest entry at which all members' states were found equal.
+    audited: Option<u64>,
+    /// This member's state was found wrong, and is being repaired.
+    suspect: bool,
     members: Vec<Member<'a>>,
 }
 
@@ -262,6 +266,8 @@ impl<'a> Status<'a> {
                     policy: m.generation,
                     sessions: m.sessions,
                     half_open: m.half_open,
+                    audited: (m.audited != 0).then_some(m.audited),
+                    suspect: m.suspect,
                     members: m.members.iter().map(Member::new).collect(),
                 }
             }),
@@ -313,6 +319,11 @@ fn status_text(out: &mut dyn Write, answered: &v1::StatusResponse) -> io::Result
             )?;
             writeln!(out, "policy    generation {}", c.policy)?;
             writeln!(out, "sessions  {} ({} half-open)", c.sessions, c.half_open)?;
+            if c.suspect {
+                writeln!(out, "audit     THE STATE OF THIS MEMBER IS WRONG: it is being repaired from the leader's")?;
+            } else if let Some(index) = c.audited {
+                writeln!(out, "audit     the states of all members were equal at entry {index}")?;
+            }
         }
     }
     if let Some(d) = &s.datapath {

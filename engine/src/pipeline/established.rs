@@ -102,45 +102,13 @@ impl Engine {
             }
         }
         if seen == Seen::Unsure {
-            let doubt = track.doubt(tcp, self.others(), lost, context.now);
-            if doubt == Doubt::Strict {
-                seen = track.segment([client, server], direction, tcp, closed, Mode::Strict, context.now);
-            } else if doubt == Doubt::Word {
-                for (_, word) in shard.words.of(id, context.now).filter(|(of, _)| *of != direction) {
-                    seen = track.believe([client, server], direction, tcp, &word, context.now);
-                    if seen != Seen::Unsure {
-                        break;
-                    }
-                }
-            }
-            let hash = self.table.hash(&packet.tuple);
-            if seen != Seen::Unsure {
-                if doubt == Doubt::Word {
-                    // Other packets of it may wait for this, here and elsewhere.
-                    let known = track.progress(context.now, true);
-                    events.push(Event::Hint(Hint::Progress { id, known, words: Vec::new() }));
-                    let workers = shard.awaited.take(hash);
-                    if workers != 0 {
-                        events.push(Event::Wake { workers, key: HoldKey(hash) });
-                    }
-                }
-            } else if doubt == Doubt::Word && tcp.has(Tcp::RST) {
-                return Some(Verdict::Drop(Reason::TcpRst));
-            } else if doubt == Doubt::Word && track.take_word(direction) {
-                shard.words.say(id, direction, Word { end: tcp.end(), ack: tcp.ack, age: 0 }, context.now);
-                self.counters.adopted.fetch_add(1, Ordering::Relaxed);
-                session.account(direction, packet.length, context.now);
-                shard.sessions.busy(slot);
-                return Some(Verdict::Forward);
-            } else {
-                shard.awaited.wait_for_answer(hash, context.worker, context.now);
-                if doubt == Doubt::Ask {
-                    events.push(Event::Hint(Hint::Ask(packet.tuple)));
-                }
-                // Not of the budget of what matches: a flood of forgeries must not displace that.
-                return Some(Verdict::Hold(HoldKey(hash), HoldClass::Unmatched));
-            }
+            seen = match self.in_doubt(shard, slot, (packet, direction, tcp), lost, context, events)? {
+                Ok(seen) => seen,
+                Err(verdict) => return Some(verdict),
+            };
         }
+        let session = shard.sessions.get_mut(slot)?;
+        let track = session.track.as_mut()?;
         let changed = before != track.ending().then(|| track.state(closed));
         let current = context.standing == Standing::Current;
         match seen {
@@ -172,6 +140,64 @@ impl Engine {
             shard.sessions.arm(slot, context.now, self.law().timeouts());
         }
         Some(Verdict::Forward)
+    }
+
+    /// What a segment means that is not near what is known here of its connection, which is not closed; or the verdict on it.
+    /// `lost`: members that are silent may have known more.
+    fn in_doubt(
+        &self,
+        shard: &mut Shard,
+        slot: u32,
+        (packet, direction, tcp): (&Packet, Direction, &Tcp),
+        lost: bool,
+        context: &Context<'_>,
+        events: &mut Vec<Event>,
+    ) -> Option<Result<Seen, Verdict>> {
+        let session = shard.sessions.get_mut(slot)?;
+        let id = session.id;
+        let (client, server) = session.talk()?;
+        let track = session.track.as_mut()?;
+        let hash = self.table.hash(&packet.tuple);
+        match track.doubt(tcp, self.others(), lost, context.now) {
+            doubt @ (Doubt::Ask | Doubt::Wait) => {
+                if doubt == Doubt::Ask {
+                    events.push(Event::Hint(Hint::Ask(packet.tuple)));
+                }
+            }
+            Doubt::Strict => {
+                return Some(Ok(track.segment([&client, &server], direction, tcp, None, Mode::Strict, context.now)));
+            }
+            Doubt::Word => {
+                let of_the_other = shard.words.of(id, context.now).filter(|(of, _)| *of != direction);
+                let mut meanings =
+                    of_the_other.map(|(_, word)| track.believe([&client, &server], direction, tcp, &word, context.now));
+                let believed = meanings.find(|seen| *seen != Seen::Unsure);
+                drop(meanings);
+                if let Some(seen) = believed {
+                    // Other packets of it may wait for this, here and elsewhere.
+                    let known = track.progress(context.now, true);
+                    events.push(Event::Hint(Hint::Progress { id, known, words: Vec::new() }));
+                    let workers = shard.awaited.take(hash);
+                    if workers != 0 {
+                        events.push(Event::Wake { workers, key: HoldKey(hash) });
+                    }
+                    return Some(Ok(seen));
+                }
+                if tcp.has(Tcp::RST) {
+                    return Some(Err(Verdict::Drop(Reason::TcpRst)));
+                }
+                if track.take_word(direction) {
+                    shard.words.say(id, direction, Word { end: tcp.end(), ack: tcp.ack, age: 0 }, context.now);
+                    self.counters.adopted.fetch_add(1, Ordering::Relaxed);
+                    session.account(direction, packet.length, context.now);
+                    shard.sessions.busy(slot);
+                    return Some(Err(Verdict::Forward));
+                }
+            }
+        }
+        shard.awaited.wait_for_answer(hash, context.worker, context.now);
+        // Not of the budget of what matches: a flood of forgeries must not displace that.
+        Some(Err(Verdict::Hold(HoldKey(hash), HoldClass::Unmatched)))
     }
 
     /// How many other members may have seen packets of a session, and are not silent.

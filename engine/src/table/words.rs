@@ -48,7 +48,10 @@ impl Words {
                     self.entries[place] = entry;
                 }
             }
-            _ if self.entries.len() < RING => self.entries.push(entry),
+            _ if self.entries.len() < RING => {
+                self.entries.reserve_exact(RING - self.entries.len());
+                self.entries.push(entry);
+            }
             _ => {
                 self.entries[self.next] = entry;
                 self.next = (self.next + 1) % RING;

@@ -120,14 +120,10 @@ pub(crate) struct Track {
     /// When the others were last asked, to 4 ms: a packet that comes again after [`ANSWER`] never comes too early. Should it
     /// wrap, a question is left out, once.
     asked: Fine,
-    /// Who answered, and how: [`doubt::LIVE`], [`doubt::GAP`].
+    /// Who answered, and what came of it: see [`doubt`].
     answers: u32,
     /// What they were asked about.
     asked_about: u32,
-    /// They have all answered.
-    settled: bool,
-    /// Which directions' segments have passed at their word since, a bit each.
-    worded: u8,
     /// This member may once have known more (it restarted, or joined later).
     gap: bool,
     /// A RST was believed here or elsewhere.
@@ -332,8 +328,6 @@ impl Track {
             asked: Fine::NEVER,
             answers: 0,
             asked_about: 0,
-            settled: false,
-            worded: 0,
             gap: seen.is_none(),
             reset: false,
             proposed: false,

@@ -179,6 +179,8 @@ impl Service {
 fn membership(member: &Member) -> v1::Membership {
     let s = member.replication.status();
     let counts = member.engine.counts();
+    let metrics = member.replication.metrics();
+    let leads = s.role == RaftRole::Leader;
     let raft_role = match s.role {
         RaftRole::Leader => v1::RaftRole::Leader,
         RaftRole::Follower => v1::RaftRole::Follower,
@@ -208,6 +210,8 @@ fn membership(member: &Member) -> v1::Membership {
         members: s.members.into_iter().map(one).collect(),
         sessions: counts.sessions.iter().map(|(_, _, n)| n).sum(),
         half_open: counts.half_open,
+        audited: if leads { metrics.audited_index.get() } else { 0 },
+        suspect: metrics.state_suspect.get() != 0,
     }
 }
 

@@ -83,6 +83,18 @@ async fn a_member_is_made_and_administrated_over_its_socket() {
     let missing = admin.policy_show(v1::PolicyShowRequest { generation: Some(7), barrier: false }).await.unwrap_err();
     assert_eq!(missing.code(), Code::NotFound);
 
+    // The leader has compared all members.
+    let mut audited = 0;
+    for _ in 0..100 {
+        if audited > 0 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        let status = admin.status(v1::StatusRequest {}).await.unwrap().into_inner();
+        audited = status.membership.unwrap().audited;
+    }
+    assert!(audited > 0);
+
     // Sessions: none, but all the ways are there.
     let mut list = admin.session_list(v1::SessionListRequest::default()).await.unwrap().into_inner();
     assert!(list.message().await.unwrap().is_none());

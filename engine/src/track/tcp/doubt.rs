@@ -21,11 +21,16 @@ const ANSWER: Duration = Duration::from_millis(250);
 /// For so long an unanswered question shows that what the others knew is lost.
 const UNANSWERED: Duration = Duration::from_secs(10);
 
-/// Of the answers: one came from a member that sees the connection.
-pub(super) const LIVE: u32 = 1 << 31;
-
-/// Of the answers: one came from a member that may once have known more, and does not see the connection now.
-pub(super) const GAP: u32 = 1 << 30;
+// A session has no byte to spare, so one word has it all: who answered, a bit each …
+const MEMBERS: u32 = (1 << 27) - 1;
+/// … which directions' segments have passed at their word since the question, two bits, …
+const WORDS: u32 = 27;
+/// … that all have answered, …
+const SETTLED: u32 = 1 << 29;
+/// … that an answer came from a member that may once have known more, and does not see the connection now, …
+const GAP: u32 = 1 << 30;
+/// … and that one came from a member that sees the connection.
+const LIVE: u32 = 1 << 31;
 
 /// What to do about a segment that is not near.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -52,32 +57,32 @@ impl Track {
             return Doubt::Strict;
         }
         if let Some(age) = self.asked.age(now) {
-            // Remembered: another member may come later, which was not asked.
-            self.settled |= self.is_answered(others);
+            self.settle(others);
+            let settled = self.answers & SETTLED != 0;
             if age < ANSWER {
-                match (self.settled, nobody) {
+                match (settled, nobody) {
                     (false, _) => return Doubt::Wait,
                     (true, true) => return Doubt::Word,
                     (true, false) if self.asked_about == about => return Doubt::Strict,
                     (true, false) => {}
                 }
-            } else if !self.settled && age < UNANSWERED && !self.is_fresh(age, now) {
+            } else if !settled && age < UNANSWERED && !self.is_fresh(age, now) {
                 // Nor has anything shown the numbers since.
                 self.asked = Fine::NEVER;
                 return Doubt::Word;
             }
         }
         (self.asked, self.asked_about, self.answers) = (Fine::new(now), about, 0);
-        (self.settled, self.worded) = (others == 0, 0);
+        self.settle(others);
         // Alone, there is nobody to ask.
         if others == 0 { Doubt::Word } else { Doubt::Ask }
     }
 
     /// May a segment of this direction pass at its word? One after each question.
     pub(crate) fn take_word(&mut self, direction: Direction) -> bool {
-        let bit = 1 << index(direction);
-        let first = self.worded & bit == 0;
-        self.worded |= bit;
+        let bit = 1 << (WORDS as usize + index(direction));
+        let first = self.answers & bit == 0;
+        self.answers |= bit;
         first
     }
 
@@ -153,18 +158,25 @@ impl Track {
     /// segment belongs; that it does not, only all together can.
     pub(crate) fn merge(&mut self, from: MemberId, known: &Known, others: u32, now: Time) -> bool {
         self.learn(known, now);
-        self.answers |= 1 << (from.0 % 30);
+        self.answers |= 1 << (from.0 % u64::from(MEMBERS.count_ones()));
         match (known.live, known.gap) {
             (true, _) => self.answers |= LIVE,
             (false, true) => self.answers |= GAP,
             (false, false) => {}
         }
-        self.settled |= self.is_answered(others);
-        known.live || self.settled
+        self.settle(others);
+        known.live || self.is_answered(others)
     }
 
     /// Have so many others answered?
     pub(crate) fn is_answered(&self, others: u32) -> bool {
-        (self.answers & !(LIVE | GAP)).count_ones() >= others
+        (self.answers & MEMBERS).count_ones() >= others
+    }
+
+    /// If so many others have answered, that stays so, though another one may come that was not asked.
+    fn settle(&mut self, others: u32) {
+        if self.is_answered(others) {
+            self.answers |= SETTLED;
+        }
     }
 }
