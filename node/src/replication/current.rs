@@ -1,7 +1,7 @@
 //! Being current: proving to ourselves, four times a second, that we have applied everything that was committed.
 //!
 //! t is this member's own clock when it asks. The leader answers with its commit index only after a majority confirmed,
-//! *after the question came*, that it still leads (`ReadIndex`, never a lease: clocks may stand still). Once that index is
+//! *after the question came*, that it still leads ([`read_index`](super::read_index), never a lease: clocks may stand still). Once that index is
 //! applied here, this member is current until t + 1 s.
 //!
 //! A member that begins to pass packets says so in the log first (`Command::Resume`): it remembers nothing of what an earlier run
@@ -10,7 +10,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use openraft::LinearizerOption;
 use palisade_engine::replica::{Command, Outcome};
 use palisade_engine::{MemberId, Standing};
 use palisade_proto::member::v1 as wire;
@@ -21,6 +20,7 @@ use super::handover::Candidacy;
 use super::membership::order;
 use super::metrics::ReplicationMetrics;
 use super::propose::{Lead, Order};
+use super::read_index::{DEADLINE, ReadIndex, Unread};
 use super::route::{Lane, Peers};
 use crate::clock;
 use crate::standing::StandingCell;
@@ -28,12 +28,11 @@ use crate::standing::StandingCell;
 const EVERY: Duration = Duration::from_millis(250);
 /// After a failure: a new leader is perhaps there by then.
 const SOON: Duration = Duration::from_millis(25);
-/// A question that takes longer would prove almost nothing any more.
-const DEADLINE: Duration = Duration::from_millis(400);
 
 pub(crate) struct Current {
     pub(crate) me: MemberId,
     pub(crate) raft: PalisadeRaft,
+    pub(crate) read_index: ReadIndex,
     pub(crate) peers: Peers,
     pub(crate) lead: watch::Receiver<Lead>,
     pub(crate) standing: Arc<StandingCell>,
@@ -49,8 +48,8 @@ pub(crate) enum Unproven {
     NoLeader,
     #[error("the leader did not answer: {0}")]
     Leader(tonic::Status),
-    #[error("this member leads no longer, or lacks a majority: {0}")]
-    Self_(String),
+    #[error(transparent)]
+    Unread(#[from] Unread),
     #[error("no answer in time")]
     Late,
     #[error("the log did not take that this member resumes: {0}")]
@@ -109,7 +108,7 @@ impl Current {
     async fn prove(&self) -> Result<(), Unproven> {
         let leader = self.lead.borrow().leader.clone().ok_or(Unproven::NoLeader)?;
         let index = if leader.id == self.me {
-            read_index(&self.raft).await.map_err(Unproven::Self_)?
+            self.read_index.read().await?
         } else {
             let mut client = self.peers.client(leader.id, &leader.address, Lane::Control).map_err(Unproven::Leader)?;
             let shuns_lead = *self.candidacy.borrow() != Candidacy::Normal;
@@ -118,12 +117,4 @@ impl Current {
         let applied = self.raft.wait(Some(DEADLINE)).applied_index_at_least(Some(index), "being current").await;
         applied.map(drop).map_err(|_| Unproven::Late)
     }
-}
-
-/// On the leader: the index that must have been applied to know everything committed before this call.
-pub(crate) async fn read_index(raft: &PalisadeRaft) -> Result<u64, String> {
-    // As [`openraft::raft::ReadPolicy::ReadIndex`], which would wait for no longer than a lease.
-    let reading = LinearizerOption::new(Some(Duration::ZERO), true).with_wait_timeout(DEADLINE);
-    let (read, _) = raft.get_read_log_id(reading).await.map_err(|e| e.to_string())?;
-    Ok(read.log_id().index)
 }

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
-use openraft::raft::ReadPolicy;
 use palisade_engine::MemberId;
 use palisade_engine::replica::{Batch, Command, MemberChange, MemberInfo, Outcome};
 use palisade_proto::member::v1 as wire;
@@ -290,9 +289,9 @@ pub(crate) struct Admitting {
 /// On the leader: lets a machine in that knows a secret.
 pub(crate) async fn admit(parts: &Parts, secret: &[u8], info: MemberInfo) -> Result<(String, MemberId), Status> {
     // The register as of now, not as of whenever: the token may have been made a moment ago, elsewhere.
-    let read = tokio::time::timeout(ADMIT, parts.raft.ensure_linearizable(ReadPolicy::ReadIndex)).await;
-    read.map_err(|_| Status::unavailable("a majority of the members does not answer"))?
-        .map_err(|e| Status::unavailable(e.to_string()))?;
+    let index = parts.read_index.read().await.map_err(|e| Status::unavailable(e.to_string()))?;
+    let applied = parts.raft.wait(Some(ADMIT)).applied_index_at_least(Some(index), "an admission").await;
+    applied.map_err(|e| Status::unavailable(e.to_string()))?;
     let digest = token::digest(secret);
     let now = clock::unix_ms();
     let view = parts.engine.view();

@@ -25,6 +25,7 @@ mod metrics;
 mod network;
 mod progress;
 mod propose;
+mod read_index;
 mod recover;
 mod rolled_back;
 mod route;
@@ -84,6 +85,7 @@ use membership::{Admitting, CHANGE, accepted, order};
 use network::Network;
 use progress::{Ears, Telling};
 use propose::{Lead, Leader, Order, Proposer, Unanswered};
+use read_index::ReadIndex;
 use route::{Check, MOST_MESSAGE, Peers};
 use service::{Following, Parts, Service, SharedWake};
 use start::{Started, start_raft};
@@ -361,8 +363,10 @@ impl Replication {
             metrics: metrics.clone(),
             differences,
         });
+        let read_index = ReadIndex { me, raft: raft.clone(), peers: peers.clone() };
         let service = Service(Arc::new(Parts {
             raft: raft.clone(),
+            read_index: read_index.clone(),
             engine: engine.clone(),
             snapshots,
             wake: SharedWake::copy(&wake),
@@ -415,6 +419,7 @@ impl Replication {
         let current = Current {
             me,
             raft: raft.clone(),
+            read_index,
             peers: peers.clone(),
             lead: lead.clone(),
             standing: standing.clone(),

@@ -27,8 +27,9 @@ use super::membership::{self, Admitting};
 use super::metrics::ReplicationMetrics;
 use super::progress::{self, Ears};
 use super::propose::{self, Lead, Refused};
+use super::read_index::{self, ReadIndex};
 use super::route::Sender;
-use super::{PalisadeRaft, current, snapshot, wire as convert};
+use super::{PalisadeRaft, snapshot, wire as convert};
 use crate::clock;
 use crate::queue::offer_hint;
 
@@ -67,6 +68,7 @@ pub(crate) struct Service(pub(crate) Arc<Parts>);
 
 pub(crate) struct Parts {
     pub(crate) raft: PalisadeRaft,
+    pub(crate) read_index: ReadIndex,
     pub(crate) engine: Arc<Engine>,
     pub(crate) snapshots: Snapshots,
     pub(crate) wake: Box<dyn SharedWake>,
@@ -322,7 +324,7 @@ impl Member for Service {
     ) -> Result<Response<wire::ReadIndexResponse>, Status> {
         let from = Sender::of(&request)?;
         let wants_lead = !request.into_inner().shuns_lead;
-        let index = current::read_index(&self.0.raft).await.map_err(Status::unavailable)?;
+        let index = self.0.read_index.read().await.map_err(|e| Status::unavailable(e.to_string()))?;
         // A member that was removed, perhaps without having heard of it, must not hold itself for current.
         let members = self.0.raft.server_metrics().borrow_watched().membership_config.clone();
         if members.get_node(&from).is_none() {
@@ -333,6 +335,13 @@ impl Member for Service {
         let metrics = self.0.raft.metrics().borrow_watched().clone();
         let durable = metrics.replication.and_then(|r| r.get(&from).copied().flatten()).map(|id| id.index);
         Ok(Response::new(wire::ReadIndexResponse { index, durable }))
+    }
+
+    async fn confirm(&self, request: Request<wire::ConfirmRequest>) -> Result<Response<wire::ConfirmResponse>, Status> {
+        let from = Sender::of(&request)?;
+        let vote = request.into_inner().vote;
+        same(vote.as_ref().map_or(MemberId(0), |vote| MemberId(vote.member)), from, "a question whether it leads")?;
+        Ok(Response::new(wire::ConfirmResponse { follows: read_index::follows(&self.0.raft, vote).await? }))
     }
 
     async fn still_idle(&self, request: Request<wire::Sessions>) -> Result<Response<wire::Sessions>, Status> {

@@ -15,6 +15,10 @@ use super::{BINARY, POLICY, READY, moved, percentile, seconds, share, without};
 const NEW: usize = 1000;
 const WINDOW: Duration = Duration::from_secs(2);
 const WINDOWS: usize = 4;
+/// By no more may p99 be longer than before, or than it varies without a change.
+const SLOWER: f64 = 1.1;
+/// Other work on the machine may begin between the two: the best of so many comparisons counts.
+const TRIES: usize = 3;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stopped_member_slows_nobody_down() {
@@ -30,24 +34,14 @@ async fn follower_then_leader(lab: &mut Lab) -> Result<()> {
     seconds(2.0).await;
     let leader = lab.wait_leader().await?;
     let follower = without(leader)[0];
-    // The same two members forward before and after, so that only the third one's replication makes a difference.
-    let before = p99s(&load).await;
-    let stopped = clock::now();
-    lab.member_mut(follower).signal(Signal::SIGSTOP)?;
-    moved(lab, follower, stopped).await?;
-    seconds(0.5).await;
-    let after = p99s(&load).await;
-    lab.member_mut(follower).signal(Signal::SIGCONT)?;
-    lab.member_mut(follower).wait_ready(READY).await?;
-    lab.wait_live(&[1, 2, 3]).await?;
-    let (usual, now) = (middle(&before), middle(&after));
-    eprintln!(
-        "setup p99 by windows of {WINDOW:?}, {} new connections/s: before {before:?}, a follower stopped {after:?}",
-        share(NEW)
-    );
-    // By so much windows differ in which nothing has changed; the aim is 1.1 (docs/performance.md).
-    let noise = percentile(&mut before.clone(), 100).as_secs_f64() / usual.as_secs_f64();
-    ensure!(now <= usual.mul_f64(noise.max(2.0)), "p99 was {usual:?} and is {now:?}, the noise {noise:.2}");
+    let mut slower = f64::MAX;
+    for _ in 0..TRIES {
+        slower = slower.min(with_and_without(lab, &load, follower).await?);
+        if slower <= SLOWER {
+            break;
+        }
+    }
+    ensure!(slower <= SLOWER, "p99 is {slower:.2} times that of before, or of the noise");
 
     let stopped = clock::now();
     lab.member_mut(leader).signal(Signal::SIGSTOP)?;
@@ -74,6 +68,28 @@ async fn follower_then_leader(lab: &mut Lab) -> Result<()> {
     load.is_whole()?;
     ensure!(percentile(&mut setups, 100) <= Duration::from_secs(1), "a connection took longer than a second");
     Ok(())
+}
+
+/// By how much the p99 of setups is longer while this follower is stopped: than before, or than the noisiest window before.
+async fn with_and_without(lab: &mut Lab, load: &Load, follower: usize) -> Result<f64> {
+    let before = p99s(load).await;
+    let stopped = clock::now();
+    lab.member_mut(follower).signal(Signal::SIGSTOP)?;
+    moved(lab, follower, stopped).await?;
+    seconds(0.5).await;
+    let after = p99s(load).await;
+    lab.member_mut(follower).signal(Signal::SIGCONT)?;
+    lab.member_mut(follower).wait_ready(READY).await?;
+    lab.wait_live(&[1, 2, 3]).await?;
+    let [usual, noise, now] = [middle(&before), percentile(&mut before.clone(), 100), middle(&after)];
+    let noise = noise.as_secs_f64() / usual.as_secs_f64();
+    let slower = now.as_secs_f64() / usual.as_secs_f64();
+    eprintln!(
+        "setup p99 by windows of {WINDOW:?}, {} new connections/s: before {before:?}, a follower stopped {after:?}: {slower:.2} times; \
+         the noise of those before {noise:.2}",
+        share(NEW)
+    );
+    Ok(if slower <= noise { slower.min(1.0) } else { slower })
 }
 
 async fn p99s(load: &Load) -> Vec<Duration> {

@@ -151,9 +151,8 @@ fn ten_thousand_seeds() {
     reports.hold();
 }
 
-/// A seed is the same run again, often to the millisecond of every packet. What is left is tokio's own chance (which
-/// of several tasks that wait for one thing wakes first, seeded by an interface that is not stable): about half of the seeds are
-/// equal, so one that failed may have to be run some times until it fails again.
+/// A seed is the same run again, often to the millisecond of every packet (docs/simulation.md says why not always), so one that
+/// failed may have to be run some times until it fails again.
 #[test]
 fn the_same_seed_is_often_the_same_run() {
     let seeds = 1..=30;

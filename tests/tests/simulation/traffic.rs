@@ -86,8 +86,6 @@ pub(crate) struct End {
     timer: u64,
     /// When the other end last acknowledged something new.
     pub(crate) progress: Nanos,
-    /// When it last retransmitted, and how often.
-    pub(crate) retransmissions: u32,
 }
 
 /// A connection, as its ends know it.
@@ -97,6 +95,8 @@ pub(crate) struct Connection {
     pub(crate) opened: Nanos,
     /// When the server had the client's acknowledgement: all three packets have passed.
     pub(crate) completed: Option<Nanos>,
+    /// How often one of them was sent again. (Data that overtake data on their way out are sent again too.)
+    pub(crate) again: u32,
     pub(crate) ends: [End; 2],
     random: Random,
     /// It ends after so many bytes of the client.
@@ -155,7 +155,7 @@ impl Traffic {
         let ends = [end(), end()];
         let closes = (self.random.below(2) == 0).then(|| 500 + self.random.number() % 20_000);
         let random = Random(self.random.number());
-        self.connections.push(Connection { tuple, opened: time, completed: None, ends, random, closes });
+        self.connections.push(Connection { tuple, opened: time, completed: None, again: 0, ends, random, closes });
         self.at(time, Timer::Open(number));
     }
 
@@ -217,7 +217,8 @@ impl Traffic {
         if one.unacked >= one.next {
             return;
         }
-        one.retransmissions += 1;
+        self.connections[number].again += u32::from(self.connections[number].completed.is_none());
+        let one = &mut self.connections[number].ends[end];
         one.timeout = (2 * one.timeout).min(LONGEST_TIMEOUT.max(FIRST_TIMEOUT));
         let (from, data_end) = (one.unacked, one.fin.unwrap_or(one.next));
         match from {

@@ -32,8 +32,8 @@ const IDLE: Duration = Duration::from_millis(500);
 /// What a broken member does wrong: each is what one of the invariants guards against.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Break {
-    /// No hint is sent.
-    NoHints,
+    /// What has to wait is dropped.
+    NoHolds,
     /// What awaits its commit is forwarded at once.
     ReleaseBeforeCommit,
     /// It holds itself for current.
@@ -222,6 +222,9 @@ impl Desk {
         match self.judge(&held.packet, now) {
             Verdict::Forward => self.done(held.segment, Fate::Forwarded),
             Verdict::Drop(reason) | Verdict::Reject(reason) => self.done(held.segment, Fate::Dropped(reason)),
+            Verdict::Hold(..) if *self.worker.broken.lock() == Some(Break::NoHolds) => {
+                self.done(held.segment, Fate::Dropped(Reason::HoldExpired));
+            }
             Verdict::Hold(key, class) => {
                 self.done(held.segment.clone(), Fate::Held);
                 let bytes = held.packet.length as usize;
@@ -268,7 +271,6 @@ impl Desk {
 
     fn hint(&mut self, hint: Hint) {
         match (*self.worker.broken.lock(), &hint) {
-            (Some(Break::NoHints), _) => return,
             (Some(Break::LogHalfOpen), Hint::HalfOpen(open)) => {
                 drop(self.worker.proposals.try_send(Proposal::Establish(Box::new(Establish {
                     id: open.id,

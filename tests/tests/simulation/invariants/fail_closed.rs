@@ -5,9 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use palisade_engine::Generation;
 use palisade_engine::parse::Tcp;
 use palisade_engine::replica::Command;
+use palisade_engine::{Generation, Tuple};
 use palisade_node::standing::CURRENT_FOR;
 
 use crate::faults::Story;
@@ -30,6 +30,8 @@ pub(crate) struct FailClosed {
     /// Connections of which a packet passed that a commit was needed for; and where.
     admitted: BTreeSet<usize>,
     passed: BTreeSet<(usize, usize)>,
+    /// What SYNs have opened at members that may.
+    opened: BTreeSet<Tuple>,
 }
 
 fn current_for() -> Nanos {
@@ -41,7 +43,13 @@ impl FailClosed {
         let segment = &seen.segment;
         let since = self.alone[seen.member].filter(|since| seen.at > since + current_for() + MARGIN);
         if segment.is_syn() {
-            if let Some(since) = since {
+            if since.is_none() {
+                self.opened.insert(segment.tuple);
+            }
+            // A copy of one that another member has let pass may pass, as the rest of its handshake.
+            if let Some(since) = since
+                && !self.opened.contains(&segment.tuple)
+            {
                 return Err(format!("a SYN passed at a member that has been alone since {since}: {seen:?}"));
             }
             if segment.tuple.dst_port == ALTERNATE {

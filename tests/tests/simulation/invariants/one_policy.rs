@@ -1,6 +1,6 @@
 //! P6, one policy: members that have applied the same index have the same state and the same policy, and no member
-//! forwards by another policy than the one that it has applied. (What follows an opening packet that passed another member
-//! by a newer policy may pass: that one is in force, though it has not got here yet.)
+//! forwards by another policy than the one that it has applied. (What follows a SYN that passed another member by a newer policy, copies
+//! of it too, may pass: that policy is in force, though it has not got here yet.)
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,11 +25,10 @@ impl OnePolicy {
         let (segment, applied) = (&seen.segment, seen.generation);
         let mut allowed = segment.tuple.dst_port != ALTERNATE || allows_alternate(applied);
         if let Some(connection) = segment.connection {
+            let mut newer = self.opened.range((connection, Generation(applied.0 + 1))..(connection + 1, Generation(0)));
+            allowed |= newer.any(|(_, generation)| allows_alternate(*generation));
             if segment.is_syn() {
                 self.opened.insert((connection, applied));
-            } else {
-                let newer = self.opened.range((connection, Generation(applied.0 + 1))..(connection + 1, Generation(0)));
-                allowed |= newer.into_iter().any(|(_, generation)| allows_alternate(*generation));
             }
         }
         if allowed && segment.kind != Kind::Forbidden {
