@@ -59,8 +59,16 @@ impl std::ops::Deref for Running {
     }
 }
 
+/// One that no connection of another test is given meanwhile: below those that the kernel gives.
 fn free_port() -> SocketAddr {
-    StdListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let first = u64::from(std::process::id()) * 256;
+    loop {
+        let port = 15_000 + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 16_384;
+        if let Ok(free) = StdListener::bind((Ipv4Addr::LOCALHOST, port as u16)) {
+            return free.local_addr().unwrap();
+        }
+    }
 }
 
 impl Node {
@@ -83,13 +91,23 @@ impl Node {
     }
 
     async fn start(&mut self) {
-        let (hints, hint_rx) = mpsc::channel(1024);
-        let (proposals, proposal_rx) = mpsc::channel(1024);
-        let standing = Arc::new(StandingCell::new(self.cut_off_limit));
-        let opened =
-            Replication::open(self.options.clone(), hint_rx, proposal_rx, Woken::default(), standing.clone()).await;
-        let replication = opened.unwrap_or_else(|e| panic!("{}: {e}", self.options.name));
-        self.running = Some(Running { replication, hints, proposals, standing });
+        let mut patience = 100;
+        loop {
+            let (hints, hint_rx) = mpsc::channel(1024);
+            let (proposals, proposal_rx) = mpsc::channel(1024);
+            let standing = Arc::new(StandingCell::new(self.cut_off_limit));
+            let options = self.options.clone();
+            match Replication::open(options, hint_rx, proposal_rx, Woken::default(), standing.clone()).await {
+                Ok(replication) => {
+                    self.running = Some(Running { replication, hints, proposals, standing });
+                    return;
+                }
+                // The thread of the store that was stopped holds the database until it has ended.
+                Err(error) if patience > 0 && error.to_string().contains("could not acquire lock") => patience -= 1,
+                Err(error) => panic!("{}: {error}", self.options.name),
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 
     async fn stop(&mut self) {

@@ -133,6 +133,7 @@ fn percentile(sorted: &[Duration], percent: usize) -> Duration {
 // Four members share these threads; on machines of their own each has its own.
 #[tokio::test(flavor = "multi_thread", worker_threads = 8)]
 async fn a_member_joins_with_many_sessions() {
+    let _alone = elections::ALONE.lock().await;
     // Batches are large here, and there are few: so that the new member gets a snapshot, as it would of a long log.
     let roomy = |node: &mut Node| {
         node.options.engine.max_sessions = 1 << 21;
@@ -186,8 +187,8 @@ async fn a_member_joins_with_many_sessions() {
     );
     assert!(late.run().metrics().snapshots_received.get() >= 1);
     assert!(current <= CAUGHT_UP, "caught up only after {current:?}");
-    // All four members share the processors and the disk here, and wait for them also without anybody joining: what is
-    // printed is exact, what is asserted has room for that.
-    assert!(longest <= (2 * PAUSE).max(2 * usual), "nothing was applied for {longest:?}, before for {usual:?}");
+    // All four members share the processors and the disk here, also with other tests: what is printed is exact, what is
+    // asserted has room for that.
+    assert!(longest <= (4 * PAUSE).max(2 * usual), "nothing was applied for {longest:?}, before for {usual:?}");
     assert!(p99.1 <= 2 * p99.0.max(PAUSE), "setup p99 {p99:?}");
 }
