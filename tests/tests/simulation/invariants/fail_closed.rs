@@ -125,6 +125,14 @@ fn a_member_that_is_cut_off_admits_nothing() {
     crate::seeds(20, Story::PolicyBehindTheBack).hold();
 }
 
+/// In these its followers stand still, it is cut off in one direction, and they wake and answer what it had sent before
+/// (docs/decisions/0003-read-index.md).
+#[test]
+fn a_leader_does_not_prove_itself_by_old_answers() {
+    crate::run(100_998, 1, Story::Everything, None).hold();
+    crate::run(107_390, 1, Story::Everything, None).hold();
+}
+
 #[test]
 fn fail_closed_fails_if_a_member_holds_itself_for_current() {
     crate::broken(Story::PolicyBehindTheBack, (None, Break::AlwaysCurrent)).violate("P3 fail closed");
