@@ -124,6 +124,8 @@ pub struct Engine {
     pub(crate) silent: AtomicU32,
     /// When it is not known what the others passed.
     pub(crate) unsure: ArcSwap<Unsure>,
+    /// The end of the last such time.
+    pub(crate) unsure_until: AtomicU64,
     /// Where the next telling of progress begins.
     pub(crate) telling: Mutex<Telling>,
     pub(crate) counters: TakeoverCounters,
@@ -168,6 +170,7 @@ impl Engine {
             others: AtomicU32::new(0),
             silent: AtomicU32::new(0),
             unsure: ArcSwap::default(),
+            unsure_until: AtomicU64::new(0),
             telling: Mutex::default(),
             counters: TakeoverCounters::default(),
             given: AtomicU32::new(0),

@@ -166,11 +166,12 @@ impl Engine {
         wake: &mut dyn Wake,
     ) {
         let others = self.others();
+        let Some(place) = self.view().members.keys().position(|id| *id == from) else { return };
         let Some((mut shard, slot)) = self.table.locate(id) else { return };
         let Some(session) = shard.sessions.get_mut(slot) else { return };
         let original = session.original;
         let Some(track) = session.track.as_mut() else { return };
-        let answered = track.merge(from, known, others, now);
+        let answered = track.merge(place, known, others, now);
         if track.ending() {
             shard.sessions.arm(slot, now, self.law().timeouts());
         }
@@ -194,10 +195,16 @@ impl Engine {
         let shard = self.table.of(hash);
         let session = shard.sessions.find(hash, tuple).and_then(|slot| shard.sessions.get(slot));
         if let Some((session, track)) = session.and_then(|s| Some((s, s.track?))) {
-            // A packet that passed at its word shows nothing.
-            let live = session.has_passed() && session.idle(now) < LIVE && track.is_fresh(LIVE, now);
+            // What another member may have passed unseen, or this one before it restarted, is known to nobody by what is known here; and a
+            // packet that passed at its word shows nothing.
+            let sure = !self.is_unsure(&track, now);
+            let live = sure && session.has_passed() && session.idle(now) < LIVE && track.is_fresh(LIVE, now);
+            let mut known = track.progress(now, live);
+            if !sure {
+                known.ends.iter_mut().for_each(|end| end.age = None);
+            }
             let words = shard.words.of(session.id, now).take(WORDS).collect();
-            events.push(Event::Hint(Hint::Progress { id: session.id, known: track.progress(now, live), words }));
+            events.push(Event::Hint(Hint::Progress { id: session.id, known, words }));
         }
         for slot in shard.halves.of(hash, tuple) {
             if let Some(half) = shard.halves.get(slot).filter(|h| !h.aborted) {

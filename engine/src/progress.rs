@@ -13,6 +13,7 @@ use crate::id::MemberId;
 use crate::table::SHARDS;
 use crate::table::session::{Mark, Session};
 use crate::time::{Coarse, Time};
+use crate::track::tcp::Track;
 use crate::verdict::HoldKey;
 
 /// Sessions that are told of under one lock, for which packets may wait.
@@ -100,6 +101,7 @@ impl Engine {
 
     /// What another member passed between `from` and `until` is not known here.
     pub fn lost(&self, from: Time, until: Time) {
+        self.unsure_until.fetch_max(until.0, Ordering::Relaxed);
         self.unsure.rcu(|known| {
             let mut unsure = **known;
             unsure.add(from, until);
@@ -126,6 +128,17 @@ impl Engine {
     #[must_use]
     pub fn taken_over(&self) -> (u64, u64) {
         (self.counters.moved.load(Ordering::Relaxed), self.counters.adopted.load(Ordering::Relaxed))
+    }
+
+    /// May this connection's numbers have moved unseen: at a member that was lost, or here before a restart?
+    pub(crate) fn is_unsure(&self, track: &Track, now: Time) -> bool {
+        if track.has_gap() {
+            return true;
+        }
+        // Nearly always nothing has been lost since the last packet.
+        let since = now.since(Time(self.unsure_until.load(Ordering::Relaxed)));
+        let ages = track.ages(now);
+        ages.iter().any(|age| age.is_none_or(|age| age + Coarse::UNIT >= since)) && self.moved(ages, now) != [0; 2]
     }
 
     /// How far two ends may have moved unseen, in bytes, by the ages of what is known of them.

@@ -43,7 +43,12 @@ impl Engine {
             return verdict;
         }
         shard.sessions.get_mut(slot)?.rewind(before);
-        events.truncate(told);
+        // But what became known of the connection stays so, and others may wait for that.
+        let mut number = 0;
+        events.retain(|event| {
+            number += 1;
+            number <= told || matches!(event, Event::Wake { .. })
+        });
         shard.finished.truncate(finished);
         if context.standing != Standing::Current {
             return Some(Verdict::Drop(Reason::NotCurrent));
@@ -89,6 +94,8 @@ impl Engine {
         let track = session.track.as_mut()?;
         let was_ending = track.finished();
         let before = track.ending().then(|| track.state(closed));
+        let unsure = self.is_unsure(track, context.now);
+        let ages = *track;
         let mut seen = track.segment([client, server], direction, tcp, closed, Mode::Near, context.now);
         let mut lost = false;
         if seen == Seen::Unsure {
@@ -100,6 +107,10 @@ impl Engine {
                 seen = track.segment([client, server], direction, tcp, closed, Mode::Moved(bounds), context.now);
                 self.counters.moved.fetch_add(u64::from(seen != Seen::Unsure), Ordering::Relaxed);
             }
+        }
+        if unsure && seen != Seen::Unsure {
+            // One direction's segment shows its own number only: else forged ones could end the doubt about both.
+            track.still_unsure(direction.flip(), &ages);
         }
         if seen == Seen::Unsure {
             seen = match self.in_doubt(shard, slot, (packet, direction, tcp), lost, context, events)? {

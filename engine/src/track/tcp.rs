@@ -391,7 +391,7 @@ impl Track {
             return Seen::Not(Reason::TcpWindow);
         }
 
-        // Two of them: one that is forged would have to be near by chance.
+        // Both directions have shown their numbers before.
         self.gap &= [sender, receiver].iter().any(|end| end.fresh == Coarse::NEVER);
         let confirmed = |jump: &Jump| {
             jump.is_confirmed(direction, tcp.end(), direction)
@@ -401,7 +401,10 @@ impl Track {
             self.jump = 0;
         }
         if let Some((of, to)) = jump {
-            (self.jump_to, self.jump) = (to, Jump::new(self.ends[index(of)].edge, to, of, direction).code());
+            // A second one must not make of the first one's end what was known.
+            let known = self.jump().filter(|jump| jump.of == of).map(|jump| jump.before());
+            let before = known.unwrap_or(self.ends[index(of)].edge);
+            (self.jump_to, self.jump) = (to, Jump::new(before, to, of, direction).code());
         }
         let sender = &mut self.ends[s];
         let next = tcp.seq == sender.edge && sender.fresh != Coarse::NEVER;
@@ -435,6 +438,17 @@ impl Track {
     fn unconfirmed(&self, end: usize) -> i64 {
         let jump = self.jump().filter(|jump| index(jump.of) == end);
         jump.map_or(0, |jump| ahead(self.ends[end].edge, jump.before()).max(0))
+    }
+
+    /// May this member once have known more?
+    pub(crate) fn has_gap(&self) -> bool {
+        self.gap
+    }
+
+    /// The number of this direction's end is not confirmed by what has passed since `before`.
+    pub(crate) fn still_unsure(&mut self, direction: Direction, before: &Track) {
+        let at = index(direction);
+        self.ends[at].fresh = before.ends[at].fresh;
     }
 
     /// How long ago the two ends' numbers were last confirmed, the client's first; `None`: never.

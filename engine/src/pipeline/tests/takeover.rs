@@ -13,7 +13,7 @@ use crate::verdict::{Reason, Verdict};
 const FORWARD: Verdict = Verdict::Forward;
 
 /// All members tell all others; the moment up to which `A` did.
-fn tell(k: &mut Cluster) -> Time {
+pub(super) fn tell(k: &mut Cluster) -> Time {
     let mut until = Time::ZERO;
     for from in 0..k.members.len() {
         let mut told: Vec<Progress> = Vec::new();
@@ -29,7 +29,7 @@ fn tell(k: &mut Cluster) -> Time {
 }
 
 /// `A` is dead: the others know nothing of what it passed since `told`, and do not ask it.
-fn dies(k: &mut Cluster, told: Time) {
+pub(super) fn dies(k: &mut Cluster, told: Time) {
     for at in [B, C] {
         let member = &mut k.members[at];
         member.engine.lost(told, k.now);
@@ -52,7 +52,7 @@ fn talk(k: &mut Cluster, c: &Conn, from: (u32, u32), rounds: u32, bytes: u32) ->
     (sent, back)
 }
 
-fn cluster() -> (Cluster, Conn) {
+pub(super) fn cluster() -> (Cluster, Conn) {
     let (mut k, c) = (Cluster::new(), Conn::new(1));
     k.register();
     open(&mut k, &c);

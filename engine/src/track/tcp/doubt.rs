@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use super::{End, Jump, Mode, Seen, Track, ahead, index};
 use crate::event::{Claim, Known, Sent, TcpEnd, Word};
-use crate::id::MemberId;
 use crate::parse::Tcp;
 use crate::time::{Coarse, Fine, Time};
 use crate::tuple::Direction;
@@ -67,8 +66,8 @@ impl Track {
                     (true, false) => {}
                 }
             } else if !settled && age < UNANSWERED && !self.is_fresh(age, now) {
-                // Nor has anything shown the numbers since.
-                self.asked = Fine::NEVER;
+                // Nor has anything shown the numbers since. For the time of an answer nobody knows: the other direction has its turn, too.
+                (self.asked, self.answers) = (Fine::new(now), SETTLED | GAP);
                 return Doubt::Word;
             }
         }
@@ -96,6 +95,10 @@ impl Track {
         word: &Word,
         now: Time,
     ) -> Seen {
+        // After a FIN a RST need not be exact; of numbers that nobody knows it must.
+        if tcp.has(Tcp::RST) && tcp.seq != word.ack {
+            return Seen::Unsure;
+        }
         let before = *self;
         let (s, r) = (index(direction), index(direction.flip()));
         for (end, edge) in [(s, word.ack), (r, word.end)] {
@@ -120,15 +123,18 @@ impl Track {
 
     /// What this member knows. `live`: it saw the connection lately.
     pub(crate) fn progress(&self, now: Time, live: bool) -> Known {
-        let jumped = |at: usize| self.jump().filter(|jump| index(jump.of) == at);
-        let sent = |at: usize, end: &End| Sent {
+        let sent = |at: usize, end: &End| {
             // What is not confirmed here must not become the others' knowledge.
-            edge: jumped(at).map_or(end.edge, |jump| jump.before()),
-            acked: end.acked,
-            limit: end.limit,
-            win: end.win,
-            age: end.fresh.age(now).map(|age| u32::try_from(age.as_millis()).unwrap_or(u32::MAX)),
-            fin: end.fin(),
+            let before = self.jump().filter(|jump| index(jump.of) == at).map(|jump| jump.before());
+            let age = end.fresh.age(now).filter(|_| !self.gap);
+            Sent {
+                edge: before.unwrap_or(end.edge),
+                acked: before.unwrap_or(end.acked),
+                limit: before.unwrap_or(end.limit),
+                win: end.win,
+                age: age.map(|age| u32::try_from(age.as_millis()).unwrap_or(u32::MAX)),
+                fin: end.fin(),
+            }
         };
         let claim = self.jump().map(|jump| Claim { of: jump.of, by: jump.by, edge: self.ends[index(jump.of)].edge });
         Known { ends: [sent(0, &self.ends[0]), sent(1, &self.ends[1])], claim, live, gap: self.gap }
@@ -154,11 +160,11 @@ impl Track {
         }
     }
 
-    /// Takes in another member's answer. Is it time to judge again? The word of one that sees the connection may show that a
+    /// Takes in another member's answer: the one at this place among the members. Is it time to judge again? The word of one that sees the connection may show that a
     /// segment belongs; that it does not, only all together can.
-    pub(crate) fn merge(&mut self, from: MemberId, known: &Known, others: u32, now: Time) -> bool {
+    pub(crate) fn merge(&mut self, place: usize, known: &Known, others: u32, now: Time) -> bool {
         self.learn(known, now);
-        self.answers |= 1 << (from.0 % u64::from(MEMBERS.count_ones()));
+        self.answers |= 1 << (place % MEMBERS.count_ones() as usize);
         match (known.live, known.gap) {
             (true, _) => self.answers |= LIVE,
             (false, true) => self.answers |= GAP,

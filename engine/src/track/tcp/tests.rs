@@ -1,7 +1,6 @@
 use super::doubt::Doubt;
 use super::*;
 use crate::event::Word;
-use crate::id::MemberId;
 use crate::verdict::Verdict;
 use Direction::{Original, Reply};
 
@@ -155,53 +154,56 @@ fn about(seq: u32) -> Tcp {
 
 #[test]
 fn doubts_are_asked_about_and_judged_by_the_answers() {
-    let (id, t) = (|n| MemberId(n), |ms: u32| T0 + ms * MS);
+    let t = |ms: u32| T0 + ms * MS;
     let knows = |live| Connection::new().track.progress(T0, live);
     // Both others answer.
     let mut track = Connection::new().track;
     assert_eq!(track.doubt(&about(77), 2, false, t(0)), Doubt::Ask);
     assert_eq!(track.doubt(&about(77), 2, false, t(1)), Doubt::Wait);
-    assert!(!track.merge(id(2), &knows(false), 2, t(1)));
-    assert!(!track.merge(id(2), &knows(false), 2, t(1)), "the same one again");
-    assert!(track.merge(id(3), &knows(false), 2, t(1)));
+    assert!(!track.merge(2, &knows(false), 2, t(1)));
+    assert!(!track.merge(2, &knows(false), 2, t(1)), "the same one again");
+    assert!(track.merge(3, &knows(false), 2, t(1)));
     assert_eq!(track.doubt(&about(77), 2, false, t(1)), Doubt::Strict);
     assert_eq!(track.doubt(&about(78), 2, false, t(5)), Doubt::Ask, "another packet needs another answer");
     // One that sees it may show that it belongs; only all of them that it does not.
-    assert!(track.merge(id(3), &knows(true), 2, t(5)));
+    assert!(track.merge(3, &knows(true), 2, t(5)));
     assert_eq!(track.doubt(&about(78), 2, false, t(6)), Doubt::Wait);
-    assert!(track.merge(id(2), &knows(false), 2, t(6)));
+    assert!(track.merge(2, &knows(false), 2, t(6)));
     assert_eq!(track.doubt(&about(78), 2, false, t(6)), Doubt::Strict);
     let acks_more = Tcp { ack: 1, ..about(78) };
     assert_eq!(track.doubt(&acks_more, 2, false, t(7)), Doubt::Ask, "the same data, another acknowledgement");
     // Nobody answers: one packet, then another question.
     let mut track = Connection::new().track;
     assert_eq!(track.doubt(&about(77), 2, false, t(0)), Doubt::Ask);
-    assert!(!track.merge(id(2), &knows(false), 2, t(1)));
+    assert!(!track.merge(2, &knows(false), 2, t(1)));
     assert_eq!(track.doubt(&about(77), 2, false, t(245)), Doubt::Wait);
     assert_eq!(track.doubt(&about(77), 2, false, t(250)), Doubt::Word);
-    assert_eq!(track.doubt(&about(77), 2, false, t(250)), Doubt::Ask);
-    assert_eq!(track.doubt(&about(77), 2, false, t(10_250)), Doubt::Ask, "too long ago");
+    assert!(track.take_word(Original));
+    assert_eq!(track.doubt(&about(77), 2, false, t(495)), Doubt::Word, "for the other direction, too");
+    assert!(track.take_word(Reply) && !track.take_word(Original));
+    assert_eq!(track.doubt(&about(77), 2, false, t(500)), Doubt::Ask);
+    assert_eq!(track.doubt(&about(77), 2, false, t(10_750)), Doubt::Ask, "too long ago");
     // Whoever came later, or restarted, proves nothing by its ignorance: what it knew is taken from one packet.
     let restarted = |live| Connection::unseen().track.progress(T0, live);
     let mut track = Connection::new().track;
     assert_eq!(track.doubt(&about(77), 1, false, t(0)), Doubt::Ask);
-    assert!(track.merge(id(2), &restarted(false), 1, t(1)));
+    assert!(track.merge(2, &restarted(false), 1, t(1)));
     assert_eq!(track.doubt(&about(78), 1, false, t(2)), Doubt::Word);
     assert!(track.take_word(Original) && track.take_word(Reply), "one of each direction");
     assert_eq!(track.doubt(&about(77), 1, false, t(2)), Doubt::Word);
     assert!(!track.take_word(Original) && !track.take_word(Reply));
     assert_eq!(track.doubt(&about(77), 1, false, t(252)), Doubt::Ask);
-    assert!(track.merge(id(2), &restarted(false), 1, t(253)));
+    assert!(track.merge(2, &restarted(false), 1, t(253)));
     assert!(track.take_word(Original), "of each question");
     // Unless one sees it.
     let mut track = Connection::new().track;
     assert_eq!(track.doubt(&about(77), 2, false, t(0)), Doubt::Ask);
-    assert!(!track.merge(id(2), &restarted(false), 2, t(1)));
-    assert!(track.merge(id(3), &knows(true), 2, t(1)));
+    assert!(!track.merge(2, &restarted(false), 2, t(1)));
+    assert!(track.merge(3, &knows(true), 2, t(1)));
     assert_eq!(track.doubt(&about(77), 2, false, t(2)), Doubt::Strict);
     let mut track = Connection::unseen().track;
     assert_eq!(track.doubt(&about(77), 1, false, t(0)), Doubt::Ask);
-    assert!(track.merge(id(2), &restarted(true), 1, t(1)));
+    assert!(track.merge(2, &restarted(true), 1, t(1)));
     assert_eq!(track.doubt(&about(77), 1, false, t(1)), Doubt::Strict);
     // It alone.
     let mut track = Connection::unseen().track;
@@ -214,7 +216,7 @@ fn doubts_are_asked_about_and_judged_by_the_answers() {
     // A question that was answered stays answered, also when there are more members than were asked.
     let mut track = Connection::new().track;
     assert_eq!(track.doubt(&about(77), 1, false, t(0)), Doubt::Ask);
-    assert!(track.merge(id(2), &knows(false), 1, t(1)));
+    assert!(track.merge(2, &knows(false), 1, t(1)));
     assert_eq!(track.doubt(&about(78), 2, false, t(300)), Doubt::Ask);
     // Alone, there is nobody to ask.
     assert_eq!(Connection::new().track.doubt(&about(77), 0, false, t(0)), Doubt::Strict);
@@ -230,12 +232,12 @@ fn what_another_member_knows_moves_the_bounds() {
     assert_eq!(there.data(Original, far, 100, 0), Seen::Pass);
     here.now = there.now;
     assert_eq!(here.data(Original, far, 100, 0), WINDOW);
-    here.track.merge(MemberId(2), &there.track.progress(there.now, true), 1, here.now);
+    here.track.merge(2, &there.track.progress(there.now, true), 1, here.now);
     assert_eq!(here.data(Original, far, 100, 0), Seen::Pass);
     assert_eq!(here.data(Original, 0, 0, 0), WINDOW);
     // What is older changes nothing.
     let before = here.track.ends;
-    here.track.merge(MemberId(3), &Connection::new().track.progress(here.now, false), 1, here.now);
+    here.track.merge(3, &Connection::new().track.progress(here.now, false), 1, here.now);
     assert_eq!(here.track.ends[0].edge, before[0].edge);
 }
 
@@ -436,7 +438,7 @@ mod legitimate {
                 if seen == Seen::Unsure {
                     let now = members[member].now;
                     for (id, known) in (1..).zip(&known) {
-                        members[member].track.merge(MemberId(id), known, 2, now);
+                        members[member].track.merge(id, known, 2, now);
                     }
                     members[member].doubt = Mode::Strict;
                     seen = members[member].data(direction, seq, received[r], length as u32);
