@@ -95,7 +95,7 @@ impl Engine {
         let was_ending = track.finished();
         let before = track.ending().then(|| track.state(closed));
         let unsure = self.is_unsure(track, context.now);
-        let ages = *track;
+        let fresh = track.fresh(direction.flip());
         let mut seen = track.segment([client, server], direction, tcp, closed, Mode::Near, context.now);
         let mut lost = false;
         if seen == Seen::Unsure {
@@ -110,7 +110,7 @@ impl Engine {
         }
         if unsure && seen != Seen::Unsure {
             // One direction's segment shows its own number only: else forged ones could end the doubt about both.
-            track.still_unsure(direction.flip(), &ages);
+            track.still_unsure(direction.flip(), fresh);
         }
         if seen == Seen::Unsure {
             seen = match self.in_doubt(shard, slot, (packet, direction, tcp), lost, context, events)? {

@@ -445,10 +445,14 @@ impl Track {
         self.gap
     }
 
-    /// The number of this direction's end is not confirmed by what has passed since `before`.
-    pub(crate) fn still_unsure(&mut self, direction: Direction, before: &Track) {
-        let at = index(direction);
-        self.ends[at].fresh = before.ends[at].fresh;
+    /// When the number of this direction's end was last confirmed.
+    pub(crate) fn fresh(&self, direction: Direction) -> Coarse {
+        self.ends[index(direction)].fresh
+    }
+
+    /// It has not been confirmed since then, whatever has passed.
+    pub(crate) fn still_unsure(&mut self, direction: Direction, since: Coarse) {
+        self.ends[index(direction)].fresh = since;
     }
 
     /// How long ago the two ends' numbers were last confirmed, the client's first; `None`: never.
