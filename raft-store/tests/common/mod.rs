@@ -94,7 +94,15 @@ pub fn setup() -> Setup<Map> {
 }
 
 pub fn open(dir: &Path) -> Result<(LogStore, StateMachine<Map>), StoreError> {
-    Store::open(dir, Options::new(clock()))?.into_parts(setup())
+    let mut patience = 500;
+    loop {
+        match Store::open(dir, Options::new(clock())) {
+            // The thread of the store that was just dropped holds the database until it has ended.
+            Err(error) if patience > 0 && error.to_string().contains("could not acquire lock") => patience -= 1,
+            opened => return opened?.into_parts(setup()),
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
 }
 
 pub fn log_id(term: u64, index: u64) -> LogId {
