@@ -195,8 +195,8 @@ impl Engine {
         let shard = self.table.of(hash);
         let session = shard.sessions.find(hash, tuple).and_then(|slot| shard.sessions.get(slot));
         if let Some((session, track)) = session.and_then(|s| Some((s, s.track?))) {
-            // What another member may have passed unseen, or this one before it restarted, is known to nobody by what is known here; and a
-            // packet that passed at its word shows nothing.
+            // What another member may have passed unseen, or this one before it restarted, is known to nobody by what is known
+            // here; and a packet that passed at its word shows nothing.
             let sure = !self.is_unsure(&track, now);
             let live = sure && session.has_passed() && session.idle(now) < LIVE && track.is_fresh(LIVE, now);
             let mut known = track.progress(now, live);

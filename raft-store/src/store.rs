@@ -300,6 +300,10 @@ fn open_sled(dir: &Path, db_dir: &Path, options: &Options) -> Result<sled::Db, S
     // sled asserts in places where it reads what it has not written.
     match catch_unwind(AssertUnwindSafe(|| config.open())) {
         Ok(Ok(db)) => Ok(db),
+        // Ours has been taken already: it is a thread of sled's, of a store of this process that was dropped a moment ago.
+        Ok(Err(error)) if error.to_string().contains("could not acquire lock") => {
+            Err(StoreError::Locked { dir: dir.to_owned() })
+        }
         Ok(Err(error)) => Err(from_sled(dir, error)),
         Err(_) => Err(StoreError::damaged(dir, "the database can not be recovered")),
     }

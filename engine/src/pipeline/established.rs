@@ -98,7 +98,7 @@ impl Engine {
         let fresh = track.fresh(direction.flip());
         let mut seen = track.segment([client, server], direction, tcp, closed, Mode::Near, context.now);
         let mut lost = false;
-        if seen == Seen::Unsure {
+        if unsure && seen == Seen::Unsure {
             let bounds = self.moved(track.ages(context.now), context.now);
             // Beyond the bound nobody is believed, unless there is none any longer: or while a member is silent one forged segment
             // could cut a connection off from its own numbers.

@@ -360,17 +360,8 @@ impl Engine {
             let close = Close { id: old.id, cause: CloseCause::Rst };
             events.push(Event::Propose(Proposal::Close(close)));
         }
-        let establish = Establish {
-            id: open.id,
-            original: open.original,
-            reply: open.reply,
-            ingress: open.ingress,
-            egress: open.egress,
-            generation: open.generation,
-            rule: open.rule,
-            supersedes: occupant.map(|s| s.id).or(open.supersedes),
-            protocol: open.protocol,
-        };
+        let supersedes = occupant.map(|s| s.id).or(open.supersedes);
+        let establish = Establish { supersedes, ..Establish::from(&open) };
         events.push(Event::Propose(Proposal::Establish(Box::new(establish))));
     }
 

@@ -8,7 +8,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::event::Opening;
+use crate::event::{HalfOpen, Opening};
 use crate::id::{Generation, MemberId, RuleId, SessionId, ZoneId};
 use crate::tuple::Tuple;
 
@@ -93,6 +93,23 @@ pub struct Establish {
     pub supersedes: Option<SessionId>,
     /// For TCP `server` is always there.
     pub protocol: Opening,
+}
+
+impl From<&HalfOpen> for Establish {
+    /// What a half-open session becomes, however far its handshake is.
+    fn from(open: &HalfOpen) -> Establish {
+        Establish {
+            id: open.id,
+            original: open.original,
+            reply: open.reply,
+            ingress: open.ingress,
+            egress: open.egress,
+            generation: open.generation,
+            rule: open.rule,
+            supersedes: open.supersedes,
+            protocol: open.protocol,
+        }
+    }
 }
 
 /// The end of a session.

@@ -1,8 +1,8 @@
 //! Being current: proving to ourselves, four times a second, that we have applied everything that was committed.
 //!
 //! t is this member's own clock when it asks. The leader answers with its commit index only after a majority confirmed,
-//! *after the question came*, that it still leads ([`read_index`](super::read_index), never a lease: clocks may stand still). Once that index is
-//! applied here, this member is current until t + 1 s.
+//! *after the question came*, that it still leads ([`read_index`](super::read_index), never a lease: clocks may stand still).
+//! Once that index is applied here, this member is current until t + 1 s.
 //!
 //! A member that begins to pass packets says so in the log first (`Command::Resume`): it remembers nothing of what an earlier run
 //! of it said about idle sessions, or has not been asked about them while it was cut off.

@@ -14,7 +14,7 @@ use palisade_engine::MemberId;
 use palisade_engine::replica::{Batch, Command, MemberChange, MemberInfo, Outcome};
 use palisade_proto::member::v1 as wire;
 use palisade_proto::member::v1::admission_client::AdmissionClient;
-use palisade_raft_store::StoreError;
+use palisade_raft_store::{Identity as StoreIdentity, StoreError};
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
@@ -120,8 +120,8 @@ pub async fn init(options: &Options) -> Result<Identity, MembershipError> {
     let peers = Peers::new(&cluster, me).map_err(|s| MembershipError::Refused(s.to_string()))?;
     let metrics = Arc::<ReplicationMetrics>::default();
     let network = Network { me, peers, answer: options.timing.answer, metrics };
-    let started =
-        start_raft(options, folder.new_store(), &cluster, me, 0, network, Box::new(NoWake), Arc::new(())).await?;
+    let owner = StoreIdentity { cluster: cluster.clone(), member: me };
+    let started = start_raft(options, folder.new_store(), owner, 0, network, Box::new(NoWake), Arc::new(())).await?;
     let raft = started.raft;
     let first = async {
         let members = BTreeMap::from([(me, info.clone())]);

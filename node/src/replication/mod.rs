@@ -55,7 +55,7 @@ use palisade_engine::replica::{Command, MemberChange, MemberInfo, Outcome, Repli
 use palisade_engine::{Engine, MemberId, Time, Wake};
 use palisade_proto::member::v1::admission_server::AdmissionServer;
 use palisade_proto::member::v1::member_server::MemberServer;
-use palisade_raft_store::{Auditor, StateMachine, StoreError, StoreMetrics, TypeConfig};
+use palisade_raft_store::{Auditor, Identity as StoreIdentity, StateMachine, StoreError, StoreMetrics, TypeConfig};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
 use tonic::service::interceptor::InterceptedService;
@@ -323,9 +323,9 @@ impl Replication {
         let network = Network { me, peers: peers.clone(), answer: options.timing.answer, metrics: metrics.clone() };
         let wakes: Box<dyn Wake + Send> = Box::new(wake.clone());
         let store_dir = folder.store(&identity);
-        let (cluster, start) = (&identity.cluster, identity.starts);
+        let owner = StoreIdentity { cluster: identity.cluster.clone(), member: me };
         let Started { raft, engine, snapshots, auditor, store } =
-            start_raft(&options, store_dir, cluster, me, start, network, wakes, Arc::new(observer)).await?;
+            start_raft(&options, store_dir, owner, identity.starts, network, wakes, Arc::new(observer)).await?;
         // It answers nobody yet, and must not ask for votes either.
         raft.runtime_config().elect(false);
         if let Err(error) = rolled_back::check(&raft, &peers, me).await {

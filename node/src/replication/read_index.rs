@@ -6,21 +6,21 @@
 //! openraft has this too, but takes the answer to an append for the answer to a later one that had no entries, which perhaps
 //! never arrived: a leader that was cut off proved itself by answers to what it had sent before.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use openraft::errors::Fatal;
 use openraft::type_config::alias::VoteOf;
 use palisade_engine::MemberId;
 use palisade_engine::replica::MemberInfo;
 use palisade_proto::member::v1 as wire;
 use palisade_raft_store::TypeConfig;
-use tonic::Status;
 
 use super::PalisadeRaft;
 use super::route::{Lane, Peers};
-use super::wire::{vote_in, vote_out};
+use super::wire::vote_out;
 
 /// For how long the voters are waited for. A question that takes longer would prove almost nothing any more.
 pub(crate) const DEADLINE: Duration = Duration::from_millis(400);
@@ -35,7 +35,7 @@ pub(crate) enum Unread {
     #[error("a majority of the voters did not confirm in time that this member leads")]
     Unconfirmed,
     #[error("the replication of this member has stopped: {0}")]
-    Stopped(String),
+    Stopped(#[from] Fatal<TypeConfig>),
 }
 
 /// Asks for it, on the leader.
@@ -51,7 +51,7 @@ struct Reading {
     vote: VoteOf<TypeConfig>,
     index: Option<u64>,
     /// All of them, and the majorities that are needed: two while the voters change.
-    voters: Vec<(MemberId, MemberInfo)>,
+    voters: BTreeMap<MemberId, MemberInfo>,
     configs: Vec<BTreeSet<MemberId>>,
 }
 
@@ -63,19 +63,15 @@ impl ReadIndex {
             // Of its own term: what earlier leaders committed is known to be so only from then on.
             let committed = state.cluster_committed().filter(|id| id.leader_id == vote.leader_id);
             let membership = state.membership_state.effective().membership();
-            let voters: BTreeSet<MemberId> = membership.voter_ids().collect();
+            let voter = |id| Some((id, membership.get_node(&id)?.clone()));
             Reading {
                 vote,
                 index: committed.map(|id| id.index),
-                voters: membership
-                    .nodes()
-                    .filter(|(id, _)| voters.contains(id))
-                    .map(|(id, i)| (*id, i.clone()))
-                    .collect(),
+                voters: membership.voter_ids().filter_map(voter).collect(),
                 configs: membership.get_joint_config().clone(),
             }
         });
-        let reading = reading.await.map_err(|e| Unread::Stopped(e.to_string()))?;
+        let reading = reading.await?;
         if !reading.vote.committed || reading.vote.leader_id.node_id != self.me {
             return Err(Unread::NotLeader);
         }
@@ -90,7 +86,7 @@ impl ReadIndex {
         let mut answers: FuturesUnordered<_> = reading
             .voters
             .iter()
-            .filter(|(id, _)| *id != self.me)
+            .filter(|(id, _)| **id != self.me)
             .map(|(id, info)| async move {
                 let mut client = self.peers.client(*id, &info.address, Lane::Heartbeat).ok()?;
                 let question = wire::ConfirmRequest { vote: Some(vote_out(&reading.vote)) };
@@ -117,11 +113,8 @@ fn is_majority(of: &BTreeSet<MemberId>, configs: &[BTreeSet<MemberId>]) -> bool 
 }
 
 /// On a voter: does it follow this leader still? Its vote counts as soon as it is cast, before it is on the disk.
-pub(crate) async fn follows(raft: &PalisadeRaft, vote: Option<wire::Vote>) -> Result<bool, Status> {
-    let asked = vote_in(vote)?;
-    let mine = raft.with_raft_state(|state| *state.vote_ref()).await;
-    let mine = mine.map_err(|e| Status::unavailable(format!("the replication of this member has stopped: {e}")))?;
-    Ok(mine.leader_id == asked.leader_id)
+pub(crate) async fn follows(raft: &PalisadeRaft, vote: VoteOf<TypeConfig>) -> Result<bool, Fatal<TypeConfig>> {
+    raft.with_raft_state(move |state| state.vote_ref().leader_id == vote.leader_id).await
 }
 
 #[cfg(test)]

@@ -339,9 +339,10 @@ impl Member for Service {
 
     async fn confirm(&self, request: Request<wire::ConfirmRequest>) -> Result<Response<wire::ConfirmResponse>, Status> {
         let from = Sender::of(&request)?;
-        let vote = request.into_inner().vote;
-        same(vote.as_ref().map_or(MemberId(0), |vote| MemberId(vote.member)), from, "a question whether it leads")?;
-        Ok(Response::new(wire::ConfirmResponse { follows: read_index::follows(&self.0.raft, vote).await? }))
+        let vote = convert::vote_in(request.into_inner().vote)?;
+        same(vote.leader_id.node_id, from, "a question whether it leads")?;
+        let follows = read_index::follows(&self.0.raft, vote).await.map_err(fatal)?;
+        Ok(Response::new(wire::ConfirmResponse { follows }))
     }
 
     async fn still_idle(&self, request: Request<wire::Sessions>) -> Result<Response<wire::Sessions>, Status> {

@@ -64,22 +64,20 @@ pub(super) async fn mark_store(folder: &Folder, cluster: &str, member: MemberId)
 }
 
 /// Opens the store, makes the engine, replays, starts openraft. Start 0 is that of `init`: a new store.
-#[allow(clippy::too_many_arguments, reason = "once, and each is another thing")]
 pub(super) async fn start_raft(
     options: &Options,
     store: PathBuf,
-    cluster: &str,
-    me: MemberId,
+    owner: StoreIdentity,
     start: u32,
     network: Network,
     wake: Box<dyn Wake + Send>,
     observer: Arc<dyn Observer>,
 ) -> Result<Started, OpenError> {
-    let config = raft_config(&options.timing, options.log, cluster)?;
+    let me = owner.member;
+    let config = raft_config(&options.timing, options.log, &owner.cluster)?;
     let seed = u64::from_ne_bytes(membership::random().map_err(|e| OpenError::Raft(e.to_string()))?);
     let engine = Engine::new(palisade_engine::Config { member: me, start, seed, ..options.engine.clone() });
     let machine = Replica::new(engine.clone());
-    let owner = StoreIdentity { cluster: cluster.to_owned(), member: me };
     #[cfg(feature = "simulation")]
     if let Some(simulated) = crate::simulation::machine() {
         let disk = simulated.disk();

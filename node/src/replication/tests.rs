@@ -91,23 +91,13 @@ impl Node {
     }
 
     async fn start(&mut self) {
-        let mut patience = 100;
-        loop {
-            let (hints, hint_rx) = mpsc::channel(1024);
-            let (proposals, proposal_rx) = mpsc::channel(1024);
-            let standing = Arc::new(StandingCell::new(self.cut_off_limit));
-            let options = self.options.clone();
-            match Replication::open(options, hint_rx, proposal_rx, Woken::default(), standing.clone()).await {
-                Ok(replication) => {
-                    self.running = Some(Running { replication, hints, proposals, standing });
-                    return;
-                }
-                // The thread of the store that was stopped holds the database until it has ended.
-                Err(error) if patience > 0 && error.to_string().contains("could not acquire lock") => patience -= 1,
-                Err(error) => panic!("{}: {error}", self.options.name),
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+        let (hints, hint_rx) = mpsc::channel(1024);
+        let (proposals, proposal_rx) = mpsc::channel(1024);
+        let standing = Arc::new(StandingCell::new(self.cut_off_limit));
+        let opened =
+            Replication::open(self.options.clone(), hint_rx, proposal_rx, Woken::default(), standing.clone()).await;
+        let replication = opened.unwrap_or_else(|e| panic!("{}: {e}", self.options.name));
+        self.running = Some(Running { replication, hints, proposals, standing });
     }
 
     async fn stop(&mut self) {

@@ -97,8 +97,8 @@ pub fn open(dir: &Path) -> Result<(LogStore, StateMachine<Map>), StoreError> {
     let mut patience = 500;
     loop {
         match Store::open(dir, Options::new(clock())) {
-            // The thread of the store that was just dropped holds the database until it has ended.
-            Err(error) if patience > 0 && error.to_string().contains("could not acquire lock") => patience -= 1,
+            // The threads of the store that was just dropped hold it until they have ended.
+            Err(StoreError::Locked { .. }) if patience > 0 => patience -= 1,
             opened => return opened?.into_parts(setup()),
         }
         std::thread::sleep(std::time::Duration::from_millis(10));

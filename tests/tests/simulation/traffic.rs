@@ -213,12 +213,12 @@ impl Traffic {
     }
 
     fn retransmit(&mut self, number: usize, end: usize, now: Nanos) {
-        let one = &mut self.connections[number].ends[end];
+        let connection = &mut self.connections[number];
+        let one = &mut connection.ends[end];
         if one.unacked >= one.next {
             return;
         }
-        self.connections[number].again += u32::from(self.connections[number].completed.is_none());
-        let one = &mut self.connections[number].ends[end];
+        connection.again += u32::from(connection.completed.is_none());
         one.timeout = (2 * one.timeout).min(LONGEST_TIMEOUT.max(FIRST_TIMEOUT));
         let (from, data_end) = (one.unacked, one.fin.unwrap_or(one.next));
         match from {

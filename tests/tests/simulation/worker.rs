@@ -271,17 +271,7 @@ impl Desk {
 
     fn hint(&mut self, hint: Hint) {
         if let (Some(Break::LogHalfOpen), Hint::HalfOpen(open)) = (*self.worker.broken.lock(), &hint) {
-            drop(self.worker.proposals.try_send(Proposal::Establish(Box::new(Establish {
-                id: open.id,
-                original: open.original,
-                reply: open.reply,
-                ingress: open.ingress,
-                egress: open.egress,
-                generation: open.generation,
-                rule: open.rule,
-                supersedes: open.supersedes,
-                protocol: open.protocol,
-            }))));
+            drop(self.worker.proposals.try_send(Proposal::Establish(Box::new(Establish::from(&**open)))));
         }
         let faults = *self.worker.faults.lock();
         let happens = |of: usize| of > 0 && self.worker.machine.below(1000) < of;

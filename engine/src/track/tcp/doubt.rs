@@ -160,8 +160,8 @@ impl Track {
         }
     }
 
-    /// Takes in another member's answer: the one at this place among the members. Is it time to judge again? The word of one that sees the connection may show that a
-    /// segment belongs; that it does not, only all together can.
+    /// Takes in the answer of another member, by its place among them. Is it time to judge again? The word of one that sees the
+    /// connection may show that a segment belongs; that it does not, only all together can.
     pub(crate) fn merge(&mut self, place: usize, known: &Known, others: u32, now: Time) -> bool {
         self.learn(known, now);
         self.answers |= 1 << (place % MEMBERS.count_ones() as usize);
@@ -175,7 +175,7 @@ impl Track {
     }
 
     /// Have so many others answered?
-    pub(crate) fn is_answered(&self, others: u32) -> bool {
+    fn is_answered(&self, others: u32) -> bool {
         (self.answers & MEMBERS).count_ones() >= others
     }
 
