@@ -15,7 +15,7 @@ use crate::law::Law;
 use crate::parse::Packet;
 use crate::progress::{TakeoverCounters, Telling};
 use crate::replica::{Close, MemberInfo, Role};
-use crate::table::half::Half;
+use crate::table::half_open::Half;
 use crate::table::{SHARDS, Table};
 use crate::time::Time;
 use crate::timeouts::Timeouts;
