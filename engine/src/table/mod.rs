@@ -11,11 +11,11 @@ pub(crate) mod awaited;
 pub(crate) mod datagrams;
 pub(crate) mod half;
 pub(crate) mod ids;
+pub(crate) mod provisional;
 pub(crate) mod session;
 pub(crate) mod slab;
 pub(crate) mod sources;
 pub(crate) mod wheel;
-pub(crate) mod words;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -35,11 +35,11 @@ use awaited::Awaited;
 use datagrams::Datagrams;
 use half::{Half, Halves, same_ends};
 use ids::{Ids, Place};
+use provisional::Words;
 use session::{Mark, Session};
 use slab::Slab;
 use sources::Sources;
 use wheel::{Links, Wheel};
-use words::Words;
 
 /// A session that was offered to be ended, and is still there, is offered again after a quarter of its timeout, within these
 /// bounds.
