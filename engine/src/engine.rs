@@ -9,6 +9,7 @@ use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
 
 use crate::addr::Ip;
+use crate::blind_intervals::Unsure;
 use crate::event::{Event, HalfOpen, Hint, Proposal};
 use crate::id::{Generation, MemberId, RuleId, SessionId, ZoneId};
 use crate::law::Law;
@@ -20,7 +21,6 @@ use crate::table::{SHARDS, Table};
 use crate::time::Time;
 use crate::timeouts::Timeouts;
 use crate::tuple::{Protocol, Tuple};
-use crate::unsure::Unsure;
 use crate::verdict::{HoldKey, Verdict};
 
 /// Sizes and times of one member's engine.

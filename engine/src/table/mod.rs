@@ -11,11 +11,11 @@ pub(crate) mod fragments;
 pub(crate) mod half_open;
 pub(crate) mod id_index;
 pub(crate) mod peer_queries;
+pub(crate) mod provisional;
 pub(crate) mod session;
 pub(crate) mod slab;
 pub(crate) mod source_sketch;
 pub(crate) mod wheel;
-pub(crate) mod words;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -35,11 +35,11 @@ use fragments::Datagrams;
 use half_open::{Half, Halves, same_ends};
 use id_index::{Ids, Place};
 use peer_queries::Awaited;
+use provisional::Words;
 use session::{Mark, Session};
 use slab::Slab;
 use source_sketch::Sources;
 use wheel::{Links, Wheel};
-use words::Words;
 
 /// A session that was offered to be ended, and is still there, is offered again after a quarter of its timeout, within these
 /// bounds.
