@@ -54,7 +54,7 @@ impl Engine {
             return Some(Verdict::Drop(Reason::NotCurrent));
         }
         let hash = self.table.hash(&packet.tuple);
-        if shard.awaited.wait_for_log(hash, context.worker, context.now) {
+        if shard.queries.await_commit(hash, context.worker, context.now) {
             events.push(Event::Propose(Proposal::Refresh(id)));
         }
         Some(Verdict::Hold(HoldKey(hash), HoldClass::Matched))
@@ -172,7 +172,7 @@ impl Engine {
         match track.doubt(tcp, self.others(), lost, context.now) {
             doubt @ (Doubt::Ask | Doubt::Wait) => {
                 if doubt == Doubt::Ask {
-                    events.push(Event::Hint(Hint::Ask(packet.tuple)));
+                    events.push(Event::Hint(Hint::Query(packet.tuple)));
                 }
             }
             Doubt::Strict => {
@@ -188,7 +188,7 @@ impl Engine {
                     // Other packets of it may wait for this, here and elsewhere.
                     let known = track.progress(context.now, true);
                     events.push(Event::Hint(Hint::Progress { id, known, words: Vec::new() }));
-                    let workers = shard.awaited.take(hash);
+                    let workers = shard.queries.take(hash);
                     if workers != 0 {
                         events.push(Event::Wake { workers, key: HoldKey(hash) });
                     }
@@ -206,7 +206,7 @@ impl Engine {
                 }
             }
         }
-        shard.awaited.wait_for_answer(hash, context.worker, context.now);
+        shard.queries.await_reply(hash, context.worker, context.now);
         // Not of the budget of what matches: a flood of forgeries must not displace that.
         Some(Err(Verdict::Hold(HoldKey(hash), HoldClass::Unmatched)))
     }
