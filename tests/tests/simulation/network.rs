@@ -18,7 +18,7 @@ use palisade_node::simulation::Connection;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::machine::Machine;
+use crate::host::Machine;
 
 /// Nanoseconds since the simulation began.
 pub(crate) type Nanos = u64;
