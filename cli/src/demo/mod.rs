@@ -11,8 +11,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
-use palisade_lab::privilege::{self, Privilege};
 use palisade_lab::Mode;
+use palisade_lab::privilege::{self, Privilege};
 
 pub use self::report::{Report, Verdict};
 
