@@ -11,13 +11,13 @@ use crate::engine::{Engine, Wake};
 use crate::event::Progress;
 use crate::id::MemberId;
 use crate::table::SHARDS;
-use crate::table::session::{Mark, Session};
+use crate::table::session::{Session, SessionFlag};
 use crate::time::{Coarse, Time};
 use crate::track::tcp::Track;
 use crate::verdict::HoldKey;
 
 /// Sessions that are told of under one lock, for which packets may wait.
-const PIECE: usize = 256;
+const LOCK_BATCH: usize = 256;
 
 /// How far the telling is.
 pub(crate) struct Telling {
@@ -52,19 +52,19 @@ impl Engine {
         let mut telling = self.telling.lock();
         let telling = &mut *telling;
         let mut left = most;
-        let mut told = Vec::with_capacity(PIECE.min(most));
+        let mut told = Vec::with_capacity(LOCK_BATCH.min(most));
         for _ in 0..=SHARDS {
             if telling.rest.is_empty() {
                 telling.taken = now;
                 let empty = std::mem::take(&mut telling.rest);
-                telling.rest = self.table.shard(telling.shard).sessions.take_busy(empty);
+                telling.rest = self.table.shard(telling.shard).sessions.take_dirty(empty);
             }
             while left > 0 && !telling.rest.is_empty() {
-                let piece = telling.rest.len().saturating_sub(PIECE.min(left));
+                let piece = telling.rest.len().saturating_sub(LOCK_BATCH.min(left));
                 {
                     let mut shard = self.table.shard(telling.shard);
                     for slot in telling.rest.drain(piece..) {
-                        let session = shard.sessions.get_mut(slot).filter(|s| s.marks.has(Mark::Busy));
+                        let session = shard.sessions.get_mut(slot).filter(|s| s.flags.has(SessionFlag::Dirty));
                         told.extend(session.map(|session| session.tell(now, full)));
                     }
                 }
@@ -153,7 +153,7 @@ impl Engine {
 impl Session {
     /// What the others are to be told, and no longer.
     fn tell(&mut self, now: Time, full: bool) -> Progress {
-        self.marks.set(Mark::Busy, false);
+        self.flags.set(SessionFlag::Dirty, false);
         let traffic = full.then(|| self.take_untold());
         let idle = self.idle(now).as_millis();
         Progress {

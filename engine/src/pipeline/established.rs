@@ -10,7 +10,7 @@ use crate::parse::{Kind, Packet, Tcp};
 use crate::policy::Action;
 use crate::replica::{Close, CloseCause};
 use crate::table::Shard;
-use crate::table::session::{Mark, Session};
+use crate::table::session::{Session, SessionFlag};
 use crate::track::generic;
 use crate::track::tcp::peer_query::Doubt;
 use crate::track::tcp::{Mode, SYN_DATA, Seen, ahead};
@@ -31,7 +31,7 @@ impl Engine {
         events: &mut Vec<Event>,
     ) -> Option<Verdict> {
         let session = shard.sessions.get(slot)?;
-        if !session.marks.has(Mark::Expiring) {
+        if !session.flags.has(SessionFlag::Expiring) {
             return self.of_session(shard, slot, packet, context, events);
         }
         // What would pass does not before the cluster knows that the session is in use. It is judged again then, so nothing
@@ -82,7 +82,7 @@ impl Engine {
                 return Some(Verdict::Drop(Reason::NoSession));
             }
             session.account(direction, packet.length, context.now);
-            shard.sessions.busy(slot);
+            shard.sessions.mark_dirty(slot);
             return Some(Verdict::Forward);
         };
         let ends = session.talk()?;
@@ -145,7 +145,7 @@ impl Engine {
             }
         }
         session.account(direction, packet.length, context.now);
-        shard.sessions.busy(slot);
+        shard.sessions.mark_dirty(slot);
         if changed {
             // Its time may be over earlier than it was when it was armed.
             shard.sessions.arm(slot, context.now, self.law().timeouts());
@@ -201,7 +201,7 @@ impl Engine {
                     shard.words.say(id, direction, Word { end: tcp.end(), ack: tcp.ack, age: 0 }, context.now);
                     self.counters.adopted.fetch_add(1, Ordering::Relaxed);
                     session.account(direction, packet.length, context.now);
-                    shard.sessions.busy(slot);
+                    shard.sessions.mark_dirty(slot);
                     return Some(Err(Verdict::Forward));
                 }
             }
