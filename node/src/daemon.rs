@@ -121,7 +121,10 @@ impl Daemon {
     }
 
     /// Drains for at most `timeout`, then leaves the cluster. The work goes on if the caller drops the returned future.
-    pub(crate) fn leave(self: &Arc<Daemon>, timeout: Duration) -> impl Future<Output = Result<(), ChangeError>> + use<> {
+    pub(crate) fn leave(
+        self: &Arc<Daemon>,
+        timeout: Duration,
+    ) -> impl Future<Output = Result<(), ChangeError>> + use<> {
         let daemon = self.clone();
         detached(async move {
             let _change = daemon.change.try_lock().map_err(|_| ChangeError::Busy)?;

@@ -1,19 +1,29 @@
 //! The Palisade daemon as a library.
 
-pub mod admin;
+mod admin;
+mod audit;
 pub mod clock;
 pub mod config;
 mod daemon;
 pub mod datapath;
 mod drain;
-pub mod http;
-pub mod metrics;
+mod http;
 mod member;
-pub mod node;
+mod membership;
+pub mod metrics;
+mod node;
+mod peer;
 mod queue;
+mod raft;
 pub mod replication;
+mod replication_metrics;
+mod scrape;
 #[cfg(feature = "simulation")]
 pub mod simulation;
 pub mod standing;
-mod scrape;
+mod sync;
 mod systemd;
+
+pub use admin::{HELP, SocketError};
+pub use member::{MemberError, MemberFailure};
+pub use node::{Node, NodeError};

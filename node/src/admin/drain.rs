@@ -25,7 +25,9 @@ impl Service {
                 DrainOutcome::Drained(d) | DrainOutcome::TimedOut(d) => {
                     Ok(v1::DrainResponse { draining: Some(message(&d)), over: true })
                 }
-                DrainOutcome::Cancelled => Err(Status::aborted("`palisade undrain` came in between, or the member has stopped")),
+                DrainOutcome::Cancelled => {
+                    Err(Status::aborted("`palisade undrain` came in between, or the member has stopped"))
+                }
             }
         };
         let progress = |draining| v1::DrainResponse { draining: Some(draining), over: false };

@@ -23,8 +23,8 @@ use tonic::transport::Server;
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Code, Request, Response, Status};
 
-use crate::datapath::Nft;
 use crate::daemon::{ChangeError, Daemon};
+use crate::datapath::Nft;
 use crate::member::Member;
 use crate::replication::{MembershipError, ProposeError, RaftRole};
 

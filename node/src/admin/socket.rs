@@ -36,7 +36,9 @@ impl Socket {
     pub(crate) fn bind(path: &Path) -> Result<Socket, SocketError> {
         let listener = bind(path).map_err(|source| {
             let help = match source.kind() {
-                io::ErrorKind::AddrInUse => "another daemon answers there: stop it first, or give this one another [admin] socket",
+                io::ErrorKind::AddrInUse => {
+                    "another daemon answers there: stop it first, or give this one another [admin] socket"
+                }
                 _ => "create its folder, or set [admin] socket to a path that the daemon may write",
             };
             SocketError { path: path.to_owned(), source, help }
