@@ -35,7 +35,7 @@ use awaited::Awaited;
 use datagrams::Datagrams;
 use half::{Half, Halves, same_ends};
 use ids::{Ids, Place};
-use provisional::Words;
+use provisional::ProvisionalSegments;
 use session::{Mark, Session};
 use slab::Slab;
 use sources::Sources;
@@ -68,7 +68,7 @@ pub(crate) struct Shard {
     pub(crate) sessions: Sessions,
     pub(crate) halves: Halves,
     pub(crate) awaited: Awaited,
-    pub(crate) words: Words,
+    pub(crate) provisional: ProvisionalSegments,
     pub(crate) datagrams: Datagrams,
     /// Sessions whose both FINs are known: when another member's close is overdue.
     pub(crate) finished: VecDeque<(Time, SessionId, u32)>,
@@ -194,7 +194,7 @@ impl Table {
                         sessions: Sessions::default(),
                         halves: Halves::new(halves),
                         awaited: Awaited::default(),
-                        words: Words::default(),
+                        provisional: ProvisionalSegments::default(),
                         datagrams: Datagrams::default(),
                         finished: VecDeque::new(),
                         evicted: 0,
