@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use common::{Connection, INSIDE, MANY, Member, OUTSIDE, connections, policy};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use palisade_engine::event::{Opening, SynParams};
+use palisade_engine::event::{HandshakeState, SynParams};
 use palisade_engine::parse::{Checksum, build, parse};
 use palisade_engine::policy::Policy;
 use palisade_engine::replica::{Command, Establish, Outcome, PolicyChange};
@@ -223,8 +223,8 @@ fn session(n: u32, protocol: Protocol) -> Command {
         rule: RuleId(1),
         supersedes: None,
         protocol: match protocol {
-            Protocol::TCP => Opening::Tcp { client: end, server: Some(end) },
-            _ => Opening::Generic { replied: true },
+            Protocol::TCP => HandshakeState::Tcp { client: end, server: Some(end) },
+            _ => HandshakeState::Generic { replied: true },
         },
     }))
 }

@@ -16,7 +16,7 @@ use crate::law::Law;
 use crate::parse::Packet;
 use crate::progress::{ProgressCursor, TakeoverCounters};
 use crate::replica::{Close, MemberInfo, Role};
-use crate::table::half::Half;
+use crate::table::half_open::HalfOpenEntry;
 use crate::table::{SHARDS, Table};
 use crate::time::Time;
 use crate::timeouts::Timeouts;
@@ -200,7 +200,7 @@ impl Engine {
         for number in self.table.numbers() {
             // Copied, so that `each` may be slow.
             let open: Vec<HalfOpen> =
-                self.table.shard(number).halves.iter().filter(|h| !h.aborted).map(|h| h.open).collect();
+                self.table.shard(number).half_open.iter().filter(|h| !h.aborted).map(|h| h.open).collect();
             open.into_iter().for_each(&mut *each);
         }
     }
@@ -233,8 +233,8 @@ impl Engine {
 
     /// Asks the other members what packets wait for that is longer under way than a hint usually is. To be called every few
     /// milliseconds.
-    pub fn ask(&self, now: Time, events: &mut Vec<Event>) {
-        self.table.ask(now, events);
+    pub fn send_queries(&self, now: Time, events: &mut Vec<Event>) {
+        self.table.send_queries(now, events);
     }
 
     /// Looks at what is due in one shard, at so many entries at most; how many there were.
@@ -243,9 +243,9 @@ impl Engine {
         shard.datagrams.ask(now, events);
         let mut looks = 0;
         while looks < most
-            && let Some(slot) = shard.halves.due(now, timeouts)
+            && let Some(slot) = shard.half_open.due(now, timeouts)
         {
-            self.table.remove_half(&mut shard, slot);
+            self.table.remove_half_open(&mut shard, slot);
             looks += 1;
         }
         while looks < most
@@ -312,7 +312,7 @@ impl Engine {
         for number in self.table.numbers() {
             {
                 let shard = self.table.shard(number);
-                infos.extend(shard.halves.iter().filter(|h| !h.aborted).map(|h| half_info(now, h, &timeouts)));
+                infos.extend(shard.half_open.iter().filter(|h| !h.aborted).map(|h| half_open_info(now, h, &timeouts)));
                 infos.extend(shard.sessions.iter().map(|s| s.info(now, &timeouts)));
             }
             if !infos.drain(..).all(|info| each(&info)) {
@@ -327,8 +327,8 @@ impl Engine {
         if let Some((shard, slot)) = self.table.locate(id) {
             return shard.sessions.get(slot).map(|s| s.info(now, &self.timeouts()));
         }
-        let (shard, slot) = self.table.locate_half(id)?;
-        shard.halves.get(slot).map(|h| half_info(now, h, &self.timeouts()))
+        let (shard, slot) = self.table.locate_half_open(id)?;
+        shard.half_open.get(slot).map(|h| half_open_info(now, h, &self.timeouts()))
     }
 
     /// Sizes now.
@@ -341,7 +341,7 @@ impl Engine {
             for session in shard.sessions.iter() {
                 *sessions.entry((session.original.protocol, session.state().name())).or_default() += 1;
             }
-            counts.half_open += shard.halves.len() as u64;
+            counts.half_open += shard.half_open.len() as u64;
             counts.half_open_evicted += shard.evicted;
         }
         counts.sessions = sessions.into_iter().map(|((protocol, state), n)| (protocol, state, n)).collect();
@@ -414,7 +414,7 @@ impl Engine {
     }
 }
 
-fn half_info(now: Time, half: &Half, timeouts: &Timeouts) -> SessionInfo {
+fn half_open_info(now: Time, half: &HalfOpenEntry, timeouts: &Timeouts) -> SessionInfo {
     let idle = now.since(half.last);
     SessionInfo {
         id: half.open.id,

@@ -58,7 +58,7 @@ pub enum Hint {
         id: SessionId,
     },
     /// A packet with this tuple waits for a hint: whoever knows a half-open session of it sends it again.
-    Ask(Tuple),
+    Query(Tuple),
     /// The answer about an established TCP session: what this member knows of its two ends, the client first.
     Progress {
         /// The session.
@@ -76,15 +76,15 @@ pub enum Hint {
         end: u16,
     },
     /// A fragment waits for the first one: whoever knows of that says so again.
-    AskFragment(Datagram),
+    FragmentQuery(Datagram),
 }
 
 impl Hint {
     /// Must it leave room for others? One packet of a fragmented datagram makes one such hint, whatever session it is of:
     /// a flood of them must not displace what handshakes need.
     #[must_use]
-    pub fn yields(&self) -> bool {
-        matches!(self, Hint::FirstFragment { .. } | Hint::AskFragment(_))
+    pub fn is_low_priority(&self) -> bool {
+        matches!(self, Hint::FirstFragment { .. } | Hint::FragmentQuery(_))
     }
 }
 
@@ -196,12 +196,12 @@ pub struct HalfOpen {
     /// has an earlier connection. The client's RST, which ends that one, has this number (RFC 9293 section 3.5.1).
     pub challenge: Option<u32>,
     /// What the protocol adds.
-    pub protocol: Opening,
+    pub protocol: HandshakeState,
 }
 
 /// The part of an opening that depends on the protocol.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub enum Opening {
+pub enum HandshakeState {
     /// TCP: what the SYN said, and the SYN-ACK as soon as one was seen.
     Tcp {
         /// From the SYN.

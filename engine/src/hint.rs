@@ -7,12 +7,12 @@
 use std::time::Duration;
 
 use crate::engine::{Engine, Wake};
-use crate::event::{Event, HalfOpen, Hint, Opening, Proposal, ProvisionalSegment, TcpSnapshot};
+use crate::event::{Event, HalfOpen, HandshakeState, Hint, Proposal, ProvisionalSegment, TcpSnapshot};
 use crate::id::{MemberId, SessionId};
 use crate::pipeline::CLOSE_OVERDUE;
 use crate::replica::{Close, CloseCause};
 use crate::table::Shard;
-use crate::table::half::{Half, same_connection, same_ends};
+use crate::table::half_open::{HalfOpenEntry, same_connection, same_ends};
 use crate::table::session::Session;
 use crate::time::Time;
 use crate::tuple::{Direction, Protocol, Tuple};
@@ -46,17 +46,17 @@ impl Engine {
                     shard.sessions.arm(slot, now, self.law().timeouts());
                 }
             }
-            Hint::Ask(tuple) => self.answer(now, tuple, events),
+            Hint::Query(tuple) => self.reply_to_query(now, tuple, events),
             Hint::Progress { id, snapshot, provisional } => {
                 self.hint_progress(now, from, *id, snapshot, provisional, wake)
             }
-            Hint::FirstFragment { datagram, end } => self.hint_fragment(now, datagram, *end, wake),
-            Hint::AskFragment(datagram) => self.answer_fragment(now, datagram, events),
+            Hint::FirstFragment { datagram, end } => self.hint_first_fragment(now, datagram, *end, wake),
+            Hint::FragmentQuery(datagram) => self.reply_to_fragment_query(now, datagram, events),
         }
     }
 
     fn hint_half_open(&self, now: Time, open: &HalfOpen, wake: &mut dyn Wake) {
-        let tcp = matches!(open.protocol, Opening::Tcp { .. });
+        let tcp = matches!(open.protocol, HandshakeState::Tcp { .. });
         if open.reply != open.original.inverse() || tcp != (open.original.protocol == Protocol::TCP) {
             return;
         }
@@ -74,11 +74,11 @@ impl Engine {
     fn merge(&self, shard: &mut Shard, hash: u64, open: &HalfOpen, now: Time) -> u64 {
         let session = shard.sessions.find(hash, &open.original).and_then(|slot| shard.sessions.get(slot));
         let told = (&open.original, &open.protocol);
-        let same_as = |s: &Session| s.closed.is_none() && same_connection((&s.original, &s.opening()), told);
+        let same_as = |s: &Session| s.closed.is_none() && same_connection((&s.original, &s.handshake_state()), told);
         if session.is_some_and(|s| s.id == open.id || same_as(s)) {
             return 0;
         }
-        let same = |half: &Half| {
+        let same = |half: &HalfOpenEntry| {
             // Under one id or two: two members may have seen copies of one SYN before either's hint arrived. And under one
             // id there may be two: two members may have seen SYN-ACKs of different ISNs.
             half.open.original == open.original
@@ -86,22 +86,22 @@ impl Engine {
                 && (half.open.id == open.id || !half.aborted)
                 // Both ends of a protocol without handshakes spoke first, at different members.
                 || half.open.original == open.reply
-                    && matches!(half.open.protocol, Opening::Generic { .. })
-                    && matches!(open.protocol, Opening::Generic { .. })
+                    && matches!(half.open.protocol, HandshakeState::Generic { .. })
+                    && matches!(open.protocol, HandshakeState::Generic { .. })
         };
-        let known = shard.halves.of(hash, &open.original).find(|&slot| shard.halves.get(slot).is_some_and(same));
+        let known = shard.half_open.of(hash, &open.original).find(|&slot| shard.half_open.get(slot).is_some_and(same));
         let Some(slot) = known else {
-            self.table.insert_half(shard, hash, *open, now);
-            return shard.awaited.take(hash);
+            self.table.insert_half_open(shard, hash, *open, now);
+            return shard.queries.take(hash);
         };
-        let Some(half) = shard.halves.get_mut(slot) else { return 0 };
+        let Some(half) = shard.half_open.get_mut(slot) else { return 0 };
         let opposite = half.open.original != open.original;
         let protocol = match (half.open.protocol, open.protocol) {
-            (Opening::Tcp { client, server: ours }, Opening::Tcp { server: theirs, .. }) => {
-                Opening::Tcp { client, server: ours.or(theirs) }
+            (HandshakeState::Tcp { client, server: ours }, HandshakeState::Tcp { server: theirs, .. }) => {
+                HandshakeState::Tcp { client, server: ours.or(theirs) }
             }
-            (Opening::Generic { replied: ours }, Opening::Generic { replied: theirs }) => {
-                Opening::Generic { replied: ours || theirs || opposite }
+            (HandshakeState::Generic { replied: ours }, HandshakeState::Generic { replied: theirs }) => {
+                HandshakeState::Generic { replied: ours || theirs || opposite }
             }
             (ours, _) => ours,
         };
@@ -119,19 +119,19 @@ impl Engine {
         half.open.challenge = open.challenge.or(half.open.challenge);
         let workers = std::mem::take(&mut half.waiters);
         if half.open.id != id {
-            self.table.rename_half(shard, slot, id);
+            self.table.rename_half_open(shard, slot, id);
         }
-        shard.halves.touch(slot, now);
-        workers | shard.awaited.take(hash)
+        shard.half_open.touch(slot, now);
+        workers | shard.queries.take(hash)
     }
 
     fn hint_abort(&self, id: SessionId, wake: &mut dyn Wake) {
-        let Some((mut shard, slot)) = self.table.locate_half(id) else { return };
-        let Some(half) = shard.halves.get_mut(slot) else { return };
+        let Some((mut shard, slot)) = self.table.locate_half_open(id) else { return };
+        let Some(half) = shard.half_open.get_mut(slot) else { return };
         let (workers, hash) = (std::mem::take(&mut half.waiters), half.hash());
         half.aborted = true;
         if half.proposed.is_none() {
-            self.table.remove_half(&mut shard, slot);
+            self.table.remove_half_open(&mut shard, slot);
         }
         drop(shard);
         if workers != 0 {
@@ -184,7 +184,7 @@ impl Engine {
             return;
         }
         let hash = self.table.hash(&original);
-        let workers = shard.awaited.take(hash);
+        let workers = shard.queries.take(hash);
         drop(shard);
         if workers != 0 {
             wake.wake(workers, HoldKey(hash));
@@ -192,7 +192,7 @@ impl Engine {
     }
 
     /// Sends what is known of a tuple again.
-    fn answer(&self, now: Time, tuple: &Tuple, events: &mut Vec<Event>) {
+    fn reply_to_query(&self, now: Time, tuple: &Tuple, events: &mut Vec<Event>) {
         let hash = self.table.hash(tuple);
         let shard = self.table.of(hash);
         let session = shard.sessions.find(hash, tuple).and_then(|slot| shard.sessions.get(slot));
@@ -208,8 +208,8 @@ impl Engine {
             let provisional = shard.provisional.for_session(session.id, now).take(MAX_PROVISIONAL).collect();
             events.push(Event::Hint(Hint::Progress { id: session.id, snapshot, provisional }));
         }
-        for slot in shard.halves.of(hash, tuple) {
-            if let Some(half) = shard.halves.get(slot).filter(|h| !h.aborted) {
+        for slot in shard.half_open.of(hash, tuple) {
+            if let Some(half) = shard.half_open.get(slot).filter(|h| !h.aborted) {
                 events.push(Event::Hint(Hint::HalfOpen(Box::new(half.open))));
             }
         }

@@ -125,7 +125,7 @@ impl Engine {
             return;
         }
         for number in self.table.numbers() {
-            let waiting: Vec<_> = self.table.shard(number).awaited.take_all().collect();
+            let waiting: Vec<_> = self.table.shard(number).queries.take_all().collect();
             for (key, workers) in waiting {
                 wake.wake(workers, HoldKey(key));
             }

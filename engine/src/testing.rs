@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use crate::addr::Ip;
-use crate::event::{HalfOpen, Opening, SynParams};
+use crate::event::{HalfOpen, HandshakeState, SynParams};
 use crate::id::{Generation, MemberId, RuleId, SessionId, ZoneId};
 use crate::tuple::{Protocol, Tuple};
 
@@ -30,7 +30,7 @@ pub(crate) fn half_open(original: Tuple, counter: u64) -> HalfOpen {
         rule: RuleId(1),
         supersedes: None,
         challenge: None,
-        protocol: Opening::Tcp { client: end(1000), server: None },
+        protocol: HandshakeState::Tcp { client: end(1000), server: None },
     }
 }
 

@@ -54,7 +54,7 @@ impl Engine {
             return Some(Verdict::Drop(Reason::NotCurrent));
         }
         let hash = self.table.hash(&packet.tuple);
-        if shard.awaited.wait_for_log(hash, context.worker, context.now) {
+        if shard.queries.await_commit(hash, context.worker, context.now) {
             events.push(Event::Propose(Proposal::Refresh(id)));
         }
         Some(Verdict::Hold(HoldKey(hash), HoldClass::Matched))
@@ -181,7 +181,7 @@ impl Engine {
         match track.resolve(tcp, self.reachable_peers(), lost, context.now) {
             resolution @ (Resolution::QueryPeers | Resolution::AwaitReplies) => {
                 if resolution == Resolution::QueryPeers {
-                    events.push(Event::Hint(Hint::Ask(packet.tuple)));
+                    events.push(Event::Hint(Hint::Query(packet.tuple)));
                 }
             }
             Resolution::Strict => {
@@ -204,7 +204,7 @@ impl Engine {
                     // Other packets of it may wait for this, here and elsewhere.
                     let snapshot = track.snapshot(context.now, true);
                     events.push(Event::Hint(Hint::Progress { id, snapshot, provisional: Vec::new() }));
-                    let workers = shard.awaited.take(hash);
+                    let workers = shard.queries.take(hash);
                     if workers != 0 {
                         events.push(Event::Wake { workers, key: HoldKey(hash) });
                     }
@@ -227,7 +227,7 @@ impl Engine {
                 }
             }
         }
-        shard.awaited.wait_for_answer(hash, context.worker, context.now);
+        shard.queries.await_reply(hash, context.worker, context.now);
         // Not of the budget of what matches: a flood of forgeries must not displace that.
         Some(Err(Verdict::Hold(HoldKey(hash), HoldClass::Unmatched)))
     }

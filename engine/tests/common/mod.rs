@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use palisade_engine::event::{Event, Opening, SynParams};
+use palisade_engine::event::{Event, HandshakeState, SynParams};
 use palisade_engine::replica::{Applied, Batch, Command, Establish, Outcome, PolicyChange, Replica};
 use palisade_engine::{Config, Engine, Generation, MemberId, RuleId, SessionId, Time, Tuple, ZoneId};
 
@@ -64,6 +64,6 @@ pub fn established(n: u32, original: Tuple) -> Command {
         generation: Generation(1),
         rule: RuleId(1),
         supersedes: None,
-        protocol: Opening::Tcp { client: end(99), server: Some(end(199)) },
+        protocol: HandshakeState::Tcp { client: end(99), server: Some(end(199)) },
     }))
 }

@@ -1,7 +1,7 @@
 //! What the standards demand, by document and section.
 
 use super::cluster::*;
-use crate::event::{Opening, Proposal};
+use crate::event::{HandshakeState, Proposal};
 use crate::parse::{Kind, Packet, Tcp};
 use crate::progress::TakeoverCounts;
 use crate::replica::Outcome;
@@ -178,7 +178,7 @@ fn the_acknowledgement_chooses_exactly() {
         k.deliver();
         assert!(k.pass(B, c.ack()).held().is_some());
         let [(B, Proposal::Establish(e))] = &k.proposals[..] else { panic!("{:?}", k.proposals) };
-        assert!(matches!(e.protocol, Opening::Tcp { server: Some(s), .. } if s.isn == c.server));
+        assert!(matches!(e.protocol, HandshakeState::Tcp { server: Some(s), .. } if s.isn == c.server));
     }
 }
 

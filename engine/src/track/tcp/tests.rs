@@ -592,7 +592,7 @@ mod table {
 
     /// What the code does.
     fn done(state: State, flags: u8, direction: Direction) -> Decision {
-        use crate::pipeline::{Step, step};
+        use crate::pipeline::{HandshakeStep, step};
         let (s, r) = (index(direction), index(direction.flip()));
         let Some(c) = of(state) else {
             let ends = ends();
@@ -601,11 +601,22 @@ mod table {
             let tcp = Tcp { seq, ack: first(r), flags, window: 9, payload: 0, wscale: None, sack_permitted: false };
             let server = (state == SynRecv).then_some(&ends[1]);
             return match step(&ends[0], server, direction, &tcp, false, None) {
-                Ok(Step::SynAgain | Step::SynAckAgain | Step::SynAckFirst | Step::SynAckOther | Step::Crossing) => Copy,
-                Ok(Step::Perhaps | Step::Early | Step::Ack | Step::Exact) => Hold,
-                Ok(Step::Challenge | Step::Unchallenged) => panic!("its numbers are right"),
-                Ok(Step::Reset) => Reset,
-                Ok(Step::Asks | Step::Replies) => panic!("not TCP"),
+                Ok(
+                    HandshakeStep::SynRetransmit
+                    | HandshakeStep::SynAckRetransmit
+                    | HandshakeStep::FirstSynAck
+                    | HandshakeStep::SynAckNewIsn
+                    | HandshakeStep::SimultaneousSyn,
+                ) => Copy,
+                Ok(
+                    HandshakeStep::Ambiguous
+                    | HandshakeStep::EarlyData
+                    | HandshakeStep::AckInWindow
+                    | HandshakeStep::FinalAck,
+                ) => Hold,
+                Ok(HandshakeStep::ChallengeAck | HandshakeStep::ChallengeRst) => panic!("its numbers are right"),
+                Ok(HandshakeStep::Reset) => Reset,
+                Ok(HandshakeStep::ClientPacket | HandshakeStep::ServerPacket) => panic!("not TCP"),
                 Err(Reason::TcpFlags) => Flags,
                 Err(_) => No,
             };
