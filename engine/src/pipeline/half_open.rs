@@ -81,8 +81,15 @@ pub(crate) enum HandshakeStep {
 impl HandshakeStep {
     /// May a packet that is this belong to another connection with the same tuple?
     pub(super) fn could_match_other_connection(self) -> bool {
-        matches!(self,
-            HandshakeStep::Ambiguous | HandshakeStep::EarlyData | HandshakeStep::AckInWindow | HandshakeStep::Reset | HandshakeStep::ChallengeAck | HandshakeStep::ChallengeRst)
+        matches!(
+            self,
+            HandshakeStep::Ambiguous
+                | HandshakeStep::EarlyData
+                | HandshakeStep::AckInWindow
+                | HandshakeStep::Reset
+                | HandshakeStep::ChallengeAck
+                | HandshakeStep::ChallengeRst
+        )
     }
 }
 
@@ -131,12 +138,14 @@ pub(crate) fn step(
         (Direction::Original, _) if flags == Tcp::SYN | Tcp::ACK => match server {
             _ if tcp.seq != client.isn => Err(Reason::TcpWindow),
             None => Ok(HandshakeStep::Ambiguous),
-            Some(server) if plausible(seq_diff(tcp.ack, server.isn.wrapping_add(1)), MAX_SYN_DATA) => { Ok(HandshakeStep::FinalAck)
+            Some(server) if plausible(seq_diff(tcp.ack, server.isn.wrapping_add(1)), MAX_SYN_DATA) => {
+                Ok(HandshakeStep::FinalAck)
             }
             Some(_) => Err(Reason::TcpWindow),
         },
         _ if flags & Tcp::SYN != 0 => Err(Reason::TcpFlags),
-        (Direction::Original, None) if flags == Tcp::RST && challenge == Some(tcp.seq) => { Ok(HandshakeStep::ChallengeRst)
+        (Direction::Original, None) if flags == Tcp::RST && challenge == Some(tcp.seq) => {
+            Ok(HandshakeStep::ChallengeRst)
         }
         (Direction::Original, None) if flags & Tcp::RST != 0 => reset(tcp.seq == first),
         (Direction::Original, None) if flags & Tcp::ACK != 0 => {
@@ -207,7 +216,8 @@ impl Engine {
                 (Kind::Tcp(tcp), HandshakeState::Tcp { client, server }) => {
                     step(client, server.as_ref(), direction, tcp, half.proposed.is_some(), half.open.challenge)
                 }
-                (Kind::Tcp(_), HandshakeState::Generic { .. }) | (_, HandshakeState::Tcp { .. }) => { Err(Reason::NoSession)
+                (Kind::Tcp(_), HandshakeState::Generic { .. }) | (_, HandshakeState::Tcp { .. }) => {
+                    Err(Reason::NoSession)
                 }
                 (kind, HandshakeState::Generic { .. }) => match (generic::fits(kind, direction), direction) {
                     (true, Direction::Original) => Ok(HandshakeStep::ClientPacket),
@@ -217,8 +227,11 @@ impl Engine {
             };
             match step {
                 Ok(
-                    HandshakeStep::Ambiguous | HandshakeStep::SimultaneousSyn | HandshakeStep::ChallengeAck | HandshakeStep::ChallengeRst,) if live =>
-                    implausible = Some(Reason::TcpWindow),
+                    HandshakeStep::Ambiguous
+                    | HandshakeStep::SimultaneousSyn
+                    | HandshakeStep::ChallengeAck
+                    | HandshakeStep::ChallengeRst,
+                ) if live => implausible = Some(Reason::TcpWindow),
                 Ok(step) => best = best.max(Some((step, slot))),
                 Err(reason) => implausible = Some(reason),
             }
@@ -256,7 +269,10 @@ impl Engine {
         let Some(half) = shard.half_open.get_mut(slot) else { return GONE };
         let again = half.proposed.is_none_or(|at| now.since(at) >= PROPOSE_AGAIN);
         match step {
-            HandshakeStep::SynRetransmit | HandshakeStep::SynAckRetransmit | HandshakeStep::FirstSynAck | HandshakeStep::SimultaneousSyn => {
+            HandshakeStep::SynRetransmit
+            | HandshakeStep::SynAckRetransmit
+            | HandshakeStep::FirstSynAck
+            | HandshakeStep::SimultaneousSyn => {
                 if half.refused.take().is_some() {
                     half.proposed = None;
                 }
@@ -315,7 +331,9 @@ impl Engine {
                     return Verdict::Drop(reason);
                 }
                 half.waiters |= 1 << (context.worker & 63);
-                if step == HandshakeStep::Ambiguous && half.queried.is_none_or(|at| now.since(at) >= QUERY_RETRY_INTERVAL) {
+                if step == HandshakeStep::Ambiguous
+                    && half.queried.is_none_or(|at| now.since(at) >= QUERY_RETRY_INTERVAL)
+                {
                     half.queried = Some(now);
                     events.push(Event::Hint(Hint::Query(packet.tuple)));
                 }

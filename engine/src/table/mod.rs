@@ -282,7 +282,8 @@ impl Table {
     /// One that was reset, and now begins anew with the same numbers, is forgotten: its end is not this one's.
     pub(crate) fn insert_half_open(&self, shard: &mut Shard, hash: u64, open: HalfOpen, now: Time) -> u32 {
         let was_reset = |slot: &u32| {
-            let same = |h: &HalfOpenEntry| h.open.original == open.original && same_ends(&h.open.protocol, &open.protocol);
+            let same =
+                |h: &HalfOpenEntry| h.open.original == open.original && same_ends(&h.open.protocol, &open.protocol);
             shard.half_open.get(*slot).is_some_and(|half| half.aborted && same(half))
         };
         let again: Vec<u32> = shard.half_open.of(hash, &open.original).filter(was_reset).collect();
