@@ -29,7 +29,7 @@ fn collect(daemon: &Daemon) -> Sheet {
     let limits = &daemon.config().limits;
     let view = member.engine.view();
     metrics::engine::sessions(&mut sheet, &member.engine.counts(), (limits.max_sessions, limits.max_half_open));
-    metrics::engine::takeovers(&mut sheet, member.engine.taken_over());
+    metrics::engine::takeovers(&mut sheet, member.engine.takeover_counts());
     metrics::engine::cluster(&mut sheet, Some(member.standing()), member.engine.generation(), &view);
     metrics::replication::raft(&mut sheet, &member.replication.status());
     metrics::replication::write(&mut sheet, &member.replication.metrics());

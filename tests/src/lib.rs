@@ -1,22 +1,12 @@
-//! Palisade's lab for tests: real kernels, real programs, real failures.
-//!
-//! The lab itself is [`palisade_cli::lab`], which the demo uses too; here is what only tests need: the guard that skips
-//! or serialises them, and the real programs.
+//! What the end-to-end tests share beside the lab ([`palisade_lab`]): policies, and real programs with their configuration.
 
-pub mod beyond;
-pub mod drops;
-pub mod frames;
-pub mod guard;
-pub mod packets;
 pub mod program;
-
-pub use palisade_cli::lab;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
-use lab::{Lab, Mode, Options};
+use palisade_lab::{Lab, Mode, Options};
 use tokio::time::{Instant, sleep};
 
 /// A lab of real members that run `binary`, which a test knows as `env!("CARGO_BIN_EXE_palisade-under-test")`.

@@ -4,9 +4,9 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use palisade_tests::guard::require_lab;
-use palisade_tests::lab::counters::{kernel, syn_retransmits};
-use palisade_tests::lab::{Flow, Lab, Options, Side};
+use palisade_lab::counters::{kernel, syn_retransmits};
+use palisade_lab::guard::require_lab;
+use palisade_lab::{Flow, Lab, Options, Side};
 use palisade_tests::program::{nginx, wrk};
 use palisade_tests::{OPEN_POLICY, kernels, members};
 

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use palisade_tests::guard::require_lab;
-use palisade_tests::lab::{Lab, Side};
+use palisade_lab::guard::require_lab;
+use palisade_lab::{Lab, Side};
 use palisade_tests::program::postgres::{self, Postgres};
 use palisade_tests::{OPEN_POLICY, members};
 use tokio::time::sleep;

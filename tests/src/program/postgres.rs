@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::unistd::User;
-use palisade_cli::lab::{Lab, Process, Spawn};
+use palisade_lab::program;
+use palisade_lab::{Lab, Process, Spawn};
 use tempfile::TempDir;
 
-use super::{path, wait_port};
+use palisade_lab::program::{path, wait_port};
 
 /// Where it listens.
 pub const PORT: u16 = 5432;
@@ -132,7 +133,7 @@ async fn pgbench(lab: &Lab, to: IpAddr, limit: Duration, args: &[&str]) -> Resul
     let (to, port) = (to.to_string(), PORT.to_string());
     let all: Vec<&str> =
         ["-h", &to, "-p", &port, "-U", "postgres"].iter().chain(args).copied().chain(["postgres"]).collect();
-    super::run(lab.client(), lab.dir(), limit, "pgbench", &all).await
+    program::run(lab.client(), lab.dir(), limit, "pgbench", &all).await
 }
 
 fn parse(text: String) -> Result<Outcome> {

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use anyhow::{Result, ensure};
-use palisade_tests::lab::Lab;
+use palisade_lab::Lab;
 use palisade_tests::program::dns;
 
 use super::lossless;

@@ -16,11 +16,11 @@ use std::future::Future;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use palisade_tests::beyond::Beyond;
-use palisade_tests::drops::{Drops, is_invalid, is_overload};
-use palisade_tests::guard::{require_lab, require_programs};
-use palisade_tests::lab::counters::kernel;
-use palisade_tests::lab::{Flow, Lab, Side};
+use palisade_lab::counters::kernel;
+use palisade_lab::drops::{Drops, is_invalid, is_overload};
+use palisade_lab::guard::{require_lab, require_programs};
+use palisade_lab::remote_network::RemoteNetwork;
+use palisade_lab::{Flow, Lab, Side};
 use palisade_tests::program::traceroute::Probe;
 use palisade_tests::{OPEN_POLICY, members};
 use tokio::time::{Instant, sleep};
@@ -81,14 +81,15 @@ async fn all_parts(lab: &Lab, parts: &mut Parts<'_>) -> Result<()> {
 
 /// The parts that need routers and hosts behind those of the lab.
 async fn ways(lab: &Lab, parts: &mut Parts<'_>) -> Result<()> {
-    let (client, server) = (Beyond::attach(lab, Side::Client).await?, Beyond::attach(lab, Side::Server).await?);
-    let beyond = [&client, &server];
-    Beyond::answer_everything(lab, beyond).await?;
+    let (client, server) =
+        (RemoteNetwork::attach(lab, Side::Client).await?, RemoteNetwork::attach(lab, Side::Server).await?);
+    let remote = [&client, &server];
+    RemoteNetwork::answer_everything(lab, remote).await?;
     for (family, name) in ["IPv4", "IPv6"].into_iter().enumerate() {
         parts.part(&format!("refused TCP {name}"), &[], path::refused_tcp(lab, family)).await?;
         parts.part(&format!("refused UDP {name}"), &[], path::refused_udp(lab, family)).await?;
         for probe in [Probe::Udp, Probe::Icmp, Probe::Tcp(path::OPEN_PORT)] {
-            let trace = path::trace(lab, beyond, family, probe);
+            let trace = path::trace(lab, remote, family, probe);
             parts.part(&format!("traceroute {probe:?} {name}"), &["traceroute"], trace).await?;
         }
         parts

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use palisade_lab::Lab;
+use palisade_lab::guard::require_lab;
 use palisade_node::clock;
-use palisade_tests::guard::require_lab;
-use palisade_tests::lab::Lab;
 use palisade_tests::members;
 
 use super::load::Load;

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use palisade_engine::Time;
+use palisade_lab::program::wait_port;
+use palisade_lab::random::Random;
+use palisade_lab::{Lab, NsThread, Process, Side, Spawn};
 use palisade_node::clock;
-use palisade_tests::lab::random::Random;
-use palisade_tests::lab::{Lab, NsThread, Process, Side, Spawn};
-use palisade_tests::program::wait_port;
 use palisade_tests::{ECHO_BLOCK as BLOCK, ECHO_LAST as LAST};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

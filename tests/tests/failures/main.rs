@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use palisade_engine::Time;
+use palisade_lab::{Lab, SIDES};
 use palisade_node::clock;
-use palisade_tests::lab::{Lab, SIDES};
 use tokio::time::sleep;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_palisade-under-test");

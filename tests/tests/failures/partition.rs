@@ -4,12 +4,12 @@ use std::net::SocketAddrV4;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use palisade_lab::frames::{self, Wire};
+use palisade_lab::guard::require_lab;
+use palisade_lab::packets::{IPV4, ethernet, udp_packet};
+use palisade_lab::{Lab, Side};
 use palisade_node::clock;
-use palisade_tests::frames::{self, Wire};
-use palisade_tests::guard::require_lab;
-use palisade_tests::lab::{Lab, Side};
 use palisade_tests::members;
-use palisade_tests::packets::{IPV4, ethernet, udp_packet};
 use tokio::net::UdpSocket;
 use tokio::time::timeout;
 

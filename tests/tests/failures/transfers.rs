@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use palisade_tests::guard::require_lab;
-use palisade_tests::lab::random::Random;
-use palisade_tests::lab::{Lab, Side};
+use palisade_lab::guard::require_lab;
+use palisade_lab::random::Random;
+use palisade_lab::{Lab, Side};
 use palisade_tests::members;
 use palisade_tests::program::postgres::{self, Postgres};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
