@@ -5,10 +5,14 @@
 
 pub mod beyond;
 pub mod drops;
+pub mod figures;
 pub mod frames;
 pub mod guard;
+pub mod lateness;
+pub mod load;
 pub mod packets;
 pub mod program;
+pub mod scenario;
 
 pub use palisade_cli::lab;
 
@@ -44,19 +48,32 @@ pub const ECHO_BLOCK: usize = 256;
 /// The first byte of a block after which it closes.
 pub const ECHO_LAST: u8 = 1;
 
-/// Waits until so many members vote, as one of them says: those that join do so some moments after they are ready.
+/// The limit of every wait for something that will happen unless there is a mistake. No machine is too slow for it.
+pub const WAIT: Duration = Duration::from_secs(120);
+
+/// Asks again and again until a condition holds.
 ///
 /// # Errors
-/// They do not within 30 s.
+/// It does not hold within `limit`, or cannot be asked for.
+pub async fn wait_until(what: &str, limit: Duration, mut holds: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
+    let end = Instant::now() + limit;
+    while !holds().await? {
+        anyhow::ensure!(Instant::now() < end, "waited {limit:?} for {what}");
+        sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+/// Waits until this many members vote, as one of them says. A member that joins becomes a voter some moments after it is
+/// ready.
+///
+/// # Errors
+/// They do not within [`WAIT`].
 pub async fn wait_voters(lab: &Lab, number: usize, voters: usize) -> Result<()> {
-    let end = Instant::now() + Duration::from_secs(30);
-    loop {
+    wait_until(&format!("{voters} voters"), WAIT, async || {
         let status = lab.member(number).status().await?;
         let members = status["cluster"]["members"].as_array().cloned().unwrap_or_default();
-        if members.iter().filter(|m| m["voter"] == true).count() == voters {
-            return Ok(());
-        }
-        anyhow::ensure!(Instant::now() < end, "not {voters} voters: {status}");
-        sleep(Duration::from_millis(100)).await;
-    }
+        Ok(members.iter().filter(|m| m["voter"] == true).count() == voters)
+    })
+    .await
 }
