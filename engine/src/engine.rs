@@ -9,18 +9,18 @@ use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
 
 use crate::addr::Ip;
+use crate::blind_intervals::Unsure;
 use crate::event::{Event, HalfOpen, Hint, Proposal};
 use crate::id::{Generation, MemberId, RuleId, SessionId, ZoneId};
 use crate::law::Law;
 use crate::parse::Packet;
 use crate::progress::{TakeoverCounters, Telling};
 use crate::replica::{Close, MemberInfo, Role};
-use crate::table::half::Half;
+use crate::table::half_open::Half;
 use crate::table::{SHARDS, Table};
 use crate::time::Time;
 use crate::timeouts::Timeouts;
 use crate::tuple::{Protocol, Tuple};
-use crate::unsure::Unsure;
 use crate::verdict::{HoldKey, Verdict};
 
 /// Sizes and times of one member's engine.

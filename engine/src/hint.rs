@@ -12,7 +12,7 @@ use crate::id::{MemberId, SessionId};
 use crate::pipeline::CLOSE_OVERDUE;
 use crate::replica::{Close, CloseCause};
 use crate::table::Shard;
-use crate::table::half::{Half, same_connection, same_ends};
+use crate::table::half_open::{Half, same_connection, same_ends};
 use crate::table::session::Session;
 use crate::time::Time;
 use crate::tuple::{Direction, Protocol, Tuple};

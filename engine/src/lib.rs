@@ -10,6 +10,7 @@
 //! - **an admin's command**: [`replica::Command`] → *(the log)* → [`replica`] `apply` → policy, members, settings.
 
 pub mod addr;
+mod blind_intervals;
 mod digest;
 pub mod engine;
 pub mod event;
@@ -30,7 +31,6 @@ pub mod time;
 pub mod timeouts;
 mod track;
 pub mod tuple;
-mod unsure;
 pub mod verdict;
 
 pub use addr::Ip;

@@ -47,7 +47,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::{Config, INJECT_DEVICE, Inject};
-use crate::datapath::{self, Datapath, Gate, Sinks, StartError, WorkerWake, gate};
+use crate::datapath::{self, Datapath, Gate, Sinks, StartError, WorkerWake};
 use crate::drain::{Drain, Ended, Why};
 use crate::http::{self, Pages};
 use crate::metrics::{self, Sheet};
@@ -214,7 +214,7 @@ async fn install_gate(config: &Config) -> Result<(), NodeError> {
     }
     let gate = Gate::new(INJECT_DEVICE, &config.datapath.unfiltered);
     // It asks the kernel and runs nft.
-    let installed = blocking(move || gate::install(&gate)).await.map_err(NodeError::Gate)?;
+    let installed = blocking(move || gate.install()).await.map_err(NodeError::Gate)?;
     match installed.nft {
         Ok(_) => tracing::info!("the gate is installed"),
         Err(reason) => tracing::warn!(reason, "the gate is installed, but without its second lock (nftables)"),

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use crate::blind_intervals::MOST;
 use crate::engine::{Context, Engine, Standing};
 use crate::event::{Event, Hint, Proposal, TcpEnd, Word};
 use crate::parse::{Kind, Packet, Tcp};
@@ -11,10 +12,9 @@ use crate::replica::{Close, CloseCause};
 use crate::table::Shard;
 use crate::table::session::{Mark, Session};
 use crate::track::generic;
-use crate::track::tcp::doubt::Doubt;
+use crate::track::tcp::peer_query::Doubt;
 use crate::track::tcp::{Mode, SYN_DATA, Seen, ahead};
 use crate::tuple::Direction;
-use crate::unsure::MOST;
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 
 /// How long the member whose turn it is has for the close of a finished session.

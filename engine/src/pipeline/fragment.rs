@@ -21,7 +21,7 @@ use std::hash::BuildHasher;
 use crate::engine::{Context, Engine, Standing, Wake};
 use crate::event::{Datagram, Event, Hint};
 use crate::parse::{Fragment, Packet};
-use crate::table::datagrams::{Follows, Wait};
+use crate::table::fragments::{Follows, Wait};
 use crate::time::Time;
 use crate::tuple::{Protocol, Tuple};
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};

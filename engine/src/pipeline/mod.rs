@@ -14,7 +14,7 @@
 
 mod established;
 mod fragment;
-mod opening;
+mod half_open;
 mod related;
 
 use std::time::Duration;
@@ -24,15 +24,15 @@ use crate::event::{Event, HalfOpen, Hint, Opening, TcpEnd};
 use crate::parse::{Kind, Packet, Tcp};
 use crate::policy::Action;
 use crate::table::Shard;
-use crate::table::awaited::Asked;
+use crate::table::peer_queries::Asked;
 use crate::table::session::Mark;
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 pub(crate) use established::CLOSE_OVERDUE;
 #[cfg(test)]
 pub(crate) use established::syn;
-use opening::Match;
+use half_open::Match;
 #[cfg(test)]
-pub(crate) use opening::{Step, step};
+pub(crate) use half_open::{Step, step};
 
 /// Least time between SYNs of different connections that pass on the tuple of a live session.
 const SYN_APART: Duration = Duration::from_secs(1);

@@ -3,7 +3,7 @@
 use crate::engine::{Context, Engine, Standing};
 use crate::event::Opening;
 use crate::parse::{Embedded, Packet};
-use crate::table::awaited::Asked;
+use crate::table::peer_queries::Asked;
 use crate::track::tcp::{ahead, reach};
 use crate::tuple::Direction;
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};

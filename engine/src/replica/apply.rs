@@ -7,7 +7,7 @@ use crate::engine::Wake;
 use crate::event::{Event, Opening, Proposal};
 use crate::id::SessionId;
 use crate::table::Shard;
-use crate::table::half::{Half, same_connection};
+use crate::table::half_open::{Half, same_connection};
 use crate::table::session::{Mark, Session};
 use crate::time::{Coarse, Time};
 use crate::tuple::Protocol;

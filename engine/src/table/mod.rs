@@ -7,15 +7,15 @@
 //! While addresses are not translated, the reply tuple is the inverse of the original one, so that one index entry finds
 //! a session by either.
 
-pub(crate) mod awaited;
-pub(crate) mod datagrams;
-pub(crate) mod half;
-pub(crate) mod ids;
+pub(crate) mod fragments;
+pub(crate) mod half_open;
+pub(crate) mod id_index;
+pub(crate) mod peer_queries;
+pub(crate) mod provisional;
 pub(crate) mod session;
 pub(crate) mod slab;
-pub(crate) mod sources;
+pub(crate) mod source_sketch;
 pub(crate) mod wheel;
-pub(crate) mod words;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,15 +31,15 @@ use crate::id::SessionId;
 use crate::time::Time;
 use crate::timeouts::Timeouts;
 use crate::tuple::Tuple;
-use awaited::Awaited;
-use datagrams::Datagrams;
-use half::{Half, Halves, same_ends};
-use ids::{Ids, Place};
+use fragments::Datagrams;
+use half_open::{Half, Halves, same_ends};
+use id_index::{Ids, Place};
+use peer_queries::Awaited;
+use provisional::Words;
 use session::{Mark, Session};
 use slab::Slab;
-use sources::Sources;
+use source_sketch::Sources;
 use wheel::{Links, Wheel};
-use words::Words;
 
 /// A session that was offered to be ended, and is still there, is offered again after a quarter of its timeout, within these
 /// bounds.
@@ -290,7 +290,7 @@ impl Table {
             self.remove_half(shard, slot);
         }
         let of_tuple = || shard.halves.of(hash, &open.original);
-        if of_tuple().count() >= half::PER_TUPLE {
+        if of_tuple().count() >= half_open::PER_TUPLE {
             let oldest = of_tuple().min_by_key(|&slot| shard.halves.get(slot).map(|h| h.last));
             if let Some(slot) = oldest {
                 self.remove_half(shard, slot);

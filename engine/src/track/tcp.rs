@@ -56,7 +56,7 @@
 //! If after 250 ms not all have answered, a member is lost, and what it knew with it; so is what a member knew before it
 //! restarted, unless another one sees the connection. Then nobody knows, and the two directions prove each other: one
 //! segment passes *at its word*, or the connection would be lost, and changes nothing. One of the other direction that is near
-//! what that one said shows that both are right ([`doubt`]). `docs/security.md` has the probabilities.
+//! what that one said shows that both are right ([`peer_query`]). `docs/security.md` has the probabilities.
 //!
 //! Once an end's FIN is known nothing beyond it belongs. In TIME_WAIT and CLOSE the upper bounds are the edges
 //! themselves, so that the packets of a successor on the same ports are never taken for the old connection's.
@@ -120,7 +120,7 @@ pub(crate) struct Track {
     /// When the others were last asked, to 4 ms: a packet that comes again after [`ANSWER`] never comes too early. Should it
     /// wrap, a question is left out, once.
     asked: Fine,
-    /// Who answered, and what came of it: see [`doubt`].
+    /// Who answered, and what came of it: see [`peer_query`].
     answers: u32,
     /// What they were asked about.
     asked_about: u32,
@@ -565,7 +565,7 @@ impl Track {
     }
 }
 
-pub(crate) mod doubt;
+pub(crate) mod peer_query;
 
 #[cfg(test)]
 mod tests;

@@ -18,7 +18,7 @@ use palisade_tests::lab::random::Random;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::machine::Machine;
+use crate::host::Machine;
 
 /// Nanoseconds since the simulation began.
 pub(crate) type Nanos = u64;

@@ -16,8 +16,8 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 
 use crate::faults::{self, Fault, Plan};
+use crate::host::{Machine, Power, address};
 use crate::invariants::{Invariant, all};
-use crate::machine::{Machine, Power, address};
 use crate::network::{MEMBERS, MS, Nanos, Network, SECOND, STEP};
 use crate::traffic::{ALTERNATE, Segment, Traffic};
 use crate::worker::{Break, Fate, HintFaults, Port, Seen, Waker, Worker};

@@ -236,7 +236,7 @@ fn a_flood_displaces_nothing_else() {
             }
         }
     }
-    let most = crate::table::SHARDS * crate::table::datagrams::WAITING;
+    let most = crate::table::SHARDS * crate::table::fragments::WAITING;
     assert!((most / 2..=most).contains(&waits), "{waits}");
     assert!(k.hints.is_empty());
     k.now = k.now + 20 * MS;

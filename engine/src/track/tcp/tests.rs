@@ -1,4 +1,4 @@
-use super::doubt::Doubt;
+use super::peer_query::Doubt;
 use super::*;
 use crate::event::Word;
 use crate::verdict::Verdict;

@@ -12,7 +12,7 @@
 //! Asking (pre-vote) changes nothing: openraft refuses it here, and at every other member, while the lease there has not
 //! run out; and so does a leader that a majority has answered within a lease. Only a majority that has not heard of
 //! its leader for a lease can replace it, and nothing that is decided by the log depends on a lease
-//! ([`super::current`]).
+//! ([`crate::raft::current`]).
 //!
 //! Silence is only what this member was awake to hear. When its machine is so busy that it does not run, its leader may
 //! well have spoken; the more so as whatever keeps one member from running often keeps the others on that host, too.
@@ -29,9 +29,9 @@ use palisade_raft_store::{TypeConfig, Vote};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::PalisadeRaft;
-use super::handover::Candidacy;
 use crate::clock;
+use crate::raft::handover::Candidacy;
+use crate::replication::PalisadeRaft;
 
 /// How much later than the one before it each next member asks. The other members know by then that one stands.
 const STAGGER: Duration = Duration::from_millis(30);

@@ -30,10 +30,11 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::metrics::ReplicationMetrics;
-use super::route::{Lane, Peers};
-use super::{PalisadeRaft, until};
 use crate::clock;
+use crate::peer::route::{Lane, Peers};
+use crate::replication::PalisadeRaft;
+use crate::replication::until;
+use crate::replication_metrics::ReplicationMetrics;
 use crate::standing::StandingCell;
 
 /// Batches in flight. More would make them smaller, each costs an entry in the log.

@@ -12,18 +12,18 @@ use nix::sys::eventfd::EventFd;
 use palisade_engine::Time;
 use parking_lot::Mutex;
 
-use super::capture::{Capture, ETHERTYPES};
 use super::check::{self, Manage};
-use super::gate::{self, Gate, GateStatus, Nft};
-use super::inject::{self, Inject};
 use super::links::{self, Link, Local};
-use super::metrics::DatapathMetrics;
 use super::netlink::{Changes, Monitor, Netlink};
 use super::routes::Topology;
-use super::wake::WorkerWake;
-use super::worker::Shared;
-use super::{Interface, StartError};
 use crate::clock;
+use crate::datapath::capture::{Capture, ETHERTYPES};
+use crate::datapath::gate::{self, Gate, GateStatus, Nft};
+use crate::datapath::inject::{self, Inject};
+use crate::datapath::metrics::DatapathMetrics;
+use crate::datapath::wake::WorkerWake;
+use crate::datapath::worker::Shared;
+use crate::datapath::{Interface, StartError};
 
 /// Everything is looked at this often, also if no notice came.
 const ROUND: Duration = Duration::from_secs(10);

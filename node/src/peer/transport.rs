@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::{Channel, Endpoint, Server};
 
-use super::metrics::ReplicationMetrics;
+use crate::replication_metrics::ReplicationMetrics;
 #[cfg(feature = "simulation")]
 use crate::simulation;
 #[cfg(feature = "simulation")]

@@ -9,7 +9,7 @@ use palisade_proto::member::v1 as wire;
 use palisade_raft_store::{SnapshotFile, SnapshotReceiver, Snapshots, TypeConfig};
 use tonic::{Status, Streaming};
 
-use super::wire::{vote_in, vote_out};
+use crate::raft::wire::{vote_in, vote_out};
 
 const CHUNK: usize = 256 << 10;
 /// No snapshot is longer: some ten million sessions.

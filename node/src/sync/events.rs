@@ -7,8 +7,8 @@ use palisade_engine::{MemberId, SessionId};
 use palisade_raft_store::Observer;
 use tokio::sync::{broadcast, mpsc};
 
-use super::metrics::ReplicationMetrics;
-use super::propose::{Answer, Unanswered};
+use crate::replication_metrics::ReplicationMetrics;
+use crate::sync::propose::{Answer, Unanswered};
 
 /// Session events that a slow watcher may be behind before it loses some.
 pub(crate) const EVENTS: usize = 4096;

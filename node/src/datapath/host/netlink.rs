@@ -16,7 +16,7 @@ use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use rtnetlink::sys::{Socket, SocketAddr};
 
-use super::sys;
+use crate::datapath::sys;
 
 /// No request takes longer; a kernel that does not answer must not hang a worker.
 const TIMEOUT: Duration = Duration::from_secs(2);

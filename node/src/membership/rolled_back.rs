@@ -15,8 +15,9 @@ use openraft::async_runtime::WatchReceiver;
 use palisade_engine::MemberId;
 use palisade_proto::member::v1 as wire;
 
-use super::route::{Lane, Peers};
-use super::{OpenError, PalisadeRaft};
+use crate::peer::route::{Lane, Peers};
+use crate::replication::OpenError;
+use crate::replication::PalisadeRaft;
 
 /// How long the leader may take; longer than an election would only make every start slower.
 const ANSWER: Duration = Duration::from_secs(1);

@@ -27,12 +27,13 @@ use palisade_raft_store::{Auditor, Snapshots, TypeConfig};
 use tokio::sync::{mpsc, watch};
 use tonic::Status;
 
-use super::metrics::ReplicationMetrics;
-use super::propose::Lead;
-use super::route::{Lane, Peers};
-use super::{PalisadeRaft, snapshot};
 use crate::clock;
+use crate::peer::route::{Lane, Peers};
+use crate::raft::snapshot;
+use crate::replication::PalisadeRaft;
+use crate::replication_metrics::ReplicationMetrics;
 use crate::standing::StandingCell;
+use crate::sync::propose::Lead;
 
 /// Between two comparisons. With a scrub in between, a difference is found and repaired within 10 s.
 const EVERY: Duration = Duration::from_secs(2);

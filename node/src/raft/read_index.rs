@@ -18,9 +18,9 @@ use palisade_engine::replica::MemberInfo;
 use palisade_proto::member::v1 as wire;
 use palisade_raft_store::TypeConfig;
 
-use super::PalisadeRaft;
-use super::route::{Lane, Peers};
-use super::wire::vote_out;
+use crate::peer::route::{Lane, Peers};
+use crate::raft::wire::vote_out;
+use crate::replication::PalisadeRaft;
 
 /// For how long the voters are waited for. A question that takes longer would prove almost nothing any more.
 pub(crate) const DEADLINE: Duration = Duration::from_millis(400);

@@ -16,7 +16,7 @@
 //! would, and needs no rule: the policy allowed the connection by its client's SYN. Then the client's SYN-ACK is the packet
 //! that shows that both ends know each other, and waits for the commit. Where the policy allows either direction, each SYN
 //! may open a half-open session of its own; the first of the two in the log wins, the other is recognised as the same
-//! connection ([`same_connection`](crate::table::half::same_connection)) and goes.
+//! connection ([`same_connection`](crate::table::half_open::same_connection)) and goes.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ use crate::parse::{Kind, Packet, Tcp};
 use crate::policy::Action;
 use crate::replica::{Close, CloseCause, Establish};
 use crate::table::Shard;
-use crate::table::awaited::ASK_AGAIN;
+use crate::table::peer_queries::ASK_AGAIN;
 use crate::track::generic;
 use crate::track::tcp::{SYN_DATA, ahead, reach};
 use crate::tuple::Direction;

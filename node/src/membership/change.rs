@@ -1,7 +1,7 @@
 //! Making a cluster, joining and leaving it.
 //!
 //! The register of members is law: `Join` and `Leave` are commands in the log. Who votes follows from it: the leader's
-//! task ([`super::leader`]) makes openraft's membership what the register says, step by step. So nothing is lost if a
+//! task ([`crate::membership::leader`]) makes openraft's membership what the register says, step by step. So nothing is lost if a
 //! leader dies half-way, and two changes at once can not contradict each other.
 
 use std::collections::BTreeMap;
@@ -18,16 +18,19 @@ use palisade_raft_store::{Identity as StoreIdentity, StoreError};
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
-use super::identity::{Folder, Identity, IdentityError};
-use super::metrics::ReplicationMetrics;
-use super::network::Network;
-use super::propose::{Order, ProposeError};
-use super::route::{Lane, Peers};
-use super::service::Parts;
-use super::start::{mark_store, start_raft};
-use super::token::{self, Token, TokenError};
-use super::{OpenError, Options, Replication, transport};
 use crate::clock;
+use crate::membership::identity::{Folder, Identity, IdentityError};
+use crate::membership::token::{self, Token, TokenError};
+use crate::peer::route::{Lane, Peers};
+use crate::peer::transport;
+use crate::raft::network::Network;
+use crate::replication::OpenError;
+use crate::replication::Options;
+use crate::replication::Replication;
+use crate::replication::service::Parts;
+use crate::replication::start::{mark_store, start_raft};
+use crate::replication_metrics::ReplicationMetrics;
+use crate::sync::propose::{Order, ProposeError};
 
 /// How long the leader may take to let a member in.
 const ADMIT: Duration = Duration::from_secs(5);
@@ -35,7 +38,7 @@ const ADMIT: Duration = Duration::from_secs(5);
 const JOIN: Duration = Duration::from_secs(20);
 
 /// How long a change of the membership or a command of the administration may take.
-pub(super) const CHANGE: Duration = Duration::from_secs(5);
+pub(crate) const CHANGE: Duration = Duration::from_secs(5);
 
 /// Why the membership could not be changed.
 #[derive(Debug, thiserror::Error)]
@@ -101,11 +104,11 @@ pub(crate) fn random<const N: usize>() -> Result<[u8; N], MembershipError> {
 }
 
 /// A new cluster's id.
-pub(super) fn random_cluster() -> Result<String, MembershipError> {
+pub(crate) fn random_cluster() -> Result<String, MembershipError> {
     Ok(random::<16>()?.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// Makes a new cluster with this machine as its first member. Afterwards [`super::Replication::open`] starts it.
+/// Makes a new cluster with this machine as its first member. Afterwards [`crate::replication::Replication::open`] starts it.
 ///
 /// # Errors
 /// [`MembershipError`]; the data folder then belongs to no cluster.
@@ -144,13 +147,13 @@ pub async fn init(options: &Options) -> Result<Identity, MembershipError> {
     Ok(folder.settle(&cluster, me, &options.name)?)
 }
 
-pub(super) struct NoWake;
+pub(crate) struct NoWake;
 
 impl palisade_engine::Wake for NoWake {
     fn wake(&mut self, _: u64, _: palisade_engine::HoldKey) {}
 }
 
-/// Joins the cluster of a token. Afterwards [`super::Replication::open`] starts the member; the cluster then brings it up
+/// Joins the cluster of a token. Afterwards [`crate::replication::Replication::open`] starts the member; the cluster then brings it up
 /// to date and lets it vote.
 ///
 /// # Errors
@@ -272,7 +275,7 @@ impl Replication {
     }
 }
 
-pub(super) fn accepted(outcome: Outcome) -> Result<(), MembershipError> {
+pub(crate) fn accepted(outcome: Outcome) -> Result<(), MembershipError> {
     match outcome {
         Outcome::Accepted | Outcome::Member(_) => Ok(()),
         Outcome::Invalid(why) => Err(MembershipError::Refused(why)),

@@ -2,7 +2,7 @@
 //!
 //! Nothing here makes Raft give up its majority. The member's state (its snapshot and all of its log) becomes the first
 //! snapshot of a new log, of a cluster with a new id whose only member it is. The members of the old cluster, should one
-//! come back, are refused by the check that every request passes ([`super::route`]), because they name another cluster.
+//! come back, are refused by the check that every request passes ([`crate::peer::route`]), because they name another cluster.
 //!
 //! **Order.** The new store is written beside the old one and is durable before the identity is replaced, atomically, by
 //! one that names the new cluster and the new store. Before that nothing has happened; after that the old store is never
@@ -16,11 +16,12 @@ use palisade_engine::replica::{MemberInfo, Replica};
 use palisade_engine::{Engine, Generation, MemberId};
 use palisade_raft_store::{Identity as StoreIdentity, Remains, Setup};
 
-use super::identity::{Folder, Identity};
-use super::membership::{MembershipError, NoWake, random_cluster};
-use super::route::{Lane, Peers};
-use super::start::{blocking, open_store, store_options};
-use super::{OpenError, Options};
+use crate::membership::change::{MembershipError, NoWake, random_cluster};
+use crate::membership::identity::{Folder, Identity};
+use crate::peer::route::{Lane, Peers};
+use crate::replication::OpenError;
+use crate::replication::Options;
+use crate::replication::start::{blocking, open_store, store_options};
 
 /// How long a member that is said to be lost may take to answer.
 const ANSWER: Duration = Duration::from_secs(1);

@@ -25,10 +25,12 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
-use super::metrics::ReplicationMetrics;
-use super::route::{Client, Lane, Peers};
-use super::{snapshot, until, wire};
 use crate::clock;
+use crate::peer::route::{Client, Lane, Peers};
+use crate::raft::snapshot;
+use crate::raft::wire;
+use crate::replication::until;
+use crate::replication_metrics::ReplicationMetrics;
 
 /// Appends that wait for the connection to take them; openraft reads no further ahead.
 const UNSENT: usize = 64;

@@ -1,8 +1,8 @@
 //! Who is to lead: a member that is drained, leaves or stops gives the lead away and does not ask for it.
 //!
-//! A member says with each question about being current whether it wants the lead ([`super::current`]), so the leader
+//! A member says with each question about being current whether it wants the lead ([`crate::raft::current`]), so the leader
 //! knows to whom to hand it. Where nobody else can lead, a drained member still does: it stands for election after all
-//! the others ([`super::election`]), and hands over as soon as somebody is there.
+//! the others ([`crate::raft::election`]), and hands over as soon as somebody is there.
 
 use std::time::Duration;
 
@@ -11,9 +11,9 @@ use openraft::async_runtime::WatchReceiver;
 use palisade_engine::MemberId;
 use tokio::sync::watch;
 
-use super::PalisadeRaft;
-use super::leader::Heard;
-use super::membership::MembershipError;
+use crate::membership::change::MembershipError;
+use crate::membership::leader::Heard;
+use crate::replication::PalisadeRaft;
 
 /// How long a change of the lead may take.
 const CHANGE: Duration = Duration::from_secs(5);

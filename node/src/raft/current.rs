@@ -1,7 +1,7 @@
 //! Being current: proving to ourselves, four times a second, that we have applied everything that was committed.
 //!
 //! t is this member's own clock when it asks. The leader answers with its commit index only after a majority confirmed,
-//! *after the question came*, that it still leads ([`read_index`](super::read_index), never a lease: clocks may stand still).
+//! *after the question came*, that it still leads ([`read_index`](crate::raft::read_index), never a lease: clocks may stand still).
 //! Once that index is applied here, this member is current until t + 1 s.
 //!
 //! A member that begins to pass packets says so in the log first (`Command::Resume`): it remembers nothing of what an earlier run
@@ -15,15 +15,15 @@ use palisade_engine::{MemberId, Standing};
 use palisade_proto::member::v1 as wire;
 use tokio::sync::{mpsc, watch};
 
-use super::PalisadeRaft;
-use super::handover::Candidacy;
-use super::membership::order;
-use super::metrics::ReplicationMetrics;
-use super::propose::{Lead, Order};
-use super::read_index::{DEADLINE, ReadIndex, Unread};
-use super::route::{Lane, Peers};
 use crate::clock;
+use crate::membership::change::order;
+use crate::peer::route::{Lane, Peers};
+use crate::raft::handover::Candidacy;
+use crate::raft::read_index::{DEADLINE, ReadIndex, Unread};
+use crate::replication::PalisadeRaft;
+use crate::replication_metrics::ReplicationMetrics;
 use crate::standing::StandingCell;
+use crate::sync::propose::{Lead, Order};
 
 const EVERY: Duration = Duration::from_millis(250);
 /// After a failure: a new leader is perhaps there by then.

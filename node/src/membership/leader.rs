@@ -17,13 +17,13 @@ use parking_lot::Mutex;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
-use super::PalisadeRaft;
-use super::membership::order;
-use super::propose::Order;
-use super::route::{Lane, Peers};
-use super::service::MOST_IDLE;
-use super::voters::{Change, Seen, Voters};
 use crate::clock;
+use crate::membership::change::order;
+use crate::peer::route::{Lane, Peers};
+use crate::raft::voters::{Change, Seen, Voters};
+use crate::replication::PalisadeRaft;
+use crate::replication::service::MOST_IDLE;
+use crate::sync::propose::Order;
 
 /// A learner that is at most so many entries behind has caught up.
 const CAUGHT_UP: u64 = 256;

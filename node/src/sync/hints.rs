@@ -18,10 +18,10 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tonic::codegen::Bytes;
 
-use super::metrics::ReplicationMetrics;
-use super::route::{Lane, Peers};
-use super::streams::{Streams, Waiting, keep_open};
+use crate::peer::route::{Lane, Peers};
 use crate::queue::offer;
+use crate::replication_metrics::ReplicationMetrics;
+use crate::sync::streams::{Streams, Waiting, keep_open};
 
 /// Hints that wait for one peer.
 const QUEUE: usize = 8192;

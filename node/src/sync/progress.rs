@@ -18,12 +18,12 @@ use palisade_proto::member::v1 as wire;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::hints::Members;
-use super::metrics::ReplicationMetrics;
-use super::route::{Lane, Peers};
-use super::service::{SharedWake, Waker};
-use super::streams::{Streams, Waiting, keep_open};
 use crate::clock;
+use crate::peer::route::{Lane, Peers};
+use crate::replication::service::{SharedWake, Waker};
+use crate::replication_metrics::ReplicationMetrics;
+use crate::sync::hints::Members;
+use crate::sync::streams::{Streams, Waiting, keep_open};
 
 /// Between two tellings.
 const EVERY: Duration = Duration::from_millis(100);

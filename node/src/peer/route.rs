@@ -13,8 +13,8 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 
-use super::metrics::ReplicationMetrics;
-use super::transport;
+use crate::peer::transport;
+use crate::replication_metrics::ReplicationMetrics;
 
 const CLUSTER: &str = "palisade-cluster";
 const FROM: &str = "palisade-from";

@@ -9,8 +9,8 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinHandle;
 use tonic::Status;
 
-use super::hints::Members;
-use super::route::{Client, Lane, Peers};
+use crate::peer::route::{Client, Lane, Peers};
+use crate::sync::hints::Members;
 
 /// Time before a broken stream is opened again.
 const RETRY: Duration = Duration::from_millis(100);
