@@ -10,6 +10,7 @@ pub mod frames;
 pub mod guard;
 pub mod lateness;
 pub mod load;
+pub mod overload;
 pub mod packets;
 pub mod program;
 pub mod scenario;
@@ -50,6 +51,12 @@ pub const ECHO_LAST: u8 = 1;
 
 /// The limit of every wait for something that will happen unless there is a mistake. No machine is too slow for it.
 pub const WAIT: Duration = Duration::from_secs(120);
+
+/// Whether the long forms of tests were asked for (`PALISADE_LONG=1`), where a shorter one shows the same.
+#[must_use]
+pub fn long() -> bool {
+    std::env::var_os("PALISADE_LONG").is_some_and(|v| v == "1")
+}
 
 /// Asks again and again until a condition holds.
 ///

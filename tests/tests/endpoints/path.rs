@@ -10,13 +10,13 @@ use palisade_tests::beyond::{Beyond, steer_icmp};
 use palisade_tests::lab::counters::syn_retransmits;
 use palisade_tests::lab::random::Random;
 use palisade_tests::lab::{Flow, Lab, Netns, Side};
+use palisade_tests::overload::lossless;
 use palisade_tests::program::traceroute::{self, Probe};
 use palisade_tests::program::{ping, run};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio::time::{sleep, timeout};
 
-use super::lossless;
 
 /// Somebody listens there while routes are traced.
 pub(crate) const OPEN_PORT: u16 = 7300;
