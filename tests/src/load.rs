@@ -9,17 +9,18 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use palisade_engine::Time;
-use palisade_node::clock;
-use palisade_cli::lab::random::Random;
-use palisade_cli::lab::{Lab, NsThread, Process, Side, Spawn};
+use palisade_lab::clock;
+use palisade_lab::random::Random;
+use palisade_lab::{Lab, NsThread, Process, Side, Spawn};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
-use crate::program::wait_port;
-use crate::{ECHO_BLOCK as BLOCK, ECHO_LAST as LAST, WAIT, wait_until};
+use crate::{ECHO_BLOCK as BLOCK, ECHO_LAST as LAST};
+use palisade_lab::program::wait_port;
+use palisade_lab::wait_until;
 
 /// The port of the echo server.
 pub const PORT: u16 = 7007;
@@ -116,7 +117,7 @@ impl Load {
         let load = Load { shared, tasks, _clients: clients, _server: server };
         let all_there = || load.standing() == standing as u64 || load.is_whole().is_err();
         // Not `?`: what went wrong is in the summary.
-        let _ = wait_until("all connections to stand", WAIT, async || Ok(all_there())).await;
+        let _ = wait_until("all connections to stand", async || Ok(all_there())).await;
         let there = load.standing();
         ensure!(there == standing as u64, "{there} of {standing} connections: {}", load.summary());
         Ok(load)
@@ -166,9 +167,10 @@ impl Load {
         let settled = || {
             let shared = &self.shared;
             let waits = |w: &Arc<AtomicU64>| (1..at.0).contains(&w.load(Ordering::Relaxed));
-            shared.pending.lock().first().is_none_or(|first| *first > opened) && !shared.waiting.lock().iter().any(waits)
+            shared.pending.lock().first().is_none_or(|first| *first > opened)
+                && !shared.waiting.lock().iter().any(waits)
         };
-        wait_until("what was under way to come to its end", WAIT, async || Ok(settled())).await?;
+        wait_until("what was under way to come to its end", async || Ok(settled())).await?;
         Ok(())
     }
 
@@ -178,7 +180,7 @@ impl Load {
     /// They are not within [`WAIT`].
     pub async fn open_more(&self, count: u64) -> Result<()> {
         let wanted = self.begun() + count;
-        wait_until("more new connections", WAIT, async || Ok(self.begun() >= wanted)).await?;
+        wait_until("more new connections", async || Ok(self.begun() >= wanted)).await?;
         self.settle(clock::now()).await
     }
 
@@ -239,7 +241,8 @@ async fn connect(family: usize) -> io::Result<TcpStream> {
     // With a port from the beginning, or the kernel may choose the next hop without it.
     socket.bind(SocketAddr::new(Side::Client.hosts()[family], 0))?;
     let to = SocketAddr::new(Side::Server.hosts()[family], PORT);
-    let stream = timeout(LOST_AFTER, socket.connect(to)).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    let stream =
+        timeout(LOST_AFTER, socket.connect(to)).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
     stream.set_nodelay(true)?;
     Ok(stream)
 }

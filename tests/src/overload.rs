@@ -5,10 +5,10 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use tokio::time::sleep;
 
-use crate::drops::{Drops, is_overload};
-use crate::lab::Lab;
-use crate::lab::counters::kernel;
-use crate::lateness::Lateness;
+use palisade_lab::Lab;
+use palisade_lab::counters::kernel;
+use palisade_lab::drops::{Drops, is_overload};
+use palisade_lab::lateness::Lateness;
 
 /// After this, whatever was held is forwarded or dropped, and counted.
 pub const SETTLED: Duration = Duration::from_millis(400);

@@ -1,8 +1,8 @@
 //! One TCP stream through one member: GSO packets pass whole. (How fast: `cargo bench -p palisade-tests -- bulk`.)
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-use palisade_tests::guard::require_lab;
-use palisade_tests::lab::Lab;
+use palisade_lab::Lab;
+use palisade_lab::guard::require_lab;
 use palisade_tests::scenario::bulk::stream;
 use palisade_tests::{OPEN_POLICY, members};
 

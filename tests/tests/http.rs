@@ -5,10 +5,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
-use palisade_tests::drops::{Drops, is_overload};
-use palisade_tests::guard::require_lab;
-use palisade_tests::lab::{Flow, Lab, Side};
-use palisade_tests::lateness::Lateness;
+use palisade_lab::drops::{Drops, is_overload};
+use palisade_lab::guard::require_lab;
+use palisade_lab::lateness::Lateness;
+use palisade_lab::{Flow, Lab, Side};
 use palisade_tests::overload::full_queues;
 use palisade_tests::program::nginx;
 use palisade_tests::scenario::web;
@@ -76,7 +76,10 @@ async fn once(lab: &Lab, to: SocketAddr, late: &Lateness) -> Result<bool> {
     let drops = Drops::read(lab).await?.since(&drops);
     let dropped = drops.only(is_overload).total() + full_queues(lab).await? - full;
     let Some(how) = late.excuses(HOLD) else {
-        bail!("{to}: {again} SYNs were sent again, and the machine was not late: {:?}; dropped: {drops}", late.longest());
+        bail!(
+            "{to}: {again} SYNs were sent again, and the machine was not late: {:?}; dropped: {drops}",
+            late.longest()
+        );
     };
     // An answer that came after a second, dropped by nobody, is the machine's, too.
     eprintln!("{to}: {again} SYNs were sent again; {how}; {dropped} packets were dropped for that: {drops}");

@@ -6,10 +6,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Result;
-use palisade_cli::demo::Traffic;
-use palisade_tests::guard::require_lab;
+use palisade_lab::guard::require_lab;
+use palisade_lab::traffic::Traffic;
+use palisade_lab::{Flow, Lab, Side};
 use palisade_tests::kernels;
-use palisade_tests::lab::{Flow, Lab, Side};
 use palisade_tests::scenario::web::flat_out;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};

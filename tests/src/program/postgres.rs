@@ -7,11 +7,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 use nix::unistd::User;
-use palisade_cli::lab::{Lab, Process, Spawn};
+use palisade_lab::program;
+use palisade_lab::{Lab, Process, Spawn};
 use tempfile::TempDir;
 
-use super::{path, wait_port};
-use crate::{WAIT, wait_until};
+use palisade_lab::program::{path, wait_port};
+use palisade_lab::{WAIT, wait_until};
 
 /// What it needs.
 pub const PROGRAMS: &[&str] = &["postgres", "initdb", "pgbench"];
@@ -76,7 +77,7 @@ impl Postgres {
         wait_port(lab.server(), &mut process, PORT).await.context("postgres")?;
         // It listens before it is ready to serve.
         let ready = async || Ok(process.output().contains("ready to accept connections"));
-        wait_until("postgres to be ready", WAIT, ready).await.with_context(|| process.output())?;
+        wait_until("postgres to be ready", ready).await.with_context(|| process.output())?;
         Ok(Postgres { process, _dir: dir })
     }
 
@@ -121,7 +122,8 @@ impl Run {
     fn transactions(&self) -> u64 {
         // "progress: 5.0 s, 1203.4 tps, lat 8.2 ms stddev 2.5, 0 failed"
         let rates = self.process.output();
-        let rates = rates.lines().filter_map(|l| l.strip_prefix("progress: ")?.split_once(" tps,")?.0.split_once(" s, "));
+        let rates =
+            rates.lines().filter_map(|l| l.strip_prefix("progress: ")?.split_once(" tps,")?.0.split_once(" s, "));
         rates.filter_map(|(_, rate)| rate.parse::<f64>().ok()).sum::<f64>() as u64
     }
 
@@ -131,7 +133,7 @@ impl Run {
     /// It does not within [`WAIT`].
     pub async fn transact(&self, count: u64) -> Result<()> {
         let wanted = self.transactions() + count;
-        let done = wait_until("transactions", WAIT, async || Ok(self.transactions() >= wanted)).await;
+        let done = wait_until("transactions", async || Ok(self.transactions() >= wanted)).await;
         done.with_context(|| self.process.output())
     }
 
@@ -155,7 +157,7 @@ async fn pgbench(lab: &Lab, to: IpAddr, limit: Duration, args: &[&str]) -> Resul
     let (to, port) = (to.to_string(), PORT.to_string());
     let all: Vec<&str> =
         ["-h", &to, "-p", &port, "-U", "postgres"].iter().chain(args).copied().chain(["postgres"]).collect();
-    super::run(lab.client(), lab.dir(), limit, "pgbench", &all).await
+    program::run(lab.client(), lab.dir(), limit, "pgbench", &all).await
 }
 
 fn parse(text: String) -> Result<Outcome> {

@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 
-use crate::lab::{Lab, Side};
 use crate::program::iperf3;
+use palisade_lab::{Lab, Side};
 
 /// What a stream was.
 #[derive(Clone, Copy, Debug)]

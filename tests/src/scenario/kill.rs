@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use anyhow::Result;
 use palisade_engine::Time;
-use palisade_node::clock;
+use palisade_lab::clock;
 use tokio::time::sleep;
 
 use super::{back, kill};
-use crate::lab::Lab;
 use crate::load::Load;
+use palisade_lab::Lab;
 
 /// What was seen when one member was killed.
 #[derive(Clone, Debug)]

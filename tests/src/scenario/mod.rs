@@ -7,10 +7,10 @@ pub mod web;
 
 use anyhow::Result;
 use palisade_engine::Time;
-use palisade_node::clock;
+use palisade_lab::clock;
 
-use crate::WAIT;
-use crate::lab::{Lab, SIDES};
+use palisade_lab::WAIT;
+use palisade_lab::{Lab, SIDES};
 
 /// The members of a lab of three but one.
 #[must_use]

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use anyhow::Result;
 use nix::sys::signal::Signal;
-use palisade_node::clock;
+use palisade_lab::clock;
 use tokio::time::sleep;
 
 use super::rerouted;
-use crate::WAIT;
 use crate::figures::percentile;
-use crate::lab::Lab;
 use crate::load::Load;
+use palisade_lab::Lab;
+use palisade_lab::WAIT;
 
 /// Stops a member's process and waits until the routers send it nothing. Then as many new connections as `count` open while
 /// it hangs, and all that was under way comes to its end: or this fails. Answers the time until the new routes.

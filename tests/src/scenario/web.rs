@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::lab::counters::{kernel, syn_retransmits};
-use crate::lab::{Lab, Side};
 use crate::program::wrk;
 use crate::program::{nginx, wrk::Outcome};
+use palisade_lab::counters::{kernel, syn_retransmits};
+use palisade_lab::{Lab, Side};
 
 /// A steady run: wrk's own outcome, and what the client's kernel counted.
 #[derive(Clone, Debug)]

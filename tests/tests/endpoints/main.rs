@@ -15,10 +15,10 @@ mod web;
 use std::future::Future;
 
 use anyhow::{Context, Result, ensure};
-use palisade_tests::beyond::Beyond;
-use palisade_tests::drops::{Drops, is_invalid};
-use palisade_tests::guard::{require_lab, require_programs};
-use palisade_tests::lab::{Flow, Lab, Side};
+use palisade_lab::RemoteNetwork;
+use palisade_lab::drops::{Drops, is_invalid};
+use palisade_lab::guard::{require_lab, require_programs};
+use palisade_lab::{Flow, Lab, Side};
 use palisade_tests::overload::SETTLED;
 use palisade_tests::program::traceroute::Probe;
 use palisade_tests::{OPEN_POLICY, members};
@@ -74,9 +74,10 @@ async fn all_parts(lab: &Lab, parts: &mut Parts<'_>) -> Result<()> {
 
 /// The parts that need routers and hosts behind those of the lab.
 async fn ways(lab: &Lab, parts: &mut Parts<'_>) -> Result<()> {
-    let (client, server) = (Beyond::attach(lab, Side::Client).await?, Beyond::attach(lab, Side::Server).await?);
+    let (client, server) =
+        (RemoteNetwork::attach(lab, Side::Client).await?, RemoteNetwork::attach(lab, Side::Server).await?);
     let beyond = [&client, &server];
-    Beyond::answer_everything(lab, beyond).await?;
+    RemoteNetwork::answer_everything(lab, beyond).await?;
     for (family, name) in ["IPv4", "IPv6"].into_iter().enumerate() {
         parts.part(&format!("refused TCP {name}"), &[], path::refused_tcp(lab, family)).await?;
         parts.part(&format!("refused UDP {name}"), &[], path::refused_udp(lab, family)).await?;

@@ -4,14 +4,14 @@ use std::net::SocketAddrV4;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use palisade_node::clock;
-use palisade_tests::drops::Drops;
-use palisade_tests::frames::{self, Wire};
-use palisade_tests::guard::require_lab;
-use palisade_tests::lab::{Lab, Side};
+use palisade_lab::clock;
+use palisade_lab::drops::Drops;
+use palisade_lab::frames::{self, Wire};
+use palisade_lab::guard::require_lab;
+use palisade_lab::packets::{IPV4, ethernet, syn};
+use palisade_lab::{Lab, Side};
 use palisade_tests::load::Load;
 use palisade_tests::members;
-use palisade_tests::packets::{IPV4, ethernet, syn};
 use palisade_tests::scenario::share;
 
 use super::{BINARY, POLICY, SERVER};

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use palisade_tests::guard::require_lab;
-use palisade_tests::lab::Lab;
+use palisade_lab::Lab;
+use palisade_lab::guard::require_lab;
 use palisade_tests::members;
 use palisade_tests::scenario::kill::{Plan, each_member};
 use palisade_tests::scenario::share;

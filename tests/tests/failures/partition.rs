@@ -5,14 +5,15 @@ use std::net::SocketAddrV4;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use palisade_node::clock;
-use palisade_tests::frames::{self, Wire};
-use palisade_tests::guard::require_lab;
-use palisade_tests::lab::{Lab, Side};
+use palisade_lab::clock;
+use palisade_lab::frames::{self, Wire};
+use palisade_lab::guard::require_lab;
+use palisade_lab::packets::{IPV4, ethernet, udp_packet};
+use palisade_lab::{Lab, Side};
+use palisade_lab::{WAIT, wait_until};
 use palisade_tests::load::Load;
-use palisade_tests::packets::{IPV4, ethernet, udp_packet};
+use palisade_tests::members;
 use palisade_tests::scenario::{rerouted, share, without};
-use palisade_tests::{WAIT, members, wait_until};
 use tokio::net::UdpSocket;
 use tokio::time::timeout;
 
@@ -47,7 +48,7 @@ async fn cut(lab: &mut Lab) -> Result<()> {
     let mut opener = Opener::new(lab, alone).await?;
     // A single one may be late, and is then dropped, not held for ever.
     let opens = async || Ok(opener.send(&server).await? > 0);
-    wait_until("a datagram to pass by the member, or the test could not fail", WAIT, opens).await?;
+    wait_until("a datagram to pass by the member, or the test could not fail", opens).await?;
 
     let cut = clock::now();
     lab.fabric().netlink().down(&port).await?;
@@ -58,7 +59,11 @@ async fn cut(lab: &mut Lab) -> Result<()> {
     while clock::now().since(cut) < CUT || late.len() < ENOUGH {
         let ended = clock::now().since(cut) > LEASE;
         opener.send(&server).await?;
-        if ended { late.push(opener.port) } else { early.push(opener.port) }
+        if ended {
+            late.push(opener.port)
+        } else {
+            early.push(opener.port)
+        }
         if ended {
             let (status, _) = lab.member(alone).http("/readyz").await?;
             ensure!(status == 503, "/readyz of the member that is cut off says {status}");
@@ -109,7 +114,7 @@ async fn leader_of_the_others(lab: &Lab, alone: usize) -> Result<String> {
 async fn same_state(lab: &Lab, since: palisade_engine::Time) -> Result<Duration> {
     let leader = lab.wait_leader().await?;
     let healed_at = lab.member(leader).metric("palisade_raft_applied_index", &[]).await?;
-    wait_until("the members to come to the same state", WAIT, async || {
+    wait_until("the members to come to the same state", async || {
         // Leadership may be transferred meanwhile.
         let leader = lab.member(lab.wait_leader().await?);
         Ok(leader.metric("palisade_audited_index", &[]).await? > healed_at)

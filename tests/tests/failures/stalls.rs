@@ -1,8 +1,8 @@
 //! SIGSTOP: a member that hangs counts as lost, and nobody waits for it.
 
 use anyhow::Result;
-use palisade_tests::guard::require_lab;
-use palisade_tests::lab::Lab;
+use palisade_lab::Lab;
+use palisade_lab::guard::require_lab;
 use palisade_tests::load::Load;
 use palisade_tests::members;
 use palisade_tests::scenario::stop::hang;

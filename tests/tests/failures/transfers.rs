@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use palisade_tests::guard::require_lab;
-use palisade_tests::lab::random::Random;
-use palisade_tests::lab::{Lab, Side};
+use palisade_lab::guard::require_lab;
+use palisade_lab::random::Random;
+use palisade_lab::{Lab, Side};
+use palisade_lab::{WAIT, wait_until};
 use palisade_tests::members;
 use palisade_tests::program::postgres::{self, Postgres};
 use palisade_tests::scenario::{back, kill};
-use palisade_tests::{WAIT, wait_until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
@@ -63,7 +63,7 @@ async fn survive(lab: &mut Lab) -> Result<()> {
         sleep(Duration::from_millis(500)).await;
     }
     run.transact(ENOUGH_TRANSACTIONS).await?;
-    wait_until("enough bytes", WAIT, async || Ok(sent.load(Ordering::Relaxed) > ENOUGH_BYTES)).await?;
+    wait_until("enough bytes", async || Ok(sent.load(Ordering::Relaxed) > ENOUGH_BYTES)).await?;
     let outcome = run.finish().await?;
     stop.store(true, Ordering::Relaxed);
     let digest = sender.await??;

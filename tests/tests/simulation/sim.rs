@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use palisade_engine::replica::{Command, Outcome, PolicyChange, Role};
 use palisade_engine::{Engine, Generation, Standing};
+use palisade_lab::random::Random;
 use palisade_node::replication::{self, LogSize, Options, RaftRole, Replication, Timing, Voters};
 use palisade_node::standing::StandingCell;
-use palisade_tests::lab::random::Random;
 use parking_lot::Mutex;
 use tempfile::TempDir;
 use tokio::sync::mpsc;

@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use palisade_engine::Time;
-use palisade_node::clock;
+
+use crate::clock;
 
 /// Between two looks at the clock, and between two writes to the disk.
 const CPU_INTERVAL: Duration = Duration::from_millis(2);
@@ -100,7 +101,9 @@ impl Lateness {
     pub fn excuses(&self, timer: Duration) -> Option<String> {
         let (longest, busy) = (self.longest(), self.busy_share());
         let late = longest >= timer / STEPS || busy >= BUSY_SHARE;
-        late.then(|| format!("the machine was late by up to {longest:?} a step, and busy for {:.0} % of the time", busy * 100.0))
+        late.then(|| {
+            format!("the machine was late by up to {longest:?} a step, and busy for {:.0} % of the time", busy * 100.0)
+        })
     }
 }
 

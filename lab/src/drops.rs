@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use crate::Lab;
+use crate::counters::metric;
 use anyhow::{Result, bail};
-use palisade_cli::lab::Lab;
-use palisade_cli::lab::counters::metric;
 use palisade_engine::Reason;
 
 /// Does this reason say that the packet was INVALID: broken, or of no session? The others are the policy's, or those of a
