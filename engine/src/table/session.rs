@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::wheel::Links;
 use crate::engine::SessionInfo;
-use crate::event::{Opening, TcpEnd};
+use crate::event::{HandshakeState, SynParams};
 use crate::id::{Generation, RuleId, SessionId, ZoneId};
 use crate::replica::{CloseCause, Establish};
 use crate::time::{Coarse, Time};
@@ -26,7 +26,7 @@ pub(crate) struct Session {
     pub(crate) closed: Option<CloseCause>,
     /// How often a packet that came while it was to end has kept it alive.
     pub(crate) refreshes: u16,
-    handshake: Handshake,
+    handshake: CompactHandshake,
     // Local.
     pub(crate) marks: Marks,
     /// The last policy that it was judged by here: the lower half of its generation.
@@ -41,7 +41,7 @@ pub(crate) struct Session {
     /// Packets and bytes forwarded by all members, by direction, as far as this one knows.
     counters: [(Count, Count); 2],
     /// Of these, what passed here and the others have not been told of.
-    untold: [(u32, u32); 2],
+    unpublished: [(u32, u32); 2],
 }
 
 /// What a session is to this member.
@@ -70,14 +70,14 @@ impl Marks {
     }
 }
 
-/// [`Opening`], in less space.
+/// [`HandshakeState`], in less space.
 #[derive(Clone, Copy, Debug)]
-enum Handshake {
+enum CompactHandshake {
     Tcp([Syn; 2]),
     Generic { replied: bool },
 }
 
-/// [`TcpEnd`], in less space.
+/// [`SynParams`], in less space.
 #[derive(Clone, Copy, Debug)]
 struct Syn {
     isn: u32,
@@ -90,23 +90,25 @@ struct Syn {
 impl Syn {
     const UNSCALED: u8 = u8::MAX;
 
-    fn new(end: &TcpEnd) -> Syn {
+    fn new(end: &SynParams) -> Syn {
         Syn { isn: end.isn, window: end.window, wscale: end.wscale.unwrap_or(Syn::UNSCALED), sack: end.sack }
     }
 
-    fn end(&self) -> TcpEnd {
+    fn end(&self) -> SynParams {
         let wscale = (self.wscale != Syn::UNSCALED).then_some(self.wscale);
-        TcpEnd { isn: self.isn, window: self.window, wscale, sack: self.sack }
+        SynParams { isn: self.isn, window: self.window, wscale, sack: self.sack }
     }
 }
 
-impl Handshake {
-    fn new(opening: &Opening) -> Handshake {
+impl CompactHandshake {
+    fn new(opening: &HandshakeState) -> CompactHandshake {
         match opening {
-            Opening::Tcp { client, server: Some(server) } => Handshake::Tcp([Syn::new(client), Syn::new(server)]),
+            HandshakeState::Tcp { client, server: Some(server) } => {
+                CompactHandshake::Tcp([Syn::new(client), Syn::new(server)])
+            }
             // Without a server it is never established.
-            Opening::Tcp { client, server: None } => Handshake::Tcp([Syn::new(client); 2]),
-            Opening::Generic { replied } => Handshake::Generic { replied: *replied },
+            HandshakeState::Tcp { client, server: None } => CompactHandshake::Tcp([Syn::new(client); 2]),
+            HandshakeState::Generic { replied } => CompactHandshake::Generic { replied: *replied },
         }
     }
 }
@@ -133,7 +135,7 @@ impl Session {
     /// `seen`: when this member last heard of its half-open session, if it did.
     pub(crate) fn new(e: &Establish, now: Time, seen: Option<Time>) -> Session {
         let track = match &e.protocol {
-            Opening::Tcp { client, server: Some(server) } => Some(Track::new(client, server, seen)),
+            HandshakeState::Tcp { client, server: Some(server) } => Some(Track::new(client, server, seen)),
             _ => None,
         };
         Session {
@@ -145,14 +147,14 @@ impl Session {
             egress: e.egress,
             closed: None,
             refreshes: 0,
-            handshake: Handshake::new(&e.protocol),
+            handshake: CompactHandshake::new(&e.protocol),
             marks: Marks::default(),
             judged: e.generation.0 as u32,
             seen: Coarse::up(now),
             links: Links::NONE,
             track,
             counters: Default::default(),
-            untold: Default::default(),
+            unpublished: Default::default(),
         }
     }
 
@@ -165,7 +167,7 @@ impl Session {
         let (packets, all) = &mut self.counters[at];
         packets.add(1);
         all.add(bytes.into());
-        let (packets, all) = &mut self.untold[at];
+        let (packets, all) = &mut self.unpublished[at];
         *packets = packets.saturating_add(1);
         *all = all.saturating_add(bytes);
         self.seen = Coarse::up(now);
@@ -201,18 +203,20 @@ impl Session {
     }
 
     /// What the two ends said in the handshake.
-    pub(crate) fn opening(&self) -> Opening {
+    pub(crate) fn handshake_state(&self) -> HandshakeState {
         match &self.handshake {
-            Handshake::Tcp([client, server]) => Opening::Tcp { client: client.end(), server: Some(server.end()) },
-            Handshake::Generic { replied } => Opening::Generic { replied: *replied },
+            CompactHandshake::Tcp([client, server]) => {
+                HandshakeState::Tcp { client: client.end(), server: Some(server.end()) }
+            }
+            CompactHandshake::Generic { replied } => HandshakeState::Generic { replied: *replied },
         }
     }
 
     /// The two ends of a TCP connection.
-    pub(crate) fn talk(&self) -> Option<(TcpEnd, TcpEnd)> {
+    pub(crate) fn syn_params(&self) -> Option<(SynParams, SynParams)> {
         match &self.handshake {
-            Handshake::Tcp([client, server]) => Some((client.end(), server.end())),
-            Handshake::Generic { .. } => None,
+            CompactHandshake::Tcp([client, server]) => Some((client.end(), server.end())),
+            CompactHandshake::Generic { .. } => None,
         }
     }
 
@@ -240,8 +244,8 @@ impl Session {
     }
 
     /// What passed here of which the others have not been told, and are told now.
-    pub(crate) fn take_untold(&mut self) -> [(u32, u32); 2] {
-        std::mem::take(&mut self.untold)
+    pub(crate) fn take_unpublished_traffic(&mut self) -> [(u32, u32); 2] {
+        std::mem::take(&mut self.unpublished)
     }
 
     /// The command that would make it: what a snapshot keeps.
@@ -255,7 +259,7 @@ impl Session {
             generation: self.generation,
             rule: self.rule,
             supersedes: None,
-            protocol: self.opening(),
+            protocol: self.handshake_state(),
         }
     }
 

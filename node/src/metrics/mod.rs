@@ -35,7 +35,7 @@ pub(crate) fn sheet(daemon: &Daemon) -> Sheet {
     let limits = &daemon.config.limits;
     let view = member.engine.view();
     engine::sessions(&mut sheet, &member.engine.counts(), (limits.max_sessions, limits.max_half_open));
-    engine::takeovers(&mut sheet, member.engine.taken_over());
+    engine::takeovers(&mut sheet, member.engine.takeover_counts());
     engine::cluster(&mut sheet, Some(member.standing()), member.engine.generation(), &view);
     replication::raft(&mut sheet, &member.replication.status());
     replication::write(&mut sheet, &member.replication.metrics());

@@ -687,7 +687,7 @@ async fn tick(engine: Arc<Engine>, following: Following) {
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     for number in (0..TICK).cycle() {
         every.tick().await;
-        engine.ask(clock::now(), &mut events);
+        engine.send_queries(clock::now(), &mut events);
         if number == 0 {
             engine.tick(clock::now(), &mut events);
         }
