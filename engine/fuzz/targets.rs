@@ -12,7 +12,7 @@
 mod common;
 
 use common::{Member, policy_change};
-use palisade_engine::event::{Event, FragmentKey, HandshakeState, Proposal, TcpEnd};
+use palisade_engine::event::{Event, FragmentKey, HandshakeState, Proposal, SynParams};
 use palisade_engine::parse::{Checksum, Embedded, Fragment, IpOption, Kind, Packet, Tcp, answer, frame};
 use palisade_engine::policy::Policy;
 use palisade_engine::replica::{Close, CloseCause, Command, Outcome, Replica};
@@ -238,7 +238,7 @@ fn id(n: u8) -> SessionId {
 
 fn hint(which: u8, kind: u8, a: u8, b: u8, flags: u8) -> Hint {
     let original = tuple(kind);
-    let end = |n| TcpEnd { isn: number(n), window: 1000, wscale: Some(7), sack: true };
+    let end = |n| SynParams { isn: number(n), window: 1000, wscale: Some(7), sack: true };
     match which >> 1 & 7 {
         0..=2 => Hint::HalfOpen(Box::new(HalfOpen {
             id: id(flags),

@@ -9,12 +9,12 @@ use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
 
 use crate::addr::Ip;
-use crate::blind_intervals::Unsure;
+use crate::blind_intervals::BlindIntervals;
 use crate::event::{Event, HalfOpen, Hint, Proposal};
 use crate::id::{Generation, MemberId, RuleId, SessionId, ZoneId};
 use crate::law::Law;
 use crate::parse::Packet;
-use crate::progress::{TakeoverCounters, Telling};
+use crate::progress::{ProgressCursor, TakeoverCounters};
 use crate::replica::{Close, MemberInfo, Role};
 use crate::table::half_open::HalfOpenEntry;
 use crate::table::{SHARDS, Table};
@@ -118,17 +118,17 @@ pub struct Engine {
     law: ArcSwap<Law>,
     generation: AtomicU64,
     view: ArcSwap<View>,
-    /// Members that forward, but for this one.
-    pub(crate) others: AtomicU32,
-    /// Those of them of whom nothing was heard lately.
-    pub(crate) silent: AtomicU32,
-    /// When it is not known what the others passed.
-    pub(crate) unsure: ArcSwap<Unsure>,
-    /// The end of the last such time.
-    pub(crate) unsure_until: AtomicU64,
-    /// Where the next telling of progress begins.
-    pub(crate) telling: Mutex<Telling>,
-    pub(crate) counters: TakeoverCounters,
+    /// How many other members forward packets.
+    pub(crate) forwarding_peers: AtomicU32,
+    /// How many of them are silent.
+    pub(crate) silent_peers: AtomicU32,
+    /// When the traffic of other members is unknown.
+    pub(crate) blind_intervals: ArcSwap<BlindIntervals>,
+    /// The end of the last of these intervals.
+    pub(crate) blind_until: AtomicU64,
+    /// Where the next publication of progress begins.
+    pub(crate) progress_cursor: Mutex<ProgressCursor>,
+    pub(crate) takeover_counters: TakeoverCounters,
     /// Session ids given since the start.
     given: AtomicU32,
     /// Consequences of an apply, for the next [`Engine::tick`] to hand out.
@@ -167,12 +167,12 @@ impl Engine {
             law: ArcSwap::from_pointee(Law::default()),
             generation: AtomicU64::new(0),
             view: ArcSwap::from_pointee(View::default()),
-            others: AtomicU32::new(0),
-            silent: AtomicU32::new(0),
-            unsure: ArcSwap::default(),
-            unsure_until: AtomicU64::new(0),
-            telling: Mutex::default(),
-            counters: TakeoverCounters::default(),
+            forwarding_peers: AtomicU32::new(0),
+            silent_peers: AtomicU32::new(0),
+            blind_intervals: ArcSwap::default(),
+            blind_until: AtomicU64::new(0),
+            progress_cursor: Mutex::default(),
+            takeover_counters: TakeoverCounters::default(),
             given: AtomicU32::new(0),
             deferred: Mutex::new(Vec::new()),
             ticking: Mutex::default(),
@@ -253,7 +253,7 @@ impl Engine {
         {
             shard.finished.pop_front();
             let open = shard.sessions.get_mut(slot).filter(|s| s.id == id && s.closed.is_none());
-            if let Some(cause) = open.and_then(|s| s.track.as_mut()).and_then(|t| t.overdue()) {
+            if let Some(cause) = open.and_then(|s| s.track.as_mut()).and_then(|t| t.take_overdue_close()) {
                 events.push(Event::Propose(Proposal::Close(Close { id, cause })));
             }
             looks += 1;
@@ -408,8 +408,8 @@ impl Engine {
     pub(crate) fn publish(&self, view: View) {
         let forwards =
             |(id, info): &(&MemberId, &MemberInfo)| **id != self.config.member && info.role == Role::Firewall;
-        let others = view.members.iter().filter(forwards).count();
-        self.others.store(u32::try_from(others).unwrap_or(u32::MAX), Ordering::Relaxed);
+        let peers = view.members.iter().filter(forwards).count();
+        self.forwarding_peers.store(u32::try_from(peers).unwrap_or(u32::MAX), Ordering::Relaxed);
         self.view.store(Arc::new(view));
     }
 }

@@ -64,9 +64,9 @@ pub enum Hint {
         /// The session.
         id: SessionId,
         /// What is known.
-        known: Known,
+        snapshot: TcpSnapshot,
         /// What segments of either direction said lately where nobody knew.
-        words: Vec<(Direction, Word)>,
+        provisional: Vec<(Direction, ProvisionalSegment)>,
     },
     /// The first fragment of a datagram was forwarded: the others may follow it through any member.
     FirstFragment {
@@ -107,38 +107,38 @@ pub struct FragmentKey {
 
 /// What a member knows of an established TCP connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Known {
+pub struct TcpSnapshot {
     /// Client and server.
-    pub ends: [Sent; 2],
+    pub endpoints: [EndpointSnapshot; 2],
     /// What one direction alone said there after a member was lost.
-    pub claim: Option<Claim>,
+    pub unconfirmed: Option<UnconfirmedEdge>,
     /// Packets of it passed there lately.
     pub live: bool,
     /// The member may once have known more.
-    pub gap: bool,
+    pub history_incomplete: bool,
 }
 
 /// How far an end is, as packets of one direction say, and those of the other have not confirmed yet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Claim {
+pub struct UnconfirmedEdge {
     /// Whose number: that of the packets of this direction's sender.
     pub of: Direction,
     /// Which direction's packets say so.
     pub by: Direction,
     /// The highest sequence number sent.
-    pub edge: u32,
+    pub seq_end: u32,
 }
 
 /// What a segment said of its connection's numbers, which nobody alive knew. One of the other direction that agrees with it
 /// shows that both are right.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Word {
+pub struct ProvisionalSegment {
     /// The sequence number after it.
-    pub end: u32,
+    pub seq_end: u32,
     /// What it acknowledged.
     pub ack: u32,
     /// How many milliseconds ago it passed.
-    pub age: u32,
+    pub age_ms: u32,
 }
 
 /// What passed of a live session at one member, as it tells the others several times a second, unlogged. Numbers and times
@@ -148,9 +148,9 @@ pub struct Progress {
     /// The session.
     pub id: SessionId,
     /// How many milliseconds ago its last packet passed there.
-    pub idle: u32,
+    pub idle_ms: u32,
     /// TCP: what is known of the two ends.
-    pub known: Option<Known>,
+    pub tcp: Option<TcpSnapshot>,
     /// Packets and bytes forwarded there since it was last told: original direction, reply direction; each at most 2^32 − 1.
     /// Left out where the bandwidth does not allow for it; it is told later then.
     pub traffic: Option<[(u32, u32); 2]>,
@@ -158,19 +158,19 @@ pub struct Progress {
 
 /// What a member knows of one end of a TCP connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Sent {
+pub struct EndpointSnapshot {
     /// Highest sequence number sent.
-    pub edge: u32,
+    pub seq_end: u32,
     /// Highest sequence number acknowledged by the other end.
-    pub acked: u32,
+    pub snd_una: u32,
     /// Highest sequence number that the other end allowed.
-    pub limit: u32,
+    pub window_end: u32,
     /// The largest window that it advertised, unscaled.
-    pub win: u16,
+    pub max_window: u16,
     /// How many milliseconds ago `edge` was confirmed.
-    pub age: Option<u32>,
+    pub age_ms: Option<u32>,
     /// The sequence number after its FIN.
-    pub fin: Option<u32>,
+    pub fin_end: Option<u32>,
 }
 
 /// A session whose establishment is not yet complete, as members tell it each other.
@@ -205,9 +205,9 @@ pub enum HandshakeState {
     /// TCP: what the SYN said, and the SYN-ACK as soon as one was seen.
     Tcp {
         /// From the SYN.
-        client: TcpEnd,
+        client: SynParams,
         /// From the SYN-ACK.
-        server: Option<TcpEnd>,
+        server: Option<SynParams>,
     },
     /// UDP, ICMP echo and all others: has the reply been seen?
     Generic {
@@ -218,7 +218,7 @@ pub enum HandshakeState {
 
 /// What one end of a TCP connection said in its SYN.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct TcpEnd {
+pub struct SynParams {
     /// Initial sequence number: that of the SYN itself.
     pub isn: u32,
     /// Its window, unscaled as in every SYN (RFC 7323 section 2.2).

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use crate::engine::{Engine, Wake};
-use crate::event::{Event, HalfOpen, HandshakeState, Hint, Known, Proposal, Word};
+use crate::event::{Event, HalfOpen, HandshakeState, Hint, Proposal, ProvisionalSegment, TcpSnapshot};
 use crate::id::{MemberId, SessionId};
 use crate::pipeline::CLOSE_OVERDUE;
 use crate::replica::{Close, CloseCause};
@@ -21,8 +21,8 @@ use crate::verdict::HoldKey;
 /// A member that passed a packet of a session not longer ago sees it still.
 const LIVE: Duration = Duration::from_secs(2);
 
-/// Most words in one hint.
-const WORDS: usize = 16;
+/// The most provisional segments in one hint.
+const MAX_PROVISIONAL: usize = 16;
 
 impl Engine {
     pub(crate) fn take_hint(
@@ -40,14 +40,16 @@ impl Engine {
             Hint::Rst { id } => {
                 if let Some((mut shard, slot)) = self.table.locate(*id)
                     && let Some(track) = shard.sessions.get_mut(slot).and_then(|s| s.track.as_mut())
-                    && track.rst_elsewhere()
+                    && track.record_peer_rst()
                 {
                     shard.finished.push_back((now + CLOSE_OVERDUE, *id, slot));
                     shard.sessions.arm(slot, now, self.law().timeouts());
                 }
             }
             Hint::Query(tuple) => self.reply_to_query(now, tuple, events),
-            Hint::Progress { id, known, words } => self.hint_progress(now, from, *id, known, words, wake),
+            Hint::Progress { id, snapshot, provisional } => {
+                self.hint_progress(now, from, *id, snapshot, provisional, wake)
+            }
             Hint::FirstFragment { datagram, end } => self.hint_first_fragment(now, datagram, *end, wake),
             Hint::FragmentQuery(datagram) => self.reply_to_fragment_query(now, datagram, events),
         }
@@ -143,15 +145,15 @@ impl Engine {
         let Some(session) = shard.sessions.get_mut(slot) else { return };
         let open = session.closed.is_none();
         let Some(track) = session.track.as_mut() else { return };
-        let was = track.finished();
-        track.fin_elsewhere(direction, end);
+        let was = track.both_fins_known();
+        track.record_peer_fin(direction, end);
         if !open {
             return;
         }
-        if track.propose_close() {
+        if track.take_fin_close() {
             events.push(Event::Propose(Proposal::Close(Close { id, cause: CloseCause::Fin })));
         }
-        if !was && track.finished() {
+        if !was && track.both_fins_known() {
             shard.finished.push_back((now + CLOSE_OVERDUE, id, slot));
         }
         shard.sessions.arm(slot, now, self.law().timeouts());
@@ -162,22 +164,22 @@ impl Engine {
         now: Time,
         from: MemberId,
         id: SessionId,
-        known: &Known,
-        words: &[(Direction, Word)],
+        snapshot: &TcpSnapshot,
+        provisional: &[(Direction, ProvisionalSegment)],
         wake: &mut dyn Wake,
     ) {
-        let others = self.others();
+        let peers = self.reachable_peers();
         let Some(place) = self.view().members.keys().position(|id| *id == from) else { return };
         let Some((mut shard, slot)) = self.table.locate(id) else { return };
         let Some(session) = shard.sessions.get_mut(slot) else { return };
         let original = session.original;
         let Some(track) = session.track.as_mut() else { return };
-        let answered = track.merge(place, known, others, now);
+        let answered = track.record_reply(place, snapshot, peers, now);
         if track.ending() {
             shard.sessions.arm(slot, now, self.law().timeouts());
         }
-        for (direction, word) in words.iter().take(WORDS) {
-            shard.words.say(id, *direction, *word, now);
+        for (direction, segment) in provisional.iter().take(MAX_PROVISIONAL) {
+            shard.provisional.record(id, *direction, *segment, now);
         }
         if !answered {
             return;
@@ -198,14 +200,14 @@ impl Engine {
         if let Some((session, track)) = session.and_then(|s| Some((s, s.track?))) {
             // What another member may have passed unseen, or this one before it restarted, is known to nobody by what is known
             // here; and a packet that passed at its word shows nothing.
-            let sure = !self.is_unsure(&track, now);
-            let live = sure && session.has_passed() && session.idle(now) < LIVE && track.is_fresh(LIVE, now);
-            let mut known = track.progress(now, live);
+            let sure = !self.may_have_moved_unseen(&track, now);
+            let live = sure && session.has_passed() && session.idle(now) < LIVE && track.is_confirmed_within(LIVE, now);
+            let mut snapshot = track.snapshot(now, live);
             if !sure {
-                known.ends.iter_mut().for_each(|end| end.age = None);
+                snapshot.endpoints.iter_mut().for_each(|end| end.age_ms = None);
             }
-            let words = shard.words.of(session.id, now).take(WORDS).collect();
-            events.push(Event::Hint(Hint::Progress { id: session.id, known, words }));
+            let provisional = shard.provisional.for_session(session.id, now).take(MAX_PROVISIONAL).collect();
+            events.push(Event::Hint(Hint::Progress { id: session.id, snapshot, provisional }));
         }
         for slot in shard.half_open.lookup(hash, tuple) {
             if let Some(half) = shard.half_open.get(slot).filter(|h| !h.aborted) {

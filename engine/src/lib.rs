@@ -37,6 +37,7 @@ pub use addr::Ip;
 pub use engine::{Config, Context, Engine, Routes, Standing, Wake};
 pub use event::{Event, HalfOpen, Hint};
 pub use id::{Generation, MemberId, RuleId, SessionId, ZoneId};
+pub use progress::TakeoverCounts;
 pub use time::Time;
 pub use timeouts::Timeouts;
 pub use tuple::{Direction, Protocol, Tuple};

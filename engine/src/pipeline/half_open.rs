@@ -21,14 +21,14 @@
 use std::time::Duration;
 
 use crate::engine::{Context, Engine, Standing};
-use crate::event::{Event, HalfOpen, HandshakeState, Hint, Proposal, TcpEnd};
+use crate::event::{Event, HalfOpen, HandshakeState, Hint, Proposal, SynParams};
 use crate::parse::{Kind, Packet, Tcp};
 use crate::policy::Action;
 use crate::replica::{Close, CloseCause, Establish};
 use crate::table::Shard;
 use crate::table::peer_queries::QUERY_RETRY_INTERVAL;
 use crate::track::generic;
-use crate::track::tcp::{SYN_DATA, ahead, reach};
+use crate::track::tcp::{MAX_SYN_DATA, max_advertisable_window, seq_diff};
 use crate::tuple::Direction;
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 
@@ -96,8 +96,8 @@ impl HandshakeStep {
 /// What a TCP segment is to a half-open session between these ends. `proposed`: its establishment is under way;
 /// `challenge`: see [`HalfOpen`].
 pub(crate) fn step(
-    client: &TcpEnd,
-    server: Option<&TcpEnd>,
+    client: &SynParams,
+    server: Option<&SynParams>,
     direction: Direction,
     tcp: &Tcp,
     proposed: bool,
@@ -121,7 +121,7 @@ pub(crate) fn step(
             false => Err(Reason::TcpWindow),
         },
         (Direction::Reply, _) if flags == Tcp::SYN | Tcp::ACK => {
-            if !plausible(ahead(tcp.ack, first), SYN_DATA) {
+            if !plausible(seq_diff(tcp.ack, first), MAX_SYN_DATA) {
                 return Err(Reason::TcpWindow);
             }
             Ok(match server {
@@ -138,7 +138,7 @@ pub(crate) fn step(
         (Direction::Original, _) if flags == Tcp::SYN | Tcp::ACK => match server {
             _ if tcp.seq != client.isn => Err(Reason::TcpWindow),
             None => Ok(HandshakeStep::Ambiguous),
-            Some(server) if plausible(ahead(tcp.ack, server.isn.wrapping_add(1)), SYN_DATA) => {
+            Some(server) if plausible(seq_diff(tcp.ack, server.isn.wrapping_add(1)), MAX_SYN_DATA) => {
                 Ok(HandshakeStep::FinalAck)
             }
             Some(_) => Err(Reason::TcpWindow),
@@ -149,7 +149,7 @@ pub(crate) fn step(
         }
         (Direction::Original, None) if flags & Tcp::RST != 0 => reset(tcp.seq == first),
         (Direction::Original, None) if flags & Tcp::ACK != 0 => {
-            if plausible(ahead(tcp.seq, first), SYN_DATA) {
+            if plausible(seq_diff(tcp.seq, first), MAX_SYN_DATA) {
                 Ok(HandshakeStep::Ambiguous)
             } else {
                 Err(Reason::TcpWindow)
@@ -157,9 +157,9 @@ pub(crate) fn step(
         }
         (Direction::Reply, None) if flags & Tcp::RST != 0 => {
             // RFC 9293 section 3.10.7.3: in SYN-SENT a RST is valid if it acknowledges the SYN.
-            reset(tcp.has(Tcp::ACK) && plausible(ahead(tcp.ack, first), SYN_DATA))
+            reset(tcp.has(Tcp::ACK) && plausible(seq_diff(tcp.ack, first), MAX_SYN_DATA))
         }
-        (Direction::Reply, None) if flags & Tcp::ACK != 0 => match plausible(ahead(tcp.ack, first), SYN_DATA) {
+        (Direction::Reply, None) if flags & Tcp::ACK != 0 => match plausible(seq_diff(tcp.ack, first), MAX_SYN_DATA) {
             true => Ok(HandshakeStep::Ambiguous),
             // One number a SYN, or blind ones could make the client send RSTs at will.
             false if flags == Tcp::ACK && tcp.payload == 0 && challenge.is_none_or(|ack| ack == tcp.ack) => {
@@ -172,12 +172,13 @@ pub(crate) fn step(
                 Direction::Original => (client, server),
                 Direction::Reply => (server, client),
             };
-            let seq = ahead(tcp.seq, sender.isn.wrapping_add(1));
-            let ack = ahead(tcp.ack, receiver.isn.wrapping_add(1));
-            let seq_fits = plausible(seq, reach(receiver, sender));
+            let seq = seq_diff(tcp.seq, sender.isn.wrapping_add(1));
+            let ack = seq_diff(tcp.ack, receiver.isn.wrapping_add(1));
+            let seq_fits = plausible(seq, max_advertisable_window(receiver, sender));
             // Before its handshake is complete the server may send what the client's SYN allows (RFC 7413), which is not scaled.
             // More would let a scaled window's worth of forged acknowledgements into the log.
-            let most = if direction == Direction::Original { SYN_DATA } else { reach(sender, receiver) };
+            let most =
+                if direction == Direction::Original { MAX_SYN_DATA } else { max_advertisable_window(sender, receiver) };
             let ack_fits = flags & Tcp::ACK == 0 || plausible(ack, most);
             match (flags & Tcp::RST != 0, seq_fits && ack_fits) {
                 (_, false) => Err(if flags & Tcp::RST != 0 { Reason::TcpRst } else { Reason::TcpWindow }),
@@ -403,6 +404,6 @@ impl Engine {
     }
 }
 
-fn end(tcp: &Tcp) -> TcpEnd {
-    TcpEnd { isn: tcp.seq, window: tcp.window, wscale: tcp.wscale, sack: tcp.sack_permitted }
+fn end(tcp: &Tcp) -> SynParams {
+    SynParams { isn: tcp.seq, window: tcp.window, wscale: tcp.wscale, sack: tcp.sack_permitted }
 }

@@ -20,7 +20,7 @@ mod related;
 use std::time::Duration;
 
 use crate::engine::{Context, Engine, Standing};
-use crate::event::{Event, HalfOpen, HandshakeState, Hint, TcpEnd};
+use crate::event::{Event, HalfOpen, HandshakeState, Hint, SynParams};
 use crate::parse::{Kind, Packet, Tcp};
 use crate::policy::Action;
 use crate::table::Shard;
@@ -114,7 +114,7 @@ impl Engine {
             Kind::Tcp(tcp) => match tcp.flags & (Tcp::SYN | Tcp::ACK | Tcp::FIN | Tcp::RST) {
                 Tcp::SYN => {
                     let client =
-                        TcpEnd { isn: tcp.seq, window: tcp.window, wscale: tcp.wscale, sack: tcp.sack_permitted };
+                        SynParams { isn: tcp.seq, window: tcp.window, wscale: tcp.wscale, sack: tcp.sack_permitted };
                     self.open(hash, packet, HandshakeState::Tcp { client, server: None }, context, events)
                 }
                 // It may refuse a connection whose hint is under way.

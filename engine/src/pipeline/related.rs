@@ -4,7 +4,7 @@ use crate::engine::{Context, Engine, Standing};
 use crate::event::HandshakeState;
 use crate::parse::{Embedded, Packet};
 use crate::table::peer_queries::QueryState;
-use crate::track::tcp::{ahead, reach};
+use crate::track::tcp::{max_advertisable_window, seq_diff};
 use crate::tuple::Direction;
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 
@@ -22,7 +22,7 @@ impl Engine {
             && let Some(session) = shard.sessions.get_mut(slot)
             && let Some(direction) = session.direction(&embedded.tuple)
         {
-            let plausible = match (session.talk(), session.track, embedded.seq) {
+            let plausible = match (session.syn_params(), session.track, embedded.seq) {
                 (Some((client, server)), Some(track), Some(seq)) => {
                     track.sent([&client, &server], direction, seq, context.now)
                 }
@@ -52,7 +52,8 @@ impl Engine {
                         Direction::Reply => server.as_ref(),
                     };
                     sender.is_some_and(|sender| {
-                        (0..=reach(client, server.as_ref().unwrap_or(client))).contains(&ahead(seq, sender.isn))
+                        (0..=max_advertisable_window(client, server.as_ref().unwrap_or(client)))
+                            .contains(&seq_diff(seq, sender.isn))
                     })
                 }
                 _ => true,

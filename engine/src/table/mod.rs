@@ -35,7 +35,7 @@ use fragments::FragmentTable;
 use half_open::{HalfOpenEntry, HalfOpenTable, same_ends};
 use id_index::{IdIndex, SlotRef};
 use peer_queries::PeerQueries;
-use provisional::Words;
+use provisional::ProvisionalSegments;
 use session::{Session, SessionFlag};
 use slab::Slab;
 use source_sketch::SourceSketch;
@@ -68,7 +68,7 @@ pub(crate) struct Shard {
     pub(crate) sessions: Sessions,
     pub(crate) half_open: HalfOpenTable,
     pub(crate) queries: PeerQueries,
-    pub(crate) words: Words,
+    pub(crate) provisional: ProvisionalSegments,
     pub(crate) fragments: FragmentTable,
     /// Sessions whose both FINs are known: when another member's close is overdue.
     pub(crate) finished: VecDeque<(Time, SessionId, u32)>,
@@ -194,7 +194,7 @@ impl Table {
                         sessions: Sessions::default(),
                         half_open: HalfOpenTable::new(half_open),
                         queries: PeerQueries::default(),
-                        words: Words::default(),
+                        provisional: ProvisionalSegments::default(),
                         fragments: FragmentTable::default(),
                         finished: VecDeque::new(),
                         evicted: 0,

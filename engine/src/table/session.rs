@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::wheel::Links;
 use crate::engine::SessionInfo;
-use crate::event::{HandshakeState, TcpEnd};
+use crate::event::{HandshakeState, SynParams};
 use crate::id::{Generation, RuleId, SessionId, ZoneId};
 use crate::replica::{CloseCause, Establish};
 use crate::time::{Coarse, Time};
@@ -41,7 +41,7 @@ pub(crate) struct Session {
     /// Packets and bytes forwarded by all members, by direction, as far as this one knows.
     counters: [(Count, Count); 2],
     /// Of these, what passed here and the others have not been told of.
-    untold: [(u32, u32); 2],
+    unpublished: [(u32, u32); 2],
 }
 
 /// What a session is to this member.
@@ -77,7 +77,7 @@ enum CompactHandshake {
     Generic { replied: bool },
 }
 
-/// [`TcpEnd`], in less space.
+/// [`SynParams`], in less space.
 #[derive(Clone, Copy, Debug)]
 struct Syn {
     isn: u32,
@@ -90,13 +90,13 @@ struct Syn {
 impl Syn {
     const UNSCALED: u8 = u8::MAX;
 
-    fn new(end: &TcpEnd) -> Syn {
+    fn new(end: &SynParams) -> Syn {
         Syn { isn: end.isn, window: end.window, wscale: end.wscale.unwrap_or(Syn::UNSCALED), sack: end.sack }
     }
 
-    fn end(&self) -> TcpEnd {
+    fn end(&self) -> SynParams {
         let wscale = (self.wscale != Syn::UNSCALED).then_some(self.wscale);
-        TcpEnd { isn: self.isn, window: self.window, wscale, sack: self.sack }
+        SynParams { isn: self.isn, window: self.window, wscale, sack: self.sack }
     }
 }
 
@@ -154,7 +154,7 @@ impl Session {
             links: Links::NONE,
             track,
             counters: Default::default(),
-            untold: Default::default(),
+            unpublished: Default::default(),
         }
     }
 
@@ -167,7 +167,7 @@ impl Session {
         let (packets, all) = &mut self.counters[at];
         packets.add(1);
         all.add(bytes.into());
-        let (packets, all) = &mut self.untold[at];
+        let (packets, all) = &mut self.unpublished[at];
         *packets = packets.saturating_add(1);
         *all = all.saturating_add(bytes);
         self.seen = Coarse::up(now);
@@ -213,7 +213,7 @@ impl Session {
     }
 
     /// The two ends of a TCP connection.
-    pub(crate) fn talk(&self) -> Option<(TcpEnd, TcpEnd)> {
+    pub(crate) fn syn_params(&self) -> Option<(SynParams, SynParams)> {
         match &self.handshake {
             CompactHandshake::Tcp([client, server]) => Some((client.end(), server.end())),
             CompactHandshake::Generic { .. } => None,
@@ -244,8 +244,8 @@ impl Session {
     }
 
     /// What passed here of which the others have not been told, and are told now.
-    pub(crate) fn take_untold(&mut self) -> [(u32, u32); 2] {
-        std::mem::take(&mut self.untold)
+    pub(crate) fn take_unpublished_traffic(&mut self) -> [(u32, u32); 2] {
+        std::mem::take(&mut self.unpublished)
     }
 
     /// The command that would make it: what a snapshot keeps.

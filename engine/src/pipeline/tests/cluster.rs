@@ -252,7 +252,7 @@ impl Cluster {
         let commands = [init, MemberChange::Join(info("b")), MemberChange::Join(info("c"))];
         self.append(A, commands.map(Command::Member).into());
         self.apply_all();
-        assert!(self.members.iter().all(|m| m.engine.others() == 2));
+        assert!(self.members.iter().all(|m| m.engine.reachable_peers() == 2));
     }
 
     pub(crate) fn asks(&self) -> usize {

@@ -3,6 +3,7 @@
 use super::cluster::*;
 use crate::event::{HandshakeState, Proposal};
 use crate::parse::{Kind, Packet, Tcp};
+use crate::progress::TakeoverCounts;
 use crate::replica::Outcome;
 use crate::verdict::{HoldClass, Reason, Verdict};
 
@@ -381,5 +382,5 @@ fn a_connection_survives_the_member_that_carried_it() {
     assert_eq!(k.pass(C, next), FORWARD);
     let forged = c.of_client(Tcp::ACK, 0, 1 << 29, 1000);
     assert!(k.pass(C, forged).held().is_some());
-    assert_eq!(k.members[C].engine.taken_over(), (0, 1));
+    assert_eq!(k.members[C].engine.takeover_counts(), TakeoverCounts { within_bound: 0, provisional: 1 });
 }

@@ -2,7 +2,7 @@
 
 use super::breaks::pass_segment;
 use super::*;
-use palisade_engine::Verdict;
+use palisade_engine::{TakeoverCounts, Verdict};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_lost_member_may_have_passed_is_believed_elsewhere() {
@@ -27,7 +27,7 @@ async fn what_a_lost_member_may_have_passed_is_believed_elsewhere() {
     until("its silence is noticed", || nodes[1..].iter().all(|n| silent(n) == 1)).await;
     assert!(clock::now().since(died) < Duration::from_secs(2));
     assert_eq!(pass_segment(&nodes[2], 1, unseen, 500), Verdict::Forward);
-    assert_eq!(nodes[2].run().engine().taken_over(), (1, 0));
+    assert_eq!(nodes[2].run().engine().takeover_counts(), TakeoverCounts { within_bound: 1, provisional: 0 });
 
     nodes[0].start().await;
     until("it is heard again", || nodes[1..].iter().all(|n| silent(n) == 0)).await;
