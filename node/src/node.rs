@@ -37,10 +37,8 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use miette::Diagnostic;
-use palisade_engine::event::{Hint, Proposal};
 use palisade_engine::hold::Limits;
-use palisade_engine::replica::Role;
-use palisade_engine::{Engine, MemberId, Standing, Time};
+use palisade_engine::{Engine, Hint, MemberId, Proposal, Role, Standing, Time};
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};

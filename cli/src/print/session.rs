@@ -275,8 +275,7 @@ pub fn count(output: Output, c: &v1::SessionCountResponse) -> Result<(), Failure
 
 #[cfg(test)]
 mod tests {
-    use palisade_engine::id::{Generation, MemberId, RuleId, SessionId};
-    use palisade_engine::{Ip, Protocol};
+    use palisade_engine::{Generation, Ip, MemberId, Protocol, RuleId, SessionId};
 
     use super::*;
 

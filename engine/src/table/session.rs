@@ -3,10 +3,8 @@
 use std::time::Duration;
 
 use super::wheel::Links;
-use crate::engine::SessionInfo;
-use crate::event::{HandshakeState, SynParams};
 use crate::id::{Generation, RuleId, SessionId, ZoneId};
-use crate::replica::{CloseCause, Establish};
+use crate::session::{CloseCause, Establish, HandshakeState, SessionInfo, SynParams};
 use crate::time::{Coarse, Time};
 use crate::timeouts::{Timeout, Timeouts};
 use crate::track::State;

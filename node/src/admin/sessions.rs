@@ -6,10 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::Stream;
-use palisade_engine::engine::{SessionInfo, View};
-use palisade_engine::id::SessionId;
 use palisade_engine::policy::Policy;
-use palisade_engine::replica::{Command, Establish, Outcome};
+use palisade_engine::replica::{Command, Outcome};
+use palisade_engine::{Establish, SessionId, SessionInfo, View};
 use palisade_proto::admin::v1;
 use palisade_proto::convert::admin::{AdminError, Session, SessionFilter};
 use tokio::sync::{broadcast, mpsc};

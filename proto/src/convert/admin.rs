@@ -3,10 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use palisade_engine::engine::SessionInfo;
-use palisade_engine::id::{Generation, MemberId, RuleId, SessionId};
-use palisade_engine::replica::Role;
-use palisade_engine::{Ip, Protocol, Standing, Tuple};
+use palisade_engine::{Generation, Ip, MemberId, Protocol, Role, RuleId, SessionId, SessionInfo, Standing, Tuple};
 
 use crate::admin::v1;
 
