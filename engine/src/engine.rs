@@ -20,7 +20,8 @@ use crate::table::half_open::HalfOpenEntry;
 use crate::table::{SHARDS, Table};
 use crate::time::Time;
 use crate::timeouts::Timeouts;
-use crate::tuple::{Protocol, Tuple};
+use crate::traffic::Traffic;
+use crate::tuple::{PerDirection, Protocol, Tuple};
 use crate::verdict::{HoldKey, Verdict};
 
 /// Sizes and times of one member's engine.
@@ -426,7 +427,7 @@ fn half_open_info(now: Time, half: &HalfOpenEntry, timeouts: &Timeouts) -> Sessi
         half_open: true,
         idle,
         timeout: timeouts.get(half.timeout()).saturating_sub(idle),
-        counters: [(0, 0); 2],
+        traffic: PerDirection::default(),
     }
 }
 
@@ -479,8 +480,8 @@ pub struct SessionInfo {
     pub idle: Duration,
     /// Time until it ends if no packet comes.
     pub timeout: Duration,
-    /// Packets and bytes that this member forwarded: original direction, reply direction.
-    pub counters: [(u64, u64); 2],
+    /// What all members forwarded, as far as this member knows.
+    pub traffic: PerDirection<Traffic>,
 }
 
 /// Sizes of the table.

@@ -30,6 +30,7 @@ mod testing;
 pub mod time;
 pub mod timeouts;
 mod track;
+mod traffic;
 pub mod tuple;
 pub mod verdict;
 
@@ -40,5 +41,6 @@ pub use id::{Generation, MemberId, RuleId, SessionId, ZoneId};
 pub use progress::TakeoverCounts;
 pub use time::Time;
 pub use timeouts::Timeouts;
-pub use tuple::{Direction, Protocol, Tuple};
+pub use traffic::{Traffic, TrafficDelta};
+pub use tuple::{Direction, PerDirection, Protocol, Tuple};
 pub use verdict::{HoldClass, HoldKey, Reason, Verdict};

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::Stream;
+use palisade_engine::PerDirection;
 use palisade_engine::engine::{SessionInfo, View};
 use palisade_engine::id::SessionId;
 use palisade_engine::policy::Policy;
@@ -253,7 +254,7 @@ fn established(e: &Establish) -> SessionInfo {
         half_open: false,
         idle: Duration::ZERO,
         timeout: Duration::ZERO,
-        counters: [(0, 0); 2],
+        traffic: PerDirection::default(),
     }
 }
 
