@@ -19,7 +19,7 @@ use tonic::{Code, Status};
 
 use super::{COMMAND, Service, current, refuse, unconfirmed, unexpected};
 use crate::clock;
-use crate::node::Member;
+use crate::member::Member;
 use crate::replication::SessionChange;
 
 /// Answers in parts.
@@ -154,7 +154,7 @@ impl Service {
                 other => return Err(unexpected(other)),
             }
         }
-        let limit = self.0.config.limits.cut_off_limit;
+        let limit = self.0.config().limits.cut_off_limit;
         Ok(v1::SessionKillResponse {
             killed: ids.len() as u64,
             half_open_skipped,

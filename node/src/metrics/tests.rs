@@ -105,7 +105,7 @@ fn families() -> BTreeSet<String> {
     };
     let mut sheet = Sheet::default();
     let counts = Counts { sessions: vec![(Protocol::TCP, "ESTABLISHED", 3)], half_open: 2, half_open_evicted: 5 };
-    place(&mut sheet, true, true, None);
+    member_state(&mut sheet, true, true, None);
     engine::sessions(&mut sheet, &counts, (1000, 100));
     engine::takeovers(&mut sheet, TakeoverCounts::default());
     engine::cluster(&mut sheet, Some(Standing::Current), Generation(4), &View::default());

@@ -11,13 +11,12 @@ use palisade_lab::program::run;
 use palisade_lab::random::Random;
 use palisade_lab::remote_network::{RemoteNetwork, steer_icmp};
 use palisade_lab::{Flow, Lab, Netns, Side};
+use palisade_tests::overload::lossless;
 use palisade_tests::program::ping;
 use palisade_tests::program::traceroute::{self, Probe};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio::time::{sleep, timeout};
-
-use super::lossless;
 
 /// Somebody listens there while routes are traced.
 pub(crate) const OPEN_PORT: u16 = 7300;
