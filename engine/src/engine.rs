@@ -19,7 +19,7 @@ use crate::table::half_open::HalfOpenEntry;
 use crate::table::{SHARDS, Table};
 use crate::time::Time;
 use crate::timeouts::Timeouts;
-use crate::tuple::Protocol;
+use crate::tuple::{PerDirection, Protocol};
 use crate::types::{Config, Context, Wake};
 use crate::verdict::Verdict;
 
@@ -339,6 +339,6 @@ fn half_open_info(now: Time, half: &HalfOpenEntry, timeouts: &Timeouts) -> Sessi
         half_open: true,
         idle,
         timeout: timeouts.get(half.timeout()).saturating_sub(idle),
-        counters: [(0, 0); 2],
+        traffic: PerDirection::default(),
     }
 }

@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use crate::addr::Ip;
 use crate::id::{SessionId, ZoneId};
 use crate::session::{Close, Establish, HalfOpen};
-use crate::tuple::{Direction, Protocol, Tuple};
+use crate::traffic::TrafficDelta;
+use crate::tuple::{Direction, PerDirection, Protocol, Tuple};
 use crate::verdict::HoldKey;
 
 /// A consequence of a packet, beside its verdict. The worker sends it on; it never waits for it.
@@ -151,9 +152,8 @@ pub struct Progress {
     pub idle_ms: u32,
     /// TCP: what is known of the two ends.
     pub tcp: Option<TcpSnapshot>,
-    /// Packets and bytes forwarded there since it was last told: original direction, reply direction; each at most 2^32 − 1.
-    /// Left out where the bandwidth does not allow for it; it is told later then.
-    pub traffic: Option<[(u32, u32); 2]>,
+    /// What was forwarded there since the last publication. `None`: the bandwidth did not suffice, and it follows later.
+    pub traffic: Option<PerDirection<TrafficDelta>>,
 }
 
 /// What a member knows of one end of a TCP connection.

@@ -5,7 +5,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{Generation, RuleId, SessionId, ZoneId};
-use crate::tuple::{Protocol, Tuple};
+use crate::traffic::Traffic;
+use crate::tuple::{PerDirection, Protocol, Tuple};
 
 /// A session whose establishment is not yet complete, as members tell it each other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -142,8 +143,8 @@ pub struct SessionInfo {
     pub idle: Duration,
     /// Time until it ends if no packet comes.
     pub timeout: Duration,
-    /// Packets and bytes that this member forwarded: original direction, reply direction.
-    pub counters: [(u64, u64); 2],
+    /// What all members forwarded, as far as this member knows.
+    pub traffic: PerDirection<Traffic>,
 }
 
 /// Sizes of the table.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::Stream;
+use palisade_engine::PerDirection;
 use palisade_engine::policy::Policy;
 use palisade_engine::replica::{Command, Outcome};
 use palisade_engine::{Establish, SessionId, SessionInfo, View};
@@ -252,7 +253,7 @@ fn established(e: &Establish) -> SessionInfo {
         half_open: false,
         idle: Duration::ZERO,
         timeout: Duration::ZERO,
-        counters: [(0, 0); 2],
+        traffic: PerDirection::default(),
     }
 }
 
