@@ -18,12 +18,13 @@
 
 use std::hash::BuildHasher;
 
-use crate::engine::{Context, Engine, Standing, Wake};
+use crate::engine::Engine;
 use crate::event::{Event, FragmentKey, Hint};
 use crate::parse::{Fragment, Packet};
 use crate::table::fragments::{FragmentOutcome, WaitOutcome};
 use crate::time::Time;
 use crate::tuple::{Protocol, Tuple};
+use crate::types::{Context, Standing, Wake};
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 
 impl Engine {
