@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
-use palisade_engine::replica::Role;
+use palisade_engine::Role;
 use parking_lot::Mutex;
 use serde_json::Value;
 use tempfile::TempDir;
