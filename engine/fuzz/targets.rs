@@ -12,13 +12,12 @@
 mod common;
 
 use common::{Member, policy_change};
-use palisade_engine::event::{Datagram, Event, HandshakeState, Proposal, SynParams};
 use palisade_engine::parse::{Checksum, Embedded, Fragment, IpOption, Kind, Packet, Tcp, answer, frame};
 use palisade_engine::policy::Policy;
-use palisade_engine::replica::{Close, CloseCause, Command, Outcome, Replica};
+use palisade_engine::replica::{Command, Outcome, Replica};
 use palisade_engine::{
-    Config, Context, Direction, Engine, Generation, HalfOpen, Hint, Ip, MemberId, Protocol, Routes, RuleId, SessionId,
-    Standing, Time, Tuple, Verdict, ZoneId,
+    Close, CloseCause, Config, Context, Datagram, Direction, Engine, Event, Generation, HalfOpen, HandshakeState, Hint,
+    Ip, MemberId, Proposal, Protocol, Routes, RuleId, SessionId, Standing, SynParams, Time, Tuple, Verdict, ZoneId,
 };
 
 /// A packet, its checksums as they are or (most would be wrong) not looked at, and made right for IPv4's header.

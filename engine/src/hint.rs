@@ -6,16 +6,17 @@
 
 use std::time::Duration;
 
-use crate::engine::{Engine, Wake};
-use crate::event::{Event, HalfOpen, HandshakeState, Hint, Proposal, ProvisionalSegment, TcpSnapshot};
+use crate::engine::Engine;
+use crate::event::{Event, Hint, Proposal, ProvisionalSegment, TcpSnapshot};
 use crate::id::{MemberId, SessionId};
 use crate::pipeline::CLOSE_OVERDUE;
-use crate::replica::{Close, CloseCause};
+use crate::session::{Close, CloseCause, HalfOpen, HandshakeState};
 use crate::table::Shard;
 use crate::table::half_open::{HalfOpenEntry, same_connection, same_ends};
 use crate::table::session::Session;
 use crate::time::Time;
 use crate::tuple::{Direction, Protocol, Tuple};
+use crate::types::Wake;
 use crate::verdict::HoldKey;
 
 /// A member that passed a packet of a session not longer ago sees it still.

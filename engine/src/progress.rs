@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::engine::{Engine, Wake};
+use crate::engine::Engine;
 use crate::event::Progress;
 use crate::id::MemberId;
 use crate::table::SHARDS;
 use crate::table::session::{Mark, Session};
 use crate::time::{Coarse, Time};
 use crate::track::tcp::Track;
+use crate::types::Wake;
 use crate::verdict::HoldKey;
 
 /// Sessions that are read under one lock, for which packets may wait.

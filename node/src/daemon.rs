@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use miette::Diagnostic;
-use palisade_engine::Standing;
-use palisade_engine::replica::Role;
+use palisade_engine::{Role, Standing};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::Config;

@@ -13,10 +13,8 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use miette::Diagnostic;
-use palisade_engine::event::{Hint, Proposal};
 use palisade_engine::hold::Limits;
-use palisade_engine::replica::Role;
-use palisade_engine::{Engine, MemberId, Standing, Time};
+use palisade_engine::{Engine, Hint, MemberId, Proposal, Role, Standing, Time};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinHandle, spawn_blocking};

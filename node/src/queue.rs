@@ -17,8 +17,7 @@ pub(crate) fn offer_hint(queue: &Sender<Hint>, hint: Hint) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use palisade_engine::event::Datagram;
-    use palisade_engine::{Ip, MemberId, Protocol, SessionId, ZoneId};
+    use palisade_engine::{Datagram, Ip, MemberId, Protocol, SessionId, ZoneId};
 
     use super::*;
 

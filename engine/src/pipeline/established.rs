@@ -4,17 +4,18 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::blind_intervals::MAX_UNSEEN_BYTES;
-use crate::engine::{Context, Engine, Standing};
-use crate::event::{Event, Hint, Proposal, ProvisionalSegment, SynParams};
+use crate::engine::Engine;
+use crate::event::{Event, Hint, Proposal, ProvisionalSegment};
 use crate::parse::{Kind, Packet, Tcp};
 use crate::policy::Action;
-use crate::replica::{Close, CloseCause};
+use crate::session::{Close, CloseCause, SynParams};
 use crate::table::Shard;
 use crate::table::session::{Mark, Session};
 use crate::track::generic;
 use crate::track::tcp::peer_query::Resolution;
 use crate::track::tcp::{MAX_SYN_DATA, SegmentOutcome, WindowCheck, seq_diff};
 use crate::tuple::Direction;
+use crate::types::{Context, Standing};
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 
 /// How long the member whose turn it is has for the close of a finished session.

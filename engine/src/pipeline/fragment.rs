@@ -18,12 +18,13 @@
 
 use std::hash::BuildHasher;
 
-use crate::engine::{Context, Engine, Standing, Wake};
+use crate::engine::Engine;
 use crate::event::{Datagram, Event, Hint};
 use crate::parse::{Fragment, Packet};
 use crate::table::fragments::{Follows, Wait};
 use crate::time::Time;
 use crate::tuple::{Protocol, Tuple};
+use crate::types::{Context, Standing, Wake};
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 
 impl Engine {

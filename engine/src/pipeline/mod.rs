@@ -19,13 +19,15 @@ mod related;
 
 use std::time::Duration;
 
-use crate::engine::{Context, Engine, Standing};
-use crate::event::{Event, HalfOpen, HandshakeState, Hint, SynParams};
+use crate::engine::Engine;
+use crate::event::{Event, Hint};
 use crate::parse::{Kind, Packet, Tcp};
 use crate::policy::Action;
+use crate::session::{HalfOpen, HandshakeState, SynParams};
 use crate::table::Shard;
 use crate::table::peer_queries::QueryState;
 use crate::table::session::Mark;
+use crate::types::{Context, Standing};
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 pub(crate) use established::CLOSE_OVERDUE;
 #[cfg(test)]

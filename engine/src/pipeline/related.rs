@@ -1,11 +1,12 @@
 //! ICMP errors: RELATED to the session that sent the packet they are about (RFC 5508 section 3 has the same for NAT).
 
-use crate::engine::{Context, Engine, Standing};
-use crate::event::HandshakeState;
+use crate::engine::Engine;
 use crate::parse::{Embedded, Packet};
+use crate::session::HandshakeState;
 use crate::table::peer_queries::QueryState;
 use crate::track::tcp::{max_advertisable_window, seq_diff};
 use crate::tuple::Direction;
+use crate::types::{Context, Standing};
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 
 impl Engine {

@@ -1,16 +1,17 @@
 //! Applying a batch.
 
 use super::window::Number;
-use super::{Applied, Batch, Close, CloseCause, Command, Establish, ExpireIdle, Outcome, Replica};
+use super::{Applied, Batch, Command, ExpireIdle, Outcome, Replica};
 use crate::digest::{Kind, element};
-use crate::engine::Wake;
-use crate::event::{Event, HandshakeState, Proposal};
+use crate::event::{Event, Proposal};
 use crate::id::SessionId;
+use crate::session::{Close, CloseCause, Establish, HandshakeState};
 use crate::table::Shard;
 use crate::table::half_open::{HalfOpenEntry, same_connection};
 use crate::table::session::{Mark, Session};
 use crate::time::{Coarse, Time};
 use crate::tuple::Protocol;
+use crate::types::Wake;
 use crate::verdict::{HoldKey, Reason};
 
 /// A session's part of the digest.

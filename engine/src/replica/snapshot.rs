@@ -33,12 +33,15 @@ use serde::{Deserialize, Serialize};
 
 use super::apply::{invalid, record_digest, session_digest};
 use super::window::{REMEMBERED, Removed, WIDTH, Window, Windows};
-use super::{CloseCause, Establish, MemberInfo, Outcome, Replica, RestoreError, Settings, register, resumes_digest};
-use crate::engine::{Engine, PolicyRecord, View, Wake};
+use super::{Outcome, Replica, RestoreError, Settings, register, resumes_digest};
+use crate::cluster_state::{MemberInfo, PolicyRecord, View};
+use crate::engine::Engine;
 use crate::id::{Generation, MemberId, SessionId};
+use crate::session::{CloseCause, Establish};
 use crate::table::session::{Mark, Session};
 use crate::table::{SHARDS, Shard, Table};
 use crate::time::{Coarse, Time};
+use crate::types::Wake;
 use crate::verdict::HoldKey;
 
 /// Format version 1.

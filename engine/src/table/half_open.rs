@@ -7,7 +7,7 @@ use hashbrown::HashTable;
 
 use super::slab::Slab;
 use crate::addr::Ip;
-use crate::event::{HalfOpen, HandshakeState};
+use crate::session::{HalfOpen, HandshakeState};
 use crate::time::Time;
 use crate::timeouts::{Timeout, Timeouts};
 use crate::track::State;

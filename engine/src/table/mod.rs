@@ -25,12 +25,13 @@ use foldhash::quality::FixedState;
 use hashbrown::HashTable;
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::engine::{Config, Context};
-use crate::event::{Event, HalfOpen};
+use crate::event::Event;
 use crate::id::SessionId;
+use crate::session::HalfOpen;
 use crate::time::Time;
 use crate::timeouts::Timeouts;
 use crate::tuple::Tuple;
+use crate::types::{Config, Context};
 use fragments::Datagrams;
 use half_open::{HalfOpenEntry, HalfOpenTable, same_ends};
 use id_index::{Ids, Place};

@@ -3,15 +3,14 @@
 use std::time::Duration;
 
 use super::wheel::Links;
-use crate::engine::SessionInfo;
-use crate::event::{HandshakeState, SynParams};
 use crate::id::{Generation, RuleId, SessionId, ZoneId};
-use crate::replica::{CloseCause, Establish};
+use crate::session::{CloseCause, Establish, HandshakeState, SessionInfo, SynParams};
 use crate::time::{Coarse, Time};
 use crate::timeouts::{Timeout, Timeouts};
 use crate::track::State;
 use crate::track::tcp::Track;
-use crate::tuple::{Direction, Tuple};
+use crate::traffic::{Traffic, TrafficDelta};
+use crate::tuple::{Direction, PerDirection, Tuple};
 
 /// One session. At most 256 bytes, its share of the indices included (asserted by a test).
 #[derive(Clone, Debug)]
@@ -38,10 +37,10 @@ pub(crate) struct Session {
     pub(crate) links: Links,
     /// TCP only.
     pub(crate) track: Option<Track>,
-    /// Packets and bytes forwarded by all members, by direction, as far as this one knows.
-    counters: [(Count, Count); 2],
+    /// What all members forwarded, as far as this one knows.
+    traffic: PerDirection<PackedTraffic>,
     /// Of these, what passed here and the others have not been told of.
-    unpublished: [(u32, u32); 2],
+    unpublished: PerDirection<TrafficDelta>,
 }
 
 /// What a session is to this member.
@@ -131,6 +130,24 @@ impl Count {
     }
 }
 
+/// [`Traffic`] in 12 bytes.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+struct PackedTraffic {
+    packets: Count,
+    bytes: Count,
+}
+
+impl PackedTraffic {
+    fn add(&mut self, packets: u32, bytes: u32) {
+        self.packets.add(packets.into());
+        self.bytes.add(bytes.into());
+    }
+
+    fn unpacked(self) -> Traffic {
+        Traffic { packets: self.packets.get(), bytes: self.bytes.get() }
+    }
+}
+
 impl Session {
     /// `seen`: when this member last heard of its half-open session, if it did.
     pub(crate) fn new(e: &Establish, now: Time, seen: Option<Time>) -> Session {
@@ -153,23 +170,15 @@ impl Session {
             seen: Coarse::up(now),
             links: Links::NONE,
             track,
-            counters: Default::default(),
-            unpublished: Default::default(),
+            traffic: PerDirection::default(),
+            unpublished: PerDirection::default(),
         }
     }
 
     /// A packet of it passes.
     pub(crate) fn account(&mut self, direction: Direction, bytes: u32, now: Time) {
-        let at = match direction {
-            Direction::Original => 0,
-            Direction::Reply => 1,
-        };
-        let (packets, all) = &mut self.counters[at];
-        packets.add(1);
-        all.add(bytes.into());
-        let (packets, all) = &mut self.unpublished[at];
-        *packets = packets.saturating_add(1);
-        *all = all.saturating_add(bytes);
+        self.traffic[direction].add(1, bytes);
+        self.unpublished[direction].add_packet(bytes);
         self.seen = Coarse::up(now);
     }
 
@@ -232,19 +241,18 @@ impl Session {
 
     /// Has this member forwarded, or heard of, a packet of it?
     pub(crate) fn has_passed(&self) -> bool {
-        self.counters.iter().any(|(packets, _)| packets.get() > 0)
+        self.traffic.iter().any(|traffic| traffic.packets.get() > 0)
     }
 
-    /// Another member forwarded these packets and bytes.
-    pub(crate) fn add_traffic(&mut self, traffic: &[(u32, u32); 2]) {
-        for ((packets, bytes), more) in self.counters.iter_mut().zip(traffic) {
-            packets.add(more.0.into());
-            bytes.add(more.1.into());
+    /// Adds what another member forwarded.
+    pub(crate) fn add_traffic(&mut self, more: &PerDirection<TrafficDelta>) {
+        for direction in [Direction::Original, Direction::Reply] {
+            self.traffic[direction].add(more[direction].packets, more[direction].bytes);
         }
     }
 
     /// What passed here of which the others have not been told, and are told now.
-    pub(crate) fn take_unpublished_traffic(&mut self) -> [(u32, u32); 2] {
+    pub(crate) fn take_unpublished_traffic(&mut self) -> PerDirection<TrafficDelta> {
         std::mem::take(&mut self.unpublished)
     }
 
@@ -298,7 +306,7 @@ impl Session {
             half_open: false,
             idle: self.idle(now),
             timeout: self.remaining(now, timeouts),
-            counters: self.counters.map(|(packets, bytes)| (packets.get(), bytes.get())),
+            traffic: self.traffic.map(PackedTraffic::unpacked),
         }
     }
 }

@@ -12,8 +12,8 @@ mod socket;
 use std::sync::Arc;
 use std::time::Duration;
 
-use palisade_engine::Standing;
-use palisade_engine::replica::{Command, Outcome, Role};
+use palisade_engine::replica::{Command, Outcome};
+use palisade_engine::{Role, Standing};
 use palisade_proto::admin::v1;
 use palisade_proto::admin::v1::admin_server::{Admin, AdminServer};
 use tokio_stream::wrappers::UnixListenerStream;

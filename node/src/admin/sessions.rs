@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::Stream;
-use palisade_engine::engine::{SessionInfo, View};
-use palisade_engine::id::SessionId;
+use palisade_engine::PerDirection;
 use palisade_engine::policy::Policy;
-use palisade_engine::replica::{Command, Establish, Outcome};
+use palisade_engine::replica::{Command, Outcome};
+use palisade_engine::{Establish, SessionId, SessionInfo, View};
 use palisade_proto::admin::v1;
 use palisade_proto::convert::admin::{AdminError, Session, SessionFilter};
 use tokio::sync::{broadcast, mpsc};
@@ -253,7 +253,7 @@ fn established(e: &Establish) -> SessionInfo {
         half_open: false,
         idle: Duration::ZERO,
         timeout: Duration::ZERO,
-        counters: [(0, 0); 2],
+        traffic: PerDirection::default(),
     }
 }
 

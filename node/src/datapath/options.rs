@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use palisade_engine::Hint;
-use palisade_engine::event::Proposal;
 use palisade_engine::hold::Limits;
+use palisade_engine::{Hint, Proposal};
 use tokio::sync::mpsc::Sender;
 
 use super::gate::GateStatus;

@@ -5,10 +5,11 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener as StdListener};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use palisade_engine::event::{HalfOpen, HandshakeState, SynParams};
-use palisade_engine::replica::{Batch, Close, CloseCause, Establish};
-use palisade_engine::{Generation, HoldKey, Protocol, SessionId, Standing, Tuple, ZoneId};
-use palisade_engine::{Ip, id::RuleId};
+use palisade_engine::replica::Batch;
+use palisade_engine::{
+    Close, CloseCause, Establish, Generation, HalfOpen, HandshakeState, HoldKey, Ip, Protocol, RuleId, SessionId,
+    Standing, SynParams, Tuple, ZoneId,
+};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;

@@ -1,8 +1,7 @@
 //! Conversion of what members say to each other.
 
-use palisade_engine::event::{Hint, Progress};
-use palisade_engine::replica::{Batch, MemberInfo, Role};
-use palisade_engine::{MemberId, SessionId};
+use palisade_engine::replica::Batch;
+use palisade_engine::{Hint, MemberId, MemberInfo, Progress, Role, SessionId};
 
 use crate::member::v1 as wire;
 
@@ -143,9 +142,8 @@ impl From<wire::Sessions> for Vec<SessionId> {
 
 #[cfg(test)]
 mod tests {
-    use palisade_engine::event::Datagram;
-    use palisade_engine::replica::{Close, CloseCause, Command};
-    use palisade_engine::{Ip, Protocol, ZoneId};
+    use palisade_engine::replica::Command;
+    use palisade_engine::{Close, CloseCause, Datagram, Ip, Protocol, ZoneId};
 
     use super::*;
 

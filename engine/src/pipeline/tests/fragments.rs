@@ -2,11 +2,11 @@
 
 use super::cluster::*;
 use crate::addr::Ip;
-use crate::engine::Standing;
 use crate::event::{Datagram, Hint};
 use crate::parse::{Fragment, IpOption, Kind, Packet};
 use crate::testing::{CLIENT, INSIDE, OUTSIDE, SERVER};
 use crate::tuple::{Protocol, Tuple};
+use crate::types::Standing;
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 
 const FORWARD: Verdict = Verdict::Forward;
@@ -150,7 +150,7 @@ fn of_ipv6_the_next_header_does_not_count() {
     let v6 = |packet: Packet| Packet { tuple: Tuple { src, dst, ..packet.tuple }, ..packet };
     let next = |protocol, packet: Packet| Packet { tuple: Tuple { protocol, ..packet.tuple }, ..packet };
     let pass = |k: &mut Cluster, at: usize, packet: &Packet| {
-        let mut context = crate::engine::Context {
+        let mut context = crate::types::Context {
             now: k.now,
             worker: 0,
             ingress: OUTSIDE,
@@ -178,7 +178,7 @@ fn of_ipv6_the_next_header_does_not_count() {
 
 struct Everywhere;
 
-impl crate::engine::Routes for Everywhere {
+impl crate::types::Routes for Everywhere {
     fn zone(&mut self, _: Ip) -> Option<crate::id::ZoneId> {
         Some(INSIDE)
     }

@@ -101,14 +101,15 @@ fn traffic_and_idle_times_are_everybodys() {
     let shown = |k: &Cluster, at: usize| {
         let mut all = Vec::new();
         k.members[at].engine.sessions(k.now, &mut |s| {
-            all.push((s.counters, s.idle.as_secs_f64().round() as u64));
+            all.push((s.traffic, s.idle.as_secs_f64().round() as u64));
             true
         });
         all
     };
     // The handshake's last packet passed at C.
-    let [(counters, idle)] = shown(&k, A)[..] else { panic!("one session") };
-    assert_eq!((counters[0].0, counters[1].0, idle), (21, 10, 60));
+    let [(traffic, idle)] = shown(&k, A)[..] else { panic!("one session") };
+    assert_eq!((traffic.original.packets, traffic.reply.packets), (21, 10));
+    assert_eq!(idle, 60, "seconds");
     assert_eq!(shown(&k, A), shown(&k, B));
 }
 
