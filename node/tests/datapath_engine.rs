@@ -80,7 +80,7 @@ fn a_connection_is_held_until_it_is_committed_and_then_runs() {
     // Not current: nothing new is admitted.
     assert!(connect("10.2.0.2:7001").0.is_err());
     let metrics = datapath.metrics();
-    assert!(metrics.snapshot().dropped(Reason::CutOff) + metrics.snapshot().dropped(Reason::NotCurrent) > 0);
+    assert!(metrics.snapshot().dropped(Reason::LeaseExpired) + metrics.snapshot().dropped(Reason::LeaseGrace) > 0);
 
     let keep_current = Arc::clone(&standing);
     let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));

@@ -52,7 +52,7 @@ impl Engine {
         });
         shard.finished.truncate(finished);
         if context.standing != Standing::Current {
-            return Some(Verdict::Drop(Reason::NotCurrent));
+            return Some(Verdict::Drop(Reason::LeaseGrace));
         }
         let hash = self.table.hash(&packet.tuple);
         if shard.queries.await_commit(hash, context.worker, context.now) {
@@ -206,7 +206,7 @@ impl Engine {
                     let snapshot = track.snapshot(context.now, true);
                     events.push(Event::Hint(Hint::Progress { id, snapshot, provisional: Vec::new() }));
                     let workers = shard.queries.take(hash);
-                    if workers != 0 {
+                    if !workers.is_empty() {
                         events.push(Event::Wake { workers, key: HoldKey(hash) });
                     }
                     return Some(Ok(seen));

@@ -43,7 +43,7 @@ impl Engine {
     /// See [`Engine::process`].
     pub(crate) fn judge(&self, packet: &Packet, context: &mut Context<'_>, events: &mut Vec<Event>) -> Verdict {
         if context.standing == Standing::Expired {
-            return Verdict::Drop(Reason::CutOff);
+            return Verdict::Drop(Reason::LeaseExpired);
         }
         let verdict = if packet.options.is_empty() || self.law().allows_options(packet.options) {
             self.judge_transport(packet, context, events)
@@ -67,7 +67,7 @@ impl Engine {
         let known = self.known(&mut self.table.shard_for(hash), hash, packet, context, events);
         known.unwrap_or_else(|| match context.standing {
             Standing::Current => self.unknown(hash, packet, context, events),
-            Standing::CutOff | Standing::Expired => Verdict::Drop(Reason::NotCurrent),
+            Standing::CutOff | Standing::Expired => Verdict::Drop(Reason::LeaseGrace),
         })
     }
 
@@ -202,7 +202,7 @@ impl Engine {
         self.table.insert_half_open(&mut shard, hash, open, context.now);
         let workers = shard.queries.take(hash);
         drop(shard);
-        if workers != 0 {
+        if !workers.is_empty() {
             // Its answer overtook it.
             events.push(Event::Wake { workers, key: HoldKey(hash) });
         }

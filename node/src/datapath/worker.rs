@@ -14,7 +14,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::time::{ClockId, clock_gettime};
-use palisade_engine::hold::{HoldBuffer, Limits};
+use palisade_engine::hold::{HoldBuffer, HoldCounts, HoldLimits};
 use palisade_engine::parse::{self, Checksum, Kind, Packet, complete_sctp};
 use palisade_engine::{Context, Engine, Event, Generation, HoldClass, HoldKey, Reason, Time, Verdict, ZoneId};
 use parking_lot::Mutex;
@@ -133,7 +133,7 @@ pub(crate) struct Parts<J> {
     pub(crate) standing: Arc<StandingCell>,
     pub(crate) routes: RouteZones,
     pub(crate) injector: Injector,
-    pub(crate) limits: Limits,
+    pub(crate) limits: HoldLimits,
     pub(crate) sinks: Sinks,
     pub(crate) metrics: Arc<WorkerMetrics>,
     pub(crate) wake: WorkerWake,
@@ -152,7 +152,7 @@ impl<J: Judge> Worker<J> {
             antispoof: ports.iter().map(|port| port.antispoof).collect(),
             injector,
             hold: HoldBuffer::new(limits),
-            hold_time: limits.time,
+            hold_time: limits.max_time,
             sinks,
             wake: wake.clone(),
             events: Vec::with_capacity(16),
@@ -472,7 +472,7 @@ impl<J: Judge> Desk<J> {
     }
 
     fn count_held(&self) {
-        let (matched, unmatched) = self.hold.len();
+        let HoldCounts { matched, unmatched } = self.hold.counts();
         self.metrics.hold_now[0].set(matched as u64);
         self.metrics.hold_now[1].set(unmatched as u64);
     }

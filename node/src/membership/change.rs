@@ -150,7 +150,7 @@ pub async fn init(options: &Options) -> Result<Identity, MembershipError> {
 pub(crate) struct NoWake;
 
 impl palisade_engine::Wake for NoWake {
-    fn wake(&mut self, _: u64, _: palisade_engine::HoldKey) {}
+    fn wake(&mut self, _: palisade_engine::WorkerSet, _: palisade_engine::HoldKey) {}
 }
 
 /// Joins the cluster of a token. Afterwards [`crate::replication::Replication::open`] starts the member; the cluster then brings it up

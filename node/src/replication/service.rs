@@ -8,7 +8,7 @@ use futures::{Stream, StreamExt};
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
 use openraft::raft::AppendEntriesRequest;
-use palisade_engine::{Engine, Event, Hint, HoldKey, MemberId, MemberInfo, Proposal, SessionId, Wake};
+use palisade_engine::{Engine, Event, Hint, HoldKey, MemberId, MemberInfo, Proposal, SessionId, Wake, WorkerSet};
 use palisade_proto::convert::{decode_batch, decode_hint};
 use palisade_proto::member::v1 as wire;
 use palisade_proto::member::v1::admission_server::Admission;
@@ -47,7 +47,7 @@ impl<W: Wake + Clone + Send + Sync + 'static> SharedWake for W {
 pub(crate) struct Waker(pub(crate) Box<dyn SharedWake>);
 
 impl Wake for Waker {
-    fn wake(&mut self, workers: u64, key: HoldKey) {
+    fn wake(&mut self, workers: WorkerSet, key: HoldKey) {
         self.0.wake(workers, key);
     }
 }

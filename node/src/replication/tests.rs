@@ -8,7 +8,7 @@ use std::time::Duration;
 use palisade_engine::replica::Batch;
 use palisade_engine::{
     Close, CloseCause, Establish, Generation, HalfOpen, HandshakeState, HoldKey, Ip, Protocol, RuleId, SessionId,
-    Standing, SynParams, Tuple, ZoneId,
+    Standing, SynParams, Tuple, WorkerSet, ZoneId,
 };
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -33,7 +33,7 @@ const LONG: Duration = Duration::from_secs(20);
 struct Woken(Arc<AtomicU64>);
 
 impl Wake for Woken {
-    fn wake(&mut self, _: u64, _: HoldKey) {
+    fn wake(&mut self, _: WorkerSet, _: HoldKey) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 }

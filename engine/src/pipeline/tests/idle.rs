@@ -122,7 +122,7 @@ fn a_member_that_is_cut_off_can_not_refresh() {
     let (mut k, packet, id) = idle(false);
     let _ = asked(&k, id);
     k.members[C].standing = Standing::CutOff;
-    assert_eq!(k.pass(C, packet), Verdict::Drop(Reason::NotCurrent));
+    assert_eq!(k.pass(C, packet), Verdict::Drop(Reason::LeaseGrace));
     assert!(k.proposals.is_empty());
 }
 

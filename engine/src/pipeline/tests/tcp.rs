@@ -9,6 +9,7 @@ use crate::testing::POLICY;
 use crate::tuple::Direction;
 use crate::types::Standing;
 use crate::verdict::{HoldClass, Reason, Verdict};
+use crate::worker_set::WorkerSet;
 
 const FORWARD: Verdict = Verdict::Forward;
 const FIN: u8 = Tcp::FIN | Tcp::ACK;
@@ -41,7 +42,7 @@ fn syn_at_a_syn_ack_at_b_ack_at_c_data_at_a() {
     assert_eq!(k.apply(C), [Outcome::Accepted]);
     let woken = &k.members[C].woken.0;
     assert_eq!(woken.len(), 1);
-    assert_eq!(woken[0].0, 1 << 5, "the worker that holds, and no other");
+    assert_eq!(woken[0].0, WorkerSet::of(5), "the worker that holds, and no other");
     assert_eq!(k.pass(C, c.ack()), FORWARD);
     // A has not applied it yet.
     assert_eq!(class(k.pass(A, c.data())), HoldClass::Matched);
@@ -72,7 +73,7 @@ fn syn_ack_before_the_hint_is_held_and_woken_by_it() {
         FORWARD => k.members[B].woken.0.first().copied(),
         other => panic!("{other:?}"),
     };
-    assert_eq!(key.map(|(workers, _)| workers), Some(1 << 5));
+    assert_eq!(key.map(|(workers, _)| workers), Some(WorkerSet::of(5)));
 }
 
 #[test]
@@ -408,11 +409,11 @@ fn standing_decides_what_may_pass() {
     for standing in [Standing::CutOff, Standing::Expired] {
         k.members[A].standing = standing;
         let expired = standing == Standing::Expired;
-        let nothing_new = drop_for(if expired { Reason::CutOff } else { Reason::NotCurrent });
+        let nothing_new = drop_for(if expired { Reason::LeaseExpired } else { Reason::LeaseGrace });
         assert_eq!(k.pass(A, Conn::new(3).syn()), nothing_new);
         assert_eq!(k.pass(A, Conn::new(2).ack()), nothing_new);
         assert_eq!(k.pass(A, Conn::new(4).syn_ack()), nothing_new);
-        assert_eq!(k.pass(A, c.data()), if expired { drop_for(Reason::CutOff) } else { FORWARD });
+        assert_eq!(k.pass(A, c.data()), if expired { drop_for(Reason::LeaseExpired) } else { FORWARD });
     }
     k.members[A].standing = Standing::CutOff;
     assert_eq!(k.pass(A, c.of_client(Tcp::RST, 500, 0, 0)), FORWARD);
