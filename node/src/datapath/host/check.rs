@@ -12,7 +12,7 @@ use crate::datapath::gate::{self, Gate};
 
 /// What the daemon may change by itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(crate) struct Manage {
+pub(crate) struct SysctlPolicy {
     pub(crate) rp_filter: bool,
     pub(crate) forwarding: bool,
 }
@@ -33,14 +33,14 @@ pub(crate) fn before(netlink: &mut Netlink, gate: &Gate) -> Result<(), StartErro
 }
 
 /// What can be checked when the device is there.
-pub(crate) fn device(device: &str, manage: Manage) -> Result<(), StartError> {
-    settings(device, manage)?;
+pub(crate) fn device(device: &str, sysctls: SysctlPolicy) -> Result<(), StartError> {
+    settings(device, sysctls)?;
     nft_chains(device)?;
     legacy_chains(device)
 }
 
-fn settings(device: &str, manage: Manage) -> Result<(), StartError> {
-    if manage.rp_filter {
+fn settings(device: &str, sysctls: SysctlPolicy) -> Result<(), StartError> {
+    if sysctls.rp_filter {
         push_down_rp_filter(device).map_err(|source| StartError::Setting {
             setting: Setting::new(Family::V4, "all", "rp_filter").to_string(),
             value: 0,
@@ -51,14 +51,14 @@ fn settings(device: &str, manage: Manage) -> Result<(), StartError> {
         match family {
             Family::V4 => {
                 rp_filter(device)?;
-                forwarding(&Setting::new(family, device, "forwarding"), manage)?;
+                forwarding(&Setting::new(family, device, "forwarding"), sysctls)?;
             }
             Family::V6 => {
                 let disabled = Setting::new(family, device, "disable_ipv6");
                 if disabled.value() != 0 {
                     return Err(StartError::Ipv6Disabled { setting: disabled.to_string() });
                 }
-                forwarding(&Setting::new(family, "all", "forwarding"), manage)?;
+                forwarding(&Setting::new(family, "all", "forwarding"), sysctls)?;
             }
         }
     }
@@ -66,10 +66,10 @@ fn settings(device: &str, manage: Manage) -> Result<(), StartError> {
 }
 
 /// What is wrong now, while the datapath runs. What may be managed has been put right.
-pub(crate) fn running(device: &str, manage: Manage) -> Vec<StartError> {
+pub(crate) fn running(device: &str, sysctls: SysctlPolicy) -> Vec<StartError> {
     // The forward chains are left out: listing them at each notice costs too much on a machine with many rules. See
     // `Watcher::chains`.
-    [settings(device, manage), forwards_past_the_gate()].into_iter().filter_map(Result::err).collect()
+    [settings(device, sysctls), forwards_past_the_gate()].into_iter().filter_map(Result::err).collect()
 }
 
 /// Would the kernel's source check eat what comes in by palisade0?
@@ -101,8 +101,8 @@ pub(crate) fn push_down_rp_filter(device: &str) -> io::Result<()> {
     Ok(())
 }
 
-fn forwarding(setting: &Setting, manage: Manage) -> Result<(), StartError> {
-    if setting.value() == 0 && manage.forwarding {
+fn forwarding(setting: &Setting, sysctls: SysctlPolicy) -> Result<(), StartError> {
+    if setting.value() == 0 && sysctls.forwarding {
         setting.set(1).map_err(|source| StartError::Setting { setting: setting.to_string(), value: 1, source })?;
     }
     if setting.value() == 0 { Err(StartError::Forwarding { setting: setting.to_string() }) } else { Ok(()) }

@@ -48,7 +48,7 @@ pub(crate) fn links(netlink: &mut Netlink) -> io::Result<Vec<Link>> {
 }
 
 /// Holds GRO on a data interface to what can be re-injected.
-pub(crate) fn hold_gro(netlink: &mut Netlink, link: &Link) -> io::Result<()> {
+pub(crate) fn limit_gro(netlink: &mut Netlink, link: &Link) -> io::Result<()> {
     let mut wanted = Vec::new();
     if link.gro.is_some_and(|n| n > GRO_MAX) {
         wanted.push(LinkAttribute::GroMaxSize(GRO_MAX));
@@ -104,12 +104,12 @@ pub(crate) fn create_veth(netlink: &mut Netlink, ends: [(&str, [u8; 6]); 2]) -> 
 
 /// An interface's own addresses, for ICMP errors to come from (RFC 1812 section 4.3.2.4).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(crate) struct Own {
+pub(crate) struct InterfaceAddresses {
     v4: Option<Ip>,
     v6: Option<Ip>,
 }
 
-impl Own {
+impl InterfaceAddresses {
     /// That of the family of `other`.
     pub(crate) fn like(&self, other: Ip) -> Option<Ip> {
         if other.is_v4() { self.v4 } else { self.v6 }
@@ -140,8 +140,8 @@ impl Own {
 }
 
 /// The addresses of the interfaces with these indices.
-pub(crate) fn addresses(netlink: &mut Netlink, indices: &[u32]) -> io::Result<Vec<Own>> {
-    let mut all = vec![Own::default(); indices.len()];
+pub(crate) fn addresses(netlink: &mut Netlink, indices: &[u32]) -> io::Result<Vec<InterfaceAddresses>> {
+    let mut all = vec![InterfaceAddresses::default(); indices.len()];
     for answer in netlink.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))? {
         if let RouteNetlinkMessage::NewAddress(address) = answer
             && let Some(at) = indices.iter().position(|index| *index == address.header.index && *index != 0)
@@ -156,16 +156,16 @@ pub(crate) fn addresses(netlink: &mut Netlink, indices: &[u32]) -> io::Result<Ve
 /// The destinations that the kernel delivers to this machine: its table `local`. What lies in it is never transit, and
 /// capture leaves it alone.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub(crate) struct Local {
+pub(crate) struct LocalRoutes {
     /// Ranges, sorted, without overlap.
     v4: Vec<(u32, u32)>,
     v6: Vec<(u128, u128)>,
 }
 
-impl Local {
+impl LocalRoutes {
     /// Reads the table.
-    pub(crate) fn read(netlink: &mut Netlink) -> io::Result<Local> {
-        let mut local = Local::default();
+    pub(crate) fn read(netlink: &mut Netlink) -> io::Result<LocalRoutes> {
+        let mut local = LocalRoutes::default();
         for family in Family::present() {
             let mut message = RouteMessage::default();
             message.header.address_family = match family {
@@ -266,10 +266,10 @@ mod tests {
             m
         };
         let (none, ip) = (AddressHeaderFlags::empty(), |text: &str| text.parse::<IpAddr>().unwrap().into());
-        let mut own = Own::default();
+        let mut own = InterfaceAddresses::default();
         own.add(&address("fe80::1", AddressScope::Link, none, "fe80::1"));
         own.add(&address("10.0.0.3", AddressScope::Universe, AddressHeaderFlags::Secondary, "10.0.0.3"));
-        assert_eq!(own, Own::default());
+        assert_eq!(own, InterfaceAddresses::default());
         own.add(&address("10.0.0.1", AddressScope::Universe, none, "10.0.0.2"));
         own.add(&address("10.0.9.1", AddressScope::Universe, none, "10.0.9.1"));
         own.add(&address("2001:db8::1", AddressScope::Universe, none, "2001:db8::1"));
@@ -279,7 +279,7 @@ mod tests {
 
     #[test]
     fn ranges_merge_and_are_found() {
-        let mut local = Local::default();
+        let mut local = LocalRoutes::default();
         for (address, prefix) in [([127, 0, 0, 1], 32), ([127, 0, 0, 0], 8), ([10, 1, 0, 255], 32), ([10, 1, 0, 1], 32)]
         {
             let mut route = RouteMessage::default();
@@ -301,7 +301,7 @@ mod tests {
 
     #[test]
     fn prefixes_of_all_lengths() {
-        let mut local = Local::default();
+        let mut local = LocalRoutes::default();
         let mut route = RouteMessage::default();
         route.header.table = libc::RT_TABLE_LOCAL;
         route.attributes.push(RouteAttribute::Destination(RouteAddress::Inet6("ff00::".parse().unwrap())));

@@ -28,7 +28,7 @@ pub(crate) struct Topology {
     /// Interface indices of the data interfaces, by their place in the configuration (0: not there now).
     pub(crate) indices: ArcSwap<Vec<u32>>,
     /// Their addresses, in the same order, to answer from.
-    pub(crate) addresses: ArcSwap<Vec<links::Own>>,
+    pub(crate) addresses: ArcSwap<Vec<links::InterfaceAddresses>>,
 }
 
 impl Topology {

@@ -12,8 +12,8 @@ use nix::sys::eventfd::EventFd;
 use palisade_engine::Time;
 use parking_lot::Mutex;
 
-use super::check::{self, Manage};
-use super::links::{self, Link, Local};
+use super::check::{self, SysctlPolicy};
+use super::links::{self, Link, LocalRoutes};
 use super::netlink::{Changes, Monitor, Netlink};
 use super::routes::Topology;
 use crate::clock;
@@ -40,7 +40,7 @@ const CHAINS_ROUND: Duration = Duration::from_secs(5);
 
 /// What the watcher found, for `status`.
 #[derive(Clone, Debug)]
-pub(crate) struct Findings {
+pub(crate) struct Health {
     pub(crate) gate: GateStatus,
     /// By the interface's number: is it up?
     pub(crate) up: Vec<bool>,
@@ -50,9 +50,9 @@ pub(crate) struct Findings {
     pub(crate) chains: [Option<String>; 2],
 }
 
-impl Findings {
+impl Health {
     /// What is wrong apart from the gate itself.
-    pub(crate) fn wrong(&self) -> impl Iterator<Item = &String> {
+    pub(crate) fn problems(&self) -> impl Iterator<Item = &String> {
         self.warnings.iter().chain(self.chains.iter().flatten())
     }
 }
@@ -68,15 +68,15 @@ pub(crate) struct Watcher {
     pub(crate) nft: Result<String, String>,
     pub(crate) device: String,
     pub(crate) kind: Inject,
-    pub(crate) manage: Manage,
+    pub(crate) sysctls: SysctlPolicy,
     pub(crate) interfaces: Vec<Interface>,
-    pub(crate) slots: u32,
+    pub(crate) ring_slots: u32,
     pub(crate) wake: WorkerWake,
     pub(crate) shared: Arc<Shared>,
     pub(crate) topology: Arc<Topology>,
     pub(crate) metrics: Arc<DatapathMetrics>,
-    pub(crate) findings: Arc<Mutex<Findings>>,
-    pub(crate) bell: Arc<EventFd>,
+    pub(crate) health: Arc<Mutex<Health>>,
+    pub(crate) stop_fd: Arc<EventFd>,
 }
 
 impl Watcher {
@@ -87,7 +87,7 @@ impl Watcher {
         while !self.shared.stop.load(Ordering::Relaxed) {
             let mut changes = self.monitor.changes();
             let now = clock::now();
-            self.metrics.watched.store(now.0, Ordering::Relaxed);
+            self.metrics.watcher_heartbeat.store(now.0, Ordering::Relaxed);
             chains |= changes.nft;
             let round = now.since(looked) >= ROUND;
             if round {
@@ -115,7 +115,7 @@ impl Watcher {
 
     fn sleep(&self, at_most: Duration) {
         let mut fds: Vec<PollFd<'_>> = self.monitor.fds().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
-        fds.push(PollFd::new(self.bell.as_fd(), PollFlags::POLLIN));
+        fds.push(PollFd::new(self.stop_fd.as_fd(), PollFlags::POLLIN));
         let _ = poll(&mut fds, PollTimeout::try_from(at_most).unwrap_or(PollTimeout::MAX));
         std::thread::sleep(SETTLE);
     }
@@ -136,7 +136,7 @@ impl Watcher {
         }
         if changes.local || changes.links {
             self.addresses();
-            match Local::read(&mut self.strict) {
+            match LocalRoutes::read(&mut self.strict) {
                 Ok(local) => {
                     if **self.shared.local.load() != local {
                         self.shared.local.store(Arc::new(local));
@@ -161,9 +161,9 @@ impl Watcher {
         }
         match gate::rules_status(&mut self.netlink, &self.gate) {
             Ok((rules, problems)) => {
-                let mut findings = self.findings.lock();
-                findings.gate.rules = rules;
-                findings.gate.problems = problems;
+                let mut health = self.health.lock();
+                health.gate.rules = rules;
+                health.gate.problems = problems;
             }
             Err(error) => tracing::warn!(%error, "the gate's policy rules can not be read"),
         }
@@ -177,12 +177,12 @@ impl Watcher {
         self.nft = gate::install_nft(&self.gate).or_else(|reason| {
             tracing::error!(%reason, "the gate's nftables table is gone and can not be restored");
             // Not given up: what does not match any listing is tried again at the next look.
-            self.findings.lock().gate.nft = Nft::Missing;
+            self.health.lock().gate.nft = Nft::Missing;
             Ok(String::new())
         });
         if self.nft.as_ref().is_ok_and(|listing| !listing.is_empty()) {
             tracing::warn!("the gate's nftables table was changed and has been restored");
-            self.findings.lock().gate.nft = Nft::Installed;
+            self.health.lock().gate.nft = Nft::Installed;
             self.metrics.gate_restored.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -193,13 +193,13 @@ impl Watcher {
         let found = |result: Result<(), StartError>| result.err().map(|error| with_remedy(&error));
         let legacy = found(check::legacy_chains(&self.device));
         let nft = changed.then(|| found(check::nft_chains(&self.device)));
-        let mut findings = self.findings.lock();
-        let old = findings.chains.clone();
-        findings.chains[1] = legacy;
+        let mut health = self.health.lock();
+        let old = health.chains.clone();
+        health.chains[1] = legacy;
         if let Some(nft) = nft {
-            findings.chains[0] = nft;
+            health.chains[0] = nft;
         }
-        for new in findings.chains.iter().flatten().filter(|new| !old.iter().flatten().any(|o| o == *new)) {
+        for new in health.chains.iter().flatten().filter(|new| !old.iter().flatten().any(|o| o == *new)) {
             tracing::error!("{new}");
         }
     }
@@ -225,12 +225,12 @@ impl Watcher {
             Err(error) => tracing::warn!(%error, "settings of the device can not be restored"),
         }
         let warnings: BTreeSet<String> =
-            check::running(&self.device, self.manage).into_iter().map(|error| with_remedy(&error)).collect();
-        let mut findings = self.findings.lock();
-        for new in warnings.difference(&findings.warnings) {
+            check::running(&self.device, self.sysctls).into_iter().map(|error| with_remedy(&error)).collect();
+        let mut health = self.health.lock();
+        for new in warnings.difference(&health.warnings) {
             tracing::error!("{new}");
         }
-        findings.warnings = warnings;
+        health.warnings = warnings;
     }
 
     fn links(&mut self) {
@@ -244,17 +244,17 @@ impl Watcher {
         for (number, interface) in self.interfaces.iter().enumerate() {
             let link = links.iter().find(|link| link.name == interface.name);
             let was = old.get(number).copied().unwrap_or(0);
-            if let Some(up) = self.findings.lock().up.get_mut(number) {
+            if let Some(up) = self.health.lock().up.get_mut(number) {
                 *up = link.is_some_and(|link| link.up);
             }
             if let Some(link) = link
-                && let Err(error) = links::hold_gro(&mut self.netlink, link)
+                && let Err(error) = links::limit_gro(&mut self.netlink, link)
             {
                 tracing::warn!(%error, interface = link.name, "GRO can not be held to 64 KiB; larger packets will be lost");
             }
             indices.push(match link {
                 Some(link) if link.index == was && !gone.contains(&was) => was,
-                Some(link) => match open(link, self.wake.workers(), self.slots) {
+                Some(link) => match open_captures(link, self.wake.workers(), self.ring_slots) {
                     Ok(sets) => {
                         tracing::info!(interface = link.name, index = link.index, "capturing the interface again");
                         self.metrics.captures_reopened.fetch_add(1, Ordering::Relaxed);
@@ -296,10 +296,10 @@ fn with_remedy(error: &StartError) -> String {
 }
 
 /// Opens an interface's sockets: for each worker, those of all EtherTypes.
-pub(crate) fn open(link: &Link, workers: usize, slots: u32) -> std::io::Result<Vec<Vec<Capture>>> {
+pub(crate) fn open_captures(link: &Link, workers: usize, ring_slots: u32) -> std::io::Result<Vec<Vec<Capture>>> {
     let mut sets: Vec<Vec<Capture>> = (0..workers).map(|_| Vec::with_capacity(ETHERTYPES.len())).collect();
     for ethertype in ETHERTYPES {
-        for (set, capture) in sets.iter_mut().zip(Capture::open(link.index, ethertype, workers, slots)?) {
+        for (set, capture) in sets.iter_mut().zip(Capture::open(link.index, ethertype, workers, ring_slots)?) {
             set.push(capture);
         }
     }
