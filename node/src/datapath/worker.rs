@@ -326,7 +326,7 @@ impl<J: Judge> Desk<J> {
             }
             Received::Nothing => return,
         };
-        if local.keeps(bytes) {
+        if local.contains(bytes) {
             return self.metrics.local.add(1);
         }
         let length = bytes.len() as u64;
@@ -361,7 +361,7 @@ impl<J: Judge> Desk<J> {
     }
 
     fn judge(&mut self, port: usize, packet: &Packet, now: Time) -> Verdict {
-        self.routes.about(packet.tuple.src, packet.tuple.dst);
+        self.routes.set_packet(packet.tuple.src, packet.tuple.dst);
         let mut context = Context {
             now,
             worker: self.number,
