@@ -314,11 +314,6 @@ async fn reachability_of_members_is_known() {
     assert!(nodes[rest[0]].run().metrics().hint_streams.get() > streams);
 }
 
-/// A packet of session `n` passes at a node.
-fn pass(node: &Node, n: u16) {
-    assert_eq!(pass_segment(node, n, 2, 0), Verdict::Forward);
-}
-
 /// What a node says of a segment of session `n`, from the client.
 pub(super) fn pass_segment(node: &Node, n: u16, seq: u32, payload: u32) -> Verdict {
     segment_events(node, n, seq, payload).0
