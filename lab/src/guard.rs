@@ -24,6 +24,15 @@ pub fn require_lab(programs: &[&str]) -> Option<Turn> {
     turn(programs).map_or_else(|why| skip("", &why), Some)
 }
 
+/// Whether a test that needs namespaces and `programs`, but not the machine for itself, can run here. If not, it says why.
+///
+/// # Panics
+/// It cannot run, but `PALISADE_REQUIRE_LAB=1` demands that nothing is skipped.
+#[must_use]
+pub fn require_namespaces(test: &str, programs: &[&str]) -> bool {
+    root().and_then(|()| installed(programs)).map_or_else(|why| skip(&format!(" {test}"), &why), Some).is_some()
+}
+
 /// Are the programs there that one part of a lab test needs? If not, that is said.
 ///
 /// # Panics
@@ -50,10 +59,12 @@ fn installed(programs: &[&str]) -> Result<(), String> {
     }
 }
 
+fn root() -> Result<(), String> {
+    if geteuid().is_root() { Ok(()) } else { Err("lab tests need root".to_owned()) }
+}
+
 fn turn(programs: &[&str]) -> Result<Turn, String> {
-    if !geteuid().is_root() {
-        return Err("lab tests need root".to_owned());
-    }
+    root()?;
     installed(programs)?;
     let path = env::temp_dir().join("palisade-lab.lock");
     let open = || {
