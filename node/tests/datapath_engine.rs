@@ -16,11 +16,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use datapath_member::{PROGRAMS, two_interfaces};
-use palisade_engine::engine::Config;
-use palisade_engine::event::Proposal;
 use palisade_engine::replica::{Batch, Command, Outcome, PolicyChange, Replica};
-use palisade_engine::{Engine, Generation, MemberId, Reason, Wake};
-use palisade_lab::guard::require_namespaces;
+use palisade_engine::{Config, Engine, Generation, MemberId, Proposal, Reason, Wake};
+use palisade_lab::guard::can_run;
 use palisade_lab::small::SmallLab;
 use palisade_node::clock;
 use palisade_node::datapath::{self, Sinks, WorkerWake};
@@ -41,7 +39,7 @@ fn apply(replica: &mut Replica, number: u64, command: Command, wake: &mut dyn Wa
 
 #[test]
 fn a_connection_is_held_until_it_is_committed_and_then_runs() {
-    if !require_namespaces("a_connection_is_held", PROGRAMS) {
+    if !can_run("a_connection_is_held", PROGRAMS) {
         return;
     }
     let lab = SmallLab::new();

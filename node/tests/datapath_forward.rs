@@ -17,7 +17,7 @@ use std::time::Duration;
 use datapath_member::{Fixed, KEY, PROGRAMS, start, two_interfaces};
 use palisade_engine::parse::build;
 use palisade_engine::{Protocol, Reason, Tuple};
-use palisade_lab::guard::require_namespaces;
+use palisade_lab::guard::can_run;
 use palisade_lab::small::{SmallLab, eventually};
 use palisade_node::clock;
 use palisade_node::datapath::{Inject, Options};
@@ -55,28 +55,28 @@ fn forwards(options: Options, mode: &str, least: f64) {
 
 #[test]
 fn tun_forwards_tcp_in_whole_gso_packets() {
-    if require_namespaces("tun_forwards", PROGRAMS) {
+    if can_run("tun_forwards", PROGRAMS) {
         forwards(two_interfaces(), "raw/tun", 1.0);
     }
 }
 
 #[test]
 fn two_workers_forward() {
-    if require_namespaces("two_workers_forward", PROGRAMS) {
+    if can_run("two_workers_forward", PROGRAMS) {
         forwards(Options { workers: 2, ..two_interfaces() }, "raw/tun", 1.0);
     }
 }
 
 #[test]
 fn veth_forwards_the_same() {
-    if require_namespaces("veth_forwards", PROGRAMS) {
+    if can_run("veth_forwards", PROGRAMS) {
         forwards(Options { inject: Inject::Veth, ..two_interfaces() }, "raw/veth", 1.0);
     }
 }
 
 #[test]
 fn a_held_packet_goes_on_when_woken_and_expires_otherwise() {
-    if !require_namespaces("a_held_packet", PROGRAMS) {
+    if !can_run("a_held_packet", PROGRAMS) {
         return;
     }
     let lab = SmallLab::new();
@@ -105,7 +105,7 @@ fn a_held_packet_goes_on_when_woken_and_expires_otherwise() {
 
 #[test]
 fn egress_zones_are_the_kernels_routes_and_follow_their_changes() {
-    if !require_namespaces("egress_zones", PROGRAMS) {
+    if !can_run("egress_zones", PROGRAMS) {
         return;
     }
     let lab = SmallLab::new();
@@ -137,7 +137,7 @@ fn egress_zones_are_the_kernels_routes_and_follow_their_changes() {
 
 #[test]
 fn a_rejected_packet_is_answered() {
-    if !require_namespaces("a_rejected_packet", PROGRAMS) {
+    if !can_run("a_rejected_packet", PROGRAMS) {
         return;
     }
     let lab = SmallLab::new();
@@ -185,7 +185,7 @@ fn errors_for(lab: &SmallLab, address: &'static str, count: usize) -> Vec<IpAddr
 
 #[test]
 fn icmp_errors_come_from_this_router_and_not_too_many() {
-    if !require_namespaces("icmp_errors_come_from_this_router", PROGRAMS) {
+    if !can_run("icmp_errors_come_from_this_router", PROGRAMS) {
         return;
     }
     let lab = SmallLab::new();
@@ -246,7 +246,7 @@ fn flood(lab: &SmallLab) -> f64 {
 /// sender shares the machine).
 #[test]
 fn small_packets() {
-    if !require_namespaces("small_packets", PROGRAMS) {
+    if !can_run("small_packets", PROGRAMS) {
         return;
     }
     let lab = SmallLab::new();

@@ -22,7 +22,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use palisade_engine::parse::build;
 use palisade_engine::{Protocol, Reason, Tuple};
-use palisade_lab::guard::require_namespaces;
+use palisade_lab::guard::can_run;
 use palisade_lab::small::{BlockingNetns, SmallLab, eventually, run, try_run};
 use palisade_node::clock;
 use palisade_node::datapath::{Gate, Nft, Options, StartError};
@@ -60,7 +60,7 @@ fn child_in_a_user_namespace() {
 
 #[test]
 fn an_unprivileged_user_namespace_gets_the_veth_pair() {
-    if !require_namespaces("an_unprivileged_user_namespace", PROGRAMS) {
+    if !can_run("an_unprivileged_user_namespace", PROGRAMS) {
         return;
     }
     let unprivileged = "--reuid=65534 --regid=65534 --clear-groups unshare -Urnm --mount-proc --fork --pid";
@@ -112,7 +112,7 @@ impl Drop for Process {
 
 #[test]
 fn a_killed_daemon_forwards_nothing_and_a_restarted_one_again() {
-    if !require_namespaces("a_killed_daemon", PROGRAMS) {
+    if !can_run("a_killed_daemon", PROGRAMS) {
         return;
     }
     let lab = SmallLab::new();
@@ -151,7 +151,7 @@ fn a_killed_daemon_forwards_nothing_and_a_restarted_one_again() {
 
 #[test]
 fn a_stopped_daemon_forwards_nothing_stale_when_it_goes_on() {
-    if !require_namespaces("a_stopped_daemon", PROGRAMS) {
+    if !can_run("a_stopped_daemon", PROGRAMS) {
         return;
     }
     let lab = SmallLab::new();
@@ -182,7 +182,7 @@ fn udp(destination: [u8; 4]) -> Vec<u8> {
 
 #[test]
 fn frames_that_are_not_for_this_router_are_not_forwarded() {
-    if !require_namespaces("frames_that_are_not_for_this_router", PROGRAMS) {
+    if !can_run("frames_that_are_not_for_this_router", PROGRAMS) {
         return;
     }
     let lab = SmallLab::new();
@@ -221,7 +221,7 @@ fn frames_that_are_not_for_this_router_are_not_forwarded() {
 
 #[test]
 fn the_machines_own_traffic_is_left_alone() {
-    if !require_namespaces("the_machines_own_traffic", PROGRAMS) {
+    if !can_run("the_machines_own_traffic", PROGRAMS) {
         return;
     }
     let lab = SmallLab::new();
@@ -244,7 +244,7 @@ fn the_machines_own_traffic_is_left_alone() {
 
 #[test]
 fn an_interface_that_appears_later_is_gated_and_one_that_returns_is_captured_again() {
-    if !require_namespaces("an_interface_that_appears_later", PROGRAMS) {
+    if !can_run("an_interface_that_appears_later", PROGRAMS) {
         return;
     }
     let lab = SmallLab::new();
@@ -282,7 +282,7 @@ fn an_interface_that_appears_later_is_gated_and_one_that_returns_is_captured_aga
 
 #[test]
 fn the_watcher_restores_what_somebody_removes() {
-    if !require_namespaces("the_watcher_restores", PROGRAMS) {
+    if !can_run("the_watcher_restores", PROGRAMS) {
         return;
     }
     let lab = SmallLab::new();
@@ -324,7 +324,7 @@ type Case = (&'static str, fn(&StartError) -> bool, &'static str, &'static str);
 
 #[test]
 fn each_start_check_refuses_with_its_remedy() {
-    if !require_namespaces("each_start_check", PROGRAMS) {
+    if !can_run("each_start_check", PROGRAMS) {
         return;
     }
     let lab = SmallLab::new();
@@ -431,7 +431,7 @@ fn multicast_router(v6: bool) -> Option<OwnedFd> {
 
 #[test]
 fn a_multicast_router_refuses_the_start() {
-    if !require_namespaces("a_multicast_router_refuses_the_start", PROGRAMS) {
+    if !can_run("a_multicast_router_refuses_the_start", PROGRAMS) {
         return;
     }
     for v6 in [false, true] {
@@ -451,7 +451,7 @@ fn a_multicast_router_refuses_the_start() {
 
 #[test]
 fn forward_chains_of_the_iptables_programs_refuse_the_start() {
-    if !require_namespaces("forward_chains_of_the_iptables_programs", PROGRAMS) {
+    if !can_run("forward_chains_of_the_iptables_programs", PROGRAMS) {
         return;
     }
     for program in ["iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy"] {
@@ -473,7 +473,7 @@ fn forward_chains_of_the_iptables_programs_refuse_the_start() {
 
 #[test]
 fn a_forward_chain_that_comes_later_is_noticed() {
-    if !require_namespaces("a_forward_chain_that_comes_later", PROGRAMS) {
+    if !can_run("a_forward_chain_that_comes_later", PROGRAMS) {
         return;
     }
     let lab = SmallLab::new();
@@ -495,7 +495,7 @@ fn a_forward_chain_that_comes_later_is_noticed() {
 /// not is the start refused.
 #[test]
 fn what_concerns_our_own_device_is_repaired_and_refused_where_that_is_forbidden() {
-    if !require_namespaces("what_concerns_our_own_device", PROGRAMS) {
+    if !can_run("what_concerns_our_own_device", PROGRAMS) {
         return;
     }
     let lab = SmallLab::new();
@@ -527,13 +527,13 @@ fn what_concerns_our_own_device_is_repaired_and_refused_where_that_is_forbidden(
 
 #[test]
 fn an_exemption_that_is_no_longer_configured_is_closed() {
-    if !require_namespaces("an_exemption_that_is_no_longer_configured", PROGRAMS) {
+    if !can_run("an_exemption_that_is_no_longer_configured", PROGRAMS) {
         return;
     }
     let lab = SmallLab::new();
-    let exempt = Options { unfiltered: vec!["f0".to_owned()], ..two_interfaces() };
+    let exempt = Options { bypass_interfaces: vec!["f0".to_owned()], ..two_interfaces() };
     let install = |options: &Options| {
-        let gate = Gate::new("palisade0", &options.unfiltered);
+        let gate = Gate::new("palisade0", &options.bypass_interfaces);
         lab.member.call(move || gate.install().unwrap());
     };
     install(&exempt);
@@ -546,7 +546,7 @@ fn an_exemption_that_is_no_longer_configured_is_closed() {
 
 #[test]
 fn an_interface_that_was_in_another_namespace_is_captured_again() {
-    if !require_namespaces("an_interface_that_was_in_another_namespace", PROGRAMS) {
+    if !can_run("an_interface_that_was_in_another_namespace", PROGRAMS) {
         return;
     }
     let (lab, elsewhere) = (SmallLab::new(), BlockingNetns::new("e"));
@@ -573,7 +573,7 @@ fn an_interface_that_was_in_another_namespace_is_captured_again() {
 
 #[test]
 fn a_thread_that_dies_is_noticed_and_nothing_passes() {
-    if !require_namespaces("a_thread_that_dies", PROGRAMS) {
+    if !can_run("a_thread_that_dies", PROGRAMS) {
         return;
     }
     let lab = SmallLab::new();
@@ -593,7 +593,7 @@ fn a_thread_that_dies_is_noticed_and_nothing_passes() {
 
 #[test]
 fn rp_filter_is_pushed_down_where_that_was_allowed() {
-    if !require_namespaces("rp_filter_is_pushed_down", PROGRAMS) {
+    if !can_run("rp_filter_is_pushed_down", PROGRAMS) {
         return;
     }
     let lab = SmallLab::new();

@@ -10,7 +10,7 @@ use std::time::Duration;
 use datapath_member::{Fixed, PROGRAMS, start, two_interfaces};
 use palisade_engine::parse::{self, Checksum, Kind, Packet, build};
 use palisade_engine::{Ip, Protocol, Reason, Tuple};
-use palisade_lab::guard::require_namespaces;
+use palisade_lab::guard::can_run;
 use palisade_lab::small::{SmallLab, eventually};
 use palisade_node::datapath::{Interface, Options};
 use pnet::datalink::{self, Channel, DataLinkReceiver};
@@ -55,7 +55,7 @@ fn add_vlan(lab: &SmallLab, id: u16, at_member: bool) -> bool {
 
 #[test]
 fn frames_of_a_vlan_device_are_that_devices_and_no_others() {
-    if !require_namespaces("frames_of_a_vlan_device", PROGRAMS) {
+    if !can_run("frames_of_a_vlan_device", PROGRAMS) {
         return;
     }
     let lab = SmallLab::new();
@@ -108,7 +108,7 @@ fn frames_of_a_vlan_device_are_that_devices_and_no_others() {
 /// A priority alone makes no VLAN (IEEE 802.1Q, the null VLAN id).
 #[test]
 fn a_frame_with_a_priority_tag_is_as_one_without() {
-    if !require_namespaces("a_frame_with_a_priority_tag", PROGRAMS) {
+    if !can_run("a_frame_with_a_priority_tag", PROGRAMS) {
         return;
     }
     let lab = SmallLab::new();
@@ -186,7 +186,7 @@ fn unfinished(interface: &str) -> OwnedFd {
 
 #[test]
 fn sctp_arrives_with_its_own_checksum_whoever_has_computed_it() {
-    if !require_namespaces("sctp_arrives_with_its_own_checksum", PROGRAMS) {
+    if !can_run("sctp_arrives_with_its_own_checksum", PROGRAMS) {
         return;
     }
     let lab = SmallLab::new();
@@ -217,7 +217,7 @@ fn sctp_arrives_with_its_own_checksum_whoever_has_computed_it() {
 
 #[test]
 fn gre_esp_and_ah_come_through_the_kernel() {
-    if !require_namespaces("gre_esp_and_ah", PROGRAMS) {
+    if !can_run("gre_esp_and_ah", PROGRAMS) {
         return;
     }
     let lab = SmallLab::new();

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
-use palisade_engine::MemberId;
-use palisade_engine::replica::{Batch, Command, MemberChange, MemberInfo, Outcome};
+use palisade_engine::replica::{Batch, Command, MemberChange, Outcome};
+use palisade_engine::{MemberId, MemberInfo};
 use palisade_proto::member::v1 as wire;
 use palisade_proto::member::v1::admission_client::AdmissionClient;
 use palisade_raft_store::{Identity as StoreIdentity, StoreError};

@@ -8,9 +8,8 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use openraft::async_runtime::WatchReceiver;
 use openraft::{ChangeMembers, RaftMetrics, ServerState};
-use palisade_engine::engine::View;
-use palisade_engine::replica::{Command, MemberInfo, Replica};
-use palisade_engine::{Engine, MemberId, SessionId, Time};
+use palisade_engine::replica::{Command, Replica};
+use palisade_engine::{Engine, MemberId, MemberInfo, SessionId, Time, View};
 use palisade_proto::member::v1 as wire;
 use palisade_raft_store::{Auditor, TypeConfig};
 use parking_lot::Mutex;
@@ -48,7 +47,7 @@ pub(crate) struct Duties {
     pub(crate) orders: mpsc::Sender<Order>,
     pub(crate) auditor: Auditor<Replica>,
     pub(crate) heard: Heard,
-    pub(crate) cut_off_limit: Duration,
+    pub(crate) grace: Duration,
     pub(crate) voters: Voters,
 }
 
@@ -239,7 +238,7 @@ impl Duties {
     ) -> Option<BTreeSet<SessionId>> {
         // What the others do not know then has ended.
         let applied = self.auditor.applied().map_or(0, |id| id.index);
-        let silent = self.cut_off_limit + MARGIN;
+        let silent = self.grace + MARGIN;
         let expired = |id: &MemberId| clock::now().since(self.heard.since(*id, leads_since)) > silent;
         let questions: FuturesUnordered<_> = members
             .iter()

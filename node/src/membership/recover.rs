@@ -12,8 +12,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use palisade_engine::replica::{MemberInfo, Replica};
-use palisade_engine::{Engine, Generation, MemberId};
+use palisade_engine::replica::Replica;
+use palisade_engine::{Engine, Generation, MemberId, MemberInfo};
 use palisade_raft_store::{Identity as StoreIdentity, Remains, Setup};
 
 use crate::membership::change::{MembershipError, NoWake, random_cluster};

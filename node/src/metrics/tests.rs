@@ -2,9 +2,7 @@ use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
-use palisade_engine::engine::{Counts, View};
-use palisade_engine::id::Generation;
-use palisade_engine::{Protocol, Standing};
+use palisade_engine::{Counts, Generation, Protocol, Standing, TakeoverCounts, View};
 
 use super::*;
 
@@ -75,8 +73,7 @@ pub(crate) fn check(text: &str) {
 
 /// Every family that a firewall's `/metrics` can have, as its samples name it.
 fn families() -> BTreeSet<String> {
-    use palisade_engine::MemberId;
-    use palisade_engine::replica::{MemberInfo, Role};
+    use palisade_engine::{MemberId, MemberInfo, Role};
 
     let member = |id: u64| crate::replication::Member {
         id: MemberId(id),
@@ -105,9 +102,9 @@ fn families() -> BTreeSet<String> {
     };
     let mut sheet = Sheet::default();
     let counts = Counts { sessions: vec![(Protocol::TCP, "ESTABLISHED", 3)], half_open: 2, half_open_evicted: 5 };
-    place(&mut sheet, true, true, None);
+    member_state(&mut sheet, true, true, None);
     engine::sessions(&mut sheet, &counts, (1000, 100));
-    engine::takeovers(&mut sheet, (0, 0));
+    engine::takeovers(&mut sheet, TakeoverCounts::default());
     engine::cluster(&mut sheet, Some(Standing::Current), Generation(4), &View::default());
     process::write(&mut sheet);
     replication::raft(&mut sheet, &status);

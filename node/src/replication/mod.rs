@@ -27,9 +27,8 @@ use std::time::Duration;
 use futures::stream::BoxStream;
 use openraft::Raft;
 use openraft::async_runtime::WatchReceiver;
-use palisade_engine::event::{Hint, Proposal};
-use palisade_engine::replica::{Command, MemberChange, MemberInfo, Outcome, Replica, Role};
-use palisade_engine::{Engine, MemberId, Time, Wake};
+use palisade_engine::replica::{Command, MemberChange, Outcome, Replica};
+use palisade_engine::{Engine, Hint, MemberId, MemberInfo, Proposal, Role, Time, Wake};
 use palisade_proto::member::v1::admission_server::AdmissionServer;
 use palisade_proto::member::v1::member_server::MemberServer;
 use palisade_raft_store::{Auditor, Identity as StoreIdentity, StateMachine, StoreError, StoreMetrics, TypeConfig};
@@ -397,7 +396,7 @@ impl Replication {
             members: told_members,
             rate: options.progress_rate,
         };
-        let watch = ears.watch(me, engine.clone(), SharedWake::copy(&wake), metrics.clone(), standing.cut_off_limit());
+        let watch = ears.watch(me, engine.clone(), SharedWake::copy(&wake), metrics.clone(), standing.grace());
         let current = Current {
             me,
             raft: raft.clone(),
@@ -426,7 +425,7 @@ impl Replication {
             orders: orders.clone(),
             auditor: auditor.clone(),
             heard,
-            cut_off_limit: standing.cut_off_limit(),
+            grace: standing.grace(),
             voters: options.voters,
         });
         let tasks = vec![
@@ -687,7 +686,7 @@ async fn tick(engine: Arc<Engine>, following: Following) {
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     for number in (0..TICK).cycle() {
         every.tick().await;
-        engine.ask(clock::now(), &mut events);
+        engine.send_queries(clock::now(), &mut events);
         if number == 0 {
             engine.tick(clock::now(), &mut events);
         }

@@ -9,9 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::{Stream, StreamExt};
-use palisade_engine::event::Hint;
-use palisade_engine::replica::MemberInfo;
-use palisade_engine::{Engine, MemberId};
+use palisade_engine::{Engine, Hint, MemberId, MemberInfo};
 use palisade_proto::convert::encode_hint;
 use palisade_proto::member::v1 as wire;
 use parking_lot::Mutex;
@@ -86,16 +84,16 @@ impl Hints {
             }
             for hint in buffer.drain(..) {
                 match encode_hint(&hint) {
-                    Ok(bytes) => self.copy(&streams, &bytes, hint.yields()),
+                    Ok(bytes) => self.copy(&streams, &bytes, hint.is_low_priority()),
                     Err(error) => tracing::error!(%error, "a hint can not be encoded"),
                 }
             }
         }
     }
 
-    fn copy(&self, streams: &Streams<Bytes>, bytes: &Bytes, yields: bool) {
+    fn copy(&self, streams: &Streams<Bytes>, bytes: &Bytes, low_priority: bool) {
         for queue in streams.queues() {
-            if !offer(queue, yields, bytes.clone()) {
+            if !offer(queue, low_priority, bytes.clone()) {
                 self.metrics.hints_dropped.add(1);
             }
         }
