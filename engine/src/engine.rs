@@ -49,7 +49,7 @@ pub struct Engine {
     /// The shard that the next tick begins with.
     ticking: Mutex<u8>,
     /// The shard that the next search for idle sessions begins with.
-    offering: Mutex<u8>,
+    reporting: Mutex<u8>,
     sweep: Mutex<Sweep>,
     /// How often members began to pass packets (again), as applied here.
     pub(crate) resumes: AtomicU64,
@@ -65,10 +65,10 @@ struct Sweep {
 }
 
 /// Most entries that one call looks at: some milliseconds. What is left over waits for the next one.
-const LOOKS: u32 = 1 << 14;
+const MAX_PER_TICK: u32 = 1 << 14;
 
 /// Most entries that are looked at under one lock, for which packets may wait.
-const PIECE: u32 = 1 << 8;
+const LOCK_BATCH: u32 = 1 << 8;
 
 impl Engine {
     /// An empty engine with policy generation 0: default drop.
@@ -89,7 +89,7 @@ impl Engine {
             given: AtomicU32::new(0),
             deferred: Mutex::new(Vec::new()),
             ticking: Mutex::default(),
-            offering: Mutex::default(),
+            reporting: Mutex::default(),
             sweep: Mutex::default(),
             resumes: AtomicU64::new(0),
         })
@@ -127,14 +127,14 @@ impl Engine {
         self.sweep(now);
         // A policy that comes from now on is the next sweep's.
         let policy = self.active_policy();
-        let mut budget = LOOKS;
+        let mut budget = MAX_PER_TICK;
         for _ in 0..SHARDS {
             loop {
-                let most = PIECE.min(budget);
+                let most = LOCK_BATCH.min(budget);
                 if most == 0 {
                     return;
                 }
-                let looks = self.look(*next, now, policy.timeouts(), most, events);
+                let looks = self.process_due(*next, now, policy.timeouts(), most, events);
                 budget -= looks;
                 if looks < most {
                     break;
@@ -151,9 +151,9 @@ impl Engine {
     }
 
     /// Looks at what is due in one shard, at so many entries at most; how many there were.
-    fn look(&self, number: u8, now: Time, timeouts: &Timeouts, most: u32, events: &mut Vec<Event>) -> u32 {
+    fn process_due(&self, number: u8, now: Time, timeouts: &Timeouts, most: u32, events: &mut Vec<Event>) -> u32 {
         let mut shard = self.table.shard(number);
-        shard.datagrams.ask(now, events);
+        shard.fragments.ask(now, events);
         let mut looks = 0;
         while looks < most
             && let Some(slot) = shard.half_open.due(now, timeouts)
@@ -171,7 +171,7 @@ impl Engine {
             }
             looks += 1;
         }
-        while looks < most && shard.sessions.look(now, timeouts) {
+        while looks < most && shard.sessions.process_due(now, timeouts) {
             looks += 1;
         }
         looks
@@ -180,13 +180,13 @@ impl Engine {
     /// Lets sessions be looked at when their time is over by the policy in force, after one with shorter timeouts.
     fn sweep(&self, now: Time) {
         let mut sweep = self.sweep.lock();
-        let mut budget = LOOKS;
+        let mut budget = MAX_PER_TICK;
         while sweep.left > 0 && budget > 0 {
             let mut shard = self.table.shard(sweep.shard);
             // Loaded under the lock: who armed one of these sessions by an older policy did so before.
             let policy = self.active_policy();
             let places = shard.sessions.places();
-            let end = sweep.slot.saturating_add(PIECE).min(places);
+            let end = sweep.slot.saturating_add(LOCK_BATCH).min(places);
             for slot in sweep.slot..end {
                 shard.sessions.arm(slot, now, policy.timeouts());
             }
@@ -267,8 +267,8 @@ impl Engine {
     ///
     /// One that is still there a quarter of its timeout later (a second at least, an hour at most) is found again.
     pub fn idle(&self, now: Time, most: usize, found: &mut Vec<SessionId>) -> bool {
-        let mut next = self.offering.lock();
-        let mut budget = LOOKS;
+        let mut next = self.reporting.lock();
+        let mut budget = MAX_PER_TICK;
         for _ in 0..SHARDS {
             'shard: loop {
                 let mut shard = self.table.shard(*next);
@@ -276,11 +276,11 @@ impl Engine {
                     break;
                 }
                 let policy = self.active_policy();
-                for _ in 0..PIECE {
+                for _ in 0..LOCK_BATCH {
                     if found.len() >= most || budget == 0 {
                         return true;
                     }
-                    let Some(idle) = shard.sessions.offer(now, policy.timeouts()) else { break 'shard };
+                    let Some(idle) = shard.sessions.report_idle(now, policy.timeouts()) else { break 'shard };
                     budget -= 1;
                     found.extend(idle);
                 }

@@ -42,7 +42,7 @@ pub use addr::Ip;
 pub use cluster_state::{ClusterState, MemberInfo, PolicyRecord, Role};
 pub use engine::Engine;
 pub use event::{
-    Datagram, EndpointSnapshot, Event, Hint, Progress, Proposal, ProvisionalSegment, TcpSnapshot, UnconfirmedEdge,
+    EndpointSnapshot, Event, FragmentKey, Hint, Progress, Proposal, ProvisionalSegment, TcpSnapshot, UnconfirmedEdge,
 };
 pub use id::{Generation, MemberId, RuleId, SessionId, SessionIdError, ZoneId};
 pub use idle::Inquiry;

@@ -206,7 +206,7 @@ impl Engine {
     ) -> HalfOpenMatch {
         let mut implausible = None;
         let mut best: Option<(HandshakeStep, u32)> = None;
-        for slot in shard.half_open.of(hash, &packet.tuple) {
+        for slot in shard.half_open.lookup(hash, &packet.tuple) {
             let Some(half) = shard.half_open.get(slot).filter(|h| !h.aborted) else { continue };
             let (direction, zone) = match half.open.original == packet.tuple {
                 true => (Direction::Original, half.open.ingress),

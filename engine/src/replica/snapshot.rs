@@ -39,7 +39,7 @@ use crate::cluster_state::{ClusterState, MemberInfo, PolicyRecord};
 use crate::engine::Engine;
 use crate::id::{Generation, MemberId, SessionId};
 use crate::session::{CloseCause, Establish};
-use crate::table::session::{Mark, Session};
+use crate::table::session::{Session, SessionFlag};
 use crate::table::{SHARDS, Shard, Table};
 use crate::time::{Coarse, Time};
 use crate::types::Wake;
@@ -473,17 +473,17 @@ fn replace_shard(
         if session.closed != closed || session.refreshes != refreshes {
             session.closed = closed;
             session.refreshes = refreshes;
-            session.marks.set(Mark::Expiring, false);
+            session.flags.set(SessionFlag::Expiring, false);
             session.seen = Coarse::up(now);
         }
-        let half_open: Vec<u32> = shard.half_open.of(hash, &establish.original).collect();
+        let half_open: Vec<u32> = shard.half_open.lookup(hash, &establish.original).collect();
         for slot in half_open {
             match shard.half_open.get(slot) {
                 Some(half) if half.open.id == establish.id => {
                     wakes.push((hash, half.waiters));
                     table.remove_half_open(shard, slot);
                 }
-                _ => session.marks.set(Mark::Contested, true),
+                _ => session.flags.set(SessionFlag::Contested, true),
             }
         }
         shard.digest = shard.digest.wrapping_add(session_digest(&session));

@@ -56,7 +56,7 @@ impl Service {
         let filter = filter(r.filter)?;
         let member = self.member()?;
         let cluster = member.engine.cluster_state();
-        let mut left = if r.most == 0 { u64::MAX } else { r.most };
+        let mut left = if r.limit == 0 { u64::MAX } else { r.limit };
         let (to, parts) = mpsc::channel(PARTS);
         tokio::task::spawn_blocking(move || {
             let mut part = Vec::with_capacity(PART);
@@ -153,7 +153,7 @@ impl Service {
                 other => return Err(unexpected(other)),
             }
         }
-        let limit = self.0.config().limits.cut_off_limit;
+        let limit = self.0.config().limits.grace;
         Ok(v1::SessionKillResponse {
             killed: ids.len() as u64,
             half_open_skipped,

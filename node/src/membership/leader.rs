@@ -47,7 +47,7 @@ pub(crate) struct Duties {
     pub(crate) orders: mpsc::Sender<Order>,
     pub(crate) auditor: Auditor<Replica>,
     pub(crate) heard: Heard,
-    pub(crate) cut_off_limit: Duration,
+    pub(crate) grace: Duration,
     pub(crate) voters: Voters,
 }
 
@@ -238,7 +238,7 @@ impl Duties {
     ) -> Option<BTreeSet<SessionId>> {
         // What the others do not know then has ended.
         let applied = self.auditor.applied().map_or(0, |id| id.index);
-        let silent = self.cut_off_limit + MARGIN;
+        let silent = self.grace + MARGIN;
         let expired = |id: &MemberId| clock::now().since(self.heard.since(*id, leads_since)) > silent;
         let questions: FuturesUnordered<_> = members
             .iter()

@@ -396,7 +396,7 @@ impl Replication {
             members: told_members,
             rate: options.progress_rate,
         };
-        let watch = ears.watch(me, engine.clone(), SharedWake::copy(&wake), metrics.clone(), standing.cut_off_limit());
+        let watch = ears.watch(me, engine.clone(), SharedWake::copy(&wake), metrics.clone(), standing.grace());
         let current = Current {
             me,
             raft: raft.clone(),
@@ -425,7 +425,7 @@ impl Replication {
             orders: orders.clone(),
             auditor: auditor.clone(),
             heard,
-            cut_off_limit: standing.cut_off_limit(),
+            grace: standing.grace(),
             voters: options.voters,
         });
         let tasks = vec![

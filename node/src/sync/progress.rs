@@ -207,14 +207,14 @@ impl Ears {
         engine: Arc<Engine>,
         wake: Box<dyn SharedWake>,
         metrics: Arc<ReplicationMetrics>,
-        cut_off_limit: Duration,
+        grace: Duration,
     ) {
         let mut wake = Waker(wake);
         let mut every = tokio::time::interval(LOOK);
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             every.tick().await;
-            let silent = self.look(me, &engine, clock::now(), cut_off_limit + MARGIN);
+            let silent = self.look(me, &engine, clock::now(), grace + MARGIN);
             engine.set_silent_peers(silent, &mut wake);
             metrics.members_silent.set(silent.into());
         }

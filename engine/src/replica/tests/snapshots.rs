@@ -123,7 +123,7 @@ fn restore_keeps_half_opens_and_wakes_those_that_are_established_now() {
     for counter in [25, 500] {
         let open = crate::session::HalfOpen { id: id(counter), ..crate::testing::half_open(tuple(counter as u16), 0) };
         let hash = engine.table.hash(&open.original);
-        let mut shard = engine.table.of(hash);
+        let mut shard = engine.table.shard_for(hash);
         let slot = engine.table.insert_half_open(&mut shard, hash, open, NOW);
         shard.half_open.get_mut(slot).unwrap().waiters = 1;
     }
