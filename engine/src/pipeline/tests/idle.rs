@@ -220,7 +220,7 @@ impl World {
             k,
             packet,
             id,
-            log,
+            committed,
             applied_by_log: 0,
             passed,
             ended: false,
