@@ -39,12 +39,12 @@ async fn drain_each(lab: &mut Lab) -> Result<()> {
     let begun = Instant::now();
     let drained = json(lab, leader, &["drain"]).await?;
     println!("drained the leader in {:?}: {drained}", begun.elapsed());
-    assert_eq!((&drained["quiet"], &drained["leads"]), (&true.into(), &false.into()), "{drained}");
+    assert_eq!((&drained["quiet"], &drained["leader"]), (&true.into(), &false.into()), "{drained}");
     lab.wait_live(&others).await?;
     let (code, text) = lab.member(leader).http("/readyz").await?;
     assert!(code == 503 && text.contains("palisade undrain"), "{code} {text}");
     let status = lab.member(leader).status().await?;
-    assert_eq!(status["draining"]["reason"], "drained", "{status}");
+    assert_eq!(status["draining"]["reason"], "operator", "{status}");
     assert_eq!(lab.member(leader).metric("palisade_drained", &[]).await?, 1.0);
     // It knows all that is established elsewhere, but nothing passes here.
     let before = forwarded(lab, leader).await?;
