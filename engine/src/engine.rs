@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use crate::active_policy::ActivePolicy;
 use crate::blind_intervals::BlindIntervals;
-use crate::cluster_state::{ClusterState,MemberInfo, Role};
+use crate::cluster_state::{ClusterState, MemberInfo, Role};
 use crate::event::{Event, Hint, Proposal};
 use crate::id::{Generation, MemberId, SessionId, ZoneId, ZonePair};
 use crate::parse::Packet;

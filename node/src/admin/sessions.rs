@@ -9,7 +9,7 @@ use futures::Stream;
 use palisade_engine::PerDirection;
 use palisade_engine::policy::Policy;
 use palisade_engine::replica::{Command, Outcome};
-use palisade_engine::{ClusterState,Establish, SessionId, SessionInfo, ZonePair};
+use palisade_engine::{ClusterState, Establish, SessionId, SessionInfo, ZonePair};
 use palisade_proto::admin::v1;
 use palisade_proto::convert::admin::{AdminError, Session, SessionFilter};
 use tokio::sync::{broadcast, mpsc};

@@ -8,7 +8,7 @@ use palisade_engine::parse::{self, Checksum, Packet};
 use palisade_engine::replica::{Applied, Batch, Command, Outcome, PolicyChange, Replica};
 use palisade_engine::{
     Config, Context, Engine, Event, Generation, HoldKey, Ip, MemberId, Proposal, Reason, Routes, Standing, Time,
-    Verdict, Wake, ZoneId,
+    Verdict, Wake, WorkerSet, ZoneId,
 };
 use palisade_tests::OPEN_POLICY;
 
@@ -71,7 +71,7 @@ impl Routes for Zones {
 struct Keys(Vec<HoldKey>);
 
 impl Wake for Keys {
-    fn wake(&mut self, _workers: WorkerSet, key: HoldKey) {
+    fn wake(&mut self, _: WorkerSet, key: HoldKey) {
         self.0.push(key);
     }
 }
@@ -173,9 +173,9 @@ impl Engines {
         self.settle(events);
     }
 
-    /// Does it hold packets that match nothing?
+    /// Whether it holds packets that match nothing.
     pub(crate) fn unmatched(&self) -> bool {
-        self.hold.len().1 > 0
+        self.hold.counts().unmatched > 0
     }
 
     /// Time passes; the verdicts that are final by that.
