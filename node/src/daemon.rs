@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use miette::Diagnostic;
-use palisade_engine::Standing;
-use palisade_engine::replica::Role;
+use palisade_engine::{Role, Standing};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::Config;
@@ -130,7 +129,7 @@ impl Daemon {
             let _change = daemon.change.try_lock().map_err(|_| ChangeError::Busy)?;
             let member = daemon.member().ok_or(ChangeError::NotAMember)?;
             // Before any router turns away for nothing.
-            if member.engine.view().members.len() < 2 {
+            if member.engine.cluster_state().members.len() < 2 {
                 return Err(MembershipError::Last.into());
             }
             let before = daemon.drain.now();

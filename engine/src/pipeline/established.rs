@@ -4,17 +4,18 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::blind_intervals::MAX_UNSEEN_BYTES;
-use crate::engine::{Context, Engine, Standing};
-use crate::event::{Event, Hint, Proposal, ProvisionalSegment, SynParams};
+use crate::engine::Engine;
+use crate::event::{Event, Hint, Proposal, ProvisionalSegment};
 use crate::parse::{Kind, Packet, Tcp};
 use crate::policy::Action;
-use crate::replica::{Close, CloseCause};
+use crate::session::{Close, CloseCause, SynParams};
 use crate::table::Shard;
-use crate::table::session::{Mark, Session};
+use crate::table::session::{Session, SessionFlag};
 use crate::track::tcp::snapshot_query::Resolution;
 use crate::track::tcp::{MAX_SYN_DATA, SegmentOutcome, Track, WindowCheck, seq_diff};
 use crate::track::{State, generic};
 use crate::tuple::{Direction, PerDirection};
+use crate::types::{Context, Standing};
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 
 /// How long the member that is to propose a close has for it. After that every member proposes it.
@@ -61,7 +62,7 @@ impl Engine {
         events: &mut Vec<Event>,
     ) -> Option<Verdict> {
         let session = shard.sessions.get(slot)?;
-        if !session.marks.has(Mark::Expiring) {
+        if !session.flags.has(SessionFlag::Expiring) {
             return self.judge_session_packet(shard, slot, packet, context, events);
         }
         // A packet that would pass is held until the cluster knows that the session is in use. It is judged again then, so this
@@ -112,7 +113,7 @@ impl Engine {
                 return Some(Verdict::Drop(Reason::NoSession));
             }
             session.account(direction, packet.length, context.now);
-            shard.sessions.busy(slot);
+            shard.sessions.mark_dirty(slot);
             return Some(Verdict::Forward);
         };
         let syns = session.syn_params()?;
@@ -216,10 +217,10 @@ impl Engine {
             | SegmentOutcome::Inconclusive => {}
         }
         session.account(direction, arrival.packet.length, context.now);
-        shard.sessions.busy(slot);
+        shard.sessions.mark_dirty(slot);
         if ending.state != ending_before.state {
             // The session may expire earlier than it was armed for.
-            shard.sessions.arm(slot, context.now, self.law().timeouts());
+            shard.sessions.arm(slot, context.now, self.active_policy().timeouts());
         }
         Some(Verdict::Forward)
     }
@@ -293,7 +294,7 @@ impl Engine {
         shard.provisional.record(id, direction, segment, context.now);
         self.takeover_counters.provisional.fetch_add(1, Ordering::Relaxed);
         session.account(direction, packet.length, context.now);
-        shard.sessions.busy(slot);
+        shard.sessions.mark_dirty(slot);
         Some(Resolved::Verdict(Verdict::Forward))
     }
 
@@ -308,10 +309,10 @@ impl Engine {
         if session.was_judged_by(generation) {
             return true;
         }
-        let law = self.law();
-        let allowed = law.decide(session.ingress, session.egress, &session.original).action == Action::Accept;
+        let policy = self.active_policy();
+        let allowed = policy.decide(session.ingress, session.egress, &session.original).action == Action::Accept;
         if allowed {
-            session.allowed_by(law.generation);
+            session.allowed_by(policy.generation);
         }
         allowed
     }

@@ -20,16 +20,17 @@
 
 use std::time::Duration;
 
-use crate::engine::{Context, Engine, Standing};
-use crate::event::{Event, HalfOpen, HandshakeState, Hint, Proposal, SynParams};
+use crate::engine::Engine;
+use crate::event::{Event, Hint, Proposal};
 use crate::parse::{Kind, Packet, Tcp};
 use crate::policy::Action;
-use crate::replica::{Close, CloseCause, Establish};
+use crate::session::{Close, CloseCause, Establish, HalfOpen, HandshakeState, SynParams};
 use crate::table::Shard;
 use crate::table::peer_queries::QUERY_RETRY_INTERVAL;
 use crate::track::generic;
 use crate::track::tcp::{MAX_SYN_DATA, max_advertisable_window, seq_diff};
 use crate::tuple::Direction;
+use crate::types::{Context, Standing};
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 
 /// A proposal that had no outcome for so long may be lost; the next packet makes it again.
@@ -205,7 +206,7 @@ impl Engine {
     ) -> HalfOpenMatch {
         let mut implausible = None;
         let mut best: Option<(HandshakeStep, u32)> = None;
-        for slot in shard.half_open.of(hash, &packet.tuple) {
+        for slot in shard.half_open.lookup(hash, &packet.tuple) {
             let Some(half) = shard.half_open.get(slot).filter(|h| !h.aborted) else { continue };
             let (direction, zone) = match half.open.original == packet.tuple {
                 true => (Direction::Original, half.open.ingress),
@@ -395,9 +396,9 @@ impl Engine {
         if half.open.generation >= generation {
             return true;
         }
-        let law = self.law();
-        let decision = law.decide(half.open.ingress, half.open.egress, &half.open.original);
-        half.open.generation = law.generation;
+        let policy = self.active_policy();
+        let decision = policy.decide(half.open.ingress, half.open.egress, &half.open.original);
+        half.open.generation = policy.generation;
         half.open.rule = decision.rule;
         half.proposed = None;
         decision.action == Action::Accept

@@ -1,14 +1,15 @@
 //! ICMP errors: RELATED to the session that sent the packet they quote (RFC 5508 section 3 has the same for NAT).
 
-use crate::engine::{Context, Engine, Standing};
-use crate::event::HandshakeState;
+use crate::engine::Engine;
 use crate::parse::{Embedded, Packet};
+use crate::session::HandshakeState;
 use crate::table::Shard;
 use crate::table::half_open::HalfOpenEntry;
 use crate::table::peer_queries::QueryState;
 use crate::table::session::Session;
 use crate::track::tcp::{max_advertisable_window, seq_diff};
 use crate::tuple::Direction;
+use crate::types::{Context, Standing};
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 
 const UNRELATED: Verdict = Verdict::Drop(Reason::IcmpUnrelated);
@@ -22,7 +23,7 @@ impl Engine {
             return UNRELATED;
         }
         let hash = self.table.hash(&quoted.tuple);
-        let mut shard = self.table.of(hash);
+        let mut shard = self.table.shard_for(hash);
         if let Some(slot) = shard.sessions.find(hash, &quoted.tuple)
             && let Some(session) = shard.sessions.get_mut(slot)
             && let Some(direction) = session.direction(&quoted.tuple)
@@ -49,12 +50,12 @@ impl Engine {
                 && entry.open.generation >= self.generation()
                 && half_open_may_have_sent(entry, quoted, context)
         };
-        let mut entries = shard.half_open.of(hash, &quoted.tuple).filter_map(|slot| shard.half_open.get(slot));
+        let mut entries = shard.half_open.lookup(hash, &quoted.tuple).filter_map(|slot| shard.half_open.get(slot));
         if entries.any(is_related) {
             return Verdict::Forward;
         }
         let is_known = shard.sessions.find(hash, &quoted.tuple).is_some()
-            || shard.half_open.of(hash, &quoted.tuple).next().is_some();
+            || shard.half_open.lookup(hash, &quoted.tuple).next().is_some();
         if is_known || shard.queries.state(hash, context.now) == QueryState::Unanswered {
             return UNRELATED;
         }

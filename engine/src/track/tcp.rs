@@ -72,9 +72,9 @@
 use std::time::Duration;
 
 use super::State;
-use crate::event::SynParams;
+
 use crate::parse::Tcp;
-use crate::replica::CloseCause;
+use crate::session::{CloseCause, SynParams};
 use crate::time::{Coarse, Time};
 use crate::tuple::{Direction, PerDirection};
 use crate::verdict::Reason;

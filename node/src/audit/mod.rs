@@ -10,7 +10,7 @@
 //!
 //! A digest is compared at equal indices only, so members need not stand still for it. A member that is behind by seconds is
 //! compared at a mark (every 4096th index) once it gets there. While a member's state is known to be wrong it is not
-//! current: it admits nothing new, and after `limits.cut_off_limit` nothing at all.
+//! current: it admits nothing new, and after `limits.grace` nothing at all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -20,8 +20,8 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use openraft::async_runtime::WatchReceiver;
 use openraft::{RaftMetrics, ServerState};
-use palisade_engine::replica::{MemberInfo, Replica};
-use palisade_engine::{Engine, MemberId};
+use palisade_engine::replica::Replica;
+use palisade_engine::{Engine, MemberId, MemberInfo};
 use palisade_proto::member::v1 as wire;
 use palisade_raft_store::{Auditor, Snapshots, TypeConfig};
 use tokio::sync::{mpsc, watch};

@@ -12,8 +12,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use palisade_engine::replica::{MemberInfo, Replica};
-use palisade_engine::{Engine, Generation, MemberId};
+use palisade_engine::replica::Replica;
+use palisade_engine::{Engine, Generation, MemberId, MemberInfo};
 use palisade_raft_store::{Identity as StoreIdentity, Remains, Setup};
 
 use crate::membership::change::{MembershipError, NoWake, random_cluster};
@@ -132,10 +132,10 @@ impl Recovery {
         });
         let remains = remains.await?.ok_or(OpenError::LostLog(me))?;
 
-        let view = engine.view();
-        let info = view.members.get(&me).cloned().ok_or(RecoverError::Removed)?;
+        let cluster = engine.cluster_state();
+        let info = cluster.members.get(&me).cloned().ok_or(RecoverError::Removed)?;
         let peers = Peers::new(&identity.cluster, me).map_err(|s| OpenError::Raft(s.to_string()))?;
-        let others = view.members.iter().filter(|(id, _)| **id != me);
+        let others = cluster.members.iter().filter(|(id, _)| **id != me);
         let lost = others.map(|(id, info)| async {
             let answers = answers(&peers, *id, &info.address).await;
             Lost { id: *id, info: info.clone(), voter: remains.voters.contains(id), answers }
@@ -182,7 +182,7 @@ impl Recovery {
         let dir = folder.clear_store(&alone).map_err(OpenError::from)?;
         let owner = StoreIdentity { cluster: cluster.clone(), member };
         blocking(move || {
-            remains.machine(|machine| machine.go_on_alone(&owner.cluster, member));
+            remains.machine(|machine| machine.force_new_cluster(&owner.cluster, member));
             remains.found(&dir, store_options(), owner, info)
         })
         .await?;

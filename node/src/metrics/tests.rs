@@ -2,9 +2,7 @@ use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
-use palisade_engine::engine::{Counts, View};
-use palisade_engine::id::Generation;
-use palisade_engine::{Protocol, Standing, TakeoverCounts};
+use palisade_engine::{ClusterState, Counts, Generation, Protocol, Standing, TakeoverCounts};
 
 use super::*;
 
@@ -16,7 +14,7 @@ fn sheet() -> Sheet {
         half_open_evicted: 5,
     };
     engine::sessions(&mut sheet, &counts, (1000, 100));
-    engine::cluster(&mut sheet, Some(Standing::Current), Generation(4), &View::default());
+    engine::cluster(&mut sheet, Some(Standing::Current), Generation(4), &ClusterState::default());
     process::write(&mut sheet);
     sheet.histogram("palisade_x_seconds", "A histogram", 0.75, 4, [(0.1, 2), (0.2, 1)]);
     sheet
@@ -75,8 +73,7 @@ pub(crate) fn check(text: &str) {
 
 /// Every family that a firewall's `/metrics` can have, as its samples name it.
 fn families() -> BTreeSet<String> {
-    use palisade_engine::MemberId;
-    use palisade_engine::replica::{MemberInfo, Role};
+    use palisade_engine::{MemberId, MemberInfo, Role};
 
     let member = |id: u64| crate::replication::Member {
         id: MemberId(id),
@@ -108,7 +105,7 @@ fn families() -> BTreeSet<String> {
     member_state(&mut sheet, true, true, None);
     engine::sessions(&mut sheet, &counts, (1000, 100));
     engine::takeovers(&mut sheet, TakeoverCounts::default());
-    engine::cluster(&mut sheet, Some(Standing::Current), Generation(4), &View::default());
+    engine::cluster(&mut sheet, Some(Standing::Current), Generation(4), &ClusterState::default());
     process::write(&mut sheet);
     replication::raft(&mut sheet, &status);
     replication::write(&mut sheet, &crate::replication::ReplicationMetrics::default());

@@ -13,8 +13,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use openraft::errors::Fatal;
 use openraft::type_config::alias::VoteOf;
-use palisade_engine::MemberId;
-use palisade_engine::replica::MemberInfo;
+use palisade_engine::{MemberId, MemberInfo};
 use palisade_proto::member::v1 as wire;
 use palisade_raft_store::TypeConfig;
 

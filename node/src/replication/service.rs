@@ -8,10 +8,7 @@ use futures::{Stream, StreamExt};
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
 use openraft::raft::AppendEntriesRequest;
-use palisade_engine::engine::Wake;
-use palisade_engine::event::{Event, Hint, Proposal};
-use palisade_engine::replica::MemberInfo;
-use palisade_engine::{Engine, HoldKey, MemberId, SessionId};
+use palisade_engine::{Engine, Event, Hint, HoldKey, MemberId, MemberInfo, Proposal, SessionId, Wake};
 use palisade_proto::convert::{decode_batch, decode_hint};
 use palisade_proto::member::v1 as wire;
 use palisade_proto::member::v1::admission_server::Admission;
@@ -115,7 +112,7 @@ impl Parts {
     fn known(&self, from: MemberId) -> Result<(), Status> {
         let knows =
             |raft: &PalisadeRaft| raft.server_metrics().borrow_watched().membership_config.get_node(&from).is_some();
-        if self.engine.view().members.contains_key(&from) || knows(&self.raft) {
+        if self.engine.cluster_state().members.contains_key(&from) || knows(&self.raft) {
             return Ok(());
         }
         self.metrics.misaddressed.add(1);

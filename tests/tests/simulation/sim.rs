@@ -6,8 +6,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
-use palisade_engine::replica::{Command, Outcome, PolicyChange, Role};
-use palisade_engine::{Engine, Generation, Standing};
+use palisade_engine::replica::{Command, Outcome, PolicyChange};
+use palisade_engine::{Engine, Generation, Role, Standing};
 use palisade_lab::random::Random;
 use palisade_node::replication::{self, LogSize, Options, RaftRole, Replication, Timing, Voters};
 use palisade_node::standing::StandingCell;
@@ -431,7 +431,7 @@ impl Sim {
             *member.applied.lock() = applied;
             let live = member.live.lock();
             let Some(Live { engine, .. }) = &*live else { continue };
-            let generation = engine.view().policies.last().map_or(Generation(0), |policy| policy.generation);
+            let generation = engine.cluster_state().policies.last().map_or(Generation(0), |policy| policy.generation);
             let sample = Sample { applied, digest, generation, half_open: engine.counts().half_open };
             drop(live);
             self.tell(&Fact::Sample(&sample));

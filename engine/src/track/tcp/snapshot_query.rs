@@ -43,8 +43,9 @@
 use std::time::Duration;
 
 use super::{SegmentOutcome, Track, WindowCheck};
-use crate::event::{ProvisionalSegment, SynParams, TcpSnapshot};
+use crate::event::{ProvisionalSegment, TcpSnapshot};
 use crate::parse::Tcp;
+use crate::session::SynParams;
 use crate::time::{Coarse, Fine, Time};
 use crate::tuple::{Direction, PerDirection};
 
