@@ -128,8 +128,9 @@ impl Engine {
         let closed = session.closed;
         let track = session.track.as_mut()?;
         let ending_before = Ending::new(track, closed);
-        let( mut outcome, lost_with_silent_peers) = self.check_segment(track, arrival, closed);
-        if outcome == SegmentOutcome::Inconclusive { match self.resolve_inconclusive(shard, arrival, lost_with_silent_peers, events)? {
+        let (mut outcome, lost_with_silent_peers) = self.check_segment(track, arrival, closed);
+        if outcome == SegmentOutcome::Inconclusive {
+            match self.resolve_inconclusive(shard, arrival, lost_with_silent_peers, events)? {
                 Resolved::Outcome(resolved) => outcome = resolved,
                 Resolved::Verdict(verdict) => return Some(verdict),
             }
@@ -138,7 +139,8 @@ impl Engine {
             SegmentOutcome::Inconclusive => Some(Verdict::Drop(Reason::TcpWindow)),
             SegmentOutcome::Invalid(reason) => closed.is_none().then_some(Verdict::Drop(reason)),
             SegmentOutcome::InWindow | SegmentOutcome::Fin(_) | SegmentOutcome::Rst => {
-                self.forward_segment(shard, arrival, outcome, &ending_before, events)}
+                self.forward_segment(shard, arrival, outcome, &ending_before, events)
+            }
         }
     }
 
@@ -214,7 +216,7 @@ impl Engine {
             | SegmentOutcome::Invalid(_)
             | SegmentOutcome::Inconclusive => {}
         }
-        session.account(direction, arrival. packet.length, context.now);
+        session.account(direction, arrival.packet.length, context.now);
         shard.sessions.mark_dirty(slot);
         if ending.state != ending_before.state {
             // The session may expire earlier than it was armed for.
@@ -234,12 +236,10 @@ impl Engine {
         let Arrival { packet, tcp, direction, ref syns, context, .. } = *arrival;
         let track = shard.sessions.get_mut(arrival.slot)?.track.as_mut()?;
         match track.resolve(tcp, self.reachable_peers(), lost_with_silent_peers, context.now) {
-            Resolution::QueryPeers => events.push(Event::Hint(Hint::Query
-        (packet.tuple))),
+            Resolution::QueryPeers => events.push(Event::Hint(Hint::Query(packet.tuple))),
             Resolution::AwaitReplies => {}
             Resolution::Strict => {
-                let outcome = track.check_segment(syns, direction, tcp, None, WindowCheck::Strict,
-        context.now);
+                let outcome = track.check_segment(syns, direction, tcp, None, WindowCheck::Strict, context.now);
                 return Some(Resolved::Outcome(outcome));
             }
             Resolution::Provisional => {
@@ -266,38 +266,36 @@ impl Engine {
         let session = shard.sessions.get_mut(slot)?;
         let id = session.id;
         let track = session.track.as_mut()?;
-        for(of, opposite) in shard.provisional.for_session(id, context.now) {
-            ifof == direction {
+        for (of, opposite) in shard.provisional.for_session(id, context.now) {
+            if of == direction {
                 continue;
             }
-                let outcome = track.corroborate(syns, direction, tcp, &opposite, context.now);
+            let outcome = track.corroborate(syns, direction, tcp, &opposite, context.now);
             if outcome == SegmentOutcome::Inconclusive {
                 continue;
             }
-                    // Other packets of the connection may wait for this, here and at other members.
-                    let snapshot = track.snapshot(context.now, true);
-                    events.push(Event::Hint(Hint::Progress { id, snapshot, provisional: Vec::new() }));
-                    let hash = self.table.hash(&packet.tuple);
+            // Other packets of the connection may wait for this, here and at other members.
+            let snapshot = track.snapshot(context.now, true);
+            events.push(Event::Hint(Hint::Progress { id, snapshot, provisional: Vec::new() }));
+            let hash = self.table.hash(&packet.tuple);
             let workers = shard.queries.take(hash);
-                    if !workers.is_empty() {
-                        events.push(Event::Wake { workers, key: HoldKey(hash) });
-                    }
-                    return Some(Resolved::Outcome(outcome));
-                }
-                if tcp.has(Tcp::RST) {
-                    return Some(Resolved::Verdict(Verdict::Drop(Reason::TcpRst)));
-                }
-                if ! track.allow_provisional(direction) {
+            if !workers.is_empty() {
+                events.push(Event::Wake { workers, key: HoldKey(hash) });
+            }
+            return Some(Resolved::Outcome(outcome));
+        }
+        if tcp.has(Tcp::RST) {
+            return Some(Resolved::Verdict(Verdict::Drop(Reason::TcpRst)));
+        }
+        if !track.allow_provisional(direction) {
             return None;
         }
-        let segment =
-                        ProvisionalSegment { seq_end: tcp.end(), ack: tcp.ack, age_ms: 0 };
-        shard.provisional.record(id, direction, segment,
-                        context.now
-                    );
-                    self.takeover_counters.provisional.fetch_add(1, Ordering::Relaxed);
-                    session.account(direction, packet.length, context.now);
-                    shard.sessions.mark_dirty(slot); Some(Resolved::Verdict(Verdict::Forward))
+        let segment = ProvisionalSegment { seq_end: tcp.end(), ack: tcp.ack, age_ms: 0 };
+        shard.provisional.record(id, direction, segment, context.now);
+        self.takeover_counters.provisional.fetch_add(1, Ordering::Relaxed);
+        session.account(direction, packet.length, context.now);
+        shard.sessions.mark_dirty(slot);
+        Some(Resolved::Verdict(Verdict::Forward))
     }
 
     /// How many other members that are not silent may know packets of a session.
@@ -328,10 +326,8 @@ impl Session {
         else {
             return false;
         };
-        let outcome =
-            track.check_segment(&syns, direction, tcp, self.closed, WindowCheck::Relaxed, context.now);
-        self.zone(direction) == context.ingress
-            && outcome.belongs()
+        let outcome = track.check_segment(&syns, direction, tcp, self.closed, WindowCheck::Relaxed, context.now);
+        self.zone(direction) == context.ingress && outcome.belongs()
     }
 }
 
@@ -348,7 +344,7 @@ pub(crate) fn judge_syn(
     // A late copy of the handshake is harmless: its receiver answers with a challenge ACK (RFC 5961 section 4). Any other SYN
     // changes nothing here. It may open a new connection, if policy allows it; only a complete handshake shows that the old
     // connection is dead. Either end may have sent a SYN or a SYN-ACK: a simultaneous open (RFC 9293 section 3.5).
-    let (sender, receiver) = (&syns[ direction], &syns[direction.flip ()]);
+    let (sender, receiver) = (&syns[direction], &syns[direction.flip()]);
     // The acknowledgement may cover the SYN's data (RFC 7413).
     let acked_data = seq_diff(tcp.ack, receiver.isn.wrapping_add(1));
     let is_copy = tcp.seq == sender.isn && (!tcp.has(Tcp::ACK) || (0..=MAX_SYN_DATA).contains(&acked_data));
