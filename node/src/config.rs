@@ -19,7 +19,7 @@ pub use reader::{ConfigError, Invalid, Problem};
 use reader::{Table, Wrong};
 
 use crate::replication::{Timing, Voters};
-use crate::standing::CURRENT_FOR;
+use crate::lease::CURRENT_FOR;
 
 /// Every key that there is, as `table.key`; `[]` marks a list of tables.
 pub const KEYS: &[&str] = &[

@@ -19,7 +19,7 @@ use tokio::task::AbortHandle;
 
 use crate::clock;
 use crate::node::Member;
-use crate::replication::Candidacy;
+use crate::replication::ElectionPriority;
 
 /// As many packets in a second still count as quiet: a connection that dies of old age, a probe of somebody's monitoring.
 const QUIET: u64 = 10;
@@ -41,10 +41,10 @@ pub(crate) enum Why {
 }
 
 impl Why {
-    fn candidacy(self) -> Candidacy {
+    fn candidacy(self) -> ElectionPriority {
         match self {
-            Why::Drained => Candidacy::LastResort,
-            Why::Leaving | Why::Stopping => Candidacy::Withdrawn,
+            Why::Drained => ElectionPriority::LastResort,
+            Why::Leaving | Why::Stopping => ElectionPriority::Never,
         }
     }
 
@@ -114,7 +114,7 @@ impl Drain {
 
     /// Withdraws readiness and gives the lead away. One that was drained before goes on from there.
     pub(crate) fn begin(&self, why: Why, member: &Arc<Member>) {
-        member.replication.set_candidacy(why.candidacy());
+        member.replication.set_election_priority(why.candidacy());
         let mut meter = self.meter.lock();
         self.state.send_modify(|state| match state {
             Some(draining) => draining.why = why,
@@ -136,7 +136,7 @@ impl Drain {
         }
         self.state.send_replace(None);
         if let Some(member) = member {
-            member.replication.set_candidacy(Candidacy::Normal);
+            member.replication.set_election_priority(ElectionPriority::Normal);
         }
     }
 
@@ -168,7 +168,7 @@ async fn count(member: Weak<Member>, state: watch::Sender<Option<Draining>>) {
         let (passing, whole) = passing(&mut looks, clock::now(), forwarded);
         // Where no packets are captured, there is nobody to wait for.
         let quiet = datapath.is_none() || (whole && passing <= QUIET);
-        let leads = member.replication.holds_lead();
+        let leads = member.replication.is_replaceable_leader();
         drop((datapath, member));
         state.send_modify(|state| {
             if let Some(draining) = state {

@@ -52,7 +52,7 @@ use crate::drain::{Drain, Ended, Why};
 use crate::http::{self, Pages};
 use crate::metrics::{self, Sheet};
 use crate::replication::{self, MembershipError, OpenError, Replication, Timing, Voters};
-use crate::standing::StandingCell;
+use crate::lease::Lease;
 use crate::{admin, clock, systemd};
 
 /// Hints, and proposals, that wait for the replication; what comes beyond is lost and counted.
@@ -240,7 +240,7 @@ pub(crate) struct Daemon {
 pub(crate) struct Member {
     pub(crate) replication: Replication,
     pub(crate) engine: Arc<Engine>,
-    pub(crate) standing: Arc<StandingCell>,
+    pub(crate) standing: Arc<Lease>,
     datapath: Mutex<Slot>,
     starter: Mutex<Option<tokio::task::JoinHandle<()>>>,
     /// Keeps the replication's queues open where the datapath has others ([`crate::config::Lab`]).
@@ -393,7 +393,7 @@ impl Daemon {
         let workers = if self.config.role == Role::Witness { 0 } else { self.config.datapath.workers };
         let failed = |e: io::Error| OpenError::Raft(format!("eventfd: {e}"));
         let wake = WorkerWake::new(workers).map_err(failed)?;
-        let standing = Arc::new(StandingCell::new(self.config.limits.cut_off_limit));
+        let standing = Arc::new(Lease::new(self.config.limits.cut_off_limit));
         let (sinks, hints, proposals) = queues();
         let replication = Replication::open(
             replication::Options::from(&self.config),

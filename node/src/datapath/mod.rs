@@ -56,7 +56,7 @@ pub use wake::WorkerWake;
 pub use worker::Judge;
 
 use crate::clock;
-use crate::standing::StandingCell;
+use crate::lease::Lease;
 use host::check::{self, Manage};
 use host::links::{self, Local};
 use host::netlink::{Monitor, Netlink};
@@ -92,7 +92,7 @@ pub struct Datapath {
 pub fn start(
     options: Options,
     engine: Arc<Engine>,
-    standing: Arc<StandingCell>,
+    standing: Arc<Lease>,
     wake: WorkerWake,
     sinks: Sinks,
 ) -> Result<Datapath, StartError> {
@@ -106,7 +106,7 @@ pub fn start(
 pub fn start_with<J: Judge>(
     options: Options,
     judge: Arc<J>,
-    standing: Arc<StandingCell>,
+    standing: Arc<Lease>,
     wake: WorkerWake,
     sinks: Sinks,
 ) -> Result<Datapath, StartError> {

@@ -31,7 +31,7 @@ use super::vnet::VnetHeader;
 use super::wake::{Woken, WorkerWake};
 use crate::clock;
 use crate::queue::offer_hint;
-use crate::standing::StandingCell;
+use crate::lease::Lease;
 
 /// Frames from one socket before the others have their turn.
 const BATCH: usize = 64;
@@ -94,7 +94,7 @@ struct Held {
 struct Desk<J> {
     number: u8,
     judge: Arc<J>,
-    standing: Arc<StandingCell>,
+    standing: Arc<Lease>,
     routes: RouteZones,
     zones: Vec<ZoneId>,
     antispoof: Vec<bool>,
@@ -130,7 +130,7 @@ pub(crate) struct Parts<J> {
     pub(crate) number: u8,
     pub(crate) ports: Vec<Port>,
     pub(crate) judge: Arc<J>,
-    pub(crate) standing: Arc<StandingCell>,
+    pub(crate) standing: Arc<Lease>,
     pub(crate) routes: RouteZones,
     pub(crate) injector: Injector,
     pub(crate) limits: Limits,

@@ -26,10 +26,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
 use crate::clock;
-use crate::peer::route::{Client, Lane, Peers};
+use crate::peer::connections::{Client, Lane, Peers};
 use crate::raft::snapshot;
 use crate::raft::wire;
-use crate::replication::until;
+use crate::clock;
 use crate::replication_metrics::ReplicationMetrics;
 
 /// Appends that wait for the connection to take them; openraft reads no further ahead.

@@ -48,7 +48,7 @@ struct Running {
     replication: Replication,
     hints: mpsc::Sender<Hint>,
     proposals: mpsc::Sender<Proposal>,
-    standing: Arc<StandingCell>,
+    standing: Arc<Lease>,
 }
 
 impl std::ops::Deref for Running {
@@ -93,7 +93,7 @@ impl Node {
     async fn start(&mut self) {
         let (hints, hint_rx) = mpsc::channel(1024);
         let (proposals, proposal_rx) = mpsc::channel(1024);
-        let standing = Arc::new(StandingCell::new(self.cut_off_limit));
+        let standing = Arc::new(Lease::new(self.cut_off_limit));
         let opened =
             Replication::open(self.options.clone(), hint_rx, proposal_rx, Woken::default(), standing.clone()).await;
         let replication = opened.unwrap_or_else(|e| panic!("{}: {e}", self.options.name));
@@ -304,7 +304,7 @@ async fn members_leave_and_are_removed() {
             mpsc::channel(1).1,
             mpsc::channel(1).1,
             Woken::default(),
-            Arc::new(StandingCell::new(LONG)),
+            Arc::new(Lease::new(LONG)),
         )
         .await
         .map(drop),
@@ -483,7 +483,7 @@ async fn an_identity_without_its_log_is_not_used() {
         mpsc::channel(1).1,
         mpsc::channel(1).1,
         Woken::default(),
-        Arc::new(StandingCell::new(LONG)),
+        Arc::new(Lease::new(LONG)),
     );
     assert!(matches!(opened.await.map(drop), Err(OpenError::LostLog(MemberId(1)))));
     assert_ne!(clock::now(), Time::ZERO);

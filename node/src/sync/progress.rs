@@ -19,10 +19,10 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::clock;
-use crate::peer::route::{Lane, Peers};
-use crate::replication::service::{SharedWake, Waker};
+use crate::peer::connections::{Lane, Peers};
+use crate::wake::{SharedWake, Waker};
 use crate::replication_metrics::ReplicationMetrics;
-use crate::sync::hints::Members;
+use crate::peer::connections::Members;
 use crate::sync::streams::{Streams, Waiting, keep_open};
 
 /// Between two tellings.

@@ -286,7 +286,7 @@ async fn messages_that_nobody_should_send_change_nothing() {
     client.hints(futures::stream::iter([garbled])).await.unwrap();
     assert_eq!(nodes[node].run().metrics().hints_damaged.get(), 1);
     // Larger than any message may be.
-    let huge = proto::HintBatch { hints: vec![vec![0; route::MOST_MESSAGE].into()] };
+    let huge = proto::HintBatch { hints: vec![vec![0; route::MAX_MESSAGE_BYTES].into()] };
     let mut client = client.max_encoding_message_size(usize::MAX);
     assert_eq!(code(client.hints(futures::stream::iter([huge])).await.unwrap_err()), tonic::Code::OutOfRange);
 

@@ -10,9 +10,9 @@ fn leads(nodes: &[Node]) -> Option<usize> {
 async fn a_drained_member_leads_only_if_nobody_else_can() {
     let mut nodes = cluster().await;
     let drained = leader(&nodes);
-    nodes[drained].run().set_candidacy(Candidacy::LastResort);
+    nodes[drained].run().set_election_priority(ElectionPriority::LastResort);
     until("another one leads", || leads(&nodes).is_some_and(|n| n != drained)).await;
-    assert!(!nodes[drained].run().holds_lead());
+    assert!(!nodes[drained].run().is_replaceable_leader());
     let outcome = nodes[drained].run().command(command(1), LONG).await;
     assert_eq!(outcome, Ok(Outcome::Accepted), "it votes and proposes all the same");
 
@@ -30,23 +30,23 @@ async fn a_drained_member_leads_only_if_nobody_else_can() {
     println!("elected after {:?}", clock::now().since(asked));
 
     // Both that are left are drained: it stays where it is, and does not go back and forth.
-    nodes[second].run().set_candidacy(Candidacy::LastResort);
+    nodes[second].run().set_election_priority(ElectionPriority::LastResort);
     let term = nodes[second].run().status().term;
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!((leads(&nodes), nodes[second].run().status().term), (Some(second), term));
 
     // One that goes for good gives it to a drained one rather than to nobody.
-    nodes[second].run().set_candidacy(Candidacy::Withdrawn);
+    nodes[second].run().set_election_priority(ElectionPriority::Never);
     until("the drained one leads", || leads(&nodes) == Some(drained)).await;
     // And gets rid of it as soon as there is somebody.
-    nodes[second].run().set_candidacy(Candidacy::Normal);
+    nodes[second].run().set_election_priority(ElectionPriority::Normal);
     until("it has handed over", || leads(&nodes) == Some(second)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn where_all_are_drained_there_is_a_leader_all_the_same() {
     let mut nodes = cluster().await;
-    nodes.iter().for_each(|n| n.run().set_candidacy(Candidacy::LastResort));
+    nodes.iter().for_each(|n| n.run().set_election_priority(ElectionPriority::LastResort));
     let old = leader(&nodes);
     crash(&mut nodes[old]);
     until("somebody leads", || leads(&nodes).is_some_and(|n| n != old)).await;

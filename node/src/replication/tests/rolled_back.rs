@@ -45,7 +45,7 @@ async fn a_data_folder_that_was_rolled_back_is_not_started() {
         mpsc::channel(1).1,
         mpsc::channel(1).1,
         Woken::default(),
-        Arc::new(StandingCell::new(LONG)),
+        Arc::new(Lease::new(LONG)),
     );
     match opened.await.map(drop) {
         Err(OpenError::RolledBack { member: id, here, there: known }) => {

@@ -13,7 +13,7 @@ pub const CURRENT_FOR: Duration = Duration::from_secs(1);
 
 /// When a member was last proven current.
 #[derive(Debug)]
-pub struct StandingCell {
+pub struct Lease {
     proven: AtomicU64,
     suspect: AtomicBool,
     /// How often this member's state has been replaced because it was wrong, and what that was when it last resumed.
@@ -22,11 +22,11 @@ pub struct StandingCell {
     cut_off_limit: Duration,
 }
 
-impl StandingCell {
+impl Lease {
     /// Never current so far. Established sessions pass for `cut_off_limit` after the last proof.
     #[must_use]
-    pub fn new(cut_off_limit: Duration) -> StandingCell {
-        StandingCell {
+    pub fn new(cut_off_limit: Duration) -> Lease {
+        Lease {
             proven: AtomicU64::new(0),
             suspect: AtomicBool::new(false),
             replaced: AtomicU64::new(0),
@@ -95,7 +95,7 @@ mod tests {
 
     #[test]
     fn what_is_known_to_be_wrong_is_not_current_and_what_was_replaced_passes_nothing_before_it_resumes() {
-        let cell = StandingCell::new(Duration::from_secs(10));
+        let cell = Lease::new(Duration::from_secs(10));
         let at = |secs: u64| Time(1_000_000_000 * secs);
         assert_eq!(cell.at(at(1)), Standing::Expired);
         cell.prove(at(1));
