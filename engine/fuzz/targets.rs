@@ -12,13 +12,13 @@
 mod common;
 
 use common::{Member, policy_change};
-use palisade_engine::event::{Datagram, Event, Opening, Proposal, TcpEnd};
+use palisade_engine::event::{Datagram, Event, HandshakeState, Proposal, SynParams};
 use palisade_engine::parse::{Checksum, Embedded, Fragment, IpOption, Kind, Packet, Tcp, answer, frame};
 use palisade_engine::policy::Policy;
 use palisade_engine::replica::{Close, CloseCause, Command, Outcome, Replica};
 use palisade_engine::{
-    Config, Context, Direction, Engine, Generation, HalfOpen, Hint, Ip, MemberId, Protocol, Routes, RuleId, SessionId,
-    Standing, Time, Tuple, Verdict, ZoneId,
+    Config, Context, Direction, Engine, Generation, HalfOpen, Hint, Ip, LeaseState, MemberId, Protocol, Routes, RuleId,
+    SessionId, Time, Tuple, Verdict, ZoneId,
 };
 
 /// A packet, its checksums as they are or (most would be wrong) not looked at, and made right for IPv4's header.
@@ -150,7 +150,7 @@ pub fn pipeline(data: &[u8]) {
     let config = Config { max_half_open: HALVES, max_sessions: 8, ..Config::new(MemberId(1), 1, 7) };
     let mut member = Member::new(config);
     let engine = member.engine.clone();
-    let (mut now, mut standing) = (Time(1), Standing::Current);
+    let (mut now, mut lease) = (Time(1), LeaseState::Valid);
     let mut events: Vec<Event> = Vec::new();
     let mut commands = vec![policy_number(0, 0)];
     let mut generation = 0;
@@ -163,9 +163,9 @@ pub fn pipeline(data: &[u8]) {
                 let ingress = ZoneId(u16::from(what >> 4) % 3);
                 let ingress = if what & 0x80 == 0 { Net.zone(packet.tuple.src).unwrap_or(ingress) } else { ingress };
                 let antispoof = what & 0x40 == 0;
-                let mut context = Context { now, worker: which & 63, ingress, antispoof, standing, routes: &mut Net };
+                let mut context = Context { now, worker: which & 63, ingress, antispoof, lease, routes: &mut Net };
                 let verdict = engine.process(&packet, &mut context, &mut events);
-                assert!(standing != Standing::Expired || matches!(verdict, Verdict::Drop(_)));
+                assert!(lease != LeaseState::Expired || matches!(verdict, Verdict::Drop(_)));
             }
             9 => now = Time(now.0 + STEPS[usize::from(which) % 8]),
             10 => engine.tick(now, &mut events),
@@ -183,8 +183,8 @@ pub fn pipeline(data: &[u8]) {
                 engine.hint(now, MemberId(2), &hint, &mut events, &mut ());
             }
             13 => {
-                standing =
-                    [Standing::Current, Standing::Current, Standing::CutOff, Standing::Expired][usize::from(which & 3)]
+                lease = [LeaseState::Valid, LeaseState::Valid, LeaseState::Grace, LeaseState::Expired]
+                    [usize::from(which & 3)]
             }
             14 => match which & 3 {
                 0 => commands.push(policy_number(generation, kind)),
@@ -238,7 +238,7 @@ fn id(n: u8) -> SessionId {
 
 fn hint(which: u8, kind: u8, a: u8, b: u8, flags: u8) -> Hint {
     let original = tuple(kind);
-    let end = |n| TcpEnd { isn: number(n), window: 1000, wscale: Some(7), sack: true };
+    let end = |n| SynParams { isn: number(n), window: 1000, wscale: Some(7), sack: true };
     match which >> 1 & 7 {
         0..=2 => Hint::HalfOpen(Box::new(HalfOpen {
             id: id(flags),
@@ -251,8 +251,8 @@ fn hint(which: u8, kind: u8, a: u8, b: u8, flags: u8) -> Hint {
             supersedes: None,
             challenge: (which & 0x20 != 0).then(|| number(b)),
             protocol: match original.protocol {
-                Protocol::TCP => Opening::Tcp { client: end(a), server: (which & 0x10 != 0).then(|| end(b)) },
-                _ => Opening::Generic { replied: which & 0x10 != 0 },
+                Protocol::TCP => HandshakeState::Tcp { client: end(a), server: (which & 0x10 != 0).then(|| end(b)) },
+                _ => HandshakeState::Generic { replied: which & 0x10 != 0 },
             },
         })),
         3 => Hint::Abort(id(flags)),
@@ -262,14 +262,14 @@ fn hint(which: u8, kind: u8, a: u8, b: u8, flags: u8) -> Hint {
             end: number(b),
         },
         5 => Hint::Rst { id: id(flags) },
-        6 => Hint::Ask(original),
+        6 => Hint::Query(original),
         _ => {
             let Tuple { src, dst, protocol, .. } = original;
             let protocol = if src.is_v4() { protocol } else { Protocol::IPV6_FRAG };
             let datagram = Datagram { src, dst, protocol, id: u32::from(b & 3), ingress: ZoneId(1 + u16::from(a & 1)) };
             match flags & 1 {
                 0 => Hint::FirstFragment { datagram, end: u16::from(a) * 8 },
-                _ => Hint::AskFragment(datagram),
+                _ => Hint::FragmentQuery(datagram),
             }
         }
     }

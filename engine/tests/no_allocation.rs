@@ -11,7 +11,7 @@ use common::{Member, established};
 use counting::allocations;
 use palisade_engine::parse::{Fragment, IpOptions, Kind, Packet, Tcp};
 use palisade_engine::{
-    Config, Context, Direction, Engine, Ip, MemberId, Protocol, Routes, Standing, Time, Tuple, Verdict, ZoneId,
+    Config, Context, Direction, Engine, Ip, LeaseState, MemberId, Protocol, Routes, Time, Tuple, Verdict, ZoneId,
 };
 
 struct Net;
@@ -79,7 +79,7 @@ fn hits_holds_and_drops_allocate_nothing() {
             worker: 1,
             ingress: if packet.tuple.dst == tuple(0).dst { ZoneId(1) } else { ZoneId(2) },
             antispoof: true,
-            standing: Standing::Current,
+            lease: LeaseState::Valid,
             routes: &mut Net,
         };
         events.clear();
@@ -94,7 +94,7 @@ fn hits_holds_and_drops_allocate_nothing() {
     // This member knows the sessions from the log alone, and there is nobody to ask.
     let far = |n: u32| packet(SESSIONS, Direction::Original, n << 28, 200);
     assert_eq!(judge(1_000_000_000, &far(8)), Verdict::Forward);
-    assert!(judge(1_000_000_000, &far(5)).held().is_some(), "one passes at its word");
+    assert!(judge(1_000_000_000, &far(5)).held().is_some(), "one passes provisionally");
     // As many datagrams as a shard keeps, and as many as wait there.
     for id in 0..200 {
         judge(2, &fragment(7, id, true));

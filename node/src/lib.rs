@@ -1,25 +1,33 @@
 //! The Palisade daemon as a library.
 
-pub mod admin;
+mod admin;
 mod audit;
 mod blocking;
 pub mod clock;
 pub mod config;
+mod daemon;
 pub mod datapath;
 mod drain;
-pub mod http;
+pub mod error;
+mod http;
 pub mod lease;
+mod member;
 mod membership;
 pub mod metrics;
-pub mod node;
+mod node;
 mod peer;
 mod queue;
-mod random;
 mod raft;
+mod random;
 pub mod replication;
 mod replication_metrics;
+mod scrape;
 #[cfg(feature = "simulation")]
 pub mod simulation;
 mod sync;
 mod systemd;
 mod wake;
+
+pub use admin::{HELP, SocketError};
+pub use member::{MemberError, MemberFailure};
+pub use node::{Node, NodeError};

@@ -140,12 +140,12 @@ fn raft_role(role: v1::RaftRole) -> &'static str {
     }
 }
 
-fn standing(as_of: &v1::AsOf) -> &'static str {
-    match as_of.standing() {
-        v1::Standing::Current => "current",
-        v1::Standing::CutOff => "cut_off",
-        v1::Standing::Expired => "expired",
-        v1::Standing::Unspecified => "unknown",
+fn lease_state(as_of: &v1::AsOf) -> &'static str {
+    match as_of.lease() {
+        v1::LeaseState::Valid => "valid",
+        v1::LeaseState::Grace => "grace",
+        v1::LeaseState::Expired => "expired",
+        v1::LeaseState::Unspecified => "unknown",
     }
 }
 
@@ -205,7 +205,7 @@ struct Status<'a> {
 struct Cluster<'a> {
     id: &'a str,
     member: u64,
-    standing: &'static str,
+    lease: &'static str,
     raft_role: &'static str,
     term: u64,
     leader: Option<u64>,
@@ -257,7 +257,7 @@ impl<'a> Status<'a> {
                 Cluster {
                     id: &m.cluster,
                     member: m.id,
-                    standing: standing(&as_of),
+                    lease: lease_state(&as_of),
                     raft_role: raft_role(m.raft_role()),
                     term: m.term,
                     leader: (m.leader != 0).then_some(m.leader),
@@ -311,7 +311,7 @@ fn status_text(out: &mut dyn Write, answered: &v1::StatusResponse) -> io::Result
                     Some(m) => format!("leader {}", m.name),
                     None => format!("leader {l}"),
                 });
-            writeln!(out, "cluster   {} (member {}, {})", c.id, c.member, c.standing)?;
+            writeln!(out, "cluster   {} (member {}, {})", c.id, c.member, c.lease)?;
             writeln!(
                 out,
                 "raft      {}, term {}, {leader}, log {}, applied {}",

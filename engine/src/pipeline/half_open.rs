@@ -20,15 +20,15 @@
 
 use std::time::Duration;
 
-use crate::engine::{Context, Engine, Standing};
-use crate::event::{Event, HalfOpen, Hint, Opening, Proposal, TcpEnd};
+use crate::engine::{Context, Engine, LeaseState};
+use crate::event::{Event, HalfOpen, HandshakeState, Hint, Proposal, SynParams};
 use crate::parse::{Kind, Packet, Tcp};
 use crate::policy::Action;
 use crate::replica::{Close, CloseCause, Establish};
 use crate::table::Shard;
-use crate::table::peer_queries::ASK_AGAIN;
+use crate::table::peer_queries::QUERY_RETRY_INTERVAL;
 use crate::track::generic;
-use crate::track::tcp::{SYN_DATA, ahead, reach};
+use crate::track::tcp::{MAX_SYN_DATA, max_advertisable_window, seq_diff};
 use crate::tuple::Direction;
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 
@@ -36,72 +36,80 @@ use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 const PROPOSE_AGAIN: Duration = Duration::from_secs(1);
 
 /// What the half-open sessions say of a packet.
-pub(super) enum Match {
+pub(super) enum HalfOpenMatch {
     /// There is none with its tuple.
     Nothing,
     /// There are, but it fits none of them.
     Implausible(Reason),
     /// It is this to the one at this slot.
-    Step(Step, u32),
+    Step(HandshakeStep, u32),
 }
 
 /// What a packet is to a half-open session, the surest last.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) enum Step {
+pub(crate) enum HandshakeStep {
     /// The server answers the SYN by an ACK, because it still has an earlier connection (RFC 9293 section 3.5.1).
-    Challenge,
+    ChallengeAck,
     /// The client's RST that ends that one: it goes on opening this one.
-    Unchallenged,
+    ChallengeRst,
     /// A SYN-ACK with another ISN than the one that is known.
-    SynAckOther,
+    SynAckNewIsn,
     /// The server's SYN, which crosses the client's, or a copy of it. Unlike a SYN-ACK it proves nothing.
-    Crossing,
+    SimultaneousSyn,
     /// It may belong, but the server's end is not known.
-    Perhaps,
+    Ambiguous,
     /// The first SYN-ACK.
-    SynAckFirst,
+    FirstSynAck,
     /// It belongs to the connection that this will be.
-    Early,
+    EarlyData,
     /// What follows the client's acknowledgement of the SYN-ACK.
-    Ack,
+    AckInWindow,
     /// The client's acknowledgement of exactly this SYN-ACK.
-    Exact,
+    FinalAck,
     /// A copy of the SYN.
-    SynAgain,
+    SynRetransmit,
     /// A copy of the SYN-ACK.
-    SynAckAgain,
+    SynAckRetransmit,
     /// The end of the attempt.
     Reset,
     /// For protocols without handshakes: as the first packet.
-    Asks,
+    ClientPacket,
     /// For protocols without handshakes: the other way.
-    Replies,
+    ServerPacket,
 }
 
-impl Step {
+impl HandshakeStep {
     /// May a packet that is this belong to another connection with the same tuple?
-    pub(super) fn may_be_chance(self) -> bool {
-        matches!(self, Step::Perhaps | Step::Early | Step::Ack | Step::Reset | Step::Challenge | Step::Unchallenged)
+    pub(super) fn could_match_other_connection(self) -> bool {
+        matches!(
+            self,
+            HandshakeStep::Ambiguous
+                | HandshakeStep::EarlyData
+                | HandshakeStep::AckInWindow
+                | HandshakeStep::Reset
+                | HandshakeStep::ChallengeAck
+                | HandshakeStep::ChallengeRst
+        )
     }
 }
 
 /// What a TCP segment is to a half-open session between these ends. `proposed`: its establishment is under way;
 /// `challenge`: see [`HalfOpen`].
 pub(crate) fn step(
-    client: &TcpEnd,
-    server: Option<&TcpEnd>,
+    client: &SynParams,
+    server: Option<&SynParams>,
     direction: Direction,
     tcp: &Tcp,
     proposed: bool,
     challenge: Option<u32>,
-) -> Result<Step, Reason> {
+) -> Result<HandshakeStep, Reason> {
     let first = client.isn.wrapping_add(1);
     let flags = tcp.flags & (Tcp::SYN | Tcp::ACK | Tcp::RST | Tcp::FIN);
     let plausible = |distance: i64, most: i64| (0..=most).contains(&distance);
     let reset = |exact: bool| match (exact, proposed) {
-        (true, false) => Ok(Step::Reset),
+        (true, false) => Ok(HandshakeStep::Reset),
         // The establishment is under way: its session will judge.
-        (_, true) => Ok(Step::Early),
+        (_, true) => Ok(HandshakeStep::EarlyData),
         (false, false) => Err(Reason::TcpRst),
     };
     if matches!(flags, 0 | Tcp::FIN) || flags & (Tcp::FIN | Tcp::RST) == Tcp::FIN | Tcp::RST {
@@ -109,49 +117,53 @@ pub(crate) fn step(
     }
     match (direction, server) {
         (Direction::Original, _) if flags == Tcp::SYN => match tcp.seq == client.isn {
-            true => Ok(Step::SynAgain),
+            true => Ok(HandshakeStep::SynRetransmit),
             false => Err(Reason::TcpWindow),
         },
         (Direction::Reply, _) if flags == Tcp::SYN | Tcp::ACK => {
-            if !plausible(ahead(tcp.ack, first), SYN_DATA) {
+            if !plausible(seq_diff(tcp.ack, first), MAX_SYN_DATA) {
                 return Err(Reason::TcpWindow);
             }
             Ok(match server {
-                None => Step::SynAckFirst,
-                Some(server) if server.isn == tcp.seq => Step::SynAckAgain,
-                Some(_) => Step::SynAckOther,
+                None => HandshakeStep::FirstSynAck,
+                Some(server) if server.isn == tcp.seq => HandshakeStep::SynAckRetransmit,
+                Some(_) => HandshakeStep::SynAckNewIsn,
             })
         }
         // One server's end a handshake, or forged SYNs could try them all.
         (Direction::Reply, _) if flags == Tcp::SYN => match server.is_none_or(|server| server.isn == tcp.seq) {
-            true => Ok(Step::Crossing),
+            true => Ok(HandshakeStep::SimultaneousSyn),
             false => Err(Reason::TcpWindow),
         },
         (Direction::Original, _) if flags == Tcp::SYN | Tcp::ACK => match server {
             _ if tcp.seq != client.isn => Err(Reason::TcpWindow),
-            None => Ok(Step::Perhaps),
-            Some(server) if plausible(ahead(tcp.ack, server.isn.wrapping_add(1)), SYN_DATA) => Ok(Step::Exact),
+            None => Ok(HandshakeStep::Ambiguous),
+            Some(server) if plausible(seq_diff(tcp.ack, server.isn.wrapping_add(1)), MAX_SYN_DATA) => {
+                Ok(HandshakeStep::FinalAck)
+            }
             Some(_) => Err(Reason::TcpWindow),
         },
         _ if flags & Tcp::SYN != 0 => Err(Reason::TcpFlags),
-        (Direction::Original, None) if flags == Tcp::RST && challenge == Some(tcp.seq) => Ok(Step::Unchallenged),
+        (Direction::Original, None) if flags == Tcp::RST && challenge == Some(tcp.seq) => {
+            Ok(HandshakeStep::ChallengeRst)
+        }
         (Direction::Original, None) if flags & Tcp::RST != 0 => reset(tcp.seq == first),
         (Direction::Original, None) if flags & Tcp::ACK != 0 => {
-            if plausible(ahead(tcp.seq, first), SYN_DATA) {
-                Ok(Step::Perhaps)
+            if plausible(seq_diff(tcp.seq, first), MAX_SYN_DATA) {
+                Ok(HandshakeStep::Ambiguous)
             } else {
                 Err(Reason::TcpWindow)
             }
         }
         (Direction::Reply, None) if flags & Tcp::RST != 0 => {
             // RFC 9293 section 3.10.7.3: in SYN-SENT a RST is valid if it acknowledges the SYN.
-            reset(tcp.has(Tcp::ACK) && plausible(ahead(tcp.ack, first), SYN_DATA))
+            reset(tcp.has(Tcp::ACK) && plausible(seq_diff(tcp.ack, first), MAX_SYN_DATA))
         }
-        (Direction::Reply, None) if flags & Tcp::ACK != 0 => match plausible(ahead(tcp.ack, first), SYN_DATA) {
-            true => Ok(Step::Perhaps),
+        (Direction::Reply, None) if flags & Tcp::ACK != 0 => match plausible(seq_diff(tcp.ack, first), MAX_SYN_DATA) {
+            true => Ok(HandshakeStep::Ambiguous),
             // One number a SYN, or blind ones could make the client send RSTs at will.
             false if flags == Tcp::ACK && tcp.payload == 0 && challenge.is_none_or(|ack| ack == tcp.ack) => {
-                Ok(Step::Challenge)
+                Ok(HandshakeStep::ChallengeAck)
             }
             false => Err(Reason::TcpWindow),
         },
@@ -160,19 +172,20 @@ pub(crate) fn step(
                 Direction::Original => (client, server),
                 Direction::Reply => (server, client),
             };
-            let seq = ahead(tcp.seq, sender.isn.wrapping_add(1));
-            let ack = ahead(tcp.ack, receiver.isn.wrapping_add(1));
-            let seq_fits = plausible(seq, reach(receiver, sender));
+            let seq = seq_diff(tcp.seq, sender.isn.wrapping_add(1));
+            let ack = seq_diff(tcp.ack, receiver.isn.wrapping_add(1));
+            let seq_fits = plausible(seq, max_advertisable_window(receiver, sender));
             // Before its handshake is complete the server may send what the client's SYN allows (RFC 7413), which is not scaled.
             // More would let a scaled window's worth of forged acknowledgements into the log.
-            let most = if direction == Direction::Original { SYN_DATA } else { reach(sender, receiver) };
+            let most =
+                if direction == Direction::Original { MAX_SYN_DATA } else { max_advertisable_window(sender, receiver) };
             let ack_fits = flags & Tcp::ACK == 0 || plausible(ack, most);
             match (flags & Tcp::RST != 0, seq_fits && ack_fits) {
                 (_, false) => Err(if flags & Tcp::RST != 0 { Reason::TcpRst } else { Reason::TcpWindow }),
                 (true, true) => reset(seq == 0),
-                (false, true) if direction == Direction::Original && ack == 0 => Ok(Step::Exact),
-                (false, true) if direction == Direction::Original => Ok(Step::Ack),
-                (false, true) => Ok(Step::Early),
+                (false, true) if direction == Direction::Original && ack == 0 => Ok(HandshakeStep::FinalAck),
+                (false, true) if direction == Direction::Original => Ok(HandshakeStep::AckInWindow),
+                (false, true) => Ok(HandshakeStep::EarlyData),
             }
         }
         _ => Err(Reason::TcpFlags),
@@ -182,45 +195,50 @@ pub(crate) fn step(
 impl Engine {
     /// What a packet with the tuple of half-open sessions is to them. `live`: an established session has the tuple too; then
     /// a packet must fit the numbers of both ends, or a forged SYN could divert that session's packets.
-    pub(super) fn opening(
+    pub(super) fn match_half_open(
         &self,
         shard: &Shard,
         hash: u64,
         packet: &Packet,
         live: bool,
         context: &Context<'_>,
-    ) -> Match {
+    ) -> HalfOpenMatch {
         let mut implausible = None;
-        let mut best: Option<(Step, u32)> = None;
-        for slot in shard.halves.of(hash, &packet.tuple) {
-            let Some(half) = shard.halves.get(slot).filter(|h| !h.aborted) else { continue };
+        let mut best: Option<(HandshakeStep, u32)> = None;
+        for slot in shard.half_open.of(hash, &packet.tuple) {
+            let Some(half) = shard.half_open.get(slot).filter(|h| !h.aborted) else { continue };
             let (direction, zone) = match half.open.original == packet.tuple {
                 true => (Direction::Original, half.open.ingress),
                 false => (Direction::Reply, half.open.egress),
             };
             let step = match (&packet.kind, &half.open.protocol) {
                 _ if zone != context.ingress => Err(Reason::WrongZone),
-                (Kind::Tcp(tcp), Opening::Tcp { client, server }) => {
+                (Kind::Tcp(tcp), HandshakeState::Tcp { client, server }) => {
                     step(client, server.as_ref(), direction, tcp, half.proposed.is_some(), half.open.challenge)
                 }
-                (Kind::Tcp(_), Opening::Generic { .. }) | (_, Opening::Tcp { .. }) => Err(Reason::NoSession),
-                (kind, Opening::Generic { .. }) => match (generic::fits(kind, direction), direction) {
-                    (true, Direction::Original) => Ok(Step::Asks),
-                    (true, Direction::Reply) => Ok(Step::Replies),
+                (Kind::Tcp(_), HandshakeState::Generic { .. }) | (_, HandshakeState::Tcp { .. }) => {
+                    Err(Reason::NoSession)
+                }
+                (kind, HandshakeState::Generic { .. }) => match (generic::fits(kind, direction), direction) {
+                    (true, Direction::Original) => Ok(HandshakeStep::ClientPacket),
+                    (true, Direction::Reply) => Ok(HandshakeStep::ServerPacket),
                     (false, _) => Err(Reason::NoSession),
                 },
             };
             match step {
-                Ok(Step::Perhaps | Step::Crossing | Step::Challenge | Step::Unchallenged) if live => {
-                    implausible = Some(Reason::TcpWindow)
-                }
+                Ok(
+                    HandshakeStep::Ambiguous
+                    | HandshakeStep::SimultaneousSyn
+                    | HandshakeStep::ChallengeAck
+                    | HandshakeStep::ChallengeRst,
+                ) if live => implausible = Some(Reason::TcpWindow),
                 Ok(step) => best = best.max(Some((step, slot))),
                 Err(reason) => implausible = Some(reason),
             }
         }
         match best {
-            Some((step, slot)) => Match::Step(step, slot),
-            None => implausible.map_or(Match::Nothing, Match::Implausible),
+            Some((step, slot)) => HalfOpenMatch::Step(step, slot),
+            None => implausible.map_or(HalfOpenMatch::Nothing, HalfOpenMatch::Implausible),
         }
     }
 
@@ -231,16 +249,16 @@ impl Engine {
         shard: &mut Shard,
         hash: u64,
         slot: u32,
-        step: Step,
+        step: HandshakeStep,
         packet: &Packet,
         context: &Context<'_>,
         events: &mut Vec<Event>,
     ) -> Verdict {
-        if context.standing != Standing::Current {
-            return Verdict::Drop(Reason::NotCurrent);
+        if context.lease != LeaseState::Valid {
+            return Verdict::Drop(Reason::LeaseGrace);
         }
-        if !self.half_still_allowed(shard, slot) {
-            if let Some(half) = self.table.remove_half(shard, slot) {
+        if !self.half_open_still_allowed(shard, slot) {
+            if let Some(half) = self.table.remove_half_open(shard, slot) {
                 events.push(Event::Hint(Hint::Abort(half.open.id)));
             }
             return Verdict::Drop(Reason::Policy);
@@ -248,16 +266,19 @@ impl Engine {
         const GONE: Verdict = Verdict::Drop(Reason::NoSession);
         let now = context.now;
         let hold = Verdict::Hold(HoldKey(hash), HoldClass::Matched);
-        let Some(half) = shard.halves.get_mut(slot) else { return GONE };
+        let Some(half) = shard.half_open.get_mut(slot) else { return GONE };
         let again = half.proposed.is_none_or(|at| now.since(at) >= PROPOSE_AGAIN);
         match step {
-            Step::SynAgain | Step::SynAckAgain | Step::SynAckFirst | Step::Crossing => {
+            HandshakeStep::SynRetransmit
+            | HandshakeStep::SynAckRetransmit
+            | HandshakeStep::FirstSynAck
+            | HandshakeStep::SimultaneousSyn => {
                 if half.refused.take().is_some() {
                     half.proposed = None;
                 }
-                if let (Opening::Tcp { server: server @ None, .. }, Kind::Tcp(tcp)) =
+                if let (HandshakeState::Tcp { server: server @ None, .. }, Kind::Tcp(tcp)) =
                     (&mut half.open.protocol, &packet.kind)
-                    && matches!(step, Step::SynAckFirst | Step::Crossing)
+                    && matches!(step, HandshakeStep::FirstSynAck | HandshakeStep::SimultaneousSyn)
                 {
                     *server = Some(end(tcp));
                     // What came before it can be judged now.
@@ -266,57 +287,59 @@ impl Engine {
                         events.push(Event::Wake { workers, key: HoldKey(hash) });
                     }
                 }
-                if step == Step::SynAgain {
+                if step == HandshakeStep::SynRetransmit {
                     half.open.challenge = None;
                 }
                 events.push(Event::Hint(Hint::HalfOpen(Box::new(half.open))));
-                shard.halves.touch(slot, now);
+                shard.half_open.touch(slot, now);
                 Verdict::Forward
             }
-            Step::SynAckOther => {
+            HandshakeStep::SynAckNewIsn => {
                 if half.proposed.is_some() {
                     // The client has chosen.
                     return Verdict::Drop(Reason::TcpWindow);
                 }
                 let mut open = HalfOpen { id: self.next_id(), ..half.open };
-                if let (Opening::Tcp { server, .. }, Kind::Tcp(tcp)) = (&mut open.protocol, &packet.kind) {
+                if let (HandshakeState::Tcp { server, .. }, Kind::Tcp(tcp)) = (&mut open.protocol, &packet.kind) {
                     *server = Some(end(tcp));
                 }
                 events.push(Event::Hint(Hint::HalfOpen(Box::new(open))));
-                self.table.insert_half(shard, hash, open, now);
+                self.table.insert_half_open(shard, hash, open, now);
                 Verdict::Forward
             }
-            Step::Reset => {
+            HandshakeStep::Reset => {
                 let id = half.open.id;
                 // With the server's end known, its establishment may be under way at another member.
-                let keep = matches!(half.open.protocol, Opening::Tcp { server: Some(_), .. });
+                let keep = matches!(half.open.protocol, HandshakeState::Tcp { server: Some(_), .. });
                 half.aborted = true;
                 if !keep {
-                    self.table.remove_half(shard, slot);
+                    self.table.remove_half_open(shard, slot);
                 }
                 events.push(Event::Hint(Hint::Abort(id)));
                 Verdict::Forward
             }
-            Step::Challenge => {
+            HandshakeStep::ChallengeAck => {
                 if let Kind::Tcp(tcp) = &packet.kind {
                     half.open.challenge = Some(tcp.ack);
                 }
                 events.push(Event::Hint(Hint::HalfOpen(Box::new(half.open))));
                 Verdict::Forward
             }
-            Step::Unchallenged => Verdict::Forward,
-            Step::Perhaps | Step::Early => {
+            HandshakeStep::ChallengeRst => Verdict::Forward,
+            HandshakeStep::Ambiguous | HandshakeStep::EarlyData => {
                 if let Some(reason) = half.refused {
                     return Verdict::Drop(reason);
                 }
                 half.waiters |= 1 << (context.worker & 63);
-                if step == Step::Perhaps && half.asked.is_none_or(|at| now.since(at) >= ASK_AGAIN) {
-                    half.asked = Some(now);
-                    events.push(Event::Hint(Hint::Ask(packet.tuple)));
+                if step == HandshakeStep::Ambiguous
+                    && half.queried.is_none_or(|at| now.since(at) >= QUERY_RETRY_INTERVAL)
+                {
+                    half.queried = Some(now);
+                    events.push(Event::Hint(Hint::Query(packet.tuple)));
                 }
                 hold
             }
-            Step::Ack | Step::Exact => {
+            HandshakeStep::AckInWindow | HandshakeStep::FinalAck => {
                 if let Some(reason) = half.refused {
                     return Verdict::Drop(reason);
                 }
@@ -326,24 +349,24 @@ impl Engine {
                 }
                 hold
             }
-            Step::Asks => {
+            HandshakeStep::ClientPacket => {
                 match half.refused {
                     Some(reason) if !again => return Verdict::Drop(reason),
                     _ => half.refused = None,
                 }
-                let assured = matches!(half.open.protocol, Opening::Generic { replied: true });
-                shard.halves.touch(slot, now);
+                let assured = matches!(half.open.protocol, HandshakeState::Generic { replied: true });
+                shard.half_open.touch(slot, now);
                 if assured && again {
                     self.propose(shard, hash, slot, context, events);
                 }
                 Verdict::Forward
             }
-            Step::Replies => {
-                if half.open.protocol == (Opening::Generic { replied: false }) {
-                    half.open.protocol = Opening::Generic { replied: true };
+            HandshakeStep::ServerPacket => {
+                if half.open.protocol == (HandshakeState::Generic { replied: false }) {
+                    half.open.protocol = HandshakeState::Generic { replied: true };
                     events.push(Event::Hint(Hint::HalfOpen(Box::new(half.open))));
                 }
-                shard.halves.touch(slot, now);
+                shard.half_open.touch(slot, now);
                 Verdict::Forward
             }
         }
@@ -351,7 +374,7 @@ impl Engine {
 
     /// Proposes a half-open session's establishment.
     fn propose(&self, shard: &mut Shard, hash: u64, slot: u32, context: &Context<'_>, events: &mut Vec<Event>) {
-        let Some(half) = shard.halves.get_mut(slot) else { return };
+        let Some(half) = shard.half_open.get_mut(slot) else { return };
         half.proposed = Some(context.now);
         let open = half.open;
         let occupant = shard.sessions.find(hash, &open.original).and_then(|slot| shard.sessions.get(slot));
@@ -366,9 +389,9 @@ impl Engine {
     }
 
     /// Does the policy in force still allow this half-open session? Asked anew once per policy.
-    fn half_still_allowed(&self, shard: &mut Shard, slot: u32) -> bool {
+    fn half_open_still_allowed(&self, shard: &mut Shard, slot: u32) -> bool {
         let generation = self.generation();
-        let Some(half) = shard.halves.get_mut(slot) else { return false };
+        let Some(half) = shard.half_open.get_mut(slot) else { return false };
         if half.open.generation >= generation {
             return true;
         }
@@ -381,6 +404,6 @@ impl Engine {
     }
 }
 
-fn end(tcp: &Tcp) -> TcpEnd {
-    TcpEnd { isn: tcp.seq, window: tcp.window, wscale: tcp.wscale, sack: tcp.sack_permitted }
+fn end(tcp: &Tcp) -> SynParams {
+    SynParams { isn: tcp.seq, window: tcp.window, wscale: tcp.wscale, sack: tcp.sack_permitted }
 }

@@ -237,7 +237,7 @@ impl Datagrams {
         for waiting in self.waiting.iter_mut().filter(|w| w.workers != 0 && !w.asked && now.since(w.since) >= UNDER_WAY)
         {
             waiting.asked = true;
-            events.push(Event::Hint(Hint::AskFragment(waiting.datagram)));
+            events.push(Event::Hint(Hint::FragmentQuery(waiting.datagram)));
         }
     }
 

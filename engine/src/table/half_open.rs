@@ -7,11 +7,11 @@ use hashbrown::HashTable;
 
 use super::slab::Slab;
 use crate::addr::Ip;
-use crate::event::{HalfOpen, Opening};
+use crate::event::{HalfOpen, HandshakeState};
 use crate::time::Time;
 use crate::timeouts::{Timeout, Timeouts};
 use crate::track::State;
-use crate::track::generic::opening_state;
+use crate::track::generic::half_open_state;
 use crate::tuple::Tuple;
 use crate::verdict::Reason;
 
@@ -21,7 +21,7 @@ const NONE: u32 = u32::MAX;
 pub(crate) const PER_TUPLE: usize = 4;
 
 /// A half-open session, and what this member knows of it.
-pub(crate) struct Half {
+pub(crate) struct HalfOpenEntry {
     /// What all members are told.
     pub(crate) open: HalfOpen,
     /// Last progress: a packet seen here, or a hint.
@@ -29,7 +29,7 @@ pub(crate) struct Half {
     /// When this member proposed its establishment.
     pub(crate) proposed: Option<Time>,
     /// When this member asked the others about it.
-    pub(crate) asked: Option<Time>,
+    pub(crate) queried: Option<Time>,
     /// Workers that hold packets of it.
     pub(crate) waiters: u64,
     /// The log refused it. A retransmitted SYN or SYN-ACK clears that.
@@ -45,7 +45,7 @@ pub(crate) struct Half {
     newer: u32,
 }
 
-impl Half {
+impl HalfOpenEntry {
     pub(crate) fn hash(&self) -> u64 {
         self.hash
     }
@@ -55,7 +55,7 @@ impl Half {
     }
 
     pub(crate) fn state(&self) -> State {
-        opening_state(&self.open.protocol)
+        half_open_state(&self.open.protocol)
     }
 
     /// How long it is kept without progress.
@@ -65,8 +65,8 @@ impl Half {
 }
 
 /// One shard's half-open sessions.
-pub(crate) struct Halves {
-    slab: Slab<Half>,
+pub(crate) struct HalfOpenTable {
+    slab: Slab<HalfOpenEntry>,
     index: HashTable<u32>,
     /// By their timeout.
     lists: [List; Timeout::COUNT],
@@ -81,34 +81,34 @@ struct List {
 }
 
 /// Do these two say the same of the two ends, as far as both know them?
-pub(crate) fn same_ends(a: &Opening, b: &Opening) -> bool {
+pub(crate) fn same_ends(a: &HandshakeState, b: &HandshakeState) -> bool {
     match (a, b) {
-        (Opening::Tcp { client: a, server: s }, Opening::Tcp { client: b, server: t }) => {
+        (HandshakeState::Tcp { client: a, server: s }, HandshakeState::Tcp { client: b, server: t }) => {
             a.isn == b.isn && s.zip(*t).is_none_or(|(s, t)| s.isn == t.isn)
         }
-        (Opening::Generic { .. }, Opening::Generic { .. }) => true,
+        (HandshakeState::Generic { .. }, HandshakeState::Generic { .. }) => true,
         _ => false,
     }
 }
 
 /// Is `b` the connection `a`, whose server is known? After a simultaneous open each may have the other's client as its
 /// server. Both have one tuple, in the same direction or in opposite ones.
-pub(crate) fn same_connection(a: (&Tuple, &Opening), b: (&Tuple, &Opening)) -> bool {
+pub(crate) fn same_connection(a: (&Tuple, &HandshakeState), b: (&Tuple, &HandshakeState)) -> bool {
     if a.0 == b.0 {
         return same_ends(a.1, b.1);
     }
     match (a.1, b.1) {
-        (Opening::Tcp { client: a, server: s }, Opening::Tcp { client: b, server: t }) => {
+        (HandshakeState::Tcp { client: a, server: s }, HandshakeState::Tcp { client: b, server: t }) => {
             s.is_some_and(|s| s.isn == b.isn) && t.is_none_or(|t| t.isn == a.isn)
         }
         _ => false,
     }
 }
 
-impl Halves {
-    pub(crate) fn new(most: usize) -> Halves {
+impl HalfOpenTable {
+    pub(crate) fn new(most: usize) -> HalfOpenTable {
         let lists = [List { oldest: NONE, newest: NONE }; Timeout::COUNT];
-        Halves { slab: Slab::default(), index: HashTable::new(), lists, most }
+        HalfOpenTable { slab: Slab::default(), index: HashTable::new(), lists, most }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -119,15 +119,15 @@ impl Halves {
         self.slab.len() >= self.most
     }
 
-    pub(crate) fn get(&self, slot: u32) -> Option<&Half> {
+    pub(crate) fn get(&self, slot: u32) -> Option<&HalfOpenEntry> {
         self.slab.get(slot)
     }
 
-    pub(crate) fn get_mut(&mut self, slot: u32) -> Option<&mut Half> {
+    pub(crate) fn get_mut(&mut self, slot: u32) -> Option<&mut HalfOpenEntry> {
         self.slab.get_mut(slot)
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Half> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &HalfOpenEntry> {
         self.slab.iter()
     }
 
@@ -146,17 +146,17 @@ impl Halves {
     }
 
     pub(crate) fn insert(&mut self, hash: u64, open: HalfOpen, now: Time) -> u32 {
-        let slot = self.slab.insert(Half {
+        let slot = self.slab.insert(HalfOpenEntry {
             open,
             last: now,
             proposed: None,
-            asked: None,
+            queried: None,
             waiters: 0,
             refused: None,
             aborted: false,
             source: open.original.src,
             hash,
-            timeout: Halves::list_of(&open),
+            timeout: HalfOpenTable::list_of(&open),
             older: NONE,
             newer: NONE,
         });
@@ -166,7 +166,7 @@ impl Halves {
         slot
     }
 
-    pub(crate) fn remove(&mut self, slot: u32) -> Option<Half> {
+    pub(crate) fn remove(&mut self, slot: u32) -> Option<HalfOpenEntry> {
         self.unlink(slot);
         let half = self.slab.remove(slot)?;
         if let Ok(entry) = self.index.find_entry(half.hash, |&s| s == slot) {
@@ -180,7 +180,7 @@ impl Halves {
         self.unlink(slot);
         if let Some(half) = self.slab.get_mut(slot) {
             half.last = now;
-            half.timeout = Halves::list_of(&half.open);
+            half.timeout = HalfOpenTable::list_of(&half.open);
         }
         self.append(slot);
     }
@@ -199,12 +199,12 @@ impl Halves {
     }
 
     /// The oldest of each list.
-    fn firsts(&self) -> impl Iterator<Item = (u32, &Half)> {
+    fn firsts(&self) -> impl Iterator<Item = (u32, &HalfOpenEntry)> {
         self.lists.iter().filter_map(|list| Some((list.oldest, self.slab.get(list.oldest)?)))
     }
 
     fn list_of(open: &HalfOpen) -> Timeout {
-        Timeout::of(opening_state(&open.protocol), open.original.protocol)
+        Timeout::of(half_open_state(&open.protocol), open.original.protocol)
     }
 
     fn append(&mut self, slot: u32) {
@@ -220,7 +220,7 @@ impl Halves {
     }
 
     fn unlink(&mut self, slot: u32) {
-        let Some(&Half { older, newer, timeout, .. }) = self.slab.get(slot) else { return };
+        let Some(&HalfOpenEntry { older, newer, timeout, .. }) = self.slab.get(slot) else { return };
         let list = &mut self.lists[timeout as usize];
         match self.slab.get_mut(older) {
             Some(half) => half.newer = newer,
@@ -240,19 +240,19 @@ mod tests {
 
     #[test]
     fn order_is_that_of_the_last_progress() {
-        let mut halves = Halves::new(3);
-        let slots: Vec<u32> = (0..3).map(|n| halves.insert(n, half_open(tuple(n as u16), 5), Time(n))).collect();
-        assert!(halves.is_full());
-        assert_eq!(halves.oldest(), Some(slots[0]));
-        halves.touch(slots[0], Time(9));
-        assert_eq!(halves.oldest(), Some(slots[1]));
-        assert!(halves.remove(slots[2]).is_some());
-        assert!(halves.remove(slots[1]).is_some());
-        assert_eq!(halves.oldest(), Some(slots[0]));
-        assert!(halves.remove(slots[0]).is_some());
-        assert!(halves.oldest().is_none());
-        assert_eq!(halves.len(), 0);
-        let again = halves.insert(1, half_open(tuple(1), 5), Time(10));
-        assert_eq!(halves.of(1, &tuple(1).inverse()).collect::<Vec<_>>(), [again]);
+        let mut table = HalfOpenTable::new(3);
+        let slots: Vec<u32> = (0..3).map(|n| table.insert(n, half_open(tuple(n as u16), 5), Time(n))).collect();
+        assert!(table.is_full());
+        assert_eq!(table.oldest(), Some(slots[0]));
+        table.touch(slots[0], Time(9));
+        assert_eq!(table.oldest(), Some(slots[1]));
+        assert!(table.remove(slots[2]).is_some());
+        assert!(table.remove(slots[1]).is_some());
+        assert_eq!(table.oldest(), Some(slots[0]));
+        assert!(table.remove(slots[0]).is_some());
+        assert!(table.oldest().is_none());
+        assert_eq!(table.len(), 0);
+        let again = table.insert(1, half_open(tuple(1), 5), Time(10));
+        assert_eq!(table.of(1, &tuple(1).inverse()).collect::<Vec<_>>(), [again]);
     }
 }

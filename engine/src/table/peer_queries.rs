@@ -10,76 +10,76 @@ use crate::time::Time;
 use crate::tuple::Tuple;
 
 /// Keys per shard.
-const RING: usize = 64;
+const MAX_QUERIES: usize = 64;
 
 /// For this long the hint that a packet waits for may well be under way. Then the others are asked.
-pub(crate) const UNDER_WAY: Duration = Duration::from_millis(5);
+pub(crate) const HINT_DELAY: Duration = Duration::from_millis(5);
 
 /// After this time without an answer the others are asked again.
-pub(crate) const ASK_AGAIN: Duration = Duration::from_millis(250);
+pub(crate) const QUERY_RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
-/// For this time after an unanswered question, nobody is taken to know.
-const UNANSWERED: Duration = Duration::from_secs(10);
+/// For this time after an unanswered query, nobody is taken to know.
+const UNANSWERED_TTL: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy)]
 struct Entry {
     key: u64,
     workers: u64,
     /// Since when it is awaited, and the others are asked, or soon will be.
-    asked: Time,
+    sent: Time,
     /// What they are still to be asked about.
-    question: Option<Tuple>,
+    query: Option<Tuple>,
 }
 
 /// What is known of a key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Asked {
+pub(crate) enum QueryState {
     /// The others have not been asked lately.
-    No,
+    NotSent,
     /// They have been asked, and may still answer.
-    Now,
+    Outstanding,
     /// They were asked, and nobody answered.
-    InVain,
+    Unanswered,
 }
 
 /// The ring.
 #[derive(Default)]
-pub(crate) struct Awaited {
+pub(crate) struct PeerQueries {
     entries: Vec<Entry>,
     next: usize,
 }
 
-impl Awaited {
-    pub(crate) fn asked(&self, key: u64, now: Time) -> Asked {
-        match self.entries.iter().find(|e| e.key == key).map(|e| now.since(e.asked)) {
-            Some(age) if age < ASK_AGAIN => Asked::Now,
-            Some(age) if age < UNANSWERED => Asked::InVain,
-            _ => Asked::No,
+impl PeerQueries {
+    pub(crate) fn state(&self, key: u64, now: Time) -> QueryState {
+        match self.entries.iter().find(|e| e.key == key).map(|e| now.since(e.sent)) {
+            Some(age) if age < QUERY_RETRY_INTERVAL => QueryState::Outstanding,
+            Some(age) if age < UNANSWERED_TTL => QueryState::Unanswered,
+            _ => QueryState::NotSent,
         }
     }
 
     /// `worker` waits for `key`; the others were asked already.
-    pub(crate) fn wait_for_answer(&mut self, key: u64, worker: u8, now: Time) {
+    pub(crate) fn await_reply(&mut self, key: u64, worker: u8, now: Time) {
         self.entry(key, now).workers |= 1 << (worker & 63);
     }
 
     /// `worker` waits for `key`; if it does so for longer than a hint is under way, the others are to be asked about `tuple`.
-    pub(crate) fn wait(&mut self, key: u64, tuple: &Tuple, worker: u8, now: Time) {
-        let new = self.asked(key, now) != Asked::Now;
+    pub(crate) fn await_hint(&mut self, key: u64, tuple: &Tuple, worker: u8, now: Time) {
+        let new = self.state(key, now) != QueryState::Outstanding;
         let entry = self.entry(key, now);
         entry.workers |= 1 << (worker & 63);
         if new {
-            (entry.asked, entry.question) = (now, Some(*tuple));
+            (entry.sent, entry.query) = (now, Some(*tuple));
         }
     }
 
     /// `worker` waits for what the log is to bring. Is that to be proposed, for the first time or once more?
-    pub(crate) fn wait_for_log(&mut self, key: u64, worker: u8, now: Time) -> bool {
-        let propose = self.asked(key, now) != Asked::Now;
+    pub(crate) fn await_commit(&mut self, key: u64, worker: u8, now: Time) -> bool {
+        let propose = self.state(key, now) != QueryState::Outstanding;
         let entry = self.entry(key, now);
         entry.workers |= 1 << (worker & 63);
         if propose {
-            entry.asked = now;
+            entry.sent = now;
         }
         propose
     }
@@ -88,14 +88,14 @@ impl Awaited {
         let place = match self.entries.iter().position(|e| e.key == key) {
             Some(place) => place,
             None => {
-                let entry = Entry { key, workers: 0, asked: now, question: None };
-                if self.entries.len() < RING {
+                let entry = Entry { key, workers: 0, sent: now, query: None };
+                if self.entries.len() < MAX_QUERIES {
                     self.entries.push(entry);
                     self.entries.len() - 1
                 } else {
                     let place = self.next;
                     self.entries[place] = entry;
-                    self.next = (place + 1) % RING;
+                    self.next = (place + 1) % MAX_QUERIES;
                     place
                 }
             }
@@ -104,26 +104,26 @@ impl Awaited {
     }
 
     /// Asks the others what has been awaited for longer than a hint is under way. Is more to be asked later?
-    pub(crate) fn ask(&mut self, now: Time, events: &mut Vec<Event>) -> bool {
+    pub(crate) fn send_due(&mut self, now: Time, events: &mut Vec<Event>) -> bool {
         let mut later = false;
-        for entry in self.entries.iter_mut().filter(|e| e.question.is_some()) {
-            if now.since(entry.asked) < UNDER_WAY {
+        for entry in self.entries.iter_mut().filter(|e| e.query.is_some()) {
+            if now.since(entry.sent) < HINT_DELAY {
                 later = true;
-            } else if let Some(tuple) = entry.question.take() {
-                events.push(Event::Hint(Hint::Ask(tuple)));
+            } else if let Some(tuple) = entry.query.take() {
+                events.push(Event::Hint(Hint::Query(tuple)));
             }
         }
         later
     }
 
-    /// The workers that wait for `key`, which then is no longer awaited.
+    /// The workers that wait for `key`, which then is no longer queries.
     pub(crate) fn take(&mut self, key: u64) -> u64 {
         let Some(at) = self.entries.iter().position(|e| e.key == key) else { return 0 };
         self.next = 0;
         self.entries.swap_remove(at).workers
     }
 
-    /// All keys, which then are no longer awaited.
+    /// All keys, which then are no longer queries.
     pub(crate) fn take_all(&mut self) -> impl Iterator<Item = (u64, u64)> {
         self.next = 0;
         std::mem::take(&mut self.entries).into_iter().map(|e| (e.key, e.workers))
@@ -135,47 +135,47 @@ mod tests {
     use super::*;
     use crate::testing::tuple;
 
-    fn asks(awaited: &mut Awaited, now: Time) -> usize {
+    fn asks(queries: &mut PeerQueries, now: Time) -> usize {
         let mut events = Vec::new();
-        awaited.ask(now, &mut events);
+        queries.send_due(now, &mut events);
         events.len()
     }
 
     #[test]
     fn asks_once_and_remembers_workers() {
-        let mut awaited = Awaited::default();
+        let mut queries = PeerQueries::default();
         let (t, tuple) = (Time(1_000_000_000), tuple(1));
-        assert_eq!(awaited.asked(5, t), Asked::No);
-        awaited.wait(5, &tuple, 0, t);
-        awaited.wait(5, &tuple, 3, t);
-        assert_eq!(awaited.asked(5, t), Asked::Now);
-        assert_eq!(asks(&mut awaited, t + UNDER_WAY / 2), 0, "the hint may be under way");
-        assert_eq!(asks(&mut awaited, t + UNDER_WAY), 1);
-        assert_eq!(asks(&mut awaited, t + 2 * UNDER_WAY), 0);
-        assert_eq!(awaited.asked(5, t + ASK_AGAIN), Asked::InVain);
-        awaited.wait(5, &tuple, 3, t + ASK_AGAIN);
-        assert_eq!(asks(&mut awaited, t + ASK_AGAIN + UNDER_WAY), 1);
-        assert_eq!(awaited.take(5), 0b1001);
-        assert_eq!(awaited.take(5), 0);
-        awaited.wait_for_answer(6, 1, t);
-        assert_eq!(asks(&mut awaited, t + UNDER_WAY), 0);
+        assert_eq!(queries.state(5, t), QueryState::NotSent);
+        queries.await_hint(5, &tuple, 0, t);
+        queries.await_hint(5, &tuple, 3, t);
+        assert_eq!(queries.state(5, t), QueryState::Outstanding);
+        assert_eq!(asks(&mut queries, t + HINT_DELAY / 2), 0, "the hint may be under way");
+        assert_eq!(asks(&mut queries, t + HINT_DELAY), 1);
+        assert_eq!(asks(&mut queries, t + 2 * HINT_DELAY), 0);
+        assert_eq!(queries.state(5, t + QUERY_RETRY_INTERVAL), QueryState::Unanswered);
+        queries.await_hint(5, &tuple, 3, t + QUERY_RETRY_INTERVAL);
+        assert_eq!(asks(&mut queries, t + QUERY_RETRY_INTERVAL + HINT_DELAY), 1);
+        assert_eq!(queries.take(5), 0b1001);
+        assert_eq!(queries.take(5), 0);
+        queries.await_reply(6, 1, t);
+        assert_eq!(asks(&mut queries, t + HINT_DELAY), 0);
         // What came in time is not asked for.
-        assert!(awaited.wait_for_log(8, 1, t) && !awaited.wait_for_log(8, 2, t + ASK_AGAIN / 2));
-        assert!(awaited.wait_for_log(8, 2, t + ASK_AGAIN), "the proposal may be lost");
-        assert_eq!((asks(&mut awaited, t + 2 * ASK_AGAIN), awaited.take(8)), (0, 0b110));
-        awaited.wait(7, &tuple, 1, t);
-        assert_eq!(awaited.take(7), 2);
-        assert_eq!(asks(&mut awaited, t + UNDER_WAY), 0);
+        assert!(queries.await_commit(8, 1, t) && !queries.await_commit(8, 2, t + QUERY_RETRY_INTERVAL / 2));
+        assert!(queries.await_commit(8, 2, t + QUERY_RETRY_INTERVAL), "the proposal may be lost");
+        assert_eq!((asks(&mut queries, t + 2 * QUERY_RETRY_INTERVAL), queries.take(8)), (0, 0b110));
+        queries.await_hint(7, &tuple, 1, t);
+        assert_eq!(queries.take(7), 2);
+        assert_eq!(asks(&mut queries, t + HINT_DELAY), 0);
     }
 
     #[test]
     fn a_flood_overwrites_the_oldest() {
-        let mut awaited = Awaited::default();
-        for key in 0..=RING as u64 {
-            awaited.wait(key, &tuple(1), 1, Time(1));
+        let mut queries = PeerQueries::default();
+        for key in 0..=MAX_QUERIES as u64 {
+            queries.await_hint(key, &tuple(1), 1, Time(1));
         }
-        assert_eq!(awaited.take(0), 0);
-        assert_eq!(awaited.take(RING as u64), 2);
-        assert_eq!(awaited.take_all().count(), RING - 1);
+        assert_eq!(queries.take(0), 0);
+        assert_eq!(queries.take(MAX_QUERIES as u64), 2);
+        assert_eq!(queries.take_all().count(), MAX_QUERIES - 1);
     }
 }

@@ -12,7 +12,7 @@ mod socket;
 use std::sync::Arc;
 use std::time::Duration;
 
-use palisade_engine::Standing;
+use palisade_engine::LeaseState;
 use palisade_engine::replica::{Command, Outcome, Role};
 use palisade_proto::admin::v1;
 use palisade_proto::admin::v1::admin_server::{Admin, AdminServer};
@@ -23,11 +23,13 @@ use tonic::transport::Server;
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Code, Request, Response, Status};
 
+use crate::daemon::{ChangeError, Daemon};
 use crate::datapath::Nft;
-use crate::node::{ChangeError, Daemon, Member};
-use crate::replication::{MembershipError, ProposeError, RaftRole};
+use crate::member::Member;
+use crate::replication::{MembershipError, ProposeError, RaftRole, TransferError};
 
 pub(crate) use socket::Socket;
+pub use socket::SocketError;
 
 /// The gRPC trailer that says what to do next.
 pub const HELP: &str = "palisade-help-bin";
@@ -86,35 +88,37 @@ fn refuse(code: Code, message: impl Into<String>, help: &str) -> Status {
 
 impl From<ChangeError> for Status {
     fn from(e: ChangeError) -> Status {
-        let message = e.to_string();
+        let message = crate::error::chain(&e);
         match e {
             ChangeError::Busy => refuse(Code::FailedPrecondition, message, "wait until it is done"),
-            ChangeError::Outside => outside(),
-            ChangeError::Inside(_) => {
+            ChangeError::NotAMember => outside(),
+            ChangeError::AlreadyMember(_) => {
                 refuse(Code::FailedPrecondition, message, "leave that cluster first: `palisade cluster leave`")
             }
-            ChangeError::Late => Status::deadline_exceeded(message),
+            ChangeError::Timeout => Status::deadline_exceeded(message),
             ChangeError::Membership(e) => e.into(),
-            ChangeError::Open(_) => Status::internal(message),
+            ChangeError::Start(_) => Status::internal(message),
         }
     }
 }
 
 impl From<MembershipError> for Status {
     fn from(e: MembershipError) -> Status {
-        let message = e.to_string();
+        let message = crate::error::chain(&e);
         let code = match e {
             MembershipError::Token(_) => Code::InvalidArgument,
-            MembershipError::Propose(_) | MembershipError::Unreachable(_) | MembershipError::Late(_) => {
-                Code::Unavailable
-            }
-            MembershipError::Unknown(_) => Code::NotFound,
+            MembershipError::Propose(_)
+            | MembershipError::NoAddress
+            | MembershipError::Timeout(_)
+            | MembershipError::Transfer(TransferError::Timeout) => Code::Unavailable,
+            MembershipError::NoSuchMember(_) => Code::NotFound,
             MembershipError::Identity(_)
             | MembershipError::Refused(_)
-            | MembershipError::Myself(_)
-            | MembershipError::Last
-            | MembershipError::NotLeader(_) => Code::FailedPrecondition,
-            MembershipError::Open(_) | MembershipError::Random(_) => Code::Internal,
+            | MembershipError::CannotRemoveSelf(_)
+            | MembershipError::LastMember
+            | MembershipError::Transfer(_)
+            | MembershipError::Raft(_) => Code::FailedPrecondition,
+            MembershipError::Start(_) | MembershipError::ClusterId(_) | MembershipError::Random(_) => Code::Internal,
         };
         Status::new(code, message)
     }
@@ -156,7 +160,7 @@ impl Service {
     }
 
     fn status(&self) -> v1::StatusResponse {
-        let config = &self.0.config;
+        let config = self.0.config();
         let member = self.0.member();
         v1::StatusResponse {
             name: config.name.clone(),
@@ -165,7 +169,7 @@ impl Service {
             membership: member.as_ref().map(|m| membership(m)),
             health: Some(self.health_now()),
             datapath: member.as_ref().and_then(|m| datapath(config.datapath.workers, m)),
-            draining: self.0.drain.now().as_ref().map(drain::message),
+            draining: self.0.draining().as_ref().map(drain::message),
         }
     }
 
@@ -201,7 +205,7 @@ fn membership(member: &Member) -> v1::Membership {
     v1::Membership {
         cluster: s.cluster,
         id: s.member.0,
-        as_of: Some(v1::AsOf { standing: v1::Standing::from(s.current).into(), applied: s.applied.unwrap_or(0) }),
+        as_of: Some(v1::AsOf { lease: v1::LeaseState::from(s.current).into(), applied: s.applied.unwrap_or(0) }),
         raft_role: raft_role.into(),
         term: s.term,
         leader: s.leader.map_or(0, |id| id.0),
@@ -362,17 +366,17 @@ impl Admin for Service {
 
 /// A witness has no interfaces, so it says nothing about zones.
 fn own_zones(daemon: &Daemon) -> Vec<String> {
-    if daemon.config.role == Role::Witness {
+    if daemon.config().role == Role::Witness {
         return Vec::new();
     }
-    daemon.config.interfaces.iter().map(|i| i.zone.clone()).collect()
+    daemon.config().interfaces.iter().map(|i| i.zone.clone()).collect()
 }
 
 /// Refuses changes on a member that could not see them applied in time anyway.
 fn current(member: &Member) -> Result<(), Status> {
-    match member.standing() {
-        Standing::Current => Ok(()),
-        Standing::CutOff | Standing::Expired => {
+    match member.lease_state() {
+        LeaseState::Valid => Ok(()),
+        LeaseState::Grace | LeaseState::Expired => {
             let help = "see `palisade cluster status`; ask another member, or wait until a majority is there";
             Err(refuse(Code::Unavailable, "this member is not current: it can not have anything committed now", help))
         }

@@ -181,7 +181,8 @@ mod tests {
     fn comparison_finds_the_divergent_member() {
         for odd in [A, B, C] {
             let digest = |id| if id == odd { 1 } else { 90 };
-            let compared = compare(&answers(&[(A, &[(9, digest(A))]), (B, &[(9, digest(B))]), (C, &[(9, digest(C))])]), 3);
+            let compared =
+                compare(&answers(&[(A, &[(9, digest(A))]), (B, &[(9, digest(B))]), (C, &[(9, digest(C))])]), 3);
             assert_eq!(compared.divergent, BTreeMap::from([(odd, Divergent { index: 9, digest: 1, majority: 90 })]));
             assert_eq!((compared.matching.len(), compared.equal, compared.inconclusive), (2, None, None));
         }
@@ -202,9 +203,11 @@ mod tests {
     #[test]
     fn comparison_uses_newest_index_of_each_member() {
         // It was repaired, or has become wrong, since.
-        let compared = compare(&answers(&[(A, &[(9, 90), (4, 40)]), (B, &[(9, 90), (4, 40)]), (C, &[(9, 90), (4, 1)])]), 3);
+        let compared =
+            compare(&answers(&[(A, &[(9, 90), (4, 40)]), (B, &[(9, 90), (4, 40)]), (C, &[(9, 90), (4, 1)])]), 3);
         assert!(compared.divergent.is_empty());
-        let compared = compare(&answers(&[(A, &[(9, 90), (4, 40)]), (B, &[(9, 90), (4, 40)]), (C, &[(9, 1), (4, 40)])]), 3);
+        let compared =
+            compare(&answers(&[(A, &[(9, 90), (4, 40)]), (B, &[(9, 90), (4, 40)]), (C, &[(9, 1), (4, 40)])]), 3);
         assert_eq!(compared.divergent, BTreeMap::from([(C, Divergent { index: 9, digest: 1, majority: 90 })]));
     }
 }

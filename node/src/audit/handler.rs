@@ -12,7 +12,6 @@ use tonic::Status;
 use crate::audit::{Divergence, report};
 use crate::lease::Lease;
 use crate::raft::config::PalisadeRaft;
-use crate::raft::handle::RaftHandle;
 
 /// A member that has not applied the index within this time is compared in the next round.
 const APPLY_TIMEOUT: Duration = Duration::from_millis(500);

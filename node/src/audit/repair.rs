@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use openraft::async_runtime::WatchReceiver;
 use palisade_engine::replica::Replica;
 use palisade_engine::{Engine, MemberId};
 use palisade_proto::member::v1 as wire;
@@ -114,7 +113,8 @@ impl Repairer {
             let file = snapshot::fetched(&self.snapshots, chunks).await?;
             let last = file.meta().last_log_id;
             // Nothing may be applied here that is not in this member's log.
-            let committed = self.raft.wait(Some(COMMIT_TIMEOUT)).metrics(|m| m.local_committed >= last, "a repair").await;
+            let committed =
+                self.raft.wait(Some(COMMIT_TIMEOUT)).metrics(|m| m.local_committed >= last, "a repair").await;
             committed.map_err(|_| RepairError::Timeout)?;
             self.lease.replace();
             held.replace(file).await?;

@@ -37,8 +37,8 @@ fn defaults_are_filled_in() {
     assert!(config.interfaces[0].antispoof);
     assert!(!config.interfaces[1].antispoof);
     assert_eq!(config.datapath.hold_time, Duration::from_millis(250));
-    assert_eq!(config.limits.cut_off_limit, Duration::from_secs(300));
-    assert!(config.raft.election * 4 < CURRENT_FOR);
+    assert_eq!(config.limits.grace, Duration::from_secs(300));
+    assert!(config.raft.election * 4 < LEASE_DURATION);
 }
 
 #[test]
@@ -64,7 +64,7 @@ hold_time = 250
 durability = "relaxed"
 
 [limits]
-cut_off_limit = "5 weeks"
+grace = "5 weeks"
 "#;
     let error = Config::parse("node.toml", text).unwrap_err();
     let lines: Vec<_> = error.problems().iter().map(line).collect();
@@ -82,7 +82,7 @@ cut_off_limit = "5 weeks"
             "line 15: datapath.workers: expected a number from 1 to 64, found 0",
             "line 16: datapath.hold_time: expected a time from 10ms to 2s, found 250",
             "line 19: raft.durability: expected \"disk\", found \"relaxed\"",
-            "line 22: limits.cut_off_limit: expected a time from 1s to 86400s, found \"5 weeks\"",
+            "line 22: limits.grace: expected a time from 1s to 86400s, found \"5 weeks\"",
         ]
     );
     let help = |path: &str| error.problems().iter().find(|p| p.path == path).unwrap().help.clone();
@@ -186,7 +186,7 @@ replace_after = "30m"
 max_sessions = 5000
 max_half_open = 500
 max_half_open_per_source = 400
-cut_off_limit = "1h"
+grace = "1h"
 progress_rate = 1_000_000
 takeover_rate = 0
 [lab]
@@ -198,7 +198,7 @@ cut_replication = true
     assert_eq!(config.datapath.unfiltered, ["mgmt0"]);
     assert_eq!((config.limits.max_half_open, config.limits.max_half_open_per_source), (500, 400));
     assert_eq!((config.raft.max_voters, config.raft.replace_after), (3, Duration::from_secs(1800)));
-    assert_eq!(config.limits.cut_off_limit, Duration::from_secs(3600));
+    assert_eq!(config.limits.grace, Duration::from_secs(3600));
     assert_eq!((config.limits.progress_rate, config.limits.takeover_rate), (1_000_000, 0));
     let keys = text.lines().filter(|l| l.contains('=')).count();
     assert_eq!(keys, KEYS.len());

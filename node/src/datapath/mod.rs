@@ -92,11 +92,11 @@ pub struct Datapath {
 pub fn start(
     options: Options,
     engine: Arc<Engine>,
-    standing: Arc<Lease>,
+    lease: Arc<Lease>,
     wake: WorkerWake,
     sinks: Sinks,
 ) -> Result<Datapath, StartError> {
-    start_with(options, engine, standing, wake, sinks)
+    start_with(options, engine, lease, wake, sinks)
 }
 
 /// [`start`] with any judge.
@@ -106,7 +106,7 @@ pub fn start(
 pub fn start_with<J: Judge>(
     options: Options,
     judge: Arc<J>,
-    standing: Arc<Lease>,
+    lease: Arc<Lease>,
     wake: WorkerWake,
     sinks: Sinks,
 ) -> Result<Datapath, StartError> {
@@ -214,7 +214,7 @@ pub fn start_with<J: Judge>(
             number: u8::try_from(number).unwrap_or(u8::MAX),
             ports,
             judge: Arc::clone(&judge),
-            standing: Arc::clone(&standing),
+            lease: Arc::clone(&lease),
             routes,
             injector,
             limits: hold,

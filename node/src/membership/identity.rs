@@ -162,7 +162,12 @@ impl DataDir {
     }
 
     /// Writes a new identity. From here on the folder is a member's.
-    pub(crate) fn write_identity(&self, cluster: &str, member: MemberId, name: &str) -> Result<Identity, IdentityError> {
+    pub(crate) fn write_identity(
+        &self,
+        cluster: &str,
+        member: MemberId,
+        name: &str,
+    ) -> Result<Identity, IdentityError> {
         let identity = Identity {
             version: VERSION,
             cluster: cluster.to_owned(),
@@ -183,7 +188,8 @@ impl DataDir {
     /// Counts a start, durably, before anything is done under the identity.
     pub(crate) fn start(&self, identity: &mut Identity) -> Result<(), IdentityError> {
         // Numbers are (starts << 40) | n; above 24 bits the count would not fit.
-        identity.starts = identity.starts.checked_add(1).filter(|n| *n < 1 << 24).ok_or(IdentityError::StartsExhausted)?;
+        identity.starts =
+            identity.starts.checked_add(1).filter(|n| *n < 1 << 24).ok_or(IdentityError::StartsExhausted)?;
         self.write(identity)
     }
 

@@ -38,4 +38,3 @@ impl Options {
         MemberInfo { name: self.name.clone(), address: self.advertise.clone(), role: self.role }
     }
 }
-

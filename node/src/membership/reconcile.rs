@@ -110,7 +110,13 @@ impl Reconciler {
     }
 
     /// Which members answer, and which have not for so long that they count as dead.
-    fn seen(&self, voters: BTreeSet<MemberId>, caught_up: BTreeSet<MemberId>, term: u64, leads_since: Time) -> VoterView {
+    fn seen(
+        &self,
+        voters: BTreeSet<MemberId>,
+        caught_up: BTreeSet<MemberId>,
+        term: u64,
+        leads_since: Time,
+    ) -> VoterView {
         let all = voters.iter().chain(&caught_up);
         let answers = |id: &&MemberId| **id == self.me || self.contact.accepts_leadership(**id, term).is_some();
         let answering = all.clone().filter(answers).copied().collect();

@@ -1,9 +1,9 @@
 //! Figures about the session table and the member's place in the cluster.
 
-use palisade_engine::Standing;
 use palisade_engine::engine::{Counts, View};
 use palisade_engine::id::Generation;
 use palisade_engine::replica::Role;
+use palisade_engine::{LeaseState, TakeoverCounts};
 
 use super::Sheet;
 
@@ -24,29 +24,29 @@ pub fn sessions(sheet: &mut Sheet, counts: &Counts, limits: (usize, usize)) {
     );
 }
 
-/// Writes what became of packets whose member was lost.
-pub fn takeovers(sheet: &mut Sheet, (within, adopted): (u64, u64)) {
+/// Writes how many packets passed although no live member confirmed their sequence numbers.
+pub fn takeovers(sheet: &mut Sheet, counts: TakeoverCounts) {
     sheet.counters(
         "palisade_takeover_packets",
         "Packets of connections that other members carried, by why they passed",
         |s| {
-            s.count([("by", "bound")], within);
-            s.count([("by", "word")], adopted);
+            s.count([("by", "bound")], counts.within_bound);
+            s.count([("by", "provisional")], counts.provisional);
         },
     );
 }
 
 /// Writes what the member is allowed to do, and what the cluster has agreed on.
-pub fn cluster(sheet: &mut Sheet, standing: Option<Standing>, generation: Generation, view: &View) {
-    let current = standing == Some(Standing::Current);
+pub fn cluster(sheet: &mut Sheet, lease: Option<LeaseState>, generation: Generation, view: &View) {
+    let current = lease == Some(LeaseState::Valid);
     sheet.gauge(
         "palisade_current",
         "1 if this member has lately proved that it applied everything committed",
         current.into(),
     );
-    sheet.gauges("palisade_standing", "1 for how far this member may act on what it has applied", |s| {
-        let each = [("current", Standing::Current), ("cut_off", Standing::CutOff), ("expired", Standing::Expired)];
-        each.into_iter().for_each(|(name, is)| s.count([("standing", name)], (standing == Some(is)).into()));
+    sheet.gauges("palisade_lease_state", "1 for how far this member may act on what it has applied", |s| {
+        let each = [("valid", LeaseState::Valid), ("grace", LeaseState::Grace), ("expired", LeaseState::Expired)];
+        each.into_iter().for_each(|(name, is)| s.count([("state", name)], (lease == Some(is)).into()));
     });
     sheet.gauge("palisade_policy_generation", "The policy generation in force here", generation.0);
     sheet.gauges("palisade_members", "Members of the cluster by role", |s| {

@@ -7,7 +7,7 @@ use tonic::Status;
 
 /// Another member's refusal, or why it could not be reached.
 #[derive(Debug)]
-pub struct PeerError(Status);
+pub(crate) struct PeerError(Status);
 
 impl From<Status> for PeerError {
     fn from(status: Status) -> PeerError {

@@ -30,8 +30,8 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::clock;
-use crate::raft::priority::ElectionPriority;
 use crate::raft::config::PalisadeRaft;
+use crate::raft::priority::ElectionPriority;
 
 /// How much later than the one before it each next member asks. The other members know by then that one stands.
 const RANK_DELAY: Duration = Duration::from_millis(30);
@@ -52,7 +52,7 @@ pub(crate) struct LeaderContact(Arc<Mutex<(u64, Time)>>);
 
 impl LeaderContact {
     /// A message of the leader of this term came. Not any longer if one of a later term is known.
-    pub(crate) fn of(&self, term: u64) {
+    pub(crate) fn record(&self, term: u64) {
         let mut last = self.0.lock();
         if term >= last.0 {
             *last = (term, clock::now());
@@ -143,7 +143,10 @@ impl Election {
     /// The length of timer after which a member asks that has so often asked in vain.
     fn timeout(&self, vote: &Vote, rank: u32, asked: u32) -> Duration {
         let promised = if vote.committed { self.lease + LEASE_MARGIN } else { self.vote };
-        promised + RANK_DELAY * rank + RETRY_DELAY * asked.min(FAST_RETRIES) + self.vote * asked.saturating_sub(FAST_RETRIES)
+        promised
+            + RANK_DELAY * rank
+            + RETRY_DELAY * asked.min(FAST_RETRIES)
+            + self.vote * asked.saturating_sub(FAST_RETRIES)
     }
 }
 

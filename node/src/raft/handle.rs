@@ -1,7 +1,7 @@
-//! What is often asked of openraft.
+//! What is often asked of openraft. Whether this member leads, `Raft::is_leader` says.
 
+use openraft::RaftMetrics;
 use openraft::async_runtime::WatchReceiver;
-use openraft::{RaftMetrics, ServerState};
 use palisade_engine::MemberId;
 use palisade_raft_store::TypeConfig;
 
@@ -10,8 +10,6 @@ use crate::raft::config::PalisadeRaft;
 
 /// Questions to this member's openraft, answered from its metrics.
 pub(crate) trait RaftHandle {
-    /// Whether this member leads.
-    fn is_leader(&self) -> bool;
     /// The members of the newest membership, committed or not.
     fn members(&self) -> Members;
     /// Whether the newest membership has this member.
@@ -19,10 +17,6 @@ pub(crate) trait RaftHandle {
 }
 
 impl RaftHandle for PalisadeRaft {
-    fn is_leader(&self) -> bool {
-        self.server_metrics().borrow_watched().state == ServerState::Leader
-    }
-
     fn members(&self) -> Members {
         let metrics = self.server_metrics().borrow_watched().clone();
         metrics.membership_config.nodes().map(|(id, info)| (*id, info.clone())).collect()

@@ -36,7 +36,8 @@ pub(crate) async fn follow(
     loop {
         let now = seen.borrow_and_update().clone();
         let nodes: Members = now.membership_config.nodes().map(|(id, info)| (*id, info.clone())).collect();
-        let leader = now.current_leader.and_then(|id| Some(LeaderInfo { id, address: nodes.get(&id)?.address.clone() }));
+        let leader =
+            now.current_leader.and_then(|id| Some(LeaderInfo { id, address: nodes.get(&id)?.address.clone() }));
         let new = Leadership { term: now.vote.leader_id.term, leader };
         leadership.send_if_modified(|old| {
             let changed = *old != new;

@@ -2,16 +2,16 @@
 
 pub(crate) mod config;
 pub(crate) mod contact;
-pub(crate) mod lease;
 pub(crate) mod election;
 pub(crate) mod handle;
-pub(crate) mod transfer;
 pub(crate) mod leadership;
+pub(crate) mod lease;
 pub(crate) mod network;
 pub(crate) mod priority;
 pub(crate) mod read_index;
 pub(crate) mod requests;
 pub(crate) mod snapshot;
 pub(crate) mod start;
+pub(crate) mod transfer;
 pub(crate) mod voters;
 pub(crate) mod wire;

@@ -17,8 +17,8 @@ use palisade_proto::member::v1 as wire;
 use palisade_raft_store::TypeConfig;
 
 use crate::peer::connections::{Lane, Members, Peers};
-use crate::raft::wire::vote_out;
 use crate::raft::config::PalisadeRaft;
+use crate::raft::wire::vote_out;
 
 /// How long the voters may take. A lease that is renewed later than that would be almost over.
 pub(crate) const READ_INDEX_TIMEOUT: Duration = Duration::from_millis(400);
@@ -81,9 +81,10 @@ impl ReadIndex {
     async fn confirmed(&self, reading: &Reading) -> bool {
         let mut follow = BTreeSet::from([self.me]);
         let vote = vote_out(&reading.vote);
-        let answers = self.peers.fan_out(&reading.voters, Lane::Heartbeat, READ_INDEX_TIMEOUT, |mut client| async move {
-            client.confirm(wire::ConfirmRequest { vote: Some(vote) }).await
-        });
+        let answers =
+            self.peers.fan_out(&reading.voters, Lane::Heartbeat, READ_INDEX_TIMEOUT, |mut client| async move {
+                client.confirm(wire::ConfirmRequest { vote: Some(vote) }).await
+            });
         let mut answers = std::pin::pin!(answers);
         loop {
             if is_majority(&follow, &reading.configs) {

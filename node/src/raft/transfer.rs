@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use crate::raft::config::PalisadeRaft;
 use crate::raft::contact::LastContact;
-use crate::raft::handle::{RaftHandle, matched_index};
+use crate::raft::handle::matched_index;
 use crate::raft::priority::ElectionPriority;
 
 /// How long a transfer may take.
@@ -131,7 +131,8 @@ impl LeadershipTransfer {
         let me = self.me;
         self.raft.trigger().transfer_leader(to).await?;
         let wait = self.raft.wait(Some(TRANSFER_TIMEOUT));
-        let transferred = wait.metrics(|m| m.current_leader.is_some_and(|leader| leader != me), "leadership is transferred");
+        let transferred =
+            wait.metrics(|m| m.current_leader.is_some_and(|leader| leader != me), "leadership is transferred");
         transferred.await.map(drop).map_err(|_| TransferError::Timeout)
     }
 

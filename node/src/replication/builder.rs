@@ -34,10 +34,10 @@ use crate::raft::read_index::ReadIndex;
 use crate::raft::requests::{AdminRequest, REQUEST_QUEUE};
 use crate::raft::start::{RaftSetup, Started, start_raft};
 use crate::raft::transfer::LeadershipTransfer;
+use crate::replication::Replication;
 use crate::replication::error::OpenError;
 use crate::replication::service::{MemberService, ServiceContext, serve};
 use crate::replication::tasks::Tasks;
-use crate::replication::Replication;
 use crate::replication_metrics::ReplicationMetrics;
 use crate::sync::event_sink::{EventSink, tick};
 use crate::sync::events::{EVENTS, Events, SessionEvent};
@@ -75,7 +75,8 @@ where
     let (sink, hint_queue, proposal_queue) = EventSink::new(core.metrics.clone());
     let raft = RaftSide::start(&core, &options, &requests, &mut tasks);
     let peer_liveness = Ears::default();
-    let sources = Sources { hints: workers.hints, proposals: workers.proposals, hint_queue, proposal_queue, request_queue };
+    let sources =
+        Sources { hints: workers.hints, proposals: workers.proposals, hint_queue, proposal_queue, request_queue };
     let events = applied.events.clone();
     let reached = start_sync(&core, &options, &raft, sources, applied, &mut tasks);
     start_liveness(&core, &peer_liveness, SharedWake::copy(&workers.wake), &mut tasks);
@@ -208,12 +209,7 @@ impl Core {
     }
 
     fn audit_handler(&self, divergences: mpsc::Sender<Divergence>) -> AuditHandler {
-        AuditHandler {
-            raft: self.raft.clone(),
-            auditor: self.auditor.clone(),
-            lease: self.lease.clone(),
-            divergences,
-        }
+        AuditHandler { raft: self.raft.clone(), auditor: self.auditor.clone(), lease: self.lease.clone(), divergences }
     }
 
     fn membership(
@@ -249,12 +245,7 @@ struct RaftSide {
 
 impl RaftSide {
     /// Starts what this program adds to openraft: elections, transfer of leadership, renewal of the lease.
-    fn start(
-        core: &Core,
-        options: &Options,
-        requests: &mpsc::Sender<AdminRequest>,
-        tasks: &mut Tasks,
-    ) -> RaftSide {
+    fn start(core: &Core, options: &Options, requests: &mpsc::Sender<AdminRequest>, tasks: &mut Tasks) -> RaftSide {
         let Core { me, raft, .. } = core;
         let me = *me;
         let (leadership_sender, leadership) = watch::channel(Leadership::default());
@@ -287,8 +278,13 @@ impl RaftSide {
             vote: options.timing.vote(),
             priority: priority_receiver,
         };
-        let follow =
-            leadership::follow(raft.clone(), leadership_sender, members_sender, core.peers.clone(), core.metrics.clone());
+        let follow = leadership::follow(
+            raft.clone(),
+            leadership_sender,
+            members_sender,
+            core.peers.clone(),
+            core.metrics.clone(),
+        );
         tasks.spawn("leadership", follow);
         tasks.spawn("lease", renewer.run());
         tasks.spawn("election", election.run());
@@ -325,7 +321,7 @@ fn start_sync(
         raft: core.raft.clone(),
         peers: core.peers.clone(),
         leadership: raft.leadership.clone(),
-        standing: core.lease.clone(),
+        lease: core.lease.clone(),
         metrics: core.metrics.clone(),
         proposals: sources.proposals,
         hinted: sources.proposal_queue,
@@ -351,7 +347,7 @@ fn start_sync(
         members: raft.members.clone(),
         rate: options.progress_rate,
     };
-    tasks.spawn("propose", proposer.run());
+    tasks.spawn("proposals", proposer.run());
     tasks.spawn("hints", hints.run());
     tasks.spawn("progress", progress.run());
     reached
@@ -359,8 +355,7 @@ fn start_sync(
 
 /// Starts the failure detector.
 fn start_liveness(core: &Core, liveness: &Ears, wake: Box<dyn SharedWake>, tasks: &mut Tasks) {
-    let detector =
-        liveness.clone().watch(core.me, core.engine.clone(), wake, core.metrics.clone(), core.lease.cut_off_limit());
+    let detector = liveness.clone().watch(core.me, core.engine.clone(), wake, core.metrics.clone(), core.lease.grace());
     tasks.spawn("failure detector", detector);
 }
 
@@ -386,7 +381,7 @@ fn start_leader_tasks(
         requests: requests.clone(),
         auditor: core.auditor.clone(),
         contact: raft.contact.clone(),
-        grace: core.lease.cut_off_limit(),
+        grace: core.lease.grace(),
     };
     tasks.spawn("membership", reconciler.run());
     tasks.spawn("idle expiry", idle.run());
@@ -403,11 +398,8 @@ fn start_audit(core: &Core, raft: &RaftSide, tasks: &mut Tasks) -> mpsc::Sender<
         metrics: core.metrics.clone(),
         divergences: divergences.clone(),
     };
-    let scrubber = Scrubber {
-        engine: core.engine.clone(),
-        metrics: core.metrics.clone(),
-        divergences: divergences.clone(),
-    };
+    let scrubber =
+        Scrubber { engine: core.engine.clone(), metrics: core.metrics.clone(), divergences: divergences.clone() };
     let repairer = Repairer {
         me: core.me,
         raft: core.raft.clone(),

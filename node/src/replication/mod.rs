@@ -36,7 +36,6 @@ use crate::clock;
 use crate::lease::Lease;
 use crate::membership::register::Membership;
 use crate::raft::config::PalisadeRaft;
-use crate::raft::handle::RaftHandle;
 use crate::raft::requests::{AdminRequest, propose_and_wait};
 use crate::raft::transfer::LeadershipTransfer;
 use crate::replication::builder::WorkerSide;

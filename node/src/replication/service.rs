@@ -333,7 +333,8 @@ impl MemberRpc for MemberService {
         if ids.len() > MAX_PROBED_SESSIONS {
             return Err(Status::invalid_argument(format!("at most {MAX_PROBED_SESSIONS} sessions at a time")));
         }
-        let reached = self.0.raft.wait(Some(IDLE_APPLY_TIMEOUT)).applied_index_at_least(Some(applied), "idle sessions").await;
+        let reached =
+            self.0.raft.wait(Some(IDLE_APPLY_TIMEOUT)).applied_index_at_least(Some(applied), "idle sessions").await;
         reached.map_err(|e| Status::unavailable(format!("this member is behind: {e}")))?;
         self.0.engine.still_idle(clock::now(), &mut ids);
         Ok(Response::new(wire::Sessions::from(&*ids)))
@@ -343,7 +344,10 @@ impl MemberRpc for MemberService {
         Ok(Response::new(self.0.audit.digests(&request.into_inner().indices).await?))
     }
 
-    async fn report_divergence(&self, request: Request<wire::ReportDivergenceRequest>) -> Result<Response<wire::ReportDivergenceResponse>, Status> {
+    async fn report_divergence(
+        &self,
+        request: Request<wire::ReportDivergenceRequest>,
+    ) -> Result<Response<wire::ReportDivergenceResponse>, Status> {
         self.0.require_member(Caller::from_request(&request)?)?;
         let wire::ReportDivergenceRequest { index, digest } = request.into_inner();
         self.0.audit.report_divergence(index, digest);

@@ -3,7 +3,7 @@
 use openraft::{RaftMetrics, ServerState};
 use palisade_engine::engine::View;
 use palisade_engine::replica::MemberInfo;
-use palisade_engine::{MemberId, Standing};
+use palisade_engine::{LeaseState, MemberId};
 use palisade_raft_store::TypeConfig;
 
 use crate::membership::identity::Identity;
@@ -69,7 +69,7 @@ pub struct Status {
     /// All members, this one among them, by id.
     pub members: Vec<Member>,
     /// How far this member may act.
-    pub current: Standing,
+    pub current: LeaseState,
 }
 
 /// A member as another one sees it.
@@ -96,7 +96,7 @@ pub(crate) fn status(
     metrics: &RaftMetrics<TypeConfig>,
     view: &View,
     reached: &Reached,
-    current: Standing,
+    current: LeaseState,
 ) -> Status {
     let me = identity.member;
     let index = |id: &Option<palisade_raft_store::LogId>| id.as_ref().map(|id| id.index);

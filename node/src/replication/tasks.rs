@@ -8,7 +8,7 @@ pub(crate) struct Tasks {
     stop: watch::Sender<bool>,
     /// The name of a task that ended by itself.
     ended: watch::Sender<Option<&'static str>>,
-    handles: Vec<JoinHandle<()>>,
+    handles: Vec<(&'static str, JoinHandle<()>)>,
 }
 
 impl Tasks {
@@ -19,7 +19,7 @@ impl Tasks {
     /// Runs a task until [`Tasks::stop`].
     pub(crate) fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         let handle = self.spawn_server(name, task);
-        self.handles.push(handle);
+        self.handles.push((name, handle));
     }
 
     /// Runs a task that ends by itself once [`Tasks::stopped`] is true.
@@ -46,10 +46,16 @@ impl Tasks {
         self.ended.subscribe()
     }
 
+    /// Ends one task, as a defect would.
+    #[cfg(test)]
+    pub(crate) fn abort(&self, name: &str) {
+        self.handles.iter().filter(|(task, _)| *task == name).for_each(|(_, task)| task.abort());
+    }
+
     /// Ends all tasks; those that [`Tasks::spawn_server`] started end by themselves.
     pub(crate) fn stop(&self) {
         self.stop.send_replace(true);
-        for task in &self.handles {
+        for (_, task) in &self.handles {
             task.abort();
         }
     }

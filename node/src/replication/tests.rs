@@ -5,15 +5,16 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener as StdListener};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use palisade_engine::event::{HalfOpen, Opening, TcpEnd};
-use palisade_engine::replica::{Batch, Close, CloseCause, Establish};
-use palisade_engine::{Generation, HoldKey, Protocol, SessionId, Standing, Tuple, ZoneId};
+use palisade_engine::event::{HalfOpen, HandshakeState, SynParams};
+use palisade_engine::replica::{Batch, Close, CloseCause, Establish, Role};
+use palisade_engine::{Generation, HoldKey, LeaseState, Protocol, SessionId, Time, Tuple, ZoneId};
 use palisade_engine::{Ip, id::RuleId};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use super::*;
+use crate::peer::connections::{Lane, MAX_MESSAGE_BYTES, Peers};
 
 mod audits;
 mod breaks;
@@ -40,7 +41,7 @@ impl Wake for Woken {
 struct Node {
     dir: TempDir,
     options: Options,
-    cut_off_limit: Duration,
+    grace: Duration,
     running: Option<Running>,
 }
 
@@ -48,7 +49,7 @@ struct Running {
     replication: Replication,
     hints: mpsc::Sender<Hint>,
     proposals: mpsc::Sender<Proposal>,
-    standing: Arc<Lease>,
+    lease: Arc<Lease>,
 }
 
 impl std::ops::Deref for Running {
@@ -87,17 +88,17 @@ impl Node {
             voters: Voters::default(),
             progress_rate: 4_000_000,
         };
-        Node { dir, options, cut_off_limit: Duration::from_secs(300), running: None }
+        Node { dir, options, grace: Duration::from_secs(300), running: None }
     }
 
     async fn start(&mut self) {
         let (hints, hint_rx) = mpsc::channel(1024);
         let (proposals, proposal_rx) = mpsc::channel(1024);
-        let standing = Arc::new(Lease::new(self.cut_off_limit));
+        let lease = Arc::new(Lease::new(self.grace));
         let opened =
-            Replication::open(self.options.clone(), hint_rx, proposal_rx, Woken::default(), standing.clone()).await;
+            Replication::open(self.options.clone(), hint_rx, proposal_rx, Woken::default(), lease.clone()).await;
         let replication = opened.unwrap_or_else(|e| panic!("{}: {e}", self.options.name));
-        self.running = Some(Running { replication, hints, proposals, standing });
+        self.running = Some(Running { replication, hints, proposals, lease });
     }
 
     async fn stop(&mut self) {
@@ -126,7 +127,7 @@ impl Node {
     }
 
     fn current(&self) -> bool {
-        self.running.as_ref().is_some_and(|r| r.standing.at(clock::now()) == Standing::Current)
+        self.running.as_ref().is_some_and(|r| r.lease.state_at(clock::now()) == LeaseState::Valid)
     }
 }
 
@@ -202,7 +203,7 @@ fn establish(n: u16) -> Establish {
         src_port: source_port,
         dst_port: destination_port,
     };
-    let end = TcpEnd { isn: 1, window: 1000, wscale: None, sack: false };
+    let end = SynParams { isn: 1, window: 1000, wscale: None, sack: false };
     Establish {
         id: session(n),
         original: tuple(1, n, 2, 80),
@@ -212,7 +213,7 @@ fn establish(n: u16) -> Establish {
         generation: Generation(0),
         rule: RuleId(0),
         supersedes: None,
-        protocol: Opening::Tcp { client: end, server: Some(end) },
+        protocol: HandshakeState::Tcp { client: end, server: Some(end) },
     }
 }
 
@@ -276,11 +277,12 @@ async fn without_a_majority_nobody_is_current() {
     nodes[gone].stop().await;
     nodes[other].stop().await;
     let alone = clock::now();
-    until("the one that is left is cut off", || nodes[left].run().standing.at(clock::now()) == Standing::CutOff).await;
+    until("the one that is left is cut off", || nodes[left].run().lease.state_at(clock::now()) == LeaseState::Grace)
+        .await;
     assert!(clock::now().since(alone) < Duration::from_millis(1500));
     // It proposes nothing and confirms nothing.
     nodes[left].run().proposals.send(Proposal::Establish(Box::new(establish(1)))).await.unwrap();
-    until("the proposal is dropped", || nodes[left].run().metrics().dropped_not_current.get() == 1).await;
+    until("the proposal is dropped", || nodes[left].run().metrics().dropped_without_lease.get() == 1).await;
     let refused = nodes[left].run().command(command(2), Duration::from_millis(500)).await;
     assert_eq!(refused, Err(ProposeError::Timeout));
     nodes[gone].start().await;
@@ -327,9 +329,9 @@ async fn members_leave_and_are_removed() {
     nodes[dead].stop().await;
     let survivor = (dead + 1) % 3;
     nodes[survivor].run().remove(&name).await.unwrap();
-    assert!(matches!(nodes[survivor].run().remove(&name).await, Err(MembershipError::Unknown(_))));
+    assert!(matches!(nodes[survivor].run().remove(&name).await, Err(MembershipError::NoSuchMember(_))));
     let myself = nodes[survivor].options.name.clone();
-    assert!(matches!(nodes[survivor].run().remove(&myself).await, Err(MembershipError::Myself(_))));
+    assert!(matches!(nodes[survivor].run().remove(&myself).await, Err(MembershipError::CannotRemoveSelf(_))));
     until("it is struck off", || nodes[survivor].run().status().members.iter().filter(|m| m.voter).count() == 2).await;
     assert_eq!(nodes[survivor].run().command(command(1), LONG).await.unwrap(), Outcome::Accepted);
 }
@@ -352,7 +354,7 @@ async fn only_good_tokens_let_in() {
     let namesake = Node::new("fw1");
     let refused = join(&namesake.options, &good.to_string()).await;
     assert!(matches!(&refused, Err(MembershipError::Refused(why)) if why.contains("exists")), "{refused:?}");
-    assert!(matches!(first.run().leave().await, Err(MembershipError::Last)));
+    assert!(matches!(first.run().leave().await, Err(MembershipError::LastMember)));
     join(&other.options, &good.to_string()).await.unwrap();
     first.stop().await;
 }
@@ -370,7 +372,7 @@ async fn who_is_not_the_addressee_refuses_and_garbage_does_not_hurt() {
     // Another addressee; another cluster.
     for (cluster, to) in [(status.cluster.as_str(), 2), ("c0ffee", 1)] {
         let peers = Peers::new(cluster, MemberId(3)).unwrap();
-        let mut client = peers.client(MemberId(to), address, route::Lane::Raft).unwrap();
+        let mut client = peers.client(MemberId(to), address, Lane::Raft).unwrap();
         let refused = client.vote(request()).await.unwrap_err();
         assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
     }
@@ -422,7 +424,7 @@ async fn a_stalled_follower_slows_nobody() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hints_reach_all_others() {
     let mut nodes = cluster().await;
-    let end = TcpEnd { isn: 1, window: 1000, wscale: None, sack: false };
+    let end = SynParams { isn: 1, window: 1000, wscale: None, sack: false };
     let e = establish(7);
     let half_open = HalfOpen {
         id: SessionId { member: MemberId(1), counter: 77 },
@@ -434,7 +436,7 @@ async fn hints_reach_all_others() {
         rule: e.rule,
         supersedes: None,
         challenge: None,
-        protocol: Opening::Tcp { client: end, server: None },
+        protocol: HandshakeState::Tcp { client: end, server: None },
     };
     nodes[0].run().hints.send(Hint::HalfOpen(Box::new(half_open))).await.unwrap();
     let knows = |node: &Node| {
@@ -485,6 +487,6 @@ async fn an_identity_without_its_log_is_not_used() {
         Woken::default(),
         Arc::new(Lease::new(LONG)),
     );
-    assert!(matches!(opened.await.map(drop), Err(OpenError::LostLog(MemberId(1)))));
+    assert!(matches!(opened.await.map(drop), Err(OpenError::Start(RaftStartError::LostLog(MemberId(1))))));
     assert_ne!(clock::now(), Time::ZERO);
 }

@@ -62,7 +62,7 @@ pub(crate) async fn tick(engine: Arc<Engine>, sink: EventSink) {
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     for number in (0..INTERVALS_PER_TICK).cycle() {
         every.tick().await;
-        engine.ask(clock::now(), &mut events);
+        engine.send_queries(clock::now(), &mut events);
         if number == 0 {
             engine.tick(clock::now(), &mut events);
         }

@@ -82,16 +82,16 @@ impl Hints {
             }
             for hint in buffer.drain(..) {
                 match encode_hint(&hint) {
-                    Ok(bytes) => self.copy(&streams, &bytes, hint.yields()),
+                    Ok(bytes) => self.copy(&streams, &bytes, hint.is_low_priority()),
                     Err(error) => tracing::error!(%error, "a hint can not be encoded"),
                 }
             }
         }
     }
 
-    fn copy(&self, streams: &Streams<Bytes>, bytes: &Bytes, yields: bool) {
+    fn copy(&self, streams: &Streams<Bytes>, bytes: &Bytes, low_priority: bool) {
         for queue in streams.queues() {
-            if !offer(queue, yields, bytes.clone()) {
+            if !offer(queue, low_priority, bytes.clone()) {
                 self.metrics.hints_dropped.add(1);
             }
         }

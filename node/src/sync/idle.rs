@@ -14,8 +14,8 @@ use tokio::sync::mpsc;
 use crate::clock;
 use crate::peer::connections::{Lane, Members, Peers};
 use crate::raft::config::PalisadeRaft;
-use crate::raft::handle::RaftHandle;
 use crate::raft::contact::LastContact;
+use crate::raft::handle::RaftHandle;
 use crate::raft::requests::{AdminRequest, REQUEST_TIMEOUT, propose_and_wait};
 
 /// Sessions in one idle probe.

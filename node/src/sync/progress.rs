@@ -4,7 +4,7 @@
 //! One task tells, with one queue and one stream per peer; another one watches how long ago each of the others was last
 //! heard. Each message says between which times of its sender's clock it tells everything, so that a message that was
 //! dropped, and a stream that broke, leave a gap that the receiver sees: what passed in it is not known here, and the engine
-//! judges accordingly ([`Engine::lost`]). Nothing waits for an acknowledgement.
+//! judges accordingly ([`Engine::mark_blind`]). Nothing waits for an acknowledgement.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -19,11 +19,11 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::clock;
-use crate::peer::connections::{Lane, Peers};
-use crate::wake::{SharedWake, Waker};
-use crate::replication_metrics::ReplicationMetrics;
 use crate::peer::connections::Members;
+use crate::peer::connections::{Lane, Peers};
+use crate::replication_metrics::ReplicationMetrics;
 use crate::sync::streams::{Streams, Waiting, keep_open};
+use crate::wake::{SharedWake, Waker};
 
 /// Between two tellings.
 const EVERY: Duration = Duration::from_millis(100);
@@ -89,11 +89,12 @@ impl Telling {
         let now = clock::now();
         let full = now.since(*told) < LATE;
         let (mut bytes, mut sessions) = (Vec::new(), 0);
-        let until =
-            self.engine.progress(now, most, full, &mut |progress| match encode_progress(progress, &mut bytes) {
-                Ok(()) => sessions += 1,
-                Err(error) => tracing::error!(%error, "a session's progress can not be encoded"),
-            });
+        let until = self.engine.collect_progress(now, most, full, &mut |progress| match encode_progress(
+            progress, &mut bytes,
+        ) {
+            Ok(()) => sessions += 1,
+            Err(error) => tracing::error!(%error, "a session's progress can not be encoded"),
+        });
         let from = *told;
         *told = until.max(from);
         self.metrics.progress_told.add(sessions);
@@ -187,7 +188,7 @@ impl Ears {
         let now = clock::now();
         let mut sessions = 0;
         for progress in decode_progress(batch.sessions.get(..MOST).unwrap_or(&batch.sessions)) {
-            engine.learn(now, from, &progress?);
+            engine.merge_progress(now, from, &progress?);
             sessions += 1;
         }
         let gap = {
@@ -195,7 +196,7 @@ impl Ears {
             all.entry(from).or_insert_with(|| Peer::new(now)).hear(now, batch.sent, batch.from, batch.until)
         };
         if let Some((begin, end)) = gap {
-            engine.lost(begin, end);
+            engine.mark_blind(begin, end);
         }
         Ok(sessions)
     }
@@ -207,15 +208,15 @@ impl Ears {
         engine: Arc<Engine>,
         wake: Box<dyn SharedWake>,
         metrics: Arc<ReplicationMetrics>,
-        cut_off_limit: Duration,
+        grace: Duration,
     ) {
         let mut wake = Waker(wake);
         let mut every = tokio::time::interval(LOOK);
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             every.tick().await;
-            let silent = self.look(me, &engine, clock::now(), cut_off_limit + MARGIN);
-            engine.silent(silent, &mut wake);
+            let silent = self.look(me, &engine, clock::now(), grace + MARGIN);
+            engine.set_silent_peers(silent, &mut wake);
             metrics.members_silent.set(silent.into());
         }
     }
@@ -232,7 +233,7 @@ impl Ears {
         let mut silent = 0;
         for (id, peer) in all.iter() {
             if (SILENT..dead).contains(&now.since(peer.until)) {
-                engine.lost(peer.until, now);
+                engine.mark_blind(peer.until, now);
             }
             let forwards = view.members.get(id).is_some_and(|info| info.role == Role::Firewall);
             silent += u32::from(forwards && now.since(peer.heard) >= SILENT);

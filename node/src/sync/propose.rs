@@ -22,7 +22,7 @@ use openraft::errors::Fatal;
 use openraft::impls::ProgressResponder;
 use palisade_engine::event::Proposal;
 use palisade_engine::replica::{Applied, Batch, Command, Outcome};
-use palisade_engine::{MemberId, Standing, Time};
+use palisade_engine::{LeaseState, MemberId, Time};
 use palisade_proto::convert::encode_batch;
 use palisade_proto::member::v1 as wire;
 use palisade_raft_store::TypeConfig;
@@ -31,12 +31,12 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::clock;
+use crate::lease::Lease;
 use crate::peer::connections::{Lane, Peers};
 use crate::raft::config::PalisadeRaft;
 use crate::raft::leadership::Leadership;
 use crate::raft::requests::{AdminRequest, ProposeError, Reply};
 use crate::replication_metrics::ReplicationMetrics;
-use crate::lease::Lease;
 
 /// Batches in flight. More would make them smaller, each costs an entry in the log.
 const IN_FLIGHT: usize = 4;
@@ -101,7 +101,7 @@ pub(crate) struct Proposer {
     pub(crate) raft: PalisadeRaft,
     pub(crate) peers: Peers,
     pub(crate) leadership: watch::Receiver<Leadership>,
-    pub(crate) standing: Arc<Lease>,
+    pub(crate) lease: Arc<Lease>,
     pub(crate) metrics: Arc<ReplicationMetrics>,
     /// From the workers.
     pub(crate) proposals: mpsc::Receiver<Proposal>,
@@ -183,7 +183,7 @@ impl Proposer {
                     state.flying.values_mut().for_each(|flight| flight.pause = SOON / 2);
                     self.again(&mut state, |_| true).await;
                 }
-                request = self.requests.recv(), if state.waiting.len() < WAITING_MOST => match order {
+                request = self.requests.recv(), if state.waiting.len() < WAITING_MOST => match request {
                     Some(request) => state.waiting.push_back(Item {
                         command: request.command,
                         queued: clock::now(),
@@ -228,8 +228,8 @@ impl Proposer {
             return;
         }
         let now = clock::now();
-        if self.standing.at(now) != Standing::Current {
-            self.metrics.dropped_not_current.add(arrived.len() as u64);
+        if self.lease.state_at(now) != LeaseState::Valid {
+            self.metrics.dropped_without_lease.add(arrived.len() as u64);
             arrived.clear();
             return;
         }

@@ -8,7 +8,7 @@ use palisade_engine::hold::{HoldBuffer, Limits};
 use palisade_engine::parse::{self, Checksum, Packet};
 use palisade_engine::replica::{Applied, Batch, Command, Outcome, PolicyChange, Replica};
 use palisade_engine::{
-    Config, Context, Engine, Event, Generation, HoldKey, Ip, MemberId, Reason, Routes, Standing, Time, Verdict, Wake,
+    Config, Context, Engine, Event, Generation, HoldKey, Ip, LeaseState, MemberId, Reason, Routes, Time, Verdict, Wake,
     ZoneId,
 };
 use palisade_tests::OPEN_POLICY;
@@ -125,7 +125,7 @@ impl Engines {
             worker: 0,
             ingress: self.zones.0[held.from.index()],
             antispoof: true,
-            standing: Standing::Current,
+            lease: LeaseState::Valid,
             routes: &mut self.zones,
         };
         let mut events = Vec::new();

@@ -13,8 +13,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use futures::Stream;
+use palisade_lab::random::Random;
 use palisade_node::simulation::Connection;
-use palisade_tests::lab::random::Random;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::addr::Ip;
-use crate::engine::{Config, Context, Engine, Routes, Standing, Wake};
+use crate::engine::{Config, Context, Engine, LeaseState, Routes, Wake};
 use crate::event::{Event, Hint, Proposal};
 use crate::id::{Generation, MemberId, ZoneId};
 use crate::parse::{IpOptions, Kind, Packet, Tcp};
 use crate::replica::{Applied, Batch, Command, Outcome, PolicyChange, Replica};
-use crate::table::peer_queries::UNDER_WAY;
+use crate::table::peer_queries::HINT_DELAY;
 use crate::testing::{CLIENT, INSIDE, OUTSIDE, POLICY, SERVER, tuple};
 use crate::time::Time;
 use crate::tuple::Tuple;
@@ -42,7 +42,7 @@ impl Wake for Woken {
 pub(crate) struct Member {
     pub(crate) engine: Arc<Engine>,
     pub(crate) replica: Replica,
-    pub(crate) standing: Standing,
+    pub(crate) lease: LeaseState,
     pub(crate) woken: Woken,
     /// Log entries applied.
     applied: usize,
@@ -76,7 +76,7 @@ impl Cluster {
             Member {
                 replica: Replica::new(engine.clone()),
                 engine,
-                standing: Standing::Current,
+                lease: LeaseState::Valid,
                 woken: Woken::default(),
                 applied: 0,
                 next: 0,
@@ -204,7 +204,7 @@ impl Cluster {
     pub(crate) fn ask(&mut self) {
         for at in 0..self.members.len() {
             let mut events = Vec::new();
-            self.members[at].engine.ask(self.now + UNDER_WAY, &mut events);
+            self.members[at].engine.send_queries(self.now + HINT_DELAY, &mut events);
             self.consequences(at, events);
         }
     }
@@ -220,7 +220,7 @@ impl Cluster {
     pub(crate) fn process(&mut self, at: usize, worker: u8, ingress: ZoneId, packet: &Packet) -> Verdict {
         let member = &self.members[at];
         let mut context =
-            Context { now: self.now, worker, ingress, antispoof: true, standing: member.standing, routes: &mut Net };
+            Context { now: self.now, worker, ingress, antispoof: true, lease: member.lease, routes: &mut Net };
         let mut events = Vec::new();
         let verdict = member.engine.process(packet, &mut context, &mut events);
         self.consequences(at, events);
@@ -252,11 +252,11 @@ impl Cluster {
         let commands = [init, MemberChange::Join(info("b")), MemberChange::Join(info("c"))];
         self.append(A, commands.map(Command::Member).into());
         self.apply_all();
-        assert!(self.members.iter().all(|m| m.engine.others() == 2));
+        assert!(self.members.iter().all(|m| m.engine.reachable_peers() == 2));
     }
 
     pub(crate) fn asks(&self) -> usize {
-        self.hints.iter().filter(|(_, _, hint)| matches!(hint, Hint::Ask(_))).count() / 2
+        self.hints.iter().filter(|(_, _, hint)| matches!(hint, Hint::Query(_))).count() / 2
     }
 }
 

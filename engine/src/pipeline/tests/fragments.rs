@@ -2,7 +2,7 @@
 
 use super::cluster::*;
 use crate::addr::Ip;
-use crate::engine::Standing;
+use crate::engine::LeaseState;
 use crate::event::{Datagram, Hint};
 use crate::parse::{Fragment, IpOption, Kind, Packet};
 use crate::testing::{CLIENT, INSIDE, OUTSIDE, SERVER};
@@ -38,7 +38,7 @@ fn held(verdict: Verdict) -> HoldKey {
 }
 
 fn hints(k: &Cluster) -> Vec<&Hint> {
-    k.hints.iter().filter(|(_, _, hint)| hint.yields()).map(|(_, _, hint)| hint).collect()
+    k.hints.iter().filter(|(_, _, hint)| hint.is_low_priority()).map(|(_, _, hint)| hint).collect()
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn a_lost_hint_is_asked_for_once() {
     k.now = k.now + 20 * MS;
     k.tick();
     k.tick();
-    assert!(matches!(hints(&k)[..], [Hint::AskFragment(_), Hint::AskFragment(_)]));
+    assert!(matches!(hints(&k)[..], [Hint::FragmentQuery(_), Hint::FragmentQuery(_)]));
     k.deliver();
     assert_eq!(k.members[B].woken.0, [(0b1000, key)]);
     assert_eq!(k.pass(B, follows(1, 1480)), FORWARD);
@@ -155,7 +155,7 @@ fn of_ipv6_the_next_header_does_not_count() {
             worker: 0,
             ingress: OUTSIDE,
             antispoof: false,
-            standing: Standing::Current,
+            lease: LeaseState::Valid,
             routes: &mut Everywhere,
         };
         let mut events = Vec::new();
@@ -190,11 +190,11 @@ fn a_member_that_is_not_current_believes_no_hint() {
     assert_eq!(k.pass(B, first(1, 53)), FORWARD);
     assert_eq!(k.pass(A, first(2, 53)), FORWARD);
     k.deliver();
-    k.members[B].standing = Standing::CutOff;
-    assert_eq!(k.pass(B, follows(2, 1480)), Verdict::Drop(Reason::NotCurrent));
+    k.members[B].lease = LeaseState::Grace;
+    assert_eq!(k.pass(B, follows(2, 1480)), Verdict::Drop(Reason::LeaseGrace));
     assert_eq!(k.pass(B, follows(1, 1480)), FORWARD, "what it admitted itself goes on");
-    k.members[B].standing = Standing::Expired;
-    assert_eq!(k.pass(B, follows(1, 2960)), Verdict::Drop(Reason::CutOff));
+    k.members[B].lease = LeaseState::Expired;
+    assert_eq!(k.pass(B, follows(1, 2960)), Verdict::Drop(Reason::LeaseExpired));
 }
 
 #[test]
@@ -204,7 +204,7 @@ fn hints_that_make_no_sense_are_ignored() {
     let mixed = Datagram { dst: Ip::V6([1; 16]), ..datagram };
     k.hints.push((A, B, Hint::FirstFragment { datagram, end: 0 }));
     k.hints.push((A, B, Hint::FirstFragment { datagram: mixed, end: 8 }));
-    k.hints.push((A, B, Hint::AskFragment(mixed)));
+    k.hints.push((A, B, Hint::FragmentQuery(mixed)));
     k.deliver();
     held(k.pass(B, follows(1, 1480)));
     // One that contradicts what this member saw itself changes nothing.

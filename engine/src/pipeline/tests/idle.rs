@@ -7,7 +7,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::cluster::*;
-use crate::engine::{Config, Engine, Standing};
+use crate::engine::{Config, Engine, LeaseState};
 use crate::event::Proposal;
 use crate::id::{MemberId, SessionId};
 use crate::idle::Inquiry;
@@ -120,8 +120,8 @@ fn a_packet_that_comes_too_late_is_judged_anew() {
 fn a_member_that_is_cut_off_can_not_refresh() {
     let (mut k, packet, id) = idle(false);
     let _ = asked(&k, id);
-    k.members[C].standing = Standing::CutOff;
-    assert_eq!(k.pass(C, packet), Verdict::Drop(Reason::NotCurrent));
+    k.members[C].lease = LeaseState::Grace;
+    assert_eq!(k.pass(C, packet), Verdict::Drop(Reason::LeaseGrace));
     assert!(k.proposals.is_empty());
 }
 

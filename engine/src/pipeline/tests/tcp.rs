@@ -1,8 +1,8 @@
 //! TCP through three members.
 
 use super::cluster::*;
-use crate::engine::Standing;
-use crate::event::{Hint, Opening, Proposal};
+use crate::engine::LeaseState;
+use crate::event::{HandshakeState, Hint, Proposal};
 use crate::parse::Tcp;
 use crate::replica::{CloseCause, Command, Outcome};
 use crate::testing::POLICY;
@@ -154,7 +154,7 @@ fn the_ack_chooses_by_the_servers_isn() {
     assert_eq!(k.members[B].engine.counts().half_open, 2);
     k.pass(B, second.ack());
     let [(B, Proposal::Establish(e))] = &k.proposals[..] else { panic!("{:?}", k.proposals) };
-    assert!(matches!(e.protocol, Opening::Tcp { server: Some(s), .. } if s.isn == 123));
+    assert!(matches!(e.protocol, HandshakeState::Tcp { server: Some(s), .. } if s.isn == 123));
     assert_eq!(k.settle(), [Outcome::Accepted]);
     assert_eq!(k.pass(C, second.data()), FORWARD);
     assert_eq!(k.pass(C, c.of_client(Tcp::ACK, 0, 1 << 30, 0)), drop_for(Reason::TcpWindow));
@@ -404,16 +404,16 @@ fn standing_decides_what_may_pass() {
     let (mut k, c) = established(1);
     k.pass(A, Conn::new(2).syn());
     k.pass(A, Conn::new(2).syn_ack());
-    for standing in [Standing::CutOff, Standing::Expired] {
-        k.members[A].standing = standing;
-        let expired = standing == Standing::Expired;
-        let nothing_new = drop_for(if expired { Reason::CutOff } else { Reason::NotCurrent });
+    for lease in [LeaseState::Grace, LeaseState::Expired] {
+        k.members[A].lease = lease;
+        let expired = lease == LeaseState::Expired;
+        let nothing_new = drop_for(if expired { Reason::LeaseExpired } else { Reason::LeaseGrace });
         assert_eq!(k.pass(A, Conn::new(3).syn()), nothing_new);
         assert_eq!(k.pass(A, Conn::new(2).ack()), nothing_new);
         assert_eq!(k.pass(A, Conn::new(4).syn_ack()), nothing_new);
-        assert_eq!(k.pass(A, c.data()), if expired { drop_for(Reason::CutOff) } else { FORWARD });
+        assert_eq!(k.pass(A, c.data()), if expired { drop_for(Reason::LeaseExpired) } else { FORWARD });
     }
-    k.members[A].standing = Standing::CutOff;
+    k.members[A].lease = LeaseState::Grace;
     assert_eq!(k.pass(A, c.of_client(Tcp::RST, 500, 0, 0)), FORWARD);
     assert!(k.proposals.is_empty(), "nothing is proposed by a member that is not current");
 }

@@ -96,7 +96,7 @@ fn those_that_wait_are_woken_once_and_asked_for_once() {
     assert_eq!(events, []);
     all.ask(NOW + 20 * MS, &mut events);
     all.ask(NOW + 40 * MS, &mut events);
-    assert_eq!(events, [Event::Hint(Hint::AskFragment(datagram(1)))]);
+    assert_eq!(events, [Event::Hint(Hint::FragmentQuery(datagram(1)))]);
     assert_eq!(all.take(1), 0b10_0001);
     assert_eq!(all.take(1), 0);
     assert_eq!(all.wait(2, &datagram(2), 0, NOW), Wait::Noted);

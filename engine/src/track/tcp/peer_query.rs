@@ -8,8 +8,8 @@
 
 use std::time::Duration;
 
-use super::{End, Jump, Mode, Seen, Track, ahead, index};
-use crate::event::{Claim, Known, Sent, TcpEnd, Word};
+use super::{DirectionState, EdgeJump, SegmentOutcome, Track, WindowCheck, index, seq_diff};
+use crate::event::{EndpointSnapshot, ProvisionalSegment, SynParams, TcpSnapshot, UnconfirmedEdge};
 use crate::parse::Tcp;
 use crate::time::{Coarse, Fine, Time};
 use crate::tuple::Direction;
@@ -33,52 +33,52 @@ const LIVE: u32 = 1 << 31;
 
 /// What to do about a segment that is not near.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Doubt {
+pub(crate) enum Resolution {
     /// Ask, and hold it.
-    Ask,
+    QueryPeers,
     /// The others have been asked: hold it.
-    Wait,
+    AwaitReplies,
     /// All that anybody knows is known here: judge it strictly.
     Strict,
     /// Nobody knows: [`Track::believe`] it, or let it pass at its word.
-    Word,
+    Provisional,
 }
 
 impl Track {
     /// What to do about a segment that is not near what is known here. `others`: how many members that are not silent may
     /// know more. `lost`: members that are silent may have known more.
-    pub(crate) fn doubt(&mut self, tcp: &Tcp, others: u32, lost: bool, now: Time) -> Doubt {
+    pub(crate) fn resolve(&mut self, tcp: &Tcp, others: u32, lost: bool, now: Time) -> Resolution {
         // Both numbers: acknowledgements without data have one sequence number all.
         let about = tcp.seq ^ tcp.ack.rotate_left(16);
-        let forgotten = (self.gap || self.answers & GAP != 0) && self.answers & LIVE == 0;
+        let forgotten = (self.history_incomplete || self.answers & GAP != 0) && self.answers & LIVE == 0;
         let nobody = lost || forgotten;
         if others == 0 && !nobody {
-            return Doubt::Strict;
+            return Resolution::Strict;
         }
         if let Some(age) = self.asked.age(now) {
             self.settle(others);
             let settled = self.answers & SETTLED != 0;
             if age < ANSWER {
                 match (settled, nobody) {
-                    (false, _) => return Doubt::Wait,
-                    (true, true) => return Doubt::Word,
-                    (true, false) if self.asked_about == about => return Doubt::Strict,
+                    (false, _) => return Resolution::AwaitReplies,
+                    (true, true) => return Resolution::Provisional,
+                    (true, false) if self.asked_about == about => return Resolution::Strict,
                     (true, false) => {}
                 }
-            } else if !settled && age < UNANSWERED && !self.is_fresh(age, now) {
+            } else if !settled && age < UNANSWERED && !self.is_confirmed_within(age, now) {
                 // Nor has anything shown the numbers since. For the time of an answer nobody knows: the other direction has its turn, too.
                 (self.asked, self.answers) = (Fine::new(now), SETTLED | GAP);
-                return Doubt::Word;
+                return Resolution::Provisional;
             }
         }
         (self.asked, self.asked_about, self.answers) = (Fine::new(now), about, 0);
         self.settle(others);
         // Alone, there is nobody to ask.
-        if others == 0 { Doubt::Word } else { Doubt::Ask }
+        if others == 0 { Resolution::Provisional } else { Resolution::QueryPeers }
     }
 
     /// May a segment of this direction pass at its word? One after each question.
-    pub(crate) fn take_word(&mut self, direction: Direction) -> bool {
+    pub(crate) fn allow_provisional(&mut self, direction: Direction) -> bool {
         let bit = 1 << (WORDS as usize + index(direction));
         let first = self.answers & bit == 0;
         self.answers |= bit;
@@ -87,73 +87,82 @@ impl Track {
 
     /// Judges a segment by what one of the other direction said, where nobody knows. If the two agree, both are right, and that is
     /// known from now on; otherwise nothing changes.
-    pub(crate) fn believe(
+    pub(crate) fn corroborate(
         &mut self,
-        talk: [&TcpEnd; 2],
+        syns: [&SynParams; 2],
         direction: Direction,
         tcp: &Tcp,
-        word: &Word,
+        word: &ProvisionalSegment,
         now: Time,
-    ) -> Seen {
+    ) -> SegmentOutcome {
         // After a FIN a RST need not be exact; of numbers that nobody knows it must.
         if tcp.has(Tcp::RST) && tcp.seq != word.ack {
-            return Seen::Unsure;
+            return SegmentOutcome::Inconclusive;
         }
         let before = *self;
         let (s, r) = (index(direction), index(direction.flip()));
-        for (end, edge) in [(s, word.ack), (r, word.end)] {
-            let end = &mut self.ends[end];
-            (end.edge, end.acked, end.limit) = (edge, edge, edge);
-            end.fresh = Coarse::new(now);
+        for (end, edge) in [(s, word.ack), (r, word.seq_end)] {
+            let end = &mut self.directions[end];
+            (end.seq_end, end.snd_una, end.window_end) = (edge, edge, edge);
+            end.confirmed_at = Coarse::new(now);
         }
         self.jump = 0;
-        let seen = self.segment(talk, direction, tcp, None, Mode::Near, now);
-        if !matches!(seen, Seen::Pass | Seen::Fin(_) | Seen::Reset) {
+        let seen = self.check_segment(syns, direction, tcp, None, WindowCheck::Relaxed, now);
+        if !matches!(seen, SegmentOutcome::InWindow | SegmentOutcome::Fin(_) | SegmentOutcome::Rst) {
             *self = before;
-            return Seen::Unsure;
+            return SegmentOutcome::Inconclusive;
         }
-        self.gap = false;
+        self.history_incomplete = false;
         seen
     }
 
     /// Are this connection's numbers known as they were so lately?
-    pub(crate) fn is_fresh(&self, within: Duration, now: Time) -> bool {
-        self.ages(now).into_iter().flatten().any(|age| age < within)
+    pub(crate) fn is_confirmed_within(&self, within: Duration, now: Time) -> bool {
+        self.confirmation_ages(now).into_iter().flatten().any(|age| age < within)
     }
 
     /// What this member knows. `live`: it saw the connection lately.
-    pub(crate) fn progress(&self, now: Time, live: bool) -> Known {
-        let sent = |at: usize, end: &End| {
+    pub(crate) fn snapshot(&self, now: Time, live: bool) -> TcpSnapshot {
+        let sent = |at: usize, end: &DirectionState| {
             // What is not confirmed here must not become the others' knowledge.
             let before = self.jump().filter(|jump| index(jump.of) == at).map(|jump| jump.before());
-            let age = end.fresh.age(now).filter(|_| !self.gap);
-            Sent {
-                edge: before.unwrap_or(end.edge),
-                acked: before.unwrap_or(end.acked),
-                limit: before.unwrap_or(end.limit),
-                win: end.win,
-                age: age.map(|age| u32::try_from(age.as_millis()).unwrap_or(u32::MAX)),
-                fin: end.fin(),
+            let age = end.confirmed_at.age(now).filter(|_| !self.history_incomplete);
+            EndpointSnapshot {
+                seq_end: before.unwrap_or(end.seq_end),
+                snd_una: before.unwrap_or(end.snd_una),
+                window_end: before.unwrap_or(end.window_end),
+                max_window: end.max_window,
+                age_ms: age.map(|age| u32::try_from(age.as_millis()).unwrap_or(u32::MAX)),
+                fin_end: end.fin(),
             }
         };
-        let claim = self.jump().map(|jump| Claim { of: jump.of, by: jump.by, edge: self.ends[index(jump.of)].edge });
-        Known { ends: [sent(0, &self.ends[0]), sent(1, &self.ends[1])], claim, live, gap: self.gap }
+        let unconfirmed = self.jump().map(|jump| UnconfirmedEdge {
+            of: jump.of,
+            by: jump.by,
+            seq_end: self.directions[index(jump.of)].seq_end,
+        });
+        TcpSnapshot {
+            endpoints: [sent(0, &self.directions[0]), sent(1, &self.directions[1])],
+            unconfirmed,
+            live,
+            history_incomplete: self.history_incomplete,
+        }
     }
 
     /// Takes in what another member knows.
-    pub(crate) fn learn(&mut self, known: &Known, now: Time) {
-        for (end, theirs) in self.ends.iter_mut().zip(&known.ends) {
+    pub(crate) fn merge_snapshot(&mut self, known: &TcpSnapshot, now: Time) {
+        for (end, theirs) in self.directions.iter_mut().zip(&known.endpoints) {
             end.merge(theirs, now);
-            if let Some(fin) = theirs.fin.filter(|fin| !end.fin_known && ahead(*fin, end.edge) >= 0) {
-                (end.fin, end.fin_known) = (fin, true);
+            if let Some(fin) = theirs.fin_end.filter(|fin| !end.fin_known && seq_diff(*fin, end.seq_end) >= 0) {
+                (end.fin_end, end.fin_known) = (fin, true);
             }
         }
         // Whoever has never missed anything has told what this member may have missed.
-        self.gap &= known.gap || known.ends.iter().any(|end| end.age.is_none());
+        self.history_incomplete &= known.history_incomplete || known.endpoints.iter().any(|end| end.age_ms.is_none());
         // Their edges have no part in what is unconfirmed there; their claim has.
-        let confirmed = |jump: &Jump| {
-            let claimed = known.claim.is_some_and(|claim| jump.is_confirmed(claim.of, claim.edge, claim.by));
-            claimed || jump.is_reached(jump.of, known.ends[index(jump.of)].edge)
+        let confirmed = |jump: &EdgeJump| {
+            let claimed = known.unconfirmed.is_some_and(|claim| jump.is_confirmed(claim.of, claim.seq_end, claim.by));
+            claimed || jump.is_reached(jump.of, known.endpoints[index(jump.of)].seq_end)
         };
         if self.jump().as_ref().is_some_and(confirmed) {
             self.jump = 0;
@@ -162,10 +171,10 @@ impl Track {
 
     /// Takes in the answer of another member, by its place among them. Is it time to judge again? The word of one that sees the
     /// connection may show that a segment belongs; that it does not, only all together can.
-    pub(crate) fn merge(&mut self, place: usize, known: &Known, others: u32, now: Time) -> bool {
-        self.learn(known, now);
+    pub(crate) fn record_reply(&mut self, place: usize, known: &TcpSnapshot, others: u32, now: Time) -> bool {
+        self.merge_snapshot(known, now);
         self.answers |= 1 << (place % MEMBERS.count_ones() as usize);
-        match (known.live, known.gap) {
+        match (known.live, known.history_incomplete) {
             (true, _) => self.answers |= LIVE,
             (false, true) => self.answers |= GAP,
             (false, false) => {}

@@ -28,7 +28,7 @@ async fn a_lost_leader_is_replaced_within_300_ms() {
         assert_eq!(asked.command(command(n), LONG).await, Ok(Outcome::Accepted));
         times.push(clock::now().since(lost));
         // Nobody may notice: both were current all the time.
-        let quick = times.last().is_some_and(|took| *took < crate::lease::CURRENT_FOR / 2);
+        let quick = times.last().is_some_and(|took| *took < crate::lease::LEASE_DURATION / 2);
         assert!(!quick || rest.iter().all(|i| nodes[*i].current()));
         tokio::time::sleep(Duration::from_millis(500)).await;
         nodes[lead].start().await;
@@ -45,7 +45,7 @@ async fn a_lost_leader_is_replaced_within_300_ms() {
     );
     assert!(at(50) < Duration::from_millis(300), "{times:?}");
     // A disk may hold a vote up for as long as it likes; other tests and compilers use this one.
-    assert!(at(90) < crate::lease::CURRENT_FOR, "{times:?}");
+    assert!(at(90) < crate::lease::LEASE_DURATION, "{times:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -48,7 +48,7 @@ async fn a_data_folder_that_was_rolled_back_is_not_started() {
         Arc::new(Lease::new(LONG)),
     );
     match opened.await.map(drop) {
-        Err(OpenError::RolledBack { member: id, here, there: known }) => {
+        Err(OpenError::Rollback(RollbackError::RolledBack { member: id, here, there: known })) => {
             println!("its log ends at {here}, the leader knows that it had {known}");
             assert_eq!((id, known), (member, there));
             assert!(here + 50 <= there, "{here}, {there}");

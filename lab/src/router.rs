@@ -8,9 +8,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::clock;
 use anyhow::Result;
 use palisade_engine::Time;
-use palisade_node::clock;
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -50,7 +50,7 @@ pub struct Change {
 
 /// The networks that are reached through the members, one a family, with the preferred source.
 #[derive(Clone, Copy, Debug)]
-pub struct Beyond {
+pub struct RoutedNetwork {
     /// Network and prefix length.
     pub network: (IpAddr, u8),
     /// The source address of what starts here.
@@ -68,7 +68,7 @@ pub struct Router {
 #[derive(Debug)]
 struct State {
     netns: Netns,
-    beyond: [Beyond; 2],
+    networks: [RoutedNetwork; 2],
     /// By how many places the set is rotated; the two routers differ in it.
     rotation: usize,
     /// Held while the kernel's routes are changed, so that they can not be changed in the wrong order.
@@ -82,10 +82,10 @@ impl Router {
     ///
     /// # Errors
     /// No thread.
-    pub fn new(netns: &Netns, beyond: [Beyond; 2], rotation: usize) -> Result<Router> {
+    pub fn new(netns: &Netns, networks: [RoutedNetwork; 2], rotation: usize) -> Result<Router> {
         let state = State {
             netns: netns.clone(),
-            beyond,
+            networks,
             rotation,
             set: tokio::sync::Mutex::default(),
             changes: Mutex::default(),
@@ -184,10 +184,10 @@ impl State {
         let by = self.rotation % hops.len();
         hops.rotate_left(by);
         let mut done = true;
-        for (family, beyond) in self.beyond.iter().enumerate() {
+        for (family, routed) in self.networks.iter().enumerate() {
             let hops: Vec<NextHop> = hops.iter().map(|pair| pair[family]).collect();
             let netlink = self.netns.netlink();
-            if let Err(e) = netlink.replace_route(beyond.network, Some(beyond.source), &hops).await {
+            if let Err(e) = netlink.replace_route(routed.network, Some(routed.source), &hops).await {
                 tracing::warn!("router {}: {e:#}", self.netns.name());
                 done = false;
             }

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use palisade_cli::lab::random::Random;
+use crate::random::Random;
 use pnet::datalink::MacAddr;
 use pnet::packet::tcp::{MutableTcpPacket, TcpFlags};
 use pnet::packet::udp::MutableUdpPacket;

@@ -1,18 +1,5 @@
-//! The lab: a whole network in one process, made over netlink, gone when it is dropped.
-//!
-//! A client and a server host, each its own router, have a link to each member and balance over them by the layer-4
-//! hash (see [`addr`] for the picture). Real kernels, real TCP; the demo and the end-to-end tests run in it.
-
-pub mod addr;
-pub mod counters;
-pub mod http;
-pub mod member;
-pub mod netlink;
-pub mod netns;
-pub mod privilege;
-pub mod process;
-pub mod random;
-pub mod router;
+//! A client and a server host, each its own router, with a link to each member, over which it balances by the layer-4 hash
+//! (see [`addr`] for the picture).
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -27,14 +14,11 @@ use parking_lot::Mutex;
 use serde_json::Value;
 use tempfile::TempDir;
 
-pub use self::addr::{SIDES, Side};
-pub use self::member::{Member, Mode};
-pub use self::netlink::Flow;
-pub use self::netns::{Netns, NsThread};
-pub use self::process::{Process, Spawn};
-
-use self::netlink::NextHop;
-use self::router::{Beyond, Router, Target};
+use crate::addr::{self, SIDES, Side};
+use crate::member::{Member, Mode};
+use crate::netlink::{Flow, NextHop};
+use crate::netns::Netns;
+use crate::router::{RoutedNetwork, Router, Target};
 
 /// More do not fit on a screen, nor on two cores.
 pub const MAX_MEMBERS: usize = 8;
@@ -500,8 +484,8 @@ pub async fn no_address_detection(netns: &Netns) -> Result<()> {
 fn router(netns: &Netns, side: Side) -> Result<Router> {
     let networks = side.opposite().networks();
     let sources = side.hosts();
-    let beyond = [0, 1].map(|family| Beyond { network: networks[family], source: sources[family] });
-    Router::new(netns, beyond, side as usize)
+    let networks = [0, 1].map(|family| RoutedNetwork { network: networks[family], source: sources[family] });
+    Router::new(netns, networks, side as usize)
 }
 
 #[cfg(test)]

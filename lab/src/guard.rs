@@ -3,9 +3,10 @@
 use std::env;
 use std::fs::File;
 use std::io::Write;
-use std::path::{Path, PathBuf};
 
 use nix::unistd::geteuid;
+
+use crate::program::find_program;
 
 /// Held while a lab test runs: two at once would measure each other.
 #[derive(Debug)]
@@ -62,18 +63,4 @@ fn turn(programs: &[&str]) -> Result<Turn, String> {
         Ok::<_, std::io::Error>(file)
     };
     open().map(|lock| Turn { _lock: lock }).map_err(|e| format!("{}: {e}", path.display()))
-}
-
-/// Where a program is: in `PATH`, in the folders that only root has there, or where Debian hides PostgreSQL's.
-#[must_use]
-pub fn find_program(name: &str) -> Option<PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let usual = ["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from);
-    let postgres = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
-    let postgres = postgres.map(|version| version.path().join("bin"));
-    env::split_paths(&path).chain(usual).chain(postgres).map(|dir| dir.join(name)).find(|p| is_file(p))
-}
-
-fn is_file(path: &Path) -> bool {
-    path.metadata().is_ok_and(|m| m.is_file())
 }

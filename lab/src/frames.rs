@@ -4,8 +4,8 @@ use std::fmt;
 use std::io::ErrorKind;
 use std::time::Duration;
 
+use crate::Netns;
 use anyhow::{Context, Result, anyhow, bail};
-use palisade_cli::lab::Netns;
 use pnet::datalink::{self, Channel, DataLinkReceiver, DataLinkSender, MacAddr, NetworkInterface};
 
 /// The longest that [`Wire::receive`] waits.

@@ -9,16 +9,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::clock;
 use anyhow::{Context, Result};
 use palisade_engine::Time;
-use palisade_node::clock;
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
-use crate::lab::random::Random;
-use crate::lab::{Flow, Lab, NsThread, Paths, Side};
+use crate::random::Random;
+use crate::{Flow, Lab, NsThread, Paths, Side};
 
 /// The policy under which the traffic runs.
 pub const POLICY: &str = "\
@@ -32,7 +32,7 @@ accept \"echo\" from outside to inside: any -> @servers tcp/7007
 ";
 
 /// Allowed by the policy, from outside to inside.
-pub(super) const ECHO_PORT: u16 = 7007;
+pub const ECHO_PORT: u16 = 7007;
 
 /// Not allowed, in either direction.
 const FORBIDDEN_PORT: u16 = 7666;

@@ -11,9 +11,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use crate::netlink::NextHop;
+use crate::{Lab, Netns, Side, no_address_detection};
 use anyhow::Result;
-use palisade_cli::lab::netlink::NextHop;
-use palisade_cli::lab::{Lab, Netns, Side, no_address_detection};
 
 use crate::program::run;
 
@@ -22,21 +22,21 @@ const TABLE: &str = "100";
 
 /// A router and a host behind one of the lab's routers.
 #[derive(Debug)]
-pub struct Beyond {
+pub struct RemoteNetwork {
     side: Side,
     edge: Netns,
     router: Netns,
     host: Netns,
 }
 
-impl Beyond {
+impl RemoteNetwork {
     /// Makes them.
     ///
     /// # Errors
     /// What the kernel refused.
-    pub async fn attach(lab: &Lab, side: Side) -> Result<Beyond> {
+    pub async fn attach(lab: &Lab, side: Side) -> Result<RemoteNetwork> {
         let edge = lab.host(side).clone();
-        let (router, host) = (Netns::new("inner").await?, Netns::new("beyond").await?);
+        let (router, host) = (Netns::new("inner").await?, Netns::new("remote").await?);
         for netns in [&edge, &router, &host] {
             netns.sysctl("net/ipv4/ip_forward", "1").await?;
             netns.sysctl("net/ipv6/conf/all/forwarding", "1").await?;
@@ -53,9 +53,9 @@ impl Beyond {
                 netns.netlink().up(interface).await?;
             }
         }
-        let beyond = Beyond { side, edge, router, host };
-        beyond.add_routes().await?;
-        Ok(beyond)
+        let network = RemoteNetwork { side, edge, router, host };
+        network.add_routes().await?;
+        Ok(network)
     }
 
     async fn add_routes(&self) -> Result<()> {
@@ -115,9 +115,9 @@ impl Beyond {
     ///
     /// # Errors
     /// The kernel has no such setting.
-    pub async fn answer_everything(lab: &Lab, beyond: [&Beyond; 2]) -> Result<()> {
+    pub async fn answer_everything(lab: &Lab, networks: [&RemoteNetwork; 2]) -> Result<()> {
         let members = lab.members().iter().map(|m| m.netns());
-        for netns in beyond.into_iter().flat_map(|b| [&b.edge, &b.router, &b.host]).chain(members) {
+        for netns in networks.into_iter().flat_map(|n| [&n.edge, &n.router, &n.host]).chain(members) {
             netns.sysctl("net/ipv4/icmp_ratelimit", "0").await?;
             netns.sysctl("net/ipv6/icmp/ratelimit", "0").await?;
         }
