@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::addr::Ip;
-use crate::id::{Generation, RuleId, SessionId, ZoneId};
-use crate::replica::{Close, Establish};
+use crate::id::{SessionId, ZoneId};
+use crate::session::{Close, Establish, HalfOpen};
 use crate::traffic::TrafficDelta;
 use crate::tuple::{Direction, PerDirection, Protocol, Tuple};
 use crate::verdict::HoldKey;
@@ -72,12 +72,12 @@ pub enum Hint {
     /// The first fragment of a datagram was forwarded: the others may follow it through any member.
     FirstFragment {
         /// The datagram.
-        datagram: Datagram,
+        datagram: FragmentKey,
         /// Where the first fragment's data end, in bytes.
         end: u16,
     },
     /// A fragment waits for the first one: whoever knows of that says so again.
-    FragmentQuery(Datagram),
+    FragmentQuery(FragmentKey),
 }
 
 impl Hint {
@@ -92,7 +92,7 @@ impl Hint {
 /// What the fragments of one datagram have in common (RFC 791 section 3.2, RFC 8200 section 4.5), and where they come
 /// from: a fragment from elsewhere does not belong to it. Members hash it each with their own seed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
-pub struct Datagram {
+pub struct FragmentKey {
     /// Source address.
     pub src: Ip,
     /// Destination address.
@@ -171,60 +171,4 @@ pub struct EndpointSnapshot {
     pub age_ms: Option<u32>,
     /// The sequence number after its FIN.
     pub fin_end: Option<u32>,
-}
-
-/// A session whose establishment is not yet complete, as members tell it each other.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct HalfOpen {
-    /// The id that the session will have.
-    pub id: SessionId,
-    /// Client to server, as the client sends it.
-    pub original: Tuple,
-    /// Server to client, as the server sends it; the inverse of `original` but for NAT.
-    pub reply: Tuple,
-    /// The zone that the original direction comes from.
-    pub ingress: ZoneId,
-    /// The zone that it leaves to, and the reply comes from.
-    pub egress: ZoneId,
-    /// The policy that allowed it.
-    pub generation: Generation,
-    /// The rule that allowed it.
-    pub rule: RuleId,
-    /// The closed session that it takes the tuple over from.
-    pub supersedes: Option<SessionId>,
-    /// TCP, before the server's end is known: what an ACK acknowledged by which the server answered the SYN because it still
-    /// has an earlier connection. The client's RST, which ends that one, has this number (RFC 9293 section 3.5.1).
-    pub challenge: Option<u32>,
-    /// What the protocol adds.
-    pub protocol: HandshakeState,
-}
-
-/// The part of an opening that depends on the protocol.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub enum HandshakeState {
-    /// TCP: what the SYN said, and the SYN-ACK as soon as one was seen.
-    Tcp {
-        /// From the SYN.
-        client: SynParams,
-        /// From the SYN-ACK.
-        server: Option<SynParams>,
-    },
-    /// UDP, ICMP echo and all others: has the reply been seen?
-    Generic {
-        /// A packet of the reply direction was seen.
-        replied: bool,
-    },
-}
-
-/// What one end of a TCP connection said in its SYN.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct SynParams {
-    /// Initial sequence number: that of the SYN itself.
-    pub isn: u32,
-    /// Its window, unscaled as in every SYN (RFC 7323 section 2.2).
-    pub window: u16,
-    /// Window scale, if the option was there; used only if both ends sent it.
-    pub wscale: Option<u8>,
-    /// Were selective acknowledgements permitted (RFC 2018)?
-    pub sack: bool,
 }

@@ -6,16 +6,17 @@
 
 use std::time::Duration;
 
-use crate::engine::{Engine, Wake};
-use crate::event::{Event, HalfOpen, HandshakeState, Hint, Proposal, ProvisionalSegment, TcpSnapshot};
+use crate::engine::Engine;
+use crate::event::{Event, Hint, Proposal, ProvisionalSegment, TcpSnapshot};
 use crate::id::{MemberId, SessionId};
 use crate::pipeline::CLOSE_OVERDUE;
-use crate::replica::{Close, CloseCause};
+use crate::session::{Close, CloseCause, HalfOpen, HandshakeState};
 use crate::table::Shard;
 use crate::table::half_open::{HalfOpenEntry, same_connection, same_ends};
 use crate::table::session::Session;
 use crate::time::Time;
 use crate::tuple::{Direction, Protocol, Tuple};
+use crate::types::Wake;
 use crate::verdict::HoldKey;
 
 /// A member that passed a packet of a session not longer ago sees it still.
@@ -62,7 +63,7 @@ impl Engine {
         }
         let hash = self.table.hash(&open.original);
         let workers = {
-            let mut shard = self.table.of(hash);
+            let mut shard = self.table.shard_for(hash);
             self.merge(&mut shard, hash, open, now)
         };
         if workers != 0 {
@@ -89,7 +90,8 @@ impl Engine {
                     && matches!(half.open.protocol, HandshakeState::Generic { .. })
                     && matches!(open.protocol, HandshakeState::Generic { .. })
         };
-        let known = shard.half_open.of(hash, &open.original).find(|&slot| shard.half_open.get(slot).is_some_and(same));
+        let known =
+            shard.half_open.lookup(hash, &open.original).find(|&slot| shard.half_open.get(slot).is_some_and(same));
         let Some(slot) = known else {
             self.table.insert_half_open(shard, hash, *open, now);
             return shard.queries.take(hash);
@@ -194,7 +196,7 @@ impl Engine {
     /// Sends what is known of a tuple again.
     fn reply_to_query(&self, now: Time, tuple: &Tuple, events: &mut Vec<Event>) {
         let hash = self.table.hash(tuple);
-        let shard = self.table.of(hash);
+        let shard = self.table.shard_for(hash);
         let session = shard.sessions.find(hash, tuple).and_then(|slot| shard.sessions.get(slot));
         if let Some((session, track)) = session.and_then(|s| Some((s, s.track?))) {
             // What another member may have passed unseen, or this one before it restarted, is known to nobody by what is known
@@ -208,7 +210,7 @@ impl Engine {
             let provisional = shard.provisional.for_session(session.id, now).take(MAX_PROVISIONAL).collect();
             events.push(Event::Hint(Hint::Progress { id: session.id, snapshot, provisional }));
         }
-        for slot in shard.half_open.of(hash, tuple) {
+        for slot in shard.half_open.lookup(hash, tuple) {
             if let Some(half) = shard.half_open.get(slot).filter(|h| !h.aborted) {
                 events.push(Event::Hint(Hint::HalfOpen(Box::new(half.open))));
             }

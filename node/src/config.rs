@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use palisade_engine::replica::Role;
+use palisade_engine::Role;
 
 pub use reader::{ConfigError, Invalid, Problem};
 use reader::{Table, Wrong};
@@ -36,7 +36,7 @@ pub const KEYS: &[&str] = &[
     "datapath.mode",
     "datapath.inject",
     "datapath.workers",
-    "datapath.unfiltered",
+    "datapath.bypass_interfaces",
     "datapath.hold_time",
     "datapath.hold_packets",
     "datapath.hold_bytes",
@@ -45,8 +45,8 @@ pub const KEYS: &[&str] = &[
     "datapath.manage_rp_filter",
     "datapath.manage_forwarding",
     "raft.durability",
-    "raft.heartbeat",
-    "raft.election",
+    "raft.heartbeat_interval",
+    "raft.election_timeout",
     "raft.max_voters",
     "raft.replace_after",
     "limits.max_sessions",
@@ -140,8 +140,8 @@ pub struct Datapath {
     pub inject: Inject,
     /// Worker threads, 1 to 64.
     pub workers: usize,
-    /// Interfaces exempt from the gate: what comes in by them the kernel routes unfiltered.
-    pub unfiltered: Vec<String>,
+    /// Interfaces exempt from the gate: the kernel routes what arrives on them unfiltered.
+    pub bypass_interfaces: Vec<String>,
     /// Longest hold.
     pub hold_time: Duration,
     /// Most packets held per worker: matched, unmatched.
@@ -158,9 +158,9 @@ pub struct Datapath {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Raft {
     /// The leader's heartbeat interval.
-    pub heartbeat: Duration,
+    pub heartbeat_interval: Duration,
     /// How long a member keeps to its leader after the last sign of it; then it stands for election.
-    pub election: Duration,
+    pub election_timeout: Duration,
     /// Most members that vote.
     pub max_voters: usize,
     /// A voter that did not answer for so long is replaced by a learner.
@@ -382,7 +382,7 @@ impl Datapath {
             v.choice(&[("auto", Inject::Auto), ("tun", Inject::Tun), ("veth", Inject::Veth)])
         });
         let workers = t.or(problems, "workers", default_workers(), |v| v.count(1, 64));
-        let unfiltered = t.or(problems, "unfiltered", Vec::new(), |v| v.strings(interface_name));
+        let bypass_interfaces = t.or(problems, "bypass_interfaces", Vec::new(), |v| v.strings(interface_name));
         let hold_time = t.or(problems, "hold_time", Duration::from_millis(250), |v| {
             v.duration(Duration::from_millis(10), Duration::from_secs(2))
         });
@@ -397,7 +397,7 @@ impl Datapath {
         Some(Datapath {
             inject: inject?,
             workers: workers?,
-            unfiltered: unfiltered?,
+            bypass_interfaces: bypass_interfaces?,
             hold_time: hold_time?,
             hold_packets: (packets?, unmatched_packets?),
             hold_bytes: (bytes?, unmatched_bytes?),
@@ -419,23 +419,24 @@ impl Raft {
                 )),
             });
         let usual = Timing::default();
-        let heartbeat = t.or(problems, "heartbeat", usual.heartbeat, |v| {
+        let heartbeat = t.or(problems, "heartbeat_interval", usual.heartbeat, |v| {
             v.duration(Duration::from_millis(10), Duration::from_millis(100))
         });
         // Even if the first vote is lost, a new leader is there before four times this. That has to be while the last proof
         // of being current still holds, or every change of leader would stop new connections everywhere.
-        let election =
-            t.or(problems, "election", usual.election, |v| v.duration(Duration::from_millis(60), LEASE_DURATION / 4));
+        let election = t.or(problems, "election_timeout", usual.election, |v| {
+            v.duration(Duration::from_millis(60), LEASE_DURATION / 4)
+        });
         if let (Some(heartbeat), Some(election)) = (heartbeat, election)
             && election < heartbeat * 3
         {
             let found = format!("{election:?}, with a heartbeat of {heartbeat:?}");
             t.problem(
                 problems,
-                "election",
+                "election_timeout",
                 "at least three times the heartbeat",
                 &found,
-                "a single lost heartbeat must not start an election: raise `election` or lower `heartbeat`",
+                "a single lost heartbeat must not start an election: raise `election_timeout` or lower `heartbeat_interval`",
             );
         }
         let voters = Voters::default();
@@ -448,8 +449,8 @@ impl Raft {
         t.finish(problems);
         durability?;
         Some(Raft {
-            heartbeat: heartbeat?,
-            election: election?,
+            heartbeat_interval: heartbeat?,
+            election_timeout: election?,
             max_voters: max_voters?,
             replace_after: replace_after?,
         })

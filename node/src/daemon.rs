@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use miette::Diagnostic;
-use palisade_engine::LeaseState;
-use palisade_engine::replica::Role;
+use palisade_engine::{LeaseState, Role};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::Config;

@@ -13,10 +13,8 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use miette::Diagnostic;
-use palisade_engine::event::{Hint, Proposal};
 use palisade_engine::hold::Limits;
-use palisade_engine::replica::Role;
-use palisade_engine::{Engine, LeaseState, MemberId, Time};
+use palisade_engine::{Engine, Hint, LeaseState, MemberId, Proposal, Role, Time};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinHandle, spawn_blocking};
@@ -229,7 +227,11 @@ impl From<&Config> for replication::Options {
             advertise: c.cluster.advertise.to_string(),
             role: c.role,
             engine,
-            timing: Timing { heartbeat: c.raft.heartbeat, election: c.raft.election, ..Timing::default() },
+            timing: Timing {
+                heartbeat: c.raft.heartbeat_interval,
+                election: c.raft.election_timeout,
+                ..Timing::default()
+            },
             log: replication::LogSize::default(),
             voters: Voters { max: c.raft.max_voters, replace_after: c.raft.replace_after },
             progress_rate: c.limits.progress_rate as u64,
@@ -247,7 +249,7 @@ impl From<&Config> for datapath::Options {
         };
         datapath::Options {
             interfaces: c.interfaces.iter().map(interface).collect(),
-            unfiltered: d.unfiltered.clone(),
+            bypass_interfaces: d.bypass_interfaces.clone(),
             workers: d.workers,
             hold: Limits { packets: d.hold_packets, bytes: d.hold_bytes, time: d.hold_time },
             device: INJECT_DEVICE.to_owned(),

@@ -32,7 +32,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use miette::Diagnostic;
-use palisade_engine::replica::Role;
+use palisade_engine::Role;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -164,7 +164,7 @@ async fn install_gate(config: &Config) -> Result<(), NodeError> {
     if config.role == Role::Witness {
         return Ok(());
     }
-    let gate = Gate::new(INJECT_DEVICE, &config.datapath.unfiltered);
+    let gate = Gate::new(INJECT_DEVICE, &config.datapath.bypass_interfaces);
     // It queries the kernel and runs nft.
     let installed = spawn_blocking(move || gate.install()).await.map_err(NodeError::GateTask)?;
     match installed.map_err(NodeError::Gate)?.nft {

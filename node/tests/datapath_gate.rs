@@ -530,9 +530,9 @@ fn an_exemption_that_is_no_longer_configured_is_closed() {
         return;
     }
     let lab = Lab::new();
-    let exempt = Options { unfiltered: vec!["f0".to_owned()], ..Lab::options() };
+    let exempt = Options { bypass_interfaces: vec!["f0".to_owned()], ..Lab::options() };
     let install = |options: &Options| {
-        let gate = Gate::new("palisade0", &options.unfiltered);
+        let gate = Gate::new("palisade0", &options.bypass_interfaces);
         lab.member.call(move || gate.install().unwrap());
     };
     install(&exempt);

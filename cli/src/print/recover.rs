@@ -73,7 +73,7 @@ fn text(out: &mut dyn Write, plan: &RecoveryPlan) -> io::Result<()> {
     for l in &plan.removed {
         let vote = if l.voter { "voter" } else { "learner" };
         let there = if l.answers { ": IT ANSWERS; stop it, it must never run again as it is" } else { "" };
-        writeln!(out, "  {} (member {}, {}, {vote}) is struck off{there}", l.info.name, l.id, l.info.address)?;
+        writeln!(out, "  {} (member {}, {}, {vote}) will be removed{there}", l.info.name, l.id, l.info.address)?;
     }
     writeln!(out, "  whatever the others acknowledged after log entry {}, the last one here", plan.last_log)?;
     writeln!(out, "  join tokens: make new ones\n")?;
@@ -105,7 +105,7 @@ pub fn done(output: Output, plan: &RecoveryPlan, done: &Recovered) -> Result<(),
             for l in &plan.removed {
                 writeln!(
                     out,
-                    "struck off: {} (member {}); keep it off, empty its data_dir, join it again",
+                    "removed: {} (member {}); keep it off, empty its data_dir, join it again",
                     l.info.name, l.id
                 )?;
             }

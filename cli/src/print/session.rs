@@ -279,8 +279,7 @@ pub fn count(output: Output, c: &v1::SessionCountResponse) -> Result<(), Failure
 
 #[cfg(test)]
 mod tests {
-    use palisade_engine::id::{Generation, MemberId, RuleId, SessionId};
-    use palisade_engine::{Ip, Protocol, Traffic};
+    use palisade_engine::{Generation, Ip, MemberId, Protocol, RuleId, SessionId, Traffic};
 
     use super::*;
 

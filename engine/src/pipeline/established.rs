@@ -4,17 +4,18 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::blind_intervals::MAX_UNSEEN_BYTES;
-use crate::engine::{Context, Engine, LeaseState};
-use crate::event::{Event, Hint, Proposal, ProvisionalSegment, SynParams};
+use crate::engine::Engine;
+use crate::event::{Event, Hint, Proposal, ProvisionalSegment};
 use crate::parse::{Kind, Packet, Tcp};
 use crate::policy::Action;
-use crate::replica::{Close, CloseCause};
+use crate::session::{Close, CloseCause, SynParams};
 use crate::table::Shard;
-use crate::table::session::{Mark, Session};
+use crate::table::session::{Session, SessionFlag};
 use crate::track::generic;
 use crate::track::tcp::peer_query::Resolution;
 use crate::track::tcp::{MAX_SYN_DATA, SegmentOutcome, WindowCheck, seq_diff};
 use crate::tuple::Direction;
+use crate::types::{Context, LeaseState};
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 
 /// How long the member whose turn it is has for the close of a finished session.
@@ -31,7 +32,7 @@ impl Engine {
         events: &mut Vec<Event>,
     ) -> Option<Verdict> {
         let session = shard.sessions.get(slot)?;
-        if !session.marks.has(Mark::Expiring) {
+        if !session.flags.has(SessionFlag::Expiring) {
             return self.of_session(shard, slot, packet, context, events);
         }
         // What would pass does not before the cluster knows that the session is in use. It is judged again then, so nothing
@@ -82,7 +83,7 @@ impl Engine {
                 return Some(Verdict::Drop(Reason::NoSession));
             }
             session.account(direction, packet.length, context.now);
-            shard.sessions.busy(slot);
+            shard.sessions.mark_dirty(slot);
             return Some(Verdict::Forward);
         };
         let ends = session.syn_params()?;
@@ -154,7 +155,7 @@ impl Engine {
             }
         }
         session.account(direction, packet.length, context.now);
-        shard.sessions.busy(slot);
+        shard.sessions.mark_dirty(slot);
         if changed {
             // Its time may be over earlier than it was when it was armed.
             shard.sessions.arm(slot, context.now, self.law().timeouts());
@@ -222,7 +223,7 @@ impl Engine {
                     );
                     self.takeover_counters.provisional.fetch_add(1, Ordering::Relaxed);
                     session.account(direction, packet.length, context.now);
-                    shard.sessions.busy(slot);
+                    shard.sessions.mark_dirty(slot);
                     return Some(Err(Verdict::Forward));
                 }
             }

@@ -20,16 +20,17 @@
 
 use std::time::Duration;
 
-use crate::engine::{Context, Engine, LeaseState};
-use crate::event::{Event, HalfOpen, HandshakeState, Hint, Proposal, SynParams};
+use crate::engine::Engine;
+use crate::event::{Event, Hint, Proposal};
 use crate::parse::{Kind, Packet, Tcp};
 use crate::policy::Action;
-use crate::replica::{Close, CloseCause, Establish};
+use crate::session::{Close, CloseCause, Establish, HalfOpen, HandshakeState, SynParams};
 use crate::table::Shard;
 use crate::table::peer_queries::QUERY_RETRY_INTERVAL;
 use crate::track::generic;
 use crate::track::tcp::{MAX_SYN_DATA, max_advertisable_window, seq_diff};
 use crate::tuple::Direction;
+use crate::types::{Context, LeaseState};
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 
 /// A proposal that had no outcome for so long may be lost; the next packet makes it again.
@@ -205,7 +206,7 @@ impl Engine {
     ) -> HalfOpenMatch {
         let mut implausible = None;
         let mut best: Option<(HandshakeStep, u32)> = None;
-        for slot in shard.half_open.of(hash, &packet.tuple) {
+        for slot in shard.half_open.lookup(hash, &packet.tuple) {
             let Some(half) = shard.half_open.get(slot).filter(|h| !h.aborted) else { continue };
             let (direction, zone) = match half.open.original == packet.tuple {
                 true => (Direction::Original, half.open.ingress),

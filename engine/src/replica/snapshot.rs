@@ -33,12 +33,15 @@ use serde::{Deserialize, Serialize};
 
 use super::apply::{invalid, record_digest, session_digest};
 use super::window::{REMEMBERED, Removed, WIDTH, Window, Windows};
-use super::{CloseCause, Establish, MemberInfo, Outcome, Replica, RestoreError, Settings, register, resumes_digest};
-use crate::engine::{Engine, PolicyRecord, View, Wake};
+use super::{Outcome, Replica, RestoreError, Settings, register, resumes_digest};
+use crate::cluster_state::{MemberInfo, PolicyRecord, View};
+use crate::engine::Engine;
 use crate::id::{Generation, MemberId, SessionId};
-use crate::table::session::{Mark, Session};
+use crate::session::{CloseCause, Establish};
+use crate::table::session::{Session, SessionFlag};
 use crate::table::{SHARDS, Shard, Table};
 use crate::time::{Coarse, Time};
+use crate::types::Wake;
 use crate::verdict::HoldKey;
 
 /// Format version 1.
@@ -469,17 +472,17 @@ fn replace_shard(
         if session.closed != closed || session.refreshes != refreshes {
             session.closed = closed;
             session.refreshes = refreshes;
-            session.marks.set(Mark::Expiring, false);
+            session.flags.set(SessionFlag::Expiring, false);
             session.seen = Coarse::up(now);
         }
-        let half_open: Vec<u32> = shard.half_open.of(hash, &establish.original).collect();
+        let half_open: Vec<u32> = shard.half_open.lookup(hash, &establish.original).collect();
         for slot in half_open {
             match shard.half_open.get(slot) {
                 Some(half) if half.open.id == establish.id => {
                     wakes.push((hash, half.waiters));
                     table.remove_half_open(shard, slot);
                 }
-                _ => session.marks.set(Mark::Contested, true),
+                _ => session.flags.set(SessionFlag::Contested, true),
             }
         }
         shard.digest = shard.digest.wrapping_add(session_digest(&session));

@@ -1,10 +1,10 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::engine::Config;
-use crate::event::HandshakeState;
 use crate::id::{RuleId, SessionId};
+use crate::session::{Close, CloseCause, Establish, HandshakeState};
 use crate::testing::{INSIDE, OUTSIDE, POLICY, end, tuple};
+use crate::types::Config;
 use crate::verdict::HoldKey;
 
 mod idempotent;

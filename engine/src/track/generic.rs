@@ -11,8 +11,8 @@
 //! member knows by hints. All other combinations change nothing. A packet of either direction renews the session's time.
 
 use super::State;
-use crate::event::HandshakeState;
 use crate::parse::Kind;
+use crate::session::HandshakeState;
 use crate::tuple::Direction;
 
 /// May a packet of this kind go this way? Echo replies never ask, and requests never answer; an identifier of 0 makes

@@ -70,9 +70,9 @@
 use std::time::Duration;
 
 use super::State;
-use crate::event::{EndpointSnapshot, SynParams};
+use crate::event::EndpointSnapshot;
 use crate::parse::Tcp;
-use crate::replica::CloseCause;
+use crate::session::{CloseCause, SynParams};
 use crate::time::{Coarse, Fine, Time};
 use crate::tuple::Direction;
 use crate::verdict::Reason;

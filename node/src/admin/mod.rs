@@ -12,8 +12,8 @@ mod socket;
 use std::sync::Arc;
 use std::time::Duration;
 
-use palisade_engine::LeaseState;
-use palisade_engine::replica::{Command, Outcome, Role};
+use palisade_engine::replica::{Command, Outcome};
+use palisade_engine::{LeaseState, Role};
 use palisade_proto::admin::v1;
 use palisade_proto::admin::v1::admin_server::{Admin, AdminServer};
 use tokio_stream::wrappers::UnixListenerStream;
@@ -214,7 +214,7 @@ fn membership(member: &Member) -> v1::Membership {
         members: s.members.into_iter().map(one).collect(),
         sessions: counts.sessions.iter().map(|(_, _, n)| n).sum(),
         half_open: counts.half_open,
-        audited: if leads { metrics.audited_index.get() } else { 0 },
+        audited_index: if leads { metrics.audited_index.get() } else { 0 },
         suspect: metrics.state_suspect.get() != 0,
     }
 }
@@ -361,6 +361,11 @@ impl Admin for Service {
         request: Request<v1::SessionCountRequest>,
     ) -> Result<Response<v1::SessionCountResponse>, Status> {
         self.count(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn gate(&self, _: Request<v1::GateRequest>) -> Result<Response<v1::GateResponse>, Status> {
+        let bypass_interfaces = self.0.config().datapath.bypass_interfaces.clone();
+        Ok(Response::new(v1::GateResponse { bypass_interfaces }))
     }
 }
 

@@ -7,10 +7,9 @@ use std::time::Duration;
 
 use futures::Stream;
 use palisade_engine::PerDirection;
-use palisade_engine::engine::{SessionInfo, View};
-use palisade_engine::id::SessionId;
 use palisade_engine::policy::Policy;
-use palisade_engine::replica::{Command, Establish, Outcome};
+use palisade_engine::replica::{Command, Outcome};
+use palisade_engine::{Establish, SessionId, SessionInfo, View};
 use palisade_proto::admin::v1;
 use palisade_proto::convert::admin::{AdminError, Session, SessionFilter};
 use tokio::sync::{broadcast, mpsc};
@@ -57,7 +56,7 @@ impl Service {
         let filter = filter(r.filter)?;
         let member = self.member()?;
         let view = member.engine.view();
-        let mut left = if r.most == 0 { u64::MAX } else { r.most };
+        let mut left = if r.limit == 0 { u64::MAX } else { r.limit };
         let (to, parts) = mpsc::channel(PARTS);
         tokio::task::spawn_blocking(move || {
             let mut part = Vec::with_capacity(PART);

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use palisade_engine::replica::{Command, MemberChange, MemberInfo, Outcome};
+use palisade_engine::MemberInfo;
+use palisade_engine::replica::{Command, MemberChange, Outcome};
 use palisade_engine::{Engine, MemberId};
 use tokio::sync::mpsc;
 use tonic::Status;

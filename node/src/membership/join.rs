@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use palisade_engine::MemberId;
-use palisade_engine::replica::{Batch, Command, MemberChange, MemberInfo, Outcome};
+use palisade_engine::MemberInfo;
+use palisade_engine::replica::{Batch, Command, MemberChange, Outcome};
 use palisade_proto::member::v1 as wire;
 use palisade_proto::member::v1::admission_client::AdmissionClient;
 use palisade_raft_store::Identity as StoreIdentity;

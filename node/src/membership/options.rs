@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use palisade_engine::replica::{MemberInfo, Role};
+use palisade_engine::{MemberInfo, Role};
 
 use crate::raft::config::{LogSize, Timing};
 use crate::raft::voters::Voters;

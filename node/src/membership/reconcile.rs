@@ -7,8 +7,8 @@ use std::time::Duration;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, RaftError};
 use openraft::{ChangeMembers, RaftMetrics, ServerState};
-use palisade_engine::engine::View;
-use palisade_engine::replica::MemberInfo;
+use palisade_engine::MemberInfo;
+use palisade_engine::View;
 use palisade_engine::{Engine, MemberId, Time};
 use palisade_raft_store::TypeConfig;
 

@@ -14,8 +14,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use palisade_engine::replica::{MemberInfo, Replica};
-use palisade_engine::{Engine, Generation, MemberId};
+use palisade_engine::replica::Replica;
+use palisade_engine::{Engine, Generation, MemberId, MemberInfo};
 use palisade_raft_store::{Identity as StoreIdentity, Remains, Setup, StoreError};
 
 use crate::blocking::blocking;

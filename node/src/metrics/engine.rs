@@ -1,9 +1,6 @@
 //! Figures about the session table and the member's place in the cluster.
 
-use palisade_engine::engine::{Counts, View};
-use palisade_engine::id::Generation;
-use palisade_engine::replica::Role;
-use palisade_engine::{LeaseState, TakeoverCounts};
+use palisade_engine::{Counts, Generation, LeaseState, Role, TakeoverCounts, View};
 
 use super::Sheet;
 

@@ -2,9 +2,7 @@ use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
-use palisade_engine::engine::{Counts, View};
-use palisade_engine::id::Generation;
-use palisade_engine::{LeaseState, Protocol, TakeoverCounts};
+use palisade_engine::{Counts, Generation, LeaseState, Protocol, TakeoverCounts, View};
 
 use super::*;
 
@@ -75,8 +73,7 @@ pub(crate) fn check(text: &str) {
 
 /// Every family that a firewall's `/metrics` can have, as its samples name it.
 fn families() -> BTreeSet<String> {
-    use palisade_engine::MemberId;
-    use palisade_engine::replica::{MemberInfo, Role};
+    use palisade_engine::{MemberId, MemberInfo, Role};
 
     let member = |id: u64| crate::replication::Member {
         id: MemberId(id),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use palisade_engine::MemberId;
-use palisade_engine::replica::MemberInfo;
+use palisade_engine::MemberInfo;
 use palisade_proto::member::v1::member_client::MemberClient;
 use parking_lot::Mutex;
 use tonic::Status;

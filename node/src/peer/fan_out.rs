@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures::Stream;
 use futures::stream::FuturesUnordered;
 use palisade_engine::MemberId;
-use palisade_engine::replica::MemberInfo;
+use palisade_engine::MemberInfo;
 use tonic::{Response, Status};
 
 use crate::peer::connections::{Client, Lane, Peers};

@@ -17,8 +17,7 @@ use openraft::raft::{
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::type_config::alias::{SnapshotOf, VoteOf};
-use palisade_engine::replica::MemberInfo;
-use palisade_engine::{MemberId, Time};
+use palisade_engine::{MemberId, MemberInfo, Time};
 use palisade_proto::member::v1 as proto;
 use palisade_raft_store::{SnapshotFile, TypeConfig};
 use tokio::sync::mpsc;

@@ -10,8 +10,7 @@ use openraft::raft::{
 use openraft::type_config::alias::{EntryOf, LogIdOf, VoteOf};
 use openraft::vote::RaftLeaderId;
 use openraft::{EntryPayload, Membership};
-use palisade_engine::MemberId;
-use palisade_engine::replica::MemberInfo;
+use palisade_engine::{MemberId, MemberInfo};
 use palisade_proto::convert::{MemberError, decode_batch, encode_batch};
 use palisade_proto::member::v1 as wire;
 use palisade_raft_store::TypeConfig;

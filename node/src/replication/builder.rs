@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use palisade_engine::event::{Hint, Proposal};
 use palisade_engine::replica::Replica;
 use palisade_engine::{Engine, MemberId, Wake};
+use palisade_engine::{Hint, Proposal};
 use palisade_raft_store::{Auditor, Identity as StoreIdentity, Snapshots, StoreMetrics};
 use tokio::sync::{broadcast, mpsc, watch};
 

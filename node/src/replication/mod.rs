@@ -25,9 +25,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
-use palisade_engine::event::{Hint, Proposal};
 use palisade_engine::replica::{Command, Outcome, Replica};
 use palisade_engine::{Engine, MemberId, Wake};
+use palisade_engine::{Hint, Proposal};
 use palisade_raft_store::{Auditor, StoreMetrics};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinHandle;

@@ -1,9 +1,7 @@
 //! How a member and its cluster are, for people and for `/metrics`.
 
 use openraft::{RaftMetrics, ServerState};
-use palisade_engine::engine::View;
-use palisade_engine::replica::MemberInfo;
-use palisade_engine::{LeaseState, MemberId};
+use palisade_engine::{LeaseState, MemberId, MemberInfo, View};
 use palisade_raft_store::TypeConfig;
 
 use crate::membership::identity::Identity;

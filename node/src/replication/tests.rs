@@ -5,10 +5,11 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener as StdListener};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use palisade_engine::event::{HalfOpen, HandshakeState, SynParams};
-use palisade_engine::replica::{Batch, Close, CloseCause, Establish, Role};
+use palisade_engine::replica::Batch;
+use palisade_engine::{Close, CloseCause, Establish, Role};
 use palisade_engine::{Generation, HoldKey, LeaseState, Protocol, SessionId, Time, Tuple, ZoneId};
-use palisade_engine::{Ip, id::RuleId};
+use palisade_engine::{HalfOpen, HandshakeState, SynParams};
+use palisade_engine::{Ip, RuleId};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use palisade_engine::Engine;
-use palisade_engine::event::{Event, Hint, Proposal};
+use palisade_engine::{Event, Hint, Proposal};
 use tokio::sync::mpsc;
 
 use crate::clock;

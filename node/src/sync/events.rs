@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use palisade_engine::replica::{Applied, Batch, Close, Command, Establish};
-use palisade_engine::{MemberId, SessionId};
+use palisade_engine::replica::{Applied, Batch, Command};
+use palisade_engine::{Close, Establish, MemberId, SessionId};
 use palisade_raft_store::Observer;
 use tokio::sync::{broadcast, mpsc};
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::{Stream, StreamExt};
-use palisade_engine::event::Hint;
+use palisade_engine::Hint;
 use palisade_engine::{Engine, MemberId};
 use palisade_proto::convert::encode_hint;
 use palisade_proto::member::v1 as wire;

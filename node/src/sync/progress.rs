@@ -11,8 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
-use palisade_engine::replica::Role;
-use palisade_engine::{Engine, MemberId, Time};
+use palisade_engine::{Engine, MemberId, Role, Time};
 use palisade_proto::convert::{decode_progress, encode_progress};
 use palisade_proto::member::v1 as wire;
 use parking_lot::Mutex;

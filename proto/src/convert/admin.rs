@@ -3,10 +3,9 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use palisade_engine::engine::SessionInfo;
-use palisade_engine::id::{Generation, MemberId, RuleId, SessionId};
-use palisade_engine::replica::Role;
-use palisade_engine::{Ip, LeaseState, PerDirection, Protocol, Traffic, Tuple};
+use palisade_engine::{
+    Generation, Ip, LeaseState, MemberId, PerDirection, Protocol, Role, RuleId, SessionId, SessionInfo, Traffic, Tuple,
+};
 
 use crate::admin::v1;
 

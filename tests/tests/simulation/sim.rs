@@ -6,8 +6,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
-use palisade_engine::replica::{Command, Outcome, PolicyChange, Role};
-use palisade_engine::{Engine, Generation, LeaseState};
+use palisade_engine::replica::{Command, Outcome, PolicyChange};
+use palisade_engine::{Engine, Generation, LeaseState, Role};
 use palisade_lab::random::Random;
 use palisade_node::lease::Lease;
 use palisade_node::replication::{self, LogSize, Options, RaftRole, Replication, Timing, Voters};

@@ -6,12 +6,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use palisade_engine::event::{Hint, Proposal};
 use palisade_engine::hold::{HoldBuffer, Limits};
 use palisade_engine::parse::{self, Checksum};
-use palisade_engine::replica::Establish;
 use palisade_engine::{
-    Context, Engine, Event, Generation, HoldKey, Ip, LeaseState, Reason, Routes, Time, Verdict, Wake, ZoneId,
+    Context, Engine, Establish, Event, Generation, Hint, HoldKey, Ip, LeaseState, Proposal, Reason, Routes, Time,
+    Verdict, Wake, ZoneId,
 };
 use palisade_node::lease::Lease;
 use parking_lot::Mutex;

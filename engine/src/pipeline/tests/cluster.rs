@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::addr::Ip;
-use crate::engine::{Config, Context, Engine, LeaseState, Routes, Wake};
+use crate::engine::Engine;
 use crate::event::{Event, Hint, Proposal};
 use crate::id::{Generation, MemberId, ZoneId};
 use crate::parse::{IpOptions, Kind, Packet, Tcp};
@@ -13,6 +13,7 @@ use crate::table::peer_queries::HINT_DELAY;
 use crate::testing::{CLIENT, INSIDE, OUTSIDE, POLICY, SERVER, tuple};
 use crate::time::Time;
 use crate::tuple::Tuple;
+use crate::types::{Config, Context, LeaseState, Routes, Wake};
 use crate::verdict::{HoldKey, Verdict};
 
 pub(crate) const MS: Duration = Duration::from_millis(1);
@@ -246,7 +247,8 @@ impl Cluster {
 
     /// Registers the three members, so that they ask one another.
     pub(crate) fn register(&mut self) {
-        use crate::replica::{MemberChange, MemberInfo, Role};
+        use crate::cluster_state::{MemberInfo, Role};
+        use crate::replica::MemberChange;
         let info = |name: &str| MemberInfo { name: name.to_owned(), address: String::new(), role: Role::Firewall };
         let init = MemberChange::Init { cluster: "c".to_owned(), member: info("a") };
         let commands = [init, MemberChange::Join(info("b")), MemberChange::Join(info("c"))];

@@ -1,10 +1,11 @@
 //! What the standards demand, by document and section.
 
 use super::cluster::*;
-use crate::event::{HandshakeState, Proposal};
+use crate::event::Proposal;
 use crate::parse::{Kind, Packet, Tcp};
 use crate::progress::TakeoverCounts;
 use crate::replica::Outcome;
+use crate::session::HandshakeState;
 use crate::verdict::{HoldClass, Reason, Verdict};
 
 const FORWARD: Verdict = Verdict::Forward;

@@ -1,12 +1,13 @@
 //! TCP through three members.
 
 use super::cluster::*;
-use crate::engine::LeaseState;
-use crate::event::{HandshakeState, Hint, Proposal};
+use crate::event::{Hint, Proposal};
 use crate::parse::Tcp;
-use crate::replica::{CloseCause, Command, Outcome};
+use crate::replica::{Command, Outcome};
+use crate::session::{CloseCause, HandshakeState};
 use crate::testing::POLICY;
 use crate::tuple::Direction;
+use crate::types::LeaseState;
 use crate::verdict::{HoldClass, Reason, Verdict};
 
 const FORWARD: Verdict = Verdict::Forward;

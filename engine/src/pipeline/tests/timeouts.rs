@@ -6,11 +6,11 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::cluster::*;
-use crate::engine::SessionInfo;
-use crate::event::{HandshakeState, Hint};
+use crate::event::Hint;
 use crate::id::{Generation, MemberId, RuleId, SessionId};
 use crate::parse::{Kind, Packet, Tcp};
-use crate::replica::{Close, CloseCause, Command, Establish, Outcome};
+use crate::replica::{Command, Outcome};
+use crate::session::{Close, CloseCause, Establish, HandshakeState, SessionInfo};
 use crate::table::wheel;
 use crate::testing::{CLIENT, INSIDE, OUTSIDE, SERVER, end};
 use crate::time::{Coarse, Time};

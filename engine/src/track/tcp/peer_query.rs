@@ -9,8 +9,9 @@
 use std::time::Duration;
 
 use super::{DirectionState, EdgeJump, SegmentOutcome, Track, WindowCheck, index, seq_diff};
-use crate::event::{EndpointSnapshot, ProvisionalSegment, SynParams, TcpSnapshot, UnconfirmedEdge};
+use crate::event::{EndpointSnapshot, ProvisionalSegment, TcpSnapshot, UnconfirmedEdge};
 use crate::parse::Tcp;
+use crate::session::SynParams;
 use crate::time::{Coarse, Fine, Time};
 use crate::tuple::Direction;
 

@@ -109,7 +109,7 @@ async fn a_member_that_joins_late_gets_everything_by_snapshot() {
     assert_eq!(late.run().engine().generation(), generation);
     assert_eq!(theirs.members, its.members);
     assert_eq!((&theirs.cluster, &theirs.tokens), (&its.cluster, &its.tokens));
-    let texts = |v: &palisade_engine::engine::View| v.policies.iter().map(|p| p.text.clone()).collect::<Vec<_>>();
+    let texts = |v: &palisade_engine::View| v.policies.iter().map(|p| p.text.clone()).collect::<Vec<_>>();
     assert_eq!(texts(&theirs), texts(&its));
 
     // What came by snapshot is durable, and it goes on from there.
