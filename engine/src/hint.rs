@@ -44,7 +44,7 @@ impl Engine {
                     && track.record_peer_rst()
                 {
                     shard.finished.push_back((now + CLOSE_OVERDUE, *id, slot));
-                    shard.sessions.arm(slot, now, self.law().timeouts());
+                    shard.sessions.arm(slot, now, self.active_policy().timeouts());
                 }
             }
             Hint::Query(tuple) => self.reply_to_query(now, tuple, events),
@@ -157,7 +157,7 @@ impl Engine {
         if !was && track.both_fins_known() {
             shard.finished.push_back((now + CLOSE_OVERDUE, id, slot));
         }
-        shard.sessions.arm(slot, now, self.law().timeouts());
+        shard.sessions.arm(slot, now, self.active_policy().timeouts());
     }
 
     fn hint_progress(
@@ -170,14 +170,14 @@ impl Engine {
         wake: &mut dyn Wake,
     ) {
         let peers = self.reachable_peers();
-        let Some(place) = self.view().members.keys().position(|id| *id == from) else { return };
+        let Some(place) = self.cluster_state().members.keys().position(|id| *id == from) else { return };
         let Some((mut shard, slot)) = self.table.locate(id) else { return };
         let Some(session) = shard.sessions.get_mut(slot) else { return };
         let original = session.original;
         let Some(track) = session.track.as_mut() else { return };
         let answered = track.record_reply(place, snapshot, peers, now);
         if track.ending() {
-            shard.sessions.arm(slot, now, self.law().timeouts());
+            shard.sessions.arm(slot, now, self.active_policy().timeouts());
         }
         for (direction, segment) in provisional.iter().take(MAX_PROVISIONAL) {
             shard.provisional.record(id, *direction, *segment, now);

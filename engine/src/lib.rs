@@ -9,6 +9,7 @@
 //! - **an establishment**: [`Event::Propose`] → *(the log, outside)* → [`replica`] `apply` → `table`;
 //! - **an admin's command**: [`replica::Command`] → *(the log)* → [`replica`] `apply` → policy, members, settings.
 
+mod active_policy;
 mod addr;
 mod blind_intervals;
 mod cluster_state;
@@ -19,7 +20,7 @@ mod hint;
 pub mod hold;
 mod id;
 mod idle;
-mod law;
+
 pub mod parse;
 mod pipeline;
 pub mod policy;
@@ -38,7 +39,7 @@ mod types;
 mod verdict;
 
 pub use addr::Ip;
-pub use cluster_state::{MemberInfo, PolicyRecord, Role, View};
+pub use cluster_state::{ClusterState, MemberInfo, PolicyRecord, Role};
 pub use engine::Engine;
 pub use event::{
     EndpointSnapshot, Event, FragmentKey, Hint, Progress, Proposal, ProvisionalSegment, TcpSnapshot, UnconfirmedEdge,

@@ -158,7 +158,7 @@ impl Engine {
         shard.sessions.mark_dirty(slot);
         if changed {
             // Its time may be over earlier than it was when it was armed.
-            shard.sessions.arm(slot, context.now, self.law().timeouts());
+            shard.sessions.arm(slot, context.now, self.active_policy().timeouts());
         }
         Some(Verdict::Forward)
     }
@@ -244,10 +244,10 @@ impl Engine {
         if session.was_judged_by(generation) {
             return true;
         }
-        let law = self.law();
-        let allowed = law.decide(session.ingress, session.egress, &session.original).action == Action::Accept;
+        let policy = self.active_policy();
+        let allowed = policy.decide(session.ingress, session.egress, &session.original).action == Action::Accept;
         if allowed {
-            session.allowed_by(law.generation);
+            session.allowed_by(policy.generation);
         }
         allowed
     }

@@ -396,9 +396,9 @@ impl Engine {
         if half.open.generation >= generation {
             return true;
         }
-        let law = self.law();
-        let decision = law.decide(half.open.ingress, half.open.egress, &half.open.original);
-        half.open.generation = law.generation;
+        let policy = self.active_policy();
+        let decision = policy.decide(half.open.ingress, half.open.egress, &half.open.original);
+        half.open.generation = policy.generation;
         half.open.rule = decision.rule;
         half.proposed = None;
         decision.action == Action::Accept

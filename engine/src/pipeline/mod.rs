@@ -45,7 +45,7 @@ impl Engine {
         if context.lease == LeaseState::Expired {
             return Verdict::Drop(Reason::LeaseExpired);
         }
-        let verdict = if packet.options.is_empty() || self.law().allows_options(packet.options) {
+        let verdict = if packet.options.is_empty() || self.active_policy().allows_options(packet.options) {
             self.judge_transport(packet, context, events)
         } else {
             Verdict::Drop(Reason::IpOption)
@@ -153,8 +153,8 @@ impl Engine {
         let Some(egress) = context.routes.zone(tuple.dst) else {
             return Verdict::Drop(Reason::NoRoute);
         };
-        let law = self.law();
-        let decision = law.decide(context.ingress, egress, &tuple);
+        let policy = self.active_policy();
+        let decision = policy.decide(context.ingress, egress, &tuple);
         let denied = match decision.action {
             Action::Accept => None,
             Action::Drop => Some(Verdict::Drop(Reason::Policy)),
@@ -193,7 +193,7 @@ impl Engine {
             reply: tuple.inverse(),
             ingress: context.ingress,
             egress,
-            generation: law.generation,
+            generation: policy.generation,
             rule: decision.rule,
             supersedes,
             challenge: None,

@@ -221,9 +221,9 @@ fn membership(member: &Member) -> v1::Membership {
 
 fn datapath(workers: usize, member: &Member) -> Option<v1::Datapath> {
     let status = member.datapath()?.status();
-    let view = member.engine.view();
+    let cluster = member.engine.cluster_state();
     let interfaces = status.interfaces.into_iter().map(|i| v1::Interface {
-        zone_known: view.zones.contains(&i.zone),
+        zone_known: cluster.zones.contains(&i.zone),
         name: i.name,
         zone: i.zone,
         up: i.up,

@@ -33,8 +33,8 @@ impl Admission {
         self.register_is_recent().await?;
         let digest = token::digest(secret);
         let now = clock::unix_ms();
-        let view = self.engine.view();
-        if !view.tokens.iter().any(|(known, end)| *known == digest && *end > now) {
+        let cluster = self.engine.cluster_state();
+        if !cluster.tokens.iter().any(|(known, end)| *known == digest && *end > now) {
             return Err(Status::permission_denied(
                 "the join token is unknown or has expired; make a new one with `palisade cluster token`",
             ));

@@ -7,8 +7,8 @@ use std::time::Duration;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, RaftError};
 use openraft::{ChangeMembers, RaftMetrics, ServerState};
+use palisade_engine::ClusterState;
 use palisade_engine::MemberInfo;
-use palisade_engine::View;
 use palisade_engine::{Engine, MemberId, Time};
 use palisade_raft_store::TypeConfig;
 
@@ -49,7 +49,7 @@ enum Step {
 /// voters and the learners that have caught up.
 fn step(
     metrics: &RaftMetrics<TypeConfig>,
-    view: &View,
+    cluster: &ClusterState,
     max_voters: usize,
     seen: impl FnOnce(BTreeSet<MemberId>, BTreeSet<MemberId>) -> VoterView,
 ) -> Option<Step> {
@@ -58,7 +58,7 @@ fn step(
     // would be older than the membership, and members that have just joined would be removed.
     let applied = metrics.committed_membership_config.log_id() == stored.log_id()
         && metrics.last_applied.as_ref() >= stored.log_id().as_ref();
-    if !applied || view.cluster.is_empty() {
+    if !applied || cluster.cluster_id.is_empty() {
         return None;
     }
     // A leader waits for each of its steps, so an earlier leader left this one half done.
@@ -68,11 +68,11 @@ fn step(
     let voters: BTreeSet<MemberId> = stored.voter_ids().collect();
     let known: BTreeSet<MemberId> = stored.nodes().map(|(id, _)| *id).collect();
     // Never the last voter: no member could undo that.
-    let gone = known.iter().find(|id| !view.members.contains_key(id) && (voters.len() > 1 || !voters.contains(id)));
+    let gone = known.iter().find(|id| !cluster.members.contains_key(id) && (voters.len() > 1 || !voters.contains(id)));
     if let Some(id) = gone {
         return Some(Step::Remove(*id));
     }
-    if let Some((id, info)) = view.members.iter().find(|(id, _)| !known.contains(id)) {
+    if let Some((id, info)) = cluster.members.iter().find(|(id, _)| !known.contains(id)) {
         return Some(Step::AddLearner(*id, info.clone()));
     }
     let last = metrics.last_log_index.unwrap_or(0);
@@ -99,7 +99,7 @@ impl Reconciler {
                 leads_since = (clock::now(), metrics.current_term);
             }
             let seen = |voters, caught_up| self.seen(voters, caught_up, metrics.current_term, leads_since.0);
-            let Some(step) = step(&metrics, &self.engine.view(), self.voters.max, seen) else { continue };
+            let Some(step) = step(&metrics, &self.engine.cluster_state(), self.voters.max, seen) else { continue };
             tracing::info!(?step, "changing the membership");
             match tokio::time::timeout(STEP_TIMEOUT, self.take(&step)).await {
                 Ok(Ok(())) => {}

@@ -154,11 +154,11 @@ impl Recovery {
         });
         let surviving = surviving.await??.ok_or(RecoverError::LostLog(me))?;
 
-        let view = engine.view();
-        let info = view.members.get(&me).cloned().ok_or(RecoverError::Removed)?;
+        let cluster = engine.cluster_state();
+        let info = cluster.members.get(&me).cloned().ok_or(RecoverError::Removed)?;
         let peers = Peers::new(&identity.cluster, me)?;
-        let answering = answering(&peers, &view.members).await;
-        let others = view.members.iter().filter(|(id, _)| **id != me);
+        let answering = answering(&peers, &cluster.members).await;
+        let others = cluster.members.iter().filter(|(id, _)| **id != me);
         let removed = others.map(|(id, info)| {
             let (voter, answers) = (surviving.voters.contains(id), answering.contains(id));
             RemovedMember { id: *id, info: info.clone(), voter, answers }
@@ -205,7 +205,7 @@ impl Recovery {
         let dir = data_dir.clear_store(&alone)?;
         let owner = StoreIdentity { cluster: cluster.clone(), member };
         blocking(move || {
-            surviving.machine(|machine| machine.go_on_alone(&owner.cluster, member));
+            surviving.machine(|machine| machine.force_new_cluster(&owner.cluster, member));
             surviving.found(&dir, store_options(), owner, info)
         })
         .await??;

@@ -49,8 +49,8 @@ impl Membership {
             expires_unix_ms: clock::unix_ms().saturating_add(ttl),
         };
         self.change(change).await?;
-        let view = self.engine.view();
-        let (mine, others): (Vec<_>, Vec<_>) = view.members.iter().partition(|(id, _)| **id == self.identity.member);
+        let cluster = self.engine.cluster_state();
+        let (mine, others): (Vec<_>, Vec<_>) = cluster.members.iter().partition(|(id, _)| **id == self.identity.member);
         let addresses = mine.into_iter().chain(others).map(|(_, info)| info.address.clone());
         let addresses = addresses.take(MAX_TOKEN_ADDRESSES).collect();
         Ok(Token::new(self.identity.cluster.clone(), addresses, secret).to_string())
@@ -59,7 +59,7 @@ impl Membership {
     /// Transfers leadership if need be, is removed, and archives the identity.
     pub(crate) async fn leave(&self) -> Result<(), MembershipError> {
         let me = self.identity.member;
-        if self.engine.view().members.keys().all(|id| *id == me) {
+        if self.engine.cluster_state().members.keys().all(|id| *id == me) {
             return Err(MembershipError::LastMember);
         }
         // Best effort: a leader that is removed transfers leadership too, only later.
@@ -98,8 +98,8 @@ impl Membership {
 
     /// Removes a dead member.
     pub(crate) async fn remove(&self, name: &str) -> Result<MemberId, MembershipError> {
-        let view = self.engine.view();
-        let found = view.members.iter().find(|(_, info)| info.name == name);
+        let cluster = self.engine.cluster_state();
+        let found = cluster.members.iter().find(|(_, info)| info.name == name);
         let id = *found.ok_or_else(|| MembershipError::NoSuchMember(name.to_owned()))?.0;
         if id == self.identity.member {
             return Err(MembershipError::CannotRemoveSelf(name.to_owned()));

@@ -1,6 +1,6 @@
 //! Figures about the session table and the member's place in the cluster.
 
-use palisade_engine::{Counts, Generation, LeaseState, Role, TakeoverCounts, View};
+use palisade_engine::{ClusterState, Counts, Generation, LeaseState, Role, TakeoverCounts};
 
 use super::Sheet;
 
@@ -34,7 +34,7 @@ pub fn takeovers(sheet: &mut Sheet, counts: TakeoverCounts) {
 }
 
 /// Writes what the member is allowed to do, and what the cluster has agreed on.
-pub fn cluster(sheet: &mut Sheet, lease: Option<LeaseState>, generation: Generation, view: &View) {
+pub fn cluster(sheet: &mut Sheet, lease: Option<LeaseState>, generation: Generation, cluster: &ClusterState) {
     let current = lease == Some(LeaseState::Valid);
     sheet.gauge(
         "palisade_current",
@@ -48,7 +48,7 @@ pub fn cluster(sheet: &mut Sheet, lease: Option<LeaseState>, generation: Generat
     sheet.gauge("palisade_policy_generation", "The policy generation in force here", generation.0);
     sheet.gauges("palisade_members", "Members of the cluster by role", |s| {
         for (name, role) in [("firewall", Role::Firewall), ("witness", Role::Witness)] {
-            s.count([("role", name)], view.members.values().filter(|m| m.role == role).count() as u64);
+            s.count([("role", name)], cluster.members.values().filter(|m| m.role == role).count() as u64);
         }
     });
 }

@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
-use palisade_engine::{Counts, Generation, LeaseState, Protocol, TakeoverCounts, View};
+use palisade_engine::{ClusterState, Counts, Generation, LeaseState, Protocol, TakeoverCounts};
 
 use super::*;
 
@@ -14,7 +14,7 @@ fn sheet() -> Sheet {
         half_open_evicted: 5,
     };
     engine::sessions(&mut sheet, &counts, (1000, 100));
-    engine::cluster(&mut sheet, Some(LeaseState::Valid), Generation(4), &View::default());
+    engine::cluster(&mut sheet, Some(LeaseState::Valid), Generation(4), &ClusterState::default());
     process::write(&mut sheet);
     sheet.histogram("palisade_x_seconds", "A histogram", 0.75, 4, [(0.1, 2), (0.2, 1)]);
     sheet
@@ -105,7 +105,7 @@ fn families() -> BTreeSet<String> {
     member_state(&mut sheet, true, true, None);
     engine::sessions(&mut sheet, &counts, (1000, 100));
     engine::takeovers(&mut sheet, TakeoverCounts::default());
-    engine::cluster(&mut sheet, Some(LeaseState::Valid), Generation(4), &View::default());
+    engine::cluster(&mut sheet, Some(LeaseState::Valid), Generation(4), &ClusterState::default());
     process::write(&mut sheet);
     replication::raft(&mut sheet, &status);
     replication::write(&mut sheet, &crate::replication::ReplicationMetrics::default());

@@ -182,7 +182,7 @@ impl Replication {
     pub fn status(&self) -> Status {
         let metrics = self.raft.metrics().borrow_watched().clone();
         let lease = self.lease.state_at(clock::now());
-        status::status(self.identity(), &metrics, &self.engine.view(), &self.reached, lease)
+        status::status(self.identity(), &metrics, &self.engine.cluster_state(), &self.reached, lease)
     }
 
     /// Has a command committed and applied here, and returns its outcome: committed is not accepted.

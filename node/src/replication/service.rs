@@ -104,7 +104,7 @@ type Out<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send + 'static>>;
 impl ServiceContext {
     /// Refuses a member that is not in the cluster: one that was removed may not know it yet.
     fn require_member(&self, from: MemberId) -> Result<(), Status> {
-        if self.engine.view().members.contains_key(&from) || self.raft.is_member(from) {
+        if self.engine.cluster_state().members.contains_key(&from) || self.raft.is_member(from) {
             return Ok(());
         }
         self.metrics.misaddressed.add(1);
