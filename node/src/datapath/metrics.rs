@@ -145,7 +145,7 @@ pub struct DatapathMetrics {
     pub(crate) settings_restored: AtomicU64,
     pub(crate) captures_reopened: AtomicU64,
     /// When the watcher last went round, in nanoseconds of the boot-time clock.
-    pub(crate) watched: AtomicU64,
+    pub(crate) watcher_heartbeat: AtomicU64,
 }
 
 /// All counters at one moment, added up over the workers.
@@ -209,7 +209,7 @@ impl DatapathMetrics {
             gate_restored: AtomicU64::new(0),
             settings_restored: AtomicU64::new(0),
             captures_reopened: AtomicU64::new(0),
-            watched: AtomicU64::new(0),
+            watcher_heartbeat: AtomicU64::new(0),
         }
     }
 
