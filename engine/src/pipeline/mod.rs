@@ -31,7 +31,7 @@ use crate::types::{Context, LeaseState};
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 pub(crate) use established::CLOSE_OVERDUE;
 #[cfg(test)]
-pub(crate) use established::syn;
+pub(crate) use established::judge_syn;
 use half_open::HalfOpenMatch;
 #[cfg(test)]
 pub(crate) use half_open::{HandshakeStep, step};
@@ -224,7 +224,7 @@ impl Engine {
 
 /// Is this a segment of the session at `slot`, by what this member knows of it?
 fn entry_fits(shard: &Shard, slot: Option<u32>, packet: &Packet, context: &Context<'_>) -> bool {
-    slot.and_then(|slot| shard.sessions.get(slot)).is_some_and(|session| session.is_near(packet, context))
+    slot.and_then(|slot| shard.sessions.get(slot)).is_some_and(|session| session.is_in_window(packet, context))
 }
 
 #[cfg(test)]
