@@ -111,7 +111,7 @@ reasons! {
     HoldExpired = "hold_expired",
     /// The lease of this member is in its grace period: nothing new is admitted.
     LeaseGrace = "lease_grace",
-    /// The lease of this member and its grace period have expired: nothing passes.
+    /// The lease of this member has expired: nothing passes.
     LeaseExpired = "lease_expired",
     /// It was captured too long ago (a stall).
     Stale = "stale",

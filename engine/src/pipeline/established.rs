@@ -15,7 +15,7 @@ use crate::track::tcp::snapshot_query::Resolution;
 use crate::track::tcp::{MAX_SYN_DATA, SegmentOutcome, Track, WindowCheck, seq_diff};
 use crate::track::{State, generic};
 use crate::tuple::{Direction, PerDirection};
-use crate::types::{Context, Standing};
+use crate::types::{Context, LeaseState};
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 
 /// How long the member that is to propose a close has for it. After that every member proposes it.
@@ -81,7 +81,7 @@ impl Engine {
             number <= events_before || matches!(event, Event::Wake { .. })
         });
         shard.finished.truncate(finished_before);
-        if context.standing != Standing::Current {
+        if context.lease != LeaseState::Valid {
             return Some(Verdict::Drop(Reason::LeaseGrace));
         }
         let hash = self.table.hash(&packet.tuple);
@@ -189,7 +189,7 @@ impl Engine {
         events: &mut Vec<Event>,
     ) -> Option<Verdict> {
         let Arrival { slot, direction, context, .. } = *arrival;
-        let may_propose = context.standing == Standing::Current;
+        let may_propose = context.lease == LeaseState::Valid;
         let session = shard.sessions.get_mut(slot)?;
         let (id, closed) = (session.id, session.closed);
         let track = session.track.as_mut()?;
