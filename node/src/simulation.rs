@@ -1,7 +1,7 @@
-//! The seam of the simulation (feature `simulation`): a thread that has [entered](enter) a simulated machine finds that one's
+//! The seam of the simulation (feature `simulation`): a thread that has [entered](enter) a simulated host finds that one's
 //! clock, network, disk and random numbers where it otherwise finds the operating system's.
 //!
-//! Everything that a simulated member does, it does on the thread that simulates it; so which machine it runs on is a
+//! Everything that a simulated member does, it does on the thread that simulates it; so which host it runs on is a
 //! property of the thread, and the code in between need not know. Builds without the feature have none of this.
 
 use std::cell::RefCell;
@@ -21,7 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tonic::transport::server::Connected;
 
-/// A simulated connection between two machines.
+/// A simulated connection between two hosts.
 pub trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
@@ -29,8 +29,8 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
 /// The connections that others make to a listener.
 pub type Incoming = BoxStream<'static, io::Result<Box<dyn Connection>>>;
 
-/// What a simulated machine has instead of an operating system.
-pub trait Machine: Send + Sync {
+/// What a simulated host has instead of an operating system.
+pub trait Host: Send + Sync {
     /// See [`crate::clock::now`].
     fn now(&self) -> Time;
     /// See [`crate::clock::unix_ms`].
@@ -44,19 +44,19 @@ pub trait Machine: Send + Sync {
     /// Listens for connections.
     ///
     /// # Errors
-    /// The address is taken, or another machine's.
+    /// The address is taken, or another host's.
     fn listen(&self, at: SocketAddr) -> io::Result<Incoming>;
     /// Connects to `host:port`.
     fn connect(&self, to: &str) -> BoxFuture<'static, io::Result<Box<dyn Connection>>>;
 }
 
 thread_local! {
-    static MACHINE: RefCell<Option<Arc<dyn Machine>>> = const { RefCell::new(None) };
+    static HOST: RefCell<Option<Arc<dyn Host>>> = const { RefCell::new(None) };
 }
 
-/// Leaves the machine when it is dropped.
-#[must_use = "the machine is left when this is dropped"]
-pub struct Entered(Option<Arc<dyn Machine>>);
+/// Leaves the host when it is dropped.
+#[must_use = "the host is left when this is dropped"]
+pub struct Entered(Option<Arc<dyn Host>>);
 
 impl fmt::Debug for Entered {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -66,23 +66,23 @@ impl fmt::Debug for Entered {
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        MACHINE.set(self.0.take());
+        HOST.set(self.0.take());
     }
 }
 
-/// From now on this thread runs on `machine`.
-pub fn enter(machine: Arc<dyn Machine>) -> Entered {
-    Entered(MACHINE.replace(Some(machine)))
+/// From now on this thread runs on `host`.
+pub fn enter(host: Arc<dyn Host>) -> Entered {
+    Entered(HOST.replace(Some(host)))
 }
 
-/// The machine that this thread runs on, if that is a simulated one.
-pub(crate) fn machine() -> Option<Arc<dyn Machine>> {
-    MACHINE.with_borrow(Clone::clone)
+/// The host that this thread runs on, if that is a simulated one.
+pub(crate) fn host() -> Option<Arc<dyn Host>> {
+    HOST.with_borrow(Clone::clone)
 }
 
-/// Calls `f` with the machine that this thread runs on, if that is a simulated one.
-pub(crate) fn with<T>(f: impl FnOnce(&dyn Machine) -> T) -> Option<T> {
-    MACHINE.with_borrow(|machine| machine.as_deref().map(f))
+/// Calls `f` with the host that this thread runs on, if that is a simulated one.
+pub(crate) fn with<T>(f: impl FnOnce(&dyn Host) -> T) -> Option<T> {
+    HOST.with_borrow(|host| host.as_deref().map(f))
 }
 
 /// A connection between members: a real one, or a simulated one.

@@ -114,7 +114,7 @@ pub async fn join(options: &Options, token: &str) -> Result<Identity, Membership
 async fn mark_store(data_dir: &DataDir, cluster: &str, member: MemberId) -> Result<(), RaftStartError> {
     let (dir, cluster) = (data_dir.new_store(), cluster.to_owned());
     #[cfg(feature = "simulation")]
-    if let Some(machine) = crate::simulation::machine() {
+    if let Some(machine) = crate::simulation::host() {
         return Ok(machine.disk().set_identity(StoreIdentity { cluster, member })?);
     }
     Ok(blocking(move || open_store(&dir)?.set_identity(StoreIdentity { cluster, member })).await??)

@@ -48,7 +48,7 @@ pub(crate) fn channel(address: &str) -> Result<Channel, tonic::transport::Error>
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(WINDOW);
     #[cfg(feature = "simulation")]
-    if let Some(machine) = simulation::machine() {
+    if let Some(machine) = simulation::host() {
         return Ok(endpoint.connect_with_connector_lazy(tower::service_fn(move |to: tonic::codegen::http::Uri| {
             let connection = machine.connect(to.authority().map_or("", |a| a.as_str()));
             async move { connection.await.map(|c| TokioIo::new(Stream::Simulated(c))) }

@@ -101,7 +101,7 @@ pub(crate) async fn start_raft(setup: RaftSetup<'_>) -> Result<Started, RaftStar
     let engine = Engine::new(palisade_engine::Config { member: me, start, seed, ..engine.clone() });
     let machine = Replica::new(engine.clone());
     #[cfg(feature = "simulation")]
-    if let Some(simulated) = crate::simulation::machine() {
+    if let Some(simulated) = crate::simulation::host() {
         let disk = simulated.disk();
         if disk.identity().is_none() && start > 0 {
             return Err(RaftStartError::LostLog(me));
