@@ -38,7 +38,7 @@ fn apply(replica: &mut Replica, number: u64, command: Command, wake: &mut dyn Wa
 }
 
 #[test]
-fn a_connection_is_held_until_it_is_committed_and_then_runs() {
+fn connection_is_held_until_it_is_committed_and_then_runs() {
     if !can_run("a_connection_is_held", PROGRAMS) {
         return;
     }
@@ -96,7 +96,7 @@ fn a_connection_is_held_until_it_is_committed_and_then_runs() {
     std::thread::sleep(Duration::from_millis(100));
     for address in ["10.2.0.2:7001", "[fd00:2::2]:7001"] {
         let before = metrics.snapshot();
-        let rate = lab.bulk(address, Duration::from_secs(2));
+        let rate = lab.bulk(address, Duration::from_secs(1));
         let after = metrics.snapshot();
         println!("engine {address}: {rate:.1} Gbit/s");
         let held = after.hold_time.count - before.hold_time.count;
@@ -105,7 +105,7 @@ fn a_connection_is_held_until_it_is_committed_and_then_runs() {
         assert!(after.hold_time.sum >= COMMIT);
     }
     let rejected = lab.client.call(|| {
-        TcpStream::connect_timeout(&"10.2.0.2:23".parse().unwrap(), Duration::from_secs(1)).unwrap_err().kind()
+        TcpStream::connect_timeout(&"10.2.0.2:23".parse().unwrap(), Duration::from_secs(60)).unwrap_err().kind()
     });
     assert_eq!(rejected, std::io::ErrorKind::ConnectionRefused);
     let policy = metrics.snapshot().dropped(Reason::Policy);
