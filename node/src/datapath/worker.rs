@@ -156,7 +156,7 @@ impl<J: Judge> Worker<J> {
             sinks,
             wake: wake.clone(),
             events: Vec::with_capacity(16),
-            answer: vec![0; parse::answer::MAX].into_boxed_slice(),
+            answer: vec![0; parse::rejection::MAX_LENGTH].into_boxed_slice(),
             scratch: Vec::new(),
             errors: Bucket::new(clock::now()),
             metrics,
@@ -412,7 +412,7 @@ impl<J: Judge> Desk<J> {
     /// for it, and without it the other side would only ask again.
     fn answer(&mut self, source: &Source<'_>, packet: &Packet, now: Time) {
         let router = self.routes.router(source.port(), &packet.tuple);
-        let Some(length) = parse::answer::reject(source.bytes(), packet, router, &mut self.answer) else { return };
+        let Some(length) = parse::rejection::build(source.bytes(), packet, router, &mut self.answer) else { return };
         if !matches!(packet.kind, Kind::Tcp(_)) && !self.errors.take(now) {
             return self.metrics.unanswered.add(1);
         }
