@@ -100,7 +100,7 @@ pub struct ReplicationMetrics {
     /// Commands of this member by outcome.
     pub outcomes: Outcomes,
     /// Proposals of sessions that were dropped because this member was not current.
-    pub dropped_not_current: Counter,
+    pub dropped_without_lease: Counter,
     /// Proposals that were given up because no answer came before their deadline.
     pub dropped_deadline: Counter,
     /// Proposals that a hint led to and that were dropped because the queue was full.
@@ -136,9 +136,9 @@ pub struct ReplicationMetrics {
     /// Sessions that a packet has kept alive while they were to end, as applied here, of all members.
     pub sessions_refreshed: Counter,
     /// Questions to the leader about being current that were answered in time.
-    pub current_proofs: Counter,
+    pub lease_renewals: Counter,
     /// Those that were not.
-    pub current_failures: Counter,
+    pub lease_renewal_failures: Counter,
     /// Snapshots sent to other members, completely.
     pub snapshots_sent: Counter,
     /// Snapshots received from the leader, completely.
@@ -219,7 +219,7 @@ impl Default for ReplicationMetrics {
             batch_commands: Histogram::new(SIZES),
             proposed_again: Counter::default(),
             outcomes: Outcomes::default(),
-            dropped_not_current: Counter::default(),
+            dropped_without_lease: Counter::default(),
             dropped_deadline: Counter::default(),
             dropped_queue_full: Counter::default(),
             refused_not_leader: Counter::default(),
@@ -232,8 +232,8 @@ impl Default for ReplicationMetrics {
             applied_commands: Counter::default(),
             sessions_established: Counter::default(),
             sessions_refreshed: Counter::default(),
-            current_proofs: Counter::default(),
-            current_failures: Counter::default(),
+            lease_renewals: Counter::default(),
+            lease_renewal_failures: Counter::default(),
             snapshots_sent: Counter::default(),
             snapshots_received: Counter::default(),
             misaddressed: Counter::default(),

@@ -30,7 +30,7 @@ fn collect(daemon: &Daemon) -> Sheet {
     let cluster = member.engine.cluster_state();
     metrics::engine::sessions(&mut sheet, &member.engine.counts(), (limits.max_sessions, limits.max_half_open));
     metrics::engine::takeovers(&mut sheet, member.engine.takeover_counts());
-    metrics::engine::cluster(&mut sheet, Some(member.standing()), member.engine.generation(), &cluster);
+    metrics::engine::cluster(&mut sheet, Some(member.lease_state()), member.engine.generation(), &cluster);
     metrics::replication::raft(&mut sheet, &member.replication.status());
     metrics::replication::write(&mut sheet, &member.replication.metrics());
     metrics::replication::store(&mut sheet, &member.replication.store_metrics().totals());

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use datapath_member::{Fixed, KEY, PROGRAMS, start, two_interfaces};
 use palisade_engine::parse::build;
-use palisade_engine::{Protocol, Reason, Tuple};
+use palisade_engine::{Protocol, Reason, Tuple, WorkerSet};
 use palisade_lab::guard::can_run;
 use palisade_lab::small::{SmallLab, eventually};
 use palisade_node::clock;
@@ -89,7 +89,7 @@ fn a_held_packet_goes_on_when_woken_and_expires_otherwise() {
     assert_eq!(metrics.snapshot().hold_now.0, 1, "{:?}", metrics.snapshot());
     let receiver = lab.listen(false, 7000, SOON);
     judge.say(0);
-    running.wake.send(1, KEY);
+    running.wake.send(WorkerSet::of(0), KEY);
     assert!(receiver.recv(&mut [0; 64]).is_ok(), "woken, but not forwarded");
     drop(receiver);
     eventually("nothing is held any more", || metrics.snapshot().hold_now.0 == 0);
@@ -97,7 +97,7 @@ fn a_held_packet_goes_on_when_woken_and_expires_otherwise() {
     assert_eq!((after.hold_time.count, after.dropped(Reason::HoldExpired)), (1, 0));
     judge.say(2);
     assert!(!lab.passes(false, Duration::from_millis(600)));
-    running.wake.send(1, KEY);
+    running.wake.send(WorkerSet::of(0), KEY);
     std::thread::sleep(Duration::from_millis(50));
     let last = metrics.snapshot();
     assert_eq!((last.hold_now.0, last.dropped(Reason::HoldExpired)), (0, 1), "{last:?}");

@@ -15,7 +15,7 @@ use crate::track::tcp::snapshot_query::Resolution;
 use crate::track::tcp::{MAX_SYN_DATA, SegmentOutcome, Track, WindowCheck, seq_diff};
 use crate::track::{State, generic};
 use crate::tuple::{Direction, PerDirection};
-use crate::types::{Context, Standing};
+use crate::types::{Context, LeaseState};
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 
 /// How long the member that is to propose a close has for it. After that every member proposes it.
@@ -81,8 +81,8 @@ impl Engine {
             number <= events_before || matches!(event, Event::Wake { .. })
         });
         shard.finished.truncate(finished_before);
-        if context.standing != Standing::Current {
-            return Some(Verdict::Drop(Reason::NotCurrent));
+        if context.lease != LeaseState::Valid {
+            return Some(Verdict::Drop(Reason::LeaseGrace));
         }
         let hash = self.table.hash(&packet.tuple);
         if shard.queries.await_commit(hash, context.worker, context.now) {
@@ -189,7 +189,7 @@ impl Engine {
         events: &mut Vec<Event>,
     ) -> Option<Verdict> {
         let Arrival { slot, direction, context, .. } = *arrival;
-        let may_propose = context.standing == Standing::Current;
+        let may_propose = context.lease == LeaseState::Valid;
         let session = shard.sessions.get_mut(slot)?;
         let (id, closed) = (session.id, session.closed);
         let track = session.track.as_mut()?;
@@ -279,7 +279,7 @@ impl Engine {
             events.push(Event::Hint(Hint::Progress { id, snapshot, provisional: Vec::new() }));
             let hash = self.table.hash(&packet.tuple);
             let workers = shard.queries.take(hash);
-            if workers != 0 {
+            if !workers.is_empty() {
                 events.push(Event::Wake { workers, key: HoldKey(hash) });
             }
             return Some(Resolved::Outcome(outcome));

@@ -9,7 +9,7 @@ use crate::table::peer_queries::QueryState;
 use crate::table::session::Session;
 use crate::track::tcp::{max_advertisable_window, seq_diff};
 use crate::tuple::Direction;
-use crate::types::{Context, Standing};
+use crate::types::{Context, LeaseState};
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 
 const UNRELATED: Verdict = Verdict::Drop(Reason::IcmpUnrelated);
@@ -37,7 +37,7 @@ impl Engine {
                 Verdict::Forward
             };
         }
-        if context.standing != Standing::Current {
+        if context.lease != LeaseState::Valid {
             return UNRELATED;
         }
         self.related_to_half_open(&mut shard, hash, quoted, context)

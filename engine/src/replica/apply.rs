@@ -137,7 +137,7 @@ impl Replica {
             }
             outcome
         };
-        if workers != 0 {
+        if !workers.is_empty() {
             wake.wake(workers, HoldKey(hash));
         }
         outcome
@@ -224,7 +224,7 @@ impl Replica {
         }
         let workers = shard.queries.take(hash);
         drop(shard);
-        if workers != 0 {
+        if !workers.is_empty() {
             wake.wake(workers, HoldKey(hash));
         }
     }
@@ -244,7 +244,7 @@ impl Replica {
             self.remove(id);
             // A packet that came too late may open another one.
             let workers = engine.table.shard_for(hash).queries.take(hash);
-            if workers != 0 {
+            if !workers.is_empty() {
                 wake.wake(workers, HoldKey(hash));
             }
         }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::wheel::Links;
-use crate::id::{Generation, RuleId, SessionId, ZoneId};
+use crate::id::{Generation, RuleId, SessionId, ZoneId, ZonePair};
 use crate::session::{CloseCause, Establish, HandshakeState, SessionInfo, SynParams};
 use crate::time::{Stamp17ms, Time};
 use crate::timeouts::{Timeout, Timeouts};
@@ -304,7 +304,7 @@ impl Session {
             id: self.id,
             original: self.original,
             reply: self.reply(),
-            zones: (self.ingress, self.egress),
+            zones: ZonePair { ingress: self.ingress, egress: self.egress },
             rule: (self.generation, self.rule),
             state: self.state().name(),
             half_open: false,

@@ -14,7 +14,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::time::{ClockId, clock_gettime};
-use palisade_engine::hold::{HoldBuffer, Limits};
+use palisade_engine::hold::{HoldBuffer, HoldCounts, HoldLimits};
 use palisade_engine::parse::{self, Checksum, Kind, Packet, complete_sctp};
 use palisade_engine::{Context, Engine, Event, Generation, HoldClass, HoldKey, Reason, Time, Verdict, ZoneId};
 use parking_lot::Mutex;
@@ -30,8 +30,8 @@ use super::segment;
 use super::vnet::VnetHeader;
 use super::wake::{Woken, WorkerWake};
 use crate::clock;
+use crate::lease::Lease;
 use crate::queue::offer_hint;
-use crate::standing::StandingCell;
 
 /// Frames from one socket before the others have their turn.
 const BATCH: usize = 64;
@@ -94,7 +94,7 @@ struct Held {
 struct Desk<J> {
     number: u8,
     judge: Arc<J>,
-    standing: Arc<StandingCell>,
+    lease: Arc<Lease>,
     routes: RouteZones,
     zones: Vec<ZoneId>,
     antispoof: Vec<bool>,
@@ -130,10 +130,10 @@ pub(crate) struct Parts<J> {
     pub(crate) number: u8,
     pub(crate) ports: Vec<Port>,
     pub(crate) judge: Arc<J>,
-    pub(crate) standing: Arc<StandingCell>,
+    pub(crate) lease: Arc<Lease>,
     pub(crate) routes: RouteZones,
     pub(crate) injector: Injector,
-    pub(crate) limits: Limits,
+    pub(crate) limits: HoldLimits,
     pub(crate) sinks: Sinks,
     pub(crate) metrics: Arc<WorkerMetrics>,
     pub(crate) wake: WorkerWake,
@@ -142,17 +142,17 @@ pub(crate) struct Parts<J> {
 
 impl<J: Judge> Worker<J> {
     pub(crate) fn new(parts: Parts<J>) -> Worker<J> {
-        let Parts { number, ports, judge, standing, routes, injector, limits, sinks, metrics, wake, shared } = parts;
+        let Parts { number, ports, judge, lease, routes, injector, limits, sinks, metrics, wake, shared } = parts;
         let desk = Desk {
             number,
             judge,
-            standing,
+            lease,
             routes,
             zones: Vec::with_capacity(ports.len()),
             antispoof: ports.iter().map(|port| port.antispoof).collect(),
             injector,
             hold: HoldBuffer::new(limits),
-            hold_time: limits.time,
+            hold_time: limits.max_time,
             sinks,
             wake: wake.clone(),
             events: Vec::with_capacity(16),
@@ -367,7 +367,7 @@ impl<J: Judge> Desk<J> {
             worker: self.number,
             ingress: self.zones.get(port).copied().unwrap_or(ZoneId::UNKNOWN),
             antispoof: self.antispoof.get(port).copied().unwrap_or(true),
-            standing: self.standing.at(now),
+            lease: self.lease.state_at(now),
             routes: &mut self.routes,
         };
         let verdict = self.judge.judge(packet, &mut context, &mut self.events);
@@ -472,7 +472,7 @@ impl<J: Judge> Desk<J> {
     }
 
     fn count_held(&self) {
-        let (matched, unmatched) = self.hold.len();
+        let HoldCounts { matched, unmatched } = self.hold.counts();
         self.metrics.hold_now[0].set(matched as u64);
         self.metrics.hold_now[1].set(unmatched as u64);
     }

@@ -1,6 +1,6 @@
 //! Figures about the session table and the member's place in the cluster.
 
-use palisade_engine::{ClusterState, Counts, Generation, Role, Standing, TakeoverCounts};
+use palisade_engine::{ClusterState, Counts, Generation, LeaseState, Role, TakeoverCounts};
 
 use super::Sheet;
 
@@ -34,16 +34,16 @@ pub fn takeovers(sheet: &mut Sheet, counts: TakeoverCounts) {
 }
 
 /// Writes what the member is allowed to do, and what the cluster has agreed on.
-pub fn cluster(sheet: &mut Sheet, standing: Option<Standing>, generation: Generation, cluster: &ClusterState) {
-    let current = standing == Some(Standing::Current);
+pub fn cluster(sheet: &mut Sheet, lease: Option<LeaseState>, generation: Generation, cluster: &ClusterState) {
+    let current = lease == Some(LeaseState::Valid);
     sheet.gauge(
         "palisade_current",
         "1 if this member has lately proved that it applied everything committed",
         current.into(),
     );
-    sheet.gauges("palisade_standing", "1 for how far this member may act on what it has applied", |s| {
-        let each = [("current", Standing::Current), ("cut_off", Standing::CutOff), ("expired", Standing::Expired)];
-        each.into_iter().for_each(|(name, is)| s.count([("standing", name)], (standing == Some(is)).into()));
+    sheet.gauges("palisade_lease_state", "1 for how far this member may act on what it has applied", |s| {
+        let each = [("valid", LeaseState::Valid), ("grace", LeaseState::Grace), ("expired", LeaseState::Expired)];
+        each.into_iter().for_each(|(name, is)| s.count([("state", name)], (lease == Some(is)).into()));
     });
     sheet.gauge("palisade_policy_generation", "The policy generation in force here", generation.0);
     sheet.gauges("palisade_members", "Members of the cluster by role", |s| {

@@ -32,7 +32,7 @@ pub fn write(sheet: &mut Sheet, m: &ReplicationMetrics) {
         }
     });
     sheet.counters("palisade_proposals_dropped", "Proposals of the packet path that were given up, by reason", |s| {
-        s.count([("reason", "not_current")], m.dropped_not_current.get());
+        s.count([("reason", "lease_not_valid")], m.dropped_without_lease.get());
         s.count([("reason", "deadline")], m.dropped_deadline.get());
         s.count([("reason", "queue_full")], m.dropped_queue_full.get());
     });
@@ -73,9 +73,9 @@ pub fn write(sheet: &mut Sheet, m: &ReplicationMetrics) {
         "Sessions that a packet has kept alive while they were to end, of all members, as applied here since the start",
         m.sessions_refreshed.get(),
     );
-    sheet.counters("palisade_current_proofs", "Questions to the leader about being current, by result", |s| {
-        s.count([("result", "proved")], m.current_proofs.get());
-        s.count([("result", "failed")], m.current_failures.get());
+    sheet.counters("palisade_lease_renewals", "Attempts to renew the lease, by result", |s| {
+        s.count([("result", "renewed")], m.lease_renewals.get());
+        s.count([("result", "failed")], m.lease_renewal_failures.get());
     });
     sheet.counters("palisade_snapshots", "Snapshots exchanged with other members", |s| {
         s.count([("direction", "sent")], m.snapshots_sent.get());

@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
-use palisade_engine::{ClusterState, Counts, Generation, Protocol, Standing, TakeoverCounts};
+use palisade_engine::{ClusterState, Counts, Generation, LeaseState, Protocol, TakeoverCounts};
 
 use super::*;
 
@@ -14,7 +14,7 @@ fn sheet() -> Sheet {
         half_open_evicted: 5,
     };
     engine::sessions(&mut sheet, &counts, (1000, 100));
-    engine::cluster(&mut sheet, Some(Standing::Current), Generation(4), &ClusterState::default());
+    engine::cluster(&mut sheet, Some(LeaseState::Valid), Generation(4), &ClusterState::default());
     process::write(&mut sheet);
     sheet.histogram("palisade_x_seconds", "A histogram", 0.75, 4, [(0.1, 2), (0.2, 1)]);
     sheet
@@ -28,7 +28,7 @@ fn counters_histograms_and_labels_are_written_as_they_must_be() {
         "palisade_half_open_sessions_evicted_total 5",
         "palisade_sessions{protocol=\"tcp\",state=\"ESTABLISHED\"} 3",
         "palisade_current 1",
-        "palisade_standing{standing=\"expired\"} 0",
+        "palisade_lease_state{state=\"expired\"} 0",
         "# TYPE palisade_x_seconds histogram",
         "palisade_x_seconds_bucket{le=\"0.1\"} 2",
         "palisade_x_seconds_bucket{le=\"0.2\"} 3",
@@ -98,14 +98,14 @@ fn families() -> BTreeSet<String> {
         snapshot: None,
         purged: None,
         members: vec![member(1), member(2)],
-        current: Standing::Current,
+        current: LeaseState::Valid,
     };
     let mut sheet = Sheet::default();
     let counts = Counts { sessions: vec![(Protocol::TCP, "ESTABLISHED", 3)], half_open: 2, half_open_evicted: 5 };
     member_state(&mut sheet, true, true, None);
     engine::sessions(&mut sheet, &counts, (1000, 100));
     engine::takeovers(&mut sheet, TakeoverCounts::default());
-    engine::cluster(&mut sheet, Some(Standing::Current), Generation(4), &ClusterState::default());
+    engine::cluster(&mut sheet, Some(LeaseState::Valid), Generation(4), &ClusterState::default());
     process::write(&mut sheet);
     replication::raft(&mut sheet, &status);
     replication::write(&mut sheet, &crate::replication::ReplicationMetrics::default());

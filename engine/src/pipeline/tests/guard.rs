@@ -5,7 +5,7 @@ use crate::addr::Ip;
 use crate::table::session::Session;
 use crate::testing::{INSIDE, OUTSIDE, SERVER, tuple};
 use crate::tuple::Tuple;
-use crate::types::{Context, Standing};
+use crate::types::{Context, LeaseState};
 use crate::verdict::{Reason, Verdict};
 
 #[test]
@@ -24,7 +24,7 @@ fn new_packet_is_checked_by_source_then_route_then_policy() {
         worker: 0,
         ingress: INSIDE,
         antispoof: false,
-        standing: Standing::Current,
+        lease: LeaseState::Valid,
         routes: &mut Net,
     };
     let verdict = cluster.members[A].engine.process(&to(SERVER, 443), &mut context, &mut Vec::new());
@@ -39,7 +39,7 @@ fn policy_of_a_new_cluster_drops_all() {
         worker: 0,
         ingress: OUTSIDE,
         antispoof: true,
-        standing: Standing::Current,
+        lease: LeaseState::Valid,
         routes: &mut Net,
     };
     let verdict = engine.process(&Conn::new(1).syn(), &mut context, &mut Vec::new());

@@ -7,8 +7,9 @@ use crate::replica::{Command, Outcome};
 use crate::session::{CloseCause, HandshakeState};
 use crate::testing::POLICY;
 use crate::tuple::Direction;
-use crate::types::Standing;
+use crate::types::LeaseState;
 use crate::verdict::{HoldClass, Reason, Verdict};
+use crate::worker_set::WorkerSet;
 
 const FORWARD: Verdict = Verdict::Forward;
 const FIN: u8 = Tcp::FIN | Tcp::ACK;
@@ -41,7 +42,7 @@ fn handshake_over_three_members_needs_no_retransmission() {
     assert_eq!(cluster.apply(C), [Outcome::Accepted]);
     let woken = &cluster.members[C].woken.0;
     assert_eq!(woken.len(), 1);
-    assert_eq!(woken[0].0, 1 << 5, "the worker that holds, and no other");
+    assert_eq!(woken[0].0, WorkerSet::of( 5), "the worker that holds, and no other");
     assert_eq!(cluster.pass(C, conn.ack()), FORWARD);
     // A has not applied it yet.
     assert_eq!(class(cluster.pass(A, conn.data())), HoldClass::Matched);
@@ -72,7 +73,7 @@ fn syn_ack_before_the_hint_is_held_and_woken_by_it() {
         FORWARD => cluster.members[B].woken.0.first().copied(),
         other => panic!("{other:?}"),
     };
-    assert_eq!(key.map(|(workers, _)| workers), Some(1 << 5));
+    assert_eq!(key.map(|(workers, _)| workers), Some(WorkerSet::of( 5)));
 }
 
 #[test]
@@ -405,16 +406,16 @@ fn standing_decides_what_may_pass() {
     let (mut cluster, conn) = established(1);
     cluster.pass(A, Conn::new(2).syn());
     cluster.pass(A, Conn::new(2).syn_ack());
-    for standing in [Standing::CutOff, Standing::Expired] {
-        cluster.members[A].standing = standing;
-        let expired = standing == Standing::Expired;
-        let nothing_new = drop_for(if expired { Reason::CutOff } else { Reason::NotCurrent });
+    for lease in [LeaseState::Grace, LeaseState::Expired] {
+        cluster.members[A].lease = lease;
+        let expired = lease == LeaseState::Expired;
+        let nothing_new = drop_for(if expired { Reason::LeaseExpired } else { Reason::LeaseGrace });
         assert_eq!(cluster.pass(A, Conn::new(3).syn()), nothing_new);
         assert_eq!(cluster.pass(A, Conn::new(2).ack()), nothing_new);
         assert_eq!(cluster.pass(A, Conn::new(4).syn_ack()), nothing_new);
-        assert_eq!(cluster.pass(A, conn.data()), if expired { drop_for(Reason::CutOff) } else { FORWARD });
+        assert_eq!(cluster.pass(A, conn.data()), if expired { drop_for(Reason::LeaseExpired) } else { FORWARD });
     }
-    cluster.members[A].standing = Standing::CutOff;
+    cluster.members[A].lease = LeaseState::Grace;
     assert_eq!(cluster.pass(A, conn.of_client(Tcp::RST, 500, 0, 0)), FORWARD);
     assert!(cluster.proposals.is_empty(), "nothing is proposed by a member that is not current");
 }
