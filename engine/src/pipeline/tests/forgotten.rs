@@ -214,6 +214,6 @@ fn corroboration_wakes_other_workers_although_the_session_expires() {
     }
     assert!(cluster.process(A, 1, INSIDE, &answer).held().is_some(), "until the Refresh is committed");
     cluster.settle();
-    let woken = cluster.members[A].woken.0.iter().fold(WorkerSet::EMPTY, |all, (workers, _)| all | * workers);
+    let woken = cluster.members[A].woken.0.iter().fold(WorkerSet::EMPTY, |all, (workers, _)| all | *workers);
     assert!([1, 2, 3].into_iter().all(|worker| woken.contains(worker)), "{woken:?}");
 }

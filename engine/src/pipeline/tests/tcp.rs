@@ -42,7 +42,7 @@ fn handshake_over_three_members_needs_no_retransmission() {
     assert_eq!(cluster.apply(C), [Outcome::Accepted]);
     let woken = &cluster.members[C].woken.0;
     assert_eq!(woken.len(), 1);
-    assert_eq!(woken[0].0, WorkerSet::of( 5), "the worker that holds, and no other");
+    assert_eq!(woken[0].0, WorkerSet::of(5), "the worker that holds, and no other");
     assert_eq!(cluster.pass(C, conn.ack()), FORWARD);
     // A has not applied it yet.
     assert_eq!(class(cluster.pass(A, conn.data())), HoldClass::Matched);
@@ -73,7 +73,7 @@ fn syn_ack_before_the_hint_is_held_and_woken_by_it() {
         FORWARD => cluster.members[B].woken.0.first().copied(),
         other => panic!("{other:?}"),
     };
-    assert_eq!(key.map(|(workers, _)| workers), Some(WorkerSet::of( 5)));
+    assert_eq!(key.map(|(workers, _)| workers), Some(WorkerSet::of(5)));
 }
 
 #[test]
