@@ -40,7 +40,8 @@ use miette::Diagnostic;
 use palisade_engine::event::{Hint, Proposal};
 use palisade_engine::hold::Limits;
 use palisade_engine::replica::Role;
-use palisade_engine::{Engine, MemberId, Standing, Time};
+use palisade_engine::{Engine, MemberId, Standing};
+use palisade_metrics::MetricFamilies;
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -49,8 +50,8 @@ use tokio::sync::{mpsc, oneshot};
 use crate::config::{Config, INJECT_DEVICE, Inject};
 use crate::datapath::{self, Datapath, Gate, Sinks, StartError, WorkerWake, gate};
 use crate::drain::{Drain, Ended, Why};
-use crate::http::{self, Pages};
-use crate::metrics::{self, Sheet};
+use crate::http::{self, HttpState};
+use crate::metrics;
 use crate::replication::{self, MembershipError, OpenError, Replication, Timing, Voters};
 use crate::standing::StandingCell;
 use crate::{admin, clock, systemd};
@@ -170,9 +171,9 @@ impl Node {
         let socket = admin::Socket::bind(&daemon.config.admin.socket)?;
 
         let mut tasks = tokio::task::JoinSet::new();
-        let pages: Arc<dyn Pages> = daemon.clone();
+        let state: Arc<dyn HttpState> = daemon.clone();
         tasks.spawn(async move {
-            http::serve(http, pages).await;
+            http::serve(http, state).await;
         });
         tasks.spawn(admin::serve(socket, daemon.clone()));
         tasks.spawn(watchdog(daemon.clone()));
@@ -546,7 +547,7 @@ impl Daemon {
         let metrics = self.member().and_then(|m| m.datapath()).map(|d| d.metrics());
         let workers = metrics.iter().flat_map(|m| m.workers.iter().enumerate());
         workers
-            .filter(|(_, w)| now.since(Time(w.heartbeat.get())) > STUCK)
+            .filter(|(_, w)| now.since(w.heartbeat.get()) > STUCK)
             .map(|(n, _)| format!("packet worker {n} has not gone round for more than {STUCK:?}"))
             .collect()
     }
@@ -697,9 +698,9 @@ async fn watchdog(daemon: Arc<Daemon>) {
     }
 }
 
-impl Pages for Daemon {
-    fn metrics(&self) -> Sheet {
-        metrics::sheet(self)
+impl HttpState for Daemon {
+    fn metrics(&self) -> MetricFamilies {
+        metrics::collect(self)
     }
 
     fn stuck(&self) -> Vec<String> {

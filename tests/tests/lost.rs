@@ -124,7 +124,7 @@ async fn recover(lab: &mut Lab) -> Result<()> {
     let old = lab.member(1).status().await?;
     assert_eq!((&old["ready"], &old["cluster"]["id"]), (&false.into(), &old_cluster), "{old}");
     assert_eq!(lab.member(3).status().await?["cluster"]["term"], term, "no election because of it");
-    assert!(lab.member(3).metric("palisade_misaddressed_requests_total", &[]).await? > 0.0);
+    assert!(lab.member(3).metric("palisade_wrong_destination_requests_total", &[]).await? > 0.0);
     lab.wait_live(&[3, 4, 5]).await
 }
 

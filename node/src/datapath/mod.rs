@@ -48,14 +48,14 @@ use arc_swap::ArcSwap;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use palisade_engine::event::Proposal;
 use palisade_engine::hold::Limits;
-use palisade_engine::{Engine, Hint, Time};
+use palisade_engine::{Engine, Hint};
 use parking_lot::Mutex;
 use tokio::sync::mpsc::Sender;
 
 pub use check::StartError;
 pub use gate::{Gate, GateStatus, Nft};
 pub use inject::Inject;
-pub use metrics::{DatapathMetrics, Snapshot};
+pub use metrics::{DatapathMetrics, WorkerMetrics};
 pub use wake::WorkerWake;
 pub use worker::Judge;
 
@@ -265,7 +265,7 @@ pub fn start_with<J: Judge>(
     topology.changed();
 
     let metrics = Arc::new(DatapathMetrics::new(workers));
-    metrics.watched.store(clock::now().0, Ordering::Relaxed);
+    metrics.watcher.heartbeat.set(clock::now());
     let shared = Arc::new(Shared {
         stop: AtomicBool::new(false),
         local: ArcSwap::from_pointee(local),
@@ -298,7 +298,7 @@ pub fn start_with<J: Judge>(
     for (number, (ports, injector)) in captures.into_iter().zip(opened.injectors).enumerate() {
         let routes = RouteZones::new(opened.index, Arc::clone(&topology)).map_err(system("a netlink socket"))?;
         let counters = metrics.workers.get(number).map(Arc::clone).unwrap_or_default();
-        counters.heartbeat.set(clock::now().0);
+        counters.heartbeat.set(clock::now());
         let worker = Worker::new(Parts {
             number: u8::try_from(number).unwrap_or(u8::MAX),
             ports,
@@ -371,8 +371,8 @@ impl Datapath {
     #[must_use]
     pub fn healthy(&self) -> bool {
         let now = clock::now();
-        let alive = |w: &Arc<metrics::WorkerMetrics>| now.since(Time(w.heartbeat.get())) < PULSE;
-        let watched = Time(self.metrics.watched.load(Ordering::Relaxed));
+        let alive = |w: &Arc<WorkerMetrics>| now.since(w.heartbeat.get()) < PULSE;
+        let watched = self.metrics.watcher.heartbeat.get();
         let findings = self.findings.lock();
         let indices = self.topology.indices.load();
         self.metrics.workers.iter().all(alive)

@@ -87,7 +87,7 @@ impl Watcher {
         while !self.shared.stop.load(Ordering::Relaxed) {
             let mut changes = self.monitor.changes();
             let now = clock::now();
-            self.metrics.watched.store(now.0, Ordering::Relaxed);
+            self.metrics.watcher.heartbeat.set(now);
             chains |= changes.nft;
             let round = now.since(looked) >= ROUND;
             if round {
@@ -155,7 +155,7 @@ impl Watcher {
             Ok(0) => {}
             Ok(made) => {
                 tracing::warn!(made, "policy rules of the gate were missing and have been restored");
-                self.metrics.gate_restored.fetch_add(1, Ordering::Relaxed);
+                self.metrics.watcher.gate_restored.inc();
             }
             Err(error) => tracing::error!(%error, "the gate's policy rules can not be restored"),
         }
@@ -183,7 +183,7 @@ impl Watcher {
         if self.nft.as_ref().is_ok_and(|listing| !listing.is_empty()) {
             tracing::warn!("the gate's nftables table was changed and has been restored");
             self.findings.lock().gate.nft = Nft::Installed;
-            self.metrics.gate_restored.fetch_add(1, Ordering::Relaxed);
+            self.metrics.watcher.gate_restored.inc();
         }
     }
 
@@ -220,7 +220,7 @@ impl Watcher {
                     device = self.device,
                     "settings of the device were changed and have been restored"
                 );
-                self.metrics.settings_restored.fetch_add(1, Ordering::Relaxed);
+                self.metrics.watcher.kernel_settings_restored.inc();
             }
             Err(error) => tracing::warn!(%error, "settings of the device can not be restored"),
         }
@@ -257,7 +257,7 @@ impl Watcher {
                 Some(link) => match open(link, self.wake.workers(), self.slots) {
                     Ok(sets) => {
                         tracing::info!(interface = link.name, index = link.index, "capturing the interface again");
-                        self.metrics.captures_reopened.fetch_add(1, Ordering::Relaxed);
+                        self.metrics.watcher.captures_reopened.inc();
                         self.hand_over(number, sets);
                         link.index
                     }

@@ -248,9 +248,9 @@ impl Audits {
 
     fn count(&self, judgement: &Judgement) {
         let differ = judgement.differ.len() as u64;
-        self.metrics.audits_different.add(differ);
-        self.metrics.audits_equal.add(judgement.right.len() as u64);
-        self.metrics.audits_undecided.add(judgement.undecided.is_some().into());
+        self.metrics.audits.divergent.add(differ);
+        self.metrics.audits.matching.add(judgement.right.len() as u64);
+        self.metrics.audits.inconclusive.add(judgement.undecided.is_some().into());
         if let Some(index) = judgement.equal {
             self.metrics.audited_index.set(index);
         }
@@ -278,9 +278,9 @@ impl Audits {
             // A part of a large table takes a while; the other tasks go on meanwhile.
             let Ok(sound) = tokio::task::spawn_blocking(move || engine.scrub(part)).await else { return };
             if sound {
-                self.metrics.scrubs_sound.add(1);
+                self.metrics.scrubs.intact.add(1);
             } else {
-                self.metrics.scrubs_damaged.add(1);
+                self.metrics.scrubs.damaged.add(1);
                 drop(self.differences.try_send(Difference::Table { part }));
             }
             part = part.wrapping_add(1);
@@ -298,7 +298,7 @@ impl Audits {
             self.suspect(true);
             tracing::error!(?difference, "this member's state is wrong: it is repaired from a snapshot of the leader");
             while let Err(error) = self.repair_once().await {
-                self.metrics.repairs_failed.add(1);
+                self.metrics.repairs.failed.add(1);
                 tracing::error!(%error, "this member's state could not be repaired; trying again");
                 if self.raft.server_metrics().borrow_watched().membership_config.nodes().all(|(id, _)| *id == self.me) {
                     tracing::error!("there is no other member to repair this one from: it begins anew from its log");
@@ -307,7 +307,7 @@ impl Audits {
                 tokio::time::sleep(AGAIN).await;
             }
             self.suspect(false);
-            self.metrics.repairs_done.add(1);
+            self.metrics.repairs.done.add(1);
         }
     }
 
@@ -321,7 +321,7 @@ impl Audits {
 
     fn suspect(&self, suspect: bool) {
         self.standing.suspect(suspect);
-        self.metrics.state_suspect.set(suspect.into());
+        self.metrics.state_suspect.set(suspect);
     }
 
     async fn repair_once(&self) -> Result<(), Unrepaired> {

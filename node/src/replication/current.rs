@@ -81,11 +81,11 @@ impl Current {
             let pause = match proof {
                 Ok(()) => {
                     self.standing.prove(asked);
-                    self.metrics.current_proofs.add(1);
+                    self.metrics.lease_renewals.renewed.add(1);
                     EVERY
                 }
                 Err(reason) => {
-                    self.metrics.current_failures.add(1);
+                    self.metrics.lease_renewals.failed.add(1);
                     tracing::debug!(%reason, "not proven current");
                     SOON
                 }

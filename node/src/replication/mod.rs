@@ -64,7 +64,7 @@ pub use events::{SessionChange, SessionEvent};
 pub use handover::Candidacy;
 pub use identity::{Identity, IdentityError};
 pub use membership::{MembershipError, init, join};
-pub use metrics::{Counter, Histogram, Outcomes, ReplicationMetrics};
+pub use metrics::ReplicationMetrics;
 pub use propose::ProposeError;
 pub use recover::{Lost, Plan, RecoverError, Recovered, Recovery};
 pub use status::{Member, RaftRole, Status};

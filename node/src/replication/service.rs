@@ -116,7 +116,7 @@ impl Parts {
         if self.engine.view().members.contains_key(&from) || knows(&self.raft) {
             return Ok(());
         }
-        self.metrics.misaddressed.add(1);
+        self.metrics.wrong_destination_requests.add(1);
         Err(Status::permission_denied(format!("member {from} is not in this cluster (any longer)")))
     }
 
@@ -139,7 +139,7 @@ impl Parts {
         let hint = match decode_hint(bytes) {
             Ok(hint) => hint,
             Err(error) => {
-                self.metrics.hints_damaged.add(1);
+                self.metrics.hints_invalid.add(1);
                 tracing::debug!(%from, %error, "a hint was skipped");
                 return;
             }
@@ -169,7 +169,7 @@ impl Following {
                 }
                 Event::Propose(proposal) => {
                     if self.hinted.try_send(proposal).is_err() {
-                        self.metrics.dropped_queue_full.add(1);
+                        self.metrics.proposals_dropped.queue_full.add(1);
                     }
                 }
                 // Only packets lead to it: what hints bring is woken by `Wake`.
@@ -244,7 +244,7 @@ impl Member for Service {
         let (vote, file) = snapshot::receive(&self.0.snapshots, request.into_inner(), check).await?;
         let snapshot = openraft::Snapshot { meta: file.meta().clone(), snapshot: file };
         let response = self.0.raft.install_full_snapshot(vote, snapshot).await.map_err(fatal)?;
-        self.0.metrics.snapshots_received.add(1);
+        self.0.metrics.snapshots.received.add(1);
         Ok(Response::new(wire::SnapshotResponse { vote: Some(convert::vote_out(&response.vote)) }))
     }
 
@@ -308,7 +308,7 @@ impl Member for Service {
         });
         let refusals = refused.buffer_unordered(MOST_TAKEN).filter_map(move |refused| {
             let refusal = |first| {
-                parts.metrics.refused_not_leader.add(1);
+                parts.metrics.batches_refused.add(1);
                 let leader = parts.lead.borrow().leader.as_ref().map_or(0, |l| l.id.0);
                 wire::ProposalRefusal { first, leader }
             };

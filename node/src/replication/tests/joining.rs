@@ -185,7 +185,7 @@ async fn a_member_joins_with_many_sessions() {
         before.len(),
         meanwhile.len()
     );
-    assert!(late.run().metrics().snapshots_received.get() >= 1);
+    assert!(late.run().metrics().snapshots.received.get() >= 1);
     assert!(current <= CAUGHT_UP, "caught up only after {current:?}");
     // All four members share the processors and the disk here, also with other tests: what is printed is exact, what is
     // asserted has room for that.

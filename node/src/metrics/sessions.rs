@@ -1,0 +1,51 @@
+//! Metrics of the session table and the replicated state, read from the engine.
+
+use palisade_engine::Standing;
+use palisade_engine::engine::{Counts, View};
+use palisade_engine::id::Generation;
+use palisade_engine::replica::Role;
+use palisade_metrics::MetricFamilies;
+
+/// Adds those of the session table.
+pub(super) fn table(families: &mut MetricFamilies, counts: &Counts, max_sessions: usize, max_half_open: usize) {
+    families.gauges("palisade_sessions", "Sessions in the replicated state, by protocol and state.", |samples| {
+        for (protocol, state, n) in &counts.sessions {
+            samples.with("protocol", &protocol.to_string()).with("state", state).integer(*n);
+        }
+    });
+    families.gauge("palisade_sessions_limit", "Maximum number of sessions.", max_sessions as u64);
+    families.gauge("palisade_half_open_sessions", "Half-open sessions.", counts.half_open);
+    families.gauge("palisade_half_open_sessions_limit", "Maximum number of half-open sessions.", max_half_open as u64);
+    families.counter(
+        "palisade_half_open_sessions_evicted_total",
+        "Half-open sessions evicted to make room for newer ones.",
+        counts.half_open_evicted,
+    );
+}
+
+/// Adds the packets of sessions whose member was lost.
+pub(super) fn takeovers(families: &mut MetricFamilies, (within, provisional): (u64, u64)) {
+    families.counters(
+        "palisade_takeover_packets_total",
+        "Packets of sessions that a lost member carried, by why they were accepted.",
+        |samples| {
+            samples.with("by", "bound").integer(within);
+            samples.with("by", "provisional").integer(provisional);
+        },
+    );
+}
+
+/// Adds what the member may do, and what the cluster has agreed on.
+pub(super) fn cluster(families: &mut MetricFamilies, standing: Standing, generation: Generation, view: &View) {
+    families.gauges("palisade_lease_state", "Whether this member's lease is in the state.", |samples| {
+        let all = [("valid", Standing::Current), ("grace", Standing::CutOff), ("expired", Standing::Expired)];
+        all.into_iter().for_each(|(name, state)| samples.with("state", name).integer((standing == state).into()));
+    });
+    families.gauge("palisade_policy_generation", "The policy generation in force here.", generation.0);
+    families.gauges("palisade_members", "Members of the cluster, by role.", |samples| {
+        for (name, role) in [("firewall", Role::Firewall), ("witness", Role::Witness)] {
+            let count = view.members.values().filter(|m| m.role == role).count();
+            samples.with("role", name).integer(count as u64);
+        }
+    });
+}
