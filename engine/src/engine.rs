@@ -3,112 +3,25 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
 
-use crate::addr::Ip;
-use crate::event::{Event, HalfOpen, Hint, Proposal};
-use crate::id::{Generation, MemberId, RuleId, SessionId, ZoneId};
+use crate::blind_intervals::BlindIntervals;
+use crate::cluster_state::{MemberInfo, Role, View};
+use crate::event::{Event, Hint, Proposal};
+use crate::id::{Generation, MemberId, SessionId, ZoneId};
 use crate::law::Law;
 use crate::parse::Packet;
-use crate::progress::{TakeoverCounters, Telling};
-use crate::replica::{Close, MemberInfo, Role};
-use crate::table::half::Half;
+use crate::progress::{ProgressCursor, TakeoverCounters};
+use crate::session::{Close, Counts, HalfOpen, SessionInfo};
+use crate::table::half_open::HalfOpenEntry;
 use crate::table::{SHARDS, Table};
 use crate::time::Time;
 use crate::timeouts::Timeouts;
-use crate::tuple::{Protocol, Tuple};
-use crate::unsure::Unsure;
-use crate::verdict::{HoldKey, Verdict};
-
-/// Sizes and times of one member's engine.
-///
-/// All memory is bounded by it: about 256 bytes for each of `max_sessions`, 256 for each of `max_half_open`, and per shard
-/// (there are 256) 64 awaited keys, 64 words, 64 fragmented datagrams, 32 that wait for their first fragment, and a timing
-/// wheel of 1 KiB; 512 KiB count the half-open sessions of each source.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// This member.
-    pub member: MemberId,
-    /// How often this member has started: the upper part of the session ids that it gives.
-    pub start: u32,
-    /// Makes the tables' hashes unforeseeable: random, but for tests. Members need not have the same.
-    pub seed: u64,
-    /// Most sessions, replicated: the same on all members.
-    pub max_sessions: usize,
-    /// Most half-open sessions; rounded up to a multiple of 256, because each shard has its own share. When a share is
-    /// full, its oldest one makes room.
-    pub max_half_open: usize,
-    /// How fast a connection may have gone on while nobody alive saw it, in bytes a second: what is believed after the member
-    /// that carried it was lost grows by it, up to 2^28 bytes.
-    pub takeover_rate: u64,
-    /// Most half-open sessions that this member opens for one source: an IPv4 address, or an IPv6 network of 64 bits. Those
-    /// that other members opened count too.
-    pub max_half_open_per_source: u32,
-}
-
-impl Config {
-    /// The usual sizes and times.
-    #[must_use]
-    pub fn new(member: MemberId, start: u32, seed: u64) -> Config {
-        Config {
-            member,
-            start,
-            seed,
-            max_sessions: 1 << 20,
-            max_half_open: 1 << 17,
-            takeover_rate: 1 << 30,
-            max_half_open_per_source: 1 << 13,
-        }
-    }
-}
-
-/// How far this member may act on what it has applied (DESIGN section 5, "being current").
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Standing {
-    /// It proved with the leader that it has applied everything committed: all is allowed.
-    Current,
-    /// It lately was current: established sessions pass, nothing new is admitted.
-    CutOff,
-    /// It was cut off for too long: nothing passes.
-    Expired,
-}
-
-/// What the pipeline must know besides the packet.
-pub struct Context<'a> {
-    /// Now.
-    pub now: Time,
-    /// The calling worker's number, below 64.
-    pub worker: u8,
-    /// The zone of the interface that the packet came in by.
-    pub ingress: ZoneId,
-    /// Is the source to be checked against the routes?
-    pub antispoof: bool,
-    /// May this member act?
-    pub standing: Standing,
-    /// The kernel's routes.
-    pub routes: &'a mut dyn Routes,
-}
-
-/// The kernel's routes, asked only for packets that open a session.
-pub trait Routes {
-    /// The zone of the interface that the kernel would send a packet for `destination` to; `None`: no route, or one to
-    /// this machine.
-    fn zone(&mut self, destination: Ip) -> Option<ZoneId>;
-}
-
-/// Told which held packets may go on.
-pub trait Wake {
-    /// Packets with this key at these workers (bit n: worker n) are to be judged again.
-    fn wake(&mut self, workers: u64, key: HoldKey);
-}
-
-/// Nobody holds packets.
-impl Wake for () {
-    fn wake(&mut self, _: u64, _: HoldKey) {}
-}
+use crate::tuple::{PerDirection, Protocol};
+use crate::types::{Config, Context, Wake};
+use crate::verdict::Verdict;
 
 /// One member's engine. Shared by its workers, its replication and its administration; all methods take `&self`.
 pub struct Engine {
@@ -118,17 +31,17 @@ pub struct Engine {
     law: ArcSwap<Law>,
     generation: AtomicU64,
     view: ArcSwap<View>,
-    /// Members that forward, but for this one.
-    pub(crate) others: AtomicU32,
-    /// Those of them of whom nothing was heard lately.
-    pub(crate) silent: AtomicU32,
-    /// When it is not known what the others passed.
-    pub(crate) unsure: ArcSwap<Unsure>,
-    /// The end of the last such time.
-    pub(crate) unsure_until: AtomicU64,
-    /// Where the next telling of progress begins.
-    pub(crate) telling: Mutex<Telling>,
-    pub(crate) counters: TakeoverCounters,
+    /// How many other members forward packets.
+    pub(crate) forwarding_peers: AtomicU32,
+    /// How many of them are silent.
+    pub(crate) silent_peers: AtomicU32,
+    /// When the traffic of other members is unknown.
+    pub(crate) blind_intervals: ArcSwap<BlindIntervals>,
+    /// The end of the last of these intervals.
+    pub(crate) blind_until: AtomicU64,
+    /// Where the next publication of progress begins.
+    pub(crate) progress_cursor: Mutex<ProgressCursor>,
+    pub(crate) takeover_counters: TakeoverCounters,
     /// Session ids given since the start.
     given: AtomicU32,
     /// Consequences of an apply, for the next [`Engine::tick`] to hand out.
@@ -167,12 +80,12 @@ impl Engine {
             law: ArcSwap::from_pointee(Law::default()),
             generation: AtomicU64::new(0),
             view: ArcSwap::from_pointee(View::default()),
-            others: AtomicU32::new(0),
-            silent: AtomicU32::new(0),
-            unsure: ArcSwap::default(),
-            unsure_until: AtomicU64::new(0),
-            telling: Mutex::default(),
-            counters: TakeoverCounters::default(),
+            forwarding_peers: AtomicU32::new(0),
+            silent_peers: AtomicU32::new(0),
+            blind_intervals: ArcSwap::default(),
+            blind_until: AtomicU64::new(0),
+            progress_cursor: Mutex::default(),
+            takeover_counters: TakeoverCounters::default(),
             given: AtomicU32::new(0),
             deferred: Mutex::new(Vec::new()),
             ticking: Mutex::default(),
@@ -200,7 +113,7 @@ impl Engine {
         for number in self.table.numbers() {
             // Copied, so that `each` may be slow.
             let open: Vec<HalfOpen> =
-                self.table.shard(number).halves.iter().filter(|h| !h.aborted).map(|h| h.open).collect();
+                self.table.shard(number).half_open.iter().filter(|h| !h.aborted).map(|h| h.open).collect();
             open.into_iter().for_each(&mut *each);
         }
     }
@@ -233,8 +146,8 @@ impl Engine {
 
     /// Asks the other members what packets wait for that is longer under way than a hint usually is. To be called every few
     /// milliseconds.
-    pub fn ask(&self, now: Time, events: &mut Vec<Event>) {
-        self.table.ask(now, events);
+    pub fn send_queries(&self, now: Time, events: &mut Vec<Event>) {
+        self.table.send_queries(now, events);
     }
 
     /// Looks at what is due in one shard, at so many entries at most; how many there were.
@@ -243,9 +156,9 @@ impl Engine {
         shard.datagrams.ask(now, events);
         let mut looks = 0;
         while looks < most
-            && let Some(slot) = shard.halves.due(now, timeouts)
+            && let Some(slot) = shard.half_open.due(now, timeouts)
         {
-            self.table.remove_half(&mut shard, slot);
+            self.table.remove_half_open(&mut shard, slot);
             looks += 1;
         }
         while looks < most
@@ -253,7 +166,7 @@ impl Engine {
         {
             shard.finished.pop_front();
             let open = shard.sessions.get_mut(slot).filter(|s| s.id == id && s.closed.is_none());
-            if let Some(cause) = open.and_then(|s| s.track.as_mut()).and_then(|t| t.overdue()) {
+            if let Some(cause) = open.and_then(|s| s.track.as_mut()).and_then(|t| t.take_overdue_close()) {
                 events.push(Event::Propose(Proposal::Close(Close { id, cause })));
             }
             looks += 1;
@@ -312,7 +225,7 @@ impl Engine {
         for number in self.table.numbers() {
             {
                 let shard = self.table.shard(number);
-                infos.extend(shard.halves.iter().filter(|h| !h.aborted).map(|h| half_info(now, h, &timeouts)));
+                infos.extend(shard.half_open.iter().filter(|h| !h.aborted).map(|h| half_open_info(now, h, &timeouts)));
                 infos.extend(shard.sessions.iter().map(|s| s.info(now, &timeouts)));
             }
             if !infos.drain(..).all(|info| each(&info)) {
@@ -327,8 +240,8 @@ impl Engine {
         if let Some((shard, slot)) = self.table.locate(id) {
             return shard.sessions.get(slot).map(|s| s.info(now, &self.timeouts()));
         }
-        let (shard, slot) = self.table.locate_half(id)?;
-        shard.halves.get(slot).map(|h| half_info(now, h, &self.timeouts()))
+        let (shard, slot) = self.table.locate_half_open(id)?;
+        shard.half_open.get(slot).map(|h| half_open_info(now, h, &self.timeouts()))
     }
 
     /// Sizes now.
@@ -341,7 +254,7 @@ impl Engine {
             for session in shard.sessions.iter() {
                 *sessions.entry((session.original.protocol, session.state().name())).or_default() += 1;
             }
-            counts.half_open += shard.halves.len() as u64;
+            counts.half_open += shard.half_open.len() as u64;
             counts.half_open_evicted += shard.evicted;
         }
         counts.sessions = sessions.into_iter().map(|((protocol, state), n)| (protocol, state, n)).collect();
@@ -408,13 +321,13 @@ impl Engine {
     pub(crate) fn publish(&self, view: View) {
         let forwards =
             |(id, info): &(&MemberId, &MemberInfo)| **id != self.config.member && info.role == Role::Firewall;
-        let others = view.members.iter().filter(forwards).count();
-        self.others.store(u32::try_from(others).unwrap_or(u32::MAX), Ordering::Relaxed);
+        let peers = view.members.iter().filter(forwards).count();
+        self.forwarding_peers.store(u32::try_from(peers).unwrap_or(u32::MAX), Ordering::Relaxed);
         self.view.store(Arc::new(view));
     }
 }
 
-fn half_info(now: Time, half: &Half, timeouts: &Timeouts) -> SessionInfo {
+fn half_open_info(now: Time, half: &HalfOpenEntry, timeouts: &Timeouts) -> SessionInfo {
     let idle = now.since(half.last);
     SessionInfo {
         id: half.open.id,
@@ -426,70 +339,6 @@ fn half_info(now: Time, half: &Half, timeouts: &Timeouts) -> SessionInfo {
         half_open: true,
         idle,
         timeout: timeouts.get(half.timeout()).saturating_sub(idle),
-        counters: [(0, 0); 2],
+        traffic: PerDirection::default(),
     }
-}
-
-/// What the cluster has agreed on.
-#[derive(Clone, Debug, Default)]
-pub struct View {
-    /// The cluster's id; empty before `Init`.
-    pub cluster: String,
-    /// The members by id.
-    pub members: BTreeMap<MemberId, MemberInfo>,
-    /// Join secrets: digest and end (Unix milliseconds).
-    pub tokens: Vec<(Vec<u8>, u64)>,
-    /// The policies, oldest first (at most the last 32), the last one in force.
-    pub policies: Vec<Arc<PolicyRecord>>,
-    /// Zone names by number; number 0 is [`ZoneId::UNKNOWN`].
-    pub zones: Vec<String>,
-}
-
-/// A policy that is or was in force.
-#[derive(Clone, Debug)]
-pub struct PolicyRecord {
-    /// Its generation.
-    pub generation: Generation,
-    /// Its canonical text.
-    pub text: String,
-    /// Who applied it.
-    pub author: String,
-    /// When, by the proposer's wall clock (Unix milliseconds).
-    pub unix_ms: u64,
-}
-
-/// A session as an administrator sees it.
-#[derive(Clone, Debug)]
-pub struct SessionInfo {
-    /// Its id.
-    pub id: SessionId,
-    /// Client to server.
-    pub original: Tuple,
-    /// Server to client.
-    pub reply: Tuple,
-    /// Zones: of the original direction's ingress, of its egress.
-    pub zones: (ZoneId, ZoneId),
-    /// The policy and rule that allowed it.
-    pub rule: (Generation, RuleId),
-    /// The protocol's state as conntrack(8) names it: `SYN_SENT`, `ESTABLISHED`, `TIME_WAIT`, `UNREPLIED`, `ASSURED` …
-    pub state: &'static str,
-    /// Half-open: not yet in the log.
-    pub half_open: bool,
-    /// Time since this member saw a packet of it.
-    pub idle: Duration,
-    /// Time until it ends if no packet comes.
-    pub timeout: Duration,
-    /// Packets and bytes that this member forwarded: original direction, reply direction.
-    pub counters: [(u64, u64); 2],
-}
-
-/// Sizes of the table.
-#[derive(Clone, Debug, Default)]
-pub struct Counts {
-    /// Sessions by protocol and state, as in [`SessionInfo::state`].
-    pub sessions: Vec<(Protocol, &'static str, u64)>,
-    /// Half-open sessions.
-    pub half_open: u64,
-    /// Half-open sessions that were evicted because there were too many.
-    pub half_open_evicted: u64,
 }

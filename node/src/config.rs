@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use palisade_engine::replica::Role;
+use palisade_engine::Role;
 
 pub use reader::{ConfigError, Invalid, Problem};
 use reader::{Table, Wrong};

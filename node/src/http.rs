@@ -41,7 +41,7 @@ const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// What the daemon answers.
-pub trait HttpState: Send + Sync + 'static {
+pub(crate) trait HttpState: Send + Sync + 'static {
     /// All metrics.
     fn metrics(&self) -> MetricFamilies;
     /// Which threads are stuck; empty: none.
@@ -51,7 +51,7 @@ pub trait HttpState: Send + Sync + 'static {
 }
 
 /// Serves forever. Cancel-safe: dropping the future closes the port and its connections.
-pub async fn serve(listener: TcpListener, state: Arc<dyn HttpState>) -> Infallible {
+pub(crate) async fn serve(listener: TcpListener, state: Arc<dyn HttpState>) -> Infallible {
     let router = router(state);
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     let mut connections = tokio::task::JoinSet::new();

@@ -16,10 +16,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use datapath_lab::{Lab, bulk, possible};
-use palisade_engine::engine::Config;
-use palisade_engine::event::Proposal;
 use palisade_engine::replica::{Batch, Command, Outcome, PolicyChange, Replica};
-use palisade_engine::{Engine, Generation, MemberId, Reason, Wake};
+use palisade_engine::{Config, Engine, Generation, MemberId, Proposal, Reason, Wake};
 use palisade_node::clock;
 use palisade_node::datapath::{self, Sinks, WorkerWake};
 use palisade_node::standing::StandingCell;

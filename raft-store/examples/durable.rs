@@ -15,8 +15,7 @@ use openraft::type_config::TypeConfigExt;
 use openraft::vote::RaftLeaderIdExt;
 use openraft::{EntryPayload, impls::leader_id_adv::LeaderId};
 use palisade_engine::replica::{Applied, Batch, Command, PolicyChange, RestoreError};
-use palisade_engine::verdict::HoldKey;
-use palisade_engine::{Generation, MemberId, Time, Wake};
+use palisade_engine::{Generation, HoldKey, MemberId, Time, Wake};
 use palisade_raft_store::{Entry, Job, LogId, LogStore, Machine, Options, Setup, Store, TypeConfig};
 use tokio::time::Instant;
 

@@ -10,8 +10,7 @@ use std::path::Path;
 use openraft::Membership;
 use openraft::impls::leader_id_adv::LeaderId;
 use openraft::vote::RaftLeaderIdExt;
-use palisade_engine::MemberId;
-use palisade_engine::replica::MemberInfo;
+use palisade_engine::{MemberId, MemberInfo};
 
 use crate::error::{Identity, StoreError};
 use crate::flush::{COMMITTED, PURGED, VOTE, durable};

@@ -7,8 +7,7 @@ use std::collections::BTreeSet;
 
 use common::{Map, append_durably, clock, entry, log_id, open, setup, vote};
 use openraft::storage::{RaftLogReader, RaftLogStorage, RaftSnapshotBuilder, RaftStateMachine};
-use palisade_engine::MemberId;
-use palisade_engine::replica::MemberInfo;
+use palisade_engine::{MemberId, MemberInfo};
 use palisade_raft_store::{Identity, Options, Remains, Store, StoreError};
 
 fn remains(dir: &std::path::Path) -> Remains<Map> {

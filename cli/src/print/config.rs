@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use palisade_engine::replica::Role;
+use palisade_engine::Role;
 use palisade_node::config::Config;
 use serde::Serialize;
 

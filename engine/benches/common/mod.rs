@@ -13,10 +13,11 @@ mod member;
 use std::fmt::Write as _;
 
 pub use member::Member;
-use palisade_engine::event::{Event, Proposal};
 use palisade_engine::parse::{Checksum, Tcp, build, parse};
 use palisade_engine::replica::Command;
-use palisade_engine::{Config, Context, Ip, MemberId, Protocol, Routes, Standing, Tuple, Verdict, ZoneId};
+use palisade_engine::{
+    Config, Context, Event, Ip, MemberId, Proposal, Protocol, Routes, Standing, Tuple, Verdict, ZoneId,
+};
 
 pub const OUTSIDE: ZoneId = ZoneId(1);
 pub const INSIDE: ZoneId = ZoneId(2);

@@ -11,20 +11,19 @@ mod scrub;
 mod snapshot;
 mod window;
 
-pub use command::{
-    Applied, Batch, Close, CloseCause, Command, Establish, ExpireIdle, MemberChange, MemberInfo, Outcome, PolicyChange,
-    Role,
-};
+pub use command::{Applied, Batch, Command, ExpireIdle, MemberChange, Outcome, PolicyChange};
 pub use snapshot::SnapshotJob;
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::sync::Arc;
 
+use crate::cluster_state::{MemberInfo, View};
 use crate::digest::{Kind, element};
-use crate::engine::{Engine, View, Wake};
+use crate::engine::Engine;
 use crate::id::{Generation, MemberId, SessionId};
 use crate::time::Time;
+use crate::types::Wake;
 use snapshot::Copies;
 use window::{Removed, Windows};
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{MemberChange, Outcome, PolicyChange, Replica};
-use crate::engine::PolicyRecord;
+use crate::cluster_state::PolicyRecord;
 use crate::id::{Generation, MemberId, ZoneId};
 use crate::law::Law;
 use crate::policy::{Compiled, Policy};

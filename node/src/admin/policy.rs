@@ -1,9 +1,8 @@
 //! The policy's part of the administration.
 
-use palisade_engine::engine::PolicyRecord;
-use palisade_engine::id::Generation;
 use palisade_engine::policy::Policy;
 use palisade_engine::replica::{Command, Outcome, PolicyChange};
+use palisade_engine::{Generation, PolicyRecord};
 use palisade_proto::admin::v1;
 use tonic::{Code, Status};
 

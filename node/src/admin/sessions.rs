@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::Stream;
-use palisade_engine::engine::{SessionInfo, View};
-use palisade_engine::id::SessionId;
+use palisade_engine::PerDirection;
 use palisade_engine::policy::Policy;
-use palisade_engine::replica::{Command, Establish, Outcome};
+use palisade_engine::replica::{Command, Outcome};
+use palisade_engine::{Establish, SessionId, SessionInfo, View};
 use palisade_proto::admin::v1;
 use palisade_proto::convert::admin::{AdminError, Session, SessionFilter};
 use tokio::sync::{broadcast, mpsc};
@@ -18,7 +18,7 @@ use tonic::{Code, Status};
 
 use super::{COMMAND, Service, current, refuse, unconfirmed, unexpected};
 use crate::clock;
-use crate::node::Member;
+use crate::member::Member;
 use crate::replication::SessionChange;
 
 /// Answers in parts.
@@ -153,7 +153,7 @@ impl Service {
                 other => return Err(unexpected(other)),
             }
         }
-        let limit = self.0.config.limits.cut_off_limit;
+        let limit = self.0.config().limits.cut_off_limit;
         Ok(v1::SessionKillResponse {
             killed: ids.len() as u64,
             half_open_skipped,
@@ -253,7 +253,7 @@ fn established(e: &Establish) -> SessionInfo {
         half_open: false,
         idle: Duration::ZERO,
         timeout: Duration::ZERO,
-        counters: [(0, 0); 2],
+        traffic: PerDirection::default(),
     }
 }
 

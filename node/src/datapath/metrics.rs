@@ -9,7 +9,7 @@ use palisade_metrics::{
     Counter, DurationHistogram, MetricFamilies, MetricGroup, Samples, WorkerCounter, WorkerGauge, labelled, metrics,
 };
 
-/// Durations of holds; the last bound is the longest hold.
+/// Durations of holds; the last bound is the longest hold.(crate)
 const HOLD_BUCKETS: &[Duration] = &[
     Duration::from_micros(100),
     Duration::from_micros(200),
@@ -33,7 +33,7 @@ metrics! {
         /// Packets and bytes by verdict and reason.
         pub verdicts: VerdictCounters,
         /// Rejected packets that got no ICMP error, because of the rate limit.
-        pub icmp_errors_suppressed: WorkerCounter = "palisade_reject_replies_suppressed_total",
+        pub icmp_errors_suppressed: WorkerCounter = "palisade_icmp_errors_suppressed_total",
         /// Packets that were held at least once.
         pub held_packets: WorkerCounter = "palisade_held_packets_total",
         /// Packets held now: those that match a half-open session, and others.
@@ -87,11 +87,9 @@ labelled! {
 
 /// Packets and their bytes. A packet of several segments (GSO) counts as many.
 #[derive(Debug, Default)]
-pub struct TrafficCounters {
-    /// Packets.
-    pub packets: WorkerCounter,
-    /// Bytes.
-    pub bytes: WorkerCounter,
+struct TrafficCounters {
+    packets: WorkerCounter,
+    bytes: WorkerCounter,
 }
 
 impl TrafficCounters {

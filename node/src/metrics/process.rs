@@ -8,7 +8,7 @@ use nix::unistd::{SysconfVar, sysconf};
 use palisade_metrics::MetricFamilies;
 
 /// Adds them.
-pub(super) fn collect(families: &mut MetricFamilies) {
+pub(crate) fn collect(families: &mut MetricFamilies) {
     families.gauges("palisade_build_info", "Version of the running program; always 1.", |samples| {
         samples.with("version", env!("CARGO_PKG_VERSION")).integer(1);
     });

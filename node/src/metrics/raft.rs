@@ -5,7 +5,7 @@ use palisade_metrics::MetricFamilies;
 use crate::replication::{RaftRole, Status};
 
 /// Adds them.
-pub(super) fn collect(families: &mut MetricFamilies, s: &Status) {
+pub(crate) fn collect(families: &mut MetricFamilies, s: &Status) {
     families.gauges("palisade_raft_role", "Whether this member has the role in Raft.", |samples| {
         let all = [RaftRole::Leader, RaftRole::Follower, RaftRole::Learner, RaftRole::Candidate, RaftRole::Stopped];
         all.into_iter().for_each(|role| samples.with("role", role.label()).integer((role == s.role).into()));

@@ -1,13 +1,10 @@
 //! Metrics of the session table and the replicated state, read from the engine.
 
-use palisade_engine::Standing;
-use palisade_engine::engine::{Counts, View};
-use palisade_engine::id::Generation;
-use palisade_engine::replica::Role;
+use palisade_engine::{Counts, Generation, Role, Standing, TakeoverCounts, View};
 use palisade_metrics::MetricFamilies;
 
 /// Adds those of the session table.
-pub(super) fn table(families: &mut MetricFamilies, counts: &Counts, max_sessions: usize, max_half_open: usize) {
+pub(crate) fn table(families: &mut MetricFamilies, counts: &Counts, max_sessions: usize, max_half_open: usize) {
     families.gauges("palisade_sessions", "Sessions in the replicated state, by protocol and state.", |samples| {
         for (protocol, state, n) in &counts.sessions {
             samples.with("protocol", &protocol.to_string()).with("state", state).integer(*n);
@@ -23,20 +20,20 @@ pub(super) fn table(families: &mut MetricFamilies, counts: &Counts, max_sessions
     );
 }
 
-/// Adds the packets of sessions whose member was lost.
-pub(super) fn takeovers(families: &mut MetricFamilies, (within, provisional): (u64, u64)) {
+/// Adds the packets that passed although no live member confirmed their sequence numbers.
+pub(crate) fn takeovers(families: &mut MetricFamilies, counts: TakeoverCounts) {
     families.counters(
         "palisade_takeover_packets_total",
         "Packets of sessions that a lost member carried, by why they were accepted.",
         |samples| {
-            samples.with("by", "bound").integer(within);
-            samples.with("by", "provisional").integer(provisional);
+            samples.with("by", "bound").integer(counts.within_bound);
+            samples.with("by", "provisional").integer(counts.provisional);
         },
     );
 }
 
 /// Adds what the member may do, and what the cluster has agreed on.
-pub(super) fn cluster(families: &mut MetricFamilies, standing: Standing, generation: Generation, view: &View) {
+pub(crate) fn cluster(families: &mut MetricFamilies, standing: Standing, generation: Generation, view: &View) {
     families.gauges("palisade_lease_state", "Whether this member's lease is in the state.", |samples| {
         let all = [("valid", Standing::Current), ("grace", Standing::CutOff), ("expired", Standing::Expired)];
         all.into_iter().for_each(|(name, state)| samples.with("state", name).integer((standing == state).into()));

@@ -2,9 +2,7 @@ use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
-use palisade_engine::engine::{Counts, View};
-use palisade_engine::id::Generation;
-use palisade_engine::{Protocol, Standing};
+use palisade_engine::{Counts, Generation, Protocol, Standing, TakeoverCounts, View};
 use palisade_metrics::Kind;
 
 use super::*;
@@ -78,8 +76,7 @@ pub(crate) fn check(text: &str) {
 
 /// Every metric that a firewall's `/metrics` can have.
 fn page() -> MetricFamilies {
-    use palisade_engine::MemberId;
-    use palisade_engine::replica::{MemberInfo, Role};
+    use palisade_engine::{MemberId, MemberInfo, Role};
 
     let member = |id: u64| crate::replication::Member {
         id: MemberId(id),
@@ -110,7 +107,7 @@ fn page() -> MetricFamilies {
     let counts = Counts { sessions: vec![(Protocol::TCP, "ESTABLISHED", 3)], half_open: 2, half_open_evicted: 5 };
     member_state(&mut families, true, true, None);
     sessions::table(&mut families, &counts, 1000, 100);
-    sessions::takeovers(&mut families, (0, 0));
+    sessions::takeovers(&mut families, TakeoverCounts::default());
     sessions::cluster(&mut families, Standing::Current, Generation(4), &View::default());
     process::collect(&mut families);
     raft::collect(&mut families, &status);

@@ -8,10 +8,7 @@ use futures::{Stream, StreamExt};
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
 use openraft::raft::AppendEntriesRequest;
-use palisade_engine::engine::Wake;
-use palisade_engine::event::{Event, Hint, Proposal};
-use palisade_engine::replica::MemberInfo;
-use palisade_engine::{Engine, HoldKey, MemberId, SessionId};
+use palisade_engine::{Engine, Event, Hint, HoldKey, MemberId, MemberInfo, Proposal, SessionId, Wake};
 use palisade_proto::convert::{decode_batch, decode_hint};
 use palisade_proto::member::v1 as wire;
 use palisade_proto::member::v1::admission_server::Admission;
@@ -20,18 +17,20 @@ use palisade_raft_store::{Snapshots, TypeConfig};
 use tokio::sync::{mpsc, watch};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::audit::Desk;
-use super::election::Signs;
-use super::leader::Heard;
-use super::membership::{self, Admitting};
-use super::metrics::ReplicationMetrics;
-use super::progress::{self, Ears};
-use super::propose::{self, Lead, Refused};
-use super::read_index::{self, ReadIndex};
-use super::route::Sender;
-use super::{PalisadeRaft, snapshot, wire as convert};
+use crate::audit::Desk;
 use crate::clock;
+use crate::membership::change::{self, Admitting};
+use crate::membership::leader::Heard;
+use crate::peer::route::Sender;
 use crate::queue::offer_hint;
+use crate::raft::election::Signs;
+use crate::raft::read_index::{self, ReadIndex};
+use crate::raft::snapshot;
+use crate::raft::wire as convert;
+use crate::replication::PalisadeRaft;
+use crate::replication_metrics::ReplicationMetrics;
+use crate::sync::progress::{self, Ears};
+use crate::sync::propose::{self, Lead, Refused};
 
 /// A [`Wake`] that can be given to several tasks.
 pub(crate) trait SharedWake: Wake + Send + Sync {
@@ -390,7 +389,7 @@ impl Admission for Service {
         let info = request.member.ok_or_else(|| Status::invalid_argument("the field `member` is missing"))?;
         let info = MemberInfo::try_from(info).map_err(|e| Status::invalid_argument(e.to_string()))?;
         let answer = if self.0.leads() {
-            let (cluster, member) = membership::admit(&self.0, &request.secret, info).await?;
+            let (cluster, member) = change::admit(&self.0, &request.secret, info).await?;
             Answer::Admitted(wire::Admitted { cluster, member: member.0 })
         } else {
             let leader = self.0.lead.borrow().leader.clone();

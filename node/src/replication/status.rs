@@ -1,13 +1,11 @@
 //! How a member and its cluster are, for people and for `/metrics`.
 
 use openraft::{RaftMetrics, ServerState};
-use palisade_engine::engine::View;
-use palisade_engine::replica::MemberInfo;
-use palisade_engine::{MemberId, Standing};
+use palisade_engine::{MemberId, MemberInfo, Standing, View};
 use palisade_raft_store::TypeConfig;
 
-use super::hints::Reached;
-use super::identity::Identity;
+use crate::membership::identity::Identity;
+use crate::sync::hints::Reached;
 
 /// What a member is in Raft.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -239,10 +239,8 @@ pub struct Running {
     pub datapath: Datapath,
     pub wake: WorkerWake,
     /// Kept, so that the queues stay open.
-    _receivers: (
-        tokio::sync::mpsc::Receiver<palisade_engine::Hint>,
-        tokio::sync::mpsc::Receiver<palisade_engine::event::Proposal>,
-    ),
+    _receivers:
+        (tokio::sync::mpsc::Receiver<palisade_engine::Hint>, tokio::sync::mpsc::Receiver<palisade_engine::Proposal>),
 }
 
 impl Running {

@@ -18,8 +18,7 @@ use openraft::type_config::TypeConfigExt;
 use openraft::vote::RaftLeaderIdExt;
 use openraft::{Entry as RaftEntry, EntryPayload};
 use palisade_engine::replica::{Applied, Batch, Command, Outcome, PolicyChange, RestoreError};
-use palisade_engine::verdict::HoldKey;
-use palisade_engine::{Generation, MemberId, Time, Wake};
+use palisade_engine::{Generation, HoldKey, MemberId, Time, Wake};
 use palisade_raft_store::{
     Clock, Entry, Job, LogId, LogStore, Machine, Options, Setup, StateMachine, Store, StoreError, TypeConfig, Vote,
 };

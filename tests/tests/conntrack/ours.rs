@@ -3,13 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use palisade_engine::event::Proposal;
 use palisade_engine::hold::{HoldBuffer, Limits};
 use palisade_engine::parse::{self, Checksum, Packet};
 use palisade_engine::replica::{Applied, Batch, Command, Outcome, PolicyChange, Replica};
 use palisade_engine::{
-    Config, Context, Engine, Event, Generation, HoldKey, Ip, MemberId, Reason, Routes, Standing, Time, Verdict, Wake,
-    ZoneId,
+    Config, Context, Engine, Event, Generation, HoldKey, Ip, MemberId, Proposal, Reason, Routes, Standing, Time,
+    Verdict, Wake, ZoneId,
 };
 use palisade_tests::OPEN_POLICY;
 

@@ -6,18 +6,17 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use palisade_engine::event::{Hint, Proposal};
 use palisade_engine::hold::{HoldBuffer, Limits};
 use palisade_engine::parse::{self, Checksum};
-use palisade_engine::replica::Establish;
 use palisade_engine::{
-    Context, Engine, Event, Generation, HoldKey, Ip, Reason, Routes, Standing, Time, Verdict, Wake, ZoneId,
+    Context, Engine, Establish, Event, Generation, Hint, HoldKey, Ip, Proposal, Reason, Routes, Standing, Time,
+    Verdict, Wake, ZoneId,
 };
 use palisade_node::standing::StandingCell;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 
-use crate::machine::Machine;
+use crate::host::Machine;
 use crate::network::Nanos;
 use crate::traffic::Segment;
 

@@ -4,15 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::addr::Ip;
-use crate::engine::{Config, Context, Engine, Routes, Standing, Wake};
+use crate::engine::Engine;
 use crate::event::{Event, Hint, Proposal};
 use crate::id::{Generation, MemberId, ZoneId};
 use crate::parse::{IpOptions, Kind, Packet, Tcp};
 use crate::replica::{Applied, Batch, Command, Outcome, PolicyChange, Replica};
-use crate::table::awaited::UNDER_WAY;
+use crate::table::peer_queries::HINT_DELAY;
 use crate::testing::{CLIENT, INSIDE, OUTSIDE, POLICY, SERVER, tuple};
 use crate::time::Time;
 use crate::tuple::Tuple;
+use crate::types::{Config, Context, Routes, Standing, Wake};
 use crate::verdict::{HoldKey, Verdict};
 
 pub(crate) const MS: Duration = Duration::from_millis(1);
@@ -204,7 +205,7 @@ impl Cluster {
     pub(crate) fn ask(&mut self) {
         for at in 0..self.members.len() {
             let mut events = Vec::new();
-            self.members[at].engine.ask(self.now + UNDER_WAY, &mut events);
+            self.members[at].engine.send_queries(self.now + HINT_DELAY, &mut events);
             self.consequences(at, events);
         }
     }
@@ -246,17 +247,18 @@ impl Cluster {
 
     /// Registers the three members, so that they ask one another.
     pub(crate) fn register(&mut self) {
-        use crate::replica::{MemberChange, MemberInfo, Role};
+        use crate::cluster_state::{MemberInfo, Role};
+        use crate::replica::MemberChange;
         let info = |name: &str| MemberInfo { name: name.to_owned(), address: String::new(), role: Role::Firewall };
         let init = MemberChange::Init { cluster: "c".to_owned(), member: info("a") };
         let commands = [init, MemberChange::Join(info("b")), MemberChange::Join(info("c"))];
         self.append(A, commands.map(Command::Member).into());
         self.apply_all();
-        assert!(self.members.iter().all(|m| m.engine.others() == 2));
+        assert!(self.members.iter().all(|m| m.engine.reachable_peers() == 2));
     }
 
     pub(crate) fn asks(&self) -> usize {
-        self.hints.iter().filter(|(_, _, hint)| matches!(hint, Hint::Ask(_))).count() / 2
+        self.hints.iter().filter(|(_, _, hint)| matches!(hint, Hint::Query(_))).count() / 2
     }
 }
 

@@ -2,10 +2,10 @@
 
 use super::cluster::*;
 use crate::addr::Ip;
-use crate::engine::{Context, Standing};
 use crate::table::session::Session;
 use crate::testing::{INSIDE, OUTSIDE, SERVER, tuple};
 use crate::tuple::Tuple;
+use crate::types::{Context, Standing};
 use crate::verdict::{Reason, Verdict};
 
 #[test]

@@ -7,13 +7,14 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::cluster::*;
-use crate::engine::{Config, Engine, Standing};
+use crate::engine::Engine;
 use crate::event::Proposal;
 use crate::id::{MemberId, SessionId};
 use crate::idle::Inquiry;
 use crate::parse::Packet;
 use crate::replica::{Batch, Command, ExpireIdle, Outcome, Replica};
 use crate::time::Time;
+use crate::types::{Config, Standing};
 use crate::verdict::{HoldClass, Reason, Verdict};
 
 const TIMEOUT: Duration = Duration::from_secs(3600);
@@ -137,7 +138,7 @@ fn forgeries_refresh_nothing() {
 
 #[test]
 fn a_closed_session_ends_as_before_whatever_was_asked() {
-    use crate::replica::{Close, CloseCause};
+    use crate::session::{Close, CloseCause};
     let (mut k, _, id) = idle(false);
     let expire = asked(&k, id);
     k.append(B, vec![Command::Close(Close { id, cause: CloseCause::Fin })]);

@@ -6,11 +6,11 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::cluster::*;
-use crate::engine::SessionInfo;
-use crate::event::{Hint, Opening};
+use crate::event::Hint;
 use crate::id::{Generation, MemberId, RuleId, SessionId};
 use crate::parse::{Kind, Packet, Tcp};
-use crate::replica::{Close, CloseCause, Command, Establish, Outcome};
+use crate::replica::{Command, Outcome};
+use crate::session::{Close, CloseCause, Establish, HandshakeState, SessionInfo};
 use crate::table::wheel;
 use crate::testing::{CLIENT, INSIDE, OUTSIDE, SERVER, end};
 use crate::time::{Coarse, Time};
@@ -372,8 +372,8 @@ fn establish(n: u32, protocol: Protocol, generation: Generation) -> Establish {
         rule: RuleId(1),
         supersedes: None,
         protocol: match protocol {
-            Protocol::TCP => Opening::Tcp { client: end(client), server: Some(end(server)) },
-            _ => Opening::Generic { replied: true },
+            Protocol::TCP => HandshakeState::Tcp { client: end(client), server: Some(end(server)) },
+            _ => HandshakeState::Generic { replied: true },
         },
     }
 }

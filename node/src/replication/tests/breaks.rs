@@ -46,7 +46,7 @@ async fn what_is_in_flight_when_the_leader_is_lost_is_carried_out_once() {
             async move {
                 // Spread, so that some are before, some in and some after the loss.
                 tokio::time::sleep(Duration::from_micros(u64::from(n) * 250)).await;
-                membership::order(&orders, command(n), LONG).await
+                change::order(&orders, command(n), LONG).await
             }
         });
         let all = tokio::spawn(futures::future::join_all(all));
@@ -109,7 +109,7 @@ async fn a_member_that_joins_late_gets_everything_by_snapshot() {
     assert_eq!(late.run().engine().generation(), generation);
     assert_eq!(theirs.members, its.members);
     assert_eq!((&theirs.cluster, &theirs.tokens), (&its.cluster, &its.tokens));
-    let texts = |v: &palisade_engine::engine::View| v.policies.iter().map(|p| p.text.clone()).collect::<Vec<_>>();
+    let texts = |v: &palisade_engine::View| v.policies.iter().map(|p| p.text.clone()).collect::<Vec<_>>();
     assert_eq!(texts(&theirs), texts(&its));
 
     // What came by snapshot is durable, and it goes on from there.

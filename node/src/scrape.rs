@@ -1,0 +1,43 @@
+//! The HTTP pages from the daemon's state.
+
+use palisade_metrics::MetricFamilies;
+
+use crate::daemon::Daemon;
+use crate::http::HttpState;
+use crate::metrics;
+
+impl HttpState for Daemon {
+    fn metrics(&self) -> MetricFamilies {
+        collect(self)
+    }
+
+    fn stuck(&self) -> Vec<String> {
+        self.stuck_threads()
+    }
+
+    fn not_ready(&self) -> Vec<String> {
+        Daemon::not_ready(self)
+    }
+}
+
+/// Everything that the daemon counts, now.
+fn collect(daemon: &Daemon) -> MetricFamilies {
+    let mut families = MetricFamilies::default();
+    metrics::process::collect(&mut families);
+    let member = daemon.member();
+    let passing = daemon.draining().map(|drain| drain.packets);
+    metrics::member_state(&mut families, daemon.not_ready().is_empty(), member.is_some(), passing);
+    let Some(member) = member else { return families };
+    let limits = &daemon.config().limits;
+    metrics::sessions::table(&mut families, &member.engine.counts(), limits.max_sessions, limits.max_half_open);
+    metrics::sessions::takeovers(&mut families, member.engine.takeover_counts());
+    metrics::sessions::cluster(&mut families, member.standing(), member.engine.generation(), &member.engine.view());
+    metrics::raft::collect(&mut families, &member.replication.status());
+    metrics::counted(
+        &mut families,
+        &member.replication.metrics(),
+        &member.replication.store_metrics(),
+        member.datapath().map(|datapath| datapath.metrics()).as_deref(),
+    );
+    families
+}
