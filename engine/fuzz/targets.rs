@@ -16,8 +16,9 @@ use palisade_engine::parse::{Checksum, Embedded, Fragment, IpOption, Kind, Packe
 use palisade_engine::policy::Policy;
 use palisade_engine::replica::{Command, Outcome, Replica};
 use palisade_engine::{
-    Close, CloseCause, Config, Context, Datagram, Direction, Engine, Event, Generation, HalfOpen, HandshakeState, Hint,
-    Ip, MemberId, Proposal, Protocol, Routes, RuleId, SessionId, Standing, SynParams, Time, Tuple, Verdict, ZoneId,
+    Close, CloseCause, Config, Context, Direction, Engine, Event, FragmentKey, Generation, HalfOpen, HandshakeState,
+    Hint, Ip, MemberId, Proposal, Protocol, Routes, RuleId, SessionId, Standing, SynParams, Time, Tuple, Verdict,
+    ZoneId,
 };
 
 /// A packet, its checksums as they are or (most would be wrong) not looked at, and made right for IPv4's header.
@@ -265,7 +266,8 @@ fn hint(which: u8, kind: u8, a: u8, b: u8, flags: u8) -> Hint {
         _ => {
             let Tuple { src, dst, protocol, .. } = original;
             let protocol = if src.is_v4() { protocol } else { Protocol::IPV6_FRAG };
-            let datagram = Datagram { src, dst, protocol, id: u32::from(b & 3), ingress: ZoneId(1 + u16::from(a & 1)) };
+            let datagram =
+                FragmentKey { src, dst, protocol, id: u32::from(b & 3), ingress: ZoneId(1 + u16::from(a & 1)) };
             match flags & 1 {
                 0 => Hint::FirstFragment { datagram, end: u16::from(a) * 8 },
                 _ => Hint::FragmentQuery(datagram),

@@ -9,9 +9,9 @@ use crate::id::{Generation, MemberId};
 
 /// What the cluster has agreed on.
 #[derive(Clone, Debug, Default)]
-pub struct View {
+pub struct ClusterState {
     /// The cluster's id; empty before `Init`.
-    pub cluster: String,
+    pub cluster_id: String,
     /// The members by id.
     pub members: BTreeMap<MemberId, MemberInfo>,
     /// Join secrets: digest and end (Unix milliseconds).

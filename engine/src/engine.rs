@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
 
+use crate::active_policy::ActivePolicy;
 use crate::blind_intervals::BlindIntervals;
-use crate::cluster_state::{MemberInfo, Role, View};
+use crate::cluster_state::{ClusterState, MemberInfo, Role};
 use crate::event::{Event, Hint, Proposal};
 use crate::id::{Generation, MemberId, SessionId, ZoneId};
-use crate::law::Law;
 use crate::parse::Packet;
 use crate::progress::{ProgressCursor, TakeoverCounters};
 use crate::session::{Close, Counts, HalfOpen, SessionInfo};
@@ -28,9 +28,9 @@ pub struct Engine {
     pub(crate) config: Config,
     pub(crate) table: Table,
     /// The policy in force. Its generation is also in `generation`, which is cheaper to read.
-    law: ArcSwap<Law>,
+    active_policy: ArcSwap<ActivePolicy>,
     generation: AtomicU64,
-    view: ArcSwap<View>,
+    cluster: ArcSwap<ClusterState>,
     /// How many other members forward packets.
     pub(crate) forwarding_peers: AtomicU32,
     /// How many of them are silent.
@@ -49,7 +49,7 @@ pub struct Engine {
     /// The shard that the next tick begins with.
     ticking: Mutex<u8>,
     /// The shard that the next search for idle sessions begins with.
-    offering: Mutex<u8>,
+    reporting: Mutex<u8>,
     sweep: Mutex<Sweep>,
     /// How often members began to pass packets (again), as applied here.
     pub(crate) resumes: AtomicU64,
@@ -65,10 +65,10 @@ struct Sweep {
 }
 
 /// Most entries that one call looks at: some milliseconds. What is left over waits for the next one.
-const LOOKS: u32 = 1 << 14;
+const MAX_PER_TICK: u32 = 1 << 14;
 
 /// Most entries that are looked at under one lock, for which packets may wait.
-const PIECE: u32 = 1 << 8;
+const LOCK_BATCH: u32 = 1 << 8;
 
 impl Engine {
     /// An empty engine with policy generation 0: default drop.
@@ -77,9 +77,9 @@ impl Engine {
         Arc::new(Engine {
             table: Table::new(&config),
             config,
-            law: ArcSwap::from_pointee(Law::default()),
+            active_policy: ArcSwap::from_pointee(ActivePolicy::default()),
             generation: AtomicU64::new(0),
-            view: ArcSwap::from_pointee(View::default()),
+            cluster: ArcSwap::from_pointee(ClusterState::default()),
             forwarding_peers: AtomicU32::new(0),
             silent_peers: AtomicU32::new(0),
             blind_intervals: ArcSwap::default(),
@@ -89,7 +89,7 @@ impl Engine {
             given: AtomicU32::new(0),
             deferred: Mutex::new(Vec::new()),
             ticking: Mutex::default(),
-            offering: Mutex::default(),
+            reporting: Mutex::default(),
             sweep: Mutex::default(),
             resumes: AtomicU64::new(0),
         })
@@ -126,15 +126,15 @@ impl Engine {
         let mut next = self.ticking.lock();
         self.sweep(now);
         // A policy that comes from now on is the next sweep's.
-        let law = self.law();
-        let mut budget = LOOKS;
+        let policy = self.active_policy();
+        let mut budget = MAX_PER_TICK;
         for _ in 0..SHARDS {
             loop {
-                let most = PIECE.min(budget);
+                let most = LOCK_BATCH.min(budget);
                 if most == 0 {
                     return;
                 }
-                let looks = self.look(*next, now, law.timeouts(), most, events);
+                let looks = self.process_due(*next, now, policy.timeouts(), most, events);
                 budget -= looks;
                 if looks < most {
                     break;
@@ -151,9 +151,9 @@ impl Engine {
     }
 
     /// Looks at what is due in one shard, at so many entries at most; how many there were.
-    fn look(&self, number: u8, now: Time, timeouts: &Timeouts, most: u32, events: &mut Vec<Event>) -> u32 {
+    fn process_due(&self, number: u8, now: Time, timeouts: &Timeouts, most: u32, events: &mut Vec<Event>) -> u32 {
         let mut shard = self.table.shard(number);
-        shard.datagrams.ask(now, events);
+        shard.fragments.ask(now, events);
         let mut looks = 0;
         while looks < most
             && let Some(slot) = shard.half_open.due(now, timeouts)
@@ -171,7 +171,7 @@ impl Engine {
             }
             looks += 1;
         }
-        while looks < most && shard.sessions.look(now, timeouts) {
+        while looks < most && shard.sessions.process_due(now, timeouts) {
             looks += 1;
         }
         looks
@@ -180,15 +180,15 @@ impl Engine {
     /// Lets sessions be looked at when their time is over by the policy in force, after one with shorter timeouts.
     fn sweep(&self, now: Time) {
         let mut sweep = self.sweep.lock();
-        let mut budget = LOOKS;
+        let mut budget = MAX_PER_TICK;
         while sweep.left > 0 && budget > 0 {
             let mut shard = self.table.shard(sweep.shard);
             // Loaded under the lock: who armed one of these sessions by an older policy did so before.
-            let law = self.law();
+            let policy = self.active_policy();
             let places = shard.sessions.places();
-            let end = sweep.slot.saturating_add(PIECE).min(places);
+            let end = sweep.slot.saturating_add(LOCK_BATCH).min(places);
             for slot in sweep.slot..end {
-                shard.sessions.arm(slot, now, law.timeouts());
+                shard.sessions.arm(slot, now, policy.timeouts());
             }
             budget = budget.saturating_sub((end - sweep.slot.min(end)).max(1));
             sweep.slot = end;
@@ -208,13 +208,13 @@ impl Engine {
     /// [`Engine::generation`] does.
     #[must_use]
     pub fn zone(&self, name: &str) -> ZoneId {
-        self.law().zone(name)
+        self.active_policy().zone(name)
     }
 
     /// What the cluster has agreed on, as applied here: members, policy, history. A cheap, consistent copy.
     #[must_use]
-    pub fn view(&self) -> Arc<View> {
-        self.view.load_full()
+    pub fn cluster_state(&self) -> Arc<ClusterState> {
+        self.cluster.load_full()
     }
 
     /// Visits the sessions, half-open ones too, shard by shard, each shard copied under its lock first; `each` returns
@@ -267,20 +267,20 @@ impl Engine {
     ///
     /// One that is still there a quarter of its timeout later (a second at least, an hour at most) is found again.
     pub fn idle(&self, now: Time, most: usize, found: &mut Vec<SessionId>) -> bool {
-        let mut next = self.offering.lock();
-        let mut budget = LOOKS;
+        let mut next = self.reporting.lock();
+        let mut budget = MAX_PER_TICK;
         for _ in 0..SHARDS {
             'shard: loop {
                 let mut shard = self.table.shard(*next);
                 if !shard.sessions.has_idle() {
                     break;
                 }
-                let law = self.law();
-                for _ in 0..PIECE {
+                let policy = self.active_policy();
+                for _ in 0..LOCK_BATCH {
                     if found.len() >= most || budget == 0 {
                         return true;
                     }
-                    let Some(idle) = shard.sessions.offer(now, law.timeouts()) else { break 'shard };
+                    let Some(idle) = shard.sessions.report_idle(now, policy.timeouts()) else { break 'shard };
                     budget -= 1;
                     found.extend(idle);
                 }
@@ -296,20 +296,20 @@ impl Engine {
         SessionId { member: self.config.member, counter: u64::from(self.config.start) << 32 | u64::from(n) }
     }
 
-    pub(crate) fn law(&self) -> Guard<Arc<Law>> {
-        self.law.load()
+    pub(crate) fn active_policy(&self) -> Guard<Arc<ActivePolicy>> {
+        self.active_policy.load()
     }
 
     /// The timeouts in force. To arm a session by them they are to be loaded under its shard's lock.
     pub(crate) fn timeouts(&self) -> Timeouts {
-        *self.law().timeouts()
+        *self.active_policy().timeouts()
     }
 
     /// Puts a policy in force. The generation last: whoever sees it sees the policy too.
-    pub(crate) fn enact(&self, law: Law) {
-        let generation = law.generation;
-        let shorter = law.timeouts().any_shorter_than(&self.timeouts());
-        self.law.store(Arc::new(law));
+    pub(crate) fn activate(&self, policy: ActivePolicy) {
+        let generation = policy.generation;
+        let shorter = policy.timeouts().any_shorter_than(&self.timeouts());
+        self.active_policy.store(Arc::new(policy));
         if shorter {
             let mut sweep = self.sweep.lock();
             // A shard that is half swept comes again at the end.
@@ -318,12 +318,12 @@ impl Engine {
         self.generation.store(generation.0, Ordering::Release);
     }
 
-    pub(crate) fn publish(&self, view: View) {
+    pub(crate) fn publish(&self, cluster: ClusterState) {
         let forwards =
             |(id, info): &(&MemberId, &MemberInfo)| **id != self.config.member && info.role == Role::Firewall;
-        let peers = view.members.iter().filter(forwards).count();
+        let peers = cluster.members.iter().filter(forwards).count();
         self.forwarding_peers.store(u32::try_from(peers).unwrap_or(u32::MAX), Ordering::Relaxed);
-        self.view.store(Arc::new(view));
+        self.cluster.store(Arc::new(cluster));
     }
 }
 

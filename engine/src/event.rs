@@ -72,12 +72,12 @@ pub enum Hint {
     /// The first fragment of a datagram was forwarded: the others may follow it through any member.
     FirstFragment {
         /// The datagram.
-        datagram: Datagram,
+        datagram: FragmentKey,
         /// Where the first fragment's data end, in bytes.
         end: u16,
     },
     /// A fragment waits for the first one: whoever knows of that says so again.
-    FragmentQuery(Datagram),
+    FragmentQuery(FragmentKey),
 }
 
 impl Hint {
@@ -92,7 +92,7 @@ impl Hint {
 /// What the fragments of one datagram have in common (RFC 791 section 3.2, RFC 8200 section 4.5), and where they come
 /// from: a fragment from elsewhere does not belong to it. Members hash it each with their own seed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
-pub struct Datagram {
+pub struct FragmentKey {
     /// Source address.
     pub src: Ip,
     /// Destination address.

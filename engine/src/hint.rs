@@ -44,7 +44,7 @@ impl Engine {
                     && track.record_peer_rst()
                 {
                     shard.finished.push_back((now + CLOSE_OVERDUE, *id, slot));
-                    shard.sessions.arm(slot, now, self.law().timeouts());
+                    shard.sessions.arm(slot, now, self.active_policy().timeouts());
                 }
             }
             Hint::Query(tuple) => self.reply_to_query(now, tuple, events),
@@ -63,7 +63,7 @@ impl Engine {
         }
         let hash = self.table.hash(&open.original);
         let workers = {
-            let mut shard = self.table.of(hash);
+            let mut shard = self.table.shard_for(hash);
             self.merge(&mut shard, hash, open, now)
         };
         if workers != 0 {
@@ -90,7 +90,8 @@ impl Engine {
                     && matches!(half.open.protocol, HandshakeState::Generic { .. })
                     && matches!(open.protocol, HandshakeState::Generic { .. })
         };
-        let known = shard.half_open.of(hash, &open.original).find(|&slot| shard.half_open.get(slot).is_some_and(same));
+        let known =
+            shard.half_open.lookup(hash, &open.original).find(|&slot| shard.half_open.get(slot).is_some_and(same));
         let Some(slot) = known else {
             self.table.insert_half_open(shard, hash, *open, now);
             return shard.queries.take(hash);
@@ -156,7 +157,7 @@ impl Engine {
         if !was && track.both_fins_known() {
             shard.finished.push_back((now + CLOSE_OVERDUE, id, slot));
         }
-        shard.sessions.arm(slot, now, self.law().timeouts());
+        shard.sessions.arm(slot, now, self.active_policy().timeouts());
     }
 
     fn hint_progress(
@@ -169,14 +170,14 @@ impl Engine {
         wake: &mut dyn Wake,
     ) {
         let peers = self.reachable_peers();
-        let Some(place) = self.view().members.keys().position(|id| *id == from) else { return };
+        let Some(place) = self.cluster_state().members.keys().position(|id| *id == from) else { return };
         let Some((mut shard, slot)) = self.table.locate(id) else { return };
         let Some(session) = shard.sessions.get_mut(slot) else { return };
         let original = session.original;
         let Some(track) = session.track.as_mut() else { return };
         let answered = track.record_reply(place, snapshot, peers, now);
         if track.ending() {
-            shard.sessions.arm(slot, now, self.law().timeouts());
+            shard.sessions.arm(slot, now, self.active_policy().timeouts());
         }
         for (direction, segment) in provisional.iter().take(MAX_PROVISIONAL) {
             shard.provisional.record(id, *direction, *segment, now);
@@ -195,7 +196,7 @@ impl Engine {
     /// Sends what is known of a tuple again.
     fn reply_to_query(&self, now: Time, tuple: &Tuple, events: &mut Vec<Event>) {
         let hash = self.table.hash(tuple);
-        let shard = self.table.of(hash);
+        let shard = self.table.shard_for(hash);
         let session = shard.sessions.find(hash, tuple).and_then(|slot| shard.sessions.get(slot));
         if let Some((session, track)) = session.and_then(|s| Some((s, s.track?))) {
             // What another member may have passed unseen, or this one before it restarted, is known to nobody by what is known
@@ -209,7 +210,7 @@ impl Engine {
             let provisional = shard.provisional.for_session(session.id, now).take(MAX_PROVISIONAL).collect();
             events.push(Event::Hint(Hint::Progress { id: session.id, snapshot, provisional }));
         }
-        for slot in shard.half_open.of(hash, tuple) {
+        for slot in shard.half_open.lookup(hash, tuple) {
             if let Some(half) = shard.half_open.get(slot).filter(|h| !h.aborted) {
                 events.push(Event::Hint(Hint::HalfOpen(Box::new(half.open))));
             }

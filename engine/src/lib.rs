@@ -9,6 +9,7 @@
 //! - **an establishment**: [`Event::Propose`] → *(the log, outside)* → [`replica`] `apply` → `table`;
 //! - **an admin's command**: [`replica::Command`] → *(the log)* → [`replica`] `apply` → policy, members, settings.
 
+mod active_policy;
 mod addr;
 mod blind_intervals;
 mod cluster_state;
@@ -19,7 +20,7 @@ mod hint;
 pub mod hold;
 mod id;
 mod idle;
-mod law;
+
 pub mod parse;
 mod pipeline;
 pub mod policy;
@@ -38,10 +39,10 @@ mod types;
 mod verdict;
 
 pub use addr::Ip;
-pub use cluster_state::{MemberInfo, PolicyRecord, Role, View};
+pub use cluster_state::{ClusterState, MemberInfo, PolicyRecord, Role};
 pub use engine::Engine;
 pub use event::{
-    Datagram, EndpointSnapshot, Event, Hint, Progress, Proposal, ProvisionalSegment, TcpSnapshot, UnconfirmedEdge,
+    EndpointSnapshot, Event, FragmentKey, Hint, Progress, Proposal, ProvisionalSegment, TcpSnapshot, UnconfirmedEdge,
 };
 pub use id::{Generation, MemberId, RuleId, SessionId, SessionIdError, ZoneId};
 pub use idle::Inquiry;

@@ -11,7 +11,7 @@ use crate::engine::Engine;
 use crate::event::Progress;
 use crate::id::MemberId;
 use crate::table::SHARDS;
-use crate::table::session::{Mark, Session};
+use crate::table::session::{Session, SessionFlag};
 use crate::time::{Coarse, Time};
 use crate::track::tcp::Track;
 use crate::types::Wake;
@@ -24,9 +24,9 @@ const SESSIONS_PER_LOCK: usize = 256;
 pub(crate) struct ProgressCursor {
     /// The shard in progress.
     shard: u8,
-    /// Slots of this shard's busy sessions that are not published yet.
+    /// Slots of this shard's dirty sessions that are not published yet.
     remaining: Vec<u32>,
-    /// When the list of this shard's busy sessions was taken.
+    /// When the list of this shard's dirty sessions was taken.
     taken_at: Time,
     /// Up to when each shard's progress is published.
     published_until: [Time; SHARDS],
@@ -67,14 +67,14 @@ impl Engine {
             if cursor.remaining.is_empty() {
                 cursor.taken_at = now;
                 let empty = std::mem::take(&mut cursor.remaining);
-                cursor.remaining = self.table.shard(cursor.shard).sessions.take_busy(empty);
+                cursor.remaining = self.table.shard(cursor.shard).sessions.take_dirty(empty);
             }
             while left > 0 && !cursor.remaining.is_empty() {
                 let first = cursor.remaining.len().saturating_sub(SESSIONS_PER_LOCK.min(left));
                 {
                     let mut shard = self.table.shard(cursor.shard);
                     for slot in cursor.remaining.drain(first..) {
-                        let session = shard.sessions.get_mut(slot).filter(|s| s.marks.has(Mark::Busy));
+                        let session = shard.sessions.get_mut(slot).filter(|s| s.flags.has(SessionFlag::Dirty));
                         batch.extend(session.map(|session| session.take_progress(now, with_traffic)));
                     }
                 }
@@ -166,7 +166,7 @@ impl Engine {
 impl Session {
     /// What is to be published of this session, which then counts as published.
     fn take_progress(&mut self, now: Time, with_traffic: bool) -> Progress {
-        self.marks.set(Mark::Busy, false);
+        self.flags.set(SessionFlag::Dirty, false);
         let traffic = with_traffic.then(|| self.take_unpublished_traffic());
         Progress {
             id: self.id,

@@ -92,7 +92,7 @@ impl Timeout {
     }
 
     /// The one that a session in this state has.
-    pub(crate) fn of(state: State, protocol: Protocol) -> Timeout {
+    pub(crate) fn for_state(state: State, protocol: Protocol) -> Timeout {
         match state {
             State::SynSent => Timeout::TcpSynSent,
             State::SynRecv => Timeout::TcpSynRecv,
@@ -315,7 +315,7 @@ mod tests {
         );
         let mut used = std::collections::BTreeSet::new();
         for (state, protocol, name, secs) in all {
-            let timeout = Timeout::of(state, protocol);
+            let timeout = Timeout::for_state(state, protocol);
             let default = Timeouts::default().get(timeout).as_secs();
             assert_eq!((timeout.name(), default), (name, secs), "{state:?} of {protocol}");
             used.insert(timeout);

@@ -36,7 +36,7 @@ pub const KEYS: &[&str] = &[
     "datapath.mode",
     "datapath.inject",
     "datapath.workers",
-    "datapath.unfiltered",
+    "datapath.bypass_interfaces",
     "datapath.hold_time",
     "datapath.hold_packets",
     "datapath.hold_bytes",
@@ -45,14 +45,14 @@ pub const KEYS: &[&str] = &[
     "datapath.manage_rp_filter",
     "datapath.manage_forwarding",
     "raft.durability",
-    "raft.heartbeat",
-    "raft.election",
+    "raft.heartbeat_interval",
+    "raft.election_timeout",
     "raft.max_voters",
     "raft.replace_after",
     "limits.max_sessions",
     "limits.max_half_open",
     "limits.max_half_open_per_source",
-    "limits.cut_off_limit",
+    "limits.grace",
     "limits.progress_rate",
     "limits.takeover_rate",
     "lab.cut_replication",
@@ -140,8 +140,8 @@ pub struct Datapath {
     pub inject: Inject,
     /// Worker threads, 1 to 64.
     pub workers: usize,
-    /// Interfaces exempt from the gate: what comes in by them the kernel routes unfiltered.
-    pub unfiltered: Vec<String>,
+    /// Interfaces exempt from the gate: the kernel routes what arrives on them unfiltered.
+    pub bypass_interfaces: Vec<String>,
     /// Longest hold.
     pub hold_time: Duration,
     /// Most packets held per worker: matched, unmatched.
@@ -158,9 +158,9 @@ pub struct Datapath {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Raft {
     /// The leader's heartbeat interval.
-    pub heartbeat: Duration,
+    pub heartbeat_interval: Duration,
     /// How long a member keeps to its leader after the last sign of it; then it stands for election.
-    pub election: Duration,
+    pub election_timeout: Duration,
     /// Most members that vote.
     pub max_voters: usize,
     /// A voter that did not answer for so long is replaced by a learner.
@@ -177,7 +177,7 @@ pub struct Limits {
     /// Most half-open sessions of one source.
     pub max_half_open_per_source: usize,
     /// How long established sessions pass after this member was last current.
-    pub cut_off_limit: Duration,
+    pub grace: Duration,
     /// What telling one other member of live sessions may take, in bytes a second.
     pub progress_rate: usize,
     /// How fast a connection may have gone on while nobody saw it, in bytes a second.
@@ -382,7 +382,7 @@ impl Datapath {
             v.choice(&[("auto", Inject::Auto), ("tun", Inject::Tun), ("veth", Inject::Veth)])
         });
         let workers = t.or(problems, "workers", default_workers(), |v| v.count(1, 64));
-        let unfiltered = t.or(problems, "unfiltered", Vec::new(), |v| v.strings(interface_name));
+        let bypass_interfaces = t.or(problems, "bypass_interfaces", Vec::new(), |v| v.strings(interface_name));
         let hold_time = t.or(problems, "hold_time", Duration::from_millis(250), |v| {
             v.duration(Duration::from_millis(10), Duration::from_secs(2))
         });
@@ -397,7 +397,7 @@ impl Datapath {
         Some(Datapath {
             inject: inject?,
             workers: workers?,
-            unfiltered: unfiltered?,
+            bypass_interfaces: bypass_interfaces?,
             hold_time: hold_time?,
             hold_packets: (packets?, unmatched_packets?),
             hold_bytes: (bytes?, unmatched_bytes?),
@@ -419,23 +419,24 @@ impl Raft {
                 )),
             });
         let usual = Timing::default();
-        let heartbeat = t.or(problems, "heartbeat", usual.heartbeat, |v| {
+        let heartbeat = t.or(problems, "heartbeat_interval", usual.heartbeat, |v| {
             v.duration(Duration::from_millis(10), Duration::from_millis(100))
         });
         // Even if the first vote is lost, a new leader is there before four times this. That has to be while the last proof
         // of being current still holds, or every change of leader would stop new connections everywhere.
-        let election =
-            t.or(problems, "election", usual.election, |v| v.duration(Duration::from_millis(60), CURRENT_FOR / 4));
+        let election = t.or(problems, "election_timeout", usual.election, |v| {
+            v.duration(Duration::from_millis(60), CURRENT_FOR / 4)
+        });
         if let (Some(heartbeat), Some(election)) = (heartbeat, election)
             && election < heartbeat * 3
         {
             let found = format!("{election:?}, with a heartbeat of {heartbeat:?}");
             t.problem(
                 problems,
-                "election",
+                "election_timeout",
                 "at least three times the heartbeat",
                 &found,
-                "a single lost heartbeat must not start an election: raise `election` or lower `heartbeat`",
+                "a single lost heartbeat must not start an election: raise `election_timeout` or lower `heartbeat_interval`",
             );
         }
         let voters = Voters::default();
@@ -448,8 +449,8 @@ impl Raft {
         t.finish(problems);
         durability?;
         Some(Raft {
-            heartbeat: heartbeat?,
-            election: election?,
+            heartbeat_interval: heartbeat?,
+            election_timeout: election?,
             max_voters: max_voters?,
             replace_after: replace_after?,
         })
@@ -469,9 +470,8 @@ impl Limits {
             let help = "one source must not be able to take the whole table: lower it, or raise `max_half_open`";
             t.problem(problems, "max_half_open_per_source", "at most `max_half_open`", &found, help);
         }
-        let cut_off_limit = t.or(problems, "cut_off_limit", Duration::from_secs(300), |v| {
-            v.duration(CURRENT_FOR, Duration::from_secs(86_400))
-        });
+        let grace =
+            t.or(problems, "grace", Duration::from_secs(300), |v| v.duration(CURRENT_FOR, Duration::from_secs(86_400)));
         let progress_rate = t.or(problems, "progress_rate", 4_000_000, |v| v.count(10_000, 1_000_000_000));
         let takeover_rate = t.or(problems, "takeover_rate", 1 << 30, |v| v.count(0, 100_000_000_000));
         t.finish(problems);
@@ -479,7 +479,7 @@ impl Limits {
             max_sessions: max_sessions?,
             max_half_open: max_half_open?,
             max_half_open_per_source: per_source?,
-            cut_off_limit: cut_off_limit?,
+            grace: grace?,
             progress_rate: progress_rate?,
             takeover_rate: takeover_rate?,
         })

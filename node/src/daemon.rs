@@ -129,7 +129,7 @@ impl Daemon {
             let _change = daemon.change.try_lock().map_err(|_| ChangeError::Busy)?;
             let member = daemon.member().ok_or(ChangeError::NotAMember)?;
             // Before any router turns away for nothing.
-            if member.engine.view().members.len() < 2 {
+            if member.engine.cluster_state().members.len() < 2 {
                 return Err(MembershipError::Last.into());
             }
             let before = daemon.drain.now();

@@ -102,7 +102,7 @@ impl Member {
     ) -> Result<Arc<Member>, MemberError> {
         let workers = if config.role == Role::Witness { 0 } else { config.datapath.workers };
         let wake = WorkerWake::new(workers).map_err(MemberError::Wake)?;
-        let standing = Arc::new(StandingCell::new(config.limits.cut_off_limit));
+        let standing = Arc::new(StandingCell::new(config.limits.grace));
         let (sinks, hints, proposals) = queues();
         let options = replication::Options::from(&**config);
         let replication = Replication::open(options, hints, proposals, wake.clone(), standing.clone()).await?;
@@ -227,7 +227,11 @@ impl From<&Config> for replication::Options {
             advertise: c.cluster.advertise.to_string(),
             role: c.role,
             engine,
-            timing: Timing { heartbeat: c.raft.heartbeat, election: c.raft.election, ..Timing::default() },
+            timing: Timing {
+                heartbeat: c.raft.heartbeat_interval,
+                election: c.raft.election_timeout,
+                ..Timing::default()
+            },
             log: replication::LogSize::default(),
             voters: Voters { most: c.raft.max_voters, replace_after: c.raft.replace_after },
             progress_rate: c.limits.progress_rate as u64,
@@ -245,7 +249,7 @@ impl From<&Config> for datapath::Options {
         };
         datapath::Options {
             interfaces: c.interfaces.iter().map(interface).collect(),
-            unfiltered: d.unfiltered.clone(),
+            bypass_interfaces: d.bypass_interfaces.clone(),
             workers: d.workers,
             hold: Limits { packets: d.hold_packets, bytes: d.hold_bytes, time: d.hold_time },
             device: INJECT_DEVICE.to_owned(),

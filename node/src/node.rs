@@ -164,7 +164,7 @@ async fn install_gate(config: &Config) -> Result<(), NodeError> {
     if config.role == Role::Witness {
         return Ok(());
     }
-    let gate = Gate::new(INJECT_DEVICE, &config.datapath.unfiltered);
+    let gate = Gate::new(INJECT_DEVICE, &config.datapath.bypass_interfaces);
     // It queries the kernel and runs nft.
     let installed = spawn_blocking(move || gate.install()).await.map_err(NodeError::GateTask)?;
     match installed.map_err(NodeError::Gate)?.nft {

@@ -31,7 +31,12 @@ fn collect(daemon: &Daemon) -> MetricFamilies {
     let limits = &daemon.config().limits;
     metrics::sessions::table(&mut families, &member.engine.counts(), limits.max_sessions, limits.max_half_open);
     metrics::sessions::takeovers(&mut families, member.engine.takeover_counts());
-    metrics::sessions::cluster(&mut families, member.standing(), member.engine.generation(), &member.engine.view());
+    metrics::sessions::cluster(
+        &mut families,
+        member.standing(),
+        member.engine.generation(),
+        &member.engine.cluster_state(),
+    );
     metrics::raft::collect(&mut families, &member.replication.status());
     metrics::counted(
         &mut families,

@@ -19,26 +19,26 @@ pub struct StandingCell {
     /// How often this member's state has been replaced because it was wrong, and what that was when it last resumed.
     replaced: AtomicU64,
     resumed: AtomicU64,
-    cut_off_limit: Duration,
+    grace: Duration,
 }
 
 impl StandingCell {
-    /// Never current so far. Established sessions pass for `cut_off_limit` after the last proof.
+    /// Never current so far. Established sessions pass for `grace` after the last proof.
     #[must_use]
-    pub fn new(cut_off_limit: Duration) -> StandingCell {
+    pub fn new(grace: Duration) -> StandingCell {
         StandingCell {
             proven: AtomicU64::new(0),
             suspect: AtomicBool::new(false),
             replaced: AtomicU64::new(0),
             resumed: AtomicU64::new(0),
-            cut_off_limit,
+            grace,
         }
     }
 
     /// For how long established sessions pass after the last proof.
     #[must_use]
-    pub fn cut_off_limit(&self) -> Duration {
-        self.cut_off_limit
+    pub fn grace(&self) -> Duration {
+        self.grace
     }
 
     /// What was asked of the leader at `asked` has now been applied. Older proofs do nothing, nor does any while what this
@@ -83,7 +83,7 @@ impl StandingCell {
         }
         match now.since(proven) {
             age if age <= CURRENT_FOR && !self.is_suspect() => Standing::Current,
-            age if age <= self.cut_off_limit => Standing::CutOff,
+            age if age <= self.grace => Standing::CutOff,
             _ => Standing::Expired,
         }
     }

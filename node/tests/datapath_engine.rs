@@ -9,15 +9,17 @@
     reason = "a test; the lab that it shares has more than it uses"
 )]
 
-mod datapath_lab;
+mod datapath_member;
 
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use datapath_lab::{Lab, bulk, possible};
+use datapath_member::{PROGRAMS, two_interfaces};
 use palisade_engine::replica::{Batch, Command, Outcome, PolicyChange, Replica};
 use palisade_engine::{Config, Engine, Generation, MemberId, Proposal, Reason, Wake};
+use palisade_lab::guard::can_run;
+use palisade_lab::small::SmallLab;
 use palisade_node::clock;
 use palisade_node::datapath::{self, Sinks, WorkerWake};
 use palisade_node::standing::StandingCell;
@@ -37,10 +39,10 @@ fn apply(replica: &mut Replica, number: u64, command: Command, wake: &mut dyn Wa
 
 #[test]
 fn a_connection_is_held_until_it_is_committed_and_then_runs() {
-    if !possible("a_connection_is_held") {
+    if !can_run("a_connection_is_held", PROGRAMS) {
         return;
     }
-    let lab = Lab::new();
+    let lab = SmallLab::new();
     let engine = Engine::new(Config::new(MemberId(1), 1, 7));
     let mut replica = Replica::new(Arc::clone(&engine));
     let mut wake = WorkerWake::new(1).unwrap();
@@ -53,7 +55,7 @@ fn a_connection_is_held_until_it_is_committed_and_then_runs() {
     let (proposals, mut proposed) = tokio::sync::mpsc::channel(1024);
     let (cell, member_engine, workers) = (Arc::clone(&standing), Arc::clone(&engine), wake.clone());
     let datapath = lab.member.call(move || {
-        datapath::start(Lab::options(), member_engine, cell, workers, Sinks { hints, proposals }).unwrap()
+        datapath::start(two_interfaces(), member_engine, cell, workers, Sinks { hints, proposals }).unwrap()
     });
     let log = std::thread::spawn(move || {
         let mut number = 1;
@@ -96,7 +98,7 @@ fn a_connection_is_held_until_it_is_committed_and_then_runs() {
         let holds = || metrics.total(|worker| worker.hold.count());
         let out_of_window = || metrics.dropped(Reason::TcpWindow);
         let (holds_before, out_of_window_before) = (holds(), out_of_window());
-        let rate = bulk(&lab, address, Duration::from_secs(2));
+        let rate = lab.bulk(address, Duration::from_secs(2));
         println!("engine {address}: {rate:.1} Gbit/s");
         assert!(holds() > holds_before, "the handshake's end was not held for its commit: {metrics:?}");
         assert_eq!(out_of_window(), out_of_window_before);

@@ -9,14 +9,16 @@
     reason = "a test; the lab that it shares has more than it uses"
 )]
 
-mod datapath_lab;
+mod datapath_member;
 
 use std::net::{IpAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use datapath_lab::{Fixed, KEY, Lab, bulk, eventually, possible};
+use datapath_member::{Fixed, KEY, PROGRAMS, start, two_interfaces};
 use palisade_engine::parse::build;
 use palisade_engine::{Protocol, Reason, Tuple};
+use palisade_lab::guard::can_run;
+use palisade_lab::small::{SmallLab, eventually};
 use palisade_node::clock;
 use palisade_node::datapath::{Inject, Options};
 use pnet::datalink::{self, Channel};
@@ -25,12 +27,12 @@ const SOON: Duration = Duration::from_secs(2);
 const NEVER: Duration = Duration::from_millis(300);
 
 fn forwards(options: Options, mode: &str, least: f64) {
-    let lab = Lab::new();
+    let lab = SmallLab::new();
     // The kernel's own forwarding, on the same machine at the same time, is what the rest is to be compared with.
-    let kernel = bulk(&lab, "10.2.0.2:7001", SOON);
+    let kernel = lab.bulk("10.2.0.2:7001", SOON);
     println!("kernel: {kernel:.1} Gbit/s");
     let judge = Fixed::forward();
-    let running = lab.start(options, &judge).unwrap();
+    let running = start(&lab, options, &judge).unwrap();
     assert_eq!(running.datapath.status().mode, mode);
     for v6 in [false, true] {
         assert!(lab.passes(v6, SOON), "v6: {v6}");
@@ -39,7 +41,7 @@ fn forwards(options: Options, mode: &str, least: f64) {
         let metrics = running.datapath.metrics();
         let counts = || (metrics.forwarded(), metrics.total(|worker| worker.captured_frames.get()));
         let (packets, frames) = counts();
-        let rate = bulk(&lab, address, SOON);
+        let rate = lab.bulk(address, SOON);
         let (packets_after, frames_after) = counts();
         let whole = (packets_after - packets) as f64 / (frames_after - frames) as f64;
         println!("{mode} {address}: {rate:.1} Gbit/s, {whole:.1} segments a frame");
@@ -55,33 +57,33 @@ fn forwards(options: Options, mode: &str, least: f64) {
 
 #[test]
 fn tun_forwards_tcp_in_whole_gso_packets() {
-    if possible("tun_forwards") {
-        forwards(Lab::options(), "raw/tun", 1.0);
+    if can_run("tun_forwards", PROGRAMS) {
+        forwards(two_interfaces(), "raw/tun", 1.0);
     }
 }
 
 #[test]
 fn two_workers_forward() {
-    if possible("two_workers_forward") {
-        forwards(Options { workers: 2, ..Lab::options() }, "raw/tun", 1.0);
+    if can_run("two_workers_forward", PROGRAMS) {
+        forwards(Options { workers: 2, ..two_interfaces() }, "raw/tun", 1.0);
     }
 }
 
 #[test]
 fn veth_forwards_the_same() {
-    if possible("veth_forwards") {
-        forwards(Options { inject: Inject::Veth, ..Lab::options() }, "raw/veth", 1.0);
+    if can_run("veth_forwards", PROGRAMS) {
+        forwards(Options { inject: Inject::Veth, ..two_interfaces() }, "raw/veth", 1.0);
     }
 }
 
 #[test]
 fn a_held_packet_goes_on_when_woken_and_expires_otherwise() {
-    if !possible("a_held_packet") {
+    if !can_run("a_held_packet", PROGRAMS) {
         return;
     }
-    let lab = Lab::new();
+    let lab = SmallLab::new();
     let judge = Fixed::forward();
-    let running = lab.start(Lab::options(), &judge).unwrap();
+    let running = start(&lab, two_interfaces(), &judge).unwrap();
     assert!(lab.passes(false, SOON));
     let metrics = running.datapath.metrics();
     let holds = || metrics.total(|worker| worker.holds.matched.get());
@@ -104,13 +106,13 @@ fn a_held_packet_goes_on_when_woken_and_expires_otherwise() {
 
 #[test]
 fn egress_zones_are_the_kernels_routes_and_follow_their_changes() {
-    if !possible("egress_zones") {
+    if !can_run("egress_zones", PROGRAMS) {
         return;
     }
-    let lab = Lab::new();
+    let lab = SmallLab::new();
     let judge = Fixed::forward();
     judge.say(4);
-    let running = lab.start(Lab::options(), &judge).unwrap();
+    let running = start(&lab, two_interfaces(), &judge).unwrap();
     for v6 in [false, true] {
         assert!(lab.passes(v6, SOON), "v6: {v6}");
     }
@@ -136,13 +138,13 @@ fn egress_zones_are_the_kernels_routes_and_follow_their_changes() {
 
 #[test]
 fn a_rejected_packet_is_answered() {
-    if !possible("a_rejected_packet") {
+    if !can_run("a_rejected_packet", PROGRAMS) {
         return;
     }
-    let lab = Lab::new();
+    let lab = SmallLab::new();
     let judge = Fixed::forward();
     judge.say(3);
-    let running = lab.start(Lab::options(), &judge).unwrap();
+    let running = start(&lab, two_interfaces(), &judge).unwrap();
     for address in ["10.2.0.2:7009", "[fd00:2::2]:7009"] {
         let error =
             lab.client.call(move || TcpStream::connect_timeout(&address.parse().unwrap(), SOON).err().unwrap().kind());
@@ -152,7 +154,7 @@ fn a_rejected_packet_is_answered() {
 }
 
 /// The sources of the ICMP errors that come back for datagrams to an address and are seen on the client's link.
-fn errors_for(lab: &Lab, address: &'static str, count: usize) -> Vec<IpAddr> {
+fn errors_for(lab: &SmallLab, address: &'static str, count: usize) -> Vec<IpAddr> {
     lab.client.call(move || {
         let interface = datalink::interfaces().into_iter().find(|i| i.name == "c0").unwrap();
         let config = datalink::Config { read_timeout: Some(Duration::from_millis(300)), ..Default::default() };
@@ -183,13 +185,13 @@ fn errors_for(lab: &Lab, address: &'static str, count: usize) -> Vec<IpAddr> {
 
 #[test]
 fn icmp_errors_come_from_this_router_and_not_too_many() {
-    if !possible("icmp_errors_come_from_this_router") {
+    if !can_run("icmp_errors_come_from_this_router", PROGRAMS) {
         return;
     }
-    let lab = Lab::new();
+    let lab = SmallLab::new();
     let judge = Fixed::forward();
     judge.say(3);
-    let running = lab.start(Lab::options(), &judge).unwrap();
+    let running = start(&lab, two_interfaces(), &judge).unwrap();
     let metrics = running.datapath.metrics();
     let rejected = || metrics.rejected(Reason::PolicyReject);
     let suppressed = || metrics.total(|worker| worker.icmp_errors_suppressed.get());
@@ -218,14 +220,14 @@ fn icmp_errors_come_from_this_router_and_not_too_many() {
 
 /// Floods the member with small datagrams for two seconds; how many a second arrived at the server's interface, in
 /// millions.
-fn flood(lab: &Lab) -> f64 {
+fn flood(lab: &SmallLab) -> f64 {
     let ip = |b: [u8; 4]| std::net::IpAddr::from(b).into();
     let (src, dst) = (ip([10, 1, 0, 2]), ip([10, 2, 0, 2]));
     let tuple = Tuple { src, dst, src_port: 9, dst_port: 9, protocol: Protocol::UDP };
-    let mut frame = lab.mac(&lab.member, "f0").to_vec();
+    let mut frame = lab.member.mac("f0").to_vec();
     frame.extend([2, 0, 0, 0, 0, 9, 8, 0]);
     frame.extend(build::udp(&tuple, &[0; 18]).unwrap());
-    let mut sender = lab.frames();
+    let mut sender = lab.client.wire("c0");
     let arrived = || {
         let text = lab.server.ip("-j -s link show s0");
         let json: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -234,7 +236,7 @@ fn flood(lab: &Lab) -> f64 {
     let (before, begin) = (arrived(), clock::now());
     while clock::now().since(begin) < Duration::from_secs(2) {
         for _ in 0..64 {
-            let _ = sender.send_to(&frame, None);
+            let _ = sender.send(&frame);
         }
     }
     let time = clock::now().since(begin).as_secs_f64();
@@ -245,17 +247,17 @@ fn flood(lab: &Lab) -> f64 {
 /// sender shares the machine).
 #[test]
 fn small_packets() {
-    if !possible("small_packets") {
+    if !can_run("small_packets", PROGRAMS) {
         return;
     }
-    let lab = Lab::new();
+    let lab = SmallLab::new();
     assert!(lab.passes(false, SOON));
     // The server answers to closed ports, which is not what is measured.
     lab.server.exec("nft add table ip t");
     lab.server.exec("nft add chain ip t c {type filter hook prerouting priority -400;policy drop;}");
     let kernel = flood(&lab);
     let judge = Fixed::forward();
-    let running = lab.start(Lab::options(), &judge).unwrap();
+    let running = start(&lab, two_interfaces(), &judge).unwrap();
     let rate = flood(&lab);
     let metrics = running.datapath.metrics();
     println!(

@@ -32,16 +32,16 @@ pub fn drain(global: &Global, args: &Args) -> Result<ExitCode, Failure> {
         let mut stream = client.drain(within(DEADLINE + args.timeout, request)).await?.into_inner();
         let mut progress = print::drain::Progress::new(global.output);
         let mut last = None;
-        while let Some(v1::DrainResponse { draining, over }) = stream.message().await? {
+        while let Some(v1::DrainResponse { draining, done }) = stream.message().await? {
             draining.iter().for_each(|draining| progress.show(draining));
-            if over {
+            if done {
                 last = draining;
             }
         }
         drop(progress);
         let last = last.ok_or_else(|| Failure::new(Exit::Unreachable, "the member has stopped meanwhile", None))?;
         print::drain::drained(global.output, &last)?;
-        Ok(if last.quiet && !last.leads { ExitCode::SUCCESS } else { Exit::Failure.into() })
+        Ok(if last.quiet && !last.leader { ExitCode::SUCCESS } else { Exit::Failure.into() })
     })
 }
 

@@ -15,7 +15,7 @@ use crate::print;
 pub enum Command {
     /// Is it there, and which of its locks? Exit code 1 if a lock that could be there is not.
     Status {
-        /// The member's configuration file: which interfaces are exempt (`unfiltered`).
+        /// The member's configuration file: which interfaces are exempt (`bypass_interfaces`).
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
@@ -37,13 +37,13 @@ pub fn run(global: &Global, command: &Command) -> Result<ExitCode, Failure> {
     crate::logging::start(global, "warn")?;
     match command {
         Command::Status { config } => {
-            let unfiltered = match config {
+            let bypass_interfaces = match config {
                 Some(file) => {
-                    Config::load(file).map_err(|e| Failure::diagnostic(Exit::Failure, e))?.datapath.unfiltered
+                    Config::load(file).map_err(|e| Failure::diagnostic(Exit::Failure, e))?.datapath.bypass_interfaces
                 }
                 None => Vec::new(),
             };
-            let status = Gate::new(INJECT_DEVICE, &unfiltered)
+            let status = Gate::new(INJECT_DEVICE, &bypass_interfaces)
                 .status()
                 .map_err(|e| Failure::new(Exit::Failure, format!("the gate can not be looked at: {e}"), Some(ROOT)))?;
             let whole = print::gate::status(global.output, &status)?;

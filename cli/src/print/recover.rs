@@ -18,7 +18,7 @@ struct Recovery<'a> {
     old_cluster: &'a str,
     member: u64,
     name: &'a str,
-    struck_off: Vec<StruckOff<'a>>,
+    removed: Vec<RemovedMember<'a>>,
     last_log: u64,
     committed: u64,
     policy: u64,
@@ -28,7 +28,7 @@ struct Recovery<'a> {
 }
 
 #[derive(Serialize)]
-struct StruckOff<'a> {
+struct RemovedMember<'a> {
     id: u64,
     name: &'a str,
     address: &'a str,
@@ -37,7 +37,7 @@ struct StruckOff<'a> {
 }
 
 fn json<'a>(plan: &'a Plan, done: Option<&'a Recovered>) -> Recovery<'a> {
-    let struck_off = |l: &'a Lost| StruckOff {
+    let removed = |l: &'a Lost| RemovedMember {
         id: l.id.0,
         name: &l.info.name,
         address: &l.info.address,
@@ -50,7 +50,7 @@ fn json<'a>(plan: &'a Plan, done: Option<&'a Recovered>) -> Recovery<'a> {
         old_cluster: &plan.cluster,
         member: plan.member.0,
         name: &plan.name,
-        struck_off: plan.lost.iter().map(struck_off).collect(),
+        removed: plan.lost.iter().map(removed).collect(),
         last_log: plan.last_log,
         committed: plan.committed,
         policy: plan.policy.0,
@@ -73,7 +73,7 @@ fn text(out: &mut dyn Write, plan: &Plan) -> io::Result<()> {
     for l in &plan.lost {
         let vote = if l.voter { "voter" } else { "learner" };
         let there = if l.answers { ": IT ANSWERS; stop it, it must never run again as it is" } else { "" };
-        writeln!(out, "  {} (member {}, {}, {vote}) is struck off{there}", l.info.name, l.id, l.info.address)?;
+        writeln!(out, "  {} (member {}, {}, {vote}) will be removed{there}", l.info.name, l.id, l.info.address)?;
     }
     writeln!(out, "  whatever the others acknowledged after log entry {}, the last one here", plan.last_log)?;
     writeln!(out, "  join tokens: make new ones\n")?;
@@ -105,7 +105,7 @@ pub fn done(output: Output, plan: &Plan, done: &Recovered) -> Result<(), Failure
             for l in &plan.lost {
                 writeln!(
                     out,
-                    "struck off: {} (member {}); keep it off, empty its data_dir, join it again",
+                    "removed: {} (member {}); keep it off, empty its data_dir, join it again",
                     l.info.name, l.id
                 )?;
             }

@@ -10,7 +10,7 @@ use crate::parse::{Kind, Packet, Tcp};
 use crate::policy::Action;
 use crate::session::{Close, CloseCause, SynParams};
 use crate::table::Shard;
-use crate::table::session::{Mark, Session};
+use crate::table::session::{Session, SessionFlag};
 use crate::track::generic;
 use crate::track::tcp::peer_query::Resolution;
 use crate::track::tcp::{MAX_SYN_DATA, SegmentOutcome, WindowCheck, seq_diff};
@@ -32,7 +32,7 @@ impl Engine {
         events: &mut Vec<Event>,
     ) -> Option<Verdict> {
         let session = shard.sessions.get(slot)?;
-        if !session.marks.has(Mark::Expiring) {
+        if !session.flags.has(SessionFlag::Expiring) {
             return self.of_session(shard, slot, packet, context, events);
         }
         // What would pass does not before the cluster knows that the session is in use. It is judged again then, so nothing
@@ -83,7 +83,7 @@ impl Engine {
                 return Some(Verdict::Drop(Reason::NoSession));
             }
             session.account(direction, packet.length, context.now);
-            shard.sessions.busy(slot);
+            shard.sessions.mark_dirty(slot);
             return Some(Verdict::Forward);
         };
         let ends = session.syn_params()?;
@@ -155,10 +155,10 @@ impl Engine {
             }
         }
         session.account(direction, packet.length, context.now);
-        shard.sessions.busy(slot);
+        shard.sessions.mark_dirty(slot);
         if changed {
             // Its time may be over earlier than it was when it was armed.
-            shard.sessions.arm(slot, context.now, self.law().timeouts());
+            shard.sessions.arm(slot, context.now, self.active_policy().timeouts());
         }
         Some(Verdict::Forward)
     }
@@ -223,7 +223,7 @@ impl Engine {
                     );
                     self.takeover_counters.provisional.fetch_add(1, Ordering::Relaxed);
                     session.account(direction, packet.length, context.now);
-                    shard.sessions.busy(slot);
+                    shard.sessions.mark_dirty(slot);
                     return Some(Err(Verdict::Forward));
                 }
             }
@@ -244,10 +244,10 @@ impl Engine {
         if session.was_judged_by(generation) {
             return true;
         }
-        let law = self.law();
-        let allowed = law.decide(session.ingress, session.egress, &session.original).action == Action::Accept;
+        let policy = self.active_policy();
+        let allowed = policy.decide(session.ingress, session.egress, &session.original).action == Action::Accept;
         if allowed {
-            session.allowed_by(law.generation);
+            session.allowed_by(policy.generation);
         }
         allowed
     }

@@ -206,7 +206,7 @@ impl Engine {
     ) -> HalfOpenMatch {
         let mut implausible = None;
         let mut best: Option<(HandshakeStep, u32)> = None;
-        for slot in shard.half_open.of(hash, &packet.tuple) {
+        for slot in shard.half_open.lookup(hash, &packet.tuple) {
             let Some(half) = shard.half_open.get(slot).filter(|h| !h.aborted) else { continue };
             let (direction, zone) = match half.open.original == packet.tuple {
                 true => (Direction::Original, half.open.ingress),
@@ -396,9 +396,9 @@ impl Engine {
         if half.open.generation >= generation {
             return true;
         }
-        let law = self.law();
-        let decision = law.decide(half.open.ingress, half.open.egress, &half.open.original);
-        half.open.generation = law.generation;
+        let policy = self.active_policy();
+        let decision = policy.decide(half.open.ingress, half.open.egress, &half.open.original);
+        half.open.generation = policy.generation;
         half.open.rule = decision.rule;
         half.proposed = None;
         decision.action == Action::Accept

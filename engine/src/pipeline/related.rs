@@ -18,7 +18,7 @@ impl Engine {
             return UNRELATED;
         }
         let hash = self.table.hash(&embedded.tuple);
-        let mut shard = self.table.of(hash);
+        let mut shard = self.table.shard_for(hash);
         if let Some(slot) = shard.sessions.find(hash, &embedded.tuple)
             && let Some(session) = shard.sessions.get_mut(slot)
             && let Some(direction) = session.direction(&embedded.tuple)
@@ -61,11 +61,11 @@ impl Engine {
             };
             (plausible && from == context.ingress && open.generation >= self.generation()).then_some(())
         };
-        if shard.half_open.of(hash, &embedded.tuple).find_map(sent_it).is_some() {
+        if shard.half_open.lookup(hash, &embedded.tuple).find_map(sent_it).is_some() {
             return Verdict::Forward;
         }
         let known = shard.sessions.find(hash, &embedded.tuple).is_some()
-            || shard.half_open.of(hash, &embedded.tuple).next().is_some();
+            || shard.half_open.lookup(hash, &embedded.tuple).next().is_some();
         if known || shard.queries.state(hash, context.now) == QueryState::Unanswered {
             return UNRELATED;
         }

@@ -1,4 +1,4 @@
-//! Commands: the law, in the order of the log.
+//! Commands: entries of the replicated log, applied in its order.
 //!
 //! Everything that had to be chosen (ids, times, ports) travels in the command, so that applying it is a function of
 //! the state and the command alone. The encoding is `postcard`'s: variants and fields are never reordered or removed,
@@ -90,7 +90,7 @@ pub enum MemberChange {
     /// The first member of a new cluster, with the cluster's id.
     Init {
         /// The cluster's random id, as hexadecimal text.
-        cluster: String,
+        cluster_id: String,
         /// The member: id 1.
         member: MemberInfo,
     },

@@ -132,7 +132,7 @@ impl HalfOpenTable {
     }
 
     /// The half-open sessions that a packet with this tuple can belong to, in either direction; [`NONE`] fills up.
-    pub(crate) fn of(&self, hash: u64, tuple: &Tuple) -> impl Iterator<Item = u32> + use<> {
+    pub(crate) fn lookup(&self, hash: u64, tuple: &Tuple) -> impl Iterator<Item = u32> + use<> {
         let mut found = [NONE; PER_TUPLE];
         if !self.index.is_empty() {
             let matching = self.index.iter_hash(hash).copied().filter(|&slot| {
@@ -204,7 +204,7 @@ impl HalfOpenTable {
     }
 
     fn list_of(open: &HalfOpen) -> Timeout {
-        Timeout::of(half_open_state(&open.protocol), open.original.protocol)
+        Timeout::for_state(half_open_state(&open.protocol), open.original.protocol)
     }
 
     fn append(&mut self, slot: u32) {
@@ -253,6 +253,6 @@ mod tests {
         assert!(table.oldest().is_none());
         assert_eq!(table.len(), 0);
         let again = table.insert(1, half_open(tuple(1), 5), Time(10));
-        assert_eq!(table.of(1, &tuple(1).inverse()).collect::<Vec<_>>(), [again]);
+        assert_eq!(table.lookup(1, &tuple(1).inverse()).collect::<Vec<_>>(), [again]);
     }
 }

@@ -27,7 +27,7 @@ pub(crate) struct Session {
     pub(crate) refreshes: u16,
     handshake: CompactHandshake,
     // Local.
-    pub(crate) marks: Marks,
+    pub(crate) flags: SessionFlags,
     /// The last policy that it was judged by here: the lower half of its generation.
     judged: u32,
     /// When a packet of it last passed here, or when it came into its present replicated state. Rounded up: it must not
@@ -45,27 +45,27 @@ pub(crate) struct Session {
 
 /// What a session is to this member.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Mark {
+pub(crate) enum SessionFlag {
     /// Half-open sessions of the same tuple may exist: they are asked first.
     Contested = 1,
     /// This member has said that it is idle: no packet of it passes here before a `Refresh` is applied. Only the log ends that:
     /// the command that ends the session may be under way for any time.
     Expiring = 2,
     /// It is in its shard's list of sessions of which the others are to be told.
-    Busy = 4,
+    Dirty = 4,
 }
 
-/// A set of [`Mark`]s, in one byte.
+/// A set of [`SessionFlag`]s, in one byte.
 #[derive(Clone, Copy, Default, Debug)]
-pub(crate) struct Marks(u8);
+pub(crate) struct SessionFlags(u8);
 
-impl Marks {
-    pub(crate) fn has(self, mark: Mark) -> bool {
-        self.0 & mark as u8 != 0
+impl SessionFlags {
+    pub(crate) fn has(self, flag: SessionFlag) -> bool {
+        self.0 & flag as u8 != 0
     }
 
-    pub(crate) fn set(&mut self, mark: Mark, on: bool) {
-        self.0 = if on { self.0 | mark as u8 } else { self.0 & !(mark as u8) };
+    pub(crate) fn set(&mut self, flag: SessionFlag, on: bool) {
+        self.0 = if on { self.0 | flag as u8 } else { self.0 & !(flag as u8) };
     }
 }
 
@@ -165,7 +165,7 @@ impl Session {
             closed: None,
             refreshes: 0,
             handshake: CompactHandshake::new(&e.protocol),
-            marks: Marks::default(),
+            flags: SessionFlags::default(),
             judged: e.generation.0 as u32,
             seen: Coarse::up(now),
             links: Links::NONE,
@@ -184,7 +184,7 @@ impl Session {
 
     /// Takes back what a packet changed that does not pass after all. Its places in lists stay.
     pub(crate) fn rewind(&mut self, before: Session) {
-        *self = Session { links: self.links, marks: self.marks, judged: self.judged, ..before };
+        *self = Session { links: self.links, flags: self.flags, judged: self.judged, ..before };
     }
 
     /// The tuple of the packets from the server. It is the inverse until there is address translation.
@@ -273,7 +273,7 @@ impl Session {
 
     /// How long it may be idle.
     pub(crate) fn timeout(&self, timeouts: &Timeouts) -> Duration {
-        timeouts.get(Timeout::of(self.state(), self.original.protocol))
+        timeouts.get(Timeout::for_state(self.state(), self.original.protocol))
     }
 
     /// How long it has been idle.

@@ -203,7 +203,7 @@ fn membership(member: &Member) -> v1::Membership {
     v1::Membership {
         cluster: s.cluster,
         id: s.member.0,
-        as_of: Some(v1::AsOf { standing: v1::Standing::from(s.current).into(), applied: s.applied.unwrap_or(0) }),
+        as_of: Some(v1::AsOf { lease: v1::LeaseState::from(s.current).into(), applied: s.applied.unwrap_or(0) }),
         raft_role: raft_role.into(),
         term: s.term,
         leader: s.leader.map_or(0, |id| id.0),
@@ -212,16 +212,16 @@ fn membership(member: &Member) -> v1::Membership {
         members: s.members.into_iter().map(one).collect(),
         sessions: counts.sessions.iter().map(|(_, _, n)| n).sum(),
         half_open: counts.half_open,
-        audited: if leads { metrics.audited_index.get() } else { 0 },
+        audited_index: if leads { metrics.audited_index.get() } else { 0 },
         suspect: metrics.state_suspect.get() != 0,
     }
 }
 
 fn datapath(workers: usize, member: &Member) -> Option<v1::Datapath> {
     let status = member.datapath()?.status();
-    let view = member.engine.view();
+    let cluster = member.engine.cluster_state();
     let interfaces = status.interfaces.into_iter().map(|i| v1::Interface {
-        zone_known: view.zones.contains(&i.zone),
+        zone_known: cluster.zones.contains(&i.zone),
         name: i.name,
         zone: i.zone,
         up: i.up,
@@ -359,6 +359,11 @@ impl Admin for Service {
         request: Request<v1::SessionCountRequest>,
     ) -> Result<Response<v1::SessionCountResponse>, Status> {
         self.count(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn gate(&self, _: Request<v1::GateRequest>) -> Result<Response<v1::GateResponse>, Status> {
+        let bypass_interfaces = self.0.config().datapath.bypass_interfaces.clone();
+        Ok(Response::new(v1::GateResponse { bypass_interfaces }))
     }
 }
 

@@ -84,16 +84,16 @@ async fn a_member_is_made_and_administrated_over_its_socket() {
     assert_eq!(missing.code(), Code::NotFound);
 
     // The leader has compared all members.
-    let mut audited = 0;
+    let mut audited_index = 0;
     for _ in 0..100 {
-        if audited > 0 {
+        if audited_index > 0 {
             break;
         }
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
         let status = admin.status(v1::StatusRequest {}).await.unwrap().into_inner();
-        audited = status.membership.unwrap().audited;
+        audited_index = status.membership.unwrap().audited_index;
     }
-    assert!(audited > 0);
+    assert!(audited_index > 0);
 
     // Sessions: none, but all the ways are there.
     let mut list = admin.session_list(v1::SessionListRequest::default()).await.unwrap().into_inner();
@@ -114,7 +114,7 @@ async fn a_member_is_made_and_administrated_over_its_socket() {
         last = Some(answer);
     }
     let last = last.unwrap();
-    assert!(last.over && last.draining.is_some_and(|d| d.quiet && !d.leads), "{last:?}");
+    assert!(last.done && last.draining.is_some_and(|d| d.quiet && !d.leader), "{last:?}");
     let health = admin.health(v1::HealthRequest {}).await.unwrap().into_inner().health.unwrap();
     assert!(!health.ready && health.reasons[0].contains("palisade undrain"), "{health:?}");
     assert!(admin.undrain(v1::UndrainRequest {}).await.unwrap().into_inner().was_drained);

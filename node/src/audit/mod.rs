@@ -10,7 +10,7 @@
 //!
 //! A digest is compared at equal indices only, so members need not stand still for it. A member that is behind by seconds is
 //! compared at a mark (every 4096th index) once it gets there. While a member's state is known to be wrong it is not
-//! current: it admits nothing new, and after `limits.cut_off_limit` nothing at all.
+//! current: it admits nothing new, and after `limits.grace` nothing at all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

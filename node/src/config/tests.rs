@@ -37,8 +37,8 @@ fn defaults_are_filled_in() {
     assert!(config.interfaces[0].antispoof);
     assert!(!config.interfaces[1].antispoof);
     assert_eq!(config.datapath.hold_time, Duration::from_millis(250));
-    assert_eq!(config.limits.cut_off_limit, Duration::from_secs(300));
-    assert!(config.raft.election * 4 < CURRENT_FOR);
+    assert_eq!(config.limits.grace, Duration::from_secs(300));
+    assert!(config.raft.election_timeout * 4 < CURRENT_FOR);
 }
 
 #[test]
@@ -64,7 +64,7 @@ hold_time = 250
 durability = "relaxed"
 
 [limits]
-cut_off_limit = "5 weeks"
+grace = "5 weeks"
 "#;
     let error = Config::parse("node.toml", text).unwrap_err();
     let lines: Vec<_> = error.problems().iter().map(line).collect();
@@ -82,7 +82,7 @@ cut_off_limit = "5 weeks"
             "line 15: datapath.workers: expected a number from 1 to 64, found 0",
             "line 16: datapath.hold_time: expected a time from 10ms to 2s, found 250",
             "line 19: raft.durability: expected \"disk\", found \"relaxed\"",
-            "line 22: limits.cut_off_limit: expected a time from 1s to 86400s, found \"5 weeks\"",
+            "line 22: limits.grace: expected a time from 1s to 86400s, found \"5 weeks\"",
         ]
     );
     let help = |path: &str| error.problems().iter().find(|p| p.path == path).unwrap().help.clone();
@@ -106,8 +106,8 @@ fn values_that_contradict_each_other() {
     assert!(problems(&witness)[0].contains("a witness forwards nothing"));
     let twice = GOOD.replace("eth1", "eth0");
     assert_eq!(problems(&twice), ["line 14: interface[1].name: expected each interface once, found \"eth0\" again"]);
-    let hasty = format!("{GOOD}\n[raft]\nheartbeat = \"100ms\"\nelection = \"200ms\"\n");
-    assert!(problems(&hasty)[0].contains("raft.election: expected at least three times the heartbeat"));
+    let hasty = format!("{GOOD}\n[raft]\nheartbeat_interval = \"100ms\"\nelection_timeout = \"200ms\"\n");
+    assert!(problems(&hasty)[0].contains("raft.election_timeout: expected at least three times the heartbeat"));
     let all = format!("{GOOD}\n[limits]\nmax_half_open = 300\nmax_half_open_per_source = 301\n");
     let all = &problems(&all)[0];
     assert!(all.contains("limits.max_half_open_per_source: expected at most `max_half_open`, found 301"), "{all}");
@@ -168,7 +168,7 @@ antispoof = false
 mode = "raw"
 inject = "veth"
 workers = 3
-unfiltered = ["mgmt0"]
+bypass_interfaces = ["mgmt0"]
 hold_time = "100ms"
 hold_packets = 100
 hold_bytes = 1_000_000
@@ -178,15 +178,15 @@ manage_rp_filter = false
 manage_forwarding = false
 [raft]
 durability = "disk"
-heartbeat = "50ms"
-election = "200ms"
+heartbeat_interval = "50ms"
+election_timeout = "200ms"
 max_voters = 3
 replace_after = "30m"
 [limits]
 max_sessions = 5000
 max_half_open = 500
 max_half_open_per_source = 400
-cut_off_limit = "1h"
+grace = "1h"
 progress_rate = 1_000_000
 takeover_rate = 0
 [lab]
@@ -195,10 +195,10 @@ cut_replication = true
     let config = Config::parse("node.toml", text).unwrap();
     assert_eq!(config.datapath.hold_packets, (100, 10));
     assert_eq!(config.datapath.hold_bytes, (1_000_000, 65_536));
-    assert_eq!(config.datapath.unfiltered, ["mgmt0"]);
+    assert_eq!(config.datapath.bypass_interfaces, ["mgmt0"]);
     assert_eq!((config.limits.max_half_open, config.limits.max_half_open_per_source), (500, 400));
     assert_eq!((config.raft.max_voters, config.raft.replace_after), (3, Duration::from_secs(1800)));
-    assert_eq!(config.limits.cut_off_limit, Duration::from_secs(3600));
+    assert_eq!(config.limits.grace, Duration::from_secs(3600));
     assert_eq!((config.limits.progress_rate, config.limits.takeover_rate), (1_000_000, 0));
     let keys = text.lines().filter(|l| l.contains('=')).count();
     assert_eq!(keys, KEYS.len());

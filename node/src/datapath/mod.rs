@@ -111,12 +111,12 @@ pub fn start_with<J: Judge>(
     sinks: Sinks,
 ) -> Result<Datapath, StartError> {
     let system = |what| move |source| StartError::System { what, source };
-    let Options { interfaces, unfiltered, workers, hold, device, inject, ring_slots, .. } = options;
+    let Options { interfaces, bypass_interfaces, workers, hold, device, inject, ring_slots, .. } = options;
     let manage = Manage { rp_filter: options.manage_rp_filter, forwarding: options.manage_forwarding };
     if workers == 0 || workers > 64 || workers != wake.workers() {
         return Err(StartError::Workers { workers, handle: wake.workers() });
     }
-    let names = interfaces.iter().map(|i| &i.name).chain(&unfiltered).chain([&device]);
+    let names = interfaces.iter().map(|i| &i.name).chain(&bypass_interfaces).chain([&device]);
     if let Some(name) = names.into_iter().find(|name| !gate::valid_name(name)) {
         return Err(StartError::Name { name: name.clone() });
     }
@@ -124,7 +124,7 @@ pub fn start_with<J: Judge>(
     let mut netlink = Netlink::open().map_err(system("a netlink socket"))?;
     // Before anything is read: so no change is missed.
     let monitor = Monitor::open().map_err(system("a netlink monitor"))?;
-    let gate = Gate::new(&device, &unfiltered);
+    let gate = Gate::new(&device, &bypass_interfaces);
     check::before(&mut netlink, &gate)?;
     let links = links::links(&mut netlink).map_err(system("the list of interfaces"))?;
     let ports: Vec<&links::Link> = interfaces

@@ -26,7 +26,7 @@ pub struct Options {
     /// The data interfaces.
     pub interfaces: Vec<Interface>,
     /// Interfaces whose transit the gate lets the kernel forward, unseen by Palisade.
-    pub unfiltered: Vec<String>,
+    pub bypass_interfaces: Vec<String>,
     /// Packet threads: 1 to 64.
     pub workers: usize,
     /// Bounds of each worker's hold buffer. The time is also the age at which a captured packet is too old.
@@ -47,7 +47,7 @@ impl Default for Options {
     fn default() -> Options {
         Options {
             interfaces: Vec::new(),
-            unfiltered: Vec::new(),
+            bypass_interfaces: Vec::new(),
             workers: 1,
             hold: Limits { packets: (4096, 512), bytes: (16 << 20, 1 << 20), time: Duration::from_millis(250) },
             device: "palisade0".to_owned(),

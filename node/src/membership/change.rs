@@ -131,7 +131,7 @@ pub async fn init(options: &Options) -> Result<Identity, MembershipError> {
         raft.initialize(members).await.map_err(|e| MembershipError::Refused(e.to_string()))?;
         let led = raft.wait(Some(ADMIT)).current_leader(me, "a new cluster's first leader").await;
         led.map_err(|_| MembershipError::Late("the first election"))?;
-        let init = Command::Member(MemberChange::Init { cluster: cluster.clone(), member: info });
+        let init = Command::Member(MemberChange::Init { cluster_id: cluster.clone(), member: info });
         let batch = Batch { proposer: me, first: 0, floor: 0, unix_ms: clock::unix_ms(), commands: vec![init] };
         let written = raft.client_write(batch).await.map_err(|e| MembershipError::Refused(e.to_string()))?;
         match written.data.0.first() {
@@ -223,7 +223,7 @@ impl Replication {
     /// [`MembershipError`]; the member is then still one.
     pub async fn leave(&self) -> Result<(), MembershipError> {
         let me = self.identity.member;
-        if self.engine.view().members.keys().all(|id| *id == me) {
+        if self.engine.cluster_state().members.keys().all(|id| *id == me) {
             return Err(MembershipError::Last);
         }
         // Best effort: a leader that is removed hands over too, only later.
@@ -264,8 +264,8 @@ impl Replication {
     /// # Errors
     /// [`MembershipError`]
     pub async fn remove(&self, name: &str) -> Result<MemberId, MembershipError> {
-        let view = self.engine.view();
-        let found = view.members.iter().find(|(_, info)| info.name == name);
+        let cluster = self.engine.cluster_state();
+        let found = cluster.members.iter().find(|(_, info)| info.name == name);
         let id = *found.ok_or_else(|| MembershipError::Unknown(name.to_owned()))?.0;
         if id == self.identity.member {
             return Err(MembershipError::Myself(name.to_owned()));
@@ -297,8 +297,8 @@ pub(crate) async fn admit(parts: &Parts, secret: &[u8], info: MemberInfo) -> Res
     applied.map_err(|e| Status::unavailable(e.to_string()))?;
     let digest = token::digest(secret);
     let now = clock::unix_ms();
-    let view = parts.engine.view();
-    if !view.tokens.iter().any(|(known, end)| *known == digest && *end > now) {
+    let cluster = parts.engine.cluster_state();
+    if !cluster.tokens.iter().any(|(known, end)| *known == digest && *end > now) {
         return Err(Status::permission_denied(
             "the join token is unknown or has expired; make a new one with `palisade cluster token`",
         ));

@@ -9,7 +9,7 @@ use futures::stream::FuturesUnordered;
 use openraft::async_runtime::WatchReceiver;
 use openraft::{ChangeMembers, RaftMetrics, ServerState};
 use palisade_engine::replica::{Command, Replica};
-use palisade_engine::{Engine, MemberId, MemberInfo, SessionId, Time, View};
+use palisade_engine::{ClusterState, Engine, MemberId, MemberInfo, SessionId, Time};
 use palisade_proto::member::v1 as wire;
 use palisade_raft_store::{Auditor, TypeConfig};
 use parking_lot::Mutex;
@@ -47,7 +47,7 @@ pub(crate) struct Duties {
     pub(crate) orders: mpsc::Sender<Order>,
     pub(crate) auditor: Auditor<Replica>,
     pub(crate) heard: Heard,
-    pub(crate) cut_off_limit: Duration,
+    pub(crate) grace: Duration,
     pub(crate) voters: Voters,
 }
 
@@ -94,7 +94,7 @@ enum Step {
 /// The next step, if openraft's membership is not yet what the register says. `seen` says who answers.
 fn step(
     metrics: &RaftMetrics<TypeConfig>,
-    view: &View,
+    cluster: &ClusterState,
     most: usize,
     seen: impl FnOnce(BTreeSet<MemberId>, BTreeSet<MemberId>) -> Seen,
 ) -> Option<Step> {
@@ -103,7 +103,7 @@ fn step(
     // would be older than the membership, and members would be dropped that have just joined.
     let applied = metrics.committed_membership_config.log_id() == stored.log_id()
         && metrics.last_applied.as_ref() >= stored.log_id().as_ref();
-    if !applied || view.cluster.is_empty() {
+    if !applied || cluster.cluster_id.is_empty() {
         return None;
     }
     // Whoever takes steps waits for each, so what is half done now nobody does.
@@ -113,11 +113,11 @@ fn step(
     let voters: BTreeSet<MemberId> = stored.voter_ids().collect();
     let known: BTreeSet<MemberId> = stored.nodes().map(|(id, _)| *id).collect();
     // Never the last voter: nobody could take it back.
-    let gone = known.iter().find(|id| !view.members.contains_key(id) && (voters.len() > 1 || !voters.contains(id)));
+    let gone = known.iter().find(|id| !cluster.members.contains_key(id) && (voters.len() > 1 || !voters.contains(id)));
     if let Some(id) = gone {
         return Some(Step::Drop(*id));
     }
-    if let Some((id, info)) = view.members.iter().find(|(id, _)| !known.contains(id)) {
+    if let Some((id, info)) = cluster.members.iter().find(|(id, _)| !known.contains(id)) {
         return Some(Step::Learn(*id, info.clone()));
     }
     let last = metrics.last_log_index.unwrap_or(0);
@@ -144,7 +144,7 @@ impl Duties {
                 leads_since = (clock::now(), metrics.current_term);
             }
             let seen = |voters, caught_up| self.seen(voters, caught_up, metrics.current_term, leads_since.0);
-            let Some(step) = step(&metrics, &self.engine.view(), self.voters.most, seen) else { continue };
+            let Some(step) = step(&metrics, &self.engine.cluster_state(), self.voters.most, seen) else { continue };
             tracing::info!(?step, "changing the membership");
             match tokio::time::timeout(CHANGE, self.take(&step)).await {
                 Ok(Ok(())) => {}
@@ -238,7 +238,7 @@ impl Duties {
     ) -> Option<BTreeSet<SessionId>> {
         // What the others do not know then has ended.
         let applied = self.auditor.applied().map_or(0, |id| id.index);
-        let silent = self.cut_off_limit + MARGIN;
+        let silent = self.grace + MARGIN;
         let expired = |id: &MemberId| clock::now().since(self.heard.since(*id, leads_since)) > silent;
         let questions: FuturesUnordered<_> = members
             .iter()

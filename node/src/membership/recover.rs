@@ -132,10 +132,10 @@ impl Recovery {
         });
         let remains = remains.await?.ok_or(OpenError::LostLog(me))?;
 
-        let view = engine.view();
-        let info = view.members.get(&me).cloned().ok_or(RecoverError::Removed)?;
+        let cluster = engine.cluster_state();
+        let info = cluster.members.get(&me).cloned().ok_or(RecoverError::Removed)?;
         let peers = Peers::new(&identity.cluster, me).map_err(|s| OpenError::Raft(s.to_string()))?;
-        let others = view.members.iter().filter(|(id, _)| **id != me);
+        let others = cluster.members.iter().filter(|(id, _)| **id != me);
         let lost = others.map(|(id, info)| async {
             let answers = answers(&peers, *id, &info.address).await;
             Lost { id: *id, info: info.clone(), voter: remains.voters.contains(id), answers }
@@ -182,7 +182,7 @@ impl Recovery {
         let dir = folder.clear_store(&alone).map_err(OpenError::from)?;
         let owner = StoreIdentity { cluster: cluster.clone(), member };
         blocking(move || {
-            remains.machine(|machine| machine.go_on_alone(&owner.cluster, member));
+            remains.machine(|machine| machine.force_new_cluster(&owner.cluster, member));
             remains.found(&dir, store_options(), owner, info)
         })
         .await?;

@@ -1,6 +1,6 @@
 //! Metrics of the session table and the replicated state, read from the engine.
 
-use palisade_engine::{Counts, Generation, Role, Standing, TakeoverCounts, View};
+use palisade_engine::{ClusterState, Counts, Generation, Role, Standing, TakeoverCounts};
 use palisade_metrics::MetricFamilies;
 
 /// Adds those of the session table.
@@ -33,7 +33,12 @@ pub(crate) fn takeovers(families: &mut MetricFamilies, counts: TakeoverCounts) {
 }
 
 /// Adds what the member may do, and what the cluster has agreed on.
-pub(crate) fn cluster(families: &mut MetricFamilies, standing: Standing, generation: Generation, view: &View) {
+pub(crate) fn cluster(
+    families: &mut MetricFamilies,
+    standing: Standing,
+    generation: Generation,
+    cluster: &ClusterState,
+) {
     families.gauges("palisade_lease_state", "Whether this member's lease is in the state.", |samples| {
         let all = [("valid", Standing::Current), ("grace", Standing::CutOff), ("expired", Standing::Expired)];
         all.into_iter().for_each(|(name, state)| samples.with("state", name).integer((standing == state).into()));
@@ -41,7 +46,7 @@ pub(crate) fn cluster(families: &mut MetricFamilies, standing: Standing, generat
     families.gauge("palisade_policy_generation", "The policy generation in force here.", generation.0);
     families.gauges("palisade_members", "Members of the cluster, by role.", |samples| {
         for (name, role) in [("firewall", Role::Firewall), ("witness", Role::Witness)] {
-            let count = view.members.values().filter(|m| m.role == role).count();
+            let count = cluster.members.values().filter(|m| m.role == role).count();
             samples.with("role", name).integer(count as u64);
         }
     });

@@ -396,7 +396,7 @@ impl Replication {
             members: told_members,
             rate: options.progress_rate,
         };
-        let watch = ears.watch(me, engine.clone(), SharedWake::copy(&wake), metrics.clone(), standing.cut_off_limit());
+        let watch = ears.watch(me, engine.clone(), SharedWake::copy(&wake), metrics.clone(), standing.grace());
         let current = Current {
             me,
             raft: raft.clone(),
@@ -425,7 +425,7 @@ impl Replication {
             orders: orders.clone(),
             auditor: auditor.clone(),
             heard,
-            cut_off_limit: standing.cut_off_limit(),
+            grace: standing.grace(),
             voters: options.voters,
         });
         let tasks = vec![
@@ -536,7 +536,13 @@ impl Replication {
     #[must_use]
     pub fn status(&self) -> Status {
         let metrics = self.raft.metrics().borrow_watched().clone();
-        status::status(&self.identity, &metrics, &self.engine.view(), &self.reached, self.standing.at(clock::now()))
+        status::status(
+            &self.identity,
+            &metrics,
+            &self.engine.cluster_state(),
+            &self.reached,
+            self.standing.at(clock::now()),
+        )
     }
 
     /// Has a command committed and applied here, and returns what that did: committed is not accepted.
@@ -559,8 +565,8 @@ impl Replication {
             expires_unix_ms: clock::unix_ms().saturating_add(ttl),
         };
         accepted(self.command(Command::Member(change), CHANGE).await?)?;
-        let view = self.engine.view();
-        let (mine, others): (Vec<_>, Vec<_>) = view.members.iter().partition(|(id, _)| **id == self.identity.member);
+        let cluster = self.engine.cluster_state();
+        let (mine, others): (Vec<_>, Vec<_>) = cluster.members.iter().partition(|(id, _)| **id == self.identity.member);
         let addresses = mine.into_iter().chain(others).map(|(_, info)| info.address.clone()).take(4).collect();
         Ok(Token::new(self.identity.cluster.clone(), addresses, secret).to_string())
     }

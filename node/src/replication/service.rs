@@ -112,7 +112,7 @@ impl Parts {
     fn known(&self, from: MemberId) -> Result<(), Status> {
         let knows =
             |raft: &PalisadeRaft| raft.server_metrics().borrow_watched().membership_config.get_node(&from).is_some();
-        if self.engine.view().members.contains_key(&from) || knows(&self.raft) {
+        if self.engine.cluster_state().members.contains_key(&from) || knows(&self.raft) {
             return Ok(());
         }
         self.metrics.wrong_destination_requests.add(1);

@@ -1,7 +1,7 @@
 //! How a member and its cluster are, for people and for `/metrics`.
 
 use openraft::{RaftMetrics, ServerState};
-use palisade_engine::{MemberId, MemberInfo, Standing, View};
+use palisade_engine::{ClusterState, MemberId, MemberInfo, Standing};
 use palisade_raft_store::TypeConfig;
 
 use crate::membership::identity::Identity;
@@ -92,7 +92,7 @@ pub struct Member {
 pub(crate) fn status(
     identity: &Identity,
     metrics: &RaftMetrics<TypeConfig>,
-    view: &View,
+    cluster: &ClusterState,
     reached: &Reached,
     current: Standing,
 ) -> Status {
@@ -132,7 +132,7 @@ pub(crate) fn status(
         applied: index(&metrics.last_applied),
         snapshot: index(&metrics.snapshot),
         purged: index(&metrics.purged),
-        members: view.members.iter().map(|(id, info)| member(*id, info)).collect(),
+        members: cluster.members.iter().map(|(id, info)| member(*id, info)).collect(),
         current,
     }
 }

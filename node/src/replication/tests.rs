@@ -41,7 +41,7 @@ impl Wake for Woken {
 struct Node {
     dir: TempDir,
     options: Options,
-    cut_off_limit: Duration,
+    grace: Duration,
     running: Option<Running>,
 }
 
@@ -88,13 +88,13 @@ impl Node {
             voters: Voters::default(),
             progress_rate: 4_000_000,
         };
-        Node { dir, options, cut_off_limit: Duration::from_secs(300), running: None }
+        Node { dir, options, grace: Duration::from_secs(300), running: None }
     }
 
     async fn start(&mut self) {
         let (hints, hint_rx) = mpsc::channel(1024);
         let (proposals, proposal_rx) = mpsc::channel(1024);
-        let standing = Arc::new(StandingCell::new(self.cut_off_limit));
+        let standing = Arc::new(StandingCell::new(self.grace));
         let opened =
             Replication::open(self.options.clone(), hint_rx, proposal_rx, Woken::default(), standing.clone()).await;
         let replication = opened.unwrap_or_else(|e| panic!("{}: {e}", self.options.name));

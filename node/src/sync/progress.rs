@@ -207,14 +207,14 @@ impl Ears {
         engine: Arc<Engine>,
         wake: Box<dyn SharedWake>,
         metrics: Arc<ReplicationMetrics>,
-        cut_off_limit: Duration,
+        grace: Duration,
     ) {
         let mut wake = Waker(wake);
         let mut every = tokio::time::interval(LOOK);
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             every.tick().await;
-            let silent = self.look(me, &engine, clock::now(), cut_off_limit + MARGIN);
+            let silent = self.look(me, &engine, clock::now(), grace + MARGIN);
             engine.set_silent_peers(silent, &mut wake);
             metrics.members_silent.set(silent);
         }
@@ -222,19 +222,19 @@ impl Ears {
 
     /// How many members are silent; what they may have passed meanwhile is not known.
     fn look(&self, me: MemberId, engine: &Engine, now: Time, dead: Duration) -> u32 {
-        let view = engine.view();
+        let cluster = engine.cluster_state();
         let mut all = self.0.lock();
-        for (id, _) in view.members.iter().filter(|(id, info)| **id != me && info.role == Role::Firewall) {
+        for (id, _) in cluster.members.iter().filter(|(id, info)| **id != me && info.role == Role::Firewall) {
             all.entry(*id).or_insert_with(|| Peer::new(now));
         }
         // One that left may not have heard of it, but passes nothing any longer once its time is over.
-        all.retain(|id, peer| view.members.contains_key(id) || now.since(peer.until) < dead);
+        all.retain(|id, peer| cluster.members.contains_key(id) || now.since(peer.until) < dead);
         let mut silent = 0;
         for (id, peer) in all.iter() {
             if (SILENT..dead).contains(&now.since(peer.until)) {
                 engine.mark_blind(peer.until, now);
             }
-            let forwards = view.members.get(id).is_some_and(|info| info.role == Role::Firewall);
+            let forwards = cluster.members.get(id).is_some_and(|info| info.role == Role::Firewall);
             silent += u32::from(forwards && now.since(peer.heard) >= SILENT);
         }
         silent

@@ -371,25 +371,25 @@ impl TryFrom<v1::Role> for Role {
     }
 }
 
-impl From<Standing> for v1::Standing {
-    fn from(s: Standing) -> v1::Standing {
+impl From<Standing> for v1::LeaseState {
+    fn from(s: Standing) -> v1::LeaseState {
         match s {
-            Standing::Current => v1::Standing::Current,
-            Standing::CutOff => v1::Standing::CutOff,
-            Standing::Expired => v1::Standing::Expired,
+            Standing::Current => v1::LeaseState::Valid,
+            Standing::CutOff => v1::LeaseState::Grace,
+            Standing::Expired => v1::LeaseState::Expired,
         }
     }
 }
 
-impl TryFrom<v1::Standing> for Standing {
+impl TryFrom<v1::LeaseState> for Standing {
     type Error = AdminError;
 
-    fn try_from(s: v1::Standing) -> Result<Standing, AdminError> {
+    fn try_from(s: v1::LeaseState) -> Result<Standing, AdminError> {
         match s {
-            v1::Standing::Current => Ok(Standing::Current),
-            v1::Standing::CutOff => Ok(Standing::CutOff),
-            v1::Standing::Expired => Ok(Standing::Expired),
-            v1::Standing::Unspecified => Err(AdminError::Missing("standing")),
+            v1::LeaseState::Valid => Ok(Standing::Current),
+            v1::LeaseState::Grace => Ok(Standing::CutOff),
+            v1::LeaseState::Expired => Ok(Standing::Expired),
+            v1::LeaseState::Unspecified => Err(AdminError::Missing("lease")),
         }
     }
 }

@@ -431,7 +431,7 @@ impl Sim {
             *member.applied.lock() = applied;
             let live = member.live.lock();
             let Some(Live { engine, .. }) = &*live else { continue };
-            let generation = engine.view().policies.last().map_or(Generation(0), |policy| policy.generation);
+            let generation = engine.cluster_state().policies.last().map_or(Generation(0), |policy| policy.generation);
             let sample = Sample { applied, digest, generation, half_open: engine.counts().half_open };
             drop(live);
             self.tell(&Fact::Sample(&sample));

@@ -2,7 +2,7 @@
 
 use super::cluster::*;
 use crate::addr::Ip;
-use crate::event::{Datagram, Hint};
+use crate::event::{FragmentKey, Hint};
 use crate::parse::{Fragment, IpOption, Kind, Packet};
 use crate::testing::{CLIENT, INSIDE, OUTSIDE, SERVER};
 use crate::tuple::{Protocol, Tuple};
@@ -102,7 +102,7 @@ fn the_rest_passes_at_members_that_never_saw_the_first() {
     let mut k = Cluster::new();
     let key = held(k.process(B, 3, OUTSIDE, &follows(1, 1480)));
     assert_eq!(k.pass(A, first(1, 53)), FORWARD);
-    let datagram = Datagram { src: CLIENT, dst: SERVER, protocol: Protocol::UDP, id: 1, ingress: OUTSIDE };
+    let datagram = FragmentKey { src: CLIENT, dst: SERVER, protocol: Protocol::UDP, id: 1, ingress: OUTSIDE };
     assert_eq!(hints(&k), [&Hint::FirstFragment { datagram, end: 1480 }; 2]);
     k.deliver();
     assert_eq!(k.members[B].woken.0, [(0b1000, key)]);
@@ -200,8 +200,8 @@ fn a_member_that_is_not_current_believes_no_hint() {
 #[test]
 fn hints_that_make_no_sense_are_ignored() {
     let mut k = Cluster::new();
-    let datagram = Datagram { src: CLIENT, dst: SERVER, protocol: Protocol::UDP, id: 1, ingress: OUTSIDE };
-    let mixed = Datagram { dst: Ip::V6([1; 16]), ..datagram };
+    let datagram = FragmentKey { src: CLIENT, dst: SERVER, protocol: Protocol::UDP, id: 1, ingress: OUTSIDE };
+    let mixed = FragmentKey { dst: Ip::V6([1; 16]), ..datagram };
     k.hints.push((A, B, Hint::FirstFragment { datagram, end: 0 }));
     k.hints.push((A, B, Hint::FirstFragment { datagram: mixed, end: 8 }));
     k.hints.push((A, B, Hint::FragmentQuery(mixed)));
@@ -210,7 +210,7 @@ fn hints_that_make_no_sense_are_ignored() {
     // One that contradicts what this member saw itself changes nothing.
     assert_eq!(k.pass(B, first(2, 53)), FORWARD);
     k.hints.clear();
-    k.hints.push((A, B, Hint::FirstFragment { datagram: Datagram { id: 2, ..datagram }, end: 8 }));
+    k.hints.push((A, B, Hint::FirstFragment { datagram: FragmentKey { id: 2, ..datagram }, end: 8 }));
     k.deliver();
     assert_eq!(k.pass(B, follows(2, 8)), DROP);
 }
@@ -236,7 +236,7 @@ fn a_flood_displaces_nothing_else() {
             }
         }
     }
-    let most = crate::table::SHARDS * crate::table::fragments::WAITING;
+    let most = crate::table::SHARDS * crate::table::fragments::MAX_PENDING;
     assert!((most / 2..=most).contains(&waits), "{waits}");
     assert!(k.hints.is_empty());
     k.now = k.now + 20 * MS;

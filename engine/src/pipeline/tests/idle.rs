@@ -202,8 +202,8 @@ struct World {
     packet: Packet,
     id: SessionId,
     /// What the log says: a replica that has applied all of it.
-    law: Replica,
-    lawful: usize,
+    committed: Replica,
+    applied_by_log: usize,
     /// When a packet was last forwarded, by whichever member.
     passed: Time,
     ended: bool,
@@ -215,21 +215,30 @@ impl World {
     fn new(udp: bool) -> World {
         let (k, packet, id) = idle(udp);
         let passed = Time(k.now.0 - TIMEOUT.as_nanos() as u64 - 1_000_000_000);
-        let law = Replica::new(Engine::new(Config::new(MemberId(9), 1, 3)));
-        let mut world =
-            World { k, packet, id, law, lawful: 0, passed, ended: false, asking: Vec::new(), under_way: Vec::new() };
+        let committed = Replica::new(Engine::new(Config::new(MemberId(9), 1, 3)));
+        let mut world = World {
+            k,
+            packet,
+            id,
+            committed,
+            applied_by_log: 0,
+            passed,
+            ended: false,
+            asking: Vec::new(),
+            under_way: Vec::new(),
+        };
         world.commit();
         world
     }
 
     /// Whatever got into the log has its effect at that moment, whenever members apply it.
     fn commit(&mut self) {
-        let entries: Vec<Batch> = self.k.log[self.lawful..].to_vec();
+        let entries: Vec<Batch> = self.k.log[self.applied_by_log..].to_vec();
         for batch in &entries {
-            self.law.apply(self.k.now, batch, &mut Woken::default());
+            self.committed.apply(self.k.now, batch, &mut Woken::default());
         }
-        self.lawful = self.k.log.len();
-        let there = self.law.engine().session(self.k.now, self.id).is_some();
+        self.applied_by_log = self.k.log.len();
+        let there = self.committed.engine().session(self.k.now, self.id).is_some();
         if !there && !self.ended {
             self.ended = true;
             let idle = self.k.now.since(self.passed);
@@ -310,7 +319,7 @@ proptest! {
         // In the end all agree.
         for at in [A, B, C] {
             world.k.apply(at);
-            prop_assert_eq!(world.k.members[at].replica.digest(), world.law.digest());
+            prop_assert_eq!(world.k.members[at].replica.digest(), world.committed.digest());
         }
     }
 }

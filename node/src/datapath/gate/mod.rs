@@ -54,8 +54,8 @@ pub struct Installed {
 impl Gate {
     /// The gate around `device`. Names of interfaces are at most 15 bytes and never contain quotes or white space.
     #[must_use]
-    pub fn new(device: &str, unfiltered: &[String]) -> Gate {
-        let names = ["lo", device].into_iter().map(str::to_owned).chain(unfiltered.iter().cloned());
+    pub fn new(device: &str, bypass_interfaces: &[String]) -> Gate {
+        let names = ["lo", device].into_iter().map(str::to_owned).chain(bypass_interfaces.iter().cloned());
         Gate { pass: names.filter(|name| valid_name(name)).collect() }
     }
 

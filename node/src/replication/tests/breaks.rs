@@ -105,11 +105,11 @@ async fn a_member_that_joins_late_gets_everything_by_snapshot() {
     .await;
     assert!(late.run().metrics().snapshots.received.get() >= 1);
     assert!((0..MANY).all(|n| has(&late, n)));
-    let (theirs, its) = (nodes[0].run().engine().view(), late.run().engine().view());
+    let (theirs, its) = (nodes[0].run().engine().cluster_state(), late.run().engine().cluster_state());
     assert_eq!(late.run().engine().generation(), generation);
     assert_eq!(theirs.members, its.members);
-    assert_eq!((&theirs.cluster, &theirs.tokens), (&its.cluster, &its.tokens));
-    let texts = |v: &palisade_engine::View| v.policies.iter().map(|p| p.text.clone()).collect::<Vec<_>>();
+    assert_eq!((&theirs.cluster_id, &theirs.tokens), (&its.cluster_id, &its.tokens));
+    let texts = |v: &palisade_engine::ClusterState| v.policies.iter().map(|p| p.text.clone()).collect::<Vec<_>>();
     assert_eq!(texts(&theirs), texts(&its));
 
     // What came by snapshot is durable, and it goes on from there.
@@ -359,7 +359,7 @@ pub(super) fn segment_events(node: &Node, n: u16, seq: u32, payload: u32) -> (Ve
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sessions_end_that_are_idle_everywhere() {
     let brief = Duration::from_secs(2);
-    let mut nodes = cluster_with(|node| node.cut_off_limit = Duration::from_secs(4)).await;
+    let mut nodes = cluster_with(|node| node.grace = Duration::from_secs(4)).await;
     if leader(&nodes) == 2 {
         nodes[2].run().transfer_leadership(None).await.unwrap();
         until("another one leads", || nodes[..2].iter().any(|n| n.role() == Some(RaftRole::Leader))).await;

@@ -10,14 +10,14 @@ use crate::tuple::Tuple;
 
 /// One generation's policy, and the zone numbers that interfaces are bound by.
 #[derive(Default)]
-pub(crate) struct Law {
+pub(crate) struct ActivePolicy {
     pub(crate) generation: Generation,
     /// None: generation 0, default drop.
     pub(crate) rules: Option<Compiled>,
     pub(crate) zones: HashMap<String, ZoneId>,
 }
 
-impl Law {
+impl ActivePolicy {
     pub(crate) fn decide(&self, from: ZoneId, to: ZoneId, tuple: &Tuple) -> Decision {
         match &self.rules {
             Some(rules) => rules.decide(from, to, tuple),
