@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 
 use super::Sinks;
 use super::capture::{Capture, LARGEST, Received};
-use super::host::links::Local;
+use super::host::links::LocalRoutes;
 use super::host::routes::RouteZones;
 use super::inject::Injector;
 use super::limit::Bucket;
@@ -76,7 +76,7 @@ pub(crate) type NewCaptures = (usize, Vec<Capture>);
 /// What a worker shares with the watcher and with [`super::Datapath`].
 pub(crate) struct Shared {
     pub(crate) stop: AtomicBool,
-    pub(crate) local: ArcSwap<Local>,
+    pub(crate) local: ArcSwap<LocalRoutes>,
     /// New sockets, by worker.
     pub(crate) exchange: Vec<Mutex<Vec<NewCaptures>>>,
 }
@@ -315,7 +315,7 @@ fn wall() -> u64 {
 
 impl<J: Judge> Desk<J> {
     /// One frame, as received.
-    fn frame(&mut self, port: usize, frame: Received<'_>, ahead: u64, local: &Local) {
+    fn frame(&mut self, port: usize, frame: Received<'_>, ahead: u64, local: &LocalRoutes) {
         let now = clock::now();
         let (at, vnet, bytes) = match frame {
             Received::Packet { at, vnet, packet } => (at, vnet, packet),
@@ -328,7 +328,7 @@ impl<J: Judge> Desk<J> {
             }
             Received::Nothing => return,
         };
-        if local.keeps(bytes) {
+        if local.contains(bytes) {
             return self.metrics.local_packets.inc();
         }
         let length = bytes.len() as u64;
@@ -363,7 +363,7 @@ impl<J: Judge> Desk<J> {
     }
 
     fn judge(&mut self, port: usize, packet: &Packet, now: Time) -> Verdict {
-        self.routes.about(packet.tuple.src, packet.tuple.dst);
+        self.routes.set_packet(packet.tuple.src, packet.tuple.dst);
         let mut context = Context {
             now,
             worker: self.number,

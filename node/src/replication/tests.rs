@@ -27,7 +27,11 @@ mod recover;
 mod rolled_back;
 mod voters;
 
-const LONG: Duration = Duration::from_secs(20);
+/// The limit of every wait for something that will happen unless there is a mistake. No machine is too slow for it.
+const LONG: Duration = Duration::from_secs(120);
+
+/// What `Timing::default` has: without a sign of the leader for this long, a member asks for votes.
+const ELECTION_TIMEOUT: Duration = Duration::from_millis(160);
 
 #[derive(Clone, Default)]
 struct Woken(Arc<AtomicU64>);
@@ -95,6 +99,7 @@ impl Node {
         let (hints, hint_rx) = mpsc::channel(1024);
         let (proposals, proposal_rx) = mpsc::channel(1024);
         let standing = Arc::new(StandingCell::new(self.grace));
+        self.released().await;
         let opened =
             Replication::open(self.options.clone(), hint_rx, proposal_rx, Woken::default(), standing.clone()).await;
         let replication = opened.unwrap_or_else(|e| panic!("{}: {e}", self.options.name));
@@ -105,9 +110,17 @@ impl Node {
         if let Some(running) = self.running.take() {
             running.shutdown().await;
             drop(running);
-            // The store's thread holds the database until it has ended.
-            tokio::time::sleep(Duration::from_millis(300)).await;
+            self.released().await;
         }
+    }
+
+    /// Waits until nothing holds the data folder any longer: the store's threads do until they have ended.
+    async fn released(&self) {
+        let locks = ["lock", "raft/lock"].map(|name| self.options.data_dir.join(name));
+        until("the data folder is released", || {
+            locks.iter().all(|lock| std::fs::File::open(lock).is_ok_and(|f| f.try_lock().is_ok()) || !lock.exists())
+        })
+        .await;
     }
 
     fn run(&self) -> &Running {
@@ -226,7 +239,7 @@ fn command(n: u16) -> Command {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn commands_are_seen_by_all_and_survive_the_leader_and_restarts() {
+async fn command_is_seen_by_all_and_survives_the_leader_and_restarts() {
     let mut nodes = cluster().await;
     // From each member, leader or not.
     for (i, node) in nodes.iter().enumerate() {
@@ -237,11 +250,9 @@ async fn commands_are_seen_by_all_and_survive_the_leader_and_restarts() {
 
     // A session that is proposed by a worker, watched on another member.
     let mut events = nodes[2].run().subscribe();
-    let asked = clock::now();
     nodes[1].run().proposals.send(Proposal::Establish(Box::new(establish(100)))).await.unwrap();
     let event = timeout(LONG, events.recv()).await.unwrap().unwrap();
     assert_eq!(event.change, SessionChange::Established(Box::new(establish(100))));
-    assert!(clock::now().since(asked) < Duration::from_secs(2));
     until("its proposer counts it", || nodes[1].run().metrics().outcomes.accepted.get() >= 2).await;
 
     // The leader goes; the others go on within their hold on being current.
@@ -269,16 +280,18 @@ async fn commands_are_seen_by_all_and_survive_the_leader_and_restarts() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_a_majority_nobody_is_current() {
+async fn lease_ends_without_a_majority() {
     let mut nodes = cluster().await;
     let gone = leader(&nodes);
     let other = (gone + 1) % 3;
     let left = (gone + 2) % 3;
     nodes[gone].stop().await;
     nodes[other].stop().await;
+    // Whatever it was told, it was told before: nothing is proven for longer than a lease from now on.
     let alone = clock::now();
     until("the one that is left is cut off", || nodes[left].run().standing.at(clock::now()) == Standing::CutOff).await;
-    assert!(clock::now().since(alone) < Duration::from_millis(1500));
+    let past = alone + crate::standing::CURRENT_FOR + Duration::from_millis(1);
+    assert_eq!(nodes[left].run().standing.at(past), Standing::CutOff);
     // It proposes nothing and confirms nothing.
     nodes[left].run().proposals.send(Proposal::Establish(Box::new(establish(1)))).await.unwrap();
     until("the proposal is dropped", || nodes[left].run().metrics().proposals_dropped.no_lease.get() == 1).await;
@@ -290,7 +303,7 @@ async fn without_a_majority_nobody_is_current() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn members_leave_and_are_removed() {
+async fn member_leaves_and_is_removed() {
     let mut nodes = cluster().await;
     // The leader itself leaves.
     let left = leader(&nodes);
@@ -331,12 +344,12 @@ async fn members_leave_and_are_removed() {
     assert!(matches!(nodes[survivor].run().remove(&name).await, Err(MembershipError::Unknown(_))));
     let myself = nodes[survivor].options.name.clone();
     assert!(matches!(nodes[survivor].run().remove(&myself).await, Err(MembershipError::Myself(_))));
-    until("it is struck off", || nodes[survivor].run().status().members.iter().filter(|m| m.voter).count() == 2).await;
+    until("it is removed", || nodes[survivor].run().status().members.iter().filter(|m| m.voter).count() == 2).await;
     assert_eq!(nodes[survivor].run().command(command(1), LONG).await.unwrap(), Outcome::Accepted);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn only_good_tokens_let_in() {
+async fn token_that_is_expired_or_forged_lets_nobody_in() {
     let mut first = Node::new("fw1");
     init(&first.options).await.unwrap();
     assert!(matches!(init(&first.options).await, Err(MembershipError::Identity(IdentityError::Taken { .. }))));
@@ -359,7 +372,7 @@ async fn only_good_tokens_let_in() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_is_not_the_addressee_refuses_and_garbage_does_not_hurt() {
+async fn request_for_another_member_is_refused_and_garbage_does_not_hurt() {
     let nodes = cluster().await;
     let status = nodes[0].run().status();
     let request = || palisade_proto::member::v1::VoteRequest {
@@ -395,13 +408,27 @@ async fn who_is_not_the_addressee_refuses_and_garbage_does_not_hurt() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stalled_follower_slows_nobody() {
+async fn stalled_follower_delays_no_commit() {
     let mut nodes = cluster().await;
     let lead = leader(&nodes);
     let stalled = (lead + 1) % 3;
     let quick = (lead + 2) % 3;
     let listen = nodes[stalled].options.listen;
     nodes[stalled].stop().await;
+    let mut next = 0..200;
+    let mut commits = async |nodes: &[Node]| {
+        let mut times = Vec::new();
+        for n in next.by_ref().take(100) {
+            let asked = clock::now();
+            let outcome = nodes[quick].run().command(command(n), LONG).await;
+            let status = || (nodes[lead].run().status(), nodes[quick].run().status());
+            assert_eq!(outcome, Ok(Outcome::Accepted), "{n}: {:#?}", status());
+            times.push(clock::now().since(asked));
+        }
+        times.sort_unstable();
+        times
+    };
+    let before = commits(&nodes).await;
     // Takes connections and bytes, answers nothing: as a machine that hangs.
     let hole = tokio::net::TcpListener::bind(listen).await.unwrap();
     let hole = tokio::spawn(async move {
@@ -410,22 +437,16 @@ async fn a_stalled_follower_slows_nobody() {
             kept.push(stream);
         }
     });
-    let mut times = Vec::new();
-    for n in 0..100 {
-        let asked = clock::now();
-        let outcome = nodes[quick].run().command(command(n), LONG).await;
-        let status = || (nodes[lead].run().status(), nodes[quick].run().status());
-        assert_eq!(outcome, Ok(Outcome::Accepted), "{n}: {:#?}", status());
-        times.push(clock::now().since(asked));
-    }
-    times.sort_unstable();
+    let times = commits(&nodes).await;
     println!("commit with a stalled follower: p50 {:?}, p90 {:?}, max {:?}", times[50], times[90], times[99]);
-    assert!(times[90] < Duration::from_millis(100), "{times:?}");
+    println!("and without it: p50 {:?}, p90 {:?}, max {:?}", before[50], before[90], before[99]);
+    // A leader that waited for it would do so each time.
+    assert!(times[50] < 10 * before[50] + Duration::from_millis(100), "{times:?}, without it {before:?}");
     hole.abort();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn hints_reach_all_others() {
+async fn hint_reaches_all_others() {
     let mut nodes = cluster().await;
     let end = SynParams { isn: 1, window: 1000, wscale: None, sack: false };
     let e = establish(7);
@@ -457,7 +478,7 @@ async fn hints_reach_all_others() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_batch_that_is_proposed_again_is_carried_out_once() {
+async fn batch_that_is_proposed_again_is_applied_once() {
     let nodes = cluster().await;
     let lead = leader(&nodes);
     let follower = (lead + 1) % 3;
@@ -476,7 +497,7 @@ async fn a_batch_that_is_proposed_again_is_carried_out_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_identity_without_its_log_is_not_used() {
+async fn identity_without_its_log_is_refused() {
     let mut node = Node::new("fw1");
     init(&node.options).await.unwrap();
     node.start().await;
