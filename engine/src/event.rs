@@ -110,7 +110,7 @@ pub struct FragmentKey {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct TcpSnapshot {
     /// Client and server.
-    pub endpoints: [EndpointSnapshot; 2],
+    pub endpoints: PerDirection<EndpointSnapshot>,
     /// What one direction alone said there after a member was lost.
     pub unconfirmed: Option<UnconfirmedEdge>,
     /// Packets of it passed there lately.

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use crate::engine::Engine;
-use crate::event::{Event, Hint, Proposal, ProvisionalSegment, TcpSnapshot};
+use crate::event::{EndpointSnapshot, Event, Hint, Proposal, ProvisionalSegment, TcpSnapshot};
 use crate::id::{MemberId, SessionId};
 use crate::pipeline::CLOSE_OVERDUE;
 use crate::session::{Close, CloseCause, HalfOpen, HandshakeState};
@@ -176,7 +176,7 @@ impl Engine {
         let original = session.original;
         let Some(track) = session.track.as_mut() else { return };
         let answered = track.record_reply(place, snapshot, peers, now);
-        if track.ending() {
+        if track.is_ending() {
             shard.sessions.arm(slot, now, self.active_policy().timeouts());
         }
         for (direction, segment) in provisional.iter().take(MAX_PROVISIONAL) {
@@ -205,7 +205,7 @@ impl Engine {
             let live = sure && session.has_passed() && session.idle(now) < LIVE && track.is_confirmed_within(LIVE, now);
             let mut snapshot = track.snapshot(now, live);
             if !sure {
-                snapshot.endpoints.iter_mut().for_each(|end| end.age_ms = None);
+                snapshot.endpoints = snapshot.endpoints.map(|end| EndpointSnapshot { age_ms: None, ..end });
             }
             let provisional = shard.provisional.for_session(session.id, now).take(MAX_PROVISIONAL).collect();
             events.push(Event::Hint(Hint::Progress { id: session.id, snapshot, provisional }));

@@ -52,5 +52,5 @@ pub use time::Time;
 pub use timeouts::Timeouts;
 pub use traffic::{Traffic, TrafficDelta};
 pub use tuple::{Direction, PerDirection, Protocol, Tuple};
-pub use types::{Config, Context, Routes, Standing, Wake};
+pub use types::{Config, Context, LeaseState, Routes, Wake};
 pub use verdict::{HoldClass, HoldKey, Reason, Verdict};

@@ -99,7 +99,7 @@ labelled! {
 
 labelled! {
     /// Dropped proposals by reason.
-    pub struct ProposalsDropped: Counter, "reason" { no_lease, deadline, queue_full }
+    pub struct ProposalsDropped: Counter, "reason" { lease_not_valid, deadline, queue_full }
 }
 
 labelled! {

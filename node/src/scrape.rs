@@ -33,7 +33,7 @@ fn collect(daemon: &Daemon) -> MetricFamilies {
     metrics::sessions::takeovers(&mut families, member.engine.takeover_counts());
     metrics::sessions::cluster(
         &mut families,
-        member.standing(),
+        member.lease_state(),
         member.engine.generation(),
         &member.engine.cluster_state(),
     );

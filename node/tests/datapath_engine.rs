@@ -22,7 +22,7 @@ use palisade_lab::guard::can_run;
 use palisade_lab::small::SmallLab;
 use palisade_node::clock;
 use palisade_node::datapath::{self, Sinks, WorkerWake};
-use palisade_node::standing::StandingCell;
+use palisade_node::lease::Lease;
 
 const POLICY: &str = "zone outside, inside\n\
     default drop\n\
@@ -50,10 +50,10 @@ fn a_connection_is_held_until_it_is_committed_and_then_runs() {
     let outcome = apply(&mut replica, 1, Command::Policy(Box::new(change)), &mut wake);
     assert!(matches!(outcome, Outcome::Policy(_)), "{outcome:?}");
 
-    let standing = Arc::new(StandingCell::new(Duration::from_secs(60)));
+    let lease = Arc::new(Lease::new(Duration::from_secs(60)));
     let (hints, _hints) = tokio::sync::mpsc::channel(1024);
     let (proposals, mut proposed) = tokio::sync::mpsc::channel(1024);
-    let (cell, member_engine, workers) = (Arc::clone(&standing), Arc::clone(&engine), wake.clone());
+    let (cell, member_engine, workers) = (Arc::clone(&lease), Arc::clone(&engine), wake.clone());
     let datapath = lab.member.call(move || {
         datapath::start(two_interfaces(), member_engine, cell, workers, Sinks { hints, proposals }).unwrap()
     });
@@ -82,14 +82,14 @@ fn a_connection_is_held_until_it_is_committed_and_then_runs() {
     // Not current: nothing new is admitted.
     assert!(connect("10.2.0.2:7001").0.is_err());
     let metrics = datapath.metrics();
-    assert!(metrics.dropped(Reason::CutOff) + metrics.dropped(Reason::NotCurrent) > 0);
+    assert!(metrics.dropped(Reason::LeaseExpired) + metrics.dropped(Reason::LeaseGrace) > 0);
 
-    let keep_current = Arc::clone(&standing);
+    let keep_current = Arc::clone(&lease);
     let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let stopped = Arc::clone(&stop);
     let prover = std::thread::spawn(move || {
         while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
-            keep_current.prove(clock::now());
+            keep_current.renew(clock::now());
             std::thread::sleep(Duration::from_millis(50));
         }
     });

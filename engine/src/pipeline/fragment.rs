@@ -24,7 +24,7 @@ use crate::parse::{Fragment, Packet};
 use crate::table::fragments::{FragmentOutcome, WaitOutcome};
 use crate::time::Time;
 use crate::tuple::{Protocol, Tuple};
-use crate::types::{Context, Standing, Wake};
+use crate::types::{Context, LeaseState, Wake};
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 
 impl Engine {
@@ -33,11 +33,11 @@ impl Engine {
         let datagram = datagram(packet, fragment, context);
         let (shard, key) = self.datagram(&datagram);
         let mut shard = self.table.shard_for(shard);
-        let trusting = context.standing == Standing::Current;
+        let trusting = context.lease == LeaseState::Valid;
         match shard.fragments.follows(key, fragment, trusting, context.now) {
             FragmentOutcome::Pass => Verdict::Forward,
             FragmentOutcome::Invalid => Verdict::Drop(Reason::Fragment),
-            FragmentOutcome::FirstElsewhere => Verdict::Drop(Reason::NotCurrent),
+            FragmentOutcome::FirstElsewhere => Verdict::Drop(Reason::LeaseGrace),
             FragmentOutcome::FirstUnknown => match shard.fragments.wait(key, &datagram, context.worker, context.now) {
                 WaitOutcome::Registered => Verdict::Hold(HoldKey(key), HoldClass::Fragment),
                 WaitOutcome::FirstDropped => Verdict::Drop(Reason::Fragment),

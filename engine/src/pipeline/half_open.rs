@@ -30,7 +30,7 @@ use crate::table::peer_queries::QUERY_RETRY_INTERVAL;
 use crate::track::generic;
 use crate::track::tcp::{MAX_SYN_DATA, max_advertisable_window, seq_diff};
 use crate::tuple::Direction;
-use crate::types::{Context, Standing};
+use crate::types::{Context, LeaseState};
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 
 /// A proposal that had no outcome for so long may be lost; the next packet makes it again.
@@ -255,8 +255,8 @@ impl Engine {
         context: &Context<'_>,
         events: &mut Vec<Event>,
     ) -> Verdict {
-        if context.standing != Standing::Current {
-            return Verdict::Drop(Reason::NotCurrent);
+        if context.lease != LeaseState::Valid {
+            return Verdict::Drop(Reason::LeaseGrace);
         }
         if !self.half_open_still_allowed(shard, slot) {
             if let Some(half) = self.table.remove_half_open(shard, slot) {

@@ -152,7 +152,9 @@ impl Session {
     /// `seen`: when this member last heard of its half-open session, if it did.
     pub(crate) fn new(e: &Establish, now: Time, seen: Option<Time>) -> Session {
         let track = match &e.protocol {
-            HandshakeState::Tcp { client, server: Some(server) } => Some(Track::new(client, server, seen)),
+            HandshakeState::Tcp { client, server: Some(server) } => {
+                Some(Track::new(&PerDirection { original: *client, reply: *server }, seen))
+            }
             _ => None,
         };
         Session {
@@ -222,9 +224,11 @@ impl Session {
     }
 
     /// The two ends of a TCP connection.
-    pub(crate) fn syn_params(&self) -> Option<(SynParams, SynParams)> {
+    pub(crate) fn syn_params(&self) -> Option<PerDirection<SynParams>> {
         match &self.handshake {
-            CompactHandshake::Tcp([client, server]) => Some((client.end(), server.end())),
+            CompactHandshake::Tcp([client, server]) => {
+                Some(PerDirection { original: client.end(), reply: server.end() })
+            }
             CompactHandshake::Generic { .. } => None,
         }
     }

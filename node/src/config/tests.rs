@@ -38,7 +38,7 @@ fn defaults_are_filled_in() {
     assert!(!config.interfaces[1].antispoof);
     assert_eq!(config.datapath.hold_time, Duration::from_millis(250));
     assert_eq!(config.limits.grace, Duration::from_secs(300));
-    assert!(config.raft.election_timeout * 4 < CURRENT_FOR);
+    assert!(config.raft.election_timeout * 4 < LEASE_DURATION);
 }
 
 #[test]

@@ -24,7 +24,7 @@ use super::wake::WorkerWake;
 use super::worker::{Judge, Parts, Port, Shared, Worker};
 use super::{Datapath, remove_device};
 use crate::clock;
-use crate::standing::StandingCell;
+use crate::lease::Lease;
 
 /// The largest number of workers: sessions name them in a bit set of this size.
 const MAX_WORKERS: usize = 64;
@@ -37,11 +37,11 @@ const MAX_WORKERS: usize = 64;
 pub fn start(
     options: Options,
     engine: Arc<Engine>,
-    standing: Arc<StandingCell>,
+    lease: Arc<Lease>,
     wake: WorkerWake,
     sinks: Sinks,
 ) -> Result<Datapath, StartError> {
-    start_with(options, engine, standing, wake, sinks)
+    start_with(options, engine, lease, wake, sinks)
 }
 
 /// [`start`] with any judge.
@@ -51,7 +51,7 @@ pub fn start(
 pub fn start_with<J: Judge>(
     options: Options,
     judge: Arc<J>,
-    standing: Arc<StandingCell>,
+    lease: Arc<Lease>,
     wake: WorkerWake,
     sinks: Sinks,
 ) -> Result<Datapath, StartError> {
@@ -75,7 +75,7 @@ pub fn start_with<J: Judge>(
             number: u8::try_from(number).unwrap_or(u8::MAX),
             ports,
             judge: judge.clone(),
-            standing: standing.clone(),
+            lease: lease.clone(),
             routes,
             injector,
             limits: built.options.hold,

@@ -30,8 +30,8 @@ use super::segment;
 use super::vnet::VnetHeader;
 use super::wake::{Woken, WorkerWake};
 use crate::clock;
+use crate::lease::Lease;
 use crate::queue::offer_hint;
-use crate::standing::StandingCell;
 
 /// Frames from one socket before the others have their turn.
 const BATCH: usize = 64;
@@ -94,7 +94,7 @@ struct Held {
 struct Desk<J> {
     number: u8,
     judge: Arc<J>,
-    standing: Arc<StandingCell>,
+    lease: Arc<Lease>,
     routes: RouteZones,
     zones: Vec<ZoneId>,
     antispoof: Vec<bool>,
@@ -130,7 +130,7 @@ pub(crate) struct Parts<J> {
     pub(crate) number: u8,
     pub(crate) ports: Vec<Port>,
     pub(crate) judge: Arc<J>,
-    pub(crate) standing: Arc<StandingCell>,
+    pub(crate) lease: Arc<Lease>,
     pub(crate) routes: RouteZones,
     pub(crate) injector: Injector,
     pub(crate) limits: Limits,
@@ -142,11 +142,11 @@ pub(crate) struct Parts<J> {
 
 impl<J: Judge> Worker<J> {
     pub(crate) fn new(parts: Parts<J>) -> Worker<J> {
-        let Parts { number, ports, judge, standing, routes, injector, limits, sinks, metrics, wake, shared } = parts;
+        let Parts { number, ports, judge, lease, routes, injector, limits, sinks, metrics, wake, shared } = parts;
         let desk = Desk {
             number,
             judge,
-            standing,
+            lease,
             routes,
             zones: Vec::with_capacity(ports.len()),
             antispoof: ports.iter().map(|port| port.antispoof).collect(),
@@ -369,7 +369,7 @@ impl<J: Judge> Desk<J> {
             worker: self.number,
             ingress: self.zones.get(port).copied().unwrap_or(ZoneId::UNKNOWN),
             antispoof: self.antispoof.get(port).copied().unwrap_or(true),
-            standing: self.standing.at(now),
+            lease: self.lease.state_at(now),
             routes: &mut self.routes,
         };
         let verdict = self.judge.judge(packet, &mut context, &mut self.events);

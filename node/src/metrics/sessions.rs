@@ -1,6 +1,6 @@
 //! Metrics of the session table and the replicated state, read from the engine.
 
-use palisade_engine::{ClusterState, Counts, Generation, Role, Standing, TakeoverCounts};
+use palisade_engine::{ClusterState, Counts, Generation, LeaseState, Role, TakeoverCounts};
 use palisade_metrics::MetricFamilies;
 
 /// Adds those of the session table.
@@ -35,13 +35,13 @@ pub(crate) fn takeovers(families: &mut MetricFamilies, counts: TakeoverCounts) {
 /// Adds what the member may do, and what the cluster has agreed on.
 pub(crate) fn cluster(
     families: &mut MetricFamilies,
-    standing: Standing,
+    lease: LeaseState,
     generation: Generation,
     cluster: &ClusterState,
 ) {
     families.gauges("palisade_lease_state", "Whether this member's lease is in the state.", |samples| {
-        let all = [("valid", Standing::Current), ("grace", Standing::CutOff), ("expired", Standing::Expired)];
-        all.into_iter().for_each(|(name, state)| samples.with("state", name).integer((standing == state).into()));
+        let all = [("valid", LeaseState::Valid), ("grace", LeaseState::Grace), ("expired", LeaseState::Expired)];
+        all.into_iter().for_each(|(name, state)| samples.with("state", name).integer((lease == state).into()));
     });
     families.gauge("palisade_policy_generation", "The policy generation in force here.", generation.0);
     families.gauges("palisade_members", "Members of the cluster, by role.", |samples| {

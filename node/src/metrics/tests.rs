@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
-use palisade_engine::{ClusterState, Counts, Generation, Protocol, Standing, TakeoverCounts};
+use palisade_engine::{ClusterState, Counts, Generation, LeaseState, Protocol, TakeoverCounts};
 use palisade_metrics::Kind;
 
 use super::*;
@@ -15,7 +15,7 @@ fn example() -> MetricFamilies {
         half_open_evicted: 5,
     };
     sessions::table(&mut families, &counts, 1000, 100);
-    sessions::cluster(&mut families, Standing::Current, Generation(4), &ClusterState::default());
+    sessions::cluster(&mut families, LeaseState::Valid, Generation(4), &ClusterState::default());
     process::collect(&mut families);
     let buckets = vec![(0.1, 2), (0.2, 1), (f64::INFINITY, 1)];
     families.add("palisade_x_seconds", &["A histogram."], Kind::Histogram, |samples| samples.histogram(0.75, buckets));
@@ -101,14 +101,14 @@ fn page() -> MetricFamilies {
         snapshot: None,
         purged: None,
         members: vec![member(1), member(2)],
-        current: Standing::Current,
+        current: LeaseState::Valid,
     };
     let mut families = MetricFamilies::default();
     let counts = Counts { sessions: vec![(Protocol::TCP, "ESTABLISHED", 3)], half_open: 2, half_open_evicted: 5 };
     member_state(&mut families, true, true, None);
     sessions::table(&mut families, &counts, 1000, 100);
     sessions::takeovers(&mut families, TakeoverCounts::default());
-    sessions::cluster(&mut families, Standing::Current, Generation(4), &ClusterState::default());
+    sessions::cluster(&mut families, LeaseState::Valid, Generation(4), &ClusterState::default());
     process::collect(&mut families);
     raft::collect(&mut families, &status);
     let (replication, store) = Default::default();

@@ -25,10 +25,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
 use crate::clock;
-use crate::peer::route::{Client, Lane, Peers};
+use crate::peer::connections::{Client, Lane, Peers};
 use crate::raft::snapshot;
 use crate::raft::wire;
-use crate::replication::until;
 use crate::replication_metrics::ReplicationMetrics;
 
 /// Appends that wait for the connection to take them; openraft reads no further ahead.
@@ -202,7 +201,7 @@ where
                 },
                 request = request => self.send(request),
                 // Not a time from now: requests that go on and on must not put it off.
-                () = until((self.unanswered > 0).then_some(self.waiting_since + self.limit)) => return Err(Silence::Late),
+                () = clock::sleep_until((self.unanswered > 0).then_some(self.waiting_since + self.limit)) => return Err(Silence::Late),
             }
         }
     }

@@ -18,11 +18,11 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::clock;
-use crate::peer::route::{Lane, Peers};
-use crate::replication::service::{SharedWake, Waker};
+use crate::peer::connections::Members;
+use crate::peer::connections::{Lane, Peers};
 use crate::replication_metrics::ReplicationMetrics;
-use crate::sync::hints::Members;
 use crate::sync::streams::{Streams, Waiting, keep_open};
+use crate::wake::{SharedWake, Waker};
 
 /// Between two tellings.
 const EVERY: Duration = Duration::from_millis(100);

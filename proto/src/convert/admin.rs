@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use palisade_engine::{
-    Generation, Ip, MemberId, PerDirection, Protocol, Role, RuleId, SessionId, SessionInfo, Standing, Traffic, Tuple,
+    Generation, Ip, LeaseState, MemberId, PerDirection, Protocol, Role, RuleId, SessionId, SessionInfo, Traffic, Tuple,
 };
 
 use crate::admin::v1;
@@ -371,24 +371,24 @@ impl TryFrom<v1::Role> for Role {
     }
 }
 
-impl From<Standing> for v1::LeaseState {
-    fn from(s: Standing) -> v1::LeaseState {
+impl From<LeaseState> for v1::LeaseState {
+    fn from(s: LeaseState) -> v1::LeaseState {
         match s {
-            Standing::Current => v1::LeaseState::Valid,
-            Standing::CutOff => v1::LeaseState::Grace,
-            Standing::Expired => v1::LeaseState::Expired,
+            LeaseState::Valid => v1::LeaseState::Valid,
+            LeaseState::Grace => v1::LeaseState::Grace,
+            LeaseState::Expired => v1::LeaseState::Expired,
         }
     }
 }
 
-impl TryFrom<v1::LeaseState> for Standing {
+impl TryFrom<v1::LeaseState> for LeaseState {
     type Error = AdminError;
 
-    fn try_from(s: v1::LeaseState) -> Result<Standing, AdminError> {
+    fn try_from(s: v1::LeaseState) -> Result<LeaseState, AdminError> {
         match s {
-            v1::LeaseState::Valid => Ok(Standing::Current),
-            v1::LeaseState::Grace => Ok(Standing::CutOff),
-            v1::LeaseState::Expired => Ok(Standing::Expired),
+            v1::LeaseState::Valid => Ok(LeaseState::Valid),
+            v1::LeaseState::Grace => Ok(LeaseState::Grace),
+            v1::LeaseState::Expired => Ok(LeaseState::Expired),
             v1::LeaseState::Unspecified => Err(AdminError::Missing("lease")),
         }
     }

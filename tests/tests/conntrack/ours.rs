@@ -7,7 +7,7 @@ use palisade_engine::hold::{HoldBuffer, Limits};
 use palisade_engine::parse::{self, Checksum, Packet};
 use palisade_engine::replica::{Applied, Batch, Command, Outcome, PolicyChange, Replica};
 use palisade_engine::{
-    Config, Context, Engine, Event, Generation, HoldKey, Ip, MemberId, Proposal, Reason, Routes, Standing, Time,
+    Config, Context, Engine, Event, Generation, HoldKey, Ip, LeaseState, MemberId, Proposal, Reason, Routes, Time,
     Verdict, Wake, ZoneId,
 };
 use palisade_tests::OPEN_POLICY;
@@ -124,7 +124,7 @@ impl Engines {
             worker: 0,
             ingress: self.zones.0[held.from.index()],
             antispoof: true,
-            standing: Standing::Current,
+            lease: LeaseState::Valid,
             routes: &mut self.zones,
         };
         let mut events = Vec::new();

@@ -1,5 +1,5 @@
 //! A member's datapath without its sockets: receive, judge, hold, release, expire, as `node/src/datapath/worker.rs` does
-//! it, in the same order and with the real engine, hold buffer and standing. What is not here is what a simulation has no
+//! it, in the same order and with the real engine, hold buffer and lease. What is not here is what a simulation has no
 //! use for: rings, segmentation, rejects' answers, re-injection by a kernel.
 
 use std::collections::VecDeque;
@@ -9,10 +9,10 @@ use std::time::Duration;
 use palisade_engine::hold::{HoldBuffer, Limits};
 use palisade_engine::parse::{self, Checksum};
 use palisade_engine::{
-    Context, Engine, Establish, Event, Generation, Hint, HoldKey, Ip, Proposal, Reason, Routes, Standing, Time,
+    Context, Engine, Establish, Event, Generation, Hint, HoldKey, Ip, LeaseState, Proposal, Reason, Routes, Time,
     Verdict, Wake, ZoneId,
 };
-use palisade_node::standing::StandingCell;
+use palisade_node::lease::Lease;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 
@@ -135,7 +135,7 @@ pub(crate) struct Worker {
     pub(crate) machine: Arc<Machine>,
     pub(crate) port: Arc<Port>,
     pub(crate) engine: Arc<Engine>,
-    pub(crate) standing: Arc<StandingCell>,
+    pub(crate) lease: Arc<Lease>,
     pub(crate) hints: mpsc::Sender<Hint>,
     pub(crate) proposals: mpsc::Sender<Proposal>,
     pub(crate) faults: Arc<Mutex<HintFaults>>,
@@ -235,16 +235,16 @@ impl Desk {
     }
 
     fn judge(&mut self, packet: &parse::Packet, now: Time) -> Verdict {
-        let Worker { engine, standing, .. } = &self.worker;
+        let Worker { engine, lease, .. } = &self.worker;
         let broken = *self.worker.broken.lock();
         let mut net = Net { zones: [engine.zone("outside"), engine.zone("inside")] };
-        let standing = if broken == Some(Break::AlwaysCurrent) { Standing::Current } else { standing.at(now) };
+        let lease = if broken == Some(Break::AlwaysCurrent) { LeaseState::Valid } else { lease.state_at(now) };
         let mut context = Context {
             now,
             worker: 0,
             ingress: net.of(packet.tuple.src).unwrap_or(ZoneId::UNKNOWN),
             antispoof: true,
-            standing,
+            lease,
             routes: &mut net,
         };
         let mut verdict = engine.process(packet, &mut context, &mut self.events);

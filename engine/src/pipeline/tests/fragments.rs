@@ -6,7 +6,7 @@ use crate::event::{FragmentKey, Hint};
 use crate::parse::{Fragment, IpOption, Kind, Packet};
 use crate::testing::{CLIENT, INSIDE, OUTSIDE, SERVER};
 use crate::tuple::{Protocol, Tuple};
-use crate::types::Standing;
+use crate::types::LeaseState;
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 
 const FORWARD: Verdict = Verdict::Forward;
@@ -155,7 +155,7 @@ fn of_ipv6_the_next_header_does_not_count() {
             worker: 0,
             ingress: OUTSIDE,
             antispoof: false,
-            standing: Standing::Current,
+            lease: LeaseState::Valid,
             routes: &mut Everywhere,
         };
         let mut events = Vec::new();
@@ -190,11 +190,11 @@ fn a_member_that_is_not_current_believes_no_hint() {
     assert_eq!(k.pass(B, first(1, 53)), FORWARD);
     assert_eq!(k.pass(A, first(2, 53)), FORWARD);
     k.deliver();
-    k.members[B].standing = Standing::CutOff;
-    assert_eq!(k.pass(B, follows(2, 1480)), Verdict::Drop(Reason::NotCurrent));
+    k.members[B].lease = LeaseState::Grace;
+    assert_eq!(k.pass(B, follows(2, 1480)), Verdict::Drop(Reason::LeaseGrace));
     assert_eq!(k.pass(B, follows(1, 1480)), FORWARD, "what it admitted itself goes on");
-    k.members[B].standing = Standing::Expired;
-    assert_eq!(k.pass(B, follows(1, 2960)), Verdict::Drop(Reason::CutOff));
+    k.members[B].lease = LeaseState::Expired;
+    assert_eq!(k.pass(B, follows(1, 2960)), Verdict::Drop(Reason::LeaseExpired));
 }
 
 #[test]

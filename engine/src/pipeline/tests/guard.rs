@@ -5,7 +5,7 @@ use crate::addr::Ip;
 use crate::table::session::Session;
 use crate::testing::{INSIDE, OUTSIDE, SERVER, tuple};
 use crate::tuple::Tuple;
-use crate::types::{Context, Standing};
+use crate::types::{Context, LeaseState};
 use crate::verdict::{Reason, Verdict};
 
 #[test]
@@ -24,7 +24,7 @@ fn source_route_and_policy_are_asked_in_this_order() {
         worker: 0,
         ingress: INSIDE,
         antispoof: false,
-        standing: Standing::Current,
+        lease: LeaseState::Valid,
         routes: &mut Net,
     };
     let verdict = k.members[A].engine.process(&to(SERVER, 443), &mut context, &mut Vec::new());
@@ -39,7 +39,7 @@ fn the_policy_of_a_new_cluster_drops_all() {
         worker: 0,
         ingress: OUTSIDE,
         antispoof: true,
-        standing: Standing::Current,
+        lease: LeaseState::Valid,
         routes: &mut Net,
     };
     let verdict = engine.process(&Conn::new(1).syn(), &mut context, &mut Vec::new());

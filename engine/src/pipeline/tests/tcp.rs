@@ -7,7 +7,7 @@ use crate::replica::{Command, Outcome};
 use crate::session::{CloseCause, HandshakeState};
 use crate::testing::POLICY;
 use crate::tuple::Direction;
-use crate::types::Standing;
+use crate::types::LeaseState;
 use crate::verdict::{HoldClass, Reason, Verdict};
 
 const FORWARD: Verdict = Verdict::Forward;
@@ -405,16 +405,16 @@ fn standing_decides_what_may_pass() {
     let (mut k, c) = established(1);
     k.pass(A, Conn::new(2).syn());
     k.pass(A, Conn::new(2).syn_ack());
-    for standing in [Standing::CutOff, Standing::Expired] {
-        k.members[A].standing = standing;
-        let expired = standing == Standing::Expired;
-        let nothing_new = drop_for(if expired { Reason::CutOff } else { Reason::NotCurrent });
+    for lease in [LeaseState::Grace, LeaseState::Expired] {
+        k.members[A].lease = lease;
+        let expired = lease == LeaseState::Expired;
+        let nothing_new = drop_for(if expired { Reason::LeaseExpired } else { Reason::LeaseGrace });
         assert_eq!(k.pass(A, Conn::new(3).syn()), nothing_new);
         assert_eq!(k.pass(A, Conn::new(2).ack()), nothing_new);
         assert_eq!(k.pass(A, Conn::new(4).syn_ack()), nothing_new);
-        assert_eq!(k.pass(A, c.data()), if expired { drop_for(Reason::CutOff) } else { FORWARD });
+        assert_eq!(k.pass(A, c.data()), if expired { drop_for(Reason::LeaseExpired) } else { FORWARD });
     }
-    k.members[A].standing = Standing::CutOff;
+    k.members[A].lease = LeaseState::Grace;
     assert_eq!(k.pass(A, c.of_client(Tcp::RST, 500, 0, 0)), FORWARD);
     assert!(k.proposals.is_empty(), "nothing is proposed by a member that is not current");
 }

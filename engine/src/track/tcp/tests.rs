@@ -1,45 +1,51 @@
-use super::peer_query::Resolution;
+use super::snapshot_query::{self, Resolution};
 use super::*;
 use crate::event::ProvisionalSegment;
-use crate::verdict::Verdict;
 use Direction::{Original, Reply};
 
 const T0: Time = Time(1_000_000_000);
 const MS: Duration = Duration::from_millis(1);
-const ISN: [u32; 2] = [1000, 0xffff_ff00];
+const ISN: PerDirection<u32> = PerDirection { original: 1000, reply: 0xffff_ff00 };
 
-fn ends() -> [SynParams; 2] {
+fn syns() -> PerDirection<SynParams> {
     ISN.map(|isn| SynParams { isn, window: 64240, wscale: Some(2), sack: true })
 }
 
 /// A connection of which this member saw the handshake at `T0`.
 struct Connection {
     track: Track,
-    ends: [SynParams; 2],
+    syns: PerDirection<SynParams>,
     closed: Option<CloseCause>,
     now: Time,
-    /// How what is not near is judged.
-    doubt: WindowCheck,
-    /// Nobody knows: what is not near passes at its word, or because it agrees with one.
-    nobody: bool,
-    words: [Option<ProvisionalSegment>; 2],
+    /// The check after an inconclusive one.
+    second_check: WindowCheck,
+    /// Whether no member knows the numbers: segments pass provisionally, or corroborate one that did.
+    unknown: bool,
+    provisional: PerDirection<Option<ProvisionalSegment>>,
 }
 
 impl Connection {
     fn new() -> Connection {
-        let ends = ends();
-        let track = Track::new(&ends[0], &ends[1], Some(T0));
-        Connection { track, ends, closed: None, now: T0, doubt: WindowCheck::Strict, nobody: false, words: [None; 2] }
+        let syns = syns();
+        let track = Track::new(&syns, Some(T0));
+        Connection {
+            track,
+            syns,
+            closed: None,
+            now: T0,
+            second_check: WindowCheck::Strict,
+            unknown: false,
+            provisional: PerDirection::default(),
+        }
     }
 
     fn unseen() -> Connection {
-        let ends = ends();
-        Connection { track: Track::new(&ends[0], &ends[1], None), nobody: true, ..Connection::new() }
+        Connection { track: Track::new(&syns(), None), unknown: true, ..Connection::new() }
     }
 
     /// Sequence numbers count from the first byte of data.
     fn send(&mut self, direction: Direction, flags: u8, seq: i64, ack: i64, payload: u32) -> SegmentOutcome {
-        let (s, r) = (index(direction), index(direction.flip()));
+        let (s, r) = (direction, direction.flip());
         let tcp = Tcp {
             seq: ISN[s].wrapping_add(1).wrapping_add(seq as u32),
             ack: ISN[r].wrapping_add(1).wrapping_add(ack as u32),
@@ -49,18 +55,19 @@ impl Connection {
             wscale: None,
             sack_permitted: false,
         };
-        let syns = [&self.ends[0], &self.ends[1]];
-        match self.track.check_segment(syns, direction, &tcp, self.closed, WindowCheck::Relaxed, self.now) {
-            SegmentOutcome::Inconclusive if self.nobody => {
-                let believed = self.words[r].map(|word| self.track.corroborate(syns, direction, &tcp, &word, self.now));
+        let syns = self.syns;
+        match self.track.check_segment(&syns, direction, &tcp, self.closed, WindowCheck::Relaxed, self.now) {
+            SegmentOutcome::Inconclusive if self.unknown => {
+                let believed =
+                    self.provisional[r].map(|word| self.track.corroborate(&syns, direction, &tcp, &word, self.now));
                 if let Some(seen) = believed.filter(|seen| *seen != SegmentOutcome::Inconclusive) {
                     return seen;
                 }
-                self.words[s] = Some(ProvisionalSegment { seq_end: tcp.end(), ack: tcp.ack, age_ms: 0 });
+                self.provisional[s] = Some(ProvisionalSegment { seq_end: tcp.end(), ack: tcp.ack, age_ms: 0 });
                 SegmentOutcome::Inconclusive
             }
             SegmentOutcome::Inconclusive => {
-                self.track.check_segment(syns, direction, &tcp, self.closed, self.doubt, self.now)
+                self.track.check_segment(&syns, direction, &tcp, self.closed, self.second_check, self.now)
             }
             seen => seen,
         }
@@ -80,7 +87,7 @@ const WINDOW: SegmentOutcome = SegmentOutcome::Invalid(Reason::TcpWindow);
 
 #[test]
 fn scale_counts_only_if_both_ends_offered_it() {
-    let [with, other] = ends();
+    let PerDirection { original: with, reply: other } = syns();
     let without = SynParams { wscale: None, ..other };
     assert_eq!(max_advertisable_window(&with, &other), REACH);
     assert_eq!(max_advertisable_window(&with, &without), 65_536);
@@ -237,7 +244,7 @@ fn what_another_member_knows_moves_the_bounds() {
     let far = 1_i64 << 31;
     let (mut here, mut there) = (Connection::new(), Connection::new());
     there.now = T0 + 5000 * MS;
-    there.nobody = true;
+    there.unknown = true;
     assert_eq!(there.data(Reply, 100, far, 0), SegmentOutcome::Inconclusive);
     assert_eq!(there.data(Original, far, 100, 0), SegmentOutcome::InWindow);
     here.now = there.now;
@@ -248,7 +255,7 @@ fn what_another_member_knows_moves_the_bounds() {
     // What is older changes nothing.
     let before = here.track.directions;
     here.track.record_reply(3, &Connection::new().track.snapshot(here.now, false), 1, here.now);
-    assert_eq!(here.track.directions[0].seq_end, before[0].seq_end);
+    assert_eq!(here.track.directions.original.seq_end, before.original.seq_end);
 }
 
 #[test]
@@ -264,7 +271,7 @@ fn a_connection_of_unknown_age_is_taken_up_where_its_directions_agree() {
     assert_eq!(c.track, before);
     assert_eq!(c.data(Original, 77_777_777, (1 << 30) + 1000, 1000), SegmentOutcome::InWindow);
     assert!(!c.track.snapshot(c.now, true).history_incomplete);
-    c.nobody = false;
+    c.unknown = false;
     assert_eq!(c.data(Reply, 0, 77_777_777, 1000), WINDOW);
     assert_eq!(c.data(Original, 0, (1 << 30) + 1000, 1000), WINDOW);
     assert_eq!(c.data(Reply, (1 << 30) + 1000, 77_778_777, 1000), SegmentOutcome::InWindow);
@@ -276,7 +283,7 @@ fn a_rst_agrees_only_if_it_is_exact() {
     assert_eq!(c.data(Original, 1 << 30, 77_777_777, 1000), SegmentOutcome::Inconclusive);
     assert_eq!(c.send(Reply, Tcp::RST, 77_777_778, 0, 0), SegmentOutcome::Inconclusive);
     // It is no word.
-    c.words[1] = None;
+    c.provisional.reply = None;
     assert_eq!(c.send(Reply, Tcp::RST, 77_777_777, 0, 0), SegmentOutcome::Rst);
 }
 
@@ -303,7 +310,7 @@ fn flags_that_do_not_belong() {
 #[test]
 fn closing_goes_through_all_states() {
     let mut c = Connection::new();
-    assert_eq!(c.send(Original, Tcp::FIN | Tcp::ACK, 0, 0, 10), SegmentOutcome::Fin(ISN[0].wrapping_add(12)));
+    assert_eq!(c.send(Original, Tcp::FIN | Tcp::ACK, 0, 0, 10), SegmentOutcome::Fin(ISN.original.wrapping_add(12)));
     assert_eq!(c.state(), "FIN_WAIT");
     assert!(!c.track.take_fin_close());
     assert_eq!(c.data(Original, 11, 0, 1), WINDOW, "nothing comes after a FIN");
@@ -311,7 +318,7 @@ fn closing_goes_through_all_states() {
     assert_eq!(c.data(Reply, 0, 11, 100), SegmentOutcome::InWindow);
     assert_eq!(c.state(), "CLOSE_WAIT");
     assert_eq!(c.data(Reply, 100, 11, 100), SegmentOutcome::InWindow, "the other direction goes on");
-    assert_eq!(c.send(Reply, Tcp::FIN | Tcp::ACK, 200, 11, 0), SegmentOutcome::Fin(ISN[1].wrapping_add(202)));
+    assert_eq!(c.send(Reply, Tcp::FIN | Tcp::ACK, 200, 11, 0), SegmentOutcome::Fin(ISN.reply.wrapping_add(202)));
     assert_eq!(c.state(), "LAST_ACK");
     assert!(c.track.take_fin_close());
     assert!(!c.track.take_fin_close(), "once");
@@ -324,7 +331,7 @@ fn closing_goes_through_all_states() {
 fn who_did_not_see_the_replys_fin_does_not_propose() {
     let mut c = Connection::new();
     c.send(Original, Tcp::FIN | Tcp::ACK, 0, 0, 0);
-    c.track.record_peer_fin(Reply, ISN[1].wrapping_add(2));
+    c.track.record_peer_fin(Reply, ISN.reply.wrapping_add(2));
     assert!(c.track.both_fins_known());
     assert!(!c.track.take_fin_close());
     assert_eq!(c.track.take_overdue_close(), Some(CloseCause::Fin));
@@ -332,7 +339,7 @@ fn who_did_not_see_the_replys_fin_does_not_propose() {
     let mut c = Connection::new();
     c.send(Reply, Tcp::FIN | Tcp::ACK, 0, 0, 0);
     assert!(!c.track.take_fin_close());
-    c.track.record_peer_fin(Original, ISN[0].wrapping_add(2));
+    c.track.record_peer_fin(Original, ISN.original.wrapping_add(2));
     assert!(c.track.take_fin_close());
 }
 
@@ -384,7 +391,7 @@ fn after_the_close_only_what_was_sent_before_belongs() {
     assert_eq!(c.data(Original, 101, 51, 0), SegmentOutcome::InWindow, "the last ACK");
     assert_eq!(
         c.send(Reply, Tcp::FIN | Tcp::ACK, 0, 101, 50),
-        SegmentOutcome::Fin(ISN[1].wrapping_add(52)),
+        SegmentOutcome::Fin(ISN.reply.wrapping_add(52)),
         "its FIN again"
     );
     assert_eq!(c.data(Original, 0, 51, 100), SegmentOutcome::InWindow, "retransmitted data");
@@ -405,7 +412,7 @@ fn icmp_errors_quote_what_was_sent() {
     let mut c = Connection::new();
     c.data(Original, 0, 0, 1000);
     let quoted =
-        |c: &Connection, seq: u32| c.track.sent([&c.ends[0], &c.ends[1]], Original, ISN[0].wrapping_add(seq), c.now);
+        |c: &Connection, seq: u32| c.track.may_have_sent(&c.syns, Original, ISN.original.wrapping_add(seq), c.now);
     assert!(quoted(&c, 1));
     assert!(quoted(&c, 1001));
     assert!(!quoted(&c, 1 << 20));
@@ -427,12 +434,12 @@ mod legitimate {
         ) {
             let mut members = [Connection::new(), Connection::new(), Connection::new()];
             // EndpointSnapshot, received by the other end, acknowledgement received.
-            let mut sent = [0_i64; 2];
-            let mut received = [0_i64; 2];
-            let mut acked = [0_i64; 2];
+            let mut sent = PerDirection::<i64>::default();
+            let mut received = PerDirection::<i64>::default();
+            let mut acked = PerDirection::<i64>::default();
             for (client, member, length, what, micros) in steps {
                 let direction = if client { Original } else { Reply };
-                let (s, r) = (index(direction), index(direction.flip()));
+                let (s, r) = (direction, direction.flip());
                 for m in &mut members {
                     m.now = m.now + Duration::from_micros(micros);
                 }
@@ -447,14 +454,14 @@ mod legitimate {
                     _ => (sent[s], 0),
                 };
                 let known = members.each_ref().map(|m| m.track.snapshot(m.now, true));
-                members[member].doubt = WindowCheck::Relaxed;
+                members[member].second_check = WindowCheck::Relaxed;
                 let mut seen = members[member].data(direction, seq, received[r], length as u32);
                 if seen == SegmentOutcome::Inconclusive {
                     let now = members[member].now;
                     for (id, known) in (1..).zip(&known) {
                         members[member].track.record_reply(id, known, 2, now);
                     }
-                    members[member].doubt = WindowCheck::Strict;
+                    members[member].second_check = WindowCheck::Strict;
                     seen = members[member].data(direction, seq, received[r], length as u32);
                 }
                 prop_assert_eq!(seen, SegmentOutcome::InWindow);
@@ -470,211 +477,5 @@ mod legitimate {
     }
 }
 
-/// Every state, every combination of flags, both directions.
-mod table {
-    use super::*;
-
-    /// The states of this table. `of` makes each of them; a new one does not compile without a decision in `decided`.
-    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-    enum State {
-        SynSent,
-        SynRecv,
-        Established,
-        /// The client's FIN was seen.
-        FinWait,
-        /// It was acknowledged.
-        CloseWait,
-        /// Both FINs were seen.
-        LastAck,
-        TimeWait,
-        Close,
-    }
-    use self::State::*;
-
-    const STATES: [State; 8] = [SynSent, SynRecv, Established, FinWait, CloseWait, LastAck, TimeWait, Close];
-
-    /// What becomes of a segment whose numbers are right: those that its sender would put there.
-    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-    enum Decision {
-        /// It belongs.
-        Pass,
-        /// It belongs and ends its sender's data.
-        Fin,
-        /// It belongs and ends the connection.
-        Reset,
-        /// A copy of the handshake: it passes and changes nothing.
-        Copy,
-        /// It is held until more is known.
-        Hold,
-        /// It opens another connection, if the policy allows.
-        Opens,
-        /// INVALID.
-        Flags,
-        /// It is not of this connection.
-        No,
-    }
-    use Decision::*;
-
-    /// SYN, ACK, FIN, RST: what decides; PSH, URG and the ECN flags never do, and URG is the parser's.
-    const FLAGS: [u8; 4] = [Tcp::SYN, Tcp::ACK, Tcp::FIN, Tcp::RST];
-
-    fn decided(state: State, flags: u8, direction: Direction) -> Decision {
-        const SYN: u8 = Tcp::SYN;
-        const SYN_ACK: u8 = Tcp::SYN | Tcp::ACK;
-        const ACK: u8 = Tcp::ACK;
-        const FIN_ACK: u8 = Tcp::FIN | Tcp::ACK;
-        const RST: u8 = Tcp::RST;
-        const RST_ACK: u8 = Tcp::RST | Tcp::ACK;
-        match (state, flags, direction) {
-            // RFC 9293 section 3.10.7: a segment without SYN, ACK or RST is never valid; nor is SYN with FIN or RST, nor
-            // FIN with RST.
-            (_, 0, _) | (_, Tcp::FIN, _) => Flags,
-            (_, f, _) if f & Tcp::SYN != 0 && f & (Tcp::FIN | Tcp::RST) != 0 => Flags,
-            (_, f, _) if f & Tcp::FIN != 0 && f & Tcp::RST != 0 => Flags,
-
-            (SynSent, SYN, Original) => Copy,
-            // Simultaneous open (RFC 9293 section 3.5): a SYN from the other side, which a SYN-ACK of the client answers.
-            (SynSent | SynRecv, SYN, Reply) => Copy,
-            (SynSent | SynRecv, SYN_ACK, Reply) => Copy,
-            (SynSent | SynRecv, SYN_ACK, Original) => Hold,
-            // The SYN-ACK may have been elsewhere.
-            (SynSent, ACK | FIN_ACK, _) => Hold,
-            (SynSent, RST | RST_ACK, Original) => Reset,
-            // RFC 9293 section 3.10.7.3: it must acknowledge the SYN.
-            (SynSent, RST, Reply) => No,
-            (SynSent, RST_ACK, Reply) => Reset,
-
-            (SynRecv, SYN, Original) => Copy,
-            (SynRecv, ACK | FIN_ACK, _) => Hold,
-            (SynRecv, RST | RST_ACK, _) => Reset,
-
-            // RFC 5961 section 4: a copy gets a challenge ACK.
-            (Established | FinWait | CloseWait | LastAck, SYN | SYN_ACK, _) => Copy,
-            (Established | FinWait | CloseWait | LastAck, ACK, _) => Pass,
-            (Established | FinWait | CloseWait | LastAck, FIN_ACK, _) => Fin,
-            (Established | FinWait | CloseWait | LastAck, RST | RST_ACK, _) => Reset,
-
-            // RFC 9293 section 3.10.7.4, fifth: a new SYN may reuse the tuple.
-            (TimeWait | Close, SYN | SYN_ACK, _) => Opens,
-            (TimeWait | Close, ACK | RST | RST_ACK, _) => Pass,
-            (TimeWait | Close, FIN_ACK, _) => Fin,
-
-            (state, flags, direction) => panic!("nobody decided on {state:?}, {flags:#04x}, {direction:?}"),
-        }
-    }
-
-    /// The connection in a state; `None`: it is half-open.
-    fn of(state: State) -> Option<Connection> {
-        const FIN: u8 = Tcp::FIN | Tcp::ACK;
-        let mut c = Connection::new();
-        match state {
-            SynSent | SynRecv => return None,
-            Established => {}
-            FinWait => {
-                c.send(Original, FIN, 0, 0, 0);
-            }
-            CloseWait => {
-                c.send(Original, FIN, 0, 0, 0);
-                c.data(Reply, 0, 1, 0);
-            }
-            LastAck | TimeWait | Close => {
-                c.send(Original, FIN, 0, 0, 0);
-                c.send(Reply, FIN, 0, 1, 0);
-            }
-        }
-        c.closed = match state {
-            TimeWait => Some(CloseCause::Fin),
-            Close => Some(CloseCause::Rst),
-            SynSent | SynRecv | Established | FinWait | CloseWait | LastAck => None,
-        };
-        Some(c)
-    }
-
-    /// What the code does.
-    fn done(state: State, flags: u8, direction: Direction) -> Decision {
-        use crate::pipeline::{HandshakeStep, step};
-        let (s, r) = (index(direction), index(direction.flip()));
-        let Some(c) = of(state) else {
-            let ends = ends();
-            let first = |at: usize| ISN[at].wrapping_add(1);
-            let seq = if flags & Tcp::SYN != 0 { ISN[s] } else { first(s) };
-            let tcp = Tcp { seq, ack: first(r), flags, window: 9, payload: 0, wscale: None, sack_permitted: false };
-            let server = (state == SynRecv).then_some(&ends[1]);
-            return match step(&ends[0], server, direction, &tcp, false, None) {
-                Ok(
-                    HandshakeStep::SynRetransmit
-                    | HandshakeStep::SynAckRetransmit
-                    | HandshakeStep::FirstSynAck
-                    | HandshakeStep::SynAckNewIsn
-                    | HandshakeStep::SimultaneousSyn,
-                ) => Copy,
-                Ok(
-                    HandshakeStep::Ambiguous
-                    | HandshakeStep::EarlyData
-                    | HandshakeStep::AckInWindow
-                    | HandshakeStep::FinalAck,
-                ) => Hold,
-                Ok(HandshakeStep::ChallengeAck | HandshakeStep::ChallengeRst) => panic!("its numbers are right"),
-                Ok(HandshakeStep::Reset) => Reset,
-                Ok(HandshakeStep::ClientPacket | HandshakeStep::ServerPacket) => panic!("not TCP"),
-                Err(Reason::TcpFlags) => Flags,
-                Err(_) => No,
-            };
-        };
-        if flags & Tcp::SYN != 0 {
-            let tcp = Tcp {
-                seq: ISN[s],
-                ack: ISN[r].wrapping_add(1),
-                flags,
-                window: 9,
-                payload: 0,
-                wscale: None,
-                sack_permitted: false,
-            };
-            return match crate::pipeline::syn(&c.ends[0], &c.ends[1], direction, &tcp, c.closed) {
-                Some(Verdict::Forward) => Copy,
-                Some(Verdict::Drop(Reason::TcpFlags)) => Flags,
-                Some(other) => panic!("{other:?}"),
-                None => Opens,
-            };
-        }
-        let mut c = c;
-        // Its FIN, if it sent one, is the last of its sequence numbers, and is repeated; all is acknowledged.
-        let (sent, got) = (c.track.directions[s], c.track.directions[r]);
-        let seq = if flags & Tcp::FIN != 0 && sent.fin_known { sent.seq_end.wrapping_sub(1) } else { sent.seq_end };
-        let tcp = Tcp { seq, ack: got.seq_end, flags, window: 9, payload: 0, wscale: None, sack_permitted: false };
-        match c.track.check_segment([&c.ends[0], &c.ends[1]], direction, &tcp, c.closed, WindowCheck::Relaxed, c.now) {
-            SegmentOutcome::InWindow => Pass,
-            SegmentOutcome::Fin(_) => Fin,
-            SegmentOutcome::Rst => Reset,
-            SegmentOutcome::Invalid(Reason::TcpFlags) => Flags,
-            SegmentOutcome::Invalid(_) | SegmentOutcome::Inconclusive => No,
-        }
-    }
-
-    #[test]
-    fn every_combination_is_decided() {
-        let mut seen = [0; 8];
-        for state in STATES {
-            for set in 0..1_u8 << FLAGS.len() {
-                let flags = (0..FLAGS.len()).filter(|n| set >> n & 1 == 1).fold(0, |f, n| f | FLAGS[n]);
-                for direction in [Original, Reply] {
-                    let expected = decided(state, flags, direction);
-                    // Whatever else is set changes nothing.
-                    for other in [0, Tcp::PSH, Tcp::URG, 0x40, 0x80, 0xe8] {
-                        let done = done(state, flags | other, direction);
-                        assert_eq!(done, expected, "{state:?}, {flags:#04x} + {other:#04x}, {direction:?}");
-                    }
-                    seen[expected as usize] += 1;
-                }
-            }
-        }
-        assert!(seen.iter().all(|n| *n > 0), "each decision is made somewhere: {seen:?}");
-    }
-
-    #[test]
-    fn the_states_are_those_that_are_shown() {
-        let shown: Vec<_> = STATES.iter().filter_map(|s| of(*s)).map(|c| c.state()).collect();
-        assert_eq!(shown, ["ESTABLISHED", "FIN_WAIT", "CLOSE_WAIT", "LAST_ACK", "TIME_WAIT", "CLOSE"]);
-    }
-}
+mod query_machine;
+mod table;

@@ -101,10 +101,10 @@ async fn audit_repairs_a_difference_while_the_log_is_busy() {
     some_sessions(&nodes).await;
     let lead = leader(&nodes);
     let (odd, busy) = ((lead + 1) % 3, (lead + 2) % 3);
-    let orders = nodes[busy].run().replication.orders.clone();
+    let requests = nodes[busy].run().replication.requests.clone();
     let load = tokio::spawn(async move {
         for n in 1000..u16::MAX {
-            assert_eq!(change::order(&orders, command(n), LONG).await, Ok(Outcome::Accepted));
+            assert_eq!(propose_and_wait(&requests, command(n), LONG).await, Ok(Outcome::Accepted));
         }
     });
     let metrics = nodes[odd].run().metrics();
