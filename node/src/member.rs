@@ -13,7 +13,6 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use miette::Diagnostic;
-use palisade_engine::hold::Limits;
 use palisade_engine::{Engine, Hint, LeaseState, MemberId, Proposal, Role};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
@@ -251,7 +250,7 @@ impl From<&Config> for datapath::Options {
             interfaces: c.interfaces.iter().map(interface).collect(),
             bypass_interfaces: d.bypass_interfaces.clone(),
             workers: d.workers,
-            hold: Limits { packets: d.hold_packets, bytes: d.hold_bytes, time: d.hold_time },
+            hold: d.hold,
             device: INJECT_DEVICE.to_owned(),
             inject: match d.inject {
                 config::Inject::Auto => Inject::Auto,

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use datapath_member::{Fixed, KEY, PROGRAMS, start, two_interfaces};
 use palisade_engine::parse::build;
-use palisade_engine::{Protocol, Reason, Tuple};
+use palisade_engine::{Protocol, Reason, Tuple, WorkerSet};
 use palisade_lab::guard::can_run;
 use palisade_lab::small::{SmallLab, eventually};
 use palisade_node::clock;
@@ -92,14 +92,14 @@ fn a_held_packet_goes_on_when_woken_and_expires_otherwise() {
     assert_eq!(holds(), 1, "{metrics:?}");
     let receiver = lab.listen(false, 7000, SOON);
     judge.say(0);
-    running.wake.send(1, KEY);
+    running.wake.send(WorkerSet::of(0), KEY);
     assert!(receiver.recv(&mut [0; 64]).is_ok(), "woken, but not forwarded");
     drop(receiver);
     eventually("nothing is held any more", || holds() == 0);
     assert_eq!((metrics.total(|worker| worker.hold.count()), metrics.dropped(Reason::HoldExpired)), (1, 0));
     judge.say(2);
     assert!(!lab.passes(false, Duration::from_millis(600)));
-    running.wake.send(1, KEY);
+    running.wake.send(WorkerSet::of(0), KEY);
     std::thread::sleep(Duration::from_millis(50));
     assert_eq!((holds(), metrics.dropped(Reason::HoldExpired)), (0, 1), "{metrics:?}");
 }

@@ -53,7 +53,7 @@ impl Job for Nothing {
 }
 
 impl Wake for Nothing {
-    fn wake(&mut self, _: u64, _: HoldKey) {}
+    fn wake(&mut self, _: palisade_engine::WorkerSet, _: HoldKey) {}
 }
 
 fn entry(index: u64) -> Entry {

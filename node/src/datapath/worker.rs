@@ -14,7 +14,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::time::{ClockId, clock_gettime};
-use palisade_engine::hold::{HoldBuffer, Limits};
+use palisade_engine::hold::{HoldBuffer, HoldCounts, HoldLimits};
 use palisade_engine::parse::{self, Checksum, Kind, Packet, complete_sctp};
 use palisade_engine::{Context, Engine, Event, Generation, HoldClass, HoldKey, Reason, Time, Verdict, ZoneId};
 use parking_lot::Mutex;
@@ -133,7 +133,7 @@ pub(crate) struct Parts<J> {
     pub(crate) lease: Arc<Lease>,
     pub(crate) routes: RouteZones,
     pub(crate) injector: Injector,
-    pub(crate) limits: Limits,
+    pub(crate) limits: HoldLimits,
     pub(crate) sinks: Sinks,
     pub(crate) metrics: Arc<WorkerMetrics>,
     pub(crate) wake: WorkerWake,
@@ -152,11 +152,11 @@ impl<J: Judge> Worker<J> {
             antispoof: ports.iter().map(|port| port.antispoof).collect(),
             injector,
             hold: HoldBuffer::new(limits),
-            hold_time: limits.time,
+            hold_time: limits.max_time,
             sinks,
             wake: wake.clone(),
             events: Vec::with_capacity(16),
-            answer: vec![0; parse::answer::MAX].into_boxed_slice(),
+            answer: vec![0; parse::rejection::MAX_LENGTH].into_boxed_slice(),
             scratch: Vec::new(),
             errors: Bucket::new(clock::now()),
             metrics,
@@ -414,7 +414,7 @@ impl<J: Judge> Desk<J> {
     /// for it, and without it the other side would only ask again.
     fn answer(&mut self, source: &Source<'_>, packet: &Packet, now: Time) {
         let router = self.routes.router(source.port(), &packet.tuple);
-        let Some(length) = parse::answer::reject(source.bytes(), packet, router, &mut self.answer) else { return };
+        let Some(length) = parse::rejection::build(source.bytes(), packet, router, &mut self.answer) else { return };
         if !matches!(packet.kind, Kind::Tcp(_)) && !self.errors.take(now) {
             return self.metrics.icmp_errors_suppressed.inc();
         }
@@ -474,7 +474,7 @@ impl<J: Judge> Desk<J> {
     }
 
     fn count_held(&self) {
-        let (matched, unmatched) = self.hold.len();
+        let HoldCounts {matched, unmatched } = self.hold.counts();
         self.metrics.holds.matched.set(matched as u64);
         self.metrics.holds.unmatched.set(unmatched as u64);
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use palisade_engine::replica::Batch;
 use palisade_engine::{Close, CloseCause, Establish, Role};
-use palisade_engine::{Generation, HoldKey, LeaseState, Protocol, SessionId, Time, Tuple, ZoneId};
+use palisade_engine::{Generation, HoldKey, LeaseState, Protocol, SessionId, Time, Tuple, WorkerSet, ZoneId};
 use palisade_engine::{HalfOpen, HandshakeState, SynParams};
 use palisade_engine::{Ip, RuleId};
 use tempfile::TempDir;
@@ -29,7 +29,6 @@ mod rolled_back;
 mod voters;
 
 /// The limit of every wait for something that will happen unless there is a mistake. No machine is too slow for it.
-
 const LONG: Duration = Duration::from_secs(120);
 
 /// What `Timing::default` has: without a sign of the leader for this long, a member asks for votes.
@@ -39,7 +38,7 @@ const ELECTION_TIMEOUT: Duration = Duration::from_millis(160);
 struct Woken(Arc<AtomicU64>);
 
 impl Wake for Woken {
-    fn wake(&mut self, _: u64, _: HoldKey) {
+    fn wake(&mut self, _: WorkerSet, _: HoldKey) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 }

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use super::{DirectionState, EdgeJump, SEQ_COMPARABLE, Track, seq_diff};
 use crate::event::{EndpointSnapshot, TcpSnapshot, UnconfirmedEdge};
-use crate::time::{Coarse, Time};
+use crate::time::{Stamp17ms, Time};
 use crate::tuple::{Direction, PerDirection};
 
 impl DirectionState {
     /// Merges what another member knows. If the two are too far apart to be compared, the later confirmation wins.
     fn merge_snapshot(&mut self, theirs: &EndpointSnapshot, now: Time) {
         let confirmed_at =
-            theirs.age_ms.map_or(Coarse::NEVER, |age| Coarse::new(now - Duration::from_millis(age.into())));
+            theirs.age_ms.map_or(Stamp17ms::NEVER, |age| Stamp17ms::new(now - Duration::from_millis(age.into())));
         let is_later = confirmed_at.is_after(self.confirmed_at);
         let distance = seq_diff(theirs.seq_end, self.seq_end);
         if (1..=SEQ_COMPARABLE).contains(&distance) || (is_later && distance.abs() > SEQ_COMPARABLE) {

@@ -2,7 +2,7 @@
 
 use super::snapshot_query::{Evidence, InconclusiveSegment, SnapshotQuery, SnapshotQueryState};
 use super::*;
-use crate::time::Fine;
+use crate::time::Stamp4ms;
 use Evidence::{Complete, Incomplete, Live};
 use Resolution::{AwaitReplies, Provisional, QueryPeers, Strict};
 use SnapshotQueryState::{Idle, Outstanding, Settled, Unanswered};
@@ -145,10 +145,10 @@ const ABOUT: u32 = 77;
 /// A query in this state, to which one peer has replied, and during which a segment of the original direction has passed.
 fn query(state: SnapshotQueryState, age: Age) -> SnapshotQuery {
     let since = match (state, age) {
-        (Idle(_), _) => Fine::NEVER,
-        (Outstanding(_) | Settled(_) | Unanswered, Current) => Fine::new(NOW - 240 * MS),
-        (Outstanding(_) | Settled(_) | Unanswered, Overdue) => Fine::new(NOW - 250 * MS),
-        (Outstanding(_) | Settled(_) | Unanswered, Old) => Fine::new(NOW - 10_000 * MS),
+        (Idle(_), _) => Stamp4ms::NEVER,
+        (Outstanding(_) | Settled(_) | Unanswered, Current) => Stamp4ms::new(NOW - 240 * MS),
+        (Outstanding(_) | Settled(_) | Unanswered, Overdue) => Stamp4ms::new(NOW - 250 * MS),
+        (Outstanding(_) | Settled(_) | Unanswered, Old) => Stamp4ms::new(NOW - 10_000 * MS),
     };
     let mut query = SnapshotQuery { since, about: ABOUT, packed: 0 };
     query.record_reply(0, Complete, u32::MAX);

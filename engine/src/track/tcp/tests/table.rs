@@ -95,35 +95,35 @@ fn decided(state: State, flags: u8, direction: Direction) -> Decision {
 /// The connection in a state; `None`: it is half-open.
 fn of(state: State) -> Option<Connection> {
     const FIN: u8 = Tcp::FIN | Tcp::ACK;
-    let mut c = Connection::new();
+    let mut connection = Connection::new();
     match state {
         SynSent | SynRecv => return None,
         Established => {}
         FinWait => {
-            c.send(Original, FIN, 0, 0, 0);
+            connection.send(Original, FIN, 0, 0, 0);
         }
         CloseWait => {
-            c.send(Original, FIN, 0, 0, 0);
-            c.data(Reply, 0, 1, 0);
+            connection.send(Original, FIN, 0, 0, 0);
+            connection.data(Reply, 0, 1, 0);
         }
         LastAck | TimeWait | Close => {
-            c.send(Original, FIN, 0, 0, 0);
-            c.send(Reply, FIN, 0, 1, 0);
+            connection.send(Original, FIN, 0, 0, 0);
+            connection.send(Reply, FIN, 0, 1, 0);
         }
     }
-    c.closed = match state {
+    connection.closed = match state {
         TimeWait => Some(CloseCause::Fin),
         Close => Some(CloseCause::Rst),
         SynSent | SynRecv | Established | FinWait | CloseWait | LastAck => None,
     };
-    Some(c)
+    Some(connection)
 }
 
 /// What the code does.
 fn done(state: State, flags: u8, direction: Direction) -> Decision {
     use crate::pipeline::{HandshakeStep, step};
     let (s, r) = (direction, direction.flip());
-    let Some(c) = of(state) else {
+    let Some(connection) = of(state) else {
         let syns = syns();
         let first = |of: Direction| ISN[of].wrapping_add(1);
         let seq = if flags & Tcp::SYN != 0 { ISN[s] } else { first(s) };
@@ -160,19 +160,26 @@ fn done(state: State, flags: u8, direction: Direction) -> Decision {
             wscale: None,
             sack_permitted: false,
         };
-        return match crate::pipeline::judge_syn(&c.syns, direction, &tcp, c.closed) {
+        return match crate::pipeline::judge_syn(&connection.syns, direction, &tcp, connection.closed) {
             Some(Verdict::Forward) => Copy,
             Some(Verdict::Drop(Reason::TcpFlags)) => Flags,
             Some(other) => panic!("{other:?}"),
             None => Opens,
         };
     }
-    let mut c = c;
+    let mut connection = connection;
     // Its FIN, if it sent one, is the last of its sequence numbers, and is repeated; all is acknowledged.
-    let (sent, got) = (c.track.directions[s], c.track.directions[r]);
+    let (sent, got) = (connection.track.directions[s], connection.track.directions[r]);
     let seq = if flags & Tcp::FIN != 0 && sent.fin_known { sent.seq_end.wrapping_sub(1) } else { sent.seq_end };
     let tcp = Tcp { seq, ack: got.seq_end, flags, window: 9, payload: 0, wscale: None, sack_permitted: false };
-    match c.track.check_segment(&c.syns, direction, &tcp, c.closed, WindowCheck::Relaxed, c.now) {
+    match connection.track.check_segment(
+        &connection.syns,
+        direction,
+        &tcp,
+        connection.closed,
+        WindowCheck::Relaxed,
+        connection.now,
+    ) {
         SegmentOutcome::InWindow => Pass,
         SegmentOutcome::Fin(_) => Fin,
         SegmentOutcome::Rst => Reset,
@@ -182,7 +189,7 @@ fn done(state: State, flags: u8, direction: Direction) -> Decision {
 }
 
 #[test]
-fn every_combination_is_decided() {
+fn state_table_decides_every_combination() {
     let mut seen = [0; 8];
     for state in STATES {
         for set in 0..1_u8 << FLAGS.len() {
@@ -202,7 +209,7 @@ fn every_combination_is_decided() {
 }
 
 #[test]
-fn the_states_are_those_that_are_shown() {
-    let shown: Vec<_> = STATES.iter().filter_map(|s| of(*s)).map(|c| c.state()).collect();
+fn state_table_has_the_states_that_are_shown() {
+    let shown: Vec<_> = STATES.iter().filter_map(|s| of(*s)).map(|connection| connection.state()).collect();
     assert_eq!(shown, ["ESTABLISHED", "FIN_WAIT", "CLOSE_WAIT", "LAST_ACK", "TIME_WAIT", "CLOSE"]);
 }
