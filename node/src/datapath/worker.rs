@@ -474,7 +474,7 @@ impl<J: Judge> Desk<J> {
     }
 
     fn count_held(&self) {
-        let HoldCounts {matched, unmatched } = self.hold.counts();
+        let HoldCounts { matched, unmatched } = self.hold.counts();
         self.metrics.holds.matched.set(matched as u64);
         self.metrics.holds.unmatched.set(unmatched as u64);
     }
