@@ -306,7 +306,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
             Err(_) => return Err(StreamingError::Timeout(self.late(RPCTypes::InstallSnapshot, option.hard_ttl()))),
         };
         let vote = wire::vote_in(response.vote).map_err(|e| StreamingError::Network(NetworkError::new(&e)))?;
-        self.network.metrics.snapshots_sent.add(1);
+        self.network.metrics.snapshots.sent.add(1);
         // What came meanwhile is still to be sent, from a log that a newer snapshot would have cut off: on a busy cluster the
         // new member would get one snapshot after the other.
         tokio::spawn(async move {
