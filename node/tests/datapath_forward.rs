@@ -17,8 +17,8 @@ use std::net::{IpAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use datapath_member::{Fixed, KEY, PROGRAMS, start, two_interfaces};
-use palisade_engine::Reason;
-use palisade_engine::hold::Limits;
+use palisade_engine::hold::HoldLimits;
+use palisade_engine::{Reason, WorkerSet};
 use palisade_lab::guard::can_run;
 use palisade_lab::small::{SmallLab, eventually};
 use palisade_node::datapath::{Inject, Options};
@@ -39,15 +39,17 @@ fn forwards(options: Options, mode: &str) {
         assert!(lab.passes(v6, SOON), "v6: {v6}");
     }
     for address in ["10.2.0.2:7001", "[fd00:2::2]:7001"] {
-        let before = running.datapath.metrics().snapshot();
+        let metrics = running.datapath.metrics();
+        let counts = || (metrics.forwarded(), metrics.total(|worker| worker.captured_frames.get()));
+        let (packets, frames) = counts();
         let rate = lab.bulk(address, STREAM);
-        let after = running.datapath.metrics().snapshot();
-        let whole = (after.forwarded.0 - before.forwarded.0) as f64 / (after.captured - before.captured) as f64;
+        let (packets_after, frames_after) = counts();
+        let whole = (packets_after - packets) as f64 / (frames_after - frames) as f64;
         println!("{mode} {address}: {rate:.1} Gbit/s, {whole:.1} segments a frame");
         assert!(whole > 2.0, "GSO packets do not pass whole: {whole}");
     }
     assert!(running.datapath.healthy());
-    let metrics = running.datapath.metrics().snapshot();
+    let metrics = running.datapath.metrics();
     assert_eq!(metrics.dropped(Reason::InjectFailed), 0, "{metrics:?}");
     running.datapath.stop();
     assert!(!lab.passes(false, NEVER), "a stopped datapath forwards");
@@ -82,33 +84,34 @@ fn held_packet_goes_on_when_woken_and_expires_otherwise() {
     let lab = SmallLab::new();
     let judge = Fixed::forward();
     // Nothing expires here while a slow machine comes to wake it.
-    let held_for = |time| Options { hold: Limits { time, ..two_interfaces().hold }, ..two_interfaces() };
-    let running = start(&lab, held_for(SOON), &judge).unwrap();
+    let hold = HoldLimits { max_time: SOON, ..HoldLimits::default() };
+    let running = start(&lab, Options { hold, ..two_interfaces() }, &judge).unwrap();
     assert!(lab.passes(false, SOON));
     let metrics = running.datapath.metrics();
+    let holds = || metrics.total(|worker| worker.holds.matched.get());
     judge.say(2);
     assert!(!lab.passes(false, Duration::from_millis(50)));
-    eventually("it is held", || metrics.snapshot().hold_now.0 == 1);
+    eventually("it is held", || holds() == 1);
     let receiver = lab.listen(false, 7000, SOON);
     judge.say(0);
-    running.wake.send(1, KEY);
+    running.wake.send(WorkerSet::of(0), KEY);
     assert!(receiver.recv(&mut [0; 64]).is_ok(), "woken, but not forwarded");
     drop(receiver);
-    eventually("nothing is held any more", || metrics.snapshot().hold_now.0 == 0);
-    let after = metrics.snapshot();
-    assert_eq!((after.hold_time.count, after.dropped(Reason::HoldExpired)), (1, 0));
+    eventually("nothing is held any more", || holds() == 0);
+    assert_eq!((metrics.total(|worker| worker.hold.count()), metrics.dropped(Reason::HoldExpired)), (1, 0));
     running.datapath.stop();
+
     let running = start(&lab, two_interfaces(), &judge).unwrap();
     assert!(lab.passes(false, SOON));
     let metrics = running.datapath.metrics();
+    let holds = || metrics.total(|worker| worker.holds.matched.get());
     judge.say(2);
     assert!(!lab.passes(false, NEVER));
-    eventually("it has expired", || metrics.snapshot().dropped(Reason::HoldExpired) == 1);
-    running.wake.send(1, KEY);
+    eventually("it has expired", || metrics.dropped(Reason::HoldExpired) == 1);
+    running.wake.send(WorkerSet::of(0), KEY);
     let receiver = lab.listen(false, 7000, NEVER);
     assert!(receiver.recv(&mut [0; 64]).is_err(), "it comes out late");
-    let last = metrics.snapshot();
-    assert_eq!((last.hold_now.0, last.dropped(Reason::HoldExpired)), (0, 1), "{last:?}");
+    assert_eq!((holds(), metrics.dropped(Reason::HoldExpired)), (0, 1), "{metrics:?}");
 }
 
 #[test]
@@ -123,7 +126,7 @@ fn egress_zones_are_the_kernels_routes_and_follow_their_changes() {
     for v6 in [false, true] {
         assert!(lab.passes(v6, SOON), "v6: {v6}");
     }
-    let dropped = |reason| running.datapath.metrics().snapshot().dropped(reason);
+    let dropped = |reason| running.datapath.metrics().dropped(reason);
     lab.member.ip("route add blackhole 10.2.0.2/32");
     eventually("its new route is none", || !lab.passes(false, NEVER) && dropped(Reason::NoRoute) >= 1);
     lab.member.ip("route del blackhole 10.2.0.2/32");
@@ -151,9 +154,8 @@ fn rejected_packet_is_answered() {
             lab.client.call(move || TcpStream::connect_timeout(&address.parse().unwrap(), SOON).err().unwrap().kind());
         assert_eq!(error, std::io::ErrorKind::ConnectionRefused, "{address}");
     }
-    let rejected = running.datapath.metrics().snapshot().rejected;
     // One for each SYN; a slow machine may send one again.
-    assert!(rejected.iter().find(|(r, ..)| *r == Reason::PolicyReject).unwrap().1 >= 2);
+    assert!(running.datapath.metrics().rejected(Reason::PolicyReject) >= 2);
 }
 
 /// The sources of the ICMP errors that come back for datagrams to an address and are seen on the client's link, until none
@@ -206,8 +208,9 @@ fn icmp_errors_come_from_this_router_and_not_too_many() {
     let judge = Fixed::forward();
     judge.say(3);
     let running = start(&lab, two_interfaces(), &judge).unwrap();
-    let snapshot = || running.datapath.metrics().snapshot();
-    let rejected = || snapshot().rejected.iter().find(|(r, ..)| *r == Reason::PolicyReject).unwrap().1;
+    let metrics = running.datapath.metrics();
+    let rejected = || metrics.rejected(Reason::PolicyReject);
+    let suppressed = || metrics.total(|worker| worker.icmp_errors_suppressed.get());
     for (address, own) in [("10.2.0.2:7009", "10.1.0.1"), ("[fd00:2::2]:7009", "fd00:1::1")] {
         // So that neighbour discovery is over.
         assert!(lab.answers(&lab.client, own));
@@ -219,7 +222,7 @@ fn icmp_errors_come_from_this_router_and_not_too_many() {
             seen >= 5
         });
     }
-    assert_eq!(snapshot().unanswered, 0);
+    assert_eq!(suppressed(), 0);
     // Renumbered: the next error has the new address.
     lab.member.ip("addr del 10.1.0.1/24 dev f0");
     lab.member.ip("addr add 10.1.0.9/24 dev f0");
@@ -233,9 +236,9 @@ fn icmp_errors_come_from_this_router_and_not_too_many() {
     eventually("datagrams of a burst without an answer", || {
         answers += errors_for(&lab, "10.2.0.2:7009", count).len();
         all += count;
-        snapshot().unanswered > 0
+        suppressed() > 0
     });
-    let unanswered = usize::try_from(snapshot().unanswered).unwrap();
+    let unanswered = usize::try_from(suppressed()).unwrap();
     let rejected = usize::try_from(rejected() - before).unwrap();
     // The listener may lose some of the burst, and so may the capture of a slow machine; the counters lose none. A burst of 50
     // is answered.

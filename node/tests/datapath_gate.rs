@@ -202,7 +202,7 @@ fn frames_that_are_not_for_this_router_are_not_forwarded() {
         sender.send(&frame).unwrap();
         receiver.recv(&mut [0; 64]).is_ok()
     };
-    let foreign = || running.datapath.metrics().snapshot().dropped(Reason::NotForUs);
+    let foreign = || running.datapath.metrics().dropped(Reason::NotForUs);
     assert!(arrives(|| send(own, &[]), &receiver), "the same frame, but addressed to the router, must pass");
     let cases: [(&str, [u8; 6], &[u8]); 5] = [
         ("a foreign MAC address", [2, 0, 0, 0, 0, 7], &[]),
@@ -235,10 +235,10 @@ fn local_traffic_of_the_machine_is_left_alone() {
     // An address that is added later is the machine's too.
     lab.member.ip("addr add 10.1.0.77/32 dev f0");
     eventually("the new address answers", || lab.answers(&lab.client, "10.1.0.77"));
-    let snapshot = running.datapath.metrics().snapshot();
-    assert!(snapshot.local >= 4, "{snapshot:?}");
+    let metrics = running.datapath.metrics();
+    assert!(metrics.total(|worker| worker.local_packets.get()) >= 4, "{metrics:?}");
     assert!(!lab.passes(false, NEVER), "a dropped packet passes");
-    assert!(running.datapath.metrics().snapshot().dropped(Reason::Policy) >= 1);
+    assert!(running.datapath.metrics().dropped(Reason::Policy) >= 1);
 }
 
 #[test]
@@ -276,7 +276,7 @@ fn interface_that_appears_later_is_gated_and_one_that_returns_is_captured_again(
     lab.member.ip("addr add 10.1.0.1/24 dev f0");
     lab.member.ip("link set f0 up");
     eventually("it forwards again", || lab.passes(false, NEVER));
-    assert_eq!(running.datapath.metrics().snapshot().captures_reopened, 1);
+    assert_eq!(running.datapath.metrics().watcher.captures_reopened.get(), 1);
 }
 
 #[test]
@@ -287,7 +287,7 @@ fn watcher_restores_what_somebody_removes() {
     let lab = SmallLab::new();
     let judge = Fixed::forward();
     let running = start(&lab, two_interfaces(), &judge).unwrap();
-    let restored = || running.datapath.metrics().snapshot().gate_restored;
+    let restored = || running.datapath.metrics().watcher.gate_restored.get();
     assert_eq!(running.datapath.status().gate.nft, Nft::Installed);
     assert_eq!(running.datapath.status().warnings, Vec::<String>::new());
     for (count, family) in [(1, "-4"), (2, "-6")] {
@@ -555,14 +555,14 @@ fn interface_that_was_in_another_namespace_is_captured_again() {
         lab.member.ip("link set f0 up");
         eventually("it forwards again", || lab.passes(false, NEVER));
         assert_eq!(running.datapath.status().interfaces[0].index, index, "the case was to be that of an old index");
-        assert!(running.datapath.metrics().snapshot().captures_reopened >= round);
+        assert!(running.datapath.metrics().watcher.captures_reopened.get() >= round);
     }
     // Down and up again is no loss of sockets.
-    let before = running.datapath.metrics().snapshot().captures_reopened;
+    let before = running.datapath.metrics().watcher.captures_reopened.get();
     lab.member.ip("link set f0 down");
     lab.member.ip("link set f0 up");
     eventually("it forwards again", || lab.passes(false, NEVER));
-    assert_eq!(running.datapath.metrics().snapshot().captures_reopened, before);
+    assert_eq!(running.datapath.metrics().watcher.captures_reopened.get(), before);
     eventually("it is well", || running.datapath.healthy());
 }
 
