@@ -58,27 +58,35 @@
 //! away, because the database then ends before what is known to have been durable.
 
 mod audit;
+mod clock;
+mod core;
+mod db;
+mod digests;
+mod durable_watermark;
 mod error;
 mod flush;
+mod fs;
 mod log;
-mod machine;
 mod memory;
 mod metrics;
 mod record;
 mod recover;
 mod snapshot;
+mod state_machine;
 mod store;
+mod tail;
 mod types;
-mod witness;
 
+pub use self::core::{Job, Machine, Observer, Setup};
+pub use self::log::{LogReader, LogStore};
 pub use audit::{Auditor, Held};
+pub use clock::Clock;
+pub use db::{Barrier, DiskBarrier, flush};
 pub use error::{Identity, StoreError};
-pub use flush::{Barrier, Clock, DiskBarrier, flush};
-pub use log::{LogReader, LogStore};
-pub use machine::{Builder, Inspector, Job, Machine, Observer, Setup, StateMachine};
 pub use memory::{MemoryDisk, MemoryLog};
 pub use metrics::{Flush, StoreMetrics, Totals};
 pub use recover::Remains;
 pub use snapshot::{Lease, SnapshotFile, SnapshotReceiver, Snapshots};
+pub use state_machine::{Builder, Inspector, StateMachine};
 pub use store::{Options, Store, quarantine};
 pub use types::{Entry, LogId, Response, SnapshotMeta, StoredMembership, TypeConfig, Vote};

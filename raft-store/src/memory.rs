@@ -18,11 +18,13 @@ use openraft::{OptionalSend, RaftLogReader};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::clock::Clock;
+use crate::core::{Machine, Setup};
 use crate::error::{Identity, StoreError};
-use crate::flush::{Clock, stopped};
-use crate::log::{State, bounds};
-use crate::machine::{Machine, Setup, StateMachine};
+use crate::flush::stopped;
 use crate::snapshot::Snapshots;
+use crate::state_machine::StateMachine;
+use crate::tail::{State, bounds};
 use crate::types::{Entry, LogId, TypeConfig, Vote};
 
 /// One write. A crash leaves a prefix of these.

@@ -12,11 +12,12 @@ use openraft::impls::leader_id_adv::LeaderId;
 use openraft::vote::RaftLeaderIdExt;
 use palisade_engine::{MemberId, MemberInfo};
 
+use crate::core::{Machine, Setup};
+use crate::db::{COMMITTED, PURGED, VOTE, durable, put};
 use crate::error::{Identity, StoreError};
-use crate::flush::{COMMITTED, PURGED, VOTE, durable};
-use crate::machine::{Machine, Setup, StateMachine};
 use crate::record::{Entries, decode, key};
-use crate::store::{Options, Store, put};
+use crate::state_machine::StateMachine;
+use crate::store::{Options, Store};
 use crate::types::{Entry, LogId, SnapshotMeta, StoredMembership, Vote};
 
 /// All that a store has: its snapshot, and every entry of its log, also those that are not known to be committed.
@@ -82,7 +83,7 @@ impl<M: Machine> Remains<M> {
         }
         let mut store = Store::open(dir, options)?;
         let job = self.machine(M::begin_snapshot);
-        let built = store.snapshots.build(&meta, |to| crate::machine::Job::write(job, to));
+        let built = store.snapshots.build(&meta, |to| crate::core::Job::write(job, to));
         built.map_err(StoreError::io("write a snapshot into", dir))?;
         put(dir, &store.trees, VOTE, &Vote::new(term, me))?;
         put(dir, &store.trees, COMMITTED, &Some(at))?;

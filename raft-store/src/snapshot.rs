@@ -23,10 +23,10 @@ use std::time::Duration;
 use palisade_engine::Time;
 use parking_lot::Mutex;
 
+use crate::clock::Clock;
 use crate::error::StoreError;
-use crate::flush::Clock;
+use crate::fs::sync;
 use crate::record::{damaged, decode};
-use crate::store::sync;
 use crate::types::SnapshotMeta;
 
 const MAGIC: &[u8; 8] = b"PALISNAP";

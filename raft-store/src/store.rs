@@ -1,26 +1,27 @@
 //! The data folder: lock, format, identity, opening and checking.
 
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::clock::Clock;
+use crate::core::{Machine, Setup};
+use crate::db::{
+    self, Barrier, COMMITTED, DiskBarrier, FORMAT, FORMAT_RECORD, GROUP, IDENTITY, PURGED, STARTS, Trees, VOTE,
+    durable, get, put,
+};
+use crate::durable_watermark::Witness;
 use crate::error::{Identity, StoreError, sled_io};
-use crate::flush::{Barrier, COMMITTED, Clock, DiskBarrier, Flusher, GROUP, PURGED, Trees, VOTE, durable};
-use crate::log::{LogReader, LogStore, State, Tail};
-use crate::machine::{Machine, Setup, StateMachine};
+use crate::flush::Flusher;
+use crate::fs::{Lock, sync};
+use crate::log::{LogReader, LogStore};
 use crate::metrics::StoreMetrics;
-use crate::record::{Entries, damaged, decode, key, open_meta, parse_key, seal_meta};
+use crate::record::{Entries, damaged, decode, key, parse_key};
 use crate::snapshot::Snapshots;
+use crate::state_machine::StateMachine;
+use crate::tail::{State, Tail};
 use crate::types::{Entry, LogId};
-use crate::witness::Witness;
-
-/// The storage format that this program reads and writes.
-const FORMAT: u32 = 1;
-const FORMAT_RECORD: &str = "format";
-const STARTS: &str = "starts";
-const IDENTITY: &str = "identity";
 
 /// How a store works. The format on disk does not depend on it.
 pub struct Options {
@@ -46,30 +47,6 @@ impl std::fmt::Debug for Options {
             .field("recent_bytes", &self.recent_bytes)
             .field("sled_cache_bytes", &self.sled_cache_bytes)
             .finish_non_exhaustive()
-    }
-}
-
-/// The lock on a data folder, held for as long as anything of the store is in use.
-#[derive(Debug)]
-pub(crate) struct Lock {
-    // The kernel unlocks it when it is closed, however the process ends.
-    _file: File,
-}
-
-impl Lock {
-    fn take(dir: &Path) -> Result<Lock, StoreError> {
-        let path = dir.join("lock");
-        let file = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .map_err(StoreError::io("open", &path))?;
-        match file.try_lock() {
-            Ok(()) => Ok(Lock { _file: file }),
-            Err(TryLockError::WouldBlock) => Err(StoreError::Locked { dir: dir.to_owned() }),
-            Err(TryLockError::Error(error)) => Err(StoreError::io("lock", &path)(error)),
-        }
     }
 }
 
@@ -129,14 +106,14 @@ impl Store {
         }
         let witness = Witness::open(&witness_path).map_err(StoreError::io("open", &witness_path))?;
         let mut witness = witness.ok_or_else(|| StoreError::damaged(dir, "the witness can not be read"))?;
-        remove_half_written(&db_dir).map_err(StoreError::io("clean", &db_dir))?;
-        let db = open_sled(dir, &db_dir, &options)?;
-        let broken = |error: sled::Error| from_sled(dir, error);
+        db::remove_half_written(&db_dir).map_err(StoreError::io("clean", &db_dir))?;
+        let db = db::open_sled(dir, &db_dir, options.sled_cache_bytes)?;
+        let broken = |error: sled::Error| db::from_sled(dir, error);
         let log = db.open_tree("log").map_err(broken)?;
         let meta = db.open_tree("meta").map_err(broken)?;
         let trees = Trees { db, log, meta };
         let mut barrier = barrier(&db_dir).map_err(StoreError::io("open the database in", &db_dir))?;
-        check_format(dir, &trees)?;
+        db::check_format(dir, &trees)?;
 
         let group = get::<u64>(dir, &trees, GROUP)?.unwrap_or(0);
         if group < witness.number() {
@@ -270,73 +247,6 @@ pub fn quarantine(dir: &Path) -> Result<PathBuf, StoreError> {
         return Ok(aside);
     }
     Err(StoreError::io("quarantine", dir)(io::ErrorKind::AlreadyExists.into()))
-}
-
-/// fsync of a file or folder.
-pub(crate) fn sync(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
-}
-
-/// sled takes a half-written snapshot of its own for a damaged one and does not open. It was never in use.
-fn remove_half_written(db_dir: &Path) -> io::Result<()> {
-    let files = match fs::read_dir(db_dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        files => files?,
-    };
-    for file in files {
-        let file = file?;
-        let name = file.file_name();
-        let name = name.to_string_lossy();
-        if name.starts_with("snap.") && name.ends_with(".generating") {
-            tracing::info!(file = %name, "removing a half-written file of the database");
-            fs::remove_file(file.path())?;
-        }
-    }
-    Ok(())
-}
-
-fn open_sled(dir: &Path, db_dir: &Path, options: &Options) -> Result<sled::Db, StoreError> {
-    let config = sled::Config::new().path(db_dir).cache_capacity(options.sled_cache_bytes).flush_every_ms(None);
-    // sled asserts in places where it reads what it has not written.
-    match catch_unwind(AssertUnwindSafe(|| config.open())) {
-        Ok(Ok(db)) => Ok(db),
-        // Ours has been taken already: it is a thread of sled's, of a store of this process that was dropped a moment ago.
-        Ok(Err(error)) if error.to_string().contains("could not acquire lock") => {
-            Err(StoreError::Locked { dir: dir.to_owned() })
-        }
-        Ok(Err(error)) => Err(from_sled(dir, error)),
-        Err(_) => Err(StoreError::damaged(dir, "the database can not be recovered")),
-    }
-}
-
-fn from_sled(dir: &Path, error: sled::Error) -> StoreError {
-    match error {
-        sled::Error::Io(error) if error.kind() != io::ErrorKind::InvalidData => {
-            StoreError::io("open the database in", dir)(error)
-        }
-        error => StoreError::damaged(dir, format!("the database: {error}")),
-    }
-}
-
-fn get<T: serde::de::DeserializeOwned>(dir: &Path, trees: &Trees, name: &str) -> Result<Option<T>, StoreError> {
-    let Some(record) = trees.meta.get(name).map_err(|error| from_sled(dir, error))? else { return Ok(None) };
-    open_meta(name, &record).map(Some).map_err(|error| StoreError::damaged(dir, error.to_string()))
-}
-
-pub(crate) fn put(dir: &Path, trees: &Trees, name: &str, value: &impl serde::Serialize) -> Result<(), StoreError> {
-    let record = seal_meta(name, value).map_err(StoreError::io("write", dir))?;
-    trees.meta.insert(name, record).map_err(|error| from_sled(dir, error))?;
-    Ok(())
-}
-
-fn check_format(dir: &Path, trees: &Trees) -> Result<(), StoreError> {
-    match get::<u32>(dir, trees, FORMAT_RECORD)? {
-        Some(FORMAT) => Ok(()),
-        Some(found) => Err(StoreError::Version { dir: dir.to_owned(), found, known: FORMAT }),
-        // The format is written with the first flush; without it nothing was ever acknowledged.
-        None if trees.meta.is_empty() && trees.log.is_empty() => Ok(()),
-        None => Err(StoreError::damaged(dir, "the database has no format record")),
-    }
 }
 
 /// Checks the whole log and finds its ends.
