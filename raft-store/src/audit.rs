@@ -1,8 +1,8 @@
 //! Audits: what the state's digest was at the last indices, and how a state that differs is replaced.
 //!
 //! openraft installs snapshots only on members that are behind. A member whose state is wrong, though its log is not, is
-//! repaired here, between two applies: [`Auditor::hold`] keeps openraft from applying, a snapshot that reaches at least
-//! as far is fetched, and [`Held::replace`] puts it in place of the state. The entries that it covers come from openraft
+//! repaired here, between two applies: [`Auditor::pause_apply`] keeps openraft from applying, a snapshot that reaches at least
+//! as far is fetched, and [`ApplyPause::replace`] puts it in place of the state. The entries that it covers come from openraft
 //! all the same; the state machine leaves them out.
 
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use std::{fmt, io};
 
 use tokio::sync::OwnedMutexGuard;
 
-use crate::core::{Core, Job, Machine};
+use crate::core::{Core, Job, ReplicatedState};
 use crate::snapshot::SnapshotFile;
 use crate::types::LogId;
 
@@ -29,7 +29,7 @@ impl<M> fmt::Debug for Auditor<M> {
     }
 }
 
-impl<M: Machine> Auditor<M> {
+impl<M: ReplicatedState> Auditor<M> {
     pub(crate) fn new(core: Arc<Core<M>>) -> Auditor<M> {
         Auditor(core)
     }
@@ -58,7 +58,7 @@ impl<M: Machine> Auditor<M> {
     /// # Errors
     /// The disk's.
     pub async fn snapshot(&self) -> io::Result<SnapshotFile> {
-        let guard = Arc::clone(&self.0.building).lock_owned().await;
+        let guard = Arc::clone(&self.0.snapshot_lock).lock_owned().await;
         let core = Arc::clone(&self.0);
         tokio::task::spawn_blocking(move || {
             // Until it is done, not until somebody has waited for it.
@@ -71,35 +71,35 @@ impl<M: Machine> Auditor<M> {
     }
 
     /// Keeps openraft from applying for as long as what this yields lives.
-    pub async fn hold(&self) -> Held<M> {
-        let turn = Arc::clone(&self.0.turn).lock_owned().await;
-        Held { core: Arc::clone(&self.0), _turn: turn }
+    pub async fn pause_apply(&self) -> ApplyPause<M> {
+        let lock = Arc::clone(&self.0.apply_lock).lock_owned().await;
+        ApplyPause { core: Arc::clone(&self.0), _lock: lock }
     }
 
     /// Changes the state past the log: for tests of audits.
     #[cfg(any(test, feature = "testing"))]
     pub fn meddle<T>(&self, change: impl FnOnce(&mut M) -> T) -> T {
         let mut inner = self.0.inner.lock();
-        let result = change(&mut inner.machine);
-        let digest = inner.machine.digest();
+        let result = change(&mut inner.state);
+        let digest = inner.state.digest();
         inner.digests.overwrite_last(digest);
         result
     }
 }
 
 /// A state that does not change for now.
-pub struct Held<M> {
+pub struct ApplyPause<M> {
     core: Arc<Core<M>>,
-    _turn: OwnedMutexGuard<()>,
+    _lock: OwnedMutexGuard<()>,
 }
 
-impl<M> fmt::Debug for Held<M> {
+impl<M> fmt::Debug for ApplyPause<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Held").finish_non_exhaustive()
+        f.debug_struct("ApplyPause").finish_non_exhaustive()
     }
 }
 
-impl<M: Machine> Held<M> {
+impl<M: ReplicatedState> ApplyPause<M> {
     /// The last entry applied.
     #[must_use]
     pub fn applied(&self) -> Option<LogId> {

@@ -15,7 +15,7 @@ use crate::snapshot::{SnapshotFile, Snapshots};
 use crate::types::{Entry, LogId, SnapshotMeta, StoredMembership};
 
 /// What is replicated: [`Replica`], or a fake of it in tests and simulation.
-pub trait Machine: Send + 'static {
+pub trait ReplicatedState: Send + 'static {
     /// A snapshot in the making.
     type Job: Job;
 
@@ -45,7 +45,7 @@ pub trait Job: Send + 'static {
     fn write(self, to: &mut dyn Write) -> io::Result<()>;
 }
 
-impl Machine for Replica {
+impl ReplicatedState for Replica {
     type Job = SnapshotJob;
 
     fn apply(&mut self, now: Time, batch: &Batch, wake: &mut dyn Wake) -> Vec<Applied> {
@@ -95,7 +95,7 @@ impl Observer for () {
 /// What a state machine consists of.
 pub struct Setup<M> {
     /// The state: empty, as of a new cluster.
-    pub machine: M,
+    pub state: M,
     /// Told which held packets may go on.
     pub wake: Box<dyn Wake + Send>,
     /// Told what was applied.
@@ -109,16 +109,16 @@ impl<M> fmt::Debug for Setup<M> {
 }
 
 pub(crate) struct Inner<M> {
-    pub(crate) machine: M,
+    pub(crate) state: M,
     pub(crate) wake: Box<dyn Wake + Send>,
     pub(crate) applied: Option<LogId>,
     pub(crate) membership: StoredMembership,
     pub(crate) digests: Digests,
 }
 
-impl<M: Machine> Inner<M> {
+impl<M: ReplicatedState> Inner<M> {
     pub(crate) fn restore(&mut self, now: Time, snapshot: &SnapshotFile) -> Result<(), RestoreError> {
-        self.machine.restore(now, &mut snapshot.body(), &mut *self.wake)?;
+        self.state.restore(now, &mut snapshot.body(), &mut *self.wake)?;
         self.applied = snapshot.meta().last_log_id;
         self.membership = snapshot.meta().last_membership.clone();
         // What it was before says nothing about what it is now.
@@ -129,7 +129,7 @@ impl<M: Machine> Inner<M> {
 
     fn digested(&mut self) {
         if let Some(id) = self.applied {
-            self.digests.add(id.index, self.machine.digest());
+            self.digests.add(id.index, self.state.digest());
         }
     }
 
@@ -137,7 +137,7 @@ impl<M: Machine> Inner<M> {
         let id = entry.log_id;
         let answers = match &entry.payload {
             EntryPayload::Blank => Vec::new(),
-            EntryPayload::Normal(batch) => self.machine.apply(now, batch, &mut *self.wake),
+            EntryPayload::Normal(batch) => self.state.apply(now, batch, &mut *self.wake),
             EntryPayload::Membership(membership) => {
                 self.membership = StoredMembership::new(Some(id), membership.clone());
                 Vec::new()
@@ -151,7 +151,7 @@ impl<M: Machine> Inner<M> {
     /// Begins a snapshot, with what it will cover.
     pub(crate) fn begin(&mut self) -> (SnapshotMeta, M::Job) {
         let meta = SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() };
-        (meta, self.machine.begin_snapshot())
+        (meta, self.state.begin_snapshot())
     }
 }
 
@@ -162,15 +162,15 @@ pub(crate) struct Core<M> {
     pub(crate) snapshots: Snapshots,
     pub(crate) clock: Clock,
     /// Held while a snapshot is built: one at a time, and none while one is installed.
-    pub(crate) building: Arc<tokio::sync::Mutex<()>>,
+    pub(crate) snapshot_lock: Arc<tokio::sync::Mutex<()>>,
     /// Held while an entry is applied, or the state replaced.
-    pub(crate) turn: Arc<tokio::sync::Mutex<()>>,
+    pub(crate) apply_lock: Arc<tokio::sync::Mutex<()>>,
 }
 
-impl<M: Machine> Core<M> {
+impl<M: ReplicatedState> Core<M> {
     /// Replaces the state by a snapshot's, and keeps that. The caller has the turn.
     pub(crate) async fn replace(self: &Arc<Self>, snapshot: SnapshotFile) -> Result<(), io::Error> {
-        let _guard = self.building.lock().await;
+        let _guard = self.snapshot_lock.lock().await;
         let (core, last) = (Arc::clone(self), snapshot.meta().last_log_id);
         tokio::task::spawn_blocking(move || {
             core.inner.lock().restore((core.clock)(), &snapshot).map_err(|error| match error {

@@ -5,7 +5,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use crate::durable_watermark::Witness;
+use crate::durable_watermark::DurableWatermark;
 use crate::error::{StoreError, sled_io};
 use crate::record::{open_meta, seal_meta};
 
@@ -13,7 +13,7 @@ use crate::record::{open_meta, seal_meta};
 pub(crate) const FORMAT: u32 = 1;
 pub(crate) const FORMAT_RECORD: &str = "format";
 pub(crate) const STARTS: &str = "starts";
-pub(crate) const IDENTITY: &str = "identity";
+pub(crate) const OWNER: &str = "owner";
 
 pub(crate) const VOTE: &str = "vote";
 pub(crate) const COMMITTED: &str = "committed";
@@ -65,11 +65,11 @@ pub fn flush(db: &sled::Db) -> io::Result<()> {
 }
 
 /// Ends a group: writes its number, waits until all of it is durable, and has that witnessed.
-pub(crate) fn durable(trees: &Trees, barrier: &mut dyn Barrier, witness: &mut Witness) -> io::Result<()> {
-    let number = witness.number() + 1;
+pub(crate) fn durable(trees: &Trees, barrier: &mut dyn Barrier, watermark: &mut DurableWatermark) -> io::Result<()> {
+    let number = watermark.number() + 1;
     trees.meta.insert(GROUP, seal_meta(GROUP, &number)?).map_err(sled_io)?;
     barrier.wait(&trees.db)?;
-    witness.record(number)
+    watermark.record(number)
 }
 
 /// The trees that the log lies in.
@@ -117,7 +117,7 @@ pub(crate) fn from_sled(dir: &Path, error: sled::Error) -> StoreError {
         sled::Error::Io(error) if error.kind() != io::ErrorKind::InvalidData => {
             StoreError::io("open the database in", dir)(error)
         }
-        error => StoreError::damaged(dir, format!("the database: {error}")),
+        error => StoreError::damaged_by(dir, "the database", sled_io(error)),
     }
 }
 
@@ -127,7 +127,7 @@ pub(crate) fn get<T: serde::de::DeserializeOwned>(
     name: &str,
 ) -> Result<Option<T>, StoreError> {
     let Some(record) = trees.meta.get(name).map_err(|error| from_sled(dir, error))? else { return Ok(None) };
-    open_meta(name, &record).map(Some).map_err(|error| StoreError::damaged(dir, error.to_string()))
+    open_meta(name, &record).map(Some).map_err(|error| StoreError::damaged_by(dir, "the database", error))
 }
 
 pub(crate) fn put(dir: &Path, trees: &Trees, name: &str, value: &impl serde::Serialize) -> Result<(), StoreError> {

@@ -15,8 +15,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::clock::Clock;
 use crate::db::{Barrier, COMMITTED, PURGED, Trees, VOTE, durable};
-use crate::durable_watermark::Witness;
-use crate::error::sled_io;
+use crate::durable_watermark::DurableWatermark;
+use crate::error::{WriteFailed, sled_io};
 use crate::metrics::{Flush, StoreMetrics};
 use crate::record::{key, parse_key, seal_entry, seal_meta};
 use crate::tail::Tail;
@@ -70,7 +70,7 @@ impl Flusher {
         trees: Trees,
         tail: Arc<Tail>,
         barrier: Box<dyn Barrier>,
-        witness: Witness,
+        watermark: DurableWatermark,
         metrics: StoreMetrics,
         clock: Clock,
     ) -> io::Result<Flusher> {
@@ -80,7 +80,7 @@ impl Flusher {
             trees,
             tail,
             barrier,
-            witness,
+            watermark,
             metrics,
             clock,
             queue,
@@ -118,7 +118,7 @@ struct Worker {
     trees: Trees,
     tail: Arc<Tail>,
     barrier: Box<dyn Barrier>,
-    witness: Witness,
+    watermark: DurableWatermark,
     metrics: StoreMetrics,
     clock: Clock,
     queue: mpsc::Receiver<Operation>,
@@ -128,7 +128,7 @@ struct Worker {
     unflushed: usize,
     /// Keys written by the last group: purging has to keep up with appending.
     appended: usize,
-    failed: Option<(io::ErrorKind, String)>,
+    failed: Option<WriteFailed>,
 }
 
 /// What has been written, not yet flushed.
@@ -155,7 +155,7 @@ impl Worker {
         }
         // Closed: make the purge and the commit index durable as well. Nothing depends on it.
         if self.failed.is_none()
-            && let Err(error) = durable(&self.trees, &mut *self.barrier, &mut self.witness)
+            && let Err(error) = durable(&self.trees, &mut *self.barrier, &mut self.watermark)
         {
             tracing::warn!(%error, "the last flush of the log failed");
         }
@@ -209,14 +209,14 @@ impl Worker {
             && self.failed.is_none()
         {
             tracing::error!(%error, "the log can not be written any longer");
-            self.failed = Some((error.kind(), error.to_string()));
+            self.failed = Some(WriteFailed::new(error));
         }
     }
 
     fn outcome(&self) -> io::Result<()> {
         match &self.failed {
             None => Ok(()),
-            Some((kind, what)) => Err(io::Error::new(*kind, format!("the log can not be written: {what}"))),
+            Some(failed) => Err(failed.into()),
         }
     }
 
@@ -291,7 +291,7 @@ impl Worker {
 
     fn sync(&mut self, group: &mut Group) -> io::Result<()> {
         let begin = (self.clock)();
-        durable(&self.trees, &mut *self.barrier, &mut self.witness)?;
+        durable(&self.trees, &mut *self.barrier, &mut self.watermark)?;
         let took = (self.clock)().since(begin);
         self.unflushed = 0;
         self.metrics.flushed(&Flush {

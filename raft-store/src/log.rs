@@ -14,7 +14,7 @@ use crate::db::Trees;
 use crate::flush::{Flusher, Operation, stopped};
 use crate::fs::Lock;
 use crate::metrics::StoreMetrics;
-use crate::record::{Entries, damaged, decode, key};
+use crate::record::{Entries, damaged, damaged_by, decode, key};
 use crate::tail::{Tail, bounds};
 use crate::types::{Entry, LogId, TypeConfig, Vote};
 
@@ -117,7 +117,7 @@ fn read_cold(log: &sled::Tree, from: u64, to: u64, most: usize) -> io::Result<Ve
         match found.next_entry()? {
             Some((index, content)) if index == expected => {
                 bytes += content.len();
-                entries.push(decode::<Entry>(&content).map_err(|error| damaged(format!("entry {index}: {error}")))?);
+                entries.push(decode::<Entry>(&content).map_err(|error| damaged_by(format!("entry {index}"), error))?);
             }
             _ => return Err(damaged(format!("entry {expected} is missing in the log"))),
         }

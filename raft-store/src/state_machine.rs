@@ -20,7 +20,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use crate::audit::Auditor;
 use crate::clock::Clock;
-use crate::core::{Core, Inner, Job, Machine, Setup};
+use crate::core::{Core, Inner, Job, ReplicatedState, Setup};
 use crate::digests::Digests;
 use crate::error::StoreError;
 use crate::snapshot::{SnapshotFile, Snapshots};
@@ -35,15 +35,15 @@ impl<M> fmt::Debug for StateMachine<M> {
     }
 }
 
-impl<M: Machine> StateMachine<M> {
+impl<M: ReplicatedState> StateMachine<M> {
     /// A state machine with the state of the newest good one of `snapshots`. Blocks for as long as that takes.
     ///
     /// # Errors
     /// If the snapshots can not be read.
     pub fn restore(setup: Setup<M>, snapshots: Snapshots, clock: Clock) -> Result<StateMachine<M>, StoreError> {
-        let Setup { machine, wake, observer } = setup;
+        let Setup { state, wake, observer } = setup;
         let membership = StoredMembership::default();
-        let mut inner = Inner { machine, wake, applied: None, membership, digests: Digests::default() };
+        let mut inner = Inner { state, wake, applied: None, membership, digests: Digests::default() };
         let good = snapshots.good().map_err(StoreError::io("read", std::path::Path::new("the snapshots")))?;
         for snapshot in good {
             match inner.restore(clock(), &snapshot) {
@@ -59,8 +59,8 @@ impl<M: Machine> StateMachine<M> {
             }
         }
         let inner = Mutex::new(inner);
-        let (building, turn) = Default::default();
-        Ok(StateMachine(Arc::new(Core { inner, observer, snapshots, clock, building, turn })))
+        let (snapshot_lock, apply_lock) = Default::default();
+        Ok(StateMachine(Arc::new(Core { inner, observer, snapshots, clock, snapshot_lock, apply_lock })))
     }
 
     /// The last entry applied.
@@ -82,7 +82,7 @@ impl<M: Machine> StateMachine<M> {
 
     /// Calls `with` with the machine itself.
     pub(crate) fn with<T>(&self, with: impl FnOnce(&mut M) -> T) -> T {
-        with(&mut self.0.inner.lock().machine)
+        with(&mut self.0.inner.lock().state)
     }
 
     /// A handle that looks at the machine while openraft has it: at exactly one index.
@@ -118,15 +118,15 @@ impl<M> fmt::Debug for Inspector<M> {
     }
 }
 
-impl<M: Machine> Inspector<M> {
+impl<M: ReplicatedState> Inspector<M> {
     /// Calls `look` with the machine and the last entry applied to it.
     pub fn look<T>(&self, look: impl FnOnce(&M, Option<LogId>) -> T) -> T {
         let inner = self.0.inner.lock();
-        look(&inner.machine, inner.applied)
+        look(&inner.state, inner.applied)
     }
 }
 
-impl<M: Machine> RaftStateMachine<TypeConfig> for StateMachine<M> {
+impl<M: ReplicatedState> RaftStateMachine<TypeConfig> for StateMachine<M> {
     type SnapshotData = SnapshotFile;
     type SnapshotBuilder = Builder<M>;
 
@@ -141,7 +141,7 @@ impl<M: Machine> RaftStateMachine<TypeConfig> for StateMachine<M> {
     {
         while let Some((entry, responder)) = entries.try_next().await? {
             let id = entry.log_id;
-            let _turn = self.0.turn.lock().await;
+            let _lock = self.0.apply_lock.lock().await;
             let answers = {
                 let mut inner = self.0.inner.lock();
                 if inner.applied.is_some_and(|applied| applied.index >= id.index) {
@@ -168,16 +168,16 @@ impl<M: Machine> RaftStateMachine<TypeConfig> for StateMachine<M> {
         if force {
             return Some(self.get_snapshot_builder().await);
         }
-        if self.0.snapshots.is_lent() {
+        if self.0.snapshots.is_pinned() {
             tracing::debug!("no snapshot is built while one is being sent");
             return None;
         }
-        let guard = Arc::clone(&self.0.building).try_lock_owned().ok()?;
+        let guard = Arc::clone(&self.0.snapshot_lock).try_lock_owned().ok()?;
         Some(self.begin(guard))
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder<M> {
-        let guard = Arc::clone(&self.0.building).lock_owned().await;
+        let guard = Arc::clone(&self.0.snapshot_lock).lock_owned().await;
         self.begin(guard)
     }
 
@@ -186,7 +186,7 @@ impl<M: Machine> RaftStateMachine<TypeConfig> for StateMachine<M> {
             let what = format!("the snapshot says {}, its sender says {meta}", snapshot.meta());
             return Err(io::Error::new(io::ErrorKind::InvalidData, what));
         }
-        let _turn = self.0.turn.lock().await;
+        let _lock = self.0.apply_lock.lock().await;
         self.0.replace(snapshot).await
     }
 
@@ -199,19 +199,19 @@ impl<M: Machine> RaftStateMachine<TypeConfig> for StateMachine<M> {
 type Begun<J> = (SnapshotMeta, J, OwnedMutexGuard<()>);
 
 /// Builds one snapshot: of the state as it was when the builder was made.
-pub struct Builder<M: Machine> {
+pub struct Builder<M: ReplicatedState> {
     // A mutex only because openraft wants builders to be `Sync`, which jobs need not be.
     begun: Mutex<Option<Begun<M::Job>>>,
     snapshots: Snapshots,
 }
 
-impl<M: Machine> fmt::Debug for Builder<M> {
+impl<M: ReplicatedState> fmt::Debug for Builder<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Builder").finish_non_exhaustive()
     }
 }
 
-impl<M: Machine> RaftSnapshotBuilder<TypeConfig> for Builder<M> {
+impl<M: ReplicatedState> RaftSnapshotBuilder<TypeConfig> for Builder<M> {
     type SnapshotData = SnapshotFile;
 
     async fn build_snapshot(&mut self) -> Result<SnapshotOf<TypeConfig, SnapshotFile>, io::Error> {

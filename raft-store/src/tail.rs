@@ -15,13 +15,13 @@ use crate::types::{Entry, LogId, TypeConfig, Vote, weight};
 
 /// What is in the log.
 pub(crate) struct Tail {
-    pub(crate) state: RwLock<State>,
+    pub(crate) state: RwLock<TailState>,
     /// How many bytes of entries to keep in memory.
     keep: usize,
 }
 
 #[derive(Clone, Default)]
-pub(crate) struct State {
+pub(crate) struct TailState {
     pub(crate) purged: Option<LogId>,
     pub(crate) committed: Option<LogId>,
     pub(crate) vote: Option<Vote>,
@@ -38,7 +38,7 @@ pub(crate) struct State {
     pub(crate) epoch: u64,
 }
 
-impl State {
+impl TailState {
     /// The index from which on all entries are in memory.
     pub(crate) fn recent_from(&self) -> u64 {
         match (self.recent.front(), self.last) {
@@ -148,7 +148,7 @@ impl State {
 }
 
 impl Tail {
-    pub(crate) fn new(state: State, keep: usize) -> Tail {
+    pub(crate) fn new(state: TailState, keep: usize) -> Tail {
         let tail = Tail { state: RwLock::new(state), keep };
         tail.state.write().evict(keep);
         tail

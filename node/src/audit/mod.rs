@@ -336,7 +336,7 @@ impl Audits {
             return Err(Unrepaired::NoLeader);
         }
         tokio::time::timeout(HOLD, async {
-            let held = self.auditor.hold().await;
+            let held = self.auditor.pause_apply().await;
             let index = held.applied().map_or(0, |id| id.index);
             let mut client = self.peers.client(leader.id, &leader.address, Lane::Snapshot)?;
             let chunks = client.snapshot(wire::SnapshotRequest { index }).await?.into_inner();

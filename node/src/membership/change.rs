@@ -14,7 +14,7 @@ use palisade_engine::replica::{Batch, Command, MemberChange, Outcome};
 use palisade_engine::{MemberId, MemberInfo};
 use palisade_proto::member::v1 as wire;
 use palisade_proto::member::v1::admission_client::AdmissionClient;
-use palisade_raft_store::{Identity as StoreIdentity, StoreError};
+use palisade_raft_store::{StoreError, StoreOwner};
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
@@ -123,7 +123,7 @@ pub async fn init(options: &Options) -> Result<Identity, MembershipError> {
     let peers = Peers::new(&cluster, me).map_err(|s| MembershipError::Refused(s.to_string()))?;
     let metrics = Arc::<ReplicationMetrics>::default();
     let network = Network { me, peers, answer: options.timing.answer, metrics };
-    let owner = StoreIdentity { cluster: cluster.clone(), member: me };
+    let owner = StoreOwner { cluster: cluster.clone(), member: me };
     let started = start_raft(options, folder.new_store(), owner, 0, network, Box::new(NoWake), Arc::new(())).await?;
     let raft = started.raft;
     let first = async {

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use palisade_engine::replica::Replica;
 use palisade_engine::{Engine, Generation, MemberId, MemberInfo};
-use palisade_raft_store::{Identity as StoreIdentity, Remains, Setup};
+use palisade_raft_store::{Setup, StoreOwner, SurvivingState};
 
 use crate::membership::change::{MembershipError, NoWake, random_cluster};
 use crate::membership::identity::{Folder, Identity};
@@ -57,7 +57,7 @@ pub enum RecoverError {
 
 /// A member that is to be struck off.
 #[derive(Clone, Debug)]
-pub struct Lost {
+pub struct RemovedMember {
     /// Its id.
     pub id: MemberId,
     /// Its name, address and role.
@@ -70,7 +70,7 @@ pub struct Lost {
 
 /// What going on alone means here.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub struct RecoveryPlan {
     /// The old cluster's id.
     pub cluster: String,
     /// This member.
@@ -78,7 +78,7 @@ pub struct Plan {
     /// Its name.
     pub name: String,
     /// Who is struck off.
-    pub lost: Vec<Lost>,
+    pub removed: Vec<RemovedMember>,
     /// The index of the last entry in this member's log: later ones are lost.
     pub last_log: u64,
     /// The index of the last entry that this member knew to be committed: later ones up to `last_log` become so.
@@ -93,8 +93,8 @@ pub struct Plan {
 pub struct Recovery {
     folder: Folder,
     identity: Identity,
-    remains: Remains<Replica>,
-    plan: Plan,
+    surviving: SurvivingState<Replica>,
+    plan: RecoveryPlan,
     info: MemberInfo,
 }
 
@@ -121,52 +121,52 @@ impl Recovery {
         let engine =
             Engine::new(palisade_engine::Config { member: me, start: identity.starts, ..options.engine.clone() });
         let (dir, machine) = (folder.store(&identity), Replica::new(engine.clone()));
-        let owner = StoreIdentity { cluster: identity.cluster.clone(), member: me };
-        let remains = blocking(move || {
+        let owner = StoreOwner { cluster: identity.cluster.clone(), member: me };
+        let surviving = blocking(move || {
             let mut store = open_store(&dir)?;
-            if store.identity().is_none() {
+            if store.owner().is_none() {
                 return Ok(None);
             }
-            store.set_identity(owner)?;
-            store.remains(Setup { machine, wake: Box::new(NoWake), observer: Arc::new(()) }).map(Some)
+            store.set_owner(owner)?;
+            store.surviving_state(Setup { state: machine, wake: Box::new(NoWake), observer: Arc::new(()) }).map(Some)
         });
-        let remains = remains.await?.ok_or(OpenError::LostLog(me))?;
+        let surviving = surviving.await?.ok_or(OpenError::LostLog(me))?;
 
         let cluster = engine.cluster_state();
         let info = cluster.members.get(&me).cloned().ok_or(RecoverError::Removed)?;
         let peers = Peers::new(&identity.cluster, me).map_err(|s| OpenError::Raft(s.to_string()))?;
         let others = cluster.members.iter().filter(|(id, _)| **id != me);
-        let lost = others.map(|(id, info)| async {
+        let removed = others.map(|(id, info)| async {
             let answers = answers(&peers, *id, &info.address).await;
-            Lost { id: *id, info: info.clone(), voter: remains.voters.contains(id), answers }
+            RemovedMember { id: *id, info: info.clone(), voter: surviving.voters.contains(id), answers }
         });
-        let lost = futures::future::join_all(lost).await;
-        if lost.is_empty() && remains.voters.iter().all(|id| *id == me) {
+        let removed = futures::future::join_all(removed).await;
+        if removed.is_empty() && surviving.voters.iter().all(|id| *id == me) {
             return Err(RecoverError::Alone);
         }
-        let there: Vec<&str> = lost.iter().filter(|l| l.voter && l.answers).map(|l| l.info.name.as_str()).collect();
-        let voters = remains.voters.len();
-        let own = usize::from(remains.voters.contains(&me));
+        let there: Vec<&str> = removed.iter().filter(|l| l.voter && l.answers).map(|l| l.info.name.as_str()).collect();
+        let voters = surviving.voters.len();
+        let own = usize::from(surviving.voters.contains(&me));
         if !there.is_empty() && there.len() + own > voters / 2 {
             return Err(RecoverError::Majority { answering: there.join(", "), voters });
         }
         let index = |id: &Option<palisade_raft_store::LogId>| id.as_ref().map_or(0, |id| id.index);
-        let plan = Plan {
+        let plan = RecoveryPlan {
             cluster: identity.cluster.clone(),
             member: me,
             name: info.name.clone(),
-            lost,
-            last_log: index(&remains.last),
-            committed: index(&remains.committed),
+            removed,
+            last_log: index(&surviving.last),
+            committed: index(&surviving.committed),
             policy: engine.generation(),
             sessions: engine.counts().sessions.iter().map(|(_, _, n)| n).sum(),
         };
-        Ok(Recovery { folder, identity, remains, plan, info })
+        Ok(Recovery { folder, identity, surviving, plan, info })
     }
 
     /// What it means.
     #[must_use]
-    pub fn plan(&self) -> &Plan {
+    pub fn plan(&self) -> &RecoveryPlan {
         &self.plan
     }
 
@@ -175,15 +175,15 @@ impl Recovery {
     /// # Errors
     /// [`RecoverError`]; nothing has changed then.
     pub async fn carry_out(self) -> Result<Recovered, RecoverError> {
-        let Recovery { folder, identity, remains, info, .. } = self;
+        let Recovery { folder, identity, surviving, info, .. } = self;
         let (cluster, member) = (random_cluster()?, identity.member);
         let old_store = folder.store(&identity);
         let alone = identity.alone(&cluster);
         let dir = folder.clear_store(&alone).map_err(OpenError::from)?;
-        let owner = StoreIdentity { cluster: cluster.clone(), member };
+        let owner = StoreOwner { cluster: cluster.clone(), member };
         blocking(move || {
-            remains.machine(|machine| machine.force_new_cluster(&owner.cluster, member));
-            remains.found(&dir, store_options(), owner, info)
+            surviving.state(|state| state.force_new_cluster(&owner.cluster, member));
+            surviving.bootstrap(&dir, store_options(), owner, info)
         })
         .await?;
         folder.replace(&alone).map_err(OpenError::from)?;

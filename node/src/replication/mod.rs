@@ -31,14 +31,14 @@ use palisade_engine::replica::{Command, MemberChange, Outcome, Replica};
 use palisade_engine::{Engine, Hint, MemberId, MemberInfo, Proposal, Role, Time, Wake};
 use palisade_proto::member::v1::admission_server::AdmissionServer;
 use palisade_proto::member::v1::member_server::MemberServer;
-use palisade_raft_store::{Auditor, Identity as StoreIdentity, StateMachine, StoreError, StoreMetrics, TypeConfig};
+use palisade_raft_store::{Auditor, StateMachine, StoreError, StoreMetrics, StoreOwner, TypeConfig};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
 use tonic::service::interceptor::InterceptedService;
 
 pub use crate::membership::change::{MembershipError, init, join};
 pub use crate::membership::identity::{Identity, IdentityError};
-pub use crate::membership::recover::{Lost, Plan, RecoverError, Recovered, Recovery};
+pub use crate::membership::recover::{RecoverError, Recovered, Recovery, RecoveryPlan, RemovedMember};
 pub use crate::membership::token::{Token, TokenError};
 pub use crate::raft::handover::Candidacy;
 pub use crate::raft::voters::Voters;
@@ -304,7 +304,7 @@ impl Replication {
         let network = Network { me, peers: peers.clone(), answer: options.timing.answer, metrics: metrics.clone() };
         let wakes: Box<dyn Wake + Send> = Box::new(wake.clone());
         let store_dir = folder.store(&identity);
-        let owner = StoreIdentity { cluster: identity.cluster.clone(), member: me };
+        let owner = StoreOwner { cluster: identity.cluster.clone(), member: me };
         let Started { raft, engine, snapshots, auditor, store } =
             start_raft(&options, store_dir, owner, identity.starts, network, wakes, Arc::new(observer)).await?;
         // It answers nobody yet, and must not ask for votes either.

@@ -9,8 +9,8 @@ use openraft::{Config as RaftConfig, Raft, SnapshotPolicy};
 use palisade_engine::replica::Replica;
 use palisade_engine::{Engine, MemberId, Wake};
 use palisade_raft_store::{
-    Auditor, Identity as StoreIdentity, Observer, Options as StoreOptions, Setup, Snapshots, StateMachine, Store,
-    StoreError, StoreMetrics, TypeConfig,
+    Auditor, Observer, Options as StoreOptions, Setup, Snapshots, StateMachine, Store, StoreError, StoreMetrics,
+    StoreOwner, TypeConfig,
 };
 
 use crate::clock;
@@ -63,16 +63,16 @@ pub(crate) async fn mark_store(folder: &Folder, cluster: &str, member: MemberId)
     let (dir, cluster) = (folder.new_store(), cluster.to_owned());
     #[cfg(feature = "simulation")]
     if let Some(machine) = crate::simulation::machine() {
-        return Ok(machine.disk().set_identity(StoreIdentity { cluster, member })?);
+        return Ok(machine.disk().set_owner(StoreOwner { cluster, member })?);
     }
-    blocking(move || open_store(&dir)?.set_identity(StoreIdentity { cluster, member })).await
+    blocking(move || open_store(&dir)?.set_owner(StoreOwner { cluster, member })).await
 }
 
 /// Opens the store, makes the engine, replays, starts openraft. Start 0 is that of `init`: a new store.
 pub(crate) async fn start_raft(
     options: &Options,
     store: PathBuf,
-    owner: StoreIdentity,
+    owner: StoreOwner,
     start: u32,
     network: Network,
     wake: Box<dyn Wake + Send>,
@@ -86,23 +86,23 @@ pub(crate) async fn start_raft(
     #[cfg(feature = "simulation")]
     if let Some(simulated) = crate::simulation::machine() {
         let disk = simulated.disk();
-        if disk.identity().is_none() && start > 0 {
+        if disk.owner().is_none() && start > 0 {
             return Err(OpenError::LostLog(me));
         }
-        disk.set_identity(owner)?;
-        let (log, machine) = disk.open(Setup { machine, wake, observer })?;
+        disk.set_owner(owner)?;
+        let (log, machine) = disk.open(Setup { state: machine, wake, observer })?;
         simulated.opened(machine.inspector());
         let auditor = machine.auditor();
         let raft = new_raft(me, config, network, log, machine).await?;
         return Ok(Started { raft, engine, snapshots: disk.snapshots(), auditor, store: StoreMetrics::default() });
     }
     let mut store = blocking(move || open_store(&store)).await?;
-    if store.identity().is_none() && start > 0 {
+    if store.owner().is_none() && start > 0 {
         return Err(OpenError::LostLog(me));
     }
     let (snapshots, (log, machine)) = blocking(move || {
-        store.set_identity(owner)?;
-        Ok((store.snapshots(), store.into_parts(Setup { machine, wake, observer })?))
+        store.set_owner(owner)?;
+        Ok((store.snapshots(), store.into_parts(Setup { state: machine, wake, observer })?))
     })
     .await?;
     let store = log.metrics();

@@ -60,9 +60,9 @@ async fn a_survivor_goes_on_alone_and_those_of_the_old_cluster_disturb_nothing()
     let plan = recovery.plan().clone();
     println!("{plan:?}");
     assert_eq!((plan.cluster.as_str(), plan.member), (old.cluster.as_str(), MemberId(3)));
-    let names: Vec<&str> = plan.lost.iter().map(|l| l.info.name.as_str()).collect();
+    let names: Vec<&str> = plan.removed.iter().map(|l| l.info.name.as_str()).collect();
     assert_eq!(names, ["fw1", "fw2"]);
-    assert!(plan.lost.iter().all(|l| l.voter && !l.answers));
+    assert!(plan.removed.iter().all(|l| l.voter && !l.answers));
     assert_eq!((plan.policy, plan.sessions), (Generation(1), 250));
     assert!(plan.last_log >= old.last_log.unwrap() && plan.committed <= plan.last_log);
     // Whoever thinks better of it has changed nothing.
