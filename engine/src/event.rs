@@ -8,6 +8,7 @@ use crate::session::{Close, Establish, HalfOpen};
 use crate::traffic::TrafficDelta;
 use crate::tuple::{Direction, PerDirection, Protocol, Tuple};
 use crate::verdict::HoldKey;
+use crate::worker_set::WorkerSet;
 
 /// A consequence of a packet, beside its verdict. The worker sends it on; it never waits for it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -19,7 +20,7 @@ pub enum Event {
     /// Wake packets that workers of this member (bit n: worker n) hold for this key.
     Wake {
         /// The workers.
-        workers: u64,
+        workers: WorkerSet,
         /// The key.
         key: HoldKey,
     },
@@ -110,7 +111,7 @@ pub struct FragmentKey {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct TcpSnapshot {
     /// Client and server.
-    pub endpoints: [EndpointSnapshot; 2],
+    pub endpoints: PerDirection<EndpointSnapshot>,
     /// What one direction alone said there after a member was lost.
     pub unconfirmed: Option<UnconfirmedEdge>,
     /// Packets of it passed there lately.

@@ -84,7 +84,7 @@ pub use clock::Clock;
 pub use db::{Barrier, DiskBarrier, flush};
 pub use error::{StoreError, StoreOwner};
 pub use memory::{MemoryDisk, MemoryLog};
-pub use metrics::{Flush, StoreMetrics, Totals};
+pub use metrics::{StoreCounters, StoreMetrics};
 pub use recover::SurvivingState;
 pub use snapshot::{SnapshotFile, SnapshotPin, SnapshotReceiver, Snapshots};
 pub use state_machine::{Builder, Inspector, StateMachine};

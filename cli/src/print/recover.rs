@@ -10,7 +10,7 @@ use crate::args::Output;
 use crate::exit::Failure;
 
 #[derive(Serialize)]
-struct RecoveryJson<'a> {
+struct Recovery<'a> {
     recovered: bool,
     /// The cluster from now on.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -18,7 +18,7 @@ struct RecoveryJson<'a> {
     old_cluster: &'a str,
     member: u64,
     name: &'a str,
-    removed: Vec<RemovedJson<'a>>,
+    removed: Vec<Removed<'a>>,
     last_log: u64,
     committed: u64,
     policy: u64,
@@ -28,7 +28,7 @@ struct RecoveryJson<'a> {
 }
 
 #[derive(Serialize)]
-struct RemovedJson<'a> {
+struct Removed<'a> {
     id: u64,
     name: &'a str,
     address: &'a str,
@@ -36,15 +36,15 @@ struct RemovedJson<'a> {
     answers: bool,
 }
 
-fn json<'a>(plan: &'a RecoveryPlan, done: Option<&'a Recovered>) -> RecoveryJson<'a> {
-    let removed = |l: &'a RemovedMember| RemovedJson {
+fn json<'a>(plan: &'a RecoveryPlan, done: Option<&'a Recovered>) -> Recovery<'a> {
+    let removed = |l: &'a RemovedMember| Removed {
         id: l.id.0,
         name: &l.info.name,
         address: &l.info.address,
         voter: l.voter,
         answers: l.answers,
     };
-    RecoveryJson {
+    Recovery {
         recovered: done.is_some(),
         cluster: done.map(|d| d.cluster.as_str()),
         old_cluster: &plan.cluster,

@@ -86,7 +86,7 @@ fn samples() -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn what_is_built_is_read() {
+fn parser_reads_what_the_builder_writes() {
     for ends in [v4(), v6()] {
         let (src, dst) = ends;
         let header = if src.is_v4() { 20 } else { 40 };
@@ -118,7 +118,7 @@ fn what_is_built_is_read() {
 
 /// Segmentation offload: up to 64 KiB in one packet, its transport checksum still to be completed.
 #[test]
-fn the_longest_packets() {
+fn parser_reads_the_longest_packets() {
     for (ends, most) in [(v4(), 65535 - 40), (v6(), 65535 - 20)] {
         let at = if ends.0.is_v4() { 20 } else { 40 };
         let bytes = tcp(ends, &ack(0), &vec![1; most]);
@@ -130,7 +130,7 @@ fn the_longest_packets() {
 }
 
 #[test]
-fn errors_name_the_packet_that_they_are_about() {
+fn icmp_errors_yield_the_quoted_packet() {
     for (ends, ip, (kind, code)) in [(v4(), 20, (11, 0)), (v6(), 40, (2, 0))] {
         let (host, server) = ends;
         let router = if ip == 20 { super::tests::ip("203.0.113.9") } else { super::tests::ip("2001:db8:9::9") };
@@ -169,7 +169,7 @@ fn errors_name_the_packet_that_they_are_about() {
 }
 
 #[test]
-fn every_truncation_is_an_error() {
+fn truncated_packets_are_errors() {
     for sample in samples() {
         check(&sample).unwrap();
         for length in 0..sample.len() {
@@ -179,7 +179,7 @@ fn every_truncation_is_an_error() {
 }
 
 #[test]
-fn ethernet_padding_does_not_count() {
+fn ethernet_padding_is_ignored() {
     for mut sample in samples() {
         let packet = check(&sample);
         sample.extend([0xaa; 18]);
@@ -188,7 +188,7 @@ fn ethernet_padding_does_not_count() {
 }
 
 #[test]
-fn every_flipped_bit_of_an_ipv4_packet_is_noticed() {
+fn checksum_notices_every_flipped_bit_of_an_ipv4_packet() {
     for sample in samples() {
         let packet = check(&sample).unwrap();
         if packet.kind == Kind::Other || !packet.tuple.src.is_v4() {
@@ -204,7 +204,7 @@ fn every_flipped_bit_of_an_ipv4_packet_is_noticed() {
 }
 
 #[test]
-fn checksums_are_verified_as_far_as_the_device_has_not() {
+fn checksum_is_verified_where_the_device_has_not() {
     for ends in [v4(), v6()] {
         let at = if ends.0.is_v4() { 20 } else { 40 };
         for (bytes, field) in [(tcp(ends, &ack(1), b"x"), 16), (udp(ends, b"x"), 6)] {
@@ -232,7 +232,7 @@ fn checksums_are_verified_as_far_as_the_device_has_not() {
 }
 
 #[test]
-fn malformed_ip_headers() {
+fn ip_headers_that_are_malformed_are_errors() {
     let udp4 = || udp(v4(), b"x");
     let udp6 = || udp(v6(), b"x");
     let table: Vec<(&str, Vec<u8>, Reason)> = vec![
@@ -260,7 +260,7 @@ fn malformed_ip_headers() {
 }
 
 #[test]
-fn addresses_that_never_cross_a_router() {
+fn ip_addresses_that_never_cross_a_router_are_errors() {
     let martians = [
         "0.0.0.0",
         "0.1.2.3",
@@ -296,7 +296,7 @@ fn addresses_that_never_cross_a_router() {
 }
 
 #[test]
-fn tcp_flags() {
+fn tcp_flags_are_checked() {
     let legal: &[u8] = &[0x02, 0x12, 0x22, 0x04, 0x14, 0x11, 0x31, 0x10, 0x30];
     for ends in [v4(), v6()] {
         for flags in 0..=255u8 {
@@ -321,7 +321,7 @@ fn with_tcp_options(flags: u8, options: &[u8]) -> Result<(Option<u8>, bool), Rea
 }
 
 #[test]
-fn tcp_options() {
+fn tcp_options_are_read() {
     let linux = [2, 4, 5, 180, 4, 2, 8, 10, 0, 0, 0, 1, 0, 0, 0, 0, 1, 3, 3, 7];
     assert_eq!(with_tcp_options(Tcp::SYN, &linux), Ok((Some(7), true)));
     assert_eq!(with_tcp_options(Tcp::SYN, &[1, 3, 3, 200]), Ok((Some(14), false)));
@@ -348,7 +348,7 @@ fn tcp_options() {
 }
 
 #[test]
-fn malformed_transport_headers() {
+fn transport_headers_that_are_malformed_are_errors() {
     let tcp4 = || tcp(v4(), &ack(4), b"1234");
     let table: Vec<(&str, Vec<u8>, Reason)> = vec![
         ("TCP header of 16 bytes", patched(tcp4(), 32, &[0x40]), Reason::Malformed),
@@ -405,7 +405,7 @@ fn sctp_has_ports_and_its_own_checksum() {
 }
 
 #[test]
-fn icmp_types() {
+fn icmp_types_are_read() {
     for ends in [v4(), v6()] {
         let v4 = ends.0.is_v4();
         let about = udp((ends.1, ends.0), b"x");
@@ -429,7 +429,7 @@ fn icmp_types() {
 }
 
 #[test]
-fn frames() {
+fn ethernet_frames_are_read() {
     let mut bytes = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0];
     let plain = Frame {
         destination: [2, 0, 0, 0, 0, 1],
@@ -458,12 +458,12 @@ fn frames() {
 }
 
 #[test]
-fn a_rejected_segment_gets_the_rst_of_a_closed_port() {
-    let mut out = [0; answer::MAX];
+fn reject_of_a_segment_is_the_rst_of_a_closed_port() {
+    let mut out = [0; rejection::MAX_LENGTH];
     for ends in [v4(), v6()] {
         let mut reply = |header: &Tcp, payload: &[u8]| {
             let bytes = tcp(ends, header, payload);
-            let length = answer::reject(&bytes, &check(&bytes).unwrap(), None, &mut out)?;
+            let length = rejection::build(&bytes, &check(&bytes).unwrap(), None, &mut out)?;
             let packet = check(&out[..length]).unwrap();
             assert_eq!(
                 (packet.tuple, packet.length as usize),
@@ -484,8 +484,8 @@ fn a_rejected_segment_gets_the_rst_of_a_closed_port() {
 }
 
 #[test]
-fn other_rejected_packets_get_an_icmp_error() {
-    let mut out = [0; answer::MAX];
+fn reject_of_other_packets_is_an_icmp_error() {
+    let mut out = [0; rejection::MAX_LENGTH];
     for (ends, router, most) in [(v4(), ip("203.0.113.9"), 576), (v6(), ip("2001:db8:9::9"), 1280)] {
         let (src, dst) = ends;
         let icmp = if src.is_v4() { Protocol::ICMP } else { Protocol::ICMPV6 };
@@ -493,7 +493,7 @@ fn other_rejected_packets_get_an_icmp_error() {
             let bytes = udp(ends, &vec![7; payload]);
             let packet = check(&bytes).unwrap();
             for (from, expected) in [(Some(router), router), (None, dst)] {
-                let length = answer::reject(&bytes, &packet, from, &mut out).unwrap();
+                let length = rejection::build(&bytes, &packet, from, &mut out).unwrap();
                 let headers = if src.is_v4() { 28 } else { 48 };
                 assert_eq!(length, (headers + bytes.len()).min(most));
                 let error = check(&out[..length]).unwrap();
@@ -502,13 +502,13 @@ fn other_rejected_packets_get_an_icmp_error() {
                 let at = usize::from(error.transport);
                 assert_eq!(out[at..at + 2], if src.is_v4() { [3, 13] } else { [1, 1] });
                 // No answer to the answer, and none without room.
-                assert_eq!(answer::reject(&out[..length], &error, None, &mut [0; answer::MAX]), None);
-                assert_eq!(answer::reject(&bytes, &packet, from, &mut out[..length - 1]), None);
+                assert_eq!(rejection::build(&out[..length], &error, None, &mut [0; rejection::MAX_LENGTH]), None);
+                assert_eq!(rejection::build(&bytes, &packet, from, &mut out[..length - 1]), None);
             }
         }
     }
     let fragment = fixed(patched(udp(v4(), &[0; 16]), 6, &[0, 3]));
-    assert_eq!(answer::reject(&fragment, &check(&fragment).unwrap(), None, &mut out), None);
+    assert_eq!(rejection::build(&fragment, &check(&fragment).unwrap(), None, &mut out), None);
 }
 
 /// What holds of every packet that passes.
@@ -519,8 +519,8 @@ fn sound(bytes: &[u8], checksum: Checksum) -> Result<(), TestCaseError> {
     prop_assert_eq!(packet.tuple.src.is_v4(), packet.tuple.dst.is_v4());
     // Its bytes alone read as the same.
     prop_assert_eq!(parse(&bytes[..packet.length as usize], checksum), Ok(packet));
-    let mut out = [0; answer::MAX];
-    if let Some(length) = answer::reject(bytes, &packet, None, &mut out) {
+    let mut out = [0; rejection::MAX_LENGTH];
+    if let Some(length) = rejection::build(bytes, &packet, None, &mut out) {
         let answer = parse(&out[..length], Checksum::Complete);
         prop_assert!(answer.is_ok(), "{:?}", answer);
     }
@@ -536,14 +536,14 @@ proptest! {
 
     /// Nothing panics, whatever the bytes.
     #[test]
-    fn random_bytes(bytes in prop::collection::vec(any::<u8>(), 0..160), checksum in checksums()) {
+    fn parser_survives_random_bytes(bytes in prop::collection::vec(any::<u8>(), 0..160), checksum in checksums()) {
         sound(&bytes, checksum)?;
         let _ = frame(&bytes);
     }
 
     /// The same behind a version nibble and with a valid IPv4 header checksum, so that more of it is read.
     #[test]
-    fn random_bytes_behind_a_header(
+    fn parser_survives_random_bytes_behind_a_header(
         mut bytes in prop::collection::vec(any::<u8>(), 60..160),
         checksum in checksums(),
         options in 5..=15u8,
@@ -568,7 +568,7 @@ proptest! {
 
     /// Correct packets with a few bytes changed.
     #[test]
-    fn damaged_packets(
+    fn parser_survives_damaged_packets(
         which: prop::sample::Index,
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
         checksum in checksums(),

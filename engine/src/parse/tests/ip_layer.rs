@@ -12,7 +12,7 @@ fn with_options(options: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn ipv4_options() {
+fn ipv4_options_are_classified() {
     use IpOption::*;
     let table: &[(&[u8], &[IpOption])] = &[
         (&[1, 1, 1, 1], &[]),
@@ -86,7 +86,7 @@ fn with_extensions(first: u8, extensions: &[&[u8]], body: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn ipv6_extension_headers() {
+fn ipv6_extension_headers_are_read() {
     let udp = &udp(v6(), b"x")[40..];
     let pad = [17, 0, 1, 4, 0, 0, 0, 0];
     let then = |next: u8| patched(pad.to_vec(), 0, &[next]);
@@ -136,7 +136,7 @@ fn ipv6_extension_headers() {
 }
 
 #[test]
-fn fragments() {
+fn fragments_are_read() {
     // IPv4: the flags and offset are at 6.
     let part = |bytes: Vec<u8>, units: u16, more: bool| {
         fixed(patched(patched(bytes, 4, &[0x12, 0x34]), 6, &(units | u16::from(more) << 13).to_be_bytes()))
@@ -199,7 +199,7 @@ fn cut(bytes: &[u8], length: usize) -> Vec<u8> {
 }
 
 #[test]
-fn every_truncation_of_a_chain_of_extension_headers() {
+fn extension_header_chains_that_are_truncated_are_errors() {
     let (atomic, _) = all_extensions([60, 0, 0, 0, 1, 2, 3, 4]);
     let packet = check(&atomic).unwrap();
     assert_eq!(
@@ -226,7 +226,7 @@ fn every_truncation_of_a_chain_of_extension_headers() {
 }
 
 #[test]
-fn hop_by_hop_options_that_nobody_knows_never_pass() {
+fn hop_by_hop_options_that_are_unknown_never_pass() {
     let udp = &udp(v6(), b"x")[40..];
     // The two highest bits say what a node does that does not know the option: skip, discard, and discard with an ICMP
     // error (RFC 8200 section 4.2). Those to be skipped are dropped, too.
@@ -244,7 +244,7 @@ fn hop_by_hop_options_that_nobody_knows_never_pass() {
 }
 
 #[test]
-fn routing_headers_pass_only_when_they_are_done() {
+fn routing_headers_pass_only_without_segments_left() {
     let udp = &udp(v6(), b"x")[40..];
     for kind in 0..=255u8 {
         for left in [0, 1, 255] {
@@ -256,7 +256,7 @@ fn routing_headers_pass_only_when_they_are_done() {
 }
 
 #[test]
-fn what_follows_a_fragment_header() {
+fn fragment_header_is_followed_by_the_transport_header() {
     let udp = &udp(v6(), &[0; 16])[40..];
     let first = |next: u8| [next, 0, 0, 1, 0, 0, 0, 9];
     let pad = |next: u8| [next, 0, 1, 4, 0, 0, 0, 0];
@@ -276,7 +276,7 @@ fn what_follows_a_fragment_header() {
 }
 
 #[test]
-fn protocols_without_ports_end_the_chain() {
+fn extension_header_chain_ends_with_protocols_without_ports() {
     // ESP, AH, no next header, mobility, HIP: tracked by addresses (AH hides what it protects no more than ESP does).
     for protocol in [50, 51, 59, 135, 139] {
         let packet = check(&with_extensions(60, &[&[protocol, 0, 1, 4, 0, 0, 0, 0]], b"12345678")).unwrap();

@@ -231,7 +231,7 @@ enum Paths {
 }
 
 struct History<'a> {
-    k: &'a mut Cluster,
+    cluster: &'a mut Cluster,
     random: Random,
     tuple: Tuple,
     ends: [End; 2],
@@ -298,23 +298,23 @@ impl History<'_> {
         }
         let at = self.path[from];
         let packet = self.packet(from, &segment);
-        let mut verdict = self.k.pass(at, packet);
+        let mut verdict = self.cluster.pass(at, packet);
         for _ in 0..4 {
-            self.k.deliver();
+            self.cluster.deliver();
             if self.random.one_in(2) || matches!(verdict, Verdict::Hold(..)) {
-                self.k.settle();
+                self.cluster.settle();
             }
             if !matches!(verdict, Verdict::Hold(..)) {
                 break;
             }
             self.held += 1;
-            self.k.now = self.k.now + MS;
-            verdict = self.k.pass(at, packet);
+            self.cluster.now = self.cluster.now + MS;
+            verdict = self.cluster.pass(at, packet);
         }
-        self.k.deliver();
+        self.cluster.deliver();
         self.packets += 1;
         if self.verbose || verdict != Verdict::Forward {
-            self.trace.push(format!("{:?} {from} at {at}: {segment:?} {verdict:?}", self.k.now));
+            self.trace.push(format!("{:?} {from} at {at}: {segment:?} {verdict:?}", self.cluster.now));
         }
         if verdict == Verdict::Forward {
             self.passed[from] = self.passed[from].max(segment.end());
@@ -401,7 +401,7 @@ impl History<'_> {
                 5..50 => self.random.below(50),
                 _ => 0,
             };
-            self.k.now = self.k.now + MS * pause as u32 + MS / 20;
+            self.cluster.now = self.cluster.now + MS * pause as u32 + MS / 20;
             let side = self.random.below(2) as usize;
             match self.random.below(8) {
                 0..=2 => self.firewall(side),
@@ -426,9 +426,9 @@ impl History<'_> {
                 break;
             }
         }
-        self.k.tick();
-        self.k.deliver();
-        self.k.settle();
+        self.cluster.tick();
+        self.cluster.deliver();
+        self.cluster.settle();
     }
 }
 
@@ -437,12 +437,12 @@ fn histories(first: u64, count: u64) -> (u64, u64) {
     let first = env::var("PALISADE_SEED").ok().and_then(|n| n.parse().ok()).unwrap_or(first);
     let (mut packets, mut held) = (0, 0);
     let mut dropped = Vec::new();
-    let mut k = Cluster::new();
-    k.register();
+    let mut cluster = Cluster::new();
+    cluster.register();
     for seed in first..first + count {
         if seed % 64 == 63 {
-            k = Cluster::new();
-            k.register();
+            cluster = Cluster::new();
+            cluster.register();
         }
         let mut random = Random::new(seed);
         let paths = [Paths::One, Paths::Asymmetric, Paths::Changing, Paths::Sprayed][random.below(4) as usize];
@@ -455,7 +455,7 @@ fn histories(first: u64, count: u64) -> (u64, u64) {
             let isns = isns.map(|isn| isn.wrapping_add((round as u32).wrapping_mul(0x1000_0000)));
             let ends = isns.map(|isn| End::new(&mut random, isn));
             let mut history = History {
-                k: &mut k,
+                cluster: &mut cluster,
                 tuple: tuple((seed % 60_000) as u16),
                 ends,
                 before: Default::default(),
@@ -488,7 +488,7 @@ fn histories(first: u64, count: u64) -> (u64, u64) {
 }
 
 #[test]
-fn nothing_legitimate_is_dropped() {
+fn legitimate_histories_are_forwarded() {
     let (packets, _) = histories(0, 2000);
     assert!(packets > 50_000, "{packets}");
 }
@@ -496,7 +496,7 @@ fn nothing_legitimate_is_dropped() {
 /// `PALISADE_HISTORIES` of them, or 100,000.
 #[test]
 #[ignore = "takes minutes"]
-fn nothing_legitimate_is_dropped_for_long() {
+fn legitimate_histories_are_forwarded_for_long() {
     let count = env::var("PALISADE_HISTORIES").ok().and_then(|n| n.parse().ok()).unwrap_or(100_000);
     let (packets, held) = histories(1_000_000, count);
     println!("{count} histories, {packets} packets, {held} held for a while, 0 legitimate ones dropped");
