@@ -4,6 +4,7 @@ use crate::addr::Ip;
 use crate::id::{MemberId, ZoneId};
 use crate::time::Time;
 use crate::verdict::HoldKey;
+use crate::worker_set::WorkerSet;
 
 /// Sizes and times of one member's engine.
 ///
@@ -47,14 +48,14 @@ impl Config {
     }
 }
 
-/// How far this member may act on what it has applied (DESIGN section 5, "being current").
+/// The state of this member's lease: how far it may act on what it has applied.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Standing {
-    /// It proved with the leader that it has applied everything committed: all is allowed.
-    Current,
-    /// It lately was current: established sessions pass, nothing new is admitted.
-    CutOff,
-    /// It was cut off for too long: nothing passes.
+pub enum LeaseState {
+    /// Renewed lately: everything committed is applied here, and all is allowed.
+    Valid,
+    /// Not renewed lately: established sessions pass, nothing new is admitted.
+    Grace,
+    /// Not renewed for the grace period, or never: nothing passes.
     Expired,
 }
 
@@ -68,8 +69,8 @@ pub struct Context<'a> {
     pub ingress: ZoneId,
     /// Is the source to be checked against the routes?
     pub antispoof: bool,
-    /// May this member act?
-    pub standing: Standing,
+    /// Whether this member may act.
+    pub lease: LeaseState,
     /// The kernel's routes.
     pub routes: &'a mut dyn Routes,
 }
@@ -84,10 +85,10 @@ pub trait Routes {
 /// Told which held packets may go on.
 pub trait Wake {
     /// Packets with this key at these workers (bit n: worker n) are to be judged again.
-    fn wake(&mut self, workers: u64, key: HoldKey);
+    fn wake(&mut self, workers: WorkerSet, key: HoldKey);
 }
 
 /// Nobody holds packets.
 impl Wake for () {
-    fn wake(&mut self, _: u64, _: HoldKey) {}
+    fn wake(&mut self, _: WorkerSet, _: HoldKey) {}
 }

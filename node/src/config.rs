@@ -14,13 +14,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use palisade_engine::Role;
+use palisade_engine::hold::{HoldBudget, HoldLimits};
 
 pub use reader::{ConfigError, Invalid, Problem};
 use reader::{Table, Wrong};
 
 use crate::datapath::valid_interface_name;
+use crate::lease::LEASE_DURATION;
 use crate::replication::{Timing, Voters};
-use crate::standing::CURRENT_FOR;
 
 /// Every key that there is, as `table.key`; `[]` marks a list of tables.
 pub const KEYS: &[&str] = &[
@@ -147,12 +148,8 @@ pub struct Datapath {
     pub workers: usize,
     /// Interfaces exempt from the gate: the kernel routes what arrives on them unfiltered.
     pub bypass_interfaces: Vec<String>,
-    /// Longest hold.
-    pub hold_time: Duration,
-    /// Most packets held per worker: matched, unmatched.
-    pub hold_packets: (usize, usize),
-    /// Most bytes held per worker: matched, unmatched.
-    pub hold_bytes: (usize, usize),
+    /// Bounds of each worker's hold buffer.
+    pub hold: HoldLimits,
     /// May the daemon set `rp_filter` as it needs it?
     pub manage_rp_filter: bool,
     /// May the daemon switch forwarding on?
@@ -427,9 +424,11 @@ impl Datapath {
             inject: inject?,
             workers: workers?,
             bypass_interfaces: bypass_interfaces?,
-            hold_time: hold_time?,
-            hold_packets: (packets?, unmatched_packets?),
-            hold_bytes: (bytes?, unmatched_bytes?),
+            hold: HoldLimits {
+                matched: HoldBudget { packets: packets?, bytes: bytes? },
+                unmatched: HoldBudget { packets: unmatched_packets?, bytes: unmatched_bytes? },
+                max_time: hold_time?,
+            },
             manage_rp_filter: manage_rp_filter?,
             manage_forwarding: manage_forwarding?,
         })
@@ -454,7 +453,7 @@ impl Raft {
         // Even if the first vote is lost, a new leader is there before four times this. That has to be while the last proof
         // of being current still holds, or every change of leader would stop new connections everywhere.
         let election = t.or(problems, "election_timeout", usual.election, |v| {
-            v.duration(Duration::from_millis(60), CURRENT_FOR / 4)
+            v.duration(Duration::from_millis(60), LEASE_DURATION / 4)
         });
         if let (Some(heartbeat), Some(election)) = (heartbeat, election)
             && election < heartbeat * 3
@@ -470,7 +469,7 @@ impl Raft {
         }
         let voters = Voters::default();
         // With more than nine every commit waits for five disks.
-        let max_voters = t.or(problems, "max_voters", voters.most, |v| v.count(1, 9));
+        let max_voters = t.or(problems, "max_voters", voters.max, |v| v.count(1, 9));
         // Longer than any restart of a daemon; a machine that boots takes some minutes.
         let replace_after = t.or(problems, "replace_after", voters.replace_after, |v| {
             v.duration(Duration::from_secs(5), Duration::from_secs(7 * 86_400))
@@ -499,8 +498,9 @@ impl Limits {
             let help = "one source must not be able to take the whole table: lower it, or raise `max_half_open`";
             t.problem(problems, "max_half_open_per_source", "at most `max_half_open`", &found, help);
         }
-        let grace =
-            t.or(problems, "grace", Duration::from_secs(300), |v| v.duration(CURRENT_FOR, Duration::from_secs(86_400)));
+        let grace = t.or(problems, "grace", Duration::from_secs(300), |v| {
+            v.duration(LEASE_DURATION, Duration::from_secs(86_400))
+        });
         let progress_rate = t.or(problems, "progress_rate", 4_000_000, |v| v.count(10_000, 1_000_000_000));
         let takeover_rate = t.or(problems, "takeover_rate", 1 << 30, |v| v.count(0, 100_000_000_000));
         t.finish(problems);

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use palisade_node::config::Config;
-use palisade_node::replication::{IdentityError, OpenError, RecoverError, Recovery};
+use palisade_node::replication::{IdentityError, RecoverError, Recovery};
 use palisade_proto::admin::v1;
 
 use super::drain::MAX_DRAIN_TIMEOUT;
@@ -165,16 +165,20 @@ fn agreed(name: &str) -> Result<bool, Failure> {
 
 fn not_recovered(error: &RecoverError) -> Failure {
     let (exit, help) = match error {
-        RecoverError::Open(OpenError::Identity(IdentityError::Locked(_))) => {
+        RecoverError::Identity(IdentityError::Locked(_)) => {
             (Exit::Refused, Some("stop the daemon first: `systemctl stop palisade`"))
         }
-        RecoverError::Open(OpenError::NotMember)
-        | RecoverError::Removed
-        | RecoverError::Alone
-        | RecoverError::Majority { .. } => (Exit::Refused, None),
-        RecoverError::Open(_) | RecoverError::Membership(_) => (Exit::Failure, None),
+        RecoverError::NotMember | RecoverError::Removed | RecoverError::Alone | RecoverError::Majority { .. } => {
+            (Exit::Refused, None)
+        }
+        RecoverError::Identity(_)
+        | RecoverError::Store(_)
+        | RecoverError::Task(_)
+        | RecoverError::LostLog(_)
+        | RecoverError::ClusterId(_)
+        | RecoverError::Random(_) => (Exit::Failure, None),
     };
-    Failure::new(exit, error.to_string(), help)
+    Failure::new(exit, palisade_node::error::chain(error), help)
 }
 
 fn from_stdin() -> Result<String, Failure> {

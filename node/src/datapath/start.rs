@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use arc_swap::ArcSwap;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -24,7 +24,7 @@ use super::wake::WorkerWake;
 use super::worker::{Judge, Parts, Port, Shared, Worker};
 use super::{Datapath, remove_device};
 use crate::clock;
-use crate::standing::StandingCell;
+use crate::lease::Lease;
 
 /// The largest number of workers: sessions name them in a bit set of this size.
 const MAX_WORKERS: usize = 64;
@@ -37,11 +37,11 @@ const MAX_WORKERS: usize = 64;
 pub fn start(
     options: Options,
     engine: Arc<Engine>,
-    standing: Arc<StandingCell>,
+    lease: Arc<Lease>,
     wake: WorkerWake,
     sinks: Sinks,
 ) -> Result<Datapath, StartError> {
-    start_with(options, engine, standing, wake, sinks)
+    start_with(options, engine, lease, wake, sinks)
 }
 
 /// [`start`] with any judge.
@@ -51,7 +51,7 @@ pub fn start(
 pub fn start_with<J: Judge>(
     options: Options,
     judge: Arc<J>,
-    standing: Arc<StandingCell>,
+    lease: Arc<Lease>,
     wake: WorkerWake,
     sinks: Sinks,
 ) -> Result<Datapath, StartError> {
@@ -70,12 +70,12 @@ pub fn start_with<J: Judge>(
     for (number, (ports, injector)) in captures.into_iter().zip(injectors).enumerate() {
         let routes = RouteZones::new(index, built.topology.clone()).map_err(system("a netlink socket"))?;
         let metrics = built.metrics.workers.get(number).map(Arc::clone).unwrap_or_default();
-        metrics.heartbeat.set(clock::now().0);
+        metrics.heartbeat.set(clock::now());
         let worker = Worker::new(Parts {
             number: u8::try_from(number).unwrap_or(u8::MAX),
             ports,
             judge: judge.clone(),
-            standing: standing.clone(),
+            lease: lease.clone(),
             routes,
             injector,
             limits: built.options.hold,
@@ -233,7 +233,7 @@ impl Built {
         topology.indices.store(Arc::new(indices));
         topology.changed();
         let metrics = Arc::new(DatapathMetrics::new(options.workers));
-        metrics.watcher_heartbeat.store(clock::now().0, Ordering::Relaxed);
+        metrics.watcher.heartbeat.set(clock::now());
         let shared = Arc::new(Shared {
             stop: AtomicBool::new(false),
             local: ArcSwap::from_pointee(local),
