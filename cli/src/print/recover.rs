@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use palisade_node::replication::{ Recovered, RecoveryPlan, RemovedMember};
+use palisade_node::replication::{Recovered, RecoveryPlan, RemovedMember};
 use serde::Serialize;
 
 use super::{answer, many};
