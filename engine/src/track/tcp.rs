@@ -204,7 +204,7 @@ pub(crate) enum SegmentOutcome {
     Rst,
     /// It does not belong.
     Invalid(Reason),
-    /// It is too far from what this member knows to tell.
+    /// It is too far from what this member knows for a decision.
     Inconclusive,
 }
 

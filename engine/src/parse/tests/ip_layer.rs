@@ -42,7 +42,7 @@ fn ipv4_options_are_classified() {
         assert!(IpOptions::from_iter(expected.iter().copied()).covers(packet.options), "{list:?}");
     }
     assert_eq!(check(&udp(v4(), b"x")).unwrap().options, IpOptions::NONE);
-    // Stream ID, MTU probe, traceroute, selective directed broadcast (all obsolete), experiments, numbers that nobody gave.
+    // Stream ID, MTU probe, traceroute, selective directed broadcast (all obsolete), experiments, unassigned numbers.
     for number in [136, 11, 82, 149, 30, 222, 2, 255] {
         let packet = check(&with_options(&[number, 4, 0, 0])).unwrap();
         assert!(!packet.options.is_empty());
@@ -74,7 +74,7 @@ fn ipv4_options_are_classified() {
     for (name, list) in malformed {
         assert_eq!(check(&with_options(list)), Err(Reason::Malformed), "{name}: {list:?}");
     }
-    // Those of a fragment count as well: they may differ from the first one's.
+    // The options of later fragments count as well: they may differ from the first fragment's.
     let fragment = check(&fixed(patched(with_options(&[148, 4, 0, 0]), 6, &[0, 3]))).unwrap();
     assert!(matches!(fragment.kind, Kind::Fragment(_)) && fragment.options.has(RouterAlert));
 }
@@ -123,7 +123,7 @@ fn ipv6_extension_headers_are_read() {
         }),
     ];
     for (name, first, extensions, expected) in table {
-        // UDP's checksum does not cover extension headers; a fragment's body must be a multiple of 8.
+        // UDP's checksum does not cover extension headers. The length of a fragment must be a multiple of 8.
         let body = if name.contains("fragment headers") { &udp[..8] } else { udp };
         assert_eq!(check(&with_extensions(first, &extensions, body)).map(|p| p.kind), expected, "{name}");
     }
@@ -142,7 +142,7 @@ fn fragments_are_read() {
         fixed(patched(patched(bytes, 4, &[0x12, 0x34]), 6, &(units | u16::from(more) << 13).to_be_bytes()))
     };
     let datagram = || udp(v4(), &[0; 16]);
-    // The whole's checksum can not be right in its first part, and its length is longer.
+    // The first fragment has the checksum and the length of the whole datagram.
     let first = patched(part(datagram(), 0, true), 24, &[4, 0, 0x12, 0x34]);
     let packet = check(&first).unwrap();
     assert_eq!((packet.kind, packet.tuple), (Kind::Udp, tuple(v4(), Protocol::UDP, 5000, 53)));
@@ -173,7 +173,7 @@ fn fragments_are_read() {
     assert_eq!(packet.kind, Kind::Fragment(Fragment { id: 0x0102_0304, offset: 24, length: 24, more: true }));
     let packet = check(&with_extensions(44, &[&[17, 0, 0, 1, 1, 2, 3, 4]], body)).unwrap();
     assert_eq!((packet.kind, packet.transport), (Kind::Udp, 48));
-    // The first one must have all headers (RFC 7112).
+    // The first fragment must have all headers (RFC 7112).
     let chain = with_extensions(44, &[&[60, 0, 0, 1, 1, 2, 3, 4], &[17, 1, 1, 4, 0, 0, 0, 0]], b"");
     assert_eq!(check(&chain), Err(Reason::Fragment));
     let error = [&[3, 3, 0, 0, 0, 0, 0, 0], &tcp((v4().1, v4().0), &ack(0), b"")[..]].concat();
@@ -181,7 +181,7 @@ fn fragments_are_read() {
     assert_eq!(check(&part(error, 0, true)), Err(Reason::Fragment));
 }
 
-/// Every kind of extension header in one chain, each with something in it.
+/// A chain of all kinds of extension headers, none of them empty.
 fn all_extensions(fragment: [u8; 8]) -> (Vec<u8>, usize) {
     let hop_by_hop = [60, 1, 1, 4, 0, 0, 0, 0, 1, 6, 0, 0, 0, 0, 0, 0];
     let destination = [43, 0, 4, 1, 4, 1, 1, 0];
@@ -208,19 +208,19 @@ fn extension_header_chains_that_are_truncated_are_errors() {
     );
     let (first, behind) = all_extensions([60, 0, 0, 1, 1, 2, 3, 4]);
     let packet = check(&first).unwrap();
-    // What is behind the fragment header belongs to the datagram: destination options and UDP.
+    // Behind the fragment header is the datagram: destination options and UDP.
     let part = Fragment { id: 0x0102_0304, offset: 0, length: 8 + 16, more: true };
     assert_eq!((packet.kind, packet.fragment), (Kind::Udp, Some(part)));
     for length in 41..first.len() {
         assert_eq!(check(&first[..length]), Err(Reason::Truncated), "{length} of the bytes");
-        // RFC 7112: the first fragment has the whole chain and the transport header.
+        // RFC 7112: the first fragment must have the whole chain and the transport header.
         let reason = match length {
             _ if length < behind => Reason::Truncated,
             _ if length >= behind + 8 + 8 && (length - behind).is_multiple_of(8) => continue,
             _ => Reason::Fragment,
         };
         assert_eq!(check(&cut(&first, length)), Err(reason), "{length}");
-        // Without a fragment header it is just too short.
+        // Without a fragment header the packet is truncated.
         assert!(check(&cut(&atomic, length)).is_err(), "{length}");
     }
 }
@@ -228,8 +228,8 @@ fn extension_header_chains_that_are_truncated_are_errors() {
 #[test]
 fn hop_by_hop_options_that_are_unknown_never_pass() {
     let udp = &udp(v6(), b"x")[40..];
-    // The two highest bits say what a node does that does not know the option: skip, discard, and discard with an ICMP
-    // error (RFC 8200 section 4.2). Those to be skipped are dropped, too.
+    // The two highest bits are for nodes that do not know the option: skip it, discard the packet, or discard it with an ICMP error
+    // (RFC 8200 section 4.2). Packets with options to be skipped are dropped, too.
     for kind in 0..=255u8 {
         let extension = [17, 0, kind, 4, 0, 0, 0, 0];
         let expected = match kind {
@@ -267,7 +267,7 @@ fn fragment_header_is_followed_by_the_transport_header() {
     assert_eq!(kind(44, &[&first(0), &pad(17)]), Err(Reason::Malformed), "hop-by-hop is for every router on the way");
     assert_eq!(kind(44, &[&first(44), &first(17)]), Err(Reason::Malformed), "a fragment of a fragment");
     assert_eq!(kind(44, &[&first(60), &[17, 0, 0xc9, 4, 0, 0, 0, 0]]), Err(Reason::IpOption), "home address");
-    // Of the others, what follows is data, whatever it looks like; and the next header is what their sender wrote.
+    // In later fragments, data follows, whatever it looks like. Their next header is what the sender wrote.
     for next in [0, 6, 17, 43, 44, 60] {
         let packet = check(&with_extensions(44, &[&[next, 0, 0, 0x19, 0, 0, 0, 9]], udp)).unwrap();
         let part = Fragment { id: 9, offset: 24, length: 24, more: true };
@@ -277,12 +277,12 @@ fn fragment_header_is_followed_by_the_transport_header() {
 
 #[test]
 fn extension_header_chain_ends_with_protocols_without_ports() {
-    // ESP, AH, no next header, mobility, HIP: tracked by addresses (AH hides what it protects no more than ESP does).
+    // ESP, AH, no next header, mobility, HIP: tracked by addresses.
     for protocol in [50, 51, 59, 135, 139] {
         let packet = check(&with_extensions(60, &[&[protocol, 0, 1, 4, 0, 0, 0, 0]], b"12345678")).unwrap();
         assert_eq!((packet.kind, packet.tuple), (Kind::Other, tuple(v6(), Protocol(protocol), 0, 0)));
     }
-    // An error about a packet with extension headers finds its ports, though they would not pass on their own.
+    // An error that quotes a packet with extension headers yields its ports, although that packet would not pass.
     let about = with_extensions(0, &[&[60, 0, 5, 2, 0, 0, 1, 0], &[17, 0, 1, 4, 0, 0, 0, 0]], &udp(v6(), b"x")[40..]);
     let error = build::icmp(ip("2001:db8:9::9"), v6().0, 3, 0, 0, &about).unwrap();
     let expected = Embedded { tuple: tuple(v6(), Protocol::UDP, 5000, 53), seq: None };

@@ -354,8 +354,8 @@ fn path_change_after_gigabytes_is_resolved_by_a_query() {
     assert_eq!(cluster.pass(C, forged), Verdict::Drop(Reason::TcpWindow));
 }
 
-/// All who knew are gone: after a quarter of a second without an answer, one packet passes at its word, and the other direction's
-/// answer shows that it was right.
+/// No live member knows the connection. After 250 ms without all replies one segment passes provisionally, and a segment of
+/// the opposite direction corroborates it.
 #[test]
 fn provisional_segments_save_the_connection_of_a_lost_member() {
     let (mut cluster, conn) = (Cluster::new(), Conn::new(1));
@@ -363,8 +363,8 @@ fn provisional_segments_save_the_connection_of_a_lost_member() {
     open(&mut cluster, &conn);
     cluster.now = cluster.now + 5000 * MS;
     let packet = conn.of_client(Tcp::ACK, 1 << 31, 1 << 30, 1000);
-    let ask = |cluster: &mut Cluster| {
-        // B, which carried both directions, is dead; A never saw any of it.
+    let exchange_hints = |cluster: &mut Cluster| {
+        // B, which carried both directions, is dead. A never saw the connection.
         cluster.hints.retain(|(from, to, _)| ![*from, *to].contains(&B));
         while !cluster.hints.is_empty() {
             cluster.deliver_one();
@@ -372,19 +372,19 @@ fn provisional_segments_save_the_connection_of_a_lost_member() {
         }
     };
     assert!(cluster.pass(C, packet).held().is_some());
-    ask(&mut cluster);
-    assert!(cluster.pass(C, packet).held().is_some(), "one is missing");
+    exchange_hints(&mut cluster);
+    assert!(cluster.pass(C, packet).held().is_some(), "a reply is missing");
     cluster.now = cluster.now + 250 * MS;
     assert_eq!(cluster.pass(C, packet), FORWARD);
     let next = conn.of_client(Tcp::ACK, (1 << 31) + 1000, 1 << 30, 1000);
-    assert!(cluster.pass(C, next).held().is_some(), "nothing is believed yet");
-    ask(&mut cluster);
+    assert!(cluster.pass(C, next).held().is_some(), "nothing is corroborated yet");
+    exchange_hints(&mut cluster);
     let answer = conn.of_server(Tcp::ACK, 1 << 30, (1 << 31) + 1000, 0);
     assert!(cluster.pass(A, answer).held().is_some());
-    ask(&mut cluster);
+    exchange_hints(&mut cluster);
     cluster.now = cluster.now + 250 * MS;
     assert_eq!(cluster.pass(A, answer), FORWARD);
-    ask(&mut cluster);
+    exchange_hints(&mut cluster);
     assert_eq!(cluster.pass(C, next), FORWARD);
     let forged = conn.of_client(Tcp::ACK, 0, 1 << 29, 1000);
     assert!(cluster.pass(C, forged).held().is_some());

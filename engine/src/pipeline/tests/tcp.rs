@@ -37,12 +37,12 @@ fn handshake_over_three_members_needs_no_retransmission() {
     assert_eq!(cluster.states(A), ["SYN_RECV"]);
     assert_eq!(class(cluster.pass(C, conn.ack())), HoldClass::Matched);
     assert_eq!(class(cluster.pass(C, conn.data())), HoldClass::Matched);
-    assert_eq!(cluster.proposals.len(), 1, "once, not for each packet");
+    assert_eq!(cluster.proposals.len(), 1, "one proposal, not one for each packet");
     cluster.commit();
     assert_eq!(cluster.apply(C), [Outcome::Accepted]);
     let woken = &cluster.members[C].woken.0;
     assert_eq!(woken.len(), 1);
-    assert_eq!(woken[0].0, WorkerSet::of(5), "the worker that holds, and no other");
+    assert_eq!(woken[0].0, WorkerSet::of(5), "only the worker that holds packets");
     assert_eq!(cluster.pass(C, conn.ack()), FORWARD);
     // A has not applied it yet.
     assert_eq!(class(cluster.pass(A, conn.data())), HoldClass::Matched);
@@ -53,7 +53,7 @@ fn handshake_over_three_members_needs_no_retransmission() {
     for m in [A, B, C] {
         assert_eq!(cluster.states(m), ["ESTABLISHED"]);
     }
-    // B was asked to prove nothing: its held packet was not the client's.
+    // B proposes nothing: the packet that it held was not the client's.
     assert!(cluster.proposals.iter().all(|(by, _)| *by == A));
 }
 
@@ -67,7 +67,7 @@ fn syn_ack_before_the_hint_is_held_and_woken_by_it() {
     assert_eq!(cluster.asks(), 1);
     assert_eq!(class(cluster.pass(B, conn.syn_ack())), HoldClass::Unmatched);
     cluster.ask();
-    assert_eq!(cluster.asks(), 1, "asked once");
+    assert_eq!(cluster.asks(), 1, "queried once");
     cluster.deliver();
     let key = match cluster.pass(B, conn.syn_ack()) {
         FORWARD => cluster.members[B].woken.0.first().copied(),
@@ -85,7 +85,7 @@ fn hint_that_was_lost_is_queried() {
     cluster.deliver();
     assert_eq!(cluster.pass(B, conn.syn_ack()), FORWARD);
     cluster.hints.clear();
-    // C knows the SYN, from the answer, but not the SYN-ACK.
+    // C knows the SYN from the reply, but not the SYN-ACK.
     assert_eq!(class(cluster.pass(C, conn.ack())), HoldClass::Matched);
     assert!(cluster.proposals.is_empty());
     cluster.deliver();
@@ -331,7 +331,7 @@ fn close_by_rst() {
     assert_eq!(cluster.proposals.len(), 1);
     assert_eq!(cluster.settle(), [Outcome::Accepted]);
     assert_eq!(cluster.states(C), ["CLOSE"]);
-    assert_eq!(cluster.pass(C, conn.data()).held(), Some(HoldClass::Unmatched), "nothing new belongs to it");
+    assert_eq!(cluster.pass(C, conn.data()).held(), Some(HoldClass::Unmatched), "a new segment does not belong to it");
 }
 
 #[test]
@@ -340,7 +340,7 @@ fn closed_session_gives_its_tuple_to_a_new_handshake() {
     cluster.pass(A, conn.of_server(Tcp::RST, 0, 0, 0));
     cluster.deliver();
     cluster.settle();
-    // Close enough to the old numbers to be mistaken for them.
+    // Close enough to the old numbers to fit both connections.
     let next = Conn { client: conn.client + 1000, server: conn.server + 1000, ..conn };
     assert_eq!(cluster.pass(B, next.syn_ack()).held(), Some(HoldClass::Unmatched), "before the hint");
     assert_eq!(cluster.pass(A, next.syn()), FORWARD);
@@ -363,7 +363,7 @@ fn syn_changes_nothing_of_a_live_session() {
     for isn in 1..100_u32 {
         let forged = Conn { client: isn << 16, ..conn };
         let expected = if isn == 1 { FORWARD } else { drop_for(Reason::TcpWindow) };
-        assert_eq!(cluster.pass(A, forged.syn()), expected, "one a second");
+        assert_eq!(cluster.pass(A, forged.syn()), expected, "one SYN a second");
     }
     cluster.now = cluster.now + 1000 * MS;
     assert_eq!(cluster.pass(A, Conn { client: 7, ..conn }.syn()), FORWARD);
@@ -434,7 +434,7 @@ fn unknown_packets_are_held_then_dropped() {
     cluster.ask();
     assert_eq!(cluster.asks(), 1);
     cluster.now = cluster.now + 250 * MS;
-    assert_eq!(cluster.pass(A, conn.of_client(Tcp::RST, 0, 0, 0)), drop_for(Reason::NoSession), "nobody answered");
+    assert_eq!(cluster.pass(A, conn.of_client(Tcp::RST, 0, 0, 0)), drop_for(Reason::NoSession), "no member replied");
 }
 
 #[test]

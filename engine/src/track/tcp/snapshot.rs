@@ -1,4 +1,4 @@
-//! What members tell each other of an established connection.
+//! Snapshots of an established connection, which members exchange.
 
 use std::time::Duration;
 
@@ -80,7 +80,7 @@ impl Track {
                 ours.fin_known = true;
             }
         }
-        // A member with a complete history has told what this one may have missed.
+        // The snapshot of a member with a complete history has what this member may have missed.
         self.history_incomplete &=
             snapshot.history_incomplete || snapshot.endpoints.iter().any(|end| end.age_ms.is_none());
         // The peer's `seq_end` leaves out what is unconfirmed there, so its unconfirmed one counts separately.

@@ -212,7 +212,7 @@ fn snapshot_query_lets_one_segment_of_each_direction_pass_provisionally() {
     assert_eq!(done(&mut same, segment(Others)), Effect::Resolved(Provisional));
     assert!(!same.allow_provisional(Original));
     assert!(same.allow_provisional(Reply) && !same.allow_provisional(Reply));
-    // A query that times out, and a new query, count anew.
+    // After a timeout, or with a new query, both directions may pass a segment again.
     for (state, reachable) in [(Outstanding(Complete), Others), (Settled(Complete), Nobody)] {
         let mut other = query(state, Overdue);
         assert_eq!(done(&mut other, segment(reachable)), Effect::Resolved(Provisional));
