@@ -237,7 +237,7 @@ async fn snapshot_is_exact_though_apply_goes_on() {
     let gate = map.gate.clone();
     let machine = map;
     let (log, mut machine) =
-        store.into_parts(Setup { machine, wake: Box::new(NoWake), observer: Arc::new(()) }).unwrap();
+        store.into_parts(Setup { state: machine, wake: Box::new(NoWake), observer: Arc::new(()) }).unwrap();
     apply(&mut machine, 1, 11).await;
     gate.shut(true);
     let mut builder = machine.try_create_snapshot_builder(false).await.unwrap();
@@ -261,7 +261,7 @@ async fn snapshot_build_that_ends_while_another_is_sent_does_not_take_its_place(
     let store = Store::open(dir.path(), Options::new(clock())).unwrap();
     let map = Map::default();
     let gate = map.gate.clone();
-    let setup = Setup { machine: map, wake: Box::new(NoWake), observer: Arc::new(()) };
+    let setup = Setup { state: machine: map, wake: Box::new(NoWake), observer: Arc::new(()) };
     let (_log, mut machine) = store.into_parts(setup).unwrap();
     apply(&mut machine, 1, 11).await;
     machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
@@ -297,7 +297,7 @@ async fn snapshot_travels_and_is_installed() {
     let snapshots = store.snapshots();
     let told = Arc::new(Told::default());
     let (log, mut receiver) = store
-        .into_parts(Setup { machine: Map::default(), wake: Box::new(NoWake), observer: Arc::clone(&told) as _ })
+        .into_parts(Setup { state: Map::default(), wake: Box::new(NoWake), observer: Arc::clone(&told) as _ })
         .unwrap();
 
     let mut incoming = snapshots.receive(1 << 20).unwrap();
