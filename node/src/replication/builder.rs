@@ -40,11 +40,13 @@ use crate::replication::service::{MemberService, ServiceContext, serve};
 use crate::replication::tasks::Tasks;
 use crate::replication_metrics::ReplicationMetrics;
 use crate::sync::event_sink::{EventSink, tick};
-use crate::sync::events::{EVENTS, Events, SessionEvent};
-use crate::sync::hints::{Hints, Reached};
+use crate::sync::events::{Events, SessionEvent, WATCHER_QUEUE};
+use crate::sync::hints::{HintPublisher, Reachability};
 use crate::sync::idle::IdleExpiry;
-use crate::sync::progress::{Ears, Telling};
-use crate::sync::propose::{self, Answer, Proposer, Unanswered};
+use crate::sync::liveness::PeerLiveness;
+use crate::sync::progress::ProgressPublisher;
+use crate::sync::proposals::{APPLIED_QUEUE, BatchApplied, PendingBatches, Proposer};
+use crate::sync::streams;
 use crate::wake::SharedWake;
 
 /// What a member takes from its workers, and gives them.
@@ -74,11 +76,11 @@ where
     let (requests, request_queue) = mpsc::channel(REQUEST_QUEUE);
     let (sink, hint_queue, proposal_queue) = EventSink::new(core.metrics.clone());
     let raft = RaftSide::start(&core, &options, &requests, &mut tasks);
-    let peer_liveness = Ears::default();
+    let peer_liveness = PeerLiveness::default();
     let sources =
         Sources { hints: workers.hints, proposals: workers.proposals, hint_queue, proposal_queue, request_queue };
     let events = applied.events.clone();
-    let reached = start_sync(&core, &options, &raft, sources, applied, &mut tasks);
+    let reachability = start_sync(&core, &options, &raft, sources, applied, &mut tasks);
     start_liveness(&core, &peer_liveness, SharedWake::copy(&workers.wake), &mut tasks);
     start_leader_tasks(&core, &options, &raft, &requests, &mut tasks);
     tasks.spawn("tick", tick(core.engine.clone(), sink.clone()));
@@ -112,7 +114,7 @@ where
         lease: core.lease,
         requests,
         events,
-        reached,
+        reachability,
         transfer: raft.transfer,
         priority: raft.priority,
         server: parking_lot::Mutex::new(Some(server)),
@@ -120,26 +122,26 @@ where
     })
 }
 
-/// What the store tells of applied batches: its queues.
+/// The queues of the store's reports of applied batches.
 struct AppliedBatches {
-    answers: mpsc::Sender<Answer>,
-    answer_queue: mpsc::Receiver<Answer>,
-    unanswered: Unanswered,
+    reports: mpsc::Sender<BatchApplied>,
+    report_queue: mpsc::Receiver<BatchApplied>,
+    pending: PendingBatches,
     events: broadcast::Sender<Arc<SessionEvent>>,
 }
 
 impl AppliedBatches {
     fn new() -> AppliedBatches {
-        let (answers, answer_queue) = mpsc::channel(propose::ANSWERS);
-        let (events, _) = broadcast::channel(EVENTS);
-        AppliedBatches { answers, answer_queue, unanswered: Unanswered::default(), events }
+        let (reports, report_queue) = mpsc::channel(APPLIED_QUEUE);
+        let (events, _) = broadcast::channel(WATCHER_QUEUE);
+        AppliedBatches { reports, report_queue, pending: PendingBatches::default(), events }
     }
 
     fn observer(&self, me: MemberId, metrics: Arc<ReplicationMetrics>) -> Arc<Events> {
         Arc::new(Events {
             me,
-            answers: self.answers.clone(),
-            unanswered: self.unanswered.clone(),
+            reports: self.reports.clone(),
+            pending: self.pending.clone(),
             watchers: self.events.clone(),
             metrics,
         })
@@ -305,7 +307,7 @@ struct Sources {
     request_queue: mpsc::Receiver<AdminRequest>,
 }
 
-/// Starts what members tell each other of sessions. Returns which of them are reached.
+/// Starts the tasks that keep peers informed of sessions. Returns which peers are reached.
 fn start_sync(
     core: &Core,
     options: &Options,
@@ -313,8 +315,8 @@ fn start_sync(
     sources: Sources,
     applied: AppliedBatches,
     tasks: &mut Tasks,
-) -> Reached {
-    let reached = Reached::default();
+) -> Reachability {
+    let reachability = Reachability::default();
     let proposer = Proposer {
         me: core.me,
         start: core.start,
@@ -324,39 +326,31 @@ fn start_sync(
         lease: core.lease.clone(),
         metrics: core.metrics.clone(),
         proposals: sources.proposals,
-        hinted: sources.proposal_queue,
+        follow_up_proposals: sources.proposal_queue,
         requests: sources.request_queue,
-        answers: applied.answer_queue,
-        unanswered: applied.unanswered,
+        applied: applied.report_queue,
+        pending: applied.pending,
     };
-    let hints = Hints {
-        me: core.me,
+    let hints = HintPublisher {
         peers: core.peers.clone(),
         engine: core.engine.clone(),
         metrics: core.metrics.clone(),
-        reached: reached.clone(),
-        hints: sources.hints,
-        answers: sources.hint_queue,
-        members: raft.members.clone(),
+        reachability: reachability.clone(),
+        hints: Some(sources.hints),
+        replies: Some(sources.hint_queue),
     };
-    let progress = Telling {
-        me: core.me,
-        peers: core.peers.clone(),
-        engine: core.engine.clone(),
-        metrics: core.metrics.clone(),
-        members: raft.members.clone(),
-        rate: options.progress_rate,
-    };
+    let (peers, engine, metrics) = (core.peers.clone(), core.engine.clone(), core.metrics.clone());
+    let progress = ProgressPublisher::new(peers, engine, metrics, options.progress_rate);
     tasks.spawn("proposals", proposer.run());
-    tasks.spawn("hints", hints.run());
-    tasks.spawn("progress", progress.run());
-    reached
+    tasks.spawn("hints", streams::run(hints, core.me, raft.members.clone()));
+    tasks.spawn("progress", streams::run(progress, core.me, raft.members.clone()));
+    reachability
 }
 
 /// Starts the failure detector.
-fn start_liveness(core: &Core, liveness: &Ears, wake: Box<dyn SharedWake>, tasks: &mut Tasks) {
-    let detector = liveness.clone().watch(core.me, core.engine.clone(), wake, core.metrics.clone(), core.lease.grace());
-    tasks.spawn("failure detector", detector);
+fn start_liveness(core: &Core, liveness: &PeerLiveness, wake: Box<dyn SharedWake>, tasks: &mut Tasks) {
+    let (engine, metrics, grace) = (core.engine.clone(), core.metrics.clone(), core.lease.grace());
+    tasks.spawn("failure detector", liveness.clone().run_failure_detector(core.me, engine, wake, metrics, grace));
 }
 
 /// Starts what the leader does besides leading.

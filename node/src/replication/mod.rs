@@ -40,7 +40,7 @@ use crate::raft::requests::{AdminRequest, propose_and_wait};
 use crate::raft::transfer::LeadershipTransfer;
 use crate::replication::builder::WorkerSide;
 use crate::replication::tasks::Tasks;
-use crate::sync::hints::Reached;
+use crate::sync::hints::Reachability;
 
 pub use crate::membership::error::MembershipError;
 pub use crate::membership::identity::{Identity, IdentityError};
@@ -76,7 +76,7 @@ pub struct Replication {
     lease: Arc<Lease>,
     requests: mpsc::Sender<AdminRequest>,
     events: broadcast::Sender<Arc<SessionEvent>>,
-    reached: Reached,
+    reachability: Reachability,
     transfer: LeadershipTransfer,
     priority: watch::Sender<ElectionPriority>,
     server: parking_lot::Mutex<Option<JoinHandle<()>>>,
@@ -182,7 +182,7 @@ impl Replication {
     pub fn status(&self) -> Status {
         let metrics = self.raft.metrics().borrow_watched().clone();
         let lease = self.lease.state_at(clock::now());
-        status::status(self.identity(), &metrics, &self.engine.cluster_state(), &self.reached, lease)
+        status::status(self.identity(), &metrics, &self.engine.cluster_state(), &self.reachability, lease)
     }
 
     /// Has a command committed and applied here, and returns its outcome: committed is not accepted.
