@@ -18,6 +18,7 @@ use crate::time::Time;
 use crate::tuple::{Direction, Protocol, Tuple};
 use crate::types::Wake;
 use crate::verdict::HoldKey;
+use crate::worker_set::WorkerSet;
 
 /// A member that passed a packet of a session not longer ago sees it still.
 const LIVE: Duration = Duration::from_secs(2);
@@ -66,18 +67,18 @@ impl Engine {
             let mut shard = self.table.shard_for(hash);
             self.merge(&mut shard, hash, open, now)
         };
-        if workers != 0 {
+        if !workers.is_empty() {
             wake.wake(workers, HoldKey(hash));
         }
     }
 
     /// Merges a hint into what is known; yields the workers that may have waited for it.
-    fn merge(&self, shard: &mut Shard, hash: u64, open: &HalfOpen, now: Time) -> u64 {
+    fn merge(&self, shard: &mut Shard, hash: u64, open: &HalfOpen, now: Time) -> WorkerSet {
         let session = shard.sessions.find(hash, &open.original).and_then(|slot| shard.sessions.get(slot));
         let told = (&open.original, &open.protocol);
         let same_as = |s: &Session| s.closed.is_none() && same_connection((&s.original, &s.handshake_state()), told);
         if session.is_some_and(|s| s.id == open.id || same_as(s)) {
-            return 0;
+            return WorkerSet::EMPTY;
         }
         let same = |half: &HalfOpenEntry| {
             // Under one id or two: two members may have seen copies of one SYN before either's hint arrived. And under one
@@ -96,7 +97,7 @@ impl Engine {
             self.table.insert_half_open(shard, hash, *open, now);
             return shard.queries.take(hash);
         };
-        let Some(half) = shard.half_open.get_mut(slot) else { return 0 };
+        let Some(half) = shard.half_open.get_mut(slot) else { return WorkerSet::EMPTY };
         let opposite = half.open.original != open.original;
         let protocol = match (half.open.protocol, open.protocol) {
             (HandshakeState::Tcp { client, server: ours }, HandshakeState::Tcp { server: theirs, .. }) => {
@@ -136,7 +137,7 @@ impl Engine {
             self.table.remove_half_open(&mut shard, slot);
         }
         drop(shard);
-        if workers != 0 {
+        if !workers.is_empty() {
             wake.wake(workers, HoldKey(hash));
         }
     }
@@ -188,7 +189,7 @@ impl Engine {
         let hash = self.table.hash(&original);
         let workers = shard.queries.take(hash);
         drop(shard);
-        if workers != 0 {
+        if !workers.is_empty() {
             wake.wake(workers, HoldKey(hash));
         }
     }

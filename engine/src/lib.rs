@@ -37,6 +37,7 @@ mod traffic;
 mod tuple;
 mod types;
 mod verdict;
+mod worker_set;
 
 pub use addr::Ip;
 pub use cluster_state::{ClusterState, MemberInfo, PolicyRecord, Role};
@@ -44,7 +45,7 @@ pub use engine::Engine;
 pub use event::{
     EndpointSnapshot, Event, FragmentKey, Hint, Progress, Proposal, ProvisionalSegment, TcpSnapshot, UnconfirmedEdge,
 };
-pub use id::{Generation, MemberId, RuleId, SessionId, SessionIdError, ZoneId};
+pub use id::{Generation, MemberId, RuleId, SessionId, SessionIdError, ZoneId, ZonePair};
 pub use idle::Inquiry;
 pub use progress::TakeoverCounts;
 pub use session::{Close, CloseCause, Counts, Establish, HalfOpen, HandshakeState, SessionInfo, SynParams};
@@ -54,3 +55,4 @@ pub use traffic::{Traffic, TrafficDelta};
 pub use tuple::{Direction, PerDirection, Protocol, Tuple};
 pub use types::{Config, Context, LeaseState, Routes, Wake};
 pub use verdict::{HoldClass, HoldKey, Reason, Verdict};
+pub use worker_set::WorkerSet;

@@ -4,6 +4,7 @@ use crate::addr::Ip;
 use crate::id::{MemberId, ZoneId};
 use crate::time::Time;
 use crate::verdict::HoldKey;
+use crate::worker_set::WorkerSet;
 
 /// Sizes and times of one member's engine.
 ///
@@ -84,10 +85,10 @@ pub trait Routes {
 /// Told which held packets may go on.
 pub trait Wake {
     /// Packets with this key at these workers (bit n: worker n) are to be judged again.
-    fn wake(&mut self, workers: u64, key: HoldKey);
+    fn wake(&mut self, workers: WorkerSet, key: HoldKey);
 }
 
 /// Nobody holds packets.
 impl Wake for () {
-    fn wake(&mut self, _: u64, _: HoldKey) {}
+    fn wake(&mut self, _: WorkerSet, _: HoldKey) {}
 }

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use palisade_engine::Role;
+use palisade_engine::hold::{HoldBudget, HoldLimits};
 
 pub use reader::{ConfigError, Invalid, Problem};
 use reader::{Table, Wrong};
@@ -142,12 +143,8 @@ pub struct Datapath {
     pub workers: usize,
     /// Interfaces exempt from the gate: the kernel routes what arrives on them unfiltered.
     pub bypass_interfaces: Vec<String>,
-    /// Longest hold.
-    pub hold_time: Duration,
-    /// Most packets held per worker: matched, unmatched.
-    pub hold_packets: (usize, usize),
-    /// Most bytes held per worker: matched, unmatched.
-    pub hold_bytes: (usize, usize),
+    /// Bounds of each worker's hold buffer.
+    pub hold: HoldLimits,
     /// May the daemon set `rp_filter` as it needs it?
     pub manage_rp_filter: bool,
     /// May the daemon switch forwarding on?
@@ -398,9 +395,11 @@ impl Datapath {
             inject: inject?,
             workers: workers?,
             bypass_interfaces: bypass_interfaces?,
-            hold_time: hold_time?,
-            hold_packets: (packets?, unmatched_packets?),
-            hold_bytes: (bytes?, unmatched_bytes?),
+            hold: HoldLimits {
+                matched: HoldBudget { packets: packets?, bytes: bytes? },
+                unmatched: HoldBudget { packets: unmatched_packets?, bytes: unmatched_bytes? },
+                max_time: hold_time?,
+            },
             manage_rp_filter: manage_rp_filter?,
             manage_forwarding: manage_forwarding?,
         })

@@ -1,6 +1,6 @@
 //! Wake-ups of held packets, for several tasks.
 
-use palisade_engine::{HoldKey, Wake};
+use palisade_engine::{HoldKey, Wake, WorkerSet};
 
 /// A [`Wake`] that can be given to several tasks.
 pub(crate) trait SharedWake: Wake + Send + Sync {
@@ -17,7 +17,7 @@ impl<W: Wake + Clone + Send + Sync + 'static> SharedWake for W {
 pub(crate) struct Waker(pub(crate) Box<dyn SharedWake>);
 
 impl Wake for Waker {
-    fn wake(&mut self, workers: u64, key: HoldKey) {
+    fn wake(&mut self, workers: WorkerSet, key: HoldKey) {
         self.0.wake(workers, key);
     }
 }
@@ -26,5 +26,5 @@ impl Wake for Waker {
 pub(crate) struct NoWake;
 
 impl Wake for NoWake {
-    fn wake(&mut self, _: u64, _: HoldKey) {}
+    fn wake(&mut self, _: WorkerSet, _: HoldKey) {}
 }

@@ -53,7 +53,7 @@ impl Job for Nothing {
 }
 
 impl Wake for Nothing {
-    fn wake(&mut self, _: u64, _: HoldKey) {}
+    fn wake(&mut self, _: palisade_engine::WorkerSet, _: HoldKey) {}
 }
 
 fn entry(index: u64) -> Entry {
@@ -77,7 +77,8 @@ fn size(dir: &Path) -> std::io::Result<u64> {
 }
 
 async fn measure(log: &mut LogStore, next: &mut u64, entries: u64, flying: usize) -> Result<(), Box<dyn Error>> {
-    let before = log.metrics().totals();
+    let metrics = log.metrics();
+    let (operations, flushes) = (metrics.operations.get(), metrics.flush.count());
     let mut purged = log.get_log_state().await?.last_purged_log_id.map_or(0, |id| id.index);
     let begin = Instant::now();
     let (mut latencies, mut waiting) = (Vec::new(), VecDeque::new());
@@ -104,14 +105,13 @@ async fn measure(log: &mut LogStore, next: &mut u64, entries: u64, flying: usize
     let took = begin.elapsed().as_secs_f64();
     latencies.sort_unstable();
     let at = |share: f64| latencies[((latencies.len() - 1) as f64 * share) as usize];
-    let totals = log.metrics().totals();
     println!(
         "{entries:>2} × 1 KiB, {flying:>2} in flight: {:>6.0} batches/s, {:>6.0} entries/s, p50 {:?}, p99 {:?}, {:.1} batches a flush",
         latencies.len() as f64 / took,
         latencies.len() as f64 * entries as f64 / took,
         at(0.5),
         at(0.99),
-        (totals.operations - before.operations) as f64 / (totals.flushes - before.flushes).max(1) as f64,
+        (metrics.operations.get() - operations) as f64 / (metrics.flush.count() - flushes).max(1) as f64,
     );
     Ok(())
 }

@@ -77,7 +77,7 @@ pub use flush::{Barrier, Clock, DiskBarrier, flush};
 pub use log::{LogReader, LogStore};
 pub use machine::{Builder, Inspector, Job, Machine, Observer, Setup, StateMachine};
 pub use memory::{MemoryDisk, MemoryLog};
-pub use metrics::{Flush, StoreMetrics, Totals};
+pub use metrics::{StoreCounters, StoreMetrics};
 pub use recover::Remains;
 pub use snapshot::{Lease, SnapshotFile, SnapshotReceiver, Snapshots};
 pub use store::{Options, Store, quarantine};

@@ -239,7 +239,7 @@ impl LogReader {
                 (state.epoch, from, to.min(recent_from))
             };
             let log = self.trees.log.clone();
-            self.metrics.cold_read();
+            self.metrics.cold_reads.inc();
             let read =
                 tokio::task::spawn_blocking(move || read_cold(&log, from, to, most)).await.map_err(io::Error::other)?;
             let state = self.tail.state.read();

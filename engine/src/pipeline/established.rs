@@ -279,7 +279,7 @@ impl Engine {
             events.push(Event::Hint(Hint::Progress { id, snapshot, provisional: Vec::new() }));
             let hash = self.table.hash(&packet.tuple);
             let workers = shard.queries.take(hash);
-            if workers != 0 {
+            if !workers.is_empty() {
                 events.push(Event::Wake { workers, key: HoldKey(hash) });
             }
             return Some(Resolved::Outcome(outcome));

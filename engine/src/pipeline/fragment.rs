@@ -26,6 +26,7 @@ use crate::time::Time;
 use crate::tuple::{Protocol, Tuple};
 use crate::types::{Context, LeaseState, Wake};
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
+use crate::worker_set::WorkerSet;
 
 impl Engine {
     /// The verdict on a fragment that is not the first.
@@ -59,7 +60,7 @@ impl Engine {
         let (shard, key) = self.datagram(&datagram);
         let mut shard = self.table.shard_for(shard);
         let workers = match verdict {
-            Verdict::Hold(..) => 0,
+            Verdict::Hold(..) => WorkerSet::EMPTY,
             Verdict::Drop(_) | Verdict::Reject(_) => shard.fragments.dropped(key, &datagram, context.now),
             Verdict::Forward => {
                 if !shard.fragments.first(key, fragment.length, context.now) {
@@ -69,7 +70,7 @@ impl Engine {
                 shard.fragments.take(key)
             }
         };
-        if workers != 0 {
+        if !workers.is_empty() {
             events.push(Event::Wake { workers, key: HoldKey(key) });
         }
         verdict
@@ -86,7 +87,7 @@ impl Engine {
             shard.fragments.elsewhere(key, end, now);
             shard.fragments.take(key)
         };
-        if workers != 0 {
+        if !workers.is_empty() {
             wake.wake(workers, HoldKey(key));
         }
     }

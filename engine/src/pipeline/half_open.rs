@@ -284,7 +284,7 @@ impl Engine {
                     *server = Some(end(tcp));
                     // What came before it can be judged now.
                     let workers = std::mem::take(&mut half.waiters);
-                    if workers != 0 {
+                    if !workers.is_empty() {
                         events.push(Event::Wake { workers, key: HoldKey(hash) });
                     }
                 }
@@ -331,7 +331,7 @@ impl Engine {
                 if let Some(reason) = half.refused {
                     return Verdict::Drop(reason);
                 }
-                half.waiters |= 1 << (context.worker & 63);
+                half.waiters.insert(context.worker);
                 if step == HandshakeStep::Ambiguous
                     && half.queried.is_none_or(|at| now.since(at) >= QUERY_RETRY_INTERVAL)
                 {
@@ -344,7 +344,7 @@ impl Engine {
                 if let Some(reason) = half.refused {
                     return Verdict::Drop(reason);
                 }
-                half.waiters |= 1 << (context.worker & 63);
+                half.waiters.insert(context.worker);
                 if again {
                     self.propose(shard, hash, slot, context, events);
                 }

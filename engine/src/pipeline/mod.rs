@@ -202,7 +202,7 @@ impl Engine {
         self.table.insert_half_open(&mut shard, hash, open, context.now);
         let workers = shard.queries.take(hash);
         drop(shard);
-        if workers != 0 {
+        if !workers.is_empty() {
             // Its answer overtook it.
             events.push(Event::Wake { workers, key: HoldKey(hash) });
         }

@@ -9,7 +9,7 @@ use crate::session::{Close, CloseCause, Establish, HandshakeState};
 use crate::table::Shard;
 use crate::table::half_open::{HalfOpenEntry, same_connection};
 use crate::table::session::{Session, SessionFlag};
-use crate::time::{Coarse, Time};
+use crate::time::{Stamp17ms, Time};
 use crate::tuple::Protocol;
 use crate::types::Wake;
 use crate::verdict::{HoldKey, Reason};
@@ -137,7 +137,7 @@ impl Replica {
             }
             outcome
         };
-        if workers != 0 {
+        if !workers.is_empty() {
             wake.wake(workers, HoldKey(hash));
         }
         outcome
@@ -197,7 +197,7 @@ impl Replica {
             session.closed = Some(close.cause);
             // How it ends now does not depend on who uses it.
             session.flags.set(SessionFlag::Expiring, false);
-            session.seen = Coarse::up(now);
+            session.seen = Stamp17ms::rounded_up(now);
             let after = session_digest(session);
             self.count(&mut shard, after.wrapping_sub(before));
         }
@@ -218,13 +218,13 @@ impl Replica {
             // Nobody's command is under way for 65,536 inquiries, which take a second each at least.
             session.refreshes = session.refreshes.wrapping_add(1);
             session.flags.set(SessionFlag::Expiring, false);
-            session.seen = Coarse::up(now);
+            session.seen = Stamp17ms::rounded_up(now);
             let after = session_digest(session);
             self.count(&mut shard, after.wrapping_sub(before));
         }
         let workers = shard.queries.take(hash);
         drop(shard);
-        if workers != 0 {
+        if !workers.is_empty() {
             wake.wake(workers, HoldKey(hash));
         }
     }
@@ -244,7 +244,7 @@ impl Replica {
             self.remove(id);
             // A packet that came too late may open another one.
             let workers = engine.table.shard_for(hash).queries.take(hash);
-            if workers != 0 {
+            if !workers.is_empty() {
                 wake.wake(workers, HoldKey(hash));
             }
         }

@@ -41,9 +41,10 @@ use crate::id::{Generation, MemberId, SessionId};
 use crate::session::{CloseCause, Establish};
 use crate::table::session::{Session, SessionFlag};
 use crate::table::{SHARDS, Shard, Table};
-use crate::time::{Coarse, Time};
+use crate::time::{Stamp17ms, Time};
 use crate::types::Wake;
 use crate::verdict::HoldKey;
+use crate::worker_set::WorkerSet;
 
 /// Format version 1.
 const MAGIC: &[u8; 8] = b"PALSNAP1";
@@ -429,13 +430,13 @@ impl Replica {
         }
         engine.activate(new.active_policy);
         for (number, records) in table.numbers().zip(by_shard) {
-            let mut wakes: Vec<(u64, u64)>;
+            let mut wakes: Vec<(u64, WorkerSet)>;
             {
                 let mut shard = table.shard(number);
                 wakes = shard.queries.take_all().collect();
                 replace_shard(&engine, now, number, &mut shard, records, &mut wakes);
             }
-            for (hash, workers) in wakes.into_iter().filter(|(_, workers)| *workers != 0) {
+            for (hash, workers) in wakes.into_iter().filter(|(_, workers)| !workers.is_empty()) {
                 wake.wake(workers, HoldKey(hash));
             }
         }
@@ -458,7 +459,7 @@ fn replace_shard(
     number: u8,
     shard: &mut Shard,
     records: Vec<(u64, Kept)>,
-    wakes: &mut Vec<(u64, u64)>,
+    wakes: &mut Vec<(u64, WorkerSet)>,
 ) {
     let (table, timeouts) = (&engine.table, engine.timeouts());
     let mut old: HashMap<SessionId, Session> = table.drain(shard, number).into_iter().map(|s| (s.id, s)).collect();
@@ -474,7 +475,7 @@ fn replace_shard(
             session.closed = closed;
             session.refreshes = refreshes;
             session.flags.set(SessionFlag::Expiring, false);
-            session.seen = Coarse::up(now);
+            session.seen = Stamp17ms::rounded_up(now);
         }
         let half_open: Vec<u32> = shard.half_open.lookup(hash, &establish.original).collect();
         for slot in half_open {

@@ -73,7 +73,7 @@ impl Repairer {
             self.suspect(true);
             tracing::error!(?divergence, "this member's state is wrong: it is repaired from a snapshot of the leader");
             while let Err(error) = self.repair_once().await {
-                self.metrics.repairs_failed.add(1);
+                self.metrics.repairs.failed.add(1);
                 tracing::error!(%error, "this member's state could not be repaired; trying again");
                 if self.raft.members().keys().all(|id| *id == self.me) {
                     tracing::error!("there is no other member to repair this one from: it restarts from its log");
@@ -82,7 +82,7 @@ impl Repairer {
                 tokio::time::sleep(RETRY_DELAY).await;
             }
             self.suspect(false);
-            self.metrics.repairs_done.add(1);
+            self.metrics.repairs.done.add(1);
         }
     }
 
@@ -96,7 +96,7 @@ impl Repairer {
 
     fn suspect(&self, suspect: bool) {
         self.lease.suspect(suspect);
-        self.metrics.state_suspect.set(suspect.into());
+        self.metrics.state_suspect.set(suspect);
     }
 
     async fn repair_once(&self) -> Result<(), RepairError> {

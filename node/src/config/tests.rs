@@ -36,7 +36,7 @@ fn defaults_are_filled_in() {
     assert_eq!(config.interfaces.len(), 2);
     assert!(config.interfaces[0].antispoof);
     assert!(!config.interfaces[1].antispoof);
-    assert_eq!(config.datapath.hold_time, Duration::from_millis(250));
+    assert_eq!(config.datapath.hold.max_time, Duration::from_millis(250));
     assert_eq!(config.limits.grace, Duration::from_secs(300));
     assert!(config.raft.election_timeout * 4 < LEASE_DURATION);
 }
@@ -193,8 +193,8 @@ takeover_rate = 0
 cut_replication = true
 "#;
     let config = Config::parse("node.toml", text).unwrap();
-    assert_eq!(config.datapath.hold_packets, (100, 10));
-    assert_eq!(config.datapath.hold_bytes, (1_000_000, 65_536));
+    assert_eq!((config.datapath.hold.matched.packets, config.datapath.hold.unmatched.packets), (100, 10));
+    assert_eq!((config.datapath.hold.matched.bytes, config.datapath.hold.unmatched.bytes), (1_000_000, 65_536));
     assert_eq!(config.datapath.bypass_interfaces, ["mgmt0"]);
     assert_eq!((config.limits.max_half_open, config.limits.max_half_open_per_source), (500, 400));
     assert_eq!((config.raft.max_voters, config.raft.replace_after), (3, Duration::from_secs(1800)));

@@ -1,8 +1,6 @@
 //! The options of the datapath, its queues to the replication, and its status.
 
-use std::time::Duration;
-
-use palisade_engine::hold::Limits;
+use palisade_engine::hold::HoldLimits;
 use palisade_engine::{Hint, Proposal};
 use tokio::sync::mpsc::Sender;
 
@@ -30,7 +28,7 @@ pub struct Options {
     /// Packet threads: 1 to 64.
     pub workers: usize,
     /// Bounds of each worker's hold buffer. Its time is also the age from which a captured packet is stale.
-    pub hold: Limits,
+    pub hold: HoldLimits,
     /// The device for re-injection.
     pub device: String,
     /// The kind of device.
@@ -49,7 +47,7 @@ impl Default for Options {
             interfaces: Vec::new(),
             bypass_interfaces: Vec::new(),
             workers: 1,
-            hold: Limits { packets: (4096, 512), bytes: (16 << 20, 1 << 20), time: Duration::from_millis(250) },
+            hold: HoldLimits::default(),
             device: "palisade0".to_owned(),
             inject: Inject::Auto,
             manage_rp_filter: false,

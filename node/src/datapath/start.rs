@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use arc_swap::ArcSwap;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -70,7 +70,7 @@ pub fn start_with<J: Judge>(
     for (number, (ports, injector)) in captures.into_iter().zip(injectors).enumerate() {
         let routes = RouteZones::new(index, built.topology.clone()).map_err(system("a netlink socket"))?;
         let metrics = built.metrics.workers.get(number).map(Arc::clone).unwrap_or_default();
-        metrics.heartbeat.set(clock::now().0);
+        metrics.heartbeat.set(clock::now());
         let worker = Worker::new(Parts {
             number: u8::try_from(number).unwrap_or(u8::MAX),
             ports,
@@ -233,7 +233,7 @@ impl Built {
         topology.indices.store(Arc::new(indices));
         topology.changed();
         let metrics = Arc::new(DatapathMetrics::new(options.workers));
-        metrics.watcher_heartbeat.store(clock::now().0, Ordering::Relaxed);
+        metrics.watcher.heartbeat.set(clock::now());
         let shared = Arc::new(Shared {
             stop: AtomicBool::new(false),
             local: ArcSwap::from_pointee(local),

@@ -68,7 +68,7 @@ pub(crate) struct AddressCheck {
 impl Interceptor for AddressCheck {
     fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
         self.checked(request).inspect_err(|status| {
-            self.metrics.misaddressed.add(1);
+            self.metrics.wrong_destination_requests.add(1);
             tracing::debug!(%status, "a request was refused");
         })
     }
@@ -138,7 +138,7 @@ mod tests {
         assert_eq!(code(check.call(stamped("c1", 1, 3))), tonic::Code::FailedPrecondition);
         assert_eq!(code(check.call(stamped("c1", 2, 2))), tonic::Code::FailedPrecondition);
         assert_eq!(code(check.call(Request::new(()))), tonic::Code::FailedPrecondition);
-        assert_eq!(check.metrics.misaddressed.get(), 4);
+        assert_eq!(check.metrics.wrong_destination_requests.get(), 4);
     }
 
     #[test]

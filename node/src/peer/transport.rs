@@ -230,7 +230,7 @@ async fn accept(stream: io::Result<TcpStream>, metrics: Arc<ReplicationMetrics>)
             Some(stream.set_nodelay(true).map(|()| Stream { bytes: Box::new(stream), peer: Peer::Unknown }))
         }
         Ok(Ok(false) | Err(_)) | Err(_) => {
-            metrics.strangers.add(1);
+            metrics.rejected_connections.add(1);
             None
         }
     }

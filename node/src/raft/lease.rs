@@ -94,11 +94,11 @@ impl LeaseRenewer {
             let pause = match renewal {
                 Ok(()) => {
                     self.lease.renew(asked);
-                    self.metrics.lease_renewals.add(1);
+                    self.metrics.lease_renewals.renewed.add(1);
                     RENEWAL_INTERVAL
                 }
                 Err(error) => {
-                    self.metrics.lease_renewal_failures.add(1);
+                    self.metrics.lease_renewals.failed.add(1);
                     tracing::debug!(%error, "the lease was not renewed");
                     RENEWAL_RETRY_DELAY
                 }

@@ -306,7 +306,7 @@ impl RaftNetworkV2<TypeConfig> for RaftClient {
             Err(_) => return Err(StreamingError::Timeout(self.timeout(RPCTypes::InstallSnapshot, option.hard_ttl()))),
         };
         let vote = wire::vote_in(response.vote).map_err(|e| StreamingError::Network(NetworkError::new(&e)))?;
-        self.network.metrics.snapshots_sent.add(1);
+        self.network.metrics.snapshots.sent.add(1);
         // The entries since the snapshot are still to be sent, from a log that a newer snapshot would cut off: on a busy
         // cluster the new member would get one snapshot after another.
         tokio::spawn(async move {

@@ -57,7 +57,7 @@ pub use crate::raft::transfer::TransferError;
 pub use crate::raft::voters::Voters;
 pub use crate::replication::error::{EndedError, OpenError};
 pub use crate::replication::status::{Member, RaftRole, Status};
-pub use crate::replication_metrics::{Counter, Histogram, Outcomes, ReplicationMetrics};
+pub use crate::replication_metrics::ReplicationMetrics;
 pub use crate::sync::events::{SessionChange, SessionEvent};
 
 /// How long the streams of the member port may take to end.

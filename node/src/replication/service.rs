@@ -106,7 +106,7 @@ impl ServiceContext {
         if self.engine.cluster_state().members.contains_key(&from) || self.raft.is_member(from) {
             return Ok(());
         }
-        self.metrics.misaddressed.add(1);
+        self.metrics.wrong_destination_requests.add(1);
         Err(not_a_member(from))
     }
 
@@ -129,7 +129,7 @@ impl ServiceContext {
         let hint = match decode_hint(bytes) {
             Ok(hint) => hint,
             Err(error) => {
-                self.metrics.hints_damaged.add(1);
+                self.metrics.hints_invalid.add(1);
                 tracing::debug!(%from, %error, "a hint was skipped");
                 return;
             }
@@ -225,7 +225,7 @@ impl MemberRpc for MemberService {
         let (vote, file) = snapshot::receive(&self.0.snapshots, request.into_inner(), check).await?;
         let snapshot = openraft::Snapshot { meta: file.meta().clone(), snapshot: file };
         let response = self.0.raft.install_full_snapshot(vote, snapshot).await.map_err(fatal)?;
-        self.0.metrics.snapshots_received.add(1);
+        self.0.metrics.snapshots.received.add(1);
         Ok(Response::new(wire::SnapshotResponse { vote: Some(convert::vote_out(&response.vote)) }))
     }
 
@@ -289,7 +289,7 @@ impl MemberRpc for MemberService {
         });
         let refusals = refused.buffer_unordered(MAX_PENDING_BATCHES).filter_map(move |refused| {
             let refusal = |first| {
-                context.metrics.refused_not_leader.add(1);
+                context.metrics.batches_refused.add(1);
                 let leader = context.leadership.borrow().leader.as_ref().map_or(0, |l| l.id.0);
                 wire::ProposalRefusal { first, leader }
             };

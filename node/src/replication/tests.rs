@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use palisade_engine::replica::Batch;
 use palisade_engine::{Close, CloseCause, Establish, Role};
-use palisade_engine::{Generation, HoldKey, LeaseState, Protocol, SessionId, Time, Tuple, ZoneId};
+use palisade_engine::{Generation, HoldKey, LeaseState, Protocol, SessionId, Time, Tuple, WorkerSet, ZoneId};
 use palisade_engine::{HalfOpen, HandshakeState, SynParams};
 use palisade_engine::{Ip, RuleId};
 use tempfile::TempDir;
@@ -29,7 +29,6 @@ mod rolled_back;
 mod voters;
 
 /// The limit of every wait for something that will happen unless there is a mistake. No machine is too slow for it.
-
 const LONG: Duration = Duration::from_secs(120);
 
 /// What `Timing::default` has: without a sign of the leader for this long, a member asks for votes.
@@ -39,7 +38,7 @@ const ELECTION_TIMEOUT: Duration = Duration::from_millis(160);
 struct Woken(Arc<AtomicU64>);
 
 impl Wake for Woken {
-    fn wake(&mut self, _: u64, _: HoldKey) {
+    fn wake(&mut self, _: WorkerSet, _: HoldKey) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 }
@@ -297,7 +296,7 @@ async fn lease_ends_without_a_majority() {
     assert_eq!(nodes[left].run().lease.state_at(past), LeaseState::Grace);
     // It proposes nothing and confirms nothing.
     nodes[left].run().proposals.send(Proposal::Establish(Box::new(establish(1)))).await.unwrap();
-    until("the proposal is dropped", || nodes[left].run().metrics().dropped_without_lease.get() == 1).await;
+    until("the proposal is dropped", || nodes[left].run().metrics().proposals_dropped.lease_not_valid.get() == 1).await;
     let refused = nodes[left].run().command(command(2), Duration::from_millis(500)).await;
     assert_eq!(refused, Err(ProposeError::Timeout));
     nodes[gone].start().await;
@@ -391,7 +390,7 @@ async fn request_for_another_member_is_refused_and_garbage_does_not_hurt() {
         let refused = client.vote(request()).await.unwrap_err();
         assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
     }
-    assert_eq!(nodes[0].run().metrics().misaddressed.get(), 2);
+    assert_eq!(nodes[0].run().metrics().wrong_destination_requests.get(), 2);
 
     for byte in 0..50_u8 {
         let mut stream = tokio::net::TcpStream::connect(nodes[0].options.listen).await.unwrap();
@@ -403,7 +402,11 @@ async fn request_for_another_member_is_refused_and_garbage_does_not_hurt() {
     assert_eq!(nodes[1].run().command(command(1), LONG).await.unwrap(), Outcome::Accepted);
     until("it is applied there too", || has(&nodes[0], 1)).await;
     assert!(nodes[0].run().status().term < 99);
-    assert!(nodes[0].run().metrics().strangers.get() >= 40, "{}", nodes[0].run().metrics().strangers.get());
+    assert!(
+        nodes[0].run().metrics().rejected_connections.get() >= 40,
+        "{}",
+        nodes[0].run().metrics().rejected_connections.get()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

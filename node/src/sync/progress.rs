@@ -96,8 +96,8 @@ impl Telling {
         });
         let from = *told;
         *told = until.max(from);
-        self.metrics.progress_told.add(sessions);
-        self.metrics.progress_lag_ms.set(u64::try_from(now.since(*told).as_millis()).unwrap_or(u64::MAX));
+        self.metrics.progress_sessions.sent.add(sessions);
+        self.metrics.progress_lag.set(now.since(*told));
         wire::ProgressBatch { sent: now.0, from: from.0, until: told.0, sessions: bytes.into() }
     }
 
@@ -216,7 +216,7 @@ impl Ears {
             every.tick().await;
             let silent = self.look(me, &engine, clock::now(), grace + MARGIN);
             engine.set_silent_peers(silent, &mut wake);
-            metrics.members_silent.set(silent.into());
+            metrics.members_silent.set(silent);
         }
     }
 
@@ -254,7 +254,7 @@ pub(crate) async fn receive(
     while let Some(batch) = batches.next().await {
         known()?;
         let learned = ears.hear(engine, from, &batch?);
-        metrics.progress_learned.add(learned.map_err(|e| tonic::Status::invalid_argument(e.to_string()))?);
+        metrics.progress_sessions.received.add(learned.map_err(|e| tonic::Status::invalid_argument(e.to_string()))?);
     }
     Ok(())
 }

@@ -228,7 +228,7 @@ impl Proposer {
         }
         let now = clock::now();
         if self.lease.state_at(now) != LeaseState::Valid {
-            self.metrics.dropped_without_lease.add(arrived.len() as u64);
+            self.metrics.proposals_dropped.lease_not_valid.add(arrived.len() as u64);
             arrived.clear();
             return;
         }
@@ -254,7 +254,7 @@ impl Proposer {
         let Some(flight) = state.flying.remove(&answer.first) else { return };
         let now = clock::now();
         for ((queued, reply), outcome) in flight.notes.into_iter().zip(answer.outcomes) {
-            self.metrics.commit_us.observe_time(now.since(queued));
+            self.metrics.commit.observe(now.since(queued));
             self.metrics.outcomes.count(&outcome);
             if let Some(reply) = reply {
                 // Nobody waits any longer: fine.
@@ -306,7 +306,7 @@ impl Proposer {
         match reply {
             // Nobody waits any longer: fine.
             Some(reply) => drop(reply.send(Err(ProposeError::Timeout))),
-            None => self.metrics.dropped_deadline.add(1),
+            None => self.metrics.proposals_dropped.deadline.add(1),
         }
     }
 
@@ -338,7 +338,7 @@ impl Proposer {
             flight.pause = (flight.pause * 2).min(AGAIN_MOST);
             flight.again = now + flight.pause;
             flight.batch.floor = floor;
-            self.metrics.proposed_again.add(1);
+            self.metrics.batches_retransmitted.add(1);
             self.propose(&mut state.link, &flight.batch).await;
         }
     }

@@ -83,8 +83,8 @@ impl Session {
             id: info.id,
             original: info.original,
             reply: info.reply,
-            ingress: zone(info.zones.0),
-            egress: zone(info.zones.1),
+            ingress: zone(info.zones.ingress),
+            egress: zone(info.zones.egress),
             generation: info.rule.0,
             rule: info.rule.1,
             state: info.state.to_owned(),
@@ -133,7 +133,10 @@ impl SessionFilter {
             && self.src_port.is_none_or(|p| p == info.original.src_port)
             && self.dst_port.is_none_or(|p| p == info.original.dst_port)
             && self.state.as_ref().is_none_or(|s| s.eq_ignore_ascii_case(info.state))
-            && self.zone.as_deref().is_none_or(|z| zone(info.zones.0) == Some(z) || zone(info.zones.1) == Some(z))
+            && self
+                .zone
+                .as_deref()
+                .is_none_or(|z| zone(info.zones.ingress) == Some(z) || zone(info.zones.egress) == Some(z))
     }
 }
 

@@ -80,7 +80,7 @@ impl Job for MapJob {
 pub struct NoWake;
 
 impl Wake for NoWake {
-    fn wake(&mut self, _: u64, _: HoldKey) {}
+    fn wake(&mut self, _: palisade_engine::WorkerSet, _: HoldKey) {}
 }
 
 pub fn clock() -> Clock {

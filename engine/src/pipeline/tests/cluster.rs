@@ -15,6 +15,7 @@ use crate::time::Time;
 use crate::tuple::Tuple;
 use crate::types::{Config, Context, LeaseState, Routes, Wake};
 use crate::verdict::{HoldKey, Verdict};
+use crate::worker_set::WorkerSet;
 
 pub(crate) const MS: Duration = Duration::from_millis(1);
 
@@ -32,10 +33,10 @@ impl Routes for Net {
 }
 
 #[derive(Default)]
-pub(crate) struct Woken(pub(crate) Vec<(u64, HoldKey)>);
+pub(crate) struct Woken(pub(crate) Vec<(WorkerSet, HoldKey)>);
 
 impl Wake for Woken {
-    fn wake(&mut self, workers: u64, key: HoldKey) {
+    fn wake(&mut self, workers: WorkerSet, key: HoldKey) {
         self.0.push((workers, key));
     }
 }
