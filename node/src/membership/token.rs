@@ -87,8 +87,11 @@ impl FromStr for Token {
     fn from_str(text: &str) -> Result<Token, TokenError> {
         let body = text.trim().strip_prefix(PREFIX).ok_or(TokenError::Prefix)?;
         let bytes = decode(body).ok_or(TokenError::Damaged)?;
-        let (content, check) =
-            bytes.len().checked_sub(CHECKSUM_BYTES).and_then(|n| bytes.split_at_checked(n)).ok_or(TokenError::Damaged)?;
+        let (content, check) = bytes
+            .len()
+            .checked_sub(CHECKSUM_BYTES)
+            .and_then(|n| bytes.split_at_checked(n))
+            .ok_or(TokenError::Damaged)?;
         if Sha256::digest(content).get(..CHECKSUM_BYTES) != Some(check) {
             return Err(TokenError::Damaged);
         }

@@ -140,7 +140,7 @@ impl RaftClient {
             limit,
         };
         let stream = futures::stream::unfold(Some((flow, timed_out)), |state| async move {
-            let (mut flow, late) = state?;
+            let (mut flow, timed_out) = state?;
             let result = match flow.next().await {
                 Ok(response) => match wire::appended_in(response?) {
                     Ok(result) => Ok(result),

@@ -182,7 +182,12 @@ impl Core {
             store: data_dir.store(identity),
             owner: StoreIdentity { cluster: identity.cluster.clone(), member: me },
             start: identity.starts,
-            network: Network { me, peers: peers.clone(), response_timeout: options.timing.response_timeout, metrics: metrics.clone() },
+            network: Network {
+                me,
+                peers: peers.clone(),
+                response_timeout: options.timing.response_timeout,
+                metrics: metrics.clone(),
+            },
             wake,
             observer: applied.observer(me, metrics.clone()),
         };

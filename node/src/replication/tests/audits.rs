@@ -95,7 +95,7 @@ async fn audit_transfers_leadership_to_no_drained_member() {
     plant(&nodes[odd], 500);
     until("it is repaired", || {
         assert!(!leads(drained), "a repair transferred leadership to a drained member");
-        nodes[odd].run().metrics().repairs_done.get() == 1
+        nodes[odd].run().metrics().repairs.done.get() == 1
     })
     .await;
 }
