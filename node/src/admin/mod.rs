@@ -205,7 +205,7 @@ fn membership(member: &Member) -> v1::Membership {
     v1::Membership {
         cluster: s.cluster,
         id: s.member.0,
-        as_of: Some(v1::AsOf { lease: v1::LeaseState::from(s.current).into(), applied: s.applied.unwrap_or(0) }),
+        as_of: Some(v1::AsOf { lease: v1::LeaseState::from(s.lease).into(), applied: s.applied.unwrap_or(0) }),
         raft_role: raft_role.into(),
         term: s.term,
         leader: s.leader.map_or(0, |id| id.0),

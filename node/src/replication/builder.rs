@@ -66,8 +66,8 @@ where
     let mut identity = data_dir.identity()?.ok_or(OpenError::NotMember)?;
     data_dir.start(&mut identity)?;
     let metrics = Arc::<ReplicationMetrics>::default();
-    let listening = transport::listen(options.listen, metrics.clone()).await;
-    let incoming = listening.map_err(|source| OpenError::Listen { address: options.listen, source })?;
+    let acceptor = transport::bind(options.listen, metrics.clone()).await;
+    let acceptor = acceptor.map_err(|source| OpenError::Listen { address: options.listen, source })?;
     let applied = AppliedBatches::new();
     let wake = Box::new(workers.wake.clone());
     let core = Core::start(&options, &data_dir, &identity, &applied, workers.lease.clone(), wake, metrics).await?;
@@ -103,7 +103,7 @@ where
         stop: tasks.stopped(),
     });
     let check = AddressCheck { cluster: core.cluster.clone(), me: core.me, metrics: core.metrics.clone() };
-    let server = tasks.spawn_server("member port", serve(incoming, service, check, tasks.stopped()));
+    let server = tasks.spawn_server("member port", serve(acceptor, service, check, tasks.stopped()));
     Ok(Replication {
         membership: core.membership(identity, data_dir, &raft, &requests),
         raft: core.raft,
@@ -184,7 +184,12 @@ impl Core {
             store: data_dir.store(identity),
             owner: StoreOwner { cluster: identity.cluster.clone(), member: me },
             start: identity.starts,
-            network: Network { me, peers: peers.clone(), answer: options.timing.answer, metrics: metrics.clone() },
+            network: Network {
+                me,
+                peers: peers.clone(),
+                response_timeout: options.timing.response_timeout,
+                metrics: metrics.clone(),
+            },
             wake,
             observer: applied.observer(me, metrics.clone()),
         };

@@ -4,7 +4,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
 use openraft::async_runtime::WatchReceiver;
 use openraft::raft::AppendEntriesRequest;
@@ -25,7 +24,7 @@ use crate::clock;
 use crate::membership::admission::Admission;
 use crate::peer::addressing::{AddressCheck, Caller};
 use crate::peer::connections::MAX_MESSAGE_BYTES;
-use crate::peer::transport;
+use crate::peer::transport::{self, Acceptor};
 use crate::raft::config::PalisadeRaft;
 use crate::raft::contact::LastContact;
 use crate::raft::election::LeaderContact;
@@ -143,7 +142,7 @@ impl ServiceContext {
 
 /// Serves the member port until `stop` is true.
 pub(crate) async fn serve(
-    incoming: BoxStream<'static, std::io::Result<transport::Stream>>,
+    acceptor: Box<dyn Acceptor>,
     service: MemberService,
     check: AddressCheck,
     stop: watch::Receiver<bool>,
@@ -154,7 +153,7 @@ pub(crate) async fn serve(
     let served = transport::server()
         .add_service(InterceptedService::new(member, check))
         .add_service(AdmissionServer::new(service))
-        .serve_with_incoming_shutdown(incoming, stopped(stop))
+        .serve_with_incoming_shutdown(acceptor.incoming(), stopped(stop))
         .await;
     if let Err(error) = served {
         tracing::error!(%error, "the member port was closed");
