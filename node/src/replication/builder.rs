@@ -23,6 +23,7 @@ use crate::membership::rollback_check;
 use crate::peer::addressing::AddressCheck;
 use crate::peer::connections::{Members, Peers};
 use crate::peer::transport;
+use crate::raft::barrier::ReadBarrier;
 use crate::raft::config::PalisadeRaft;
 use crate::raft::contact::LastContact;
 use crate::raft::election::{Election, LeaderContact};
@@ -113,6 +114,7 @@ where
         store: core.store,
         lease: core.lease,
         requests,
+        barrier: raft.barrier,
         events,
         reachability,
         transfer: raft.transfer,
@@ -244,6 +246,7 @@ struct RaftSide {
     leadership: watch::Receiver<Leadership>,
     members: watch::Receiver<Members>,
     read_index: ReadIndex,
+    barrier: ReadBarrier,
     contact: LastContact,
     leader_contact: LeaderContact,
     transfer: LeadershipTransfer,
@@ -260,15 +263,19 @@ impl RaftSide {
         let (priority, priority_receiver) = watch::channel(ElectionPriority::default());
         let (contact, leader_contact) = (LastContact::default(), LeaderContact::default());
         let read_index = ReadIndex { me, raft: raft.clone(), peers: core.peers.clone() };
-        let renewer = LeaseRenewer {
+        let barrier = ReadBarrier {
             me,
             raft: raft.clone(),
             read_index: read_index.clone(),
             peers: core.peers.clone(),
             leadership: leadership.clone(),
+            priority: priority_receiver.clone(),
+        };
+        let renewer = LeaseRenewer {
+            barrier: barrier.clone(),
+            leadership: leadership.clone(),
             lease: core.lease.clone(),
             requests: requests.clone(),
-            priority: priority_receiver.clone(),
             metrics: core.metrics.clone(),
         };
         let transfer = LeadershipTransfer {
@@ -296,7 +303,7 @@ impl RaftSide {
         tasks.spawn("lease", renewer.run());
         tasks.spawn("election", election.run());
         tasks.spawn("leadership transfer", transfer.clone().run());
-        RaftSide { leadership, members, read_index, contact, leader_contact, transfer, priority }
+        RaftSide { leadership, members, read_index, barrier, contact, leader_contact, transfer, priority }
     }
 }
 

@@ -35,6 +35,7 @@ use tokio::task::JoinHandle;
 use crate::clock;
 use crate::lease::Lease;
 use crate::membership::register::Membership;
+use crate::raft::barrier::ReadBarrier;
 use crate::raft::config::PalisadeRaft;
 use crate::raft::requests::{AdminRequest, propose_and_wait};
 use crate::raft::transfer::LeadershipTransfer;
@@ -49,6 +50,7 @@ pub use crate::membership::options::Options;
 pub use crate::membership::recover::{RecoverError, Recovered, Recovery, RecoveryPlan, RemovedMember};
 pub use crate::membership::rollback_check::RollbackError;
 pub use crate::membership::token::{Token, TokenError};
+pub use crate::raft::barrier::ReadBarrierError;
 pub use crate::raft::config::{LogSize, Timing};
 pub use crate::raft::priority::ElectionPriority;
 pub use crate::raft::requests::ProposeError;
@@ -75,6 +77,7 @@ pub struct Replication {
     store: StoreMetrics,
     lease: Arc<Lease>,
     requests: mpsc::Sender<AdminRequest>,
+    barrier: ReadBarrier,
     events: broadcast::Sender<Arc<SessionEvent>>,
     reachability: Reachability,
     transfer: LeadershipTransfer,
@@ -191,6 +194,15 @@ impl Replication {
     /// [`ProposeError`]; the command may still be carried out.
     pub async fn command(&self, command: Command, timeout: Duration) -> Result<Outcome, ProposeError> {
         propose_and_wait(&self.requests, command, timeout).await
+    }
+
+    /// Waits until everything is applied here that was committed before this call, through an election if need be. Adds
+    /// nothing to the log.
+    ///
+    /// # Errors
+    /// [`ReadBarrierError`]
+    pub async fn read_barrier(&self, timeout: Duration) -> Result<(), ReadBarrierError> {
+        self.barrier.wait(timeout).await
     }
 
     /// Makes a join token that is good for `ttl`.
