@@ -171,7 +171,8 @@ async fn ask_to_admit(
     address: &str,
     request: wire::JoinRequest,
 ) -> Result<Option<wire::join_response::Answer>, Status> {
-    let channel = transport::channel(transport::connector(), Peer::Unknown,address).map_err(|e| Status::unavailable(e.to_string()))?;
+    let channel = transport::channel(transport::connector(), Peer::Unknown, address)
+        .map_err(|e| Status::unavailable(e.to_string()))?;
     let answer = tokio::time::timeout(2 * ADMISSION_TIMEOUT, AdmissionClient::new(channel).join(request)).await;
     Ok(answer.map_err(|_| Status::deadline_exceeded("no answer"))??.into_inner().answer)
 }

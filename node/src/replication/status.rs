@@ -108,7 +108,7 @@ pub(crate) fn status(
     };
     let member = |id: MemberId, info: &MemberInfo| {
         let matched =
-            if role == RaftRole::Leader && id == me { metrics.last_log_index } else { matched_index(metrics,id) };
+            if role == RaftRole::Leader && id == me { metrics.last_log_index } else { matched_index(metrics, id) };
         Member {
             id,
             info: info.clone(),
