@@ -12,7 +12,7 @@
 mod common;
 
 use common::{Member, policy_change};
-use palisade_engine::parse::{Checksum, Embedded, Fragment, IpOption, Kind, Packet, Tcp, answer, frame};
+use palisade_engine::parse::{Checksum, Embedded, Fragment, IpOption, Kind, Packet, Tcp, frame, rejection};
 use palisade_engine::policy::Policy;
 use palisade_engine::replica::{Command, Outcome, Replica};
 use palisade_engine::{
@@ -48,7 +48,7 @@ pub fn parse(data: &[u8]) {
     assert_eq!(palisade_engine::parse::parse(&bytes, checksum), Ok(packet));
     // The answer to a packet is a packet of its own.
     let mut out = [0; 1500];
-    if let Some(length) = answer::reject(&bytes, &packet, None, &mut out) {
+    if let Some(length) = rejection::build(&bytes, &packet, None, &mut out) {
         let answer = palisade_engine::parse::parse(&out[..length], Checksum::Complete).expect("an answer is valid");
         assert_eq!(answer.tuple.dst, packet.tuple.src);
     }

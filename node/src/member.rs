@@ -13,7 +13,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use miette::Diagnostic;
-use palisade_engine::{Engine, Hint, LeaseState, MemberId, Proposal, Role, Time};
+use palisade_engine::{Engine, Hint, LeaseState, MemberId, Proposal, Role};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinHandle, spawn_blocking};
@@ -191,7 +191,7 @@ impl Member {
         let metrics = self.datapath().map(|d| d.metrics());
         let workers = metrics.iter().flat_map(|m| m.workers.iter().enumerate());
         workers
-            .filter(|(_, w)| now.since(Time(w.heartbeat.get())) > WORKER_STUCK_AFTER)
+            .filter(|(_, w)| now.since(w.heartbeat.get()) > WORKER_STUCK_AFTER)
             .map(|(n, _)| format!("packet worker {n} has made no progress for more than {WORKER_STUCK_AFTER:?}"))
             .collect()
     }

@@ -9,7 +9,7 @@ use crate::session::{Close, CloseCause, Establish, HandshakeState};
 use crate::table::Shard;
 use crate::table::half_open::{HalfOpenEntry, same_connection};
 use crate::table::session::{Session, SessionFlag};
-use crate::time::{Coarse, Time};
+use crate::time::{Stamp17ms, Time};
 use crate::tuple::Protocol;
 use crate::types::Wake;
 use crate::verdict::{HoldKey, Reason};
@@ -197,7 +197,7 @@ impl Replica {
             session.closed = Some(close.cause);
             // How it ends now does not depend on who uses it.
             session.flags.set(SessionFlag::Expiring, false);
-            session.seen = Coarse::up(now);
+            session.seen = Stamp17ms::rounded_up(now);
             let after = session_digest(session);
             self.count(&mut shard, after.wrapping_sub(before));
         }
@@ -218,7 +218,7 @@ impl Replica {
             // Nobody's command is under way for 65,536 inquiries, which take a second each at least.
             session.refreshes = session.refreshes.wrapping_add(1);
             session.flags.set(SessionFlag::Expiring, false);
-            session.seen = Coarse::up(now);
+            session.seen = Stamp17ms::rounded_up(now);
             let after = session_digest(session);
             self.count(&mut shard, after.wrapping_sub(before));
         }

@@ -41,7 +41,7 @@ use crate::id::{Generation, MemberId, SessionId};
 use crate::session::{CloseCause, Establish};
 use crate::table::session::{Session, SessionFlag};
 use crate::table::{SHARDS, Shard, Table};
-use crate::time::{Coarse, Time};
+use crate::time::{Stamp17ms, Time};
 use crate::types::Wake;
 use crate::verdict::HoldKey;
 use crate::worker_set::WorkerSet;
@@ -475,7 +475,7 @@ fn replace_shard(
             session.closed = closed;
             session.refreshes = refreshes;
             session.flags.set(SessionFlag::Expiring, false);
-            session.seen = Coarse::up(now);
+            session.seen = Stamp17ms::rounded_up(now);
         }
         let half_open: Vec<u32> = shard.half_open.lookup(hash, &establish.original).collect();
         for slot in half_open {

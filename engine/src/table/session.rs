@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::wheel::Links;
 use crate::id::{Generation, RuleId, SessionId, ZoneId, ZonePair};
 use crate::session::{CloseCause, Establish, HandshakeState, SessionInfo, SynParams};
-use crate::time::{Coarse, Time};
+use crate::time::{Stamp17ms, Time};
 use crate::timeouts::{Timeout, Timeouts};
 use crate::track::State;
 use crate::track::tcp::Track;
@@ -32,7 +32,7 @@ pub(crate) struct Session {
     judged: u32,
     /// When a packet of it last passed here, or when it came into its present replicated state. Rounded up: it must not
     /// look idle before it is.
-    pub(crate) seen: Coarse,
+    pub(crate) seen: Stamp17ms,
     /// Its place in the timing wheel.
     pub(crate) links: Links,
     /// TCP only.
@@ -169,7 +169,7 @@ impl Session {
             handshake: CompactHandshake::new(&e.protocol),
             flags: SessionFlags::default(),
             judged: e.generation.0 as u32,
-            seen: Coarse::up(now),
+            seen: Stamp17ms::rounded_up(now),
             links: Links::NONE,
             track,
             traffic: PerDirection::default(),
@@ -181,7 +181,7 @@ impl Session {
     pub(crate) fn account(&mut self, direction: Direction, bytes: u32, now: Time) {
         self.traffic[direction].add(1, bytes);
         self.unpublished[direction].add_packet(bytes);
-        self.seen = Coarse::up(now);
+        self.seen = Stamp17ms::rounded_up(now);
     }
 
     /// Takes back what a packet changed that does not pass after all. Its places in lists stay.

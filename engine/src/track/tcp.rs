@@ -75,7 +75,7 @@ use super::State;
 
 use crate::parse::Tcp;
 use crate::session::{CloseCause, SynParams};
-use crate::time::{Coarse, Time};
+use crate::time::{Stamp17ms, Time};
 use crate::tuple::{Direction, PerDirection};
 use crate::verdict::Reason;
 use snapshot_query::SnapshotQuery;
@@ -110,7 +110,7 @@ struct DirectionState {
     /// The sequence number after the sender's FIN, if `fin_known`.
     fin_end: u32,
     /// When `seq_end` was last confirmed.
-    confirmed_at: Coarse,
+    confirmed_at: Stamp17ms,
     /// The largest window that the sender advertised after its SYN, unscaled.
     max_window: u16,
     /// Whether the sender's FIN is known.
@@ -204,7 +204,7 @@ pub(crate) enum SegmentOutcome {
     Rst,
     /// It does not belong.
     Invalid(Reason),
-    /// It is too far from what this member knows to tell.
+    /// It is too far from what this member knows for a decision.
     Inconclusive,
 }
 
@@ -257,7 +257,7 @@ pub(crate) fn max_advertisable_window(of: &SynParams, other: &SynParams) -> i64 
 }
 
 impl DirectionState {
-    fn new(of: &SynParams, other: &SynParams, confirmed_at: Coarse) -> DirectionState {
+    fn new(of: &SynParams, other: &SynParams, confirmed_at: Stamp17ms) -> DirectionState {
         let first = of.isn.wrapping_add(1);
         DirectionState {
             seq_end: first,
@@ -278,7 +278,7 @@ impl DirectionState {
     }
 
     fn is_confirmed(&self) -> bool {
-        self.confirmed_at != Coarse::NEVER
+        self.confirmed_at != Stamp17ms::NEVER
     }
 
     /// The largest window that this end is known to have advertised, plus one byte for a window probe.
@@ -296,7 +296,7 @@ impl DirectionState {
         if seq_diff(seq, self.seq_end) > 0 {
             self.seq_end = seq;
         }
-        self.confirmed_at = Coarse::new(now);
+        self.confirmed_at = Stamp17ms::new(now);
         self.clamp_to_seq_end();
     }
 
@@ -330,7 +330,7 @@ impl Track {
     /// The state after a handshake. `handshake_seen`: when this member last learned of the handshake. `None`: it never did, so
     /// that the connection may be older than it looks.
     pub(crate) fn new(syns: &PerDirection<SynParams>, handshake_seen: Option<Time>) -> Track {
-        let confirmed_at = handshake_seen.map_or(Coarse::NEVER, Coarse::new);
+        let confirmed_at = handshake_seen.map_or(Stamp17ms::NEVER, Stamp17ms::new);
         let PerDirection { original: client, reply: server } = syns;
         Track {
             directions: PerDirection {
@@ -567,12 +567,12 @@ impl Track {
     }
 
     /// When the `seq_end` of this direction was last confirmed.
-    pub(crate) fn confirmed_at(&self, direction: Direction) -> Coarse {
+    pub(crate) fn confirmed_at(&self, direction: Direction) -> Stamp17ms {
         self.directions[direction].confirmed_at
     }
 
     /// Takes a confirmation back: the `seq_end` of this direction counts as confirmed at `confirmed_at`.
-    pub(crate) fn restore_confirmed_at(&mut self, direction: Direction, confirmed_at: Coarse) {
+    pub(crate) fn restore_confirmed_at(&mut self, direction: Direction, confirmed_at: Stamp17ms) {
         self.directions[direction].confirmed_at = confirmed_at;
     }
 

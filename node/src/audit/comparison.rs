@@ -133,9 +133,9 @@ impl Comparer {
     }
 
     fn count(&self, comparison: &Comparison) {
-        self.metrics.audits_different.add(comparison.divergent.len() as u64);
-        self.metrics.audits_equal.add(comparison.matching.len() as u64);
-        self.metrics.audits_undecided.add(comparison.inconclusive.is_some().into());
+        self.metrics.audits.divergent.add(comparison.divergent.len() as u64);
+        self.metrics.audits.matching.add(comparison.matching.len() as u64);
+        self.metrics.audits.inconclusive.add(comparison.inconclusive.is_some().into());
         if let Some(index) = comparison.equal {
             self.metrics.audited_index.set(index);
         }

@@ -73,7 +73,7 @@ impl Repairer {
             self.suspect(true);
             tracing::error!(?divergence, "this member's state is wrong: it is repaired from a snapshot of the leader");
             while let Err(error) = self.repair_once().await {
-                self.metrics.repairs_failed.add(1);
+                self.metrics.repairs.failed.add(1);
                 tracing::error!(%error, "this member's state could not be repaired; trying again");
                 if self.raft.members().keys().all(|id| *id == self.me) {
                     tracing::error!("there is no other member to repair this one from: it restarts from its log");
@@ -82,7 +82,7 @@ impl Repairer {
                 tokio::time::sleep(RETRY_DELAY).await;
             }
             self.suspect(false);
-            self.metrics.repairs_done.add(1);
+            self.metrics.repairs.done.add(1);
         }
     }
 
@@ -96,7 +96,7 @@ impl Repairer {
 
     fn suspect(&self, suspect: bool) {
         self.lease.suspect(suspect);
-        self.metrics.state_suspect.set(suspect.into());
+        self.metrics.state_suspect.set(suspect);
     }
 
     async fn repair_once(&self) -> Result<(), RepairError> {
@@ -106,18 +106,18 @@ impl Repairer {
             return Err(RepairError::NoLeader);
         }
         tokio::time::timeout(APPLY_PAUSE_LIMIT, async {
-            let held = self.auditor.hold().await;
-            let index = held.applied().map_or(0, |id| id.index);
+            let pause = self.auditor.pause_apply().await;
+            let index = pause.applied().map_or(0, |id| id.index);
             let mut client = self.peers.client(leader.id, &leader.address, Lane::Snapshot)?;
             let chunks = client.snapshot(wire::SnapshotRequest { index }).await?.into_inner();
-            let file = snapshot::fetched(&self.snapshots, chunks).await?;
+            let file = snapshot::fetch(&self.snapshots, chunks).await?;
             let last = file.meta().last_log_id;
             // Nothing may be applied here that is not in this member's log.
             let committed =
                 self.raft.wait(Some(COMMIT_TIMEOUT)).metrics(|m| m.local_committed >= last, "a repair").await;
             committed.map_err(|_| RepairError::Timeout)?;
             self.lease.replace();
-            held.replace(file).await?;
+            pause.replace(file).await?;
             tracing::info!(index = last.map_or(0, |id| id.index), "this member's state was replaced with the leader's");
             Ok(())
         })

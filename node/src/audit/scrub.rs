@@ -32,9 +32,9 @@ impl Scrubber {
             // A part of a large table takes a while; the other tasks go on meanwhile.
             let Ok(sound) = blocking(move || engine.scrub(part)).await else { return };
             if sound {
-                self.metrics.scrubs_sound.add(1);
+                self.metrics.scrubs.intact.add(1);
             } else {
-                self.metrics.scrubs_damaged.add(1);
+                self.metrics.scrubs.damaged.add(1);
                 report(&self.divergences, Divergence::Table { part });
             }
             part = part.wrapping_add(1);

@@ -43,14 +43,14 @@ use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use nix::sys::eventfd::EventFd;
-use palisade_engine::Time;
 use parking_lot::Mutex;
 
 pub use error::StartError;
+pub(crate) use gate::valid_interface_name;
 pub use gate::{Gate, GateStatus, Installed, Nft};
 pub use host::Family;
 pub use inject::Inject;
-pub use metrics::{DatapathMetrics, Snapshot};
+pub use metrics::{DatapathMetrics, WorkerMetrics};
 pub use options::{DatapathStatus, Interface, InterfaceStatus, Options, Sinks};
 pub use palisade_engine::packet_loop::Judge;
 pub use start::{start, start_with};
@@ -105,8 +105,8 @@ impl Datapath {
     #[must_use]
     pub fn healthy(&self) -> bool {
         let now = clock::now();
-        let alive = |w: &Arc<metrics::WorkerMetrics>| now.since(Time(w.heartbeat.get())) < HEARTBEAT_TIMEOUT;
-        let watched = Time(self.metrics.watcher_heartbeat.load(Ordering::Relaxed));
+        let alive = |w: &Arc<WorkerMetrics>| now.since(w.heartbeat.get()) < HEARTBEAT_TIMEOUT;
+        let watched = self.metrics.watcher.heartbeat.get();
         let health = self.health.lock();
         let indices = self.topology.indices.load();
         self.metrics.workers.iter().all(alive)

@@ -57,14 +57,14 @@ impl InjectSink {
             wake,
             metrics,
             errors: Bucket::new(now),
-            answer: vec![0; parse::answer::MAX].into_boxed_slice(),
+            answer: vec![0; parse::rejection::MAX_LENGTH].into_boxed_slice(),
             scratch: Vec::new(),
         }
     }
 
     /// Cuts a merged packet of a tunnel, which the kernel does not take back in one piece.
     fn forward_segmented(&mut self, vnet: &VnetHeader, bytes: &[u8]) -> Result<(), Reason> {
-        self.metrics.segmented.add(1);
+        self.metrics.segmented_packets.inc();
         let injector = &mut self.injector;
         let mut sent = Ok(());
         segment::segment(vnet, bytes, &mut |segment| {
@@ -100,9 +100,9 @@ impl PacketSink<VnetHeader> for InjectSink {
     /// has one, and its rate is limited. A RST is no longer than the packet that it answers, and without it the other side
     /// would only try again: it is not limited.
     fn reject(&mut self, now: Time, packet: &Packet, bytes: &[u8], router: Option<Ip>) {
-        let Some(length) = parse::answer::reject(bytes, packet, router, &mut self.answer) else { return };
+        let Some(length) = parse::rejection::build(bytes, packet, router, &mut self.answer) else { return };
         if !matches!(packet.kind, Kind::Tcp(_)) && !self.errors.take(now) {
-            return self.metrics.unanswered.add(1);
+            return self.metrics.icmp_errors_suppressed.inc();
         }
         if let Some(answer) = self.answer.get(..length)
             && let Err(error) = self.injector.send(&VnetHeader::default(), answer)
@@ -131,27 +131,27 @@ impl PacketSink<VnetHeader> for InjectSink {
     fn record(&mut self, outcome: PacketOutcome, _: &VnetHeader, traffic: Traffic) {
         let Traffic { packets, bytes } = traffic;
         match outcome {
-            PacketOutcome::Forwarded => self.metrics.forwarded.add(packets, bytes),
-            PacketOutcome::Rejected(reason) => self.metrics.rejected(reason, packets, bytes),
-            PacketOutcome::Dropped(reason) => self.metrics.dropped(reason, packets, bytes),
-            PacketOutcome::Held => self.metrics.held.add(packets, bytes),
+            PacketOutcome::Forwarded => self.metrics.verdicts.forwarded(packets, bytes),
+            PacketOutcome::Rejected(reason) => self.metrics.verdicts.rejected(reason, packets, bytes),
+            PacketOutcome::Dropped(reason) => self.metrics.verdicts.dropped(reason, packets, bytes),
+            PacketOutcome::Held => self.metrics.held_packets.add(packets),
         }
     }
 
     fn record_hold_time(&mut self, time: Duration) {
-        self.metrics.held_for(time);
+        self.metrics.hold.observe(time);
     }
 
     fn record_lost_hint(&mut self) {
-        self.metrics.hints_lost.add(1);
+        self.metrics.queue_dropped.hint.inc();
     }
 
     fn record_lost_proposal(&mut self) {
-        self.metrics.proposals_lost.add(1);
+        self.metrics.queue_dropped.proposal.inc();
     }
 
     fn record_held_now(&mut self, held: HoldCounts) {
-        self.metrics.hold_now[0].set(held.matched as u64);
-        self.metrics.hold_now[1].set(held.unmatched as u64);
+        self.metrics.holds.matched.set(held.matched as u64);
+        self.metrics.holds.unmatched.set(held.unmatched as u64);
     }
 }

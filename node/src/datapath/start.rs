@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use arc_swap::ArcSwap;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -68,7 +68,7 @@ pub fn start_with<J: Judge>(
     for (number, (ports, injector)) in captures.into_iter().zip(injectors).enumerate() {
         let routes = RouteZones::new(index, built.topology.clone()).map_err(system("a netlink socket"))?;
         let metrics = built.metrics.workers.get(number).map(Arc::clone).unwrap_or_default();
-        metrics.heartbeat.set(clock::now().0);
+        metrics.heartbeat.set(clock::now());
         let worker = Worker::new(WorkerConfig {
             number: u8::try_from(number).unwrap_or(u8::MAX),
             ports,
@@ -100,7 +100,7 @@ fn check_options(options: &Options, wake: &WorkerWake) -> Result<(), StartError>
         return Err(StartError::Workers { workers, handle: wake.workers() });
     }
     let names = options.interfaces.iter().map(|i| &i.name).chain(&options.bypass_interfaces).chain([&options.device]);
-    match names.into_iter().find(|name| !gate::valid_name(name)) {
+    match names.into_iter().find(|name| !gate::valid_interface_name(name)) {
         Some(name) => Err(StartError::Name { name: name.clone() }),
         None => Ok(()),
     }
@@ -231,7 +231,7 @@ impl Built {
         topology.indices.store(Arc::new(indices));
         topology.changed();
         let metrics = Arc::new(DatapathMetrics::new(options.workers));
-        metrics.watcher_heartbeat.store(clock::now().0, Ordering::Relaxed);
+        metrics.watcher.heartbeat.set(clock::now());
         let shared = Arc::new(Shared {
             stop: AtomicBool::new(false),
             local: ArcSwap::from_pointee(local),

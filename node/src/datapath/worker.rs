@@ -104,7 +104,7 @@ impl<J: Judge> Worker<J> {
     pub(crate) fn run(mut self) {
         while !self.source.shared.stop.load(Ordering::Relaxed) {
             let now = clock::now();
-            self.source.metrics.heartbeat.set(now.0);
+            self.source.metrics.heartbeat.set(now);
             self.source.read_drops(now);
             if self.packet_loop.turn(&mut self.source) == 0 {
                 self.source.sleep(self.packet_loop.deadline());
@@ -203,8 +203,8 @@ impl PacketSource<VnetHeader> for CaptureSource {
             }
         }
         if received != 0 {
-            metrics.captured.add(received);
-            metrics.batches.add(1);
+            metrics.captured_frames.add(received);
+            metrics.batches.inc();
         }
         received
     }
@@ -218,12 +218,12 @@ fn count_frame<'a>(
     metrics: &WorkerMetrics,
 ) -> Option<(u64, VnetHeader, &'a [u8])> {
     match frame {
-        Received::Packet { packet, .. } if local.contains(packet) => metrics.local.add(1),
+        Received::Packet { packet, .. } if local.contains(packet) => metrics.local_packets.inc(),
         Received::Packet { at, vnet, packet } => return Some((at, vnet, packet)),
-        Received::NotForUs { length } => metrics.dropped(Reason::NotForUs, 1, u64::from(length)),
+        Received::NotForUs { length } => metrics.verdicts.dropped(Reason::NotForUs, 1, u64::from(length)),
         Received::Truncated { length } => {
-            metrics.oversized_lost.add(1);
-            metrics.dropped(Reason::Truncated, 1, u64::from(length));
+            metrics.capture_oversized_dropped.inc();
+            metrics.verdicts.dropped(Reason::Truncated, 1, u64::from(length));
         }
         Received::Nothing => {}
     }
@@ -245,7 +245,7 @@ impl CaptureSource {
     fn read_drops(&mut self, now: Time) {
         if now.since(self.drops_read) >= MAX_SLEEP {
             self.drops_read = now;
-            self.metrics.missed.add(self.captures.iter().flatten().map(Capture::missed).sum());
+            self.metrics.capture_dropped.add(self.captures.iter().flatten().map(Capture::missed).sum());
         }
     }
 
@@ -254,7 +254,7 @@ impl CaptureSource {
         let until = deadline.map_or(MAX_SLEEP, |deadline| deadline.since(clock::now()).min(MAX_SLEEP));
         // Rounded up, so that a deadline is over when we wake, instead of almost over again and again.
         let millis = i32::try_from(until.as_millis()).unwrap_or(i32::MAX).saturating_add(1);
-        self.metrics.polls.add(1);
+        self.metrics.polls.inc();
         let captures = || self.captures.iter().flatten();
         // A poll's list is small, and this is not the path of a busy worker.
         let mut fds: Vec<PollFd<'_>> = captures().map(|c| PollFd::new(c.as_fd(), PollFlags::POLLIN)).collect();

@@ -4,7 +4,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
 use openraft::async_runtime::WatchReceiver;
 use openraft::raft::AppendEntriesRequest;
@@ -25,7 +24,7 @@ use crate::clock;
 use crate::membership::admission::Admission;
 use crate::peer::addressing::{AddressCheck, Caller};
 use crate::peer::connections::MAX_MESSAGE_BYTES;
-use crate::peer::transport;
+use crate::peer::transport::{self, Acceptor};
 use crate::raft::config::PalisadeRaft;
 use crate::raft::contact::LastContact;
 use crate::raft::election::LeaderContact;
@@ -36,8 +35,8 @@ use crate::raft::{snapshot, wire as convert};
 use crate::replication_metrics::ReplicationMetrics;
 use crate::sync::event_sink::EventSink;
 use crate::sync::idle::MAX_PROBED_SESSIONS;
-use crate::sync::progress::{self, Ears};
-use crate::sync::propose::{self, Refused};
+use crate::sync::liveness::{self, PeerLiveness};
+use crate::sync::proposals::{self, Refused};
 use crate::wake::{SharedWake, Waker};
 
 /// A member that cannot apply the index of an idle probe within this time does not answer it.
@@ -70,7 +69,7 @@ pub(crate) struct ServiceContext {
     pub(crate) sink: EventSink,
     pub(crate) admission: Admission,
     pub(crate) contact: LastContact,
-    pub(crate) peer_liveness: Ears,
+    pub(crate) peer_liveness: PeerLiveness,
     pub(crate) leader_contact: LeaderContact,
     pub(crate) audit: AuditHandler,
     /// True once the member is to stop: ends the streams, which would otherwise keep their connections open.
@@ -107,7 +106,7 @@ impl ServiceContext {
         if self.engine.cluster_state().members.contains_key(&from) || self.raft.is_member(from) {
             return Ok(());
         }
-        self.metrics.misaddressed.add(1);
+        self.metrics.wrong_destination_requests.add(1);
         Err(not_a_member(from))
     }
 
@@ -122,7 +121,7 @@ impl ServiceContext {
             return Err(Status::invalid_argument("a proposal in another member's name"));
         }
         self.require_member(from)?;
-        propose::submit(&self.raft, batch).await.map_err(fatal)
+        proposals::submit(&self.raft, batch).await.map_err(fatal)
     }
 
     /// Gives the engine one hint, and dispatches what follows from it.
@@ -130,7 +129,7 @@ impl ServiceContext {
         let hint = match decode_hint(bytes) {
             Ok(hint) => hint,
             Err(error) => {
-                self.metrics.hints_damaged.add(1);
+                self.metrics.hints_invalid.add(1);
                 tracing::debug!(%from, %error, "a hint was skipped");
                 return;
             }
@@ -143,7 +142,7 @@ impl ServiceContext {
 
 /// Serves the member port until `stop` is true.
 pub(crate) async fn serve(
-    incoming: BoxStream<'static, std::io::Result<transport::Stream>>,
+    acceptor: Box<dyn Acceptor>,
     service: MemberService,
     check: AddressCheck,
     stop: watch::Receiver<bool>,
@@ -154,7 +153,7 @@ pub(crate) async fn serve(
     let served = transport::server()
         .add_service(InterceptedService::new(member, check))
         .add_service(AdmissionServer::new(service))
-        .serve_with_incoming_shutdown(incoming, stopped(stop))
+        .serve_with_incoming_shutdown(acceptor.incoming(), stopped(stop))
         .await;
     if let Err(error) = served {
         tracing::error!(%error, "the member port was closed");
@@ -226,7 +225,7 @@ impl MemberRpc for MemberService {
         let (vote, file) = snapshot::receive(&self.0.snapshots, request.into_inner(), check).await?;
         let snapshot = openraft::Snapshot { meta: file.meta().clone(), snapshot: file };
         let response = self.0.raft.install_full_snapshot(vote, snapshot).await.map_err(fatal)?;
-        self.0.metrics.snapshots_received.add(1);
+        self.0.metrics.snapshots.received.add(1);
         Ok(Response::new(wire::SnapshotResponse { vote: Some(convert::vote_out(&response.vote)) }))
     }
 
@@ -263,7 +262,7 @@ impl MemberRpc for MemberService {
         let from = Caller::from_request(&request)?;
         let batches = request.into_inner().take_until(Box::pin(stopped(self.0.stop.clone())));
         let ServiceContext { peer_liveness, engine, metrics, .. } = &*self.0;
-        progress::receive(peer_liveness, engine, metrics, from, || self.0.require_member(from), batches).await?;
+        liveness::receive(peer_liveness, engine, metrics, from, || self.0.require_member(from), batches).await?;
         Ok(Response::new(wire::HintSummary {}))
     }
 
@@ -290,7 +289,7 @@ impl MemberRpc for MemberService {
         });
         let refusals = refused.buffer_unordered(MAX_PENDING_BATCHES).filter_map(move |refused| {
             let refusal = |first| {
-                context.metrics.refused_not_leader.add(1);
+                context.metrics.batches_refused.add(1);
                 let leader = context.leadership.borrow().leader.as_ref().map_or(0, |l| l.id.0);
                 wire::ProposalRefusal { first, leader }
             };

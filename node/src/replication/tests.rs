@@ -18,6 +18,7 @@ use super::*;
 use crate::peer::connections::{Lane, MAX_MESSAGE_BYTES, Peers};
 
 mod audits;
+mod barrier;
 mod breaks;
 mod drain;
 mod elections;
@@ -296,7 +297,7 @@ async fn lease_ends_without_a_majority() {
     assert_eq!(nodes[left].run().lease.state_at(past), LeaseState::Grace);
     // It proposes nothing and confirms nothing.
     nodes[left].run().proposals.send(Proposal::Establish(Box::new(establish(1)))).await.unwrap();
-    until("the proposal is dropped", || nodes[left].run().metrics().dropped_without_lease.get() == 1).await;
+    until("the proposal is dropped", || nodes[left].run().metrics().proposals_dropped.lease_not_valid.get() == 1).await;
     let refused = nodes[left].run().command(command(2), Duration::from_millis(500)).await;
     assert_eq!(refused, Err(ProposeError::Timeout));
     nodes[gone].start().await;
@@ -390,7 +391,7 @@ async fn request_for_another_member_is_refused_and_garbage_does_not_hurt() {
         let refused = client.vote(request()).await.unwrap_err();
         assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
     }
-    assert_eq!(nodes[0].run().metrics().misaddressed.get(), 2);
+    assert_eq!(nodes[0].run().metrics().wrong_destination_requests.get(), 2);
 
     for byte in 0..50_u8 {
         let mut stream = tokio::net::TcpStream::connect(nodes[0].options.listen).await.unwrap();
@@ -402,7 +403,11 @@ async fn request_for_another_member_is_refused_and_garbage_does_not_hurt() {
     assert_eq!(nodes[1].run().command(command(1), LONG).await.unwrap(), Outcome::Accepted);
     until("it is applied there too", || has(&nodes[0], 1)).await;
     assert!(nodes[0].run().status().term < 99);
-    assert!(nodes[0].run().metrics().strangers.get() >= 40, "{}", nodes[0].run().metrics().strangers.get());
+    assert!(
+        nodes[0].run().metrics().rejected_connections.get() >= 40,
+        "{}",
+        nodes[0].run().metrics().rejected_connections.get()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

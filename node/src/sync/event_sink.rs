@@ -45,7 +45,7 @@ impl EventSink {
                 }
                 Event::Propose(proposal) => {
                     if self.proposals.try_send(proposal).is_err() {
-                        self.metrics.dropped_queue_full.add(1);
+                        self.metrics.proposals_dropped.queue_full.add(1);
                     }
                 }
                 // Only packets cause it: what hints bring is woken via `Wake`.

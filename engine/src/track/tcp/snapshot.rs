@@ -1,17 +1,17 @@
-//! What members tell each other of an established connection.
+//! Snapshots of an established connection, which members exchange.
 
 use std::time::Duration;
 
 use super::{DirectionState, EdgeJump, SEQ_COMPARABLE, Track, seq_diff};
 use crate::event::{EndpointSnapshot, TcpSnapshot, UnconfirmedEdge};
-use crate::time::{Coarse, Time};
+use crate::time::{Stamp17ms, Time};
 use crate::tuple::{Direction, PerDirection};
 
 impl DirectionState {
     /// Merges what another member knows. If the two are too far apart to be compared, the later confirmation wins.
     fn merge_snapshot(&mut self, theirs: &EndpointSnapshot, now: Time) {
         let confirmed_at =
-            theirs.age_ms.map_or(Coarse::NEVER, |age| Coarse::new(now - Duration::from_millis(age.into())));
+            theirs.age_ms.map_or(Stamp17ms::NEVER, |age| Stamp17ms::new(now - Duration::from_millis(age.into())));
         let is_later = confirmed_at.is_after(self.confirmed_at);
         let distance = seq_diff(theirs.seq_end, self.seq_end);
         if (1..=SEQ_COMPARABLE).contains(&distance) || (is_later && distance.abs() > SEQ_COMPARABLE) {
@@ -80,7 +80,7 @@ impl Track {
                 ours.fin_known = true;
             }
         }
-        // A member with a complete history has told what this one may have missed.
+        // The snapshot of a member with a complete history has what this member may have missed.
         self.history_incomplete &=
             snapshot.history_incomplete || snapshot.endpoints.iter().any(|end| end.age_ms.is_none());
         // The peer's `seq_end` leaves out what is unconfirmed there, so its unconfirmed one counts separately.

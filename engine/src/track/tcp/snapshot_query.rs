@@ -46,7 +46,7 @@ use super::{SegmentOutcome, Track, WindowCheck};
 use crate::event::{ProvisionalSegment, TcpSnapshot};
 use crate::parse::Tcp;
 use crate::session::SynParams;
-use crate::time::{Coarse, Fine, Time};
+use crate::time::{Stamp4ms, Stamp17ms, Time};
 use crate::tuple::{Direction, PerDirection};
 
 /// How long peers have to reply: as long as a packet is held.
@@ -199,7 +199,7 @@ impl SnapshotQueryState {
 pub(super) struct SnapshotQuery {
     /// When the query was sent, or timed out, to 4 ms: a packet that is judged again after [`REPLY_TIMEOUT`] never comes too
     /// early. If it wraps, one query is left out, once. Never: the state is Idle.
-    pub(super) since: Fine,
+    pub(super) since: Stamp4ms,
     /// [`InconclusiveSegment::digest`] of the segment that it is about.
     pub(super) about: u32,
     /// From bit 0: a set of the peers that replied; the directions of which a segment has passed provisionally since the
@@ -218,7 +218,7 @@ const STATE_UNANSWERED: u32 = 6;
 
 impl SnapshotQuery {
     /// No query was sent.
-    pub(super) const NONE: SnapshotQuery = SnapshotQuery { since: Fine::NEVER, about: 0, packed: 0 };
+    pub(super) const NONE: SnapshotQuery = SnapshotQuery { since: Stamp4ms::NEVER, about: 0, packed: 0 };
 
     pub(super) fn state(&self) -> SnapshotQueryState {
         let code = self.packed >> STATE_SHIFT;
@@ -228,7 +228,7 @@ impl SnapshotQuery {
             _ => Evidence::Live,
         };
         match code {
-            _ if self.since == Fine::NEVER => SnapshotQueryState::Idle(evidence),
+            _ if self.since == Stamp4ms::NEVER => SnapshotQueryState::Idle(evidence),
             0..3 => SnapshotQueryState::Outstanding(evidence),
             3..6 => SnapshotQueryState::Settled(evidence),
             _ => SnapshotQueryState::Unanswered,
@@ -274,12 +274,12 @@ impl SnapshotQuery {
             Transition::Stay(resolution) => resolution,
             Transition::TimeOut => {
                 // For one more timeout the connection counts as unknown, so that the opposite direction can be resolved, too.
-                *self = SnapshotQuery { since: Fine::new(now), about: self.about, packed: 0 };
+                *self = SnapshotQuery { since: Stamp4ms::new(now), about: self.about, packed: 0 };
                 self.set_state(SnapshotQueryState::Unanswered);
                 Resolution::Provisional
             }
             Transition::Restart => {
-                *self = SnapshotQuery { since: Fine::new(now), about: segment.digest, packed: 0 };
+                *self = SnapshotQuery { since: Stamp4ms::new(now), about: segment.digest, packed: 0 };
                 self.set_state(SnapshotQueryState::Outstanding(Evidence::Complete));
                 self.settle_if_complete(segment.reachable_peers);
                 if segment.reachable_peers == 0 { Resolution::Provisional } else { Resolution::QueryPeers }
@@ -372,7 +372,7 @@ impl Track {
             state.seq_end = seq_end;
             state.snd_una = seq_end;
             state.window_end = seq_end;
-            state.confirmed_at = Coarse::new(now);
+            state.confirmed_at = Stamp17ms::new(now);
         }
         self.clear_jump();
         let outcome = self.check_segment(syns, direction, tcp, None, WindowCheck::Relaxed, now);

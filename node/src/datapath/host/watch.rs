@@ -132,7 +132,7 @@ impl Watcher {
         while !self.shared.stop.load(Ordering::Relaxed) {
             let changes = self.monitor.changes();
             let now = clock::now();
-            self.metrics.watcher_heartbeat.store(now.0, Ordering::Relaxed);
+            self.metrics.watcher.heartbeat.set(now);
             let due = schedule.due(now, changes);
             if due.changes == Changes::default() && due.chains.is_none() {
                 self.sleep(schedule.wait());
@@ -187,7 +187,7 @@ impl Watcher {
             Ok(0) => {}
             Ok(made) => {
                 tracing::warn!(made, "policy rules of the gate were missing and have been restored");
-                self.metrics.gate_restored.fetch_add(1, Ordering::Relaxed);
+                self.metrics.watcher.gate_restored.inc();
             }
             Err(error) => tracing::error!(%error, "the gate's policy rules cannot be restored"),
         }
@@ -215,7 +215,7 @@ impl Watcher {
         if self.nft.as_ref().is_ok_and(|listing| !listing.is_empty()) {
             tracing::warn!("the gate's nftables table was changed and has been restored");
             self.health.lock().gate.nft = Nft::Installed;
-            self.metrics.gate_restored.fetch_add(1, Ordering::Relaxed);
+            self.metrics.watcher.gate_restored.inc();
         }
     }
 
@@ -252,7 +252,7 @@ impl Watcher {
                     device = self.device,
                     "settings of the device were changed and have been restored"
                 );
-                self.metrics.settings_restored.fetch_add(1, Ordering::Relaxed);
+                self.metrics.watcher.kernel_settings_restored.inc();
             }
             Err(error) => tracing::warn!(%error, "settings of the device cannot be restored"),
         }
@@ -289,7 +289,7 @@ impl Watcher {
                 Some(link) => match open_captures(link, self.wake.workers(), self.ring_slots) {
                     Ok(sets) => {
                         tracing::info!(interface = link.name, index = link.index, "capturing the interface again");
-                        self.metrics.captures_reopened.fetch_add(1, Ordering::Relaxed);
+                        self.metrics.watcher.captures_reopened.inc();
                         self.send_captures(number, sets);
                         link.index
                     }

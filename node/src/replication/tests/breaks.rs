@@ -58,7 +58,7 @@ async fn proposal_in_flight_when_the_leader_is_lost_is_applied_once() {
     };
     assert!(outcomes.iter().all(|o| *o == Ok(Outcome::Accepted)), "{outcomes:?}");
     assert_eq!(metrics.outcomes.accepted.get() - accepted, u64::from(MANY));
-    assert!(metrics.proposed_again.get() > 0, "nothing was in flight when the leader was lost");
+    assert!(metrics.batches_retransmitted.get() > 0, "nothing was in flight when the leader was lost");
     assert_eq!(nodes[proposer].run().command(command(MANY), LONG).await, Ok(Outcome::Accepted));
     let seen = watched.await.unwrap();
     assert_eq!(seen.len(), usize::from(MANY) + 1);
@@ -103,7 +103,7 @@ async fn snapshot_brings_everything_to_a_member_that_joins_late() {
         late.current() && late.run().status().members.iter().filter(|m| m.voter).count() == 4
     })
     .await;
-    assert!(late.run().metrics().snapshots_received.get() >= 1);
+    assert!(late.run().metrics().snapshots.received.get() >= 1);
     assert!((0..MANY).all(|n| has(&late, n)));
     let (theirs, its) = (nodes[0].run().engine().cluster_state(), late.run().engine().cluster_state());
     assert_eq!(late.run().engine().generation(), generation);
@@ -152,7 +152,7 @@ async fn copies_of_a_batch_are_reported_once_also_after_a_snapshot() {
     join(&late.options, &token).await.unwrap();
     late.start().await;
     until("it has the sessions", || late.current() && has(&late, 0) && has(&late, 1)).await;
-    assert!(late.run().metrics().snapshots_received.get() >= 1);
+    assert!(late.run().metrics().snapshots.received.get() >= 1);
     let late_watched = tokio::spawn(watch(late.run().subscribe(), 301));
     for copy in [batch(0), batch(1), batch(300)] {
         write(&nodes[lead], &copy).await;
@@ -287,7 +287,7 @@ async fn messages_that_are_forged_or_garbled_change_nothing() {
     assert_eq!(code(refusals.message().await.unwrap_err()), tonic::Code::InvalidArgument);
     let garbled = proto::HintBatch { hints: vec![vec![0xff; 9].into()] };
     client.hints(futures::stream::iter([garbled])).await.unwrap();
-    assert_eq!(nodes[node].run().metrics().hints_damaged.get(), 1);
+    assert_eq!(nodes[node].run().metrics().hints_invalid.get(), 1);
     // Larger than any message may be.
     let huge = proto::HintBatch { hints: vec![vec![0; MAX_MESSAGE_BYTES].into()] };
     let mut client = client.max_encoding_message_size(usize::MAX);

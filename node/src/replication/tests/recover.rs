@@ -99,9 +99,9 @@ async fn recovered_survivor_goes_on_alone_and_the_old_cluster_disturbs_nothing()
     // One of the old cluster comes back, where it was: refused, never current, and nobody is disturbed.
     let late = Lateness::watch(nodes[2].dir.path()).unwrap();
     let term = nodes[2].run().status().term;
-    let misaddressed = nodes[2].run().metrics().misaddressed.get();
+    let misaddressed = nodes[2].run().metrics().wrong_destination_requests.get();
     nodes[0].start().await;
-    until("it is refused", || nodes[2].run().metrics().misaddressed.get() > misaddressed + 5).await;
+    until("it is refused", || nodes[2].run().metrics().wrong_destination_requests.get() > misaddressed + 5).await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert!(!nodes[0].current());
     assert_eq!(nodes[0].run().status().cluster, old.cluster);

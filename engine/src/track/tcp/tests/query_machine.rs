@@ -2,7 +2,7 @@
 
 use super::snapshot_query::{Evidence, InconclusiveSegment, SnapshotQuery, SnapshotQueryState};
 use super::*;
-use crate::time::Fine;
+use crate::time::Stamp4ms;
 use Evidence::{Complete, Incomplete, Live};
 use Resolution::{AwaitReplies, Provisional, QueryPeers, Strict};
 use SnapshotQueryState::{Idle, Outstanding, Settled, Unanswered};
@@ -145,10 +145,10 @@ const ABOUT: u32 = 77;
 /// A query in this state, to which one peer has replied, and during which a segment of the original direction has passed.
 fn query(state: SnapshotQueryState, age: Age) -> SnapshotQuery {
     let since = match (state, age) {
-        (Idle(_), _) => Fine::NEVER,
-        (Outstanding(_) | Settled(_) | Unanswered, Current) => Fine::new(NOW - 240 * MS),
-        (Outstanding(_) | Settled(_) | Unanswered, Overdue) => Fine::new(NOW - 250 * MS),
-        (Outstanding(_) | Settled(_) | Unanswered, Old) => Fine::new(NOW - 10_000 * MS),
+        (Idle(_), _) => Stamp4ms::NEVER,
+        (Outstanding(_) | Settled(_) | Unanswered, Current) => Stamp4ms::new(NOW - 240 * MS),
+        (Outstanding(_) | Settled(_) | Unanswered, Overdue) => Stamp4ms::new(NOW - 250 * MS),
+        (Outstanding(_) | Settled(_) | Unanswered, Old) => Stamp4ms::new(NOW - 10_000 * MS),
     };
     let mut query = SnapshotQuery { since, about: ABOUT, packed: 0 };
     query.record_reply(0, Complete, u32::MAX);
@@ -212,7 +212,7 @@ fn snapshot_query_lets_one_segment_of_each_direction_pass_provisionally() {
     assert_eq!(done(&mut same, segment(Others)), Effect::Resolved(Provisional));
     assert!(!same.allow_provisional(Original));
     assert!(same.allow_provisional(Reply) && !same.allow_provisional(Reply));
-    // A query that times out, and a new query, count anew.
+    // After a timeout, or with a new query, both directions may pass a segment again.
     for (state, reachable) in [(Outstanding(Complete), Others), (Settled(Complete), Nobody)] {
         let mut other = query(state, Overdue);
         assert_eq!(done(&mut other, segment(reachable)), Effect::Resolved(Provisional));

@@ -3,7 +3,7 @@
 use super::*;
 use crate::verdict::Verdict;
 
-/// The states of this table. `of` makes each of them; a new one does not compile without a decision in `decided`.
+/// The states of this table. `connection_in` makes each of them; a new one does not compile without that.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum State {
     SynSent,
@@ -22,7 +22,7 @@ use self::State::*;
 
 const STATES: [State; 8] = [SynSent, SynRecv, Established, FinWait, CloseWait, LastAck, TimeWait, Close];
 
-/// What becomes of a segment whose numbers are right: those that its sender would put there.
+/// The decision on a segment with the numbers that a correct sender would put there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Decision {
     /// It belongs.
@@ -35,7 +35,7 @@ enum Decision {
     Copy,
     /// It is held until more is known.
     Hold,
-    /// It opens another connection, if the policy allows.
+    /// It opens another connection, if policy allows.
     Opens,
     /// INVALID.
     Flags,
@@ -44,7 +44,7 @@ enum Decision {
 }
 use Decision::*;
 
-/// SYN, ACK, FIN, RST: what decides; PSH, URG and the ECN flags never do, and URG is the parser's.
+/// The flags that decide. PSH, URG and the ECN flags never do.
 const FLAGS: [u8; 4] = [Tcp::SYN, Tcp::ACK, Tcp::FIN, Tcp::RST];
 
 fn decided(state: State, flags: u8, direction: Direction) -> Decision {
@@ -66,7 +66,7 @@ fn decided(state: State, flags: u8, direction: Direction) -> Decision {
         (SynSent | SynRecv, SYN, Reply) => Copy,
         (SynSent | SynRecv, SYN_ACK, Reply) => Copy,
         (SynSent | SynRecv, SYN_ACK, Original) => Hold,
-        // The SYN-ACK may have been elsewhere.
+        // The SYN-ACK may have passed at another member.
         (SynSent, ACK | FIN_ACK, _) => Hold,
         (SynSent, RST | RST_ACK, Original) => Reset,
         // RFC 9293 section 3.10.7.3: it must acknowledge the SYN.
@@ -92,38 +92,38 @@ fn decided(state: State, flags: u8, direction: Direction) -> Decision {
     }
 }
 
-/// The connection in a state; `None`: it is half-open.
-fn of(state: State) -> Option<Connection> {
+/// The connection in a state. `None`: it is half-open.
+fn connection_in(state: State) -> Option<Connection> {
     const FIN: u8 = Tcp::FIN | Tcp::ACK;
-    let mut c = Connection::new();
+    let mut connection = Connection::new();
     match state {
         SynSent | SynRecv => return None,
         Established => {}
         FinWait => {
-            c.send(Original, FIN, 0, 0, 0);
+            connection.send(Original, FIN, 0, 0, 0);
         }
         CloseWait => {
-            c.send(Original, FIN, 0, 0, 0);
-            c.data(Reply, 0, 1, 0);
+            connection.send(Original, FIN, 0, 0, 0);
+            connection.data(Reply, 0, 1, 0);
         }
         LastAck | TimeWait | Close => {
-            c.send(Original, FIN, 0, 0, 0);
-            c.send(Reply, FIN, 0, 1, 0);
+            connection.send(Original, FIN, 0, 0, 0);
+            connection.send(Reply, FIN, 0, 1, 0);
         }
     }
-    c.closed = match state {
+    connection.closed = match state {
         TimeWait => Some(CloseCause::Fin),
         Close => Some(CloseCause::Rst),
         SynSent | SynRecv | Established | FinWait | CloseWait | LastAck => None,
     };
-    Some(c)
+    Some(connection)
 }
 
-/// What the code does.
+/// The decision of the code.
 fn done(state: State, flags: u8, direction: Direction) -> Decision {
     use crate::pipeline::{HandshakeStep, TcpHandshake};
     let (s, r) = (direction, direction.flip());
-    let Some(c) = of(state) else {
+    let Some(connection) = connection_in(state) else {
         let syns = syns();
         let first = |of: Direction| ISN[of].wrapping_add(1);
         let seq = if flags & Tcp::SYN != 0 { ISN[s] } else { first(s) };
@@ -161,19 +161,26 @@ fn done(state: State, flags: u8, direction: Direction) -> Decision {
             wscale: None,
             sack_permitted: false,
         };
-        return match crate::pipeline::judge_syn(&c.syns, direction, &tcp, c.closed) {
+        return match crate::pipeline::judge_syn(&connection.syns, direction, &tcp, connection.closed) {
             Some(Verdict::Forward) => Copy,
             Some(Verdict::Drop(Reason::TcpFlags)) => Flags,
             Some(other) => panic!("{other:?}"),
             None => Opens,
         };
     }
-    let mut c = c;
-    // Its FIN, if it sent one, is the last of its sequence numbers, and is repeated; all is acknowledged.
-    let (sent, got) = (c.track.directions[s], c.track.directions[r]);
+    let mut connection = connection;
+    // The sender's FIN, if it sent one, has the last of its sequence numbers, and is repeated. Everything is acknowledged.
+    let (sent, got) = (connection.track.directions[s], connection.track.directions[r]);
     let seq = if flags & Tcp::FIN != 0 && sent.fin_known { sent.seq_end.wrapping_sub(1) } else { sent.seq_end };
     let tcp = Tcp { seq, ack: got.seq_end, flags, window: 9, payload: 0, wscale: None, sack_permitted: false };
-    match c.track.check_segment(&c.syns, direction, &tcp, c.closed, WindowCheck::Relaxed, c.now) {
+    match connection.track.check_segment(
+        &connection.syns,
+        direction,
+        &tcp,
+        connection.closed,
+        WindowCheck::Relaxed,
+        connection.now,
+    ) {
         SegmentOutcome::InWindow => Pass,
         SegmentOutcome::Fin(_) => Fin,
         SegmentOutcome::Rst => Reset,
@@ -183,14 +190,14 @@ fn done(state: State, flags: u8, direction: Direction) -> Decision {
 }
 
 #[test]
-fn every_combination_is_decided() {
+fn state_table_decides_every_combination() {
     let mut seen = [0; 8];
     for state in STATES {
         for set in 0..1_u8 << FLAGS.len() {
             let flags = (0..FLAGS.len()).filter(|n| set >> n & 1 == 1).fold(0, |f, n| f | FLAGS[n]);
             for direction in [Original, Reply] {
                 let expected = decided(state, flags, direction);
-                // Whatever else is set changes nothing.
+                // Other flags change nothing.
                 for other in [0, Tcp::PSH, Tcp::URG, 0x40, 0x80, 0xe8] {
                     let done = done(state, flags | other, direction);
                     assert_eq!(done, expected, "{state:?}, {flags:#04x} + {other:#04x}, {direction:?}");
@@ -199,11 +206,11 @@ fn every_combination_is_decided() {
             }
         }
     }
-    assert!(seen.iter().all(|n| *n > 0), "each decision is made somewhere: {seen:?}");
+    assert!(seen.iter().all(|n| *n > 0), "each decision occurs: {seen:?}");
 }
 
 #[test]
-fn the_states_are_those_that_are_shown() {
-    let shown: Vec<_> = STATES.iter().filter_map(|s| of(*s)).map(|c| c.state()).collect();
+fn state_table_has_the_states_that_are_shown() {
+    let shown: Vec<_> = STATES.iter().filter_map(|s| connection_in(*s)).map(|connection| connection.state()).collect();
     assert_eq!(shown, ["ESTABLISHED", "FIN_WAIT", "CLOSE_WAIT", "LAST_ACK", "TIME_WAIT", "CLOSE"]);
 }
