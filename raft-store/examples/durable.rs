@@ -16,7 +16,7 @@ use openraft::vote::RaftLeaderIdExt;
 use openraft::{EntryPayload, impls::leader_id_adv::LeaderId};
 use palisade_engine::replica::{Applied, Batch, Command, PolicyChange, RestoreError};
 use palisade_engine::{Generation, HoldKey, MemberId, Time, Wake};
-use palisade_raft_store::{Entry, Job, LogId, LogStore, Machine, Options, Setup, Store, TypeConfig};
+use palisade_raft_store::{Entry, Job, LogId, LogStore, Options, ReplicatedState, Setup, Store, TypeConfig};
 use tokio::time::Instant;
 
 const TIME: Duration = Duration::from_secs(5);
@@ -26,7 +26,7 @@ const LEAVE: u64 = 20_000;
 /// Keeps nothing: only the log is measured.
 struct Nothing;
 
-impl Machine for Nothing {
+impl ReplicatedState for Nothing {
     type Job = Nothing;
 
     fn apply(&mut self, _: Time, _: &Batch, _: &mut dyn Wake) -> Vec<Applied> {
@@ -122,7 +122,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let begin = Instant::now();
     let clock = Arc::new(move || Time(u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX)));
     let store = Store::open(&dir, Options::new(clock))?;
-    let setup = Setup { machine: Nothing, wake: Box::new(Nothing), observer: Arc::new(()) };
+    let setup = Setup { state: Nothing, wake: Box::new(Nothing), observer: Arc::new(()) };
     let (mut log, machine) = store.into_parts(setup)?;
     let mut next = log.get_log_state().await?.last_log_id.map_or(1, |id| id.index + 1);
     for flying in [1, 64] {

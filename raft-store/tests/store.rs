@@ -217,7 +217,7 @@ async fn a_snapshot_is_exact_though_apply_goes_on() {
     let store = Store::open(dir.path(), Options::new(clock())).unwrap();
     let machine = Map { slow: Duration::from_millis(300), ..Map::default() };
     let (log, mut machine) =
-        store.into_parts(Setup { machine, wake: Box::new(NoWake), observer: Arc::new(()) }).unwrap();
+        store.into_parts(Setup { state: machine, wake: Box::new(NoWake), observer: Arc::new(()) }).unwrap();
     apply(&mut machine, 1, 11).await;
     let mut builder = machine.try_create_snapshot_builder(false).await.unwrap();
     let building = tokio::spawn(async move { builder.build_snapshot().await.unwrap().meta });
@@ -238,7 +238,7 @@ async fn a_build_that_ends_while_a_snapshot_is_sent_does_not_take_its_place() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path(), Options::new(clock())).unwrap();
     let machine = Map { slow: Duration::from_millis(200), ..Map::default() };
-    let setup = Setup { machine, wake: Box::new(NoWake), observer: Arc::new(()) };
+    let setup = Setup { state: machine, wake: Box::new(NoWake), observer: Arc::new(()) };
     let (_log, mut machine) = store.into_parts(setup).unwrap();
     apply(&mut machine, 1, 11).await;
     machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
@@ -272,7 +272,7 @@ async fn a_snapshot_travels_and_is_installed() {
     let snapshots = store.snapshots();
     let told = Arc::new(Told::default());
     let (log, mut receiver) = store
-        .into_parts(Setup { machine: Map::default(), wake: Box::new(NoWake), observer: Arc::clone(&told) as _ })
+        .into_parts(Setup { state: Map::default(), wake: Box::new(NoWake), observer: Arc::clone(&told) as _ })
         .unwrap();
 
     let mut incoming = snapshots.receive(1 << 20).unwrap();

@@ -62,7 +62,7 @@ fn json<'a>(plan: &'a RecoveryPlan, done: Option<&'a Recovered>) -> Recovery<'a>
 /// Before anything is done: what will be lost, and what will be there.
 ///
 /// # Errors
-/// Standard output can not be written.
+/// Standard output cannot be written.
 pub fn plan(output: Output, plan: &RecoveryPlan) -> Result<(), Failure> {
     answer(output, || json(plan, None), |out| text(out, plan))
 }
@@ -85,7 +85,7 @@ fn text(out: &mut dyn Write, plan: &RecoveryPlan) -> io::Result<()> {
     }
     writeln!(
         out,
-        "\nOther machines join again, with an empty data_dir, under new ids. This can not be taken back. If a"
+        "\nOther machines join again, with an empty data_dir, under new ids. This cannot be taken back. If a"
     )?;
     writeln!(out, "majority of the old members ever runs again, there are TWO clusters: make sure that they stay off.")
 }
@@ -93,7 +93,7 @@ fn text(out: &mut dyn Write, plan: &RecoveryPlan) -> io::Result<()> {
 /// After it was done.
 ///
 /// # Errors
-/// Standard output can not be written.
+/// Standard output cannot be written.
 pub fn done(output: Output, plan: &RecoveryPlan, done: &Recovered) -> Result<(), Failure> {
     answer(
         output,

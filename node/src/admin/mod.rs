@@ -49,7 +49,7 @@ pub(crate) async fn serve(socket: Socket, daemon: Arc<Daemon>) {
     // The file must go when this is dropped, so the socket stays here and the stream has a copy of the descriptor.
     let copy = match duplicate(listener) {
         Ok(copy) => copy,
-        Err(error) => return tracing::error!(%error, "the admin socket can not be served"),
+        Err(error) => return tracing::error!(%error, "the admin socket cannot be served"),
     };
     let served = Server::builder()
         .max_concurrent_streams(REQUESTS)
@@ -383,7 +383,7 @@ fn current(member: &Member) -> Result<(), Status> {
         LeaseState::Valid => Ok(()),
         LeaseState::Grace | LeaseState::Expired => {
             let help = "see `palisade cluster status`; ask another member, or wait until a majority is there";
-            Err(refuse(Code::Unavailable, "this member is not current: it can not have anything committed now", help))
+            Err(refuse(Code::Unavailable, "this member is not current: it cannot have anything committed now", help))
         }
     }
 }

@@ -106,8 +106,8 @@ impl Repairer {
             return Err(RepairError::NoLeader);
         }
         tokio::time::timeout(APPLY_PAUSE_LIMIT, async {
-            let held = self.auditor.hold().await;
-            let index = held.applied().map_or(0, |id| id.index);
+            let pause = self.auditor.pause_apply().await;
+            let index = pause.applied().map_or(0, |id| id.index);
             let mut client = self.peers.client(leader.id, &leader.address, Lane::Snapshot)?;
             let chunks = client.snapshot(wire::SnapshotRequest { index }).await?.into_inner();
             let file = snapshot::fetch(&self.snapshots, chunks).await?;
@@ -117,7 +117,7 @@ impl Repairer {
                 self.raft.wait(Some(COMMIT_TIMEOUT)).metrics(|m| m.local_committed >= last, "a repair").await;
             committed.map_err(|_| RepairError::Timeout)?;
             self.lease.replace();
-            held.replace(file).await?;
+            pause.replace(file).await?;
             tracing::info!(index = last.map_or(0, |id| id.index), "this member's state was replaced with the leader's");
             Ok(())
         })

@@ -45,6 +45,7 @@ use nix::sys::eventfd::EventFd;
 use parking_lot::Mutex;
 
 pub use error::StartError;
+pub(crate) use gate::valid_interface_name;
 pub use gate::{Gate, GateStatus, Installed, Nft};
 pub use host::Family;
 pub use inject::Inject;

@@ -102,7 +102,7 @@ fn check_options(options: &Options, wake: &WorkerWake) -> Result<(), StartError>
         return Err(StartError::Workers { workers, handle: wake.workers() });
     }
     let names = options.interfaces.iter().map(|i| &i.name).chain(&options.bypass_interfaces).chain([&options.device]);
-    match names.into_iter().find(|name| !gate::valid_name(name)) {
+    match names.into_iter().find(|name| !gate::valid_interface_name(name)) {
         Some(name) => Err(StartError::Name { name: name.clone() }),
         None => Ok(()),
     }

@@ -10,7 +10,7 @@ use palisade_engine::MemberInfo;
 use palisade_engine::replica::{Batch, Command, MemberChange, Outcome};
 use palisade_proto::member::v1 as wire;
 use palisade_proto::member::v1::admission_client::AdmissionClient;
-use palisade_raft_store::Identity as StoreIdentity;
+use palisade_raft_store::StoreOwner;
 use tonic::Status;
 
 use crate::blocking::blocking;
@@ -57,7 +57,7 @@ pub async fn init(options: &Options) -> Result<Identity, MembershipError> {
         log: options.log,
         engine: &options.engine,
         store: data_dir.new_store(),
-        owner: StoreIdentity { cluster: cluster.clone(), member: me },
+        owner: StoreOwner { cluster: cluster.clone(), member: me },
         start: 0,
         network: Network { me, peers, response_timeout: options.timing.response_timeout, metrics: Arc::default() },
         wake: Box::new(NoWake),
@@ -115,9 +115,9 @@ async fn mark_store(data_dir: &DataDir, cluster: &str, member: MemberId) -> Resu
     let (dir, cluster) = (data_dir.new_store(), cluster.to_owned());
     #[cfg(feature = "simulation")]
     if let Some(host) = crate::simulation::host() {
-        return Ok(host.disk().set_identity(StoreIdentity { cluster, member })?);
+        return Ok(host.disk().set_owner(StoreOwner { cluster, member })?);
     }
-    Ok(blocking(move || open_store(&dir)?.set_identity(StoreIdentity { cluster, member })).await??)
+    Ok(blocking(move || open_store(&dir)?.set_owner(StoreOwner { cluster, member })).await??)
 }
 
 /// Asks the token's members, again and again, until one admits this machine or refuses it.

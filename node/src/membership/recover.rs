@@ -16,7 +16,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use palisade_engine::replica::Replica;
 use palisade_engine::{Engine, Generation, MemberId, MemberInfo};
-use palisade_raft_store::{Identity as StoreIdentity, Remains, Setup, StoreError};
+use palisade_raft_store::{Setup, StoreError, StoreOwner, SurvivingState};
 
 use crate::blocking::blocking;
 use crate::membership::identity::{DataDir, Identity, IdentityError};
@@ -115,7 +115,7 @@ pub struct RecoveryPlan {
 pub struct Recovery {
     data_dir: DataDir,
     identity: Identity,
-    surviving: Remains<Replica>,
+    surviving: SurvivingState<Replica>,
     plan: RecoveryPlan,
     info: MemberInfo,
 }
@@ -143,14 +143,14 @@ impl Recovery {
         let engine =
             Engine::new(palisade_engine::Config { member: me, start: identity.starts, ..options.engine.clone() });
         let (dir, machine) = (data_dir.store(&identity), Replica::new(engine.clone()));
-        let owner = StoreIdentity { cluster: identity.cluster.clone(), member: me };
+        let owner = StoreOwner { cluster: identity.cluster.clone(), member: me };
         let surviving = blocking(move || {
             let mut store = open_store(&dir)?;
-            if store.identity().is_none() {
+            if store.owner().is_none() {
                 return Ok(None);
             }
-            store.set_identity(owner)?;
-            store.remains(Setup { machine, wake: Box::new(NoWake), observer: Arc::new(()) }).map(Some)
+            store.set_owner(owner)?;
+            store.surviving_state(Setup { state: machine, wake: Box::new(NoWake), observer: Arc::new(()) }).map(Some)
         });
         let surviving = surviving.await??.ok_or(RecoverError::LostLog(me))?;
 
@@ -203,10 +203,10 @@ impl Recovery {
         let old_store = data_dir.store(&identity);
         let alone = identity.for_new_cluster(&cluster);
         let dir = data_dir.clear_store(&alone)?;
-        let owner = StoreIdentity { cluster: cluster.clone(), member };
+        let owner = StoreOwner { cluster: cluster.clone(), member };
         blocking(move || {
-            surviving.machine(|machine| machine.force_new_cluster(&owner.cluster, member));
-            surviving.found(&dir, store_options(), owner, info)
+            surviving.state(|state| state.force_new_cluster(&owner.cluster, member));
+            surviving.bootstrap(&dir, store_options(), owner, info)
         })
         .await??;
         data_dir.replace_identity(&alone)?;

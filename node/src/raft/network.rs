@@ -293,7 +293,7 @@ impl RaftNetworkV2<TypeConfig> for RaftClient {
         option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let mut client = self.client().map_err(StreamingError::from)?;
-        let lease = snapshot.snapshot.lease();
+        let lease = snapshot.snapshot.pin();
         let send = client.install_snapshot(snapshot::chunks(Some(vote), snapshot.snapshot));
         let sent = tokio::select! {
             biased;

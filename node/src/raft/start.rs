@@ -10,8 +10,9 @@ use openraft::{Config as RaftConfig, ConfigError, Raft};
 use palisade_engine::replica::Replica;
 use palisade_engine::{Engine, MemberId, Wake};
 use palisade_raft_store::{
-    Auditor, Identity as StoreIdentity, Observer, Options as StoreOptions, Setup, Snapshots, StateMachine, Store,
-    StoreError, StoreMetrics, TypeConfig,
+    Auditor, Observer, Options as StoreOptions, Setup, Snapshots, StateMachine, Store,
+    StoreError, StoreMetrics,
+    StoreOwner, TypeConfig,
 };
 
 use crate::blocking::blocking;
@@ -58,7 +59,7 @@ pub(crate) struct RaftSetup<'a> {
     /// The folder of the store.
     pub(crate) store: PathBuf,
     /// The cluster and the member that the store belongs to.
-    pub(crate) owner: StoreIdentity,
+    pub(crate) owner: StoreOwner,
     /// The number of this start; 0 for a new store.
     pub(crate) start: u32,
     pub(crate) network: Network,
@@ -103,23 +104,23 @@ pub(crate) async fn start_raft(setup: RaftSetup<'_>) -> Result<Started, RaftStar
     #[cfg(feature = "simulation")]
     if let Some(host) = crate::simulation::host() {
         let disk = host.disk();
-        if disk.identity().is_none() && start > 0 {
+        if disk.owner().is_none() && start > 0 {
             return Err(RaftStartError::LostLog(me));
         }
-        disk.set_identity(owner)?;
-        let (log, machine) = disk.open(Setup { machine, wake, observer })?;
+        disk.set_owner(owner)?;
+        let (log, machine) = disk.open(Setup { state: machine, wake, observer })?;
         host.opened(machine.inspector());
         let auditor = machine.auditor();
         let raft = new_raft(me, config, network, log, machine).await?;
         return Ok(Started { raft, engine, snapshots: disk.snapshots(), auditor, store: StoreMetrics::default() });
     }
     let mut store = blocking(move || open_store(&store)).await??;
-    if store.identity().is_none() && start > 0 {
+    if store.owner().is_none() && start > 0 {
         return Err(RaftStartError::LostLog(me));
     }
     let (snapshots, (log, machine)) = blocking(move || {
-        store.set_identity(owner)?;
-        Ok::<_, StoreError>((store.snapshots(), store.into_parts(Setup { machine, wake, observer })?))
+        store.set_owner(owner)?;
+        Ok::<_, StoreError>((store.snapshots(), store.into_parts(Setup { state: machine, wake, observer })?))
     })
     .await??;
     let store = log.metrics();

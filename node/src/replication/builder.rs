@@ -5,7 +5,7 @@ use std::sync::Arc;
 use palisade_engine::replica::Replica;
 use palisade_engine::{Engine, MemberId, Wake};
 use palisade_engine::{Hint, Proposal};
-use palisade_raft_store::{Auditor, Identity as StoreIdentity, Snapshots, StoreMetrics};
+use palisade_raft_store::{Auditor, Snapshots, StoreMetrics, StoreOwner};
 use tokio::sync::{broadcast, mpsc, watch};
 
 use crate::audit::comparison::Comparer;
@@ -180,7 +180,7 @@ impl Core {
             log: options.log,
             engine: &options.engine,
             store: data_dir.store(identity),
-            owner: StoreIdentity { cluster: identity.cluster.clone(), member: me },
+            owner: StoreOwner { cluster: identity.cluster.clone(), member: me },
             start: identity.starts,
             network: Network {
                 me,

@@ -56,7 +56,7 @@ impl Gate {
     #[must_use]
     pub fn new(device: &str, bypass_interfaces: &[String]) -> Gate {
         let names = ["lo", device].into_iter().map(str::to_owned).chain(bypass_interfaces.iter().cloned());
-        Gate { pass: names.filter(|name| valid_name(name)).collect() }
+        Gate { pass: names.filter(|name| valid_interface_name(name)).collect() }
     }
 
     /// Installs both locks, or restores what is missing of them.
@@ -99,12 +99,13 @@ impl Gate {
 
 /// Whether an interface may have this name: as the kernel's `dev_valid_name`, and without quotes.
 #[must_use]
-pub(crate) fn valid_name(name: &str) -> bool {
+pub(crate) fn valid_interface_name(name: &str) -> bool {
     !name.is_empty()
         && name.len() < libc::IFNAMSIZ
         && name != "."
         && name != ".."
-        && !name.contains(|c: char| c == '/' || c == ':' || c == '"' || c == '\\' || c.is_whitespace())
+        && !name
+            .contains(|c: char| c == '/' || c == ':' || c == '"' || c == '\\' || c.is_whitespace() || c.is_control())
 }
 
 pub(crate) fn install_rules(netlink: &mut Netlink, gate: &Gate) -> io::Result<usize> {
@@ -164,10 +165,10 @@ mod tests {
     #[test]
     fn gate_takes_no_name_that_could_end_its_quotes() {
         for good in ["eth0", "eth0.10", "wg-a", "br_lan"] {
-            assert!(valid_name(good), "{good}");
+            assert!(valid_interface_name(good), "{good}");
         }
         for bad in ["", ".", "..", "a b", "a\"b", "a/b", "a:b", "sixteen-letters-"] {
-            assert!(!valid_name(bad), "{bad}");
+            assert!(!valid_interface_name(bad), "{bad}");
         }
         let gate = Gate::new("palisade0", &["mgmt0".to_owned(), "x\" } accept".to_owned()]);
         assert_eq!(gate.pass, ["lo", "palisade0", "mgmt0"]);
