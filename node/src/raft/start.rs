@@ -10,8 +10,7 @@ use openraft::{Config as RaftConfig, ConfigError, Raft};
 use palisade_engine::replica::Replica;
 use palisade_engine::{Engine, MemberId, Wake};
 use palisade_raft_store::{
-    Auditor, Observer, Options as StoreOptions, Setup, Snapshots, StateMachine, Store,
-    StoreError, StoreMetrics,
+    Auditor, Observer, Options as StoreOptions, Setup, Snapshots, StateMachine, Store, StoreError, StoreMetrics,
     StoreOwner, TypeConfig,
 };
 
