@@ -35,8 +35,8 @@ use crate::raft::{snapshot, wire as convert};
 use crate::replication_metrics::ReplicationMetrics;
 use crate::sync::event_sink::EventSink;
 use crate::sync::idle::MAX_PROBED_SESSIONS;
-use crate::sync::progress::{self, Ears};
-use crate::sync::propose::{self, Refused};
+use crate::sync::liveness::{self, PeerLiveness};
+use crate::sync::proposals::{self, Refused};
 use crate::wake::{SharedWake, Waker};
 
 /// A member that cannot apply the index of an idle probe within this time does not answer it.
@@ -69,7 +69,7 @@ pub(crate) struct ServiceContext {
     pub(crate) sink: EventSink,
     pub(crate) admission: Admission,
     pub(crate) contact: LastContact,
-    pub(crate) peer_liveness: Ears,
+    pub(crate) peer_liveness: PeerLiveness,
     pub(crate) leader_contact: LeaderContact,
     pub(crate) audit: AuditHandler,
     /// True once the member is to stop: ends the streams, which would otherwise keep their connections open.
@@ -121,7 +121,7 @@ impl ServiceContext {
             return Err(Status::invalid_argument("a proposal in another member's name"));
         }
         self.require_member(from)?;
-        propose::submit(&self.raft, batch).await.map_err(fatal)
+        proposals::submit(&self.raft, batch).await.map_err(fatal)
     }
 
     /// Gives the engine one hint, and dispatches what follows from it.
@@ -262,7 +262,7 @@ impl MemberRpc for MemberService {
         let from = Caller::from_request(&request)?;
         let batches = request.into_inner().take_until(Box::pin(stopped(self.0.stop.clone())));
         let ServiceContext { peer_liveness, engine, metrics, .. } = &*self.0;
-        progress::receive(peer_liveness, engine, metrics, from, || self.0.require_member(from), batches).await?;
+        liveness::receive(peer_liveness, engine, metrics, from, || self.0.require_member(from), batches).await?;
         Ok(Response::new(wire::HintSummary {}))
     }
 

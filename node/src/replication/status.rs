@@ -6,7 +6,7 @@ use palisade_raft_store::TypeConfig;
 
 use crate::membership::identity::Identity;
 use crate::raft::handle::matched_index;
-use crate::sync::hints::Reached;
+use crate::sync::hints::Reachability;
 
 /// A member's role in Raft.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -94,7 +94,7 @@ pub(crate) fn status(
     identity: &Identity,
     metrics: &RaftMetrics<TypeConfig>,
     cluster: &ClusterState,
-    reached: &Reached,
+    reachability: &Reachability,
     lease: LeaseState,
 ) -> Status {
     let me = identity.member;
@@ -116,7 +116,7 @@ pub(crate) fn status(
             leader: metrics.current_leader == Some(id),
             matched,
             lag: matched.map(|m| metrics.last_log_index.unwrap_or(0).saturating_sub(m)),
-            reachable: id == me || reached.get(id),
+            reachable: id == me || reachability.get(id),
         }
     };
     Status {
