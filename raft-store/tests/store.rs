@@ -261,7 +261,7 @@ async fn snapshot_build_that_ends_while_another_is_sent_does_not_take_its_place(
     let store = Store::open(dir.path(), Options::new(clock())).unwrap();
     let map = Map::default();
     let gate = map.gate.clone();
-    let setup = Setup { state: machine: map, wake: Box::new(NoWake), observer: Arc::new(()) };
+    let setup = Setup { state: map, wake: Box::new(NoWake), observer: Arc::new(()) };
     let (_log, mut machine) = store.into_parts(setup).unwrap();
     apply(&mut machine, 1, 11).await;
     machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
