@@ -194,18 +194,20 @@ impl Engine {
         }
     }
 
-    /// Sends what is known of a tuple again.
+    /// Sends what this member knows of a tuple.
     fn reply_to_query(&self, now: Time, tuple: &Tuple, events: &mut Vec<Event>) {
         let hash = self.table.hash(tuple);
         let shard = self.table.shard_for(hash);
-        let session = shard.sessions.find(hash, tuple).and_then(|slot| shard.sessions.get(slot));
-        if let Some((session, track)) = session.and_then(|s| Some((s, s.track?))) {
-            // What another member may have passed unseen, or this one before it restarted, is known to nobody by what is known
-            // here; and a packet that passed at its word shows nothing.
-            let sure = !self.may_have_moved_unseen(&track, now);
-            let live = sure && session.has_passed() && session.idle(now) < LIVE && track.is_confirmed_within(LIVE, now);
-            let mut snapshot = track.snapshot(now, live);
-            if !sure {
+        if let Some(slot) = shard.sessions.find(hash, tuple)
+            && let Some(session) = shard.sessions.get(slot)
+            && let Some(track) = &session.track
+        {
+            // What this member knows is not authoritative if a silent member, or this one before a restart, may have forwarded
+            // packets that are unknown here. Packets that passed provisionally do not count.
+            let authoritative = !self.may_have_moved_unseen(track, now);
+            let saw_packets = session.has_passed() && session.idle(now) < LIVE && track.is_confirmed_within(LIVE, now);
+            let mut snapshot = track.snapshot(now, authoritative && saw_packets);
+            if !authoritative {
                 snapshot.endpoints = snapshot.endpoints.map(|end| EndpointSnapshot { age_ms: None, ..end });
             }
             let provisional = shard.provisional.for_session(session.id, now).take(MAX_PROVISIONAL).collect();

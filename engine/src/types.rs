@@ -9,7 +9,7 @@ use crate::worker_set::WorkerSet;
 /// Sizes and times of one member's engine.
 ///
 /// All memory is bounded by it: about 256 bytes for each of `max_sessions`, 256 for each of `max_half_open`, and per shard
-/// (there are 256) 64 awaited keys, 64 words, 64 fragmented datagrams, 32 that wait for their first fragment, and a timing
+/// (there are 256) 64 awaited keys, 64 provisional segments, 64 fragmented datagrams, 32 that wait for their first fragment, and a timing
 /// wheel of 1 KiB; 512 KiB count the half-open sessions of each source.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -24,8 +24,8 @@ pub struct Config {
     /// Most half-open sessions; rounded up to a multiple of 256, because each shard has its own share. When a share is
     /// full, its oldest one makes room.
     pub max_half_open: usize,
-    /// How fast a connection may have gone on while nobody alive saw it, in bytes a second: what is believed after the member
-    /// that carried it was lost grows by it, up to 2^28 bytes.
+    /// How fast a connection may have gone on while no live member saw it, in bytes per second. The takeover bound grows by it,
+    /// up to 2^28 bytes.
     pub takeover_rate: u64,
     /// Most half-open sessions that this member opens for one source: an IPv4 address, or an IPv6 network of 64 bits. Those
     /// that other members opened count too.
