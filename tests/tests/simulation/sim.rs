@@ -20,7 +20,7 @@ use crate::host::{Machine, Power, address};
 use crate::invariants::{Invariant, all};
 use crate::network::{MEMBERS, MS, Nanos, Network, SECOND, STEP};
 use crate::traffic::{ALTERNATE, Segment, Traffic};
-use crate::worker::{Break, Fate, HintFaults, Port, Seen, Waker, Worker};
+use crate::worker::{Break, HintFaults, PacketOutcome, Port, Seen, Waker, Worker};
 
 /// How long a cluster may take to be made, or an administrator's command.
 const PATIENCE: Nanos = 60 * SECOND;
@@ -385,11 +385,11 @@ impl Sim {
         for seen in seen {
             let Segment { kind, connection, from, header, .. } = &seen.segment;
             let fate = match seen.fate {
-                Fate::Forwarded => 0,
-                Fate::Held => 1,
-                Fate::Dropped(reason) => 2 + reason as u64,
+                PacketOutcome::Forwarded => 0,
+                PacketOutcome::Held => 1,
+                PacketOutcome::Dropped(reason) => 2 + reason as u64,
             };
-            if seen.fate != Fate::Held {
+            if seen.fate != PacketOutcome::Held {
                 // In any order within a step: how tasks of one machine take turns is tokio's own chance.
                 let mut hasher = DefaultHasher::new();
                 (seen.at, seen.member, kind, connection, from, header.seq, header.flags, fate).hash(&mut hasher);
@@ -403,9 +403,9 @@ impl Sim {
                 println!("{who}: {what} flags {:#04x} {:?}", header.flags, seen.fate);
             }
             self.report.packets += 1;
-            self.report.held += u64::from(seen.fate == Fate::Held);
+            self.report.held += u64::from(seen.fate == PacketOutcome::Held);
             self.tell(&Fact::Seen(&seen));
-            if seen.fate == Fate::Forwarded {
+            if seen.fate == PacketOutcome::Forwarded {
                 let mut dice = self.dice(&seen.segment, seen.at);
                 if dice.below(1000) >= self.packet_faults.lost {
                     let at = seen.at + MS + dice.number() % MS;

@@ -50,7 +50,7 @@ pub(crate) enum Break {
 
 /// What became of a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Fate {
+pub(crate) enum PacketOutcome {
     Forwarded,
     Held,
     Dropped(Reason),
@@ -62,7 +62,7 @@ pub(crate) struct Seen {
     pub(crate) at: Nanos,
     pub(crate) member: usize,
     pub(crate) segment: Segment,
-    pub(crate) fate: Fate,
+    pub(crate) fate: PacketOutcome,
     pub(crate) generation: Generation,
 }
 
@@ -197,41 +197,41 @@ impl Desk {
         let mut expired = Vec::new();
         self.hold.expire(palisade_node::clock::now(), &mut |held| expired.push(held.segment));
         for segment in expired {
-            self.done(segment, Fate::Dropped(Reason::HoldExpired));
+            self.done(segment, PacketOutcome::Dropped(Reason::HoldExpired));
         }
     }
 
     fn frame(&mut self, at: Time, segment: Segment) {
         let now = palisade_node::clock::now();
         if now.since(at) > LIMITS.max_time {
-            return self.done(segment, Fate::Dropped(Reason::Stale));
+            return self.done(segment, PacketOutcome::Dropped(Reason::Stale));
         }
         match parse::parse(&segment.bytes(), Checksum::Complete) {
             Ok(packet) => self.act(Held { since: now, segment, packet }, now),
-            Err(reason) => self.done(segment, Fate::Dropped(reason)),
+            Err(reason) => self.done(segment, PacketOutcome::Dropped(reason)),
         }
     }
 
     fn again(&mut self, since: Time, held: Held) {
         let now = palisade_node::clock::now();
         if now.since(since) > LIMITS.max_time {
-            return self.done(held.segment, Fate::Dropped(Reason::HoldExpired));
+            return self.done(held.segment, PacketOutcome::Dropped(Reason::HoldExpired));
         }
         self.act(held, now);
     }
 
     fn act(&mut self, held: Held, now: Time) {
         match self.judge(&held.packet, now) {
-            Verdict::Forward => self.done(held.segment, Fate::Forwarded),
-            Verdict::Drop(reason) | Verdict::Reject(reason) => self.done(held.segment, Fate::Dropped(reason)),
+            Verdict::Forward => self.done(held.segment, PacketOutcome::Forwarded),
+            Verdict::Drop(reason) | Verdict::Reject(reason) => self.done(held.segment, PacketOutcome::Dropped(reason)),
             Verdict::Hold(..) if *self.worker.broken.lock() == Some(Break::NoHolds) => {
-                self.done(held.segment, Fate::Dropped(Reason::HoldExpired));
+                self.done(held.segment, PacketOutcome::Dropped(Reason::HoldExpired));
             }
             Verdict::Hold(key, class) => {
-                self.done(held.segment.clone(), Fate::Held);
+                self.done(held.segment.clone(), PacketOutcome::Held);
                 let bytes = held.packet.length as usize;
                 if let Err((held, reason)) = self.hold.hold(held.since, key, class, bytes, held) {
-                    self.done(held.segment, Fate::Dropped(reason));
+                    self.done(held.segment, PacketOutcome::Dropped(reason));
                 }
             }
         }
@@ -292,7 +292,7 @@ impl Desk {
         }
     }
 
-    fn done(&self, segment: Segment, fate: Fate) {
+    fn done(&self, segment: Segment, fate: PacketOutcome) {
         let Worker { machine, port, engine, .. } = &self.worker;
         let generation = engine.generation();
         port.seen.lock().push(Seen { at: machine.elapsed(), member: machine.index, segment, fate, generation });

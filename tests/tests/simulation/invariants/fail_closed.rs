@@ -10,11 +10,11 @@ use palisade_engine::replica::Command;
 use palisade_engine::{Generation, Tuple};
 use palisade_node::lease::LEASE_DURATION;
 
-use crate::faults::Story;
+use crate::faults::FaultPlan;
 use crate::network::{MEMBERS, MS, Nanos};
 use crate::sim::{Fact, Sim, allows_alternate};
 use crate::traffic::{ALTERNATE, Kind};
-use crate::worker::{Break, Fate, Seen};
+use crate::worker::{Break, PacketOutcome, Seen};
 
 use super::Invariant;
 
@@ -111,7 +111,7 @@ impl Invariant for FailClosed {
                 self.policies.entry(sample.generation).or_insert(sim.now);
                 Ok(())
             }
-            Fact::Seen(seen) if seen.fate == Fate::Forwarded => {
+            Fact::Seen(seen) if seen.fate == PacketOutcome::Forwarded => {
                 self.policies.entry(seen.generation).or_insert(seen.at);
                 self.forwarded(seen, sim)
             }
@@ -122,23 +122,23 @@ impl Invariant for FailClosed {
 
 #[test]
 fn a_member_that_is_cut_off_admits_nothing() {
-    crate::seeds(20, Story::PolicyBehindTheBack).hold();
+    crate::seeds(20, FaultPlan::PolicyBehindTheBack).hold();
 }
 
 /// In these its followers stand still, it is cut off in one direction, and they wake and answer what it had sent before
 /// (docs/decisions/0003-read-index.md).
 #[test]
 fn a_leader_does_not_prove_itself_by_old_answers() {
-    crate::run(100_998, 1, Story::Everything, None).hold();
-    crate::run(107_390, 1, Story::Everything, None).hold();
+    crate::run(100_998, 1, FaultPlan::Everything, None).hold();
+    crate::run(107_390, 1, FaultPlan::Everything, None).hold();
 }
 
 #[test]
 fn fail_closed_fails_if_a_member_holds_itself_for_current() {
-    crate::broken(Story::PolicyBehindTheBack, (None, Break::AlwaysCurrent)).violate("P3 fail closed");
+    crate::broken(FaultPlan::PolicyBehindTheBack, (None, Break::AlwaysCurrent)).violate("P3 fail closed");
 }
 
 #[test]
 fn fail_closed_fails_if_packets_are_released_before_the_commit() {
-    crate::broken(Story::Calm, (None, Break::ReleaseBeforeCommit)).violate("P3 fail closed");
+    crate::broken(FaultPlan::Calm, (None, Break::ReleaseBeforeCommit)).violate("P3 fail closed");
 }

@@ -3,11 +3,11 @@
 
 use palisade_engine::Reason;
 
-use crate::faults::Story;
+use crate::faults::FaultPlan;
 use crate::network::{Nanos, SECOND};
 use crate::sim::{Fact, Sim};
 use crate::traffic::{Kind, WEB};
-use crate::worker::Fate;
+use crate::worker::PacketOutcome;
 
 use super::Invariant;
 
@@ -38,7 +38,7 @@ impl Invariant for NoLostConnection {
         let judged = segment.kind == Kind::Legitimate && connection.port() == WEB && connection.lives();
         match seen.fate {
             // A late copy of the handshake is no packet of the connection any longer.
-            Fate::Dropped(reason)
+            PacketOutcome::Dropped(reason)
                 if judged && !is_temporary(reason) && !segment.has(palisade_engine::parse::Tcp::SYN) =>
             {
                 Err(format!("a packet of a living connection was dropped, {reason:?}: {seen:?}"))
@@ -66,10 +66,10 @@ impl Invariant for NoLostConnection {
 
 #[test]
 fn no_connection_is_lost_with_two_members_one_after_the_other() {
-    crate::seeds(20, Story::TwoLosses { lying: false }).hold();
+    crate::seeds(20, FaultPlan::TwoLosses { lying: false }).hold();
 }
 
 #[test]
 fn connections_are_lost_by_disks_that_lie() {
-    crate::seeds(5, Story::TwoLosses { lying: true }).violate("P2 no lost connection");
+    crate::seeds(5, FaultPlan::TwoLosses { lying: true }).violate("P2 no lost connection");
 }

@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use palisade_engine::Generation;
 
-use crate::faults::Story;
+use crate::faults::FaultPlan;
 use crate::sim::{Fact, Sim, allows_alternate};
 use crate::traffic::{ALTERNATE, Kind};
-use crate::worker::{Fate, Seen};
+use crate::worker::{PacketOutcome, Seen};
 
 use super::Invariant;
 
@@ -50,7 +50,7 @@ impl Invariant for OnePolicy {
                 let known = *self.states.entry(sample.applied).or_insert(state);
                 if known == state { Ok(()) } else { Err(format!("not {known:?} at the same index: {sample:?}")) }
             }
-            Fact::Seen(seen) if seen.fate == Fate::Forwarded => self.forwarded(seen),
+            Fact::Seen(seen) if seen.fate == PacketOutcome::Forwarded => self.forwarded(seen),
             Fact::Seen(_) | Fact::Fault => Ok(()),
         }
     }
@@ -58,10 +58,10 @@ impl Invariant for OnePolicy {
 
 #[test]
 fn policies_change_at_one_index() {
-    crate::seeds(10, Story::PolicyBehindTheBack).hold();
+    crate::seeds(10, FaultPlan::PolicyBehindTheBack).hold();
 }
 
 #[test]
 fn one_policy_fails_if_a_disk_changes_it() {
-    crate::seeds(3, Story::Rotten).violate("P6 one policy");
+    crate::seeds(3, FaultPlan::Rotten).violate("P6 one policy");
 }

@@ -6,11 +6,11 @@ use std::collections::{BTreeMap, VecDeque};
 
 use palisade_engine::parse::Tcp;
 
-use crate::faults::Story;
+use crate::faults::FaultPlan;
 use crate::network::{Nanos, SECOND};
 use crate::sim::{Fact, Sim};
 use crate::traffic::{Kind, Segment};
-use crate::worker::{Break, Fate};
+use crate::worker::{Break, PacketOutcome};
 
 use super::Invariant;
 
@@ -32,7 +32,7 @@ impl Invariant for Strict {
     fn hear(&mut self, fact: &Fact<'_>, sim: &Sim) -> Result<(), String> {
         let Fact::Seen(seen) = fact else { return Ok(()) };
         let Segment { kind, connection, .. } = seen.segment;
-        if seen.fate != Fate::Forwarded || !matches!(kind, Kind::Blind | Kind::Near) {
+        if seen.fate != PacketOutcome::Forwarded || !matches!(kind, Kind::Blind | Kind::Near) {
             return Ok(());
         }
         // After that a member may know a connection from the log only.
@@ -52,10 +52,10 @@ impl Invariant for Strict {
 
 #[test]
 fn forged_packets_do_not_pass() {
-    crate::seeds(20, Story::Calm).hold();
+    crate::seeds(20, FaultPlan::Calm).hold();
 }
 
 #[test]
 fn strict_fails_without_window_checks() {
-    crate::broken(Story::Calm, (Some(1), Break::NoWindows)).violate("P4 strict");
+    crate::broken(FaultPlan::Calm, (Some(1), Break::NoWindows)).violate("P4 strict");
 }
