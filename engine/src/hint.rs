@@ -40,7 +40,7 @@ impl Engine {
             Hint::Fin { id, direction, end } => self.hint_fin(now, *id, *direction, *end, events),
             Hint::Rst { id } => {
                 if let Some((mut shard, slot)) = self.table.locate(*id)
-                    && let Some(track) = shard.sessions.get_mut(slot).and_then(|s| s.track.as_mut())
+                    && let Some(track) = shard.sessions.get_mut(slot).and_then(|s| s.local.track.as_mut())
                     && track.record_peer_rst()
                 {
                     shard.finished.push_back((now + CLOSE_OVERDUE, *id, slot));
@@ -75,8 +75,8 @@ impl Engine {
     fn merge(&self, shard: &mut Shard, hash: u64, open: &HalfOpen, now: Time) -> u64 {
         let session = shard.sessions.find(hash, &open.original).and_then(|slot| shard.sessions.get(slot));
         let told = (&open.original, &open.protocol);
-        let same_as = |s: &Session| s.closed.is_none() && same_connection((&s.original, &s.handshake_state()), told);
-        if session.is_some_and(|s| s.id == open.id || same_as(s)) {
+        let same_as = |s: &Session| s.is_open() && same_connection((s.original(), &s.handshake_state()), told);
+        if session.is_some_and(|s| s.id() == open.id || same_as(s)) {
             return 0;
         }
         let same = |half: &HalfOpenEntry| {
@@ -144,11 +144,11 @@ impl Engine {
     fn hint_fin(&self, now: Time, id: SessionId, direction: Direction, end: u32, events: &mut Vec<Event>) {
         let Some((mut shard, slot)) = self.table.locate(id) else { return };
         let Some(session) = shard.sessions.get_mut(slot) else { return };
-        let open = session.closed.is_none();
-        let Some(track) = session.track.as_mut() else { return };
+        let is_open = session.is_open();
+        let Some(track) = session.local.track.as_mut() else { return };
         let was = track.both_fins_known();
         track.record_peer_fin(direction, end);
-        if !open {
+        if !is_open {
             return;
         }
         if track.take_fin_close() {
@@ -173,8 +173,8 @@ impl Engine {
         let Some(place) = self.cluster_state().members.keys().position(|id| *id == from) else { return };
         let Some((mut shard, slot)) = self.table.locate(id) else { return };
         let Some(session) = shard.sessions.get_mut(slot) else { return };
-        let original = session.original;
-        let Some(track) = session.track.as_mut() else { return };
+        let original = *session.original();
+        let Some(track) = session.local.track.as_mut() else { return };
         let answered = track.record_reply(place, snapshot, peers, now);
         if track.ending() {
             shard.sessions.arm(slot, now, self.active_policy().timeouts());
@@ -198,17 +198,17 @@ impl Engine {
         let hash = self.table.hash(tuple);
         let shard = self.table.shard_for(hash);
         let session = shard.sessions.find(hash, tuple).and_then(|slot| shard.sessions.get(slot));
-        if let Some((session, track)) = session.and_then(|s| Some((s, s.track?))) {
+        if let Some((session, track)) = session.and_then(|s| Some((s, s.local.track?))) {
             // What another member may have passed unseen, or this one before it restarted, is known to nobody by what is known
             // here; and a packet that passed at its word shows nothing.
             let sure = !self.may_have_moved_unseen(&track, now);
-            let live = sure && session.has_passed() && session.idle(now) < LIVE && track.is_confirmed_within(LIVE, now);
+            let live = sure && session.local.has_passed() && session.local.idle(now) < LIVE && track.is_confirmed_within(LIVE, now);
             let mut snapshot = track.snapshot(now, live);
             if !sure {
                 snapshot.endpoints.iter_mut().for_each(|end| end.age_ms = None);
             }
-            let provisional = shard.provisional.for_session(session.id, now).take(MAX_PROVISIONAL).collect();
-            events.push(Event::Hint(Hint::Progress { id: session.id, snapshot, provisional }));
+            let provisional = shard.provisional.for_session(session.id(), now).take(MAX_PROVISIONAL).collect();
+            events.push(Event::Hint(Hint::Progress { id: session.id(), snapshot, provisional }));
         }
         for slot in shard.half_open.lookup(hash, tuple) {
             if let Some(half) = shard.half_open.get(slot).filter(|h| !h.aborted) {

@@ -194,7 +194,7 @@ impl Outcomes {
             Outcome::Conflict => self.conflict.add(1),
             Outcome::Full => self.full.add(1),
             Outcome::Invalid(_) => self.invalid.add(1),
-            Outcome::Forgotten => self.forgotten.add(1),
+            Outcome::SerialExpired => self.forgotten.add(1),
         }
     }
 

@@ -32,18 +32,18 @@ impl Engine {
         events: &mut Vec<Event>,
     ) -> Option<Verdict> {
         let session = shard.sessions.get(slot)?;
-        if !session.flags.has(SessionFlag::Expiring) {
+        if !session.local.flags.has(SessionFlag::Expiring) {
             return self.of_session(shard, slot, packet, context, events);
         }
         // What would pass does not before the cluster knows that the session is in use. It is judged again then, so nothing
         // may have changed by it.
-        let (before, id) = (session.clone(), session.id);
+        let (before, id) = (session.local.clone(), session.id());
         let (told, finished) = (events.len(), shard.finished.len());
         let verdict = self.of_session(shard, slot, packet, context, events);
         if verdict != Some(Verdict::Forward) {
             return verdict;
         }
-        shard.sessions.get_mut(slot)?.rewind(before);
+        shard.sessions.get_mut(slot)?.local.rewind(before);
         // But what became known of the connection stays so, and others may wait for that.
         let mut number = 0;
         events.retain(|event| {
@@ -73,26 +73,26 @@ impl Engine {
         let direction = session.direction(&packet.tuple)?;
         if session.zone(direction) != context.ingress {
             // A closed session's tuple may be taken over by a connection from elsewhere.
-            return session.closed.is_none().then_some(Verdict::Drop(Reason::WrongZone));
+            return session.is_open().then_some(Verdict::Drop(Reason::WrongZone));
         }
         if !self.still_allowed(session) {
-            return session.closed.is_none().then_some(Verdict::Drop(Reason::Policy));
+            return session.is_open().then_some(Verdict::Drop(Reason::Policy));
         }
         let Kind::Tcp(tcp) = &packet.kind else {
             if !generic::fits(&packet.kind, direction) {
                 return Some(Verdict::Drop(Reason::NoSession));
             }
-            session.account(direction, packet.length, context.now);
+            session.local.account(direction, packet.length, context.now);
             shard.sessions.mark_dirty(slot);
             return Some(Verdict::Forward);
         };
-        let ends = session.syn_params()?;
+        let ends = session.replicated().syn_params()?;
         let (client, server) = (&ends.0, &ends.1);
         if tcp.has(Tcp::SYN) {
-            return syn(client, server, direction, tcp, session.closed);
+            return syn(client, server, direction, tcp, session.replicated().closed());
         }
-        let (id, closed) = (session.id, session.closed);
-        let track = session.track.as_mut()?;
+        let (id, closed) = (session.id(), session.replicated().closed());
+        let track = session.local.track.as_mut()?;
         let was_ending = track.both_fins_known();
         let before = track.ending().then(|| track.state(closed));
         let unsure = self.may_have_moved_unseen(track, context.now);
@@ -129,7 +129,7 @@ impl Engine {
             };
         }
         let session = shard.sessions.get_mut(slot)?;
-        let track = session.track.as_mut()?;
+        let track = session.local.track.as_mut()?;
         let changed = before != track.ending().then(|| track.state(closed));
         let current = context.standing == Standing::Current;
         match seen {
@@ -154,7 +154,7 @@ impl Engine {
                 }
             }
         }
-        session.account(direction, packet.length, context.now);
+        session.local.account(direction, packet.length, context.now);
         shard.sessions.mark_dirty(slot);
         if changed {
             // Its time may be over earlier than it was when it was armed.
@@ -175,9 +175,9 @@ impl Engine {
         events: &mut Vec<Event>,
     ) -> Option<Result<SegmentOutcome, Verdict>> {
         let session = shard.sessions.get_mut(slot)?;
-        let id = session.id;
-        let (client, server) = session.syn_params()?;
-        let track = session.track.as_mut()?;
+        let id = session.id();
+        let (client, server) = session.replicated().syn_params()?;
+        let track = session.local.track.as_mut()?;
         let hash = self.table.hash(&packet.tuple);
         match track.resolve(tcp, self.reachable_peers(), lost, context.now) {
             resolution @ (Resolution::QueryPeers | Resolution::AwaitReplies) => {
@@ -222,7 +222,7 @@ impl Engine {
                         context.now,
                     );
                     self.takeover_counters.provisional.fetch_add(1, Ordering::Relaxed);
-                    session.account(direction, packet.length, context.now);
+                    session.local.account(direction, packet.length, context.now);
                     shard.sessions.mark_dirty(slot);
                     return Some(Err(Verdict::Forward));
                 }
@@ -241,13 +241,13 @@ impl Engine {
     /// Does the policy in force still allow this session? Asked anew once per session and policy.
     pub(super) fn still_allowed(&self, session: &mut Session) -> bool {
         let generation = self.generation();
-        if session.was_judged_by(generation) {
+        if session.local.is_checked_against(generation) {
             return true;
         }
         let policy = self.active_policy();
-        let allowed = policy.decide(session.ingress, session.egress, &session.original).action == Action::Accept;
+        let allowed = policy.decide(session.zone(Direction::Original), session.zone(Direction::Reply), session.original()).action == Action::Accept;
         if allowed {
-            session.allowed_by(policy.generation);
+            session.local.set_checked_against(policy.generation);
         }
         allowed
     }
@@ -257,12 +257,12 @@ impl Session {
     /// Is this a segment of it, by what this member knows? Changes nothing.
     pub(super) fn is_near(&self, packet: &Packet, context: &Context<'_>) -> bool {
         let (Kind::Tcp(tcp), Some(direction), Some((client, server)), Some(mut track)) =
-            (&packet.kind, self.direction(&packet.tuple), self.syn_params(), self.track)
+            (&packet.kind, self.direction(&packet.tuple), self.replicated().syn_params(), self.local.track)
         else {
             return false;
         };
         let seen =
-            track.check_segment([&client, &server], direction, tcp, self.closed, WindowCheck::Relaxed, context.now);
+            track.check_segment([&client, &server], direction, tcp, self.replicated().closed(), WindowCheck::Relaxed, context.now);
         self.zone(direction) == context.ingress
             && matches!(seen, SegmentOutcome::InWindow | SegmentOutcome::Fin(_) | SegmentOutcome::Rst)
     }

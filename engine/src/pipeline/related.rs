@@ -23,7 +23,7 @@ impl Engine {
             && let Some(session) = shard.sessions.get_mut(slot)
             && let Some(direction) = session.direction(&embedded.tuple)
         {
-            let plausible = match (session.syn_params(), session.track, embedded.seq) {
+            let plausible = match (session.replicated().syn_params(), session.local.track, embedded.seq) {
                 (Some((client, server)), Some(track), Some(seq)) => {
                     track.sent([&client, &server], direction, seq, context.now)
                 }

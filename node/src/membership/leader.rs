@@ -213,10 +213,10 @@ impl Duties {
                 .filter(|(id, _)| **id != self.me)
                 .map(|(id, info)| (*id, info.clone()))
                 .collect();
-            let inquiry = self.engine.inquiry(clock::now(), &found);
-            let asked: Vec<SessionId> = inquiry.ids().collect();
+            let probe = self.engine.probe_idle(clock::now(), &found);
+            let asked: Vec<SessionId> = probe.ids().collect();
             let Some(idle) = self.ask(&others, &asked, leads_since).await else { continue };
-            let (open, closed) = inquiry.end(|id| idle.contains(id), IDS);
+            let (open, closed) = probe.commands(|id| idle.contains(id), IDS);
             let commands = open.into_iter().map(Command::ExpireIdle).chain(closed.into_iter().map(Command::Expire));
             for command in commands {
                 if let Err(error) = order(&self.orders, command, CHANGE).await {
@@ -245,7 +245,7 @@ impl Duties {
             .filter(|(id, _)| !expired(id))
             .map(|(id, info)| async move {
                 let mut client = self.peers.client(*id, &info.address, Lane::Control).ok()?;
-                let question = client.still_idle(wire::Sessions { applied, ..wire::Sessions::from(ids) });
+                let question = client.confirm_idle(wire::Sessions { applied, ..wire::Sessions::from(ids) });
                 match tokio::time::timeout(IDLE_ANSWER, question).await {
                     Ok(Ok(answer)) => Some(BTreeSet::from_iter(Vec::<SessionId>::from(answer.into_inner()))),
                     Ok(Err(status)) => {

@@ -194,6 +194,6 @@ impl Recovery {
 /// Does that member of that cluster answer there? Any that runs answers this question, with or without a majority.
 async fn answers(peers: &Peers, id: MemberId, address: &str) -> bool {
     let Ok(mut client) = peers.client(id, address, Lane::Control) else { return false };
-    let nothing = client.still_idle(palisade_proto::member::v1::Sessions::default());
+    let nothing = client.confirm_idle(palisade_proto::member::v1::Sessions::default());
     tokio::time::timeout(ANSWER, nothing).await.is_ok_and(|answer| answer.is_ok())
 }

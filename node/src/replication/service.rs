@@ -344,7 +344,7 @@ impl Member for Service {
         Ok(Response::new(wire::ConfirmResponse { follows }))
     }
 
-    async fn still_idle(&self, request: Request<wire::Sessions>) -> Result<Response<wire::Sessions>, Status> {
+    async fn confirm_idle(&self, request: Request<wire::Sessions>) -> Result<Response<wire::Sessions>, Status> {
         let request = request.into_inner();
         let applied = request.applied;
         let mut ids: Vec<SessionId> = request.into();
@@ -353,7 +353,7 @@ impl Member for Service {
         }
         let reached = self.0.raft.wait(Some(BEHIND)).applied_index_at_least(Some(applied), "idle sessions").await;
         reached.map_err(|e| Status::unavailable(format!("this member is behind: {e}")))?;
-        self.0.engine.still_idle(clock::now(), &mut ids);
+        self.0.engine.confirm_idle(clock::now(), &mut ids);
         Ok(Response::new(wire::Sessions::from(&*ids)))
     }
 

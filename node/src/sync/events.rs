@@ -51,7 +51,7 @@ impl Observer for Events {
         self.metrics.applied_batches.add(1);
         self.metrics.applied_commands.add(batch.commands.len() as u64);
         if batch.proposer == self.me {
-            self.unanswered.answer(batch.first, answers, &self.answers);
+            self.unanswered.answer(batch.first_serial, answers, &self.answers);
         }
         // Not what is in the log a second time, nor what two members proposed alike: it was told of already.
         let (mut established, mut refreshed) = (0, 0);
@@ -76,9 +76,9 @@ impl Observer for Events {
                 Command::Establish(establish) => tell(SessionChange::Established(establish.clone())),
                 Command::Close(close) => tell(SessionChange::Closed(*close)),
                 Command::Expire(_) | Command::ExpireIdle(_) => {
-                    answer.ended.iter().for_each(|id| tell(SessionChange::Expired(*id)));
+                    answer.removed.iter().for_each(|id| tell(SessionChange::Expired(*id)));
                 }
-                Command::Revoke(_) => answer.ended.iter().for_each(|id| tell(SessionChange::Revoked(*id))),
+                Command::Revoke(_) => answer.removed.iter().for_each(|id| tell(SessionChange::Revoked(*id))),
                 Command::Refresh(_) | Command::Resume | Command::Policy(_) | Command::Member(_) => {}
             }
         }

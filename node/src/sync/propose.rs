@@ -305,8 +305,8 @@ impl Proposer {
             let now = clock::now();
             let mut batch = Batch {
                 proposer: self.me,
-                first: state.next,
-                floor: state.flying.keys().next().copied().unwrap_or(state.next),
+                first_serial: state.next,
+                lowest_outstanding: state.flying.keys().next().copied().unwrap_or(state.next),
                 unix_ms: clock::unix_ms(),
                 commands: Vec::new(),
             };
@@ -331,10 +331,10 @@ impl Proposer {
             }
             self.metrics.batch_commands.observe(batch.commands.len() as u64);
             state.next += batch.commands.len() as u64;
-            self.unanswered.add(batch.first);
+            self.unanswered.add(batch.first_serial);
             self.propose(&mut state.link, &batch).await;
             let flight = Flight { notes, deadline, again: now + AGAIN, pause: AGAIN, batch };
-            state.flying.insert(flight.batch.first, flight);
+            state.flying.insert(flight.batch.first_serial, flight);
         }
     }
 
@@ -373,7 +373,7 @@ impl Proposer {
         for flight in state.flying.values_mut().filter(|f| which(f)) {
             flight.pause = (flight.pause * 2).min(AGAIN_MOST);
             flight.again = now + flight.pause;
-            flight.batch.floor = floor;
+            flight.batch.lowest_outstanding = floor;
             self.metrics.proposed_again.add(1);
             self.propose(&mut state.link, &flight.batch).await;
         }
@@ -459,7 +459,7 @@ pub(crate) type Refused = BoxFuture<'static, Option<u64>>;
 /// Gives openraft a batch. It refuses what comes to a member that does not lead, or whose lead no majority has answered yet,
 /// for the first time or lately.
 pub(crate) async fn submit(raft: &PalisadeRaft, batch: Batch) -> Result<Refused, Fatal<TypeConfig>> {
-    let first = batch.first;
+    let first = batch.first_serial;
     let (responder, answer) = ProgressResponder::complete_only();
     raft.client_write_ff(batch, Some(responder)).await?;
     Ok(Box::pin(async move {

@@ -37,7 +37,7 @@ impl Machine for Map {
     type Job = MapJob;
 
     fn apply(&mut self, _: Time, batch: &Batch, _: &mut dyn Wake) -> Vec<Applied> {
-        *self.batches.entry(batch.first).or_default() += batch.commands.len() as u64;
+        *self.batches.entry(batch.first_serial).or_default() += batch.commands.len() as u64;
         batch
             .commands
             .iter()

@@ -191,7 +191,7 @@ fn what_other_workers_hold_is_woken_though_the_session_expires() {
         ids.push(info.id);
         true
     });
-    assert_eq!(k.members[A].engine.inquiry(k.now, &ids).ids().count(), 1);
+    assert_eq!(k.members[A].engine.probe_idle(k.now, &ids).ids().count(), 1);
     let at = (1 << 31, 1 << 30);
     let word = c.of_client(Tcp::ACK, at.0, at.1, 1000);
     // It passes at B, which was not asked.
