@@ -202,7 +202,10 @@ impl Engine {
             // What another member may have passed unseen, or this one before it restarted, is known to nobody by what is known
             // here; and a packet that passed at its word shows nothing.
             let sure = !self.may_have_moved_unseen(&track, now);
-            let live = sure && session.local.has_passed() && session.local.idle(now) < LIVE && track.is_confirmed_within(LIVE, now);
+            let live = sure
+                && session.local.has_passed()
+                && session.local.idle(now) < LIVE
+                && track.is_confirmed_within(LIVE, now);
             let mut snapshot = track.snapshot(now, live);
             if !sure {
                 snapshot.endpoints.iter_mut().for_each(|end| end.age_ms = None);

@@ -245,7 +245,9 @@ impl Engine {
             return true;
         }
         let policy = self.active_policy();
-        let allowed = policy.decide(session.zone(Direction::Original), session.zone(Direction::Reply), session.original()).action == Action::Accept;
+        let allowed =
+            policy.decide(session.zone(Direction::Original), session.zone(Direction::Reply), session.original()).action
+                == Action::Accept;
         if allowed {
             session.local.set_checked_against(policy.generation);
         }
@@ -261,8 +263,14 @@ impl Session {
         else {
             return false;
         };
-        let seen =
-            track.check_segment([&client, &server], direction, tcp, self.replicated().closed(), WindowCheck::Relaxed, context.now);
+        let seen = track.check_segment(
+            [&client, &server],
+            direction,
+            tcp,
+            self.replicated().closed(),
+            WindowCheck::Relaxed,
+            context.now,
+        );
         self.zone(direction) == context.ingress
             && matches!(seen, SegmentOutcome::InWindow | SegmentOutcome::Fin(_) | SegmentOutcome::Rst)
     }

@@ -117,12 +117,7 @@ impl StateMachine {
     }
 
     /// Judges an establishment. `occupant` is the session that has its tuple.
-    fn judge(
-        &self,
-        establish: &Establish,
-        occupant: Option<&Replicated>,
-        id_is_taken: bool,
-    ) -> (Outcome, Admission) {
+    fn judge(&self, establish: &Establish, occupant: Option<&Replicated>, id_is_taken: bool) -> (Outcome, Admission) {
         if occupant.is_some_and(|session| session.id() == establish.id) {
             return (Outcome::Accepted, Admission::Present);
         }

@@ -48,12 +48,14 @@ impl DedupTable {
         let is_new = !self.proposers.contains_key(&proposer);
         let session = self.proposers.entry(proposer).or_default();
         if is_new {
-            self.digest = self.digest.wrapping_add(element(Kind::LowestOutstanding, &(proposer, session.lowest_outstanding)));
+            self.digest =
+                self.digest.wrapping_add(element(Kind::LowestOutstanding, &(proposer, session.lowest_outstanding)));
         }
         if lowest <= session.lowest_outstanding {
             return;
         }
-        let gone = usize::try_from(lowest - session.lowest_outstanding).unwrap_or(usize::MAX).min(session.outcomes.len());
+        let gone =
+            usize::try_from(lowest - session.lowest_outstanding).unwrap_or(usize::MAX).min(session.outcomes.len());
         for (serial, outcome) in (session.lowest_outstanding..).zip(session.outcomes.drain(..gone)) {
             if let Some(outcome) = outcome {
                 self.digest = self.digest.wrapping_sub(element(Kind::Outcome, &(proposer, serial, outcome)));
@@ -81,7 +83,9 @@ impl DedupTable {
     /// Records the outcome of a new serial number.
     pub(super) fn record(&mut self, proposer: MemberId, serial: u64, outcome: &Outcome) {
         let Some(session) = self.proposers.get_mut(&proposer) else { return };
-        let Some(at) = serial.checked_sub(session.lowest_outstanding).filter(|at| *at < MAX_OUTSTANDING) else { return };
+        let Some(at) = serial.checked_sub(session.lowest_outstanding).filter(|at| *at < MAX_OUTSTANDING) else {
+            return;
+        };
         let at = at as usize;
         if session.outcomes.len() <= at {
             session.outcomes.resize(at + 1, None);
@@ -98,7 +102,8 @@ impl DedupTable {
         let end = session.lowest_outstanding.saturating_add(session.outcomes.len() as u64);
         self.advance(proposer, end);
         if let Some(session) = self.proposers.remove(&proposer) {
-            self.digest = self.digest.wrapping_sub(element(Kind::LowestOutstanding, &(proposer, session.lowest_outstanding)));
+            self.digest =
+                self.digest.wrapping_sub(element(Kind::LowestOutstanding, &(proposer, session.lowest_outstanding)));
         }
     }
 

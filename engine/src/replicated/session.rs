@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::digest::{Kind, element};
-use crate::id::{Generation, RuleId, SessionId, ZoneId};
+use crate::id::{Generation, MemberId, RuleId, SessionId, ZoneId};
 use crate::session::{CloseCause, Establish, HandshakeState, SynParams};
 use crate::tuple::{Direction, Tuple};
 
@@ -12,15 +12,30 @@ use crate::tuple::{Direction, Tuple};
 /// Only this module's parent, which applies commands, can make or change one. Everybody else reads.
 #[derive(Debug)]
 pub(crate) struct Replicated {
-    id: SessionId,
+    member: Packed,
+    counter: Packed,
     original: Tuple,
-    generation: Generation,
+    generation: Packed,
     rule: RuleId,
     ingress: ZoneId,
     egress: ZoneId,
     closed: Option<CloseCause>,
     activity_epoch: u16,
     handshake: CompactHandshake,
+}
+
+/// A `u64` in the alignment of a `u32`: a session has no room for padding.
+#[derive(Clone, Copy, Debug)]
+struct Packed([u32; 2]);
+
+impl Packed {
+    fn new(value: u64) -> Packed {
+        Packed([value as u32, (value >> 32) as u32])
+    }
+
+    fn get(self) -> u64 {
+        u64::from(self.0[0]) | u64::from(self.0[1]) << 32
+    }
 }
 
 /// [`HandshakeState`] of an established session, in less space.
@@ -94,9 +109,10 @@ impl Replicated {
     pub(super) fn restored(record: &SessionRecord) -> Replicated {
         let Establish { id, original, ingress, egress, generation, rule, protocol, .. } = record.establish;
         Replicated {
-            id,
+            member: Packed::new(id.member.0),
+            counter: Packed::new(id.counter),
             original,
-            generation,
+            generation: Packed::new(generation.0),
             rule,
             ingress,
             egress,
@@ -117,7 +133,7 @@ impl Replicated {
     }
 
     pub(crate) fn id(&self) -> SessionId {
-        self.id
+        SessionId { member: MemberId(self.member.get()), counter: self.counter.get() }
     }
 
     /// Client to server.
@@ -132,7 +148,7 @@ impl Replicated {
 
     /// The policy generation that allowed it.
     pub(crate) fn generation(&self) -> Generation {
-        self.generation
+        Generation(self.generation.get())
     }
 
     /// The rule that allowed it.
@@ -181,12 +197,12 @@ impl Replicated {
     /// What a snapshot keeps of it.
     pub(crate) fn record(&self) -> SessionRecord {
         let establish = Establish {
-            id: self.id,
+            id: self.id(),
             original: self.original,
             reply: self.reply(),
             ingress: self.ingress,
             egress: self.egress,
-            generation: self.generation,
+            generation: self.generation(),
             rule: self.rule,
             supersedes: None,
             protocol: self.handshake_state(),

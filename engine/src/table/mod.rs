@@ -246,14 +246,7 @@ impl Table {
     }
 
     /// Adds a session to its shard, which the caller has locked.
-    fn insert(
-        &self,
-        shard: &mut Shard,
-        hash: u64,
-        mut session: Session,
-        now: Time,
-        timeouts: &Timeouts,
-    ) -> u32 {
+    fn insert(&self, shard: &mut Shard, hash: u64, mut session: Session, now: Time, timeouts: &Timeouts) -> u32 {
         let id = session.id();
         // Its places in lists were those of an earlier slot, if any.
         session.local.links = Links::NONE;
@@ -287,7 +280,8 @@ impl Table {
     /// Whether a shard's sessions are those that commands and snapshots have put there.
     pub(crate) fn is_sound(&self, number: u8) -> bool {
         let shard = self.shard(number);
-        shard.sessions.iter().fold(0_u64, |sum, session| sum.wrapping_add(session.replicated().digest())) == shard.digest
+        shard.sessions.iter().fold(0_u64, |sum, session| sum.wrapping_add(session.replicated().digest()))
+            == shard.digest
     }
 
     /// Changes a session as failing memory would: its rule, and no digest. False if there is no such session.

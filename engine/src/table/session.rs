@@ -25,8 +25,8 @@ pub(crate) struct Session {
 #[derive(Clone, Debug)]
 pub(crate) struct Local {
     pub(crate) flags: SessionFlags,
-    /// The lower half of the policy generation that it was last checked against.
-    checked_generation: u32,
+    /// The lowest 24 bits of the policy generation that it was last checked against.
+    checked_generation: [u8; 3],
     /// When a packet of it last passed, or its replicated part last changed. Rounded up, so that it does not look idle before
     /// it is.
     pub(crate) last_active: Coarse,
@@ -102,6 +102,11 @@ impl PackedTraffic {
     }
 }
 
+fn low_bits(generation: Generation) -> [u8; 3] {
+    let [a, b, c, ..] = generation.0.to_le_bytes();
+    [a, b, c]
+}
+
 impl Local {
     /// A packet of the session passes.
     pub(crate) fn account(&mut self, direction: Direction, bytes: u32, now: Time) {
@@ -112,18 +117,17 @@ impl Local {
 
     /// Undoes what a packet changed that is held after all. Places in lists stay.
     pub(crate) fn rewind(&mut self, before: Local) {
-        *self =
-            Local { links: self.links, flags: self.flags, checked_generation: self.checked_generation, ..before };
+        *self = Local { links: self.links, flags: self.flags, checked_generation: self.checked_generation, ..before };
     }
 
     /// Whether the session was last checked against this policy generation.
     pub(crate) fn is_checked_against(&self, generation: Generation) -> bool {
-        self.checked_generation == generation.0 as u32
+        self.checked_generation == low_bits(generation)
     }
 
     /// The session was checked against this policy generation.
     pub(crate) fn set_checked_against(&mut self, generation: Generation) {
-        self.checked_generation = generation.0 as u32;
+        self.checked_generation = low_bits(generation);
     }
 
     /// Whether this member has forwarded a packet of the session, or knows of another one that has.
@@ -155,7 +159,7 @@ impl Session {
         let track = replicated.syn_params().map(|(client, server)| Track::new(&client, &server, seen));
         let local = Local {
             flags: SessionFlags::default(),
-            checked_generation: replicated.generation().0 as u32,
+            checked_generation: low_bits(replicated.generation()),
             last_active: Coarse::up(now),
             links: Links::NONE,
             track,

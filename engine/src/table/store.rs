@@ -156,8 +156,7 @@ impl Table {
     ) {
         let is_own = |entry: &HalfOpenEntry| {
             let proposed = (&establish.original, &establish.protocol);
-            entry.open.id == establish.id
-                || same_connection(proposed, (&entry.open.original, &entry.open.protocol))
+            entry.open.id == establish.id || same_connection(proposed, (&entry.open.original, &entry.open.protocol))
         };
         let mut entries =
             shard.half_open.lookup(hash, &establish.original).filter_map(|slot| shard.half_open.get(slot));

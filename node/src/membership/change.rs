@@ -132,7 +132,13 @@ pub async fn init(options: &Options) -> Result<Identity, MembershipError> {
         let led = raft.wait(Some(ADMIT)).current_leader(me, "a new cluster's first leader").await;
         led.map_err(|_| MembershipError::Late("the first election"))?;
         let init = Command::Member(MemberChange::Init { cluster_id: cluster.clone(), member: info });
-        let batch = Batch { proposer: me, first_serial: 0, lowest_outstanding: 0, unix_ms: clock::unix_ms(), commands: vec![init] };
+        let batch = Batch {
+            proposer: me,
+            first_serial: 0,
+            lowest_outstanding: 0,
+            unix_ms: clock::unix_ms(),
+            commands: vec![init],
+        };
         let written = raft.client_write(batch).await.map_err(|e| MembershipError::Refused(e.to_string()))?;
         match written.data.0.first() {
             Some(Outcome::Invalid(why)) => Err(MembershipError::Refused(why.clone())),

@@ -41,7 +41,7 @@ impl Machine for Map {
         batch
             .commands
             .iter()
-            .map(|_| Applied { outcome: Outcome::Accepted, changed: true, ended: Vec::new() })
+            .map(|_| Applied { outcome: Outcome::Accepted, changed: true, removed: Vec::new() })
             .collect()
     }
 
@@ -117,8 +117,8 @@ pub fn entry(term: u64, index: u64, bytes: usize) -> Entry {
     let letter = char::from(b'a' + u8::try_from(index % 26).unwrap());
     let batch = Batch {
         proposer: MemberId(1),
-        first: index,
-        floor: 0,
+        first_serial: index,
+        lowest_outstanding: 0,
         unix_ms: 0,
         commands: vec![Command::Policy(Box::new(PolicyChange {
             base: Generation(index),
