@@ -11,7 +11,7 @@ use crate::active_policy::ActivePolicy;
 use crate::blind_intervals::BlindIntervals;
 use crate::cluster_state::{ClusterState, MemberInfo, Role};
 use crate::event::{Event, Hint, Proposal};
-use crate::id::{Generation, MemberId, SessionId, ZoneId};
+use crate::id::{Generation, MemberId, SessionId, ZoneId, ZonePair};
 use crate::parse::Packet;
 use crate::progress::{ProgressCursor, TakeoverCounters};
 use crate::session::{Close, Counts, HalfOpen, SessionInfo};
@@ -333,7 +333,7 @@ fn half_open_info(now: Time, half: &HalfOpenEntry, timeouts: &Timeouts) -> Sessi
         id: half.open.id,
         original: half.open.original,
         reply: half.open.reply,
-        zones: (half.open.ingress, half.open.egress),
+        zones: ZonePair { ingress: half.open.ingress, egress: half.open.egress },
         rule: (half.open.generation, half.open.rule),
         state: half.state().name(),
         half_open: true,

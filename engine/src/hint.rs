@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use crate::engine::Engine;
-use crate::event::{Event, Hint, Proposal, ProvisionalSegment, TcpSnapshot};
+use crate::event::{EndpointSnapshot, Event, Hint, Proposal, ProvisionalSegment, TcpSnapshot};
 use crate::id::{MemberId, SessionId};
 use crate::pipeline::CLOSE_OVERDUE;
 use crate::session::{Close, CloseCause, HalfOpen, HandshakeState};
@@ -18,6 +18,7 @@ use crate::time::Time;
 use crate::tuple::{Direction, Protocol, Tuple};
 use crate::types::Wake;
 use crate::verdict::HoldKey;
+use crate::worker_set::WorkerSet;
 
 /// A member that passed a packet of a session not longer ago sees it still.
 const LIVE: Duration = Duration::from_secs(2);
@@ -66,18 +67,18 @@ impl Engine {
             let mut shard = self.table.shard_for(hash);
             self.merge(&mut shard, hash, open, now)
         };
-        if workers != 0 {
+        if !workers.is_empty() {
             wake.wake(workers, HoldKey(hash));
         }
     }
 
     /// Merges a hint into what is known; yields the workers that may have waited for it.
-    fn merge(&self, shard: &mut Shard, hash: u64, open: &HalfOpen, now: Time) -> u64 {
+    fn merge(&self, shard: &mut Shard, hash: u64, open: &HalfOpen, now: Time) -> WorkerSet {
         let session = shard.sessions.find(hash, &open.original).and_then(|slot| shard.sessions.get(slot));
         let told = (&open.original, &open.protocol);
         let same_as = |s: &Session| s.is_open() && same_connection((s.original(), &s.handshake_state()), told);
         if session.is_some_and(|s| s.id() == open.id || same_as(s)) {
-            return 0;
+            return WorkerSet::EMPTY;
         }
         let same = |half: &HalfOpenEntry| {
             // Under one id or two: two members may have seen copies of one SYN before either's hint arrived. And under one
@@ -96,7 +97,7 @@ impl Engine {
             self.table.insert_half_open(shard, hash, *open, now);
             return shard.queries.take(hash);
         };
-        let Some(half) = shard.half_open.get_mut(slot) else { return 0 };
+        let Some(half) = shard.half_open.get_mut(slot) else { return WorkerSet::EMPTY };
         let opposite = half.open.original != open.original;
         let protocol = match (half.open.protocol, open.protocol) {
             (HandshakeState::Tcp { client, server: ours }, HandshakeState::Tcp { server: theirs, .. }) => {
@@ -136,7 +137,7 @@ impl Engine {
             self.table.remove_half_open(&mut shard, slot);
         }
         drop(shard);
-        if workers != 0 {
+        if !workers.is_empty() {
             wake.wake(workers, HoldKey(hash));
         }
     }
@@ -176,7 +177,7 @@ impl Engine {
         let original = *session.original();
         let Some(track) = session.local.track.as_mut() else { return };
         let answered = track.record_reply(place, snapshot, peers, now);
-        if track.ending() {
+        if track.is_ending() {
             shard.sessions.arm(slot, now, self.active_policy().timeouts());
         }
         for (direction, segment) in provisional.iter().take(MAX_PROVISIONAL) {
@@ -188,27 +189,27 @@ impl Engine {
         let hash = self.table.hash(&original);
         let workers = shard.queries.take(hash);
         drop(shard);
-        if workers != 0 {
+        if !workers.is_empty() {
             wake.wake(workers, HoldKey(hash));
         }
     }
 
-    /// Sends what is known of a tuple again.
+    /// Sends what this member knows of a tuple.
     fn reply_to_query(&self, now: Time, tuple: &Tuple, events: &mut Vec<Event>) {
         let hash = self.table.hash(tuple);
         let shard = self.table.shard_for(hash);
-        let session = shard.sessions.find(hash, tuple).and_then(|slot| shard.sessions.get(slot));
-        if let Some((session, track)) = session.and_then(|s| Some((s, s.local.track?))) {
-            // What another member may have passed unseen, or this one before it restarted, is known to nobody by what is known
-            // here; and a packet that passed at its word shows nothing.
-            let sure = !self.may_have_moved_unseen(&track, now);
-            let live = sure
-                && session.local.has_passed()
-                && session.local.idle(now) < LIVE
-                && track.is_confirmed_within(LIVE, now);
-            let mut snapshot = track.snapshot(now, live);
-            if !sure {
-                snapshot.endpoints.iter_mut().for_each(|end| end.age_ms = None);
+        if let Some(slot) = shard.sessions.find(hash, tuple)
+            && let Some(session) = shard.sessions.get(slot)
+            && let Some(track) = &session.local.track
+        {
+            // What this member knows is not authoritative if a silent member, or this one before a restart, may have forwarded
+            // packets that are unknown here. Packets that passed provisionally do not count.
+            let authoritative = !self.may_have_moved_unseen(track, now);
+            let saw_packets =
+                session.local.has_passed() && session.local.idle(now) < LIVE && track.is_confirmed_within(LIVE, now);
+            let mut snapshot = track.snapshot(now, authoritative && saw_packets);
+            if !authoritative {
+                snapshot.endpoints = snapshot.endpoints.map(|end| EndpointSnapshot { age_ms: None, ..end });
             }
             let provisional = shard.provisional.for_session(session.id(), now).take(MAX_PROVISIONAL).collect();
             events.push(Event::Hint(Hint::Progress { id: session.id(), snapshot, provisional }));

@@ -38,6 +38,7 @@ mod traffic;
 mod tuple;
 mod types;
 mod verdict;
+mod worker_set;
 
 pub use addr::Ip;
 pub use cluster_state::{ClusterState, MemberInfo, PolicyRecord, Role};
@@ -45,7 +46,7 @@ pub use engine::Engine;
 pub use event::{
     EndpointSnapshot, Event, FragmentKey, Hint, Progress, Proposal, ProvisionalSegment, TcpSnapshot, UnconfirmedEdge,
 };
-pub use id::{Generation, MemberId, RuleId, SessionId, SessionIdError, ZoneId};
+pub use id::{Generation, MemberId, RuleId, SessionId, SessionIdError, ZoneId, ZonePair};
 pub use idle::IdleProbe;
 pub use progress::TakeoverCounts;
 pub use session::{Close, CloseCause, Counts, Establish, HalfOpen, HandshakeState, SessionInfo, SynParams};
@@ -53,5 +54,6 @@ pub use time::Time;
 pub use timeouts::Timeouts;
 pub use traffic::{Traffic, TrafficDelta};
 pub use tuple::{Direction, PerDirection, Protocol, Tuple};
-pub use types::{Config, Context, Routes, Standing, Wake};
+pub use types::{Config, Context, LeaseState, Routes, Wake};
 pub use verdict::{HoldClass, HoldKey, Reason, Verdict};
+pub use worker_set::WorkerSet;

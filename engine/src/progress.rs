@@ -12,8 +12,9 @@ use crate::event::Progress;
 use crate::id::MemberId;
 use crate::table::SHARDS;
 use crate::table::session::{Session, SessionFlag};
-use crate::time::{Coarse, Time};
+use crate::time::{Stamp17ms, Time};
 use crate::track::tcp::Track;
+use crate::tuple::PerDirection;
 use crate::types::Wake;
 use crate::verdict::HoldKey;
 
@@ -97,7 +98,7 @@ impl Engine {
         }
         let Some((mut shard, slot)) = self.table.locate(progress.id) else { return };
         let Some(session) = shard.sessions.get_mut(slot) else { return };
-        let seen = Coarse::up(now - Duration::from_millis(progress.idle_ms.into()));
+        let seen = Stamp17ms::rounded_up(now - Duration::from_millis(progress.idle_ms.into()));
         if seen.is_after(session.local.last_active) {
             session.local.last_active = seen;
         }
@@ -150,15 +151,15 @@ impl Engine {
         // Nearly always there was no blind interval since the last packet.
         let since_blind = now.since(Time(self.blind_until.load(Ordering::Relaxed)));
         let ages = track.confirmation_ages(now);
-        let confirmed_before = |age: Option<Duration>| age.is_none_or(|age| age + Coarse::UNIT >= since_blind);
-        ages.into_iter().any(confirmed_before) && self.max_unseen_bytes(ages, now) != [0; 2]
+        let confirmed_before = |age: Option<Duration>| age.is_none_or(|age| age + Stamp17ms::UNIT >= since_blind);
+        ages.iter().copied().any(confirmed_before) && self.max_unseen_bytes(ages, now) != PerDirection::default()
     }
 
-    /// How many bytes each end may have sent unseen, by the ages of what is known of the two, the client first.
-    pub(crate) fn max_unseen_bytes(&self, ages: [Option<Duration>; 2], now: Time) -> [i64; 2] {
+    /// How many bytes each end may have sent unseen, by the time since its number was last confirmed.
+    pub(crate) fn max_unseen_bytes(&self, ages: PerDirection<Option<Duration>>, now: Time) -> PerDirection<i64> {
         let blind = self.blind_intervals.load();
         // Ages are too long by up to one unit. A confirmation just after an interval must not count as one within it.
-        let shortened = |age: Option<Duration>| age.map(|age| age.saturating_sub(Coarse::UNIT));
+        let shortened = |age: Option<Duration>| age.map(|age| age.saturating_sub(Stamp17ms::UNIT));
         ages.map(|age| blind.max_unseen_bytes(shortened(age), self.config.takeover_rate, now))
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{Generation, RuleId, SessionId, ZoneId};
+use crate::id::{Generation, RuleId, SessionId, ZoneId, ZonePair};
 use crate::traffic::Traffic;
 use crate::tuple::{PerDirection, Protocol, Tuple};
 
@@ -131,8 +131,8 @@ pub struct SessionInfo {
     pub original: Tuple,
     /// Server to client.
     pub reply: Tuple,
-    /// Zones: of the original direction's ingress, of its egress.
-    pub zones: (ZoneId, ZoneId),
+    /// The zones of the original direction.
+    pub zones: ZonePair,
     /// The policy and rule that allowed it.
     pub rule: (Generation, RuleId),
     /// The protocol's state as conntrack(8) names it: `SYN_SENT`, `ESTABLISHED`, `TIME_WAIT`, `UNREPLIED`, `ASSURED` …

@@ -4,11 +4,12 @@ use crate::addr::Ip;
 use crate::id::{MemberId, ZoneId};
 use crate::time::Time;
 use crate::verdict::HoldKey;
+use crate::worker_set::WorkerSet;
 
 /// Sizes and times of one member's engine.
 ///
 /// All memory is bounded by it: about 256 bytes for each of `max_sessions`, 256 for each of `max_half_open`, and per shard
-/// (there are 256) 64 awaited keys, 64 words, 64 fragmented datagrams, 32 that wait for their first fragment, and a timing
+/// (there are 256) 64 awaited keys, 64 provisional segments, 64 fragmented datagrams, 32 that wait for their first fragment, and a timing
 /// wheel of 1 KiB; 512 KiB count the half-open sessions of each source.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -23,8 +24,8 @@ pub struct Config {
     /// Most half-open sessions; rounded up to a multiple of 256, because each shard has its own share. When a share is
     /// full, its oldest one makes room.
     pub max_half_open: usize,
-    /// How fast a connection may have gone on while nobody alive saw it, in bytes a second: what is believed after the member
-    /// that carried it was lost grows by it, up to 2^28 bytes.
+    /// How fast a connection may have gone on while no live member saw it, in bytes per second. The takeover bound grows by it,
+    /// up to 2^28 bytes.
     pub takeover_rate: u64,
     /// Most half-open sessions that this member opens for one source: an IPv4 address, or an IPv6 network of 64 bits. Those
     /// that other members opened count too.
@@ -47,14 +48,14 @@ impl Config {
     }
 }
 
-/// How far this member may act on what it has applied (DESIGN section 5, "being current").
+/// The state of this member's lease: how far it may act on what it has applied.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Standing {
-    /// It proved with the leader that it has applied everything committed: all is allowed.
-    Current,
-    /// It lately was current: established sessions pass, nothing new is admitted.
-    CutOff,
-    /// It was cut off for too long: nothing passes.
+pub enum LeaseState {
+    /// Renewed lately: everything committed is applied here, and all is allowed.
+    Valid,
+    /// Not renewed lately: established sessions pass, nothing new is admitted.
+    Grace,
+    /// Not renewed for the grace period, or never: nothing passes.
     Expired,
 }
 
@@ -68,8 +69,8 @@ pub struct Context<'a> {
     pub ingress: ZoneId,
     /// Is the source to be checked against the routes?
     pub antispoof: bool,
-    /// May this member act?
-    pub standing: Standing,
+    /// Whether this member may act.
+    pub lease: LeaseState,
     /// The kernel's routes.
     pub routes: &'a mut dyn Routes,
 }
@@ -84,10 +85,10 @@ pub trait Routes {
 /// Told which held packets may go on.
 pub trait Wake {
     /// Packets with this key at these workers (bit n: worker n) are to be judged again.
-    fn wake(&mut self, workers: u64, key: HoldKey);
+    fn wake(&mut self, workers: WorkerSet, key: HoldKey);
 }
 
 /// Nobody holds packets.
 impl Wake for () {
-    fn wake(&mut self, _: u64, _: HoldKey) {}
+    fn wake(&mut self, _: WorkerSet, _: HoldKey) {}
 }

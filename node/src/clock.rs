@@ -29,3 +29,11 @@ pub fn unix_ms() -> u64 {
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
 }
+
+/// Waits until `time`; without one, for ever.
+pub(crate) async fn sleep_until(time: Option<Time>) {
+    match time {
+        Some(time) => tokio::time::sleep(time.since(now())).await,
+        None => std::future::pending().await,
+    }
+}

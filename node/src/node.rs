@@ -42,7 +42,7 @@ use crate::admin::{self, SocketError};
 use crate::config::{Config, INJECT_DEVICE};
 use crate::daemon::Daemon;
 use crate::datapath::Gate;
-use crate::http::{self, Pages};
+use crate::http::{self, HttpState};
 use crate::member::{MemberError, MemberFailure};
 use crate::replication::OpenError;
 use crate::systemd;
@@ -122,7 +122,7 @@ impl Node {
         let daemon = Arc::new(Daemon::new(config, failures));
 
         let mut tasks = JoinSet::new();
-        let pages: Arc<dyn Pages> = daemon.clone();
+        let pages: Arc<dyn HttpState> = daemon.clone();
         tasks.spawn(async move {
             http::serve(http, pages).await;
         });

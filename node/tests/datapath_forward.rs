@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use datapath_member::{Fixed, KEY, PROGRAMS, start, two_interfaces};
 use palisade_engine::parse::build;
-use palisade_engine::{Protocol, Reason, Tuple};
+use palisade_engine::{Protocol, Reason, Tuple, WorkerSet};
 use palisade_lab::guard::can_run;
 use palisade_lab::small::{SmallLab, eventually};
 use palisade_node::clock;
@@ -38,16 +38,18 @@ fn forwards(options: Options, mode: &str, least: f64) {
         assert!(lab.passes(v6, SOON), "v6: {v6}");
     }
     for address in ["10.2.0.2:7001", "[fd00:2::2]:7001"] {
-        let before = running.datapath.metrics().snapshot();
+        let metrics = running.datapath.metrics();
+        let counts = || (metrics.forwarded(), metrics.total(|worker| worker.captured_frames.get()));
+        let (packets, frames) = counts();
         let rate = lab.bulk(address, SOON);
-        let after = running.datapath.metrics().snapshot();
-        let whole = (after.forwarded.0 - before.forwarded.0) as f64 / (after.captured - before.captured) as f64;
+        let (packets_after, frames_after) = counts();
+        let whole = (packets_after - packets) as f64 / (frames_after - frames) as f64;
         println!("{mode} {address}: {rate:.1} Gbit/s, {whole:.1} segments a frame");
         assert!(rate > least, "{rate} Gbit/s");
         assert!(whole > 2.0, "GSO packets do not pass whole: {whole}");
     }
     assert!(running.datapath.healthy());
-    let metrics = running.datapath.metrics().snapshot();
+    let metrics = running.datapath.metrics();
     assert_eq!(metrics.dropped(Reason::InjectFailed), 0, "{metrics:?}");
     running.datapath.stop();
     assert!(!lab.passes(false, NEVER), "a stopped datapath forwards");
@@ -84,23 +86,22 @@ fn a_held_packet_goes_on_when_woken_and_expires_otherwise() {
     let running = start(&lab, two_interfaces(), &judge).unwrap();
     assert!(lab.passes(false, SOON));
     let metrics = running.datapath.metrics();
+    let holds = || metrics.total(|worker| worker.holds.matched.get());
     judge.say(2);
     assert!(!lab.passes(false, Duration::from_millis(50)));
-    assert_eq!(metrics.snapshot().hold_now.0, 1, "{:?}", metrics.snapshot());
+    assert_eq!(holds(), 1, "{metrics:?}");
     let receiver = lab.listen(false, 7000, SOON);
     judge.say(0);
-    running.wake.send(1, KEY);
+    running.wake.send(WorkerSet::of(0), KEY);
     assert!(receiver.recv(&mut [0; 64]).is_ok(), "woken, but not forwarded");
     drop(receiver);
-    eventually("nothing is held any more", || metrics.snapshot().hold_now.0 == 0);
-    let after = metrics.snapshot();
-    assert_eq!((after.hold_time.count, after.dropped(Reason::HoldExpired)), (1, 0));
+    eventually("nothing is held any more", || holds() == 0);
+    assert_eq!((metrics.total(|worker| worker.hold.count()), metrics.dropped(Reason::HoldExpired)), (1, 0));
     judge.say(2);
     assert!(!lab.passes(false, Duration::from_millis(600)));
-    running.wake.send(1, KEY);
+    running.wake.send(WorkerSet::of(0), KEY);
     std::thread::sleep(Duration::from_millis(50));
-    let last = metrics.snapshot();
-    assert_eq!((last.hold_now.0, last.dropped(Reason::HoldExpired)), (0, 1), "{last:?}");
+    assert_eq!((holds(), metrics.dropped(Reason::HoldExpired)), (0, 1), "{metrics:?}");
 }
 
 #[test]
@@ -115,7 +116,7 @@ fn egress_zones_are_the_kernels_routes_and_follow_their_changes() {
     for v6 in [false, true] {
         assert!(lab.passes(v6, SOON), "v6: {v6}");
     }
-    let dropped = |reason| running.datapath.metrics().snapshot().dropped(reason);
+    let dropped = |reason| running.datapath.metrics().dropped(reason);
     lab.member.ip("route add blackhole 10.2.0.2/32");
     std::thread::sleep(Duration::from_millis(100));
     assert!(!lab.passes(false, NEVER));
@@ -149,8 +150,7 @@ fn a_rejected_packet_is_answered() {
             lab.client.call(move || TcpStream::connect_timeout(&address.parse().unwrap(), SOON).err().unwrap().kind());
         assert_eq!(error, std::io::ErrorKind::ConnectionRefused, "{address}");
     }
-    let rejected = running.datapath.metrics().snapshot().rejected;
-    assert_eq!(rejected.iter().find(|(r, ..)| *r == Reason::PolicyReject).unwrap().1, 2);
+    assert_eq!(running.datapath.metrics().rejected(Reason::PolicyReject), 2);
 }
 
 /// The sources of the ICMP errors that come back for datagrams to an address and are seen on the client's link.
@@ -192,15 +192,16 @@ fn icmp_errors_come_from_this_router_and_not_too_many() {
     let judge = Fixed::forward();
     judge.say(3);
     let running = start(&lab, two_interfaces(), &judge).unwrap();
-    let snapshot = || running.datapath.metrics().snapshot();
-    let rejected = || snapshot().rejected.iter().find(|(r, ..)| *r == Reason::PolicyReject).unwrap().1;
+    let metrics = running.datapath.metrics();
+    let rejected = || metrics.rejected(Reason::PolicyReject);
+    let suppressed = || metrics.total(|worker| worker.icmp_errors_suppressed.get());
     for (address, own) in [("10.2.0.2:7009", "10.1.0.1"), ("[fd00:2::2]:7009", "fd00:1::1")] {
         // So that neighbour discovery is over.
         assert!(lab.answers(&lab.client, own));
         let sources = errors_for(&lab, address, 5);
         assert_eq!(sources, vec![own.parse::<IpAddr>().unwrap(); 5], "{address}");
     }
-    assert_eq!(snapshot().unanswered, 0);
+    assert_eq!(suppressed(), 0);
     // Renumbered: the next error has the new address.
     lab.member.ip("addr del 10.1.0.1/24 dev f0");
     lab.member.ip("addr add 10.1.0.9/24 dev f0");
@@ -210,7 +211,7 @@ fn icmp_errors_come_from_this_router_and_not_too_many() {
     });
     let (before, count) = (rejected(), 2000);
     let answers = errors_for(&lab, "10.2.0.2:7009", count).len();
-    let unanswered = usize::try_from(snapshot().unanswered).unwrap();
+    let unanswered = usize::try_from(suppressed()).unwrap();
     assert_eq!(usize::try_from(rejected() - before).unwrap(), count);
     assert!(unanswered > 0, "{count} datagrams in one burst were all answered");
     // The listener may lose some of the burst; the counter loses none. A burst of 50 is allowed.
@@ -258,10 +259,11 @@ fn small_packets() {
     let judge = Fixed::forward();
     let running = start(&lab, two_interfaces(), &judge).unwrap();
     let rate = flood(&lab);
-    let metrics = running.datapath.metrics().snapshot();
+    let metrics = running.datapath.metrics();
     println!(
         "small packets: {rate:.3} Mpps, the kernel {kernel:.3} Mpps; {} missed, {} batches",
-        metrics.missed, metrics.batches
+        metrics.total(|worker| worker.capture_dropped.get()),
+        metrics.total(|worker| worker.batches.get())
     );
     assert!(rate > 0.02, "{rate} Mpps");
 }

@@ -203,7 +203,7 @@ fn frames_that_are_not_for_this_router_are_not_forwarded() {
         sender.send(&frame).unwrap();
         receiver.recv(&mut [0; 64]).is_ok()
     };
-    let foreign = || running.datapath.metrics().snapshot().dropped(Reason::NotForUs);
+    let foreign = || running.datapath.metrics().dropped(Reason::NotForUs);
     assert!(send(own, &[]), "the same frame, but addressed to the router, must pass");
     let cases: [(&str, [u8; 6], &[u8]); 5] = [
         ("a foreign MAC address", [2, 0, 0, 0, 0, 7], &[]),
@@ -236,10 +236,10 @@ fn the_machines_own_traffic_is_left_alone() {
     // An address that is added later is the machine's too.
     lab.member.ip("addr add 10.1.0.77/32 dev f0");
     eventually("the new address answers", || lab.answers(&lab.client, "10.1.0.77"));
-    let snapshot = running.datapath.metrics().snapshot();
-    assert!(snapshot.local >= 4, "{snapshot:?}");
+    let metrics = running.datapath.metrics();
+    assert!(metrics.total(|worker| worker.local_packets.get()) >= 4, "{metrics:?}");
     assert!(!lab.passes(false, NEVER), "a dropped packet passes");
-    assert!(running.datapath.metrics().snapshot().dropped(Reason::Policy) >= 1);
+    assert!(running.datapath.metrics().dropped(Reason::Policy) >= 1);
 }
 
 #[test]
@@ -277,7 +277,7 @@ fn an_interface_that_appears_later_is_gated_and_one_that_returns_is_captured_aga
     lab.member.ip("addr add 10.1.0.1/24 dev f0");
     lab.member.ip("link set f0 up");
     eventually("it forwards again", || lab.passes(false, NEVER));
-    assert_eq!(running.datapath.metrics().snapshot().captures_reopened, 1);
+    assert_eq!(running.datapath.metrics().watcher.captures_reopened.get(), 1);
 }
 
 #[test]
@@ -288,7 +288,7 @@ fn the_watcher_restores_what_somebody_removes() {
     let lab = SmallLab::new();
     let judge = Fixed::forward();
     let running = start(&lab, two_interfaces(), &judge).unwrap();
-    let restored = || running.datapath.metrics().snapshot().gate_restored;
+    let restored = || running.datapath.metrics().watcher.gate_restored.get();
     assert_eq!(running.datapath.status().gate.nft, Nft::Installed);
     assert_eq!(running.datapath.status().warnings, Vec::<String>::new());
     for (count, family) in [(1, "-4"), (2, "-6")] {
@@ -456,7 +456,7 @@ fn forward_chains_of_the_iptables_programs_refuse_the_start() {
     }
     for program in ["iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy"] {
         let lab = SmallLab::new();
-        let provoked = lab.member.try_exec(&format!("{program} -P FORWARD DROP"));
+        let provoked = lab.member.try_exec(&format!(" {program} -P FORWARD DROP"));
         if let Err(reason) = provoked {
             eprintln!("SKIPPED: forward_chains_of_the_iptables_programs: {program}: {reason}");
             continue;
@@ -560,14 +560,14 @@ fn an_interface_that_was_in_another_namespace_is_captured_again() {
         lab.member.ip("link set f0 up");
         eventually("it forwards again", || lab.passes(false, NEVER));
         assert_eq!(running.datapath.status().interfaces[0].index, index, "the case was to be that of an old index");
-        assert!(running.datapath.metrics().snapshot().captures_reopened >= round);
+        assert!(running.datapath.metrics().watcher.captures_reopened.get() >= round);
     }
     // Down and up again is no loss of sockets.
-    let before = running.datapath.metrics().snapshot().captures_reopened;
+    let before = running.datapath.metrics().watcher.captures_reopened.get();
     lab.member.ip("link set f0 down");
     lab.member.ip("link set f0 up");
     eventually("it forwards again", || lab.passes(false, NEVER));
-    assert_eq!(running.datapath.metrics().snapshot().captures_reopened, before);
+    assert_eq!(running.datapath.metrics().watcher.captures_reopened.get(), before);
     eventually("it is well", || running.datapath.healthy());
 }
 

@@ -77,7 +77,7 @@ fn frames_of_a_vlan_device_are_that_devices_and_no_others() {
         let _ = lab.client.try_exec(&format!("ethtool -K c0 tx-vlan-hw-insert {offload}"));
         by(5);
         eventually("it passes", || lab.passes(false, NEVER));
-        let foreign = || running.datapath.metrics().snapshot().dropped(Reason::NotForUs);
+        let foreign = || running.datapath.metrics().dropped(Reason::NotForUs);
         let before = foreign();
         let rate = lab.bulk("10.2.0.2:7001", Duration::from_millis(500));
         println!("VLAN, offload {offload}: {rate:.1} Gbit/s");
@@ -122,7 +122,7 @@ fn a_frame_with_a_priority_tag_is_as_one_without() {
         receiver.recv(&mut [0; 64]).is_ok()
     };
     assert!(send(&[0x81, 0, 0xa0, 0]));
-    let foreign = || running.datapath.metrics().snapshot().dropped(Reason::NotForUs);
+    let foreign = || running.datapath.metrics().dropped(Reason::NotForUs);
     let before = foreign();
     assert!(!send(&[0x81, 0, 0xa0, 5]), "with a VLAN's id it is a foreign one");
     // Neighbour discovery's multicasts count too.
@@ -192,7 +192,7 @@ fn sctp_arrives_with_its_own_checksum_whoever_has_computed_it() {
     let lab = SmallLab::new();
     let running = start(&lab, two_interfaces(), &Fixed::forward()).unwrap();
     assert!(lab.passes(false, SOON));
-    let dropped = || running.datapath.metrics().snapshot().dropped(Reason::BadChecksum);
+    let dropped = || running.datapath.metrics().dropped(Reason::BadChecksum);
     let mut frames = arrivals(&lab);
     let mut sender = lab.client.wire("c0");
     let good = build::sctp(&tuple(Protocol::SCTP), 0x0102_0304, &[7; 100]).unwrap();

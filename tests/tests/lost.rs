@@ -129,7 +129,7 @@ async fn recover(lab: &mut Lab) -> Result<()> {
     if late.excuses(ELECTION_TIMEOUT).is_none() {
         assert_eq!(lab.member(3).status().await?["cluster"]["term"], term, "no election because of it");
     }
-    assert!(lab.member(3).metric("palisade_misaddressed_requests_total", &[]).await? > 0.0);
+    assert!(lab.member(3).metric("palisade_wrong_destination_requests_total", &[]).await? > 0.0);
     lab.wait_live(&[3, 4, 5]).await
 }
 

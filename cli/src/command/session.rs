@@ -134,7 +134,7 @@ fn protocol(text: &str) -> Result<Protocol, String> {
 /// Runs it.
 ///
 /// # Errors
-/// The member can not be reached or refuses.
+/// The member cannot be reached or refuses.
 pub fn run(global: &Global, command: Command) -> Result<ExitCode, Failure> {
     crate::logging::start(global, "warn")?;
     client::with_member(global, async |mut client| {

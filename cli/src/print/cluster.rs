@@ -19,7 +19,7 @@ struct Joined<'a> {
 /// After `init`.
 ///
 /// # Errors
-/// Standard output can not be written.
+/// Standard output cannot be written.
 pub fn initialised(output: Output, answered: &v1::InitResponse) -> Result<(), Failure> {
     answer(
         output,
@@ -37,7 +37,7 @@ pub fn initialised(output: Output, answered: &v1::InitResponse) -> Result<(), Fa
 /// After `join`.
 ///
 /// # Errors
-/// Standard output can not be written.
+/// Standard output cannot be written.
 pub fn joined(output: Output, answered: &v1::JoinResponse) -> Result<(), Failure> {
     answer(
         output,
@@ -56,7 +56,7 @@ struct Token<'a> {
 /// After `token`: for people the token alone, so that `$(palisade cluster token)` is one.
 ///
 /// # Errors
-/// Standard output can not be written.
+/// Standard output cannot be written.
 pub fn token(output: Output, answered: &v1::TokenResponse) -> Result<(), Failure> {
     let expires_unix_ms = answered.expires_unix_ms;
     let json = || Token { token: &answered.token, expires: date(expires_unix_ms), expires_unix_ms };
@@ -71,7 +71,7 @@ struct Done {
 /// After `leave`.
 ///
 /// # Errors
-/// Standard output can not be written.
+/// Standard output cannot be written.
 pub fn left(output: Output) -> Result<(), Failure> {
     answer(
         output,
@@ -83,7 +83,7 @@ pub fn left(output: Output) -> Result<(), Failure> {
 /// After `remove`.
 ///
 /// # Errors
-/// Standard output can not be written.
+/// Standard output cannot be written.
 pub fn removed(output: Output, name: &str, member: u64) -> Result<(), Failure> {
     answer(
         output,
@@ -179,7 +179,7 @@ fn table(members: &[v1::Member], me: u64) -> Table {
 /// The list of members.
 ///
 /// # Errors
-/// Standard output can not be written.
+/// Standard output cannot be written.
 pub fn members(output: Output, membership: &v1::Membership) -> Result<(), Failure> {
     let json = || membership.members.iter().map(Member::new).collect::<Vec<_>>();
     answer(output, json, |out| table(&membership.members, membership.id).write(out))
@@ -290,7 +290,7 @@ impl<'a> Status<'a> {
 /// How the member is, and how it sees the cluster.
 ///
 /// # Errors
-/// Standard output can not be written.
+/// Standard output cannot be written.
 pub fn status(output: Output, answered: &v1::StatusResponse) -> Result<(), Failure> {
     answer(output, || Status::new(answered), |out| status_text(out, answered))
 }

@@ -88,7 +88,7 @@ impl Draining {
 /// After `drain`.
 ///
 /// # Errors
-/// Standard output can not be written.
+/// Standard output cannot be written.
 pub fn drained(output: Output, d: &v1::Draining) -> Result<(), Failure> {
     answer(
         output,
@@ -124,7 +124,7 @@ struct Undrained {
 /// After `undrain`.
 ///
 /// # Errors
-/// Standard output can not be written.
+/// Standard output cannot be written.
 pub fn undrained(output: Output, was_drained: bool) -> Result<(), Failure> {
     let text = if was_drained { "undrained: ready for traffic again" } else { "was not drained: nothing to take back" };
     answer(output, || Undrained { was_drained }, |out| writeln!(out, "{text}"))

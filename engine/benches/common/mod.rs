@@ -16,7 +16,7 @@ pub use member::Member;
 use palisade_engine::parse::{Checksum, Tcp, build, parse};
 use palisade_engine::replica::Command;
 use palisade_engine::{
-    Config, Context, Event, Ip, MemberId, Proposal, Protocol, Routes, Standing, Tuple, Verdict, ZoneId,
+    Config, Context, Event, Ip, LeaseState, MemberId, Proposal, Protocol, Routes, Tuple, Verdict, ZoneId,
 };
 
 pub const OUTSIDE: ZoneId = ZoneId(1);
@@ -108,14 +108,8 @@ impl Member {
     /// Parses and judges a packet.
     pub fn packet(&mut self, ingress: ZoneId, bytes: &[u8]) -> Verdict {
         let packet = parse(bytes, Checksum::Complete).unwrap();
-        let mut context = Context {
-            now: self.now,
-            worker: 0,
-            ingress,
-            antispoof: true,
-            standing: Standing::Current,
-            routes: &mut Net,
-        };
+        let mut context =
+            Context { now: self.now, worker: 0, ingress, antispoof: true, lease: LeaseState::Valid, routes: &mut Net };
         self.engine.process(&packet, &mut context, &mut self.events)
     }
 

@@ -24,8 +24,9 @@ use crate::parse::{Fragment, Packet};
 use crate::table::fragments::{FragmentOutcome, WaitOutcome};
 use crate::time::Time;
 use crate::tuple::{Protocol, Tuple};
-use crate::types::{Context, Standing, Wake};
+use crate::types::{Context, LeaseState, Wake};
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
+use crate::worker_set::WorkerSet;
 
 impl Engine {
     /// The verdict on a fragment that is not the first.
@@ -33,11 +34,11 @@ impl Engine {
         let datagram = datagram(packet, fragment, context);
         let (shard, key) = self.datagram(&datagram);
         let mut shard = self.table.shard_for(shard);
-        let trusting = context.standing == Standing::Current;
+        let trusting = context.lease == LeaseState::Valid;
         match shard.fragments.follows(key, fragment, trusting, context.now) {
             FragmentOutcome::Pass => Verdict::Forward,
             FragmentOutcome::Invalid => Verdict::Drop(Reason::Fragment),
-            FragmentOutcome::FirstElsewhere => Verdict::Drop(Reason::NotCurrent),
+            FragmentOutcome::FirstElsewhere => Verdict::Drop(Reason::LeaseGrace),
             FragmentOutcome::FirstUnknown => match shard.fragments.wait(key, &datagram, context.worker, context.now) {
                 WaitOutcome::Registered => Verdict::Hold(HoldKey(key), HoldClass::Fragment),
                 WaitOutcome::FirstDropped => Verdict::Drop(Reason::Fragment),
@@ -59,7 +60,7 @@ impl Engine {
         let (shard, key) = self.datagram(&datagram);
         let mut shard = self.table.shard_for(shard);
         let workers = match verdict {
-            Verdict::Hold(..) => 0,
+            Verdict::Hold(..) => WorkerSet::EMPTY,
             Verdict::Drop(_) | Verdict::Reject(_) => shard.fragments.dropped(key, &datagram, context.now),
             Verdict::Forward => {
                 if !shard.fragments.first(key, fragment.length, context.now) {
@@ -69,7 +70,7 @@ impl Engine {
                 shard.fragments.take(key)
             }
         };
-        if workers != 0 {
+        if !workers.is_empty() {
             events.push(Event::Wake { workers, key: HoldKey(key) });
         }
         verdict
@@ -86,7 +87,7 @@ impl Engine {
             shard.fragments.elsewhere(key, end, now);
             shard.fragments.take(key)
         };
-        if workers != 0 {
+        if !workers.is_empty() {
             wake.wake(workers, HoldKey(key));
         }
     }

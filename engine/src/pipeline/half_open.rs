@@ -30,7 +30,7 @@ use crate::table::peer_queries::QUERY_RETRY_INTERVAL;
 use crate::track::generic;
 use crate::track::tcp::{MAX_SYN_DATA, max_advertisable_window, seq_diff};
 use crate::tuple::Direction;
-use crate::types::{Context, Standing};
+use crate::types::{Context, LeaseState};
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 
 /// A proposal that had no outcome for so long may be lost; the next packet makes it again.
@@ -255,8 +255,8 @@ impl Engine {
         context: &Context<'_>,
         events: &mut Vec<Event>,
     ) -> Verdict {
-        if context.standing != Standing::Current {
-            return Verdict::Drop(Reason::NotCurrent);
+        if context.lease != LeaseState::Valid {
+            return Verdict::Drop(Reason::LeaseGrace);
         }
         if !self.half_open_still_allowed(shard, slot) {
             if let Some(half) = self.table.remove_half_open(shard, slot) {
@@ -284,7 +284,7 @@ impl Engine {
                     *server = Some(end(tcp));
                     // What came before it can be judged now.
                     let workers = std::mem::take(&mut half.waiters);
-                    if workers != 0 {
+                    if !workers.is_empty() {
                         events.push(Event::Wake { workers, key: HoldKey(hash) });
                     }
                 }
@@ -331,7 +331,7 @@ impl Engine {
                 if let Some(reason) = half.refused {
                     return Verdict::Drop(reason);
                 }
-                half.waiters |= 1 << (context.worker & 63);
+                half.waiters.insert(context.worker);
                 if step == HandshakeStep::Ambiguous
                     && half.queried.is_none_or(|at| now.since(at) >= QUERY_RETRY_INTERVAL)
                 {
@@ -344,7 +344,7 @@ impl Engine {
                 if let Some(reason) = half.refused {
                     return Verdict::Drop(reason);
                 }
-                half.waiters |= 1 << (context.worker & 63);
+                half.waiters.insert(context.worker);
                 if again {
                     self.propose(shard, hash, slot, context, events);
                 }

@@ -27,11 +27,11 @@ use crate::session::{HalfOpen, HandshakeState, SynParams};
 use crate::table::Shard;
 use crate::table::peer_queries::QueryState;
 use crate::table::session::SessionFlag;
-use crate::types::{Context, Standing};
+use crate::types::{Context, LeaseState};
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 pub(crate) use established::CLOSE_OVERDUE;
 #[cfg(test)]
-pub(crate) use established::syn;
+pub(crate) use established::judge_syn;
 use half_open::HalfOpenMatch;
 #[cfg(test)]
 pub(crate) use half_open::{HandshakeStep, step};
@@ -42,8 +42,8 @@ const SYN_APART: Duration = Duration::from_secs(1);
 impl Engine {
     /// See [`Engine::process`].
     pub(crate) fn judge(&self, packet: &Packet, context: &mut Context<'_>, events: &mut Vec<Event>) -> Verdict {
-        if context.standing == Standing::Expired {
-            return Verdict::Drop(Reason::CutOff);
+        if context.lease == LeaseState::Expired {
+            return Verdict::Drop(Reason::LeaseExpired);
         }
         let verdict = if packet.options.is_empty() || self.active_policy().allows_options(packet.options) {
             self.judge_transport(packet, context, events)
@@ -65,9 +65,9 @@ impl Engine {
         }
         let hash = self.table.hash(&packet.tuple);
         let known = self.known(&mut self.table.shard_for(hash), hash, packet, context, events);
-        known.unwrap_or_else(|| match context.standing {
-            Standing::Current => self.unknown(hash, packet, context, events),
-            Standing::CutOff | Standing::Expired => Verdict::Drop(Reason::NotCurrent),
+        known.unwrap_or_else(|| match context.lease {
+            LeaseState::Valid => self.unknown(hash, packet, context, events),
+            LeaseState::Grace | LeaseState::Expired => Verdict::Drop(Reason::LeaseGrace),
         })
     }
 
@@ -202,7 +202,7 @@ impl Engine {
         self.table.insert_half_open(&mut shard, hash, open, context.now);
         let workers = shard.queries.take(hash);
         drop(shard);
-        if workers != 0 {
+        if !workers.is_empty() {
             // Its answer overtook it.
             events.push(Event::Wake { workers, key: HoldKey(hash) });
         }
@@ -224,7 +224,7 @@ impl Engine {
 
 /// Is this a segment of the session at `slot`, by what this member knows of it?
 fn entry_fits(shard: &Shard, slot: Option<u32>, packet: &Packet, context: &Context<'_>) -> bool {
-    slot.and_then(|slot| shard.sessions.get(slot)).is_some_and(|session| session.is_near(packet, context))
+    slot.and_then(|slot| shard.sessions.get(slot)).is_some_and(|session| session.is_in_window(packet, context))
 }
 
 #[cfg(test)]

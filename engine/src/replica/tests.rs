@@ -7,6 +7,7 @@ use crate::session::{Close, CloseCause, Establish, HandshakeState};
 use crate::testing::{INSIDE, OUTSIDE, POLICY, end, tuple};
 use crate::types::Config;
 use crate::verdict::HoldKey;
+use crate::worker_set::WorkerSet;
 
 mod idempotent;
 mod scrub;
@@ -17,7 +18,7 @@ const NOW: Time = Time(1_000_000_000);
 struct Nobody;
 
 impl Wake for Nobody {
-    fn wake(&mut self, _: u64, _: HoldKey) {
+    fn wake(&mut self, _: WorkerSet, _: HoldKey) {
         panic!("nobody waits");
     }
 }

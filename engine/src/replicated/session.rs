@@ -3,9 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::digest::{Kind, element};
-use crate::id::{Generation, MemberId, RuleId, SessionId, ZoneId};
+use crate::id::{Generation, MemberId, RuleId, SessionId, ZoneId, ZonePair};
 use crate::session::{CloseCause, Establish, HandshakeState, SynParams};
-use crate::tuple::{Direction, Tuple};
+use crate::tuple::{Direction, PerDirection, Tuple};
 
 /// The replicated part of a session, equal on all members at equal index.
 ///
@@ -164,6 +164,10 @@ impl Replicated {
         }
     }
 
+    pub(crate) fn zones(&self) -> ZonePair {
+        ZonePair { ingress: self.ingress, egress: self.egress }
+    }
+
     pub(crate) fn closed(&self) -> Option<CloseCause> {
         self.closed
     }
@@ -187,9 +191,11 @@ impl Replicated {
     }
 
     /// The SYN parameters of a TCP connection's client and server.
-    pub(crate) fn syn_params(&self) -> Option<(SynParams, SynParams)> {
+    pub(crate) fn syn_params(&self) -> Option<PerDirection<SynParams>> {
         match &self.handshake {
-            CompactHandshake::Tcp([client, server]) => Some((client.params(), server.params())),
+            CompactHandshake::Tcp([client, server]) => {
+                Some(PerDirection { original: client.params(), reply: server.params() })
+            }
             CompactHandshake::Generic { .. } => None,
         }
     }

@@ -9,6 +9,7 @@ use crate::time::Time;
 use crate::timeouts::Timeouts;
 use crate::tuple::Tuple;
 use crate::verdict::HoldKey;
+use crate::worker_set::WorkerSet;
 
 /// The session table as the replicated state sees it. Sessions come, change and go only through it, on one thread.
 ///
@@ -87,8 +88,8 @@ pub(crate) struct Removal {
 /// What a command leads to on this member alone.
 #[derive(Default)]
 pub(crate) struct Effects {
-    /// Held packets to judge again: workers (bit n: worker n) and key.
-    pub(crate) wakes: Vec<(u64, HoldKey)>,
+    /// Held packets to judge again.
+    pub(crate) wakes: Vec<(WorkerSet, HoldKey)>,
     /// Closes to propose: of sessions that were reset while their establishment was under way.
     pub(crate) closes: Vec<Close>,
     /// The policy to activate.
@@ -101,8 +102,8 @@ pub(crate) struct Effects {
 
 impl Effects {
     /// Wakes the workers, if there are any.
-    pub(crate) fn wake(&mut self, workers: u64, hash: u64) {
-        if workers != 0 {
+    pub(crate) fn wake(&mut self, workers: WorkerSet, hash: u64) {
+        if !workers.is_empty() {
             self.wakes.push((workers, HoldKey(hash)));
         }
     }

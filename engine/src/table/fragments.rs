@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::event::{Event, FragmentKey, Hint};
 use crate::parse::Fragment;
 use crate::time::Time;
+use crate::worker_set::WorkerSet;
 
 /// FragmentTable per shard that began.
 pub(crate) const MAX_FORWARDED_FIRSTS: usize = 64;
@@ -92,7 +93,7 @@ struct PendingFragments {
     key: u64,
     datagram: FragmentKey,
     /// Who holds fragments of it: bit n for worker n.
-    workers: u64,
+    workers: WorkerSet,
     since: Time,
     /// The others were asked.
     asked: bool,
@@ -187,19 +188,19 @@ impl FragmentTable {
             None => WaitOutcome::Full,
             Some(waiting) if waiting.dropped => WaitOutcome::FirstDropped,
             Some(waiting) => {
-                waiting.workers |= 1 << (worker & 63);
+                waiting.workers.insert(worker);
                 WaitOutcome::Registered
             }
         }
     }
 
     /// The first fragment was dropped: the workers that wait for it.
-    pub(crate) fn dropped(&mut self, key: u64, datagram: &FragmentKey, now: Time) -> u64 {
+    pub(crate) fn dropped(&mut self, key: u64, datagram: &FragmentKey, now: Time) -> WorkerSet {
         // Another first fragment of it that passed counts, whatever this one was.
         if self.first_end(key, now).is_some() {
-            return 0;
+            return WorkerSet::EMPTY;
         }
-        self.waiting(key, datagram, now).map_or(0, |waiting| {
+        self.waiting(key, datagram, now).map_or(WorkerSet::EMPTY, |waiting| {
             waiting.dropped = true;
             std::mem::take(&mut waiting.workers)
         })
@@ -217,8 +218,14 @@ impl FragmentTable {
                     false if oldest > PENDING_EVICTABLE_AFTER => drop(self.waiting.pop_front()),
                     false => return None,
                 }
-                let new =
-                    PendingFragments { key, datagram: *datagram, workers: 0, since: now, asked: false, dropped: false };
+                let new = PendingFragments {
+                    key,
+                    datagram: *datagram,
+                    workers: WorkerSet::EMPTY,
+                    since: now,
+                    asked: false,
+                    dropped: false,
+                };
                 self.waiting.push_back(new);
                 self.waiting.len() - 1
             }
@@ -227,16 +234,18 @@ impl FragmentTable {
     }
 
     /// The workers that wait for a datagram, which then is no longer awaited.
-    pub(crate) fn take(&mut self, key: u64) -> u64 {
+    pub(crate) fn take(&mut self, key: u64) -> WorkerSet {
         let place = self.waiting.iter().position(|waiting| waiting.key == key);
-        place.and_then(|place| self.waiting.remove(place)).map_or(0, |waiting| waiting.workers)
+        place.and_then(|place| self.waiting.remove(place)).map_or(WorkerSet::EMPTY, |waiting| waiting.workers)
     }
 
     /// Asks the others for what has waited longer than a hint is under way, once for each datagram.
     pub(crate) fn ask(&mut self, now: Time, events: &mut Vec<Event>) {
         self.forget(now);
-        for waiting in
-            self.waiting.iter_mut().filter(|w| w.workers != 0 && !w.asked && now.since(w.since) >= FIRST_HINT_DELAY)
+        for waiting in self
+            .waiting
+            .iter_mut()
+            .filter(|w| !w.workers.is_empty() && !w.asked && now.since(w.since) >= FIRST_HINT_DELAY)
         {
             waiting.asked = true;
             events.push(Event::Hint(Hint::FragmentQuery(waiting.datagram)));

@@ -14,6 +14,7 @@ use crate::track::State;
 use crate::track::generic::half_open_state;
 use crate::tuple::Tuple;
 use crate::verdict::Reason;
+use crate::worker_set::WorkerSet;
 
 const NONE: u32 = u32::MAX;
 
@@ -31,7 +32,7 @@ pub(crate) struct HalfOpenEntry {
     /// When this member asked the others about it.
     pub(crate) queried: Option<Time>,
     /// Workers that hold packets of it.
-    pub(crate) waiters: u64,
+    pub(crate) waiters: WorkerSet,
     /// The log refused it. A retransmitted SYN or SYN-ACK clears that.
     pub(crate) refused: Option<Reason>,
     /// It was reset. Kept only so that an establishment that was already under way is closed again.
@@ -151,7 +152,7 @@ impl HalfOpenTable {
             last: now,
             proposed: None,
             queried: None,
-            waiters: 0,
+            waiters: WorkerSet::EMPTY,
             refused: None,
             aborted: false,
             source: open.original.src,

@@ -6,7 +6,7 @@ use super::wheel::Links;
 use crate::id::{Generation, SessionId, ZoneId};
 use crate::replicated::Replicated;
 use crate::session::{HandshakeState, SessionInfo};
-use crate::time::{Coarse, Time};
+use crate::time::{Stamp17ms, Time};
 use crate::timeouts::{Timeout, Timeouts};
 use crate::track::State;
 use crate::track::tcp::Track;
@@ -29,7 +29,7 @@ pub(crate) struct Local {
     checked_generation: [u8; 3],
     /// When a packet of it last passed, or its replicated part last changed. Rounded up, so that it does not look idle before
     /// it is.
-    pub(crate) last_active: Coarse,
+    pub(crate) last_active: Stamp17ms,
     /// Its place in the timing wheel.
     pub(crate) links: Links,
     /// TCP only.
@@ -112,7 +112,7 @@ impl Local {
     pub(crate) fn account(&mut self, direction: Direction, bytes: u32, now: Time) {
         self.traffic[direction].add(1, bytes);
         self.unpublished[direction].add_packet(bytes);
-        self.last_active = Coarse::up(now);
+        self.last_active = Stamp17ms::rounded_up(now);
     }
 
     /// Undoes what a packet changed that is held after all. Places in lists stay.
@@ -156,11 +156,11 @@ impl Local {
 impl Session {
     /// `seen`: the last progress of its half-open entry on this member.
     pub(super) fn new(replicated: Replicated, now: Time, seen: Option<Time>) -> Session {
-        let track = replicated.syn_params().map(|(client, server)| Track::new(&client, &server, seen));
+        let track = replicated.syn_params().map(|syns| Track::new(&syns, seen));
         let local = Local {
             flags: SessionFlags::default(),
             checked_generation: low_bits(replicated.generation()),
-            last_active: Coarse::up(now),
+            last_active: Stamp17ms::rounded_up(now),
             links: Links::NONE,
             track,
             traffic: PerDirection::default(),
@@ -236,7 +236,7 @@ impl Session {
             id: session.id(),
             original: *session.original(),
             reply: session.reply(),
-            zones: (session.zone(Direction::Original), session.zone(Direction::Reply)),
+            zones: session.zones(),
             rule: (session.generation(), session.rule()),
             state: self.state().name(),
             half_open: false,

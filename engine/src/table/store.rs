@@ -8,9 +8,10 @@ use super::{Shard, Table};
 use crate::id::SessionId;
 use crate::replicated::{Admission, Effects, LocalContext, Refusal, Removal, Replicated, SessionStore};
 use crate::session::{Close, CloseCause, Establish};
-use crate::time::Coarse;
+use crate::time::Stamp17ms;
 use crate::tuple::Tuple;
 use crate::verdict::Reason;
+use crate::worker_set::WorkerSet;
 
 impl SessionStore for Table {
     fn tuple_of(&self, id: SessionId) -> Option<Tuple> {
@@ -64,7 +65,7 @@ impl SessionStore for Table {
         let before = session.replicated().digest();
         change(session.replicated_mut());
         session.local.flags.set(SessionFlag::Expiring, false);
-        session.local.last_active = Coarse::up(local.now);
+        session.local.last_active = Stamp17ms::rounded_up(local.now);
         let (is_open, after) = (session.is_open(), session.replicated().digest());
         let digest_change = after.wrapping_sub(before);
         shard.digest = shard.digest.wrapping_add(digest_change);
@@ -122,7 +123,7 @@ impl SessionStore for Table {
                     if !known.replicated().is_as_far_as(&replicated) {
                         *known.replicated_mut() = replicated;
                         known.local.flags.set(SessionFlag::Expiring, false);
-                        known.local.last_active = Coarse::up(local.now);
+                        known.local.last_active = Stamp17ms::rounded_up(local.now);
                     }
                     known
                 }
@@ -177,8 +178,8 @@ impl Table {
         establish: &Establish,
         refusal: Refusal,
         effects: &mut Effects,
-    ) -> u64 {
-        let mut waiting = 0;
+    ) -> WorkerSet {
+        let mut waiting = WorkerSet::default();
         let proposed = (&establish.original, &establish.protocol);
         // If a connection was proposed twice, under two ids, the second proposal finds it established.
         let session = shard.sessions.find(hash, &establish.original).and_then(|slot| shard.sessions.get(slot));

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use palisade_engine::replica::{Command, Outcome};
-use palisade_engine::{Role, Standing};
+use palisade_engine::{LeaseState, Role};
 use palisade_proto::admin::v1;
 use palisade_proto::admin::v1::admin_server::{Admin, AdminServer};
 use tokio_stream::wrappers::UnixListenerStream;
@@ -26,7 +26,7 @@ use tonic::{Code, Request, Response, Status};
 use crate::daemon::{ChangeError, Daemon};
 use crate::datapath::Nft;
 use crate::member::Member;
-use crate::replication::{MembershipError, ProposeError, RaftRole};
+use crate::replication::{MembershipError, ProposeError, RaftRole, TransferError};
 
 pub(crate) use socket::Socket;
 pub use socket::SocketError;
@@ -49,7 +49,7 @@ pub(crate) async fn serve(socket: Socket, daemon: Arc<Daemon>) {
     // The file must go when this is dropped, so the socket stays here and the stream has a copy of the descriptor.
     let copy = match duplicate(listener) {
         Ok(copy) => copy,
-        Err(error) => return tracing::error!(%error, "the admin socket can not be served"),
+        Err(error) => return tracing::error!(%error, "the admin socket cannot be served"),
     };
     let served = Server::builder()
         .max_concurrent_streams(REQUESTS)
@@ -88,7 +88,7 @@ fn refuse(code: Code, message: impl Into<String>, help: &str) -> Status {
 
 impl From<ChangeError> for Status {
     fn from(e: ChangeError) -> Status {
-        let message = e.to_string();
+        let message = crate::error::chain(&e);
         match e {
             ChangeError::Busy => refuse(Code::FailedPrecondition, message, "wait until it is done"),
             ChangeError::NotAMember => outside(),
@@ -104,19 +104,21 @@ impl From<ChangeError> for Status {
 
 impl From<MembershipError> for Status {
     fn from(e: MembershipError) -> Status {
-        let message = e.to_string();
+        let message = crate::error::chain(&e);
         let code = match e {
             MembershipError::Token(_) => Code::InvalidArgument,
-            MembershipError::Propose(_) | MembershipError::Unreachable(_) | MembershipError::Late(_) => {
-                Code::Unavailable
-            }
-            MembershipError::Unknown(_) => Code::NotFound,
+            MembershipError::Propose(_)
+            | MembershipError::NoAddress
+            | MembershipError::Timeout(_)
+            | MembershipError::Transfer(TransferError::Timeout) => Code::Unavailable,
+            MembershipError::NoSuchMember(_) => Code::NotFound,
             MembershipError::Identity(_)
             | MembershipError::Refused(_)
-            | MembershipError::Myself(_)
-            | MembershipError::Last
-            | MembershipError::NotLeader(_) => Code::FailedPrecondition,
-            MembershipError::Open(_) | MembershipError::Random(_) => Code::Internal,
+            | MembershipError::CannotRemoveSelf(_)
+            | MembershipError::LastMember
+            | MembershipError::Transfer(_)
+            | MembershipError::Raft(_) => Code::FailedPrecondition,
+            MembershipError::Start(_) | MembershipError::ClusterId(_) | MembershipError::Random(_) => Code::Internal,
         };
         Status::new(code, message)
     }
@@ -377,11 +379,11 @@ fn own_zones(daemon: &Daemon) -> Vec<String> {
 
 /// Refuses changes on a member that could not see them applied in time anyway.
 fn current(member: &Member) -> Result<(), Status> {
-    match member.standing() {
-        Standing::Current => Ok(()),
-        Standing::CutOff | Standing::Expired => {
+    match member.lease_state() {
+        LeaseState::Valid => Ok(()),
+        LeaseState::Grace | LeaseState::Expired => {
             let help = "see `palisade cluster status`; ask another member, or wait until a majority is there";
-            Err(refuse(Code::Unavailable, "this member is not current: it can not have anything committed now", help))
+            Err(refuse(Code::Unavailable, "this member is not current: it cannot have anything committed now", help))
         }
     }
 }

@@ -9,7 +9,7 @@ use futures::Stream;
 use palisade_engine::PerDirection;
 use palisade_engine::policy::Policy;
 use palisade_engine::replica::{Command, Outcome};
-use palisade_engine::{ClusterState, Establish, SessionId, SessionInfo};
+use palisade_engine::{ClusterState, Establish, SessionId, SessionInfo, ZonePair};
 use palisade_proto::admin::v1;
 use palisade_proto::convert::admin::{AdminError, Session, SessionFilter};
 use tokio::sync::{broadcast, mpsc};
@@ -247,7 +247,7 @@ fn established(e: &Establish) -> SessionInfo {
         id: e.id,
         original: e.original,
         reply: e.reply,
-        zones: (e.ingress, e.egress),
+        zones: ZonePair { ingress: e.ingress, egress: e.egress },
         rule: (e.generation, e.rule),
         state: "ESTABLISHED",
         half_open: false,

@@ -36,9 +36,9 @@ fn defaults_are_filled_in() {
     assert_eq!(config.interfaces.len(), 2);
     assert!(config.interfaces[0].antispoof);
     assert!(!config.interfaces[1].antispoof);
-    assert_eq!(config.datapath.hold_time, Duration::from_millis(250));
+    assert_eq!(config.datapath.hold.max_time, Duration::from_millis(250));
     assert_eq!(config.limits.grace, Duration::from_secs(300));
-    assert!(config.raft.election_timeout * 4 < CURRENT_FOR);
+    assert!(config.raft.election_timeout * 4 < LEASE_DURATION);
 }
 
 #[test]
@@ -119,6 +119,34 @@ fn values_that_contradict_each_other() {
     assert!(problems(none)[0].contains("interface: expected at least one data interface"));
 }
 
+/// What the start of the daemon would refuse, `palisade config check` refuses before it.
+#[test]
+fn config_check_refuses_what_the_start_refuses() {
+    for name in [r#"a\"b"#, r"a\\b", "palisade0"] {
+        let named = GOOD.replace("eth0", name);
+        assert!(problems(&named)[0].contains("interface[0].name: expected"), "{name}: {:?}", problems(&named));
+    }
+    let bypass = |list: &str| problems(&format!("{GOOD}\n[datapath]\nbypass_interfaces = {list}\n"));
+    assert_eq!(
+        bypass(r#"["mgmt0", "wg0", "mgmt0"]"#),
+        ["line 18: datapath.bypass_interfaces: expected each interface once, found \"mgmt0\" again"]
+    );
+    assert!(bypass(r#"["a\"b"]"#)[0].contains("expected an interface name"));
+
+    let ports = format!("{GOOD}\n[http]\nlisten = \"10.9.0.1:7946\"\n");
+    assert!(problems(&ports)[0].contains("http.listen: expected another address than the member port's"));
+    let any = format!("{GOOD}\n[http]\nlisten = \"0.0.0.0:7946\"\n");
+    assert!(problems(&any)[0].contains("http.listen: expected another address than the member port's"));
+    let other = format!("{GOOD}\n[http]\nlisten = \"127.0.0.1:7946\"\n");
+    Config::parse("node.toml", &other).unwrap();
+
+    // The daemon creates the socket under a longer name first.
+    let socket = |path: &str| Config::parse("node.toml", &format!("{GOOD}\n[admin]\nsocket = \"{path}\"\n"));
+    socket(&format!("/{}", "s".repeat(94))).unwrap();
+    assert!(socket(&format!("/{}", "s".repeat(95))).is_err());
+    assert!(socket("/run/palisade/..").is_err());
+}
+
 #[test]
 fn wrong_shapes_are_errors() {
     let text = format!("interface = 3\n{}", &GOOD[..GOOD.find("[[").unwrap()]);
@@ -134,7 +162,7 @@ fn wrong_shapes_are_errors() {
 #[test]
 fn an_unreadable_file_is_an_error() {
     let error = Config::load(Path::new("/nonexistent/node.toml")).unwrap_err();
-    assert!(error.to_string().starts_with("/nonexistent/node.toml can not be read: No such file"), "{error}");
+    assert!(error.to_string().starts_with("/nonexistent/node.toml cannot be read: No such file"), "{error}");
 }
 
 /// The documentation lists exactly the keys that exist.
@@ -193,8 +221,8 @@ takeover_rate = 0
 cut_replication = true
 "#;
     let config = Config::parse("node.toml", text).unwrap();
-    assert_eq!(config.datapath.hold_packets, (100, 10));
-    assert_eq!(config.datapath.hold_bytes, (1_000_000, 65_536));
+    assert_eq!((config.datapath.hold.matched.packets, config.datapath.hold.unmatched.packets), (100, 10));
+    assert_eq!((config.datapath.hold.matched.bytes, config.datapath.hold.unmatched.bytes), (1_000_000, 65_536));
     assert_eq!(config.datapath.bypass_interfaces, ["mgmt0"]);
     assert_eq!((config.limits.max_half_open, config.limits.max_half_open_per_source), (500, 400));
     assert_eq!((config.raft.max_voters, config.raft.replace_after), (3, Duration::from_secs(1800)));

@@ -41,7 +41,7 @@ fn never(times: &u32) -> bool {
 
 impl Identity {
     /// The same member, alone in a new cluster.
-    pub(crate) fn alone(&self, cluster: &str) -> Identity {
+    pub(crate) fn for_new_cluster(&self, cluster: &str) -> Identity {
         Identity { cluster: cluster.to_owned(), recovered: self.recovered.saturating_add(1), ..self.clone() }
     }
 }
@@ -78,33 +78,33 @@ pub enum IdentityError {
     },
     /// It started too often.
     #[error("this member has started 2^24 times; let it leave and join again")]
-    Worn,
+    StartsExhausted,
     /// The operating system.
-    #[error("{path}: {error}")]
+    #[error("{path}: {source}")]
     Io {
         /// The file or folder.
         path: PathBuf,
         /// What happened.
-        error: io::Error,
+        source: io::Error,
     },
 }
 
 /// A data folder, locked for as long as this lives.
 #[derive(Debug)]
-pub(crate) struct Folder {
+pub(crate) struct DataDir {
     path: PathBuf,
     _lock: Flock<File>,
 }
 
-impl Folder {
+impl DataDir {
     /// Locks the data folder and makes it if need be.
-    pub(crate) fn lock(path: &Path) -> Result<Folder, IdentityError> {
+    pub(crate) fn lock(path: &Path) -> Result<DataDir, IdentityError> {
         fs::create_dir_all(path).map_err(at(path))?;
         let name = path.join(LOCK);
         let file =
             OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&name).map_err(at(&name))?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Folder { path: path.to_owned(), _lock: lock }),
+            Ok(lock) => Ok(DataDir { path: path.to_owned(), _lock: lock }),
             Err((_, nix::Error::EWOULDBLOCK)) => Err(IdentityError::Locked(path.to_owned())),
             Err((_, errno)) => Err(at(&name)(errno.into())),
         }
@@ -150,7 +150,7 @@ impl Folder {
 
     /// For `init` and `join`: a folder without identity. What an earlier, unfinished attempt left in the store was never
     /// part of a cluster and is removed.
-    pub(crate) fn fresh(&self) -> Result<(), IdentityError> {
+    pub(crate) fn ensure_unused(&self) -> Result<(), IdentityError> {
         if let Some(Identity { cluster, member, .. }) = self.identity()? {
             return Err(IdentityError::Taken { folder: self.path.clone(), member, cluster });
         }
@@ -162,7 +162,12 @@ impl Folder {
     }
 
     /// Writes a new identity. From here on the folder is a member's.
-    pub(crate) fn settle(&self, cluster: &str, member: MemberId, name: &str) -> Result<Identity, IdentityError> {
+    pub(crate) fn write_identity(
+        &self,
+        cluster: &str,
+        member: MemberId,
+        name: &str,
+    ) -> Result<Identity, IdentityError> {
         let identity = Identity {
             version: VERSION,
             cluster: cluster.to_owned(),
@@ -176,19 +181,20 @@ impl Folder {
     }
 
     /// Puts a new identity in the place of the old one.
-    pub(crate) fn replace(&self, identity: &Identity) -> Result<(), IdentityError> {
+    pub(crate) fn replace_identity(&self, identity: &Identity) -> Result<(), IdentityError> {
         self.write(identity)
     }
 
     /// Counts a start, durably, before anything is done under the identity.
     pub(crate) fn start(&self, identity: &mut Identity) -> Result<(), IdentityError> {
         // Numbers are (starts << 40) | n; above 24 bits the count would not fit.
-        identity.starts = identity.starts.checked_add(1).filter(|n| *n < 1 << 24).ok_or(IdentityError::Worn)?;
+        identity.starts =
+            identity.starts.checked_add(1).filter(|n| *n < 1 << 24).ok_or(IdentityError::StartsExhausted)?;
         self.write(identity)
     }
 
     /// After the member left: the identity is set aside, so that its id is not used again and the machine can join anew.
-    pub(crate) fn retire(&self) -> Result<(), IdentityError> {
+    pub(crate) fn archive_identity(&self) -> Result<(), IdentityError> {
         let from = self.path.join(FILE);
         let to = self.path.join(format!("{FILE}.left"));
         fs::rename(&from, &to).map_err(at(&from))?;
@@ -218,7 +224,7 @@ impl Folder {
 
 fn at(path: &Path) -> impl Fn(io::Error) -> IdentityError + use<> {
     let path = path.to_owned();
-    move |error| IdentityError::Io { path: path.clone(), error }
+    move |source| IdentityError::Io { path: path.clone(), source }
 }
 
 #[cfg(test)]
@@ -228,19 +234,19 @@ mod tests {
     #[test]
     fn one_process_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
-        let first = Folder::lock(dir.path()).unwrap();
-        assert!(matches!(Folder::lock(dir.path()), Err(IdentityError::Locked(_))));
+        let first = DataDir::lock(dir.path()).unwrap();
+        assert!(matches!(DataDir::lock(dir.path()), Err(IdentityError::Locked(_))));
         drop(first);
-        Folder::lock(dir.path()).unwrap();
+        DataDir::lock(dir.path()).unwrap();
     }
 
     #[test]
     fn every_start_is_counted() {
         let dir = tempfile::tempdir().unwrap();
-        let folder = Folder::lock(dir.path()).unwrap();
+        let folder = DataDir::lock(dir.path()).unwrap();
         assert_eq!(folder.identity().unwrap(), None);
-        folder.fresh().unwrap();
-        folder.settle("c0ffee", MemberId(3), "fw3").unwrap();
+        folder.ensure_unused().unwrap();
+        folder.write_identity("c0ffee", MemberId(3), "fw3").unwrap();
         for starts in 1..4 {
             let mut identity = folder.identity().unwrap().unwrap();
             folder.start(&mut identity).unwrap();
@@ -252,31 +258,31 @@ mod tests {
     #[test]
     fn an_id_is_not_given_up_by_accident() {
         let dir = tempfile::tempdir().unwrap();
-        let folder = Folder::lock(dir.path()).unwrap();
-        folder.settle("c0ffee", MemberId(3), "fw3").unwrap();
-        assert!(matches!(folder.fresh(), Err(IdentityError::Taken { member: MemberId(3), .. })));
-        folder.retire().unwrap();
-        folder.fresh().unwrap();
+        let folder = DataDir::lock(dir.path()).unwrap();
+        folder.write_identity("c0ffee", MemberId(3), "fw3").unwrap();
+        assert!(matches!(folder.ensure_unused(), Err(IdentityError::Taken { member: MemberId(3), .. })));
+        folder.archive_identity().unwrap();
+        folder.ensure_unused().unwrap();
     }
 
     #[test]
     fn a_damaged_identity_is_not_used() {
         let dir = tempfile::tempdir().unwrap();
-        let folder = Folder::lock(dir.path()).unwrap();
+        let folder = DataDir::lock(dir.path()).unwrap();
         for text in ["", "version = 1", "version = 2\ncluster = \"a\"\nmember = 1\nname = \"a\"\nstarts = 1\n"] {
             fs::write(dir.path().join(FILE), text).unwrap();
             assert!(matches!(folder.identity(), Err(IdentityError::Damaged { .. })), "{text}");
-            assert!(folder.fresh().is_err());
+            assert!(folder.ensure_unused().is_err());
         }
     }
 
     #[test]
     fn an_unfinished_attempt_leaves_nothing_behind() {
         let dir = tempfile::tempdir().unwrap();
-        let folder = Folder::lock(dir.path()).unwrap();
+        let folder = DataDir::lock(dir.path()).unwrap();
         fs::create_dir(folder.new_store()).unwrap();
         fs::write(folder.new_store().join("x"), "x").unwrap();
-        folder.fresh().unwrap();
+        folder.ensure_unused().unwrap();
         assert!(!folder.new_store().exists());
     }
 }

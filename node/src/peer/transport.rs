@@ -101,7 +101,7 @@ fn incoming(
                 match tokio::time::timeout(GREETING, greeted(&stream)).await {
                     Ok(Ok(true)) => Some(stream.set_nodelay(true).map(|()| stream)),
                     Ok(Ok(false) | Err(_)) | Err(_) => {
-                        metrics.strangers.add(1);
+                        metrics.rejected_connections.add(1);
                         None
                     }
                 }

@@ -2,19 +2,19 @@
 //!
 //! openraft's own timer is switched off. It waits, after the lease, for a random time of about the same length again: the
 //! time that a vote may take, and what keeps candidates apart. Here the order of the members' ids keeps them apart, so the
-//! first in turn need not wait, and the next one a little.
+//! first in rank need not wait, and the next one a little.
 //!
 //! ```text
-//!  the leader's last sign ─── lease ───┬ the first in turn asks ─ 20 ms ─ asks again ─ … ─ the time of a vote ─ asks again ─ …
+//!  the leader's last sign ─── lease ───┬ the first in rank asks ─ 20 ms ─ asks again ─ … ─ the time of a vote ─ asks again ─ …
 //!                                      └─ 30 ms ─ the second asks ─ …
 //! ```
 //!
 //! Asking (pre-vote) changes nothing: openraft refuses it here, and at every other member, while the lease there has not
 //! run out; and so does a leader that a majority has answered within a lease. Only a majority that has not heard of
 //! its leader for a lease can replace it, and nothing that is decided by the log depends on a lease
-//! ([`crate::raft::current`]).
+//! ([`crate::raft::lease`]).
 //!
-//! Silence is only what this member was awake to hear. When its machine is so busy that it does not run, its leader may
+//! ElectionTimer is only what this member was awake to hear. When its machine is so busy that it does not run, its leader may
 //! well have spoken; the more so as whatever keeps one member from running often keeps the others on that host, too.
 
 use std::sync::Arc;
@@ -30,29 +30,29 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::clock;
-use crate::raft::handover::Candidacy;
-use crate::replication::PalisadeRaft;
+use crate::raft::config::PalisadeRaft;
+use crate::raft::priority::ElectionPriority;
 
 /// How much later than the one before it each next member asks. The other members know by then that one stands.
-const STAGGER: Duration = Duration::from_millis(30);
+const RANK_DELAY: Duration = Duration::from_millis(30);
 /// openraft hears of the leader a little later than we do, so its lease ends a little later.
-const MARGIN: Duration = Duration::from_millis(4);
+const LEASE_MARGIN: Duration = Duration::from_millis(4);
 /// How soon a member asks again: another one's lease has perhaps run out by then.
-const AGAIN: Duration = Duration::from_millis(20);
+const RETRY_DELAY: Duration = Duration::from_millis(20);
 /// As often it does; then there is no majority, and it asks less often.
-const OFTEN: u32 = 8;
-/// Silence is listened to in pieces of this length, at most; a piece that took longer than it should counts as no longer
-/// than `LATE` more.
-const PIECE: Duration = Duration::from_millis(20);
-const LATE: Duration = Duration::from_millis(5);
+const FAST_RETRIES: u32 = 8;
+/// ElectionTimer is observe to in pieces of this length, at most; a slice that took longer than it should counts as no longer
+/// than `SLICE_OVERRUN` more.
+const TIMER_SLICE: Duration = Duration::from_millis(20);
+const SLICE_OVERRUN: Duration = Duration::from_millis(5);
 
 /// When the leader of which term was last heard of.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Signs(Arc<Mutex<(u64, Time)>>);
+pub(crate) struct LeaderContact(Arc<Mutex<(u64, Time)>>);
 
-impl Signs {
+impl LeaderContact {
     /// A message of the leader of this term came. Not any longer if one of a later term is known.
-    pub(crate) fn of(&self, term: u64) {
+    pub(crate) fn record(&self, term: u64) {
         let mut last = self.0.lock();
         if term >= last.0 {
             *last = (term, clock::now());
@@ -69,31 +69,31 @@ impl Signs {
 pub(crate) struct Election {
     pub(crate) me: MemberId,
     pub(crate) raft: PalisadeRaft,
-    pub(crate) signs: Signs,
+    pub(crate) leader_contact: LeaderContact,
     /// openraft's lease.
     pub(crate) lease: Duration,
     /// The time that a vote may take.
     pub(crate) vote: Duration,
-    pub(crate) candidacy: watch::Receiver<Candidacy>,
+    pub(crate) priority: watch::Receiver<ElectionPriority>,
 }
 
 /// How long nothing was heard of the leader, or the candidate, that the vote is for.
 #[derive(Debug, Default)]
-struct Silence {
+struct ElectionTimer {
     last: Option<Time>,
     length: Duration,
     /// How often it was asked meanwhile.
     asked: u32,
 }
 
-impl Silence {
-    /// A piece that was to take `piece` began at `begin` and ends now. `last`: the last sign.
-    fn listened(&mut self, last: Option<Time>, begin: Time, piece: Duration, now: Time) {
+impl ElectionTimer {
+    /// A slice that was to take `slice` began at `begin` and ends now. `last`: the last sign.
+    fn observe(&mut self, last: Option<Time>, begin: Time, slice: Duration, now: Time) {
         if last > self.last {
-            *self = Silence { last, ..Silence::default() };
+            *self = ElectionTimer { last, ..ElectionTimer::default() };
         }
         let begin = last.map_or(begin, |last| begin.max(last));
-        self.length += now.since(begin).min(piece + LATE);
+        self.length += now.since(begin).min(slice + SLICE_OVERRUN);
     }
 }
 
@@ -108,15 +108,15 @@ impl Election {
         let mut changes = self.raft.server_metrics();
         let mut known = changes.borrow_and_update().clone();
         let mut vote = self.vote_now().await?;
-        let mut silence = Silence::default();
+        let mut timer = ElectionTimer::default();
         loop {
-            let candidacy = *self.candidacy.borrow();
-            let due = turn(self.me, candidacy, &known, &vote).map(|turn| self.due(&vote, turn, silence.asked));
-            let piece = due.map_or(PIECE, |due| due.saturating_sub(silence.length).min(PIECE));
+            let priority = *self.priority.borrow();
+            let timeout = rank(self.me, priority, &known, &vote).map(|rank| self.timeout(&vote, rank, timer.asked));
+            let slice = timeout.map_or(TIMER_SLICE, |timeout| timeout.saturating_sub(timer.length).min(TIMER_SLICE));
             let begin = clock::now();
-            let changed = tokio::time::timeout(piece, changes.changed()).await;
-            silence.listened(self.signs.last(vote.leader_id.term), begin, piece, clock::now());
-            let over = due.is_some_and(|due| silence.length >= due);
+            let changed = tokio::time::timeout(slice, changes.changed()).await;
+            timer.observe(self.leader_contact.last(vote.leader_id.term), begin, slice, clock::now());
+            let over = timeout.is_some_and(|timeout| timer.length >= timeout);
             match changed {
                 Ok(Ok(())) => known = changes.borrow_and_update().clone(),
                 Ok(Err(_)) => return Ok(()),
@@ -126,10 +126,10 @@ impl Election {
             let now = self.vote_now().await?;
             if now != vote {
                 // Somebody stands, or leads.
-                (vote, silence) = (now, Silence::default());
+                (vote, timer) = (now, ElectionTimer::default());
             } else if changed.is_err() {
                 self.raft.trigger().elect(true).await?;
-                silence.asked += 1;
+                timer.asked += 1;
             }
         }
     }
@@ -140,25 +140,28 @@ impl Election {
         self.raft.with_raft_state(|state| *state.vote_ref()).await
     }
 
-    /// The length of silence after which a member asks that has so often asked in vain.
-    fn due(&self, vote: &Vote, turn: u32, asked: u32) -> Duration {
-        let promised = if vote.committed { self.lease + MARGIN } else { self.vote };
-        promised + STAGGER * turn + AGAIN * asked.min(OFTEN) + self.vote * asked.saturating_sub(OFTEN)
+    /// The length of timer after which a member asks that has so often asked in vain.
+    fn timeout(&self, vote: &Vote, rank: u32, asked: u32) -> Duration {
+        let promised = if vote.committed { self.lease + LEASE_MARGIN } else { self.vote };
+        promised
+            + RANK_DELAY * rank
+            + RETRY_DELAY * asked.min(FAST_RETRIES)
+            + self.vote * asked.saturating_sub(FAST_RETRIES)
     }
 }
 
 /// How many of those who may stand come before this member; `None` if it may not, or leads.
-fn turn(me: MemberId, candidacy: Candidacy, known: &RaftServerMetrics<TypeConfig>, vote: &Vote) -> Option<u32> {
-    if known.state == ServerState::Leader || candidacy == Candidacy::Withdrawn {
+fn rank(me: MemberId, priority: ElectionPriority, known: &RaftServerMetrics<TypeConfig>, vote: &Vote) -> Option<u32> {
+    if known.state == ServerState::Leader || priority == ElectionPriority::Never {
         return None;
     }
     // The leader that is lost will not stand; but one that was started anew and led before may.
     let lost = vote.committed.then_some(vote.leader_id.node_id).filter(|lost| *lost != me);
     let may: Vec<MemberId> = known.membership_config.voter_ids().filter(|id| Some(*id) != lost).collect();
     // A drained member comes after all that may not be.
-    let behind = if candidacy == Candidacy::LastResort { may.len() } else { 0 };
-    let turn = may.iter().position(|id| *id == me).map(|at| behind + at);
-    turn.and_then(|turn| u32::try_from(turn).ok())
+    let behind = if priority == ElectionPriority::LastResort { may.len() } else { 0 };
+    let rank = may.iter().position(|id| *id == me).map(|at| behind + at);
+    rank.and_then(|rank| u32::try_from(rank).ok())
 }
 
 #[cfg(test)]
@@ -169,26 +172,26 @@ mod tests {
 
     #[test]
     fn what_a_member_slept_through_is_no_silence() {
-        let mut silence = Silence::default();
+        let mut timer = ElectionTimer::default();
         let mut now = Time(1_000_000_000);
-        let mut listen = |silence: &mut Silence, last, took| {
+        let mut listen = |timer: &mut ElectionTimer, last, took| {
             let begin = now;
             now = now + took;
-            silence.listened(last, begin, PIECE, now);
+            timer.observe(last, begin, TIMER_SLICE, now);
             now
         };
         for _ in 0..4 {
-            listen(&mut silence, None, PIECE);
+            listen(&mut timer, None, TIMER_SLICE);
         }
-        assert_eq!(silence.length, 4 * PIECE);
-        listen(&mut silence, None, PAUSE);
-        assert_eq!(silence.length, 5 * PIECE + LATE);
-        silence.asked = 3;
-        // A sign in the midst of a piece: the rest of the piece is silence again.
-        let sign = listen(&mut silence, None, PIECE) + PIECE / 2;
-        listen(&mut silence, Some(sign), PIECE);
-        assert_eq!((silence.length, silence.asked), (PIECE / 2, 0));
-        listen(&mut silence, Some(sign), PIECE);
-        assert_eq!(silence.length, PIECE / 2 + PIECE);
+        assert_eq!(timer.length, 4 * TIMER_SLICE);
+        listen(&mut timer, None, PAUSE);
+        assert_eq!(timer.length, 5 * TIMER_SLICE + SLICE_OVERRUN);
+        timer.asked = 3;
+        // A sign in the midst of a slice: the rest of the slice is timer again.
+        let sign = listen(&mut timer, None, TIMER_SLICE) + TIMER_SLICE / 2;
+        listen(&mut timer, Some(sign), TIMER_SLICE);
+        assert_eq!((timer.length, timer.asked), (TIMER_SLICE / 2, 0));
+        listen(&mut timer, Some(sign), TIMER_SLICE);
+        assert_eq!(timer.length, TIMER_SLICE / 2 + TIMER_SLICE);
     }
 }

@@ -25,10 +25,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
 use crate::clock;
-use crate::peer::route::{Client, Lane, Peers};
+use crate::peer::connections::{Client, Lane, Peers};
 use crate::raft::snapshot;
 use crate::raft::wire;
-use crate::replication::until;
 use crate::replication_metrics::ReplicationMetrics;
 
 /// Appends that wait for the connection to take them; openraft reads no further ahead.
@@ -202,7 +201,7 @@ where
                 },
                 request = request => self.send(request),
                 // Not a time from now: requests that go on and on must not put it off.
-                () = until((self.unanswered > 0).then_some(self.waiting_since + self.limit)) => return Err(Silence::Late),
+                () = clock::sleep_until((self.unanswered > 0).then_some(self.waiting_since + self.limit)) => return Err(Silence::Late),
             }
         }
     }
@@ -294,7 +293,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let mut client = self.client().map_err(StreamingError::from)?;
-        let lease = snapshot.snapshot.lease();
+        let lease = snapshot.snapshot.pin();
         let send = client.install_snapshot(snapshot::chunks(Some(vote), snapshot.snapshot));
         let sent = tokio::select! {
             biased;
@@ -307,7 +306,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
             Err(_) => return Err(StreamingError::Timeout(self.late(RPCTypes::InstallSnapshot, option.hard_ttl()))),
         };
         let vote = wire::vote_in(response.vote).map_err(|e| StreamingError::Network(NetworkError::new(&e)))?;
-        self.network.metrics.snapshots_sent.add(1);
+        self.network.metrics.snapshots.sent.add(1);
         // What came meanwhile is still to be sent, from a log that a newer snapshot would have cut off: on a busy cluster the
         // new member would get one snapshot after the other.
         tokio::spawn(async move {

@@ -85,7 +85,7 @@ fn membership_in(membership: wire::Membership) -> Result<Membership<MemberId, Me
 
 fn entry_out(entry: &EntryOf<TypeConfig>) -> Result<wire::Entry, WireError> {
     let payload = match &entry.payload {
-        EntryPayload::Blank => wire::entry::Payload::Blank(wire::Nothing {}),
+        EntryPayload::Blank => wire::entry::Payload::Blank(wire::Empty {}),
         EntryPayload::Normal(batch) => wire::entry::Payload::Batch(encode_batch(batch)?),
         EntryPayload::Membership(m) => wire::entry::Payload::Membership(membership_out(m)),
     };

@@ -1,7 +1,7 @@
 //! How a member and its cluster are, for people and for `/metrics`.
 
 use openraft::{RaftMetrics, ServerState};
-use palisade_engine::{ClusterState, MemberId, MemberInfo, Standing};
+use palisade_engine::{ClusterState, LeaseState, MemberId, MemberInfo};
 use palisade_raft_store::TypeConfig;
 
 use crate::membership::identity::Identity;
@@ -67,7 +67,7 @@ pub struct Status {
     /// All members, this one among them, by id.
     pub members: Vec<Member>,
     /// How far this member may act.
-    pub current: Standing,
+    pub current: LeaseState,
 }
 
 /// A member as another one sees it.
@@ -94,7 +94,7 @@ pub(crate) fn status(
     metrics: &RaftMetrics<TypeConfig>,
     cluster: &ClusterState,
     reached: &Reached,
-    current: Standing,
+    current: LeaseState,
 ) -> Status {
     let me = identity.member;
     let index = |id: &Option<palisade_raft_store::LogId>| id.as_ref().map(|id| id.index);

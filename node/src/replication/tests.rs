@@ -6,15 +6,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use palisade_engine::replica::Batch;
-use palisade_engine::{
-    Close, CloseCause, Establish, Generation, HalfOpen, HandshakeState, HoldKey, Ip, Protocol, RuleId, SessionId,
-    Standing, SynParams, Tuple, ZoneId,
-};
+use palisade_engine::{Close, CloseCause, Establish, Role};
+use palisade_engine::{Generation, HoldKey, LeaseState, Protocol, SessionId, Time, Tuple, WorkerSet, ZoneId};
+use palisade_engine::{HalfOpen, HandshakeState, SynParams};
+use palisade_engine::{Ip, RuleId};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use super::*;
+use crate::peer::connections::{Lane, MAX_MESSAGE_BYTES, Peers};
 
 mod audits;
 mod breaks;
@@ -37,7 +38,7 @@ const ELECTION_TIMEOUT: Duration = Duration::from_millis(160);
 struct Woken(Arc<AtomicU64>);
 
 impl Wake for Woken {
-    fn wake(&mut self, _: u64, _: HoldKey) {
+    fn wake(&mut self, _: WorkerSet, _: HoldKey) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 }
@@ -53,7 +54,7 @@ struct Running {
     replication: Replication,
     hints: mpsc::Sender<Hint>,
     proposals: mpsc::Sender<Proposal>,
-    standing: Arc<StandingCell>,
+    lease: Arc<Lease>,
 }
 
 impl std::ops::Deref for Running {
@@ -98,12 +99,12 @@ impl Node {
     async fn start(&mut self) {
         let (hints, hint_rx) = mpsc::channel(1024);
         let (proposals, proposal_rx) = mpsc::channel(1024);
-        let standing = Arc::new(StandingCell::new(self.grace));
+        let lease = Arc::new(Lease::new(self.grace));
         self.released().await;
         let opened =
-            Replication::open(self.options.clone(), hint_rx, proposal_rx, Woken::default(), standing.clone()).await;
+            Replication::open(self.options.clone(), hint_rx, proposal_rx, Woken::default(), lease.clone()).await;
         let replication = opened.unwrap_or_else(|e| panic!("{}: {e}", self.options.name));
-        self.running = Some(Running { replication, hints, proposals, standing });
+        self.running = Some(Running { replication, hints, proposals, lease });
     }
 
     async fn stop(&mut self) {
@@ -140,7 +141,7 @@ impl Node {
     }
 
     fn current(&self) -> bool {
-        self.running.as_ref().is_some_and(|r| r.standing.at(clock::now()) == Standing::Current)
+        self.running.as_ref().is_some_and(|r| r.lease.state_at(clock::now()) == LeaseState::Valid)
     }
 }
 
@@ -289,12 +290,13 @@ async fn lease_ends_without_a_majority() {
     nodes[other].stop().await;
     // Whatever it was told, it was told before: nothing is proven for longer than a lease from now on.
     let alone = clock::now();
-    until("the one that is left is cut off", || nodes[left].run().standing.at(clock::now()) == Standing::CutOff).await;
-    let past = alone + crate::standing::CURRENT_FOR + Duration::from_millis(1);
-    assert_eq!(nodes[left].run().standing.at(past), Standing::CutOff);
+    until("the one that is left is cut off", || nodes[left].run().lease.state_at(clock::now()) == LeaseState::Grace)
+        .await;
+    let past = alone + crate::lease::LEASE_DURATION + Duration::from_millis(1);
+    assert_eq!(nodes[left].run().lease.state_at(past), LeaseState::Grace);
     // It proposes nothing and confirms nothing.
     nodes[left].run().proposals.send(Proposal::Establish(Box::new(establish(1)))).await.unwrap();
-    until("the proposal is dropped", || nodes[left].run().metrics().dropped_not_current.get() == 1).await;
+    until("the proposal is dropped", || nodes[left].run().metrics().proposals_dropped.lease_not_valid.get() == 1).await;
     let refused = nodes[left].run().command(command(2), Duration::from_millis(500)).await;
     assert_eq!(refused, Err(ProposeError::Timeout));
     nodes[gone].start().await;
@@ -318,7 +320,7 @@ async fn member_leaves_and_is_removed() {
             mpsc::channel(1).1,
             mpsc::channel(1).1,
             Woken::default(),
-            Arc::new(StandingCell::new(LONG)),
+            Arc::new(Lease::new(LONG)),
         )
         .await
         .map(drop),
@@ -341,9 +343,9 @@ async fn member_leaves_and_is_removed() {
     nodes[dead].stop().await;
     let survivor = (dead + 1) % 3;
     nodes[survivor].run().remove(&name).await.unwrap();
-    assert!(matches!(nodes[survivor].run().remove(&name).await, Err(MembershipError::Unknown(_))));
+    assert!(matches!(nodes[survivor].run().remove(&name).await, Err(MembershipError::NoSuchMember(_))));
     let myself = nodes[survivor].options.name.clone();
-    assert!(matches!(nodes[survivor].run().remove(&myself).await, Err(MembershipError::Myself(_))));
+    assert!(matches!(nodes[survivor].run().remove(&myself).await, Err(MembershipError::CannotRemoveSelf(_))));
     until("it is removed", || nodes[survivor].run().status().members.iter().filter(|m| m.voter).count() == 2).await;
     assert_eq!(nodes[survivor].run().command(command(1), LONG).await.unwrap(), Outcome::Accepted);
 }
@@ -366,7 +368,7 @@ async fn token_that_is_expired_or_forged_lets_nobody_in() {
     let namesake = Node::new("fw1");
     let refused = join(&namesake.options, &good.to_string()).await;
     assert!(matches!(&refused, Err(MembershipError::Refused(why)) if why.contains("exists")), "{refused:?}");
-    assert!(matches!(first.run().leave().await, Err(MembershipError::Last)));
+    assert!(matches!(first.run().leave().await, Err(MembershipError::LastMember)));
     join(&other.options, &good.to_string()).await.unwrap();
     first.stop().await;
 }
@@ -384,11 +386,11 @@ async fn request_for_another_member_is_refused_and_garbage_does_not_hurt() {
     // Another addressee; another cluster.
     for (cluster, to) in [(status.cluster.as_str(), 2), ("c0ffee", 1)] {
         let peers = Peers::new(cluster, MemberId(3)).unwrap();
-        let mut client = peers.client(MemberId(to), address, route::Lane::Raft).unwrap();
+        let mut client = peers.client(MemberId(to), address, Lane::Raft).unwrap();
         let refused = client.vote(request()).await.unwrap_err();
         assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
     }
-    assert_eq!(nodes[0].run().metrics().misaddressed.get(), 2);
+    assert_eq!(nodes[0].run().metrics().wrong_destination_requests.get(), 2);
 
     for byte in 0..50_u8 {
         let mut stream = tokio::net::TcpStream::connect(nodes[0].options.listen).await.unwrap();
@@ -400,7 +402,11 @@ async fn request_for_another_member_is_refused_and_garbage_does_not_hurt() {
     assert_eq!(nodes[1].run().command(command(1), LONG).await.unwrap(), Outcome::Accepted);
     until("it is applied there too", || has(&nodes[0], 1)).await;
     assert!(nodes[0].run().status().term < 99);
-    assert!(nodes[0].run().metrics().strangers.get() >= 40, "{}", nodes[0].run().metrics().strangers.get());
+    assert!(
+        nodes[0].run().metrics().rejected_connections.get() >= 40,
+        "{}",
+        nodes[0].run().metrics().rejected_connections.get()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -511,8 +517,8 @@ async fn identity_without_its_log_is_refused() {
         mpsc::channel(1).1,
         mpsc::channel(1).1,
         Woken::default(),
-        Arc::new(StandingCell::new(LONG)),
+        Arc::new(Lease::new(LONG)),
     );
-    assert!(matches!(opened.await.map(drop), Err(OpenError::LostLog(MemberId(1)))));
+    assert!(matches!(opened.await.map(drop), Err(OpenError::Start(RaftStartError::LostLog(MemberId(1))))));
     assert_ne!(clock::now(), Time::ZERO);
 }

@@ -9,14 +9,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::{Stream, StreamExt};
-use palisade_engine::{Engine, Hint, MemberId, MemberInfo};
+use palisade_engine::Hint;
+use palisade_engine::{Engine, MemberId};
 use palisade_proto::convert::encode_hint;
 use palisade_proto::member::v1 as wire;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tonic::codegen::Bytes;
 
-use crate::peer::route::{Lane, Peers};
+use crate::peer::connections::{Lane, Members, Peers};
 use crate::queue::offer;
 use crate::replication_metrics::ReplicationMetrics;
 use crate::sync::streams::{Streams, Waiting, keep_open};
@@ -25,9 +26,6 @@ use crate::sync::streams::{Streams, Waiting, keep_open};
 const QUEUE: usize = 8192;
 /// Hints in one message.
 const BATCH: usize = 256;
-
-/// The other members, as the log says.
-pub(crate) type Members = BTreeMap<MemberId, MemberInfo>;
 
 /// Which peers have an open stream of hints from here: the cheapest sign that a member is reachable.
 #[derive(Clone, Debug, Default)]

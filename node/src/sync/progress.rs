@@ -18,11 +18,11 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::clock;
-use crate::peer::route::{Lane, Peers};
-use crate::replication::service::{SharedWake, Waker};
+use crate::peer::connections::Members;
+use crate::peer::connections::{Lane, Peers};
 use crate::replication_metrics::ReplicationMetrics;
-use crate::sync::hints::Members;
 use crate::sync::streams::{Streams, Waiting, keep_open};
+use crate::wake::{SharedWake, Waker};
 
 /// Between two tellings.
 const EVERY: Duration = Duration::from_millis(100);
@@ -96,8 +96,8 @@ impl Telling {
         });
         let from = *told;
         *told = until.max(from);
-        self.metrics.progress_told.add(sessions);
-        self.metrics.progress_lag_ms.set(u64::try_from(now.since(*told).as_millis()).unwrap_or(u64::MAX));
+        self.metrics.progress_sessions.sent.add(sessions);
+        self.metrics.progress_lag.set(now.since(*told));
         wire::ProgressBatch { sent: now.0, from: from.0, until: told.0, sessions: bytes.into() }
     }
 
@@ -216,7 +216,7 @@ impl Ears {
             every.tick().await;
             let silent = self.look(me, &engine, clock::now(), grace + MARGIN);
             engine.set_silent_peers(silent, &mut wake);
-            metrics.members_silent.set(silent.into());
+            metrics.members_silent.set(silent);
         }
     }
 
@@ -254,7 +254,7 @@ pub(crate) async fn receive(
     while let Some(batch) = batches.next().await {
         known()?;
         let learned = ears.hear(engine, from, &batch?);
-        metrics.progress_learned.add(learned.map_err(|e| tonic::Status::invalid_argument(e.to_string()))?);
+        metrics.progress_sessions.received.add(learned.map_err(|e| tonic::Status::invalid_argument(e.to_string()))?);
     }
     Ok(())
 }

@@ -21,20 +21,21 @@ use futures::stream::FuturesUnordered;
 use openraft::errors::Fatal;
 use openraft::impls::ProgressResponder;
 use palisade_engine::replica::{Applied, Batch, Command, Outcome};
-use palisade_engine::{MemberId, Proposal, Standing, Time};
+use palisade_engine::{LeaseState, MemberId, Proposal, Time};
 use palisade_proto::convert::encode_batch;
 use palisade_proto::member::v1 as wire;
 use palisade_raft_store::TypeConfig;
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::clock;
-use crate::peer::route::{Lane, Peers};
-use crate::replication::PalisadeRaft;
-use crate::replication::until;
+use crate::lease::Lease;
+use crate::peer::connections::{Lane, Peers};
+use crate::raft::config::PalisadeRaft;
+use crate::raft::leadership::Leadership;
+use crate::raft::requests::{AdminRequest, ProposeError, Reply};
 use crate::replication_metrics::ReplicationMetrics;
-use crate::standing::StandingCell;
 
 /// Batches in flight. More would make them smaller, each costs an entry in the log.
 const IN_FLIGHT: usize = 4;
@@ -57,43 +58,6 @@ const AGAIN: Duration = Duration::from_millis(100);
 /// proposals, by then.
 const SOON: Duration = Duration::from_millis(10);
 const AGAIN_MOST: Duration = Duration::from_millis(1600);
-
-/// Why a command was not carried out, as far as this member knows.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum ProposeError {
-    /// No answer in time.
-    #[error(
-        "the cluster did not confirm the change in time; it may still happen. Is a majority of the members up \
-         (`palisade cluster members`)?"
-    )]
-    Timeout,
-    /// The replication is being shut down.
-    #[error("this member is shutting down")]
-    Stopped,
-}
-
-/// Who leads.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub(crate) struct Lead {
-    pub(crate) term: u64,
-    pub(crate) leader: Option<Leader>,
-}
-
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Leader {
-    pub(crate) id: MemberId,
-    pub(crate) address: String,
-}
-
-/// To whom waits for a command's outcome.
-type Reply = oneshot::Sender<Result<Outcome, ProposeError>>;
-
-/// A command of the administration.
-pub(crate) struct Order {
-    pub(crate) command: Command,
-    pub(crate) deadline: Time,
-    pub(crate) reply: Reply,
-}
 
 /// A batch of this member that was applied here.
 pub(crate) struct Answer {
@@ -135,14 +99,14 @@ pub(crate) struct Proposer {
     pub(crate) start: u32,
     pub(crate) raft: PalisadeRaft,
     pub(crate) peers: Peers,
-    pub(crate) lead: watch::Receiver<Lead>,
-    pub(crate) standing: Arc<StandingCell>,
+    pub(crate) leadership: watch::Receiver<Leadership>,
+    pub(crate) lease: Arc<Lease>,
     pub(crate) metrics: Arc<ReplicationMetrics>,
     /// From the workers.
     pub(crate) proposals: mpsc::Receiver<Proposal>,
     /// From hints that others sent.
     pub(crate) hinted: mpsc::Receiver<Proposal>,
-    pub(crate) orders: mpsc::Receiver<Order>,
+    pub(crate) requests: mpsc::Receiver<AdminRequest>,
     pub(crate) answers: mpsc::Receiver<Answer>,
     pub(crate) unanswered: Unanswered,
 }
@@ -209,7 +173,7 @@ impl Proposer {
             tokio::select! {
                 biased;
                 Some(answer) = self.answers.recv() => self.answered(&mut state, answer),
-                changed = self.lead.changed() => {
+                changed = self.leadership.changed() => {
                     if changed.is_err() {
                         break;
                     }
@@ -218,12 +182,12 @@ impl Proposer {
                     state.flying.values_mut().for_each(|flight| flight.pause = SOON / 2);
                     self.again(&mut state, |_| true).await;
                 }
-                order = self.orders.recv(), if state.waiting.len() < WAITING_MOST => match order {
-                    Some(order) => state.waiting.push_back(Item {
-                        command: order.command,
+                request = self.requests.recv(), if state.waiting.len() < WAITING_MOST => match request {
+                    Some(request) => state.waiting.push_back(Item {
+                        command: request.command,
                         queued: clock::now(),
-                        deadline: order.deadline,
-                        reply: Some(order.reply),
+                        deadline: request.deadline,
+                        reply: Some(request.reply),
                     }),
                     None => break,
                 },
@@ -236,7 +200,7 @@ impl Proposer {
                     None => hints_open = false,
                 },
                 refused = refused(&mut state.link) => self.refused(&mut state, refused),
-                () = until(wake) => {
+                () = clock::sleep_until(wake) => {
                     let now = clock::now();
                     self.give_up(&mut state, now);
                     self.again(&mut state, |flight| flight.again <= now).await;
@@ -263,8 +227,8 @@ impl Proposer {
             return;
         }
         let now = clock::now();
-        if self.standing.at(now) != Standing::Current {
-            self.metrics.dropped_not_current.add(arrived.len() as u64);
+        if self.lease.state_at(now) != LeaseState::Valid {
+            self.metrics.proposals_dropped.lease_not_valid.add(arrived.len() as u64);
             arrived.clear();
             return;
         }
@@ -290,7 +254,7 @@ impl Proposer {
         let Some(flight) = state.flying.remove(&answer.first) else { return };
         let now = clock::now();
         for ((queued, reply), outcome) in flight.notes.into_iter().zip(answer.outcomes) {
-            self.metrics.commit_us.observe_time(now.since(queued));
+            self.metrics.commit.observe(now.since(queued));
             self.metrics.outcomes.count(&outcome);
             if let Some(reply) = reply {
                 // Nobody waits any longer: fine.
@@ -342,7 +306,7 @@ impl Proposer {
         match reply {
             // Nobody waits any longer: fine.
             Some(reply) => drop(reply.send(Err(ProposeError::Timeout))),
-            None => self.metrics.dropped_deadline.add(1),
+            None => self.metrics.proposals_dropped.deadline.add(1),
         }
     }
 
@@ -374,7 +338,7 @@ impl Proposer {
             flight.pause = (flight.pause * 2).min(AGAIN_MOST);
             flight.again = now + flight.pause;
             flight.batch.lowest_outstanding = floor;
-            self.metrics.proposed_again.add(1);
+            self.metrics.batches_retransmitted.add(1);
             self.propose(&mut state.link, &flight.batch).await;
         }
     }
@@ -414,8 +378,8 @@ impl Proposer {
 
     /// Makes the way to whoever leads now.
     fn link(&self, state: &mut State) {
-        let lead = self.lead.borrow().clone();
-        state.link = match lead.leader {
+        let leadership = self.leadership.borrow().clone();
+        state.link = match leadership.leader {
             None => Link::Nowhere,
             Some(leader) if leader.id == self.me => Link::Here(FuturesUnordered::new()),
             Some(leader) => {

@@ -9,8 +9,8 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinHandle;
 use tonic::Status;
 
-use crate::peer::route::{Client, Lane, Peers};
-use crate::sync::hints::Members;
+use crate::peer::connections::Members;
+use crate::peer::connections::{Client, Lane, Peers};
 
 /// Time before a broken stream is opened again.
 const RETRY: Duration = Duration::from_millis(100);

@@ -9,7 +9,7 @@ use palisade_engine::{Context, Event, Generation, HoldClass, HoldKey, Reason, Ve
 use palisade_lab::small::SmallLab;
 use palisade_node::clock;
 use palisade_node::datapath::{self, Datapath, Interface, Judge, Options, Sinks, StartError, WorkerWake};
-use palisade_node::standing::StandingCell;
+use palisade_node::lease::Lease;
 
 /// What the tests run in the namespaces, beside what every machine has.
 pub const PROGRAMS: &[&str] = &["ip", "nft", "sysctl"];
@@ -37,13 +37,13 @@ pub struct Running {
 
 impl Running {
     pub fn start(options: Options, judge: Arc<Fixed>) -> Result<Running, StartError> {
-        let standing = Arc::new(StandingCell::new(Duration::from_secs(3600)));
-        standing.prove(clock::now());
+        let lease = Arc::new(Lease::new(Duration::from_secs(3600)));
+        lease.renew(clock::now());
         let (hints, hints_received) = tokio::sync::mpsc::channel(16);
         let (proposals, proposals_received) = tokio::sync::mpsc::channel(16);
         let wake = WorkerWake::new(options.workers).unwrap();
         let sinks = Sinks { hints, proposals };
-        let datapath = datapath::start_with(options, judge, standing, wake.clone(), sinks)?;
+        let datapath = datapath::start_with(options, judge, lease, wake.clone(), sinks)?;
         Ok(Running { datapath, wake, _receivers: (hints_received, proposals_received) })
     }
 }

@@ -20,7 +20,8 @@ use openraft::{Entry as RaftEntry, EntryPayload};
 use palisade_engine::replica::{Applied, Batch, Command, Outcome, PolicyChange, RestoreError};
 use palisade_engine::{Generation, HoldKey, MemberId, Time, Wake};
 use palisade_raft_store::{
-    Clock, Entry, Job, LogId, LogStore, Machine, Options, Setup, StateMachine, Store, StoreError, TypeConfig, Vote,
+    Clock, Entry, Job, LogId, LogStore, Options, ReplicatedState, Setup, StateMachine, Store, StoreError, TypeConfig,
+    Vote,
 };
 
 /// A machine that is a map from first command number to the number of commands.
@@ -33,7 +34,7 @@ pub struct Map {
 
 pub struct MapJob(Map);
 
-impl Machine for Map {
+impl ReplicatedState for Map {
     type Job = MapJob;
 
     fn apply(&mut self, _: Time, batch: &Batch, _: &mut dyn Wake) -> Vec<Applied> {
@@ -80,7 +81,7 @@ impl Job for MapJob {
 pub struct NoWake;
 
 impl Wake for NoWake {
-    fn wake(&mut self, _: u64, _: HoldKey) {}
+    fn wake(&mut self, _: palisade_engine::WorkerSet, _: HoldKey) {}
 }
 
 pub fn clock() -> Clock {
@@ -89,7 +90,7 @@ pub fn clock() -> Clock {
 }
 
 pub fn setup() -> Setup<Map> {
-    Setup { machine: Map::default(), wake: Box::new(NoWake), observer: Arc::new(()) }
+    Setup { state: Map::default(), wake: Box::new(NoWake), observer: Arc::new(()) }
 }
 
 pub fn open(dir: &Path) -> Result<(LogStore, StateMachine<Map>), StoreError> {

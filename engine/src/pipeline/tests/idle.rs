@@ -14,7 +14,7 @@ use crate::idle::IdleProbe;
 use crate::parse::Packet;
 use crate::replica::{Batch, Command, ExpireIdle, Outcome, Replica};
 use crate::time::Time;
-use crate::types::{Config, Standing};
+use crate::types::{Config, LeaseState};
 use crate::verdict::{HoldClass, Reason, Verdict};
 
 const TIMEOUT: Duration = Duration::from_secs(3600);
@@ -121,8 +121,8 @@ fn a_packet_that_comes_too_late_is_judged_anew() {
 fn a_member_that_is_cut_off_can_not_refresh() {
     let (mut k, packet, id) = idle(false);
     let _ = asked(&k, id);
-    k.members[C].standing = Standing::CutOff;
-    assert_eq!(k.pass(C, packet), Verdict::Drop(Reason::NotCurrent));
+    k.members[C].lease = LeaseState::Grace;
+    assert_eq!(k.pass(C, packet), Verdict::Drop(Reason::LeaseGrace));
     assert!(k.proposals.is_empty());
 }
 

@@ -112,7 +112,7 @@ fn too_many_sessions_for_this_member_are_refused() {
 fn restore_keeps_half_opens_and_wakes_those_that_are_established_now() {
     struct Count(usize);
     impl Wake for Count {
-        fn wake(&mut self, _: u64, _: HoldKey) {
+        fn wake(&mut self, _: WorkerSet, _: HoldKey) {
             self.0 += 1;
         }
     }
@@ -125,7 +125,7 @@ fn restore_keeps_half_opens_and_wakes_those_that_are_established_now() {
         let hash = engine.table.hash(&open.original);
         let mut shard = engine.table.shard_for(hash);
         let slot = engine.table.insert_half_open(&mut shard, hash, open, NOW);
-        shard.half_open.get_mut(slot).unwrap().waiters = 1;
+        shard.half_open.get_mut(slot).unwrap().waiters = WorkerSet::of(0);
     }
     let mut count = Count(0);
     b.replica.restore(NOW, &mut &bytes[..], &mut count).unwrap();

@@ -97,28 +97,28 @@ fn those_that_wait_are_woken_once_and_asked_for_once() {
     all.ask(NOW + 20 * MS, &mut events);
     all.ask(NOW + 40 * MS, &mut events);
     assert_eq!(events, [Event::Hint(Hint::FragmentQuery(datagram(1)))]);
-    assert_eq!(all.take(1), 0b10_0001);
-    assert_eq!(all.take(1), 0);
+    assert_eq!(all.take(1), WorkerSet::from([0, 5]));
+    assert_eq!(all.take(1), WorkerSet::EMPTY);
     assert_eq!(all.wait(2, &datagram(2), 0, NOW), WaitOutcome::Registered);
     all.ask(NOW + PENDING_TTL + MS, &mut events);
-    assert_eq!((events.len(), all.take(2)), (1, 0), "nobody can wait any more");
+    assert_eq!((events.len(), all.take(2)), (1, WorkerSet::EMPTY), "nobody can wait any more");
 }
 
 #[test]
 fn after_the_first_one_was_dropped_nobody_waits() {
     let mut all = FragmentTable::default();
     assert_eq!(all.wait(1, &datagram(1), 3, NOW), WaitOutcome::Registered);
-    assert_eq!(all.dropped(1, &datagram(1), NOW), 0b1000);
+    assert_eq!(all.dropped(1, &datagram(1), NOW), WorkerSet::of(3));
     assert_eq!(all.wait(1, &datagram(1), 3, NOW), WaitOutcome::FirstDropped);
-    assert_eq!(all.dropped(2, &datagram(2), NOW), 0);
+    assert_eq!(all.dropped(2, &datagram(2), NOW), WorkerSet::EMPTY);
     assert_eq!(all.wait(2, &datagram(2), 3, NOW), WaitOutcome::FirstDropped);
     let mut events = Vec::new();
     all.ask(NOW + 40 * MS, &mut events);
     assert_eq!(events, []);
     // One that passes counts more.
     assert!(all.first(1, 80, NOW));
-    assert_eq!(all.take(1), 0);
-    assert_eq!(all.dropped(1, &datagram(1), NOW), 0);
+    assert_eq!(all.take(1), WorkerSet::EMPTY);
+    assert_eq!(all.dropped(1, &datagram(1), NOW), WorkerSet::EMPTY);
     assert_eq!(all.follows(1, &part(80, 160, false), true, NOW), FragmentOutcome::Pass);
 }
 
@@ -130,11 +130,11 @@ fn a_flood_pushes_out_nobody_who_waits() {
     }
     for n in 100..1000 {
         assert_eq!(all.wait(n.into(), &datagram(n), 1, NOW + 100 * MS), WaitOutcome::Full);
-        assert_eq!(all.dropped(n.into(), &datagram(n), NOW + 100 * MS), 0);
+        assert_eq!(all.dropped(n.into(), &datagram(n), NOW + 100 * MS), WorkerSet::EMPTY);
     }
     assert_eq!(all.wait(0, &datagram(0), 2, NOW + 100 * MS), WaitOutcome::Registered);
-    assert_eq!(all.take(0), 0b110);
+    assert_eq!(all.take(0), WorkerSet::from([1, 2]));
     assert_eq!(all.wait(2000, &datagram(2000), 1, NOW), WaitOutcome::Registered);
     assert_eq!(all.wait(2001, &datagram(2001), 1, NOW + 251 * MS), WaitOutcome::Registered, "the oldest waits in vain");
-    assert_eq!((all.take(1), all.take(2)), (0, 2));
+    assert_eq!((all.take(1), all.take(2)), (WorkerSet::EMPTY, WorkerSet::of(1)));
 }

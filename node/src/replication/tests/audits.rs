@@ -32,7 +32,7 @@ fn sound(node: &Node) -> bool {
 }
 
 fn different(nodes: &[Node]) -> u64 {
-    nodes.iter().map(|n| n.run().metrics().audits_different.get()).sum()
+    nodes.iter().map(|n| n.run().metrics().audits.divergent.get()).sum()
 }
 
 async fn some_sessions(nodes: &[Node]) {
@@ -49,10 +49,10 @@ async fn found_and_repaired(nodes: &[Node], odd: usize) {
     plant(&nodes[odd], 500);
     assert!(!equal(nodes));
     until("the member is not current while its state is known to be wrong, or is repaired already", || {
-        metrics.repairs_done.get() > 0 || (metrics.state_suspect.get() == 1 && !nodes[odd].current())
+        metrics.repairs.done.get() > 0 || (metrics.state_suspect.get() == 1 && !nodes[odd].current())
     })
     .await;
-    until("it is repaired", || metrics.repairs_done.get() == 1).await;
+    until("it is repaired", || metrics.repairs.done.get() == 1).await;
     let took = clock::now().since(planted);
     println!("found, told of and repaired after {took:?}");
     assert!(different(nodes) >= 1, "no leader counted it");
@@ -60,7 +60,7 @@ async fn found_and_repaired(nodes: &[Node], odd: usize) {
     assert!(!has(&nodes[odd], 500) && (0..20).all(|n| has(&nodes[odd], n)));
     until("all are equal and current", || equal(nodes) && nodes.iter().all(Node::current)).await;
     assert!(nodes.iter().all(sound));
-    let others = nodes.iter().map(|n| n.run().metrics().repairs_done.get()).sum::<u64>();
+    let others = nodes.iter().map(|n| n.run().metrics().repairs.done.get()).sum::<u64>();
     assert_eq!(others, 1, "a member whose state was right was replaced");
 }
 
@@ -95,8 +95,8 @@ async fn audit_repairs_a_table_that_is_not_what_commands_made_it() {
     let metrics = nodes[odd].run().metrics();
     assert!(nodes[odd].run().engine().damage(session(3)));
     assert!(equal(&nodes), "no digest shows it");
-    until("it is repaired", || metrics.repairs_done.get() == 1).await;
-    assert!(metrics.scrubs_damaged.get() >= 1);
+    until("it is repaired", || metrics.repairs.done.get() == 1).await;
+    assert!(metrics.scrubs.damaged.get() >= 1);
     assert!(sound(&nodes[odd]) && equal(&nodes));
     until("it is current again", || nodes[odd].current()).await;
 }
@@ -107,15 +107,15 @@ async fn audit_repairs_a_difference_while_the_log_is_busy() {
     some_sessions(&nodes).await;
     let lead = leader(&nodes);
     let (odd, busy) = ((lead + 1) % 3, (lead + 2) % 3);
-    let orders = nodes[busy].run().replication.orders.clone();
+    let requests = nodes[busy].run().replication.requests.clone();
     let load = tokio::spawn(async move {
         for n in 1000..u16::MAX {
-            assert_eq!(change::order(&orders, command(n), LONG).await, Ok(Outcome::Accepted));
+            assert_eq!(propose_and_wait(&requests, command(n), LONG).await, Ok(Outcome::Accepted));
         }
     });
     let metrics = nodes[odd].run().metrics();
     plant(&nodes[odd], 500);
-    until("it is repaired", || metrics.repairs_done.get() == 1).await;
+    until("it is repaired", || metrics.repairs.done.get() == 1).await;
     // Some more, applied by the log to what the snapshot brought.
     tokio::time::sleep(Duration::from_millis(500)).await;
     load.abort();
@@ -127,7 +127,7 @@ async fn audit_repairs_a_difference_while_the_log_is_busy() {
     })
     .await;
     assert!(!has(&nodes[odd], 500) && nodes.iter().all(|n| has(n, 999) && sound(n)));
-    assert_eq!(nodes.iter().map(|n| n.run().metrics().repairs_done.get()).sum::<u64>(), 1);
+    assert_eq!(nodes.iter().map(|n| n.run().metrics().repairs.done.get()).sum::<u64>(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -149,5 +149,5 @@ async fn audit_finds_no_difference_after_a_member_was_away() {
     let index = nodes[lead].run().status().applied.unwrap();
     until("the leader has compared all", || nodes[lead].run().metrics().audited_index.get() >= index).await;
     assert_eq!(different(&nodes), 0);
-    assert!(nodes.iter().all(|n| n.run().metrics().repairs_done.get() == 0));
+    assert!(nodes.iter().all(|n| n.run().metrics().repairs.done.get() == 0));
 }

@@ -41,13 +41,13 @@ async fn proposal_in_flight_when_the_leader_is_lost_is_applied_once() {
     let accepted = metrics.outcomes.accepted.get();
     let outcomes = {
         let run = nodes[proposer].running.take().unwrap();
-        let orders = run.replication.orders.clone();
+        let requests = run.replication.requests.clone();
         let all = (0..MANY).map(|n| {
-            let orders = orders.clone();
+            let requests = requests.clone();
             async move {
                 // Spread, so that some are before, some in and some after the loss.
                 tokio::time::sleep(Duration::from_micros(u64::from(n) * 250)).await;
-                change::order(&orders, command(n), LONG).await
+                propose_and_wait(&requests, command(n), LONG).await
             }
         });
         let all = tokio::spawn(futures::future::join_all(all));
@@ -58,7 +58,7 @@ async fn proposal_in_flight_when_the_leader_is_lost_is_applied_once() {
     };
     assert!(outcomes.iter().all(|o| *o == Ok(Outcome::Accepted)), "{outcomes:?}");
     assert_eq!(metrics.outcomes.accepted.get() - accepted, u64::from(MANY));
-    assert!(metrics.proposed_again.get() > 0, "nothing was in flight when the leader was lost");
+    assert!(metrics.batches_retransmitted.get() > 0, "nothing was in flight when the leader was lost");
     assert_eq!(nodes[proposer].run().command(command(MANY), LONG).await, Ok(Outcome::Accepted));
     let seen = watched.await.unwrap();
     assert_eq!(seen.len(), usize::from(MANY) + 1);
@@ -103,7 +103,7 @@ async fn snapshot_brings_everything_to_a_member_that_joins_late() {
         late.current() && late.run().status().members.iter().filter(|m| m.voter).count() == 4
     })
     .await;
-    assert!(late.run().metrics().snapshots_received.get() >= 1);
+    assert!(late.run().metrics().snapshots.received.get() >= 1);
     assert!((0..MANY).all(|n| has(&late, n)));
     let (theirs, its) = (nodes[0].run().engine().cluster_state(), late.run().engine().cluster_state());
     assert_eq!(late.run().engine().generation(), generation);
@@ -152,7 +152,7 @@ async fn copies_of_a_batch_are_reported_once_also_after_a_snapshot() {
     join(&late.options, &token).await.unwrap();
     late.start().await;
     until("it has the sessions", || late.current() && has(&late, 0) && has(&late, 1)).await;
-    assert!(late.run().metrics().snapshots_received.get() >= 1);
+    assert!(late.run().metrics().snapshots.received.get() >= 1);
     let late_watched = tokio::spawn(watch(late.run().subscribe(), 301));
     for copy in [batch(0), batch(1), batch(300)] {
         write(&nodes[lead], &copy).await;
@@ -191,7 +191,7 @@ async fn members_can_join_at_once() {
     until("the removed one is not current", || !nodes[gone].current()).await;
     let peers = Peers::new(&nodes[other].run().identity().cluster, id).unwrap();
     let to = nodes[other].run().identity().member;
-    let mut client = peers.client(to, &nodes[other].options.advertise, route::Lane::Control).unwrap();
+    let mut client = peers.client(to, &nodes[other].options.advertise, Lane::Control).unwrap();
     let hints = futures::stream::iter([proto::HintBatch { hints: Vec::new() }]);
     assert_eq!(client.hints(hints).await.unwrap_err().code(), tonic::Code::PermissionDenied);
     let batch = Batch { proposer: id, first_serial: 0, lowest_outstanding: 0, unix_ms: 0, commands: vec![command(1)] };
@@ -255,7 +255,7 @@ async fn messages_that_are_forged_or_garbled_change_nothing() {
     let (node, from) = ((lead + 1) % 3, nodes[(lead + 2) % 3].run().identity().member);
     let to = nodes[node].run().identity().member;
     let peers = Peers::new(&nodes[0].run().identity().cluster, from).unwrap();
-    let mut client = peers.client(to, &nodes[node].options.advertise, route::Lane::Raft).unwrap();
+    let mut client = peers.client(to, &nodes[node].options.advertise, Lane::Raft).unwrap();
     let before = nodes[node].run().status().term;
     let vote = |member: u64| proto::Vote { term: before + 50, member, committed: true };
     let code = |status: tonic::Status| status.code();
@@ -287,9 +287,9 @@ async fn messages_that_are_forged_or_garbled_change_nothing() {
     assert_eq!(code(refusals.message().await.unwrap_err()), tonic::Code::InvalidArgument);
     let garbled = proto::HintBatch { hints: vec![vec![0xff; 9].into()] };
     client.hints(futures::stream::iter([garbled])).await.unwrap();
-    assert_eq!(nodes[node].run().metrics().hints_damaged.get(), 1);
+    assert_eq!(nodes[node].run().metrics().hints_invalid.get(), 1);
     // Larger than any message may be.
-    let huge = proto::HintBatch { hints: vec![vec![0; route::MOST_MESSAGE].into()] };
+    let huge = proto::HintBatch { hints: vec![vec![0; MAX_MESSAGE_BYTES].into()] };
     let mut client = client.max_encoding_message_size(usize::MAX);
     assert_eq!(code(client.hints(futures::stream::iter([huge])).await.unwrap_err()), tonic::Code::OutOfRange);
 
@@ -344,7 +344,7 @@ pub(super) fn segment_events(node: &Node, n: u16, seq: u32, payload: u32) -> (Ve
         worker: 0,
         ingress: ZoneId(0),
         antispoof: false,
-        standing: Standing::Current,
+        lease: LeaseState::Valid,
         routes: &mut Nowhere,
     };
     let mut events = Vec::new();
@@ -406,9 +406,9 @@ async fn task_that_ends_is_noticed() {
     let shut = node.run().failed();
     let failed = node.run().failed();
     assert!(timeout(Duration::from_millis(100), node.run().failed()).await.is_err(), "nothing has failed");
-    node.run().replication.tasks[1].abort();
+    node.run().replication.tasks.abort("proposals");
     let why = timeout(LONG, failed).await.unwrap().unwrap();
-    assert!(why.contains("propose"), "{why}");
+    assert!(matches!(why, EndedError::Task("proposals")), "{why}");
     node.stop().await;
     drop(shut);
 
@@ -417,5 +417,5 @@ async fn task_that_ends_is_noticed() {
     node.start().await;
     let failed = node.run().failed();
     node.stop().await;
-    assert_eq!(timeout(LONG, failed).await.unwrap(), None, "a shutdown is no failure");
+    assert!(timeout(LONG, failed).await.unwrap().is_none(), "a shutdown is no failure");
 }

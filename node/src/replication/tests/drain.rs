@@ -12,9 +12,9 @@ fn leads(nodes: &[Node]) -> Option<usize> {
 async fn drained_member_leads_only_if_nobody_else_can() {
     let mut nodes = cluster().await;
     let drained = leader(&nodes);
-    nodes[drained].run().set_candidacy(Candidacy::LastResort);
+    nodes[drained].run().set_election_priority(ElectionPriority::LastResort);
     until("another one leads", || leads(&nodes).is_some_and(|n| n != drained)).await;
-    assert!(!nodes[drained].run().holds_lead());
+    assert!(!nodes[drained].run().is_replaceable_leader());
     let outcome = nodes[drained].run().command(command(1), LONG).await;
     assert_eq!(outcome, Ok(Outcome::Accepted), "it votes and proposes all the same");
 
@@ -38,7 +38,7 @@ async fn drained_member_leads_only_if_nobody_else_can() {
     until("the undrained one leads", || leads(&nodes) == Some(second)).await;
 
     // Both that are left are drained: it stays where it is, and does not go back and forth.
-    nodes[second].run().set_candidacy(Candidacy::LastResort);
+    nodes[second].run().set_election_priority(ElectionPriority::LastResort);
     let late = Lateness::watch(nodes[second].dir.path()).unwrap();
     let term = nodes[second].run().status().term;
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -47,17 +47,17 @@ async fn drained_member_leads_only_if_nobody_else_can() {
     }
 
     // One that goes for good gives it to a drained one rather than to nobody.
-    nodes[second].run().set_candidacy(Candidacy::Withdrawn);
+    nodes[second].run().set_election_priority(ElectionPriority::Never);
     until("the drained one leads", || leads(&nodes) == Some(drained)).await;
     // And gets rid of it as soon as there is somebody.
-    nodes[second].run().set_candidacy(Candidacy::Normal);
+    nodes[second].run().set_election_priority(ElectionPriority::Normal);
     until("it has handed over", || leads(&nodes) == Some(second)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn drained_members_elect_a_leader_where_all_are_drained() {
     let mut nodes = cluster().await;
-    nodes.iter().for_each(|n| n.run().set_candidacy(Candidacy::LastResort));
+    nodes.iter().for_each(|n| n.run().set_election_priority(ElectionPriority::LastResort));
     let old = leader(&nodes);
     crash(&mut nodes[old]);
     until("somebody leads", || leads(&nodes).is_some_and(|n| n != old)).await;

@@ -85,8 +85,8 @@ async fn election_replaces_a_lost_leader_and_its_members_keep_their_lease() {
         let took = clock::now().since(lost);
         println!("a new leader has committed after {took:?}");
         // Nobody may notice an election that was quick: both were current all the time.
-        let quick = crate::standing::CURRENT_FOR / 2;
-        let current = |i: &usize| nodes[*i].run().standing.at(lost + quick) == Standing::Current;
+        let quick = crate::lease::LEASE_DURATION / 2;
+        let current = |i: &usize| nodes[*i].run().lease.state_at(lost + quick) == LeaseState::Valid;
         assert!(took >= quick || rest.iter().all(current));
         nodes[lead].start().await;
         until("all are current", || nodes.iter().all(Node::current)).await;

@@ -184,7 +184,7 @@ async fn member_joins_a_cluster_with_many_sessions() {
         before.len(),
         meanwhile.len()
     );
-    assert!(late.run().metrics().snapshots_received.get() >= 1);
+    assert!(late.run().metrics().snapshots.received.get() >= 1);
     // Every command was accepted (see `orders`), before and meanwhile; and the new member has all of them.
     until("it has all sessions", || {
         let count = |n: &Node| n.run().engine().counts().sessions.iter().map(|(.., n)| *n).sum::<u64>();

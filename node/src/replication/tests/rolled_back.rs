@@ -48,10 +48,10 @@ async fn data_folder_that_was_rolled_back_is_refused() {
         mpsc::channel(1).1,
         mpsc::channel(1).1,
         Woken::default(),
-        Arc::new(StandingCell::new(LONG)),
+        Arc::new(Lease::new(LONG)),
     );
     match opened.await.map(drop) {
-        Err(OpenError::RolledBack { member: id, here, there: known }) => {
+        Err(OpenError::Rollback(RollbackError::RolledBack { member: id, here, there: known })) => {
             println!("its log ends at {here}, the leader knows that it had {known}");
             assert_eq!((id, known), (member, there));
             assert!(here + 50 <= there, "{here}, {there}");

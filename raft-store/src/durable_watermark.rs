@@ -1,9 +1,9 @@
-//! The witness: how far the database was durable, written down beside it.
+//! The watermark: how far the database was durable, written down beside it.
 //!
 //! sled's recovery stops at the first place that is torn. That is right after a power cut, where what is torn was never
 //! acknowledged; but a byte that the disk has changed looks the same, and then everything after it would be gone without
 //! a word, acknowledged entries and votes among it. So every group ends with its number in the database, and when the
-//! group is durable the number is written to the file `witness`. At the start the database must reach at least the
+//! group is durable the number is written to the file `durable_watermark`. At the start the database must reach at least the
 //! number in the file; otherwise it is damaged.
 //!
 //! The file is not synced with every group (a number that is too old only means a weaker check), so it costs one
@@ -22,25 +22,25 @@ use std::path::Path;
 const SLOT: u64 = 512;
 
 #[derive(Debug)]
-pub(crate) struct Witness {
+pub(crate) struct DurableWatermark {
     file: File,
     number: u64,
 }
 
-impl Witness {
-    /// Opens the witness at `path`, or makes it. `None`: it is there, but can not be read.
-    pub(crate) fn open(path: &Path) -> io::Result<Option<Witness>> {
+impl DurableWatermark {
+    /// Opens the watermark at `path`, or makes it. `None`: it is there, but can not be read.
+    pub(crate) fn open(path: &Path) -> io::Result<Option<DurableWatermark>> {
         let is_new = !path.exists();
         let file = File::options().create(true).truncate(false).read(true).write(true).open(path)?;
-        let mut witness = Witness { file, number: 0 };
+        let mut watermark = DurableWatermark { file, number: 0 };
         if is_new {
-            witness.record(0)?;
-            witness.file.sync_all()?;
-            return Ok(Some(witness));
+            watermark.record(0)?;
+            watermark.file.sync_all()?;
+            return Ok(Some(watermark));
         }
-        let Some(number) = [0, 1].into_iter().filter_map(|slot| witness.read(slot)).max() else { return Ok(None) };
-        witness.number = number;
-        Ok(Some(witness))
+        let Some(number) = [0, 1].into_iter().filter_map(|slot| watermark.read(slot)).max() else { return Ok(None) };
+        watermark.number = number;
+        Ok(Some(watermark))
     }
 
     fn read(&self, slot: u64) -> Option<u64> {
@@ -77,16 +77,16 @@ mod tests {
     #[test]
     fn one_torn_slot_leaves_the_other() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("witness");
-        let open = || Witness::open(&path).unwrap();
-        let mut witness = open().unwrap();
+        let path = dir.path().join("durable_watermark");
+        let open = || DurableWatermark::open(&path).unwrap();
+        let mut watermark = open().unwrap();
         for number in 1..=7 {
-            witness.record(number).unwrap();
+            watermark.record(number).unwrap();
             assert_eq!(open().unwrap().number(), number);
         }
-        witness.file.write_all_at(&[0xff; 6], SLOT).unwrap();
+        watermark.file.write_all_at(&[0xff; 6], SLOT).unwrap();
         assert_eq!(open().unwrap().number(), 6);
-        witness.file.write_all_at(&[0xff; 6], 0).unwrap();
+        watermark.file.write_all_at(&[0xff; 6], 0).unwrap();
         assert!(open().is_none());
     }
 }

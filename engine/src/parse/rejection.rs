@@ -1,25 +1,25 @@
-//! The answers to packets that a rule rejects: for TCP a RST, for everything else ICMP "administratively prohibited".
+//! Replies to packets that a rule rejects: for TCP a RST, for everything else ICMP "administratively prohibited".
 
 use super::{Kind, Packet, Tcp, build};
 use crate::addr::Ip;
 use crate::tuple::Protocol;
 
-/// No answer is longer: the least MTU of IPv6, to which RFC 4443 section 2.4 limits its errors.
-pub const MAX: usize = 1280;
+/// The length of the longest reply, in bytes: the minimum MTU of IPv6, to which RFC 4443 section 2.4 limits errors.
+pub const MAX_LENGTH: usize = 1280;
 
-/// The longest ICMP error over IPv4 (RFC 1812 section 4.3.2.3).
-const MAX_V4: usize = 576;
+/// The length of the longest ICMP error over IPv4, in bytes (RFC 1812 section 4.3.2.3).
+const MAX_V4_LENGTH: usize = 576;
 
-/// Writes the answer to `packet`, whose bytes are `bytes`, into `out`, which should have [`MAX`] bytes, and returns its
-/// length. It is a whole IP packet with complete checksums.
+/// Writes the reply to `packet`, whose bytes are `bytes`, into `out`, which should have [`MAX_LENGTH`] bytes. Returns its length. The
+/// reply is a whole IP packet with complete checksums.
 ///
-/// A RST comes from the address that the segment was for. An ICMP error comes from `router`, the address of the interface
-/// that the packet came in by; without one (or with one of the other family) it also comes from the packet's destination.
+/// The source of a RST is the segment's destination. The source of an ICMP error is `router`, the address of the interface on
+/// which the packet arrived; without one of the same family it is the packet's destination.
 ///
-/// `None`: there is nothing to answer. No RST answers a RST (RFC 9293 section 3.10.7.1), no ICMP error an ICMP error or a
+/// `None`: there is no reply. No RST answers a RST (RFC 9293 section 3.10.7.1). No ICMP error answers an ICMP error or a
 /// fragment other than the first (RFC 1122 section 3.2.2).
 #[must_use]
-pub fn reject(bytes: &[u8], packet: &Packet, router: Option<Ip>, out: &mut [u8]) -> Option<usize> {
+pub fn build(bytes: &[u8], packet: &Packet, router: Option<Ip>, out: &mut [u8]) -> Option<usize> {
     match &packet.kind {
         Kind::Tcp(tcp) => reset(packet, tcp, out),
         Kind::IcmpError(_) | Kind::Fragment(_) => None,
@@ -51,15 +51,18 @@ fn reset(packet: &Packet, tcp: &Tcp, out: &mut [u8]) -> Option<usize> {
     Some(end)
 }
 
-/// An ICMP error with as much of the packet as it may have.
+/// An ICMP error with as much of the packet as it may quote.
 fn prohibited(bytes: &[u8], packet: &Packet, router: Option<Ip>, out: &mut [u8]) -> Option<usize> {
     let to = packet.tuple.src;
     let v4 = to.is_v4();
     let from = router.filter(|router| router.is_v4() == v4).unwrap_or(packet.tuple.dst);
     // Communication administratively prohibited: RFC 1812 section 5.2.7.1, RFC 4443 section 3.1.
-    let (protocol, kind, code, most) =
-        if v4 { (Protocol::ICMP, 3, 13, MAX_V4 - 20 - 8) } else { (Protocol::ICMPV6, 1, 1, MAX - 40 - 8) };
-    let original = bytes.get(..(packet.length as usize).min(most))?;
+    let (protocol, kind, code, max_quoted) = if v4 {
+        (Protocol::ICMP, 3, 13, MAX_V4_LENGTH - 20 - 8)
+    } else {
+        (Protocol::ICMPV6, 1, 1, MAX_LENGTH - 40 - 8)
+    };
+    let original = bytes.get(..(packet.length as usize).min(max_quoted))?;
     let at = build::header(out, from, to, protocol, 8 + original.len())?;
     let end = at + 8 + original.len();
     let body = out.get_mut(at..end)?;
