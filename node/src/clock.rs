@@ -7,7 +7,7 @@ use palisade_engine::Time;
 #[must_use]
 pub fn now() -> Time {
     #[cfg(feature = "simulation")]
-    if let Some(now) = crate::simulation::with(|machine| machine.now()) {
+    if let Some(now) = crate::simulation::with(|host| host.now()) {
         return now;
     }
     // Can not fail: the clock exists since Linux 2.6.39 and the address is ours.
@@ -22,7 +22,7 @@ pub fn now() -> Time {
 #[must_use]
 pub fn unix_ms() -> u64 {
     #[cfg(feature = "simulation")]
-    if let Some(ms) = crate::simulation::with(|machine| machine.unix_ms()) {
+    if let Some(ms) = crate::simulation::with(|host| host.unix_ms()) {
         return ms;
     }
     std::time::SystemTime::now()

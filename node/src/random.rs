@@ -9,7 +9,7 @@ pub struct RandomError(#[source] getrandom::Error);
 pub(crate) fn random<const N: usize>() -> Result<[u8; N], RandomError> {
     let mut bytes = [0; N];
     #[cfg(feature = "simulation")]
-    if crate::simulation::with(|machine| machine.random(&mut bytes)).is_some() {
+    if crate::simulation::with(|host| host.random(&mut bytes)).is_some() {
         return Ok(bytes);
     }
     getrandom::fill(&mut bytes).map_err(RandomError)?;

@@ -44,7 +44,7 @@ fn apply(replica: &mut Replica, number: u64, command: Command, wake: &mut dyn Wa
 }
 
 #[test]
-fn a_connection_is_held_until_it_is_committed_and_then_runs() {
+fn connection_is_held_until_it_is_committed_and_then_runs() {
     if !can_run("a_connection_is_held", PROGRAMS) {
         return;
     }
@@ -104,14 +104,14 @@ fn a_connection_is_held_until_it_is_committed_and_then_runs() {
         let holds = || metrics.total(|worker| worker.hold.count());
         let out_of_window = || metrics.dropped(Reason::TcpWindow);
         let (holds_before, out_of_window_before) = (holds(), out_of_window());
-        let rate = lab.bulk(address, Duration::from_secs(2));
+        let rate = lab.bulk(address, Duration::from_secs(1));
         println!("engine {address}: {rate:.1} Gbit/s");
         assert!(holds() > holds_before, "the handshake's end was not held for its commit: {metrics:?}");
         assert_eq!(out_of_window(), out_of_window_before);
         assert!(metrics.workers.iter().map(|worker| worker.hold.sum()).sum::<Duration>() >= COMMIT);
     }
     let rejected = lab.client.call(|| {
-        TcpStream::connect_timeout(&"10.2.0.2:23".parse().unwrap(), Duration::from_secs(1)).unwrap_err().kind()
+        TcpStream::connect_timeout(&"10.2.0.2:23".parse().unwrap(), Duration::from_secs(60)).unwrap_err().kind()
     });
     assert_eq!(rejected, std::io::ErrorKind::ConnectionRefused);
     let policy = metrics.dropped(Reason::Policy);

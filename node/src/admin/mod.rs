@@ -1,8 +1,8 @@
 //! The administration: gRPC over the unix socket. An admin's command goes from here to the log
 //! ([`crate::replication::Replication::command`]), and what it did comes back as its outcome.
 //!
-//! Consistency of reads: `admin.proto` names it for each of them. *Local* reads ask the engine; a *barrier* commits an empty
-//! command first and waits until it is applied here, so whatever was acknowledged to anybody before is applied here too.
+//! Consistency of reads: `admin.proto` names it for each of them. A *local* read asks the engine. A *barrier* waits first until
+//! everything is applied here that was committed before the request ([`crate::replication::Replication::read_barrier`]).
 
 mod drain;
 mod policy;
@@ -12,7 +12,7 @@ mod socket;
 use std::sync::Arc;
 use std::time::Duration;
 
-use palisade_engine::replica::{Command, Outcome};
+use palisade_engine::replica::Outcome;
 use palisade_engine::{LeaseState, Role};
 use palisade_proto::admin::v1;
 use palisade_proto::admin::v1::admin_server::{Admin, AdminServer};
@@ -26,7 +26,7 @@ use tonic::{Code, Request, Response, Status};
 use crate::daemon::{ChangeError, Daemon};
 use crate::datapath::Nft;
 use crate::member::Member;
-use crate::replication::{MembershipError, ProposeError, RaftRole, TransferError};
+use crate::replication::{MembershipError, ProposeError, RaftRole, ReadBarrierError, TransferError};
 
 pub(crate) use socket::Socket;
 pub use socket::SocketError;
@@ -128,6 +128,11 @@ fn unconfirmed(e: &ProposeError) -> Status {
     Status::unavailable(e.to_string())
 }
 
+fn stale(e: &ReadBarrierError) -> Status {
+    let help = "see `palisade cluster status`; without `--barrier` this member answers with what it has";
+    refuse(Code::Unavailable, format!("the answer could be out of date: {e}"), help)
+}
+
 fn outside() -> Status {
     let help = "make a cluster with `palisade cluster init`, or join one with `palisade cluster join TOKEN`";
     refuse(Code::FailedPrecondition, "this machine is in no cluster", help)
@@ -153,8 +158,7 @@ impl Service {
     async fn member_at(&self, barrier: bool) -> Result<Arc<Member>, Status> {
         let member = self.member()?;
         if barrier {
-            let empty = Command::Expire(Vec::new());
-            member.replication.command(empty, COMMAND).await.map_err(|e| unconfirmed(&e))?;
+            member.replication.read_barrier(COMMAND).await.map_err(|e| stale(&e))?;
         }
         Ok(member)
     }
@@ -205,7 +209,7 @@ fn membership(member: &Member) -> v1::Membership {
     v1::Membership {
         cluster: s.cluster,
         id: s.member.0,
-        as_of: Some(v1::AsOf { lease: v1::LeaseState::from(s.current).into(), applied: s.applied.unwrap_or(0) }),
+        as_of: Some(v1::AsOf { lease: v1::LeaseState::from(s.lease).into(), applied: s.applied.unwrap_or(0) }),
         raft_role: raft_role.into(),
         term: s.term,
         leader: s.leader.map_or(0, |id| id.0),

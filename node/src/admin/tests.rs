@@ -76,6 +76,15 @@ async fn a_member_is_made_and_administrated_over_its_socket() {
     assert_eq!((applied.generation, applied.unchanged), (1, false));
     assert!(admin.policy_apply(apply(text, None)).await.unwrap().into_inner().unchanged);
     assert_eq!(admin.policy_apply(apply(text, Some(0))).await.unwrap_err().code(), Code::Aborted);
+    let last_log = async |admin: &mut AdminClient<Channel>| {
+        let status = admin.status(v1::StatusRequest {}).await.unwrap().into_inner();
+        status.membership.unwrap().last_log
+    };
+    let before = last_log(&mut admin).await;
+    for _ in 0..3 {
+        admin.policy_history(v1::PolicyHistoryRequest { barrier: true }).await.unwrap();
+    }
+    assert_eq!(last_log(&mut admin).await, before, "a barrier read adds nothing to the log");
     let show = v1::PolicyShowRequest { generation: None, barrier: true };
     let shown = admin.policy_show(show).await.unwrap().into_inner();
     assert!(shown.text.contains("tcp/80"), "{}", shown.text);

@@ -110,7 +110,7 @@ impl Repairer {
             let index = pause.applied().map_or(0, |id| id.index);
             let mut client = self.peers.client(leader.id, &leader.address, Lane::Snapshot)?;
             let chunks = client.snapshot(wire::SnapshotRequest { index }).await?.into_inner();
-            let file = snapshot::fetched(&self.snapshots, chunks).await?;
+            let file = snapshot::fetch(&self.snapshots, chunks).await?;
             let last = file.meta().last_log_id;
             // Nothing may be applied here that is not in this member's log.
             let committed =

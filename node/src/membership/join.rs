@@ -21,7 +21,7 @@ use crate::membership::identity::{DataDir, Identity};
 use crate::membership::options::Options;
 use crate::membership::token::Token;
 use crate::peer::connections::Peers;
-use crate::peer::transport;
+use crate::peer::transport::{self, Peer};
 use crate::raft::config::PalisadeRaft;
 use crate::raft::network::Network;
 use crate::raft::start::{RaftSetup, RaftStartError, open_store, start_raft};
@@ -59,7 +59,7 @@ pub async fn init(options: &Options) -> Result<Identity, MembershipError> {
         store: data_dir.new_store(),
         owner: StoreOwner { cluster: cluster.clone(), member: me },
         start: 0,
-        network: Network { me, peers, answer: options.timing.answer, metrics: Arc::default() },
+        network: Network { me, peers, response_timeout: options.timing.response_timeout, metrics: Arc::default() },
         wake: Box::new(NoWake),
         observer: Arc::new(()),
     };
@@ -115,8 +115,8 @@ pub async fn join(options: &Options, token: &str) -> Result<Identity, Membership
 async fn mark_store(data_dir: &DataDir, cluster: &str, member: MemberId) -> Result<(), RaftStartError> {
     let (dir, cluster) = (data_dir.new_store(), cluster.to_owned());
     #[cfg(feature = "simulation")]
-    if let Some(machine) = crate::simulation::machine() {
-        return Ok(machine.disk().set_owner(StoreOwner { cluster, member })?);
+    if let Some(host) = crate::simulation::host() {
+        return Ok(host.disk().set_owner(StoreOwner { cluster, member })?);
     }
     Ok(blocking(move || open_store(&dir)?.set_owner(StoreOwner { cluster, member })).await??)
 }
@@ -172,7 +172,8 @@ async fn ask_to_admit(
     address: &str,
     request: wire::JoinRequest,
 ) -> Result<Option<wire::join_response::Answer>, Status> {
-    let channel = transport::channel(address).map_err(|e| Status::unavailable(e.to_string()))?;
+    let channel = transport::channel(transport::connector(), Peer::Unknown, address)
+        .map_err(|e| Status::unavailable(e.to_string()))?;
     let answer = tokio::time::timeout(2 * ADMISSION_TIMEOUT, AdmissionClient::new(channel).join(request)).await;
     Ok(answer.map_err(|_| Status::deadline_exceeded("no answer"))??.into_inner().answer)
 }

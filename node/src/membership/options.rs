@@ -13,23 +13,23 @@ use crate::raft::voters::Voters;
 pub struct Options {
     /// The data folder.
     pub data_dir: PathBuf,
-    /// The member's name.
+    /// Its name.
     pub name: String,
-    /// Where it listens for the other members.
+    /// The address on which it listens for the other members.
     pub listen: SocketAddr,
-    /// Where they reach it: `host:port`.
+    /// The address at which they reach it, `host:port`.
     pub advertise: String,
-    /// What it does.
+    /// Its role.
     pub role: Role,
-    /// The engine's sizes; `member`, `start` and `seed` are put in by the start.
+    /// The engine's sizes; the start sets `member`, `start` and `seed`.
     pub engine: palisade_engine::Config,
-    /// Raft's times.
+    /// The timing of Raft.
     pub timing: Timing,
-    /// How much of the log is kept.
+    /// The part of the log that is kept.
     pub log: LogSize,
-    /// How many vote.
+    /// The maximum number of voters, and when a dead one is replaced.
     pub voters: Voters,
-    /// What the telling of live sessions' progress may take to each other member, in bytes a second.
+    /// Bytes per second of sessions' progress to each other member.
     pub progress_rate: u64,
 }
 

@@ -1,11 +1,11 @@
-//! When the majority is lost for good: a survivor goes on alone, as a new cluster, with everything that it has.
+//! Recovery from the loss of a majority: a survivor becomes the only member of a new cluster, with all of its state.
 //!
 //! Nothing here makes Raft give up its majority. The member's state (its snapshot and all of its log) becomes the first
-//! snapshot of a new log, of a cluster with a new id whose only member it is. The members of the old cluster, should one
-//! come back, are refused by the check that every request passes ([`crate::peer::route`]), because they name another cluster.
+//! snapshot of a new log, of a cluster with a new id whose only member it is. Members of the old cluster that come back are
+//! refused by the address check of every request ([`crate::peer::route`]), because they name another cluster.
 //!
 //! **Order.** The new store is written beside the old one and is durable before the identity is replaced, atomically, by
-//! one that names the new cluster and the new store. Before that nothing has happened; after that the old store is never
+//! one that names the new cluster and the new store. Before that nothing has changed; after that the old store is never
 //! opened again.
 
 use std::collections::BTreeSet;
@@ -31,7 +31,7 @@ use crate::wake::NoWake;
 /// How long a member that is said to be lost may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Why a member can not go on alone.
+/// Why a member cannot be recovered.
 #[derive(Debug, thiserror::Error)]
 pub enum RecoverError {
     /// The data folder.
@@ -54,22 +54,22 @@ pub enum RecoverError {
     /// The cluster's id.
     #[error(transparent)]
     ClusterId(#[from] ClusterIdError),
-    /// It is no member any longer.
-    #[error("this machine was removed from its cluster: it can not go on for the others. Use a member that was not")]
+    /// It was removed.
+    #[error("this machine was removed from its cluster: it cannot go on for the others. Use a member that was not")]
     Removed,
-    /// There is nobody to strike off.
+    /// There is no other member to remove.
     #[error("this machine is its cluster's only member already: start its daemon")]
     Alone,
-    /// The majority is there.
+    /// A majority is there.
     #[error(
         "{} of {voters} voters are there ({answering}, and this one): that is a majority, so nothing is lost. Start \
          this daemon. If they answer but are broken, stop them first",
         answering.split(", ").count() + 1
     )]
     Majority {
-        /// The names of those that answer.
+        /// The names of the members that answer.
         answering: String,
-        /// How many vote.
+        /// The number of voters.
         voters: usize,
     },
     /// Random numbers.
@@ -77,20 +77,20 @@ pub enum RecoverError {
     Random(#[from] RandomError),
 }
 
-/// A member that is to be struck off.
+/// A member that is to be removed.
 #[derive(Clone, Debug)]
 pub struct RemovedMember {
     /// Its id.
     pub id: MemberId,
     /// Its name, address and role.
     pub info: MemberInfo,
-    /// Did it vote?
+    /// Whether it votes.
     pub voter: bool,
-    /// Does it answer?
+    /// Whether it answers.
     pub answers: bool,
 }
 
-/// What going on alone means here.
+/// What a recovery would change.
 #[derive(Clone, Debug)]
 pub struct RecoveryPlan {
     /// The old cluster's id.
@@ -99,19 +99,19 @@ pub struct RecoveryPlan {
     pub member: MemberId,
     /// Its name.
     pub name: String,
-    /// Who is struck off.
+    /// The members that are removed.
     pub removed: Vec<RemovedMember>,
-    /// The index of the last entry in this member's log: later ones are lost.
+    /// The index of the last entry in this member's log: later entries are lost.
     pub last_log: u64,
-    /// The index of the last entry that this member knew to be committed: later ones up to `last_log` become so.
+    /// The index of the last entry that this member knew to be committed: later entries up to `last_log` become committed.
     pub committed: u64,
-    /// The policy that will be in force.
+    /// The policy that will be active.
     pub policy: Generation,
-    /// The sessions that will be there.
+    /// The number of sessions that will be there.
     pub sessions: u64,
 }
 
-/// A member that may go on alone. Its data folder is locked; nothing has been changed yet.
+/// A recovery that was prepared. The data folder is locked; nothing has been changed yet.
 pub struct Recovery {
     data_dir: DataDir,
     identity: Identity,
@@ -120,19 +120,19 @@ pub struct Recovery {
     info: MemberInfo,
 }
 
-/// What was done.
+/// A recovery that was carried out.
 #[derive(Clone, Debug)]
 pub struct Recovered {
     /// The new cluster's id.
     pub cluster: String,
     /// This member.
     pub member: MemberId,
-    /// Where the old log lies; nothing uses it any longer.
+    /// The folder of the old log; it is no longer used.
     pub old_store: PathBuf,
 }
 
 impl Recovery {
-    /// Reads all that the member has, and looks who else is there. The daemon must not run.
+    /// Reads the member's state, and asks which other members are there. The daemon must not run.
     ///
     /// # Errors
     /// [`RecoverError`]
@@ -187,13 +187,13 @@ impl Recovery {
         Ok(Recovery { data_dir, identity, surviving, plan, info })
     }
 
-    /// What it means.
+    /// What it would change.
     #[must_use]
     pub fn plan(&self) -> &RecoveryPlan {
         &self.plan
     }
 
-    /// Does it. Afterwards the daemon starts as the only member of a new cluster.
+    /// Carries the recovery out. Afterwards the daemon starts as the only member of a new cluster.
     ///
     /// # Errors
     /// [`RecoverError`]; nothing has changed then.

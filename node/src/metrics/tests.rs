@@ -101,7 +101,7 @@ fn page() -> MetricFamilies {
         snapshot: None,
         purged: None,
         members: vec![member(1), member(2)],
-        current: LeaseState::Valid,
+        lease: LeaseState::Valid,
     };
     let mut families = MetricFamilies::default();
     let counts = Counts { sessions: vec![(Protocol::TCP, "ESTABLISHED", 3)], half_open: 2, half_open_evicted: 5 };

@@ -9,6 +9,7 @@ use tonic::service::Interceptor;
 use tonic::{Request, Status};
 
 use crate::peer::error::ClusterIdError;
+use crate::peer::transport::Peer;
 use crate::replication_metrics::ReplicationMetrics;
 
 const CLUSTER: &str = "palisade-cluster";
@@ -93,6 +94,11 @@ impl AddressCheck {
                 "another machine calls itself member {from}, as this one"
             )));
         }
+        if let Some(Peer::Member(peer)) = request.extensions().get::<Peer>().copied()
+            && peer != from
+        {
+            return Err(Status::permission_denied(format!("member {peer} calls itself member {from}")));
+        }
         request.extensions_mut().insert(Caller(from));
         Ok(request)
     }
@@ -133,6 +139,19 @@ mod tests {
         assert_eq!(code(check.call(stamped("c1", 2, 2))), tonic::Code::FailedPrecondition);
         assert_eq!(code(check.call(Request::new(()))), tonic::Code::FailedPrecondition);
         assert_eq!(check.metrics.wrong_destination_requests.get(), 4);
+    }
+
+    #[test]
+    fn request_in_the_name_of_another_member_than_the_peer_is_refused() {
+        let mut check = AddressCheck { cluster: "c1".into(), me: MemberId(2), metrics: Arc::default() };
+        let mut request_from = |peer| {
+            let mut request = stamped("c1", 1, 2);
+            request.extensions_mut().insert(peer);
+            check.call(request).map(drop).map_err(|status| status.code())
+        };
+        assert_eq!(request_from(Peer::Unknown), Ok(()));
+        assert_eq!(request_from(Peer::Member(MemberId(1))), Ok(()));
+        assert_eq!(request_from(Peer::Member(MemberId(3))), Err(tonic::Code::PermissionDenied));
     }
 
     #[test]

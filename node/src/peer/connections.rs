@@ -14,7 +14,7 @@ use tonic::transport::Channel;
 
 use crate::peer::addressing::{AddressInterceptor, cluster_value};
 use crate::peer::error::ClusterIdError;
-use crate::peer::transport;
+use crate::peer::transport::{self, Connector, Peer};
 
 /// The largest message, in bytes. The largest messages are appends: many entries, or a policy.
 pub(crate) const MAX_MESSAGE_BYTES: usize = 16 << 20;
@@ -48,6 +48,7 @@ pub(crate) enum Lane {
 pub(crate) struct Peers {
     cluster: MetadataValue<Ascii>,
     me: MemberId,
+    connector: Arc<dyn Connector>,
     channels: Arc<Mutex<Channels>>,
 }
 
@@ -55,7 +56,7 @@ type Channels = HashMap<(MemberId, Lane), (String, Channel)>;
 
 impl Peers {
     pub(crate) fn new(cluster: &str, me: MemberId) -> Result<Peers, ClusterIdError> {
-        Ok(Peers { cluster: cluster_value(cluster)?, me, channels: Arc::default() })
+        Ok(Peers { cluster: cluster_value(cluster)?, me, connector: transport::connector(), channels: Arc::default() })
     }
 
     /// This member.
@@ -69,7 +70,7 @@ impl Peers {
         let channel = match channels.get(&(to, lane)) {
             Some((known, channel)) if known == address => channel.clone(),
             _ => {
-                let channel = transport::channel(address)
+                let channel = transport::channel(self.connector.clone(), Peer::Member(to), address)
                     .map_err(|e| Status::unavailable(format!("`{address}` is no address of a member: {e}")))?;
                 channels.insert((to, lane), (address.to_owned(), channel.clone()));
                 channel

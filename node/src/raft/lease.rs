@@ -11,19 +11,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use palisade_engine::LeaseState;
 use palisade_engine::replica::{Command, Outcome};
-use palisade_engine::{LeaseState, MemberId};
-use palisade_proto::member::v1 as wire;
 use tokio::sync::{mpsc, watch};
 
 use crate::clock;
 use crate::lease::Lease;
-use crate::peer::connections::{Lane, Peers};
-use crate::peer::error::PeerError;
-use crate::raft::config::PalisadeRaft;
+use crate::raft::barrier::{ReadBarrier, ReadBarrierError};
 use crate::raft::leadership::Leadership;
-use crate::raft::priority::ElectionPriority;
-use crate::raft::read_index::{READ_INDEX_TIMEOUT, ReadIndex, ReadIndexError};
+use crate::raft::read_index::READ_INDEX_TIMEOUT;
 use crate::raft::requests::{AdminRequest, ProposeError, propose_and_wait};
 use crate::replication_metrics::ReplicationMetrics;
 
@@ -34,14 +30,10 @@ const RENEWAL_RETRY_DELAY: Duration = Duration::from_millis(25);
 
 /// The task that renews this member's lease.
 pub(crate) struct LeaseRenewer {
-    pub(crate) me: MemberId,
-    pub(crate) raft: PalisadeRaft,
-    pub(crate) read_index: ReadIndex,
-    pub(crate) peers: Peers,
+    pub(crate) barrier: ReadBarrier,
     pub(crate) leadership: watch::Receiver<Leadership>,
     pub(crate) lease: Arc<Lease>,
     pub(crate) requests: mpsc::Sender<AdminRequest>,
-    pub(crate) priority: watch::Receiver<ElectionPriority>,
     pub(crate) metrics: Arc<ReplicationMetrics>,
 }
 
@@ -50,22 +42,12 @@ pub(crate) struct LeaseRenewer {
 pub(crate) enum LeaseRenewalError {
     #[error("no leader is known")]
     NoLeader,
-    #[error("the leader did not answer: {0}")]
-    Leader(#[source] PeerError),
     #[error(transparent)]
-    ReadIndex(#[from] ReadIndexError),
-    #[error("no answer in time")]
-    Timeout,
+    Barrier(#[from] ReadBarrierError),
     #[error("the log did not take that this member resumes")]
     Resume(#[from] ProposeError),
     #[error("the log did not take that this member resumes: {0:?}")]
     ResumeRefused(Outcome),
-}
-
-impl From<tonic::Status> for LeaseRenewalError {
-    fn from(status: tonic::Status) -> LeaseRenewalError {
-        LeaseRenewalError::Leader(status.into())
-    }
 }
 
 impl LeaseRenewer {
@@ -87,8 +69,7 @@ impl LeaseRenewer {
                     resumed = Some(replacements);
                     asked = clock::now();
                 }
-                let asked = tokio::time::timeout(READ_INDEX_TIMEOUT, self.applied_all_committed()).await;
-                asked.unwrap_or(Err(LeaseRenewalError::Timeout))
+                Ok::<(), LeaseRenewalError>(self.barrier.attempt().await?)
             };
             let renewal = renewal.await;
             let pause = match renewal {
@@ -116,19 +97,5 @@ impl LeaseRenewer {
             Outcome::Accepted => Ok(()),
             outcome => Err(LeaseRenewalError::ResumeRefused(outcome)),
         }
-    }
-
-    /// Waits until everything is applied here that was committed before this call.
-    async fn applied_all_committed(&self) -> Result<(), LeaseRenewalError> {
-        let leader = self.leadership.borrow().leader.clone().ok_or(LeaseRenewalError::NoLeader)?;
-        let index = if leader.id == self.me {
-            self.read_index.read().await?
-        } else {
-            let mut client = self.peers.client(leader.id, &leader.address, Lane::Control)?;
-            let declines_leadership = *self.priority.borrow() != ElectionPriority::Normal;
-            client.read_index(wire::ReadIndexRequest { declines_leadership }).await?.into_inner().index
-        };
-        let applied = self.raft.wait(Some(READ_INDEX_TIMEOUT)).applied_index_at_least(Some(index), "the lease").await;
-        applied.map(drop).map_err(|_| LeaseRenewalError::Timeout)
     }
 }

@@ -1,5 +1,6 @@
 //! openraft here: network, wire types, elections, read index, snapshots, voters, transfer of leadership.
 
+pub(crate) mod barrier;
 pub(crate) mod config;
 pub(crate) mod contact;
 pub(crate) mod election;

@@ -101,14 +101,14 @@ pub(crate) async fn start_raft(setup: RaftSetup<'_>) -> Result<Started, RaftStar
     let engine = Engine::new(palisade_engine::Config { member: me, start, seed, ..engine.clone() });
     let machine = Replica::new(engine.clone());
     #[cfg(feature = "simulation")]
-    if let Some(simulated) = crate::simulation::machine() {
-        let disk = simulated.disk();
+    if let Some(host) = crate::simulation::host() {
+        let disk = host.disk();
         if disk.owner().is_none() && start > 0 {
             return Err(RaftStartError::LostLog(me));
         }
         disk.set_owner(owner)?;
         let (log, machine) = disk.open(Setup { state: machine, wake, observer })?;
-        simulated.opened(machine.inspector());
+        host.opened(machine.inspector());
         let auditor = machine.auditor();
         let raft = new_raft(me, config, network, log, machine).await?;
         return Ok(Started { raft, engine, snapshots: disk.snapshots(), auditor, store: StoreMetrics::default() });

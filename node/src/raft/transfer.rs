@@ -48,7 +48,7 @@ pub enum TransferError {
 
 /// Whether a drained voter may become the leader.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum DrainedVoters {
+enum DrainedVoters {
     /// Not at all: leadership would go back and forth between drained members.
     Excluded,
     /// Where no other voter accepts leadership: this member must not lead.
@@ -57,7 +57,7 @@ pub(crate) enum DrainedVoters {
 
 /// The voter that is to lead instead of `me`: one that accepts leadership, with the longest log among those. `accepts` says
 /// whether a member accepts leadership, and `None` for one without recent contact.
-pub(crate) fn transferee(
+fn transferee(
     metrics: &RaftMetrics<TypeConfig>,
     me: MemberId,
     accepts: impl Fn(MemberId) -> Option<bool>,
@@ -107,10 +107,15 @@ impl LeadershipTransfer {
     }
 
     /// The voter that is to lead instead of this member.
-    pub(crate) fn transferee(&self, drained: DrainedVoters) -> Option<MemberId> {
+    fn transferee(&self, drained: DrainedVoters) -> Option<MemberId> {
         let metrics = self.raft.metrics().borrow_watched().clone();
-        let accepts = |id| self.contact.accepts_leadership(id, metrics.current_term);
-        transferee(&metrics, self.me, accepts, drained)
+        transferee(&metrics, self.me, |id| self.contact.accepts_leadership(id, metrics.current_term), drained)
+    }
+
+    /// Whether a member accepts leadership, as far as this member, leading, knows.
+    #[cfg(test)]
+    pub(crate) fn accepts_leadership(&self, member: MemberId) -> Option<bool> {
+        self.contact.accepts_leadership(member, self.raft.metrics().borrow_watched().current_term)
     }
 
     /// Transfers leadership to `to`, or to the best voter. Does nothing if this member does not lead and no one is named.
@@ -143,5 +148,55 @@ impl LeadershipTransfer {
             // Fails only when Raft has stopped.
             drop(self.raft.trigger().transfer_leader(to).await);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::sync::Arc;
+
+    use openraft::vote::RaftLeaderId;
+    use openraft::{LogId, Membership, StoredMembership};
+    use palisade_engine::{MemberInfo, Role};
+
+    use super::*;
+
+    const ME: MemberId = MemberId(1);
+
+    /// A leader's metrics: the voters after it, with the ends of their logs.
+    fn metrics(voters: &[(u64, u64)]) -> RaftMetrics<TypeConfig> {
+        let log_id = |index| LogId::new(RaftLeaderId::new(1, ME), index);
+        let info = MemberInfo { name: "fw".to_owned(), address: "192.0.2.1:1".to_owned(), role: Role::Firewall };
+        let ids: BTreeSet<MemberId> = voters.iter().map(|(id, _)| MemberId(*id)).chain([ME]).collect();
+        let nodes: BTreeMap<MemberId, MemberInfo> = ids.iter().map(|id| (*id, info.clone())).collect();
+        let membership = Membership::new(vec![ids], nodes).unwrap();
+        RaftMetrics {
+            membership_config: Arc::new(StoredMembership::new(None, membership)),
+            replication: Some(voters.iter().map(|(id, index)| (MemberId(*id), Some(log_id(*index)))).collect()),
+            ..RaftMetrics::new_initial(ME)
+        }
+    }
+
+    #[test]
+    fn transferee_accepts_leadership_and_has_the_longest_log_among_those() {
+        let accepts = |declining: &'static [u64]| move |id: MemberId| Some(!declining.contains(&id.0));
+        let three = metrics(&[(2, 90), (3, 100), (4, 80)]);
+        for drained in [DrainedVoters::Excluded, DrainedVoters::LastResort] {
+            assert_eq!(transferee(&three, ME, accepts(&[]), drained), Some(MemberId(3)));
+            assert_eq!(transferee(&three, ME, accepts(&[3]), drained), Some(MemberId(2)), "3 is drained");
+            assert_eq!(transferee(&three, ME, accepts(&[2, 3]), drained), Some(MemberId(4)));
+        }
+    }
+
+    #[test]
+    fn transferee_is_a_drained_voter_only_as_a_last_resort() {
+        let drained = |_| Some(false);
+        let two = metrics(&[(2, 90), (3, 100)]);
+        assert_eq!(transferee(&two, ME, drained, DrainedVoters::Excluded), None);
+        assert_eq!(transferee(&two, ME, drained, DrainedVoters::LastResort), Some(MemberId(3)));
+        let answering = |id| (id == MemberId(2)).then_some(false);
+        assert_eq!(transferee(&two, ME, answering, DrainedVoters::LastResort), Some(MemberId(2)), "3 does not answer");
+        assert_eq!(transferee(&metrics(&[]), ME, drained, DrainedVoters::LastResort), None, "there is no other voter");
     }
 }

@@ -23,6 +23,7 @@ use crate::membership::rollback_check;
 use crate::peer::addressing::AddressCheck;
 use crate::peer::connections::{Members, Peers};
 use crate::peer::transport;
+use crate::raft::barrier::ReadBarrier;
 use crate::raft::config::PalisadeRaft;
 use crate::raft::contact::LastContact;
 use crate::raft::election::{Election, LeaderContact};
@@ -40,11 +41,13 @@ use crate::replication::service::{MemberService, ServiceContext, serve};
 use crate::replication::tasks::Tasks;
 use crate::replication_metrics::ReplicationMetrics;
 use crate::sync::event_sink::{EventSink, tick};
-use crate::sync::events::{EVENTS, Events, SessionEvent};
-use crate::sync::hints::{Hints, Reached};
+use crate::sync::events::{Events, SessionEvent, WATCHER_QUEUE};
+use crate::sync::hints::{HintPublisher, Reachability};
 use crate::sync::idle::IdleExpiry;
-use crate::sync::progress::{Ears, Telling};
-use crate::sync::propose::{self, Answer, Proposer, Unanswered};
+use crate::sync::liveness::PeerLiveness;
+use crate::sync::progress::ProgressPublisher;
+use crate::sync::proposals::{APPLIED_QUEUE, BatchApplied, PendingBatches, Proposer};
+use crate::sync::streams;
 use crate::wake::SharedWake;
 
 /// What a member takes from its workers, and gives them.
@@ -64,8 +67,8 @@ where
     let mut identity = data_dir.identity()?.ok_or(OpenError::NotMember)?;
     data_dir.start(&mut identity)?;
     let metrics = Arc::<ReplicationMetrics>::default();
-    let listening = transport::listen(options.listen, metrics.clone()).await;
-    let incoming = listening.map_err(|source| OpenError::Listen { address: options.listen, source })?;
+    let acceptor = transport::bind(options.listen, metrics.clone()).await;
+    let acceptor = acceptor.map_err(|source| OpenError::Listen { address: options.listen, source })?;
     let applied = AppliedBatches::new();
     let wake = Box::new(workers.wake.clone());
     let core = Core::start(&options, &data_dir, &identity, &applied, workers.lease.clone(), wake, metrics).await?;
@@ -74,11 +77,11 @@ where
     let (requests, request_queue) = mpsc::channel(REQUEST_QUEUE);
     let (sink, hint_queue, proposal_queue) = EventSink::new(core.metrics.clone());
     let raft = RaftSide::start(&core, &options, &requests, &mut tasks);
-    let peer_liveness = Ears::default();
+    let peer_liveness = PeerLiveness::default();
     let sources =
         Sources { hints: workers.hints, proposals: workers.proposals, hint_queue, proposal_queue, request_queue };
     let events = applied.events.clone();
-    let reached = start_sync(&core, &options, &raft, sources, applied, &mut tasks);
+    let reachability = start_sync(&core, &options, &raft, sources, applied, &mut tasks);
     start_liveness(&core, &peer_liveness, SharedWake::copy(&workers.wake), &mut tasks);
     start_leader_tasks(&core, &options, &raft, &requests, &mut tasks);
     tasks.spawn("tick", tick(core.engine.clone(), sink.clone()));
@@ -101,7 +104,7 @@ where
         stop: tasks.stopped(),
     });
     let check = AddressCheck { cluster: core.cluster.clone(), me: core.me, metrics: core.metrics.clone() };
-    let server = tasks.spawn_server("member port", serve(incoming, service, check, tasks.stopped()));
+    let server = tasks.spawn_server("member port", serve(acceptor, service, check, tasks.stopped()));
     Ok(Replication {
         membership: core.membership(identity, data_dir, &raft, &requests),
         raft: core.raft,
@@ -111,8 +114,9 @@ where
         store: core.store,
         lease: core.lease,
         requests,
+        barrier: raft.barrier,
         events,
-        reached,
+        reachability,
         transfer: raft.transfer,
         priority: raft.priority,
         server: parking_lot::Mutex::new(Some(server)),
@@ -120,26 +124,26 @@ where
     })
 }
 
-/// What the store tells of applied batches: its queues.
+/// The queues of the store's reports of applied batches.
 struct AppliedBatches {
-    answers: mpsc::Sender<Answer>,
-    answer_queue: mpsc::Receiver<Answer>,
-    unanswered: Unanswered,
+    reports: mpsc::Sender<BatchApplied>,
+    report_queue: mpsc::Receiver<BatchApplied>,
+    pending: PendingBatches,
     events: broadcast::Sender<Arc<SessionEvent>>,
 }
 
 impl AppliedBatches {
     fn new() -> AppliedBatches {
-        let (answers, answer_queue) = mpsc::channel(propose::ANSWERS);
-        let (events, _) = broadcast::channel(EVENTS);
-        AppliedBatches { answers, answer_queue, unanswered: Unanswered::default(), events }
+        let (reports, report_queue) = mpsc::channel(APPLIED_QUEUE);
+        let (events, _) = broadcast::channel(WATCHER_QUEUE);
+        AppliedBatches { reports, report_queue, pending: PendingBatches::default(), events }
     }
 
     fn observer(&self, me: MemberId, metrics: Arc<ReplicationMetrics>) -> Arc<Events> {
         Arc::new(Events {
             me,
-            answers: self.answers.clone(),
-            unanswered: self.unanswered.clone(),
+            reports: self.reports.clone(),
+            pending: self.pending.clone(),
             watchers: self.events.clone(),
             metrics,
         })
@@ -182,7 +186,12 @@ impl Core {
             store: data_dir.store(identity),
             owner: StoreOwner { cluster: identity.cluster.clone(), member: me },
             start: identity.starts,
-            network: Network { me, peers: peers.clone(), answer: options.timing.answer, metrics: metrics.clone() },
+            network: Network {
+                me,
+                peers: peers.clone(),
+                response_timeout: options.timing.response_timeout,
+                metrics: metrics.clone(),
+            },
             wake,
             observer: applied.observer(me, metrics.clone()),
         };
@@ -237,6 +246,7 @@ struct RaftSide {
     leadership: watch::Receiver<Leadership>,
     members: watch::Receiver<Members>,
     read_index: ReadIndex,
+    barrier: ReadBarrier,
     contact: LastContact,
     leader_contact: LeaderContact,
     transfer: LeadershipTransfer,
@@ -253,15 +263,19 @@ impl RaftSide {
         let (priority, priority_receiver) = watch::channel(ElectionPriority::default());
         let (contact, leader_contact) = (LastContact::default(), LeaderContact::default());
         let read_index = ReadIndex { me, raft: raft.clone(), peers: core.peers.clone() };
-        let renewer = LeaseRenewer {
+        let barrier = ReadBarrier {
             me,
             raft: raft.clone(),
             read_index: read_index.clone(),
             peers: core.peers.clone(),
             leadership: leadership.clone(),
+            priority: priority_receiver.clone(),
+        };
+        let renewer = LeaseRenewer {
+            barrier: barrier.clone(),
+            leadership: leadership.clone(),
             lease: core.lease.clone(),
             requests: requests.clone(),
-            priority: priority_receiver.clone(),
             metrics: core.metrics.clone(),
         };
         let transfer = LeadershipTransfer {
@@ -289,7 +303,7 @@ impl RaftSide {
         tasks.spawn("lease", renewer.run());
         tasks.spawn("election", election.run());
         tasks.spawn("leadership transfer", transfer.clone().run());
-        RaftSide { leadership, members, read_index, contact, leader_contact, transfer, priority }
+        RaftSide { leadership, members, read_index, barrier, contact, leader_contact, transfer, priority }
     }
 }
 
@@ -305,7 +319,7 @@ struct Sources {
     request_queue: mpsc::Receiver<AdminRequest>,
 }
 
-/// Starts what members tell each other of sessions. Returns which of them are reached.
+/// Starts the tasks that keep peers informed of sessions. Returns which peers are reached.
 fn start_sync(
     core: &Core,
     options: &Options,
@@ -313,8 +327,8 @@ fn start_sync(
     sources: Sources,
     applied: AppliedBatches,
     tasks: &mut Tasks,
-) -> Reached {
-    let reached = Reached::default();
+) -> Reachability {
+    let reachability = Reachability::default();
     let proposer = Proposer {
         me: core.me,
         start: core.start,
@@ -324,39 +338,31 @@ fn start_sync(
         lease: core.lease.clone(),
         metrics: core.metrics.clone(),
         proposals: sources.proposals,
-        hinted: sources.proposal_queue,
+        follow_up_proposals: sources.proposal_queue,
         requests: sources.request_queue,
-        answers: applied.answer_queue,
-        unanswered: applied.unanswered,
+        applied: applied.report_queue,
+        pending: applied.pending,
     };
-    let hints = Hints {
-        me: core.me,
+    let hints = HintPublisher {
         peers: core.peers.clone(),
         engine: core.engine.clone(),
         metrics: core.metrics.clone(),
-        reached: reached.clone(),
-        hints: sources.hints,
-        answers: sources.hint_queue,
-        members: raft.members.clone(),
+        reachability: reachability.clone(),
+        hints: Some(sources.hints),
+        replies: Some(sources.hint_queue),
     };
-    let progress = Telling {
-        me: core.me,
-        peers: core.peers.clone(),
-        engine: core.engine.clone(),
-        metrics: core.metrics.clone(),
-        members: raft.members.clone(),
-        rate: options.progress_rate,
-    };
+    let (peers, engine, metrics) = (core.peers.clone(), core.engine.clone(), core.metrics.clone());
+    let progress = ProgressPublisher::new(peers, engine, metrics, options.progress_rate);
     tasks.spawn("proposals", proposer.run());
-    tasks.spawn("hints", hints.run());
-    tasks.spawn("progress", progress.run());
-    reached
+    tasks.spawn("hints", streams::run(hints, core.me, raft.members.clone()));
+    tasks.spawn("progress", streams::run(progress, core.me, raft.members.clone()));
+    reachability
 }
 
 /// Starts the failure detector.
-fn start_liveness(core: &Core, liveness: &Ears, wake: Box<dyn SharedWake>, tasks: &mut Tasks) {
-    let detector = liveness.clone().watch(core.me, core.engine.clone(), wake, core.metrics.clone(), core.lease.grace());
-    tasks.spawn("failure detector", detector);
+fn start_liveness(core: &Core, liveness: &PeerLiveness, wake: Box<dyn SharedWake>, tasks: &mut Tasks) {
+    let (engine, metrics, grace) = (core.engine.clone(), core.metrics.clone(), core.lease.grace());
+    tasks.spawn("failure detector", liveness.clone().run_failure_detector(core.me, engine, wake, metrics, grace));
 }
 
 /// Starts what the leader does besides leading.

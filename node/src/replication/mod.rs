@@ -35,12 +35,13 @@ use tokio::task::JoinHandle;
 use crate::clock;
 use crate::lease::Lease;
 use crate::membership::register::Membership;
+use crate::raft::barrier::ReadBarrier;
 use crate::raft::config::PalisadeRaft;
 use crate::raft::requests::{AdminRequest, propose_and_wait};
 use crate::raft::transfer::LeadershipTransfer;
 use crate::replication::builder::WorkerSide;
 use crate::replication::tasks::Tasks;
-use crate::sync::hints::Reached;
+use crate::sync::hints::Reachability;
 
 pub use crate::membership::error::MembershipError;
 pub use crate::membership::identity::{Identity, IdentityError};
@@ -49,6 +50,7 @@ pub use crate::membership::options::Options;
 pub use crate::membership::recover::{RecoverError, Recovered, Recovery, RecoveryPlan, RemovedMember};
 pub use crate::membership::rollback_check::RollbackError;
 pub use crate::membership::token::{Token, TokenError};
+pub use crate::raft::barrier::ReadBarrierError;
 pub use crate::raft::config::{LogSize, Timing};
 pub use crate::raft::priority::ElectionPriority;
 pub use crate::raft::requests::ProposeError;
@@ -75,8 +77,9 @@ pub struct Replication {
     store: StoreMetrics,
     lease: Arc<Lease>,
     requests: mpsc::Sender<AdminRequest>,
+    barrier: ReadBarrier,
     events: broadcast::Sender<Arc<SessionEvent>>,
-    reached: Reached,
+    reachability: Reachability,
     transfer: LeadershipTransfer,
     priority: watch::Sender<ElectionPriority>,
     server: parking_lot::Mutex<Option<JoinHandle<()>>>,
@@ -182,7 +185,7 @@ impl Replication {
     pub fn status(&self) -> Status {
         let metrics = self.raft.metrics().borrow_watched().clone();
         let lease = self.lease.state_at(clock::now());
-        status::status(self.identity(), &metrics, &self.engine.cluster_state(), &self.reached, lease)
+        status::status(self.identity(), &metrics, &self.engine.cluster_state(), &self.reachability, lease)
     }
 
     /// Has a command committed and applied here, and returns its outcome: committed is not accepted.
@@ -191,6 +194,15 @@ impl Replication {
     /// [`ProposeError`]; the command may still be carried out.
     pub async fn command(&self, command: Command, timeout: Duration) -> Result<Outcome, ProposeError> {
         propose_and_wait(&self.requests, command, timeout).await
+    }
+
+    /// Waits until everything is applied here that was committed before this call, through an election if need be. Adds
+    /// nothing to the log.
+    ///
+    /// # Errors
+    /// [`ReadBarrierError`]
+    pub async fn read_barrier(&self, timeout: Duration) -> Result<(), ReadBarrierError> {
+        self.barrier.wait(timeout).await
     }
 
     /// Makes a join token that is good for `ttl`.

@@ -4,7 +4,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
 use openraft::async_runtime::WatchReceiver;
 use openraft::raft::AppendEntriesRequest;
@@ -25,7 +24,7 @@ use crate::clock;
 use crate::membership::admission::Admission;
 use crate::peer::addressing::{AddressCheck, Caller};
 use crate::peer::connections::MAX_MESSAGE_BYTES;
-use crate::peer::transport;
+use crate::peer::transport::{self, Acceptor};
 use crate::raft::config::PalisadeRaft;
 use crate::raft::contact::LastContact;
 use crate::raft::election::LeaderContact;
@@ -36,8 +35,8 @@ use crate::raft::{snapshot, wire as convert};
 use crate::replication_metrics::ReplicationMetrics;
 use crate::sync::event_sink::EventSink;
 use crate::sync::idle::MAX_PROBED_SESSIONS;
-use crate::sync::progress::{self, Ears};
-use crate::sync::propose::{self, Refused};
+use crate::sync::liveness::{self, PeerLiveness};
+use crate::sync::proposals::{self, Refused};
 use crate::wake::{SharedWake, Waker};
 
 /// A member that cannot apply the index of an idle probe within this time does not answer it.
@@ -70,7 +69,7 @@ pub(crate) struct ServiceContext {
     pub(crate) sink: EventSink,
     pub(crate) admission: Admission,
     pub(crate) contact: LastContact,
-    pub(crate) peer_liveness: Ears,
+    pub(crate) peer_liveness: PeerLiveness,
     pub(crate) leader_contact: LeaderContact,
     pub(crate) audit: AuditHandler,
     /// True once the member is to stop: ends the streams, which would otherwise keep their connections open.
@@ -122,7 +121,7 @@ impl ServiceContext {
             return Err(Status::invalid_argument("a proposal in another member's name"));
         }
         self.require_member(from)?;
-        propose::submit(&self.raft, batch).await.map_err(fatal)
+        proposals::submit(&self.raft, batch).await.map_err(fatal)
     }
 
     /// Gives the engine one hint, and dispatches what follows from it.
@@ -143,7 +142,7 @@ impl ServiceContext {
 
 /// Serves the member port until `stop` is true.
 pub(crate) async fn serve(
-    incoming: BoxStream<'static, std::io::Result<transport::Stream>>,
+    acceptor: Box<dyn Acceptor>,
     service: MemberService,
     check: AddressCheck,
     stop: watch::Receiver<bool>,
@@ -154,7 +153,7 @@ pub(crate) async fn serve(
     let served = transport::server()
         .add_service(InterceptedService::new(member, check))
         .add_service(AdmissionServer::new(service))
-        .serve_with_incoming_shutdown(incoming, stopped(stop))
+        .serve_with_incoming_shutdown(acceptor.incoming(), stopped(stop))
         .await;
     if let Err(error) = served {
         tracing::error!(%error, "the member port was closed");
@@ -263,7 +262,7 @@ impl MemberRpc for MemberService {
         let from = Caller::from_request(&request)?;
         let batches = request.into_inner().take_until(Box::pin(stopped(self.0.stop.clone())));
         let ServiceContext { peer_liveness, engine, metrics, .. } = &*self.0;
-        progress::receive(peer_liveness, engine, metrics, from, || self.0.require_member(from), batches).await?;
+        liveness::receive(peer_liveness, engine, metrics, from, || self.0.require_member(from), batches).await?;
         Ok(Response::new(wire::HintSummary {}))
     }
 

@@ -18,6 +18,7 @@ use super::*;
 use crate::peer::connections::{Lane, MAX_MESSAGE_BYTES, Peers};
 
 mod audits;
+mod barrier;
 mod breaks;
 mod drain;
 mod elections;

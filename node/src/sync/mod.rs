@@ -4,6 +4,7 @@ pub(crate) mod event_sink;
 pub(crate) mod events;
 pub(crate) mod hints;
 pub(crate) mod idle;
+pub(crate) mod liveness;
 pub(crate) mod progress;
-pub(crate) mod propose;
+pub(crate) mod proposals;
 pub(crate) mod streams;

@@ -14,6 +14,14 @@ use palisade_node::lease::Lease;
 /// What the tests run in the namespaces, beside what every machine has.
 pub const PROGRAMS: &[&str] = &["ip", "nft", "sysctl"];
 
+/// Whether a frame arrives that should: it is sent until it does, for a datapath that was late drops what is too old. What
+/// arrives more than once is taken in, too.
+pub fn arrives(mut send: impl FnMut() -> bool, receiver: &std::net::UdpSocket) -> bool {
+    let arrived = (0..200).any(|_| send());
+    while receiver.recv(&mut [0; 64]).is_ok() {}
+    arrived
+}
+
 /// Both interfaces of the lab's member, and defaults for the rest.
 pub fn two_interfaces() -> Options {
     let interface = |name: &str, zone: &str| Interface { name: name.into(), zone: zone.into(), antispoof: true };

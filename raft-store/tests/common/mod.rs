@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use openraft::storage::{IOFlushed, RaftLogStorage};
@@ -28,9 +29,27 @@ use palisade_raft_store::{
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub struct Map {
     pub batches: BTreeMap<u64, u64>,
-    /// How long a job takes.
-    pub slow: Duration,
+    /// What a job waits for.
+    pub gate: JobGate,
 }
+
+/// Keeps snapshot jobs from ending while it is shut. Two gates count as equal.
+#[derive(Clone, Default, Debug)]
+pub struct JobGate(Arc<AtomicBool>);
+
+impl JobGate {
+    pub fn shut(&self, shut: bool) {
+        self.0.store(shut, Ordering::SeqCst);
+    }
+}
+
+impl PartialEq for JobGate {
+    fn eq(&self, _: &JobGate) -> bool {
+        true
+    }
+}
+
+impl Eq for JobGate {}
 
 pub struct MapJob(Map);
 
@@ -69,7 +88,9 @@ impl ReplicatedState for Map {
 
 impl Job for MapJob {
     fn write(self, to: &mut dyn Write) -> io::Result<()> {
-        std::thread::sleep(self.0.slow);
+        while self.0.gate.0.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         for (key, value) in self.0.batches {
             to.write_all(&key.to_be_bytes())?;
             to.write_all(&value.to_be_bytes())?;
@@ -94,7 +115,7 @@ pub fn setup() -> Setup<Map> {
 }
 
 pub fn open(dir: &Path) -> Result<(LogStore, StateMachine<Map>), StoreError> {
-    let mut patience = 500;
+    let mut patience = 12_000;
     loop {
         match Store::open(dir, Options::new(clock())) {
             // The threads of the store that was just dropped hold it until they have ended.

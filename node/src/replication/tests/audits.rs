@@ -88,6 +88,25 @@ async fn audit_has_a_leader_that_differs_transfer_leadership_and_repairs_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn audit_transfers_leadership_to_no_drained_member() {
+    let nodes = cluster().await;
+    some_sessions(&nodes).await;
+    let odd = leader(&nodes);
+    // Of two logs of equal length, the newer member's would be chosen.
+    let drained = (0..3).rfind(|n| *n != odd).unwrap();
+    nodes[drained].run().set_election_priority(ElectionPriority::LastResort);
+    let accepts = |n: usize| nodes[odd].run().transfer.accepts_leadership(nodes[n].run().identity().member);
+    until("the leader knows it", || (0..3).all(|n| n == odd || accepts(n) == Some(n != drained))).await;
+    let leads = |n: usize| nodes[n].role() == Some(RaftRole::Leader);
+    plant(&nodes[odd], 500);
+    until("it is repaired", || {
+        assert!(!leads(drained), "a repair transferred leadership to a drained member");
+        nodes[odd].run().metrics().repairs.done.get() == 1
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn audit_repairs_a_table_that_is_not_what_commands_made_it() {
     let nodes = cluster().await;
     some_sessions(&nodes).await;
