@@ -82,8 +82,8 @@ impl Engine {
     ) -> Option<Verdict> {
         let session = shard.sessions.find(hash, &packet.tuple);
         let entry = session.and_then(|slot| shard.sessions.get(slot));
-        let contested = entry.is_none_or(|s| s.flags.has(SessionFlag::Contested));
-        let live = entry.is_some_and(|s| s.closed.is_none());
+        let contested = entry.is_none_or(|s| s.local.flags.has(SessionFlag::Contested));
+        let live = entry.is_some_and(|s| s.is_open());
         let mut opening = HalfOpenMatch::Nothing;
         if contested {
             opening = self.match_half_open(shard, hash, packet, live, context);
@@ -105,7 +105,7 @@ impl Engine {
         if matches!(opening, HalfOpenMatch::Nothing)
             && let Some(session) = shard.sessions.get_mut(slot)
         {
-            session.flags.set(SessionFlag::Contested, false);
+            session.local.flags.set(SessionFlag::Contested, false);
         }
         self.established(shard, slot, packet, context, events)
     }
@@ -179,14 +179,14 @@ impl Engine {
             return Verdict::Drop(Reason::HalfOpenFull);
         }
         let occupant = shard.sessions.find(hash, &tuple).and_then(|slot| shard.sessions.get(slot));
-        if occupant.is_some_and(|s| s.closed.is_none()) {
+        if occupant.is_some_and(|s| s.is_open()) {
             // Its answer is a challenge ACK, and one a second is enough (RFC 5961 section 7).
             let lately = |slot| shard.half_open.get(slot).is_some_and(|h| context.now.since(h.last) < SYN_APART);
             if shard.half_open.lookup(hash, &tuple).any(lately) {
                 return Verdict::Drop(Reason::TcpWindow);
             }
         }
-        let supersedes = occupant.map(|s| s.id);
+        let supersedes = occupant.map(|s| s.id());
         let open = HalfOpen {
             id: self.next_id(),
             original: tuple,
