@@ -124,7 +124,7 @@ impl Replica {
         outcome
     }
 
-    /// Makes this the state of a new cluster that `member` goes on with alone: the others are struck off, their ids are
+    /// Makes this the state of a new cluster that `member` goes on with alone: the others are removed, their ids are
     /// never used again, and no join token is good any longer. For a state that no other member has.
     pub fn force_new_cluster(&mut self, cluster_id: &str, member: MemberId) {
         let cluster = &mut self.settings.cluster;

@@ -13,7 +13,7 @@ use palisade_proto::member::v1::admission_client::AdmissionClient;
 use palisade_raft_store::StoreOwner;
 use tonic::Status;
 
-use crate::blocking::blocking;
+use tokio::task::spawn_blocking;
 use crate::clock;
 use crate::membership::admission::ADMISSION_TIMEOUT;
 use crate::membership::error::MembershipError;
@@ -117,7 +117,7 @@ async fn mark_store(data_dir: &DataDir, cluster: &str, member: MemberId) -> Resu
     if let Some(host) = crate::simulation::host() {
         return Ok(host.disk().set_owner(StoreOwner { cluster, member })?);
     }
-    Ok(blocking(move || open_store(&dir)?.set_owner(StoreOwner { cluster, member })).await??)
+    Ok(spawn_blocking(move || open_store(&dir)?.set_owner(StoreOwner { cluster, member })).await??)
 }
 
 /// Asks the token's members, again and again, until one admits this machine or refuses it.
