@@ -17,6 +17,7 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 
 /// Nobody waits for what is applied.
+#[derive(Clone)]
 struct NoWake;
 
 impl Wake for NoWake {
