@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Effects,MemberChange, Outcome, PolicyChange, StateMachine};
+use super::{Effects, MemberChange, Outcome, PolicyChange, StateMachine};
 use crate::active_policy::ActivePolicy;
 use crate::cluster_state::PolicyRecord;
 use crate::id::{Generation, MemberId, ZoneId};
@@ -34,7 +34,8 @@ fn number_zones(zones: &mut Vec<String>, names: &[String]) -> Result<(), Compile
         if !zones.contains(name) {
             zones.push(name.clone());
         }
-    } u16::try_from(zones.len()).map(|_|()).map_err(|_| CompileError::TooManyZones)
+    }
+    u16::try_from(zones.len()).map(|_| ()).map_err(|_| CompileError::TooManyZones)
 }
 
 /// Parses and compiles a policy against the zone register.
@@ -79,7 +80,7 @@ impl StateMachine {
         }));
         let old = settings.cluster.policies.len().saturating_sub(MAX_POLICY_HISTORY);
         settings.cluster.policies.drain(..old);
-        effects. active_policy = Some(Box::new( active_policy(generation, Some(rules), &zones)));
+        effects.active_policy = Some(Box::new(active_policy(generation, Some(rules), &zones)));
         settings.cluster.zones = zones;
         self.settings_changed(effects);
         Outcome::Policy(generation)

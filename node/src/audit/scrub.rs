@@ -7,9 +7,9 @@ use palisade_engine::Engine;
 use tokio::sync::mpsc;
 
 use crate::audit::{Divergence, report};
-use tokio::task::spawn_blocking;
 use crate::clock;
 use crate::replication_metrics::ReplicationMetrics;
+use tokio::task::spawn_blocking;
 
 /// Time between two of the table's 256 parts …
 const PART_INTERVAL: Duration = Duration::from_millis(20);

@@ -13,7 +13,6 @@ use palisade_proto::member::v1::admission_client::AdmissionClient;
 use palisade_raft_store::StoreOwner;
 use tonic::Status;
 
-use tokio::task::spawn_blocking;
 use crate::clock;
 use crate::membership::admission::ADMISSION_TIMEOUT;
 use crate::membership::error::MembershipError;
@@ -27,6 +26,7 @@ use crate::raft::network::Network;
 use crate::raft::start::{RaftSetup, RaftStartError, open_store, start_raft};
 use crate::random::{RandomError, random};
 use crate::wake::NoWake;
+use tokio::task::spawn_blocking;
 
 /// How long joining may take altogether: an election may be under way.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(20);

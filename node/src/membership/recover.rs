@@ -18,7 +18,6 @@ use palisade_engine::replica::Replica;
 use palisade_engine::{Engine, Generation, MemberId, MemberInfo};
 use palisade_raft_store::{Setup, StoreError, StoreOwner, SurvivingState};
 
-use tokio::task::spawn_blocking;
 use crate::membership::identity::{DataDir, Identity, IdentityError};
 use crate::membership::join::random_cluster_id;
 use crate::membership::options::Options;
@@ -27,6 +26,7 @@ use crate::peer::error::ClusterIdError;
 use crate::raft::start::{open_store, store_options};
 use crate::random::RandomError;
 use crate::wake::NoWake;
+use tokio::task::spawn_blocking;
 
 /// How long a member that is said to be lost may take to answer.
 const PRESENCE_TIMEOUT: Duration = Duration::from_secs(1);

@@ -37,7 +37,9 @@ pub enum TokenError {
     #[error("the join token is damaged: was it copied completely?")]
     Damaged,
     /// Its version.
-    #[error("the join token has version {0}, this program knows {TOKEN_VERSION}: install the same release on all members")]
+    #[error(
+        "the join token has version {0}, this program knows {TOKEN_VERSION}: install the same release on all members"
+    )]
     Version(u8),
 }
 

@@ -9,8 +9,8 @@ use palisade_proto::member::v1 as wire;
 use palisade_raft_store::{SnapshotFile, SnapshotReceiver, Snapshots, TypeConfig};
 use tonic::{Status, Streaming};
 
-use tokio::task::spawn_blocking;
 use crate::raft::wire::{vote_in, vote_out};
+use tokio::task::spawn_blocking;
 
 /// Bytes in one chunk.
 const CHUNK_BYTES: usize = 256 << 10;

@@ -14,11 +14,11 @@ use palisade_raft_store::{
     StoreOwner, TypeConfig,
 };
 
-use tokio::task::spawn_blocking;
 use crate::clock;
 use crate::raft::config::{LogSize, PalisadeRaft, Timing, raft_config};
 use crate::raft::network::Network;
 use crate::random::{RandomError, random};
+use tokio::task::spawn_blocking;
 
 /// How long the last tasks of a member that was shut down may hold its store.
 const STORE_RELEASE_TIMEOUT: Duration = Duration::from_secs(5);

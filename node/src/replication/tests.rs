@@ -265,7 +265,10 @@ async fn command_is_seen_by_all_and_survives_the_leader_and_restarts() {
     let outcome = nodes[rest[0]].run().command(command(10), LONG).await.unwrap();
     assert_eq!(outcome, Outcome::Accepted);
     nodes[old].start().await;
-    until("the old leader has caught up and has a valid lease", || nodes[old].has_valid_lease() && has(&nodes[old], 10)).await;
+    until("the old leader has caught up and has a valid lease", || {
+        nodes[old].has_valid_lease() && has(&nodes[old], 10)
+    })
+    .await;
     assert_eq!(nodes[old].run().identity().starts, 2);
 
     // All at once.
@@ -313,8 +316,10 @@ async fn member_leaves_and_is_removed() {
     nodes[left].run().leave().await.unwrap();
     nodes[left].stop().await;
     let rest: Vec<usize> = (0..3).filter(|i| *i != left).collect();
-    until("two are left", || rest.iter().all(|i| nodes[*i].run().status().members.len() == 2 && nodes[*i].has_valid_lease()))
-        .await;
+    until("two are left", || {
+        rest.iter().all(|i| nodes[*i].run().status().members.len() == 2 && nodes[*i].has_valid_lease())
+    })
+    .await;
     assert!(matches!(
         Replication::open(
             nodes[left].options.clone(),
