@@ -10,14 +10,14 @@ use crate::tuple::{Direction, PerDirection, Protocol, Tuple};
 use crate::verdict::HoldKey;
 use crate::worker_set::WorkerSet;
 
-/// A consequence of a packet, beside its verdict. The worker sends it on; it never waits for it.
+/// A consequence of a packet, besides its verdict. The worker sends it on and does not wait for it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Event {
     /// Tell all other members, at once, unlogged.
     Hint(Hint),
     /// Put it into the log. Every packet that depends on it is held until it is applied here.
     Propose(Proposal),
-    /// Wake packets that workers of this member (bit n: worker n) hold for this key.
+    /// Wake the packets that these workers of this member hold for a key.
     Wake {
         /// The workers.
         workers: WorkerSet,
@@ -33,12 +33,12 @@ pub enum Proposal {
     Establish(Box<Establish>),
     /// A finished session.
     Close(Close),
-    /// A session that may be about to end because all members found it idle, and of which a packet is held.
+    /// A packet is held of a session that may be about to end because all members found it idle.
     Refresh(SessionId),
 }
 
 /// A small unlogged message about a session that is opening or closing. Losing one costs a retransmission, never
-/// safety: a hint alone admits nothing but the packets of a handshake that policy allowed at its sender.
+/// safety: a hint alone admits only the packets of a handshake that the policy allowed at its sender.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Hint {
     /// A half-open session was made or learned its server's ISN. Receivers merge it with what they have.
@@ -59,7 +59,7 @@ pub enum Hint {
         /// The session.
         id: SessionId,
     },
-    /// A packet with this tuple waits for a hint: whoever knows a half-open session of it sends it again.
+    /// A query: a packet with this tuple waits for a hint. Members that know a session of it, half-open or not, reply.
     Query(Tuple),
     /// The reply about an established TCP session.
     Progress {
@@ -70,36 +70,36 @@ pub enum Hint {
         /// Its segments that lately passed provisionally, by direction.
         provisional: Vec<(Direction, ProvisionalSegment)>,
     },
-    /// The first fragment of a datagram was forwarded: the others may follow it through any member.
+    /// The first fragment of a datagram was forwarded: the later ones may pass at any member.
     FirstFragment {
         /// The datagram.
         datagram: FragmentKey,
         /// Where the first fragment's data end, in bytes.
         end: u16,
     },
-    /// A fragment waits for the first one: whoever knows of that says so again.
+    /// A query: a fragment waits for the first one. Members that forwarded that reply.
     FragmentQuery(FragmentKey),
 }
 
 impl Hint {
-    /// Must it leave room for others? One packet of a fragmented datagram makes one such hint, whatever session it is of:
-    /// a flood of them must not displace what handshakes need.
+    /// Whether it must leave room for other hints in a queue. Each fragmented datagram causes such a hint, whatever its session:
+    /// a flood of them must not displace the hints of handshakes.
     #[must_use]
     pub fn is_low_priority(&self) -> bool {
         matches!(self, Hint::FirstFragment { .. } | Hint::FragmentQuery(_))
     }
 }
 
-/// What the fragments of one datagram have in common (RFC 791 section 3.2, RFC 8200 section 4.5), and where they come
-/// from: a fragment from elsewhere does not belong to it. Members hash it each with their own seed.
+/// The key that the fragments of one datagram share (RFC 791 section 3.2, RFC 8200 section 4.5), and the zone that they come
+/// from: a fragment from another zone does not belong to it. Each member hashes it with its own seed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct FragmentKey {
     /// Source address.
     pub src: Ip,
     /// Destination address.
     pub dst: Ip,
-    /// The protocol. For IPv6 that of the fragment header itself, [`Protocol::IPV6_FRAG`]: what it says of the next header
-    /// counts in the first fragment only.
+    /// The protocol. For IPv6 that of the fragment header itself, [`Protocol::IPV6_FRAG`]: the next header that it names counts
+    /// in the first fragment only.
     pub protocol: Protocol,
     /// The identification.
     pub id: u32,

@@ -1,4 +1,4 @@
-//! The hold buffer: packets that wait, within bounds, for a commit, an apply or a hint.
+//! The hold buffer: a bounded buffer of packets that wait for a commit, an apply or a hint.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
@@ -48,16 +48,16 @@ pub struct HoldCounts {
 /// Fragments may use one part in this many of the unmatched budget.
 const FRAGMENT_BUDGET_DIVISOR: usize = 4;
 
-/// Packets of type `P`, in order per key. `P` carries what the worker needs to judge and inject it again.
+/// A buffer of packets of type `P`, in order for each key. `P` has what the worker needs to judge and inject the packet.
 ///
-/// It never grows beyond its [`HoldLimits`]: what does not fit is refused, so that a flood can not push out what already waits.
+/// It never exceeds its [`HoldLimits`]. What does not fit is refused, so that a flood cannot displace what already waits.
 pub struct HoldBuffer<P> {
     limits: HoldLimits,
     queues: HashMap<HoldKey, VecDeque<HeldPacket<P>>>,
-    /// By the time of the first hold: what expires next. A packet that is held again keeps its time.
+    /// The keys by the time of the first hold, which a packet keeps when it is held again.
     ages: BTreeMap<(Time, u64), HoldKey>,
     matched: HoldUsage,
-    /// Fragments count here too.
+    /// Fragments included.
     unmatched: HoldUsage,
     fragments: HoldUsage,
     /// Numbers packets, so that each age is unique.
@@ -93,10 +93,10 @@ impl<P> HoldBuffer<P> {
         }
     }
 
-    /// Keeps a packet of `bytes` bytes that was first held at `since`.
+    /// Holds a packet of `bytes` bytes that was first held at `since`.
     ///
     /// # Errors
-    /// The packet back, and why it can not be kept.
+    /// The packet, and the reason why it is not held.
     pub fn hold(
         &mut self,
         since: Time,
@@ -149,7 +149,7 @@ impl<P> HoldBuffer<P> {
         }
     }
 
-    /// Takes out all packets whose time is over.
+    /// Takes out all expired packets.
     pub fn expire(&mut self, now: Time, each: &mut dyn FnMut(P)) {
         while let Some(age) = self.ages.first_entry() {
             if now < age.key().0 + self.limits.max_time {
@@ -199,7 +199,7 @@ impl<P> HoldBuffer<P> {
         });
     }
 
-    /// Each budget that a class counts in.
+    /// Applies `each` to every budget that a class uses.
     fn budgets(&mut self, class: HoldClass, each: impl Fn(&mut HoldUsage)) {
         match class {
             HoldClass::Matched => each(&mut self.matched),
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn keeps_order_and_first_time_per_key() {
+    fn hold_buffer_keeps_order_and_first_time_per_key() {
         let mut b = buffer();
         let t = Time::ZERO + MS;
         b.hold(t + MS, HoldKey(1), Matched, 10, 1).unwrap();
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_refused_and_displaces_nothing() {
+    fn hold_buffer_refuses_what_does_not_fit() {
         let mut b = buffer();
         b.hold(Time(1), HoldKey(1), Unmatched, 100, 1).unwrap();
         assert_eq!(b.hold(Time(1), HoldKey(1), Unmatched, 1, 2), Err((2, Reason::HoldFull)));
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn fragments_take_no_more_than_their_share_of_the_unmatched() {
+    fn hold_buffer_gives_fragments_a_quarter_of_the_unmatched() {
         use HoldClass::Fragment;
         let mut b = HoldBuffer::new(limits((1, 100), (8, 800)));
         b.hold(Time(1), HoldKey(1), Fragment, 150, 1).unwrap();
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn expires_by_the_first_hold() {
+    fn hold_buffer_expires_by_the_first_hold() {
         let mut b = buffer();
         let t = Time::ZERO + MS;
         b.hold(t + 10 * MS, HoldKey(1), Matched, 1, 1).unwrap();

@@ -1,4 +1,4 @@
-//! Verdicts, and the closed list of reasons.
+//! Verdicts, and the closed list of drop reasons.
 
 /// What happens to a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -7,15 +7,15 @@ pub enum Verdict {
     Forward,
     /// Discard it silently.
     Drop(Reason),
-    /// Discard it and answer: TCP by RST, everything else by ICMP "administratively prohibited" (RFC 1812 section
+    /// Discard it and answer: TCP with a RST, everything else with ICMP "administratively prohibited" (RFC 1812 section
     /// 5.2.7.1, RFC 4443 section 3.1).
     Reject(Reason),
-    /// Keep it, within bounds, until the key is woken; then judge it again.
+    /// Hold it, within bounds, until the key is woken. Then judge it again.
     Hold(HoldKey, HoldClass),
 }
 
 impl Verdict {
-    /// If it is to be held: in which budget.
+    /// The budget of a packet that is to be held.
     #[must_use]
     pub fn held(self) -> Option<HoldClass> {
         match self {
@@ -25,18 +25,18 @@ impl Verdict {
     }
 }
 
-/// What a held packet waits for: the hash of its tuple, equal in both directions; of a fragment, that of its datagram.
+/// What a held packet waits for: the hash of its tuple, equal in both directions, or of a fragment's [`FragmentKey`](crate::FragmentKey).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct HoldKey(pub u64);
 
-/// Which budget a held packet is kept in. A flood of one class can never displace those before it.
+/// The budget of a held packet. A flood of one class never displaces the classes before it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum HoldClass {
     /// It matches a half-open session and awaits its commit, apply or a hint.
     Matched,
-    /// It matches nothing that this member knows: perhaps the hint is still under way. A small budget.
+    /// It matches nothing that this member knows. The hint may still be in flight. A small budget.
     Unmatched,
-    /// It is a fragment, and the first one of its datagram is not known here. A quarter of the unmatched budget.
+    /// It is a fragment whose first fragment is not known here. A quarter of the unmatched budget.
     Fragment,
 }
 
@@ -73,9 +73,9 @@ reasons! {
     BadChecksum = "bad_checksum",
     /// An IPv4 option that the policy does not let through, or an IPv6 extension header or option that never passes.
     IpOption = "ip_option",
-    /// A source or destination that never belongs on a wire or across a router (loopback, link-local, multicast …).
+    /// A source or destination that is never valid on a wire or across a router (loopback, link-local, multicast …).
     Martian = "martian",
-    /// The source address does not belong behind the interface that it came in by.
+    /// The route to the source address does not lead to the interface where the packet arrived.
     Antispoof = "antispoof",
     /// A fragment whose first one was dropped, or that overlaps, or is too small.
     Fragment = "fragment",
@@ -87,7 +87,7 @@ reasons! {
     PolicyReject = "policy_reject",
     /// No session, no half-open session, and not a packet that opens one.
     NoSession = "no_session",
-    /// TCP: flags that can not occur together or in this state.
+    /// TCP: flags that cannot occur together or in this state.
     TcpFlags = "tcp_flags",
     /// TCP: sequence or acknowledgement number outside the window.
     TcpWindow = "tcp_window",
@@ -97,9 +97,9 @@ reasons! {
     IcmpUnrelated = "icmp_unrelated",
     /// An ICMP type that routers do not forward (redirects, router discovery, neighbour discovery).
     IcmpType = "icmp_type",
-    /// It came in by a zone that this direction of its session does not come from.
+    /// It arrived from another zone than this direction of its session.
     WrongZone = "wrong_zone",
-    /// The half-open table, or its sender's share of it, is full.
+    /// The half-open table, or the source's share of it, is full.
     HalfOpenFull = "half_open_full",
     /// The session table is full.
     TableFull = "table_full",
@@ -107,7 +107,7 @@ reasons! {
     Conflict = "conflict",
     /// The hold buffer, or this packet's budget in it, is full.
     HoldFull = "hold_full",
-    /// It was held, and what it waited for did not come in time.
+    /// It was held, and what it waited for did not arrive in time.
     HoldExpired = "hold_expired",
     /// The lease of this member is in its grace period: nothing new is admitted.
     LeaseGrace = "lease_grace",

@@ -26,7 +26,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hints_about_fragments_leave_half_of_a_queue_to_others() {
+    fn hint_queue_keeps_half_for_high_priority() {
         let (src, dst) = (Ip::V4([10, 0, 0, 1]), Ip::V4([10, 0, 0, 2]));
         let datagram = FragmentKey { src, dst, protocol: Protocol::UDP, id: 7, ingress: ZoneId(1) };
         let fragments = [Hint::FirstFragment { datagram, end: 1480 }, Hint::FragmentQuery(datagram)];

@@ -1,19 +1,21 @@
-//! Fragments: those that follow share the fate of the first, which alone has ports.
+//! Fragments: later fragments share the verdict of the first one, which alone has ports.
 //!
 //! ```text
-//!   first one ─> judged as a packet ─┬─ Forward: hint to all members, those that wait are woken
-//!                                    └─ Drop: those that wait are woken, to be dropped
-//!   others ─> first one known, here or by a hint? ─┬─ yes ──> overlaps? ─> Drop, else Forward
-//!                                                  └─ no ───> Hold; the others are asked; time over: Drop
+//!   first ─> judged as a packet ─┬─ Forward: hint to all members, held fragments are woken
+//!                                └─ Drop: held fragments are woken, and dropped
+//!   later ─> FragmentOutcome ─┬─ Pass ──────────> Forward
+//!                             ├─ Invalid ───────> Drop: it overlaps, or exceeds a bound
+//!                             ├─ FirstElsewhere > Drop: hints do not count without a valid lease
+//!                             └─ FirstUnknown ──> Hold, query the other members; after max_time: Drop
 //! ```
 //!
-//! A datagram is known by source, destination, protocol and identification, and by the zone that it comes from, for at most
-//! 30 seconds. Routers that balance by ports send the first fragment to one member and the rest, which has none, to another:
-//! so every member is told where the first one ends, and admits the rest on its own.
+//! A datagram is identified by its [`FragmentKey`]: source, destination, protocol, identification and zone, for at most 30
+//! seconds. Routers that balance by ports send the first fragment to one member and the later ones, which have no ports, to
+//! another. So every member is told where the first one ends, and admits the later ones on its own.
 //!
-//! A fragment that overlaps what passed here, or the first one wherever that passed, is dropped (RFC 1858, RFC 5722). So is
-//! an exact copy, which the receiver does not miss. What other members passed of the rest is not known here:
-//! `docs/security.md` says what that means. Fragments that are too small for their headers do not get here: see
+//! A fragment that overlaps what passed here, or the first one at whichever member, is dropped (RFC 1858, RFC 5722). So is an
+//! exact copy, which the receiver does not miss. The later fragments that passed at other members are not known here:
+//! `docs/security.md` has the consequences. Fragments that are too small for their headers do not get here: see
 //! [`parse`](crate::parse).
 
 use std::hash::BuildHasher;
@@ -92,15 +94,15 @@ impl Engine {
         }
     }
 
-    /// Says again what is known of a datagram's first fragment.
+    /// Answers a query with what is known of a datagram's first fragment.
     pub(crate) fn reply_to_fragment_query(&self, now: Time, datagram: &FragmentKey, events: &mut Vec<Event>) {
         let (shard, key) = self.datagram(datagram);
         let end = self.table.shard_for(shard).fragments.first_end(key, now);
         events.extend(end.map(|end| Event::Hint(Hint::FirstFragment { datagram: *datagram, end })));
     }
 
-    /// The hash that chooses a datagram's shard, and its key. All datagrams between two addresses share one shard, so that
-    /// they can displace no others than those that share it by chance.
+    /// The hash that selects a datagram's shard, and its key. All datagrams between two addresses share one shard, so that they
+    /// displace only those that share it by chance.
     fn datagram(&self, datagram: &FragmentKey) -> (u64, u64) {
         let FragmentKey { src, dst, protocol, .. } = *datagram;
         let addresses = Tuple { src, dst, src_port: 0, dst_port: 0, protocol };
@@ -108,7 +110,7 @@ impl Engine {
     }
 }
 
-/// Which datagram a fragment is of.
+/// The key of a fragment's datagram.
 fn datagram(packet: &Packet, fragment: &Fragment, context: &Context<'_>) -> FragmentKey {
     let Tuple { src, dst, protocol, .. } = packet.tuple;
     let protocol = if src.is_v4() { protocol } else { Protocol::IPV6_FRAG };

@@ -1,8 +1,8 @@
-//! FragmentTable that come in fragments: of which the first one passed, and which of their fragments wait for it.
+//! The fragmented datagrams of a shard: those whose first fragment was forwarded, and those whose fragments wait for it.
 //!
-//! Two rings of fixed size per shard. In the one of those that began, the oldest makes room: what is left of it then waits,
-//! and is asked for. In the one of those that wait, the oldest makes room only once it has waited for long: so a flood of
-//! fragments that belong to nothing pushes nothing out.
+//! Each shard has two rings of fixed size. In the ring of [`ForwardedFirst`], the oldest makes room: its later fragments then
+//! wait, and the other members are queried. In the ring of [`PendingFragments`], the oldest makes room only after
+//! [`PENDING_EVICTABLE_AFTER`]: so a flood of fragments that belong to nothing displaces nothing.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -12,36 +12,36 @@ use crate::parse::Fragment;
 use crate::time::Time;
 use crate::worker_set::WorkerSet;
 
-/// FragmentTable per shard that began.
+/// The size of a shard's ring of datagrams whose first fragment was forwarded.
 pub(crate) const MAX_FORWARDED_FIRSTS: usize = 64;
-/// FragmentTable per shard that wait.
+/// The size of a shard's ring of datagrams that wait for their first fragment.
 pub(crate) const MAX_PENDING: usize = 32;
 
-/// Longest time between a datagram's fragments (RFC 791: reassembly timers are 15 s; Linux: 30 s).
+/// The longest time between a datagram's fragments (RFC 791: reassembly timers are 15 s; Linux: 30 s).
 pub(crate) const FORWARDED_FIRST_TTL: Duration = Duration::from_secs(30);
 
-/// Pieces of one datagram that do not touch each other: gaps that reordering leaves.
+/// The largest number of separate runs of bytes of one datagram: reordering leaves gaps between them.
 pub(crate) const MAX_RUNS: usize = 8;
 
-/// After this time without an answer, one that waits may make room for another.
+/// The time without an answer after which a pending datagram may make room for another.
 const PENDING_EVICTABLE_AFTER: Duration = Duration::from_millis(250);
-/// After this time nobody can wait any more: no hold is longer.
+/// The time after which no fragment waits any more: no hold is longer.
 const PENDING_TTL: Duration = Duration::from_secs(2);
-/// For this long the first fragment's hint may well be under way. Then the others are asked.
+/// The time for which the first fragment's hint may still be in flight. Then the other members are queried.
 const FIRST_HINT_DELAY: Duration = Duration::from_millis(20);
 
-/// What passed of a datagram.
+/// A datagram whose first fragment was forwarded, and what passed of it.
 #[derive(Clone, Copy)]
 struct ForwardedFirst {
     key: u64,
     at: Time,
-    /// Its first fragment passed here; else at another member.
+    /// Whether its first fragment passed here and not at another member.
     here: bool,
     /// Where the first fragment ends.
     first: u16,
-    /// Begin and end of what passed here, and of the first fragment, in bytes; those that are equal are free.
+    /// Begin and end of the runs that passed here, and of the first fragment, in bytes. An empty one is free.
     pieces: [(u16, u16); MAX_RUNS],
-    /// Where the datagram ends, as soon as that is known.
+    /// Where the datagram ends, if the last fragment was seen.
     end: Option<u16>,
 }
 
@@ -52,7 +52,7 @@ impl ForwardedFirst {
         ForwardedFirst { key, at, here, first, pieces, end: None }
     }
 
-    /// Takes in a fragment, if it overlaps nothing, ends no later than the datagram, and leaves few enough gaps.
+    /// Adds a fragment if it overlaps nothing, ends no later than the datagram, and leaves at most [`MAX_RUNS`] runs.
     fn take(&mut self, fragment: &Fragment) -> bool {
         let begin = fragment.offset;
         let Some(end) = begin.checked_add(fragment.length) else { return false };
@@ -92,40 +92,40 @@ impl ForwardedFirst {
 struct PendingFragments {
     key: u64,
     datagram: FragmentKey,
-    /// Who holds fragments of it: bit n for worker n.
+    /// The workers that hold fragments of it.
     workers: WorkerSet,
     since: Time,
-    /// The others were asked.
+    /// Whether the other members were queried.
     asked: bool,
-    /// The first one was dropped here.
+    /// Whether the first fragment was dropped here.
     dropped: bool,
 }
 
-/// What is known of a fragment that is not the first.
+/// What the table says of a fragment that is not the first.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum FragmentOutcome {
     /// It may pass.
     Pass,
-    /// It overlaps another one, ends behind the end, or leaves too many gaps.
+    /// It overlaps another one, ends behind the end, or leaves too many runs.
     Invalid,
-    /// It may pass only where hints count: the first one passed elsewhere.
+    /// The first one passed at another member: it may pass where hints count.
     FirstElsewhere,
     /// The first one is not known.
     FirstUnknown,
 }
 
-/// What comes of the wish to wait.
+/// The result of registering a fragment that waits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum WaitOutcome {
     /// It will be woken.
     Registered,
-    /// In vain: the first one was dropped.
+    /// The first one was dropped: nothing to wait for.
     FirstDropped,
     /// There is no room.
     Full,
 }
 
-/// One shard's datagrams.
+/// The fragmented datagrams of one shard.
 #[derive(Default)]
 pub(crate) struct FragmentTable {
     /// The oldest one first.

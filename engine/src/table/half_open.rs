@@ -1,7 +1,7 @@
-//! Half-open sessions: bounded, oldest evicted first.
+//! The half-open sessions of a shard: bounded, the oldest evicted first.
 //!
-//! Those with the same timeout are in one list, in the order of their last progress: so whose time is over is at its
-//! beginning, and neither they nor the oldest of all are searched for.
+//! Those with the same timeout are in one list, in the order of their last progress. So the expired ones are at its
+//! beginning, and finding them, or the oldest of all, needs no search.
 
 use hashbrown::HashTable;
 
@@ -18,29 +18,29 @@ use crate::worker_set::WorkerSet;
 
 const NONE: u32 = u32::MAX;
 
-/// Most half-open sessions of one tuple: a client that tries again with a new ISN, a server that answers with another.
-pub(crate) const PER_TUPLE: usize = 4;
+/// The largest number of half-open sessions of one tuple: a client that tries again with a new ISN, a server that answers with another.
+pub(crate) const MAX_PER_TUPLE: usize = 4;
 
-/// A half-open session, and what this member knows of it.
+/// A half-open session as this member knows it.
 pub(crate) struct HalfOpenEntry {
-    /// What all members are told.
+    /// The part that is sent in hints.
     pub(crate) open: HalfOpen,
-    /// Last progress: a packet seen here, or a hint.
+    /// The time of the last progress: a packet seen here, or a hint.
     pub(crate) last: Time,
-    /// When this member proposed its establishment.
+    /// When this member proposed the establishment.
     pub(crate) proposed: Option<Time>,
-    /// When this member asked the others about it.
+    /// When this member queried the others about it.
     pub(crate) queried: Option<Time>,
     /// Workers that hold packets of it.
     pub(crate) waiters: WorkerSet,
-    /// The log refused it. A retransmitted SYN or SYN-ACK clears that.
+    /// The reason for which the log refused it. A retransmitted SYN or SYN-ACK clears it.
     pub(crate) refused: Option<Reason>,
-    /// It was reset. Kept only so that an establishment that was already under way is closed again.
+    /// Whether it was reset. It is kept so that an establishment that was already proposed is closed again.
     pub(crate) aborted: bool,
-    /// Whom it counts for. A hint may turn its direction.
+    /// The source that it is counted for. A hint may turn the direction of `open`.
     source: Ip,
     hash: u64,
-    /// Which list it is in.
+    /// The list that it is in.
     timeout: Timeout,
     older: u32,
     newer: u32,
@@ -59,7 +59,7 @@ impl HalfOpenEntry {
         half_open_state(&self.open.protocol)
     }
 
-    /// How long it is kept without progress.
+    /// The timeout without progress.
     pub(crate) fn timeout(&self) -> Timeout {
         self.timeout
     }
@@ -81,7 +81,7 @@ struct List {
     newest: u32,
 }
 
-/// Do these two say the same of the two ends, as far as both know them?
+/// Whether two handshakes agree on the two ends, as far as both know them.
 pub(crate) fn same_ends(a: &HandshakeState, b: &HandshakeState) -> bool {
     match (a, b) {
         (HandshakeState::Tcp { client: a, server: s }, HandshakeState::Tcp { client: b, server: t }) => {
@@ -92,7 +92,7 @@ pub(crate) fn same_ends(a: &HandshakeState, b: &HandshakeState) -> bool {
     }
 }
 
-/// Is `b` the connection `a`, whose server is known? After a simultaneous open each may have the other's client as its
+/// Whether `b` is the connection `a`, whose server is known. After a simultaneous open each may have the other's client as its
 /// server. Both have one tuple, in the same direction or in opposite ones.
 pub(crate) fn same_connection(a: (&Tuple, &HandshakeState), b: (&Tuple, &HandshakeState)) -> bool {
     if a.0 == b.0 {
@@ -132,9 +132,9 @@ impl HalfOpenTable {
         self.slab.iter()
     }
 
-    /// The half-open sessions that a packet with this tuple can belong to, in either direction; [`NONE`] fills up.
+    /// The slots of the half-open sessions with this tuple, in either direction.
     pub(crate) fn lookup(&self, hash: u64, tuple: &Tuple) -> impl Iterator<Item = u32> + use<> {
-        let mut found = [NONE; PER_TUPLE];
+        let mut found = [NONE; MAX_PER_TUPLE];
         if !self.index.is_empty() {
             let matching = self.index.iter_hash(hash).copied().filter(|&slot| {
                 self.slab.get(slot).is_some_and(|h| h.open.original == *tuple || h.open.reply == *tuple)
@@ -176,7 +176,7 @@ impl HalfOpenTable {
         Some(half)
     }
 
-    /// There was progress.
+    /// Records progress.
     pub(crate) fn touch(&mut self, slot: u32, now: Time) {
         self.unlink(slot);
         if let Some(half) = self.slab.get_mut(slot) {
@@ -186,12 +186,12 @@ impl HalfOpenTable {
         self.append(slot);
     }
 
-    /// The one whose last progress is the longest ago.
+    /// The one with the oldest progress.
     pub(crate) fn oldest(&self) -> Option<u32> {
         self.firsts().min_by_key(|(_, half)| half.last).map(|(slot, _)| slot)
     }
 
-    /// One whose time is over.
+    /// One that has expired.
     pub(crate) fn due(&self, now: Time, timeouts: &Timeouts) -> Option<u32> {
         if self.slab.len() == 0 {
             return None;
@@ -240,7 +240,7 @@ mod tests {
     use crate::testing::{half_open, tuple};
 
     #[test]
-    fn order_is_that_of_the_last_progress() {
+    fn half_open_table_orders_by_last_progress() {
         let mut table = HalfOpenTable::new(3);
         let slots: Vec<u32> = (0..3).map(|n| table.insert(n, half_open(tuple(n as u16), 5), Time(n))).collect();
         assert!(table.is_full());

@@ -46,7 +46,7 @@ use slab::Slab;
 use source_sketch::SourceSketch;
 use wheel::{Links, Wheel};
 
-/// A session that was offered to be ended, and is still there, is offered again after a quarter of its timeout, within these
+/// An idle session that is still there after it was reported is reported again after a quarter of its timeout, within these
 /// bounds.
 const IDLE_REPORT_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
 
@@ -56,13 +56,13 @@ pub(crate) const SHARDS: usize = 256;
 /// One member's table.
 pub(crate) struct Table {
     shards: Box<[Mutex<Shard>]>,
-    /// Of the sessions.
+    /// The index of the sessions.
     pub(crate) ids: IdIndex,
-    /// Of the half-open sessions.
+    /// The index of the half-open sessions.
     pub(crate) half_open_ids: IdIndex,
-    /// Who has how many half-open sessions.
+    /// The number of half-open sessions by source.
     pub(crate) half_open_by_source: SourceSketch,
-    /// The shards in which something is awaited that the others were not asked about yet, a bit each.
+    /// The shards that have queries which are still to be sent, a bit each.
     unsent_queries: [AtomicU64; SHARDS / 64],
     /// The copy of the sessions that was begun last.
     copy: Mutex<Option<Arc<CopyOnWriteShards>>>,
@@ -77,7 +77,7 @@ pub(crate) struct Shard {
     pub(crate) queries: PeerQueries,
     pub(crate) provisional: ProvisionalSegments,
     pub(crate) fragments: FragmentTable,
-    /// Sessions whose both FINs are known: when another member's close is overdue.
+    /// Sessions whose FINs are both known, and the time at which another member's close is overdue.
     pub(crate) finished: VecDeque<(Time, SessionId, u32)>,
     /// Half-open sessions that were evicted for lack of room.
     pub(crate) evicted: u64,
@@ -92,7 +92,7 @@ pub(crate) struct Shard {
 pub(crate) struct Sessions {
     slab: Slab<Session>,
     index: HashTable<u32>,
-    /// Those that passed a packet since the others were told of them, oldest first. It has room for all.
+    /// The slots with unpublished progress, oldest first. It has room for all.
     dirty: Vec<u32>,
     wheel: Wheel,
 }
@@ -110,7 +110,7 @@ impl Sessions {
         self.slab.get_mut(slot)
     }
 
-    /// Places that exist, used or not: the end of a scan.
+    /// The number of slots, used or not: the end of a scan.
     pub(crate) fn places(&self) -> u32 {
         self.slab.places()
     }
@@ -119,7 +119,7 @@ impl Sessions {
         self.slab.iter()
     }
 
-    /// A packet of this session passed.
+    /// Marks a session whose packet passed as having unpublished progress.
     pub(crate) fn mark_dirty(&mut self, slot: u32) {
         if let Some(session) = self.slab.get_mut(slot)
             && !session.local.flags.has(SessionFlag::Dirty)
@@ -154,8 +154,7 @@ impl Sessions {
         self.slab.remove(slot)
     }
 
-    /// Lets a session be looked at when its time is over, or, if it is, be offered; to be called when that may have become
-    /// earlier.
+    /// Arms the timer of a session, or reports it if it is idle already. To be called when its deadline may have become earlier.
     pub(crate) fn arm(&mut self, slot: u32, now: Time, timeouts: &Timeouts) {
         match self.slab.get(slot).map(|session| session.remaining(now, timeouts)) {
             Some(Duration::ZERO) => self.wheel.link_idle(&mut self.slab, slot),
@@ -164,18 +163,18 @@ impl Sessions {
         }
     }
 
-    /// Looks at one session whose time may be over; false: there is none.
+    /// Processes one session whose timer is due. Returns whether there was one.
     pub(crate) fn process_due(&mut self, now: Time, timeouts: &Timeouts) -> bool {
         let due = self.wheel.pop_due(&mut self.slab, now);
         due.inspect(|&slot| self.arm(slot, now, timeouts)).is_some()
     }
 
-    /// Is there one for [`Sessions::report_idle`]?
+    /// Whether [`Sessions::report_idle`] has a session to report.
     pub(crate) fn has_idle(&self) -> bool {
         self.wheel.has_idle()
     }
 
-    /// Takes up one session that was found idle: its id, if it still is idle. `None`: there is no further one.
+    /// Takes one session that was found idle and returns its id, if it is still idle. `None`: there is no further one.
     pub(crate) fn report_idle(&mut self, now: Time, timeouts: &Timeouts) -> Option<Option<SessionId>> {
         let slot = self.wheel.pop_idle(&mut self.slab)?;
         let idle = self.slab.get(slot).filter(|s| s.is_idle(now, timeouts)).map(|s| (s.id(), s.timeout(timeouts)));
@@ -219,7 +218,7 @@ impl Table {
         }
     }
 
-    /// The hash that chooses the shard, finds the entry, and names what held packets wait for.
+    /// The hash that selects the shard, finds the entry, and is the key of held packets.
     pub(crate) fn hash(&self, tuple: &Tuple) -> u64 {
         tuple.symmetric_hash(&self.hasher)
     }
@@ -228,7 +227,7 @@ impl Table {
         &self.hasher
     }
 
-    /// A shard's number: bits that the shard's own index does not use.
+    /// The shard's number: bits of the hash that the shard's own index does not use.
     pub(crate) fn number(hash: u64) -> u8 {
         (hash >> 40) as u8
     }
@@ -291,10 +290,10 @@ impl Table {
         shard.sessions.get_mut(slot).map(|session| session.replicated_mut().damage()).is_some()
     }
 
-    /// Adds a half-open session to its shard, which the caller has locked; evicts the oldest one if there is no room, and
-    /// the oldest of the same tuple if that has its share.
+    /// Adds a half-open session to its shard, which the caller has locked. Evicts the oldest one if there is no room, and the
+    /// oldest of the same tuple if that tuple has its maximum.
     ///
-    /// One that was reset, and now begins anew with the same numbers, is forgotten: its end is not this one's.
+    /// One with the same numbers that was reset is removed: its end is not the end of this one.
     pub(crate) fn insert_half_open(&self, shard: &mut Shard, hash: u64, open: HalfOpen, now: Time) -> u32 {
         let was_reset = |slot: &u32| {
             let same =
@@ -306,7 +305,7 @@ impl Table {
             self.remove_half_open(shard, slot);
         }
         let of_tuple = || shard.half_open.lookup(hash, &open.original);
-        if of_tuple().count() >= half_open::PER_TUPLE {
+        if of_tuple().count() >= half_open::MAX_PER_TUPLE {
             let oldest = of_tuple().min_by_key(|&slot| shard.half_open.get(slot).map(|h| h.last));
             if let Some(slot) = oldest {
                 self.remove_half_open(shard, slot);
@@ -338,7 +337,7 @@ impl Table {
         Some(half)
     }
 
-    /// Has a worker wait for what is not known of a tuple; the caller has locked its shard.
+    /// Registers a worker that holds a packet of an unknown tuple. The caller has locked the shard.
     pub(crate) fn await_hint(&self, shard: &mut Shard, hash: u64, tuple: &Tuple, context: &Context<'_>) {
         shard.queries.await_hint(hash, tuple, context.worker, context.now);
         let number = usize::from(Self::number(hash));
@@ -346,7 +345,7 @@ impl Table {
         self.unsent_queries[number / 64].fetch_or(1 << (number % 64), Ordering::Relaxed);
     }
 
-    /// Asks the other members what has been awaited for long enough. Its cost is that of what is awaited.
+    /// Sends the queries that are due. The cost is in proportion to the number of queries.
     pub(crate) fn send_queries(&self, now: Time, events: &mut Vec<Event>) {
         for (word, bits) in self.unsent_queries.iter().enumerate() {
             let mut left = bits.load(Ordering::Relaxed);
@@ -371,7 +370,7 @@ impl Table {
         }
     }
 
-    /// Locks the shard of the session with this id and yields it with the session's slot.
+    /// Locks the shard of the session with this id and returns it with the session's slot.
     pub(crate) fn locate(&self, id: SessionId) -> Option<(MutexGuard<'_, Shard>, u32)> {
         self.ids.candidates(id).find_map(|at| {
             let shard = self.shard(at.shard());

@@ -1,7 +1,17 @@
-//! Keys that workers hold unmatched packets for: who is to be woken when a hint or an apply brings what they wait for.
+//! The keys for which workers hold packets, and the queries to the other members about them.
 //!
-//! A ring of fixed size per shard: a flood of unmatched packets overwrites the oldest key, whose packets then simply
-//! expire in their workers' hold buffers.
+//! A key's workers are woken when a hint, a reply or an apply brings what their packets wait for. The ring of each shard has
+//! a fixed size: a flood of unmatched packets overwrites the oldest key, whose packets then expire in the hold buffers.
+//!
+//! ```text
+//!   NotSent ── a packet waits ─> Outstanding (the query is sent after HINT_DELAY) ── a reply ─> removed
+//!                                     │ QUERY_RETRY_INTERVAL without a reply
+//!                                     v
+//!                                Unanswered ── another packet waits ─> Outstanding
+//!                                     │ UNANSWERED_TTL
+//!                                     v
+//!                                  NotSent
+//! ```
 
 use std::time::Duration;
 
@@ -10,40 +20,40 @@ use crate::time::Time;
 use crate::tuple::Tuple;
 use crate::worker_set::WorkerSet;
 
-/// Keys per shard.
+/// The size of a shard's ring.
 const MAX_QUERIES: usize = 64;
 
-/// For this long the hint that a packet waits for may well be under way. Then the others are asked.
+/// The time for which the hint that a packet waits for may still be in flight. Then the other members are queried.
 pub(crate) const HINT_DELAY: Duration = Duration::from_millis(5);
 
-/// After this time without an answer the others are asked again.
+/// The time without a reply after which the other members are queried again.
 pub(crate) const QUERY_RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
-/// For this time after an unanswered query, nobody is taken to know.
+/// The time after an unanswered query during which no member is expected to know.
 const UNANSWERED_TTL: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy)]
 struct Entry {
     key: u64,
     workers: WorkerSet,
-    /// Since when it is awaited, and the others are asked, or soon will be.
+    /// When the last wait began: its query is sent, or will be soon.
     sent: Time,
-    /// What they are still to be asked about.
+    /// The query that is still to be sent.
     query: Option<Tuple>,
 }
 
-/// What is known of a key.
+/// The state of the query about a key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum QueryState {
-    /// The others have not been asked lately.
+    /// No query was sent lately.
     NotSent,
-    /// They have been asked, and may still answer.
+    /// A query was sent, or will be soon, and may still be answered.
     Outstanding,
-    /// They were asked, and nobody answered.
+    /// A query was sent, and no member answered.
     Unanswered,
 }
 
-/// The ring.
+/// The ring of one shard.
 #[derive(Default)]
 pub(crate) struct PeerQueries {
     entries: Vec<Entry>,
@@ -59,12 +69,12 @@ impl PeerQueries {
         }
     }
 
-    /// `worker` waits for `key`; the others were asked already.
+    /// Registers `worker` for `key`. The query was sent already.
     pub(crate) fn await_reply(&mut self, key: u64, worker: u8, now: Time) {
         self.entry(key, now).workers.insert(worker);
     }
 
-    /// `worker` waits for `key`; if it does so for longer than a hint is under way, the others are to be asked about `tuple`.
+    /// Registers `worker` for `key`. If no hint arrives within [`HINT_DELAY`], the other members are queried about `tuple`.
     pub(crate) fn await_hint(&mut self, key: u64, tuple: &Tuple, worker: u8, now: Time) {
         let new = self.state(key, now) != QueryState::Outstanding;
         let entry = self.entry(key, now);
@@ -74,7 +84,7 @@ impl PeerQueries {
         }
     }
 
-    /// `worker` waits for what the log is to bring. Is that to be proposed, for the first time or once more?
+    /// Registers `worker` for a commit. Returns whether it must be proposed, for the first time or again.
     pub(crate) fn await_commit(&mut self, key: u64, worker: u8, now: Time) -> bool {
         let propose = self.state(key, now) != QueryState::Outstanding;
         let entry = self.entry(key, now);
@@ -104,7 +114,7 @@ impl PeerQueries {
         &mut self.entries[place]
     }
 
-    /// Asks the others what has been awaited for longer than a hint is under way. Is more to be asked later?
+    /// Sends the queries whose [`HINT_DELAY`] is over. Returns whether others are still to be sent.
     pub(crate) fn send_due(&mut self, now: Time, events: &mut Vec<Event>) -> bool {
         let mut later = false;
         for entry in self.entries.iter_mut().filter(|e| e.query.is_some()) {
@@ -117,14 +127,14 @@ impl PeerQueries {
         later
     }
 
-    /// The workers that wait for `key`, which then is no longer queries.
+    /// Removes `key` and returns its workers.
     pub(crate) fn take(&mut self, key: u64) -> WorkerSet {
         let Some(at) = self.entries.iter().position(|e| e.key == key) else { return WorkerSet::EMPTY };
         self.next = 0;
         self.entries.swap_remove(at).workers
     }
 
-    /// All keys, which then are no longer queries.
+    /// Removes all keys and returns them with their workers.
     pub(crate) fn take_all(&mut self) -> impl Iterator<Item = (u64, WorkerSet)> {
         self.next = 0;
         std::mem::take(&mut self.entries).into_iter().map(|e| (e.key, e.workers))
@@ -143,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn asks_once_and_remembers_workers() {
+    fn peer_queries_are_sent_once_and_remember_workers() {
         let mut queries = PeerQueries::default();
         let (t, tuple) = (Time(1_000_000_000), tuple(1));
         assert_eq!(queries.state(5, t), QueryState::NotSent);
@@ -170,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_overwrites_the_oldest() {
+    fn peer_queries_overwrite_the_oldest_in_a_flood() {
         let mut queries = PeerQueries::default();
         for key in 0..=MAX_QUERIES as u64 {
             queries.await_hint(key, &tuple(1), 1, Time(1));

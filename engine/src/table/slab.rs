@@ -1,4 +1,4 @@
-//! A slab that grows by chunks: what is in it never moves, so growing never stalls a packet for a large copy.
+//! A slab that grows in chunks. Its values never move, so growth never stalls a packet for a large copy.
 
 const CHUNK: usize = 8;
 
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn places_are_reused_and_values_stay() {
+    fn slab_reuses_slots_and_values_stay() {
         let mut slab = Slab::default();
         let places: Vec<u32> = (0..200).map(|n| slab.insert(n)).collect();
         assert_eq!(slab.places(), 200);

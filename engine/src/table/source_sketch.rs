@@ -1,8 +1,8 @@
-//! How many half-open sessions each source has, so that one of them can not take the whole table.
+//! A count-min sketch of the half-open sessions of each source, so that one source cannot fill the table.
 //!
-//! Two rows of counters, each found by a hash of its own; a source's number is the smaller of its two counters. It is
-//! never too low; it is too high only if each of the two is shared with another source that is busy at the same time.
-//! The memory is fixed, however many sources an attacker invents.
+//! It has two rows of counters, each with its own hash. The estimate is the smaller of a source's two counters: never too
+//! low, and too high only if both counters are shared with other sources that have half-open sessions at the same time. The
+//! memory is fixed, whatever number of sources an attacker uses.
 
 use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -11,10 +11,10 @@ use foldhash::quality::FixedState;
 
 use crate::addr::Ip;
 
-/// Counters in a row: a power of two.
+/// The counters of a row: a power of two.
 const COUNTERS_PER_ROW: usize = 1 << 16;
 
-/// The counters.
+/// The sketch.
 pub(crate) struct SourceSketch {
     rows: [Box<[AtomicU32]>; 2],
     hasher: FixedState,
@@ -32,7 +32,7 @@ impl SourceSketch {
         }
     }
 
-    /// Takes back one [`SourceSketch::add`].
+    /// Reverts one [`SourceSketch::add`].
     pub(crate) fn remove(&self, source: Ip) {
         for counter in self.counters(source) {
             counter.fetch_sub(1, Ordering::Relaxed);
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sources_are_counted_apart_and_networks_together() {
+    fn source_sketch_counts_sources_apart_and_networks_together() {
         let sources = SourceSketch::new(3);
         let v4 = |n: u32| Ip::V4(n.to_be_bytes());
         for n in 0..1000 {

@@ -1,14 +1,14 @@
-//! A limit to what anybody may make us send: a token bucket.
+//! A token bucket that limits the packets which others can make us send.
 
 use std::time::Duration;
 
 use palisade_engine::Time;
 
-/// A token comes this often …
-const EVERY: Duration = Duration::from_millis(1);
-/// … and no more than this many are kept. (The kernel's own limit to ICMP errors is the same: icmp(7),
+/// A token is added after this time …
+const TOKEN_INTERVAL: Duration = Duration::from_millis(1);
+/// … up to this number. (The kernel's own limit to ICMP errors is the same: icmp(7),
 /// `icmp_msgs_per_sec`, `icmp_msgs_burst`.)
-const MOST: u32 = 50;
+const MAX_TOKENS: u32 = 50;
 
 /// ICMP errors that a worker may send (RFC 1812 section 4.3.2.8, RFC 4443 section 2.4 (f)).
 #[derive(Clone, Copy, Debug)]
@@ -21,17 +21,17 @@ pub(crate) struct Bucket {
 impl Bucket {
     /// A full one.
     pub(crate) fn new(now: Time) -> Bucket {
-        Bucket { tokens: MOST, since: now }
+        Bucket { tokens: MAX_TOKENS, since: now }
     }
 
     /// Takes a token, if there is one.
     pub(crate) fn take(&mut self, now: Time) -> bool {
-        let come = now.since(self.since).as_nanos() / EVERY.as_nanos();
+        let come = now.since(self.since).as_nanos() / TOKEN_INTERVAL.as_nanos();
         match u32::try_from(come) {
-            Ok(come) if come < MOST - self.tokens => {
+            Ok(come) if come < MAX_TOKENS - self.tokens => {
                 self.tokens += come;
                 // What is left over of the time counts for the next token.
-                self.since = self.since + EVERY * come;
+                self.since = self.since + TOKEN_INTERVAL * come;
             }
             _ => *self = Bucket::new(now),
         }

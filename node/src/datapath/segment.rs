@@ -245,13 +245,13 @@ mod tests {
     const ENDS: (Ip, Ip) = (Ip::V4([192, 0, 2, 1]), Ip::V4([192, 0, 2, 2]));
 
     #[test]
-    fn ip_in_ip_is_cut() {
+    fn segment_cuts_ip_in_ip() {
         let outer = build::packet(ENDS.0, ENDS.1, Protocol(IPIP), &inner(950)).unwrap();
         check(&cut(&outer, 0), 950);
     }
 
     #[test]
-    fn vxlan_is_cut_and_its_udp_sum_is_right() {
+    fn segment_cuts_vxlan_with_the_right_udp_checksum() {
         let mut body = vec![0; 8 + 14];
         body.extend(inner(300));
         let tuple = Tuple { src: ENDS.0, dst: ENDS.1, src_port: 5000, dst_port: 4789, protocol: Protocol::UDP };
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn gre_is_cut() {
+    fn segment_cuts_gre() {
         let mut body = vec![0x80, 0, 8, 0, 1, 1, 0, 0];
         body.extend(inner(201));
         let outer = build::packet(ENDS.0, ENDS.1, Protocol(GRE), &body).unwrap();
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_tunnel_is_refused_and_random_bytes_do_no_harm() {
+    fn segment_refuses_what_is_no_tunnel() {
         let vnet = VnetHeader { flags: 1, gso_type: GSO_TCPV4, gso_size: 10, csum_start: 20, ..VnetHeader::default() };
         assert!(segment(&vnet, &inner(100), &mut |_| ()).is_err());
         let mut state = 1u64;

@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn offsets_move_with_the_link_header() {
+    fn vnet_offsets_move_with_the_link_header() {
         let on_wire = VnetHeader {
             flags: NEEDS_CSUM,
             gso_type: GSO_TCPV4,
@@ -136,14 +136,14 @@ mod tests {
     }
 
     #[test]
-    fn only_needs_csum_goes_out() {
+    fn vnet_writes_only_needs_csum() {
         let header = VnetHeader { flags: DATA_VALID, csum_start: 99, ..VnetHeader::default() };
         assert_eq!(header.checksum(), Checksum::Verified);
         assert_eq!(header.write(0), [0; LENGTH]);
     }
 
     #[test]
-    fn a_tunnel_does_not_match() {
+    fn vnet_segmentation_of_a_tunnel_does_not_match() {
         let mut header = VnetHeader {
             flags: NEEDS_CSUM,
             gso_type: GSO_TCPV4 | GSO_ECN,

@@ -1,4 +1,4 @@
-//! How the apply path tells workers which held packets may go on.
+//! The mailboxes through which the apply path and hints wake held packets.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -10,8 +10,8 @@ use palisade_engine::packet_loop::WokenKeys;
 use palisade_engine::{HoldKey, Wake, WorkerSet};
 use parking_lot::Mutex;
 
-/// Keys that a mailbox keeps. What comes beyond means "judge everything again", which is right too, only slower.
-const KEYS: usize = 4096;
+/// The largest number of keys in a mailbox. Beyond it, everything is judged again, which is correct, too, but slower.
+const MAX_KEYS: usize = 4096;
 
 /// One worker's mailbox.
 #[derive(Debug)]
@@ -19,14 +19,14 @@ struct Mailbox {
     /// Locked only to push one key or to take all.
     keys: Mutex<Vec<HoldKey>>,
     overflow: AtomicBool,
-    /// Something is there. Set by the sender, cleared by the worker before it looks: so a busy worker needs no system
-    /// call, and a sender rings only once.
+    /// Whether something is there. Set by the sender, cleared by the worker before it looks: so a busy worker needs no system
+    /// call, and a sender notifies only once.
     pending: AtomicBool,
     notify_fd: EventFd,
 }
 
-/// Wakes held packets at the datapath's workers. A handle: clones wake the same workers. It can be made before the
-/// datapath starts; what is woken meanwhile waits for it.
+/// A handle that wakes held packets at the datapath's workers. Clones wake the same workers. It can be made before the
+/// datapath starts, and keeps what is woken until then.
 #[derive(Clone, Debug)]
 pub struct WorkerWake {
     mailboxes: Arc<[Mailbox]>,
@@ -40,7 +40,7 @@ impl WorkerWake {
     pub fn new(workers: usize) -> io::Result<WorkerWake> {
         let mailboxes = (0..workers).map(|_| {
             Ok(Mailbox {
-                keys: Mutex::new(Vec::with_capacity(KEYS)),
+                keys: Mutex::new(Vec::with_capacity(MAX_KEYS)),
                 overflow: AtomicBool::new(false),
                 pending: AtomicBool::new(false),
                 notify_fd: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
@@ -49,7 +49,7 @@ impl WorkerWake {
         Ok(WorkerWake { mailboxes: mailboxes.collect::<io::Result<_>>()? })
     }
 
-    /// The workers.
+    /// The number of workers.
     #[must_use]
     pub fn workers(&self) -> usize {
         self.mailboxes.len()
@@ -60,7 +60,7 @@ impl WorkerWake {
         for worker in workers.iter() {
             let Some(mailbox) = self.mailboxes.get(usize::from(worker)) else { return };
             let mut keys = mailbox.keys.lock();
-            if keys.len() < KEYS {
+            if keys.len() < MAX_KEYS {
                 keys.push(key);
             } else {
                 mailbox.overflow.store(true, Ordering::Relaxed);
@@ -70,14 +70,14 @@ impl WorkerWake {
         }
     }
 
-    /// Makes a worker look up from its poll.
+    /// Ends a worker's poll.
     pub(crate) fn notify(&self, worker: usize) {
         if let Some(mailbox) = self.mailboxes.get(worker) {
             mailbox.notify();
         }
     }
 
-    /// Is something there for this worker? To be asked often.
+    /// Whether something is there for this worker. Cheap.
     pub(crate) fn pending(&self, worker: usize) -> bool {
         self.mailboxes.get(worker).is_some_and(|m| m.pending.load(Ordering::Acquire))
     }
@@ -110,7 +110,7 @@ impl WorkerWake {
         }
     }
 
-    /// What a worker polls.
+    /// The file descriptor that a worker polls.
     pub(crate) fn notify_fd(&self, worker: usize) -> Option<BorrowedFd<'_>> {
         self.mailboxes.get(worker).map(|m| m.notify_fd.as_fd())
     }
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_that_comes_late_wakes_only_once() {
+    fn wake_notification_that_comes_late_wakes_only_once() {
         let wake = WorkerWake::new(1).unwrap();
         let rings = || {
             let mut fds = [PollFd::new(wake.notify_fd(0).unwrap(), PollFlags::POLLIN)];
@@ -174,9 +174,9 @@ mod tests {
     }
 
     #[test]
-    fn an_overflow_wakes_all() {
+    fn wake_mailbox_overflow_wakes_all() {
         let wake = WorkerWake::new(1).unwrap();
-        for key in 0..=KEYS as u64 {
+        for key in 0..=MAX_KEYS as u64 {
             wake.send(WorkerSet::of(0), HoldKey(key));
         }
         let mut keys = Vec::new();

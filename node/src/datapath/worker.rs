@@ -22,7 +22,7 @@ use palisade_engine::{HoldKey, Ip, LeaseState, Reason, Routes, Time, Tuple, Zone
 use parking_lot::Mutex;
 
 use super::Sinks;
-use super::capture::{Capture, LARGEST, Received};
+use super::capture::{Capture, MAX_FRAME_BYTES, Received};
 use super::host::links::LocalRoutes;
 use super::host::routes::RouteZones;
 use super::inject::Injector;
@@ -91,7 +91,7 @@ impl<J: Judge> Worker<J> {
             source: CaptureSource {
                 worker: usize::from(number),
                 captures: ports.into_iter().map(|port| port.captures).collect(),
-                large: vec![0; LARGEST].into_boxed_slice(),
+                large: vec![0; MAX_FRAME_BYTES].into_boxed_slice(),
                 wake,
                 shared,
                 metrics,

@@ -1,5 +1,5 @@
-//! Several members with their real replication and real openraft on a simulated network, clock and disk, all of it drawn from
-//! one seed (DESIGN section 9).
+//! A deterministic simulation: three members with their real replication and real openraft on a simulated network, clock and
+//! disk, all of it drawn from one seed.
 //!
 //! ```text
 //!  traffic ── packets ──> worker ── engine ── replication ── openraft ── a disk in memory
@@ -11,7 +11,7 @@
 //!
 //! Real: everything of `palisade_node::replication`, the engine, the hold buffer, openraft, HTTP/2. Simulated: TCP below it,
 //! clocks, disks, the sockets of the datapath. A host is a tokio runtime of one thread with a paused clock; the simulation
-//! steps them in turn, one millisecond each, which is also the shortest delay of a link, so that no order among them matters.
+//! steps them in turn, one millisecond each. That is also the shortest delay of a link, so that their order does not matter.
 //!
 //! What TCP hides, members do not see: hints and progress are lost, copied and late where they enter the network, packets of
 //! the traffic anywhere.
@@ -39,7 +39,7 @@ use parking_lot::Mutex;
 use sim::{Config, Report, Sim};
 use worker::Break;
 
-/// What came of many seeds.
+/// The reports of many seeds.
 struct Reports(Vec<(u64, Report)>);
 
 impl Reports {
@@ -47,7 +47,7 @@ impl Reports {
         self.0.iter().flat_map(|(seed, report)| report.violations.iter().map(|(name, what)| (*seed, *name, &**what)))
     }
 
-    /// All invariants held.
+    /// Asserts that all invariants held.
     fn hold(&self) {
         let test = thread::current().name().unwrap_or("?").to_owned();
         let mut failed = self.violations().peekable();
@@ -66,7 +66,7 @@ impl Reports {
         panic!("invariants were violated; the commands above replay it");
     }
 
-    /// The invariant can fail.
+    /// Asserts that this invariant was violated.
     fn violate(&self, name: &str) {
         let of_it = self.violations().filter(|(_, violated, _)| *violated == name).count();
         let others: Vec<_> = self.violations().map(|(_, name, _)| name).collect();
@@ -136,7 +136,7 @@ fn broken(fault_plan: FaultPlan, broken: (Option<usize>, Break)) -> Reports {
 
 /// `PALISADE_SEEDS` of them, or a thousand.
 #[test]
-fn many_seeds() {
+fn simulation_holds_for_a_thousand_seeds() {
     let reports = run(1_000, number("PALISADE_SEEDS").unwrap_or(1_000), FaultPlan::Everything, None);
     reports.print();
     reports.hold();
@@ -145,7 +145,7 @@ fn many_seeds() {
 /// `PALISADE_SEEDS` of them, or 10,000.
 #[test]
 #[ignore = "takes half an hour"]
-fn ten_thousand_seeds() {
+fn simulation_holds_for_ten_thousand_seeds() {
     let reports = run(100_000, number("PALISADE_SEEDS").unwrap_or(10_000), FaultPlan::Everything, None);
     reports.print();
     reports.hold();
@@ -154,7 +154,7 @@ fn ten_thousand_seeds() {
 /// A seed is the same run again, often to the millisecond of every packet (docs/simulation.md says why not always), so one that
 /// failed may have to be run some times until it fails again.
 #[test]
-fn the_same_seed_is_often_the_same_run() {
+fn simulation_of_one_seed_is_often_the_same_run() {
     let seeds = 1..=30;
     let all: Vec<(u64, Report)> =
         seeds.flat_map(|seed| [seed; 2]).map(|seed| (seed, one(seed, FaultPlan::Everything, None))).collect();

@@ -31,9 +31,9 @@ pub(crate) const MEMBERS: usize = 3;
 pub(crate) const STEP: Nanos = MS;
 
 /// The shortest retransmission timeout (Linux: TCP_RTO_MIN).
-const RETRANSMISSION: Nanos = 200 * MS;
+const MIN_RETRANSMISSION_TIMEOUT: Nanos = 200 * MS;
 /// Bytes of a connection that are under way or unread.
-const BUFFER: usize = 1 << 20;
+const SOCKET_BUFFER_BYTES: usize = 1 << 20;
 
 /// One direction between two members.
 #[derive(Clone, Copy, Debug)]
@@ -142,7 +142,7 @@ impl Network {
         for (id, ends) in &mut inner.pipes {
             for sender in 0..2 {
                 if ends[sender].host == from && ends[1 - sender].host == to && !ends[sender].parked.is_empty() {
-                    let wait = MS + weather(inner.seed, from, to, inner.now).number() % RETRANSMISSION;
+                    let wait = MS + weather(inner.seed, from, to, inner.now).number() % MIN_RETRANSMISSION_TIMEOUT;
                     ends[sender].last = ends[sender].last.max(inner.now + wait);
                     for chunk in std::mem::take(&mut ends[sender].parked) {
                         inner.number += 1;
@@ -245,7 +245,7 @@ impl Inner {
         let mut random = weather(self.seed, ends[sender].host, ends[1 - sender].host, now);
         let mut delay = shortest + random.number() % (longest - shortest + 1);
         if link.loss > 0 && random.below(1000) < link.loss {
-            delay += RETRANSMISSION;
+            delay += MIN_RETRANSMISSION_TIMEOUT;
         }
         ends[sender].last = ends[sender].last.max(now + delay);
         self.number += 1;
@@ -386,7 +386,7 @@ impl AsyncWrite for Socket {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         let other = &mut ends[1 - self.end];
-        if other.unread.len() + other.under_way >= BUFFER {
+        if other.unread.len() + other.under_way >= SOCKET_BUFFER_BYTES {
             ends[self.end].writer = Some(context.waker().clone());
             return Poll::Pending;
         }

@@ -1,4 +1,4 @@
-//! A run: three members, their network, the traffic through them, what happens to them, and who watches.
+//! A run: three members, their network, the traffic through them, the faults, and the invariants that watch.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -24,13 +24,13 @@ use crate::traffic::{ALTERNATE, Segment, Traffic};
 use crate::worker::{Break, HintFaults, ObservedPacket, Port, Waker, Worker};
 
 /// How long a cluster may take to be made, or an administrator's command.
-const PATIENCE: Nanos = 60 * SECOND;
+const ADMIN_TIMEOUT: Nanos = 60 * SECOND;
 /// How long routers send packets to a member that takes none any longer.
-const ROUTERS: Nanos = 300 * MS;
+const ROUTER_FAILOVER_TIME: Nanos = 300 * MS;
 /// Members are looked at so often.
-const SAMPLE: Nanos = 20 * MS;
+const SAMPLE_INTERVAL: Nanos = 20 * MS;
 /// Most half-open sessions, small so that a flood reaches it.
-pub(crate) const MOST_HALF_OPEN: usize = 2048;
+pub(crate) const MAX_HALF_OPEN: usize = 2048;
 
 /// The policies: of two generations after each other one allows [`ALTERNATE`], the other does not.
 fn policy(with_alternate: bool) -> String {
@@ -275,7 +275,7 @@ impl Sim {
     }
 
     fn wait(&mut self, what: &str, done: impl Fn(&Sim) -> bool) {
-        let until = self.now + PATIENCE;
+        let until = self.now + ADMIN_TIMEOUT;
         while !done(self) {
             assert!(self.now < until, "waited in vain in simulated time: {what}");
             self.step();
@@ -321,7 +321,7 @@ impl Sim {
             self.collect(index);
         }
         self.now += STEP;
-        if self.now.is_multiple_of(SAMPLE) {
+        if self.now.is_multiple_of(SAMPLE_INTERVAL) {
             self.sample();
         }
     }
@@ -359,7 +359,7 @@ impl Sim {
         let stray = happens(self.packet_faults.stray);
         let copies = 1 + usize::from(happens(self.packet_faults.copied));
         let fit: Vec<usize> = (0..MEMBERS)
-            .filter(|n| stray || self.members[*n].unfit.is_none_or(|since| self.now < since + ROUTERS))
+            .filter(|n| stray || self.members[*n].unfit.is_none_or(|since| self.now < since + ROUTER_FAILOVER_TIME))
             .collect();
         if fit.is_empty() {
             return;
@@ -612,7 +612,7 @@ impl Member {
         let folder = folder.expect("a temporary folder");
         let mut engine = palisade_engine::Config::new(palisade_engine::MemberId(0), 0, 0);
         engine.max_sessions = 4096;
-        engine.max_half_open = MOST_HALF_OPEN;
+        engine.max_half_open = MAX_HALF_OPEN;
         let options = Options {
             data_dir: folder.path().to_owned(),
             name: format!("fw{}", index + 1),

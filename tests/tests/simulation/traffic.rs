@@ -10,11 +10,11 @@ use palisade_lab::random::Random;
 use crate::network::{MS, Nanos, SECOND};
 
 /// The first retransmission of a SYN and SYN-ACK (RFC 6298 section 2.1), and of all else on a path as short as this.
-pub(crate) const FIRST_TIMEOUT: Nanos = SECOND;
-const TIMEOUT: Nanos = 250 * MS;
-const LONGEST_TIMEOUT: Nanos = SECOND;
+pub(crate) const SYN_RETRANSMISSION_TIMEOUT: Nanos = SECOND;
+const RETRANSMISSION_TIMEOUT: Nanos = 250 * MS;
+const MAX_RETRANSMISSION_TIMEOUT: Nanos = SECOND;
 /// Bytes under way. Windows are fixed, and not scaled.
-const UNDER_WAY: u64 = 3_000;
+const MAX_BYTES_IN_FLIGHT: u64 = 3_000;
 const WINDOW: u16 = 64_240;
 const CLIENT: u8 = 0;
 
@@ -151,7 +151,8 @@ impl Traffic {
             dst_port: port,
             protocol: Protocol::TCP,
         };
-        let mut end = || End { isn: self.random.number() as u32, timeout: FIRST_TIMEOUT, ..End::default() };
+        let mut end =
+            || End { isn: self.random.number() as u32, timeout: SYN_RETRANSMISSION_TIMEOUT, ..End::default() };
         let ends = [end(), end()];
         let closes = (self.random.below(2) == 0).then(|| 500 + self.random.number() % 20_000);
         let random = Random(self.random.number());
@@ -219,7 +220,7 @@ impl Traffic {
             return;
         }
         connection.again += u32::from(connection.completed.is_none());
-        one.timeout = (2 * one.timeout).min(LONGEST_TIMEOUT.max(FIRST_TIMEOUT));
+        one.timeout = (2 * one.timeout).min(MAX_RETRANSMISSION_TIMEOUT.max(SYN_RETRANSMISSION_TIMEOUT));
         let (from, data_end) = (one.unacked, one.fin.unwrap_or(one.next));
         match from {
             0 if end == 0 => self.send(number, end, Tcp::SYN, 0, 0),
@@ -250,7 +251,7 @@ impl Traffic {
             one.next += 1;
             let at = one.next - 1;
             self.send(number, end, Tcp::ACK | Tcp::FIN, at, 0);
-        } else if one.next - one.unacked < UNDER_WAY {
+        } else if one.next - one.unacked < MAX_BYTES_IN_FLIGHT {
             one.next += length;
             let at = one.next - length;
             self.send(number, end, Tcp::ACK | Tcp::PSH, at, length);
@@ -273,7 +274,7 @@ impl Traffic {
             if segment.has(Tcp::ACK) {
                 one.unacked = one.unacked.max(1);
                 if !one.open {
-                    (one.open, one.timeout, one.progress) = (true, TIMEOUT, now);
+                    (one.open, one.timeout, one.progress) = (true, RETRANSMISSION_TIMEOUT, now);
                     self.arm(number, end, now);
                     self.at(now + MS, Timer::Speak(number, end));
                 }
@@ -292,7 +293,7 @@ impl Traffic {
             return;
         }
         if segment.ack > one.unacked && segment.ack <= one.next {
-            (one.unacked, one.progress, one.timeout) = (segment.ack, now, TIMEOUT);
+            (one.unacked, one.progress, one.timeout) = (segment.ack, now, RETRANSMISSION_TIMEOUT);
             let opens = end != usize::from(CLIENT) && !one.open;
             if opens {
                 one.open = true;

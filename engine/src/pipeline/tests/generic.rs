@@ -21,7 +21,7 @@ fn echo(id: u16) -> Tuple {
 }
 
 #[test]
-fn udp_becomes_assured_and_waits_for_nothing() {
+fn udp_becomes_assured_without_holds() {
     let mut k = Cluster::new();
     let (ask, reply) = (other(udp(7), Kind::Udp), other(udp(7).inverse(), Kind::Udp));
     assert_eq!(k.pass(A, ask), FORWARD);
@@ -43,7 +43,7 @@ fn udp_becomes_assured_and_waits_for_nothing() {
 }
 
 #[test]
-fn a_reply_before_the_hint_is_held_and_a_forbidden_packet_is_held_once() {
+fn udp_reply_before_the_hint_is_held_and_forbidden_packet_is_held_once() {
     let mut k = Cluster::new();
     let (ask, reply) = (other(udp(7), Kind::Udp), other(udp(7).inverse(), Kind::Udp));
     k.pass(A, ask);
@@ -60,7 +60,7 @@ fn a_reply_before_the_hint_is_held_and_a_forbidden_packet_is_held_once() {
 }
 
 #[test]
-fn opposite_half_opens_merge_to_the_lower_id() {
+fn half_open_sessions_of_both_directions_merge_to_the_lower_id() {
     let mut k = Cluster::new();
     k.policy(&format!("{}accept \"back\" from inside to outside: any -> any udp\n", crate::testing::POLICY));
     let (ask, reply) = (other(udp(7), Kind::Udp), other(udp(7).inverse(), Kind::Udp));
@@ -78,7 +78,7 @@ fn opposite_half_opens_merge_to_the_lower_id() {
 }
 
 #[test]
-fn echo_requests_ask_and_replies_answer() {
+fn echo_request_opens_and_reply_does_not() {
     let mut k = Cluster::new();
     let (request, reply) = (other(echo(9), Kind::EchoRequest), other(echo(9).inverse(), Kind::EchoReply));
     assert_eq!(k.pass(B, reply).held(), Some(HoldClass::Unmatched), "a reply opens nothing");
@@ -98,7 +98,7 @@ fn error(embedded: Tuple, seq: Option<u32>) -> Packet {
 }
 
 #[test]
-fn errors_are_related_to_what_was_sent() {
+fn icmp_errors_are_related_to_what_was_sent() {
     let (mut k, c) = established(1);
     let unrelated = Verdict::Drop(Reason::IcmpUnrelated);
     assert_eq!(k.pass(B, error(c.tuple, Some(c.client + 1))), FORWARD);
@@ -246,7 +246,7 @@ fn ip_options_pass_as_the_policy_says() {
 }
 
 #[test]
-fn hints_that_make_no_sense_are_ignored() {
+fn half_open_hints_that_make_no_sense_are_ignored() {
     let mut k = Cluster::new();
     let mut open = crate::testing::half_open(crate::testing::tuple(1), 7);
     open.reply = open.original;

@@ -21,7 +21,7 @@ fn begun() -> FragmentTable {
 }
 
 #[test]
-fn any_order_passes_once() {
+fn fragments_pass_once_in_any_order() {
     let mut all = begun();
     let mut follows = |begin, end, last| all.follows(1, &part(begin, end, last), true, NOW) == FragmentOutcome::Pass;
     assert!(follows(160, 240, false));
@@ -34,7 +34,7 @@ fn any_order_passes_once() {
 }
 
 #[test]
-fn nothing_overlaps() {
+fn fragments_never_overlap() {
     let mut all = begun();
     assert!(!all.first(1, 80, NOW), "a second first one");
     let mut follows = |begin, end, last| all.follows(1, &part(begin, end, last), true, NOW) == FragmentOutcome::Pass;
@@ -53,7 +53,7 @@ fn nothing_overlaps() {
 }
 
 #[test]
-fn sizes_and_times_are_bounded() {
+fn fragment_table_is_bounded_in_size_and_time() {
     let mut all = begun();
     let mut passes = |n: u16| all.follows(1, &part(n * 160, n * 160 + 80, false), true, NOW) == FragmentOutcome::Pass;
     assert_eq!((1..20).filter(|&n| passes(n)).count(), MAX_RUNS - 1);
@@ -73,7 +73,7 @@ fn sizes_and_times_are_bounded() {
 }
 
 #[test]
-fn what_began_elsewhere_needs_trust_and_changes_nothing_that_began_here() {
+fn fragments_of_a_first_elsewhere_need_a_valid_lease() {
     let mut all = begun();
     all.elsewhere(1, 800, NOW);
     assert_eq!(all.first_end(1, NOW), Some(80));
@@ -87,7 +87,7 @@ fn what_began_elsewhere_needs_trust_and_changes_nothing_that_began_here() {
 }
 
 #[test]
-fn those_that_wait_are_woken_once_and_asked_for_once() {
+fn pending_fragments_are_woken_once_and_queried_once() {
     let mut all = FragmentTable::default();
     assert_eq!(all.wait(1, &datagram(1), 0, NOW), WaitOutcome::Registered);
     assert_eq!(all.wait(1, &datagram(1), 5, NOW + MS), WaitOutcome::Registered);
@@ -105,7 +105,7 @@ fn those_that_wait_are_woken_once_and_asked_for_once() {
 }
 
 #[test]
-fn after_the_first_one_was_dropped_nobody_waits() {
+fn pending_fragments_end_when_the_first_is_dropped() {
     let mut all = FragmentTable::default();
     assert_eq!(all.wait(1, &datagram(1), 3, NOW), WaitOutcome::Registered);
     assert_eq!(all.dropped(1, &datagram(1), NOW), WorkerSet::of(3));
@@ -123,7 +123,7 @@ fn after_the_first_one_was_dropped_nobody_waits() {
 }
 
 #[test]
-fn a_flood_pushes_out_nobody_who_waits() {
+fn pending_fragments_survive_a_flood() {
     let mut all = FragmentTable::default();
     for n in 0..MAX_PENDING as u32 {
         assert_eq!(all.wait(n.into(), &datagram(n), 1, NOW), WaitOutcome::Registered);

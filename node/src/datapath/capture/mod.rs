@@ -3,7 +3,7 @@
 pub(crate) mod ring;
 pub(crate) mod socket;
 
-pub(crate) use socket::{Capture, LARGEST, Received};
+pub(crate) use socket::{Capture, MAX_FRAME_BYTES, Received};
 
 /// The EtherTypes that are captured. Never `ETH_P_ALL`: that also sees what TC redirected, tagged frames as if they
 /// were ours, and this machine's own output.

@@ -1,7 +1,7 @@
 //! A `TPACKET_V2` receive ring: memory that the kernel writes frames to and we read them from, slot by slot.
 //!
-//! A slot belongs to the kernel while its status word is 0, else to us; that word is the only thing both sides write.
-//! V2 and not V3, because V3 hands over blocks and adds up to a millisecond of latency.
+//! A slot belongs to the kernel while its status word is 0, otherwise to us. Both sides write only that word. V2 and not V3,
+//! because V3 hands over blocks and adds up to a millisecond of latency.
 #![expect(unsafe_code, reason = "memory that the kernel writes to as well")]
 
 use std::io;
@@ -15,15 +15,15 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use crate::datapath::sys;
 use crate::datapath::vnet::{LENGTH as VNET, VnetHeader};
 
-/// The size of a slot: a full Ethernet frame fits; what is larger comes by `recvmsg`.
-pub(crate) const SLOT: usize = 2048;
+/// The size of a slot. A full Ethernet frame fits; larger ones come from the socket's queue.
+pub(crate) const SLOT_BYTES: usize = 2048;
 /// Slots a block (64 KiB, so that the kernel finds the memory also when it is fragmented).
 const BLOCK_SLOTS: u32 = 32;
 /// `struct sockaddr_ll` follows the header.
-const ADDRESS: usize = 32;
+const SOCKADDR_OFFSET: usize = 32;
 
-const COPY: u32 = 1 << 1;
-const VLAN_VALID: u32 = 1 << 4;
+const STATUS_COPY: u32 = 1 << 1;
+const STATUS_VLAN_VALID: u32 = 1 << 4;
 
 /// One slot's header, as `struct tpacket2_hdr` has it.
 #[derive(Clone, Copy, Debug, Default)]
@@ -41,7 +41,7 @@ struct Header {
     padding: [u8; 4],
 }
 
-/// What a slot says of its frame.
+/// A slot's description of its frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Frame {
     /// When the kernel received it: nanoseconds since 1970, wall clock.
@@ -80,7 +80,7 @@ fn decode<'a>(header: &Header, slot: &'a [u8]) -> Option<Slot<'a>> {
     // A frame that is cut inside its link-layer header has no packet.
     let packet = slot.get(net.min(end)..end)?;
     // `sockaddr_ll`: the interface at 4, the packet's kind at 10.
-    let address = slot.get(ADDRESS..ADDRESS + 12)?;
+    let address = slot.get(SOCKADDR_OFFSET..SOCKADDR_OFFSET + 12)?;
     let index = u32::from_ne_bytes(*address.get(4..)?.first_chunk()?);
     let kind = *address.get(10)?;
     let vnet = VnetHeader::read(*slot.get(mac.checked_sub(VNET)?..)?.first_chunk()?, link);
@@ -91,8 +91,8 @@ fn decode<'a>(header: &Header, slot: &'a [u8]) -> Option<Slot<'a>> {
         link,
         index,
         kind,
-        tagged: header.status & VLAN_VALID != 0,
-        queued: header.status & COPY != 0,
+        tagged: header.status & STATUS_VLAN_VALID != 0,
+        queued: header.status & STATUS_COPY != 0,
     };
     Some(Slot { frame, vnet, packet })
 }
@@ -114,7 +114,7 @@ impl Ring {
     pub(crate) fn map(fd: BorrowedFd<'_>, slots: u32) -> io::Result<Ring> {
         let blocks = slots.div_ceil(BLOCK_SLOTS).max(1);
         let slots = blocks * BLOCK_SLOTS;
-        let slot_size = u32::try_from(SLOT).unwrap_or(0);
+        let slot_size = u32::try_from(SLOT_BYTES).unwrap_or(0);
         let request = libc::tpacket_req {
             tp_block_size: slot_size * BLOCK_SLOTS,
             tp_block_nr: blocks,
@@ -122,7 +122,7 @@ impl Ring {
             tp_frame_nr: slots,
         };
         sys::set_option(fd, libc::SOL_PACKET, libc::PACKET_RX_RING, &request)?;
-        let length = usize::try_from(slots).unwrap_or(0) * SLOT;
+        let length = usize::try_from(slots).unwrap_or(0) * SLOT_BYTES;
         let size = NonZero::new(length).ok_or(io::ErrorKind::InvalidInput)?;
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a fresh shared mapping at an address that the kernel chooses; it overlaps nothing of ours.
@@ -131,17 +131,17 @@ impl Ring {
     }
 
     fn slot(&self) -> NonNull<u8> {
-        // SAFETY: `next` < `slots`, and the mapping is `slots` × `SLOT` bytes long.
-        unsafe { self.memory.add(usize::try_from(self.next).unwrap_or(0) * SLOT) }
+        // SAFETY: `next` < `slots`, and the mapping is `slots` × `SLOT_BYTES` bytes long.
+        unsafe { self.memory.add(usize::try_from(self.next).unwrap_or(0) * SLOT_BYTES) }
     }
 
     fn status(&self) -> &AtomicU32 {
-        // SAFETY: a slot begins with its status word, is aligned to `SLOT`, and lives as long as `self`; the kernel and
+        // SAFETY: a slot begins with its status word, is aligned to `SLOT_BYTES`, and lives as long as `self`; the kernel and
         // we access this word only atomically while the slot is not ours.
         unsafe { AtomicU32::from_ptr(self.slot().cast().as_ptr()) }
     }
 
-    /// Is a frame there?
+    /// Whether there is a frame.
     fn ready(&self) -> bool {
         self.status().load(Ordering::Acquire) != 0
     }
@@ -153,9 +153,10 @@ impl Ring {
         }
         let slot = self.slot();
         // SAFETY: the status was not 0 (acquired above), so the kernel does not write to this slot until `release`,
-        // which needs `&mut self` and so outlives no borrow of this one. The slot is `SLOT` bytes of the mapping.
-        let (header, bytes) =
-            unsafe { (slot.cast::<Header>().read(), std::slice::from_raw_parts(slot.as_ptr().cast_const(), SLOT)) };
+        // which needs `&mut self` and so outlives no borrow of this one. The slot is `SLOT_BYTES` bytes of the mapping.
+        let (header, bytes) = unsafe {
+            (slot.cast::<Header>().read(), std::slice::from_raw_parts(slot.as_ptr().cast_const(), SLOT_BYTES))
+        };
         Some(decode(&header, bytes))
     }
 
@@ -179,18 +180,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_header_is_the_kernels() {
+    fn ring_header_is_the_kernels() {
         assert_eq!(size_of::<Header>(), size_of::<libc::tpacket2_hdr>());
-        assert_eq!(size_of::<Header>().next_multiple_of(16), ADDRESS);
+        assert_eq!(size_of::<Header>().next_multiple_of(16), SOCKADDR_OFFSET);
         assert_eq!(std::mem::offset_of!(Header, nanoseconds), std::mem::offset_of!(libc::tpacket2_hdr, tp_nsec));
         assert_eq!(std::mem::offset_of!(Header, mac), std::mem::offset_of!(libc::tpacket2_hdr, tp_mac));
-        assert_eq!((COPY, VLAN_VALID), (libc::TP_STATUS_COPY, libc::TP_STATUS_VLAN_VALID));
+        assert_eq!((STATUS_COPY, STATUS_VLAN_VALID), (libc::TP_STATUS_COPY, libc::TP_STATUS_VLAN_VALID));
     }
 
     fn slot(header: &Header) -> Vec<u8> {
-        let mut bytes: Vec<u8> = (0..SLOT).map(|i| u8::try_from(i % 251).unwrap()).collect();
-        bytes[ADDRESS + 4..ADDRESS + 8].copy_from_slice(&7u32.to_ne_bytes());
-        bytes[ADDRESS + 10] = 3;
+        let mut bytes: Vec<u8> = (0..SLOT_BYTES).map(|i| u8::try_from(i % 251).unwrap()).collect();
+        bytes[SOCKADDR_OFFSET + 4..SOCKADDR_OFFSET + 8].copy_from_slice(&7u32.to_ne_bytes());
+        bytes[SOCKADDR_OFFSET + 10] = 3;
         let vnet = VnetHeader { flags: 1, csum_start: 34, csum_offset: 16, ..VnetHeader::default() };
         let at = usize::from(header.mac) - VNET;
         bytes[at..at + VNET].copy_from_slice(&vnet.write(0));
@@ -198,9 +199,9 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_is_read() {
+    fn ring_slot_is_decoded() {
         let header = Header {
-            status: 1 | VLAN_VALID,
+            status: 1 | STATUS_VLAN_VALID,
             length: 74,
             captured: 74,
             mac: 92,
@@ -218,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_not_read() {
+    fn ring_slot_with_impossible_offsets_is_refused() {
         let good = Header { status: 1, length: 60, captured: 60, mac: 92, net: 106, ..Header::default() };
         let bytes = slot(&good);
         assert!(decode(&good, &bytes).is_some());

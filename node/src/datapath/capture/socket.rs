@@ -6,15 +6,15 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
 
-use super::ring::{Ring, SLOT, Slot};
+use super::ring::{Ring, SLOT_BYTES, Slot};
 use crate::datapath::sys;
 use crate::datapath::vnet::{LENGTH as VNET, VnetHeader};
 
-/// The largest frame: an IP packet of 64 KiB, its link-layer header and the virtio header, with room to notice a larger.
-pub(crate) const LARGEST: usize = 65536 + 256;
+/// The largest frame: an IP packet of 64 KiB, its link-layer header and the virtio header, with room to detect a larger one.
+pub(crate) const MAX_FRAME_BYTES: usize = 65536 + 256;
 
-/// What the queue of oversized frames may hold. GSO packets of 64 KiB count with more than their length.
-const QUEUE: i32 = 16 << 20;
+/// The socket's receive buffer, for oversized frames. GSO packets of 64 KiB count with more than their length.
+const RECEIVE_BUFFER_BYTES: i32 = 16 << 20;
 
 /// A frame for this interface's own MAC address.
 const PACKET_HOST: u8 = 0;
@@ -72,12 +72,12 @@ impl Capture {
         let set = |name: i32, value: i32| sys::set_option(fd, libc::SOL_PACKET, name, &value);
         set(libc::PACKET_VERSION, 1 /* TPACKET_V2 */)?;
         set(libc::PACKET_VNET_HDR, 1)?;
-        set(libc::PACKET_COPY_THRESH, i32::try_from(SLOT).unwrap_or(i32::MAX))?;
+        set(libc::PACKET_COPY_THRESH, i32::try_from(SLOT_BYTES).unwrap_or(i32::MAX))?;
         // Since Linux 4.20; we look at `PACKET_OUTGOING` ourselves too.
         let _ = set(libc::PACKET_IGNORE_OUTGOING, 1);
         // Beyond the system's limit where we may (not in a user namespace), else up to it.
-        if sys::set_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &QUEUE).is_err() {
-            sys::set_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUF, &QUEUE)?;
+        if sys::set_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &RECEIVE_BUFFER_BYTES).is_err() {
+            sys::set_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUF, &RECEIVE_BUFFER_BYTES)?;
         }
         let ring = Ring::map(fd, slots)?;
         sys::bind_packet(fd, index, ethertype)?;
@@ -88,7 +88,7 @@ impl Capture {
         Ok(Capture { ring, fd: socket, index })
     }
 
-    /// Receives one frame, if one is there. `large` (of [`LARGEST`] bytes) takes what does not fit into a slot.
+    /// Receives one frame, if there is one. `large` (of [`MAX_FRAME_BYTES`] bytes) takes what does not fit into a slot.
     pub(crate) fn receive<R>(&mut self, large: &mut [u8], take: impl FnOnce(Received<'_>) -> R) -> Option<R> {
         let slot = self.ring.peek()?;
         let result = take(slot.map_or(Received::Nothing, |slot| classify(slot, self.index, self.fd.as_fd(), large)));
@@ -153,7 +153,7 @@ fn classify<'a>(slot: Slot<'a>, bound: u32, fd: BorrowedFd<'_>, large: &'a mut [
     }
 }
 
-/// Takes the oldest oversized frame off the queue; `None` if it was not there or too large.
+/// Takes the oldest oversized frame off the queue. `None` if there was none, or it was too large.
 fn dequeue(fd: BorrowedFd<'_>, large: &mut [u8]) -> Option<usize> {
     loop {
         match recv(fd.as_raw_fd(), large, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_TRUNC) {

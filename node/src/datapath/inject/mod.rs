@@ -1,5 +1,5 @@
-//! Re-injection: what is allowed goes to the device `palisade0`, from which the kernel routes it. FIB, ECMP, neighbours,
-//! TTL, ICMP errors and fragmentation are all the kernel's own.
+//! Re-injection: allowed packets go to the device `palisade0`, from which the kernel routes them. FIB, ECMP, neighbours, TTL,
+//! ICMP errors and fragmentation are the kernel's own.
 
 mod tun;
 mod veth;
@@ -17,12 +17,12 @@ use super::host::netlink::Netlink;
 use super::host::sysctl::{Family, Setting};
 use super::vnet::{LENGTH as VNET, VnetHeader};
 
-/// Up to this length, copying a packet behind its headers costs less than `writev` costs more than `write`.
-const SMALL: usize = 256;
-/// The length of an Ethernet header, as virtio counts.
+/// Packets up to this size are copied into one buffer: the copy is cheaper than the overhead of `writev` over `write`.
+const MAX_COPIED_BYTES: usize = 256;
+/// The length of an Ethernet header.
 const ETHERNET: u16 = 14;
 
-/// By what kind of device packets are re-injected.
+/// The kind of the re-injection device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Inject {
     /// TUN if `/dev/net/tun` can be opened, else veth.
@@ -34,7 +34,7 @@ pub enum Inject {
     Veth,
 }
 
-/// A worker's way to re-inject.
+/// A worker's queue of the re-injection device.
 #[derive(Debug)]
 pub(crate) struct Injector {
     fd: OwnedFd,
@@ -54,7 +54,7 @@ impl Injector {
             &headers[..VNET]
         };
         let length = headers.len() + packet.len();
-        let mut small = [0; SMALL];
+        let mut small = [0; MAX_COPIED_BYTES];
         let written = if let Some(whole) = small.get_mut(..length) {
             let (front, back) = whole.split_at_mut(headers.len());
             front.copy_from_slice(headers);
@@ -77,7 +77,7 @@ pub(crate) struct Device {
     pub(crate) injectors: Vec<Injector>,
 }
 
-/// Makes the device `name` and switches it on. One that is left from a daemon that died is replaced.
+/// Creates the device `name` and sets it up. A device that a dead daemon left is replaced.
 pub(crate) fn open(netlink: &mut Netlink, kind: Inject, name: &str, queues: usize) -> Result<Device, StartError> {
     let failed = |source| StartError::Device { device: name.to_owned(), source };
     clear(netlink, name)?;
@@ -87,7 +87,7 @@ pub(crate) fn open(netlink: &mut Netlink, kind: Inject, name: &str, queues: usiz
         Inject::Auto => match tun::open(name, queues) {
             Ok(fds) => (Inject::Tun, fds),
             Err(error) => {
-                tracing::info!(%error, "no TUN device is to be had; re-injecting by a veth pair");
+                tracing::info!(%error, "no TUN device is available; re-injecting through a veth pair");
                 (Inject::Veth, veth::open(netlink, name, queues).map_err(failed)?)
             }
         },
@@ -97,7 +97,7 @@ pub(crate) fn open(netlink: &mut Netlink, kind: Inject, name: &str, queues: usiz
     configure(name, &veth::outer(name), kind)?;
     let index = find(netlink, name).map_err(failed)?.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
     links::up(netlink, index).map_err(failed)?;
-    // Switching on may set some of them again.
+    // Setting the link up may change some of them.
     configure(name, &veth::outer(name), kind)?;
     Ok(Device { kind, index, injectors })
 }
@@ -110,7 +110,7 @@ pub(crate) fn remove(netlink: &mut Netlink, kind: Inject, name: &str) -> io::Res
     }
 }
 
-/// The settings of the device itself, which are the daemon's to make. Says how many had to be changed.
+/// Makes the settings of the device itself, and returns how many had to be changed.
 pub(crate) fn configure(name: &str, outer: &str, kind: Inject) -> Result<usize, StartError> {
     let mut changed = 0;
     let mut set = |family, interface: &str, key, value| {

@@ -1,4 +1,4 @@
-//! Re-injection by a multi-queue TUN device.
+//! Re-injection through a multi-queue TUN device.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use crate::datapath::sys;
 
-/// Makes the device, with one queue for each worker. It lives as long as the queues.
+/// Creates the device, with one queue for each worker. It exists as long as the queues.
 pub(super) fn open(device: &str, queues: usize) -> io::Result<Vec<OwnedFd>> {
     (0..queues)
         .map(|_| {

@@ -1,5 +1,5 @@
-//! Re-injection by a pair of veth interfaces, where there is no `/dev/net/tun` (in user namespaces): what is sent to the
-//! one end comes in at the other, which is `palisade0` to everything above.
+//! Re-injection through a pair of veth interfaces, where there is no `/dev/net/tun` (in user namespaces). What is sent into one
+//! end arrives at the other, which is `palisade0`.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -21,7 +21,7 @@ pub(super) fn outer(device: &str) -> String {
     format!("{device}x")
 }
 
-/// Makes the pair and a sending socket for each worker. The pair outlives them: see `remove` in the parent module.
+/// Creates the pair and a sending socket for each worker. The pair outlives them: see `remove` in the parent module.
 pub(super) fn open(netlink: &mut Netlink, device: &str, queues: usize) -> io::Result<Vec<OwnedFd>> {
     let outer = outer(device);
     links::create_veth(netlink, [(device, INNER), (&outer, OUTER)])?;
@@ -36,7 +36,7 @@ pub(super) fn open(netlink: &mut Netlink, device: &str, queues: usize) -> io::Re
             let socket = sys::packet_socket()?;
             let fd = socket.as_fd();
             sys::set_option(fd, libc::SOL_PACKET, libc::PACKET_VNET_HDR, &1i32)?;
-            // There is no queue to wait in before a veth.
+            // A veth has no queue that could delay packets.
             let _ = sys::set_option(fd, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, &1i32);
             sys::bind_packet(fd, index, 0)?;
             Ok(socket)

@@ -20,7 +20,7 @@ use crate::worker::{Break, ObservedPacket};
 use super::Invariant;
 
 /// Being current, and the step in which the simulation sees what happened.
-const MARGIN: Nanos = 5 * MS;
+const LEASE_MARGIN: Nanos = 5 * MS;
 
 #[derive(Default)]
 pub(crate) struct FailClosed {
@@ -42,7 +42,7 @@ fn current_for() -> Nanos {
 impl FailClosed {
     fn forwarded(&mut self, seen: &ObservedPacket, sim: &Sim) -> Result<(), String> {
         let segment = &seen.segment;
-        let since = self.alone[seen.member].filter(|since| seen.at > since + current_for() + MARGIN);
+        let since = self.alone[seen.member].filter(|since| seen.at > since + current_for() + LEASE_MARGIN);
         if segment.is_syn() {
             if since.is_none() {
                 self.opened.insert(segment.tuple);
@@ -81,7 +81,7 @@ impl FailClosed {
 
     /// Was a policy that allows it in force lately?
     fn by_old_policy(&self, seen: &ObservedPacket) -> Result<(), String> {
-        let lately = seen.at.saturating_sub(current_for() + MARGIN + 20 * MS);
+        let lately = seen.at.saturating_sub(current_for() + LEASE_MARGIN + 20 * MS);
         let mut begins = self.policies.iter().peekable();
         while let Some((generation, _)) = begins.next() {
             let ended = begins.peek().map(|(_, at)| **at);
@@ -122,20 +122,20 @@ impl Invariant for FailClosed {
 }
 
 #[test]
-fn a_member_that_is_cut_off_admits_nothing() {
+fn fail_closed_holds_for_members_without_a_majority() {
     crate::seeds(20, FaultPlan::PolicyBehindTheBack).hold();
 }
 
 /// In these its followers stand still, it is cut off in one direction, and they wake and answer what it had sent before
 /// (docs/decisions/0003-read-index.md).
 #[test]
-fn a_leader_does_not_prove_itself_by_old_answers() {
+fn fail_closed_holds_for_a_leader_with_stale_responses() {
     crate::run(100_998, 1, FaultPlan::Everything, None).hold();
     crate::run(107_390, 1, FaultPlan::Everything, None).hold();
 }
 
 #[test]
-fn fail_closed_fails_if_a_member_holds_itself_for_current() {
+fn fail_closed_fails_if_the_lease_is_always_valid() {
     crate::broken(FaultPlan::PolicyBehindTheBack, (None, Break::AlwaysCurrent)).violate("P3 fail closed");
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use palisade_engine::replica::Command;
 
 use crate::faults::FaultPlan;
-use crate::sim::{Fact, MOST_HALF_OPEN, Sim, commands};
+use crate::sim::{Fact, MAX_HALF_OPEN, Sim, commands};
 use crate::worker::Break;
 
 use super::Invariant;
@@ -20,8 +20,8 @@ impl Invariant for Flood {
 
     fn hear(&mut self, fact: &Fact<'_>, _: &Sim) -> Result<(), String> {
         match fact {
-            Fact::Sample(sample) if sample.half_open > MOST_HALF_OPEN as u64 => {
-                Err(format!("more half-open sessions than {MOST_HALF_OPEN}: {sample:?}"))
+            Fact::Sample(sample) if sample.half_open > MAX_HALF_OPEN as u64 => {
+                Err(format!("more half-open sessions than {MAX_HALF_OPEN}: {sample:?}"))
             }
             _ => Ok(()),
         }
@@ -48,7 +48,7 @@ impl Invariant for Flood {
 }
 
 #[test]
-fn a_flood_is_not_in_the_log() {
+fn flood_holds() {
     crate::seeds(10, FaultPlan::Everything).hold();
 }
 

@@ -11,7 +11,7 @@ use crate::sim::{Fact, Sim};
 use crate::traffic::{Kind, WEB};
 
 /// After a repair: an election, being current, the longest retransmission timeout.
-const RECOVERY: Nanos = 3 * SECOND;
+const RECOVERY_TIME: Nanos = 3 * SECOND;
 
 #[derive(Default)]
 pub(crate) struct NoLostConnection;
@@ -47,7 +47,7 @@ impl Invariant for NoLostConnection {
     }
 
     fn end(&mut self, sim: &Sim) -> Vec<String> {
-        if sim.healed == 0 || sim.now < sim.healed + RECOVERY {
+        if sim.healed == 0 || sim.now < sim.healed + RECOVERY_TIME {
             return Vec::new();
         }
         let all = sim.traffic.connections.iter().filter(|c| c.port() == WEB);
@@ -56,7 +56,7 @@ impl Invariant for NoLostConnection {
                 c.ends.iter().any(|end| end.progress < sim.healed)
             } else {
                 // One that opened before may have been forgotten by all who knew of it: half-open sessions are not in the log.
-                c.completed.is_none() && c.opened >= sim.healed && c.opened + RECOVERY < sim.now
+                c.completed.is_none() && c.opened >= sim.healed && c.opened + RECOVERY_TIME < sim.now
             }
         };
         all.filter(lost).map(|c| format!("a connection did not go on: {c:?}")).collect()
@@ -64,11 +64,11 @@ impl Invariant for NoLostConnection {
 }
 
 #[test]
-fn no_connection_is_lost_with_two_members_one_after_the_other() {
+fn no_lost_connection_holds_after_two_losses_in_a_row() {
     crate::seeds(20, FaultPlan::TwoLosses { lying: false }).hold();
 }
 
 #[test]
-fn connections_are_lost_by_disks_that_lie() {
+fn no_lost_connection_fails_if_disks_lie() {
     crate::seeds(5, FaultPlan::TwoLosses { lying: true }).violate("P2 no lost connection");
 }

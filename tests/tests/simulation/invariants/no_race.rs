@@ -12,7 +12,7 @@ use crate::worker::Break;
 use super::Invariant;
 
 /// A handshake that has taken no longer may still be under way: three packets, a hint and a commit over slow links.
-const UNDER_WAY: Nanos = 300 * MS;
+const MAX_HANDSHAKE_TIME: Nanos = 300 * MS;
 
 #[derive(Default)]
 pub(crate) struct NoRace;
@@ -21,10 +21,11 @@ impl NoRace {
     /// All connections that opened while all was well, until now.
     fn check(sim: &Sim, since: Nanos) -> Vec<String> {
         let allowed = |port| port == crate::traffic::WEB;
-        let opened = |at: Nanos| at >= since && at + UNDER_WAY <= sim.now;
+        let opened = |at: Nanos| at >= since && at + MAX_HANDSHAKE_TIME <= sim.now;
         let all = sim.traffic.connections.iter().filter(|c| opened(c.opened) && allowed(c.port()));
-        let again =
-            |c: &&crate::traffic::Connection| c.completed.is_none_or(|at| at > c.opened + UNDER_WAY) || c.again > 0;
+        let again = |c: &&crate::traffic::Connection| {
+            c.completed.is_none_or(|at| at > c.opened + MAX_HANDSHAKE_TIME) || c.again > 0
+        };
         all.filter(again).map(|c| format!("a handshake did not complete at once: {c:?}")).collect()
     }
 }

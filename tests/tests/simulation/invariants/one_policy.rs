@@ -58,7 +58,7 @@ impl Invariant for OnePolicy {
 }
 
 #[test]
-fn policies_change_at_one_index() {
+fn one_policy_holds() {
     crate::seeds(10, FaultPlan::PolicyBehindTheBack).hold();
 }
 

@@ -15,7 +15,7 @@ use super::Invariant;
 
 /// To the leader, to the other one and back, to the proposer: at most 6 ms each and a flush of 3 ms on both disks, and
 /// twice that because another batch may be under way.
-const HELD: Nanos = 70 * MS;
+const MAX_HOLD: Nanos = 70 * MS;
 
 #[derive(Default)]
 pub(crate) struct SlowMember {
@@ -57,7 +57,7 @@ impl Invariant for SlowMember {
                 Err(format!("dropped beside a slow member, {reason:?}: {seen:?}"))
             }
             PacketOutcome::Forwarded => match self.held.remove(&number) {
-                Some(from) if seen.at > from + HELD => {
+                Some(from) if seen.at > from + MAX_HOLD => {
                     Err(format!("held for {} ms beside a slow member: {seen:?}", (seen.at - from) / MS))
                 }
                 _ => Ok(()),
@@ -67,7 +67,7 @@ impl Invariant for SlowMember {
 }
 
 #[test]
-fn a_slow_follower_slows_nobody() {
+fn slow_member_holds() {
     crate::seeds(20, FaultPlan::SlowFollower).hold();
 }
 

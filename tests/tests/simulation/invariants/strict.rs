@@ -52,7 +52,7 @@ impl Invariant for Strict {
 }
 
 #[test]
-fn forged_packets_do_not_pass() {
+fn strict_holds() {
     crate::seeds(20, FaultPlan::Calm).hold();
 }
 
