@@ -21,6 +21,7 @@ pub mod hold;
 mod id;
 mod idle;
 
+pub mod packet_loop;
 pub mod parse;
 mod pipeline;
 pub mod policy;

@@ -47,7 +47,7 @@ pub(crate) enum Fault {
         to: usize,
         change: LinkChange,
     },
-    /// `killed`: the program only. Otherwise the machine loses power.
+    /// `killed`: the program only. Otherwise the host loses power.
     Crash {
         member: usize,
         killed: bool,
@@ -97,7 +97,7 @@ pub(crate) enum FaultPlan {
     Calm,
     /// One follower is slow, and all else well.
     SlowFollower,
-    /// The member that leads and one whose machine lost power in its turn: two losses of one member each.
+    /// The member that leads and one whose host lost power in its turn: two losses of one member each.
     TwoLosses { lying: bool },
     /// The policy changes while one member is cut off, by turns each of them.
     PolicyBehindTheBack,
@@ -106,8 +106,8 @@ pub(crate) enum FaultPlan {
 }
 
 #[derive(Clone, Debug)]
-pub(crate) struct Plan {
-    pub(crate) story: FaultPlan,
+pub(crate) struct RunPlan {
+    pub(crate) fault_plan: FaultPlan,
     /// How long flushes take.
     pub(crate) flush: (Nanos, Nanos),
 }
@@ -277,19 +277,19 @@ impl Script<'_> {
     }
 }
 
-impl Plan {
-    pub(crate) fn of(story: FaultPlan) -> Plan {
-        Plan { story, flush: USUAL_FLUSH }
+impl RunPlan {
+    pub(crate) fn of(fault_plan: FaultPlan) -> RunPlan {
+        RunPlan { fault_plan, flush: USUAL_FLUSH }
     }
 
     pub(crate) fn faults(&self, random: &mut Random, began: Nanos) -> Faults {
         let mut script = Script { faults: Faults::new(), number: 0, began, random };
         let (end, _) = self.times(0);
-        match self.story {
+        match self.fault_plan {
             FaultPlan::Calm => script.attacks(end, end, 60),
             FaultPlan::SlowFollower => script.slow_follower(),
             FaultPlan::Everything | FaultPlan::Rotten => {
-                if self.story == FaultPlan::Rotten {
+                if self.fault_plan == FaultPlan::Rotten {
                     script.at(0, Fault::Rot(1));
                     script.at(1, Fault::Policy(0));
                 }
@@ -342,7 +342,7 @@ impl Plan {
 
     /// When the run ends, and until when connections open.
     pub(crate) fn times(&self, began: Nanos) -> (Nanos, Nanos) {
-        let (end, opens) = match self.story {
+        let (end, opens) = match self.fault_plan {
             FaultPlan::Calm => (2 * SECOND, 1_500 * MS),
             FaultPlan::SlowFollower => (SLOW_TO + 200 * MS, SLOW_TO - 200 * MS),
             FaultPlan::Everything | FaultPlan::Rotten => (END, END - 500 * MS),

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use palisade_engine::packet_loop::PacketOutcome;
 use palisade_engine::parse::Tcp;
 use palisade_engine::replica::Command;
 use palisade_engine::{Generation, Tuple};
@@ -14,7 +15,7 @@ use crate::faults::FaultPlan;
 use crate::network::{MEMBERS, MS, Nanos};
 use crate::sim::{Fact, Sim, allows_alternate};
 use crate::traffic::{ALTERNATE, Kind};
-use crate::worker::{Break, PacketOutcome, Seen};
+use crate::worker::{Break, ObservedPacket};
 
 use super::Invariant;
 
@@ -39,7 +40,7 @@ fn current_for() -> Nanos {
 }
 
 impl FailClosed {
-    fn forwarded(&mut self, seen: &Seen, sim: &Sim) -> Result<(), String> {
+    fn forwarded(&mut self, seen: &ObservedPacket, sim: &Sim) -> Result<(), String> {
         let segment = &seen.segment;
         let since = self.alone[seen.member].filter(|since| seen.at > since + current_for() + MARGIN);
         if segment.is_syn() {
@@ -79,7 +80,7 @@ impl FailClosed {
     }
 
     /// Was a policy that allows it in force lately?
-    fn by_old_policy(&self, seen: &Seen) -> Result<(), String> {
+    fn by_old_policy(&self, seen: &ObservedPacket) -> Result<(), String> {
         let lately = seen.at.saturating_sub(current_for() + MARGIN + 20 * MS);
         let mut begins = self.policies.iter().peekable();
         while let Some((generation, _)) = begins.next() {
@@ -111,11 +112,11 @@ impl Invariant for FailClosed {
                 self.policies.entry(sample.generation).or_insert(sim.now);
                 Ok(())
             }
-            Fact::Seen(seen) if seen.fate == PacketOutcome::Forwarded => {
+            Fact::Packet(seen) if seen.outcome == PacketOutcome::Forwarded => {
                 self.policies.entry(seen.generation).or_insert(seen.at);
                 self.forwarded(seen, sim)
             }
-            Fact::Seen(_) | Fact::Fault => Ok(()),
+            Fact::Packet(_) | Fact::Fault => Ok(()),
         }
     }
 }

@@ -33,7 +33,7 @@ impl Invariant for Flood {
         let answered: BTreeSet<_> = answered.map(|c| c.tuple).collect();
         let mut wrong = Vec::new();
         for member in &sim.members {
-            member.machine.storage().entries(&mut |entry| {
+            member.host.storage().entries(&mut |entry| {
                 for command in commands(entry) {
                     if let Command::Establish(e) = command
                         && !answered.contains(&e.original)

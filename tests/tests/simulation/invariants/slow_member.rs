@@ -3,11 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use palisade_engine::packet_loop::PacketOutcome;
+
 use crate::faults::FaultPlan;
 use crate::network::{MS, Nanos};
 use crate::sim::{Fact, Sim};
 use crate::traffic::{Kind, WEB};
-use crate::worker::{Break, PacketOutcome};
+use crate::worker::Break;
 
 use super::Invariant;
 
@@ -33,7 +35,7 @@ impl Invariant for SlowMember {
             return Ok(());
         };
         let since = *self.slow_since.get_or_insert(sim.now);
-        let Fact::Seen(seen) = fact else { return Ok(()) };
+        let Fact::Packet(seen) = fact else { return Ok(()) };
         let Some(number) = seen.segment.connection else { return Ok(()) };
         let connection = &sim.traffic.connections[number];
         if seen.member == slow {
@@ -46,12 +48,14 @@ impl Invariant for SlowMember {
         {
             return Ok(());
         }
-        match seen.fate {
+        match seen.outcome {
             PacketOutcome::Held => {
                 self.held.entry(number).or_insert(seen.at);
                 Ok(())
             }
-            PacketOutcome::Dropped(reason) => Err(format!("dropped beside a slow member, {reason:?}: {seen:?}")),
+            PacketOutcome::Dropped(reason) | PacketOutcome::Rejected(reason) => {
+                Err(format!("dropped beside a slow member, {reason:?}: {seen:?}"))
+            }
             PacketOutcome::Forwarded => match self.held.remove(&number) {
                 Some(from) if seen.at > from + HELD => {
                     Err(format!("held for {} ms beside a slow member: {seen:?}", (seen.at - from) / MS))
