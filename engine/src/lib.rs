@@ -27,6 +27,7 @@ mod pipeline;
 pub mod policy;
 mod progress;
 pub mod replica;
+mod replicated;
 mod session;
 mod table;
 #[cfg(test)]
@@ -47,7 +48,7 @@ pub use event::{
     EndpointSnapshot, Event, FragmentKey, Hint, Progress, Proposal, ProvisionalSegment, TcpSnapshot, UnconfirmedEdge,
 };
 pub use id::{Generation, MemberId, RuleId, SessionId, SessionIdError, ZoneId, ZonePair};
-pub use idle::Inquiry;
+pub use idle::IdleProbe;
 pub use progress::TakeoverCounts;
 pub use session::{Close, CloseCause, Counts, Establish, HalfOpen, HandshakeState, SessionInfo, SynParams};
 pub use time::Time;

@@ -324,12 +324,12 @@ impl HandshakePacket<'_, '_> {
         half.proposed = Some(self.context.now);
         let open = half.open;
         let occupant = shard.sessions.find(self.hash, &open.original).and_then(|slot| shard.sessions.get(slot));
-        if let Some(old) = occupant.filter(|s| s.closed.is_none()) {
+        if let Some(old) = occupant.filter(|s| s.is_open()) {
             // Both ends have agreed on a new connection with this tuple, so the old one is dead.
-            let close = Close { id: old.id, cause: CloseCause::Rst };
+            let close = Close { id: old.id(), cause: CloseCause::Rst };
             events.push(Event::Propose(Proposal::Close(close)));
         }
-        let supersedes = occupant.map(|s| s.id).or(open.supersedes);
+        let supersedes = occupant.map(|s| s.id()).or(open.supersedes);
         let establish = Establish { supersedes, ..Establish::from(&open) };
         events.push(Event::Propose(Proposal::Establish(Box::new(establish))));
     }

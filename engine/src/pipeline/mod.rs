@@ -91,8 +91,8 @@ impl Engine {
     ) -> Option<Verdict> {
         let session = shard.sessions.find(hash, &packet.tuple);
         let entry = session.and_then(|slot| shard.sessions.get(slot));
-        let contested = entry.is_none_or(|s| s.flags.has(SessionFlag::Contested));
-        let live = entry.is_some_and(|s| s.closed.is_none());
+        let contested = entry.is_none_or(|s| s.local.flags.has(SessionFlag::Contested));
+        let live = entry.is_some_and(|s| s.is_open());
         let mut half_open = HalfOpenMatch::Nothing;
         if contested {
             half_open = self.match_half_open(shard, hash, packet, live, context);
@@ -115,7 +115,7 @@ impl Engine {
         if matches!(half_open, HalfOpenMatch::Nothing)
             && let Some(session) = shard.sessions.get_mut(slot)
         {
-            session.flags.set(SessionFlag::Contested, false);
+            session.local.flags.set(SessionFlag::Contested, false);
         }
         self.established(shard, slot, packet, context, events)
     }
@@ -171,7 +171,7 @@ impl Engine {
             return Verdict::Drop(Reason::HalfOpenFull);
         }
         let occupant = shard.sessions.find(hash, &tuple).and_then(|slot| shard.sessions.get(slot));
-        if occupant.is_some_and(|s| s.closed.is_none()) {
+        if occupant.is_some_and(|s| s.is_open()) {
             // Its answer is a challenge ACK, and one a second is enough (RFC 5961 section 7).
             let is_recent =
                 |slot| shard.half_open.get(slot).is_some_and(|h| context.now.since(h.last) < MIN_SYN_INTERVAL);
@@ -187,7 +187,7 @@ impl Engine {
             egress: admission.egress,
             generation: admission.generation,
             rule: admission.rule,
-            supersedes: occupant.map(|s| s.id),
+            supersedes: occupant.map(|s| s.id()),
             challenge: None,
             protocol,
         };

@@ -82,7 +82,8 @@ async fn write_first_entries(
     let led = raft.wait(Some(ADMISSION_TIMEOUT)).current_leader(me, "a new cluster's first leader").await;
     led.map_err(|_| MembershipError::Timeout("the first election"))?;
     let init = Command::Member(MemberChange::Init { cluster_id: cluster.to_owned(), member: info });
-    let batch = Batch { proposer: me, first: 0, floor: 0, unix_ms: clock::unix_ms(), commands: vec![init] };
+    let batch =
+        Batch { proposer: me, first_serial: 0, lowest_outstanding: 0, unix_ms: clock::unix_ms(), commands: vec![init] };
     let written = raft.client_write(batch).await.map_err(|e| MembershipError::Raft(Box::new(e)))?;
     match written.data.0.first() {
         Some(Outcome::Invalid(why)) => Err(MembershipError::Refused(why.clone())),

@@ -492,7 +492,13 @@ async fn batch_that_is_proposed_again_is_applied_once() {
     let revoke = Command::Revoke(vec![session(1)]);
     assert_eq!(nodes[lead].run().command(revoke, LONG).await.unwrap(), Outcome::Accepted);
     let first = u64::from(me.starts) << 40;
-    let copy = Batch { proposer: me.member, first, floor: first, unix_ms: 0, commands: vec![command(1)] };
+    let copy = Batch {
+        proposer: me.member,
+        first_serial: first,
+        lowest_outstanding: first,
+        unix_ms: 0,
+        commands: vec![command(1)],
+    };
     let before = nodes[lead].run().metrics().applied_batches.get();
     write(&nodes[lead], &copy).await;
     until("the copy is applied", || nodes[lead].run().metrics().applied_batches.get() > before).await;

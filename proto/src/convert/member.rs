@@ -152,8 +152,8 @@ mod tests {
         let id = SessionId { member: MemberId(3), counter: 7 };
         let batch = Batch {
             proposer: MemberId(2),
-            first: (5 << 40) | 17,
-            floor: 5 << 40,
+            first_serial: (5 << 40) | 17,
+            lowest_outstanding: 5 << 40,
             unix_ms: 1,
             commands: vec![Command::Close(Close { id, cause: CloseCause::Rst }), Command::Expire(vec![id])],
         };

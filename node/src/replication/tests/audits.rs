@@ -4,7 +4,13 @@ use super::*;
 
 /// Changes one member's state past the log: a command that the others never saw.
 fn plant(node: &Node, n: u16) {
-    let batch = Batch { proposer: MemberId(7), first: u64::from(n), floor: 0, unix_ms: 0, commands: vec![command(n)] };
+    let batch = Batch {
+        proposer: MemberId(7),
+        first_serial: u64::from(n),
+        lowest_outstanding: 0,
+        unix_ms: 0,
+        commands: vec![command(n)],
+    };
     let applied = node.run().auditor.meddle(|replica| replica.apply(clock::now(), &batch, &mut Woken::default()));
     assert_eq!(applied[0].outcome, Outcome::Accepted);
     assert!(has(node, n));

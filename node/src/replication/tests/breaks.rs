@@ -133,7 +133,7 @@ async fn copies_of_a_batch_are_reported_once_also_after_a_snapshot() {
     let floor = u64::from(nodes[lead].run().identity().starts) << 40;
     let batch = |n: u16| {
         let (proposer, first) = (nodes[lead].run().identity().member, floor + 1000 + u64::from(n));
-        Batch { proposer, first, floor, unix_ms: 0, commands: vec![command(n)] }
+        Batch { proposer, first_serial: first, lowest_outstanding: floor, unix_ms: 0, commands: vec![command(n)] }
     };
     // In the log twice, by two batches that say the same under two numbers, and as a copy of the first.
     for copy in [batch(0), batch(1), batch(0), Batch { commands: vec![command(0)], ..batch(2) }] {
@@ -194,7 +194,7 @@ async fn members_can_join_at_once() {
     let mut client = peers.client(to, &nodes[other].options.advertise, Lane::Control).unwrap();
     let hints = futures::stream::iter([proto::HintBatch { hints: Vec::new() }]);
     assert_eq!(client.hints(hints).await.unwrap_err().code(), tonic::Code::PermissionDenied);
-    let batch = Batch { proposer: id, first: 0, floor: 0, unix_ms: 0, commands: vec![command(1)] };
+    let batch = Batch { proposer: id, first_serial: 0, lowest_outstanding: 0, unix_ms: 0, commands: vec![command(1)] };
     let batch = palisade_proto::convert::encode_batch(&batch).unwrap();
     let proposals = futures::stream::iter([proto::Proposal { batch }]);
     let mut refusals = client.propose(proposals).await.unwrap().into_inner();

@@ -40,7 +40,7 @@ async fn fill(nodes: &[Node], count: u32) {
             let commands: Vec<Command> = (n..count.min(n + BATCH)).map(many).collect();
             let next = first + commands.len() as u64;
             let proposer = MemberId(100 + u64::from(number));
-            let batch = Batch { proposer, first, floor: first, unix_ms: 0, commands };
+            let batch = Batch { proposer, first_serial: first, lowest_outstanding: first, unix_ms: 0, commands };
             let written = timeout(LONG, async {
                 let leads = |n: &&Node| n.role() == Some(RaftRole::Leader);
                 loop {
