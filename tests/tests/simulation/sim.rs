@@ -21,7 +21,7 @@ use crate::host::{Host, Power, address};
 use crate::invariants::{Invariant, all};
 use crate::network::{MEMBERS, MS, Nanos, Network, SECOND, STEP};
 use crate::traffic::{ALTERNATE, Segment, Traffic};
-use crate::worker::{Break, HintFaults, ObservedPacket, PacketOutcome, Port, Waker, Worker};
+use crate::worker::{Break, HintFaults, ObservedPacket, Port, Waker, Worker};
 
 /// How long a cluster may take to be made, or an administrator's command.
 const PATIENCE: Nanos = 60 * SECOND;
