@@ -232,7 +232,8 @@ impl Engine {
             return denied;
         }
         // It may be the reply of a session whose hint is under way. If no member claims it, the policy decides.
-        match self.table.shard_for(hash).queries.state(hash, context.now) {
+        let query = self.table.shard_for(hash).queries.state(hash, context.now);
+        match query {
             QueryState::Unanswered => denied,
             QueryState::NotSent | QueryState::Outstanding => self.hold_unmatched(hash, packet, context, events),
         }

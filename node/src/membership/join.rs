@@ -13,7 +13,6 @@ use palisade_proto::member::v1::admission_client::AdmissionClient;
 use palisade_raft_store::StoreOwner;
 use tonic::Status;
 
-use crate::blocking::blocking;
 use crate::clock;
 use crate::membership::admission::ADMISSION_TIMEOUT;
 use crate::membership::error::MembershipError;
@@ -27,6 +26,7 @@ use crate::raft::network::Network;
 use crate::raft::start::{RaftSetup, RaftStartError, open_store, start_raft};
 use crate::random::{RandomError, random};
 use crate::wake::NoWake;
+use tokio::task::spawn_blocking;
 
 /// How long joining may take altogether: an election may be under way.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(20);
@@ -118,7 +118,7 @@ async fn mark_store(data_dir: &DataDir, cluster: &str, member: MemberId) -> Resu
     if let Some(host) = crate::simulation::host() {
         return Ok(host.disk().set_owner(StoreOwner { cluster, member })?);
     }
-    Ok(blocking(move || open_store(&dir)?.set_owner(StoreOwner { cluster, member })).await??)
+    Ok(spawn_blocking(move || open_store(&dir)?.set_owner(StoreOwner { cluster, member })).await??)
 }
 
 /// Asks the token's members, again and again, until one admits this machine or refuses it.

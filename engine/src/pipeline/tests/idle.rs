@@ -298,7 +298,7 @@ impl World {
                 self.k.restart(at);
                 self.k.append(at, vec![Command::Resume]);
                 self.commit();
-                // It is current once it has applied that.
+                // Its lease is valid once it has applied that.
                 self.k.apply(at);
             }
             Op::Step(seconds) => self.k.now = self.k.now + Duration::from_secs(seconds),
