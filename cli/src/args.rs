@@ -98,6 +98,7 @@ pub enum Command {
     #[command(subcommand)]
     Gate(command::gate::Command),
     /// A whole cluster on this machine, in network namespaces, with real traffic and real failures.
+    #[cfg(feature = "demo")]
     Demo(crate::demo::Args),
     /// Print completions for a shell.
     Completions(command::completions::Args),

@@ -97,6 +97,13 @@ impl Failure {
         Failure { exit, report: Report::new(diagnostic) }
     }
 
+    /// With an error, its causes and its help, without places in a text.
+    #[must_use]
+    pub fn error(exit: Exit, error: &(impl Diagnostic + Error)) -> Failure {
+        let help = error.help().map(|help| help.to_string());
+        Failure::new(exit, chain(error), help.as_deref())
+    }
+
     /// What a member answered.
     #[must_use]
     pub fn status(status: &Status) -> Failure {
@@ -121,7 +128,7 @@ impl Failure {
             let help = "the daemon has stopped meanwhile: its log says why";
             return Failure::new(Exit::Unreachable, "the connection to the member broke", Some(help));
         }
-        let help = status.metadata().get_bin(palisade_node::admin::HELP).and_then(|h| h.to_bytes().ok());
+        let help = status.metadata().get_bin(palisade_node::HELP).and_then(|h| h.to_bytes().ok());
         let help = help.and_then(|h| String::from_utf8(h.to_vec()).ok());
         Failure::new(exit, status.message(), help.as_deref().or(fallback))
     }

@@ -1,4 +1,4 @@
-//! Palisade's one executable, as a library: the lab uses its parts too.
+//! Palisade's one executable, as a library: the tests build it a second time.
 //!
 //! A command goes: [`args`] (clap) → one file per noun in [`command`] → its member over [`client`] (gRPC on the unix
 //! socket) → a printer in [`print`]. Errors are [`exit::Failure`]s: what was expected, where, what to do next, and a
@@ -10,9 +10,9 @@
 pub mod args;
 pub mod client;
 pub mod command;
+#[cfg(feature = "demo")]
 pub mod demo;
 pub mod exit;
-pub mod lab;
 pub mod logging;
 pub mod print;
 
@@ -41,6 +41,7 @@ pub fn run() -> ExitCode {
 fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
     let global = cli.global;
     match cli.command {
+        #[cfg(feature = "demo")]
         Command::Demo(args) => demo::run(args).map_err(|e| Failure::new(Exit::Failure, format!("{e:#}"), None)),
         Command::Node(args) => command::node::run(&global, &args),
         Command::Config(c) => command::config::run(&global, &c),

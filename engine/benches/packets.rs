@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use common::{Connection, INSIDE, MANY, Member, OUTSIDE, connections, policy};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use palisade_engine::event::{Opening, TcpEnd};
+use palisade_engine::event::{HandshakeState, SynParams};
 use palisade_engine::parse::{Checksum, build, parse};
 use palisade_engine::policy::Policy;
 use palisade_engine::replica::{Command, Establish, Outcome, PolicyChange};
@@ -210,7 +210,7 @@ fn idle(c: &mut Criterion) {
 /// A session as the log has it, of any protocol.
 fn session(n: u32, protocol: Protocol) -> Command {
     let [a, b, c, d] = n.to_be_bytes();
-    let end = TcpEnd { isn: n, window: 64240, wscale: Some(7), sack: true };
+    let end = SynParams { isn: n, window: 64240, wscale: Some(7), sack: true };
     let (client, server) = (Ip::V4([10, b, c, d]), Ip::V4([172, 16, a, 1]));
     let original = Tuple { src: client, dst: server, src_port: 1024, dst_port: 443, protocol };
     Command::Establish(Box::new(Establish {
@@ -223,8 +223,8 @@ fn session(n: u32, protocol: Protocol) -> Command {
         rule: RuleId(1),
         supersedes: None,
         protocol: match protocol {
-            Protocol::TCP => Opening::Tcp { client: end, server: Some(end) },
-            _ => Opening::Generic { replied: true },
+            Protocol::TCP => HandshakeState::Tcp { client: end, server: Some(end) },
+            _ => HandshakeState::Generic { replied: true },
         },
     }))
 }

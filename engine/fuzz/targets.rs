@@ -12,7 +12,7 @@
 mod common;
 
 use common::{Member, policy_change};
-use palisade_engine::event::{Datagram, Event, Opening, Proposal, TcpEnd};
+use palisade_engine::event::{Datagram, Event, HandshakeState, Proposal, SynParams};
 use palisade_engine::parse::{Checksum, Embedded, Fragment, IpOption, Kind, Packet, Tcp, answer, frame};
 use palisade_engine::policy::Policy;
 use palisade_engine::replica::{Close, CloseCause, Command, Outcome, Replica};
@@ -238,7 +238,7 @@ fn id(n: u8) -> SessionId {
 
 fn hint(which: u8, kind: u8, a: u8, b: u8, flags: u8) -> Hint {
     let original = tuple(kind);
-    let end = |n| TcpEnd { isn: number(n), window: 1000, wscale: Some(7), sack: true };
+    let end = |n| SynParams { isn: number(n), window: 1000, wscale: Some(7), sack: true };
     match which >> 1 & 7 {
         0..=2 => Hint::HalfOpen(Box::new(HalfOpen {
             id: id(flags),
@@ -251,8 +251,8 @@ fn hint(which: u8, kind: u8, a: u8, b: u8, flags: u8) -> Hint {
             supersedes: None,
             challenge: (which & 0x20 != 0).then(|| number(b)),
             protocol: match original.protocol {
-                Protocol::TCP => Opening::Tcp { client: end(a), server: (which & 0x10 != 0).then(|| end(b)) },
-                _ => Opening::Generic { replied: which & 0x10 != 0 },
+                Protocol::TCP => HandshakeState::Tcp { client: end(a), server: (which & 0x10 != 0).then(|| end(b)) },
+                _ => HandshakeState::Generic { replied: which & 0x10 != 0 },
             },
         })),
         3 => Hint::Abort(id(flags)),
@@ -262,14 +262,14 @@ fn hint(which: u8, kind: u8, a: u8, b: u8, flags: u8) -> Hint {
             end: number(b),
         },
         5 => Hint::Rst { id: id(flags) },
-        6 => Hint::Ask(original),
+        6 => Hint::Query(original),
         _ => {
             let Tuple { src, dst, protocol, .. } = original;
             let protocol = if src.is_v4() { protocol } else { Protocol::IPV6_FRAG };
             let datagram = Datagram { src, dst, protocol, id: u32::from(b & 3), ingress: ZoneId(1 + u16::from(a & 1)) };
             match flags & 1 {
                 0 => Hint::FirstFragment { datagram, end: u16::from(a) * 8 },
-                _ => Hint::AskFragment(datagram),
+                _ => Hint::FragmentQuery(datagram),
             }
         }
     }

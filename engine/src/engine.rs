@@ -9,18 +9,19 @@ use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
 
 use crate::addr::Ip;
+use crate::blind_intervals::BlindIntervals;
 use crate::event::{Event, HalfOpen, Hint, Proposal};
 use crate::id::{Generation, MemberId, RuleId, SessionId, ZoneId};
 use crate::law::Law;
 use crate::parse::Packet;
-use crate::progress::{TakeoverCounters, Telling};
+use crate::progress::{ProgressCursor, TakeoverCounters};
 use crate::replica::{Close, MemberInfo, Role};
-use crate::table::half::Half;
+use crate::table::half_open::HalfOpenEntry;
 use crate::table::{SHARDS, Table};
 use crate::time::Time;
 use crate::timeouts::Timeouts;
-use crate::tuple::{Protocol, Tuple};
-use crate::unsure::Unsure;
+use crate::traffic::Traffic;
+use crate::tuple::{PerDirection, Protocol, Tuple};
 use crate::verdict::{HoldKey, Verdict};
 
 /// Sizes and times of one member's engine.
@@ -118,17 +119,17 @@ pub struct Engine {
     law: ArcSwap<Law>,
     generation: AtomicU64,
     view: ArcSwap<View>,
-    /// Members that forward, but for this one.
-    pub(crate) others: AtomicU32,
-    /// Those of them of whom nothing was heard lately.
-    pub(crate) silent: AtomicU32,
-    /// When it is not known what the others passed.
-    pub(crate) unsure: ArcSwap<Unsure>,
-    /// The end of the last such time.
-    pub(crate) unsure_until: AtomicU64,
-    /// Where the next telling of progress begins.
-    pub(crate) telling: Mutex<Telling>,
-    pub(crate) counters: TakeoverCounters,
+    /// How many other members forward packets.
+    pub(crate) forwarding_peers: AtomicU32,
+    /// How many of them are silent.
+    pub(crate) silent_peers: AtomicU32,
+    /// When the traffic of other members is unknown.
+    pub(crate) blind_intervals: ArcSwap<BlindIntervals>,
+    /// The end of the last of these intervals.
+    pub(crate) blind_until: AtomicU64,
+    /// Where the next publication of progress begins.
+    pub(crate) progress_cursor: Mutex<ProgressCursor>,
+    pub(crate) takeover_counters: TakeoverCounters,
     /// Session ids given since the start.
     given: AtomicU32,
     /// Consequences of an apply, for the next [`Engine::tick`] to hand out.
@@ -167,12 +168,12 @@ impl Engine {
             law: ArcSwap::from_pointee(Law::default()),
             generation: AtomicU64::new(0),
             view: ArcSwap::from_pointee(View::default()),
-            others: AtomicU32::new(0),
-            silent: AtomicU32::new(0),
-            unsure: ArcSwap::default(),
-            unsure_until: AtomicU64::new(0),
-            telling: Mutex::default(),
-            counters: TakeoverCounters::default(),
+            forwarding_peers: AtomicU32::new(0),
+            silent_peers: AtomicU32::new(0),
+            blind_intervals: ArcSwap::default(),
+            blind_until: AtomicU64::new(0),
+            progress_cursor: Mutex::default(),
+            takeover_counters: TakeoverCounters::default(),
             given: AtomicU32::new(0),
             deferred: Mutex::new(Vec::new()),
             ticking: Mutex::default(),
@@ -200,7 +201,7 @@ impl Engine {
         for number in self.table.numbers() {
             // Copied, so that `each` may be slow.
             let open: Vec<HalfOpen> =
-                self.table.shard(number).halves.iter().filter(|h| !h.aborted).map(|h| h.open).collect();
+                self.table.shard(number).half_open.iter().filter(|h| !h.aborted).map(|h| h.open).collect();
             open.into_iter().for_each(&mut *each);
         }
     }
@@ -233,8 +234,8 @@ impl Engine {
 
     /// Asks the other members what packets wait for that is longer under way than a hint usually is. To be called every few
     /// milliseconds.
-    pub fn ask(&self, now: Time, events: &mut Vec<Event>) {
-        self.table.ask(now, events);
+    pub fn send_queries(&self, now: Time, events: &mut Vec<Event>) {
+        self.table.send_queries(now, events);
     }
 
     /// Looks at what is due in one shard, at so many entries at most; how many there were.
@@ -243,9 +244,9 @@ impl Engine {
         shard.datagrams.ask(now, events);
         let mut looks = 0;
         while looks < most
-            && let Some(slot) = shard.halves.due(now, timeouts)
+            && let Some(slot) = shard.half_open.due(now, timeouts)
         {
-            self.table.remove_half(&mut shard, slot);
+            self.table.remove_half_open(&mut shard, slot);
             looks += 1;
         }
         while looks < most
@@ -253,7 +254,7 @@ impl Engine {
         {
             shard.finished.pop_front();
             let open = shard.sessions.get_mut(slot).filter(|s| s.id == id && s.closed.is_none());
-            if let Some(cause) = open.and_then(|s| s.track.as_mut()).and_then(|t| t.overdue()) {
+            if let Some(cause) = open.and_then(|s| s.track.as_mut()).and_then(|t| t.take_overdue_close()) {
                 events.push(Event::Propose(Proposal::Close(Close { id, cause })));
             }
             looks += 1;
@@ -312,7 +313,7 @@ impl Engine {
         for number in self.table.numbers() {
             {
                 let shard = self.table.shard(number);
-                infos.extend(shard.halves.iter().filter(|h| !h.aborted).map(|h| half_info(now, h, &timeouts)));
+                infos.extend(shard.half_open.iter().filter(|h| !h.aborted).map(|h| half_open_info(now, h, &timeouts)));
                 infos.extend(shard.sessions.iter().map(|s| s.info(now, &timeouts)));
             }
             if !infos.drain(..).all(|info| each(&info)) {
@@ -327,8 +328,8 @@ impl Engine {
         if let Some((shard, slot)) = self.table.locate(id) {
             return shard.sessions.get(slot).map(|s| s.info(now, &self.timeouts()));
         }
-        let (shard, slot) = self.table.locate_half(id)?;
-        shard.halves.get(slot).map(|h| half_info(now, h, &self.timeouts()))
+        let (shard, slot) = self.table.locate_half_open(id)?;
+        shard.half_open.get(slot).map(|h| half_open_info(now, h, &self.timeouts()))
     }
 
     /// Sizes now.
@@ -341,7 +342,7 @@ impl Engine {
             for session in shard.sessions.iter() {
                 *sessions.entry((session.original.protocol, session.state().name())).or_default() += 1;
             }
-            counts.half_open += shard.halves.len() as u64;
+            counts.half_open += shard.half_open.len() as u64;
             counts.half_open_evicted += shard.evicted;
         }
         counts.sessions = sessions.into_iter().map(|((protocol, state), n)| (protocol, state, n)).collect();
@@ -408,13 +409,13 @@ impl Engine {
     pub(crate) fn publish(&self, view: View) {
         let forwards =
             |(id, info): &(&MemberId, &MemberInfo)| **id != self.config.member && info.role == Role::Firewall;
-        let others = view.members.iter().filter(forwards).count();
-        self.others.store(u32::try_from(others).unwrap_or(u32::MAX), Ordering::Relaxed);
+        let peers = view.members.iter().filter(forwards).count();
+        self.forwarding_peers.store(u32::try_from(peers).unwrap_or(u32::MAX), Ordering::Relaxed);
         self.view.store(Arc::new(view));
     }
 }
 
-fn half_info(now: Time, half: &Half, timeouts: &Timeouts) -> SessionInfo {
+fn half_open_info(now: Time, half: &HalfOpenEntry, timeouts: &Timeouts) -> SessionInfo {
     let idle = now.since(half.last);
     SessionInfo {
         id: half.open.id,
@@ -426,7 +427,7 @@ fn half_info(now: Time, half: &Half, timeouts: &Timeouts) -> SessionInfo {
         half_open: true,
         idle,
         timeout: timeouts.get(half.timeout()).saturating_sub(idle),
-        counters: [(0, 0); 2],
+        traffic: PerDirection::default(),
     }
 }
 
@@ -479,8 +480,8 @@ pub struct SessionInfo {
     pub idle: Duration,
     /// Time until it ends if no packet comes.
     pub timeout: Duration,
-    /// Packets and bytes that this member forwarded: original direction, reply direction.
-    pub counters: [(u64, u64); 2],
+    /// What all members forwarded, as far as this member knows.
+    pub traffic: PerDirection<Traffic>,
 }
 
 /// Sizes of the table.

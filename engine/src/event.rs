@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use crate::addr::Ip;
 use crate::id::{Generation, RuleId, SessionId, ZoneId};
 use crate::replica::{Close, Establish};
-use crate::tuple::{Direction, Protocol, Tuple};
+use crate::traffic::TrafficDelta;
+use crate::tuple::{Direction, PerDirection, Protocol, Tuple};
 use crate::verdict::HoldKey;
 
 /// A consequence of a packet, beside its verdict. The worker sends it on; it never waits for it.
@@ -58,15 +59,15 @@ pub enum Hint {
         id: SessionId,
     },
     /// A packet with this tuple waits for a hint: whoever knows a half-open session of it sends it again.
-    Ask(Tuple),
+    Query(Tuple),
     /// The answer about an established TCP session: what this member knows of its two ends, the client first.
     Progress {
         /// The session.
         id: SessionId,
         /// What is known.
-        known: Known,
+        snapshot: TcpSnapshot,
         /// What segments of either direction said lately where nobody knew.
-        words: Vec<(Direction, Word)>,
+        provisional: Vec<(Direction, ProvisionalSegment)>,
     },
     /// The first fragment of a datagram was forwarded: the others may follow it through any member.
     FirstFragment {
@@ -76,15 +77,15 @@ pub enum Hint {
         end: u16,
     },
     /// A fragment waits for the first one: whoever knows of that says so again.
-    AskFragment(Datagram),
+    FragmentQuery(Datagram),
 }
 
 impl Hint {
     /// Must it leave room for others? One packet of a fragmented datagram makes one such hint, whatever session it is of:
     /// a flood of them must not displace what handshakes need.
     #[must_use]
-    pub fn yields(&self) -> bool {
-        matches!(self, Hint::FirstFragment { .. } | Hint::AskFragment(_))
+    pub fn is_low_priority(&self) -> bool {
+        matches!(self, Hint::FirstFragment { .. } | Hint::FragmentQuery(_))
     }
 }
 
@@ -107,38 +108,38 @@ pub struct Datagram {
 
 /// What a member knows of an established TCP connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Known {
+pub struct TcpSnapshot {
     /// Client and server.
-    pub ends: [Sent; 2],
+    pub endpoints: [EndpointSnapshot; 2],
     /// What one direction alone said there after a member was lost.
-    pub claim: Option<Claim>,
+    pub unconfirmed: Option<UnconfirmedEdge>,
     /// Packets of it passed there lately.
     pub live: bool,
     /// The member may once have known more.
-    pub gap: bool,
+    pub history_incomplete: bool,
 }
 
 /// How far an end is, as packets of one direction say, and those of the other have not confirmed yet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Claim {
+pub struct UnconfirmedEdge {
     /// Whose number: that of the packets of this direction's sender.
     pub of: Direction,
     /// Which direction's packets say so.
     pub by: Direction,
     /// The highest sequence number sent.
-    pub edge: u32,
+    pub seq_end: u32,
 }
 
 /// What a segment said of its connection's numbers, which nobody alive knew. One of the other direction that agrees with it
 /// shows that both are right.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Word {
+pub struct ProvisionalSegment {
     /// The sequence number after it.
-    pub end: u32,
+    pub seq_end: u32,
     /// What it acknowledged.
     pub ack: u32,
     /// How many milliseconds ago it passed.
-    pub age: u32,
+    pub age_ms: u32,
 }
 
 /// What passed of a live session at one member, as it tells the others several times a second, unlogged. Numbers and times
@@ -148,29 +149,28 @@ pub struct Progress {
     /// The session.
     pub id: SessionId,
     /// How many milliseconds ago its last packet passed there.
-    pub idle: u32,
+    pub idle_ms: u32,
     /// TCP: what is known of the two ends.
-    pub known: Option<Known>,
-    /// Packets and bytes forwarded there since it was last told: original direction, reply direction; each at most 2^32 − 1.
-    /// Left out where the bandwidth does not allow for it; it is told later then.
-    pub traffic: Option<[(u32, u32); 2]>,
+    pub tcp: Option<TcpSnapshot>,
+    /// What was forwarded there since the last publication. `None`: the bandwidth did not suffice, and it follows later.
+    pub traffic: Option<PerDirection<TrafficDelta>>,
 }
 
 /// What a member knows of one end of a TCP connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Sent {
+pub struct EndpointSnapshot {
     /// Highest sequence number sent.
-    pub edge: u32,
+    pub seq_end: u32,
     /// Highest sequence number acknowledged by the other end.
-    pub acked: u32,
+    pub snd_una: u32,
     /// Highest sequence number that the other end allowed.
-    pub limit: u32,
+    pub window_end: u32,
     /// The largest window that it advertised, unscaled.
-    pub win: u16,
+    pub max_window: u16,
     /// How many milliseconds ago `edge` was confirmed.
-    pub age: Option<u32>,
+    pub age_ms: Option<u32>,
     /// The sequence number after its FIN.
-    pub fin: Option<u32>,
+    pub fin_end: Option<u32>,
 }
 
 /// A session whose establishment is not yet complete, as members tell it each other.
@@ -196,18 +196,18 @@ pub struct HalfOpen {
     /// has an earlier connection. The client's RST, which ends that one, has this number (RFC 9293 section 3.5.1).
     pub challenge: Option<u32>,
     /// What the protocol adds.
-    pub protocol: Opening,
+    pub protocol: HandshakeState,
 }
 
 /// The part of an opening that depends on the protocol.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub enum Opening {
+pub enum HandshakeState {
     /// TCP: what the SYN said, and the SYN-ACK as soon as one was seen.
     Tcp {
         /// From the SYN.
-        client: TcpEnd,
+        client: SynParams,
         /// From the SYN-ACK.
-        server: Option<TcpEnd>,
+        server: Option<SynParams>,
     },
     /// UDP, ICMP echo and all others: has the reply been seen?
     Generic {
@@ -218,7 +218,7 @@ pub enum Opening {
 
 /// What one end of a TCP connection said in its SYN.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct TcpEnd {
+pub struct SynParams {
     /// Initial sequence number: that of the SYN itself.
     pub isn: u32,
     /// Its window, unscaled as in every SYN (RFC 7323 section 2.2).

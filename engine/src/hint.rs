@@ -7,12 +7,12 @@
 use std::time::Duration;
 
 use crate::engine::{Engine, Wake};
-use crate::event::{Event, HalfOpen, Hint, Known, Opening, Proposal, Word};
+use crate::event::{Event, HalfOpen, HandshakeState, Hint, Proposal, ProvisionalSegment, TcpSnapshot};
 use crate::id::{MemberId, SessionId};
 use crate::pipeline::CLOSE_OVERDUE;
 use crate::replica::{Close, CloseCause};
 use crate::table::Shard;
-use crate::table::half::{Half, same_connection, same_ends};
+use crate::table::half_open::{HalfOpenEntry, same_connection, same_ends};
 use crate::table::session::Session;
 use crate::time::Time;
 use crate::tuple::{Direction, Protocol, Tuple};
@@ -21,8 +21,8 @@ use crate::verdict::HoldKey;
 /// A member that passed a packet of a session not longer ago sees it still.
 const LIVE: Duration = Duration::from_secs(2);
 
-/// Most words in one hint.
-const WORDS: usize = 16;
+/// The most provisional segments in one hint.
+const MAX_PROVISIONAL: usize = 16;
 
 impl Engine {
     pub(crate) fn take_hint(
@@ -40,21 +40,23 @@ impl Engine {
             Hint::Rst { id } => {
                 if let Some((mut shard, slot)) = self.table.locate(*id)
                     && let Some(track) = shard.sessions.get_mut(slot).and_then(|s| s.track.as_mut())
-                    && track.rst_elsewhere()
+                    && track.record_peer_rst()
                 {
                     shard.finished.push_back((now + CLOSE_OVERDUE, *id, slot));
                     shard.sessions.arm(slot, now, self.law().timeouts());
                 }
             }
-            Hint::Ask(tuple) => self.answer(now, tuple, events),
-            Hint::Progress { id, known, words } => self.hint_progress(now, from, *id, known, words, wake),
-            Hint::FirstFragment { datagram, end } => self.hint_fragment(now, datagram, *end, wake),
-            Hint::AskFragment(datagram) => self.answer_fragment(now, datagram, events),
+            Hint::Query(tuple) => self.reply_to_query(now, tuple, events),
+            Hint::Progress { id, snapshot, provisional } => {
+                self.hint_progress(now, from, *id, snapshot, provisional, wake)
+            }
+            Hint::FirstFragment { datagram, end } => self.hint_first_fragment(now, datagram, *end, wake),
+            Hint::FragmentQuery(datagram) => self.reply_to_fragment_query(now, datagram, events),
         }
     }
 
     fn hint_half_open(&self, now: Time, open: &HalfOpen, wake: &mut dyn Wake) {
-        let tcp = matches!(open.protocol, Opening::Tcp { .. });
+        let tcp = matches!(open.protocol, HandshakeState::Tcp { .. });
         if open.reply != open.original.inverse() || tcp != (open.original.protocol == Protocol::TCP) {
             return;
         }
@@ -72,11 +74,11 @@ impl Engine {
     fn merge(&self, shard: &mut Shard, hash: u64, open: &HalfOpen, now: Time) -> u64 {
         let session = shard.sessions.find(hash, &open.original).and_then(|slot| shard.sessions.get(slot));
         let told = (&open.original, &open.protocol);
-        let same_as = |s: &Session| s.closed.is_none() && same_connection((&s.original, &s.opening()), told);
+        let same_as = |s: &Session| s.closed.is_none() && same_connection((&s.original, &s.handshake_state()), told);
         if session.is_some_and(|s| s.id == open.id || same_as(s)) {
             return 0;
         }
-        let same = |half: &Half| {
+        let same = |half: &HalfOpenEntry| {
             // Under one id or two: two members may have seen copies of one SYN before either's hint arrived. And under one
             // id there may be two: two members may have seen SYN-ACKs of different ISNs.
             half.open.original == open.original
@@ -84,22 +86,22 @@ impl Engine {
                 && (half.open.id == open.id || !half.aborted)
                 // Both ends of a protocol without handshakes spoke first, at different members.
                 || half.open.original == open.reply
-                    && matches!(half.open.protocol, Opening::Generic { .. })
-                    && matches!(open.protocol, Opening::Generic { .. })
+                    && matches!(half.open.protocol, HandshakeState::Generic { .. })
+                    && matches!(open.protocol, HandshakeState::Generic { .. })
         };
-        let known = shard.halves.of(hash, &open.original).find(|&slot| shard.halves.get(slot).is_some_and(same));
+        let known = shard.half_open.of(hash, &open.original).find(|&slot| shard.half_open.get(slot).is_some_and(same));
         let Some(slot) = known else {
-            self.table.insert_half(shard, hash, *open, now);
-            return shard.awaited.take(hash);
+            self.table.insert_half_open(shard, hash, *open, now);
+            return shard.queries.take(hash);
         };
-        let Some(half) = shard.halves.get_mut(slot) else { return 0 };
+        let Some(half) = shard.half_open.get_mut(slot) else { return 0 };
         let opposite = half.open.original != open.original;
         let protocol = match (half.open.protocol, open.protocol) {
-            (Opening::Tcp { client, server: ours }, Opening::Tcp { server: theirs, .. }) => {
-                Opening::Tcp { client, server: ours.or(theirs) }
+            (HandshakeState::Tcp { client, server: ours }, HandshakeState::Tcp { server: theirs, .. }) => {
+                HandshakeState::Tcp { client, server: ours.or(theirs) }
             }
-            (Opening::Generic { replied: ours }, Opening::Generic { replied: theirs }) => {
-                Opening::Generic { replied: ours || theirs || opposite }
+            (HandshakeState::Generic { replied: ours }, HandshakeState::Generic { replied: theirs }) => {
+                HandshakeState::Generic { replied: ours || theirs || opposite }
             }
             (ours, _) => ours,
         };
@@ -117,19 +119,19 @@ impl Engine {
         half.open.challenge = open.challenge.or(half.open.challenge);
         let workers = std::mem::take(&mut half.waiters);
         if half.open.id != id {
-            self.table.rename_half(shard, slot, id);
+            self.table.rename_half_open(shard, slot, id);
         }
-        shard.halves.touch(slot, now);
-        workers | shard.awaited.take(hash)
+        shard.half_open.touch(slot, now);
+        workers | shard.queries.take(hash)
     }
 
     fn hint_abort(&self, id: SessionId, wake: &mut dyn Wake) {
-        let Some((mut shard, slot)) = self.table.locate_half(id) else { return };
-        let Some(half) = shard.halves.get_mut(slot) else { return };
+        let Some((mut shard, slot)) = self.table.locate_half_open(id) else { return };
+        let Some(half) = shard.half_open.get_mut(slot) else { return };
         let (workers, hash) = (std::mem::take(&mut half.waiters), half.hash());
         half.aborted = true;
         if half.proposed.is_none() {
-            self.table.remove_half(&mut shard, slot);
+            self.table.remove_half_open(&mut shard, slot);
         }
         drop(shard);
         if workers != 0 {
@@ -142,15 +144,15 @@ impl Engine {
         let Some(session) = shard.sessions.get_mut(slot) else { return };
         let open = session.closed.is_none();
         let Some(track) = session.track.as_mut() else { return };
-        let was = track.finished();
-        track.fin_elsewhere(direction, end);
+        let was = track.both_fins_known();
+        track.record_peer_fin(direction, end);
         if !open {
             return;
         }
-        if track.propose_close() {
+        if track.take_fin_close() {
             events.push(Event::Propose(Proposal::Close(Close { id, cause: CloseCause::Fin })));
         }
-        if !was && track.finished() {
+        if !was && track.both_fins_known() {
             shard.finished.push_back((now + CLOSE_OVERDUE, id, slot));
         }
         shard.sessions.arm(slot, now, self.law().timeouts());
@@ -161,28 +163,28 @@ impl Engine {
         now: Time,
         from: MemberId,
         id: SessionId,
-        known: &Known,
-        words: &[(Direction, Word)],
+        snapshot: &TcpSnapshot,
+        provisional: &[(Direction, ProvisionalSegment)],
         wake: &mut dyn Wake,
     ) {
-        let others = self.others();
+        let peers = self.reachable_peers();
         let Some(place) = self.view().members.keys().position(|id| *id == from) else { return };
         let Some((mut shard, slot)) = self.table.locate(id) else { return };
         let Some(session) = shard.sessions.get_mut(slot) else { return };
         let original = session.original;
         let Some(track) = session.track.as_mut() else { return };
-        let answered = track.merge(place, known, others, now);
+        let answered = track.record_reply(place, snapshot, peers, now);
         if track.ending() {
             shard.sessions.arm(slot, now, self.law().timeouts());
         }
-        for (direction, word) in words.iter().take(WORDS) {
-            shard.words.say(id, *direction, *word, now);
+        for (direction, segment) in provisional.iter().take(MAX_PROVISIONAL) {
+            shard.provisional.record(id, *direction, *segment, now);
         }
         if !answered {
             return;
         }
         let hash = self.table.hash(&original);
-        let workers = shard.awaited.take(hash);
+        let workers = shard.queries.take(hash);
         drop(shard);
         if workers != 0 {
             wake.wake(workers, HoldKey(hash));
@@ -190,24 +192,24 @@ impl Engine {
     }
 
     /// Sends what is known of a tuple again.
-    fn answer(&self, now: Time, tuple: &Tuple, events: &mut Vec<Event>) {
+    fn reply_to_query(&self, now: Time, tuple: &Tuple, events: &mut Vec<Event>) {
         let hash = self.table.hash(tuple);
         let shard = self.table.of(hash);
         let session = shard.sessions.find(hash, tuple).and_then(|slot| shard.sessions.get(slot));
         if let Some((session, track)) = session.and_then(|s| Some((s, s.track?))) {
             // What another member may have passed unseen, or this one before it restarted, is known to nobody by what is known
             // here; and a packet that passed at its word shows nothing.
-            let sure = !self.is_unsure(&track, now);
-            let live = sure && session.has_passed() && session.idle(now) < LIVE && track.is_fresh(LIVE, now);
-            let mut known = track.progress(now, live);
+            let sure = !self.may_have_moved_unseen(&track, now);
+            let live = sure && session.has_passed() && session.idle(now) < LIVE && track.is_confirmed_within(LIVE, now);
+            let mut snapshot = track.snapshot(now, live);
             if !sure {
-                known.ends.iter_mut().for_each(|end| end.age = None);
+                snapshot.endpoints.iter_mut().for_each(|end| end.age_ms = None);
             }
-            let words = shard.words.of(session.id, now).take(WORDS).collect();
-            events.push(Event::Hint(Hint::Progress { id: session.id, known, words }));
+            let provisional = shard.provisional.for_session(session.id, now).take(MAX_PROVISIONAL).collect();
+            events.push(Event::Hint(Hint::Progress { id: session.id, snapshot, provisional }));
         }
-        for slot in shard.halves.of(hash, tuple) {
-            if let Some(half) = shard.halves.get(slot).filter(|h| !h.aborted) {
+        for slot in shard.half_open.of(hash, tuple) {
+            if let Some(half) = shard.half_open.get(slot).filter(|h| !h.aborted) {
                 events.push(Event::Hint(Hint::HalfOpen(Box::new(half.open))));
             }
         }

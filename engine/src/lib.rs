@@ -10,6 +10,7 @@
 //! - **an admin's command**: [`replica::Command`] → *(the log)* → [`replica`] `apply` → policy, members, settings.
 
 pub mod addr;
+mod blind_intervals;
 mod digest;
 pub mod engine;
 pub mod event;
@@ -29,15 +30,17 @@ mod testing;
 pub mod time;
 pub mod timeouts;
 mod track;
+mod traffic;
 pub mod tuple;
-mod unsure;
 pub mod verdict;
 
 pub use addr::Ip;
 pub use engine::{Config, Context, Engine, Routes, Standing, Wake};
 pub use event::{Event, HalfOpen, Hint};
 pub use id::{Generation, MemberId, RuleId, SessionId, ZoneId};
+pub use progress::TakeoverCounts;
 pub use time::Time;
 pub use timeouts::Timeouts;
-pub use tuple::{Direction, Protocol, Tuple};
+pub use traffic::{Traffic, TrafficDelta};
+pub use tuple::{Direction, PerDirection, Protocol, Tuple};
 pub use verdict::{HoldClass, HoldKey, Reason, Verdict};

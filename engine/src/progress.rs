@@ -1,7 +1,7 @@
-//! Progress: what members tell each other of live sessions, and what follows when one of them falls silent.
+//! Progress of live sessions: what members publish of them to each other, and what follows when a member falls silent.
 //!
-//! Each session of which a packet passed here is told of once, however many they were; what one telling has no room for,
-//! the next one begins with. So each telling is complete up to a moment, which goes with it.
+//! Each session that forwarded packets here is published once per round, however many packets they were. What does not fit
+//! into one batch is the beginning of the next one. So each batch is complete up to a moment, which is sent with it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,150 +16,161 @@ use crate::time::{Coarse, Time};
 use crate::track::tcp::Track;
 use crate::verdict::HoldKey;
 
-/// Sessions that are told of under one lock, for which packets may wait.
-const PIECE: usize = 256;
+/// Sessions that are read under one lock, for which packets may wait.
+const SESSIONS_PER_LOCK: usize = 256;
 
-/// How far the telling is.
-pub(crate) struct Telling {
+/// Where the publication of progress goes on.
+pub(crate) struct ProgressCursor {
+    /// The shard in progress.
     shard: u8,
-    /// What is left of that shard's list.
-    rest: Vec<u32>,
-    /// Up to when each shard has been told of.
-    until: [Time; SHARDS],
-    /// When the present shard's list was taken.
-    taken: Time,
+    /// Slots of this shard's busy sessions that are not published yet.
+    remaining: Vec<u32>,
+    /// When the list of this shard's busy sessions was taken.
+    taken_at: Time,
+    /// Up to when each shard's progress is published.
+    published_until: [Time; SHARDS],
 }
 
-impl Default for Telling {
-    fn default() -> Telling {
-        Telling { shard: 0, rest: Vec::new(), until: [Time::ZERO; SHARDS], taken: Time::ZERO }
+impl Default for ProgressCursor {
+    fn default() -> ProgressCursor {
+        ProgressCursor { shard: 0, remaining: Vec::new(), taken_at: Time::ZERO, published_until: [Time::ZERO; SHARDS] }
     }
 }
 
-/// What became of packets whose member was lost.
+/// Packets that passed although no live member confirmed their sequence numbers, since the start.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct TakeoverCounts {
+    /// Accepted within the takeover bound.
+    pub within_bound: u64,
+    /// Accepted provisionally.
+    pub provisional: u64,
+}
+
+/// [`TakeoverCounts`] as the packet path counts them.
 #[derive(Default, Debug)]
 pub(crate) struct TakeoverCounters {
-    /// Packets that were accepted beyond what is near, within what may have passed unseen.
-    pub(crate) moved: AtomicU64,
-    /// Packets that were taken at their word, because nobody alive knows.
-    pub(crate) adopted: AtomicU64,
+    pub(crate) within_bound: AtomicU64,
+    pub(crate) provisional: AtomicU64,
 }
 
 impl Engine {
-    /// Tells of the sessions that passed packets here since they were last told of: the longest waiting first, at most `most`,
-    /// `full` with their traffic. Yields the time up to which everything has been told.
-    pub fn progress(&self, now: Time, most: usize, full: bool, each: &mut dyn FnMut(&Progress)) -> Time {
-        let mut telling = self.telling.lock();
-        let telling = &mut *telling;
-        let mut left = most;
-        let mut told = Vec::with_capacity(PIECE.min(most));
+    /// Hands out the progress of sessions that forwarded packets here since their last publication, at most `max` of them,
+    /// those that have waited longest first. Returns the time up to which all progress has been handed out. `with_traffic`:
+    /// whether their packet and byte counts are included.
+    pub fn collect_progress(&self, now: Time, max: usize, with_traffic: bool, each: &mut dyn FnMut(&Progress)) -> Time {
+        let mut cursor = self.progress_cursor.lock();
+        let cursor = &mut *cursor;
+        let mut left = max;
+        let mut batch = Vec::with_capacity(SESSIONS_PER_LOCK.min(max));
         for _ in 0..=SHARDS {
-            if telling.rest.is_empty() {
-                telling.taken = now;
-                let empty = std::mem::take(&mut telling.rest);
-                telling.rest = self.table.shard(telling.shard).sessions.take_busy(empty);
+            if cursor.remaining.is_empty() {
+                cursor.taken_at = now;
+                let empty = std::mem::take(&mut cursor.remaining);
+                cursor.remaining = self.table.shard(cursor.shard).sessions.take_busy(empty);
             }
-            while left > 0 && !telling.rest.is_empty() {
-                let piece = telling.rest.len().saturating_sub(PIECE.min(left));
+            while left > 0 && !cursor.remaining.is_empty() {
+                let first = cursor.remaining.len().saturating_sub(SESSIONS_PER_LOCK.min(left));
                 {
-                    let mut shard = self.table.shard(telling.shard);
-                    for slot in telling.rest.drain(piece..) {
+                    let mut shard = self.table.shard(cursor.shard);
+                    for slot in cursor.remaining.drain(first..) {
                         let session = shard.sessions.get_mut(slot).filter(|s| s.marks.has(Mark::Busy));
-                        told.extend(session.map(|session| session.tell(now, full)));
+                        batch.extend(session.map(|session| session.take_progress(now, with_traffic)));
                     }
                 }
-                left = left.saturating_sub(told.len());
-                told.drain(..).for_each(|progress| each(&progress));
+                left = left.saturating_sub(batch.len());
+                batch.drain(..).for_each(|progress| each(&progress));
             }
-            if !telling.rest.is_empty() {
+            if !cursor.remaining.is_empty() {
                 break;
             }
-            telling.until[usize::from(telling.shard)] = telling.taken;
-            telling.shard = telling.shard.wrapping_add(1);
+            cursor.published_until[usize::from(cursor.shard)] = cursor.taken_at;
+            cursor.shard = cursor.shard.wrapping_add(1);
         }
-        telling.until.iter().copied().min().unwrap_or(Time::ZERO)
+        cursor.published_until.iter().copied().min().unwrap_or(Time::ZERO)
     }
 
-    /// Takes in what another member tells of a session.
-    pub fn learn(&self, now: Time, from: MemberId, progress: &Progress) {
+    /// Merges the progress of a session at another member.
+    pub fn merge_progress(&self, now: Time, from: MemberId, progress: &Progress) {
         if from == self.config.member {
             return;
         }
         let Some((mut shard, slot)) = self.table.locate(progress.id) else { return };
         let Some(session) = shard.sessions.get_mut(slot) else { return };
-        let seen = Coarse::up(now - Duration::from_millis(progress.idle.into()));
+        let seen = Coarse::up(now - Duration::from_millis(progress.idle_ms.into()));
         if seen.is_after(session.seen) {
             session.seen = seen;
         }
-        if let (Some(track), Some(known)) = (&mut session.track, &progress.known) {
-            track.learn(known, now);
+        if let (Some(track), Some(snapshot)) = (&mut session.track, &progress.tcp) {
+            track.merge_snapshot(snapshot, now);
         }
         if let Some(traffic) = &progress.traffic {
             session.add_traffic(traffic);
         }
     }
 
-    /// What another member passed between `from` and `until` is not known here.
-    pub fn lost(&self, from: Time, until: Time) {
-        self.unsure_until.fetch_max(until.0, Ordering::Relaxed);
-        self.unsure.rcu(|known| {
-            let mut unsure = **known;
-            unsure.add(from, until);
-            Arc::new(unsure)
+    /// Notes that the traffic of another member between `from` and `until` is unknown here.
+    pub fn mark_blind(&self, from: Time, until: Time) {
+        self.blind_until.fetch_max(until.0, Ordering::Relaxed);
+        self.blind_intervals.rcu(|known| {
+            let mut blind = **known;
+            blind.insert(from, until);
+            Arc::new(blind)
         });
     }
 
-    /// So many of the other members are silent: they are not asked. Where that is news, those who wait for their answers are
-    /// to judge without them.
-    pub fn silent(&self, members: u32, wake: &mut dyn Wake) {
-        if self.silent.swap(members, Ordering::Relaxed) == members {
+    /// Sets how many of the other members are silent and are not queried. If that changes, the packets that wait for
+    /// replies are judged again.
+    pub fn set_silent_peers(&self, members: u32, wake: &mut dyn Wake) {
+        if self.silent_peers.swap(members, Ordering::Relaxed) == members {
             return;
         }
         for number in self.table.numbers() {
-            let waiting: Vec<_> = self.table.shard(number).awaited.take_all().collect();
+            let waiting: Vec<_> = self.table.shard(number).queries.take_all().collect();
             for (key, workers) in waiting {
                 wake.wake(workers, HoldKey(key));
             }
         }
     }
 
-    /// Packets that were accepted within what may have passed unseen after a member was lost, and those that were taken at
-    /// their word.
+    /// How many packets have passed although no live member confirmed their sequence numbers.
     #[must_use]
-    pub fn taken_over(&self) -> (u64, u64) {
-        (self.counters.moved.load(Ordering::Relaxed), self.counters.adopted.load(Ordering::Relaxed))
+    pub fn takeover_counts(&self) -> TakeoverCounts {
+        TakeoverCounts {
+            within_bound: self.takeover_counters.within_bound.load(Ordering::Relaxed),
+            provisional: self.takeover_counters.provisional.load(Ordering::Relaxed),
+        }
     }
 
-    /// May this connection's numbers have moved unseen: at a member that was lost, or here before a restart?
-    pub(crate) fn is_unsure(&self, track: &Track, now: Time) -> bool {
-        if track.has_gap() {
+    /// Whether this connection's sequence numbers may have moved unseen: at a silent member, or here before a restart.
+    pub(crate) fn may_have_moved_unseen(&self, track: &Track, now: Time) -> bool {
+        if track.has_incomplete_history() {
             return true;
         }
-        // Nearly always nothing has been lost since the last packet.
-        let since = now.since(Time(self.unsure_until.load(Ordering::Relaxed)));
-        let ages = track.ages(now);
-        ages.iter().any(|age| age.is_none_or(|age| age + Coarse::UNIT >= since)) && self.moved(ages, now) != [0; 2]
+        // Nearly always there was no blind interval since the last packet.
+        let since_blind = now.since(Time(self.blind_until.load(Ordering::Relaxed)));
+        let ages = track.confirmation_ages(now);
+        let confirmed_before = |age: Option<Duration>| age.is_none_or(|age| age + Coarse::UNIT >= since_blind);
+        ages.into_iter().any(confirmed_before) && self.max_unseen_bytes(ages, now) != [0; 2]
     }
 
-    /// How far two ends may have moved unseen, in bytes, by the ages of what is known of them.
-    pub(crate) fn moved(&self, ages: [Option<Duration>; 2], now: Time) -> [i64; 2] {
-        let unsure = self.unsure.load();
-        // Ages are too long by up to one unit: what was seen just after a span must not count as seen in it.
-        let age = |age: Option<Duration>| age.map(|age| age.saturating_sub(Coarse::UNIT));
-        ages.map(|of| unsure.bound(age(of), self.config.takeover_rate, now))
+    /// How many bytes each end may have sent unseen, by the ages of what is known of the two, the client first.
+    pub(crate) fn max_unseen_bytes(&self, ages: [Option<Duration>; 2], now: Time) -> [i64; 2] {
+        let blind = self.blind_intervals.load();
+        // Ages are too long by up to one unit. A confirmation just after an interval must not count as one within it.
+        let shortened = |age: Option<Duration>| age.map(|age| age.saturating_sub(Coarse::UNIT));
+        ages.map(|age| blind.max_unseen_bytes(shortened(age), self.config.takeover_rate, now))
     }
 }
 
 impl Session {
-    /// What the others are to be told, and no longer.
-    fn tell(&mut self, now: Time, full: bool) -> Progress {
+    /// What is to be published of this session, which then counts as published.
+    fn take_progress(&mut self, now: Time, with_traffic: bool) -> Progress {
         self.marks.set(Mark::Busy, false);
-        let traffic = full.then(|| self.take_untold());
-        let idle = self.idle(now).as_millis();
+        let traffic = with_traffic.then(|| self.take_unpublished_traffic());
         Progress {
             id: self.id,
-            idle: u32::try_from(idle).unwrap_or(u32::MAX),
-            known: self.track.as_ref().map(|track| track.progress(now, true)),
+            idle_ms: u32::try_from(self.idle(now).as_millis()).unwrap_or(u32::MAX),
+            tcp: self.track.as_ref().map(|track| track.snapshot(now, true)),
             traffic,
         }
     }

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use crate::addr::Ip;
-use crate::event::{HalfOpen, Opening, TcpEnd};
+use crate::event::{HalfOpen, HandshakeState, SynParams};
 use crate::id::{Generation, MemberId, RuleId, SessionId, ZoneId};
 use crate::tuple::{Protocol, Tuple};
 
@@ -15,8 +15,8 @@ pub(crate) fn tuple(port: u16) -> Tuple {
     Tuple { src: CLIENT, dst: SERVER, src_port: 1024 + port, dst_port: 80, protocol: Protocol::TCP }
 }
 
-pub(crate) fn end(isn: u32) -> TcpEnd {
-    TcpEnd { isn, window: 64240, wscale: Some(7), sack: true }
+pub(crate) fn end(isn: u32) -> SynParams {
+    SynParams { isn, window: 64240, wscale: Some(7), sack: true }
 }
 
 pub(crate) fn half_open(original: Tuple, counter: u64) -> HalfOpen {
@@ -30,7 +30,7 @@ pub(crate) fn half_open(original: Tuple, counter: u64) -> HalfOpen {
         rule: RuleId(1),
         supersedes: None,
         challenge: None,
-        protocol: Opening::Tcp { client: end(1000), server: None },
+        protocol: HandshakeState::Tcp { client: end(1000), server: None },
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::hash::BuildHasher;
+use std::ops::{Index, IndexMut};
 
 use serde::{Deserialize, Serialize};
 
@@ -41,22 +42,63 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// Which way a packet of a session goes.
+/// The direction of a session's packet, as conntrack(8) names it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub enum Direction {
-    /// As the session's first packet: client to server.
+    /// From the client, which sent the session's first packet, to the server.
     Original,
-    /// The other way.
+    /// From the server to the client.
     Reply,
 }
 
 impl Direction {
-    /// The other one.
+    /// The opposite direction.
     #[must_use]
     pub fn flip(self) -> Direction {
         match self {
             Direction::Original => Direction::Reply,
             Direction::Reply => Direction::Original,
+        }
+    }
+}
+
+/// One value for each direction of a session, or for the end that sends it: the client's, the server's.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PerDirection<T> {
+    /// Of the original direction, or the client.
+    pub original: T,
+    /// Of the reply direction, or the server.
+    pub reply: T,
+}
+
+impl<T> PerDirection<T> {
+    /// Both values, the original direction's first.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        [&self.original, &self.reply].into_iter()
+    }
+
+    /// The result of `f` for both values.
+    pub fn map<U>(self, mut f: impl FnMut(T) -> U) -> PerDirection<U> {
+        PerDirection { original: f(self.original), reply: f(self.reply) }
+    }
+}
+
+impl<T> Index<Direction> for PerDirection<T> {
+    type Output = T;
+
+    fn index(&self, direction: Direction) -> &T {
+        match direction {
+            Direction::Original => &self.original,
+            Direction::Reply => &self.reply,
+        }
+    }
+}
+
+impl<T> IndexMut<Direction> for PerDirection<T> {
+    fn index_mut(&mut self, direction: Direction) -> &mut T {
+        match direction {
+            Direction::Original => &mut self.original,
+            Direction::Reply => &mut self.reply,
         }
     }
 }

@@ -94,7 +94,7 @@ fn hits_holds_and_drops_allocate_nothing() {
     // This member knows the sessions from the log alone, and there is nobody to ask.
     let far = |n: u32| packet(SESSIONS, Direction::Original, n << 28, 200);
     assert_eq!(judge(1_000_000_000, &far(8)), Verdict::Forward);
-    assert!(judge(1_000_000_000, &far(5)).held().is_some(), "one passes at its word");
+    assert!(judge(1_000_000_000, &far(5)).held().is_some(), "one passes provisionally");
     // As many datagrams as a shard keeps, and as many as wait there.
     for id in 0..200 {
         judge(2, &fragment(7, id, true));

@@ -1,12 +1,12 @@
-//! Turning traffic away: the one sequence that `palisade drain`, `palisade cluster leave` and SIGTERM share.
+//! Draining: `palisade drain`, `palisade cluster leave` and SIGTERM turn traffic away in the same sequence.
 //!
 //! ```text
-//!  not ready (/readyz, health) ──┬── routers turn away: until hardly a packet passes here ──┬── drained
-//!                                └── the lead goes to another member, which keeps it ───────┘
+//!  not ready (/readyz, health) ──┬── routers turn away, until hardly any packet is forwarded here ──┬── drained
+//!                                └── leadership goes to another member, which keeps it ─────────────┘
 //! ```
 //!
-//! What still comes is forwarded all the while, and afterwards: a drained member is only not ready. It does not lead, unless
-//! nobody else can. A restart ends it: nothing of it is stored.
+//! Packets that still arrive are forwarded during a drain and after it: a drained member is only not ready. It leads only
+//! if no other member can. A restart ends the drain, because nothing of it is stored.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
@@ -18,176 +18,190 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use crate::clock;
-use crate::node::Member;
 use crate::replication::Candidacy;
 
-/// As many packets in a second still count as quiet: a connection that dies of old age, a probe of somebody's monitoring.
-const QUIET: u64 = 10;
-/// Over how long packets are counted, and how often they are looked at.
-const WINDOW: Duration = Duration::from_secs(1);
-const LOOK: Duration = Duration::from_millis(100);
-/// How long another member may take to take the lead; then it is not waited for any longer.
-const HAND_OVER: Duration = Duration::from_secs(5);
+/// Packets in a second up to which a member counts as drained: idle connections that end, a probe of some monitoring.
+const MAX_QUIET_PACKETS: u64 = 10;
+/// The time over which packets are counted.
+const PACKET_WINDOW: Duration = Duration::from_secs(1);
+/// Interval between two readings of the packet counter.
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(100);
+/// How long a drain waits for another member to take over leadership.
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a drain needs of a member.
+pub(crate) trait Drainable: Send + Sync + 'static {
+    /// Packets that were forwarded so far; `None` if the member captures none.
+    fn forwarded(&self) -> Option<u64>;
+    /// Whether the member leads although others could.
+    fn is_leader(&self) -> bool;
+    /// Sets whether the member campaigns for leadership, and whether it keeps it.
+    fn set_candidacy(&self, candidacy: Candidacy);
+}
 
 /// Why traffic is turned away.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Why {
+pub(crate) enum DrainReason {
     /// `palisade drain`: until `palisade undrain`.
-    Drained,
-    /// It leaves its cluster.
+    Operator,
+    /// The member leaves its cluster.
     Leaving,
     /// The daemon ends.
     Stopping,
 }
 
-impl Why {
+impl DrainReason {
     fn candidacy(self) -> Candidacy {
         match self {
-            Why::Drained => Candidacy::LastResort,
-            Why::Leaving | Why::Stopping => Candidacy::Withdrawn,
+            DrainReason::Operator => Candidacy::LastResort,
+            DrainReason::Leaving | DrainReason::Stopping => Candidacy::Withdrawn,
         }
     }
 
-    /// What `/readyz` says.
-    pub(crate) fn reason(self) -> &'static str {
+    /// The reason as `/readyz` reports it.
+    pub(crate) fn explanation(self) -> &'static str {
         match self {
-            Why::Drained => "this member is drained: `palisade undrain` takes that back",
-            Why::Leaving => "this member is about to leave its cluster",
-            Why::Stopping => "this member is about to stop",
+            DrainReason::Operator => "this member is drained: `palisade undrain` takes that back",
+            DrainReason::Leaving => "this member is about to leave its cluster",
+            DrainReason::Stopping => "this member is about to stop",
         }
     }
 }
 
-/// How far it is.
+/// The progress of a drain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Draining {
-    pub(crate) why: Why,
+    pub(crate) reason: DrainReason,
     /// Since when this member is not ready.
     pub(crate) since: Time,
-    /// Packets that were forwarded here in the last second, or since it is not ready if that is shorter.
-    pub(crate) passing: u64,
-    /// Hardly any for a second.
+    /// Packets that were forwarded in the last second, or since `since` if that is shorter.
+    pub(crate) packets: u64,
+    /// Whether hardly any packet was forwarded for a second.
     pub(crate) quiet: bool,
-    /// It still leads, and others could.
-    pub(crate) leads: bool,
+    /// Whether the member still leads although others could.
+    pub(crate) leader: bool,
 }
 
 impl Draining {
-    /// Is there nothing left to wait for?
-    fn over(&self, now: Time) -> bool {
-        self.quiet && (!self.leads || now.since(self.since) > HAND_OVER)
+    /// Whether there is nothing left to wait for.
+    fn is_done(&self, now: Time) -> bool {
+        self.quiet && (!self.leader || now.since(self.since) > TRANSFER_TIMEOUT)
     }
 }
 
-/// How waiting for traffic to move away ended.
+/// How the wait for traffic to move away ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Ended {
-    /// Hardly anything passes here.
-    Quiet(Draining),
+pub(crate) enum DrainOutcome {
+    /// Hardly any packet is forwarded here.
+    Drained(Draining),
     /// The time was over.
-    Late(Draining),
-    /// `palisade undrain`, or the member is gone.
-    Undone,
+    TimedOut(Draining),
+    /// By `palisade undrain`, or because the member is gone.
+    Cancelled,
 }
 
 /// Whether this machine turns traffic away.
 #[derive(Debug)]
 pub(crate) struct Drain {
     state: watch::Sender<Option<Draining>>,
-    meter: Mutex<Option<AbortHandle>>,
+    sampler: Mutex<Option<AbortHandle>>,
 }
 
 impl Drain {
     pub(crate) fn new() -> Drain {
-        Drain { state: watch::channel(None).0, meter: Mutex::new(None) }
+        Drain { state: watch::channel(None).0, sampler: Mutex::new(None) }
     }
 
-    /// How far it is; `None`: this member takes traffic.
+    /// The progress now; `None`: this member takes traffic.
     pub(crate) fn now(&self) -> Option<Draining> {
         *self.state.borrow()
     }
 
-    /// Follows it.
+    /// The progress from now on.
     pub(crate) fn follow(&self) -> watch::Receiver<Option<Draining>> {
         self.state.subscribe()
     }
 
-    /// Withdraws readiness and gives the lead away. One that was drained before goes on from there.
-    pub(crate) fn begin(&self, why: Why, member: &Arc<Member>) {
-        member.replication.set_candidacy(why.candidacy());
-        let mut meter = self.meter.lock();
+    /// Withdraws readiness and gives leadership away. A drain that is in progress goes on with the new reason.
+    pub(crate) fn begin(&self, reason: DrainReason, member: &Arc<impl Drainable>) {
+        member.set_candidacy(reason.candidacy());
+        let mut sampler = self.sampler.lock();
         self.state.send_modify(|state| match state {
-            Some(draining) => draining.why = why,
+            Some(draining) => draining.reason = reason,
             None => {
                 let since = clock::now();
-                *state = Some(Draining { why, since, passing: 0, quiet: false, leads: true });
+                *state = Some(Draining { reason, since, packets: 0, quiet: false, leader: true });
             }
         });
-        if meter.as_ref().is_none_or(AbortHandle::is_finished) {
-            let counting = count(Arc::downgrade(member), self.state.clone());
-            *meter = Some(tokio::spawn(counting).abort_handle());
+        if sampler.as_ref().is_none_or(AbortHandle::is_finished) {
+            let sampling = sample(Arc::downgrade(member), self.state.clone());
+            *sampler = Some(tokio::spawn(sampling).abort_handle());
         }
     }
 
     /// Takes traffic again.
-    pub(crate) fn end(&self, member: Option<&Member>) {
-        if let Some(meter) = self.meter.lock().take() {
-            meter.abort();
+    pub(crate) fn end(&self, member: Option<&impl Drainable>) {
+        if let Some(sampler) = self.sampler.lock().take() {
+            sampler.abort();
         }
         self.state.send_replace(None);
         if let Some(member) = member {
-            member.replication.set_candidacy(Candidacy::Normal);
+            member.set_candidacy(Candidacy::Normal);
         }
     }
 
-    /// Waits until traffic has moved away and somebody else leads, for `limit` at most.
-    pub(crate) fn moved_away(&self, limit: Duration) -> impl Future<Output = Ended> + Send + use<> {
+    /// Waits until traffic has moved away and another member leads, for at most `timeout`.
+    pub(crate) fn wait_drained(&self, timeout: Duration) -> impl Future<Output = DrainOutcome> + Send + use<> {
         let mut state = self.state.subscribe();
         async move {
-            let over = state.wait_for(|s| s.is_none_or(|draining| draining.over(clock::now())));
-            let over = tokio::time::timeout(limit, over).await.map(|s| s.ok().and_then(|s| *s));
-            match over {
-                Ok(Some(draining)) => Ended::Quiet(draining),
-                Ok(None) => Ended::Undone,
-                Err(_) => state.borrow().map_or(Ended::Undone, Ended::Late),
+            let done = state.wait_for(|s| s.is_none_or(|draining| draining.is_done(clock::now())));
+            let done = tokio::time::timeout(timeout, done).await.map(|s| s.ok().and_then(|s| *s));
+            match done {
+                Ok(Some(draining)) => DrainOutcome::Drained(draining),
+                Ok(None) => DrainOutcome::Cancelled,
+                Err(_) => state.borrow().map_or(DrainOutcome::Cancelled, DrainOutcome::TimedOut),
             }
         }
     }
 }
 
-/// Counts what still passes, for as long as the member is there.
-async fn count(member: Weak<Member>, state: watch::Sender<Option<Draining>>) {
-    let mut looks = VecDeque::new();
-    let mut every = tokio::time::interval(LOOK);
-    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+/// Keeps the progress up to date while the member exists.
+async fn sample(member: Weak<impl Drainable>, state: watch::Sender<Option<Draining>>) {
+    let mut counter = PacketWindow::default();
+    let mut interval = tokio::time::interval(SAMPLE_INTERVAL);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        every.tick().await;
+        interval.tick().await;
         let Some(member) = member.upgrade() else { return };
-        let datapath = member.datapath();
-        let forwarded = datapath.as_ref().map_or(0, |d| d.metrics().forwarded());
-        let (passing, whole) = passing(&mut looks, clock::now(), forwarded);
-        // Where no packets are captured, there is nobody to wait for.
-        let quiet = datapath.is_none() || (whole && passing <= QUIET);
-        let leads = member.replication.holds_lead();
-        drop((datapath, member));
+        let forwarded = member.forwarded();
+        let (packets, complete) = counter.sample(clock::now(), forwarded.unwrap_or(0));
+        // A member that captures nothing has no traffic to wait for.
+        let quiet = forwarded.is_none() || (complete && packets <= MAX_QUIET_PACKETS);
+        let leader = member.is_leader();
+        drop(member);
         state.send_modify(|state| {
             if let Some(draining) = state {
-                (draining.passing, draining.quiet, draining.leads) = (passing, quiet, leads);
+                (draining.packets, draining.quiet, draining.leader) = (packets, quiet, leader);
             }
         });
     }
 }
 
-/// Takes a reading of the counter in; answers how many packets passed within the window, and whether it is as long as
-/// it should be.
-fn passing(looks: &mut VecDeque<(Time, u64)>, now: Time, forwarded: u64) -> (u64, bool) {
-    looks.push_back((now, forwarded));
-    // The oldest one that is kept is the youngest that is old enough.
-    while looks.get(1).is_some_and(|(at, _)| now.since(*at) >= WINDOW) {
-        looks.pop_front();
+/// Readings of the packet counter within [`PACKET_WINDOW`].
+#[derive(Default)]
+struct PacketWindow(VecDeque<(Time, u64)>);
+
+impl PacketWindow {
+    /// Adds a reading. Returns the packets within the window, and whether the readings span it completely.
+    fn sample(&mut self, now: Time, forwarded: u64) -> (u64, bool) {
+        self.0.push_back((now, forwarded));
+        // The oldest reading that is kept is the newest one outside the window.
+        while self.0.get(1).is_some_and(|(at, _)| now.since(*at) >= PACKET_WINDOW) {
+            self.0.pop_front();
+        }
+        let (begin, before) = self.0.front().copied().unwrap_or((now, forwarded));
+        (forwarded.saturating_sub(before), now.since(begin) >= PACKET_WINDOW)
     }
-    let (begin, before) = looks.front().copied().unwrap_or((now, forwarded));
-    (forwarded.saturating_sub(before), now.since(begin) >= WINDOW)
 }
 
 #[cfg(test)]
@@ -195,36 +209,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn packets_of_the_last_second_are_counted() {
-        let mut looks = VecDeque::new();
+    fn packet_window_counts_the_last_second() {
+        let mut window = PacketWindow::default();
         let mut now = Time(5_000_000_000);
         let mut forwarded = 70_000;
-        let mut look = |packets: u64| {
-            now = now + LOOK;
+        let mut sample = |packets: u64| {
+            now = now + SAMPLE_INTERVAL;
             forwarded += packets;
-            passing(&mut looks, now, forwarded)
+            window.sample(now, forwarded)
         };
-        // 20 every 100 ms: the first reading is where counting begins.
-        assert_eq!(look(20), (0, false));
+        // 20 every 100 ms; counting begins at the first reading.
+        assert_eq!(sample(20), (0, false));
         for n in 1..10 {
-            assert_eq!(look(20), (20 * n, false));
+            assert_eq!(sample(20), (20 * n, false));
         }
         for _ in 0..30 {
-            assert_eq!(look(20), (200, true));
+            assert_eq!(sample(20), (200, true));
         }
         for n in 1..=10 {
-            assert_eq!(look(0), (200 - 20 * n, true));
+            assert_eq!(sample(0), (200 - 20 * n, true));
         }
     }
 
     #[test]
-    fn a_leader_is_waited_for_but_not_for_ever() {
+    fn drain_waits_for_a_leadership_transfer_until_its_timeout() {
         let since = Time(1_000_000_000);
-        let at = |why, leads, quiet| Draining { why, since, passing: 0, quiet, leads };
+        let at = |reason, leader, quiet| Draining { reason, since, packets: 0, quiet, leader };
         let soon = since + Duration::from_secs(1);
-        assert!(at(Why::Drained, false, true).over(soon));
-        assert!(!at(Why::Drained, true, true).over(soon));
-        assert!(!at(Why::Drained, false, false).over(soon));
-        assert!(at(Why::Stopping, true, true).over(since + HAND_OVER + LOOK));
+        assert!(at(DrainReason::Operator, false, true).is_done(soon));
+        assert!(!at(DrainReason::Operator, true, true).is_done(soon));
+        assert!(!at(DrainReason::Operator, false, false).is_done(soon));
+        assert!(at(DrainReason::Stopping, true, true).is_done(since + TRANSFER_TIMEOUT + SAMPLE_INTERVAL));
     }
 }

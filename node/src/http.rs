@@ -39,7 +39,7 @@ const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// What the pages are made from.
-pub trait Pages: Send + Sync + 'static {
+pub(crate) trait Pages: Send + Sync + 'static {
     /// All figures.
     fn metrics(&self) -> Sheet;
     /// Which threads are stuck; empty: none.
@@ -49,7 +49,7 @@ pub trait Pages: Send + Sync + 'static {
 }
 
 /// Serves forever. Cancel-safe: dropping the future closes the port and its connections.
-pub async fn serve(listener: TcpListener, pages: Arc<dyn Pages>) -> Infallible {
+pub(crate) async fn serve(listener: TcpListener, pages: Arc<dyn Pages>) -> Infallible {
     let router = router(pages);
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     let mut connections = tokio::task::JoinSet::new();

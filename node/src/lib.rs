@@ -1,16 +1,29 @@
 //! The Palisade daemon as a library.
 
-pub mod admin;
+mod admin;
+mod audit;
 pub mod clock;
 pub mod config;
+mod daemon;
 pub mod datapath;
 mod drain;
-pub mod http;
+mod http;
+mod member;
+mod membership;
 pub mod metrics;
-pub mod node;
+mod node;
+mod peer;
 mod queue;
+mod raft;
 pub mod replication;
+mod replication_metrics;
+mod scrape;
 #[cfg(feature = "simulation")]
 pub mod simulation;
 pub mod standing;
+mod sync;
 mod systemd;
+
+pub use admin::{HELP, SocketError};
+pub use member::{MemberError, MemberFailure};
+pub use node::{Node, NodeError};

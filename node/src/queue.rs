@@ -5,14 +5,14 @@ use tokio::sync::mpsc::Sender;
 
 /// Puts what is made of a hint into a queue, without waiting. False: there is no room. Hints that must leave room for others
 /// find it full when it is half full.
-pub(crate) fn offer<T>(queue: &Sender<T>, yields: bool, item: T) -> bool {
-    let room = !yields || queue.capacity() > queue.max_capacity() / 2;
+pub(crate) fn offer<T>(queue: &Sender<T>, low_priority: bool, item: T) -> bool {
+    let room = !low_priority || queue.capacity() > queue.max_capacity() / 2;
     room && queue.try_send(item).is_ok()
 }
 
 /// As [`offer`], of the hint itself.
 pub(crate) fn offer_hint(queue: &Sender<Hint>, hint: Hint) -> bool {
-    offer(queue, hint.yields(), hint)
+    offer(queue, hint.is_low_priority(), hint)
 }
 
 #[cfg(test)]
@@ -26,7 +26,7 @@ mod tests {
     fn hints_about_fragments_leave_half_of_a_queue_to_others() {
         let (src, dst) = (Ip::V4([10, 0, 0, 1]), Ip::V4([10, 0, 0, 2]));
         let datagram = Datagram { src, dst, protocol: Protocol::UDP, id: 7, ingress: ZoneId(1) };
-        let fragments = [Hint::FirstFragment { datagram, end: 1480 }, Hint::AskFragment(datagram)];
+        let fragments = [Hint::FirstFragment { datagram, end: 1480 }, Hint::FragmentQuery(datagram)];
         let abort = Hint::Abort(SessionId { member: MemberId(1), counter: 1 });
         let (queue, _kept) = tokio::sync::mpsc::channel(8);
         let taken = (0..100).filter(|n| offer_hint(&queue, fragments[n % 2].clone())).count();

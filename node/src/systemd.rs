@@ -1,4 +1,4 @@
-//! Talking to systemd, where it started us: sd_notify(3) without its library.
+//! Notifications to systemd: sd_notify(3) without its library.
 
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
@@ -22,12 +22,12 @@ fn send(path: &std::ffi::OsStr, state: &str) -> std::io::Result<()> {
     UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address).map(drop)
 }
 
-/// How often `WATCHDOG=1` is to be sent: twice as often as systemd wants to hear it.
-pub(crate) fn watchdog() -> Option<Duration> {
-    let every: u64 = std::env::var("WATCHDOG_USEC").ok()?.parse().ok()?;
+/// The interval for `WATCHDOG=1`: half of the time within which systemd expects it.
+pub(crate) fn watchdog_interval() -> Option<Duration> {
+    let timeout_us: u64 = std::env::var("WATCHDOG_USEC").ok()?.parse().ok()?;
     let pid = std::env::var("WATCHDOG_PID").ok();
     let ours = pid.is_none_or(|pid| pid.parse() == Ok(std::process::id()));
-    (ours && every > 0).then(|| Duration::from_micros(every / 2))
+    (ours && timeout_us > 0).then(|| Duration::from_micros(timeout_us / 2))
 }
 
 #[cfg(test)]
@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_state_arrives_as_it_is() {
+    fn notify_sends_the_state_unchanged() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("notify");
         let socket = UnixDatagram::bind(&path).unwrap();

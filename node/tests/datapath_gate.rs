@@ -23,7 +23,7 @@ use nix::unistd::Pid;
 use palisade_engine::parse::build;
 use palisade_engine::{Protocol, Reason, Tuple};
 use palisade_node::clock;
-use palisade_node::datapath::{Nft, Options, StartError, gate};
+use palisade_node::datapath::{Gate, Nft, Options, StartError};
 
 const SOON: Duration = Duration::from_secs(2);
 const NEVER: Duration = Duration::from_millis(300);
@@ -136,14 +136,14 @@ fn a_killed_daemon_forwards_nothing_and_a_restarted_one_again() {
     // Each lock holds alone.
     lab.member.exec("nft delete table inet palisade_gate");
     assert!(!lab.passes(false, NEVER) && !lab.passes(true, NEVER), "the policy rules alone");
-    let guard = lab.member.call(|| gate::install(&gate::Gate::new("palisade0", &[])).unwrap());
+    let guard = lab.member.call(|| Gate::new("palisade0", &[]).install().unwrap());
     assert!(guard.nft.is_ok());
     for family in ["-4", "-6"] {
         lab.member.ip(&format!("{family} rule del pref 2"));
     }
     assert!(!lab.passes(false, NEVER) && !lab.passes(true, NEVER), "the nftables table alone");
     // Only the operator's command opens the machine.
-    lab.member.call(|| gate::remove().unwrap());
+    lab.member.call(|| Gate::remove().unwrap());
     assert!(lab.passes(false, SOON) && lab.passes(true, SOON));
     assert!(!lab.member.ip("rule").contains("nop"));
 }
@@ -393,7 +393,7 @@ fn each_start_check_refuses_with_its_remedy() {
         script(undo);
         let running = lab.start(Lab::options(), &Fixed::forward()).unwrap_or_else(|e| panic!("after {undo}: {e:?}"));
         running.datapath.stop();
-        lab.member.call(|| gate::remove().unwrap());
+        lab.member.call(|| Gate::remove().unwrap());
     }
     assert!(try_run(&format!("ip -n {member} link show palisade0")).is_err(), "the device stays behind");
 }
@@ -532,8 +532,8 @@ fn an_exemption_that_is_no_longer_configured_is_closed() {
     let lab = Lab::new();
     let exempt = Options { unfiltered: vec!["f0".to_owned()], ..Lab::options() };
     let install = |options: &Options| {
-        let gate = gate::Gate::new("palisade0", &options.unfiltered);
-        lab.member.call(move || gate::install(&gate).unwrap());
+        let gate = Gate::new("palisade0", &options.unfiltered);
+        lab.member.call(move || gate.install().unwrap());
     };
     install(&exempt);
     assert!(lab.passes(false, SOON) && lab.passes(true, SOON), "the exemption does not work");

@@ -1,23 +1,16 @@
-//! Palisade's lab for tests: real kernels, real programs, real failures.
-//!
-//! The lab itself is [`palisade_cli::lab`], which the demo uses too; here is what only tests need: the guard that skips
-//! or serialises them, and the real programs.
+//! What the end-to-end tests and the benchmark share beside the lab ([`palisade_lab`]): policies, load, scenarios of failure,
+//! and real programs with their configuration.
 
-pub mod beyond;
-pub mod drops;
-pub mod frames;
-pub mod guard;
-pub mod packets;
+pub mod figures;
+pub mod load;
+pub mod overload;
 pub mod program;
-
-pub use palisade_cli::lab;
+pub mod scenario;
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::Result;
-use lab::{Lab, Mode, Options};
-use tokio::time::{Instant, sleep};
+use palisade_lab::{Lab, Mode, Options, wait_until};
 
 /// A lab of real members that run `binary`, which a test knows as `env!("CARGO_BIN_EXE_palisade-under-test")`.
 #[must_use]
@@ -44,19 +37,22 @@ pub const ECHO_BLOCK: usize = 256;
 /// The first byte of a block after which it closes.
 pub const ECHO_LAST: u8 = 1;
 
-/// Waits until so many members vote, as one of them says: those that join do so some moments after they are ready.
+/// Whether the long forms of tests were asked for (`PALISADE_LONG=1`), where a shorter one shows the same.
+#[must_use]
+pub fn long() -> bool {
+    std::env::var_os("PALISADE_LONG").is_some_and(|v| v == "1")
+}
+
+/// Waits until this many members vote, as one of them says. A member that joins becomes a voter some moments after it is
+/// ready.
 ///
 /// # Errors
-/// They do not within 30 s.
+/// They do not within [`palisade_lab::WAIT`].
 pub async fn wait_voters(lab: &Lab, number: usize, voters: usize) -> Result<()> {
-    let end = Instant::now() + Duration::from_secs(30);
-    loop {
+    wait_until(&format!("{voters} voters"), async || {
         let status = lab.member(number).status().await?;
         let members = status["cluster"]["members"].as_array().cloned().unwrap_or_default();
-        if members.iter().filter(|m| m["voter"] == true).count() == voters {
-            return Ok(());
-        }
-        anyhow::ensure!(Instant::now() < end, "not {voters} voters: {status}");
-        sleep(Duration::from_millis(100)).await;
-    }
+        Ok(members.iter().filter(|m| m["voter"] == true).count() == voters)
+    })
+    .await
 }

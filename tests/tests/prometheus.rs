@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use anyhow::{Context, Result};
-use palisade_tests::guard::require_lab;
-use palisade_tests::lab::Lab;
+use palisade_lab::Lab;
+use palisade_lab::guard::require_lab;
 use palisade_tests::program::prometheus;
 use palisade_tests::{OPEN_POLICY, members};
 

@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
-use palisade_cli::demo::{POLICY, Traffic};
-use palisade_tests::guard::require_lab;
-use palisade_tests::lab::Lab;
+use palisade_lab::Lab;
+use palisade_lab::guard::require_lab;
+use palisade_lab::traffic::{POLICY, Traffic};
 use palisade_tests::{members, wait_voters};
 use tokio::time::sleep;
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use palisade_node::config::{Config, INJECT_DEVICE};
-use palisade_node::datapath::{Gate, gate};
+use palisade_node::datapath::Gate;
 
 use crate::args::Global;
 use crate::exit::{Exit, Failure};
@@ -43,7 +43,8 @@ pub fn run(global: &Global, command: &Command) -> Result<ExitCode, Failure> {
                 }
                 None => Vec::new(),
             };
-            let status = gate::status(&Gate::new(INJECT_DEVICE, &unfiltered))
+            let status = Gate::new(INJECT_DEVICE, &unfiltered)
+                .status()
                 .map_err(|e| Failure::new(Exit::Failure, format!("the gate can not be looked at: {e}"), Some(ROOT)))?;
             let whole = print::gate::status(global.output, &status)?;
             Ok(if whole { ExitCode::SUCCESS } else { Exit::Failure.into() })
@@ -61,7 +62,7 @@ pub fn run(global: &Global, command: &Command) -> Result<ExitCode, Failure> {
                 let help = "stop the daemon first (`systemctl stop palisade`): it would put the gate back at once";
                 return Err(Failure::new(Exit::Refused, "the daemon is running", Some(help)));
             }
-            gate::remove()
+            Gate::remove()
                 .map_err(|e| Failure::new(Exit::Failure, format!("the gate can not be removed: {e}"), Some(ROOT)))?;
             print::gate::removed(global.output)?;
             Ok(ExitCode::SUCCESS)

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use palisade_node::Node;
 use palisade_node::config::Config;
-use palisade_node::node::Node;
 
 use crate::args::Global;
-use crate::exit::{Exit, Failure, chain};
+use crate::exit::{Exit, Failure};
 use crate::logging;
 
 /// Arguments of `palisade node`.
@@ -30,9 +30,6 @@ pub fn run(global: &Global, args: &Args) -> Result<ExitCode, Failure> {
     let result = runtime.block_on(Node::run(config));
     // Blocking tasks that hang (a dead disk) must not keep a stopped daemon alive.
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));
-    result.map_err(|e| {
-        let help = e.help();
-        Failure::new(Exit::Failure, chain(&e), help.as_deref())
-    })?;
+    result.map_err(|e| Failure::error(Exit::Failure, &e))?;
     Ok(ExitCode::SUCCESS)
 }

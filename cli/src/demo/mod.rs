@@ -2,7 +2,6 @@
 
 mod report;
 mod run;
-mod traffic;
 mod view;
 
 use std::io::Write;
@@ -12,11 +11,10 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
-use crate::lab::privilege::{self, Privilege};
-use crate::lab::{self, Mode};
+use palisade_lab::Mode;
+use palisade_lab::privilege::{self, Privilege};
 
 pub use self::report::{Report, Verdict};
-pub use self::traffic::{POLICY, Traffic};
 
 /// Arguments of `palisade demo`.
 #[derive(clap::Args, Clone, Debug)]
@@ -100,11 +98,11 @@ impl Args {
         }
     }
 
-    fn lab(&self) -> Result<lab::Options> {
+    fn lab(&self) -> Result<palisade_lab::Options> {
         let binary = match &self.binary {
             Some(path) => path.clone(),
             None => std::env::current_exe().context("the path of this executable")?,
         };
-        Ok(lab::Options { members: self.members.into(), binary, mode: self.mode() })
+        Ok(palisade_lab::Options { members: self.members.into(), binary, mode: self.mode() })
     }
 }

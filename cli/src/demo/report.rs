@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 
-use super::traffic::Counts;
-use crate::lab::Mode;
+use palisade_lab::Mode;
+use palisade_lab::traffic::Counts;
 
 /// Did the promises hold?
 #[derive(Serialize, Clone, Copy, PartialEq, Eq, Debug)]

@@ -10,10 +10,10 @@ use tokio::time::sleep;
 
 use super::Args;
 use super::report::{Observed, Report, Step};
-use super::traffic::{POLICY, Traffic};
 use super::view::Board;
-use crate::lab::counters::syn_retransmits;
-use crate::lab::{Lab, Mode, SIDES, Side};
+use palisade_lab::counters::syn_retransmits;
+use palisade_lab::traffic::{POLICY, Traffic};
+use palisade_lab::{Lab, Mode, SIDES, Side};
 
 /// Connections that stay from the beginning to the end.
 const LONG_LIVED: usize = 240;
@@ -240,7 +240,7 @@ async fn keep(lab: &Lab, report: &Report) -> Result<()> {
     eprintln!(
         "\nThe policy lets {} reach tcp/{} at {}.",
         Side::Client.v4(),
-        super::traffic::ECHO_PORT,
+        palisade_lab::traffic::ECHO_PORT,
         Side::Server.v4()
     );
     tokio::signal::ctrl_c().await.context("Ctrl-C")

@@ -12,7 +12,7 @@ use palisade_node::clock;
 use parking_lot::Mutex;
 use tokio::time::interval;
 
-use super::traffic::Traffic;
+use palisade_lab::traffic::Traffic;
 
 const PANEL_EVERY: Duration = Duration::from_millis(250);
 const LINE_EVERY: Duration = Duration::from_secs(2);

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use palisade_engine::Tuple;
+use palisade_engine::{PerDirection, Tuple};
 use palisade_proto::admin::v1;
 use palisade_proto::convert::admin::{AdminError, Session};
 use serde::Serialize;
@@ -61,10 +61,10 @@ impl<'a> Json<'a> {
             rule: s.rule.0,
             idle_ms: s.idle.as_millis(),
             timeout_ms: s.timeout.as_millis(),
-            original_packets: s.counters[0].0,
-            original_bytes: s.counters[0].1,
-            reply_packets: s.counters[1].0,
-            reply_bytes: s.counters[1].1,
+            original_packets: s.traffic.original.packets,
+            original_bytes: s.traffic.original.bytes,
+            reply_packets: s.traffic.reply.packets,
+            reply_bytes: s.traffic.reply.bytes,
         }
     }
 }
@@ -167,9 +167,13 @@ pub fn show(output: Output, s: &Session, rule_text: Option<&str>) -> Result<(), 
             writeln!(out, "state     {}{}", s.state, if s.half_open { " (half-open)" } else { "" })?;
             let text = rule_text.map_or(String::new(), |t| format!(": {t}"));
             writeln!(out, "rule      {} of policy generation {}{text}", s.rule.0, s.generation)?;
-            writeln!(out, "idle      {} (on this member), ends after {} more", time(s.idle), time(s.timeout))?;
-            let [(p, b), (rp, rb)] = s.counters;
-            writeln!(out, "forwarded {p} packets, {b} bytes; reply {rp} packets, {rb} bytes (by this member)")
+            writeln!(out, "idle      {} (as known here), ends after {} more", time(s.idle), time(s.timeout))?;
+            let PerDirection { original, reply } = s.traffic;
+            writeln!(
+                out,
+                "forwarded {} packets, {} bytes; reply {} packets, {} bytes (by all members, as known here)",
+                original.packets, original.bytes, reply.packets, reply.bytes
+            )
         },
     )
 }
@@ -276,7 +280,7 @@ pub fn count(output: Output, c: &v1::SessionCountResponse) -> Result<(), Failure
 #[cfg(test)]
 mod tests {
     use palisade_engine::id::{Generation, MemberId, RuleId, SessionId};
-    use palisade_engine::{Ip, Protocol};
+    use palisade_engine::{Ip, Protocol, Traffic};
 
     use super::*;
 
@@ -300,7 +304,10 @@ mod tests {
             half_open: false,
             idle: Duration::from_millis(1500),
             timeout: Duration::from_secs(7200),
-            counters: [(10, 1000), (9, 9000)],
+            traffic: PerDirection {
+                original: Traffic { packets: 10, bytes: 1000 },
+                reply: Traffic { packets: 9, bytes: 9000 },
+            },
         }
     }
 

@@ -3,18 +3,18 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use crate::blind_intervals::MAX_UNSEEN_BYTES;
 use crate::engine::{Context, Engine, Standing};
-use crate::event::{Event, Hint, Proposal, TcpEnd, Word};
+use crate::event::{Event, Hint, Proposal, ProvisionalSegment, SynParams};
 use crate::parse::{Kind, Packet, Tcp};
 use crate::policy::Action;
 use crate::replica::{Close, CloseCause};
 use crate::table::Shard;
 use crate::table::session::{Mark, Session};
 use crate::track::generic;
-use crate::track::tcp::doubt::Doubt;
-use crate::track::tcp::{Mode, SYN_DATA, Seen, ahead};
+use crate::track::tcp::peer_query::Resolution;
+use crate::track::tcp::{MAX_SYN_DATA, SegmentOutcome, WindowCheck, seq_diff};
 use crate::tuple::Direction;
-use crate::unsure::MOST;
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 
 /// How long the member whose turn it is has for the close of a finished session.
@@ -54,7 +54,7 @@ impl Engine {
             return Some(Verdict::Drop(Reason::NotCurrent));
         }
         let hash = self.table.hash(&packet.tuple);
-        if shard.awaited.wait_for_log(hash, context.worker, context.now) {
+        if shard.queries.await_commit(hash, context.worker, context.now) {
             events.push(Event::Propose(Proposal::Refresh(id)));
         }
         Some(Verdict::Hold(HoldKey(hash), HoldClass::Matched))
@@ -85,35 +85,44 @@ impl Engine {
             shard.sessions.busy(slot);
             return Some(Verdict::Forward);
         };
-        let ends = session.talk()?;
+        let ends = session.syn_params()?;
         let (client, server) = (&ends.0, &ends.1);
         if tcp.has(Tcp::SYN) {
             return syn(client, server, direction, tcp, session.closed);
         }
         let (id, closed) = (session.id, session.closed);
         let track = session.track.as_mut()?;
-        let was_ending = track.finished();
+        let was_ending = track.both_fins_known();
         let before = track.ending().then(|| track.state(closed));
-        let unsure = self.is_unsure(track, context.now);
+        let unsure = self.may_have_moved_unseen(track, context.now);
         let fresh = track.fresh(direction.flip());
-        let mut seen = track.segment([client, server], direction, tcp, closed, Mode::Near, context.now);
+        let mut seen = track.check_segment([client, server], direction, tcp, closed, WindowCheck::Relaxed, context.now);
         let mut lost = false;
-        if unsure && seen == Seen::Unsure {
-            let bounds = self.moved(track.ages(context.now), context.now);
+        if unsure && seen == SegmentOutcome::Inconclusive {
+            let bounds = self.max_unseen_bytes(track.confirmation_ages(context.now), context.now);
             // Beyond the bound nobody is believed, unless there is none any longer: or while a member is silent one forged segment
             // could cut a connection off from its own numbers.
-            lost = bounds.contains(&MOST);
+            lost = bounds.contains(&MAX_UNSEEN_BYTES);
             if bounds != [0; 2] {
-                seen = track.segment([client, server], direction, tcp, closed, Mode::Moved(bounds), context.now);
-                self.counters.moved.fetch_add(u64::from(seen != Seen::Unsure), Ordering::Relaxed);
+                seen = track.check_segment(
+                    [client, server],
+                    direction,
+                    tcp,
+                    closed,
+                    WindowCheck::Widened(bounds),
+                    context.now,
+                );
+                self.takeover_counters
+                    .within_bound
+                    .fetch_add(u64::from(seen != SegmentOutcome::Inconclusive), Ordering::Relaxed);
             }
         }
-        if unsure && seen != Seen::Unsure {
+        if unsure && seen != SegmentOutcome::Inconclusive {
             // One direction's segment shows its own number only: else forged ones could end the doubt about both.
-            track.still_unsure(direction.flip(), fresh);
+            track.restore_confirmed_at(direction.flip(), fresh);
         }
-        if seen == Seen::Unsure {
-            seen = match self.in_doubt(shard, slot, (packet, direction, tcp), lost, context, events)? {
+        if seen == SegmentOutcome::Inconclusive {
+            seen = match self.resolve_inconclusive(shard, slot, (packet, direction, tcp), lost, context, events)? {
                 Ok(seen) => seen,
                 Err(verdict) => return Some(verdict),
             };
@@ -123,22 +132,22 @@ impl Engine {
         let changed = before != track.ending().then(|| track.state(closed));
         let current = context.standing == Standing::Current;
         match seen {
-            Seen::Unsure => return Some(Verdict::Drop(Reason::TcpWindow)),
-            Seen::Not(reason) => return closed.is_none().then_some(Verdict::Drop(reason)),
-            Seen::Pass => {}
-            Seen::Fin(end) if closed.is_none() => {
+            SegmentOutcome::Inconclusive => return Some(Verdict::Drop(Reason::TcpWindow)),
+            SegmentOutcome::Invalid(reason) => return closed.is_none().then_some(Verdict::Drop(reason)),
+            SegmentOutcome::InWindow => {}
+            SegmentOutcome::Fin(end) if closed.is_none() => {
                 events.push(Event::Hint(Hint::Fin { id, direction, end }));
-                if current && track.propose_close() {
+                if current && track.take_fin_close() {
                     events.push(Event::Propose(Proposal::Close(Close { id, cause: CloseCause::Fin })));
                 }
-                if !was_ending && track.finished() {
+                if !was_ending && track.both_fins_known() {
                     shard.finished.push_back((context.now + CLOSE_OVERDUE, id, slot));
                 }
             }
-            Seen::Fin(_) => {}
-            Seen::Reset => {
+            SegmentOutcome::Fin(_) => {}
+            SegmentOutcome::Rst => {
                 events.push(Event::Hint(Hint::Rst { id }));
-                if current && track.propose_reset() {
+                if current && track.take_rst_close() {
                     events.push(Event::Propose(Proposal::Close(Close { id, cause: CloseCause::Rst })));
                     shard.finished.push_back((context.now + CLOSE_OVERDUE, id, slot));
                 }
@@ -155,7 +164,7 @@ impl Engine {
 
     /// What a segment means that is not near what is known here of its connection, which is not closed; or the verdict on it.
     /// `lost`: members that are silent may have known more.
-    fn in_doubt(
+    fn resolve_inconclusive(
         &self,
         shard: &mut Shard,
         slot: u32,
@@ -163,32 +172,39 @@ impl Engine {
         lost: bool,
         context: &Context<'_>,
         events: &mut Vec<Event>,
-    ) -> Option<Result<Seen, Verdict>> {
+    ) -> Option<Result<SegmentOutcome, Verdict>> {
         let session = shard.sessions.get_mut(slot)?;
         let id = session.id;
-        let (client, server) = session.talk()?;
+        let (client, server) = session.syn_params()?;
         let track = session.track.as_mut()?;
         let hash = self.table.hash(&packet.tuple);
-        match track.doubt(tcp, self.others(), lost, context.now) {
-            doubt @ (Doubt::Ask | Doubt::Wait) => {
-                if doubt == Doubt::Ask {
-                    events.push(Event::Hint(Hint::Ask(packet.tuple)));
+        match track.resolve(tcp, self.reachable_peers(), lost, context.now) {
+            resolution @ (Resolution::QueryPeers | Resolution::AwaitReplies) => {
+                if resolution == Resolution::QueryPeers {
+                    events.push(Event::Hint(Hint::Query(packet.tuple)));
                 }
             }
-            Doubt::Strict => {
-                return Some(Ok(track.segment([&client, &server], direction, tcp, None, Mode::Strict, context.now)));
+            Resolution::Strict => {
+                return Some(Ok(track.check_segment(
+                    [&client, &server],
+                    direction,
+                    tcp,
+                    None,
+                    WindowCheck::Strict,
+                    context.now,
+                )));
             }
-            Doubt::Word => {
-                let of_the_other = shard.words.of(id, context.now).filter(|(of, _)| *of != direction);
-                let mut meanings =
-                    of_the_other.map(|(_, word)| track.believe([&client, &server], direction, tcp, &word, context.now));
-                let believed = meanings.find(|seen| *seen != Seen::Unsure);
+            Resolution::Provisional => {
+                let of_the_other = shard.provisional.for_session(id, context.now).filter(|(of, _)| *of != direction);
+                let mut meanings = of_the_other
+                    .map(|(_, word)| track.corroborate([&client, &server], direction, tcp, &word, context.now));
+                let believed = meanings.find(|seen| *seen != SegmentOutcome::Inconclusive);
                 drop(meanings);
                 if let Some(seen) = believed {
                     // Other packets of it may wait for this, here and elsewhere.
-                    let known = track.progress(context.now, true);
-                    events.push(Event::Hint(Hint::Progress { id, known, words: Vec::new() }));
-                    let workers = shard.awaited.take(hash);
+                    let snapshot = track.snapshot(context.now, true);
+                    events.push(Event::Hint(Hint::Progress { id, snapshot, provisional: Vec::new() }));
+                    let workers = shard.queries.take(hash);
                     if workers != 0 {
                         events.push(Event::Wake { workers, key: HoldKey(hash) });
                     }
@@ -197,23 +213,28 @@ impl Engine {
                 if tcp.has(Tcp::RST) {
                     return Some(Err(Verdict::Drop(Reason::TcpRst)));
                 }
-                if track.take_word(direction) {
-                    shard.words.say(id, direction, Word { end: tcp.end(), ack: tcp.ack, age: 0 }, context.now);
-                    self.counters.adopted.fetch_add(1, Ordering::Relaxed);
+                if track.allow_provisional(direction) {
+                    shard.provisional.record(
+                        id,
+                        direction,
+                        ProvisionalSegment { seq_end: tcp.end(), ack: tcp.ack, age_ms: 0 },
+                        context.now,
+                    );
+                    self.takeover_counters.provisional.fetch_add(1, Ordering::Relaxed);
                     session.account(direction, packet.length, context.now);
                     shard.sessions.busy(slot);
                     return Some(Err(Verdict::Forward));
                 }
             }
         }
-        shard.awaited.wait_for_answer(hash, context.worker, context.now);
+        shard.queries.await_reply(hash, context.worker, context.now);
         // Not of the budget of what matches: a flood of forgeries must not displace that.
         Some(Err(Verdict::Hold(HoldKey(hash), HoldClass::Unmatched)))
     }
 
     /// How many other members may have seen packets of a session, and are not silent.
-    pub(crate) fn others(&self) -> u32 {
-        self.others.load(Ordering::Relaxed).saturating_sub(self.silent.load(Ordering::Relaxed))
+    pub(crate) fn reachable_peers(&self) -> u32 {
+        self.forwarding_peers.load(Ordering::Relaxed).saturating_sub(self.silent_peers.load(Ordering::Relaxed))
     }
 
     /// Does the policy in force still allow this session? Asked anew once per session and policy.
@@ -235,19 +256,21 @@ impl Session {
     /// Is this a segment of it, by what this member knows? Changes nothing.
     pub(super) fn is_near(&self, packet: &Packet, context: &Context<'_>) -> bool {
         let (Kind::Tcp(tcp), Some(direction), Some((client, server)), Some(mut track)) =
-            (&packet.kind, self.direction(&packet.tuple), self.talk(), self.track)
+            (&packet.kind, self.direction(&packet.tuple), self.syn_params(), self.track)
         else {
             return false;
         };
-        let seen = track.segment([&client, &server], direction, tcp, self.closed, Mode::Near, context.now);
-        self.zone(direction) == context.ingress && matches!(seen, Seen::Pass | Seen::Fin(_) | Seen::Reset)
+        let seen =
+            track.check_segment([&client, &server], direction, tcp, self.closed, WindowCheck::Relaxed, context.now);
+        self.zone(direction) == context.ingress
+            && matches!(seen, SegmentOutcome::InWindow | SegmentOutcome::Fin(_) | SegmentOutcome::Rst)
     }
 }
 
 /// The verdict on a segment with SYN that has the tuple of an established connection; `None`: it may open another.
 pub(crate) fn syn(
-    client: &TcpEnd,
-    server: &TcpEnd,
+    client: &SynParams,
+    server: &SynParams,
     direction: Direction,
     tcp: &Tcp,
     closed: Option<CloseCause>,
@@ -264,7 +287,7 @@ pub(crate) fn syn(
         Direction::Reply => (server, client),
     };
     // The acknowledgement may cover the SYN's data (RFC 7413).
-    let acked = ahead(tcp.ack, receiver.isn.wrapping_add(1));
-    let copy = tcp.seq == sender.isn && (!tcp.has(Tcp::ACK) || (0..=SYN_DATA).contains(&acked));
+    let acked = seq_diff(tcp.ack, receiver.isn.wrapping_add(1));
+    let copy = tcp.seq == sender.isn && (!tcp.has(Tcp::ACK) || (0..=MAX_SYN_DATA).contains(&acked));
     (copy && closed.is_none()).then_some(Verdict::Forward)
 }

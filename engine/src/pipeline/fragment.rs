@@ -21,7 +21,7 @@ use std::hash::BuildHasher;
 use crate::engine::{Context, Engine, Standing, Wake};
 use crate::event::{Datagram, Event, Hint};
 use crate::parse::{Fragment, Packet};
-use crate::table::datagrams::{Follows, Wait};
+use crate::table::fragments::{Follows, Wait};
 use crate::time::Time;
 use crate::tuple::{Protocol, Tuple};
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
@@ -75,7 +75,7 @@ impl Engine {
     }
 
     /// Another member forwarded a first fragment.
-    pub(crate) fn hint_fragment(&self, now: Time, datagram: &Datagram, end: u16, wake: &mut dyn Wake) {
+    pub(crate) fn hint_first_fragment(&self, now: Time, datagram: &Datagram, end: u16, wake: &mut dyn Wake) {
         if end == 0 || datagram.src.is_v4() != datagram.dst.is_v4() {
             return;
         }
@@ -91,7 +91,7 @@ impl Engine {
     }
 
     /// Says again what is known of a datagram's first fragment.
-    pub(crate) fn answer_fragment(&self, now: Time, datagram: &Datagram, events: &mut Vec<Event>) {
+    pub(crate) fn reply_to_fragment_query(&self, now: Time, datagram: &Datagram, events: &mut Vec<Event>) {
         let (shard, key) = self.datagram(datagram);
         let end = self.table.of(shard).datagrams.first_end(key, now);
         events.extend(end.map(|end| Event::Hint(Hint::FirstFragment { datagram: *datagram, end })));

@@ -14,25 +14,25 @@
 
 mod established;
 mod fragment;
-mod opening;
+mod half_open;
 mod related;
 
 use std::time::Duration;
 
 use crate::engine::{Context, Engine, Standing};
-use crate::event::{Event, HalfOpen, Hint, Opening, TcpEnd};
+use crate::event::{Event, HalfOpen, HandshakeState, Hint, SynParams};
 use crate::parse::{Kind, Packet, Tcp};
 use crate::policy::Action;
 use crate::table::Shard;
-use crate::table::awaited::Asked;
+use crate::table::peer_queries::QueryState;
 use crate::table::session::Mark;
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 pub(crate) use established::CLOSE_OVERDUE;
 #[cfg(test)]
 pub(crate) use established::syn;
-use opening::Match;
+use half_open::HalfOpenMatch;
 #[cfg(test)]
-pub(crate) use opening::{Step, step};
+pub(crate) use half_open::{HandshakeStep, step};
 
 /// Least time between SYNs of different connections that pass on the tuple of a live session.
 const SYN_APART: Duration = Duration::from_secs(1);
@@ -82,12 +82,12 @@ impl Engine {
         let entry = session.and_then(|slot| shard.sessions.get(slot));
         let contested = entry.is_none_or(|s| s.marks.has(Mark::Contested));
         let live = entry.is_some_and(|s| s.closed.is_none());
-        let mut opening = Match::Nothing;
+        let mut opening = HalfOpenMatch::Nothing;
         if contested {
-            opening = self.opening(shard, hash, packet, live, context);
+            opening = self.match_half_open(shard, hash, packet, live, context);
             // Many packets fit a half-open session by chance; what fits the connection itself is the connection's.
-            if let Match::Step(step, slot) = opening
-                && !(step.may_be_chance() && entry_fits(shard, session, packet, context))
+            if let HalfOpenMatch::Step(step, slot) = opening
+                && !(step.could_match_other_connection() && entry_fits(shard, session, packet, context))
             {
                 return Some(self.step(shard, hash, slot, step, packet, context, events));
             }
@@ -96,11 +96,11 @@ impl Engine {
             return match (opening, &packet.kind) {
                 // The hint of the SYN that it answers may be under way, whatever else is known of the tuple.
                 (_, Kind::Tcp(tcp)) if tcp.has(Tcp::SYN) => None,
-                (Match::Implausible(reason), _) => Some(Verdict::Drop(reason)),
+                (HalfOpenMatch::Implausible(reason), _) => Some(Verdict::Drop(reason)),
                 _ => None,
             };
         };
-        if matches!(opening, Match::Nothing)
+        if matches!(opening, HalfOpenMatch::Nothing)
             && let Some(session) = shard.sessions.get_mut(slot)
         {
             session.marks.set(Mark::Contested, false);
@@ -114,15 +114,15 @@ impl Engine {
             Kind::Tcp(tcp) => match tcp.flags & (Tcp::SYN | Tcp::ACK | Tcp::FIN | Tcp::RST) {
                 Tcp::SYN => {
                     let client =
-                        TcpEnd { isn: tcp.seq, window: tcp.window, wscale: tcp.wscale, sack: tcp.sack_permitted };
-                    self.open(hash, packet, Opening::Tcp { client, server: None }, context, events)
+                        SynParams { isn: tcp.seq, window: tcp.window, wscale: tcp.wscale, sack: tcp.sack_permitted };
+                    self.open(hash, packet, HandshakeState::Tcp { client, server: None }, context, events)
                 }
                 // It may refuse a connection whose hint is under way.
                 flags if flags & Tcp::RST != 0 => {
-                    let asked = self.table.of(hash).awaited.asked(hash, context.now);
+                    let asked = self.table.of(hash).queries.state(hash, context.now);
                     match asked {
-                        Asked::InVain => Verdict::Drop(Reason::NoSession),
-                        Asked::No | Asked::Now => self.wait(hash, packet, context, events),
+                        QueryState::Unanswered => Verdict::Drop(Reason::NoSession),
+                        QueryState::NotSent | QueryState::Outstanding => self.wait(hash, packet, context, events),
                     }
                 }
                 flags if flags & Tcp::ACK == 0 || flags & (Tcp::SYN | Tcp::FIN) == Tcp::SYN | Tcp::FIN => {
@@ -131,7 +131,7 @@ impl Engine {
                 _ => self.wait(hash, packet, context, events),
             },
             Kind::EchoReply => self.wait(hash, packet, context, events),
-            _ => self.open(hash, packet, Opening::Generic { replied: false }, context, events),
+            _ => self.open(hash, packet, HandshakeState::Generic { replied: false }, context, events),
         }
     }
 
@@ -140,7 +140,7 @@ impl Engine {
         &self,
         hash: u64,
         packet: &Packet,
-        protocol: Opening,
+        protocol: HandshakeState,
         context: &mut Context<'_>,
         events: &mut Vec<Event>,
     ) -> Verdict {
@@ -163,7 +163,7 @@ impl Engine {
                 Kind::Tcp(_) | Kind::EchoRequest => denied,
                 // It may be the reply of a session whose hint is under way. Once nobody claimed it, the policy's word
                 // counts.
-                _ if self.table.of(hash).awaited.asked(hash, context.now) == Asked::InVain => denied,
+                _ if self.table.of(hash).queries.state(hash, context.now) == QueryState::Unanswered => denied,
                 _ => self.wait(hash, packet, context, events),
             };
         }
@@ -179,8 +179,8 @@ impl Engine {
         let occupant = shard.sessions.find(hash, &tuple).and_then(|slot| shard.sessions.get(slot));
         if occupant.is_some_and(|s| s.closed.is_none()) {
             // Its answer is a challenge ACK, and one a second is enough (RFC 5961 section 7).
-            let lately = |slot| shard.halves.get(slot).is_some_and(|h| context.now.since(h.last) < SYN_APART);
-            if shard.halves.of(hash, &tuple).any(lately) {
+            let lately = |slot| shard.half_open.get(slot).is_some_and(|h| context.now.since(h.last) < SYN_APART);
+            if shard.half_open.of(hash, &tuple).any(lately) {
                 return Verdict::Drop(Reason::TcpWindow);
             }
         }
@@ -197,8 +197,8 @@ impl Engine {
             challenge: None,
             protocol,
         };
-        self.table.insert_half(&mut shard, hash, open, context.now);
-        let workers = shard.awaited.take(hash);
+        self.table.insert_half_open(&mut shard, hash, open, context.now);
+        let workers = shard.queries.take(hash);
         drop(shard);
         if workers != 0 {
             // Its answer overtook it.
@@ -215,7 +215,7 @@ impl Engine {
         if let Some(verdict) = self.known(&mut shard, hash, packet, context, events) {
             return verdict;
         }
-        self.table.wait(&mut shard, hash, &packet.tuple, context);
+        self.table.await_hint(&mut shard, hash, &packet.tuple, context);
         Verdict::Hold(HoldKey(hash), HoldClass::Unmatched)
     }
 }

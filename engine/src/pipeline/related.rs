@@ -1,10 +1,10 @@
 //! ICMP errors: RELATED to the session that sent the packet they are about (RFC 5508 section 3 has the same for NAT).
 
 use crate::engine::{Context, Engine, Standing};
-use crate::event::Opening;
+use crate::event::HandshakeState;
 use crate::parse::{Embedded, Packet};
-use crate::table::awaited::Asked;
-use crate::track::tcp::{ahead, reach};
+use crate::table::peer_queries::QueryState;
+use crate::track::tcp::{max_advertisable_window, seq_diff};
 use crate::tuple::Direction;
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 
@@ -22,7 +22,7 @@ impl Engine {
             && let Some(session) = shard.sessions.get_mut(slot)
             && let Some(direction) = session.direction(&embedded.tuple)
         {
-            let plausible = match (session.talk(), session.track, embedded.seq) {
+            let plausible = match (session.syn_params(), session.track, embedded.seq) {
                 (Some((client, server)), Some(track), Some(seq)) => {
                     track.sent([&client, &server], direction, seq, context.now)
                 }
@@ -40,35 +40,36 @@ impl Engine {
             return UNRELATED;
         }
         let sent_it = |slot: u32| {
-            let open = &shard.halves.get(slot).filter(|h| !h.aborted)?.open;
+            let open = &shard.half_open.get(slot).filter(|h| !h.aborted)?.open;
             let (direction, from) = match open.original == embedded.tuple {
                 true => (Direction::Original, open.egress),
                 false => (Direction::Reply, open.ingress),
             };
             let plausible = match (&open.protocol, embedded.seq) {
-                (Opening::Tcp { client, server }, Some(seq)) => {
+                (HandshakeState::Tcp { client, server }, Some(seq)) => {
                     let sender = match direction {
                         Direction::Original => Some(client),
                         Direction::Reply => server.as_ref(),
                     };
                     sender.is_some_and(|sender| {
-                        (0..=reach(client, server.as_ref().unwrap_or(client))).contains(&ahead(seq, sender.isn))
+                        (0..=max_advertisable_window(client, server.as_ref().unwrap_or(client)))
+                            .contains(&seq_diff(seq, sender.isn))
                     })
                 }
                 _ => true,
             };
             (plausible && from == context.ingress && open.generation >= self.generation()).then_some(())
         };
-        if shard.halves.of(hash, &embedded.tuple).find_map(sent_it).is_some() {
+        if shard.half_open.of(hash, &embedded.tuple).find_map(sent_it).is_some() {
             return Verdict::Forward;
         }
         let known = shard.sessions.find(hash, &embedded.tuple).is_some()
-            || shard.halves.of(hash, &embedded.tuple).next().is_some();
-        if known || shard.awaited.asked(hash, context.now) == Asked::InVain {
+            || shard.half_open.of(hash, &embedded.tuple).next().is_some();
+        if known || shard.queries.state(hash, context.now) == QueryState::Unanswered {
             return UNRELATED;
         }
         // The hint of what it is about may be under way.
-        self.table.wait(&mut shard, hash, &embedded.tuple, context);
+        self.table.await_hint(&mut shard, hash, &embedded.tuple, context);
         Verdict::Hold(HoldKey(hash), HoldClass::Unmatched)
     }
 }

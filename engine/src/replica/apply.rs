@@ -4,10 +4,10 @@ use super::window::Number;
 use super::{Applied, Batch, Close, CloseCause, Command, Establish, ExpireIdle, Outcome, Replica};
 use crate::digest::{Kind, element};
 use crate::engine::Wake;
-use crate::event::{Event, Opening, Proposal};
+use crate::event::{Event, HandshakeState, Proposal};
 use crate::id::SessionId;
 use crate::table::Shard;
-use crate::table::half::{Half, same_connection};
+use crate::table::half_open::{HalfOpenEntry, same_connection};
 use crate::table::session::{Mark, Session};
 use crate::time::{Coarse, Time};
 use crate::tuple::Protocol;
@@ -101,18 +101,18 @@ impl Replica {
         let mut workers;
         let outcome = {
             let mut shard = table.of(hash);
-            workers = shard.awaited.take(hash);
+            workers = shard.queries.take(hash);
             let outcome = self.admit(now, hash, &mut shard, elsewhere, establish);
             // Of two proposals of one connection, under two ids, the second one found it established.
             let session = shard.sessions.find(hash, &establish.original).and_then(|slot| shard.sessions.get(slot));
             let id = session.map(|s| s.id);
             let proposed = (&establish.original, &establish.protocol);
-            let stands =
-                session.is_some_and(|s| s.closed.is_none() && same_connection((&s.original, &s.opening()), proposed));
+            let stands = session
+                .is_some_and(|s| s.closed.is_none() && same_connection((&s.original, &s.handshake_state()), proposed));
             // The half-open session that this was, perhaps under another id.
-            let halves: Vec<u32> = shard.halves.of(hash, &establish.original).collect();
-            for slot in halves {
-                let Some(half) = shard.halves.get_mut(slot) else { continue };
+            let half_open: Vec<u32> = shard.half_open.of(hash, &establish.original).collect();
+            for slot in half_open {
+                let Some(half) = shard.half_open.get_mut(slot) else { continue };
                 let same = same_connection(proposed, (&half.open.original, &half.open.protocol));
                 if half.open.id != establish.id && !(same && stands) {
                     continue;
@@ -127,7 +127,7 @@ impl Replica {
                             let close = Close { id, cause: CloseCause::Rst };
                             engine.deferred.lock().push(Event::Propose(Proposal::Close(close)));
                         }
-                        table.remove_half(&mut shard, slot);
+                        table.remove_half_open(&mut shard, slot);
                     }
                     Outcome::Stale(_) => half.proposed = None,
                     Outcome::Full => half.refused = Some(Reason::TableFull),
@@ -168,16 +168,16 @@ impl Replica {
             None if self.sessions >= self.engine.config.max_sessions => return Outcome::Full,
             None => self.copy_for_snapshot(hash, shard),
         }
-        let is_own = |half: &Half| {
+        let is_own = |half: &HalfOpenEntry| {
             let proposed = (&establish.original, &establish.protocol);
             half.open.id == establish.id || same_connection(proposed, (&half.open.original, &half.open.protocol))
         };
         let seen = shard
-            .halves
+            .half_open
             .of(hash, &establish.original)
-            .find_map(|slot| shard.halves.get(slot).filter(|h| is_own(h)).map(|h| h.last));
+            .find_map(|slot| shard.half_open.get(slot).filter(|h| is_own(h)).map(|h| h.last));
         let mut session = Session::new(establish, now, seen);
-        session.marks.set(Mark::Contested, shard.halves.of(hash, &establish.original).count() > 0);
+        session.marks.set(Mark::Contested, shard.half_open.of(hash, &establish.original).count() > 0);
         self.count(shard, session_digest(&session));
         self.sessions += 1;
         self.engine.table.insert(shard, hash, session, now, &self.engine.timeouts());
@@ -221,7 +221,7 @@ impl Replica {
             let after = session_digest(session);
             self.count(&mut shard, after.wrapping_sub(before));
         }
-        let workers = shard.awaited.take(hash);
+        let workers = shard.queries.take(hash);
         drop(shard);
         if workers != 0 {
             wake.wake(workers, HoldKey(hash));
@@ -242,7 +242,7 @@ impl Replica {
             let Some(hash) = hash else { continue };
             self.remove(id);
             // A packet that came too late may open another one.
-            let workers = engine.table.of(hash).awaited.take(hash);
+            let workers = engine.table.of(hash).queries.take(hash);
             if workers != 0 {
                 wake.wake(workers, HoldKey(hash));
             }
@@ -287,9 +287,9 @@ pub(super) fn invalid(establish: &Establish) -> Option<&'static str> {
         return Some("the reply tuple is not the inverse: addresses are not translated at this feature level");
     }
     match (&establish.protocol, establish.original.protocol) {
-        (Opening::Tcp { server: Some(_), .. }, Protocol::TCP) => None,
-        (Opening::Generic { .. }, protocol) if protocol != Protocol::TCP => None,
-        (Opening::Tcp { server: None, .. }, Protocol::TCP) => Some("the server's end is missing"),
+        (HandshakeState::Tcp { server: Some(_), .. }, Protocol::TCP) => None,
+        (HandshakeState::Generic { .. }, protocol) if protocol != Protocol::TCP => None,
+        (HandshakeState::Tcp { server: None, .. }, Protocol::TCP) => Some("the server's end is missing"),
         _ => Some("the opening is not of the tuple's protocol"),
     }
 }

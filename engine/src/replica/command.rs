@@ -8,7 +8,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::event::{HalfOpen, Opening};
+use crate::event::{HalfOpen, HandshakeState};
 use crate::id::{Generation, MemberId, RuleId, SessionId, ZoneId};
 use crate::tuple::Tuple;
 
@@ -92,7 +92,7 @@ pub struct Establish {
     /// The closed session whose tuple it takes over.
     pub supersedes: Option<SessionId>,
     /// For TCP `server` is always there.
-    pub protocol: Opening,
+    pub protocol: HandshakeState,
 }
 
 impl From<&HalfOpen> for Establish {

@@ -428,7 +428,7 @@ impl Replica {
             let mut wakes: Vec<(u64, u64)>;
             {
                 let mut shard = table.shard(number);
-                wakes = shard.awaited.take_all().collect();
+                wakes = shard.queries.take_all().collect();
                 replace_shard(&engine, now, number, &mut shard, records, &mut wakes);
             }
             for (hash, workers) in wakes.into_iter().filter(|(_, workers)| *workers != 0) {
@@ -472,12 +472,12 @@ fn replace_shard(
             session.marks.set(Mark::Expiring, false);
             session.seen = Coarse::up(now);
         }
-        let halves: Vec<u32> = shard.halves.of(hash, &establish.original).collect();
-        for slot in halves {
-            match shard.halves.get(slot) {
+        let half_open: Vec<u32> = shard.half_open.of(hash, &establish.original).collect();
+        for slot in half_open {
+            match shard.half_open.get(slot) {
                 Some(half) if half.open.id == establish.id => {
                     wakes.push((hash, half.waiters));
-                    table.remove_half(shard, slot);
+                    table.remove_half_open(shard, slot);
                 }
                 _ => session.marks.set(Mark::Contested, true),
             }

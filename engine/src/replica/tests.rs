@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::engine::Config;
-use crate::event::Opening;
+use crate::event::HandshakeState;
 use crate::id::{RuleId, SessionId};
 use crate::testing::{INSIDE, OUTSIDE, POLICY, end, tuple};
 use crate::verdict::HoldKey;
@@ -83,7 +83,7 @@ fn establish(counter: u64, port: u16) -> Establish {
         generation: Generation(1),
         rule: RuleId(1),
         supersedes: None,
-        protocol: Opening::Tcp { client: end(counter as u32), server: Some(end(7)) },
+        protocol: HandshakeState::Tcp { client: end(counter as u32), server: Some(end(7)) },
     }
 }
 
@@ -108,9 +108,9 @@ fn establish_has_each_outcome() {
     assert_eq!(b.one(add(old)), Outcome::Stale(Generation(1)));
     let translated = Establish { reply: tuple(5), ..establish(5, 5) };
     assert!(matches!(b.one(add(translated)), Outcome::Invalid(_)));
-    let endless = Establish { protocol: Opening::Tcp { client: end(1), server: None }, ..establish(5, 5) };
+    let endless = Establish { protocol: HandshakeState::Tcp { client: end(1), server: None }, ..establish(5, 5) };
     assert!(matches!(b.one(add(endless)), Outcome::Invalid(_)));
-    let generic = Establish { protocol: Opening::Generic { replied: true }, ..establish(5, 5) };
+    let generic = Establish { protocol: HandshakeState::Generic { replied: true }, ..establish(5, 5) };
     assert!(matches!(b.one(add(generic)), Outcome::Invalid(_)));
     assert_eq!(b.one(add(establish(6, 6))), Outcome::Accepted);
     assert_eq!(b.one(add(establish(7, 7))), Outcome::Full);

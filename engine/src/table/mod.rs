@@ -7,15 +7,15 @@
 //! While addresses are not translated, the reply tuple is the inverse of the original one, so that one index entry finds
 //! a session by either.
 
-pub(crate) mod awaited;
-pub(crate) mod datagrams;
-pub(crate) mod half;
-pub(crate) mod ids;
+pub(crate) mod fragments;
+pub(crate) mod half_open;
+pub(crate) mod id_index;
+pub(crate) mod peer_queries;
+pub(crate) mod provisional;
 pub(crate) mod session;
 pub(crate) mod slab;
-pub(crate) mod sources;
+pub(crate) mod source_sketch;
 pub(crate) mod wheel;
-pub(crate) mod words;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,15 +31,15 @@ use crate::id::SessionId;
 use crate::time::Time;
 use crate::timeouts::Timeouts;
 use crate::tuple::Tuple;
-use awaited::Awaited;
-use datagrams::Datagrams;
-use half::{Half, Halves, same_ends};
-use ids::{Ids, Place};
+use fragments::Datagrams;
+use half_open::{HalfOpenEntry, HalfOpenTable, same_ends};
+use id_index::{Ids, Place};
+use peer_queries::PeerQueries;
+use provisional::ProvisionalSegments;
 use session::{Mark, Session};
 use slab::Slab;
-use sources::Sources;
+use source_sketch::Sources;
 use wheel::{Links, Wheel};
-use words::Words;
 
 /// A session that was offered to be ended, and is still there, is offered again after a quarter of its timeout, within these
 /// bounds.
@@ -54,11 +54,11 @@ pub(crate) struct Table {
     /// Of the sessions.
     pub(crate) ids: Ids,
     /// Of the half-open sessions.
-    pub(crate) half_ids: Ids,
+    pub(crate) half_open_ids: Ids,
     /// Who has how many half-open sessions.
     pub(crate) sources: Sources,
     /// The shards in which something is awaited that the others were not asked about yet, a bit each.
-    unasked: [AtomicU64; SHARDS / 64],
+    unsent_queries: [AtomicU64; SHARDS / 64],
     hasher: FixedState,
 }
 
@@ -66,9 +66,9 @@ pub(crate) struct Table {
 #[repr(align(128))]
 pub(crate) struct Shard {
     pub(crate) sessions: Sessions,
-    pub(crate) halves: Halves,
-    pub(crate) awaited: Awaited,
-    pub(crate) words: Words,
+    pub(crate) half_open: HalfOpenTable,
+    pub(crate) queries: PeerQueries,
+    pub(crate) provisional: ProvisionalSegments,
     pub(crate) datagrams: Datagrams,
     /// Sessions whose both FINs are known: when another member's close is overdue.
     pub(crate) finished: VecDeque<(Time, SessionId, u32)>,
@@ -186,15 +186,15 @@ impl Sessions {
 
 impl Table {
     pub(crate) fn new(config: &Config) -> Table {
-        let halves = config.max_half_open.div_ceil(SHARDS).max(1);
+        let half_open = config.max_half_open.div_ceil(SHARDS).max(1);
         Table {
             shards: (0..SHARDS)
                 .map(|_| {
                     Mutex::new(Shard {
                         sessions: Sessions::default(),
-                        halves: Halves::new(halves),
-                        awaited: Awaited::default(),
-                        words: Words::default(),
+                        half_open: HalfOpenTable::new(half_open),
+                        queries: PeerQueries::default(),
+                        provisional: ProvisionalSegments::default(),
                         datagrams: Datagrams::default(),
                         finished: VecDeque::new(),
                         evicted: 0,
@@ -204,9 +204,9 @@ impl Table {
                 })
                 .collect(),
             ids: Ids::new(config.seed),
-            half_ids: Ids::new(config.seed.wrapping_add(1)),
+            half_open_ids: Ids::new(config.seed.wrapping_add(1)),
             sources: Sources::new(config.seed.wrapping_add(2)),
-            unasked: Default::default(),
+            unsent_queries: Default::default(),
             hasher: FixedState::with_seed(config.seed),
         }
     }
@@ -280,27 +280,28 @@ impl Table {
     /// the oldest of the same tuple if that has its share.
     ///
     /// One that was reset, and now begins anew with the same numbers, is forgotten: its end is not this one's.
-    pub(crate) fn insert_half(&self, shard: &mut Shard, hash: u64, open: HalfOpen, now: Time) -> u32 {
+    pub(crate) fn insert_half_open(&self, shard: &mut Shard, hash: u64, open: HalfOpen, now: Time) -> u32 {
         let was_reset = |slot: &u32| {
-            let same = |h: &Half| h.open.original == open.original && same_ends(&h.open.protocol, &open.protocol);
-            shard.halves.get(*slot).is_some_and(|half| half.aborted && same(half))
+            let same =
+                |h: &HalfOpenEntry| h.open.original == open.original && same_ends(&h.open.protocol, &open.protocol);
+            shard.half_open.get(*slot).is_some_and(|half| half.aborted && same(half))
         };
-        let again: Vec<u32> = shard.halves.of(hash, &open.original).filter(was_reset).collect();
+        let again: Vec<u32> = shard.half_open.of(hash, &open.original).filter(was_reset).collect();
         for slot in again {
-            self.remove_half(shard, slot);
+            self.remove_half_open(shard, slot);
         }
-        let of_tuple = || shard.halves.of(hash, &open.original);
-        if of_tuple().count() >= half::PER_TUPLE {
-            let oldest = of_tuple().min_by_key(|&slot| shard.halves.get(slot).map(|h| h.last));
+        let of_tuple = || shard.half_open.of(hash, &open.original);
+        if of_tuple().count() >= half_open::PER_TUPLE {
+            let oldest = of_tuple().min_by_key(|&slot| shard.half_open.get(slot).map(|h| h.last));
             if let Some(slot) = oldest {
-                self.remove_half(shard, slot);
+                self.remove_half_open(shard, slot);
             }
         }
-        if shard.halves.is_full()
-            && let Some(slot) = shard.halves.oldest()
+        if shard.half_open.is_full()
+            && let Some(slot) = shard.half_open.oldest()
         {
             shard.evicted += 1;
-            self.remove_half(shard, slot);
+            self.remove_half_open(shard, slot);
         }
         if let Some(slot) = shard.sessions.find(hash, &open.original)
             && let Some(session) = shard.sessions.get_mut(slot)
@@ -309,36 +310,36 @@ impl Table {
         }
         let id = open.id;
         self.sources.add(open.original.src);
-        let slot = shard.halves.insert(hash, open, now);
-        self.half_ids.insert(id, Place::new(Self::number(hash), slot));
+        let slot = shard.half_open.insert(hash, open, now);
+        self.half_open_ids.insert(id, Place::new(Self::number(hash), slot));
         slot
     }
 
     /// Removes a half-open session from its shard, which the caller has locked.
-    pub(crate) fn remove_half(&self, shard: &mut Shard, slot: u32) -> Option<Half> {
-        let half = shard.halves.remove(slot)?;
+    pub(crate) fn remove_half_open(&self, shard: &mut Shard, slot: u32) -> Option<HalfOpenEntry> {
+        let half = shard.half_open.remove(slot)?;
         self.sources.remove(half.source());
-        self.half_ids.remove(half.open.id, Place::new(Self::number(half.hash()), slot));
+        self.half_open_ids.remove(half.open.id, Place::new(Self::number(half.hash()), slot));
         Some(half)
     }
 
     /// Has a worker wait for what is not known of a tuple; the caller has locked its shard.
-    pub(crate) fn wait(&self, shard: &mut Shard, hash: u64, tuple: &Tuple, context: &Context<'_>) {
-        shard.awaited.wait(hash, tuple, context.worker, context.now);
+    pub(crate) fn await_hint(&self, shard: &mut Shard, hash: u64, tuple: &Tuple, context: &Context<'_>) {
+        shard.queries.await_hint(hash, tuple, context.worker, context.now);
         let number = usize::from(Self::number(hash));
         // Under the shard's lock, as it is cleared.
-        self.unasked[number / 64].fetch_or(1 << (number % 64), Ordering::Relaxed);
+        self.unsent_queries[number / 64].fetch_or(1 << (number % 64), Ordering::Relaxed);
     }
 
     /// Asks the other members what has been awaited for long enough. Its cost is that of what is awaited.
-    pub(crate) fn ask(&self, now: Time, events: &mut Vec<Event>) {
-        for (word, bits) in self.unasked.iter().enumerate() {
+    pub(crate) fn send_queries(&self, now: Time, events: &mut Vec<Event>) {
+        for (word, bits) in self.unsent_queries.iter().enumerate() {
             let mut left = bits.load(Ordering::Relaxed);
             while left != 0 {
                 let bit = left.trailing_zeros();
                 left &= left - 1;
                 let mut shard = self.shard((word as u32 * 64 + bit) as u8);
-                if !shard.awaited.ask(now, events) {
+                if !shard.queries.send_due(now, events) {
                     bits.fetch_and(!(1 << bit), Ordering::Relaxed);
                 }
             }
@@ -346,12 +347,12 @@ impl Table {
     }
 
     /// Gives a half-open session another id.
-    pub(crate) fn rename_half(&self, shard: &mut Shard, slot: u32, id: SessionId) {
-        if let Some(half) = shard.halves.get_mut(slot) {
+    pub(crate) fn rename_half_open(&self, shard: &mut Shard, slot: u32, id: SessionId) {
+        if let Some(half) = shard.half_open.get_mut(slot) {
             let place = Place::new(Self::number(half.hash()), slot);
-            self.half_ids.remove(half.open.id, place);
+            self.half_open_ids.remove(half.open.id, place);
             half.open.id = id;
-            self.half_ids.insert(id, place);
+            self.half_open_ids.insert(id, place);
         }
     }
 
@@ -365,10 +366,10 @@ impl Table {
     }
 
     /// As [`Table::locate`], for half-open sessions.
-    pub(crate) fn locate_half(&self, id: SessionId) -> Option<(MutexGuard<'_, Shard>, u32)> {
-        self.half_ids.places(id).find_map(|place| {
+    pub(crate) fn locate_half_open(&self, id: SessionId) -> Option<(MutexGuard<'_, Shard>, u32)> {
+        self.half_open_ids.places(id).find_map(|place| {
             let shard = self.shard(place.shard());
-            let here = shard.halves.get(place.slot()).is_some_and(|h| h.open.id == id);
+            let here = shard.half_open.get(place.slot()).is_some_and(|h| h.open.id == id);
             here.then_some((shard, place.slot()))
         })
     }

@@ -4,14 +4,15 @@ use std::time::Duration;
 
 use super::wheel::Links;
 use crate::engine::SessionInfo;
-use crate::event::{Opening, TcpEnd};
+use crate::event::{HandshakeState, SynParams};
 use crate::id::{Generation, RuleId, SessionId, ZoneId};
 use crate::replica::{CloseCause, Establish};
 use crate::time::{Coarse, Time};
 use crate::timeouts::{Timeout, Timeouts};
 use crate::track::State;
 use crate::track::tcp::Track;
-use crate::tuple::{Direction, Tuple};
+use crate::traffic::{Traffic, TrafficDelta};
+use crate::tuple::{Direction, PerDirection, Tuple};
 
 /// One session. At most 256 bytes, its share of the indices included (asserted by a test).
 #[derive(Clone, Debug)]
@@ -26,7 +27,7 @@ pub(crate) struct Session {
     pub(crate) closed: Option<CloseCause>,
     /// How often a packet that came while it was to end has kept it alive.
     pub(crate) refreshes: u16,
-    handshake: Handshake,
+    handshake: CompactHandshake,
     // Local.
     pub(crate) marks: Marks,
     /// The last policy that it was judged by here: the lower half of its generation.
@@ -38,10 +39,10 @@ pub(crate) struct Session {
     pub(crate) links: Links,
     /// TCP only.
     pub(crate) track: Option<Track>,
-    /// Packets and bytes forwarded by all members, by direction, as far as this one knows.
-    counters: [(Count, Count); 2],
+    /// What all members forwarded, as far as this one knows.
+    traffic: PerDirection<PackedTraffic>,
     /// Of these, what passed here and the others have not been told of.
-    untold: [(u32, u32); 2],
+    unpublished: PerDirection<TrafficDelta>,
 }
 
 /// What a session is to this member.
@@ -70,14 +71,14 @@ impl Marks {
     }
 }
 
-/// [`Opening`], in less space.
+/// [`HandshakeState`], in less space.
 #[derive(Clone, Copy, Debug)]
-enum Handshake {
+enum CompactHandshake {
     Tcp([Syn; 2]),
     Generic { replied: bool },
 }
 
-/// [`TcpEnd`], in less space.
+/// [`SynParams`], in less space.
 #[derive(Clone, Copy, Debug)]
 struct Syn {
     isn: u32,
@@ -90,23 +91,25 @@ struct Syn {
 impl Syn {
     const UNSCALED: u8 = u8::MAX;
 
-    fn new(end: &TcpEnd) -> Syn {
+    fn new(end: &SynParams) -> Syn {
         Syn { isn: end.isn, window: end.window, wscale: end.wscale.unwrap_or(Syn::UNSCALED), sack: end.sack }
     }
 
-    fn end(&self) -> TcpEnd {
+    fn end(&self) -> SynParams {
         let wscale = (self.wscale != Syn::UNSCALED).then_some(self.wscale);
-        TcpEnd { isn: self.isn, window: self.window, wscale, sack: self.sack }
+        SynParams { isn: self.isn, window: self.window, wscale, sack: self.sack }
     }
 }
 
-impl Handshake {
-    fn new(opening: &Opening) -> Handshake {
+impl CompactHandshake {
+    fn new(opening: &HandshakeState) -> CompactHandshake {
         match opening {
-            Opening::Tcp { client, server: Some(server) } => Handshake::Tcp([Syn::new(client), Syn::new(server)]),
+            HandshakeState::Tcp { client, server: Some(server) } => {
+                CompactHandshake::Tcp([Syn::new(client), Syn::new(server)])
+            }
             // Without a server it is never established.
-            Opening::Tcp { client, server: None } => Handshake::Tcp([Syn::new(client); 2]),
-            Opening::Generic { replied } => Handshake::Generic { replied: *replied },
+            HandshakeState::Tcp { client, server: None } => CompactHandshake::Tcp([Syn::new(client); 2]),
+            HandshakeState::Generic { replied } => CompactHandshake::Generic { replied: *replied },
         }
     }
 }
@@ -129,11 +132,29 @@ impl Count {
     }
 }
 
+/// [`Traffic`] in 12 bytes.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+struct PackedTraffic {
+    packets: Count,
+    bytes: Count,
+}
+
+impl PackedTraffic {
+    fn add(&mut self, packets: u32, bytes: u32) {
+        self.packets.add(packets.into());
+        self.bytes.add(bytes.into());
+    }
+
+    fn unpacked(self) -> Traffic {
+        Traffic { packets: self.packets.get(), bytes: self.bytes.get() }
+    }
+}
+
 impl Session {
     /// `seen`: when this member last heard of its half-open session, if it did.
     pub(crate) fn new(e: &Establish, now: Time, seen: Option<Time>) -> Session {
         let track = match &e.protocol {
-            Opening::Tcp { client, server: Some(server) } => Some(Track::new(client, server, seen)),
+            HandshakeState::Tcp { client, server: Some(server) } => Some(Track::new(client, server, seen)),
             _ => None,
         };
         Session {
@@ -145,29 +166,21 @@ impl Session {
             egress: e.egress,
             closed: None,
             refreshes: 0,
-            handshake: Handshake::new(&e.protocol),
+            handshake: CompactHandshake::new(&e.protocol),
             marks: Marks::default(),
             judged: e.generation.0 as u32,
             seen: Coarse::up(now),
             links: Links::NONE,
             track,
-            counters: Default::default(),
-            untold: Default::default(),
+            traffic: PerDirection::default(),
+            unpublished: PerDirection::default(),
         }
     }
 
     /// A packet of it passes.
     pub(crate) fn account(&mut self, direction: Direction, bytes: u32, now: Time) {
-        let at = match direction {
-            Direction::Original => 0,
-            Direction::Reply => 1,
-        };
-        let (packets, all) = &mut self.counters[at];
-        packets.add(1);
-        all.add(bytes.into());
-        let (packets, all) = &mut self.untold[at];
-        *packets = packets.saturating_add(1);
-        *all = all.saturating_add(bytes);
+        self.traffic[direction].add(1, bytes);
+        self.unpublished[direction].add_packet(bytes);
         self.seen = Coarse::up(now);
     }
 
@@ -201,18 +214,20 @@ impl Session {
     }
 
     /// What the two ends said in the handshake.
-    pub(crate) fn opening(&self) -> Opening {
+    pub(crate) fn handshake_state(&self) -> HandshakeState {
         match &self.handshake {
-            Handshake::Tcp([client, server]) => Opening::Tcp { client: client.end(), server: Some(server.end()) },
-            Handshake::Generic { replied } => Opening::Generic { replied: *replied },
+            CompactHandshake::Tcp([client, server]) => {
+                HandshakeState::Tcp { client: client.end(), server: Some(server.end()) }
+            }
+            CompactHandshake::Generic { replied } => HandshakeState::Generic { replied: *replied },
         }
     }
 
     /// The two ends of a TCP connection.
-    pub(crate) fn talk(&self) -> Option<(TcpEnd, TcpEnd)> {
+    pub(crate) fn syn_params(&self) -> Option<(SynParams, SynParams)> {
         match &self.handshake {
-            Handshake::Tcp([client, server]) => Some((client.end(), server.end())),
-            Handshake::Generic { .. } => None,
+            CompactHandshake::Tcp([client, server]) => Some((client.end(), server.end())),
+            CompactHandshake::Generic { .. } => None,
         }
     }
 
@@ -228,20 +243,19 @@ impl Session {
 
     /// Has this member forwarded, or heard of, a packet of it?
     pub(crate) fn has_passed(&self) -> bool {
-        self.counters.iter().any(|(packets, _)| packets.get() > 0)
+        self.traffic.iter().any(|traffic| traffic.packets.get() > 0)
     }
 
-    /// Another member forwarded these packets and bytes.
-    pub(crate) fn add_traffic(&mut self, traffic: &[(u32, u32); 2]) {
-        for ((packets, bytes), more) in self.counters.iter_mut().zip(traffic) {
-            packets.add(more.0.into());
-            bytes.add(more.1.into());
+    /// Adds what another member forwarded.
+    pub(crate) fn add_traffic(&mut self, more: &PerDirection<TrafficDelta>) {
+        for direction in [Direction::Original, Direction::Reply] {
+            self.traffic[direction].add(more[direction].packets, more[direction].bytes);
         }
     }
 
     /// What passed here of which the others have not been told, and are told now.
-    pub(crate) fn take_untold(&mut self) -> [(u32, u32); 2] {
-        std::mem::take(&mut self.untold)
+    pub(crate) fn take_unpublished_traffic(&mut self) -> PerDirection<TrafficDelta> {
+        std::mem::take(&mut self.unpublished)
     }
 
     /// The command that would make it: what a snapshot keeps.
@@ -255,7 +269,7 @@ impl Session {
             generation: self.generation,
             rule: self.rule,
             supersedes: None,
-            protocol: self.opening(),
+            protocol: self.handshake_state(),
         }
     }
 
@@ -294,7 +308,7 @@ impl Session {
             half_open: false,
             idle: self.idle(now),
             timeout: self.remaining(now, timeouts),
-            counters: self.counters.map(|(packets, bytes)| (packets.get(), bytes.get())),
+            traffic: self.traffic.map(PackedTraffic::unpacked),
         }
     }
 }

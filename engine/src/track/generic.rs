@@ -11,7 +11,7 @@
 //! member knows by hints. All other combinations change nothing. A packet of either direction renews the session's time.
 
 use super::State;
-use crate::event::Opening;
+use crate::event::HandshakeState;
 use crate::parse::Kind;
 use crate::tuple::Direction;
 
@@ -26,11 +26,11 @@ pub(crate) fn fits(kind: &Kind, direction: Direction) -> bool {
 }
 
 /// The state of a half-open session.
-pub(crate) fn opening_state(opening: &Opening) -> State {
+pub(crate) fn half_open_state(opening: &HandshakeState) -> State {
     match opening {
-        Opening::Tcp { server: None, .. } => State::SynSent,
-        Opening::Tcp { server: Some(_), .. } => State::SynRecv,
-        Opening::Generic { replied: false } => State::Unreplied,
-        Opening::Generic { replied: true } => State::Replied,
+        HandshakeState::Tcp { server: None, .. } => State::SynSent,
+        HandshakeState::Tcp { server: Some(_), .. } => State::SynRecv,
+        HandshakeState::Generic { replied: false } => State::Unreplied,
+        HandshakeState::Generic { replied: true } => State::Replied,
     }
 }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use palisade_engine::event::{Event, Opening, TcpEnd};
+use palisade_engine::event::{Event, HandshakeState, SynParams};
 use palisade_engine::replica::{Applied, Batch, Command, Establish, Outcome, PolicyChange, Replica};
 use palisade_engine::{Config, Engine, Generation, MemberId, RuleId, SessionId, Time, Tuple, ZoneId};
 
@@ -54,7 +54,7 @@ pub fn policy_change(base: u64, text: String) -> Command {
 
 /// Establishes the `n`th session, from zone 1 to zone 2, under the first policy.
 pub fn established(n: u32, original: Tuple) -> Command {
-    let end = |isn| TcpEnd { isn, window: 64240, wscale: Some(7), sack: true };
+    let end = |isn| SynParams { isn, window: 64240, wscale: Some(7), sack: true };
     Command::Establish(Box::new(Establish {
         id: SessionId { member: MemberId(1), counter: u64::from(n) },
         original,
@@ -64,6 +64,6 @@ pub fn established(n: u32, original: Tuple) -> Command {
         generation: Generation(1),
         rule: RuleId(1),
         supersedes: None,
-        protocol: Opening::Tcp { client: end(99), server: Some(end(199)) },
+        protocol: HandshakeState::Tcp { client: end(99), server: Some(end(199)) },
     }))
 }

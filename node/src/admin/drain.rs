@@ -10,7 +10,7 @@ use tonic::Status;
 use super::Service;
 use super::sessions::Answers;
 use crate::clock;
-use crate::drain::{Draining, Ended, Why};
+use crate::drain::{DrainOutcome, DrainReason, Draining};
 
 /// Longest wait for traffic to move away.
 const MOST_WAIT: Duration = Duration::from_secs(600);
@@ -22,13 +22,16 @@ impl Service {
         let moved = self.0.drain(limit(r.timeout_ms))?;
         let last = async move {
             match moved.await {
-                Ended::Quiet(d) => Ok(v1::DrainResponse { draining: Some(message(&d)), over: true }),
-                Ended::Late(d) => Ok(v1::DrainResponse { draining: Some(message(&d)), over: true }),
-                Ended::Undone => Err(Status::aborted("`palisade undrain` came in between, or the member has stopped")),
+                DrainOutcome::Drained(d) | DrainOutcome::TimedOut(d) => {
+                    Ok(v1::DrainResponse { draining: Some(message(&d)), over: true })
+                }
+                DrainOutcome::Cancelled => {
+                    Err(Status::aborted("`palisade undrain` came in between, or the member has stopped"))
+                }
             }
         };
         let progress = |draining| v1::DrainResponse { draining: Some(draining), over: false };
-        Ok(followed(self.0.drain.follow(), last, progress))
+        Ok(followed(self.0.follow_drain(), last, progress))
     }
 
     pub(super) fn undrain(&self) -> Result<v1::UndrainResponse, Status> {
@@ -43,7 +46,7 @@ impl Service {
             Ok(v1::LeaveResponse { draining: None, left: true })
         };
         let progress = |draining| v1::LeaveResponse { draining: Some(draining), left: false };
-        followed(self.0.drain.follow(), last, progress)
+        followed(self.0.follow_drain(), last, progress)
     }
 }
 
@@ -81,11 +84,11 @@ fn followed<T: Send + 'static>(
 
 /// As it travels.
 pub(super) fn message(d: &Draining) -> v1::Draining {
-    let why = match d.why {
-        Why::Drained => v1::DrainReason::Drained,
-        Why::Leaving => v1::DrainReason::Leaving,
-        Why::Stopping => v1::DrainReason::Stopping,
+    let reason = match d.reason {
+        DrainReason::Operator => v1::DrainReason::Drained,
+        DrainReason::Leaving => v1::DrainReason::Leaving,
+        DrainReason::Stopping => v1::DrainReason::Stopping,
     };
     let for_ms = u64::try_from(clock::now().since(d.since).as_millis()).unwrap_or(u64::MAX);
-    v1::Draining { reason: why.into(), for_ms, packets_per_second: d.passing, quiet: d.quiet, leads: d.leads }
+    v1::Draining { reason: reason.into(), for_ms, packets_per_second: d.packets, quiet: d.quiet, leads: d.leader }
 }

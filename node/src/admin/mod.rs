@@ -23,11 +23,13 @@ use tonic::transport::Server;
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Code, Request, Response, Status};
 
+use crate::daemon::{ChangeError, Daemon};
 use crate::datapath::Nft;
-use crate::node::{ChangeError, Daemon, Member};
+use crate::member::Member;
 use crate::replication::{MembershipError, ProposeError, RaftRole};
 
 pub(crate) use socket::Socket;
+pub use socket::SocketError;
 
 /// The gRPC trailer that says what to do next.
 pub const HELP: &str = "palisade-help-bin";
@@ -89,13 +91,13 @@ impl From<ChangeError> for Status {
         let message = e.to_string();
         match e {
             ChangeError::Busy => refuse(Code::FailedPrecondition, message, "wait until it is done"),
-            ChangeError::Outside => outside(),
-            ChangeError::Inside(_) => {
+            ChangeError::NotAMember => outside(),
+            ChangeError::AlreadyMember(_) => {
                 refuse(Code::FailedPrecondition, message, "leave that cluster first: `palisade cluster leave`")
             }
-            ChangeError::Late => Status::deadline_exceeded(message),
+            ChangeError::Timeout => Status::deadline_exceeded(message),
             ChangeError::Membership(e) => e.into(),
-            ChangeError::Open(_) => Status::internal(message),
+            ChangeError::Start(_) => Status::internal(message),
         }
     }
 }
@@ -156,7 +158,7 @@ impl Service {
     }
 
     fn status(&self) -> v1::StatusResponse {
-        let config = &self.0.config;
+        let config = self.0.config();
         let member = self.0.member();
         v1::StatusResponse {
             name: config.name.clone(),
@@ -165,7 +167,7 @@ impl Service {
             membership: member.as_ref().map(|m| membership(m)),
             health: Some(self.health_now()),
             datapath: member.as_ref().and_then(|m| datapath(config.datapath.workers, m)),
-            draining: self.0.drain.now().as_ref().map(drain::message),
+            draining: self.0.draining().as_ref().map(drain::message),
         }
     }
 
@@ -362,10 +364,10 @@ impl Admin for Service {
 
 /// A witness has no interfaces, so it says nothing about zones.
 fn own_zones(daemon: &Daemon) -> Vec<String> {
-    if daemon.config.role == Role::Witness {
+    if daemon.config().role == Role::Witness {
         return Vec::new();
     }
-    daemon.config.interfaces.iter().map(|i| i.zone.clone()).collect()
+    daemon.config().interfaces.iter().map(|i| i.zone.clone()).collect()
 }
 
 /// Refuses changes on a member that could not see them applied in time anyway.

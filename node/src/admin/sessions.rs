@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::Stream;
+use palisade_engine::PerDirection;
 use palisade_engine::engine::{SessionInfo, View};
 use palisade_engine::id::SessionId;
 use palisade_engine::policy::Policy;
@@ -18,7 +19,7 @@ use tonic::{Code, Status};
 
 use super::{COMMAND, Service, current, refuse, unconfirmed, unexpected};
 use crate::clock;
-use crate::node::Member;
+use crate::member::Member;
 use crate::replication::SessionChange;
 
 /// Answers in parts.
@@ -153,7 +154,7 @@ impl Service {
                 other => return Err(unexpected(other)),
             }
         }
-        let limit = self.0.config.limits.cut_off_limit;
+        let limit = self.0.config().limits.cut_off_limit;
         Ok(v1::SessionKillResponse {
             killed: ids.len() as u64,
             half_open_skipped,
@@ -253,7 +254,7 @@ fn established(e: &Establish) -> SessionInfo {
         half_open: false,
         idle: Duration::ZERO,
         timeout: Duration::ZERO,
-        counters: [(0, 0); 2],
+        traffic: PerDirection::default(),
     }
 }
 

@@ -1,4 +1,5 @@
-//! The unix socket: made so that at no moment anybody but those allowed can connect, and who connects is known.
+//! The unix socket of the administration. From its first moment on, only those allowed can connect, and the kernel says who
+//! connects.
 
 use std::fs;
 use std::io;
@@ -6,12 +7,21 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
 
+use miette::Diagnostic;
 use nix::unistd::{Gid, Group, Uid, User, chown};
 use tokio::net::UnixListener;
 
-use crate::node::NodeError;
+/// Why the admin socket is not there.
+#[derive(Debug, thiserror::Error, Diagnostic)]
+#[error("cannot listen on the admin socket {}", path.display())]
+pub struct SocketError {
+    path: PathBuf,
+    source: io::Error,
+    #[help]
+    help: &'static str,
+}
 
-/// Members of this group may administrate, where it exists.
+/// Members of this group may administrate, if it exists.
 const GROUP: &str = "palisade";
 
 /// The listening admin socket; its file is removed when it is dropped.
@@ -22,9 +32,17 @@ pub(crate) struct Socket {
 }
 
 impl Socket {
-    /// Binds it. A socket file that a dead daemon left is replaced; one that a living daemon answers is not.
-    pub(crate) fn bind(path: &Path) -> Result<Socket, NodeError> {
-        let listener = bind(path).map_err(|source| NodeError::Socket { path: path.to_owned(), source })?;
+    /// Binds it. It replaces the socket file of a daemon that died, but not that of one that still answers.
+    pub(crate) fn bind(path: &Path) -> Result<Socket, SocketError> {
+        let listener = bind(path).map_err(|source| {
+            let help = match source.kind() {
+                io::ErrorKind::AddrInUse => {
+                    "another daemon answers there: stop it first, or give this one another [admin] socket"
+                }
+                _ => "create its folder, or set [admin] socket to a path that the daemon may write",
+            };
+            SocketError { path: path.to_owned(), source, help }
+        })?;
         Ok(Socket { listener, path: path.to_owned() })
     }
 }
@@ -36,7 +54,7 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
         return Err(io::ErrorKind::AddrInUse.into());
     }
-    // Made aside and renamed: so it has its owner and mode from the first moment on.
+    // Created under another name and renamed, so that it never exists without its owner and mode.
     let aside = path.with_extension(format!("{}.new", std::process::id()));
     match fs::remove_file(&aside) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
@@ -47,7 +65,7 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     if let Some(gid) = group()
         && let Err(error) = chown(&aside, None, Some(gid))
     {
-        tracing::warn!(%error, "the admin socket could not be given to the group {GROUP}: only root can use it");
+        tracing::warn!(%error, "the admin socket cannot be given to the group {GROUP}: only root can use it");
     }
     fs::rename(&aside, path)?;
     listener.set_nonblocking(true)?;
@@ -56,7 +74,7 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        // If it is gone already, that is as well.
+        // It may be gone already.
         let _ = fs::remove_file(&self.path);
     }
 }
@@ -65,7 +83,7 @@ fn group() -> Option<Gid> {
     Group::from_name(GROUP).ok().flatten().map(|g| g.gid)
 }
 
-/// May this user administrate? The socket's mode says so already; this holds even if somebody loosens it.
+/// Whether this user may administrate. The socket's mode says so already; this check holds even if someone loosens the mode.
 pub(crate) fn allowed(uid: u32, gid: u32) -> bool {
     if uid == 0 || Uid::from_raw(uid) == Uid::effective() {
         return true;
@@ -86,7 +104,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_dead_socket_is_replaced_a_living_one_is_not() {
+    async fn socket_of_a_dead_daemon_is_replaced_of_a_living_one_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run/admin.sock");
         let first = bind(&path).unwrap();
@@ -99,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn root_and_ourselves_may_others_may_not() {
+    fn socket_allows_root_and_the_daemons_own_user_only() {
         assert!(allowed(0, 0));
         assert!(allowed(Uid::effective().as_raw(), 12_345));
         assert!(!allowed(54_321, 54_321));

@@ -8,7 +8,7 @@ use std::time::Duration;
 use palisade_engine::Reason;
 
 /// Upper bounds of the histogram of hold times; what is longer counts only in [`Histogram::count`].
-pub const HOLD_BOUNDS: [Duration; 12] = [
+pub(crate) const HOLD_BOUNDS: [Duration; 12] = [
     Duration::from_micros(100),
     Duration::from_micros(200),
     Duration::from_micros(400),

@@ -20,23 +20,20 @@
 //!
 //! All threads live in the network namespace of the thread that calls [`start`].
 
-pub mod check;
-pub mod gate;
-pub mod inject;
-pub mod metrics;
-pub mod sysctl;
-pub mod worker;
+pub(crate) mod gate;
+pub(crate) mod metrics;
 
 mod capture;
+mod error;
+mod host;
+mod inject;
 mod limit;
-mod links;
-mod netlink;
-mod routes;
+mod options;
 mod segment;
 mod sys;
 mod vnet;
 mod wake;
-mod watch;
+mod worker;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -46,26 +43,25 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use palisade_engine::event::Proposal;
-use palisade_engine::hold::Limits;
-use palisade_engine::{Engine, Hint, Time};
+use palisade_engine::{Engine, Time};
 use parking_lot::Mutex;
-use tokio::sync::mpsc::Sender;
 
-pub use check::StartError;
-pub use gate::{Gate, GateStatus, Nft};
+pub use error::StartError;
+pub use gate::{Gate, GateStatus, Installed, Nft};
+pub use host::Family;
 pub use inject::Inject;
 pub use metrics::{DatapathMetrics, Snapshot};
+pub use options::{DatapathStatus, Interface, InterfaceStatus, Options, Sinks};
 pub use wake::WorkerWake;
 pub use worker::Judge;
 
 use crate::clock;
 use crate::standing::StandingCell;
-use check::Manage;
-use links::Local;
-use netlink::{Monitor, Netlink};
-use routes::{RouteZones, Topology};
-use watch::{Findings, Watcher};
+use host::check::{self, Manage};
+use host::links::{self, Local};
+use host::netlink::{Monitor, Netlink};
+use host::routes::{RouteZones, Topology};
+use host::watch::{self, Findings, Watcher};
 use worker::{Parts, Port, Shared, Worker};
 
 /// A worker that has not gone round for this long is not healthy; an idle one does so twice a second.
@@ -73,91 +69,6 @@ const PULSE: Duration = Duration::from_secs(2);
 
 /// The same for the watcher, which looks round every ten seconds and may have to wait for `nft`.
 const WATCH_PULSE: Duration = Duration::from_secs(40);
-
-/// A data interface.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Interface {
-    /// Its name.
-    pub name: String,
-    /// Its zone.
-    pub zone: String,
-    /// Are sources that come in by it to be checked against the routes?
-    pub antispoof: bool,
-}
-
-/// What the datapath is to do.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// The data interfaces.
-    pub interfaces: Vec<Interface>,
-    /// Interfaces whose transit the gate lets the kernel forward, unseen by Palisade.
-    pub unfiltered: Vec<String>,
-    /// Packet threads: 1 to 64.
-    pub workers: usize,
-    /// Bounds of each worker's hold buffer. The time is also the age at which a captured packet is too old.
-    pub hold: Limits,
-    /// The device for re-injection.
-    pub device: String,
-    /// Its kind.
-    pub inject: Inject,
-    /// May the daemon move `rp_filter` from `all` to the other interfaces?
-    pub manage_rp_filter: bool,
-    /// May the daemon switch forwarding on?
-    pub manage_forwarding: bool,
-    /// Slots (of 2 KiB) of each receive ring; there is one for each interface, family and worker.
-    pub ring_slots: u32,
-}
-
-impl Default for Options {
-    fn default() -> Options {
-        Options {
-            interfaces: Vec::new(),
-            unfiltered: Vec::new(),
-            workers: 1,
-            hold: Limits { packets: (4096, 512), bytes: (16 << 20, 1 << 20), time: Duration::from_millis(250) },
-            device: "palisade0".to_owned(),
-            inject: Inject::Auto,
-            manage_rp_filter: false,
-            manage_forwarding: false,
-            ring_slots: 2048,
-        }
-    }
-}
-
-/// Where the datapath sends what the other members must hear. Bounded; what finds them full is counted and lost.
-#[derive(Clone, Debug)]
-pub struct Sinks {
-    /// Hints.
-    pub hints: Sender<Hint>,
-    /// Proposals.
-    pub proposals: Sender<Proposal>,
-}
-
-/// How the datapath is.
-#[derive(Clone, Debug)]
-pub struct DatapathStatus {
-    /// How packets are re-injected: `raw/tun` or `raw/veth`.
-    pub mode: &'static str,
-    /// The gate.
-    pub gate: GateStatus,
-    /// The data interfaces.
-    pub interfaces: Vec<InterfaceStatus>,
-    /// What an operator should put right.
-    pub warnings: Vec<String>,
-}
-
-/// How a data interface is.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct InterfaceStatus {
-    /// Its name.
-    pub name: String,
-    /// Its zone.
-    pub zone: String,
-    /// Its index; 0: it is not there, or not captured.
-    pub index: u32,
-    /// Is it switched on?
-    pub up: bool,
-}
 
 /// A running datapath. Dropping it stops it; the gate stays.
 pub struct Datapath {
@@ -227,7 +138,7 @@ pub fn start_with<J: Judge>(
     // From here on the device must not stay behind if the start fails.
     let guard = DeviceGuard { device: &device, kind: opened.kind };
     check::device(&device, manage)?;
-    let installed = gate::install(&gate).map_err(|source| StartError::Gate { source })?;
+    let installed = gate.install().map_err(|source| StartError::Gate { source })?;
     if let Err(reason) = &installed.nft {
         tracing::warn!(%reason, "the gate's nftables lock can not be had; the policy rules stand alone");
     }

@@ -21,11 +21,11 @@ use parking_lot::Mutex;
 
 use super::Sinks;
 use super::capture::{Capture, LARGEST, Received};
+use super::host::links::Local;
+use super::host::routes::RouteZones;
 use super::inject::Injector;
 use super::limit::Bucket;
-use super::links::Local;
 use super::metrics::WorkerMetrics;
-use super::routes::RouteZones;
 use super::segment;
 use super::vnet::VnetHeader;
 use super::wake::{Woken, WorkerWake};

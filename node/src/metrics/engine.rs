@@ -1,9 +1,9 @@
 //! Figures about the session table and the member's place in the cluster.
 
-use palisade_engine::Standing;
 use palisade_engine::engine::{Counts, View};
 use palisade_engine::id::Generation;
 use palisade_engine::replica::Role;
+use palisade_engine::{Standing, TakeoverCounts};
 
 use super::Sheet;
 
@@ -24,14 +24,14 @@ pub fn sessions(sheet: &mut Sheet, counts: &Counts, limits: (usize, usize)) {
     );
 }
 
-/// Writes what became of packets whose member was lost.
-pub fn takeovers(sheet: &mut Sheet, (within, adopted): (u64, u64)) {
+/// Writes how many packets passed although no live member confirmed their sequence numbers.
+pub fn takeovers(sheet: &mut Sheet, counts: TakeoverCounts) {
     sheet.counters(
         "palisade_takeover_packets",
         "Packets of connections that other members carried, by why they passed",
         |s| {
-            s.count([("by", "bound")], within);
-            s.count([("by", "word")], adopted);
+            s.count([("by", "bound")], counts.within_bound);
+            s.count([("by", "provisional")], counts.provisional);
         },
     );
 }

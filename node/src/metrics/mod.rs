@@ -20,32 +20,11 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-use crate::node::Daemon;
-
 /// A label's name and value.
 pub type Label = (&'static str, String);
 
-/// Everything that the daemon counts, now.
-pub(crate) fn sheet(daemon: &Daemon) -> Sheet {
-    let mut sheet = Sheet::default();
-    process::write(&mut sheet);
-    let member = daemon.member();
-    place(&mut sheet, daemon.not_ready().is_empty(), member.is_some(), daemon.drain.now().map(|d| d.passing));
-    let Some(member) = member else { return sheet };
-    let limits = &daemon.config.limits;
-    let view = member.engine.view();
-    engine::sessions(&mut sheet, &member.engine.counts(), (limits.max_sessions, limits.max_half_open));
-    engine::takeovers(&mut sheet, member.engine.taken_over());
-    engine::cluster(&mut sheet, Some(member.standing()), member.engine.generation(), &view);
-    replication::raft(&mut sheet, &member.replication.status());
-    replication::write(&mut sheet, &member.replication.metrics());
-    replication::store(&mut sheet, &member.replication.store_metrics().totals());
-    let datapath = member.datapath();
-    packets(&mut sheet, datapath.map(|datapath| datapath.metrics().snapshot()).as_ref());
-    sheet
-}
-
-fn place(sheet: &mut Sheet, ready: bool, in_cluster: bool, drained: Option<u64>) {
+/// Whether this member takes part and takes traffic.
+pub(crate) fn member_state(sheet: &mut Sheet, ready: bool, in_cluster: bool, drained: Option<u64>) {
     sheet.gauge("palisade_ready", "1 if this member may be given traffic", ready.into());
     sheet.gauge("palisade_in_cluster", "1 if this machine is a member of a cluster", in_cluster.into());
     sheet.gauge("palisade_drained", "1 if this member turns traffic away", drained.is_some().into());
@@ -57,7 +36,8 @@ fn place(sheet: &mut Sheet, ready: bool, in_cluster: bool, drained: Option<u64>)
     );
 }
 
-fn packets(sheet: &mut Sheet, datapath: Option<&crate::datapath::Snapshot>) {
+/// The datapath, if it runs.
+pub(crate) fn packets(sheet: &mut Sheet, datapath: Option<&crate::datapath::Snapshot>) {
     sheet.gauge("palisade_datapath_running", "1 if packets are captured", datapath.is_some().into());
     if let Some(counts) = datapath {
         datapath::write(sheet, counts);

@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 
 use palisade_engine::engine::{Counts, View};
 use palisade_engine::id::Generation;
-use palisade_engine::{Protocol, Standing};
+use palisade_engine::{Protocol, Standing, TakeoverCounts};
 
 use super::*;
 
@@ -105,9 +105,9 @@ fn families() -> BTreeSet<String> {
     };
     let mut sheet = Sheet::default();
     let counts = Counts { sessions: vec![(Protocol::TCP, "ESTABLISHED", 3)], half_open: 2, half_open_evicted: 5 };
-    place(&mut sheet, true, true, None);
+    member_state(&mut sheet, true, true, None);
     engine::sessions(&mut sheet, &counts, (1000, 100));
-    engine::takeovers(&mut sheet, (0, 0));
+    engine::takeovers(&mut sheet, TakeoverCounts::default());
     engine::cluster(&mut sheet, Some(Standing::Current), Generation(4), &View::default());
     process::write(&mut sheet);
     replication::raft(&mut sheet, &status);

@@ -12,32 +12,9 @@
 //! (`membership`, `idle`, `compare`); `scrub`, `repair`; `tick`. `docs/replication.md` lists the queues between them with
 //! their bounds.
 
-mod audit;
-mod current;
-mod election;
-mod events;
-mod handover;
-mod hints;
-mod identity;
-mod leader;
-mod membership;
-mod metrics;
-mod network;
-mod progress;
-mod propose;
-mod read_index;
-mod recover;
-mod rolled_back;
-mod route;
-mod service;
-mod snapshot;
-mod start;
+pub(crate) mod service;
+pub(crate) mod start;
 mod status;
-mod streams;
-mod token;
-mod transport;
-mod voters;
-mod wire;
 
 #[cfg(test)]
 mod tests;
@@ -60,35 +37,40 @@ use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
 use tonic::service::interceptor::InterceptedService;
 
-pub use events::{SessionChange, SessionEvent};
-pub use handover::Candidacy;
-pub use identity::{Identity, IdentityError};
-pub use membership::{MembershipError, init, join};
-pub use metrics::{Counter, Histogram, Outcomes, ReplicationMetrics};
-pub use propose::ProposeError;
-pub use recover::{Lost, Plan, RecoverError, Recovered, Recovery};
-pub use status::{Member, RaftRole, Status};
-pub use token::{Token, TokenError};
-pub use voters::Voters;
+pub use crate::membership::change::{MembershipError, init, join};
+pub use crate::membership::identity::{Identity, IdentityError};
+pub use crate::membership::recover::{Lost, Plan, RecoverError, Recovered, Recovery};
+pub use crate::membership::token::{Token, TokenError};
+pub use crate::raft::handover::Candidacy;
+pub use crate::raft::voters::Voters;
+pub use crate::replication::status::{Member, RaftRole, Status};
+pub use crate::replication_metrics::{Counter, Histogram, Outcomes, ReplicationMetrics};
+pub use crate::sync::events::{SessionChange, SessionEvent};
+pub use crate::sync::propose::ProposeError;
 
-use crate::clock;
+use crate::audit::{Audits, Desk};
+use crate::membership::change::{Admitting, CHANGE, accepted, order};
+use crate::membership::identity::Folder;
+use crate::membership::leader::{Duties, Heard};
+use crate::membership::{change, rolled_back, token};
+#[cfg(test)]
+use crate::peer::route;
+use crate::peer::route::{Check, MOST_MESSAGE, Peers};
+use crate::peer::transport;
+use crate::raft::current::Current;
+use crate::raft::election::{Election, Signs};
+use crate::raft::handover::HandOver;
+use crate::raft::network::Network;
+use crate::raft::read_index::ReadIndex;
+use crate::replication::service::{Following, Parts, Service, SharedWake};
+use crate::replication::start::{Started, start_raft};
 use crate::standing::StandingCell;
-use audit::{Audits, Desk};
-use current::Current;
-use election::{Election, Signs};
-use events::{EVENTS, Events};
-use handover::HandOver;
-use hints::{Hints, Members, Reached};
-use identity::Folder;
-use leader::{Duties, Heard};
-use membership::{Admitting, CHANGE, accepted, order};
-use network::Network;
-use progress::{Ears, Telling};
-use propose::{Lead, Leader, Order, Proposer, Unanswered};
-use read_index::ReadIndex;
-use route::{Check, MOST_MESSAGE, Peers};
-use service::{Following, Parts, Service, SharedWake};
-use start::{Started, start_raft};
+use crate::sync::events::{EVENTS, Events};
+use crate::sync::hints::{Hints, Members, Reached};
+use crate::sync::progress::{Ears, Telling};
+use crate::sync::propose;
+use crate::sync::propose::{Lead, Leader, Order, Proposer, Unanswered};
+use crate::{audit, clock};
 
 /// openraft with our types.
 pub(crate) type PalisadeRaft = Raft<TypeConfig, StateMachine<Replica>>;
@@ -220,18 +202,18 @@ pub enum OpenError {
 
 /// A running member's replication.
 pub struct Replication {
-    identity: Identity,
-    folder: Folder,
-    raft: PalisadeRaft,
-    engine: Arc<Engine>,
+    pub(crate) identity: Identity,
+    pub(crate) folder: Folder,
+    pub(crate) raft: PalisadeRaft,
+    pub(crate) engine: Arc<Engine>,
     auditor: Auditor<Replica>,
     metrics: Arc<ReplicationMetrics>,
     store: StoreMetrics,
     standing: Arc<StandingCell>,
     orders: mpsc::Sender<Order>,
     events: broadcast::Sender<Arc<SessionEvent>>,
-    lead: watch::Receiver<Lead>,
-    peers: Peers,
+    pub(crate) lead: watch::Receiver<Lead>,
+    pub(crate) peers: Peers,
     reached: Reached,
     handover: HandOver,
     candidacy: watch::Sender<Candidacy>,
@@ -571,7 +553,7 @@ impl Replication {
     /// # Errors
     /// [`MembershipError`]
     pub async fn token(&self, ttl: Duration) -> Result<String, MembershipError> {
-        let secret = membership::random::<32>()?;
+        let secret = change::random::<32>()?;
         let ttl = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
         let change = MemberChange::Token {
             secret_digest: token::digest(&secret),
@@ -688,7 +670,7 @@ async fn leadership(
 }
 
 /// Until `time`; without one, for ever.
-async fn until(time: Option<Time>) {
+pub(crate) async fn until(time: Option<Time>) {
     match time {
         Some(time) => tokio::time::sleep(time.since(clock::now())).await,
         None => std::future::pending().await,
@@ -705,7 +687,7 @@ async fn tick(engine: Arc<Engine>, following: Following) {
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     for number in (0..TICK).cycle() {
         every.tick().await;
-        engine.ask(clock::now(), &mut events);
+        engine.send_queries(clock::now(), &mut events);
         if number == 0 {
             engine.tick(clock::now(), &mut events);
         }

@@ -20,18 +20,20 @@ use palisade_raft_store::{Snapshots, TypeConfig};
 use tokio::sync::{mpsc, watch};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::audit::Desk;
-use super::election::Signs;
-use super::leader::Heard;
-use super::membership::{self, Admitting};
-use super::metrics::ReplicationMetrics;
-use super::progress::{self, Ears};
-use super::propose::{self, Lead, Refused};
-use super::read_index::{self, ReadIndex};
-use super::route::Sender;
-use super::{PalisadeRaft, snapshot, wire as convert};
+use crate::audit::Desk;
 use crate::clock;
+use crate::membership::change::{self, Admitting};
+use crate::membership::leader::Heard;
+use crate::peer::route::Sender;
 use crate::queue::offer_hint;
+use crate::raft::election::Signs;
+use crate::raft::read_index::{self, ReadIndex};
+use crate::raft::snapshot;
+use crate::raft::wire as convert;
+use crate::replication::PalisadeRaft;
+use crate::replication_metrics::ReplicationMetrics;
+use crate::sync::progress::{self, Ears};
+use crate::sync::propose::{self, Lead, Refused};
 
 /// A [`Wake`] that can be given to several tasks.
 pub(crate) trait SharedWake: Wake + Send + Sync {
@@ -390,7 +392,7 @@ impl Admission for Service {
         let info = request.member.ok_or_else(|| Status::invalid_argument("the field `member` is missing"))?;
         let info = MemberInfo::try_from(info).map_err(|e| Status::invalid_argument(e.to_string()))?;
         let answer = if self.0.leads() {
-            let (cluster, member) = membership::admit(&self.0, &request.secret, info).await?;
+            let (cluster, member) = change::admit(&self.0, &request.secret, info).await?;
             Answer::Admitted(wire::Admitted { cluster, member: member.0 })
         } else {
             let leader = self.0.lead.borrow().leader.clone();

@@ -13,28 +13,33 @@ use palisade_raft_store::{
     StoreError, StoreMetrics, TypeConfig,
 };
 
-use super::identity::Folder;
-use super::network::Network;
-use super::{LogSize, OpenError, Options, PalisadeRaft, Timing, membership};
 use crate::clock;
+use crate::membership::change;
+use crate::membership::identity::Folder;
+use crate::raft::network::Network;
+use crate::replication::LogSize;
+use crate::replication::OpenError;
+use crate::replication::Options;
+use crate::replication::PalisadeRaft;
+use crate::replication::Timing;
 
 /// How long the last tasks of a member that was shut down may hold its store.
 const STORE_FREE: Duration = Duration::from_secs(5);
 
 /// What [`start_raft`] makes.
-pub(super) struct Started {
-    pub(super) raft: PalisadeRaft,
-    pub(super) engine: Arc<Engine>,
-    pub(super) snapshots: Snapshots,
-    pub(super) auditor: Auditor<Replica>,
-    pub(super) store: StoreMetrics,
+pub(crate) struct Started {
+    pub(crate) raft: PalisadeRaft,
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) snapshots: Snapshots,
+    pub(crate) auditor: Auditor<Replica>,
+    pub(crate) store: StoreMetrics,
 }
 
-pub(super) fn store_options() -> StoreOptions {
+pub(crate) fn store_options() -> StoreOptions {
     StoreOptions::new(Arc::new(clock::now))
 }
 
-pub(super) async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, OpenError> {
     let done = tokio::task::spawn_blocking(work).await;
@@ -43,7 +48,7 @@ pub(super) async fn blocking<T: Send + 'static>(
 
 /// Opens the store. The data folder is locked, so whoever still has the store is a remainder of this very process, of a
 /// member that was shut down a moment ago: its last tasks are waited for.
-pub(super) fn open_store(dir: &Path) -> Result<Store, StoreError> {
+pub(crate) fn open_store(dir: &Path) -> Result<Store, StoreError> {
     let end = clock::now() + STORE_FREE;
     loop {
         match Store::open(dir, store_options()) {
@@ -54,7 +59,7 @@ pub(super) fn open_store(dir: &Path) -> Result<Store, StoreError> {
 }
 
 /// Writes into a new store whose it is, before the identity itself is written.
-pub(super) async fn mark_store(folder: &Folder, cluster: &str, member: MemberId) -> Result<(), OpenError> {
+pub(crate) async fn mark_store(folder: &Folder, cluster: &str, member: MemberId) -> Result<(), OpenError> {
     let (dir, cluster) = (folder.new_store(), cluster.to_owned());
     #[cfg(feature = "simulation")]
     if let Some(machine) = crate::simulation::machine() {
@@ -64,7 +69,7 @@ pub(super) async fn mark_store(folder: &Folder, cluster: &str, member: MemberId)
 }
 
 /// Opens the store, makes the engine, replays, starts openraft. Start 0 is that of `init`: a new store.
-pub(super) async fn start_raft(
+pub(crate) async fn start_raft(
     options: &Options,
     store: PathBuf,
     owner: StoreIdentity,
@@ -75,7 +80,7 @@ pub(super) async fn start_raft(
 ) -> Result<Started, OpenError> {
     let me = owner.member;
     let config = raft_config(&options.timing, options.log, &owner.cluster)?;
-    let seed = u64::from_ne_bytes(membership::random().map_err(|e| OpenError::Raft(e.to_string()))?);
+    let seed = u64::from_ne_bytes(change::random().map_err(|e| OpenError::Raft(e.to_string()))?);
     let engine = Engine::new(palisade_engine::Config { member: me, start, seed, ..options.engine.clone() });
     let machine = Replica::new(engine.clone());
     #[cfg(feature = "simulation")]

@@ -6,8 +6,8 @@ use palisade_engine::replica::MemberInfo;
 use palisade_engine::{MemberId, Standing};
 use palisade_raft_store::TypeConfig;
 
-use super::hints::Reached;
-use super::identity::Identity;
+use crate::membership::identity::Identity;
+use crate::sync::hints::Reached;
 
 /// What a member is in Raft.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

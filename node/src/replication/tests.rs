@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener as StdListener};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use palisade_engine::event::{HalfOpen, Opening, TcpEnd};
+use palisade_engine::event::{HalfOpen, HandshakeState, SynParams};
 use palisade_engine::replica::{Batch, Close, CloseCause, Establish};
 use palisade_engine::{Generation, HoldKey, Protocol, SessionId, Standing, Tuple, ZoneId};
 use palisade_engine::{Ip, id::RuleId};
@@ -202,7 +202,7 @@ fn establish(n: u16) -> Establish {
         src_port: source_port,
         dst_port: destination_port,
     };
-    let end = TcpEnd { isn: 1, window: 1000, wscale: None, sack: false };
+    let end = SynParams { isn: 1, window: 1000, wscale: None, sack: false };
     Establish {
         id: session(n),
         original: tuple(1, n, 2, 80),
@@ -212,7 +212,7 @@ fn establish(n: u16) -> Establish {
         generation: Generation(0),
         rule: RuleId(0),
         supersedes: None,
-        protocol: Opening::Tcp { client: end, server: Some(end) },
+        protocol: HandshakeState::Tcp { client: end, server: Some(end) },
     }
 }
 
@@ -422,7 +422,7 @@ async fn a_stalled_follower_slows_nobody() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hints_reach_all_others() {
     let mut nodes = cluster().await;
-    let end = TcpEnd { isn: 1, window: 1000, wscale: None, sack: false };
+    let end = SynParams { isn: 1, window: 1000, wscale: None, sack: false };
     let e = establish(7);
     let half_open = HalfOpen {
         id: SessionId { member: MemberId(1), counter: 77 },
@@ -434,7 +434,7 @@ async fn hints_reach_all_others() {
         rule: e.rule,
         supersedes: None,
         challenge: None,
-        protocol: Opening::Tcp { client: end, server: None },
+        protocol: HandshakeState::Tcp { client: end, server: None },
     };
     nodes[0].run().hints.send(Hint::HalfOpen(Box::new(half_open))).await.unwrap();
     let knows = |node: &Node| {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use palisade_engine::engine::SessionInfo;
 use palisade_engine::id::{Generation, MemberId, RuleId, SessionId};
 use palisade_engine::replica::Role;
-use palisade_engine::{Ip, Protocol, Standing, Tuple};
+use palisade_engine::{Ip, PerDirection, Protocol, Standing, Traffic, Tuple};
 
 use crate::admin::v1;
 
@@ -68,8 +68,8 @@ pub struct Session {
     pub idle: Duration,
     /// Time until it ends if no packet comes.
     pub timeout: Duration,
-    /// Packets and bytes that the answering member forwarded: original, reply direction.
-    pub counters: [(u64, u64); 2],
+    /// What all members forwarded, as far as the answering member knows.
+    pub traffic: PerDirection<Traffic>,
 }
 
 impl Session {
@@ -92,7 +92,7 @@ impl Session {
             half_open: info.half_open,
             idle: info.idle,
             timeout: info.timeout,
-            counters: info.counters,
+            traffic: info.traffic,
         }
     }
 }
@@ -309,7 +309,7 @@ impl TryFrom<v1::Tuple> for Tuple {
 
 impl From<Session> for v1::Session {
     fn from(s: Session) -> v1::Session {
-        let counters = |(packets, bytes)| Some(v1::Counters { packets, bytes });
+        let traffic = |t: Traffic| Some(v1::Traffic { packets: t.packets, bytes: t.bytes });
         v1::Session {
             id: Some(s.id.into()),
             original: Some(s.original.into()),
@@ -322,8 +322,8 @@ impl From<Session> for v1::Session {
             half_open: s.half_open,
             idle_ms: millis(s.idle),
             timeout_ms: millis(s.timeout),
-            original_counters: counters(s.counters[0]),
-            reply_counters: counters(s.counters[1]),
+            original_traffic: traffic(s.traffic.original),
+            reply_traffic: traffic(s.traffic.reply),
         }
     }
 }
@@ -332,7 +332,8 @@ impl TryFrom<v1::Session> for Session {
     type Error = AdminError;
 
     fn try_from(s: v1::Session) -> Result<Session, AdminError> {
-        let counters = |c: Option<v1::Counters>| c.map_or((0, 0), |c| (c.packets, c.bytes));
+        let traffic =
+            |t: Option<v1::Traffic>| t.map_or(Traffic::default(), |t| Traffic { packets: t.packets, bytes: t.bytes });
         Ok(Session {
             id: s.id.ok_or(AdminError::Missing("session.id"))?.into(),
             original: s.original.ok_or(AdminError::Missing("session.original"))?.try_into()?,
@@ -345,7 +346,7 @@ impl TryFrom<v1::Session> for Session {
             half_open: s.half_open,
             idle: Duration::from_millis(s.idle_ms),
             timeout: Duration::from_millis(s.timeout_ms),
-            counters: [counters(s.original_counters), counters(s.reply_counters)],
+            traffic: PerDirection { original: traffic(s.original_traffic), reply: traffic(s.reply_traffic) },
         })
     }
 }

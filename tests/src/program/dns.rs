@@ -5,9 +5,10 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use palisade_cli::lab::{Lab, Process, Spawn};
+use palisade_lab::program;
+use palisade_lab::{Lab, Process, Spawn};
 
-use super::{path, wait_port};
+use palisade_lab::program::{path, wait_port};
 
 const PORT: u16 = 53;
 
@@ -66,6 +67,6 @@ async fn dig(lab: &Lab, server: IpAddr, args: &[&str]) -> Result<String> {
     // Each question once: what is lost is to be seen.
     let at = format!("@{server}");
     let args = [&[&*at, "+short", "+tries=1", "+timeout=3"], args].concat();
-    let (_, text) = super::output(lab.client(), lab.dir(), Duration::from_secs(60), "dig", &args).await?;
+    let (_, text) = program::output(lab.client(), lab.dir(), Duration::from_secs(60), "dig", &args).await?;
     Ok(text)
 }

@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use palisade_cli::lab::Lab;
+use palisade_lab::Lab;
+use palisade_lab::program;
 
 /// Asks for `/file` over TLS from the client's side, `requests` times, with 10 streams at once in each connection; answers
 /// how many succeeded.
@@ -14,7 +15,7 @@ use palisade_cli::lab::Lab;
 pub async fn run(lab: &Lab, to: SocketAddr, connections: u32, requests: u32) -> Result<u32> {
     let (connections, requests, url) = (connections.to_string(), requests.to_string(), format!("https://{to}/file"));
     let args = ["-c", &connections, "-m", "10", "-n", &requests, "-T", "10", &url];
-    let text = super::run(lab.client(), lab.dir(), Duration::from_secs(30), "h2load", &args).await?;
+    let text = program::run(lab.client(), lab.dir(), Duration::from_secs(30), "h2load", &args).await?;
     parse(&text)
 }
 

@@ -4,10 +4,11 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use palisade_cli::lab::{Lab, Process, Spawn};
+use palisade_lab::program;
+use palisade_lab::{Lab, Process, Spawn};
 use serde_json::Value;
 
-use super::{path, wait_port};
+use palisade_lab::program::{path, wait_port};
 
 const PORT: &str = "5201";
 
@@ -41,7 +42,7 @@ pub async fn start(lab: &Lab) -> Result<Process> {
 pub async fn client(lab: &Lab, to: IpAddr, seconds: u64, more: &[&str]) -> Result<Value> {
     let (to, time) = (to.to_string(), seconds.to_string());
     let args = [&["-c", &to, "-p", PORT, "-t", &time, "-J"], more].concat();
-    let text = super::run(lab.client(), lab.dir(), Duration::from_secs(seconds + 15), "iperf3", &args).await?;
+    let text = program::run(lab.client(), lab.dir(), Duration::from_secs(seconds + 15), "iperf3", &args).await?;
     let json: Value = serde_json::from_str(&text).with_context(|| format!("iperf3 said:\n{text}"))?;
     match json.get("error") {
         Some(error) => bail!("iperf3 {}: {error}", args.join(" ")),

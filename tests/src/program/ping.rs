@@ -5,7 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use palisade_cli::lab::Netns;
+use palisade_lab::Netns;
+use palisade_lab::program;
 
 /// What it found.
 #[derive(Clone, Debug)]
@@ -40,7 +41,7 @@ async fn ping(netns: &Netns, dir: &Path, to: IpAddr, args: &[&str]) -> Result<Ou
     let to = to.to_string();
     // It fails if an answer is missing, which is for the caller to judge.
     let args = [args, &["-n", &to]].concat();
-    let (_, text) = super::output(netns, dir, Duration::from_secs(30), "ping", &args).await?;
+    let (_, text) = program::output(netns, dir, Duration::from_secs(30), "ping", &args).await?;
     parse(text)
 }
 

@@ -5,11 +5,17 @@ use std::os::unix::fs::chown;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
 use nix::unistd::User;
-use palisade_cli::lab::{Lab, Process, Spawn};
+use palisade_lab::program;
+use palisade_lab::{Lab, Process, Spawn};
 use tempfile::TempDir;
 
-use super::{path, wait_port};
+use palisade_lab::program::{path, wait_port};
+use palisade_lab::{WAIT, wait_until};
+
+/// What it needs.
+pub const PROGRAMS: &[&str] = &["postgres", "initdb", "pgbench"];
 
 /// Where it listens.
 pub const PORT: u16 = 5432;
@@ -50,7 +56,7 @@ impl Postgres {
         };
         let init = start("initdb", "initdb.log")?.args(["-A", "trust", "-U", "postgres", "--no-sync", "-D"]).arg(&data);
         let mut init = lab.server().start(init).await?;
-        if !init.wait(Duration::from_secs(60)).await?.success() {
+        if !init.wait(WAIT).await?.success() {
             bail!("initdb failed:\n{}", init.output());
         }
         let hba = data.join("pg_hba.conf");
@@ -70,13 +76,9 @@ impl Postgres {
         let mut process = lab.server().start(postgres).await?;
         wait_port(lab.server(), &mut process, PORT).await.context("postgres")?;
         // It listens before it is ready to serve.
-        for _ in 0..500 {
-            if process.output().contains("ready to accept connections") {
-                return Ok(Postgres { process, _dir: dir });
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        bail!("postgres does not become ready:\n{}", process.output());
+        let ready = async || Ok(process.output().contains("ready to accept connections"));
+        wait_until("postgres to be ready", ready).await.with_context(|| process.output())?;
+        Ok(Postgres { process, _dir: dir })
     }
 
     /// How many connections it has accepted so far.
@@ -91,35 +93,58 @@ impl Postgres {
 /// # Errors
 /// It fails.
 pub async fn prepare(lab: &Lab, to: IpAddr) -> Result<()> {
-    pgbench(lab, to, Duration::from_secs(60), &["-i", "-q", "-s", "5"]).await.map(drop)
+    pgbench(lab, to, WAIT, &["-i", "-q", "-s", "5"]).await.map(drop)
 }
 
-/// pgbench over connections that it keeps, while the test does other things.
+/// pgbench over connections that it keeps, while the test does other things, until it is told to finish.
 #[derive(Debug)]
 pub struct Run {
     process: Process,
-    limit: Duration,
 }
+
+/// It ends by itself after this time, in seconds, if nobody tells it to.
+const LONGEST_RUN: &str = "3600";
 
 impl Run {
     /// Starts it on the client's side.
     ///
     /// # Errors
     /// It does not start.
-    pub async fn start(lab: &Lab, to: IpAddr, clients: u32, seconds: u64) -> Result<Run> {
-        let (to, port, clients, time) = (to.to_string(), PORT.to_string(), clients.to_string(), seconds.to_string());
+    pub async fn start(lab: &Lab, to: IpAddr, clients: u32) -> Result<Run> {
+        let (to, port, clients) = (to.to_string(), PORT.to_string(), clients.to_string());
         let spawn = Spawn::new(path("pgbench")?, lab.dir().join("pgbench"))
-            .args(["-h", &to, "-p", &port, "-U", "postgres"])
-            .args(["-n", "-c", &clients, "-j", "1", "-T", &time, "postgres"]);
-        Ok(Run { process: lab.client().start(spawn).await?, limit: Duration::from_secs(seconds + 20) })
+            .args(["-h", &to, "-p", &port, "-U", "postgres", "-P", "1"])
+            .args(["-n", "-c", &clients, "-j", "1", "-T", LONGEST_RUN, "postgres"]);
+        Ok(Run { process: lab.client().start(spawn).await? })
     }
 
-    /// Waits until it has ended.
+    /// Transactions so far, by what it says every second.
+    fn transactions(&self) -> u64 {
+        // "progress: 5.0 s, 1203.4 tps, lat 8.2 ms stddev 2.5, 0 failed"
+        let rates = self.process.output();
+        let rates =
+            rates.lines().filter_map(|l| l.strip_prefix("progress: ")?.split_once(" tps,")?.0.split_once(" s, "));
+        rates.filter_map(|(_, rate)| rate.parse::<f64>().ok()).sum::<f64>() as u64
+    }
+
+    /// Waits until it has done this many more transactions.
+    ///
+    /// # Errors
+    /// It does not within [`WAIT`].
+    pub async fn transact(&self, count: u64) -> Result<()> {
+        let wanted = self.transactions() + count;
+        let done = wait_until("transactions", async || Ok(self.transactions() >= wanted)).await;
+        done.with_context(|| self.process.output())
+    }
+
+    /// Has it finish in good order, as at the end of its time, and answers what it found.
     ///
     /// # Errors
     /// It failed: with a lost connection, it does.
-    pub async fn wait(mut self) -> Result<Outcome> {
-        let status = self.process.wait(self.limit).await?;
+    pub async fn finish(mut self) -> Result<Outcome> {
+        // What its own timer would send.
+        self.process.signal(Signal::SIGALRM).with_context(|| self.process.output())?;
+        let status = self.process.wait(WAIT).await?;
         let text = self.process.output();
         if !status.success() {
             bail!("pgbench: {status}\n{text}");
@@ -132,7 +157,7 @@ async fn pgbench(lab: &Lab, to: IpAddr, limit: Duration, args: &[&str]) -> Resul
     let (to, port) = (to.to_string(), PORT.to_string());
     let all: Vec<&str> =
         ["-h", &to, "-p", &port, "-U", "postgres"].iter().chain(args).copied().chain(["postgres"]).collect();
-    super::run(lab.client(), lab.dir(), limit, "pgbench", &all).await
+    program::run(lab.client(), lab.dir(), limit, "pgbench", &all).await
 }
 
 fn parse(text: String) -> Result<Outcome> {

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use palisade_cli::lab::addr;
-use palisade_cli::lab::{Lab, Process, Spawn};
+use palisade_lab::addr;
+use palisade_lab::{Lab, Process, Spawn};
 use tokio::time::{Instant, sleep};
 
-use super::{path, run, wait_port};
+use palisade_lab::program::{path, run, wait_port};
 
 const PORT: u16 = 9090;
 

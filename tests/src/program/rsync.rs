@@ -5,9 +5,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use palisade_cli::lab::{Lab, Process, Spawn};
+use palisade_lab::program;
+use palisade_lab::{Lab, Process, Spawn};
 
-use super::{path, wait_port};
+use palisade_lab::program::{path, wait_port};
 
 const PORT: u16 = 8730;
 
@@ -57,5 +58,5 @@ fn url(host: IpAddr, name: &str) -> String {
 
 async fn copy(lab: &Lab, from: &str, to: &str) -> Result<()> {
     let args = ["--whole-file", "--inplace", "--timeout=20", from, to];
-    super::run(lab.client(), lab.dir(), Duration::from_secs(90), "rsync", &args).await.map(drop)
+    program::run(lab.client(), lab.dir(), Duration::from_secs(90), "rsync", &args).await.map(drop)
 }

@@ -5,7 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use palisade_cli::lab::Netns;
+use palisade_lab::Netns;
+use palisade_lab::program;
 
 /// What the probes are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,7 +31,7 @@ pub async fn run(netns: &Netns, dir: &Path, to: IpAddr, probe: Probe) -> Result<
         Probe::Tcp(_) => &["-T", "-p", &port],
     };
     let args = [&["-n", "-q", "2", "-w", "2", "-m", "12"], how, &[&to]].concat();
-    let text = super::run(netns, dir, Duration::from_secs(40), "traceroute", &args).await?;
+    let text = program::run(netns, dir, Duration::from_secs(40), "traceroute", &args).await?;
     parse(&text).with_context(|| format!("traceroute said:\n{text}"))
 }
 

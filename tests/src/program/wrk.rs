@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use palisade_cli::lab::Lab;
+use palisade_lab::Lab;
+use palisade_lab::program;
 
 /// What it found.
 #[derive(Clone, Debug)]
@@ -48,7 +49,7 @@ async fn wrk(lab: &Lab, to: SocketAddr, connections: u32, seconds: u64, more: &[
     let (connections, duration, url) = (connections.to_string(), format!("{seconds}s"), format!("http://{to}/"));
     let args = [&["-t", "1", "-c", &connections, "-d", &duration, "--timeout", "5s"], more, &[&url]].concat();
     let limit = Duration::from_secs(seconds + 15);
-    let text = super::run(lab.client(), lab.dir(), limit, "wrk", &args).await?;
+    let text = program::run(lab.client(), lab.dir(), limit, "wrk", &args).await?;
     parse(text)
 }
 

@@ -174,7 +174,7 @@ impl Belongs<'_> {
         ahead(self.tcp.end(), self.sender().limit) > 1 && self.beyond() > JUMP.min(self.talk.reach(1 - self.from))
     }
 
-    /// Beyond what was seen, but no farther than what may have passed elsewhere.
+    /// RemoteNetwork what was seen, but no farther than what may have passed elsewhere.
     fn unseen(&self) -> bool {
         let seq = ahead(self.tcp.end(), self.sender().limit) > 0 && self.beyond() > 0;
         (seq || self.ack_beyond() > 0) && !self.beyond_the_windows() && self.ack_beyond() <= JUMP

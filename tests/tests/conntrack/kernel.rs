@@ -5,11 +5,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use palisade_tests::frames::{self, Wire};
-use palisade_tests::guard::find_program;
-use palisade_tests::lab::Netns;
-use palisade_tests::lab::Spawn;
-use palisade_tests::packets::{IPV4, IPV6, ethernet, udp_packet};
+use palisade_lab::Netns;
+use palisade_lab::Spawn;
+use palisade_lab::frames::{self, Wire};
+use palisade_lab::packets::{IPV4, IPV6, ethernet, udp_packet};
+use palisade_lab::program::find_program;
 use pnet::datalink::MacAddr;
 
 use crate::packet::{self, Side};
@@ -212,7 +212,7 @@ async fn addresses(router: &Netns, side: Side, mac: MacAddr) -> Result<()> {
             added.with_context(|| format!("the neighbour {via}"))
         };
         router.run(add).await??;
-        let hop = palisade_tests::lab::netlink::NextHop { via, ifindex };
+        let hop = palisade_lab::netlink::NextHop { via, ifindex };
         router.netlink().replace_route((network, length), None, &[hop]).await?;
     }
     Ok(())

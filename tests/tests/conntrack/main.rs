@@ -22,7 +22,7 @@ use std::fs;
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
-use palisade_tests::guard::require_lab;
+use palisade_lab::guard::require_lab;
 
 use classes::CLASSES;
 use play::{Arena, Tally};

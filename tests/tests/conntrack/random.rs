@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use palisade_engine::{Protocol, Tuple};
-use palisade_tests::lab::random::Random;
+use palisade_lab::random::Random;
 
 use crate::catalogue::Conn;
 use crate::ours::Number;

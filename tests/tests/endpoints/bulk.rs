@@ -8,12 +8,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use palisade_tests::lab::random::Random;
-use palisade_tests::lab::{Lab, Side};
-use palisade_tests::program::{iperf3, ping as pings, rsync, run};
+use palisade_lab::program::run;
+use palisade_lab::random::Random;
+use palisade_lab::{Lab, Side};
+use palisade_tests::overload::lossless;
+use palisade_tests::program::{iperf3, ping as pings, rsync};
 use serde_json::Value;
 
-use super::{asymmetric_port, lossless};
+use super::asymmetric_port;
 
 const ECHOES: u32 = 1_000;
 const SECONDS: u64 = 3;

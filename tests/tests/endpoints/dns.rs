@@ -3,10 +3,9 @@
 use std::net::IpAddr;
 
 use anyhow::{Result, ensure};
-use palisade_tests::lab::Lab;
+use palisade_lab::Lab;
+use palisade_tests::overload::lossless;
 use palisade_tests::program::dns;
-
-use super::lossless;
 
 /// dnsmasq answers at most 100 questions in one TCP connection.
 const NAMES: u32 = 100;

@@ -13,28 +13,21 @@ mod provoked;
 mod web;
 
 use std::future::Future;
-use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
-use palisade_tests::beyond::Beyond;
-use palisade_tests::drops::{Drops, is_invalid, is_overload};
-use palisade_tests::guard::{require_lab, require_programs};
-use palisade_tests::lab::counters::kernel;
-use palisade_tests::lab::{Flow, Lab, Side};
+use anyhow::{Context, Result, ensure};
+use palisade_lab::RemoteNetwork;
+use palisade_lab::drops::{Drops, is_invalid};
+use palisade_lab::guard::{require_lab, require_programs};
+use palisade_lab::{Flow, Lab, Side};
+use palisade_tests::overload::SETTLED;
 use palisade_tests::program::traceroute::Probe;
 use palisade_tests::{OPEN_POLICY, members};
 use tokio::time::{Instant, sleep};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_palisade-under-test");
 
-/// After this, whatever was held is forwarded or dropped, and counted.
-const SETTLED: Duration = Duration::from_millis(400);
-
-/// How often something may be lost because the machine stood still.
-const ATTEMPTS: usize = 3;
-
 #[tokio::test(flavor = "multi_thread")]
-async fn real_endpoints_get_what_they_ask_for_and_nothing_is_invalid() {
+async fn endpoints_get_what_they_ask_for_and_nothing_is_invalid() {
     let Some(_turn) = require_lab(&[]) else { return };
     let mut lab = Lab::with_cluster(members(3, BINARY), OPEN_POLICY).await.unwrap();
     let result = everything(&lab).await;
@@ -81,9 +74,10 @@ async fn all_parts(lab: &Lab, parts: &mut Parts<'_>) -> Result<()> {
 
 /// The parts that need routers and hosts behind those of the lab.
 async fn ways(lab: &Lab, parts: &mut Parts<'_>) -> Result<()> {
-    let (client, server) = (Beyond::attach(lab, Side::Client).await?, Beyond::attach(lab, Side::Server).await?);
+    let (client, server) =
+        (RemoteNetwork::attach(lab, Side::Client).await?, RemoteNetwork::attach(lab, Side::Server).await?);
     let beyond = [&client, &server];
-    Beyond::answer_everything(lab, beyond).await?;
+    RemoteNetwork::answer_everything(lab, beyond).await?;
     for (family, name) in ["IPv4", "IPv6"].into_iter().enumerate() {
         parts.part(&format!("refused TCP {name}"), &[], path::refused_tcp(lab, family)).await?;
         parts.part(&format!("refused UDP {name}"), &[], path::refused_udp(lab, family)).await?;
@@ -150,41 +144,6 @@ impl Parts<'_> {
         eprintln!("{name}: {figures}; {took:.1} s; INVALID: {invalid}; other drops: {other}");
         Ok(invalid)
     }
-}
-
-/// Does something in which nothing may be lost; `attempt` answers how much was. Where other machines share this one's
-/// processors, all of it may stand still, and packets are late or find a full socket: then, and only then, once more.
-async fn lossless(lab: &Lab, mut attempt: impl AsyncFnMut() -> Result<u64>) -> Result<()> {
-    let mut lost = Vec::new();
-    while lost.len() < ATTEMPTS {
-        let (drops, full) = (Drops::read(lab).await?, full_sockets(lab).await?);
-        match attempt().await? {
-            0 => return Ok(()),
-            count => lost.push(count),
-        }
-        sleep(SETTLED).await;
-        let late = Drops::read(lab).await?.since(&drops).only(is_overload);
-        let full = full_sockets(lab).await? - full;
-        if late.total() == 0 && full == 0 {
-            bail!("lost, by attempt: {lost:?}; and no member was too slow");
-        }
-        eprintln!("lost: {lost:?}; too late: {late}; sockets that were full: {full}");
-    }
-    bail!("lost, by attempt: {lost:?}")
-}
-
-/// Datagrams that the ends' own kernels had no room for, and frames that the members' had none for.
-async fn full_sockets(lab: &Lab) -> Result<u64> {
-    let mut full = 0;
-    for host in [lab.client(), lab.server()] {
-        full += kernel(host, "Udp", "RcvbufErrors").await? + kernel(host, "Udp6", "RcvbufErrors").await?;
-    }
-    for member in lab.members() {
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
-        let missed = member.metric("palisade_capture_missed_total", &[]).await? as u64;
-        full += missed;
-    }
-    Ok(full)
 }
 
 /// A client's port with which both directions of a connection go through different members. Another for each of the

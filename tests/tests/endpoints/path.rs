@@ -6,17 +6,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use palisade_tests::beyond::{Beyond, steer_icmp};
-use palisade_tests::lab::counters::syn_retransmits;
-use palisade_tests::lab::random::Random;
-use palisade_tests::lab::{Flow, Lab, Netns, Side};
+use palisade_lab::counters::syn_retransmits;
+use palisade_lab::program::run;
+use palisade_lab::random::Random;
+use palisade_lab::remote_network::{RemoteNetwork, steer_icmp};
+use palisade_lab::{Flow, Lab, Netns, Side};
+use palisade_tests::overload::lossless;
+use palisade_tests::program::ping;
 use palisade_tests::program::traceroute::{self, Probe};
-use palisade_tests::program::{ping, run};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio::time::{sleep, timeout};
-
-use super::lossless;
 
 /// Somebody listens there while routes are traced.
 pub(crate) const OPEN_PORT: u16 = 7300;
@@ -73,7 +73,12 @@ async fn refused(from: IpAddr, to: SocketAddr) -> std::io::Result<bool> {
 }
 
 /// From a host behind two routers to another: each hop answers each of the probes.
-pub(crate) async fn trace(lab: &Lab, [client, server]: [&Beyond; 2], family: usize, probe: Probe) -> Result<String> {
+pub(crate) async fn trace(
+    lab: &Lab,
+    [client, server]: [&RemoteNetwork; 2],
+    family: usize,
+    probe: Probe,
+) -> Result<String> {
     let to = server.hosts()[family];
     let _listener = server.host().run(TcpListener::bind(SocketAddr::new(to, OPEN_PORT))).await??;
     let hops = traceroute::run(client.host(), lab.dir(), to, probe).await?;
@@ -95,7 +100,7 @@ pub(crate) async fn trace(lab: &Lab, [client, server]: [&Beyond; 2], family: usi
 }
 
 /// `ping` hears of the small link behind the members.
-pub(crate) async fn small_link(lab: &Lab, server: &Beyond, family: usize) -> Result<String> {
+pub(crate) async fn small_link(lab: &Lab, server: &RemoteNetwork, family: usize) -> Result<String> {
     // Not the host that TCP sends to: what is learned of one path must not be known of the other.
     let to = server.inner()[family];
     server.set_mtu(SMALL).await?;
@@ -134,30 +139,30 @@ async fn too_big(lab: &Lab, to: IpAddr, family: usize, routers: &[IpAddr], mtu: 
 
 /// TCP sends much data over the small link behind the members, and learns of its MTU from ICMP errors that come by another
 /// member than its packets.
-pub(crate) async fn discovered(lab: &Lab, beyond: &Beyond, family: usize) -> Result<String> {
-    beyond.set_mtu(SMALL).await?;
-    let result = both_others(lab, beyond, family).await;
-    steer_icmp(lab, beyond.side(), None).await?;
-    beyond.set_mtu(ETHERNET).await?;
+pub(crate) async fn discovered(lab: &Lab, remote: &RemoteNetwork, family: usize) -> Result<String> {
+    remote.set_mtu(SMALL).await?;
+    let result = both_others(lab, remote, family).await;
+    steer_icmp(lab, remote.side(), None).await?;
+    remote.set_mtu(ETHERNET).await?;
     result
 }
 
 /// Once they come by the member that the other direction goes through, and once by the third. What IPv6 learns is of one next
 /// hop, which is the member: so the data go through another one each time. IPv4 has to be told to forget.
-async fn both_others(lab: &Lab, beyond: &Beyond, family: usize) -> Result<String> {
+async fn both_others(lab: &Lab, remote: &RemoteNetwork, family: usize) -> Result<String> {
     let mut done = Vec::new();
     for (data, errors, port) in [(1, 2, 7400), (2, 1, 7600)] {
-        let transfer = Transfer::new(lab, beyond, family, port, data).await?;
-        steer_icmp(lab, beyond.side(), Some(errors)).await?;
+        let transfer = Transfer::new(lab, remote, family, port, data).await?;
+        steer_icmp(lab, remote.side(), Some(errors)).await?;
         let icmp = Flow { protocol: [1, 58][family], sport: 0, dport: 0, ..transfer.big.reversed() };
-        let icmp = Flow { src: beyond.side().hosts()[family], ..icmp };
-        let by = lab.paths().from(beyond.side(), icmp).await?;
+        let icmp = Flow { src: remote.side().hosts()[family], ..icmp };
+        let by = lab.paths().from(remote.side(), icmp).await?;
         ensure!(by == errors, "ICMP goes by fw{by}");
         let sender = transfer.sender(lab);
         run(sender, lab.dir(), Duration::from_secs(5), "ip", &["-4", "route", "flush", "cache"]).await?;
         let before = route(lab, sender, transfer.big).await?;
         ensure!(!before.contains("mtu"), "known before: {before}");
-        let bytes = timeout(Duration::from_secs(20), transfer.run(lab, beyond)).await.context("TCP stalls")??;
+        let bytes = timeout(Duration::from_secs(20), transfer.run(lab, remote)).await.context("TCP stalls")??;
         let after = route(lab, sender, transfer.big).await?;
         ensure!(after.contains(&format!("mtu {SMALL}")), "not learned: {after}");
         done.push(format!("{} MiB through fw{data} with errors through fw{errors}", bytes >> 20));
@@ -183,16 +188,16 @@ struct Transfer {
 
 impl Transfer {
     /// With a port of the client by which the data go through `member`.
-    async fn new(lab: &Lab, beyond: &Beyond, family: usize, port: u16, member: usize) -> Result<Transfer> {
-        let upload = beyond.side() == Side::Server;
+    async fn new(lab: &Lab, remote: &RemoteNetwork, family: usize, port: u16, member: usize) -> Result<Transfer> {
+        let upload = remote.side() == Side::Server;
         let (mut client, mut server) = (Side::Client.hosts()[family], Side::Server.hosts()[family]);
-        *(if upload { &mut server } else { &mut client }) = beyond.hosts()[family];
+        *(if upload { &mut server } else { &mut client }) = remote.hosts()[family];
         // None of them is used twice.
         let first = 24_000 + port;
         for sport in first..first + 50 {
             let flow = Flow { protocol: 6, src: client, sport, dst: server, dport: port };
             let big = if upload { flow } else { flow.reversed() };
-            if lab.paths().from(beyond.side().opposite(), big).await? == member {
+            if lab.paths().from(remote.side().opposite(), big).await? == member {
                 let (client, server) = (SocketAddr::new(client, sport), SocketAddr::new(server, port));
                 return Ok(Transfer { client, server, big, upload });
             }
@@ -205,10 +210,10 @@ impl Transfer {
     }
 
     /// Sends, and compares what came.
-    async fn run(&self, lab: &Lab, beyond: &Beyond) -> Result<usize> {
+    async fn run(&self, lab: &Lab, remote: &RemoteNetwork) -> Result<usize> {
         let data = Arc::new(data());
         let (from, to) = (self.client, self.server);
-        let (client, server) = if self.upload { (lab.client(), beyond.host()) } else { (beyond.host(), lab.server()) };
+        let (client, server) = if self.upload { (lab.client(), remote.host()) } else { (remote.host(), lab.server()) };
         let listener = server.run(TcpListener::bind(to)).await??;
         let accept = server.spawn(async move { listener.accept().await });
         let connect = async move {

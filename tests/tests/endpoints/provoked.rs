@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use palisade_engine::Reason;
-use palisade_tests::frames::{self, Wire};
-use palisade_tests::lab::{Lab, Side, Spawn};
-use palisade_tests::packets::{IPV4, ethernet, ipv4_packet, tcp_packet, udp_packet};
-use palisade_tests::program;
+use palisade_lab::frames::{self, Wire};
+use palisade_lab::packets::{IPV4, ethernet, ipv4_packet, tcp_packet, udp_packet};
+use palisade_lab::program;
+use palisade_lab::{Lab, Side, Spawn};
 use pnet::packet::tcp::TcpFlags;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -77,7 +77,7 @@ pub(crate) async fn all(lab: &Lab) -> Result<String> {
 
 /// What is said of a handshake on the wire.
 struct Handshake {
-    tcpdump: palisade_tests::lab::Process,
+    tcpdump: palisade_lab::Process,
 }
 
 impl Handshake {

@@ -3,8 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Result, ensure};
-use palisade_tests::lab::Lab;
-use palisade_tests::lab::counters::kernel;
+use palisade_lab::Lab;
+use palisade_lab::counters::kernel;
 use palisade_tests::program::{h2load, nginx, wrk};
 
 const FILE: usize = 64 << 10;

@@ -6,29 +6,33 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use palisade_tests::guard::require_lab;
-use palisade_tests::lab::random::Random;
-use palisade_tests::lab::{Lab, Side};
+use palisade_lab::guard::require_lab;
+use palisade_lab::random::Random;
+use palisade_lab::{Lab, Side};
+use palisade_lab::{WAIT, wait_until};
 use palisade_tests::members;
 use palisade_tests::program::postgres::{self, Postgres};
+use palisade_tests::scenario::{back, kill};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
 
-use super::{BINARY, POLICY, back, kill, seconds};
+use super::{BINARY, POLICY};
 
 const PORT: u16 = 7008;
 const KILLS: usize = 10;
 const SEED: u64 = 4;
 const CLIENTS: u32 = 10;
-const PIECE: usize = 64 * 1024;
-/// Between two pieces: some 30 Mbyte/s, so that the machine has something left for the failures.
-const PAUSE: Duration = Duration::from_millis(2);
-const LOST: Duration = Duration::from_secs(20);
+const BLOCK: usize = 64 * 1024;
+/// Between two blocks: some 30 Mbyte/s, so that the machine has something left for the failures.
+const BLOCK_INTERVAL: Duration = Duration::from_millis(2);
+/// The least that is transferred, and the fewest transactions, with which the test says something.
+const ENOUGH_BYTES: u64 = 100 << 20;
+const ENOUGH_TRANSACTIONS: u64 = 500;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_transfer_and_a_database_survive_ten_kills() {
-    let Some(_turn) = require_lab(&["postgres", "initdb", "pgbench"]) else { return };
+async fn transfer_and_database_survive_ten_kills() {
+    let Some(_turn) = require_lab(postgres::PROGRAMS) else { return };
     let mut lab = Lab::with_cluster(members(3, BINARY), POLICY).await.unwrap();
     let result = survive(&mut lab).await;
     lab.or_keep(result).unwrap();
@@ -45,20 +49,22 @@ async fn survive(lab: &mut Lab) -> Result<()> {
     let stop = Arc::new(AtomicBool::new(false));
     let sent = Arc::new(AtomicU64::new(0));
     let sender = threads.0.spawn(transmit(to, stop.clone(), sent.clone()));
-    let run = postgres::Run::start(lab, Side::Server.v4(), CLIENTS, 50).await?;
-    seconds(1.0).await;
+    let run = postgres::Run::start(lab, Side::Server.v4(), CLIENTS).await?;
+    run.transact(1).await?;
 
     let mut random = Random(SEED);
     let mut killed = Vec::new();
     for _ in 0..KILLS {
         let number = 1 + random.below(3);
         kill(lab, number).await?;
-        seconds(0.2 + random.below(800) as f64 / 1000.0).await;
+        sleep(Duration::from_millis(200 + random.below(800) as u64)).await;
         back(lab, number).await?;
         killed.push(number);
-        seconds(0.5).await;
+        sleep(Duration::from_millis(500)).await;
     }
-    let outcome = run.wait().await?;
+    run.transact(ENOUGH_TRANSACTIONS).await?;
+    wait_until("enough bytes", async || Ok(sent.load(Ordering::Relaxed) > ENOUGH_BYTES)).await?;
+    let outcome = run.finish().await?;
     stop.store(true, Ordering::Relaxed);
     let digest = sender.await??;
     let (length, received) = receiver.await??;
@@ -67,8 +73,8 @@ async fn survive(lab: &mut Lab) -> Result<()> {
         outcome.transactions, outcome.failed
     );
     ensure!(length == sent.load(Ordering::Relaxed) && received == digest, "the transfer is damaged");
-    ensure!(length > 100 << 20, "only {length} bytes were sent");
-    ensure!(outcome.failed == 0 && outcome.transactions > 500, "{}", outcome.text);
+    ensure!(length > ENOUGH_BYTES, "only {length} bytes were sent");
+    ensure!(outcome.failed == 0 && outcome.transactions > ENOUGH_TRANSACTIONS, "{}", outcome.text);
     let connections = database.connections() - before;
     let clients = usize::try_from(CLIENTS)?;
     ensure!((clients..=clients + 1).contains(&connections), "{connections} connections for {clients} clients");
@@ -81,18 +87,18 @@ async fn transmit(to: SocketAddr, stop: Arc<AtomicBool>, sent: Arc<AtomicU64>) -
     let mut hasher = crc32fast::Hasher::new();
     let mut random = Random(7);
     while !stop.load(Ordering::Relaxed) {
-        let mut piece = vec![0; PIECE];
-        for word in piece.chunks_mut(8) {
+        let mut block = vec![0; BLOCK];
+        for word in block.chunks_mut(8) {
             word.copy_from_slice(&random.number().to_be_bytes());
         }
-        hasher.update(&piece);
-        timeout(LOST, stream.write_all(&piece)).await??;
-        sent.fetch_add(PIECE as u64, Ordering::Relaxed);
-        sleep(PAUSE).await;
+        hasher.update(&block);
+        timeout(WAIT, stream.write_all(&block)).await??;
+        sent.fetch_add(BLOCK as u64, Ordering::Relaxed);
+        sleep(BLOCK_INTERVAL).await;
     }
     stream.shutdown().await?;
     // The other end's FIN: all has arrived.
-    timeout(LOST, stream.read(&mut [0; 1])).await??;
+    timeout(WAIT, stream.read(&mut [0; 1])).await??;
     Ok(hasher.finalize())
 }
 
@@ -101,7 +107,7 @@ async fn receive(listener: TcpListener) -> Result<(u64, u32)> {
     let (mut stream, _) = listener.accept().await?;
     let (mut hasher, mut length, mut buffer) = (crc32fast::Hasher::new(), 0, vec![0; 1 << 18]);
     loop {
-        match timeout(LOST, stream.read(&mut buffer)).await?? {
+        match timeout(WAIT, stream.read(&mut buffer)).await?? {
             0 => return Ok((length, hasher.finalize())),
             n => {
                 hasher.update(&buffer[..n]);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use palisade_tests::lab::random::Random;
+use palisade_lab::random::Random;
 
 use crate::network::{Link, MEMBERS, MS, Nanos, SECOND};
 use crate::traffic::{ALTERNATE, Kind, Traffic, WEB};

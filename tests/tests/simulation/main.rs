@@ -24,8 +24,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod faults;
+mod host;
 mod invariants;
-mod machine;
 mod network;
 mod sim;
 mod traffic;

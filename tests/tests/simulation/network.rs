@@ -13,12 +13,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use futures::Stream;
+use palisade_lab::random::Random;
 use palisade_node::simulation::Connection;
-use palisade_tests::lab::random::Random;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::machine::Machine;
+use crate::host::Machine;
 
 /// Nanoseconds since the simulation began.
 pub(crate) type Nanos = u64;

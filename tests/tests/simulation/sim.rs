@@ -8,16 +8,16 @@ use std::time::Duration;
 
 use palisade_engine::replica::{Command, Outcome, PolicyChange, Role};
 use palisade_engine::{Engine, Generation, Standing};
+use palisade_lab::random::Random;
 use palisade_node::replication::{self, LogSize, Options, RaftRole, Replication, Timing, Voters};
 use palisade_node::standing::StandingCell;
-use palisade_tests::lab::random::Random;
 use parking_lot::Mutex;
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
 use crate::faults::{self, Fault, Plan};
+use crate::host::{Machine, Power, address};
 use crate::invariants::{Invariant, all};
-use crate::machine::{Machine, Power, address};
 use crate::network::{MEMBERS, MS, Nanos, Network, SECOND, STEP};
 use crate::traffic::{ALTERNATE, Segment, Traffic};
 use crate::worker::{Break, Fate, HintFaults, Port, Seen, Waker, Worker};

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use palisade_engine::parse::{Tcp, build};
 use palisade_engine::{Ip, Protocol, Tuple};
-use palisade_tests::lab::random::Random;
+use palisade_lab::random::Random;
 
 use crate::network::{MS, Nanos, SECOND};
 

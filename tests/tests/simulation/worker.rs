@@ -17,7 +17,7 @@ use palisade_node::standing::StandingCell;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 
-use crate::machine::Machine;
+use crate::host::Machine;
 use crate::network::Nanos;
 use crate::traffic::Segment;
 

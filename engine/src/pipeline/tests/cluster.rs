@@ -9,7 +9,7 @@ use crate::event::{Event, Hint, Proposal};
 use crate::id::{Generation, MemberId, ZoneId};
 use crate::parse::{IpOptions, Kind, Packet, Tcp};
 use crate::replica::{Applied, Batch, Command, Outcome, PolicyChange, Replica};
-use crate::table::awaited::UNDER_WAY;
+use crate::table::peer_queries::HINT_DELAY;
 use crate::testing::{CLIENT, INSIDE, OUTSIDE, POLICY, SERVER, tuple};
 use crate::time::Time;
 use crate::tuple::Tuple;
@@ -204,7 +204,7 @@ impl Cluster {
     pub(crate) fn ask(&mut self) {
         for at in 0..self.members.len() {
             let mut events = Vec::new();
-            self.members[at].engine.ask(self.now + UNDER_WAY, &mut events);
+            self.members[at].engine.send_queries(self.now + HINT_DELAY, &mut events);
             self.consequences(at, events);
         }
     }
@@ -252,11 +252,11 @@ impl Cluster {
         let commands = [init, MemberChange::Join(info("b")), MemberChange::Join(info("c"))];
         self.append(A, commands.map(Command::Member).into());
         self.apply_all();
-        assert!(self.members.iter().all(|m| m.engine.others() == 2));
+        assert!(self.members.iter().all(|m| m.engine.reachable_peers() == 2));
     }
 
     pub(crate) fn asks(&self) -> usize {
-        self.hints.iter().filter(|(_, _, hint)| matches!(hint, Hint::Ask(_))).count() / 2
+        self.hints.iter().filter(|(_, _, hint)| matches!(hint, Hint::Query(_))).count() / 2
     }
 }
 

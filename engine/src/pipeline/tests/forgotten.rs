@@ -167,7 +167,7 @@ fn the_member_that_carries_it_restarts_and_goes_on_carrying_it() {
         k.register();
         k.now = k.now + wait * MS;
         for m in [B, C] {
-            k.members[m].engine.lost(told, k.now);
+            k.members[m].engine.mark_blind(told, k.now);
         }
         assert!(goes_on(&mut k, &c, (A, A), at, None), "after {wait} ms");
     }

@@ -38,7 +38,7 @@ fn held(verdict: Verdict) -> HoldKey {
 }
 
 fn hints(k: &Cluster) -> Vec<&Hint> {
-    k.hints.iter().filter(|(_, _, hint)| hint.yields()).map(|(_, _, hint)| hint).collect()
+    k.hints.iter().filter(|(_, _, hint)| hint.is_low_priority()).map(|(_, _, hint)| hint).collect()
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn a_lost_hint_is_asked_for_once() {
     k.now = k.now + 20 * MS;
     k.tick();
     k.tick();
-    assert!(matches!(hints(&k)[..], [Hint::AskFragment(_), Hint::AskFragment(_)]));
+    assert!(matches!(hints(&k)[..], [Hint::FragmentQuery(_), Hint::FragmentQuery(_)]));
     k.deliver();
     assert_eq!(k.members[B].woken.0, [(0b1000, key)]);
     assert_eq!(k.pass(B, follows(1, 1480)), FORWARD);
@@ -204,7 +204,7 @@ fn hints_that_make_no_sense_are_ignored() {
     let mixed = Datagram { dst: Ip::V6([1; 16]), ..datagram };
     k.hints.push((A, B, Hint::FirstFragment { datagram, end: 0 }));
     k.hints.push((A, B, Hint::FirstFragment { datagram: mixed, end: 8 }));
-    k.hints.push((A, B, Hint::AskFragment(mixed)));
+    k.hints.push((A, B, Hint::FragmentQuery(mixed)));
     k.deliver();
     held(k.pass(B, follows(1, 1480)));
     // One that contradicts what this member saw itself changes nothing.
@@ -236,7 +236,7 @@ fn a_flood_displaces_nothing_else() {
             }
         }
     }
-    let most = crate::table::SHARDS * crate::table::datagrams::WAITING;
+    let most = crate::table::SHARDS * crate::table::fragments::WAITING;
     assert!((most / 2..=most).contains(&waits), "{waits}");
     assert!(k.hints.is_empty());
     k.now = k.now + 20 * MS;

@@ -256,7 +256,7 @@ fn hints_that_make_no_sense_are_ignored() {
     k.hints.push((A, B, Hint::HalfOpen(Box::new(open))));
     k.hints.push((A, B, Hint::Abort(open.id)));
     k.hints.push((A, B, Hint::Rst { id: open.id }));
-    k.hints.push((A, B, Hint::Ask(udp(1))));
+    k.hints.push((A, B, Hint::Query(udp(1))));
     k.deliver();
     assert_eq!(k.members[B].engine.counts().half_open, 0);
     let mut events: Vec<Event> = Vec::new();

@@ -1,8 +1,9 @@
 //! What the standards demand, by document and section.
 
 use super::cluster::*;
-use crate::event::{Opening, Proposal};
+use crate::event::{HandshakeState, Proposal};
 use crate::parse::{Kind, Packet, Tcp};
+use crate::progress::TakeoverCounts;
 use crate::replica::Outcome;
 use crate::verdict::{HoldClass, Reason, Verdict};
 
@@ -177,7 +178,7 @@ fn the_acknowledgement_chooses_exactly() {
         k.deliver();
         assert!(k.pass(B, c.ack()).held().is_some());
         let [(B, Proposal::Establish(e))] = &k.proposals[..] else { panic!("{:?}", k.proposals) };
-        assert!(matches!(e.protocol, Opening::Tcp { server: Some(s), .. } if s.isn == c.server));
+        assert!(matches!(e.protocol, HandshakeState::Tcp { server: Some(s), .. } if s.isn == c.server));
     }
 }
 
@@ -381,5 +382,5 @@ fn a_connection_survives_the_member_that_carried_it() {
     assert_eq!(k.pass(C, next), FORWARD);
     let forged = c.of_client(Tcp::ACK, 0, 1 << 29, 1000);
     assert!(k.pass(C, forged).held().is_some());
-    assert_eq!(k.members[C].engine.taken_over(), (0, 1));
+    assert_eq!(k.members[C].engine.takeover_counts(), TakeoverCounts { within_bound: 0, provisional: 1 });
 }

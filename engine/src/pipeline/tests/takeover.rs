@@ -7,6 +7,7 @@ use super::history::Random;
 use crate::event::Progress;
 use crate::id::MemberId;
 use crate::parse::{Kind, Packet, Tcp};
+use crate::progress::TakeoverCounts;
 use crate::time::Time;
 use crate::verdict::{Reason, Verdict};
 
@@ -17,12 +18,13 @@ pub(super) fn tell(k: &mut Cluster) -> Time {
     let mut until = Time::ZERO;
     for from in 0..k.members.len() {
         let mut told: Vec<Progress> = Vec::new();
-        let complete = k.members[from].engine.progress(k.now, 1000, true, &mut |progress| told.push(progress.clone()));
+        let complete =
+            k.members[from].engine.collect_progress(k.now, 1000, true, &mut |progress| told.push(progress.clone()));
         if from == A {
             until = complete;
         }
         for to in (0..k.members.len()).filter(|to| *to != from) {
-            told.iter().for_each(|p| k.members[to].engine.learn(k.now, MemberId(from as u64 + 1), p));
+            told.iter().for_each(|p| k.members[to].engine.merge_progress(k.now, MemberId(from as u64 + 1), p));
         }
     }
     until
@@ -32,8 +34,8 @@ pub(super) fn tell(k: &mut Cluster) -> Time {
 pub(super) fn dies(k: &mut Cluster, told: Time) {
     for at in [B, C] {
         let member = &mut k.members[at];
-        member.engine.lost(told, k.now);
-        member.engine.silent(1, &mut member.woken);
+        member.engine.mark_blind(told, k.now);
+        member.engine.set_silent_peers(1, &mut member.woken);
     }
 }
 
@@ -71,7 +73,7 @@ fn a_bulk_transfer_goes_on_at_once() {
     dies(&mut k, told);
     assert_eq!(k.pass(B, c.of_client(Tcp::ACK, sent, back, 1000)), FORWARD);
     assert_eq!(k.pass(C, c.of_server(Tcp::ACK, back, sent + 1000, 1)), FORWARD);
-    assert_eq!(k.members[B].engine.taken_over(), (1, 0));
+    assert_eq!(k.members[B].engine.takeover_counts(), TakeoverCounts { within_bound: 1, provisional: 0 });
     assert_eq!(k.asks(), 0);
 }
 
@@ -83,11 +85,11 @@ fn what_is_told_is_complete_up_to_a_moment_and_told_once() {
     }
     let engine = k.members[C].engine.clone();
     let (mut told, mut rounds) = (std::collections::BTreeSet::new(), 0);
-    while engine.progress(k.now, 2, false, &mut |p| assert!(told.insert(p.id), "told twice: {p:?}")) < k.now {
+    while engine.collect_progress(k.now, 2, false, &mut |p| assert!(told.insert(p.id), "told twice: {p:?}")) < k.now {
         rounds += 1;
     }
     assert_eq!((told.len(), rounds > 7), (19, true), "{rounds}");
-    engine.progress(k.now, 100, true, &mut |p| panic!("there is nothing new: {p:?}"));
+    engine.collect_progress(k.now, 100, true, &mut |p| panic!("there is nothing new: {p:?}"));
 }
 
 #[test]
@@ -99,14 +101,15 @@ fn traffic_and_idle_times_are_everybodys() {
     let shown = |k: &Cluster, at: usize| {
         let mut all = Vec::new();
         k.members[at].engine.sessions(k.now, &mut |s| {
-            all.push((s.counters, s.idle.as_secs_f64().round() as u64));
+            all.push((s.traffic, s.idle.as_secs_f64().round() as u64));
             true
         });
         all
     };
     // The handshake's last packet passed at C.
-    let [(counters, idle)] = shown(&k, A)[..] else { panic!("one session") };
-    assert_eq!((counters[0].0, counters[1].0, idle), (21, 10, 60));
+    let [(traffic, idle)] = shown(&k, A)[..] else { panic!("one session") };
+    assert_eq!((traffic.original.packets, traffic.reply.packets), (21, 10));
+    assert_eq!(idle, 60, "seconds");
     assert_eq!(shown(&k, A), shown(&k, B));
 }
 

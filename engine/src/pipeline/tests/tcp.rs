@@ -2,7 +2,7 @@
 
 use super::cluster::*;
 use crate::engine::Standing;
-use crate::event::{Hint, Opening, Proposal};
+use crate::event::{HandshakeState, Hint, Proposal};
 use crate::parse::Tcp;
 use crate::replica::{CloseCause, Command, Outcome};
 use crate::testing::POLICY;
@@ -154,7 +154,7 @@ fn the_ack_chooses_by_the_servers_isn() {
     assert_eq!(k.members[B].engine.counts().half_open, 2);
     k.pass(B, second.ack());
     let [(B, Proposal::Establish(e))] = &k.proposals[..] else { panic!("{:?}", k.proposals) };
-    assert!(matches!(e.protocol, Opening::Tcp { server: Some(s), .. } if s.isn == 123));
+    assert!(matches!(e.protocol, HandshakeState::Tcp { server: Some(s), .. } if s.isn == 123));
     assert_eq!(k.settle(), [Outcome::Accepted]);
     assert_eq!(k.pass(C, second.data()), FORWARD);
     assert_eq!(k.pass(C, c.of_client(Tcp::ACK, 0, 1 << 30, 0)), drop_for(Reason::TcpWindow));

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::cluster::*;
 use crate::engine::SessionInfo;
-use crate::event::{Hint, Opening};
+use crate::event::{HandshakeState, Hint};
 use crate::id::{Generation, MemberId, RuleId, SessionId};
 use crate::parse::{Kind, Packet, Tcp};
 use crate::replica::{Close, CloseCause, Command, Establish, Outcome};
@@ -372,8 +372,8 @@ fn establish(n: u32, protocol: Protocol, generation: Generation) -> Establish {
         rule: RuleId(1),
         supersedes: None,
         protocol: match protocol {
-            Protocol::TCP => Opening::Tcp { client: end(client), server: Some(end(server)) },
-            _ => Opening::Generic { replied: true },
+            Protocol::TCP => HandshakeState::Tcp { client: end(client), server: Some(end(server)) },
+            _ => HandshakeState::Generic { replied: true },
         },
     }
 }

@@ -124,8 +124,8 @@ fn restore_keeps_half_opens_and_wakes_those_that_are_established_now() {
         let open = crate::event::HalfOpen { id: id(counter), ..crate::testing::half_open(tuple(counter as u16), 0) };
         let hash = engine.table.hash(&open.original);
         let mut shard = engine.table.of(hash);
-        let slot = engine.table.insert_half(&mut shard, hash, open, NOW);
-        shard.halves.get_mut(slot).unwrap().waiters = 1;
+        let slot = engine.table.insert_half_open(&mut shard, hash, open, NOW);
+        shard.half_open.get_mut(slot).unwrap().waiters = 1;
     }
     let mut count = Count(0);
     b.replica.restore(NOW, &mut &bytes[..], &mut count).unwrap();

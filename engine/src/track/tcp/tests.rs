@@ -1,6 +1,6 @@
-use super::doubt::Doubt;
+use super::peer_query::Resolution;
 use super::*;
-use crate::event::Word;
+use crate::event::ProvisionalSegment;
 use crate::verdict::Verdict;
 use Direction::{Original, Reply};
 
@@ -8,28 +8,28 @@ const T0: Time = Time(1_000_000_000);
 const MS: Duration = Duration::from_millis(1);
 const ISN: [u32; 2] = [1000, 0xffff_ff00];
 
-fn ends() -> [TcpEnd; 2] {
-    ISN.map(|isn| TcpEnd { isn, window: 64240, wscale: Some(2), sack: true })
+fn ends() -> [SynParams; 2] {
+    ISN.map(|isn| SynParams { isn, window: 64240, wscale: Some(2), sack: true })
 }
 
 /// A connection of which this member saw the handshake at `T0`.
 struct Connection {
     track: Track,
-    ends: [TcpEnd; 2],
+    ends: [SynParams; 2],
     closed: Option<CloseCause>,
     now: Time,
     /// How what is not near is judged.
-    doubt: Mode,
+    doubt: WindowCheck,
     /// Nobody knows: what is not near passes at its word, or because it agrees with one.
     nobody: bool,
-    words: [Option<Word>; 2],
+    words: [Option<ProvisionalSegment>; 2],
 }
 
 impl Connection {
     fn new() -> Connection {
         let ends = ends();
         let track = Track::new(&ends[0], &ends[1], Some(T0));
-        Connection { track, ends, closed: None, now: T0, doubt: Mode::Strict, nobody: false, words: [None; 2] }
+        Connection { track, ends, closed: None, now: T0, doubt: WindowCheck::Strict, nobody: false, words: [None; 2] }
     }
 
     fn unseen() -> Connection {
@@ -38,7 +38,7 @@ impl Connection {
     }
 
     /// Sequence numbers count from the first byte of data.
-    fn send(&mut self, direction: Direction, flags: u8, seq: i64, ack: i64, payload: u32) -> Seen {
+    fn send(&mut self, direction: Direction, flags: u8, seq: i64, ack: i64, payload: u32) -> SegmentOutcome {
         let (s, r) = (index(direction), index(direction.flip()));
         let tcp = Tcp {
             seq: ISN[s].wrapping_add(1).wrapping_add(seq as u32),
@@ -49,22 +49,24 @@ impl Connection {
             wscale: None,
             sack_permitted: false,
         };
-        let talk = [&self.ends[0], &self.ends[1]];
-        match self.track.segment(talk, direction, &tcp, self.closed, Mode::Near, self.now) {
-            Seen::Unsure if self.nobody => {
-                let believed = self.words[r].map(|word| self.track.believe(talk, direction, &tcp, &word, self.now));
-                if let Some(seen) = believed.filter(|seen| *seen != Seen::Unsure) {
+        let syns = [&self.ends[0], &self.ends[1]];
+        match self.track.check_segment(syns, direction, &tcp, self.closed, WindowCheck::Relaxed, self.now) {
+            SegmentOutcome::Inconclusive if self.nobody => {
+                let believed = self.words[r].map(|word| self.track.corroborate(syns, direction, &tcp, &word, self.now));
+                if let Some(seen) = believed.filter(|seen| *seen != SegmentOutcome::Inconclusive) {
                     return seen;
                 }
-                self.words[s] = Some(Word { end: tcp.end(), ack: tcp.ack, age: 0 });
-                Seen::Unsure
+                self.words[s] = Some(ProvisionalSegment { seq_end: tcp.end(), ack: tcp.ack, age_ms: 0 });
+                SegmentOutcome::Inconclusive
             }
-            Seen::Unsure => self.track.segment(talk, direction, &tcp, self.closed, self.doubt, self.now),
+            SegmentOutcome::Inconclusive => {
+                self.track.check_segment(syns, direction, &tcp, self.closed, self.doubt, self.now)
+            }
             seen => seen,
         }
     }
 
-    fn data(&mut self, direction: Direction, seq: i64, ack: i64, payload: u32) -> Seen {
+    fn data(&mut self, direction: Direction, seq: i64, ack: i64, payload: u32) -> SegmentOutcome {
         self.send(direction, Tcp::ACK, seq, ack, payload)
     }
 
@@ -74,16 +76,16 @@ impl Connection {
 }
 
 const REACH: i64 = (65_535 << 2) + 1;
-const WINDOW: Seen = Seen::Not(Reason::TcpWindow);
+const WINDOW: SegmentOutcome = SegmentOutcome::Invalid(Reason::TcpWindow);
 
 #[test]
 fn scale_counts_only_if_both_ends_offered_it() {
     let [with, other] = ends();
-    let without = TcpEnd { wscale: None, ..other };
-    assert_eq!(reach(&with, &other), REACH);
-    assert_eq!(reach(&with, &without), 65_536);
-    assert_eq!(reach(&without, &with), 65_536);
-    assert_eq!(reach(&TcpEnd { wscale: Some(14), ..with }, &other), (65_535 << 14) + 1);
+    let without = SynParams { wscale: None, ..other };
+    assert_eq!(max_advertisable_window(&with, &other), REACH);
+    assert_eq!(max_advertisable_window(&with, &without), 65_536);
+    assert_eq!(max_advertisable_window(&without, &with), 65_536);
+    assert_eq!(max_advertisable_window(&SynParams { wscale: Some(14), ..with }, &other), (65_535 << 14) + 1);
 }
 
 #[test]
@@ -92,12 +94,12 @@ fn one_direction_alone_is_enough() {
         let mut c = Connection::new();
         let mut at = 0;
         for _ in 0..1000 {
-            assert_eq!(c.data(direction, at, 0, 65_000), Seen::Pass);
+            assert_eq!(c.data(direction, at, 0, 65_000), SegmentOutcome::InWindow);
             at += 65_000;
         }
         let mut c = Connection::new();
         for n in 0..1000 {
-            assert_eq!(c.data(direction, 0, n * 65_000, 0), Seen::Pass, "acknowledgements alone, {n}");
+            assert_eq!(c.data(direction, 0, n * 65_000, 0), SegmentOutcome::InWindow, "acknowledgements alone, {n}");
         }
     }
 }
@@ -107,8 +109,8 @@ fn data_is_bounded_above_and_below() {
     let mut c = Connection::new();
     assert_eq!(c.data(Original, REACH + 1, 0, 0), WINDOW);
     assert_eq!(c.data(Original, REACH - 999, 0, 1000), WINDOW);
-    assert_eq!(c.data(Original, REACH - 1000, 0, 1000), Seen::Pass);
-    assert_eq!(c.data(Original, 0, 0, 1), Seen::Pass, "a retransmission of all of it");
+    assert_eq!(c.data(Original, REACH - 1000, 0, 1000), SegmentOutcome::InWindow);
+    assert_eq!(c.data(Original, 0, 0, 1), SegmentOutcome::InWindow, "a retransmission of all of it");
     assert_eq!(c.data(Original, -1, 0, 1), WINDOW);
 }
 
@@ -116,19 +118,19 @@ fn data_is_bounded_above_and_below() {
 fn acknowledgements_are_bounded_above_and_below() {
     let mut c = Connection::new();
     assert_eq!(c.data(Original, 0, REACH + 1, 0), WINDOW);
-    assert_eq!(c.data(Original, 0, REACH, 0), Seen::Pass);
-    assert_eq!(c.data(Original, 0, -REACH, 0), Seen::Pass);
+    assert_eq!(c.data(Original, 0, REACH, 0), SegmentOutcome::InWindow);
+    assert_eq!(c.data(Original, 0, -REACH, 0), SegmentOutcome::InWindow);
     assert_eq!(c.data(Original, 0, -REACH - 1, 0), WINDOW);
 }
 
 #[test]
 fn probes_keepalives_and_super_segments_pass() {
     let mut c = Connection::new();
-    assert_eq!(c.data(Original, 0, 0, 65_483), Seen::Pass);
-    assert_eq!(c.data(Original, 65_482, 0, 0), Seen::Pass, "keep-alive");
-    assert_eq!(c.data(Original, 65_482, 0, 1), Seen::Pass, "keep-alive with a byte");
-    assert_eq!(c.data(Original, 65_483, 0, 1), Seen::Pass, "window probe");
-    assert_eq!(c.data(Original, 0, 0, 1460), Seen::Pass, "retransmission");
+    assert_eq!(c.data(Original, 0, 0, 65_483), SegmentOutcome::InWindow);
+    assert_eq!(c.data(Original, 65_482, 0, 0), SegmentOutcome::InWindow, "keep-alive");
+    assert_eq!(c.data(Original, 65_482, 0, 1), SegmentOutcome::InWindow, "keep-alive with a byte");
+    assert_eq!(c.data(Original, 65_483, 0, 1), SegmentOutcome::InWindow, "window probe");
+    assert_eq!(c.data(Original, 0, 0, 1460), SegmentOutcome::InWindow, "retransmission");
 }
 
 #[test]
@@ -144,7 +146,7 @@ fn time_changes_no_bound() {
     let mut c = Connection::new();
     c.now = T0 + 100_000_000 * MS;
     assert_eq!(c.data(Original, REACH + 1, 0, 0), WINDOW);
-    assert_eq!(c.data(Original, REACH, 0, 0), Seen::Pass);
+    assert_eq!(c.data(Original, REACH, 0, 0), SegmentOutcome::InWindow);
 }
 
 /// A segment with this sequence number.
@@ -155,71 +157,79 @@ fn about(seq: u32) -> Tcp {
 #[test]
 fn doubts_are_asked_about_and_judged_by_the_answers() {
     let t = |ms: u32| T0 + ms * MS;
-    let knows = |live| Connection::new().track.progress(T0, live);
+    let knows = |live| Connection::new().track.snapshot(T0, live);
     // Both others answer.
     let mut track = Connection::new().track;
-    assert_eq!(track.doubt(&about(77), 2, false, t(0)), Doubt::Ask);
-    assert_eq!(track.doubt(&about(77), 2, false, t(1)), Doubt::Wait);
-    assert!(!track.merge(2, &knows(false), 2, t(1)));
-    assert!(!track.merge(2, &knows(false), 2, t(1)), "the same one again");
-    assert!(track.merge(3, &knows(false), 2, t(1)));
-    assert_eq!(track.doubt(&about(77), 2, false, t(1)), Doubt::Strict);
-    assert_eq!(track.doubt(&about(78), 2, false, t(5)), Doubt::Ask, "another packet needs another answer");
+    assert_eq!(track.resolve(&about(77), 2, false, t(0)), Resolution::QueryPeers);
+    assert_eq!(track.resolve(&about(77), 2, false, t(1)), Resolution::AwaitReplies);
+    assert!(!track.record_reply(2, &knows(false), 2, t(1)));
+    assert!(!track.record_reply(2, &knows(false), 2, t(1)), "the same one again");
+    assert!(track.record_reply(3, &knows(false), 2, t(1)));
+    assert_eq!(track.resolve(&about(77), 2, false, t(1)), Resolution::Strict);
+    assert_eq!(
+        track.resolve(&about(78), 2, false, t(5)),
+        Resolution::QueryPeers,
+        "another packet needs another answer"
+    );
     // One that sees it may show that it belongs; only all of them that it does not.
-    assert!(track.merge(3, &knows(true), 2, t(5)));
-    assert_eq!(track.doubt(&about(78), 2, false, t(6)), Doubt::Wait);
-    assert!(track.merge(2, &knows(false), 2, t(6)));
-    assert_eq!(track.doubt(&about(78), 2, false, t(6)), Doubt::Strict);
+    assert!(track.record_reply(3, &knows(true), 2, t(5)));
+    assert_eq!(track.resolve(&about(78), 2, false, t(6)), Resolution::AwaitReplies);
+    assert!(track.record_reply(2, &knows(false), 2, t(6)));
+    assert_eq!(track.resolve(&about(78), 2, false, t(6)), Resolution::Strict);
     let acks_more = Tcp { ack: 1, ..about(78) };
-    assert_eq!(track.doubt(&acks_more, 2, false, t(7)), Doubt::Ask, "the same data, another acknowledgement");
+    assert_eq!(
+        track.resolve(&acks_more, 2, false, t(7)),
+        Resolution::QueryPeers,
+        "the same data, another acknowledgement"
+    );
     // Nobody answers: one packet, then another question.
     let mut track = Connection::new().track;
-    assert_eq!(track.doubt(&about(77), 2, false, t(0)), Doubt::Ask);
-    assert!(!track.merge(2, &knows(false), 2, t(1)));
-    assert_eq!(track.doubt(&about(77), 2, false, t(245)), Doubt::Wait);
-    assert_eq!(track.doubt(&about(77), 2, false, t(250)), Doubt::Word);
-    assert!(track.take_word(Original));
-    assert_eq!(track.doubt(&about(77), 2, false, t(495)), Doubt::Word, "for the other direction, too");
-    assert!(track.take_word(Reply) && !track.take_word(Original));
-    assert_eq!(track.doubt(&about(77), 2, false, t(500)), Doubt::Ask);
-    assert_eq!(track.doubt(&about(77), 2, false, t(10_750)), Doubt::Ask, "too long ago");
+    assert_eq!(track.resolve(&about(77), 2, false, t(0)), Resolution::QueryPeers);
+    assert!(!track.record_reply(2, &knows(false), 2, t(1)));
+    assert_eq!(track.resolve(&about(77), 2, false, t(245)), Resolution::AwaitReplies);
+    assert_eq!(track.resolve(&about(77), 2, false, t(250)), Resolution::Provisional);
+    assert!(track.allow_provisional(Original));
+    assert_eq!(track.resolve(&about(77), 2, false, t(495)), Resolution::Provisional, "for the other direction, too");
+    assert!(track.allow_provisional(Reply) && !track.allow_provisional(Original));
+    assert_eq!(track.resolve(&about(77), 2, false, t(500)), Resolution::QueryPeers);
+    assert_eq!(track.resolve(&about(77), 2, false, t(10_750)), Resolution::QueryPeers, "too long ago");
     // Whoever came later, or restarted, proves nothing by its ignorance: what it knew is taken from one packet.
-    let restarted = |live| Connection::unseen().track.progress(T0, live);
+    let restarted = |live| Connection::unseen().track.snapshot(T0, live);
     let mut track = Connection::new().track;
-    assert_eq!(track.doubt(&about(77), 1, false, t(0)), Doubt::Ask);
-    assert!(track.merge(2, &restarted(false), 1, t(1)));
-    assert_eq!(track.doubt(&about(78), 1, false, t(2)), Doubt::Word);
-    assert!(track.take_word(Original) && track.take_word(Reply), "one of each direction");
-    assert_eq!(track.doubt(&about(77), 1, false, t(2)), Doubt::Word);
-    assert!(!track.take_word(Original) && !track.take_word(Reply));
-    assert_eq!(track.doubt(&about(77), 1, false, t(252)), Doubt::Ask);
-    assert!(track.merge(2, &restarted(false), 1, t(253)));
-    assert!(track.take_word(Original), "of each question");
+    assert_eq!(track.resolve(&about(77), 1, false, t(0)), Resolution::QueryPeers);
+    assert!(track.record_reply(2, &restarted(false), 1, t(1)));
+    assert_eq!(track.resolve(&about(78), 1, false, t(2)), Resolution::Provisional);
+    assert!(track.allow_provisional(Original) && track.allow_provisional(Reply), "one of each direction");
+    assert_eq!(track.resolve(&about(77), 1, false, t(2)), Resolution::Provisional);
+    assert!(!track.allow_provisional(Original) && !track.allow_provisional(Reply));
+    assert_eq!(track.resolve(&about(77), 1, false, t(252)), Resolution::QueryPeers);
+    assert!(track.record_reply(2, &restarted(false), 1, t(253)));
+    assert!(track.allow_provisional(Original), "of each question");
     // Unless one sees it.
     let mut track = Connection::new().track;
-    assert_eq!(track.doubt(&about(77), 2, false, t(0)), Doubt::Ask);
-    assert!(!track.merge(2, &restarted(false), 2, t(1)));
-    assert!(track.merge(3, &knows(true), 2, t(1)));
-    assert_eq!(track.doubt(&about(77), 2, false, t(2)), Doubt::Strict);
+    assert_eq!(track.resolve(&about(77), 2, false, t(0)), Resolution::QueryPeers);
+    assert!(!track.record_reply(2, &restarted(false), 2, t(1)));
+    assert!(track.record_reply(3, &knows(true), 2, t(1)));
+    assert_eq!(track.resolve(&about(77), 2, false, t(2)), Resolution::Strict);
     let mut track = Connection::unseen().track;
-    assert_eq!(track.doubt(&about(77), 1, false, t(0)), Doubt::Ask);
-    assert!(track.merge(2, &restarted(true), 1, t(1)));
-    assert_eq!(track.doubt(&about(77), 1, false, t(1)), Doubt::Strict);
+    assert_eq!(track.resolve(&about(77), 1, false, t(0)), Resolution::QueryPeers);
+    assert!(track.record_reply(2, &restarted(true), 1, t(1)));
+    assert_eq!(track.resolve(&about(77), 1, false, t(1)), Resolution::Strict);
     // It alone.
     let mut track = Connection::unseen().track;
-    assert_eq!(track.doubt(&about(77), 0, false, t(0)), Doubt::Word);
-    assert!(track.take_word(Original));
-    assert_eq!(track.doubt(&about(78), 0, false, t(1)), Doubt::Word);
-    assert!(!track.take_word(Original));
-    assert_eq!(track.doubt(&about(78), 0, false, t(250)), Doubt::Word);
-    assert!(track.take_word(Original));
+    assert_eq!(track.resolve(&about(77), 0, false, t(0)), Resolution::Provisional);
+    assert!(track.allow_provisional(Original));
+    assert_eq!(track.resolve(&about(78), 0, false, t(1)), Resolution::Provisional);
+    assert!(!track.allow_provisional(Original));
+    assert_eq!(track.resolve(&about(78), 0, false, t(250)), Resolution::Provisional);
+    assert!(track.allow_provisional(Original));
     // A question that was answered stays answered, also when there are more members than were asked.
     let mut track = Connection::new().track;
-    assert_eq!(track.doubt(&about(77), 1, false, t(0)), Doubt::Ask);
-    assert!(track.merge(2, &knows(false), 1, t(1)));
-    assert_eq!(track.doubt(&about(78), 2, false, t(300)), Doubt::Ask);
+    assert_eq!(track.resolve(&about(77), 1, false, t(0)), Resolution::QueryPeers);
+    assert!(track.record_reply(2, &knows(false), 1, t(1)));
+    assert_eq!(track.resolve(&about(78), 2, false, t(300)), Resolution::QueryPeers);
     // Alone, there is nobody to ask.
-    assert_eq!(Connection::new().track.doubt(&about(77), 0, false, t(0)), Doubt::Strict);
+    assert_eq!(Connection::new().track.resolve(&about(77), 0, false, t(0)), Resolution::Strict);
 }
 
 #[test]
@@ -228,64 +238,64 @@ fn what_another_member_knows_moves_the_bounds() {
     let (mut here, mut there) = (Connection::new(), Connection::new());
     there.now = T0 + 5000 * MS;
     there.nobody = true;
-    assert_eq!(there.data(Reply, 100, far, 0), Seen::Unsure);
-    assert_eq!(there.data(Original, far, 100, 0), Seen::Pass);
+    assert_eq!(there.data(Reply, 100, far, 0), SegmentOutcome::Inconclusive);
+    assert_eq!(there.data(Original, far, 100, 0), SegmentOutcome::InWindow);
     here.now = there.now;
     assert_eq!(here.data(Original, far, 100, 0), WINDOW);
-    here.track.merge(2, &there.track.progress(there.now, true), 1, here.now);
-    assert_eq!(here.data(Original, far, 100, 0), Seen::Pass);
+    here.track.record_reply(2, &there.track.snapshot(there.now, true), 1, here.now);
+    assert_eq!(here.data(Original, far, 100, 0), SegmentOutcome::InWindow);
     assert_eq!(here.data(Original, 0, 0, 0), WINDOW);
     // What is older changes nothing.
-    let before = here.track.ends;
-    here.track.merge(3, &Connection::new().track.progress(here.now, false), 1, here.now);
-    assert_eq!(here.track.ends[0].edge, before[0].edge);
+    let before = here.track.directions;
+    here.track.record_reply(3, &Connection::new().track.snapshot(here.now, false), 1, here.now);
+    assert_eq!(here.track.directions[0].seq_end, before[0].seq_end);
 }
 
 #[test]
 fn a_connection_of_unknown_age_is_taken_up_where_its_directions_agree() {
     let mut c = Connection::unseen();
     let before = c.track;
-    assert_eq!(c.data(Reply, 1 << 30, 77_777_777, 1000), Seen::Unsure);
+    assert_eq!(c.data(Reply, 1 << 30, 77_777_777, 1000), SegmentOutcome::Inconclusive);
     // Forged ones, before and after, take nothing from it: neither by their numbers nor as its answer.
-    assert_eq!(c.data(Original, 999_999_999, 5, 1000), Seen::Unsure);
-    assert_eq!(c.data(Original, 77_777_777, 5, 1000), Seen::Unsure);
-    assert_eq!(c.data(Original, 5, (1 << 30) + 1000, 1000), Seen::Unsure);
-    assert_eq!(c.send(Original, Tcp::RST, 123_456_789, 0, 0), Seen::Unsure);
+    assert_eq!(c.data(Original, 999_999_999, 5, 1000), SegmentOutcome::Inconclusive);
+    assert_eq!(c.data(Original, 77_777_777, 5, 1000), SegmentOutcome::Inconclusive);
+    assert_eq!(c.data(Original, 5, (1 << 30) + 1000, 1000), SegmentOutcome::Inconclusive);
+    assert_eq!(c.send(Original, Tcp::RST, 123_456_789, 0, 0), SegmentOutcome::Inconclusive);
     assert_eq!(c.track, before);
-    assert_eq!(c.data(Original, 77_777_777, (1 << 30) + 1000, 1000), Seen::Pass);
-    assert!(!c.track.progress(c.now, true).gap);
+    assert_eq!(c.data(Original, 77_777_777, (1 << 30) + 1000, 1000), SegmentOutcome::InWindow);
+    assert!(!c.track.snapshot(c.now, true).history_incomplete);
     c.nobody = false;
     assert_eq!(c.data(Reply, 0, 77_777_777, 1000), WINDOW);
     assert_eq!(c.data(Original, 0, (1 << 30) + 1000, 1000), WINDOW);
-    assert_eq!(c.data(Reply, (1 << 30) + 1000, 77_778_777, 1000), Seen::Pass);
+    assert_eq!(c.data(Reply, (1 << 30) + 1000, 77_778_777, 1000), SegmentOutcome::InWindow);
 }
 
 #[test]
 fn a_rst_agrees_only_if_it_is_exact() {
     let mut c = Connection::unseen();
-    assert_eq!(c.data(Original, 1 << 30, 77_777_777, 1000), Seen::Unsure);
-    assert_eq!(c.send(Reply, Tcp::RST, 77_777_778, 0, 0), Seen::Unsure);
+    assert_eq!(c.data(Original, 1 << 30, 77_777_777, 1000), SegmentOutcome::Inconclusive);
+    assert_eq!(c.send(Reply, Tcp::RST, 77_777_778, 0, 0), SegmentOutcome::Inconclusive);
     // It is no word.
     c.words[1] = None;
-    assert_eq!(c.send(Reply, Tcp::RST, 77_777_777, 0, 0), Seen::Reset);
+    assert_eq!(c.send(Reply, Tcp::RST, 77_777_777, 0, 0), SegmentOutcome::Rst);
 }
 
 #[test]
 fn whoever_never_missed_anything_tells_what_a_gap_missed() {
     let mut late = Connection::unseen().track;
     let mut knows = Connection::new();
-    late.learn(&Connection::unseen().track.progress(T0, true), T0);
-    assert!(late.progress(T0, true).gap);
+    late.merge_snapshot(&Connection::unseen().track.snapshot(T0, true), T0);
+    assert!(late.snapshot(T0, true).history_incomplete);
     knows.data(Original, 0, 0, 100);
-    late.learn(&knows.track.progress(T0, true), T0);
-    assert!(!late.progress(T0, true).gap);
+    late.merge_snapshot(&knows.track.snapshot(T0, true), T0);
+    assert!(!late.snapshot(T0, true).history_incomplete);
 }
 
 #[test]
 fn flags_that_do_not_belong() {
     let mut c = Connection::new();
     for flags in [0, Tcp::FIN, Tcp::PSH, Tcp::SYN, Tcp::SYN | Tcp::ACK] {
-        assert_eq!(c.send(Original, flags, 0, 0, 0), Seen::Not(Reason::TcpFlags), "{flags:#x}");
+        assert_eq!(c.send(Original, flags, 0, 0, 0), SegmentOutcome::Invalid(Reason::TcpFlags), "{flags:#x}");
     }
     assert_eq!(c.state(), "ESTABLISHED");
 }
@@ -293,19 +303,19 @@ fn flags_that_do_not_belong() {
 #[test]
 fn closing_goes_through_all_states() {
     let mut c = Connection::new();
-    assert_eq!(c.send(Original, Tcp::FIN | Tcp::ACK, 0, 0, 10), Seen::Fin(ISN[0].wrapping_add(12)));
+    assert_eq!(c.send(Original, Tcp::FIN | Tcp::ACK, 0, 0, 10), SegmentOutcome::Fin(ISN[0].wrapping_add(12)));
     assert_eq!(c.state(), "FIN_WAIT");
-    assert!(!c.track.propose_close());
+    assert!(!c.track.take_fin_close());
     assert_eq!(c.data(Original, 11, 0, 1), WINDOW, "nothing comes after a FIN");
     assert_eq!(c.data(Reply, 0, 12, 0), WINDOW, "nor is more acknowledged");
-    assert_eq!(c.data(Reply, 0, 11, 100), Seen::Pass);
+    assert_eq!(c.data(Reply, 0, 11, 100), SegmentOutcome::InWindow);
     assert_eq!(c.state(), "CLOSE_WAIT");
-    assert_eq!(c.data(Reply, 100, 11, 100), Seen::Pass, "the other direction goes on");
-    assert_eq!(c.send(Reply, Tcp::FIN | Tcp::ACK, 200, 11, 0), Seen::Fin(ISN[1].wrapping_add(202)));
+    assert_eq!(c.data(Reply, 100, 11, 100), SegmentOutcome::InWindow, "the other direction goes on");
+    assert_eq!(c.send(Reply, Tcp::FIN | Tcp::ACK, 200, 11, 0), SegmentOutcome::Fin(ISN[1].wrapping_add(202)));
     assert_eq!(c.state(), "LAST_ACK");
-    assert!(c.track.propose_close());
-    assert!(!c.track.propose_close(), "once");
-    assert_eq!(c.data(Original, 11, 201, 0), Seen::Pass);
+    assert!(c.track.take_fin_close());
+    assert!(!c.track.take_fin_close(), "once");
+    assert_eq!(c.data(Original, 11, 201, 0), SegmentOutcome::InWindow);
     c.closed = Some(CloseCause::Fin);
     assert_eq!(c.state(), "TIME_WAIT");
 }
@@ -314,41 +324,41 @@ fn closing_goes_through_all_states() {
 fn who_did_not_see_the_replys_fin_does_not_propose() {
     let mut c = Connection::new();
     c.send(Original, Tcp::FIN | Tcp::ACK, 0, 0, 0);
-    c.track.fin_elsewhere(Reply, ISN[1].wrapping_add(2));
-    assert!(c.track.finished());
-    assert!(!c.track.propose_close());
-    assert_eq!(c.track.overdue(), Some(CloseCause::Fin));
+    c.track.record_peer_fin(Reply, ISN[1].wrapping_add(2));
+    assert!(c.track.both_fins_known());
+    assert!(!c.track.take_fin_close());
+    assert_eq!(c.track.take_overdue_close(), Some(CloseCause::Fin));
 
     let mut c = Connection::new();
     c.send(Reply, Tcp::FIN | Tcp::ACK, 0, 0, 0);
-    assert!(!c.track.propose_close());
-    c.track.fin_elsewhere(Original, ISN[0].wrapping_add(2));
-    assert!(c.track.propose_close());
+    assert!(!c.track.take_fin_close());
+    c.track.record_peer_fin(Original, ISN[0].wrapping_add(2));
+    assert!(c.track.take_fin_close());
 }
 
 #[test]
 fn a_rst_must_be_exact() {
     let mut c = Connection::new();
-    assert_eq!(c.data(Original, 0, 0, 1000), Seen::Pass);
-    assert_eq!(c.send(Original, Tcp::RST, 999, 0, 0), Seen::Not(Reason::TcpRst));
-    assert_eq!(c.send(Original, Tcp::RST, 1001, 0, 0), Seen::Not(Reason::TcpRst));
-    assert_eq!(c.send(Original, Tcp::RST, REACH + 1001, 0, 0), Seen::Not(Reason::TcpRst));
-    assert_eq!(c.send(Original, Tcp::RST, 1000, 0, 0), Seen::Reset, "the edge");
-    assert!(c.track.propose_reset());
-    assert!(!c.track.propose_reset(), "once");
+    assert_eq!(c.data(Original, 0, 0, 1000), SegmentOutcome::InWindow);
+    assert_eq!(c.send(Original, Tcp::RST, 999, 0, 0), SegmentOutcome::Invalid(Reason::TcpRst));
+    assert_eq!(c.send(Original, Tcp::RST, 1001, 0, 0), SegmentOutcome::Invalid(Reason::TcpRst));
+    assert_eq!(c.send(Original, Tcp::RST, REACH + 1001, 0, 0), SegmentOutcome::Invalid(Reason::TcpRst));
+    assert_eq!(c.send(Original, Tcp::RST, 1000, 0, 0), SegmentOutcome::Rst, "the edge");
+    assert!(c.track.take_rst_close());
+    assert!(!c.track.take_rst_close(), "once");
 
     let mut c = Connection::new();
-    assert_eq!(c.data(Original, 0, 0, 1000), Seen::Pass);
-    assert_eq!(c.data(Reply, 0, 500, 0), Seen::Pass);
-    assert_eq!(c.send(Original, Tcp::RST, 500, 0, 0), Seen::Reset, "what the other end expects");
-    assert_eq!(c.track.overdue(), Some(CloseCause::Rst));
+    assert_eq!(c.data(Original, 0, 0, 1000), SegmentOutcome::InWindow);
+    assert_eq!(c.data(Reply, 0, 500, 0), SegmentOutcome::InWindow);
+    assert_eq!(c.send(Original, Tcp::RST, 500, 0, 0), SegmentOutcome::Rst, "what the other end expects");
+    assert_eq!(c.track.take_overdue_close(), Some(CloseCause::Rst));
 }
 
 #[test]
 fn after_a_fin_a_rst_in_the_window_is_enough() {
     let mut c = Connection::new();
     c.send(Original, Tcp::FIN | Tcp::ACK, 0, 0, 0);
-    assert_eq!(c.send(Reply, Tcp::RST, 77, 0, 0), Seen::Reset);
+    assert_eq!(c.send(Reply, Tcp::RST, 77, 0, 0), SegmentOutcome::Rst);
 }
 
 #[test]
@@ -366,14 +376,18 @@ fn what_does_not_belong_changes_nothing() {
 
 #[test]
 fn after_the_close_only_what_was_sent_before_belongs() {
-    let gone = Seen::Not(Reason::NoSession);
+    let gone = SegmentOutcome::Invalid(Reason::NoSession);
     let mut c = Connection::new();
     c.send(Original, Tcp::FIN | Tcp::ACK, 0, 0, 100);
     c.send(Reply, Tcp::FIN | Tcp::ACK, 0, 101, 50);
     c.closed = Some(CloseCause::Fin);
-    assert_eq!(c.data(Original, 101, 51, 0), Seen::Pass, "the last ACK");
-    assert_eq!(c.send(Reply, Tcp::FIN | Tcp::ACK, 0, 101, 50), Seen::Fin(ISN[1].wrapping_add(52)), "its FIN again");
-    assert_eq!(c.data(Original, 0, 51, 100), Seen::Pass, "retransmitted data");
+    assert_eq!(c.data(Original, 101, 51, 0), SegmentOutcome::InWindow, "the last ACK");
+    assert_eq!(
+        c.send(Reply, Tcp::FIN | Tcp::ACK, 0, 101, 50),
+        SegmentOutcome::Fin(ISN[1].wrapping_add(52)),
+        "its FIN again"
+    );
+    assert_eq!(c.data(Original, 0, 51, 100), SegmentOutcome::InWindow, "retransmitted data");
     assert_eq!(c.data(Original, 102, 51, 0), gone, "a successor's");
     assert_eq!(c.data(Original, 101, 52, 0), gone);
     assert_eq!(c.data(Original, 101, 51, 1), gone);
@@ -412,7 +426,7 @@ mod legitimate {
             steps in prop::collection::vec((any::<bool>(), 0_usize..3, 0_u32..65_000, 0_u8..4, 0_u64..400), 1..400),
         ) {
             let mut members = [Connection::new(), Connection::new(), Connection::new()];
-            // Sent, received by the other end, acknowledgement received.
+            // EndpointSnapshot, received by the other end, acknowledgement received.
             let mut sent = [0_i64; 2];
             let mut received = [0_i64; 2];
             let mut acked = [0_i64; 2];
@@ -432,18 +446,18 @@ mod legitimate {
                     // A bare acknowledgement.
                     _ => (sent[s], 0),
                 };
-                let known = members.each_ref().map(|m| m.track.progress(m.now, true));
-                members[member].doubt = Mode::Near;
+                let known = members.each_ref().map(|m| m.track.snapshot(m.now, true));
+                members[member].doubt = WindowCheck::Relaxed;
                 let mut seen = members[member].data(direction, seq, received[r], length as u32);
-                if seen == Seen::Unsure {
+                if seen == SegmentOutcome::Inconclusive {
                     let now = members[member].now;
                     for (id, known) in (1..).zip(&known) {
-                        members[member].track.merge(id, known, 2, now);
+                        members[member].track.record_reply(id, known, 2, now);
                     }
-                    members[member].doubt = Mode::Strict;
+                    members[member].doubt = WindowCheck::Strict;
                     seen = members[member].data(direction, seq, received[r], length as u32);
                 }
-                prop_assert_eq!(seen, Seen::Pass);
+                prop_assert_eq!(seen, SegmentOutcome::InWindow);
                 sent[s] = sent[s].max(seq + length);
                 if what != 0 {
                     if seq <= received[s] {
@@ -578,7 +592,7 @@ mod table {
 
     /// What the code does.
     fn done(state: State, flags: u8, direction: Direction) -> Decision {
-        use crate::pipeline::{Step, step};
+        use crate::pipeline::{HandshakeStep, step};
         let (s, r) = (index(direction), index(direction.flip()));
         let Some(c) = of(state) else {
             let ends = ends();
@@ -587,11 +601,22 @@ mod table {
             let tcp = Tcp { seq, ack: first(r), flags, window: 9, payload: 0, wscale: None, sack_permitted: false };
             let server = (state == SynRecv).then_some(&ends[1]);
             return match step(&ends[0], server, direction, &tcp, false, None) {
-                Ok(Step::SynAgain | Step::SynAckAgain | Step::SynAckFirst | Step::SynAckOther | Step::Crossing) => Copy,
-                Ok(Step::Perhaps | Step::Early | Step::Ack | Step::Exact) => Hold,
-                Ok(Step::Challenge | Step::Unchallenged) => panic!("its numbers are right"),
-                Ok(Step::Reset) => Reset,
-                Ok(Step::Asks | Step::Replies) => panic!("not TCP"),
+                Ok(
+                    HandshakeStep::SynRetransmit
+                    | HandshakeStep::SynAckRetransmit
+                    | HandshakeStep::FirstSynAck
+                    | HandshakeStep::SynAckNewIsn
+                    | HandshakeStep::SimultaneousSyn,
+                ) => Copy,
+                Ok(
+                    HandshakeStep::Ambiguous
+                    | HandshakeStep::EarlyData
+                    | HandshakeStep::AckInWindow
+                    | HandshakeStep::FinalAck,
+                ) => Hold,
+                Ok(HandshakeStep::ChallengeAck | HandshakeStep::ChallengeRst) => panic!("its numbers are right"),
+                Ok(HandshakeStep::Reset) => Reset,
+                Ok(HandshakeStep::ClientPacket | HandshakeStep::ServerPacket) => panic!("not TCP"),
                 Err(Reason::TcpFlags) => Flags,
                 Err(_) => No,
             };
@@ -615,15 +640,15 @@ mod table {
         }
         let mut c = c;
         // Its FIN, if it sent one, is the last of its sequence numbers, and is repeated; all is acknowledged.
-        let (sent, got) = (c.track.ends[s], c.track.ends[r]);
-        let seq = if flags & Tcp::FIN != 0 && sent.fin_known { sent.edge.wrapping_sub(1) } else { sent.edge };
-        let tcp = Tcp { seq, ack: got.edge, flags, window: 9, payload: 0, wscale: None, sack_permitted: false };
-        match c.track.segment([&c.ends[0], &c.ends[1]], direction, &tcp, c.closed, Mode::Near, c.now) {
-            Seen::Pass => Pass,
-            Seen::Fin(_) => Fin,
-            Seen::Reset => Reset,
-            Seen::Not(Reason::TcpFlags) => Flags,
-            Seen::Not(_) | Seen::Unsure => No,
+        let (sent, got) = (c.track.directions[s], c.track.directions[r]);
+        let seq = if flags & Tcp::FIN != 0 && sent.fin_known { sent.seq_end.wrapping_sub(1) } else { sent.seq_end };
+        let tcp = Tcp { seq, ack: got.seq_end, flags, window: 9, payload: 0, wscale: None, sack_permitted: false };
+        match c.track.check_segment([&c.ends[0], &c.ends[1]], direction, &tcp, c.closed, WindowCheck::Relaxed, c.now) {
+            SegmentOutcome::InWindow => Pass,
+            SegmentOutcome::Fin(_) => Fin,
+            SegmentOutcome::Rst => Reset,
+            SegmentOutcome::Invalid(Reason::TcpFlags) => Flags,
+            SegmentOutcome::Invalid(_) | SegmentOutcome::Inconclusive => No,
         }
     }
 

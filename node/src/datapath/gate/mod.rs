@@ -11,8 +11,8 @@ pub(crate) use nft::{run, run_any};
 
 use std::io;
 
-use super::netlink::Netlink;
-use super::sysctl::Family;
+use super::host::netlink::Netlink;
+use super::host::sysctl::Family;
 
 /// Whom the gate lets pass: the loopback, Palisade's own device, and the interfaces that the operator exempted.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -58,25 +58,53 @@ impl Gate {
         let names = ["lo", device].into_iter().map(str::to_owned).chain(unfiltered.iter().cloned());
         Gate { pass: names.filter(|name| valid_name(name)).collect() }
     }
+
+    /// Installs both locks, or restores what is missing of them.
+    ///
+    /// # Errors
+    /// The kernel refuses a policy rule: then nothing guards this machine. The second lock's failure is no error.
+    pub fn install(&self) -> io::Result<Installed> {
+        let rules_made = install_rules(&mut Netlink::open()?, self)?;
+        Ok(Installed { rules_made, nft: install_nft(self) })
+    }
+
+    /// Looks at both locks.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub fn status(&self) -> io::Result<GateStatus> {
+        let mut netlink = Netlink::open()?;
+        let (rules, problems) = rules_status(&mut netlink, self)?;
+        let nft = match nft::list() {
+            Ok(_) => Nft::Installed,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Nft::Unavailable(reason(e)),
+            Err(_) => Nft::Missing,
+        };
+        Ok(GateStatus { rules, nft, problems })
+    }
+
+    /// Removes both locks: from now on the kernel forwards without Palisade. Only on an operator's explicit command.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn remove() -> io::Result<()> {
+        match nft::remove() {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let mut netlink = Netlink::open()?;
+        Family::present().try_for_each(|family| rules::remove(&mut netlink, family))
+    }
 }
 
 /// May an interface have this name? (As the kernel's `dev_valid_name`, and no quote.)
 #[must_use]
-pub fn valid_name(name: &str) -> bool {
+pub(crate) fn valid_name(name: &str) -> bool {
     !name.is_empty()
         && name.len() < libc::IFNAMSIZ
         && name != "."
         && name != ".."
         && !name.contains(|c: char| c == '/' || c == ':' || c == '"' || c == '\\' || c.is_whitespace())
-}
-
-/// Installs both locks, or restores what is missing of them.
-///
-/// # Errors
-/// The kernel refuses a policy rule: then nothing guards this machine. The second lock's failure is no error.
-pub fn install(gate: &Gate) -> io::Result<Installed> {
-    let rules_made = install_rules(&mut Netlink::open()?, gate)?;
-    Ok(Installed { rules_made, nft: install_nft(gate) })
 }
 
 pub(crate) fn install_rules(netlink: &mut Netlink, gate: &Gate) -> io::Result<usize> {
@@ -97,34 +125,6 @@ fn reason(e: io::Error) -> String {
         io::ErrorKind::NotFound => "the program nft is not installed".to_owned(),
         _ => e.to_string(),
     }
-}
-
-/// Removes both locks: from now on the kernel forwards without Palisade. Only on an operator's explicit command.
-///
-/// # Errors
-/// The kernel refuses.
-pub fn remove() -> io::Result<()> {
-    match nft::remove() {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => {}
-    }
-    let mut netlink = Netlink::open()?;
-    Family::present().try_for_each(|family| rules::remove(&mut netlink, family))
-}
-
-/// Looks at both locks.
-///
-/// # Errors
-/// The kernel does not answer.
-pub fn status(gate: &Gate) -> io::Result<GateStatus> {
-    let mut netlink = Netlink::open()?;
-    let (rules, problems) = rules_status(&mut netlink, gate)?;
-    let nft = match nft::list() {
-        Ok(_) => Nft::Installed,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Nft::Unavailable(reason(e)),
-        Err(_) => Nft::Missing,
-    };
-    Ok(GateStatus { rules, nft, problems })
 }
 
 /// Is the first lock whole, and what undoes it?

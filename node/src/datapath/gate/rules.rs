@@ -18,8 +18,8 @@ use rtnetlink::packet_route::route::RouteProtocol;
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use crate::datapath::netlink::Netlink;
-use crate::datapath::sysctl::Family;
+use crate::datapath::host::netlink::Netlink;
+use crate::datapath::host::sysctl::Family;
 
 /// Where admitted packets go on, behind the gate.
 const BEHIND: u32 = 3;

@@ -11,10 +11,10 @@ use std::time::Duration;
 use nix::sys::uio::writev;
 use nix::unistd::write;
 
-use super::check::StartError;
-use super::links;
-use super::netlink::Netlink;
-use super::sysctl::{Family, Setting};
+use super::error::StartError;
+use super::host::links;
+use super::host::netlink::Netlink;
+use super::host::sysctl::{Family, Setting};
 use super::vnet::{LENGTH as VNET, VnetHeader};
 
 /// Up to this length, copying a packet behind its headers costs less than `writev` costs more than `write`.

@@ -4,8 +4,8 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use crate::datapath::links;
-use crate::datapath::netlink::Netlink;
+use crate::datapath::host::links;
+use crate::datapath::host::netlink::Netlink;
 use crate::datapath::sys;
 
 /// The length of an Ethernet header.

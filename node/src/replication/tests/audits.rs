@@ -110,7 +110,7 @@ async fn a_difference_is_repaired_while_the_log_is_busy() {
     let orders = nodes[busy].run().replication.orders.clone();
     let load = tokio::spawn(async move {
         for n in 1000..u16::MAX {
-            assert_eq!(membership::order(&orders, command(n), LONG).await, Ok(Outcome::Accepted));
+            assert_eq!(change::order(&orders, command(n), LONG).await, Ok(Outcome::Accepted));
         }
     });
     let metrics = nodes[odd].run().metrics();

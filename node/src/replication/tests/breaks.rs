@@ -46,7 +46,7 @@ async fn what_is_in_flight_when_the_leader_is_lost_is_carried_out_once() {
             async move {
                 // Spread, so that some are before, some in and some after the loss.
                 tokio::time::sleep(Duration::from_micros(u64::from(n) * 250)).await;
-                membership::order(&orders, command(n), LONG).await
+                change::order(&orders, command(n), LONG).await
             }
         });
         let all = tokio::spawn(futures::future::join_all(all));

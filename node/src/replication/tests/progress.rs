@@ -2,7 +2,7 @@
 
 use super::breaks::pass_segment;
 use super::*;
-use palisade_engine::Verdict;
+use palisade_engine::{TakeoverCounts, Traffic, Verdict};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_lost_member_may_have_passed_is_believed_elsewhere() {
@@ -12,8 +12,8 @@ async fn what_a_lost_member_may_have_passed_is_believed_elsewhere() {
     for n in 0..100 {
         assert_eq!(pass_segment(&nodes[0], 1, 2 + n * 500, 500), Verdict::Forward);
     }
-    let shown = |node: &Node| node.run().engine().session(clock::now(), session(1)).map(|s| s.counters[0]);
-    until("all were told", || nodes.iter().all(|n| shown(n) == Some((100, 100 * 540)))).await;
+    let shown = |node: &Node| node.run().engine().session(clock::now(), session(1)).map(|s| s.traffic.original);
+    until("all were told", || nodes.iter().all(|n| shown(n) == Some(Traffic { packets: 100, bytes: 100 * 540 }))).await;
     let next = 2 + 100 * 500;
     assert_eq!(pass_segment(&nodes[1], 1, next, 500), Verdict::Forward, "what was told is known");
     let silent = |node: &Node| node.run().metrics().members_silent.get();
@@ -27,7 +27,7 @@ async fn what_a_lost_member_may_have_passed_is_believed_elsewhere() {
     until("its silence is noticed", || nodes[1..].iter().all(|n| silent(n) == 1)).await;
     assert!(clock::now().since(died) < Duration::from_secs(2));
     assert_eq!(pass_segment(&nodes[2], 1, unseen, 500), Verdict::Forward);
-    assert_eq!(nodes[2].run().engine().taken_over(), (1, 0));
+    assert_eq!(nodes[2].run().engine().takeover_counts(), TakeoverCounts { within_bound: 1, provisional: 0 });
 
     nodes[0].start().await;
     until("it is heard again", || nodes[1..].iter().all(|n| silent(n) == 0)).await;

@@ -1,5 +1,5 @@
 use super::*;
-use palisade_engine::ZoneId;
+use palisade_engine::{PerDirection, Traffic, ZoneId};
 
 fn info() -> SessionInfo {
     let original = Tuple {
@@ -19,7 +19,10 @@ fn info() -> SessionInfo {
         half_open: false,
         idle: Duration::from_millis(1500),
         timeout: Duration::from_secs(3600),
-        counters: [(10, 1000), (9, 9000)],
+        traffic: PerDirection {
+            original: Traffic { packets: 10, bytes: 1000 },
+            reply: Traffic { packets: 9, bytes: 9000 },
+        },
     }
 }
 

@@ -1,0 +1,252 @@
+//! Datagrams that come in fragments: of which the first one passed, and which of their fragments wait for it.
+//!
+//! Two rings of fixed size per shard. In the one of those that began, the oldest makes room: what is left of it then waits,
+//! and is asked for. In the one of those that wait, the oldest makes room only once it has waited for long: so a flood of
+//! fragments that belong to nothing pushes nothing out.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::event::{Datagram, Event, Hint};
+use crate::parse::Fragment;
+use crate::time::Time;
+
+/// Datagrams per shard that began.
+pub(crate) const BEGUN: usize = 64;
+/// Datagrams per shard that wait.
+pub(crate) const WAITING: usize = 32;
+
+/// Longest time between a datagram's fragments (RFC 791: reassembly timers are 15 s; Linux: 30 s).
+pub(crate) const LIFE: Duration = Duration::from_secs(30);
+
+/// Pieces of one datagram that do not touch each other: gaps that reordering leaves.
+pub(crate) const PIECES: usize = 8;
+
+/// After this time without an answer, one that waits may make room for another.
+const PATIENCE: Duration = Duration::from_millis(250);
+/// After this time nobody can wait any more: no hold is longer.
+const FORGOTTEN: Duration = Duration::from_secs(2);
+/// For this long the first fragment's hint may well be under way. Then the others are asked.
+const UNDER_WAY: Duration = Duration::from_millis(20);
+
+/// What passed of a datagram.
+#[derive(Clone, Copy)]
+struct Begun {
+    key: u64,
+    at: Time,
+    /// Its first fragment passed here; else at another member.
+    here: bool,
+    /// Where the first fragment ends.
+    first: u16,
+    /// Begin and end of what passed here, and of the first fragment, in bytes; those that are equal are free.
+    pieces: [(u16, u16); PIECES],
+    /// Where the datagram ends, as soon as that is known.
+    end: Option<u16>,
+}
+
+impl Begun {
+    fn new(key: u64, first: u16, here: bool, at: Time) -> Begun {
+        let mut pieces = [(0, 0); PIECES];
+        pieces[0] = (0, first);
+        Begun { key, at, here, first, pieces, end: None }
+    }
+
+    /// Takes in a fragment, if it overlaps nothing, ends no later than the datagram, and leaves few enough gaps.
+    fn take(&mut self, fragment: &Fragment) -> bool {
+        let begin = fragment.offset;
+        let Some(end) = begin.checked_add(fragment.length) else { return false };
+        let used = || self.pieces.iter().filter(|(begin, end)| begin < end);
+        let overlaps = used().any(|&(b, e)| b < end && begin < e);
+        let beyond = match (self.end, fragment.more) {
+            (Some(known), false) => end != known,
+            (Some(known), true) => end > known,
+            (None, false) => used().any(|&(_, e)| e > end),
+            (None, true) => false,
+        };
+        if overlaps || beyond || begin >= end {
+            return false;
+        }
+        // Joined with its neighbours.
+        let (mut all, mut joined) = (self.pieces, (begin, end));
+        for piece in all.iter_mut().filter(|(b, e)| b < e && (*e == begin || *b == end)) {
+            joined = (joined.0.min(piece.0), joined.1.max(piece.1));
+            *piece = (0, 0);
+        }
+        let Some(free) = all.iter_mut().find(|(b, e)| b == e) else { return false };
+        *free = joined;
+        self.pieces = all;
+        if !fragment.more {
+            self.end = Some(end);
+        }
+        true
+    }
+
+    fn is_whole(&self) -> bool {
+        self.end.is_some_and(|end| self.pieces.contains(&(0, end)))
+    }
+}
+
+/// A datagram whose fragments wait for the first one, or whose first one was dropped.
+#[derive(Clone, Copy)]
+struct Waiting {
+    key: u64,
+    datagram: Datagram,
+    /// Who holds fragments of it: bit n for worker n.
+    workers: u64,
+    since: Time,
+    /// The others were asked.
+    asked: bool,
+    /// The first one was dropped here.
+    dropped: bool,
+}
+
+/// What is known of a fragment that is not the first.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Follows {
+    /// It may pass.
+    Passes,
+    /// It overlaps another one, ends behind the end, or leaves too many gaps.
+    Not,
+    /// It may pass only where hints count: the first one passed elsewhere.
+    Elsewhere,
+    /// The first one is not known.
+    Unknown,
+}
+
+/// What comes of the wish to wait.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Wait {
+    /// It will be woken.
+    Noted,
+    /// In vain: the first one was dropped.
+    Dropped,
+    /// There is no room.
+    Full,
+}
+
+/// One shard's datagrams.
+#[derive(Default)]
+pub(crate) struct Datagrams {
+    /// The oldest one first.
+    begun: VecDeque<Begun>,
+    /// The one that has waited longest first.
+    waiting: VecDeque<Waiting>,
+}
+
+impl Datagrams {
+    /// The first fragment passes here, and ends at `end`. False: another one of this datagram passed already.
+    pub(crate) fn first(&mut self, key: u64, end: u16, now: Time) -> bool {
+        self.begin(Begun::new(key, end, true, now))
+    }
+
+    /// The first fragment passed at another member.
+    pub(crate) fn elsewhere(&mut self, key: u64, end: u16, now: Time) {
+        self.begin(Begun::new(key, end, false, now));
+    }
+
+    fn begin(&mut self, new: Begun) -> bool {
+        if let Some(known) = self.begun.iter_mut().rev().find(|known| known.key == new.key) {
+            let over = new.at.since(known.at) > LIFE;
+            if over {
+                *known = new;
+            }
+            return over;
+        }
+        if self.begun.len() >= BEGUN {
+            self.begun.pop_front();
+        }
+        self.begun.push_back(new);
+        true
+    }
+
+    /// Another fragment. `trusting`: do the hints of others count?
+    pub(crate) fn follows(&mut self, key: u64, fragment: &Fragment, trusting: bool, now: Time) -> Follows {
+        let place = self.begun.iter().rposition(|known| known.key == key && now.since(known.at) <= LIFE);
+        let Some((place, known)) = place.and_then(|place| Some((place, self.begun.get_mut(place)?))) else {
+            return Follows::Unknown;
+        };
+        if !known.here && !trusting {
+            return Follows::Elsewhere;
+        }
+        let passes = known.take(fragment);
+        if known.is_whole() {
+            self.begun.remove(place);
+        }
+        if passes { Follows::Passes } else { Follows::Not }
+    }
+
+    /// Where the first fragment of a datagram ended, if it passed.
+    pub(crate) fn first_end(&self, key: u64, now: Time) -> Option<u16> {
+        let known = self.begun.iter().rev().find(|known| known.key == key)?;
+        (now.since(known.at) <= LIFE).then_some(known.first)
+    }
+
+    /// `worker` holds a fragment of a datagram that is not known.
+    pub(crate) fn wait(&mut self, key: u64, datagram: &Datagram, worker: u8, now: Time) -> Wait {
+        match self.waiting(key, datagram, now) {
+            None => Wait::Full,
+            Some(waiting) if waiting.dropped => Wait::Dropped,
+            Some(waiting) => {
+                waiting.workers |= 1 << (worker & 63);
+                Wait::Noted
+            }
+        }
+    }
+
+    /// The first fragment was dropped: the workers that wait for it.
+    pub(crate) fn dropped(&mut self, key: u64, datagram: &Datagram, now: Time) -> u64 {
+        // Another first fragment of it that passed counts, whatever this one was.
+        if self.first_end(key, now).is_some() {
+            return 0;
+        }
+        self.waiting(key, datagram, now).map_or(0, |waiting| {
+            waiting.dropped = true;
+            std::mem::take(&mut waiting.workers)
+        })
+    }
+
+    /// The entry of a datagram that waits, a new one if there is none; `None`: there is no room.
+    fn waiting(&mut self, key: u64, datagram: &Datagram, now: Time) -> Option<&mut Waiting> {
+        self.forget(now);
+        let place = match self.waiting.iter().position(|waiting| waiting.key == key) {
+            Some(place) => place,
+            None => {
+                let oldest = self.waiting.front().map_or(Duration::ZERO, |oldest| now.since(oldest.since));
+                match self.waiting.len() < WAITING {
+                    true => {}
+                    false if oldest > PATIENCE => drop(self.waiting.pop_front()),
+                    false => return None,
+                }
+                let new = Waiting { key, datagram: *datagram, workers: 0, since: now, asked: false, dropped: false };
+                self.waiting.push_back(new);
+                self.waiting.len() - 1
+            }
+        };
+        self.waiting.get_mut(place)
+    }
+
+    /// The workers that wait for a datagram, which then is no longer awaited.
+    pub(crate) fn take(&mut self, key: u64) -> u64 {
+        let place = self.waiting.iter().position(|waiting| waiting.key == key);
+        place.and_then(|place| self.waiting.remove(place)).map_or(0, |waiting| waiting.workers)
+    }
+
+    /// Asks the others for what has waited longer than a hint is under way, once for each datagram.
+    pub(crate) fn ask(&mut self, now: Time, events: &mut Vec<Event>) {
+        self.forget(now);
+        for waiting in self.waiting.iter_mut().filter(|w| w.workers != 0 && !w.asked && now.since(w.since) >= UNDER_WAY)
+        {
+            waiting.asked = true;
+            events.push(Event::Hint(Hint::FragmentQuery(waiting.datagram)));
+        }
+    }
+
+    fn forget(&mut self, now: Time) {
+        while self.waiting.front().is_some_and(|oldest| now.since(oldest.since) > FORGOTTEN) {
+            self.waiting.pop_front();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

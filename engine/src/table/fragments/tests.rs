@@ -1,0 +1,140 @@
+use super::*;
+use crate::testing::{CLIENT, OUTSIDE, SERVER};
+use crate::tuple::Protocol;
+
+const NOW: Time = Time(1);
+const MS: Duration = Duration::from_millis(1);
+
+fn datagram(id: u32) -> Datagram {
+    Datagram { src: CLIENT, dst: SERVER, protocol: Protocol::UDP, id, ingress: OUTSIDE }
+}
+
+/// The fragment from one byte to another.
+fn part(begin: u16, end: u16, last: bool) -> Fragment {
+    Fragment { id: 1, offset: begin, length: end - begin, more: !last }
+}
+
+fn begun() -> Datagrams {
+    let mut all = Datagrams::default();
+    assert!(all.first(1, 80, NOW));
+    all
+}
+
+#[test]
+fn any_order_passes_once() {
+    let mut all = begun();
+    let mut follows = |begin, end, last| all.follows(1, &part(begin, end, last), true, NOW) == Follows::Passes;
+    assert!(follows(160, 240, false));
+    assert!(follows(320, 400, true));
+    assert!(follows(80, 160, false));
+    assert!(!follows(80, 160, false), "a copy");
+    assert!(follows(240, 320, false));
+    assert!(!follows(240, 320, false), "the datagram is whole, and forgotten");
+    assert!(all.begun.is_empty());
+}
+
+#[test]
+fn nothing_overlaps() {
+    let mut all = begun();
+    assert!(!all.first(1, 80, NOW), "a second first one");
+    let mut follows = |begin, end, last| all.follows(1, &part(begin, end, last), true, NOW) == Follows::Passes;
+    assert!(!follows(72, 160, false));
+    assert!(follows(160, 240, false));
+    for (begin, end) in [(160, 240), (152, 248), (168, 176), (80, 168), (232, 248), (8, 16)] {
+        assert!(!follows(begin, end, false), "{begin}..{end}");
+    }
+    assert!(!follows(80, 160, true), "more was seen behind this end");
+    assert!(follows(240, 250, true));
+    assert!(!follows(250, 260, true), "it ends twice");
+    assert!(!follows(256, 264, false), "behind the end");
+    assert!(!follows(100, 100, false), "empty");
+    let beyond = Fragment { id: 1, offset: 65_528, length: 80, more: false };
+    assert_eq!(all.follows(1, &beyond, true, NOW), Follows::Not);
+}
+
+#[test]
+fn sizes_and_times_are_bounded() {
+    let mut all = begun();
+    let mut passes = |n: u16| all.follows(1, &part(n * 160, n * 160 + 80, false), true, NOW) == Follows::Passes;
+    assert_eq!((1..20).filter(|&n| passes(n)).count(), PIECES - 1);
+    let late = NOW + LIFE + Duration::from_nanos(1);
+    let next = part(80, 160, false);
+    assert_eq!(all.first_end(1, NOW), Some(80));
+    assert_eq!(all.first_end(1, late), None);
+    assert_eq!(all.follows(1, &next, true, late), Follows::Unknown);
+    assert!(all.first(1, 80, late), "the identification may be used again");
+    for key in 2..200 {
+        assert!(all.first(key, 80, late));
+    }
+    assert_eq!(all.begun.len(), BEGUN);
+    assert_eq!(all.follows(1, &next, true, late), Follows::Unknown, "the oldest made room");
+    assert_eq!(all.follows(199, &part(80, 160, true), true, late), Follows::Passes);
+    assert_eq!(all.begun.len(), BEGUN - 1);
+}
+
+#[test]
+fn what_began_elsewhere_needs_trust_and_changes_nothing_that_began_here() {
+    let mut all = begun();
+    all.elsewhere(1, 800, NOW);
+    assert_eq!(all.first_end(1, NOW), Some(80));
+    all.elsewhere(2, 80, NOW);
+    assert!(!all.first(2, 88, NOW), "a second first one, at another member");
+    let next = part(80, 160, false);
+    assert_eq!(all.follows(2, &next, false, NOW), Follows::Elsewhere);
+    assert_eq!(all.follows(2, &part(72, 160, false), true, NOW), Follows::Not, "it overlaps the first one");
+    assert_eq!(all.follows(2, &next, true, NOW), Follows::Passes);
+    assert_eq!(all.follows(1, &next, false, NOW), Follows::Passes);
+}
+
+#[test]
+fn those_that_wait_are_woken_once_and_asked_for_once() {
+    let mut all = Datagrams::default();
+    assert_eq!(all.wait(1, &datagram(1), 0, NOW), Wait::Noted);
+    assert_eq!(all.wait(1, &datagram(1), 5, NOW + MS), Wait::Noted);
+    let mut events = Vec::new();
+    all.ask(NOW + 19 * MS, &mut events);
+    assert_eq!(events, []);
+    all.ask(NOW + 20 * MS, &mut events);
+    all.ask(NOW + 40 * MS, &mut events);
+    assert_eq!(events, [Event::Hint(Hint::FragmentQuery(datagram(1)))]);
+    assert_eq!(all.take(1), 0b10_0001);
+    assert_eq!(all.take(1), 0);
+    assert_eq!(all.wait(2, &datagram(2), 0, NOW), Wait::Noted);
+    all.ask(NOW + FORGOTTEN + MS, &mut events);
+    assert_eq!((events.len(), all.take(2)), (1, 0), "nobody can wait any more");
+}
+
+#[test]
+fn after_the_first_one_was_dropped_nobody_waits() {
+    let mut all = Datagrams::default();
+    assert_eq!(all.wait(1, &datagram(1), 3, NOW), Wait::Noted);
+    assert_eq!(all.dropped(1, &datagram(1), NOW), 0b1000);
+    assert_eq!(all.wait(1, &datagram(1), 3, NOW), Wait::Dropped);
+    assert_eq!(all.dropped(2, &datagram(2), NOW), 0);
+    assert_eq!(all.wait(2, &datagram(2), 3, NOW), Wait::Dropped);
+    let mut events = Vec::new();
+    all.ask(NOW + 40 * MS, &mut events);
+    assert_eq!(events, []);
+    // One that passes counts more.
+    assert!(all.first(1, 80, NOW));
+    assert_eq!(all.take(1), 0);
+    assert_eq!(all.dropped(1, &datagram(1), NOW), 0);
+    assert_eq!(all.follows(1, &part(80, 160, false), true, NOW), Follows::Passes);
+}
+
+#[test]
+fn a_flood_pushes_out_nobody_who_waits() {
+    let mut all = Datagrams::default();
+    for n in 0..WAITING as u32 {
+        assert_eq!(all.wait(n.into(), &datagram(n), 1, NOW), Wait::Noted);
+    }
+    for n in 100..1000 {
+        assert_eq!(all.wait(n.into(), &datagram(n), 1, NOW + 100 * MS), Wait::Full);
+        assert_eq!(all.dropped(n.into(), &datagram(n), NOW + 100 * MS), 0);
+    }
+    assert_eq!(all.wait(0, &datagram(0), 2, NOW + 100 * MS), Wait::Noted);
+    assert_eq!(all.take(0), 0b110);
+    assert_eq!(all.wait(2000, &datagram(2000), 1, NOW), Wait::Noted);
+    assert_eq!(all.wait(2001, &datagram(2001), 1, NOW + 251 * MS), Wait::Noted, "the oldest waits in vain");
+    assert_eq!((all.take(1), all.take(2)), (0, 2));
+}

@@ -1,0 +1,258 @@
+//! Half-open sessions: bounded, oldest evicted first.
+//!
+//! Those with the same timeout are in one list, in the order of their last progress: so whose time is over is at its
+//! beginning, and neither they nor the oldest of all are searched for.
+
+use hashbrown::HashTable;
+
+use super::slab::Slab;
+use crate::addr::Ip;
+use crate::event::{HalfOpen, HandshakeState};
+use crate::time::Time;
+use crate::timeouts::{Timeout, Timeouts};
+use crate::track::State;
+use crate::track::generic::half_open_state;
+use crate::tuple::Tuple;
+use crate::verdict::Reason;
+
+const NONE: u32 = u32::MAX;
+
+/// Most half-open sessions of one tuple: a client that tries again with a new ISN, a server that answers with another.
+pub(crate) const PER_TUPLE: usize = 4;
+
+/// A half-open session, and what this member knows of it.
+pub(crate) struct HalfOpenEntry {
+    /// What all members are told.
+    pub(crate) open: HalfOpen,
+    /// Last progress: a packet seen here, or a hint.
+    pub(crate) last: Time,
+    /// When this member proposed its establishment.
+    pub(crate) proposed: Option<Time>,
+    /// When this member asked the others about it.
+    pub(crate) queried: Option<Time>,
+    /// Workers that hold packets of it.
+    pub(crate) waiters: u64,
+    /// The log refused it. A retransmitted SYN or SYN-ACK clears that.
+    pub(crate) refused: Option<Reason>,
+    /// It was reset. Kept only so that an establishment that was already under way is closed again.
+    pub(crate) aborted: bool,
+    /// Whom it counts for. A hint may turn its direction.
+    source: Ip,
+    hash: u64,
+    /// Which list it is in.
+    timeout: Timeout,
+    older: u32,
+    newer: u32,
+}
+
+impl HalfOpenEntry {
+    pub(crate) fn hash(&self) -> u64 {
+        self.hash
+    }
+
+    pub(crate) fn source(&self) -> Ip {
+        self.source
+    }
+
+    pub(crate) fn state(&self) -> State {
+        half_open_state(&self.open.protocol)
+    }
+
+    /// How long it is kept without progress.
+    pub(crate) fn timeout(&self) -> Timeout {
+        self.timeout
+    }
+}
+
+/// One shard's half-open sessions.
+pub(crate) struct HalfOpenTable {
+    slab: Slab<HalfOpenEntry>,
+    index: HashTable<u32>,
+    /// By their timeout.
+    lists: [List; Timeout::COUNT],
+    most: usize,
+}
+
+/// Half-open sessions in the order of their last progress.
+#[derive(Clone, Copy)]
+struct List {
+    oldest: u32,
+    newest: u32,
+}
+
+/// Do these two say the same of the two ends, as far as both know them?
+pub(crate) fn same_ends(a: &HandshakeState, b: &HandshakeState) -> bool {
+    match (a, b) {
+        (HandshakeState::Tcp { client: a, server: s }, HandshakeState::Tcp { client: b, server: t }) => {
+            a.isn == b.isn && s.zip(*t).is_none_or(|(s, t)| s.isn == t.isn)
+        }
+        (HandshakeState::Generic { .. }, HandshakeState::Generic { .. }) => true,
+        _ => false,
+    }
+}
+
+/// Is `b` the connection `a`, whose server is known? After a simultaneous open each may have the other's client as its
+/// server. Both have one tuple, in the same direction or in opposite ones.
+pub(crate) fn same_connection(a: (&Tuple, &HandshakeState), b: (&Tuple, &HandshakeState)) -> bool {
+    if a.0 == b.0 {
+        return same_ends(a.1, b.1);
+    }
+    match (a.1, b.1) {
+        (HandshakeState::Tcp { client: a, server: s }, HandshakeState::Tcp { client: b, server: t }) => {
+            s.is_some_and(|s| s.isn == b.isn) && t.is_none_or(|t| t.isn == a.isn)
+        }
+        _ => false,
+    }
+}
+
+impl HalfOpenTable {
+    pub(crate) fn new(most: usize) -> HalfOpenTable {
+        let lists = [List { oldest: NONE, newest: NONE }; Timeout::COUNT];
+        HalfOpenTable { slab: Slab::default(), index: HashTable::new(), lists, most }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.slab.len()
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.slab.len() >= self.most
+    }
+
+    pub(crate) fn get(&self, slot: u32) -> Option<&HalfOpenEntry> {
+        self.slab.get(slot)
+    }
+
+    pub(crate) fn get_mut(&mut self, slot: u32) -> Option<&mut HalfOpenEntry> {
+        self.slab.get_mut(slot)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &HalfOpenEntry> {
+        self.slab.iter()
+    }
+
+    /// The half-open sessions that a packet with this tuple can belong to, in either direction; [`NONE`] fills up.
+    pub(crate) fn of(&self, hash: u64, tuple: &Tuple) -> impl Iterator<Item = u32> + use<> {
+        let mut found = [NONE; PER_TUPLE];
+        if !self.index.is_empty() {
+            let matching = self.index.iter_hash(hash).copied().filter(|&slot| {
+                self.slab.get(slot).is_some_and(|h| h.open.original == *tuple || h.open.reply == *tuple)
+            });
+            for (place, slot) in found.iter_mut().zip(matching) {
+                *place = slot;
+            }
+        }
+        found.into_iter().take_while(|&slot| slot != NONE)
+    }
+
+    pub(crate) fn insert(&mut self, hash: u64, open: HalfOpen, now: Time) -> u32 {
+        let slot = self.slab.insert(HalfOpenEntry {
+            open,
+            last: now,
+            proposed: None,
+            queried: None,
+            waiters: 0,
+            refused: None,
+            aborted: false,
+            source: open.original.src,
+            hash,
+            timeout: HalfOpenTable::list_of(&open),
+            older: NONE,
+            newer: NONE,
+        });
+        let slab = &self.slab;
+        self.index.insert_unique(hash, slot, |&slot| slab.get(slot).map_or(0, |h| h.hash));
+        self.append(slot);
+        slot
+    }
+
+    pub(crate) fn remove(&mut self, slot: u32) -> Option<HalfOpenEntry> {
+        self.unlink(slot);
+        let half = self.slab.remove(slot)?;
+        if let Ok(entry) = self.index.find_entry(half.hash, |&s| s == slot) {
+            entry.remove();
+        }
+        Some(half)
+    }
+
+    /// There was progress.
+    pub(crate) fn touch(&mut self, slot: u32, now: Time) {
+        self.unlink(slot);
+        if let Some(half) = self.slab.get_mut(slot) {
+            half.last = now;
+            half.timeout = HalfOpenTable::list_of(&half.open);
+        }
+        self.append(slot);
+    }
+
+    /// The one whose last progress is the longest ago.
+    pub(crate) fn oldest(&self) -> Option<u32> {
+        self.firsts().min_by_key(|(_, half)| half.last).map(|(slot, _)| slot)
+    }
+
+    /// One whose time is over.
+    pub(crate) fn due(&self, now: Time, timeouts: &Timeouts) -> Option<u32> {
+        if self.slab.len() == 0 {
+            return None;
+        }
+        self.firsts().find(|(_, half)| now.since(half.last) >= timeouts.get(half.timeout)).map(|(slot, _)| slot)
+    }
+
+    /// The oldest of each list.
+    fn firsts(&self) -> impl Iterator<Item = (u32, &HalfOpenEntry)> {
+        self.lists.iter().filter_map(|list| Some((list.oldest, self.slab.get(list.oldest)?)))
+    }
+
+    fn list_of(open: &HalfOpen) -> Timeout {
+        Timeout::of(half_open_state(&open.protocol), open.original.protocol)
+    }
+
+    fn append(&mut self, slot: u32) {
+        let Some(half) = self.slab.get_mut(slot) else { return };
+        let list = &mut self.lists[half.timeout as usize];
+        let before = std::mem::replace(&mut list.newest, slot);
+        half.older = before;
+        half.newer = NONE;
+        match self.slab.get_mut(before) {
+            Some(half) => half.newer = slot,
+            None => list.oldest = slot,
+        }
+    }
+
+    fn unlink(&mut self, slot: u32) {
+        let Some(&HalfOpenEntry { older, newer, timeout, .. }) = self.slab.get(slot) else { return };
+        let list = &mut self.lists[timeout as usize];
+        match self.slab.get_mut(older) {
+            Some(half) => half.newer = newer,
+            None => list.oldest = newer,
+        }
+        match self.slab.get_mut(newer) {
+            Some(half) => half.older = older,
+            None => list.newest = older,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{half_open, tuple};
+
+    #[test]
+    fn order_is_that_of_the_last_progress() {
+        let mut table = HalfOpenTable::new(3);
+        let slots: Vec<u32> = (0..3).map(|n| table.insert(n, half_open(tuple(n as u16), 5), Time(n))).collect();
+        assert!(table.is_full());
+        assert_eq!(table.oldest(), Some(slots[0]));
+        table.touch(slots[0], Time(9));
+        assert_eq!(table.oldest(), Some(slots[1]));
+        assert!(table.remove(slots[2]).is_some());
+        assert!(table.remove(slots[1]).is_some());
+        assert_eq!(table.oldest(), Some(slots[0]));
+        assert!(table.remove(slots[0]).is_some());
+        assert!(table.oldest().is_none());
+        assert_eq!(table.len(), 0);
+        let again = table.insert(1, half_open(tuple(1), 5), Time(10));
+        assert_eq!(table.of(1, &tuple(1).inverse()).collect::<Vec<_>>(), [again]);
+    }
+}

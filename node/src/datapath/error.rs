@@ -1,0 +1,164 @@
+//! Errors of the datapath's start, each with its remedy.
+
+use std::io;
+
+use super::host::Family;
+
+/// Why the datapath does not start.
+#[derive(Debug, thiserror::Error, miette::Diagnostic)]
+pub enum StartError {
+    /// The number of workers is out of range, or not that of the wake handle.
+    #[error("{workers} packet workers were asked for, and the wake handle is for {handle}")]
+    #[diagnostic(help("give between 1 and 64 workers, and the same number to the wake handle"))]
+    Workers {
+        /// As asked for.
+        workers: usize,
+        /// The wake handle's.
+        handle: usize,
+    },
+    /// A name that no interface can have.
+    #[error("{name:?} is not the name of an interface")]
+    #[diagnostic(help("interface names have 1 to 15 bytes, without white space, quotes, slashes or colons"))]
+    Name {
+        /// The name.
+        name: String,
+    },
+    /// A data interface is not there.
+    #[error("there is no interface {name}")]
+    #[diagnostic(help(
+        "`ip link` lists this machine's interfaces; correct [[interface]] in node.toml, or bring the interface up before the daemon"
+    ))]
+    Interface {
+        /// Its name.
+        name: String,
+    },
+    /// The policy rule `lookup local` is not the first.
+    #[error("the {family} policy rule `lookup local` is not at priority 0, ahead of the gate")]
+    #[diagnostic(help(
+        "the gate would cut this machine itself off; put it back: `ip rule add pref 0 lookup local` (IPv6: `ip -6 rule …`)"
+    ))]
+    LocalRule {
+        /// Of which family.
+        family: Family,
+    },
+    /// A foreign policy rule lies at or before the gate.
+    #[error("a foreign {family} policy rule at priority {priority} leads around the gate")]
+    #[diagnostic(help(
+        "see `ip rule` (`ip -6 rule`) and move it to a priority above 3: `ip rule del pref {priority} …`, then add it again behind the gate"
+    ))]
+    ForeignRule {
+        /// Of which family.
+        family: Family,
+        /// Its priority.
+        priority: u32,
+    },
+    /// Reverse path filtering would eat every re-injected packet.
+    #[error(
+        "reverse path filtering is on for {device}: rp_filter is {all} for `all` and {own} for {device}; the greater counts"
+    )]
+    #[diagnostic(help(
+        "Palisade checks sources itself. Give each data interface the value of `all`, then `sysctl -w net.ipv4.conf.all.rp_filter=0`; or let the daemon do so: `manage_rp_filter = true` under [datapath]"
+    ))]
+    RpFilter {
+        /// palisade0.
+        device: String,
+        /// The value of `all`.
+        all: i64,
+        /// The device's own.
+        own: i64,
+    },
+    /// Forwarding is off.
+    #[error("forwarding is off: {setting} is 0")]
+    #[diagnostic(help(
+        "`sysctl -w {setting}=1` (and in /etc/sysctl.d/), or `manage_forwarding = true` under [datapath]"
+    ))]
+    Forwarding {
+        /// The setting.
+        setting: String,
+    },
+    /// IPv6 is off on palisade0.
+    #[error("IPv6 is off: {setting} is 1")]
+    #[diagnostic(help("`sysctl -w {setting}=0`; to do without IPv6 altogether, boot with ipv6.disable=1"))]
+    Ipv6Disabled {
+        /// The setting.
+        setting: String,
+    },
+    /// The kernel forwards multicasts or directed broadcasts, which go around the gate.
+    #[error("the kernel forwards {what}s past the gate: {setting} is on")]
+    #[diagnostic(help("stop what switched it on (a multicast routing daemon?), or `sysctl -w {setting}=0`"))]
+    Forwards {
+        /// Multicast or broadcast.
+        what: &'static str,
+        /// The setting.
+        setting: String,
+    },
+    /// A FORWARD chain drops what was re-injected.
+    #[error("the {chain} drops what nothing accepts, and so every packet that Palisade allows")]
+    #[diagnostic(help(
+        "Docker, ufw and firewalld do this. Accept what Palisade has judged: `iptables -I FORWARD -i {device} -j ACCEPT` (`ip6tables` likewise), in nftables `nft insert rule FAMILY TABLE CHAIN iifname {device} accept`; or set the policy to accept"
+    ))]
+    ForwardChain {
+        /// Family, table and chain.
+        chain: String,
+        /// palisade0.
+        device: String,
+    },
+    /// A setting of palisade0 can not be made.
+    #[error("{setting} can not be set to {value}")]
+    #[diagnostic(help(
+        "the daemon needs CAP_NET_ADMIN and a writable /proc/sys/net (systemd: no ProtectKernelTunables=)"
+    ))]
+    Setting {
+        /// The setting.
+        setting: String,
+        /// The value.
+        value: i64,
+        /// Why.
+        source: io::Error,
+    },
+    /// The device for re-injection can not be made.
+    #[error("the device {device} can not be made")]
+    #[diagnostic(help("the daemon needs CAP_NET_ADMIN, and /dev/net/tun (`modprobe tun`) or veth interfaces"))]
+    Device {
+        /// Its name.
+        device: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The device for re-injection belongs to somebody else.
+    #[error("there is an interface {device} already, and it does not go away")]
+    #[diagnostic(help("is another Palisade running in this network namespace? If not: `ip link del {device}`"))]
+    DeviceInUse {
+        /// Its name.
+        device: String,
+    },
+    /// The policy rules of the gate can not be made.
+    #[error("the gate's policy rules can not be made")]
+    #[diagnostic(help(
+        "the daemon needs CAP_NET_ADMIN, and a kernel with CONFIG_IP_MULTIPLE_TABLES and CONFIG_IPV6_MULTIPLE_TABLES"
+    ))]
+    Gate {
+        /// Why.
+        source: io::Error,
+    },
+    /// A capture socket can not be opened.
+    #[error("{interface} can not be captured")]
+    #[diagnostic(help(
+        "the daemon needs CAP_NET_RAW, a kernel with CONFIG_PACKET, and memory for its rings (one for each interface, IP version and worker: fewer [datapath] workers need less)"
+    ))]
+    Capture {
+        /// The interface.
+        interface: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The kernel did not answer, or a thread could not be started.
+    #[error("the kernel refuses: {what}")]
+    #[diagnostic(help("the daemon needs CAP_NET_ADMIN in its network namespace"))]
+    System {
+        /// What was asked of it.
+        what: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+}

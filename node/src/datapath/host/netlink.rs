@@ -1,0 +1,308 @@
+//! A small blocking rtnetlink connection. The datapath's threads ask the kernel few things, in order, and must not
+//! depend on an async runtime; a socket also belongs to the network namespace of the thread that opened it.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
+use nix::sys::time::{TimeVal, TimeValLike};
+use rtnetlink::packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_MULTIPART, NLM_F_REQUEST, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload,
+};
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
+use rtnetlink::sys::{Socket, SocketAddr};
+
+use crate::datapath::sys;
+
+/// No request takes longer; a kernel that does not answer must not hang a worker.
+const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The length of `struct nlmsghdr`.
+const HEADER: usize = 16;
+
+/// A connection for requests.
+pub(crate) struct Netlink {
+    socket: Socket,
+    sequence: u32,
+    /// Did the last dump's objects change while the kernel wrote it?
+    interrupted: bool,
+    buffer: Box<[u8]>,
+}
+
+impl Netlink {
+    /// Opens a connection in the calling thread's network namespace.
+    pub(crate) fn open() -> io::Result<Netlink> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind_auto()?;
+        let timeout = TimeVal::milliseconds(i64::try_from(TIMEOUT.as_millis()).unwrap_or(i64::MAX));
+        setsockopt(&socket, sockopt::ReceiveTimeout, &timeout)?;
+        Ok(Netlink { socket, sequence: 0, interrupted: false, buffer: vec![0; 64 * 1024].into_boxed_slice() })
+    }
+
+    /// Lets the kernel honour what a dump's header asks for (a routing table), instead of dumping everything.
+    pub(crate) fn strict(self) -> io::Result<Netlink> {
+        self.socket.set_netlink_get_strict_chk(true)?;
+        Ok(self)
+    }
+
+    /// All objects of a kind.
+    pub(crate) fn dump(&mut self, message: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+        // A list that changed while it was written may lack what has been there all the time. If it never rests, the last
+        // list has to do: the change is also a notice, after which everything is read again.
+        for _ in 0..3 {
+            let found = self.request(message.clone(), NLM_F_DUMP)?;
+            if !self.interrupted {
+                return Ok(found);
+            }
+        }
+        self.request(message, NLM_F_DUMP)
+    }
+
+    /// One object.
+    pub(crate) fn get(&mut self, message: RouteNetlinkMessage) -> io::Result<Option<RouteNetlinkMessage>> {
+        Ok(self.request(message, 0)?.pop())
+    }
+
+    /// Makes something that is not there yet.
+    pub(crate) fn create(&mut self, message: RouteNetlinkMessage) -> io::Result<()> {
+        self.request(message, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL).map(drop)
+    }
+
+    /// Changes or deletes something.
+    pub(crate) fn change(&mut self, message: RouteNetlinkMessage) -> io::Result<()> {
+        self.request(message, NLM_F_ACK).map(drop)
+    }
+
+    fn request(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+        self.sequence = self.sequence.wrapping_add(1);
+        self.interrupted = false;
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | flags;
+        header.sequence_number = self.sequence;
+        let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        self.socket.send(&bytes, 0)?;
+        let mut found = Vec::new();
+        loop {
+            let length = match recv(self.socket.as_raw_fd(), &mut self.buffer, MsgFlags::empty()) {
+                Err(Errno::EINTR) => continue,
+                other => other?,
+            };
+            for one in messages(self.buffer.get(..length).unwrap_or_default()) {
+                // What the crate can not read (a newer kernel's message) is nothing that was asked for here.
+                let Ok(answer) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(one) else { continue };
+                if answer.header.sequence_number != self.sequence {
+                    continue; // a late answer to a request that was given up
+                }
+                self.interrupted |= answer.header.flags & NLM_F_DUMP_INTR != 0;
+                let multipart = answer.header.flags & NLM_F_MULTIPART != 0;
+                match answer.payload {
+                    NetlinkPayload::Done(_) => return Ok(found),
+                    NetlinkPayload::Error(e) if e.code.is_some() => return Err(e.to_io()),
+                    NetlinkPayload::Error(_) => return Ok(found),
+                    NetlinkPayload::InnerMessage(m) => {
+                        found.push(m);
+                        if !multipart && flags & NLM_F_ACK == 0 {
+                            return Ok(found);
+                        }
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+/// Cuts a datagram into netlink messages.
+fn messages(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let length = usize::try_from(u32::from_ne_bytes(*bytes.first_chunk()?)).ok()?;
+        let one = bytes.get(..length).filter(|one| one.len() >= HEADER)?;
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(one)
+    })
+}
+
+/// What has changed in the kernel since the last look.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Changes {
+    /// Interfaces.
+    pub(crate) links: bool,
+    /// The table `local`: which destinations are this machine's.
+    pub(crate) local: bool,
+    /// Routes.
+    pub(crate) routes: bool,
+    /// Policy rules.
+    pub(crate) rules: bool,
+    /// Per-interface settings: `rp_filter`, `forwarding` …
+    pub(crate) settings: bool,
+    /// The nftables ruleset.
+    pub(crate) nft: bool,
+}
+
+impl Changes {
+    /// Everything may have changed.
+    pub(crate) const ALL: Changes =
+        Changes { links: true, local: true, routes: true, rules: true, settings: true, nft: true };
+
+    /// Takes in one message of a monitor.
+    fn note(&mut self, message: &[u8], netfilter: bool) {
+        if netfilter {
+            self.nft = true;
+            return;
+        }
+        // `nlmsg_type`, and of `struct rtmsg` the fifth byte: the table.
+        let kind = message.get(4..6).map_or(0, |b| u16::from_ne_bytes([b[0], b[1]]));
+        match kind {
+            libc::RTM_NEWLINK | libc::RTM_DELLINK => self.links = true,
+            libc::RTM_NEWADDR | libc::RTM_DELADDR => self.local = true,
+            libc::RTM_NEWROUTE | libc::RTM_DELROUTE => {
+                self.routes = true;
+                self.local |= message.get(HEADER + 4).is_none_or(|&table| table == libc::RT_TABLE_LOCAL);
+            }
+            libc::RTM_NEWRULE | libc::RTM_DELRULE => self.rules = true,
+            80 | 81 /* RTM_NEWNETCONF, RTM_DELNETCONF */ => self.settings = true,
+            _ => {}
+        }
+    }
+}
+
+/// The index of the interface that a notice says is gone. (For bridges the same message means "no longer its port".)
+fn gone(message: &[u8]) -> Option<u32> {
+    let kind = u16::from_ne_bytes(*message.get(4..)?.first_chunk()?);
+    // Of `struct ifinfomsg` the first byte: the family; the second word: the index.
+    let index = u32::from_ne_bytes(*message.get(HEADER + 4..)?.first_chunk()?);
+    (kind == libc::RTM_DELLINK && message.get(HEADER) == Some(&0)).then_some(index)
+}
+
+/// Listens to the kernel's notices.
+pub(crate) struct Monitor {
+    route: Socket,
+    netfilter: Option<Socket>,
+    /// Interfaces that were gone, perhaps only for a moment.
+    gone: Vec<u32>,
+    buffer: Box<[u8]>,
+}
+
+impl Monitor {
+    /// Listens from now on.
+    pub(crate) fn open() -> io::Result<Monitor> {
+        let mut route = Socket::new(NETLINK_ROUTE)?;
+        route.bind(&SocketAddr::new(0, 0))?;
+        // RTNLGRP_LINK, IPV4 and IPV6 IFADDR, ROUTE, RULE, NETCONF (linux/rtnetlink.h).
+        for group in [1, 5, 9, 7, 11, 8, 19, 24, 25] {
+            route.add_membership(group)?;
+        }
+        route.set_non_blocking(true)?;
+        // Room for the notices of a routing daemon that converges; without the right to it, the default has to do.
+        let _ = sys::set_option(route.as_fd(), libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &(4i32 << 20));
+        let netfilter = Socket::new(NETLINK_NETFILTER).and_then(|mut socket| {
+            socket.bind(&SocketAddr::new(0, 0))?;
+            socket.add_membership(7)?; // NFNLGRP_NFTABLES
+            socket.set_non_blocking(true)?;
+            Ok(socket)
+        });
+        Ok(Monitor {
+            route,
+            netfilter: netfilter.ok(),
+            gone: Vec::new(),
+            buffer: vec![0; 64 * 1024].into_boxed_slice(),
+        })
+    }
+
+    /// What to poll.
+    pub(crate) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        std::iter::once(self.route.as_fd()).chain(self.netfilter.as_ref().map(AsFd::as_fd))
+    }
+
+    /// Takes all notices that are there.
+    pub(crate) fn changes(&mut self) -> Changes {
+        let mut changes = Changes::default();
+        let Monitor { route, netfilter, gone: deleted, buffer } = self;
+        for (socket, is_netfilter) in
+            std::iter::once((&*route, false)).chain(netfilter.as_ref().map(|socket| (socket, true)))
+        {
+            // Bounded, so that a machine whose routes never rest is still looked after.
+            for _ in 0..4096 {
+                match recv(socket.as_raw_fd(), buffer, MsgFlags::empty()) {
+                    Ok(length) => messages(buffer.get(..length).unwrap_or_default()).for_each(|message| {
+                        changes.note(message, is_netfilter);
+                        if !is_netfilter {
+                            deleted.extend(gone(message));
+                        }
+                    }),
+                    Err(Errno::EINTR) => {}
+                    Err(Errno::EAGAIN) => break,
+                    // ENOBUFS: notices were lost.
+                    Err(_) => {
+                        changes = Changes::ALL;
+                        break;
+                    }
+                }
+            }
+        }
+        changes
+    }
+
+    /// Takes the indices of the interfaces that were gone since the last call. One that comes back from another namespace
+    /// may have its index again, but its sockets are dead for ever.
+    pub(crate) fn gone(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.gone)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_datagram_is_cut_into_messages_and_a_lie_about_the_length_ends_it() {
+        let mut bytes = Vec::new();
+        for length in [16u32, 18, 20] {
+            bytes.extend(length.to_ne_bytes());
+            bytes.resize(bytes.len() + (length as usize).next_multiple_of(4) - 4, 0);
+        }
+        bytes.extend(400u32.to_ne_bytes());
+        assert_eq!(messages(&bytes).map(<[u8]>::len).collect::<Vec<_>>(), [16, 18, 20]);
+        bytes.truncate(3);
+        assert_eq!(messages(&bytes).count(), 0);
+    }
+
+    #[test]
+    fn a_deleted_interface_is_told_from_one_that_left_its_bridge() {
+        let message = |kind: u16, family: u8| {
+            let mut m = vec![0; HEADER + 16];
+            m[4..6].copy_from_slice(&kind.to_ne_bytes());
+            m[HEADER] = family;
+            m[HEADER + 4..HEADER + 8].copy_from_slice(&7u32.to_ne_bytes());
+            m
+        };
+        assert_eq!(gone(&message(libc::RTM_DELLINK, 0)), Some(7));
+        assert_eq!(gone(&message(libc::RTM_DELLINK, 7 /* AF_BRIDGE */)), None);
+        assert_eq!(gone(&message(libc::RTM_NEWLINK, 0)), None);
+        assert_eq!(gone(&[0; HEADER]), None);
+    }
+
+    #[test]
+    fn only_routes_of_the_local_table_renew_the_local_set() {
+        let message = |kind: u16, table: u8| {
+            let mut m = vec![0; HEADER + 12];
+            m[4..6].copy_from_slice(&kind.to_ne_bytes());
+            m[HEADER + 4] = table;
+            m
+        };
+        let mut changes = Changes::default();
+        changes.note(&message(libc::RTM_NEWROUTE, libc::RT_TABLE_MAIN), false);
+        assert_eq!(changes, Changes { routes: true, ..Changes::default() });
+        changes.note(&message(libc::RTM_DELROUTE, libc::RT_TABLE_LOCAL), false);
+        assert!(changes.local);
+        changes.note(&message(80, 0), false);
+        assert!(changes.settings && !changes.nft && !changes.links);
+    }
+}

@@ -1,0 +1,382 @@
+//! A running member: its replication and its datapath, from their start to their end.
+//!
+//! ```text
+//!  open ──> replication runs ── valid lease for the first time ──> datapath runs ──> close
+//!               │ the log fails, a task ends         │ refused, a thread dies
+//!               └───────────── MemberFailure ────────┘
+//! ```
+//!
+//! A witness has no datapath.
+
+use std::io;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use miette::Diagnostic;
+use palisade_engine::event::{Hint, Proposal};
+use palisade_engine::hold::Limits;
+use palisade_engine::replica::Role;
+use palisade_engine::{Engine, MemberId, Standing, Time};
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use tokio::task::{JoinError, JoinHandle, spawn_blocking};
+
+use crate::clock;
+use crate::config::{self, Config, INJECT_DEVICE};
+use crate::datapath::{self, Datapath, Inject, Sinks, StartError, WorkerWake};
+use crate::drain::Drainable;
+use crate::replication::{self, Candidacy, OpenError, Replication, Timing, Voters};
+use crate::standing::StandingCell;
+
+/// Length of the queues of hints and of proposals from the workers to the replication. What finds them full is dropped
+/// and counted.
+const SINK_LENGTH: usize = 8192;
+/// Age of a worker's heartbeat from which it is stuck. An idle worker beats twice a second.
+const WORKER_STUCK_AFTER: Duration = Duration::from_secs(5);
+/// Interval at which the datapath's threads are checked for one that died.
+const THREAD_CHECK_INTERVAL: Duration = Duration::from_millis(200);
+/// Interval at which a task looks for a state of the member that nothing notifies it of.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
+/// How long [`Member::close`] waits for other tasks to drop their handles, of the datapath and of the member.
+const HANDLES_DROPPED_WITHIN: Duration = Duration::from_secs(2);
+
+/// Why a running member cannot go on.
+#[derive(Debug, thiserror::Error, Diagnostic)]
+pub enum MemberFailure {
+    /// The replication ended by itself.
+    #[error("the replication ended: {0}")]
+    #[diagnostic(help("the daemon's log says more; its systemd unit starts it again"))]
+    Replication(String),
+    /// The datapath does not start.
+    #[error("the datapath does not start")]
+    #[diagnostic(transparent)]
+    Datapath(#[from] StartError),
+    /// A thread of the datapath is dead.
+    #[error("the datapath's thread {name} died")]
+    #[diagnostic(help(
+        "a bug: report what was logged before this. The gate is closed and nothing passes this machine until the daemon is started again; its systemd unit does so"
+    ))]
+    Thread {
+        /// Its name.
+        name: String,
+    },
+    /// The task that starts the datapath panicked.
+    #[error("the datapath's start broke off")]
+    Starter(#[source] JoinError),
+}
+
+/// Why a member does not start.
+#[derive(Debug, thiserror::Error, Diagnostic)]
+pub enum MemberError {
+    /// The workers' eventfds.
+    #[error("the packet workers' eventfds cannot be created")]
+    Wake(#[source] io::Error),
+    /// The replication.
+    #[error(transparent)]
+    Replication(#[from] OpenError),
+}
+
+/// A running member.
+pub(crate) struct Member {
+    pub(crate) replication: Replication,
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) standing: Arc<StandingCell>,
+    datapath: Mutex<DatapathState>,
+    starter: Mutex<Option<JoinHandle<()>>>,
+    /// Keeps the replication's queues open where the datapath has others ([`crate::config::Lab`]).
+    _sinks: Sinks,
+}
+
+/// How far a member's datapath is.
+enum DatapathState {
+    NotStarted,
+    Running(Arc<Datapath>),
+    /// The member ends: a datapath that is started now is stopped again.
+    Closed,
+}
+
+impl Member {
+    /// Starts the member that the data folder belongs to and, in the background, its datapath. What ends it later is sent
+    /// to `failures`.
+    pub(crate) async fn open(
+        config: &Arc<Config>,
+        failures: &mpsc::Sender<MemberFailure>,
+    ) -> Result<Arc<Member>, MemberError> {
+        let workers = if config.role == Role::Witness { 0 } else { config.datapath.workers };
+        let wake = WorkerWake::new(workers).map_err(MemberError::Wake)?;
+        let standing = Arc::new(StandingCell::new(config.limits.cut_off_limit));
+        let (sinks, hints, proposals) = queues();
+        let options = replication::Options::from(&**config);
+        let replication = Replication::open(options, hints, proposals, wake.clone(), standing.clone()).await?;
+        let engine = replication.engine();
+        let identity = replication.identity();
+        tracing::info!(cluster = %identity.cluster, member = %identity.member, starts = identity.starts, "the member runs");
+        let member = Arc::new(Member {
+            replication,
+            engine,
+            standing,
+            datapath: Mutex::new(DatapathState::NotStarted),
+            starter: Mutex::new(None),
+            _sinks: sinks.clone(),
+        });
+        let (ended, failed) = (member.replication.failed(), failures.clone());
+        tokio::spawn(async move {
+            if let Some(why) = ended.await {
+                report(&failed, MemberFailure::Replication(why));
+            }
+        });
+        if config.role == Role::Firewall {
+            let starting = run_datapath(config.clone(), Arc::downgrade(&member), wake, sinks, failures.clone());
+            *member.starter.lock() = Some(tokio::spawn(starting));
+        }
+        Ok(member)
+    }
+
+    /// Stops the datapath and the replication. When this returns, the data folder is free.
+    pub(crate) async fn close(self: Arc<Member>) {
+        if let Some(starter) = self.starter.lock().take() {
+            starter.abort();
+        }
+        let state = std::mem::replace(&mut *self.datapath.lock(), DatapathState::Closed);
+        if let DatapathState::Running(datapath) = state {
+            // Joins the workers' threads.
+            let stopped = spawn_blocking(move || stop_last_handle(datapath)).await;
+            if let Err(error) = stopped {
+                tracing::error!(%error, "the datapath did not stop as it should");
+            }
+        }
+        self.replication.shutdown().await;
+        // Requests that still use the member end within their deadlines. A `join` right after a `leave` needs the lock of
+        // the data folder.
+        let deadline = clock::now() + HANDLES_DROPPED_WITHIN;
+        while Arc::strong_count(&self) > 1 && clock::now() < deadline {
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+    }
+
+    /// The datapath, if it runs.
+    pub(crate) fn datapath(&self) -> Option<Arc<Datapath>> {
+        match &*self.datapath.lock() {
+            DatapathState::Running(datapath) => Some(datapath.clone()),
+            DatapathState::NotStarted | DatapathState::Closed => None,
+        }
+    }
+
+    /// Where this member stands now.
+    pub(crate) fn standing(&self) -> Standing {
+        self.standing.at(clock::now())
+    }
+
+    /// Why a member with this role should not be given traffic; empty if it should.
+    pub(crate) fn not_ready(&self, role: Role) -> Vec<String> {
+        let mut reasons = Vec::new();
+        match self.standing() {
+            Standing::Current => {}
+            Standing::CutOff => {
+                reasons.push("this member is cut off from the cluster: only established sessions pass".to_owned())
+            }
+            Standing::Expired => {
+                reasons.push("this member has not caught up with the cluster: nothing passes".to_owned())
+            }
+        }
+        if role == Role::Firewall {
+            match self.datapath() {
+                None => reasons.push("the datapath does not run yet".to_owned()),
+                Some(datapath) => reasons.extend(unhealthy(&datapath)),
+            }
+        }
+        reasons
+    }
+
+    /// The packet workers that make no progress.
+    pub(crate) fn stuck_threads(&self) -> Vec<String> {
+        let now = clock::now();
+        let metrics = self.datapath().map(|d| d.metrics());
+        let workers = metrics.iter().flat_map(|m| m.workers.iter().enumerate());
+        workers
+            .filter(|(_, w)| now.since(Time(w.heartbeat.get())) > WORKER_STUCK_AFTER)
+            .map(|(n, _)| format!("packet worker {n} has made no progress for more than {WORKER_STUCK_AFTER:?}"))
+            .collect()
+    }
+}
+
+impl Drainable for Member {
+    fn forwarded(&self) -> Option<u64> {
+        self.datapath().map(|datapath| datapath.metrics().forwarded())
+    }
+
+    fn is_leader(&self) -> bool {
+        self.replication.holds_lead()
+    }
+
+    fn set_candidacy(&self, candidacy: Candidacy) {
+        self.replication.set_candidacy(candidacy);
+    }
+}
+
+impl From<&Config> for replication::Options {
+    fn from(c: &Config) -> replication::Options {
+        let mut engine = palisade_engine::Config::new(MemberId(0), 0, seed());
+        engine.max_sessions = c.limits.max_sessions;
+        engine.max_half_open = c.limits.max_half_open;
+        // The configuration allows at most ten million.
+        engine.max_half_open_per_source = u32::try_from(c.limits.max_half_open_per_source).unwrap_or(u32::MAX);
+        engine.takeover_rate = c.limits.takeover_rate as u64;
+        replication::Options {
+            data_dir: c.data_dir.clone(),
+            name: c.name.clone(),
+            listen: c.cluster.listen,
+            advertise: c.cluster.advertise.to_string(),
+            role: c.role,
+            engine,
+            timing: Timing { heartbeat: c.raft.heartbeat, election: c.raft.election, ..Timing::default() },
+            log: replication::LogSize::default(),
+            voters: Voters { most: c.raft.max_voters, replace_after: c.raft.replace_after },
+            progress_rate: c.limits.progress_rate as u64,
+        }
+    }
+}
+
+impl From<&Config> for datapath::Options {
+    fn from(c: &Config) -> datapath::Options {
+        let d = &c.datapath;
+        let interface = |i: &config::Interface| datapath::Interface {
+            name: i.name.clone(),
+            zone: i.zone.clone(),
+            antispoof: i.antispoof,
+        };
+        datapath::Options {
+            interfaces: c.interfaces.iter().map(interface).collect(),
+            unfiltered: d.unfiltered.clone(),
+            workers: d.workers,
+            hold: Limits { packets: d.hold_packets, bytes: d.hold_bytes, time: d.hold_time },
+            device: INJECT_DEVICE.to_owned(),
+            inject: match d.inject {
+                config::Inject::Auto => Inject::Auto,
+                config::Inject::Tun => Inject::Tun,
+                config::Inject::Veth => Inject::Veth,
+            },
+            manage_rp_filter: d.manage_rp_filter,
+            manage_forwarding: d.manage_forwarding,
+            ..datapath::Options::default()
+        }
+    }
+}
+
+/// Random bits that make the session table's hashes unpredictable; the clock where the system has no random numbers.
+fn seed() -> u64 {
+    let mut bytes = [0; 8];
+    match getrandom::fill(&mut bytes) {
+        Ok(()) => u64::from_ne_bytes(bytes),
+        Err(_) => clock::now().0 ^ u64::from(std::process::id()),
+    }
+}
+
+/// What keeps a running datapath from being fit for traffic.
+fn unhealthy(datapath: &Datapath) -> Vec<String> {
+    if datapath.healthy() {
+        return Vec::new();
+    }
+    let mut reasons = datapath.status().warnings;
+    if reasons.is_empty() {
+        reasons.push("a packet worker makes no progress".to_owned());
+    }
+    reasons
+}
+
+fn report(failures: &mpsc::Sender<MemberFailure>, failure: MemberFailure) {
+    // Full only while the daemon deals with an earlier failure.
+    drop(failures.try_send(failure));
+}
+
+/// Stops the datapath once all other handles to it are dropped; after [`HANDLES_DROPPED_WITHIN`] the last of them does so.
+fn stop_last_handle(mut datapath: Arc<Datapath>) {
+    let deadline = clock::now() + HANDLES_DROPPED_WITHIN;
+    loop {
+        match Arc::try_unwrap(datapath) {
+            Ok(datapath) => return datapath.stop(),
+            Err(shared) => datapath = shared,
+        }
+        if clock::now() >= deadline {
+            return;
+        }
+        std::thread::sleep(POLL_INTERVAL);
+    }
+}
+
+/// Waits until the member's lease is valid for the first time, starts its datapath, and watches its threads.
+async fn run_datapath(
+    config: Arc<Config>,
+    member: Weak<Member>,
+    wake: WorkerWake,
+    sinks: Sinks,
+    failures: mpsc::Sender<MemberFailure>,
+) {
+    loop {
+        let Some(member) = member.upgrade() else { return };
+        if member.standing() == Standing::Current {
+            break;
+        }
+        drop(member);
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+    let Some(starting) = member.upgrade() else { return };
+    let sinks = if config.lab.cut_replication { null_sinks() } else { sinks };
+    // The start queries the kernel and runs nft, so it blocks. If this task is aborted meanwhile, the blocking part goes on
+    // and finds `Closed`.
+    let started = spawn_blocking(move || starting.start_datapath(&config, wake, sinks)).await;
+    let failure = match started {
+        Ok(Ok(())) => {
+            tracing::info!("the datapath runs");
+            dead_thread(&member).await.map(|name| MemberFailure::Thread { name })
+        }
+        Ok(Err(error)) => Some(error.into()),
+        Err(error) => Some(MemberFailure::Starter(error)),
+    };
+    if let Some(failure) = failure {
+        report(&failures, failure);
+    }
+}
+
+impl Member {
+    fn start_datapath(&self, config: &Config, wake: WorkerWake, sinks: Sinks) -> Result<(), StartError> {
+        let (engine, standing) = (self.engine.clone(), self.standing.clone());
+        let datapath = datapath::start(datapath::Options::from(config), engine, standing, wake, sinks)?;
+        let mut state = self.datapath.lock();
+        match *state {
+            DatapathState::Closed => drop(datapath),
+            DatapathState::NotStarted | DatapathState::Running(_) => {
+                *state = DatapathState::Running(Arc::new(datapath));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Waits until a thread of the datapath dies; `None` if the datapath was stopped first. Without a worker its share of the
+/// flows gets no verdict, and without the watcher nobody restores the gate: the daemon ends and starts from the beginning.
+async fn dead_thread(member: &Weak<Member>) -> Option<String> {
+    loop {
+        // No handle is kept during the wait: `close` waits until all are dropped.
+        let dead = member.upgrade()?.datapath()?.dead_thread();
+        if dead.is_some() {
+            return dead;
+        }
+        tokio::time::sleep(THREAD_CHECK_INTERVAL).await;
+    }
+}
+
+fn queues() -> (Sinks, mpsc::Receiver<Hint>, mpsc::Receiver<Proposal>) {
+    let (hints, hint_queue) = mpsc::channel(SINK_LENGTH);
+    let (proposals, proposal_queue) = mpsc::channel(SINK_LENGTH);
+    (Sinks { hints, proposals }, hint_queue, proposal_queue)
+}
+
+/// Queues whose other end discards everything: see [`crate::config::Lab`].
+fn null_sinks() -> Sinks {
+    tracing::warn!("[lab] cut_replication: the other members get no hints and no sessions from this one");
+    let (sinks, mut hints, mut proposals) = queues();
+    tokio::spawn(async move { while hints.recv().await.is_some() {} });
+    tokio::spawn(async move { while proposals.recv().await.is_some() {} });
+    sinks
+}

@@ -1,0 +1,4 @@
+//! How members reach each other: connections, lanes, addressing.
+
+pub(crate) mod route;
+pub(crate) mod transport;

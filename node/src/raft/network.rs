@@ -1,0 +1,395 @@
+//! openraft's network: what this member sends to the others.
+//!
+//! Appends are pipelined: one bidirectional stream carries them in order, without waiting for the answer to the one
+//! before, and the answers come back in the same order. A stream that carries requests but gets no answers is an error
+//! after [`Timing::answer`]: openraft would otherwise keep the log for it for ever.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{Stream, StreamExt};
+use openraft::base::{BoxFuture, BoxStream};
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
+use openraft::network::{RPCOption, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use openraft::type_config::alias::{SnapshotOf, VoteOf};
+use palisade_engine::replica::MemberInfo;
+use palisade_engine::{MemberId, Time};
+use palisade_proto::member::v1 as proto;
+use palisade_raft_store::{SnapshotFile, TypeConfig};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Status};
+
+use crate::clock;
+use crate::peer::route::{Client, Lane, Peers};
+use crate::raft::snapshot;
+use crate::raft::wire;
+use crate::replication::until;
+use crate::replication_metrics::ReplicationMetrics;
+
+/// Appends that wait for the connection to take them; openraft reads no further ahead.
+const UNSENT: usize = 64;
+
+/// How long after a stream could not be opened the next try is made. Short: a member that comes back is not kept waiting.
+const REOPEN: Duration = Duration::from_millis(50);
+/// So long after a snapshot the log that follows it is kept for who has got it.
+const CATCH_UP: Duration = Duration::from_secs(10);
+
+type Rpc<T> = Result<T, RPCError<TypeConfig>>;
+
+/// Makes the clients that openraft asks for.
+#[derive(Clone)]
+pub(crate) struct Network {
+    pub(crate) me: MemberId,
+    pub(crate) peers: Peers,
+    pub(crate) answer: Duration,
+    pub(crate) metrics: Arc<ReplicationMetrics>,
+}
+
+/// A client of one member, for one kind of traffic.
+pub(crate) struct Peer {
+    network: Network,
+    to: MemberId,
+    client: Result<Client, Status>,
+}
+
+impl Network {
+    fn peer(&self, to: MemberId, info: &MemberInfo, lane: Lane) -> Peer {
+        Peer { network: self.clone(), to, client: self.peers.client(to, &info.address, lane) }
+    }
+}
+
+impl RaftNetworkFactory<TypeConfig> for Network {
+    type Network = Peer;
+
+    async fn new_client(&mut self, target: MemberId, node: &MemberInfo) -> Peer {
+        self.peer(target, node, Lane::Raft)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: MemberId, node: &MemberInfo) -> Peer {
+        self.peer(target, node, Lane::Heartbeat)
+    }
+
+    async fn new_snapshot_client(&mut self, target: MemberId, node: &MemberInfo) -> Peer {
+        self.peer(target, node, Lane::Snapshot)
+    }
+}
+
+/// What a failed RPC means to openraft: is the member away (wait before the next try), or was it only this time?
+fn failed(status: &Status) -> RPCError<TypeConfig> {
+    match status.code() {
+        Code::Unavailable | Code::FailedPrecondition | Code::Unimplemented => {
+            RPCError::Unreachable(Unreachable::from_string(status))
+        }
+        _ => RPCError::Network(NetworkError::from_string(status)),
+    }
+}
+
+fn garbled(error: wire::WireError) -> RPCError<TypeConfig> {
+    RPCError::Network(NetworkError::new(&error))
+}
+
+impl Peer {
+    fn client(&self) -> Rpc<Client> {
+        self.client.clone().map_err(|status| failed(&status))
+    }
+
+    fn late(&self, action: RPCTypes, timeout: Duration) -> Timeout<TypeConfig> {
+        Timeout { action, id: self.network.me, target: self.to, timeout }
+    }
+
+    /// A unary RPC within openraft's deadline: all of it, because the answer to a vote waits for a disk.
+    async fn call<T>(
+        &self,
+        action: RPCTypes,
+        option: &RPCOption,
+        rpc: impl Future<Output = Result<tonic::Response<T>, Status>>,
+    ) -> Rpc<T> {
+        match tokio::time::timeout(option.hard_ttl(), rpc).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(failed(&status)),
+            Err(_) => Err(RPCError::Timeout(self.late(action, option.hard_ttl()))),
+        }
+    }
+
+    async fn open_append<S>(
+        &self,
+        input: S,
+    ) -> Rpc<BoxStream<'static, Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>>>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
+    {
+        let mut client = self.client()?;
+        let (requests, queue) = mpsc::channel(UNSENT);
+        let answer = self.network.answer;
+        let responses = match tokio::time::timeout(answer, client.append(ReceiverStream::new(queue))).await {
+            Ok(Ok(response)) => response.into_inner(),
+            Ok(Err(status)) => return Err(failed(&status)),
+            Err(_) => return Err(RPCError::Timeout(self.late(RPCTypes::AppendEntries, answer))),
+        };
+        let late = self.late(RPCTypes::AppendEntries, answer);
+        let flow = Flow {
+            input: Some(input),
+            requests: Some(requests),
+            responses,
+            unanswered: 0,
+            waiting_since: Time::ZERO,
+            limit: answer,
+        };
+        let stream = futures::stream::unfold(Some((flow, late)), |state| async move {
+            let (mut flow, late) = state?;
+            let result = match flow.next().await {
+                Ok(response) => match wire::appended_in(response?) {
+                    Ok(result) => Ok(result),
+                    Err(error) => Err(garbled(error)),
+                },
+                Err(Silence::Broken(status)) => Err(failed(&status)),
+                Err(Silence::Late) => Err(RPCError::Timeout(late.clone())),
+            };
+            let go_on = matches!(result, Ok(Ok(_)));
+            Some((result, go_on.then_some((flow, late))))
+        });
+        Ok(Box::pin(stream))
+    }
+}
+
+/// Appends out, answers in, and the watch that there are answers. Both directions are driven by whoever reads the
+/// answers, and end with it: openraft's request stream holds a lock while it waits for the next entry, so it must not
+/// live on in the connection's task after the stream was given up.
+struct Flow<I, R> {
+    input: Option<I>,
+    requests: Option<mpsc::Sender<proto::AppendRequest>>,
+    responses: R,
+    unanswered: u64,
+    waiting_since: Time,
+    limit: Duration,
+}
+
+enum Silence {
+    Broken(Status),
+    Late,
+}
+
+impl<I, R, T> Flow<I, R>
+where
+    I: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin,
+    R: Stream<Item = Result<T, Status>> + Unpin,
+{
+    /// The next response; `None` at the end of the stream.
+    async fn next(&mut self) -> Result<Option<T>, Silence> {
+        loop {
+            let room = self.requests.as_ref().is_some_and(|r| r.capacity() > 0);
+            let request = async {
+                match self.input.as_mut() {
+                    Some(input) if room => input.next().await,
+                    _ => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                response = self.responses.next() => match response {
+                    None => return Ok(None),
+                    Some(Err(status)) => return Err(Silence::Broken(status)),
+                    Some(Ok(response)) => {
+                        self.unanswered = self.unanswered.saturating_sub(1);
+                        self.waiting_since = clock::now();
+                        return Ok(Some(response));
+                    }
+                },
+                request = request => self.send(request),
+                // Not a time from now: requests that go on and on must not put it off.
+                () = until((self.unanswered > 0).then_some(self.waiting_since + self.limit)) => return Err(Silence::Late),
+            }
+        }
+    }
+
+    fn send(&mut self, request: Option<AppendEntriesRequest<TypeConfig>>) {
+        let request = request.map(|request| wire::append_out(&request));
+        match (request, &self.requests) {
+            (Some(Ok(request)), Some(requests)) => {
+                if self.unanswered == 0 {
+                    self.waiting_since = clock::now();
+                }
+                self.unanswered += 1;
+                // There was room; should the connection have gone, the responses say so.
+                drop(requests.try_send(request));
+            }
+            (Some(Err(error)), _) => {
+                tracing::error!(%error, "an append can not be sent");
+                (self.input, self.requests) = (None, None);
+            }
+            // No more requests: the answers to those that were sent still come.
+            (None, _) | (_, None) => (self.input, self.requests) = (None, None),
+        }
+    }
+}
+
+impl RaftNetworkV2<TypeConfig> for Peer {
+    type SnapshotData = SnapshotFile;
+
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Rpc<AppendEntriesResponse<TypeConfig>> {
+        let one = futures::stream::iter([rpc]);
+        let answer = async {
+            let mut responses = self.open_append(one).await?;
+            match responses.next().await {
+                Some(result) => result.map(AppendEntriesResponse::from),
+                None => Err(RPCError::Network(NetworkError::from_string("the append was not answered"))),
+            }
+        };
+        match tokio::time::timeout(option.soft_ttl(), answer).await {
+            Ok(result) => result,
+            Err(_) => Err(RPCError::Timeout(self.late(RPCTypes::AppendEntries, option.soft_ttl()))),
+        }
+    }
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        _option: RPCOption,
+    ) -> BoxFuture<'s, Rpc<BoxStream<'s, Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>>>>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
+    {
+        Box::pin(async move {
+            match self.open_append(input).await {
+                Ok(stream) => {
+                    let stream: BoxStream<'s, _> = stream;
+                    Ok(stream)
+                }
+                Err(error) => {
+                    // openraft waits before a request, but here there was none yet: it would open the next stream at once,
+                    // some thousand times a second while a member is dead.
+                    tokio::time::sleep(REOPEN).await;
+                    Err(error)
+                }
+            }
+        })
+    }
+
+    async fn vote(&mut self, rpc: VoteRequest<TypeConfig>, option: RPCOption) -> Rpc<VoteResponse<TypeConfig>> {
+        let mut client = self.client()?;
+        let response = self.call(RPCTypes::Vote, &option, client.vote(wire::vote_request_out(&rpc))).await?;
+        wire::vote_response_in(response).map_err(garbled)
+    }
+
+    async fn pre_vote(&mut self, rpc: VoteRequest<TypeConfig>, option: RPCOption) -> Rpc<VoteResponse<TypeConfig>> {
+        let mut client = self.client()?;
+        let response = self.call(RPCTypes::Vote, &option, client.pre_vote(wire::vote_request_out(&rpc))).await?;
+        wire::vote_response_in(response).map_err(garbled)
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: VoteOf<TypeConfig>,
+        snapshot: SnapshotOf<TypeConfig, SnapshotFile>,
+        cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
+        option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let mut client = self.client().map_err(StreamingError::from)?;
+        let lease = snapshot.snapshot.lease();
+        let send = client.install_snapshot(snapshot::chunks(Some(vote), snapshot.snapshot));
+        let sent = tokio::select! {
+            biased;
+            closed = cancel => return Err(StreamingError::Closed(closed)),
+            sent = tokio::time::timeout(option.hard_ttl(), send) => sent,
+        };
+        let response = match sent {
+            Ok(Ok(response)) => response.into_inner(),
+            Ok(Err(status)) => return Err(failed(&status).into()),
+            Err(_) => return Err(StreamingError::Timeout(self.late(RPCTypes::InstallSnapshot, option.hard_ttl()))),
+        };
+        let vote = wire::vote_in(response.vote).map_err(|e| StreamingError::Network(NetworkError::new(&e)))?;
+        self.network.metrics.snapshots_sent.add(1);
+        // What came meanwhile is still to be sent, from a log that a newer snapshot would have cut off: on a busy cluster the
+        // new member would get one snapshot after the other.
+        tokio::spawn(async move {
+            tokio::time::sleep(CATCH_UP).await;
+            drop(lease);
+        });
+        Ok(SnapshotResponse::new(vote))
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        req: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Rpc<TransferLeaderResponse<TypeConfig>> {
+        let mut client = self.client()?;
+        let rpc = client.transfer_leader(wire::transfer_out(&req));
+        let response = self.call(RPCTypes::TransferLeader, &option, rpc).await?;
+        wire::transferred_in(response, &req).map_err(garbled)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Input = futures::stream::Pending<AppendEntriesRequest<TypeConfig>>;
+
+    fn flow<R>(unanswered: u64, responses: R) -> Flow<Input, R> {
+        Flow {
+            input: Some(futures::stream::pending()),
+            requests: Some(mpsc::channel(1).0),
+            responses,
+            unanswered,
+            waiting_since: clock::now(),
+            limit: Duration::from_millis(80),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stream_without_answers_is_an_error() {
+        let mut flow = flow(1, futures::stream::pending::<Result<(), Status>>());
+        let end = tokio::time::timeout(Duration::from_secs(5), flow.next()).await.unwrap();
+        assert!(matches!(end, Err(Silence::Late)));
+    }
+
+    #[tokio::test]
+    async fn requests_that_go_on_do_not_put_the_end_off() {
+        let mut flow = flow(0, futures::stream::pending::<Result<(), Status>>());
+        let (requests, _queue) = mpsc::channel(1000);
+        let every = tokio_stream::wrappers::IntervalStream::new(tokio::time::interval(Duration::from_millis(5)));
+        let request = || AppendEntriesRequest {
+            vote: openraft::Vote::new(1, MemberId(1)),
+            prev_log_id: None,
+            entries: Vec::new(),
+            leader_commit: None,
+        };
+        let mut flow = Flow {
+            input: Some(every.map(move |_| request())),
+            requests: Some(requests),
+            responses: &mut flow.responses,
+            unanswered: 0,
+            waiting_since: clock::now(),
+            limit: flow.limit,
+        };
+        let end = tokio::time::timeout(Duration::from_secs(5), flow.next()).await.unwrap();
+        assert!(matches!(end, Err(Silence::Late)));
+        assert!(flow.unanswered > 1);
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_owes_no_answer_may_be_silent() {
+        let mut flow = flow(0, futures::stream::pending::<Result<(), Status>>());
+        let waited = tokio::time::timeout(Duration::from_millis(400), flow.next()).await;
+        assert!(waited.is_err(), "it waits on");
+    }
+
+    #[tokio::test]
+    async fn answers_and_ends_are_passed_on() {
+        let mut flow = flow(2, futures::stream::iter([Ok(1), Err(Status::aborted("x"))]));
+        assert!(matches!(flow.next().await, Ok(Some(1))));
+        assert!(matches!(flow.next().await, Err(Silence::Broken(_))));
+        assert!(matches!(flow.next().await, Ok(None)));
+    }
+}
