@@ -11,7 +11,7 @@ Exit codes:
   0  done (health: ready; diff: no difference)
   1  failed (health: not ready; diff: different; check: not valid)
   2  wrong usage
-  3  the member can not be reached, or has no quorum
+  3  the member cannot be reached, or has no quorum
   4  refused: not allowed, or not in this state
   5  there is no such session, policy or member";
 
@@ -179,6 +179,11 @@ mod tests {
             "palisade session kill 2-1a3f -s 10.0.0.1",
             "palisade session kill --all -s 10.0.0.1",
             "palisade cluster token --valid soon",
+            "palisade cluster token --valid 18446744073709551615s",
+            "palisade cluster leave --timeout 18446744073709551615s",
+            "palisade drain --timeout 18446744073709551615s",
+            "palisade drain --timeout 11m",
+            "palisade drain --timeout 0s",
             "palisade cluster recover --yes",
             "palisade policy fmt --check --write p.policy",
             "palisade health -o xml",

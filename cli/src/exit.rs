@@ -21,7 +21,7 @@ pub enum Exit {
     Failure = 1,
     /// Wrong usage.
     Usage = 2,
-    /// The member can not be reached, or has no quorum.
+    /// The member cannot be reached, or has no quorum.
     Unreachable = 3,
     /// Not allowed, or not in this state.
     Refused = 4,
@@ -174,7 +174,7 @@ impl Failure {
         let mut text = String::new();
         for detail in self.report.related().into_iter().flatten() {
             let located = Located { detail, source: detail.source_code().or(source) };
-            // Writing to a String can not fail.
+            // Writing to a String cannot fail.
             let _ = handler.render_report(&mut text, &located);
             text.push('\n');
         }
@@ -299,7 +299,7 @@ mod tests {
 
         let missing = Failure::diagnostic(Exit::Failure, Config::load("/nonexistent/node.toml".as_ref()).unwrap_err());
         let json = serde_json::to_value(missing.json()).unwrap();
-        assert!(json["error"].as_str().unwrap().contains("can not be read"), "{json}");
+        assert!(json["error"].as_str().unwrap().contains("cannot be read"), "{json}");
     }
 
     #[test]

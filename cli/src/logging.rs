@@ -10,12 +10,12 @@ use crate::exit::{Exit, Failure};
 /// Switches the log on; `default` is the filter if neither `--log` nor `RUST_LOG` says one.
 ///
 /// # Errors
-/// The filter can not be read.
+/// The filter cannot be read.
 pub fn start(global: &Global, default: &str) -> Result<(), Failure> {
     let text = global.log.clone().or_else(|| std::env::var("RUST_LOG").ok()).unwrap_or_else(|| default.to_owned());
     let filter = EnvFilter::try_new(&text).map_err(|e| {
         let help = "write a level (error, warn, info, debug, trace) or TARGET=LEVEL,…: --log palisade_node=debug,info";
-        Failure::new(Exit::Usage, format!("the log filter \"{text}\" can not be read: {e}"), Some(help))
+        Failure::new(Exit::Usage, format!("the log filter \"{text}\" cannot be read: {e}"), Some(help))
     })?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     // The lab starts several members in one process; the first one's log is everybody's.

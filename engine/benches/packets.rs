@@ -13,11 +13,12 @@ use std::time::{Duration, Instant};
 
 use common::{Connection, INSIDE, MANY, Member, OUTSIDE, connections, policy};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use palisade_engine::event::{HandshakeState, SynParams};
 use palisade_engine::parse::{Checksum, build, parse};
 use palisade_engine::policy::Policy;
-use palisade_engine::replica::{Command, Establish, Outcome, PolicyChange};
-use palisade_engine::{Generation, Ip, MemberId, Protocol, RuleId, SessionId, Tuple, Verdict, ZoneId};
+use palisade_engine::replica::{Command, Outcome, PolicyChange};
+use palisade_engine::{
+    Establish, Generation, HandshakeState, Ip, MemberId, Protocol, RuleId, SessionId, SynParams, Tuple, Verdict, ZoneId,
+};
 
 fn parsing(c: &mut Criterion) {
     let connection = Connection::new(1);

@@ -46,14 +46,14 @@ fn timed(work: impl FnOnce()) -> f64 {
 
 fn main() {
     let all = connections(1 << 14);
-    let mut laws: [Compiled; 2] = [10, MANY].map(|rules| {
+    let mut policies: [Compiled; 2] = [10, MANY].map(|rules| {
         let policy = Policy::parse("bench", &policy(rules)).unwrap();
         policy.compile(&mut |name| ZoneId(if name == "outside" { 1 } else { 2 }))
     });
-    let lookup = measure(&mut laws, &all, |law, batch| {
+    let lookup = measure(&mut policies, &all, |policy, batch| {
         timed(|| {
             for connection in batch {
-                black_box(law.decide(OUTSIDE, INSIDE, &connection.tuple));
+                black_box(policy.decide(OUTSIDE, INSIDE, &connection.tuple));
             }
         })
     });

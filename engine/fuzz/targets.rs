@@ -12,13 +12,13 @@
 mod common;
 
 use common::{Member, policy_change};
-use palisade_engine::event::{Datagram, Event, HandshakeState, Proposal, SynParams};
-use palisade_engine::parse::{Checksum, Embedded, Fragment, IpOption, Kind, Packet, Tcp, answer, frame};
+use palisade_engine::parse::{Checksum, Embedded, Fragment, IpOption, Kind, Packet, Tcp, frame, rejection};
 use palisade_engine::policy::Policy;
-use palisade_engine::replica::{Close, CloseCause, Command, Outcome, Replica};
+use palisade_engine::replica::{Command, Outcome, Replica};
 use palisade_engine::{
-    Config, Context, Direction, Engine, Generation, HalfOpen, Hint, Ip, MemberId, Protocol, Routes, RuleId, SessionId,
-    Standing, Time, Tuple, Verdict, ZoneId,
+    Close, CloseCause, Config, Context, Direction, Engine, Event, FragmentKey, Generation, HalfOpen, HandshakeState,
+    Hint, Ip, LeaseState, MemberId, Proposal, Protocol, Routes, RuleId, SessionId, SynParams, Time, Tuple, Verdict,
+    ZoneId,
 };
 
 /// A packet, its checksums as they are or (most would be wrong) not looked at, and made right for IPv4's header.
@@ -48,7 +48,7 @@ pub fn parse(data: &[u8]) {
     assert_eq!(palisade_engine::parse::parse(&bytes, checksum), Ok(packet));
     // The answer to a packet is a packet of its own.
     let mut out = [0; 1500];
-    if let Some(length) = answer::reject(&bytes, &packet, None, &mut out) {
+    if let Some(length) = rejection::build(&bytes, &packet, None, &mut out) {
         let answer = palisade_engine::parse::parse(&out[..length], Checksum::Complete).expect("an answer is valid");
         assert_eq!(answer.tuple.dst, packet.tuple.src);
     }
@@ -146,11 +146,11 @@ fn number(n: u8) -> u32 {
 
 /// A history of one member: packets, hints, the log, time. Every 8 bytes are a step.
 pub fn pipeline(data: &[u8]) {
-    const HALVES: usize = 256;
-    let config = Config { max_half_open: HALVES, max_sessions: 8, ..Config::new(MemberId(1), 1, 7) };
+    const MAX_HALF_OPEN: usize = 256;
+    let config = Config { max_half_open: MAX_HALF_OPEN, max_sessions: 8, ..Config::new(MemberId(1), 1, 7) };
     let mut member = Member::new(config);
     let engine = member.engine.clone();
-    let (mut now, mut standing) = (Time(1), Standing::Current);
+    let (mut now, mut lease) = (Time(1), LeaseState::Valid);
     let mut events: Vec<Event> = Vec::new();
     let mut commands = vec![policy_number(0, 0)];
     let mut generation = 0;
@@ -163,9 +163,9 @@ pub fn pipeline(data: &[u8]) {
                 let ingress = ZoneId(u16::from(what >> 4) % 3);
                 let ingress = if what & 0x80 == 0 { Net.zone(packet.tuple.src).unwrap_or(ingress) } else { ingress };
                 let antispoof = what & 0x40 == 0;
-                let mut context = Context { now, worker: which & 63, ingress, antispoof, standing, routes: &mut Net };
+                let mut context = Context { now, worker: which & 63, ingress, antispoof, lease, routes: &mut Net };
                 let verdict = engine.process(&packet, &mut context, &mut events);
-                assert!(standing != Standing::Expired || matches!(verdict, Verdict::Drop(_)));
+                assert!(lease != LeaseState::Expired || matches!(verdict, Verdict::Drop(_)));
             }
             9 => now = Time(now.0 + STEPS[usize::from(which) % 8]),
             10 => engine.tick(now, &mut events),
@@ -183,8 +183,8 @@ pub fn pipeline(data: &[u8]) {
                 engine.hint(now, MemberId(2), &hint, &mut events, &mut ());
             }
             13 => {
-                standing =
-                    [Standing::Current, Standing::Current, Standing::CutOff, Standing::Expired][usize::from(which & 3)]
+                lease = [LeaseState::Valid, LeaseState::Valid, LeaseState::Grace, LeaseState::Expired]
+                    [usize::from(which & 3)]
             }
             14 => match which & 3 {
                 0 => commands.push(policy_number(generation, kind)),
@@ -218,13 +218,13 @@ pub fn pipeline(data: &[u8]) {
                 Event::Propose(Proposal::Establish(establish)) => commands.push(Command::Establish(establish)),
                 Event::Propose(Proposal::Close(close)) => commands.push(Command::Close(close)),
                 Event::Propose(Proposal::Refresh(id)) => commands.push(Command::Refresh(vec![id])),
-                Event::Wake { workers, .. } => assert_ne!(workers, 0),
+                Event::Wake { workers, .. } => assert!(!workers.is_empty()),
             }
         }
         hints.drain(..hints.len().saturating_sub(16));
     }
     let counts = engine.counts();
-    assert!(counts.half_open <= HALVES as u64);
+    assert!(counts.half_open <= MAX_HALF_OPEN as u64);
     assert!(counts.sessions.iter().map(|(_, _, n)| n).sum::<u64>() <= 8);
 }
 
@@ -266,7 +266,8 @@ fn hint(which: u8, kind: u8, a: u8, b: u8, flags: u8) -> Hint {
         _ => {
             let Tuple { src, dst, protocol, .. } = original;
             let protocol = if src.is_v4() { protocol } else { Protocol::IPV6_FRAG };
-            let datagram = Datagram { src, dst, protocol, id: u32::from(b & 3), ingress: ZoneId(1 + u16::from(a & 1)) };
+            let datagram =
+                FragmentKey { src, dst, protocol, id: u32::from(b & 3), ingress: ZoneId(1 + u16::from(a & 1)) };
             match flags & 1 {
                 0 => Hint::FirstFragment { datagram, end: u16::from(a) * 8 },
                 _ => Hint::FragmentQuery(datagram),

@@ -3,11 +3,12 @@
 use serde::{Deserialize, Serialize};
 
 use crate::addr::Ip;
-use crate::id::{Generation, RuleId, SessionId, ZoneId};
-use crate::replica::{Close, Establish};
+use crate::id::{SessionId, ZoneId};
+use crate::session::{Close, Establish, HalfOpen};
 use crate::traffic::TrafficDelta;
 use crate::tuple::{Direction, PerDirection, Protocol, Tuple};
 use crate::verdict::HoldKey;
+use crate::worker_set::WorkerSet;
 
 /// A consequence of a packet, beside its verdict. The worker sends it on; it never waits for it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -19,7 +20,7 @@ pub enum Event {
     /// Wake packets that workers of this member (bit n: worker n) hold for this key.
     Wake {
         /// The workers.
-        workers: u64,
+        workers: WorkerSet,
         /// The key.
         key: HoldKey,
     },
@@ -60,24 +61,24 @@ pub enum Hint {
     },
     /// A packet with this tuple waits for a hint: whoever knows a half-open session of it sends it again.
     Query(Tuple),
-    /// The answer about an established TCP session: what this member knows of its two ends, the client first.
+    /// The reply about an established TCP session.
     Progress {
         /// The session.
         id: SessionId,
-        /// What is known.
+        /// What the sender knows of it.
         snapshot: TcpSnapshot,
-        /// What segments of either direction said lately where nobody knew.
+        /// Its segments that lately passed provisionally, by direction.
         provisional: Vec<(Direction, ProvisionalSegment)>,
     },
     /// The first fragment of a datagram was forwarded: the others may follow it through any member.
     FirstFragment {
         /// The datagram.
-        datagram: Datagram,
+        datagram: FragmentKey,
         /// Where the first fragment's data end, in bytes.
         end: u16,
     },
     /// A fragment waits for the first one: whoever knows of that says so again.
-    FragmentQuery(Datagram),
+    FragmentQuery(FragmentKey),
 }
 
 impl Hint {
@@ -92,7 +93,7 @@ impl Hint {
 /// What the fragments of one datagram have in common (RFC 791 section 3.2, RFC 8200 section 4.5), and where they come
 /// from: a fragment from elsewhere does not belong to it. Members hash it each with their own seed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
-pub struct Datagram {
+pub struct FragmentKey {
     /// Source address.
     pub src: Ip,
     /// Destination address.
@@ -106,51 +107,51 @@ pub struct Datagram {
     pub ingress: ZoneId,
 }
 
-/// What a member knows of an established TCP connection.
+/// What a member knows of an established TCP connection: the reply to a snapshot query, and part of [`Progress`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct TcpSnapshot {
-    /// Client and server.
-    pub endpoints: [EndpointSnapshot; 2],
-    /// What one direction alone said there after a member was lost.
+    /// The client's end and the server's.
+    pub endpoints: PerDirection<EndpointSnapshot>,
+    /// The end that one direction alone asserted there after a member was lost.
     pub unconfirmed: Option<UnconfirmedEdge>,
-    /// Packets of it passed there lately.
+    /// Whether packets of the connection passed there lately.
     pub live: bool,
-    /// The member may once have known more.
+    /// Whether the member may have missed packets of the connection.
     pub history_incomplete: bool,
 }
 
-/// How far an end is, as packets of one direction say, and those of the other have not confirmed yet.
+/// A highest sequence number that packets of one direction assert, and that those of the opposite direction have not confirmed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct UnconfirmedEdge {
-    /// Whose number: that of the packets of this direction's sender.
+    /// The direction whose sender's number it is.
     pub of: Direction,
-    /// Which direction's packets say so.
+    /// The direction of the packets that assert it.
     pub by: Direction,
     /// The highest sequence number sent.
     pub seq_end: u32,
 }
 
-/// What a segment said of its connection's numbers, which nobody alive knew. One of the other direction that agrees with it
-/// shows that both are right.
+/// The numbers of a segment that passed provisionally, because no live member knew those of its connection. A segment of
+/// the opposite direction that is close to them shows that both are genuine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ProvisionalSegment {
-    /// The sequence number after it.
+    /// The sequence number after the segment.
     pub seq_end: u32,
-    /// What it acknowledged.
+    /// The number that it acknowledged.
     pub ack: u32,
-    /// How many milliseconds ago it passed.
+    /// The time since it passed, in ms.
     pub age_ms: u32,
 }
 
-/// What passed of a live session at one member, as it tells the others several times a second, unlogged. Numbers and times
-/// are merged so that any order, and copies, give the same; what is lost of the traffic is not counted.
+/// Progress of a live session at one member, which it publishes several times a second, unlogged. Numbers and times are
+/// merged so that order and copies make no difference. Traffic in a lost message is not counted.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Progress {
     /// The session.
     pub id: SessionId,
-    /// How many milliseconds ago its last packet passed there.
+    /// The time since its last packet passed there, in ms.
     pub idle_ms: u32,
-    /// TCP: what is known of the two ends.
+    /// For TCP: what the member knows of the connection.
     pub tcp: Option<TcpSnapshot>,
     /// What was forwarded there since the last publication. `None`: the bandwidth did not suffice, and it follows later.
     pub traffic: Option<PerDirection<TrafficDelta>>,
@@ -159,72 +160,16 @@ pub struct Progress {
 /// What a member knows of one end of a TCP connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct EndpointSnapshot {
-    /// Highest sequence number sent.
+    /// The highest sequence number sent (conntrack's `td_end`).
     pub seq_end: u32,
-    /// Highest sequence number acknowledged by the other end.
+    /// The highest sequence number acknowledged by the other end (RFC 9293: SND.UNA).
     pub snd_una: u32,
-    /// Highest sequence number that the other end allowed.
+    /// The right edge of the window that the other end advertised (conntrack's `td_maxend`).
     pub window_end: u32,
-    /// The largest window that it advertised, unscaled.
+    /// The largest window that this end advertised, unscaled (conntrack's `td_maxwin`).
     pub max_window: u16,
-    /// How many milliseconds ago `edge` was confirmed.
+    /// The time since `seq_end` was confirmed, in ms. `None`: never.
     pub age_ms: Option<u32>,
-    /// The sequence number after its FIN.
+    /// The sequence number after its FIN, if that is known.
     pub fin_end: Option<u32>,
-}
-
-/// A session whose establishment is not yet complete, as members tell it each other.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct HalfOpen {
-    /// The id that the session will have.
-    pub id: SessionId,
-    /// Client to server, as the client sends it.
-    pub original: Tuple,
-    /// Server to client, as the server sends it; the inverse of `original` but for NAT.
-    pub reply: Tuple,
-    /// The zone that the original direction comes from.
-    pub ingress: ZoneId,
-    /// The zone that it leaves to, and the reply comes from.
-    pub egress: ZoneId,
-    /// The policy that allowed it.
-    pub generation: Generation,
-    /// The rule that allowed it.
-    pub rule: RuleId,
-    /// The closed session that it takes the tuple over from.
-    pub supersedes: Option<SessionId>,
-    /// TCP, before the server's end is known: what an ACK acknowledged by which the server answered the SYN because it still
-    /// has an earlier connection. The client's RST, which ends that one, has this number (RFC 9293 section 3.5.1).
-    pub challenge: Option<u32>,
-    /// What the protocol adds.
-    pub protocol: HandshakeState,
-}
-
-/// The part of an opening that depends on the protocol.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub enum HandshakeState {
-    /// TCP: what the SYN said, and the SYN-ACK as soon as one was seen.
-    Tcp {
-        /// From the SYN.
-        client: SynParams,
-        /// From the SYN-ACK.
-        server: Option<SynParams>,
-    },
-    /// UDP, ICMP echo and all others: has the reply been seen?
-    Generic {
-        /// A packet of the reply direction was seen.
-        replied: bool,
-    },
-}
-
-/// What one end of a TCP connection said in its SYN.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct SynParams {
-    /// Initial sequence number: that of the SYN itself.
-    pub isn: u32,
-    /// Its window, unscaled as in every SYN (RFC 7323 section 2.2).
-    pub window: u16,
-    /// Window scale, if the option was there; used only if both ends sent it.
-    pub wscale: Option<u8>,
-    /// Were selective acknowledgements permitted (RFC 2018)?
-    pub sack: bool,
 }

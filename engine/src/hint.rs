@@ -6,17 +6,19 @@
 
 use std::time::Duration;
 
-use crate::engine::{Engine, Wake};
-use crate::event::{Event, HalfOpen, HandshakeState, Hint, Proposal, ProvisionalSegment, TcpSnapshot};
+use crate::engine::Engine;
+use crate::event::{EndpointSnapshot, Event, Hint, Proposal, ProvisionalSegment, TcpSnapshot};
 use crate::id::{MemberId, SessionId};
 use crate::pipeline::CLOSE_OVERDUE;
-use crate::replica::{Close, CloseCause};
+use crate::session::{Close, CloseCause, HalfOpen, HandshakeState};
 use crate::table::Shard;
 use crate::table::half_open::{HalfOpenEntry, same_connection, same_ends};
 use crate::table::session::Session;
 use crate::time::Time;
 use crate::tuple::{Direction, Protocol, Tuple};
+use crate::types::Wake;
 use crate::verdict::HoldKey;
+use crate::worker_set::WorkerSet;
 
 /// A member that passed a packet of a session not longer ago sees it still.
 const LIVE: Duration = Duration::from_secs(2);
@@ -43,7 +45,7 @@ impl Engine {
                     && track.record_peer_rst()
                 {
                     shard.finished.push_back((now + CLOSE_OVERDUE, *id, slot));
-                    shard.sessions.arm(slot, now, self.law().timeouts());
+                    shard.sessions.arm(slot, now, self.active_policy().timeouts());
                 }
             }
             Hint::Query(tuple) => self.reply_to_query(now, tuple, events),
@@ -62,21 +64,21 @@ impl Engine {
         }
         let hash = self.table.hash(&open.original);
         let workers = {
-            let mut shard = self.table.of(hash);
+            let mut shard = self.table.shard_for(hash);
             self.merge(&mut shard, hash, open, now)
         };
-        if workers != 0 {
+        if !workers.is_empty() {
             wake.wake(workers, HoldKey(hash));
         }
     }
 
     /// Merges a hint into what is known; yields the workers that may have waited for it.
-    fn merge(&self, shard: &mut Shard, hash: u64, open: &HalfOpen, now: Time) -> u64 {
+    fn merge(&self, shard: &mut Shard, hash: u64, open: &HalfOpen, now: Time) -> WorkerSet {
         let session = shard.sessions.find(hash, &open.original).and_then(|slot| shard.sessions.get(slot));
         let told = (&open.original, &open.protocol);
         let same_as = |s: &Session| s.closed.is_none() && same_connection((&s.original, &s.handshake_state()), told);
         if session.is_some_and(|s| s.id == open.id || same_as(s)) {
-            return 0;
+            return WorkerSet::EMPTY;
         }
         let same = |half: &HalfOpenEntry| {
             // Under one id or two: two members may have seen copies of one SYN before either's hint arrived. And under one
@@ -89,12 +91,13 @@ impl Engine {
                     && matches!(half.open.protocol, HandshakeState::Generic { .. })
                     && matches!(open.protocol, HandshakeState::Generic { .. })
         };
-        let known = shard.half_open.of(hash, &open.original).find(|&slot| shard.half_open.get(slot).is_some_and(same));
+        let known =
+            shard.half_open.lookup(hash, &open.original).find(|&slot| shard.half_open.get(slot).is_some_and(same));
         let Some(slot) = known else {
             self.table.insert_half_open(shard, hash, *open, now);
             return shard.queries.take(hash);
         };
-        let Some(half) = shard.half_open.get_mut(slot) else { return 0 };
+        let Some(half) = shard.half_open.get_mut(slot) else { return WorkerSet::EMPTY };
         let opposite = half.open.original != open.original;
         let protocol = match (half.open.protocol, open.protocol) {
             (HandshakeState::Tcp { client, server: ours }, HandshakeState::Tcp { server: theirs, .. }) => {
@@ -134,7 +137,7 @@ impl Engine {
             self.table.remove_half_open(&mut shard, slot);
         }
         drop(shard);
-        if workers != 0 {
+        if !workers.is_empty() {
             wake.wake(workers, HoldKey(hash));
         }
     }
@@ -155,7 +158,7 @@ impl Engine {
         if !was && track.both_fins_known() {
             shard.finished.push_back((now + CLOSE_OVERDUE, id, slot));
         }
-        shard.sessions.arm(slot, now, self.law().timeouts());
+        shard.sessions.arm(slot, now, self.active_policy().timeouts());
     }
 
     fn hint_progress(
@@ -168,14 +171,14 @@ impl Engine {
         wake: &mut dyn Wake,
     ) {
         let peers = self.reachable_peers();
-        let Some(place) = self.view().members.keys().position(|id| *id == from) else { return };
+        let Some(place) = self.cluster_state().members.keys().position(|id| *id == from) else { return };
         let Some((mut shard, slot)) = self.table.locate(id) else { return };
         let Some(session) = shard.sessions.get_mut(slot) else { return };
         let original = session.original;
         let Some(track) = session.track.as_mut() else { return };
         let answered = track.record_reply(place, snapshot, peers, now);
-        if track.ending() {
-            shard.sessions.arm(slot, now, self.law().timeouts());
+        if track.is_ending() {
+            shard.sessions.arm(slot, now, self.active_policy().timeouts());
         }
         for (direction, segment) in provisional.iter().take(MAX_PROVISIONAL) {
             shard.provisional.record(id, *direction, *segment, now);
@@ -186,29 +189,31 @@ impl Engine {
         let hash = self.table.hash(&original);
         let workers = shard.queries.take(hash);
         drop(shard);
-        if workers != 0 {
+        if !workers.is_empty() {
             wake.wake(workers, HoldKey(hash));
         }
     }
 
-    /// Sends what is known of a tuple again.
+    /// Sends what this member knows of a tuple.
     fn reply_to_query(&self, now: Time, tuple: &Tuple, events: &mut Vec<Event>) {
         let hash = self.table.hash(tuple);
-        let shard = self.table.of(hash);
-        let session = shard.sessions.find(hash, tuple).and_then(|slot| shard.sessions.get(slot));
-        if let Some((session, track)) = session.and_then(|s| Some((s, s.track?))) {
-            // What another member may have passed unseen, or this one before it restarted, is known to nobody by what is known
-            // here; and a packet that passed at its word shows nothing.
-            let sure = !self.may_have_moved_unseen(&track, now);
-            let live = sure && session.has_passed() && session.idle(now) < LIVE && track.is_confirmed_within(LIVE, now);
-            let mut snapshot = track.snapshot(now, live);
-            if !sure {
-                snapshot.endpoints.iter_mut().for_each(|end| end.age_ms = None);
+        let shard = self.table.shard_for(hash);
+        if let Some(slot) = shard.sessions.find(hash, tuple)
+            && let Some(session) = shard.sessions.get(slot)
+            && let Some(track) = &session.track
+        {
+            // What this member knows is not authoritative if a silent member, or this one before a restart, may have forwarded
+            // packets that are unknown here. Packets that passed provisionally do not count.
+            let authoritative = !self.may_have_moved_unseen(track, now);
+            let saw_packets = session.has_passed() && session.idle(now) < LIVE && track.is_confirmed_within(LIVE, now);
+            let mut snapshot = track.snapshot(now, authoritative && saw_packets);
+            if !authoritative {
+                snapshot.endpoints = snapshot.endpoints.map(|end| EndpointSnapshot { age_ms: None, ..end });
             }
             let provisional = shard.provisional.for_session(session.id, now).take(MAX_PROVISIONAL).collect();
             events.push(Event::Hint(Hint::Progress { id: session.id, snapshot, provisional }));
         }
-        for slot in shard.half_open.of(hash, tuple) {
+        for slot in shard.half_open.lookup(hash, tuple) {
             if let Some(half) = shard.half_open.get(slot).filter(|h| !h.aborted) {
                 events.push(Event::Hint(Hint::HalfOpen(Box::new(half.open))));
             }

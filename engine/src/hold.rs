@@ -6,38 +6,65 @@ use std::time::Duration;
 use crate::time::Time;
 use crate::verdict::{HoldClass, HoldKey, Reason};
 
-/// Bounds of one worker's hold buffer, each for [`HoldClass::Matched`] and [`HoldClass::Unmatched`] apart.
-/// [`HoldClass::Fragment`] has a quarter of the latter.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Most packets: matched, unmatched.
-    pub packets: (usize, usize),
-    /// Most bytes: matched, unmatched.
-    pub bytes: (usize, usize),
-    /// Longest time that a packet waits, from its first hold on (250 ms).
-    pub time: Duration,
+/// Bounds of one worker's hold buffer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HoldLimits {
+    /// The budget of [`HoldClass::Matched`].
+    pub matched: HoldBudget,
+    /// The budget of [`HoldClass::Unmatched`]. [`HoldClass::Fragment`] may use a quarter of it.
+    pub unmatched: HoldBudget,
+    /// The longest time that a packet waits, counted from its first hold.
+    pub max_time: Duration,
 }
 
-/// The part of the unmatched budget that fragments can take: one in so many.
-const FRAGMENT_SHARE: usize = 4;
+/// The largest number of packets, and of their bytes, that may be held at once.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HoldBudget {
+    /// Packets.
+    pub packets: usize,
+    /// Bytes.
+    pub bytes: usize,
+}
+
+impl Default for HoldLimits {
+    fn default() -> HoldLimits {
+        HoldLimits {
+            matched: HoldBudget { packets: 4096, bytes: 16 << 20 },
+            unmatched: HoldBudget { packets: 512, bytes: 1 << 20 },
+            max_time: Duration::from_millis(250),
+        }
+    }
+}
+
+/// Packets held now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HoldCounts {
+    /// Those of [`HoldClass::Matched`].
+    pub matched: usize,
+    /// Those of [`HoldClass::Unmatched`] and [`HoldClass::Fragment`].
+    pub unmatched: usize,
+}
+
+/// Fragments may use one part in this many of the unmatched budget.
+const FRAGMENT_BUDGET_DIVISOR: usize = 4;
 
 /// Packets of type `P`, in order per key. `P` carries what the worker needs to judge and inject it again.
 ///
-/// It never grows beyond its [`Limits`]: what does not fit is refused, so that a flood can not push out what already waits.
+/// It never grows beyond its [`HoldLimits`]: what does not fit is refused, so that a flood can not push out what already waits.
 pub struct HoldBuffer<P> {
-    limits: Limits,
-    queues: HashMap<HoldKey, VecDeque<Held<P>>>,
+    limits: HoldLimits,
+    queues: HashMap<HoldKey, VecDeque<HeldPacket<P>>>,
     /// By the time of the first hold: what expires next. A packet that is held again keeps its time.
     ages: BTreeMap<(Time, u64), HoldKey>,
-    matched: Budget,
+    matched: HoldUsage,
     /// Fragments count here too.
-    unmatched: Budget,
-    fragments: Budget,
+    unmatched: HoldUsage,
+    fragments: HoldUsage,
     /// Numbers packets, so that each age is unique.
     next: u64,
 }
 
-struct Held<P> {
+struct HeldPacket<P> {
     since: Time,
     number: u64,
     class: HoldClass,
@@ -46,7 +73,7 @@ struct Held<P> {
 }
 
 #[derive(Clone, Copy, Default)]
-struct Budget {
+struct HoldUsage {
     packets: usize,
     bytes: usize,
 }
@@ -54,14 +81,14 @@ struct Budget {
 impl<P> HoldBuffer<P> {
     /// An empty buffer.
     #[must_use]
-    pub fn new(limits: Limits) -> Self {
+    pub fn new(limits: HoldLimits) -> Self {
         HoldBuffer {
             limits,
             queues: HashMap::new(),
             ages: BTreeMap::new(),
-            matched: Budget::default(),
-            unmatched: Budget::default(),
-            fragments: Budget::default(),
+            matched: HoldUsage::default(),
+            unmatched: HoldUsage::default(),
+            fragments: HoldUsage::default(),
             next: 0,
         }
     }
@@ -78,14 +105,16 @@ impl<P> HoldBuffer<P> {
         bytes: usize,
         packet: P,
     ) -> Result<(), (P, Reason)> {
-        let Limits { packets, bytes: most, .. } = self.limits;
-        let share = |most: usize| most.div_ceil(FRAGMENT_SHARE);
+        let HoldLimits { matched, unmatched, .. } = self.limits;
         let fits = match class {
-            HoldClass::Matched => self.matched.fits(bytes, packets.0, most.0),
-            HoldClass::Unmatched => self.unmatched.fits(bytes, packets.1, most.1),
+            HoldClass::Matched => self.matched.has_room(bytes, matched),
+            HoldClass::Unmatched => self.unmatched.has_room(bytes, unmatched),
             HoldClass::Fragment => {
-                self.unmatched.fits(bytes, packets.1, most.1)
-                    && self.fragments.fits(bytes, share(packets.1), share(most.1))
+                let share = HoldBudget {
+                    packets: unmatched.packets.div_ceil(FRAGMENT_BUDGET_DIVISOR),
+                    bytes: unmatched.bytes.div_ceil(FRAGMENT_BUDGET_DIVISOR),
+                };
+                self.unmatched.has_room(bytes, unmatched) && self.fragments.has_room(bytes, share)
             }
         };
         if !fits {
@@ -98,7 +127,7 @@ impl<P> HoldBuffer<P> {
         let number = self.next;
         self.next += 1;
         self.ages.insert((since, number), key);
-        self.queues.entry(key).or_default().push_back(Held { since, number, class, bytes, packet });
+        self.queues.entry(key).or_default().push_back(HeldPacket { since, number, class, bytes, packet });
         Ok(())
     }
 
@@ -114,7 +143,7 @@ impl<P> HoldBuffer<P> {
     /// Takes out all packets whose time is over.
     pub fn expire(&mut self, now: Time, each: &mut dyn FnMut(P)) {
         while let Some(age) = self.ages.first_entry() {
-            if now < age.key().0 + self.limits.time {
+            if now < age.key().0 + self.limits.max_time {
                 return;
             }
             let ((_, number), key) = age.remove_entry();
@@ -133,16 +162,16 @@ impl<P> HoldBuffer<P> {
     /// When [`HoldBuffer::expire`] has something to do next.
     #[must_use]
     pub fn deadline(&self) -> Option<Time> {
-        self.ages.first_key_value().map(|((since, _), _)| *since + self.limits.time)
+        self.ages.first_key_value().map(|((since, _), _)| *since + self.limits.max_time)
     }
 
-    /// Packets held now: matched; unmatched, fragments too.
+    /// Packets held now.
     #[must_use]
-    pub fn len(&self) -> (usize, usize) {
-        (self.matched.packets, self.unmatched.packets)
+    pub fn counts(&self) -> HoldCounts {
+        HoldCounts { matched: self.matched.packets, unmatched: self.unmatched.packets }
     }
 
-    /// Is nothing held?
+    /// Whether nothing is held.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.ages.is_empty()
@@ -156,7 +185,7 @@ impl<P> HoldBuffer<P> {
     }
 
     /// Each budget that a class counts in.
-    fn budgets(&mut self, class: HoldClass, each: impl Fn(&mut Budget)) {
+    fn budgets(&mut self, class: HoldClass, each: impl Fn(&mut HoldUsage)) {
         match class {
             HoldClass::Matched => each(&mut self.matched),
             HoldClass::Unmatched => each(&mut self.unmatched),
@@ -168,9 +197,9 @@ impl<P> HoldBuffer<P> {
     }
 }
 
-impl Budget {
-    fn fits(self, bytes: usize, most_packets: usize, most_bytes: usize) -> bool {
-        self.packets < most_packets && bytes <= most_bytes.saturating_sub(self.bytes)
+impl HoldUsage {
+    fn has_room(self, bytes: usize, budget: HoldBudget) -> bool {
+        self.packets < budget.packets && bytes <= budget.bytes.saturating_sub(self.bytes)
     }
 }
 
@@ -181,8 +210,18 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
+    /// Budgets as (packets, bytes).
+    fn limits(matched: (usize, usize), unmatched: (usize, usize)) -> HoldLimits {
+        let budget = |(packets, bytes)| HoldBudget { packets, bytes };
+        HoldLimits { matched: budget(matched), unmatched: budget(unmatched), max_time: 250 * MS }
+    }
+
+    fn held(matched: usize, unmatched: usize) -> HoldCounts {
+        HoldCounts { matched, unmatched }
+    }
+
     fn buffer() -> HoldBuffer<u32> {
-        HoldBuffer::new(Limits { packets: (3, 1), bytes: (1000, 100), time: Duration::from_millis(250) })
+        HoldBuffer::new(limits((3, 1000), (1, 100)))
     }
 
     fn released(buffer: &mut HoldBuffer<u32>, key: u64) -> Vec<u32> {
@@ -201,7 +240,7 @@ mod tests {
         let mut all = Vec::new();
         b.release(HoldKey(1), &mut |since, p| all.push((since, p)));
         assert_eq!(all, [(t + MS, 1), (t, 2)]);
-        assert_eq!(b.len(), (1, 0));
+        assert_eq!(b.counts(), held(1, 0));
         assert!(released(&mut b, 1).is_empty());
         assert_eq!(released(&mut b, 2), [3]);
         assert!(b.is_empty());
@@ -216,7 +255,7 @@ mod tests {
         b.hold(Time(1), HoldKey(1), Matched, 999, 3).unwrap();
         assert_eq!(b.hold(Time(1), HoldKey(1), Matched, 2, 4), Err((4, Reason::HoldFull)));
         b.hold(Time(1), HoldKey(1), Matched, 1, 5).unwrap();
-        assert_eq!(b.len(), (2, 1));
+        assert_eq!(b.counts(), held(2, 1));
         assert_eq!(released(&mut b, 1), [1, 3, 5]);
         b.hold(Time(1), HoldKey(1), Unmatched, 100, 6).unwrap();
     }
@@ -224,8 +263,7 @@ mod tests {
     #[test]
     fn fragments_take_no_more_than_their_share_of_the_unmatched() {
         use HoldClass::Fragment;
-        let limits = Limits { packets: (1, 8), bytes: (100, 800), time: Duration::from_millis(250) };
-        let mut b = HoldBuffer::new(limits);
+        let mut b = HoldBuffer::new(limits((1, 100), (8, 800)));
         b.hold(Time(1), HoldKey(1), Fragment, 150, 1).unwrap();
         assert_eq!(b.hold(Time(1), HoldKey(1), Fragment, 51, 2), Err((2, Reason::HoldFull)), "a quarter of the bytes");
         b.hold(Time(1), HoldKey(2), Fragment, 50, 3).unwrap();
@@ -234,12 +272,12 @@ mod tests {
             b.hold(Time(1), HoldKey(3), Unmatched, 100, 10 + n).unwrap();
         }
         assert_eq!(b.hold(Time(1), HoldKey(3), Unmatched, 0, 5), Err((5, Reason::HoldFull)));
-        assert_eq!(b.len(), (0, 8));
+        assert_eq!(b.counts(), held(0, 8));
         assert_eq!(released(&mut b, 1), [1]);
         assert_eq!(released(&mut b, 3).len(), 6);
         b.hold(Time(1), HoldKey(2), Fragment, 150, 6).unwrap();
         assert_eq!(released(&mut b, 2), [3, 6]);
-        assert_eq!(b.len(), (0, 0));
+        assert_eq!(b.counts(), held(0, 0));
     }
 
     #[test]
@@ -257,6 +295,6 @@ mod tests {
         assert_eq!(b.deadline(), Some(t + 260 * MS));
         b.expire(t + 300 * MS, &mut |p| over.push(p));
         assert_eq!(over, [2, 1]);
-        assert_eq!(b.len(), (0, 0));
+        assert_eq!(b.counts(), held(0, 0));
     }
 }

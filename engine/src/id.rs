@@ -80,3 +80,12 @@ impl ZoneId {
     /// The zone of interfaces whose zone no policy has named: no rule but `any` matches it.
     pub const UNKNOWN: ZoneId = ZoneId(0);
 }
+
+/// The zones that a session's original direction comes from and leaves to; the reply direction goes the other way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ZonePair {
+    /// The zone of the client's side.
+    pub ingress: ZoneId,
+    /// The zone of the server's side.
+    pub egress: ZoneId,
+}

@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering;
 use crate::engine::Engine;
 use crate::id::SessionId;
 use crate::replica::ExpireIdle;
-use crate::table::session::Mark;
+use crate::table::session::SessionFlag;
 use crate::time::Time;
 
 /// The leader's question to all members about sessions that are idle at the leader itself.
@@ -61,7 +61,7 @@ impl Engine {
             if session.closed.is_some() {
                 inquiry.closed.push(id);
             } else {
-                session.marks.set(Mark::Expiring, true);
+                session.flags.set(SessionFlag::Expiring, true);
                 inquiry.open.push((id, session.refreshes));
             }
         }
@@ -78,7 +78,7 @@ impl Engine {
             let Some(session) = shard.sessions.get_mut(slot) else { return true };
             let idle = session.is_idle(now, &timeouts);
             if idle && session.closed.is_none() {
-                session.marks.set(Mark::Expiring, true);
+                session.flags.set(SessionFlag::Expiring, true);
             }
             idle
         });

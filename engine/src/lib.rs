@@ -9,38 +9,50 @@
 //! - **an establishment**: [`Event::Propose`] → *(the log, outside)* → [`replica`] `apply` → `table`;
 //! - **an admin's command**: [`replica::Command`] → *(the log)* → [`replica`] `apply` → policy, members, settings.
 
-pub mod addr;
+mod active_policy;
+mod addr;
 mod blind_intervals;
+mod cluster_state;
 mod digest;
-pub mod engine;
-pub mod event;
+mod engine;
+mod event;
 mod hint;
 pub mod hold;
-pub mod id;
-pub mod idle;
-mod law;
+mod id;
+mod idle;
+
 pub mod parse;
 mod pipeline;
 pub mod policy;
 mod progress;
 pub mod replica;
+mod session;
 mod table;
 #[cfg(test)]
 mod testing;
-pub mod time;
+mod time;
 pub mod timeouts;
 mod track;
 mod traffic;
-pub mod tuple;
-pub mod verdict;
+mod tuple;
+mod types;
+mod verdict;
+mod worker_set;
 
 pub use addr::Ip;
-pub use engine::{Config, Context, Engine, Routes, Standing, Wake};
-pub use event::{Event, HalfOpen, Hint};
-pub use id::{Generation, MemberId, RuleId, SessionId, ZoneId};
+pub use cluster_state::{ClusterState, MemberInfo, PolicyRecord, Role};
+pub use engine::Engine;
+pub use event::{
+    EndpointSnapshot, Event, FragmentKey, Hint, Progress, Proposal, ProvisionalSegment, TcpSnapshot, UnconfirmedEdge,
+};
+pub use id::{Generation, MemberId, RuleId, SessionId, SessionIdError, ZoneId, ZonePair};
+pub use idle::Inquiry;
 pub use progress::TakeoverCounts;
+pub use session::{Close, CloseCause, Counts, Establish, HalfOpen, HandshakeState, SessionInfo, SynParams};
 pub use time::Time;
 pub use timeouts::Timeouts;
 pub use traffic::{Traffic, TrafficDelta};
 pub use tuple::{Direction, PerDirection, Protocol, Tuple};
+pub use types::{Config, Context, LeaseState, Routes, Wake};
 pub use verdict::{HoldClass, HoldKey, Reason, Verdict};
+pub use worker_set::WorkerSet;

@@ -7,13 +7,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::engine::{Engine, Wake};
+use crate::engine::Engine;
 use crate::event::Progress;
 use crate::id::MemberId;
 use crate::table::SHARDS;
-use crate::table::session::{Mark, Session};
-use crate::time::{Coarse, Time};
+use crate::table::session::{Session, SessionFlag};
+use crate::time::{Stamp17ms, Time};
 use crate::track::tcp::Track;
+use crate::tuple::PerDirection;
+use crate::types::Wake;
 use crate::verdict::HoldKey;
 
 /// Sessions that are read under one lock, for which packets may wait.
@@ -23,9 +25,9 @@ const SESSIONS_PER_LOCK: usize = 256;
 pub(crate) struct ProgressCursor {
     /// The shard in progress.
     shard: u8,
-    /// Slots of this shard's busy sessions that are not published yet.
+    /// Slots of this shard's dirty sessions that are not published yet.
     remaining: Vec<u32>,
-    /// When the list of this shard's busy sessions was taken.
+    /// When the list of this shard's dirty sessions was taken.
     taken_at: Time,
     /// Up to when each shard's progress is published.
     published_until: [Time; SHARDS],
@@ -66,14 +68,14 @@ impl Engine {
             if cursor.remaining.is_empty() {
                 cursor.taken_at = now;
                 let empty = std::mem::take(&mut cursor.remaining);
-                cursor.remaining = self.table.shard(cursor.shard).sessions.take_busy(empty);
+                cursor.remaining = self.table.shard(cursor.shard).sessions.take_dirty(empty);
             }
             while left > 0 && !cursor.remaining.is_empty() {
                 let first = cursor.remaining.len().saturating_sub(SESSIONS_PER_LOCK.min(left));
                 {
                     let mut shard = self.table.shard(cursor.shard);
                     for slot in cursor.remaining.drain(first..) {
-                        let session = shard.sessions.get_mut(slot).filter(|s| s.marks.has(Mark::Busy));
+                        let session = shard.sessions.get_mut(slot).filter(|s| s.flags.has(SessionFlag::Dirty));
                         batch.extend(session.map(|session| session.take_progress(now, with_traffic)));
                     }
                 }
@@ -96,7 +98,7 @@ impl Engine {
         }
         let Some((mut shard, slot)) = self.table.locate(progress.id) else { return };
         let Some(session) = shard.sessions.get_mut(slot) else { return };
-        let seen = Coarse::up(now - Duration::from_millis(progress.idle_ms.into()));
+        let seen = Stamp17ms::rounded_up(now - Duration::from_millis(progress.idle_ms.into()));
         if seen.is_after(session.seen) {
             session.seen = seen;
         }
@@ -149,15 +151,15 @@ impl Engine {
         // Nearly always there was no blind interval since the last packet.
         let since_blind = now.since(Time(self.blind_until.load(Ordering::Relaxed)));
         let ages = track.confirmation_ages(now);
-        let confirmed_before = |age: Option<Duration>| age.is_none_or(|age| age + Coarse::UNIT >= since_blind);
-        ages.into_iter().any(confirmed_before) && self.max_unseen_bytes(ages, now) != [0; 2]
+        let confirmed_before = |age: Option<Duration>| age.is_none_or(|age| age + Stamp17ms::UNIT >= since_blind);
+        ages.iter().copied().any(confirmed_before) && self.max_unseen_bytes(ages, now) != PerDirection::default()
     }
 
-    /// How many bytes each end may have sent unseen, by the ages of what is known of the two, the client first.
-    pub(crate) fn max_unseen_bytes(&self, ages: [Option<Duration>; 2], now: Time) -> [i64; 2] {
+    /// How many bytes each end may have sent unseen, by the time since its number was last confirmed.
+    pub(crate) fn max_unseen_bytes(&self, ages: PerDirection<Option<Duration>>, now: Time) -> PerDirection<i64> {
         let blind = self.blind_intervals.load();
         // Ages are too long by up to one unit. A confirmation just after an interval must not count as one within it.
-        let shortened = |age: Option<Duration>| age.map(|age| age.saturating_sub(Coarse::UNIT));
+        let shortened = |age: Option<Duration>| age.map(|age| age.saturating_sub(Stamp17ms::UNIT));
         ages.map(|age| blind.max_unseen_bytes(shortened(age), self.config.takeover_rate, now))
     }
 }
@@ -165,7 +167,7 @@ impl Engine {
 impl Session {
     /// What is to be published of this session, which then counts as published.
     fn take_progress(&mut self, now: Time, with_traffic: bool) -> Progress {
-        self.marks.set(Mark::Busy, false);
+        self.flags.set(SessionFlag::Dirty, false);
         let traffic = with_traffic.then(|| self.take_unpublished_traffic());
         Progress {
             id: self.id,

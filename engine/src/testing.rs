@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use crate::addr::Ip;
-use crate::event::{HalfOpen, HandshakeState, SynParams};
 use crate::id::{Generation, MemberId, RuleId, SessionId, ZoneId};
+use crate::session::{HalfOpen, HandshakeState, SynParams};
 use crate::tuple::{Protocol, Tuple};
 
 pub(crate) const CLIENT: Ip = Ip::V4([10, 0, 1, 2]);

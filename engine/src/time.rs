@@ -1,8 +1,8 @@
-//! Time as an argument.
+//! Time, which is an argument everywhere.
 //!
-//! The engine never asks a clock. Its callers pass [`Time`], nanoseconds on one member's own boot-time clock
-//! (`CLOCK_BOOTTIME`, so that a suspended machine notices). A [`Time`] never leaves its member: clocks of different
-//! members are not comparable, and nothing replicated contains one.
+//! The engine never reads a clock. Its callers pass [`Time`], nanoseconds on one member's own boot-time clock
+//! (`CLOCK_BOOTTIME`, which counts suspended time too). A [`Time`] never leaves its member: the clocks of different members
+//! are not comparable, and nothing replicated contains one.
 
 use std::ops::{Add, Sub};
 use std::time::Duration;
@@ -38,24 +38,24 @@ impl Sub<Duration> for Time {
     }
 }
 
-/// A [`Time`] in four bytes, in units of 2^`SHIFT` nanoseconds; zero: never. It wraps: after 2^32 units an age seems shorter
-/// than it is, never longer.
+/// A [`Time`] in four bytes, in units of 2^`SHIFT` nanoseconds. Zero: never. It wraps: after 2^32 units an age seems shorter than
+/// it is, never longer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Stamp<const SHIFT: u32>(u32);
 
-/// Units of 17 ms, for 834 days.
-pub(crate) type Coarse = Stamp<24>;
+/// A stamp in units of 17 ms, for 834 days.
+pub(crate) type Stamp17ms = Stamp<24>;
 
-/// Units of 4 ms, for 208 days.
-pub(crate) type Fine = Stamp<22>;
+/// A stamp in units of 4 ms, for 208 days.
+pub(crate) type Stamp4ms = Stamp<22>;
 
 impl<const SHIFT: u32> Stamp<SHIFT> {
     pub(crate) const NEVER: Stamp<SHIFT> = Stamp(0);
     pub(crate) const UNIT: Duration = Duration::from_nanos(1 << SHIFT);
-    /// Workers read their clocks one after another, so that `now` may be a little earlier than a stamp.
-    const AHEAD: u32 = 1 << 16;
+    /// By how many units a stamp may be later than `now`, because workers read the clock one after another.
+    const MAX_UNITS_AHEAD: u32 = 1 << 16;
 
-    /// Rounded down: ages are never too short.
+    /// A stamp that is rounded down: ages are never too short.
     pub(crate) fn new(time: Time) -> Stamp<SHIFT> {
         match (time.0 >> SHIFT) as u32 {
             0 => Stamp(u32::MAX),
@@ -63,25 +63,25 @@ impl<const SHIFT: u32> Stamp<SHIFT> {
         }
     }
 
-    /// Rounded up: ages are never too long.
-    pub(crate) fn up(time: Time) -> Stamp<SHIFT> {
+    /// A stamp that is rounded up: ages are never too long.
+    pub(crate) fn rounded_up(time: Time) -> Stamp<SHIFT> {
         match (time + (Self::UNIT - Duration::from_nanos(1))).0 >> SHIFT {
             units if units as u32 == 0 => Stamp(1),
             units => Stamp(units as u32),
         }
     }
 
-    /// How long ago; `None`: never.
+    /// The time since the stamp. `None`: never.
     pub(crate) fn age(self, now: Time) -> Option<Duration> {
         let units = ((now.0 >> SHIFT) as u32).wrapping_sub(self.0);
-        let age = match units > u32::MAX - Self::AHEAD {
+        let age = match units > u32::MAX - Self::MAX_UNITS_AHEAD {
             true => Duration::ZERO,
             false => Duration::from_nanos(u64::from(units) << SHIFT | now.0 & ((1 << SHIFT) - 1)),
         };
         (self != Stamp::NEVER).then_some(age)
     }
 
-    /// Is it later than `other`? [`Stamp::NEVER`] is earlier than all.
+    /// Whether the stamp is later than `other`. [`Stamp::NEVER`] is earlier than all others.
     pub(crate) fn is_after(self, other: Stamp<SHIFT>) -> bool {
         let later = self.0.wrapping_sub(other.0) as i32 > 0;
         self != Stamp::NEVER && (other == Stamp::NEVER || later)
@@ -93,26 +93,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stamps_round_to_the_side_that_they_say_and_wrap() {
+    fn stamp_rounds_to_its_side_and_wraps() {
         let day = Duration::from_secs(86_400);
-        let wrap = Coarse::UNIT * u32::MAX + Coarse::UNIT;
+        let wrap = Stamp17ms::UNIT * u32::MAX + Stamp17ms::UNIT;
         let years = Time((1_u64 << 62) + 12_345);
         for start in
             [Time(1), Time(1 << 24), Time(777_777_777_777), years, Time::ZERO + (wrap - Duration::from_secs(2))]
         {
             for age in [Duration::ZERO, Duration::from_millis(3), Duration::from_secs(5), day, 400 * day] {
                 let now = start + age;
-                let (down, up) = (Coarse::new(start).age(now), Coarse::up(start).age(now));
+                let (down, up) = (Stamp17ms::new(start).age(now), Stamp17ms::rounded_up(start).age(now));
                 let down = down.unwrap_or_default();
-                assert!((age..age + Coarse::UNIT * 2).contains(&down), "{start:?} {age:?} {down:?}");
+                assert!((age..age + Stamp17ms::UNIT * 2).contains(&down), "{start:?} {age:?} {down:?}");
                 let up = up.unwrap_or_default();
-                assert!(up <= age && age < up + Coarse::UNIT * 2, "{start:?} {age:?} {up:?}");
-                assert_eq!(Coarse::new(now).is_after(Coarse::new(start)), age > Coarse::UNIT);
-                assert!(!Coarse::new(start).is_after(Coarse::new(now)));
+                assert!(up <= age && age < up + Stamp17ms::UNIT * 2, "{start:?} {age:?} {up:?}");
+                assert_eq!(Stamp17ms::new(now).is_after(Stamp17ms::new(start)), age > Stamp17ms::UNIT);
+                assert!(!Stamp17ms::new(start).is_after(Stamp17ms::new(now)));
             }
         }
-        assert_eq!(Coarse::new(years).age(years - Duration::from_secs(60)), Some(Duration::ZERO), "another clock");
-        assert_eq!(Coarse::NEVER.age(years), None);
-        assert!(Coarse::new(years).is_after(Coarse::NEVER) && !Coarse::NEVER.is_after(Coarse::new(years)));
+        assert_eq!(Stamp17ms::new(years).age(years - Duration::from_secs(60)), Some(Duration::ZERO), "another clock");
+        assert_eq!(Stamp17ms::NEVER.age(years), None);
+        assert!(Stamp17ms::new(years).is_after(Stamp17ms::NEVER) && !Stamp17ms::NEVER.is_after(Stamp17ms::new(years)));
     }
 }

@@ -1,6 +1,6 @@
-//! How long sessions may be idle: one timeout for each state, as nf_conntrack has them.
+//! Idle timeouts of sessions: one for each state, as in nf_conntrack.
 //!
-//! They are part of the policy, so that all members have the same ones, from the same place of the log on.
+//! They are part of the policy, so that all members have the same ones from the same log index on.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -13,9 +13,9 @@ use crate::track::State;
 use crate::tuple::Protocol;
 
 /// The shortest timeout, in seconds.
-pub const SHORTEST: u32 = 1;
+pub const MIN_TIMEOUT_SECS: u32 = 1;
 /// The longest timeout, in seconds: 30 days.
-pub const LONGEST: u32 = 30 * DAY;
+pub const MAX_TIMEOUT_SECS: u32 = 30 * DAY;
 
 const MINUTE: u32 = 60;
 const HOUR: u32 = 60 * MINUTE;
@@ -23,7 +23,7 @@ const DAY: u32 = 24 * HOUR;
 
 macro_rules! timeouts {
     ($($(#[$doc:meta])* $kind:ident = $name:literal, $default:expr;)*) => {
-        /// What a timeout is for. The list is closed; the names are the policy's.
+        /// A kind of timeout, with its name in policies.
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
         #[repr(u8)]
         pub enum Timeout {
@@ -31,10 +31,10 @@ macro_rules! timeouts {
         }
 
         impl Timeout {
-            /// All of them, in the order of the canonical form.
+            /// All timeouts, in the order of the canonical form.
             pub const ALL: &'static [Timeout] = &[$(Timeout::$kind,)*];
 
-            /// Its name.
+            /// The timeout's name.
             #[must_use]
             pub const fn name(self) -> &'static str {
                 match self {
@@ -82,17 +82,17 @@ timeouts! {
 }
 
 impl Timeout {
-    /// How many there are.
+    /// The number of timeouts.
     pub const COUNT: usize = Timeout::ALL.len();
 
-    /// The one with this name.
+    /// The timeout with this name.
     #[must_use]
     pub fn named(name: &str) -> Option<Timeout> {
         Timeout::ALL.iter().copied().find(|timeout| timeout.name() == name)
     }
 
-    /// The one that a session in this state has.
-    pub(crate) fn of(state: State, protocol: Protocol) -> Timeout {
+    /// The timeout of a session in this state.
+    pub(crate) fn for_state(state: State, protocol: Protocol) -> Timeout {
         match state {
             State::SynSent => Timeout::TcpSynSent,
             State::SynRecv => Timeout::TcpSynRecv,
@@ -114,8 +114,7 @@ impl Timeout {
     }
 }
 
-/// All timeouts, in seconds. `Display` writes those that are not the default, as the policy has them; so does `serde`, as a
-/// map.
+/// All timeouts, in seconds. `Display` writes those that are not the default, in the policy's syntax; `serde` writes the same ones as a map.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Timeouts([u32; Timeout::COUNT]);
 
@@ -126,7 +125,7 @@ impl Default for Timeouts {
 }
 
 impl Timeouts {
-    /// One of them.
+    /// The value of a timeout.
     #[must_use]
     pub fn get(&self, timeout: Timeout) -> Duration {
         Duration::from_secs(self.seconds(timeout).into())
@@ -136,34 +135,34 @@ impl Timeouts {
         self.0[timeout as usize]
     }
 
-    /// Changes one; seconds out of bounds are brought within.
+    /// Sets a timeout. Values out of bounds are clamped.
     pub fn set(&mut self, timeout: Timeout, seconds: u32) {
-        self.0[timeout as usize] = seconds.clamp(SHORTEST, LONGEST);
+        self.0[timeout as usize] = seconds.clamp(MIN_TIMEOUT_SECS, MAX_TIMEOUT_SECS);
     }
 
-    /// Are they the defaults?
+    /// Whether all timeouts have their defaults.
     #[must_use]
     pub fn is_default(&self) -> bool {
         *self == Timeouts::DEFAULT
     }
 
-    /// Is any of them shorter than in `other`?
+    /// Whether any timeout is shorter than in `other`.
     pub(crate) fn any_shorter_than(&self, other: &Timeouts) -> bool {
         self.0.iter().zip(&other.0).any(|(ours, theirs)| ours < theirs)
     }
 
-    /// Those that are not the default, in order.
-    pub(crate) fn changed(&self) -> impl Iterator<Item = (Timeout, u32)> {
+    /// The timeouts that are not the default, in order.
+    pub(crate) fn non_default(&self) -> impl Iterator<Item = (Timeout, u32)> {
         let all = Timeout::ALL.iter().map(|&timeout| (timeout, self.seconds(timeout)));
         all.filter(|&(timeout, seconds)| seconds != Timeouts::DEFAULT.seconds(timeout))
     }
 }
 
-/// Reads a time in seconds, as in `30s`, `5m`, `2h`, `5d`.
+/// Parses a duration such as `30s`, `5m`, `2h` or `5d`, in seconds.
 ///
 /// # Errors
-/// What is wrong with it.
-pub(crate) fn seconds(text: &str) -> Result<u32, String> {
+/// The message for the user.
+pub(crate) fn parse_seconds(text: &str) -> Result<u32, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let unit = match (number, unit) {
@@ -176,14 +175,14 @@ pub(crate) fn seconds(text: &str) -> Result<u32, String> {
         _ => None,
     };
     let Some(unit) = unit else { return Err(format!("`{text}` is not a time")) };
-    // A number with too many digits is too long, too.
+    // A number with too many digits is out of bounds as well.
     let seconds = number.parse::<u32>().ok().and_then(|number| number.checked_mul(unit));
-    seconds
-        .filter(|seconds| (SHORTEST..=LONGEST).contains(seconds))
-        .ok_or_else(|| format!("`{text}` is out of bounds: from {} to {}", Seconds(SHORTEST), Seconds(LONGEST)))
+    seconds.filter(|seconds| (MIN_TIMEOUT_SECS..=MAX_TIMEOUT_SECS).contains(seconds)).ok_or_else(|| {
+        format!("`{text}` is out of bounds: from {} to {}", Seconds(MIN_TIMEOUT_SECS), Seconds(MAX_TIMEOUT_SECS))
+    })
 }
 
-/// Writes a time as [`seconds`] reads it, in the largest unit that needs no fraction.
+/// A duration in the syntax of [`parse_seconds`], in the largest unit that needs no fraction.
 pub(crate) struct Seconds(pub(crate) u32);
 
 impl fmt::Display for Seconds {
@@ -196,7 +195,7 @@ impl fmt::Display for Seconds {
 
 impl fmt::Display for Timeouts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.changed().enumerate().try_for_each(|(at, (timeout, seconds))| {
+        self.non_default().enumerate().try_for_each(|(at, (timeout, seconds))| {
             let separator = if at > 0 { ", " } else { "" };
             write!(f, "{separator}{} {}", timeout.name(), Seconds(seconds))
         })
@@ -205,7 +204,8 @@ impl fmt::Display for Timeouts {
 
 impl Serialize for Timeouts {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.changed().map(|(timeout, seconds)| (timeout.name(), Seconds(seconds).to_string())))
+        serializer
+            .collect_map(self.non_default().map(|(timeout, seconds)| (timeout.name(), Seconds(seconds).to_string())))
     }
 }
 
@@ -224,11 +224,11 @@ impl<'de> Deserialize<'de> for Timeouts {
                 let mut timeouts = Timeouts::DEFAULT;
                 let mut seen = BTreeSet::new();
                 while let Some((name, time)) = map.next_entry::<String, String>()? {
-                    let timeout = Timeout::named(&name).ok_or_else(|| A::Error::custom(unknown(&name)))?;
+                    let timeout = Timeout::named(&name).ok_or_else(|| A::Error::custom(unknown_timeout(&name)))?;
                     if !seen.insert(timeout) {
                         return Err(A::Error::custom(format!("the timeout `{name}` is set twice")));
                     }
-                    timeouts.set(timeout, seconds(&time).map_err(A::Error::custom)?);
+                    timeouts.set(timeout, parse_seconds(&time).map_err(A::Error::custom)?);
                 }
                 Ok(timeouts)
             }
@@ -238,13 +238,13 @@ impl<'de> Deserialize<'de> for Timeouts {
     }
 }
 
-/// What to say of a name that no timeout has.
-pub(crate) fn unknown(name: &str) -> String {
+/// The message about a name that no timeout has.
+pub(crate) fn unknown_timeout(name: &str) -> String {
     format!("there is no timeout named `{name}`")
 }
 
-/// The names, for an error's help.
-pub(crate) fn names() -> String {
+/// All names, for the help of an error.
+pub(crate) fn timeout_names() -> String {
     Timeout::ALL.iter().map(|timeout| timeout.name()).collect::<Vec<_>>().join(", ")
 }
 
@@ -253,13 +253,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_read_and_written() {
+    fn duration_text_is_read_and_written() {
         for (text, is) in [("1s", 1), ("90s", 90), ("2m", 120), ("124m", 7440), ("2h", 7200), ("5d", 432_000)] {
-            assert_eq!(seconds(text), Ok(is));
+            assert_eq!(parse_seconds(text), Ok(is));
             assert_eq!(Seconds(is).to_string(), text);
         }
-        assert_eq!(seconds("120s").map(|s| Seconds(s).to_string()), Ok("2m".to_owned()));
-        assert_eq!(seconds("30d"), Ok(LONGEST));
+        assert_eq!(parse_seconds("120s").map(|s| Seconds(s).to_string()), Ok("2m".to_owned()));
+        assert_eq!(parse_seconds("30d"), Ok(MAX_TIMEOUT_SECS));
         for (text, why) in [
             ("", "not a time"),
             ("s", "not a time"),
@@ -274,22 +274,22 @@ mod tests {
             ("99999999999999999999d", "out of bounds"),
             ("50000d", "out of bounds"),
         ] {
-            assert!(seconds(text).is_err_and(|error| error.contains(why)), "{text}: {:?}", seconds(text));
+            assert!(parse_seconds(text).is_err_and(|error| error.contains(why)), "{text}: {:?}", parse_seconds(text));
         }
     }
 
     #[test]
-    fn names_are_unique_and_defaults_within_bounds() {
+    fn timeout_names_are_unique_and_defaults_within_bounds() {
         for timeout in Timeout::ALL {
             assert_eq!(Timeout::named(timeout.name()), Some(*timeout));
-            assert!((SHORTEST..=LONGEST).contains(&Timeouts::DEFAULT.seconds(*timeout)));
+            assert!((MIN_TIMEOUT_SECS..=MAX_TIMEOUT_SECS).contains(&Timeouts::DEFAULT.seconds(*timeout)));
         }
         assert_eq!(Timeout::named("tcp"), None);
     }
 
-    /// Every state of every protocol, and what nf_conntrack waits in it.
+    /// Every state of every protocol, with nf_conntrack's timeout.
     #[test]
-    fn every_state_has_its_timeout() {
+    fn timeout_exists_for_every_state() {
         let tcp = [
             (State::SynSent, "tcp.syn_sent", 120),
             (State::SynRecv, "tcp.syn_recv", 60),
@@ -315,7 +315,7 @@ mod tests {
         );
         let mut used = std::collections::BTreeSet::new();
         for (state, protocol, name, secs) in all {
-            let timeout = Timeout::of(state, protocol);
+            let timeout = Timeout::for_state(state, protocol);
             let default = Timeouts::default().get(timeout).as_secs();
             assert_eq!((timeout.name(), default), (name, secs), "{state:?} of {protocol}");
             used.insert(timeout);

@@ -1,4 +1,4 @@
-//! Tuples: what identifies a connection in one direction.
+//! Tuples, which identify a connection in one direction.
 
 use std::fmt;
 use std::hash::BuildHasher;
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::addr::Ip;
 
-/// An IP protocol number (IANA), with the names of those that are tracked in a way of their own.
+/// An IP protocol number (IANA). The constants are the protocols that are tracked specially.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct Protocol(pub u8);
 
@@ -105,9 +105,9 @@ impl<T> IndexMut<Direction> for PerDirection<T> {
 
 /// Source, destination and protocol of a connection in one direction.
 ///
-/// TCP, UDP and SCTP: the ports. ICMP and ICMPv6 echo: the identifier counts as the asker's port, so a request has it as
-/// `src_port` with `dst_port` 0, and a reply as `dst_port` with `src_port` 0: [`Tuple::inverse`] turns the one into
-/// the other. Other protocols: both 0.
+/// TCP, UDP and SCTP: the ports. ICMP and ICMPv6 echo: the identifier counts as the port of the requester. A request has it as
+/// `src_port`, with `dst_port` 0, and a reply as `dst_port`, with `src_port` 0, so that [`Tuple::inverse`] turns one into
+/// the other. Other protocols: both ports are 0.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Tuple {
     /// Source address.
@@ -123,7 +123,7 @@ pub struct Tuple {
 }
 
 impl Tuple {
-    /// The tuple of the packets that go the other way, where no NAT intervenes.
+    /// The tuple of the opposite direction, without address translation.
     #[must_use]
     pub fn inverse(&self) -> Tuple {
         Tuple {
@@ -135,7 +135,7 @@ impl Tuple {
         }
     }
 
-    /// A hash that is equal for a tuple and its inverse. With a seeded `hasher` it can not be foreseen from outside.
+    /// A hash that is equal for a tuple and its inverse. With a seeded `hasher` it cannot be predicted from outside.
     #[must_use]
     pub fn symmetric_hash<S: BuildHasher>(&self, hasher: &S) -> u64 {
         let a = (self.src, self.src_port);

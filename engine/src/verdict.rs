@@ -109,10 +109,10 @@ reasons! {
     HoldFull = "hold_full",
     /// It was held, and what it waited for did not come in time.
     HoldExpired = "hold_expired",
-    /// This member is not current: nothing new is admitted.
-    NotCurrent = "not_current",
-    /// This member is cut off for longer than the limit: nothing passes.
-    CutOff = "cut_off",
+    /// The lease of this member is in its grace period: nothing new is admitted.
+    LeaseGrace = "lease_grace",
+    /// The lease of this member has expired: nothing passes.
+    LeaseExpired = "lease_expired",
     /// It was captured too long ago (a stall).
     Stale = "stale",
     /// The frame was not for this router (foreign MAC, VLAN tag, broadcast, multicast).

@@ -11,7 +11,7 @@ use common::{Member, established};
 use counting::allocations;
 use palisade_engine::parse::{Fragment, IpOptions, Kind, Packet, Tcp};
 use palisade_engine::{
-    Config, Context, Direction, Engine, Ip, MemberId, Protocol, Routes, Standing, Time, Tuple, Verdict, ZoneId,
+    Config, Context, Direction, Engine, Ip, LeaseState, MemberId, Protocol, Routes, Time, Tuple, Verdict, ZoneId,
 };
 
 struct Net;
@@ -79,7 +79,7 @@ fn hits_holds_and_drops_allocate_nothing() {
             worker: 1,
             ingress: if packet.tuple.dst == tuple(0).dst { ZoneId(1) } else { ZoneId(2) },
             antispoof: true,
-            standing: Standing::Current,
+            lease: LeaseState::Valid,
             routes: &mut Net,
         };
         events.clear();

@@ -35,8 +35,8 @@ pub fn is_invalid(reason: Reason) -> bool {
         | Reason::Conflict
         | Reason::HoldFull
         | Reason::HoldExpired
-        | Reason::NotCurrent
-        | Reason::CutOff
+        | Reason::LeaseGrace
+        | Reason::LeaseExpired
         | Reason::Stale
         | Reason::NotForUs
         | Reason::InjectFailed => false,
@@ -46,7 +46,7 @@ pub fn is_invalid(reason: Reason) -> bool {
 /// Does this reason say that the machine was too slow just then?
 #[must_use]
 pub fn is_overload(reason: Reason) -> bool {
-    matches!(reason, Reason::HoldFull | Reason::HoldExpired | Reason::NotCurrent | Reason::Stale)
+    matches!(reason, Reason::HoldFull | Reason::HoldExpired | Reason::LeaseGrace | Reason::Stale)
 }
 
 /// Packets dropped, by the member's number and the reason; what did not happen is not in it.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
-use palisade_engine::replica::Role;
+use palisade_engine::Role;
 use parking_lot::Mutex;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -19,12 +19,10 @@ use crate::member::{Member, Mode};
 use crate::netlink::{Flow, NextHop};
 use crate::netns::Netns;
 use crate::router::{RoutedNetwork, Router, Target};
+use crate::wait::WAIT;
 
 /// More do not fit on a screen, nor on two cores.
 pub const MAX_MEMBERS: usize = 8;
-
-/// How long a daemon may take to come up, and to catch up.
-const START_LIMIT: Duration = Duration::from_secs(30);
 
 /// How to set up a lab.
 #[derive(Clone, Debug)]
@@ -99,10 +97,10 @@ impl Lab {
             return self.wait_live(&self.numbers()).await;
         }
         for member in &mut self.members {
-            member.wait_up(START_LIMIT).await?;
+            member.wait_up(WAIT).await?;
         }
         self.members[0].cli(&["cluster", "init"]).await?;
-        self.members[0].wait_ready(START_LIMIT).await?;
+        self.members[0].wait_ready(WAIT).await?;
         self.apply_policy(1, policy).await?;
         for number in self.numbers().into_iter().skip(1) {
             self.join(number).await?;
@@ -280,7 +278,7 @@ impl Lab {
     pub async fn wait_live(&self, numbers: &[usize]) -> Result<()> {
         let mut wanted = numbers.to_vec();
         wanted.sort_unstable();
-        let end = tokio::time::Instant::now() + START_LIMIT;
+        let end = tokio::time::Instant::now() + WAIT;
         loop {
             let mut live = Vec::new();
             for router in &self.routers {
@@ -292,7 +290,7 @@ impl Lab {
                 return Ok(());
             }
             if tokio::time::Instant::now() > end {
-                bail!("the routers send traffic to {live:?}, not to {wanted:?}, after {START_LIMIT:?}");
+                bail!("the routers send traffic to {live:?}, not to {wanted:?}, after {WAIT:?}");
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -308,7 +306,7 @@ impl Lab {
             let token = inviter.context("nobody to join")?.cli(&["cluster", "token"]).await?;
             self.member(number).cli(&["cluster", "join", token.trim()]).await?;
         }
-        self.member_mut(number).wait_ready(START_LIMIT).await
+        self.member_mut(number).wait_ready(WAIT).await
     }
 
     /// Has a member leave the cluster, waits until the routers have seen it, and ends its daemon.
@@ -324,7 +322,7 @@ impl Lab {
         let staying = |n: &usize| *n != number && self.member(*n).is_running();
         let staying: Vec<usize> = self.numbers().into_iter().filter(staying).collect();
         self.wait_live(&staying).await?;
-        self.member_mut(number).terminate(START_LIMIT).await
+        self.member_mut(number).terminate(WAIT).await
     }
 
     /// Applies a policy by way of a member.
@@ -368,7 +366,7 @@ impl Lab {
     /// # Errors
     /// Nobody leads within the limit.
     pub async fn wait_leader(&self) -> Result<usize> {
-        let end = tokio::time::Instant::now() + START_LIMIT;
+        let end = tokio::time::Instant::now() + WAIT;
         loop {
             match self.leader().await {
                 Ok(number) if self.member(number).is_running() => return Ok(number),

@@ -22,7 +22,7 @@ const CPU_INTERVAL: Duration = Duration::from_millis(2);
 const DISK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A busy machine: for this share of the time some thread was ready to run and had no processor.
-const BUSY_SHARE: f64 = 0.3;
+const BUSY_SHARE: f64 = 0.5;
 
 /// A step that is late by more than this share of a timer excuses that the timer was missed: several steps lie in its way.
 const STEPS: u32 = 4;

@@ -3,6 +3,7 @@
 //! [`Lab`] is a client, a server and some members between them, each in a network namespace of its own, made over
 //! netlink and gone when it is dropped. A member is a process that runs the `palisade` executable; nothing here links the
 //! daemon. [`traffic`] opens real TCP connections through it; [`RemoteNetwork`] adds a router and a host behind a side.
+//! [`small::SmallLab`] is one router between two hosts, for tests of the datapath in the test's own process.
 //!
 //! It needs root, or a user namespace (see [`privilege`]); nothing is made outside of the namespaces.
 
@@ -25,6 +26,7 @@ pub mod program;
 pub mod random;
 pub mod remote_network;
 pub mod router;
+pub mod small;
 pub mod traffic;
 mod wait;
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
-use palisade_engine::replica::Role;
+use palisade_engine::Role;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -16,9 +16,10 @@ use super::addr::{self, SIDES, Side};
 use super::http::Connection;
 use super::netns::{Netns, NsThread};
 use super::process::{Process, Spawn};
+use super::wait::WAIT;
 
-/// How long a command of the CLI may take; joining a busy cluster is the longest.
-const COMMAND_LIMIT: Duration = Duration::from_secs(60);
+/// The limit of an HTTP request. A daemon that is stopped does not answer.
+const HTTP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What stands where Palisade should.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -277,11 +278,11 @@ impl Member {
     /// Asks the daemon over HTTP, from its own namespace.
     ///
     /// # Errors
-    /// No answer within two seconds.
+    /// No answer within ten seconds.
     pub async fn http(&self, path: &str) -> Result<(u16, String)> {
         let (to, path) = (addr::http(self.number), path.to_owned());
         let ask = async move { Connection::open(to).await?.get(&path).await };
-        let answer = self.netns.run(tokio::time::timeout(Duration::from_secs(2), ask)).await?;
+        let answer = self.netns.run(tokio::time::timeout(HTTP_TIMEOUT, ask)).await?;
         Ok(answer.with_context(|| format!("{} does not answer", self.name))??)
     }
 
@@ -306,7 +307,7 @@ impl Member {
         let mut command = Command::new(&self.binary);
         command.args(args).arg("--socket").arg(self.socket()).kill_on_drop(true);
         // Where an administrator would run it: on the member's machine.
-        let run = async move { tokio::time::timeout(COMMAND_LIMIT, command.output()).await };
+        let run = async move { tokio::time::timeout(WAIT, command.output()).await };
         let output = self.netns.run(run).await?;
         let output = output.with_context(|| format!("palisade {what} … takes too long"))??;
         if !output.status.success() {

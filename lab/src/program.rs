@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use crate::{Netns, Process, Spawn};
+use crate::{Netns, Process, Spawn, WAIT};
 use anyhow::{Context, Result, bail};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
@@ -55,7 +55,7 @@ pub async fn output(
 /// # Errors
 /// Nobody does, or the program has ended.
 pub async fn wait_port(netns: &Netns, process: &mut Process, port: u16) -> Result<()> {
-    let end = Instant::now() + Duration::from_secs(20);
+    let end = Instant::now() + WAIT;
     loop {
         if let Some(status) = process.ended()? {
             bail!("it has ended: {status}\n{}", process.output());

@@ -18,7 +18,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::random::Random;
-use crate::{Flow, Lab, NsThread, Paths, Side};
+use crate::{Flow, Lab, NsThread, Paths, Side, wait_until};
 
 /// The policy under which the traffic runs.
 pub const POLICY: &str = "\
@@ -49,7 +49,7 @@ const FORBIDDEN_EVERY: Duration = Duration::from_millis(50);
 const FORBIDDEN_FOR: Duration = Duration::from_millis(400);
 
 /// A connection that gives no answer for this long is lost; a new one that is not done by then has failed.
-const LOST_AFTER: Duration = Duration::from_secs(15);
+const LOST_AFTER: Duration = Duration::from_secs(30);
 
 /// The largest block that is sent to be echoed.
 const MAX_BLOCK: usize = 16 * 1024;
@@ -97,6 +97,17 @@ impl Counts {
         if problems.len() < MAX_PROBLEMS {
             problems.push(format!("{}: {e}", text()));
         }
+    }
+
+    /// Waits until this many more connections were opened.
+    ///
+    /// # Errors
+    /// They are not within [`crate::WAIT`].
+    pub async fn wait_opened(&self, count: u64) -> Result<()> {
+        let opened = || self.opened.load(Ordering::Relaxed);
+        let wanted = opened() + count;
+        let waited = wait_until("more connections", async || Ok(opened() >= wanted)).await;
+        waited.with_context(|| format!("{:?}", self.problems()))
     }
 
     /// The first problems, in words.

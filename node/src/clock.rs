@@ -7,7 +7,7 @@ use palisade_engine::Time;
 #[must_use]
 pub fn now() -> Time {
     #[cfg(feature = "simulation")]
-    if let Some(now) = crate::simulation::with(|machine| machine.now()) {
+    if let Some(now) = crate::simulation::with(|host| host.now()) {
         return now;
     }
     // Can not fail: the clock exists since Linux 2.6.39 and the address is ours.
@@ -22,10 +22,18 @@ pub fn now() -> Time {
 #[must_use]
 pub fn unix_ms() -> u64 {
     #[cfg(feature = "simulation")]
-    if let Some(ms) = crate::simulation::with(|machine| machine.unix_ms()) {
+    if let Some(ms) = crate::simulation::with(|host| host.unix_ms()) {
         return ms;
     }
     std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Waits until `time`; without one, for ever.
+pub(crate) async fn sleep_until(time: Option<Time>) {
+    match time {
+        Some(time) => tokio::time::sleep(time.since(now())).await,
+        None => std::future::pending().await,
+    }
 }

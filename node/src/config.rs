@@ -13,13 +13,15 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use palisade_engine::replica::Role;
+use palisade_engine::Role;
+use palisade_engine::hold::{HoldBudget, HoldLimits};
 
 pub use reader::{ConfigError, Invalid, Problem};
 use reader::{Table, Wrong};
 
+use crate::datapath::valid_interface_name;
+use crate::lease::LEASE_DURATION;
 use crate::replication::{Timing, Voters};
-use crate::standing::CURRENT_FOR;
 
 /// Every key that there is, as `table.key`; `[]` marks a list of tables.
 pub const KEYS: &[&str] = &[
@@ -36,7 +38,7 @@ pub const KEYS: &[&str] = &[
     "datapath.mode",
     "datapath.inject",
     "datapath.workers",
-    "datapath.unfiltered",
+    "datapath.bypass_interfaces",
     "datapath.hold_time",
     "datapath.hold_packets",
     "datapath.hold_bytes",
@@ -45,14 +47,14 @@ pub const KEYS: &[&str] = &[
     "datapath.manage_rp_filter",
     "datapath.manage_forwarding",
     "raft.durability",
-    "raft.heartbeat",
-    "raft.election",
+    "raft.heartbeat_interval",
+    "raft.election_timeout",
     "raft.max_voters",
     "raft.replace_after",
     "limits.max_sessions",
     "limits.max_half_open",
     "limits.max_half_open_per_source",
-    "limits.cut_off_limit",
+    "limits.grace",
     "limits.progress_rate",
     "limits.takeover_rate",
     "lab.cut_replication",
@@ -60,6 +62,10 @@ pub const KEYS: &[&str] = &[
 
 /// The device that packets are re-injected by; no data interface can have its name.
 pub const INJECT_DEVICE: &str = "palisade0";
+
+/// The longest path of the admin socket. A unix socket's path has at most 107 bytes (unix(7)), and the daemon creates the
+/// socket under a longer name first: see [`crate::admin`].
+const MAX_SOCKET_PATH_BYTES: usize = 107 - ".4194304.new".len();
 
 /// A checked `node.toml`.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -140,14 +146,10 @@ pub struct Datapath {
     pub inject: Inject,
     /// Worker threads, 1 to 64.
     pub workers: usize,
-    /// Interfaces exempt from the gate: what comes in by them the kernel routes unfiltered.
-    pub unfiltered: Vec<String>,
-    /// Longest hold.
-    pub hold_time: Duration,
-    /// Most packets held per worker: matched, unmatched.
-    pub hold_packets: (usize, usize),
-    /// Most bytes held per worker: matched, unmatched.
-    pub hold_bytes: (usize, usize),
+    /// Interfaces exempt from the gate: the kernel routes what arrives on them unfiltered.
+    pub bypass_interfaces: Vec<String>,
+    /// Bounds of each worker's hold buffer.
+    pub hold: HoldLimits,
     /// May the daemon set `rp_filter` as it needs it?
     pub manage_rp_filter: bool,
     /// May the daemon switch forwarding on?
@@ -158,9 +160,9 @@ pub struct Datapath {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Raft {
     /// The leader's heartbeat interval.
-    pub heartbeat: Duration,
+    pub heartbeat_interval: Duration,
     /// How long a member keeps to its leader after the last sign of it; then it stands for election.
-    pub election: Duration,
+    pub election_timeout: Duration,
     /// Most members that vote.
     pub max_voters: usize,
     /// A voter that did not answer for so long is replaced by a learner.
@@ -177,7 +179,7 @@ pub struct Limits {
     /// Most half-open sessions of one source.
     pub max_half_open_per_source: usize,
     /// How long established sessions pass after this member was last current.
-    pub cut_off_limit: Duration,
+    pub grace: Duration,
     /// What telling one other member of live sessions may take, in bytes a second.
     pub progress_rate: usize,
     /// How fast a connection may have gone on while nobody saw it, in bytes a second.
@@ -195,7 +197,7 @@ impl Config {
     /// Reads and checks a file.
     ///
     /// # Errors
-    /// The file can not be read, or everything that is wrong in it.
+    /// The file cannot be read, or everything that is wrong in it.
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
         let name = path.display().to_string();
         match std::fs::read_to_string(path) {
@@ -226,7 +228,7 @@ impl Config {
         });
         let cluster = Cluster::read(root.table(problems, "cluster"), problems);
         let admin = Admin::read(root.table(problems, "admin"), problems);
-        let http = Http::read(root.table(problems, "http"), problems);
+        let http = Http::read(root.table(problems, "http"), cluster.as_ref(), problems);
         let interfaces = Interface::read_all(&mut root, role, problems);
         let datapath = Datapath::read(root.table(problems, "datapath"), problems);
         let raft = Raft::read(root.table(problems, "raft"), problems);
@@ -289,18 +291,16 @@ impl Cluster {
 impl Admin {
     fn read(mut t: Table<'_>, problems: &mut Vec<Problem>) -> Option<Admin> {
         let socket = t.or(problems, "socket", PathBuf::from("/run/palisade/admin.sock"), |v| {
-            absolute_path(v).and_then(|path| {
-                // sun_path holds 108 bytes, the last of them a zero (unix(7)).
-                if path.as_os_str().len() < 108 {
-                    Ok(path)
-                } else {
-                    Err(Wrong::new(
-                        "a path below 108 bytes",
-                        &path.display().to_string(),
-                        "choose a shorter path: unix sockets have this limit",
-                    ))
-                }
-            })
+            let path = absolute_path(v)?;
+            if path.file_name().is_some() && path.as_os_str().len() <= MAX_SOCKET_PATH_BYTES {
+                Ok(path)
+            } else {
+                Err(Wrong::new(
+                    &format!("the path of a file, of at most {MAX_SOCKET_PATH_BYTES} bytes"),
+                    &path.display().to_string(),
+                    "choose a shorter path: unix sockets have this limit",
+                ))
+            }
         });
         t.finish(problems);
         Some(Admin { socket: socket? })
@@ -308,11 +308,28 @@ impl Admin {
 }
 
 impl Http {
-    fn read(mut t: Table<'_>, problems: &mut Vec<Problem>) -> Option<Http> {
+    fn read(mut t: Table<'_>, cluster: Option<&Cluster>, problems: &mut Vec<Problem>) -> Option<Http> {
         let listen = t.or(problems, "listen", SocketAddr::from(([127, 0, 0, 1], 9946)), |v| v.address());
+        if let (Some(listen), Some(cluster)) = (listen, cluster)
+            && overlap(listen, cluster.listen)
+        {
+            t.problem(
+                problems,
+                "listen",
+                "another address than the member port's",
+                &format!("{listen}, with `cluster.listen` {}", cluster.listen),
+                "choose another port",
+            );
+        }
         t.finish(problems);
         Some(Http { listen: listen? })
     }
+}
+
+/// Whether a machine cannot listen on both addresses.
+fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    let any = |a: SocketAddr, b: SocketAddr| a.ip().is_unspecified() && (a.is_ipv6() || b.is_ipv4());
+    a.port() == b.port() && a.port() != 0 && (a.ip() == b.ip() || any(a, b) || any(b, a))
 }
 
 impl Interface {
@@ -382,7 +399,16 @@ impl Datapath {
             v.choice(&[("auto", Inject::Auto), ("tun", Inject::Tun), ("veth", Inject::Veth)])
         });
         let workers = t.or(problems, "workers", default_workers(), |v| v.count(1, 64));
-        let unfiltered = t.or(problems, "unfiltered", Vec::new(), |v| v.strings(interface_name));
+        let bypass_interfaces = t.or(problems, "bypass_interfaces", Vec::new(), |v| {
+            let names = v.strings(interface_name)?;
+            let repeated = names.iter().enumerate().find(|(n, name)| names.iter().take(*n).any(|other| other == *name));
+            match repeated {
+                Some((_, name)) => {
+                    Err(Wrong::new("each interface once", &format!("\"{name}\" again"), "remove one of the two names"))
+                }
+                None => Ok(names),
+            }
+        });
         let hold_time = t.or(problems, "hold_time", Duration::from_millis(250), |v| {
             v.duration(Duration::from_millis(10), Duration::from_secs(2))
         });
@@ -397,10 +423,12 @@ impl Datapath {
         Some(Datapath {
             inject: inject?,
             workers: workers?,
-            unfiltered: unfiltered?,
-            hold_time: hold_time?,
-            hold_packets: (packets?, unmatched_packets?),
-            hold_bytes: (bytes?, unmatched_bytes?),
+            bypass_interfaces: bypass_interfaces?,
+            hold: HoldLimits {
+                matched: HoldBudget { packets: packets?, bytes: bytes? },
+                unmatched: HoldBudget { packets: unmatched_packets?, bytes: unmatched_bytes? },
+                max_time: hold_time?,
+            },
             manage_rp_filter: manage_rp_filter?,
             manage_forwarding: manage_forwarding?,
         })
@@ -419,28 +447,29 @@ impl Raft {
                 )),
             });
         let usual = Timing::default();
-        let heartbeat = t.or(problems, "heartbeat", usual.heartbeat, |v| {
+        let heartbeat = t.or(problems, "heartbeat_interval", usual.heartbeat, |v| {
             v.duration(Duration::from_millis(10), Duration::from_millis(100))
         });
         // Even if the first vote is lost, a new leader is there before four times this. That has to be while the last proof
         // of being current still holds, or every change of leader would stop new connections everywhere.
-        let election =
-            t.or(problems, "election", usual.election, |v| v.duration(Duration::from_millis(60), CURRENT_FOR / 4));
+        let election = t.or(problems, "election_timeout", usual.election, |v| {
+            v.duration(Duration::from_millis(60), LEASE_DURATION / 4)
+        });
         if let (Some(heartbeat), Some(election)) = (heartbeat, election)
             && election < heartbeat * 3
         {
             let found = format!("{election:?}, with a heartbeat of {heartbeat:?}");
             t.problem(
                 problems,
-                "election",
+                "election_timeout",
                 "at least three times the heartbeat",
                 &found,
-                "a single lost heartbeat must not start an election: raise `election` or lower `heartbeat`",
+                "a single lost heartbeat must not start an election: raise `election_timeout` or lower `heartbeat_interval`",
             );
         }
         let voters = Voters::default();
         // With more than nine every commit waits for five disks.
-        let max_voters = t.or(problems, "max_voters", voters.most, |v| v.count(1, 9));
+        let max_voters = t.or(problems, "max_voters", voters.max, |v| v.count(1, 9));
         // Longer than any restart of a daemon; a machine that boots takes some minutes.
         let replace_after = t.or(problems, "replace_after", voters.replace_after, |v| {
             v.duration(Duration::from_secs(5), Duration::from_secs(7 * 86_400))
@@ -448,8 +477,8 @@ impl Raft {
         t.finish(problems);
         durability?;
         Some(Raft {
-            heartbeat: heartbeat?,
-            election: election?,
+            heartbeat_interval: heartbeat?,
+            election_timeout: election?,
             max_voters: max_voters?,
             replace_after: replace_after?,
         })
@@ -469,8 +498,8 @@ impl Limits {
             let help = "one source must not be able to take the whole table: lower it, or raise `max_half_open`";
             t.problem(problems, "max_half_open_per_source", "at most `max_half_open`", &found, help);
         }
-        let cut_off_limit = t.or(problems, "cut_off_limit", Duration::from_secs(300), |v| {
-            v.duration(CURRENT_FOR, Duration::from_secs(86_400))
+        let grace = t.or(problems, "grace", Duration::from_secs(300), |v| {
+            v.duration(LEASE_DURATION, Duration::from_secs(86_400))
         });
         let progress_rate = t.or(problems, "progress_rate", 4_000_000, |v| v.count(10_000, 1_000_000_000));
         let takeover_rate = t.or(problems, "takeover_rate", 1 << 30, |v| v.count(0, 100_000_000_000));
@@ -479,7 +508,7 @@ impl Limits {
             max_sessions: max_sessions?,
             max_half_open: max_half_open?,
             max_half_open_per_source: per_source?,
-            cut_off_limit: cut_off_limit?,
+            grace: grace?,
             progress_rate: progress_rate?,
             takeover_rate: takeover_rate?,
         })
@@ -532,15 +561,17 @@ fn zone_name(v: reader::Value<'_>) -> Result<String, Wrong> {
 
 fn interface_name(v: reader::Value<'_>) -> Result<String, Wrong> {
     let name = v.string()?;
-    // IFNAMSIZ is 16 with its zero; the kernel refuses `/`, `:` and blanks (dev_valid_name).
-    let good = |c: char| !c.is_whitespace() && !c.is_control() && !matches!(c, '/' | ':');
     if name == "lo" || name == INJECT_DEVICE {
         return Err(Wrong::new("a data interface", &v.found(), "this device is never filtered: remove it here"));
     }
-    if !name.is_empty() && name.len() <= 15 && name != "." && name != ".." && name.chars().all(good) {
+    if valid_interface_name(&name) {
         Ok(name)
     } else {
-        Err(Wrong::new("an interface name of at most 15 bytes", &v.found(), "use the name that `ip link` shows"))
+        Err(Wrong::new(
+            "an interface name: 1 to 15 bytes without white space, quotes, slashes or colons",
+            &v.found(),
+            "use the name that `ip link` shows",
+        ))
     }
 }
 

@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use miette::Diagnostic;
-use palisade_engine::Standing;
-use palisade_engine::replica::Role;
+use palisade_engine::{LeaseState, Role};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::Config;
@@ -130,8 +129,8 @@ impl Daemon {
             let _change = daemon.change.try_lock().map_err(|_| ChangeError::Busy)?;
             let member = daemon.member().ok_or(ChangeError::NotAMember)?;
             // Before any router turns away for nothing.
-            if member.engine.view().members.len() < 2 {
-                return Err(MembershipError::Last.into());
+            if member.engine.cluster_state().members.len() < 2 {
+                return Err(MembershipError::LastMember.into());
             }
             let before = daemon.drain.now();
             daemon.drain.begin(DrainReason::Leaving, &member);
@@ -162,7 +161,7 @@ impl Daemon {
         let ready = async {
             loop {
                 let witness = self.config.role == Role::Witness;
-                if member.standing() == Standing::Current && (witness || member.datapath().is_some()) {
+                if member.lease_state() == LeaseState::Valid && (witness || member.datapath().is_some()) {
                     return;
                 }
                 tokio::time::sleep(READY_POLL_INTERVAL).await;

@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use crate::clock;
-use crate::replication::Candidacy;
+use crate::replication::ElectionPriority;
 
 /// Packets in a second up to which a member counts as drained: idle connections that end, a probe of some monitoring.
 const MAX_QUIET_PACKETS: u64 = 10;
@@ -36,7 +36,7 @@ pub(crate) trait Drainable: Send + Sync + 'static {
     /// Whether the member leads although others could.
     fn is_leader(&self) -> bool;
     /// Sets whether the member campaigns for leadership, and whether it keeps it.
-    fn set_candidacy(&self, candidacy: Candidacy);
+    fn set_election_priority(&self, priority: ElectionPriority);
 }
 
 /// Why traffic is turned away.
@@ -51,10 +51,10 @@ pub(crate) enum DrainReason {
 }
 
 impl DrainReason {
-    fn candidacy(self) -> Candidacy {
+    fn election_priority(self) -> ElectionPriority {
         match self {
-            DrainReason::Operator => Candidacy::LastResort,
-            DrainReason::Leaving | DrainReason::Stopping => Candidacy::Withdrawn,
+            DrainReason::Operator => ElectionPriority::LastResort,
+            DrainReason::Leaving | DrainReason::Stopping => ElectionPriority::Never,
         }
     }
 
@@ -124,7 +124,7 @@ impl Drain {
 
     /// Withdraws readiness and gives leadership away. A drain that is in progress goes on with the new reason.
     pub(crate) fn begin(&self, reason: DrainReason, member: &Arc<impl Drainable>) {
-        member.set_candidacy(reason.candidacy());
+        member.set_election_priority(reason.election_priority());
         let mut sampler = self.sampler.lock();
         self.state.send_modify(|state| match state {
             Some(draining) => draining.reason = reason,
@@ -146,7 +146,7 @@ impl Drain {
         }
         self.state.send_replace(None);
         if let Some(member) = member {
-            member.set_candidacy(Candidacy::Normal);
+            member.set_election_priority(ElectionPriority::Normal);
         }
     }
 

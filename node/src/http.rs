@@ -24,7 +24,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tower::Service;
 
-use crate::metrics::Sheet;
+use palisade_metrics::MetricFamilies;
+
+use crate::metrics::exposition;
 
 /// Most connections at once. A scraper, two routers' probes and a few people need ten.
 const CONNECTIONS: usize = 64;
@@ -38,10 +40,10 @@ const HEAD_BYTES: usize = 8192;
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// What the pages are made from.
-pub(crate) trait Pages: Send + Sync + 'static {
-    /// All figures.
-    fn metrics(&self) -> Sheet;
+/// What the daemon answers.
+pub(crate) trait HttpState: Send + Sync + 'static {
+    /// All metrics.
+    fn metrics(&self) -> MetricFamilies;
     /// Which threads are stuck; empty: none.
     fn stuck(&self) -> Vec<String>;
     /// Why this member is not ready; empty: it is.
@@ -49,8 +51,8 @@ pub(crate) trait Pages: Send + Sync + 'static {
 }
 
 /// Serves forever. Cancel-safe: dropping the future closes the port and its connections.
-pub(crate) async fn serve(listener: TcpListener, pages: Arc<dyn Pages>) -> Infallible {
-    let router = router(pages);
+pub(crate) async fn serve(listener: TcpListener, state: Arc<dyn HttpState>) -> Infallible {
+    let router = router(state);
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     let mut connections = tokio::task::JoinSet::new();
     loop {
@@ -85,14 +87,14 @@ async fn connection(stream: TcpStream, peer: SocketAddr, router: Router) {
     }
 }
 
-fn router(pages: Arc<dyn Pages>) -> Router {
+fn router(state: Arc<dyn HttpState>) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .fallback(|| async { (StatusCode::NOT_FOUND, "there are /metrics, /healthz and /readyz\n") })
         .layer(axum::middleware::from_fn(refuse_bodies))
-        .with_state(pages)
+        .with_state(state)
 }
 
 async fn refuse_bodies(request: Request<Body>, next: axum::middleware::Next) -> Response {
@@ -104,13 +106,13 @@ async fn refuse_bodies(request: Request<Body>, next: axum::middleware::Next) -> 
     next.run(request).await
 }
 
-async fn metrics(State(pages): State<Arc<dyn Pages>>, request: Request<Body>) -> Response {
+async fn metrics(State(state): State<Arc<dyn HttpState>>, request: Request<Body>) -> Response {
     let accept = request.headers().get(header::ACCEPT).and_then(|a| a.to_str().ok()).unwrap_or_default();
     let open = accept.contains("application/openmetrics-text");
     // Encoding some hundred lines and reading /proc may take a millisecond: not on a runtime thread.
     let text = tokio::task::spawn_blocking(move || match open {
-        true => (OPENMETRICS, pages.metrics().openmetrics()),
-        false => (TEXT, pages.metrics().text()),
+        true => (OPENMETRICS, exposition::openmetrics(state.metrics())),
+        false => (TEXT, exposition::text(state.metrics())),
     });
     match text.await {
         Ok((kind, text)) => ([(header::CONTENT_TYPE, HeaderValue::from_static(kind))], text).into_response(),
@@ -118,12 +120,12 @@ async fn metrics(State(pages): State<Arc<dyn Pages>>, request: Request<Body>) ->
     }
 }
 
-async fn healthz(State(pages): State<Arc<dyn Pages>>) -> Response {
-    verdict("healthy", &pages.stuck())
+async fn healthz(State(state): State<Arc<dyn HttpState>>) -> Response {
+    verdict("healthy", &state.stuck())
 }
 
-async fn readyz(State(pages): State<Arc<dyn Pages>>) -> Response {
-    verdict("ready", &pages.not_ready())
+async fn readyz(State(state): State<Arc<dyn HttpState>>) -> Response {
+    verdict("ready", &state.not_ready())
 }
 
 fn verdict(good: &str, reasons: &[String]) -> Response {

@@ -2,12 +2,15 @@
 
 mod admin;
 mod audit;
+mod blocking;
 pub mod clock;
 pub mod config;
 mod daemon;
 pub mod datapath;
 mod drain;
+pub mod error;
 mod http;
+pub mod lease;
 mod member;
 mod membership;
 pub mod metrics;
@@ -15,14 +18,15 @@ mod node;
 mod peer;
 mod queue;
 mod raft;
+mod random;
 pub mod replication;
 mod replication_metrics;
 mod scrape;
 #[cfg(feature = "simulation")]
 pub mod simulation;
-pub mod standing;
 mod sync;
 mod systemd;
+mod wake;
 
 pub use admin::{HELP, SocketError};
 pub use member::{MemberError, MemberFailure};

@@ -13,10 +13,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use miette::Diagnostic;
-use palisade_engine::event::{Hint, Proposal};
-use palisade_engine::hold::Limits;
-use palisade_engine::replica::Role;
-use palisade_engine::{Engine, MemberId, Standing, Time};
+use palisade_engine::{Engine, Hint, LeaseState, MemberId, Proposal, Role};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinHandle, spawn_blocking};
@@ -25,8 +22,8 @@ use crate::clock;
 use crate::config::{self, Config, INJECT_DEVICE};
 use crate::datapath::{self, Datapath, Inject, Sinks, StartError, WorkerWake};
 use crate::drain::Drainable;
-use crate::replication::{self, Candidacy, OpenError, Replication, Timing, Voters};
-use crate::standing::StandingCell;
+use crate::lease::Lease;
+use crate::replication::{self, ElectionPriority, EndedError, OpenError, Replication, Timing, Voters};
 
 /// Length of the queues of hints and of proposals from the workers to the replication. What finds them full is dropped
 /// and counted.
@@ -44,9 +41,9 @@ const HANDLES_DROPPED_WITHIN: Duration = Duration::from_secs(2);
 #[derive(Debug, thiserror::Error, Diagnostic)]
 pub enum MemberFailure {
     /// The replication ended by itself.
-    #[error("the replication ended: {0}")]
+    #[error("the replication ended")]
     #[diagnostic(help("the daemon's log says more; its systemd unit starts it again"))]
-    Replication(String),
+    Replication(#[source] EndedError),
     /// The datapath does not start.
     #[error("the datapath does not start")]
     #[diagnostic(transparent)]
@@ -80,7 +77,7 @@ pub enum MemberError {
 pub(crate) struct Member {
     pub(crate) replication: Replication,
     pub(crate) engine: Arc<Engine>,
-    pub(crate) standing: Arc<StandingCell>,
+    pub(crate) lease: Arc<Lease>,
     datapath: Mutex<DatapathState>,
     starter: Mutex<Option<JoinHandle<()>>>,
     /// Keeps the replication's queues open where the datapath has others ([`crate::config::Lab`]).
@@ -104,17 +101,17 @@ impl Member {
     ) -> Result<Arc<Member>, MemberError> {
         let workers = if config.role == Role::Witness { 0 } else { config.datapath.workers };
         let wake = WorkerWake::new(workers).map_err(MemberError::Wake)?;
-        let standing = Arc::new(StandingCell::new(config.limits.cut_off_limit));
+        let lease = Arc::new(Lease::new(config.limits.grace));
         let (sinks, hints, proposals) = queues();
         let options = replication::Options::from(&**config);
-        let replication = Replication::open(options, hints, proposals, wake.clone(), standing.clone()).await?;
+        let replication = Replication::open(options, hints, proposals, wake.clone(), lease.clone()).await?;
         let engine = replication.engine();
         let identity = replication.identity();
         tracing::info!(cluster = %identity.cluster, member = %identity.member, starts = identity.starts, "the member runs");
         let member = Arc::new(Member {
             replication,
             engine,
-            standing,
+            lease,
             datapath: Mutex::new(DatapathState::NotStarted),
             starter: Mutex::new(None),
             _sinks: sinks.clone(),
@@ -163,19 +160,19 @@ impl Member {
     }
 
     /// Where this member stands now.
-    pub(crate) fn standing(&self) -> Standing {
-        self.standing.at(clock::now())
+    pub(crate) fn lease_state(&self) -> LeaseState {
+        self.lease.state_at(clock::now())
     }
 
     /// Why a member with this role should not be given traffic; empty if it should.
     pub(crate) fn not_ready(&self, role: Role) -> Vec<String> {
         let mut reasons = Vec::new();
-        match self.standing() {
-            Standing::Current => {}
-            Standing::CutOff => {
+        match self.lease_state() {
+            LeaseState::Valid => {}
+            LeaseState::Grace => {
                 reasons.push("this member is cut off from the cluster: only established sessions pass".to_owned())
             }
-            Standing::Expired => {
+            LeaseState::Expired => {
                 reasons.push("this member has not caught up with the cluster: nothing passes".to_owned())
             }
         }
@@ -194,7 +191,7 @@ impl Member {
         let metrics = self.datapath().map(|d| d.metrics());
         let workers = metrics.iter().flat_map(|m| m.workers.iter().enumerate());
         workers
-            .filter(|(_, w)| now.since(Time(w.heartbeat.get())) > WORKER_STUCK_AFTER)
+            .filter(|(_, w)| now.since(w.heartbeat.get()) > WORKER_STUCK_AFTER)
             .map(|(n, _)| format!("packet worker {n} has made no progress for more than {WORKER_STUCK_AFTER:?}"))
             .collect()
     }
@@ -206,11 +203,11 @@ impl Drainable for Member {
     }
 
     fn is_leader(&self) -> bool {
-        self.replication.holds_lead()
+        self.replication.is_replaceable_leader()
     }
 
-    fn set_candidacy(&self, candidacy: Candidacy) {
-        self.replication.set_candidacy(candidacy);
+    fn set_election_priority(&self, priority: ElectionPriority) {
+        self.replication.set_election_priority(priority);
     }
 }
 
@@ -229,9 +226,13 @@ impl From<&Config> for replication::Options {
             advertise: c.cluster.advertise.to_string(),
             role: c.role,
             engine,
-            timing: Timing { heartbeat: c.raft.heartbeat, election: c.raft.election, ..Timing::default() },
+            timing: Timing {
+                heartbeat: c.raft.heartbeat_interval,
+                election: c.raft.election_timeout,
+                ..Timing::default()
+            },
             log: replication::LogSize::default(),
-            voters: Voters { most: c.raft.max_voters, replace_after: c.raft.replace_after },
+            voters: Voters { max: c.raft.max_voters, replace_after: c.raft.replace_after },
             progress_rate: c.limits.progress_rate as u64,
         }
     }
@@ -247,9 +248,9 @@ impl From<&Config> for datapath::Options {
         };
         datapath::Options {
             interfaces: c.interfaces.iter().map(interface).collect(),
-            unfiltered: d.unfiltered.clone(),
+            bypass_interfaces: d.bypass_interfaces.clone(),
             workers: d.workers,
-            hold: Limits { packets: d.hold_packets, bytes: d.hold_bytes, time: d.hold_time },
+            hold: d.hold,
             device: INJECT_DEVICE.to_owned(),
             inject: match d.inject {
                 config::Inject::Auto => Inject::Auto,
@@ -314,7 +315,7 @@ async fn run_datapath(
 ) {
     loop {
         let Some(member) = member.upgrade() else { return };
-        if member.standing() == Standing::Current {
+        if member.lease_state() == LeaseState::Valid {
             break;
         }
         drop(member);
@@ -340,8 +341,8 @@ async fn run_datapath(
 
 impl Member {
     fn start_datapath(&self, config: &Config, wake: WorkerWake, sinks: Sinks) -> Result<(), StartError> {
-        let (engine, standing) = (self.engine.clone(), self.standing.clone());
-        let datapath = datapath::start(datapath::Options::from(config), engine, standing, wake, sinks)?;
+        let (engine, lease) = (self.engine.clone(), self.lease.clone());
+        let datapath = datapath::start(datapath::Options::from(config), engine, lease, wake, sinks)?;
         let mut state = self.datapath.lock();
         match *state {
             DatapathState::Closed => drop(datapath),

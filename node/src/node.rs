@@ -32,7 +32,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use miette::Diagnostic;
-use palisade_engine::replica::Role;
+use palisade_engine::Role;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -42,7 +42,7 @@ use crate::admin::{self, SocketError};
 use crate::config::{Config, INJECT_DEVICE};
 use crate::daemon::Daemon;
 use crate::datapath::Gate;
-use crate::http::{self, Pages};
+use crate::http::{self, HttpState};
 use crate::member::{MemberError, MemberFailure};
 use crate::replication::OpenError;
 use crate::systemd;
@@ -122,7 +122,7 @@ impl Node {
         let daemon = Arc::new(Daemon::new(config, failures));
 
         let mut tasks = JoinSet::new();
-        let pages: Arc<dyn Pages> = daemon.clone();
+        let pages: Arc<dyn HttpState> = daemon.clone();
         tasks.spawn(async move {
             http::serve(http, pages).await;
         });
@@ -164,7 +164,7 @@ async fn install_gate(config: &Config) -> Result<(), NodeError> {
     if config.role == Role::Witness {
         return Ok(());
     }
-    let gate = Gate::new(INJECT_DEVICE, &config.datapath.unfiltered);
+    let gate = Gate::new(INJECT_DEVICE, &config.datapath.bypass_interfaces);
     // It queries the kernel and runs nft.
     let installed = spawn_blocking(move || gate.install()).await.map_err(NodeError::GateTask)?;
     match installed.map_err(NodeError::Gate)?.nft {

@@ -17,15 +17,14 @@ pub(crate) fn offer_hint(queue: &Sender<Hint>, hint: Hint) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use palisade_engine::event::Datagram;
-    use palisade_engine::{Ip, MemberId, Protocol, SessionId, ZoneId};
+    use palisade_engine::{FragmentKey, Ip, MemberId, Protocol, SessionId, ZoneId};
 
     use super::*;
 
     #[test]
     fn hints_about_fragments_leave_half_of_a_queue_to_others() {
         let (src, dst) = (Ip::V4([10, 0, 0, 1]), Ip::V4([10, 0, 0, 2]));
-        let datagram = Datagram { src, dst, protocol: Protocol::UDP, id: 7, ingress: ZoneId(1) };
+        let datagram = FragmentKey { src, dst, protocol: Protocol::UDP, id: 7, ingress: ZoneId(1) };
         let fragments = [Hint::FirstFragment { datagram, end: 1480 }, Hint::FragmentQuery(datagram)];
         let abort = Hint::Abort(SessionId { member: MemberId(1), counter: 1 });
         let (queue, _kept) = tokio::sync::mpsc::channel(8);

@@ -1,11 +1,13 @@
 //! The HTTP pages from the daemon's state.
 
-use crate::daemon::Daemon;
-use crate::http::Pages;
-use crate::metrics::{self, Sheet};
+use palisade_metrics::MetricFamilies;
 
-impl Pages for Daemon {
-    fn metrics(&self) -> Sheet {
+use crate::daemon::Daemon;
+use crate::http::HttpState;
+use crate::metrics;
+
+impl HttpState for Daemon {
+    fn metrics(&self) -> MetricFamilies {
         collect(self)
     }
 
@@ -19,22 +21,28 @@ impl Pages for Daemon {
 }
 
 /// Everything that the daemon counts, now.
-fn collect(daemon: &Daemon) -> Sheet {
-    let mut sheet = Sheet::default();
-    metrics::process::write(&mut sheet);
+fn collect(daemon: &Daemon) -> MetricFamilies {
+    let mut families = MetricFamilies::default();
+    metrics::process::collect(&mut families);
     let member = daemon.member();
-    let drained = daemon.draining().map(|d| d.packets);
-    metrics::member_state(&mut sheet, daemon.not_ready().is_empty(), member.is_some(), drained);
-    let Some(member) = member else { return sheet };
+    let passing = daemon.draining().map(|drain| drain.packets);
+    metrics::member_state(&mut families, daemon.not_ready().is_empty(), member.is_some(), passing);
+    let Some(member) = member else { return families };
     let limits = &daemon.config().limits;
-    let view = member.engine.view();
-    metrics::engine::sessions(&mut sheet, &member.engine.counts(), (limits.max_sessions, limits.max_half_open));
-    metrics::engine::takeovers(&mut sheet, member.engine.takeover_counts());
-    metrics::engine::cluster(&mut sheet, Some(member.standing()), member.engine.generation(), &view);
-    metrics::replication::raft(&mut sheet, &member.replication.status());
-    metrics::replication::write(&mut sheet, &member.replication.metrics());
-    metrics::replication::store(&mut sheet, &member.replication.store_metrics().totals());
-    let datapath = member.datapath();
-    metrics::packets(&mut sheet, datapath.map(|datapath| datapath.metrics().snapshot()).as_ref());
-    sheet
+    metrics::sessions::table(&mut families, &member.engine.counts(), limits.max_sessions, limits.max_half_open);
+    metrics::sessions::takeovers(&mut families, member.engine.takeover_counts());
+    metrics::sessions::cluster(
+        &mut families,
+        member.lease_state(),
+        member.engine.generation(),
+        &member.engine.cluster_state(),
+    );
+    metrics::raft::collect(&mut families, &member.replication.status());
+    metrics::counted(
+        &mut families,
+        &member.replication.metrics(),
+        &member.replication.store_metrics(),
+        member.datapath().map(|datapath| datapath.metrics()).as_deref(),
+    );
+    families
 }

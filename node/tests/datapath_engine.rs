@@ -9,20 +9,20 @@
     reason = "a test; the lab that it shares has more than it uses"
 )]
 
-mod datapath_lab;
+mod datapath_member;
 
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use datapath_lab::{Lab, bulk, possible};
-use palisade_engine::engine::Config;
-use palisade_engine::event::Proposal;
+use datapath_member::{PROGRAMS, two_interfaces};
 use palisade_engine::replica::{Batch, Command, Outcome, PolicyChange, Replica};
-use palisade_engine::{Engine, Generation, MemberId, Reason, Wake};
+use palisade_engine::{Config, Engine, Generation, MemberId, Proposal, Reason, Wake};
+use palisade_lab::guard::can_run;
+use palisade_lab::small::SmallLab;
 use palisade_node::clock;
 use palisade_node::datapath::{self, Sinks, WorkerWake};
-use palisade_node::standing::StandingCell;
+use palisade_node::lease::Lease;
 
 const POLICY: &str = "zone outside, inside\n\
     default drop\n\
@@ -38,11 +38,11 @@ fn apply(replica: &mut Replica, number: u64, command: Command, wake: &mut dyn Wa
 }
 
 #[test]
-fn a_connection_is_held_until_it_is_committed_and_then_runs() {
-    if !possible("a_connection_is_held") {
+fn connection_is_held_until_it_is_committed_and_then_runs() {
+    if !can_run("a_connection_is_held", PROGRAMS) {
         return;
     }
-    let lab = Lab::new();
+    let lab = SmallLab::new();
     let engine = Engine::new(Config::new(MemberId(1), 1, 7));
     let mut replica = Replica::new(Arc::clone(&engine));
     let mut wake = WorkerWake::new(1).unwrap();
@@ -50,12 +50,12 @@ fn a_connection_is_held_until_it_is_committed_and_then_runs() {
     let outcome = apply(&mut replica, 1, Command::Policy(Box::new(change)), &mut wake);
     assert!(matches!(outcome, Outcome::Policy(_)), "{outcome:?}");
 
-    let standing = Arc::new(StandingCell::new(Duration::from_secs(60)));
+    let lease = Arc::new(Lease::new(Duration::from_secs(60)));
     let (hints, _hints) = tokio::sync::mpsc::channel(1024);
     let (proposals, mut proposed) = tokio::sync::mpsc::channel(1024);
-    let (cell, member_engine, workers) = (Arc::clone(&standing), Arc::clone(&engine), wake.clone());
+    let (cell, member_engine, workers) = (Arc::clone(&lease), Arc::clone(&engine), wake.clone());
     let datapath = lab.member.call(move || {
-        datapath::start(Lab::options(), member_engine, cell, workers, Sinks { hints, proposals }).unwrap()
+        datapath::start(two_interfaces(), member_engine, cell, workers, Sinks { hints, proposals }).unwrap()
     });
     let log = std::thread::spawn(move || {
         let mut number = 1;
@@ -82,35 +82,35 @@ fn a_connection_is_held_until_it_is_committed_and_then_runs() {
     // Not current: nothing new is admitted.
     assert!(connect("10.2.0.2:7001").0.is_err());
     let metrics = datapath.metrics();
-    assert!(metrics.snapshot().dropped(Reason::CutOff) + metrics.snapshot().dropped(Reason::NotCurrent) > 0);
+    assert!(metrics.dropped(Reason::LeaseExpired) + metrics.dropped(Reason::LeaseGrace) > 0);
 
-    let keep_current = Arc::clone(&standing);
+    let keep_current = Arc::clone(&lease);
     let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let stopped = Arc::clone(&stop);
     let prover = std::thread::spawn(move || {
         while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
-            keep_current.prove(clock::now());
+            keep_current.renew(clock::now());
             std::thread::sleep(Duration::from_millis(50));
         }
     });
     std::thread::sleep(Duration::from_millis(100));
     for address in ["10.2.0.2:7001", "[fd00:2::2]:7001"] {
-        let before = metrics.snapshot();
-        let rate = bulk(&lab, address, Duration::from_secs(2));
-        let after = metrics.snapshot();
+        let holds = || metrics.total(|worker| worker.hold.count());
+        let out_of_window = || metrics.dropped(Reason::TcpWindow);
+        let (holds_before, out_of_window_before) = (holds(), out_of_window());
+        let rate = lab.bulk(address, Duration::from_secs(1));
         println!("engine {address}: {rate:.1} Gbit/s");
-        let held = after.hold_time.count - before.hold_time.count;
-        assert!(held >= 1, "the handshake's end was not held for its commit: {after:?}");
-        assert_eq!(after.dropped(Reason::TcpWindow), before.dropped(Reason::TcpWindow));
-        assert!(after.hold_time.sum >= COMMIT);
+        assert!(holds() > holds_before, "the handshake's end was not held for its commit: {metrics:?}");
+        assert_eq!(out_of_window(), out_of_window_before);
+        assert!(metrics.workers.iter().map(|worker| worker.hold.sum()).sum::<Duration>() >= COMMIT);
     }
     let rejected = lab.client.call(|| {
-        TcpStream::connect_timeout(&"10.2.0.2:23".parse().unwrap(), Duration::from_secs(1)).unwrap_err().kind()
+        TcpStream::connect_timeout(&"10.2.0.2:23".parse().unwrap(), Duration::from_secs(60)).unwrap_err().kind()
     });
     assert_eq!(rejected, std::io::ErrorKind::ConnectionRefused);
-    let policy = metrics.snapshot().dropped(Reason::Policy);
+    let policy = metrics.dropped(Reason::Policy);
     assert_eq!(connect("10.2.0.2:22").0, Err(std::io::ErrorKind::TimedOut));
-    assert!(metrics.snapshot().dropped(Reason::Policy) > policy);
+    assert!(metrics.dropped(Reason::Policy) > policy);
 
     datapath.stop();
     stop.store(true, std::sync::atomic::Ordering::Relaxed);

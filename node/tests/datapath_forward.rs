@@ -1,4 +1,6 @@
-//! The datapath in a lab of network namespaces: what must pass passes, whole and fast.
+//! The datapath in a lab of network namespaces: what must pass passes, and GSO packets whole.
+//!
+//! How fast: `cargo bench -p palisade-tests -- bulk packets`.
 #![allow(
     missing_docs,
     unreachable_pub,
@@ -9,43 +11,45 @@
     reason = "a test; the lab that it shares has more than it uses"
 )]
 
-mod datapath_lab;
+mod datapath_member;
 
 use std::net::{IpAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use datapath_lab::{Fixed, KEY, Lab, bulk, eventually, possible};
-use palisade_engine::parse::build;
-use palisade_engine::{Protocol, Reason, Tuple};
-use palisade_node::clock;
+use datapath_member::{Fixed, KEY, PROGRAMS, start, two_interfaces};
+use palisade_engine::hold::HoldLimits;
+use palisade_engine::{Reason, WorkerSet};
+use palisade_lab::guard::can_run;
+use palisade_lab::small::{SmallLab, eventually};
 use palisade_node::datapath::{Inject, Options};
 use pnet::datalink::{self, Channel};
 
-const SOON: Duration = Duration::from_secs(2);
+/// The limit for what must come; and a time in which what must not come would have come.
+const SOON: Duration = Duration::from_secs(60);
 const NEVER: Duration = Duration::from_millis(300);
+/// How long a stream is sent.
+const STREAM: Duration = Duration::from_secs(1);
 
-fn forwards(options: Options, mode: &str, least: f64) {
-    let lab = Lab::new();
-    // The kernel's own forwarding, on the same machine at the same time, is what the rest is to be compared with.
-    let kernel = bulk(&lab, "10.2.0.2:7001", SOON);
-    println!("kernel: {kernel:.1} Gbit/s");
+fn forwards(options: Options, mode: &str) {
+    let lab = SmallLab::new();
     let judge = Fixed::forward();
-    let running = lab.start(options, &judge).unwrap();
+    let running = start(&lab, options, &judge).unwrap();
     assert_eq!(running.datapath.status().mode, mode);
     for v6 in [false, true] {
         assert!(lab.passes(v6, SOON), "v6: {v6}");
     }
     for address in ["10.2.0.2:7001", "[fd00:2::2]:7001"] {
-        let before = running.datapath.metrics().snapshot();
-        let rate = bulk(&lab, address, SOON);
-        let after = running.datapath.metrics().snapshot();
-        let whole = (after.forwarded.0 - before.forwarded.0) as f64 / (after.captured - before.captured) as f64;
+        let metrics = running.datapath.metrics();
+        let counts = || (metrics.forwarded(), metrics.total(|worker| worker.captured_frames.get()));
+        let (packets, frames) = counts();
+        let rate = lab.bulk(address, STREAM);
+        let (packets_after, frames_after) = counts();
+        let whole = (packets_after - packets) as f64 / (frames_after - frames) as f64;
         println!("{mode} {address}: {rate:.1} Gbit/s, {whole:.1} segments a frame");
-        assert!(rate > least, "{rate} Gbit/s");
         assert!(whole > 2.0, "GSO packets do not pass whole: {whole}");
     }
     assert!(running.datapath.healthy());
-    let metrics = running.datapath.metrics().snapshot();
+    let metrics = running.datapath.metrics();
     assert_eq!(metrics.dropped(Reason::InjectFailed), 0, "{metrics:?}");
     running.datapath.stop();
     assert!(!lab.passes(false, NEVER), "a stopped datapath forwards");
@@ -53,106 +57,110 @@ fn forwards(options: Options, mode: &str, least: f64) {
 
 #[test]
 fn tun_forwards_tcp_in_whole_gso_packets() {
-    if possible("tun_forwards") {
-        forwards(Lab::options(), "raw/tun", 1.0);
+    if can_run("tun_forwards", PROGRAMS) {
+        forwards(two_interfaces(), "raw/tun");
     }
 }
 
 #[test]
-fn two_workers_forward() {
-    if possible("two_workers_forward") {
-        forwards(Options { workers: 2, ..Lab::options() }, "raw/tun", 1.0);
+fn workers_forward_where_there_are_two() {
+    if can_run("two_workers_forward", PROGRAMS) {
+        forwards(Options { workers: 2, ..two_interfaces() }, "raw/tun");
     }
 }
 
 #[test]
 fn veth_forwards_the_same() {
-    if possible("veth_forwards") {
-        forwards(Options { inject: Inject::Veth, ..Lab::options() }, "raw/veth", 1.0);
+    if can_run("veth_forwards", PROGRAMS) {
+        forwards(Options { inject: Inject::Veth, ..two_interfaces() }, "raw/veth");
     }
 }
 
 #[test]
-fn a_held_packet_goes_on_when_woken_and_expires_otherwise() {
-    if !possible("a_held_packet") {
+fn held_packet_goes_on_when_woken_and_expires_otherwise() {
+    if !can_run("a_held_packet", PROGRAMS) {
         return;
     }
-    let lab = Lab::new();
+    let lab = SmallLab::new();
     let judge = Fixed::forward();
-    let running = lab.start(Lab::options(), &judge).unwrap();
+    // Nothing expires here while a slow machine comes to wake it.
+    let hold = HoldLimits { max_time: SOON, ..HoldLimits::default() };
+    let running = start(&lab, Options { hold, ..two_interfaces() }, &judge).unwrap();
     assert!(lab.passes(false, SOON));
     let metrics = running.datapath.metrics();
+    let holds = || metrics.total(|worker| worker.holds.matched.get());
     judge.say(2);
     assert!(!lab.passes(false, Duration::from_millis(50)));
-    assert_eq!(metrics.snapshot().hold_now.0, 1, "{:?}", metrics.snapshot());
+    eventually("it is held", || holds() == 1);
     let receiver = lab.listen(false, 7000, SOON);
     judge.say(0);
-    running.wake.send(1, KEY);
+    running.wake.send(WorkerSet::of(0), KEY);
     assert!(receiver.recv(&mut [0; 64]).is_ok(), "woken, but not forwarded");
     drop(receiver);
-    eventually("nothing is held any more", || metrics.snapshot().hold_now.0 == 0);
-    let after = metrics.snapshot();
-    assert_eq!((after.hold_time.count, after.dropped(Reason::HoldExpired)), (1, 0));
+    eventually("nothing is held any more", || holds() == 0);
+    assert_eq!((metrics.total(|worker| worker.hold.count()), metrics.dropped(Reason::HoldExpired)), (1, 0));
+    running.datapath.stop();
+
+    let running = start(&lab, two_interfaces(), &judge).unwrap();
+    assert!(lab.passes(false, SOON));
+    let metrics = running.datapath.metrics();
+    let holds = || metrics.total(|worker| worker.holds.matched.get());
     judge.say(2);
-    assert!(!lab.passes(false, Duration::from_millis(600)));
-    running.wake.send(1, KEY);
-    std::thread::sleep(Duration::from_millis(50));
-    let last = metrics.snapshot();
-    assert_eq!((last.hold_now.0, last.dropped(Reason::HoldExpired)), (0, 1), "{last:?}");
+    assert!(!lab.passes(false, NEVER));
+    eventually("it has expired", || metrics.dropped(Reason::HoldExpired) == 1);
+    running.wake.send(WorkerSet::of(0), KEY);
+    let receiver = lab.listen(false, 7000, NEVER);
+    assert!(receiver.recv(&mut [0; 64]).is_err(), "it comes out late");
+    assert_eq!((holds(), metrics.dropped(Reason::HoldExpired)), (0, 1), "{metrics:?}");
 }
 
 #[test]
 fn egress_zones_are_the_kernels_routes_and_follow_their_changes() {
-    if !possible("egress_zones") {
+    if !can_run("egress_zones", PROGRAMS) {
         return;
     }
-    let lab = Lab::new();
+    let lab = SmallLab::new();
     let judge = Fixed::forward();
     judge.say(4);
-    let running = lab.start(Lab::options(), &judge).unwrap();
+    let running = start(&lab, two_interfaces(), &judge).unwrap();
     for v6 in [false, true] {
         assert!(lab.passes(v6, SOON), "v6: {v6}");
     }
-    let dropped = |reason| running.datapath.metrics().snapshot().dropped(reason);
+    let dropped = |reason| running.datapath.metrics().dropped(reason);
     lab.member.ip("route add blackhole 10.2.0.2/32");
-    std::thread::sleep(Duration::from_millis(100));
-    assert!(!lab.passes(false, NEVER));
-    assert!(dropped(Reason::NoRoute) >= 1);
+    eventually("its new route is none", || !lab.passes(false, NEVER) && dropped(Reason::NoRoute) >= 1);
     lab.member.ip("route del blackhole 10.2.0.2/32");
     lab.member.ip("route add 10.2.0.2/32 via 10.1.0.2 dev f0");
-    std::thread::sleep(Duration::from_millis(100));
-    assert!(!lab.passes(false, NEVER));
-    assert!(dropped(Reason::WrongZone) >= 1);
+    eventually("its new route leads back", || !lab.passes(false, NEVER) && dropped(Reason::WrongZone) >= 1);
     lab.member.ip("route del 10.2.0.2/32");
-    std::thread::sleep(Duration::from_millis(100));
     assert!(lab.passes(false, SOON));
     // An operator's rule about the source applies to what comes in by palisade0.
     lab.member.ip("rule add pref 100 from 10.1.0.2 unreachable");
-    std::thread::sleep(Duration::from_millis(100));
-    assert!(!lab.passes(false, NEVER));
+    eventually("it is obeyed", || !lab.passes(false, NEVER));
     lab.member.ip("rule del pref 100");
 }
 
 #[test]
-fn a_rejected_packet_is_answered() {
-    if !possible("a_rejected_packet") {
+fn rejected_packet_is_answered() {
+    if !can_run("a_rejected_packet", PROGRAMS) {
         return;
     }
-    let lab = Lab::new();
+    let lab = SmallLab::new();
     let judge = Fixed::forward();
     judge.say(3);
-    let running = lab.start(Lab::options(), &judge).unwrap();
+    let running = start(&lab, two_interfaces(), &judge).unwrap();
     for address in ["10.2.0.2:7009", "[fd00:2::2]:7009"] {
         let error =
             lab.client.call(move || TcpStream::connect_timeout(&address.parse().unwrap(), SOON).err().unwrap().kind());
         assert_eq!(error, std::io::ErrorKind::ConnectionRefused, "{address}");
     }
-    let rejected = running.datapath.metrics().snapshot().rejected;
-    assert_eq!(rejected.iter().find(|(r, ..)| *r == Reason::PolicyReject).unwrap().1, 2);
+    // One for each SYN; a slow machine may send one again.
+    assert!(running.datapath.metrics().rejected(Reason::PolicyReject) >= 2);
 }
 
-/// The sources of the ICMP errors that come back for datagrams to an address and are seen on the client's link.
-fn errors_for(lab: &Lab, address: &'static str, count: usize) -> Vec<IpAddr> {
+/// The sources of the ICMP errors that come back for datagrams to an address and are seen on the client's link, until none
+/// comes for a while.
+fn errors_for(lab: &SmallLab, address: &'static str, count: usize) -> Vec<IpAddr> {
     lab.client.call(move || {
         let interface = datalink::interfaces().into_iter().find(|i| i.name == "c0").unwrap();
         let config = datalink::Config { read_timeout: Some(Duration::from_millis(300)), ..Default::default() };
@@ -165,7 +173,17 @@ fn errors_for(lab: &Lab, address: &'static str, count: usize) -> Vec<IpAddr> {
             socket.send_to(b"reject me", address).unwrap();
         }
         let mut sources = Vec::new();
-        while let Ok(frame) = frames.next() {
+        // On a slow machine none may come for a while before the first does.
+        let mut patience = 10;
+        loop {
+            let frame = match frames.next() {
+                Ok(frame) => frame,
+                Err(_) if sources.is_empty() && patience > 0 => {
+                    patience -= 1;
+                    continue;
+                }
+                Err(_) => break,
+            };
             match (&frame[12..14], frame.get(23), frame.get(20)) {
                 // Destination unreachable, administratively prohibited.
                 ([8, 0], Some(1), _) if frame[34..36] == [3, 13] => {
@@ -183,22 +201,28 @@ fn errors_for(lab: &Lab, address: &'static str, count: usize) -> Vec<IpAddr> {
 
 #[test]
 fn icmp_errors_come_from_this_router_and_not_too_many() {
-    if !possible("icmp_errors_come_from_this_router") {
+    if !can_run("icmp_errors_come_from_this_router", PROGRAMS) {
         return;
     }
-    let lab = Lab::new();
+    let lab = SmallLab::new();
     let judge = Fixed::forward();
     judge.say(3);
-    let running = lab.start(Lab::options(), &judge).unwrap();
-    let snapshot = || running.datapath.metrics().snapshot();
-    let rejected = || snapshot().rejected.iter().find(|(r, ..)| *r == Reason::PolicyReject).unwrap().1;
+    let running = start(&lab, two_interfaces(), &judge).unwrap();
+    let metrics = running.datapath.metrics();
+    let rejected = || metrics.rejected(Reason::PolicyReject);
+    let suppressed = || metrics.total(|worker| worker.icmp_errors_suppressed.get());
     for (address, own) in [("10.2.0.2:7009", "10.1.0.1"), ("[fd00:2::2]:7009", "fd00:1::1")] {
         // So that neighbour discovery is over.
         assert!(lab.answers(&lab.client, own));
-        let sources = errors_for(&lab, address, 5);
-        assert_eq!(sources, vec![own.parse::<IpAddr>().unwrap(); 5], "{address}");
+        let (own, mut seen) = (own.parse::<IpAddr>().unwrap(), 0);
+        eventually("five errors", || {
+            let sources = errors_for(&lab, address, 5);
+            assert!(sources.iter().all(|source| *source == own), "{address}: {sources:?}");
+            seen += sources.len();
+            seen >= 5
+        });
     }
-    assert_eq!(snapshot().unanswered, 0);
+    assert_eq!(suppressed(), 0);
     // Renumbered: the next error has the new address.
     lab.member.ip("addr del 10.1.0.1/24 dev f0");
     lab.member.ip("addr add 10.1.0.9/24 dev f0");
@@ -207,59 +231,20 @@ fn icmp_errors_come_from_this_router_and_not_too_many() {
         errors_for(&lab, "10.2.0.2:7009", 1) == ["10.1.0.9".parse::<IpAddr>().unwrap()]
     });
     let (before, count) = (rejected(), 2000);
-    let answers = errors_for(&lab, "10.2.0.2:7009", count).len();
-    let unanswered = usize::try_from(snapshot().unanswered).unwrap();
-    assert_eq!(usize::try_from(rejected() - before).unwrap(), count);
-    assert!(unanswered > 0, "{count} datagrams in one burst were all answered");
-    // The listener may lose some of the burst; the counter loses none. A burst of 50 is allowed.
-    assert!(unanswered <= count - 50 && answers + unanswered <= count, "{answers} answers, {unanswered} without");
-}
-
-/// Floods the member with small datagrams for two seconds; how many a second arrived at the server's interface, in
-/// millions.
-fn flood(lab: &Lab) -> f64 {
-    let ip = |b: [u8; 4]| std::net::IpAddr::from(b).into();
-    let (src, dst) = (ip([10, 1, 0, 2]), ip([10, 2, 0, 2]));
-    let tuple = Tuple { src, dst, src_port: 9, dst_port: 9, protocol: Protocol::UDP };
-    let mut frame = lab.mac(&lab.member, "f0").to_vec();
-    frame.extend([2, 0, 0, 0, 0, 9, 8, 0]);
-    frame.extend(build::udp(&tuple, &[0; 18]).unwrap());
-    let mut sender = lab.frames();
-    let arrived = || {
-        let text = lab.server.ip("-j -s link show s0");
-        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
-        json.pointer("/0/stats64/rx/packets").unwrap().as_u64().unwrap()
-    };
-    let (before, begin) = (arrived(), clock::now());
-    while clock::now().since(begin) < Duration::from_secs(2) {
-        for _ in 0..64 {
-            let _ = sender.send_to(&frame, None);
-        }
-    }
-    let time = clock::now().since(begin).as_secs_f64();
-    (arrived() - before) as f64 / time / 1e6
-}
-
-/// How many small packets a second one worker forwards, and how many the kernel; printed, and only grossly judged (the
-/// sender shares the machine).
-#[test]
-fn small_packets() {
-    if !possible("small_packets") {
-        return;
-    }
-    let lab = Lab::new();
-    assert!(lab.passes(false, SOON));
-    // The server answers to closed ports, which is not what is measured.
-    lab.server.exec("nft add table ip t");
-    lab.server.exec("nft add chain ip t c {type filter hook prerouting priority -400;policy drop;}");
-    let kernel = flood(&lab);
-    let judge = Fixed::forward();
-    let running = lab.start(Lab::options(), &judge).unwrap();
-    let rate = flood(&lab);
-    let metrics = running.datapath.metrics().snapshot();
-    println!(
-        "small packets: {rate:.3} Mpps, the kernel {kernel:.3} Mpps; {} missed, {} batches",
-        metrics.missed, metrics.batches
+    // A slow machine sends so slowly that all may be answered.
+    let (mut answers, mut all) = (0, 0);
+    eventually("datagrams of a burst without an answer", || {
+        answers += errors_for(&lab, "10.2.0.2:7009", count).len();
+        all += count;
+        suppressed() > 0
+    });
+    let unanswered = usize::try_from(suppressed()).unwrap();
+    let rejected = usize::try_from(rejected() - before).unwrap();
+    // The listener may lose some of the burst, and so may the capture of a slow machine; the counters lose none. A burst of 50
+    // is answered.
+    assert!(
+        rejected <= all && rejected >= unanswered + 50,
+        "{rejected} rejected, {unanswered} of them without an answer"
     );
-    assert!(rate > 0.02, "{rate} Mpps");
+    assert!(answers + unanswered <= rejected, "{answers} answers, {unanswered} without, {rejected} rejected");
 }

@@ -9,32 +9,34 @@
     reason = "a test; the lab that it shares has more than it uses"
 )]
 
-mod datapath_lab;
+mod datapath_member;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use datapath_lab::{Fixed, Lab, Ns, Running, enter, eventually, possible, run, try_run};
+use datapath_member::{Fixed, PROGRAMS, Running, arrives, start, two_interfaces};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use palisade_engine::parse::build;
 use palisade_engine::{Protocol, Reason, Tuple};
-use palisade_node::clock;
+use palisade_lab::guard::can_run;
+use palisade_lab::small::{BlockingNetns, SmallLab, eventually, run, try_run};
 use palisade_node::datapath::{Gate, Nft, Options, StartError};
 
-const SOON: Duration = Duration::from_secs(2);
+const SOON: Duration = Duration::from_secs(60);
 const NEVER: Duration = Duration::from_millis(300);
 
 /// Not a test of its own: the daemon's part in a process that can be stopped and killed.
 #[test]
 fn child_datapath() {
-    let Some(name) = std::env::var_os("PALISADE_LAB_CHILD") else { return };
-    enter(name.to_str().unwrap());
-    let _running = Running::start(Lab::options(), Fixed::forward()).unwrap();
-    std::thread::sleep(Duration::from_secs(120));
+    if std::env::var_os("PALISADE_LAB_CHILD").is_none() {
+        return;
+    }
+    let _running = Running::start(two_interfaces(), Fixed::forward()).unwrap();
+    std::thread::sleep(Duration::from_secs(1200));
 }
 
 /// Not a test of its own: a start in a user namespace, where there is no `/dev/net/tun` for us.
@@ -46,7 +48,7 @@ fn child_in_a_user_namespace() {
     run("ip link add f0 type veth peer name f1");
     run("ip link set lo up");
     run("sysctl -qw net.ipv6.conf.all.forwarding=1");
-    let options = Options { workers: 2, ..Lab::options() };
+    let options = Options { workers: 2, ..two_interfaces() };
     let running = Running::start(options, Fixed::forward()).unwrap_or_else(|e| panic!("{e:?}"));
     let status = running.datapath.status();
     assert_eq!(status.mode, "raw/veth");
@@ -56,8 +58,8 @@ fn child_in_a_user_namespace() {
 }
 
 #[test]
-fn an_unprivileged_user_namespace_gets_the_veth_pair() {
-    if !possible("an_unprivileged_user_namespace") {
+fn user_namespace_without_privileges_gets_the_veth_pair() {
+    if !can_run("an_unprivileged_user_namespace", &[PROGRAMS, &["setpriv", "unshare"]].concat()) {
         return;
     }
     let unprivileged = "--reuid=65534 --regid=65534 --clear-groups unshare -Urnm --mount-proc --fork --pid";
@@ -79,14 +81,12 @@ fn an_unprivileged_user_namespace_gets_the_veth_pair() {
 struct Process(Child);
 
 impl Process {
-    fn start(member: &Ns) -> Process {
+    fn start(member: &BlockingNetns) -> Process {
         let program = std::env::current_exe().unwrap();
-        let child = Command::new(program)
-            .args(["--exact", "child_datapath"])
-            .env("PALISADE_LAB_CHILD", &member.0)
-            .stdout(Stdio::null())
-            .spawn();
-        Process(child.unwrap())
+        let mut command = Command::new(program);
+        command.args(["--exact", "child_datapath"]).env("PALISADE_LAB_CHILD", "1").stdout(Stdio::null());
+        // A child begins in the namespace of the thread that forks it.
+        Process(member.call(move || command.spawn().unwrap()))
     }
 
     /// Are all of its threads stopped? (The signal takes a moment.)
@@ -110,11 +110,11 @@ impl Drop for Process {
 }
 
 #[test]
-fn a_killed_daemon_forwards_nothing_and_a_restarted_one_again() {
-    if !possible("a_killed_daemon") {
+fn killed_daemon_forwards_nothing_and_a_restarted_one_again() {
+    if !can_run("a_killed_daemon", PROGRAMS) {
         return;
     }
-    let lab = Lab::new();
+    let lab = SmallLab::new();
     assert!(lab.passes(false, SOON), "before Palisade, the kernel forwards");
     let process = Process::start(&lab.member);
     eventually("the gate", || lab.member.ip("rule").contains("blackhole"));
@@ -149,11 +149,11 @@ fn a_killed_daemon_forwards_nothing_and_a_restarted_one_again() {
 }
 
 #[test]
-fn a_stopped_daemon_forwards_nothing_stale_when_it_goes_on() {
-    if !possible("a_stopped_daemon") {
+fn stopped_daemon_forwards_nothing_stale_when_it_goes_on() {
+    if !can_run("a_stopped_daemon", PROGRAMS) {
         return;
     }
-    let lab = Lab::new();
+    let lab = SmallLab::new();
     let process = Process::start(&lab.member);
     eventually("the gate", || lab.member.ip("rule").contains("blackhole"));
     eventually("it forwards", || lab.passes(false, NEVER));
@@ -181,17 +181,17 @@ fn udp(destination: [u8; 4]) -> Vec<u8> {
 
 #[test]
 fn frames_that_are_not_for_this_router_are_not_forwarded() {
-    if !possible("frames_that_are_not_for_this_router") {
+    if !can_run("frames_that_are_not_for_this_router", PROGRAMS) {
         return;
     }
-    let lab = Lab::new();
+    let lab = SmallLab::new();
     let judge = Fixed::forward();
-    let running = lab.start(Lab::options(), &judge).unwrap();
+    let running = start(&lab, two_interfaces(), &judge).unwrap();
     assert!(lab.passes(false, SOON));
     // Promiscuous, so that foreign frames come as far as the sockets.
     lab.member.ip("link set f0 promisc on");
-    let own = lab.mac(&lab.member, "f0");
-    let mut sender = lab.frames();
+    let own = lab.member.mac("f0");
+    let mut sender = lab.client.wire("c0");
     let receiver = lab.listen(false, 7000, NEVER);
     let mut send = |mac: [u8; 6], tag: &[u8]| {
         let mut frame = mac.to_vec();
@@ -199,11 +199,11 @@ fn frames_that_are_not_for_this_router_are_not_forwarded() {
         frame.extend(tag);
         frame.extend([8, 0]);
         frame.extend(udp([10, 2, 0, 2]));
-        sender.send_to(&frame, None).unwrap().unwrap();
+        sender.send(&frame).unwrap();
         receiver.recv(&mut [0; 64]).is_ok()
     };
-    let foreign = || running.datapath.metrics().snapshot().dropped(Reason::NotForUs);
-    assert!(send(own, &[]), "the same frame, but addressed to the router, must pass");
+    let foreign = || running.datapath.metrics().dropped(Reason::NotForUs);
+    assert!(arrives(|| send(own, &[]), &receiver), "the same frame, but addressed to the router, must pass");
     let cases: [(&str, [u8; 6], &[u8]); 5] = [
         ("a foreign MAC address", [2, 0, 0, 0, 0, 7], &[]),
         ("a broadcast", [0xff; 6], &[]),
@@ -215,18 +215,18 @@ fn frames_that_are_not_for_this_router_are_not_forwarded() {
         assert!(!send(mac, tag), "{what} is forwarded");
     }
     assert!(foreign() >= 3, "{}", foreign());
-    assert!(send(own, &[]), "and again");
+    assert!(arrives(|| send(own, &[]), &receiver), "and again");
 }
 
 #[test]
-fn the_machines_own_traffic_is_left_alone() {
-    if !possible("the_machines_own_traffic") {
+fn local_traffic_of_the_machine_is_left_alone() {
+    if !can_run("the_machines_own_traffic", PROGRAMS) {
         return;
     }
-    let lab = Lab::new();
+    let lab = SmallLab::new();
     let judge = Fixed::forward();
     judge.say(1);
-    let running = lab.start(Lab::options(), &judge).unwrap();
+    let running = start(&lab, two_interfaces(), &judge).unwrap();
     for (from, to) in
         [(&lab.client, "10.1.0.1"), (&lab.client, "fd00:1::1"), (&lab.member, "10.2.0.2"), (&lab.member, "fd00:2::2")]
     {
@@ -235,23 +235,23 @@ fn the_machines_own_traffic_is_left_alone() {
     // An address that is added later is the machine's too.
     lab.member.ip("addr add 10.1.0.77/32 dev f0");
     eventually("the new address answers", || lab.answers(&lab.client, "10.1.0.77"));
-    let snapshot = running.datapath.metrics().snapshot();
-    assert!(snapshot.local >= 4, "{snapshot:?}");
+    let metrics = running.datapath.metrics();
+    assert!(metrics.total(|worker| worker.local_packets.get()) >= 4, "{metrics:?}");
     assert!(!lab.passes(false, NEVER), "a dropped packet passes");
-    assert!(running.datapath.metrics().snapshot().dropped(Reason::Policy) >= 1);
+    assert!(running.datapath.metrics().dropped(Reason::Policy) >= 1);
 }
 
 #[test]
-fn an_interface_that_appears_later_is_gated_and_one_that_returns_is_captured_again() {
-    if !possible("an_interface_that_appears_later") {
+fn interface_that_appears_later_is_gated_and_one_that_returns_is_captured_again() {
+    if !can_run("an_interface_that_appears_later", PROGRAMS) {
         return;
     }
-    let lab = Lab::new();
+    let lab = SmallLab::new();
     let judge = Fixed::forward();
-    let running = lab.start(Lab::options(), &judge).unwrap();
+    let running = start(&lab, two_interfaces(), &judge).unwrap();
     assert!(lab.passes(false, SOON));
     // A second way from the client, which Palisade knows nothing of.
-    let member = &lab.member.0;
+    let member = &lab.member.path();
     lab.client.ip(&format!("link add c1 type veth peer name later netns {member}"));
     lab.client.ip("addr add 10.3.0.2/24 dev c1");
     lab.client.ip("link set c1 up");
@@ -276,18 +276,18 @@ fn an_interface_that_appears_later_is_gated_and_one_that_returns_is_captured_aga
     lab.member.ip("addr add 10.1.0.1/24 dev f0");
     lab.member.ip("link set f0 up");
     eventually("it forwards again", || lab.passes(false, NEVER));
-    assert_eq!(running.datapath.metrics().snapshot().captures_reopened, 1);
+    assert_eq!(running.datapath.metrics().watcher.captures_reopened.get(), 1);
 }
 
 #[test]
-fn the_watcher_restores_what_somebody_removes() {
-    if !possible("the_watcher_restores") {
+fn watcher_restores_what_somebody_removes() {
+    if !can_run("the_watcher_restores", PROGRAMS) {
         return;
     }
-    let lab = Lab::new();
+    let lab = SmallLab::new();
     let judge = Fixed::forward();
-    let running = lab.start(Lab::options(), &judge).unwrap();
-    let restored = || running.datapath.metrics().snapshot().gate_restored;
+    let running = start(&lab, two_interfaces(), &judge).unwrap();
+    let restored = || running.datapath.metrics().watcher.gate_restored.get();
     assert_eq!(running.datapath.status().gate.nft, Nft::Installed);
     assert_eq!(running.datapath.status().warnings, Vec::<String>::new());
     for (count, family) in [(1, "-4"), (2, "-6")] {
@@ -322,12 +322,11 @@ fn the_watcher_restores_what_somebody_removes() {
 type Case = (&'static str, fn(&StartError) -> bool, &'static str, &'static str);
 
 #[test]
-fn each_start_check_refuses_with_its_remedy() {
-    if !possible("each_start_check") {
+fn start_checks_refuse_with_their_remedy() {
+    if !can_run("each_start_check", PROGRAMS) {
         return;
     }
-    let lab = Lab::new();
-    let member = &lab.member.0;
+    let lab = SmallLab::new();
     let cases: Vec<Case> = vec![
         (
             "ip rule add pref 5 lookup local; ip rule del pref 0",
@@ -380,27 +379,28 @@ fn each_start_check_refuses_with_its_remedy() {
     ];
     let script = |lines: &str| {
         for line in lines.split("; ") {
-            run(&format!("ip netns exec {member} {line}"));
+            lab.member.exec(line);
         }
     };
     for (provoke, expected, undo, remedy) in cases {
         script(provoke);
         let error =
-            lab.start(Lab::options(), &Fixed::forward()).err().unwrap_or_else(|| panic!("{provoke}: it starts"));
+            start(&lab, two_interfaces(), &Fixed::forward()).err().unwrap_or_else(|| panic!("{provoke}: it starts"));
         assert!(expected(&error), "{provoke}: {error:?}");
         let help = miette::Diagnostic::help(&error).expect("a remedy").to_string();
         assert!(help.contains(remedy), "{provoke}: {help}");
         script(undo);
-        let running = lab.start(Lab::options(), &Fixed::forward()).unwrap_or_else(|e| panic!("after {undo}: {e:?}"));
+        let running =
+            start(&lab, two_interfaces(), &Fixed::forward()).unwrap_or_else(|e| panic!("after {undo}: {e:?}"));
         running.datapath.stop();
         lab.member.call(|| Gate::remove().unwrap());
     }
-    assert!(try_run(&format!("ip -n {member} link show palisade0")).is_err(), "the device stays behind");
+    assert!(lab.member.try_exec("ip link show palisade0").is_err(), "the device stays behind");
 }
 
 /// Starts a datapath that must be refused, and gives the error and its remedy.
-fn refused(lab: &Lab, what: &str) -> (StartError, String) {
-    let error = lab.start(Lab::options(), &Fixed::forward()).err().unwrap_or_else(|| panic!("{what}: it starts"));
+fn refused(lab: &SmallLab, what: &str) -> (StartError, String) {
+    let error = start(&lab, two_interfaces(), &Fixed::forward()).err().unwrap_or_else(|| panic!("{what}: it starts"));
     let help = miette::Diagnostic::help(&error).expect("a remedy").to_string();
     (error, help)
 }
@@ -429,12 +429,12 @@ fn multicast_router(v6: bool) -> Option<OwnedFd> {
 }
 
 #[test]
-fn a_multicast_router_refuses_the_start() {
-    if !possible("a_multicast_router_refuses_the_start") {
+fn multicast_router_refuses_the_start() {
+    if !can_run("a_multicast_router_refuses_the_start", PROGRAMS) {
         return;
     }
     for v6 in [false, true] {
-        let lab = Lab::new();
+        let lab = SmallLab::new();
         let Some(router) = lab.member.call(move || multicast_router(v6)) else {
             eprintln!("SKIPPED: a_multicast_router_refuses_the_start: a kernel without multicast routing, v6 {v6}");
             continue;
@@ -444,18 +444,18 @@ fn a_multicast_router_refuses_the_start() {
         let family = if v6 { "ipv6" } else { "ipv4" };
         assert!(help.contains("multicast routing daemon") && help.contains(&format!("net.{family}.conf")), "{help}");
         drop(router);
-        lab.start(Lab::options(), &Fixed::forward()).unwrap_or_else(|e| panic!("without it: {e:?}"));
+        start(&lab, two_interfaces(), &Fixed::forward()).unwrap_or_else(|e| panic!("without it: {e:?}"));
     }
 }
 
 #[test]
 fn forward_chains_of_the_iptables_programs_refuse_the_start() {
-    if !possible("forward_chains_of_the_iptables_programs") {
+    if !can_run("forward_chains_of_the_iptables_programs", PROGRAMS) {
         return;
     }
     for program in ["iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy"] {
-        let lab = Lab::new();
-        let provoked = try_run(&format!("ip netns exec {} {program} -P FORWARD DROP", lab.member.0));
+        let lab = SmallLab::new();
+        let provoked = lab.member.try_exec(&format!("{program} -P FORWARD DROP"));
         if let Err(reason) = provoked {
             eprintln!("SKIPPED: forward_chains_of_the_iptables_programs: {program}: {reason}");
             continue;
@@ -464,28 +464,24 @@ fn forward_chains_of_the_iptables_programs_refuse_the_start() {
         assert!(matches!(error, StartError::ForwardChain { .. }), "{program}: {error:?}");
         assert!(help.contains("-I FORWARD -i palisade0 -j ACCEPT"), "{program}: {help}");
         lab.member.exec(&format!("{program} -I FORWARD -i palisade0 -j ACCEPT"));
-        let running = lab.start(Lab::options(), &Fixed::forward()).unwrap_or_else(|e| panic!("{program}: {e:?}"));
+        let running = start(&lab, two_interfaces(), &Fixed::forward()).unwrap_or_else(|e| panic!("{program}: {e:?}"));
         assert!(lab.passes(program.starts_with("ip6"), SOON), "{program}: the remedy does not help");
         drop(running);
     }
 }
 
 #[test]
-fn a_forward_chain_that_comes_later_is_noticed() {
-    if !possible("a_forward_chain_that_comes_later") {
+fn forward_chain_that_comes_later_is_noticed() {
+    if !can_run("a_forward_chain_that_comes_later", PROGRAMS) {
         return;
     }
-    let lab = Lab::new();
-    let running = lab.start(Lab::options(), &Fixed::forward()).unwrap();
+    let lab = SmallLab::new();
+    let running = start(&lab, two_interfaces(), &Fixed::forward()).unwrap();
     assert!(lab.passes(false, SOON) && running.datapath.healthy());
     lab.member.exec("nft add table inet late");
     lab.member.exec("nft add chain inet late fw {type filter hook forward priority 10;policy accept;}");
     lab.member.exec("nft add rule inet late fw counter reject");
-    let begin = clock::now();
-    while running.datapath.healthy() {
-        assert!(clock::now().since(begin) < Duration::from_secs(15), "never noticed");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    eventually("it is noticed", || !running.datapath.healthy());
     let warnings = running.datapath.status().warnings;
     assert!(warnings.iter().any(|w| w.contains("inet late fw") && w.contains("nft insert rule")), "{warnings:?}");
 }
@@ -493,13 +489,13 @@ fn a_forward_chain_that_comes_later_is_noticed() {
 /// Two conditions of the start are the daemon's own device's, so it sets them right instead of refusing; only where it may
 /// not is the start refused.
 #[test]
-fn what_concerns_our_own_device_is_repaired_and_refused_where_that_is_forbidden() {
-    if !possible("what_concerns_our_own_device") {
+fn settings_of_our_own_device_are_repaired_or_refuse_the_start() {
+    if !can_run("what_concerns_our_own_device", PROGRAMS) {
         return;
     }
-    let lab = Lab::new();
+    let lab = SmallLab::new();
     lab.member.exec("sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.default.disable_ipv6=1");
-    let running = lab.start(Lab::options(), &Fixed::forward()).unwrap();
+    let running = start(&lab, two_interfaces(), &Fixed::forward()).unwrap();
     let value = |name: &str| lab.member.exec(&format!("sysctl -n {name}")).trim().to_owned();
     assert_eq!(value("net.ipv4.conf.palisade0.forwarding"), "1");
     assert_eq!(value("net.ipv6.conf.palisade0.disable_ipv6"), "0");
@@ -516,7 +512,7 @@ fn what_concerns_our_own_device_is_repaired_and_refused_where_that_is_forbidden(
         run("mount -t proc proc /proc");
         run("mount --bind /proc/sys /proc/sys");
         run("mount -o remount,bind,ro /proc/sys");
-        Running::start(Lab::options(), Fixed::forward()).err()
+        Running::start(two_interfaces(), Fixed::forward()).err()
     });
     let error = error.expect("it starts although it can set nothing");
     assert!(matches!(error, StartError::Setting { .. }), "{error:?}");
@@ -525,59 +521,59 @@ fn what_concerns_our_own_device_is_repaired_and_refused_where_that_is_forbidden(
 }
 
 #[test]
-fn an_exemption_that_is_no_longer_configured_is_closed() {
-    if !possible("an_exemption_that_is_no_longer_configured") {
+fn exemption_that_is_no_longer_configured_is_closed() {
+    if !can_run("an_exemption_that_is_no_longer_configured", PROGRAMS) {
         return;
     }
-    let lab = Lab::new();
-    let exempt = Options { unfiltered: vec!["f0".to_owned()], ..Lab::options() };
+    let lab = SmallLab::new();
+    let exempt = Options { bypass_interfaces: vec!["f0".to_owned()], ..two_interfaces() };
     let install = |options: &Options| {
-        let gate = Gate::new("palisade0", &options.unfiltered);
+        let gate = Gate::new("palisade0", &options.bypass_interfaces);
         lab.member.call(move || gate.install().unwrap());
     };
     install(&exempt);
     assert!(lab.passes(false, SOON) && lab.passes(true, SOON), "the exemption does not work");
-    install(&Lab::options());
+    install(&two_interfaces());
     assert!(!lab.member.ip("rule").contains("f0") && !lab.member.ip("-6 rule").contains("f0"));
     lab.member.exec("nft delete table inet palisade_gate");
     assert!(!lab.passes(false, NEVER) && !lab.passes(true, NEVER), "the old exemption still stands");
 }
 
 #[test]
-fn an_interface_that_was_in_another_namespace_is_captured_again() {
-    if !possible("an_interface_that_was_in_another_namespace") {
+fn interface_that_was_in_another_namespace_is_captured_again() {
+    if !can_run("an_interface_that_was_in_another_namespace", PROGRAMS) {
         return;
     }
-    let (lab, elsewhere) = (Lab::new(), Ns::new("e"));
-    let running = lab.start(Options { workers: 2, ..Lab::options() }, &Fixed::forward()).unwrap();
+    let (lab, elsewhere) = (SmallLab::new(), BlockingNetns::new("e"));
+    let running = start(&lab, Options { workers: 2, ..two_interfaces() }, &Fixed::forward()).unwrap();
     assert!(lab.passes(false, SOON));
     let index = running.datapath.status().interfaces[0].index;
     for round in 1..=3 {
-        lab.member.ip(&format!("link set f0 netns {}", elsewhere.0));
-        elsewhere.ip(&format!("link set f0 netns {}", lab.member.0));
+        lab.member.ip(&format!("link set f0 netns {}", elsewhere.path()));
+        elsewhere.ip(&format!("link set f0 netns {}", lab.member.path()));
         lab.member.ip("addr add 10.1.0.1/24 dev f0");
         lab.member.ip("link set f0 up");
         eventually("it forwards again", || lab.passes(false, NEVER));
         assert_eq!(running.datapath.status().interfaces[0].index, index, "the case was to be that of an old index");
-        assert!(running.datapath.metrics().snapshot().captures_reopened >= round);
+        assert!(running.datapath.metrics().watcher.captures_reopened.get() >= round);
     }
     // Down and up again is no loss of sockets.
-    let before = running.datapath.metrics().snapshot().captures_reopened;
+    let before = running.datapath.metrics().watcher.captures_reopened.get();
     lab.member.ip("link set f0 down");
     lab.member.ip("link set f0 up");
     eventually("it forwards again", || lab.passes(false, NEVER));
-    assert_eq!(running.datapath.metrics().snapshot().captures_reopened, before);
+    assert_eq!(running.datapath.metrics().watcher.captures_reopened.get(), before);
     eventually("it is well", || running.datapath.healthy());
 }
 
 #[test]
-fn a_thread_that_dies_is_noticed_and_nothing_passes() {
-    if !possible("a_thread_that_dies") {
+fn thread_that_dies_is_noticed_and_nothing_passes() {
+    if !can_run("a_thread_that_dies", PROGRAMS) {
         return;
     }
-    let lab = Lab::new();
+    let lab = SmallLab::new();
     let judge = Fixed::forward();
-    let running = lab.start(Lab::options(), &judge).unwrap();
+    let running = start(&lab, two_interfaces(), &judge).unwrap();
     assert!(lab.passes(false, SOON));
     assert_eq!(running.datapath.dead_thread(), None);
     judge.say(5);
@@ -592,14 +588,14 @@ fn a_thread_that_dies_is_noticed_and_nothing_passes() {
 
 #[test]
 fn rp_filter_is_pushed_down_where_that_was_allowed() {
-    if !possible("rp_filter_is_pushed_down") {
+    if !can_run("rp_filter_is_pushed_down", PROGRAMS) {
         return;
     }
-    let lab = Lab::new();
+    let lab = SmallLab::new();
     lab.member
         .exec("sysctl -qw net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.f1.rp_filter=2 net.ipv6.conf.all.forwarding=0");
-    let options = Options { manage_rp_filter: true, manage_forwarding: true, ..Lab::options() };
-    let running = lab.start(options, &Fixed::forward()).unwrap();
+    let options = Options { manage_rp_filter: true, manage_forwarding: true, ..two_interfaces() };
+    let running = start(&lab, options, &Fixed::forward()).unwrap();
     let value = |of: &str| lab.member.exec(&format!("sysctl -n net.ipv4.conf.{of}.rp_filter")).trim().to_owned();
     assert_eq!(["all", "palisade0", "f0", "f1", "default"].map(value), ["0", "0", "1", "2", "1"]);
     assert!(lab.passes(false, SOON) && lab.passes(true, SOON));

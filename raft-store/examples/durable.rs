@@ -15,9 +15,8 @@ use openraft::type_config::TypeConfigExt;
 use openraft::vote::RaftLeaderIdExt;
 use openraft::{EntryPayload, impls::leader_id_adv::LeaderId};
 use palisade_engine::replica::{Applied, Batch, Command, PolicyChange, RestoreError};
-use palisade_engine::verdict::HoldKey;
-use palisade_engine::{Generation, MemberId, Time, Wake};
-use palisade_raft_store::{Entry, Job, LogId, LogStore, Machine, Options, Setup, Store, TypeConfig};
+use palisade_engine::{Generation, HoldKey, MemberId, Time, Wake};
+use palisade_raft_store::{Entry, Job, LogId, LogStore, Options, ReplicatedState, Setup, Store, TypeConfig};
 use tokio::time::Instant;
 
 const TIME: Duration = Duration::from_secs(5);
@@ -27,7 +26,7 @@ const LEAVE: u64 = 20_000;
 /// Keeps nothing: only the log is measured.
 struct Nothing;
 
-impl Machine for Nothing {
+impl ReplicatedState for Nothing {
     type Job = Nothing;
 
     fn apply(&mut self, _: Time, _: &Batch, _: &mut dyn Wake) -> Vec<Applied> {
@@ -54,7 +53,7 @@ impl Job for Nothing {
 }
 
 impl Wake for Nothing {
-    fn wake(&mut self, _: u64, _: HoldKey) {}
+    fn wake(&mut self, _: palisade_engine::WorkerSet, _: HoldKey) {}
 }
 
 fn entry(index: u64) -> Entry {
@@ -78,7 +77,8 @@ fn size(dir: &Path) -> std::io::Result<u64> {
 }
 
 async fn measure(log: &mut LogStore, next: &mut u64, entries: u64, flying: usize) -> Result<(), Box<dyn Error>> {
-    let before = log.metrics().totals();
+    let metrics = log.metrics();
+    let (operations, flushes) = (metrics.operations.get(), metrics.flush.count());
     let mut purged = log.get_log_state().await?.last_purged_log_id.map_or(0, |id| id.index);
     let begin = Instant::now();
     let (mut latencies, mut waiting) = (Vec::new(), VecDeque::new());
@@ -105,14 +105,13 @@ async fn measure(log: &mut LogStore, next: &mut u64, entries: u64, flying: usize
     let took = begin.elapsed().as_secs_f64();
     latencies.sort_unstable();
     let at = |share: f64| latencies[((latencies.len() - 1) as f64 * share) as usize];
-    let totals = log.metrics().totals();
     println!(
         "{entries:>2} × 1 KiB, {flying:>2} in flight: {:>6.0} batches/s, {:>6.0} entries/s, p50 {:?}, p99 {:?}, {:.1} batches a flush",
         latencies.len() as f64 / took,
         latencies.len() as f64 * entries as f64 / took,
         at(0.5),
         at(0.99),
-        (totals.operations - before.operations) as f64 / (totals.flushes - before.flushes).max(1) as f64,
+        (metrics.operations.get() - operations) as f64 / (metrics.flush.count() - flushes).max(1) as f64,
     );
     Ok(())
 }
@@ -123,7 +122,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let begin = Instant::now();
     let clock = Arc::new(move || Time(u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX)));
     let store = Store::open(&dir, Options::new(clock))?;
-    let setup = Setup { machine: Nothing, wake: Box::new(Nothing), observer: Arc::new(()) };
+    let setup = Setup { state: Nothing, wake: Box::new(Nothing), observer: Arc::new(()) };
     let (mut log, machine) = store.into_parts(setup)?;
     let mut next = log.get_log_state().await?.last_log_id.map_or(1, |id| id.index + 1);
     for flying in [1, 64] {

@@ -1,62 +1,18 @@
 //! Audits: what the state's digest was at the last indices, and how a state that differs is replaced.
 //!
 //! openraft installs snapshots only on members that are behind. A member whose state is wrong, though its log is not, is
-//! repaired here, between two applies: [`Auditor::hold`] keeps openraft from applying, a snapshot that reaches at least
-//! as far is fetched, and [`Held::replace`] puts it in place of the state. The entries that it covers come from openraft
+//! repaired here, between two applies: [`Auditor::pause_apply`] keeps openraft from applying, a snapshot that reaches at least
+//! as far is fetched, and [`ApplyPause::replace`] puts it in place of the state. The entries that it covers come from openraft
 //! all the same; the state machine leaves them out.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::{fmt, io};
 
 use tokio::sync::OwnedMutexGuard;
 
-use crate::machine::{Core, Job, Machine};
+use crate::core::{Core, Job, ReplicatedState};
 use crate::snapshot::SnapshotFile;
 use crate::types::LogId;
-
-/// Digests kept of the last indices: some seconds of a busy log.
-const RECENT: usize = 4096;
-/// Every so many indices one is kept for longer, for members that are far behind …
-const MARK: u64 = 4096;
-/// … so many of them.
-const MARKS: usize = 16;
-
-/// Digests by index, oldest first.
-#[derive(Default)]
-pub(crate) struct Digests {
-    recent: VecDeque<(u64, u64)>,
-    marks: VecDeque<(u64, u64)>,
-}
-
-impl Digests {
-    pub(crate) fn add(&mut self, index: u64, digest: u64) {
-        let push = |to: &mut VecDeque<_>, most| {
-            if to.len() >= most {
-                to.pop_front();
-            }
-            to.push_back((index, digest));
-        };
-        push(&mut self.recent, RECENT);
-        if index.is_multiple_of(MARK) {
-            push(&mut self.marks, MARKS);
-        }
-    }
-
-    fn at(&self, index: u64) -> Option<u64> {
-        let find = |list: &VecDeque<(u64, u64)>| {
-            list.binary_search_by_key(&index, |(at, _)| *at).ok().and_then(|place| list.get(place)).map(|(_, d)| *d)
-        };
-        find(&self.recent).or_else(|| find(&self.marks))
-    }
-
-    /// The last index and the marks before it, newest first.
-    fn points(&self) -> Vec<(u64, u64)> {
-        let last = self.recent.back().copied();
-        let marks = self.marks.iter().rev().copied().filter(|mark| Some(*mark) != last);
-        last.into_iter().chain(marks).collect()
-    }
-}
 
 /// Compares and repairs a state machine's state while openraft has it.
 pub struct Auditor<M>(Arc<Core<M>>);
@@ -73,7 +29,7 @@ impl<M> fmt::Debug for Auditor<M> {
     }
 }
 
-impl<M: Machine> Auditor<M> {
+impl<M: ReplicatedState> Auditor<M> {
     pub(crate) fn new(core: Arc<Core<M>>) -> Auditor<M> {
         Auditor(core)
     }
@@ -102,7 +58,7 @@ impl<M: Machine> Auditor<M> {
     /// # Errors
     /// The disk's.
     pub async fn snapshot(&self) -> io::Result<SnapshotFile> {
-        let guard = Arc::clone(&self.0.building).lock_owned().await;
+        let guard = Arc::clone(&self.0.snapshot_lock).lock_owned().await;
         let core = Arc::clone(&self.0);
         tokio::task::spawn_blocking(move || {
             // Until it is done, not until somebody has waited for it.
@@ -115,44 +71,35 @@ impl<M: Machine> Auditor<M> {
     }
 
     /// Keeps openraft from applying for as long as what this yields lives.
-    pub async fn hold(&self) -> Held<M> {
-        let turn = Arc::clone(&self.0.turn).lock_owned().await;
-        Held { core: Arc::clone(&self.0), _turn: turn }
+    pub async fn pause_apply(&self) -> ApplyPause<M> {
+        let lock = Arc::clone(&self.0.apply_lock).lock_owned().await;
+        ApplyPause { core: Arc::clone(&self.0), _lock: lock }
     }
 
     /// Changes the state past the log: for tests of audits.
     #[cfg(any(test, feature = "testing"))]
     pub fn meddle<T>(&self, change: impl FnOnce(&mut M) -> T) -> T {
         let mut inner = self.0.inner.lock();
-        let result = change(&mut inner.machine);
-        let digest = inner.machine.digest();
+        let result = change(&mut inner.state);
+        let digest = inner.state.digest();
         inner.digests.overwrite_last(digest);
         result
     }
 }
 
-#[cfg(any(test, feature = "testing"))]
-impl Digests {
-    fn overwrite_last(&mut self, digest: u64) {
-        if let Some(last) = self.recent.back_mut() {
-            last.1 = digest;
-        }
-    }
-}
-
 /// A state that does not change for now.
-pub struct Held<M> {
+pub struct ApplyPause<M> {
     core: Arc<Core<M>>,
-    _turn: OwnedMutexGuard<()>,
+    _lock: OwnedMutexGuard<()>,
 }
 
-impl<M> fmt::Debug for Held<M> {
+impl<M> fmt::Debug for ApplyPause<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Held").finish_non_exhaustive()
+        f.debug_struct("ApplyPause").finish_non_exhaustive()
     }
 }
 
-impl<M: Machine> Held<M> {
+impl<M: ReplicatedState> ApplyPause<M> {
     /// The last entry applied.
     #[must_use]
     pub fn applied(&self) -> Option<LogId> {
@@ -171,28 +118,5 @@ impl<M: Machine> Held<M> {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
         }
         self.core.replace(snapshot).await
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_last_indices_and_every_4096th_are_known() {
-        let mut digests = Digests::default();
-        let last = 20 * MARK + 7;
-        for index in 3..=last {
-            digests.add(index, index * 10);
-        }
-        assert_eq!(digests.at(last), Some(last * 10));
-        assert_eq!(digests.at(last + 1), None);
-        let oldest = last + 1 - RECENT as u64;
-        assert_eq!((digests.at(oldest), digests.at(oldest - 1)), (Some(oldest * 10), None));
-        assert_eq!((digests.at(5 * MARK), digests.at(4 * MARK)), (Some(50 * MARK), None));
-        let points = digests.points();
-        assert_eq!(points.len(), 17);
-        assert_eq!((points[0], points[1]), ((last, last * 10), (20 * MARK, 200 * MARK)));
-        assert!(points.is_sorted_by_key(|(index, _)| std::cmp::Reverse(*index)));
     }
 }

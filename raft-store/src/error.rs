@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use palisade_engine::MemberId;
 
@@ -26,6 +27,8 @@ pub enum StoreError {
         dir: PathBuf,
         /// What was found.
         what: String,
+        /// The error that showed it, if there was one.
+        source: Option<io::Error>,
     },
     /// It was written by another version.
     #[error(
@@ -45,13 +48,13 @@ pub enum StoreError {
         "{} belongs to member {} of cluster {}, not to member {} of cluster {}",
         dir.display(), have.member, have.cluster, wanted.member, wanted.cluster
     )]
-    Identity {
+    OtherOwner {
         /// The data folder.
         dir: PathBuf,
         /// Whose it is.
-        have: Box<Identity>,
+        have: Box<StoreOwner>,
         /// Whose it was to be.
-        wanted: Box<Identity>,
+        wanted: Box<StoreOwner>,
     },
     /// The machine does not let us.
     #[error("can not {doing} {}: {source}", path.display())]
@@ -67,7 +70,7 @@ pub enum StoreError {
 
 /// Whose store it is: written once, when the member has got its id, and never changed.
 #[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
-pub struct Identity {
+pub struct StoreOwner {
     /// The cluster's id.
     pub cluster: String,
     /// The member's id.
@@ -81,7 +84,29 @@ impl StoreError {
     }
 
     pub(crate) fn damaged(dir: &Path, what: impl Into<String>) -> StoreError {
-        StoreError::Damaged { dir: dir.to_owned(), what: what.into() }
+        StoreError::Damaged { dir: dir.to_owned(), what: what.into(), source: None }
+    }
+
+    /// Damage to `what` that shows in an error.
+    pub(crate) fn damaged_by(dir: &Path, what: &str, source: io::Error) -> StoreError {
+        StoreError::Damaged { dir: dir.to_owned(), what: format!("{what}: {source}"), source: Some(source) }
+    }
+}
+
+/// Why the log accepts nothing more: the first error of a write or sync.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("the log cannot be written: {0}")]
+pub(crate) struct WriteFailed(#[source] Arc<io::Error>);
+
+impl WriteFailed {
+    pub(crate) fn new(error: io::Error) -> WriteFailed {
+        WriteFailed(Arc::new(error))
+    }
+}
+
+impl From<&WriteFailed> for io::Error {
+    fn from(failed: &WriteFailed) -> io::Error {
+        io::Error::new(failed.0.kind(), failed.clone())
     }
 }
 

@@ -6,69 +6,21 @@
 //! After an error nothing is written any more and every later operation fails: after a failed `fdatasync` the kernel
 //! may have thrown the data away, so that trying again would lie.
 
-use std::fs::File;
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use openraft::storage::IOFlushed;
-use palisade_engine::Time;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::error::sled_io;
-use crate::log::Tail;
+use crate::clock::Clock;
+use crate::db::{Barrier, COMMITTED, PURGED, Trees, VOTE, durable};
+use crate::durable_watermark::DurableWatermark;
+use crate::error::{WriteFailed, sled_io};
 use crate::metrics::{Flush, StoreMetrics};
 use crate::record::{key, parse_key, seal_entry, seal_meta};
+use crate::tail::Tail;
 use crate::types::{Entry, LogId, TypeConfig, Vote};
-use crate::witness::Witness;
-
-/// A clock: an argument here as everywhere below the worker.
-pub type Clock = Arc<dyn Fn() -> Time + Send + Sync>;
-
-/// Makes durable what has been written: when `wait` has returned, it survives a power cut. The seam for other
-/// durabilities than "disk".
-pub trait Barrier: Send + 'static {
-    /// Waits until everything written to `db` before is durable.
-    ///
-    /// # Errors
-    /// The system's. What was written may then be lost; the store accepts nothing more.
-    fn wait(&mut self, db: &sled::Db) -> io::Result<()>;
-}
-
-/// Durability "disk".
-///
-/// sled's `flush` only hands the data to the file and calls `sync_file_range`, which writes neither the file's size and
-/// extents nor the disk's own cache; so an `fdatasync` on an own handle of the same file has to follow.
-#[derive(Debug)]
-pub struct DiskBarrier {
-    file: File,
-}
-
-impl DiskBarrier {
-    /// For the database in the folder `db`, which must exist.
-    ///
-    /// # Errors
-    /// If the database file can not be opened.
-    pub fn new(db: &Path) -> io::Result<DiskBarrier> {
-        Ok(DiskBarrier { file: File::options().read(true).write(true).open(db.join("db"))? })
-    }
-}
-
-impl Barrier for DiskBarrier {
-    fn wait(&mut self, db: &sled::Db) -> io::Result<()> {
-        flush(db)?;
-        self.file.sync_data()
-    }
-}
-
-/// sled's own flush, for barriers: it is *not* durable by itself (see [`DiskBarrier`]).
-///
-/// # Errors
-/// sled's.
-pub fn flush(db: &sled::Db) -> io::Result<()> {
-    db.flush().map(|_| ()).map_err(sled_io)
-}
 
 /// At most so many operations and bytes go into a group. The bytes keep a group below sled's segment (512 KiB): sled
 /// reuses a segment only two segments after its content moved, so whatever it overwrites has been moved by an earlier,
@@ -78,11 +30,6 @@ const GROUP_BYTES: u64 = 256 * 1024;
 /// Removed keys after each group, at least; and without a flush.
 const PURGE_SLICE: usize = 64;
 const PURGE_UNFLUSHED: usize = 256;
-
-pub(crate) const VOTE: &str = "vote";
-pub(crate) const COMMITTED: &str = "committed";
-pub(crate) const PURGED: &str = "purged";
-pub(crate) const GROUP: &str = "group";
 
 pub(crate) enum Operation {
     Append {
@@ -112,22 +59,6 @@ enum Completion {
     Truncate(Done),
 }
 
-/// Ends a group: writes its number, waits until all of it is durable, and has that witnessed.
-pub(crate) fn durable(trees: &Trees, barrier: &mut dyn Barrier, witness: &mut Witness) -> io::Result<()> {
-    let number = witness.number() + 1;
-    trees.meta.insert(GROUP, seal_meta(GROUP, &number)?).map_err(sled_io)?;
-    barrier.wait(&trees.db)?;
-    witness.record(number)
-}
-
-/// The trees that the log lies in.
-#[derive(Clone)]
-pub(crate) struct Trees {
-    pub(crate) db: sled::Db,
-    pub(crate) log: sled::Tree,
-    pub(crate) meta: sled::Tree,
-}
-
 /// The sending side. Dropping it writes what is queued and waits for it.
 pub(crate) struct Flusher {
     operations: Option<mpsc::Sender<Operation>>,
@@ -139,7 +70,7 @@ impl Flusher {
         trees: Trees,
         tail: Arc<Tail>,
         barrier: Box<dyn Barrier>,
-        witness: Witness,
+        watermark: DurableWatermark,
         metrics: StoreMetrics,
         clock: Clock,
     ) -> io::Result<Flusher> {
@@ -149,7 +80,7 @@ impl Flusher {
             trees,
             tail,
             barrier,
-            witness,
+            watermark,
             metrics,
             clock,
             queue,
@@ -187,7 +118,7 @@ struct Worker {
     trees: Trees,
     tail: Arc<Tail>,
     barrier: Box<dyn Barrier>,
-    witness: Witness,
+    watermark: DurableWatermark,
     metrics: StoreMetrics,
     clock: Clock,
     queue: mpsc::Receiver<Operation>,
@@ -197,7 +128,7 @@ struct Worker {
     unflushed: usize,
     /// Keys written by the last group: purging has to keep up with appending.
     appended: usize,
-    failed: Option<(io::ErrorKind, String)>,
+    failed: Option<WriteFailed>,
 }
 
 /// What has been written, not yet flushed.
@@ -224,7 +155,7 @@ impl Worker {
         }
         // Closed: make the purge and the commit index durable as well. Nothing depends on it.
         if self.failed.is_none()
-            && let Err(error) = durable(&self.trees, &mut *self.barrier, &mut self.witness)
+            && let Err(error) = durable(&self.trees, &mut *self.barrier, &mut self.watermark)
         {
             tracing::warn!(%error, "the last flush of the log failed");
         }
@@ -278,14 +209,14 @@ impl Worker {
             && self.failed.is_none()
         {
             tracing::error!(%error, "the log can not be written any longer");
-            self.failed = Some((error.kind(), error.to_string()));
+            self.failed = Some(WriteFailed::new(error));
         }
     }
 
     fn outcome(&self) -> io::Result<()> {
         match &self.failed {
             None => Ok(()),
-            Some((kind, what)) => Err(io::Error::new(*kind, format!("the log can not be written: {what}"))),
+            Some(failed) => Err(failed.into()),
         }
     }
 
@@ -360,7 +291,7 @@ impl Worker {
 
     fn sync(&mut self, group: &mut Group) -> io::Result<()> {
         let begin = (self.clock)();
-        durable(&self.trees, &mut *self.barrier, &mut self.witness)?;
+        durable(&self.trees, &mut *self.barrier, &mut self.watermark)?;
         let took = (self.clock)().since(begin);
         self.unflushed = 0;
         self.metrics.flushed(&Flush {

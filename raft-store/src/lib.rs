@@ -3,8 +3,8 @@
 //! ```text
 //! data folder/
 //!   lock               held for the life of the process
-//!   db/                sled: log tree, meta tree (vote, committed, purged, format, starts, identity)
-//!   witness            how far the database was durable
+//!   db/                sled: log tree, meta tree (vote, committed, purged, format, starts, owner)
+//!   durable_watermark  how far the database was durable
 //!   snapshots/         INDEX-TERM-MEMBER.snap, the last two
 //! ```
 //!
@@ -16,9 +16,9 @@
 //! # fn now() -> palisade_engine::Time { palisade_engine::Time(0) }
 //!
 //! let store = Store::open("/var/lib/palisade".as_ref(), Options::new(Arc::new(now)))?;
-//! let (start, identity) = (store.start(), store.identity().cloned());
+//! let (start, owner) = (store.start(), store.owner().cloned());
 //! let snapshots = store.snapshots();
-//! let (log, machine) = store.into_parts(Setup { machine: replica, wake, observer: Arc::new(()) })?;
+//! let (log, machine) = store.into_parts(Setup { state: replica, wake, observer: Arc::new(()) })?;
 //! // Raft::new(id, config, network, log, machine)
 //! # Ok(())
 //! # }
@@ -54,31 +54,39 @@
 //!    ([`StoreError::Damaged`]): set it aside with [`quarantine`] and join as a new member.
 //!
 //! Every record carries a version and a CRC over key and content, and all of them are checked at the start. sled takes a
-//! byte that the disk has changed for the torn end of its log and leaves out the rest; the file `witness` gives that
+//! byte that the disk has changed for the torn end of its log and leaves out the rest; the file `durable_watermark` gives that
 //! away, because the database then ends before what is known to have been durable.
 
 mod audit;
+mod clock;
+mod core;
+mod db;
+mod digests;
+mod durable_watermark;
 mod error;
 mod flush;
+mod fs;
 mod log;
-mod machine;
 mod memory;
 mod metrics;
 mod record;
 mod recover;
 mod snapshot;
+mod state_machine;
 mod store;
+mod tail;
 mod types;
-mod witness;
 
-pub use audit::{Auditor, Held};
-pub use error::{Identity, StoreError};
-pub use flush::{Barrier, Clock, DiskBarrier, flush};
-pub use log::{LogReader, LogStore};
-pub use machine::{Builder, Inspector, Job, Machine, Observer, Setup, StateMachine};
+pub use self::core::{Job, Observer, ReplicatedState, Setup};
+pub use self::log::{LogReader, LogStore};
+pub use audit::{ApplyPause, Auditor};
+pub use clock::Clock;
+pub use db::{Barrier, DiskBarrier, flush};
+pub use error::{StoreError, StoreOwner};
 pub use memory::{MemoryDisk, MemoryLog};
-pub use metrics::{Flush, StoreMetrics, Totals};
-pub use recover::Remains;
-pub use snapshot::{Lease, SnapshotFile, SnapshotReceiver, Snapshots};
+pub use metrics::{StoreCounters, StoreMetrics};
+pub use recover::SurvivingState;
+pub use snapshot::{SnapshotFile, SnapshotPin, SnapshotReceiver, Snapshots};
+pub use state_machine::{Builder, Inspector, StateMachine};
 pub use store::{Options, Store, quarantine};
 pub use types::{Entry, LogId, Response, SnapshotMeta, StoredMembership, TypeConfig, Vote};

@@ -18,11 +18,13 @@ use openraft::{OptionalSend, RaftLogReader};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::error::{Identity, StoreError};
-use crate::flush::{Clock, stopped};
-use crate::log::{State, bounds};
-use crate::machine::{Machine, Setup, StateMachine};
+use crate::clock::Clock;
+use crate::core::{ReplicatedState, Setup};
+use crate::error::{StoreError, StoreOwner, WriteFailed};
+use crate::flush::stopped;
 use crate::snapshot::Snapshots;
+use crate::state_machine::StateMachine;
+use crate::tail::{TailState, bounds};
 use crate::types::{Entry, LogId, TypeConfig, Vote};
 
 /// One write. A crash leaves a prefix of these.
@@ -36,7 +38,7 @@ enum Write {
 }
 
 impl Write {
-    fn to(&self, state: &mut State) -> io::Result<()> {
+    fn to(&self, state: &mut TailState) -> io::Result<()> {
         match self {
             Write::Vote(vote) => state.vote = Some(*vote),
             Write::Committed(committed) => state.committed = *committed,
@@ -56,10 +58,10 @@ enum Done {
 }
 
 impl Done {
-    fn tell(self, result: &io::Result<()>) {
+    fn tell(self, result: &Result<(), WriteFailed>) {
         let result = match result {
             Ok(()) => Ok(()),
-            Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
+            Err(failed) => Err(failed.into()),
         };
         match self {
             Done::Nobody => {}
@@ -76,7 +78,7 @@ type FlushTime = Box<dyn FnMut() -> Duration + Send>;
 type Rot = Box<dyn FnMut(&mut Entry) + Send>;
 
 struct Disk {
-    durable: State,
+    durable: TailState,
     /// Being written now.
     under_way: Vec<Write>,
     flush_time: Option<FlushTime>,
@@ -84,7 +86,7 @@ struct Disk {
     lies: bool,
     /// Changes entries on their way to the disk.
     rot: Option<Rot>,
-    identity: Option<Identity>,
+    owner: Option<StoreOwner>,
 }
 
 /// A disk in memory. Cheap to clone: all clones are the same.
@@ -109,12 +111,12 @@ impl MemoryDisk {
     #[must_use]
     pub fn new(clock: Clock, bound: usize) -> MemoryDisk {
         let disk = Disk {
-            durable: State::default(),
+            durable: TailState::default(),
             under_way: Vec::new(),
             flush_time: None,
             lies: false,
             rot: None,
-            identity: None,
+            owner: None,
         };
         MemoryDisk { disk: Arc::new(Mutex::new(disk)), snapshots: Snapshots::memory(clock.clone()), clock, bound }
     }
@@ -153,24 +155,24 @@ impl MemoryDisk {
 
     /// Whose store it is, if that has been said.
     #[must_use]
-    pub fn identity(&self) -> Option<Identity> {
-        self.disk.lock().identity.clone()
+    pub fn owner(&self) -> Option<StoreOwner> {
+        self.disk.lock().owner.clone()
     }
 
     /// Says whose store it is.
     ///
     /// # Errors
-    /// [`StoreError::Identity`] if it belongs to another.
-    pub fn set_identity(&self, wanted: Identity) -> Result<(), StoreError> {
+    /// [`StoreError::OtherOwner`] if it belongs to another.
+    pub fn set_owner(&self, wanted: StoreOwner) -> Result<(), StoreError> {
         let mut disk = self.disk.lock();
-        match &disk.identity {
-            Some(have) if *have != wanted => Err(StoreError::Identity {
+        match &disk.owner {
+            Some(have) if *have != wanted => Err(StoreError::OtherOwner {
                 dir: Path::new("memory").to_owned(),
                 have: Box::new(have.clone()),
                 wanted: Box::new(wanted),
             }),
             _ => {
-                disk.identity = Some(wanted);
+                disk.owner = Some(wanted);
                 Ok(())
             }
         }
@@ -201,7 +203,7 @@ impl MemoryDisk {
     ///
     /// # Errors
     /// If the snapshots can not be read.
-    pub fn open<M: Machine>(&self, setup: Setup<M>) -> Result<(MemoryLog, StateMachine<M>), StoreError> {
+    pub fn open<M: ReplicatedState>(&self, setup: Setup<M>) -> Result<(MemoryLog, StateMachine<M>), StoreError> {
         let machine = StateMachine::restore(setup, self.snapshots(), Arc::clone(&self.clock))?;
         Ok((self.log(), machine))
     }
@@ -223,7 +225,7 @@ impl MemoryDisk {
                 done.drain(..).for_each(|done| done.tell(&Ok(())));
             }
             tokio::time::sleep(time).await;
-            let result = self.written();
+            let result = self.written().map_err(WriteFailed::new);
             done.into_iter().for_each(|done| done.tell(&result));
         }
     }
@@ -240,7 +242,7 @@ impl MemoryDisk {
 #[derive(Clone)]
 pub struct MemoryLog {
     /// As openraft sees it.
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<TailState>>,
     disk: MemoryDisk,
     /// To the task that writes; none: everything is durable at once.
     writes: Option<mpsc::UnboundedSender<(Vec<Write>, Done)>>,

@@ -95,8 +95,8 @@ pub(crate) fn seal_meta(name: &str, value: &impl Serialize) -> io::Result<Vec<u8
 
 /// The value of a record of the meta tree.
 pub(crate) fn open_meta<T: DeserializeOwned>(name: &str, record: &[u8]) -> io::Result<T> {
-    let (_, content) = open(name.as_bytes(), record).map_err(|error| damaged(format!("record `{name}`: {error}")))?;
-    decode(content).map_err(|error| damaged(format!("record `{name}`: {error}")))
+    let (_, content) = open(name.as_bytes(), record).map_err(|error| damaged_by(format!("record `{name}`"), error))?;
+    decode(content).map_err(|error| damaged_by(format!("record `{name}`"), error))
 }
 
 /// Decodes content; bytes left over are an error.
@@ -104,7 +104,7 @@ pub(crate) fn decode<T: DeserializeOwned>(content: &[u8]) -> io::Result<T> {
     match postcard::take_from_bytes(content) {
         Ok((value, [])) => Ok(value),
         Ok(_) => Err(damaged("there is more than was expected")),
-        Err(error) => Err(damaged(format!("it does not decode: {error}"))),
+        Err(error) => Err(damaged_by("it does not decode".to_owned(), error)),
     }
 }
 
@@ -125,7 +125,7 @@ impl<I: Iterator<Item = sled::Result<(IVec, IVec)>>> Entries<I> {
         let Some(pair) = self.pairs.next() else { return Ok(None) };
         let (key, record) = pair.map_err(crate::error::sled_io)?;
         let (index, part) = parse_key(&key)?;
-        let (parts, _) = open(&key, &record).map_err(|error| damaged(format!("entry {index}: {error}")))?;
+        let (parts, _) = open(&key, &record).map_err(|error| damaged_by(format!("entry {index}"), error))?;
         Ok(Some((index, part, parts, record)))
     }
 
@@ -150,6 +150,18 @@ impl<I: Iterator<Item = sled::Result<(IVec, IVec)>>> Entries<I> {
 
 pub(crate) fn damaged(what: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what.into())
+}
+
+/// Damage that shows in another error, which stays the source.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {source}")]
+struct DamagedPart {
+    what: String,
+    source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+pub(crate) fn damaged_by(what: String, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, DamagedPart { what, source: source.into() })
 }
 
 #[cfg(test)]

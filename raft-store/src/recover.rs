@@ -10,19 +10,19 @@ use std::path::Path;
 use openraft::Membership;
 use openraft::impls::leader_id_adv::LeaderId;
 use openraft::vote::RaftLeaderIdExt;
-use palisade_engine::MemberId;
-use palisade_engine::replica::MemberInfo;
+use palisade_engine::{MemberId, MemberInfo};
 
-use crate::error::{Identity, StoreError};
-use crate::flush::{COMMITTED, PURGED, VOTE, durable};
-use crate::machine::{Machine, Setup, StateMachine};
+use crate::core::{ReplicatedState, Setup};
+use crate::db::{COMMITTED, PURGED, VOTE, durable, put};
+use crate::error::{StoreError, StoreOwner};
 use crate::record::{Entries, decode, key};
-use crate::store::{Options, Store, put};
+use crate::state_machine::StateMachine;
+use crate::store::{Options, Store};
 use crate::types::{Entry, LogId, SnapshotMeta, StoredMembership, Vote};
 
 /// All that a store has: its snapshot, and every entry of its log, also those that are not known to be committed.
 #[derive(Debug)]
-pub struct Remains<M> {
+pub struct SurvivingState<M> {
     machine: StateMachine<M>,
     /// The last entry.
     pub last: Option<LogId>,
@@ -38,7 +38,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Damaged`] if it can not be read, or no good snapshot reaches what was purged from the log.
-    pub fn remains<M: Machine>(self, setup: Setup<M>) -> Result<Remains<M>, StoreError> {
+    pub fn surviving_state<M: ReplicatedState>(self, setup: Setup<M>) -> Result<SurvivingState<M>, StoreError> {
         let Store { dir, trees, state, snapshots, options, .. } = &self;
         let machine = StateMachine::restore(setup, snapshots.clone(), options.clock.clone())?;
         self.reaches_purged(machine.last_applied())?;
@@ -50,16 +50,16 @@ impl Store {
             }
             Ok(())
         };
-        replay().map_err(|error: io::Error| StoreError::damaged(dir, format!("the log: {error}")))?;
+        replay().map_err(|error: io::Error| StoreError::damaged_by(dir, "the log", error))?;
         let (last, membership) = machine.position();
         let voters = membership.voter_ids().collect();
-        Ok(Remains { machine, last, committed: state.committed.max(state.purged), voters, vote: state.vote })
+        Ok(SurvivingState { machine, last, committed: state.committed.max(state.purged), voters, vote: state.vote })
     }
 }
 
-impl<M: Machine> Remains<M> {
-    /// Calls `with` with the machine.
-    pub fn machine<T>(&self, with: impl FnOnce(&mut M) -> T) -> T {
+impl<M: ReplicatedState> SurvivingState<M> {
+    /// Calls `with` with the state.
+    pub fn state<T>(&self, with: impl FnOnce(&mut M) -> T) -> T {
         self.machine.with(with)
     }
 
@@ -68,7 +68,13 @@ impl<M: Machine> Remains<M> {
     ///
     /// # Errors
     /// [`StoreError`]
-    pub fn found(self, dir: &Path, options: Options, owner: Identity, info: MemberInfo) -> Result<(), StoreError> {
+    pub fn bootstrap(
+        self,
+        dir: &Path,
+        options: Options,
+        owner: StoreOwner,
+        info: MemberInfo,
+    ) -> Result<(), StoreError> {
         let me = owner.member;
         let voted = self.vote.map_or(0, |vote| vote.leader_id.term);
         let term = voted.max(self.last.map_or(0, |last| last.leader_id.term)) + 1;
@@ -82,13 +88,13 @@ impl<M: Machine> Remains<M> {
             return Err(StoreError::io("make", dir)(io::ErrorKind::AlreadyExists.into()));
         }
         let mut store = Store::open(dir, options)?;
-        let job = self.machine(M::begin_snapshot);
-        let built = store.snapshots.build(&meta, |to| crate::machine::Job::write(job, to));
+        let job = self.state(M::begin_snapshot);
+        let built = store.snapshots.build(&meta, |to| crate::core::Job::write(job, to));
         built.map_err(StoreError::io("write a snapshot into", dir))?;
         put(dir, &store.trees, VOTE, &Vote::new(term, me))?;
         put(dir, &store.trees, COMMITTED, &Some(at))?;
         put(dir, &store.trees, PURGED, &at)?;
-        durable(&store.trees, &mut *store.barrier, &mut store.witness).map_err(StoreError::io("write", dir))?;
-        store.set_identity(owner)
+        durable(&store.trees, &mut *store.barrier, &mut store.watermark).map_err(StoreError::io("write", dir))?;
+        store.set_owner(owner)
     }
 }

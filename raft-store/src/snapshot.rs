@@ -23,10 +23,10 @@ use std::time::Duration;
 use palisade_engine::Time;
 use parking_lot::Mutex;
 
+use crate::clock::Clock;
 use crate::error::StoreError;
-use crate::flush::Clock;
+use crate::fs::sync;
 use crate::record::{damaged, decode};
-use crate::store::sync;
 use crate::types::SnapshotMeta;
 
 const MAGIC: &[u8; 8] = b"PALISNAP";
@@ -38,7 +38,7 @@ const META_MAX: u32 = 16 << 20;
 /// Snapshots to keep.
 const KEEP: usize = 2;
 /// A snapshot that is lent out for longer than this is being sent to somebody who does not take it.
-const LENT_LONGEST: Duration = Duration::from_secs(600);
+const PIN_LIMIT: Duration = Duration::from_secs(600);
 const SUFFIX: &str = "snap";
 
 /// Where the bytes of a snapshot are.
@@ -113,7 +113,7 @@ impl Drop for Temporary {
 /// While there is one, the newest snapshot counts as lent out, and no newer one is built: whoever installs it needs the log
 /// that follows it.
 #[derive(Clone, Debug)]
-pub struct Lease(#[expect(dead_code, reason = "counted")] Arc<()>);
+pub struct SnapshotPin(#[expect(dead_code, reason = "counted")] Arc<()>);
 
 /// A snapshot, readable: openraft's `SnapshotData`. Its bytes stay readable also after its file was replaced.
 #[derive(Debug)]
@@ -125,8 +125,8 @@ pub struct SnapshotFile {
     /// The folder whose snapshot it is under its final name.
     home: Option<PathBuf>,
     temporary: Option<Temporary>,
-    /// Counts those who have it; see [`Snapshots::is_lent`].
-    lease: Arc<()>,
+    /// Counts those who have it; see [`Snapshots::is_pinned`].
+    pin: Arc<()>,
 }
 
 impl SnapshotFile {
@@ -160,10 +160,10 @@ impl SnapshotFile {
         Ok(chunk)
     }
 
-    /// What keeps it lent out: see [`Lease`].
+    /// What keeps it lent out: see [`SnapshotPin`].
     #[must_use]
-    pub fn lease(&self) -> Lease {
-        Lease(Arc::clone(&self.lease))
+    pub fn pin(&self) -> SnapshotPin {
+        SnapshotPin(Arc::clone(&self.pin))
     }
 
     /// What the machine wrote.
@@ -208,7 +208,7 @@ impl SnapshotFile {
             body: (begin, end),
             home,
             temporary: None,
-            lease: Arc::new(()),
+            pin: Arc::new(()),
         })
     }
 
@@ -298,17 +298,17 @@ struct Shared {
 
 struct Current {
     bytes: Bytes,
-    lease: Arc<()>,
-    lent: Time,
+    pin: Arc<()>,
+    pinned_at: Time,
 }
 
 impl Current {
     fn of(snapshot: &SnapshotFile) -> Current {
-        Current { bytes: snapshot.bytes.clone(), lease: Arc::new(()), lent: Time::ZERO }
+        Current { bytes: snapshot.bytes.clone(), pin: Arc::new(()), pinned_at: Time::ZERO }
     }
 
-    fn is_lent(&self, now: Time) -> bool {
-        Arc::strong_count(&self.lease) > 1 && now.since(self.lent) < LENT_LONGEST
+    fn is_pinned(&self, now: Time) -> bool {
+        Arc::strong_count(&self.pin) > 1 && now.since(self.pinned_at) < PIN_LIMIT
     }
 }
 
@@ -379,16 +379,16 @@ impl Snapshots {
         let mut current = self.0.current.lock();
         let Some(current) = current.as_mut() else { return Ok(None) };
         let mut snapshot = SnapshotFile::parse(current.bytes.clone(), self.0.folder.clone())?;
-        current.lent = (self.0.clock)();
-        snapshot.lease = Arc::clone(&current.lease);
+        current.pinned_at = (self.0.clock)();
+        snapshot.pin = Arc::clone(&current.pin);
         Ok(Some(snapshot))
     }
 
     /// Is the newest snapshot being sent? Then no newer one should be built: the log that the receiver needs afterwards
     /// would be purged under it. Nobody may hold it up for long.
-    pub(crate) fn is_lent(&self) -> bool {
+    pub(crate) fn is_pinned(&self) -> bool {
         let now = (self.0.clock)();
-        self.0.current.lock().as_ref().is_some_and(|current| current.is_lent(now))
+        self.0.current.lock().as_ref().is_some_and(|current| current.is_pinned(now))
     }
 
     fn temporary(&self, folder: &Path) -> io::Result<(Temporary, File)> {
@@ -411,7 +411,7 @@ impl Snapshots {
         let now = (self.0.clock)();
         {
             let mut current = self.0.current.lock();
-            if !current.as_ref().is_some_and(|current| current.is_lent(now)) {
+            if !current.as_ref().is_some_and(|current| current.is_pinned(now)) {
                 *current = Some(Current::of(&built));
             }
         }

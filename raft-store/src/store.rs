@@ -1,26 +1,27 @@
-//! The data folder: lock, format, identity, opening and checking.
+//! The data folder: lock, format, owner, opening and checking.
 
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::error::{Identity, StoreError, sled_io};
-use crate::flush::{Barrier, COMMITTED, Clock, DiskBarrier, Flusher, GROUP, PURGED, Trees, VOTE, durable};
-use crate::log::{LogReader, LogStore, State, Tail};
-use crate::machine::{Machine, Setup, StateMachine};
+use crate::clock::Clock;
+use crate::core::{ReplicatedState, Setup};
+use crate::db::{
+    self, Barrier, COMMITTED, DiskBarrier, FORMAT, FORMAT_RECORD, GROUP, OWNER, PURGED, STARTS, Trees, VOTE, durable,
+    get, put,
+};
+use crate::durable_watermark::DurableWatermark;
+use crate::error::{StoreError, StoreOwner, sled_io};
+use crate::flush::Flusher;
+use crate::fs::{Lock, sync};
+use crate::log::{LogReader, LogStore};
 use crate::metrics::StoreMetrics;
-use crate::record::{Entries, damaged, decode, key, open_meta, parse_key, seal_meta};
+use crate::record::{Entries, damaged, damaged_by, decode, key, parse_key};
 use crate::snapshot::Snapshots;
+use crate::state_machine::StateMachine;
+use crate::tail::{Tail, TailState};
 use crate::types::{Entry, LogId};
-use crate::witness::Witness;
-
-/// The storage format that this program reads and writes.
-const FORMAT: u32 = 1;
-const FORMAT_RECORD: &str = "format";
-const STARTS: &str = "starts";
-const IDENTITY: &str = "identity";
 
 /// How a store works. The format on disk does not depend on it.
 pub struct Options {
@@ -49,42 +50,18 @@ impl std::fmt::Debug for Options {
     }
 }
 
-/// The lock on a data folder, held for as long as anything of the store is in use.
-#[derive(Debug)]
-pub(crate) struct Lock {
-    // The kernel unlocks it when it is closed, however the process ends.
-    _file: File,
-}
-
-impl Lock {
-    fn take(dir: &Path) -> Result<Lock, StoreError> {
-        let path = dir.join("lock");
-        let file = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .map_err(StoreError::io("open", &path))?;
-        match file.try_lock() {
-            Ok(()) => Ok(Lock { _file: file }),
-            Err(TryLockError::WouldBlock) => Err(StoreError::Locked { dir: dir.to_owned() }),
-            Err(TryLockError::Error(error)) => Err(StoreError::io("lock", &path)(error)),
-        }
-    }
-}
-
 /// An open data folder. [`Store::into_parts`] makes of it what openraft needs.
 pub struct Store {
     pub(crate) dir: PathBuf,
     lock: Arc<Lock>,
     pub(crate) trees: Trees,
-    pub(crate) state: State,
+    pub(crate) state: TailState,
     pub(crate) barrier: Box<dyn Barrier>,
-    pub(crate) witness: Witness,
+    pub(crate) watermark: DurableWatermark,
     pub(crate) snapshots: Snapshots,
     pub(crate) options: Options,
     start: u32,
-    identity: Option<Identity>,
+    owner: Option<StoreOwner>,
 }
 
 impl std::fmt::Debug for Store {
@@ -92,7 +69,7 @@ impl std::fmt::Debug for Store {
         f.debug_struct("Store")
             .field("dir", &self.dir)
             .field("start", &self.start)
-            .field("identity", &self.identity)
+            .field("owner", &self.owner)
             .field("log", &self.state.log_state())
             .finish_non_exhaustive()
     }
@@ -123,35 +100,35 @@ impl Store {
         if is_new && fs::read_dir(dir.join("snapshots")).is_ok_and(|mut files| files.next().is_some()) {
             return Err(StoreError::damaged(dir, "there are snapshots, but no database"));
         }
-        let witness_path = dir.join("witness");
-        if !is_new && !witness_path.exists() {
-            return Err(StoreError::damaged(dir, "there is a database, but no witness of how far it goes"));
+        let watermark_path = dir.join("durable_watermark");
+        if !is_new && !watermark_path.exists() {
+            return Err(StoreError::damaged(dir, "there is a database, but no watermark of how far it goes"));
         }
-        let witness = Witness::open(&witness_path).map_err(StoreError::io("open", &witness_path))?;
-        let mut witness = witness.ok_or_else(|| StoreError::damaged(dir, "the witness can not be read"))?;
-        remove_half_written(&db_dir).map_err(StoreError::io("clean", &db_dir))?;
-        let db = open_sled(dir, &db_dir, &options)?;
-        let broken = |error: sled::Error| from_sled(dir, error);
+        let watermark = DurableWatermark::open(&watermark_path).map_err(StoreError::io("open", &watermark_path))?;
+        let mut watermark = watermark.ok_or_else(|| StoreError::damaged(dir, "the watermark can not be read"))?;
+        db::remove_half_written(&db_dir).map_err(StoreError::io("clean", &db_dir))?;
+        let db = db::open_sled(dir, &db_dir, options.sled_cache_bytes)?;
+        let broken = |error: sled::Error| db::from_sled(dir, error);
         let log = db.open_tree("log").map_err(broken)?;
         let meta = db.open_tree("meta").map_err(broken)?;
         let trees = Trees { db, log, meta };
         let mut barrier = barrier(&db_dir).map_err(StoreError::io("open the database in", &db_dir))?;
-        check_format(dir, &trees)?;
+        db::check_format(dir, &trees)?;
 
         let group = get::<u64>(dir, &trees, GROUP)?.unwrap_or(0);
-        if group < witness.number() {
+        if group < watermark.number() {
             let what = "the database ends before what is known to have been written";
-            return Err(StoreError::damaged(dir, format!("{what} (group {group} of {})", witness.number())));
+            return Err(StoreError::damaged(dir, format!("{what} (group {group} of {})", watermark.number())));
         }
-        witness.record(group).map_err(StoreError::io("write", &witness_path))?;
+        watermark.record(group).map_err(StoreError::io("write", &watermark_path))?;
         let state = scan(dir, &trees)?;
-        let identity = get(dir, &trees, IDENTITY)?;
+        let owner = get(dir, &trees, OWNER)?;
         let start = get::<u32>(dir, &trees, STARTS)?.unwrap_or(0).saturating_add(1);
         let snapshots = Snapshots::folder(&dir.join("snapshots"), Arc::clone(&options.clock))?;
         put(dir, &trees, FORMAT_RECORD, &FORMAT)?;
         put(dir, &trees, STARTS, &start)?;
-        durable(&trees, &mut *barrier, &mut witness).map_err(StoreError::io("write", dir))?;
-        witness.sync().map_err(StoreError::io("sync", &witness_path))?;
+        durable(&trees, &mut *barrier, &mut watermark).map_err(StoreError::io("write", dir))?;
+        watermark.sync().map_err(StoreError::io("sync", &watermark_path))?;
         // The files themselves, and their names, must outlive a power cut as well.
         for file in ["conf", "db"] {
             let path = db_dir.join(file);
@@ -164,7 +141,7 @@ impl Store {
                 sync(folder).map_err(StoreError::io("sync", folder))?;
             }
         }
-        Ok(Store { dir: dir.to_owned(), lock, trees, state, barrier, witness, snapshots, options, start, identity })
+        Ok(Store { dir: dir.to_owned(), lock, trees, state, barrier, watermark, snapshots, options, start, owner })
     }
 
     /// How often this store has been opened, this time included: durable, so never twice the same.
@@ -175,27 +152,27 @@ impl Store {
 
     /// Whose store it is, if that has been said.
     #[must_use]
-    pub fn identity(&self) -> Option<&Identity> {
-        self.identity.as_ref()
+    pub fn owner(&self) -> Option<&StoreOwner> {
+        self.owner.as_ref()
     }
 
     /// Says whose store it is. Durable; it can be said once, repeated, and never changed.
     ///
     /// # Errors
-    /// [`StoreError::Identity`] if it belongs to another; or what writing gave.
-    pub fn set_identity(&mut self, identity: Identity) -> Result<(), StoreError> {
-        match &self.identity {
-            Some(have) if *have == identity => Ok(()),
-            Some(have) => Err(StoreError::Identity {
+    /// [`StoreError::OtherOwner`] if it belongs to another; or what writing gave.
+    pub fn set_owner(&mut self, owner: StoreOwner) -> Result<(), StoreError> {
+        match &self.owner {
+            Some(have) if *have == owner => Ok(()),
+            Some(have) => Err(StoreError::OtherOwner {
                 dir: self.dir.clone(),
                 have: Box::new(have.clone()),
-                wanted: Box::new(identity),
+                wanted: Box::new(owner),
             }),
             None => {
-                put(&self.dir, &self.trees, IDENTITY, &identity)?;
-                durable(&self.trees, &mut *self.barrier, &mut self.witness)
+                put(&self.dir, &self.trees, OWNER, &owner)?;
+                durable(&self.trees, &mut *self.barrier, &mut self.watermark)
                     .map_err(StoreError::io("write", &self.dir))?;
-                self.identity = Some(identity);
+                self.owner = Some(owner);
                 Ok(())
             }
         }
@@ -212,17 +189,17 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Damaged`] if no good snapshot reaches what was purged from the log.
-    pub fn into_parts<M: Machine>(self, setup: Setup<M>) -> Result<(LogStore, StateMachine<M>), StoreError> {
+    pub fn into_parts<M: ReplicatedState>(self, setup: Setup<M>) -> Result<(LogStore, StateMachine<M>), StoreError> {
         let machine = StateMachine::restore(setup, self.snapshots.clone(), Arc::clone(&self.options.clock))?;
         self.reaches_purged(machine.last_applied())?;
-        let Store { dir, lock, trees, state, barrier, witness, options, .. } = self;
+        let Store { dir, lock, trees, state, barrier, watermark, options, .. } = self;
         let tail = Arc::new(Tail::new(state, options.recent_bytes));
         let metrics = StoreMetrics::default();
         let flusher = Flusher::spawn(
             trees.clone(),
             Arc::clone(&tail),
             barrier,
-            witness,
+            watermark,
             metrics.clone(),
             Arc::clone(&options.clock),
         )
@@ -272,88 +249,21 @@ pub fn quarantine(dir: &Path) -> Result<PathBuf, StoreError> {
     Err(StoreError::io("quarantine", dir)(io::ErrorKind::AlreadyExists.into()))
 }
 
-/// fsync of a file or folder.
-pub(crate) fn sync(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
-}
-
-/// sled takes a half-written snapshot of its own for a damaged one and does not open. It was never in use.
-fn remove_half_written(db_dir: &Path) -> io::Result<()> {
-    let files = match fs::read_dir(db_dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        files => files?,
-    };
-    for file in files {
-        let file = file?;
-        let name = file.file_name();
-        let name = name.to_string_lossy();
-        if name.starts_with("snap.") && name.ends_with(".generating") {
-            tracing::info!(file = %name, "removing a half-written file of the database");
-            fs::remove_file(file.path())?;
-        }
-    }
-    Ok(())
-}
-
-fn open_sled(dir: &Path, db_dir: &Path, options: &Options) -> Result<sled::Db, StoreError> {
-    let config = sled::Config::new().path(db_dir).cache_capacity(options.sled_cache_bytes).flush_every_ms(None);
-    // sled asserts in places where it reads what it has not written.
-    match catch_unwind(AssertUnwindSafe(|| config.open())) {
-        Ok(Ok(db)) => Ok(db),
-        // Ours has been taken already: it is a thread of sled's, of a store of this process that was dropped a moment ago.
-        Ok(Err(error)) if error.to_string().contains("could not acquire lock") => {
-            Err(StoreError::Locked { dir: dir.to_owned() })
-        }
-        Ok(Err(error)) => Err(from_sled(dir, error)),
-        Err(_) => Err(StoreError::damaged(dir, "the database can not be recovered")),
-    }
-}
-
-fn from_sled(dir: &Path, error: sled::Error) -> StoreError {
-    match error {
-        sled::Error::Io(error) if error.kind() != io::ErrorKind::InvalidData => {
-            StoreError::io("open the database in", dir)(error)
-        }
-        error => StoreError::damaged(dir, format!("the database: {error}")),
-    }
-}
-
-fn get<T: serde::de::DeserializeOwned>(dir: &Path, trees: &Trees, name: &str) -> Result<Option<T>, StoreError> {
-    let Some(record) = trees.meta.get(name).map_err(|error| from_sled(dir, error))? else { return Ok(None) };
-    open_meta(name, &record).map(Some).map_err(|error| StoreError::damaged(dir, error.to_string()))
-}
-
-pub(crate) fn put(dir: &Path, trees: &Trees, name: &str, value: &impl serde::Serialize) -> Result<(), StoreError> {
-    let record = seal_meta(name, value).map_err(StoreError::io("write", dir))?;
-    trees.meta.insert(name, record).map_err(|error| from_sled(dir, error))?;
-    Ok(())
-}
-
-fn check_format(dir: &Path, trees: &Trees) -> Result<(), StoreError> {
-    match get::<u32>(dir, trees, FORMAT_RECORD)? {
-        Some(FORMAT) => Ok(()),
-        Some(found) => Err(StoreError::Version { dir: dir.to_owned(), found, known: FORMAT }),
-        // The format is written with the first flush; without it nothing was ever acknowledged.
-        None if trees.meta.is_empty() && trees.log.is_empty() => Ok(()),
-        None => Err(StoreError::damaged(dir, "the database has no format record")),
-    }
-}
-
 /// Checks the whole log and finds its ends.
-fn scan(dir: &Path, trees: &Trees) -> Result<State, StoreError> {
+fn scan(dir: &Path, trees: &Trees) -> Result<TailState, StoreError> {
     let purged: Option<LogId> = get(dir, trees, PURGED)?;
-    let mut state = State {
+    let mut state = TailState {
         purged,
         committed: get::<Option<LogId>>(dir, trees, COMMITTED)?.flatten(),
         vote: get(dir, trees, VOTE)?,
         last: purged,
-        ..State::default()
+        ..TailState::default()
     };
-    scan_entries(trees, &mut state).map_err(|error| StoreError::damaged(dir, format!("the log: {error}")))?;
+    scan_entries(trees, &mut state).map_err(|error| StoreError::damaged_by(dir, "the log", error))?;
     Ok(state)
 }
 
-fn scan_entries(trees: &Trees, state: &mut State) -> io::Result<()> {
+fn scan_entries(trees: &Trees, state: &mut TailState) -> io::Result<()> {
     drop_unfinished(trees)?;
     let from = state.purged.map_or(0, |id| id.index + 1);
     let mut entries = Entries::new(trees.log.range(key(from, 0)..));
@@ -370,7 +280,7 @@ fn scan_entries(trees: &Trees, state: &mut State) -> io::Result<()> {
         last = Some((index, content));
     }
     if let Some((index, content)) = last {
-        let entry: Entry = decode(&content).map_err(|error| damaged(format!("entry {index}: {error}")))?;
+        let entry: Entry = decode(&content).map_err(|error| damaged_by(format!("entry {index}"), error))?;
         if entry.log_id.index != index {
             return Err(damaged(format!("entry {index} says that it is entry {}", entry.log_id.index)));
         }

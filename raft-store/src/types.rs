@@ -1,8 +1,8 @@
 //! The types that openraft is instantiated with.
 
 use openraft::EntryPayload;
-use palisade_engine::MemberId;
-use palisade_engine::replica::{Batch, Command, MemberInfo, Outcome};
+use palisade_engine::replica::{Batch, Command, Outcome};
+use palisade_engine::{MemberId, MemberInfo};
 use serde::{Deserialize, Serialize};
 
 openraft::declare_raft_types!(

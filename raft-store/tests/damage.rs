@@ -10,7 +10,7 @@ use common::{append_durably, clock, entry, open, setup};
 use openraft::RaftSnapshotBuilder;
 use openraft::storage::{RaftLogReader, RaftLogStorage, RaftStateMachine};
 use palisade_engine::MemberId;
-use palisade_raft_store::{Identity, Options, Store, StoreError, quarantine};
+use palisade_raft_store::{Options, Store, StoreError, StoreOwner, quarantine};
 
 /// A folder with entries 1..=30 applied, snapshots at 10, 20 and 30 (of which two are kept), purged up to `purge`.
 async fn filled(dir: &Path, purge: u64) {
@@ -184,7 +184,7 @@ async fn a_half_written_file_of_sled_does_not_matter() {
 }
 
 /// A byte of the database file itself. sled takes most of them for the torn end of its log, and would go on without the
-/// rest; the witness knows better.
+/// rest; the watermark knows better.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flipped_byte_in_the_database_is_damage_or_harmless() {
     let dir = tempfile::tempdir().unwrap();
@@ -199,7 +199,7 @@ async fn a_flipped_byte_in_the_database_is_damage_or_harmless() {
         let mut bytes = whole.clone();
         bytes[at] ^= 0x40;
         fs::write(bad.join("db/db"), bytes).unwrap();
-        for file in ["db/conf", "witness"] {
+        for file in ["db/conf", "durable_watermark"] {
             fs::copy(good.join(file), bad.join(file)).unwrap();
         }
         match open(&bad) {
@@ -238,21 +238,21 @@ async fn an_older_database_is_damage_and_so_is_one_without_a_witness() {
     assert_damaged(open(dir.path()), "ends before");
     fs::write(dir.path().join("db/db"), new).unwrap();
     drop(open(dir.path()).unwrap());
-    fs::remove_file(dir.path().join("witness")).unwrap();
-    assert_damaged(open(dir.path()), "no witness");
+    fs::remove_file(dir.path().join("durable_watermark")).unwrap();
+    assert_damaged(open(dir.path()), "no watermark");
 }
 
 #[tokio::test]
 async fn identity_is_said_once_and_starts_are_counted() {
     let dir = tempfile::tempdir().unwrap();
-    let ours = Identity { cluster: "c1".to_owned(), member: MemberId(3) };
+    let ours = StoreOwner { cluster: "c1".to_owned(), member: MemberId(3) };
     for start in 1..=3 {
         let mut store = Store::open(dir.path(), Options::new(clock())).unwrap();
         assert_eq!(store.start(), start);
-        assert_eq!(store.identity(), (start > 1).then_some(&ours));
-        store.set_identity(ours.clone()).unwrap();
-        let other = Identity { member: MemberId(4), ..ours.clone() };
-        let error = store.set_identity(other).unwrap_err().to_string();
+        assert_eq!(store.owner(), (start > 1).then_some(&ours));
+        store.set_owner(ours.clone()).unwrap();
+        let other = StoreOwner { member: MemberId(4), ..ours.clone() };
+        let error = store.set_owner(other).unwrap_err().to_string();
         assert!(error.contains("belongs to member 3 of cluster c1, not to member 4"), "{error}");
         drop(store.into_parts(setup()).unwrap());
     }

@@ -7,16 +7,15 @@ use std::collections::BTreeSet;
 
 use common::{Map, append_durably, clock, entry, log_id, open, setup, vote};
 use openraft::storage::{RaftLogReader, RaftLogStorage, RaftSnapshotBuilder, RaftStateMachine};
-use palisade_engine::MemberId;
-use palisade_engine::replica::MemberInfo;
-use palisade_raft_store::{Identity, Options, Remains, Store, StoreError};
+use palisade_engine::{MemberId, MemberInfo};
+use palisade_raft_store::{Options, Store, StoreError, StoreOwner, SurvivingState};
 
-fn remains(dir: &std::path::Path) -> Remains<Map> {
-    Store::open(dir, Options::new(clock())).unwrap().remains(setup()).unwrap()
+fn surviving_state(dir: &std::path::Path) -> SurvivingState<Map> {
+    Store::open(dir, Options::new(clock())).unwrap().surviving_state(setup()).unwrap()
 }
 
-fn owner() -> Identity {
-    Identity { cluster: "new".to_owned(), member: MemberId(3) }
+fn owner() -> StoreOwner {
+    StoreOwner { cluster: "new".to_owned(), member: MemberId(3) }
 }
 
 /// Snapshot up to 20, purged up to 10, committed up to 30, the last entry 40, of term 4; voted in term 6.
@@ -37,15 +36,15 @@ async fn old(dir: &std::path::Path) {
 async fn a_new_store_begins_with_all_that_the_old_one_has() {
     let dir = tempfile::tempdir().unwrap();
     old(&dir.path().join("old")).await;
-    let remains = remains(&dir.path().join("old"));
-    assert_eq!((remains.last, remains.committed), (Some(log_id(4, 40)), Some(log_id(4, 30))));
+    let surviving = surviving_state(&dir.path().join("old"));
+    assert_eq!((surviving.last, surviving.committed), (Some(log_id(4, 40)), Some(log_id(4, 30))));
     let all: Vec<u64> = (1..=40).collect();
-    assert_eq!(remains.machine(|map| map.batches.keys().copied().collect::<Vec<_>>()), all);
+    assert_eq!(surviving.state(|map| map.batches.keys().copied().collect::<Vec<_>>()), all);
 
     let new = dir.path().join("new");
     let info = MemberInfo { name: "fw3".to_owned(), ..MemberInfo::default() };
-    remains.found(&new, Options::new(clock()), owner(), info).unwrap();
-    assert_eq!(Store::open(&new, Options::new(clock())).unwrap().identity(), Some(&owner()));
+    surviving.bootstrap(&new, Options::new(clock()), owner(), info).unwrap();
+    assert_eq!(Store::open(&new, Options::new(clock())).unwrap().owner(), Some(&owner()));
 
     let (mut log, mut machine) = open(&new).unwrap();
     let state = log.get_log_state().await.unwrap();
@@ -60,8 +59,8 @@ async fn a_new_store_begins_with_all_that_the_old_one_has() {
     assert_eq!(snapshot.meta.last_log_id, applied);
 
     // The old one is as it was.
-    let remains = self::remains(&dir.path().join("old"));
-    assert_eq!(remains.last, Some(log_id(4, 40)));
+    let surviving = self::surviving_state(&dir.path().join("old"));
+    assert_eq!(surviving.last, Some(log_id(4, 40)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -69,9 +68,9 @@ async fn nothing_is_overwritten_and_nothing_damaged_is_gone_on_with() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("old");
     old(&path).await;
-    let taken = remains(&path).found(dir.path(), Options::new(clock()), owner(), MemberInfo::default());
+    let taken = surviving_state(&path).bootstrap(dir.path(), Options::new(clock()), owner(), MemberInfo::default());
     assert!(matches!(taken, Err(StoreError::Io { .. })), "{taken:?}");
     std::fs::remove_dir_all(path.join("snapshots")).unwrap();
-    let lost = Store::open(&path, Options::new(clock())).unwrap().remains(setup());
+    let lost = Store::open(&path, Options::new(clock())).unwrap().surviving_state(setup());
     assert!(matches!(lost, Err(StoreError::Damaged { .. })), "what was purged is nowhere");
 }

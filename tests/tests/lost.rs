@@ -1,4 +1,4 @@
-//! Members whose disks are lost, one or the majority.
+//! Members whose disks are lost: one of them, or the majority.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;
@@ -6,18 +6,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use palisade_lab::Lab;
 use palisade_lab::guard::require_lab;
+use palisade_lab::lateness::Lateness;
 use palisade_lab::traffic::{POLICY, Traffic};
+use palisade_lab::{Lab, WAIT};
 use palisade_tests::{members, wait_voters};
 use serde_json::Value;
-use tokio::time::sleep;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_palisade-under-test");
-const LONG: Duration = Duration::from_secs(30);
+
+/// After this silence a member asks for votes: docs/config.md.
+const ELECTION_TIMEOUT: Duration = Duration::from_millis(160);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn all_die_at_once_and_one_disk_is_erased() {
+async fn disk_that_is_erased_after_all_died_costs_one_member() {
     let Some(_turn) = require_lab(&[]) else { return };
     let mut lab = Lab::with_cluster(members(3, BINARY), POLICY).await.unwrap();
     let result = erase_one(&mut lab).await;
@@ -36,16 +38,16 @@ async fn erase_one(lab: &mut Lab) -> Result<()> {
         member.start().await?;
     }
     for number in [1, 3] {
-        lab.member_mut(number).wait_ready(LONG).await?;
+        lab.member_mut(number).wait_ready(WAIT).await?;
         assert_eq!(lab.member(number).cli(&["policy", "show"]).await?, policy);
         assert_eq!(ids(lab, number).await?, before);
     }
-    lab.member_mut(2).wait_up(LONG).await?;
+    lab.member_mut(2).wait_up(WAIT).await?;
     let erased = lab.member(2).status().await?;
     assert!(erased["cluster"].is_null(), "an empty folder gets no id back: {erased}");
     lab.wait_live(&[1, 3]).await?;
 
-    // Its name is taken until it is struck off; then it joins, as another member.
+    // Its name is taken until it is removed; then it joins, as another member.
     let token = lab.member(1).cli(&["cluster", "token"]).await?;
     let refused = lab.member(2).cli(&["cluster", "join", token.trim()]).await.unwrap_err().to_string();
     assert!(refused.contains("palisade cluster remove fw2"), "{refused}");
@@ -60,7 +62,7 @@ async fn erase_one(lab: &mut Lab) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_majority_is_lost_for_good_and_a_survivor_goes_on_alone() {
+async fn majority_lost_for_good_leaves_a_survivor_that_recovers() {
     let Some(_turn) = require_lab(&[]) else { return };
     let mut lab = Lab::with_cluster(members(3, BINARY), POLICY).await.unwrap();
     let result = recover(&mut lab).await;
@@ -72,7 +74,7 @@ async fn recover(lab: &mut Lab) -> Result<()> {
     let policy = lab.member(3).cli(&["policy", "show"]).await?;
     let old_cluster = lab.member(3).status().await?["cluster"]["id"].clone();
     let traffic = Traffic::start(lab, 50).await?;
-    sleep(Duration::from_secs(2)).await;
+    traffic.counts().wait_opened(100).await?;
     let config = lab.member(3).config().display().to_string();
     let command = ["cluster", "recover", "--config", &config, "-o", "json"];
     let running = lab.member(3).cli(&command).await.unwrap_err().to_string();
@@ -82,7 +84,7 @@ async fn recover(lab: &mut Lab) -> Result<()> {
     erase(lab, 2)?;
     // Long-lived ones: others may end in the moment between.
     let earlier = sessions(lab, 3).await?;
-    sleep(Duration::from_secs(1)).await;
+    traffic.counts().wait_opened(50).await?;
     let sessions = &sessions(lab, 3).await? & &earlier;
     lab.member_mut(3).kill().await?;
     drop(traffic);
@@ -100,7 +102,7 @@ async fn recover(lab: &mut Lab) -> Result<()> {
     assert_ne!(done["cluster"], old_cluster);
 
     lab.member_mut(3).start().await?;
-    lab.member_mut(3).wait_ready(LONG).await?;
+    lab.member_mut(3).wait_ready(WAIT).await?;
     assert_eq!(lab.member(3).cli(&["policy", "show"]).await?, policy);
     let kept = self::sessions(lab, 3).await?;
     println!("{} sessions before, {} of them kept", sessions.len(), kept.intersection(&sessions).count());
@@ -109,7 +111,7 @@ async fn recover(lab: &mut Lab) -> Result<()> {
     for _ in 0..2 {
         let new = lab.add_member().await?;
         lab.member_mut(new).start().await?;
-        lab.member_mut(new).wait_up(LONG).await?;
+        lab.member_mut(new).wait_up(WAIT).await?;
         lab.join(new).await?;
     }
     lab.wait_live(&[3, 4, 5]).await?;
@@ -117,14 +119,17 @@ async fn recover(lab: &mut Lab) -> Result<()> {
     assert_eq!(members, BTreeSet::from([3, 4, 5]), "old ids are not given again");
 
     // One of the old cluster is started as it was: it finds nobody, and nobody minds.
+    let late = Lateness::watch(lab.dir())?;
     let term = lab.member(3).status().await?["cluster"]["term"].clone();
     lab.member_mut(1).start().await?;
-    lab.member_mut(1).wait_up(LONG).await?;
+    lab.member_mut(1).wait_up(WAIT).await?;
     passes(lab).await?;
     let old = lab.member(1).status().await?;
     assert_eq!((&old["ready"], &old["cluster"]["id"]), (&false.into(), &old_cluster), "{old}");
-    assert_eq!(lab.member(3).status().await?["cluster"]["term"], term, "no election because of it");
-    assert!(lab.member(3).metric("palisade_misaddressed_requests_total", &[]).await? > 0.0);
+    if late.excuses(ELECTION_TIMEOUT).is_none() {
+        assert_eq!(lab.member(3).status().await?["cluster"]["term"], term, "no election because of it");
+    }
+    assert!(lab.member(3).metric("palisade_wrong_destination_requests_total", &[]).await? > 0.0);
     lab.wait_live(&[3, 4, 5]).await
 }
 
@@ -153,7 +158,7 @@ async fn sessions(lab: &Lab, number: usize) -> Result<BTreeSet<String>> {
 
 async fn passes(lab: &Lab) -> Result<()> {
     let traffic = Traffic::start(lab, 30).await?;
-    sleep(Duration::from_secs(3)).await;
+    traffic.counts().wait_opened(200).await?;
     traffic.finish().await;
     let counts = traffic.counts();
     let get = |c: &AtomicU64| c.load(Ordering::Relaxed);

@@ -2,20 +2,18 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use anyhow::Result;
-use palisade_lab::Lab;
 use palisade_lab::guard::require_lab;
 use palisade_lab::traffic::{POLICY, Traffic};
+use palisade_lab::{Lab, WAIT};
 use palisade_tests::members;
 use serde_json::Value;
-use tokio::time::sleep;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_palisade-under-test");
 
 #[tokio::test(flavor = "multi_thread")]
-async fn joining_and_leaving_under_traffic_loses_nothing() {
+async fn membership_changes_under_traffic_lose_nothing() {
     let Some(_turn) = require_lab(&[]) else { return };
     let mut lab = Lab::with_cluster(members(3, BINARY), POLICY).await.unwrap();
     let result = come_and_go(&mut lab).await;
@@ -24,37 +22,36 @@ async fn joining_and_leaving_under_traffic_loses_nothing() {
 
 async fn come_and_go(lab: &mut Lab) -> Result<()> {
     let traffic = Traffic::start(lab, 100).await?;
-    sleep(Duration::from_secs(2)).await;
+    let counts = traffic.counts();
+    counts.wait_opened(100).await?;
     let new = lab.add_member().await?;
     lab.member_mut(new).start().await?;
-    lab.member_mut(new).wait_up(Duration::from_secs(10)).await?;
+    lab.member_mut(new).wait_up(WAIT).await?;
     lab.join(new).await?;
     lab.wait_live(&[1, 2, 3, 4]).await?;
-    sleep(Duration::from_secs(2)).await;
+    counts.wait_opened(100).await?;
     // First one of the followers, then, harder, the leader.
     let leader = lab.wait_leader().await?;
     let follower = (1..=3).find(|n| *n != leader).unwrap();
     for leaving in [follower, leader] {
         lab.leave(leaving).await?;
-        sleep(Duration::from_secs(2)).await;
+        counts.wait_opened(100).await?;
     }
     let mut names = names(&lab.member(new).status().await?);
     names.sort();
     assert_eq!(names.len(), 2, "{names:?}");
     assert!(names.contains(&format!("fw{new}")));
     traffic.finish().await;
-    let counts = traffic.counts();
     let get = |c: &std::sync::atomic::AtomicU64| c.load(Ordering::Relaxed);
     assert_eq!(get(&counts.lost), 0, "{:?}", counts.problems());
     assert_eq!(get(&counts.failed), 0, "{:?}", counts.problems());
     assert_eq!(get(&counts.resets), 0, "{:?}", counts.problems());
     assert_eq!(get(&counts.forbidden_passed), 0, "{:?}", counts.problems());
-    assert!(get(&counts.opened) > 500);
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_the_death_of_all_policy_and_membership_are_there() {
+async fn membership_and_policy_survive_the_death_of_all() {
     let Some(_turn) = require_lab(&[]) else { return };
     let mut lab = Lab::with_cluster(members(3, BINARY), POLICY).await.unwrap();
     let result = all_die(&mut lab).await;
@@ -73,7 +70,7 @@ async fn all_die(lab: &mut Lab) -> Result<()> {
         member.start().await?;
     }
     for member in lab.members_mut() {
-        member.wait_ready(Duration::from_secs(30)).await?;
+        member.wait_ready(WAIT).await?;
     }
     for number in 1..=3 {
         assert_eq!(lab.member(number).cli(&["policy", "show"]).await?, policy);
@@ -81,7 +78,7 @@ async fn all_die(lab: &mut Lab) -> Result<()> {
     }
     lab.wait_live(&[1, 2, 3]).await?;
     let traffic = Traffic::start(lab, 30).await?;
-    sleep(Duration::from_secs(3)).await;
+    traffic.counts().wait_opened(200).await?;
     traffic.finish().await;
     let counts = traffic.counts();
     assert_eq!(counts.failed.load(Ordering::Relaxed), 0, "{:?}", counts.problems());

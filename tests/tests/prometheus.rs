@@ -25,7 +25,7 @@ async fn scrape(lab: &mut Lab) -> Result<()> {
     }
     let _prometheus = prometheus::start(lab).await?;
     prometheus::wait_query(lab, "up", 3, "1").await?;
-    prometheus::wait_query(lab, "palisade_current", 3, "1").await?;
+    prometheus::wait_query(lab, "palisade_lease_state{state=\"valid\"}", 3, "1").await?;
     lab.member_mut(3).kill().await?;
     prometheus::wait_query(lab, "sum(up)", 1, "2").await
 }

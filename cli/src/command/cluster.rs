@@ -6,17 +6,23 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use palisade_node::config::Config;
-use palisade_node::replication::{IdentityError, OpenError, RecoverError, Recovery};
+use palisade_node::replication::{IdentityError, RecoverError, Recovery};
 use palisade_proto::admin::v1;
 
+use super::drain::MAX_DRAIN_TIMEOUT;
+use super::time::{self, millis};
 use crate::args::{Global, Output};
 use crate::client::{self, within};
 use crate::exit::{Exit, Failure};
 use crate::print;
 
-/// A joiner fetches the whole table first: with a million sessions some seconds, on a bad network some minutes.
-const JOIN_DEADLINE: Duration = Duration::from_secs(600);
-const DEADLINE: Duration = Duration::from_secs(30);
+/// The time for a join. The new member fetches the whole table first: with a million sessions that takes seconds, on a bad
+/// network minutes.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(600);
+/// The time for any other request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// The longest validity of a join token.
+const MAX_TOKEN_TTL: Duration = Duration::from_secs(365 * 86_400);
 
 /// What to do with the cluster.
 #[derive(clap::Subcommand, Debug)]
@@ -25,8 +31,8 @@ pub enum Command {
     Init,
     /// Print a join token, for `palisade cluster join` on a new machine.
     Token {
-        /// How long it can be used: 90s, 30m, 1h.
-        #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration)]
+        /// How long it can be used: 90s, 30m, 1h. At most 365d.
+        #[arg(long, value_name = "TIME", default_value = "1h", value_parser = time::up_to(MAX_TOKEN_TTL))]
         valid: Duration,
     },
     /// Join this machine to the cluster that the token is of.
@@ -38,7 +44,7 @@ pub enum Command {
     /// Take this machine out of its cluster.
     Leave {
         /// How long to wait for traffic to move away; then it leaves all the same. At most 10m.
-        #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
+        #[arg(long, value_name = "TIME", default_value = "30s", value_parser = time::up_to(MAX_DRAIN_TIMEOUT))]
         timeout: Duration,
     },
     /// Remove another member that is dead and will not come back.
@@ -63,30 +69,10 @@ pub enum Command {
     Status,
 }
 
-pub(super) fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// A time as people write it: `90s`, `30m`, `1h`.
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || "write a number and its unit: 90s, 30m, 1h".to_owned();
-    let at = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
-    let (number, unit) = text.split_at(at);
-    let number: u64 = number.parse().map_err(|_| wrong())?;
-    let seconds = match unit {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        "d" => 86_400,
-        _ => return Err(wrong()),
-    };
-    number.checked_mul(seconds).filter(|s| *s > 0).map(Duration::from_secs).ok_or_else(wrong)
-}
-
 /// Runs it.
 ///
 /// # Errors
-/// The member can not be reached or refuses.
+/// The member cannot be reached or refuses.
 pub fn run(global: &Global, command: Command) -> Result<ExitCode, Failure> {
     crate::logging::start(global, "warn")?;
     if let Command::Recover { config, yes } = command {
@@ -96,22 +82,22 @@ pub fn run(global: &Global, command: Command) -> Result<ExitCode, Failure> {
         let output = global.output;
         match command {
             Command::Init => {
-                let answer = client.init(within(DEADLINE, v1::InitRequest {})).await?.into_inner();
+                let answer = client.init(within(REQUEST_TIMEOUT, v1::InitRequest {})).await?.into_inner();
                 print::cluster::initialised(output, &answer)?;
             }
             Command::Token { valid } => {
                 let request = v1::TokenRequest { valid_ms: millis(valid) };
-                let answer = client.token(within(DEADLINE, request)).await?.into_inner();
+                let answer = client.token(within(REQUEST_TIMEOUT, request)).await?.into_inner();
                 print::cluster::token(output, &answer)?;
             }
             Command::Join { token } => {
                 let token = if token == "-" { from_stdin()? } else { token };
-                let answer = client.join(within(JOIN_DEADLINE, v1::JoinRequest { token })).await?.into_inner();
+                let answer = client.join(within(JOIN_TIMEOUT, v1::JoinRequest { token })).await?.into_inner();
                 print::cluster::joined(output, &answer)?;
             }
             Command::Leave { timeout } => {
                 let request = v1::LeaveRequest { timeout_ms: millis(timeout) };
-                let mut stream = client.leave(within(DEADLINE + timeout, request)).await?.into_inner();
+                let mut stream = client.leave(within(REQUEST_TIMEOUT + timeout, request)).await?.into_inner();
                 let mut progress = print::drain::Progress::new(output);
                 while let Some(v1::LeaveResponse { draining, left: _ }) = stream.message().await? {
                     draining.iter().for_each(|draining| progress.show(draining));
@@ -120,7 +106,7 @@ pub fn run(global: &Global, command: Command) -> Result<ExitCode, Failure> {
                 print::cluster::left(output)?;
             }
             Command::Remove { name } => {
-                let request = within(DEADLINE, v1::RemoveRequest { member: name.clone() });
+                let request = within(REQUEST_TIMEOUT, v1::RemoveRequest { member: name.clone() });
                 let answer = client.remove(request).await?.into_inner();
                 print::cluster::removed(output, &name, answer.member)?;
             }
@@ -179,16 +165,20 @@ fn agreed(name: &str) -> Result<bool, Failure> {
 
 fn not_recovered(error: &RecoverError) -> Failure {
     let (exit, help) = match error {
-        RecoverError::Open(OpenError::Identity(IdentityError::Locked(_))) => {
+        RecoverError::Identity(IdentityError::Locked(_)) => {
             (Exit::Refused, Some("stop the daemon first: `systemctl stop palisade`"))
         }
-        RecoverError::Open(OpenError::NotMember)
-        | RecoverError::Removed
-        | RecoverError::Alone
-        | RecoverError::Majority { .. } => (Exit::Refused, None),
-        RecoverError::Open(_) | RecoverError::Membership(_) => (Exit::Failure, None),
+        RecoverError::NotMember | RecoverError::Removed | RecoverError::Alone | RecoverError::Majority { .. } => {
+            (Exit::Refused, None)
+        }
+        RecoverError::Identity(_)
+        | RecoverError::Store(_)
+        | RecoverError::Task(_)
+        | RecoverError::LostLog(_)
+        | RecoverError::ClusterId(_)
+        | RecoverError::Random(_) => (Exit::Failure, None),
     };
-    Failure::new(exit, error.to_string(), help)
+    Failure::new(exit, palisade_node::error::chain(error), help)
 }
 
 fn from_stdin() -> Result<String, Failure> {

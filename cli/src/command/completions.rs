@@ -19,7 +19,7 @@ pub struct Args {
 /// Prints them, as in `palisade completions bash > /etc/bash_completion.d/palisade`.
 ///
 /// # Errors
-/// Standard output can not be written.
+/// Standard output cannot be written.
 pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     // Into memory first: clap_complete panics if its writer fails.
     let mut text = Vec::new();

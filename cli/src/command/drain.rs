@@ -5,54 +5,57 @@ use std::time::Duration;
 
 use palisade_proto::admin::v1;
 
-use super::cluster::{duration, millis};
+use super::time::{self, millis};
 use crate::args::Global;
 use crate::client::{self, within};
 use crate::exit::{Exit, Failure};
 use crate::print;
 
-const DEADLINE: Duration = Duration::from_secs(10);
+/// The time for a request, besides the time that traffic may take to move away.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest wait for traffic to move away; the daemon waits no longer either.
+pub(super) const MAX_DRAIN_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Arguments of `palisade drain`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// How long to wait for traffic to move away; the member is drained all the same. At most 10m.
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = time::up_to(MAX_DRAIN_TIMEOUT))]
     pub timeout: Duration,
 }
 
 /// Turns traffic away, and waits until it has moved.
 ///
 /// # Errors
-/// The member can not be reached or refuses.
+/// The member cannot be reached or refuses.
 pub fn drain(global: &Global, args: &Args) -> Result<ExitCode, Failure> {
     crate::logging::start(global, "warn")?;
     client::with_member(global, async |mut client| {
         let request = v1::DrainRequest { timeout_ms: millis(args.timeout) };
-        let mut stream = client.drain(within(DEADLINE + args.timeout, request)).await?.into_inner();
+        let mut stream = client.drain(within(REQUEST_TIMEOUT + args.timeout, request)).await?.into_inner();
         let mut progress = print::drain::Progress::new(global.output);
         let mut last = None;
-        while let Some(v1::DrainResponse { draining, over }) = stream.message().await? {
+        while let Some(v1::DrainResponse { draining, done }) = stream.message().await? {
             draining.iter().for_each(|draining| progress.show(draining));
-            if over {
+            if done {
                 last = draining;
             }
         }
         drop(progress);
         let last = last.ok_or_else(|| Failure::new(Exit::Unreachable, "the member has stopped meanwhile", None))?;
         print::drain::drained(global.output, &last)?;
-        Ok(if last.quiet && !last.leads { ExitCode::SUCCESS } else { Exit::Failure.into() })
+        Ok(if last.quiet && !last.leader { ExitCode::SUCCESS } else { Exit::Failure.into() })
     })
 }
 
 /// Takes traffic again.
 ///
 /// # Errors
-/// The member can not be reached or refuses.
+/// The member cannot be reached or refuses.
 pub fn undrain(global: &Global) -> Result<ExitCode, Failure> {
     crate::logging::start(global, "warn")?;
     client::with_member(global, async |mut client| {
-        let answer = client.undrain(within(DEADLINE, v1::UndrainRequest {})).await?.into_inner();
+        let answer = client.undrain(within(REQUEST_TIMEOUT, v1::UndrainRequest {})).await?.into_inner();
         print::drain::undrained(global.output, answer.was_drained)?;
         Ok(ExitCode::SUCCESS)
     })

@@ -16,7 +16,7 @@ pub struct Args {}
 /// Asks the member whether it is ready.
 ///
 /// # Errors
-/// The member can not be reached.
+/// The member cannot be reached.
 pub fn run(global: &Global, _: &Args) -> Result<ExitCode, Failure> {
     crate::logging::start(global, "warn")?;
     client::with_member(global, async |mut client| {

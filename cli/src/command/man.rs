@@ -19,7 +19,7 @@ pub struct Args {
 /// Writes one page per command.
 ///
 /// # Errors
-/// The folder can not be written to.
+/// The folder cannot be written to.
 pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     clap_mangen::generate_to(Cli::command(), &args.folder).map_err(|e| {
         let message = format!("man pages could not be written to {}: {e}", args.folder.display());

@@ -10,3 +10,4 @@ pub mod man;
 pub mod node;
 pub mod policy;
 pub mod session;
+mod time;

@@ -76,7 +76,7 @@ pub enum Command {
 /// Runs it.
 ///
 /// # Errors
-/// The policy is not valid, or the member can not be reached or refuses.
+/// The policy is not valid, or the member cannot be reached or refuses.
 pub fn run(global: &Global, command: Command) -> Result<ExitCode, Failure> {
     crate::logging::start(global, "warn")?;
     match command {
@@ -116,7 +116,7 @@ fn read(file: &Path) -> Result<Source, Failure> {
             std::io::ErrorKind::InvalidData => Some("a policy is a UTF-8 text file; docs/policy.md describes it"),
             _ => None,
         };
-        Failure::new(Exit::Failure, format!("the policy {name} can not be read: {e}"), help)
+        Failure::new(Exit::Failure, format!("the policy {name} cannot be read: {e}"), help)
     })?;
     // The same policy for machines: what `show -o json` prints as `policy`.
     let json = file.extension().is_some_and(|e| e == "json");
@@ -176,7 +176,7 @@ fn fmt(file: &Path, write: bool, check: bool) -> Result<ExitCode, Failure> {
     if write && file != Path::new("-") {
         if canonical != source.text {
             std::fs::write(file, &canonical)
-                .map_err(|e| Failure::new(Exit::Failure, format!("{} can not be written: {e}", source.name), None))?;
+                .map_err(|e| Failure::new(Exit::Failure, format!("{} cannot be written: {e}", source.name), None))?;
         }
     } else {
         print::out(|out| out.write_all(canonical.as_bytes()))?;

@@ -25,7 +25,7 @@ pub enum Command {
         filter: Filter,
         /// Stop after so many.
         #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 0, hide_default_value = true)]
-        most: u64,
+        limit: u64,
     },
     /// Show one session in full.
     Show {
@@ -134,14 +134,14 @@ fn protocol(text: &str) -> Result<Protocol, String> {
 /// Runs it.
 ///
 /// # Errors
-/// The member can not be reached or refuses.
+/// The member cannot be reached or refuses.
 pub fn run(global: &Global, command: Command) -> Result<ExitCode, Failure> {
     crate::logging::start(global, "warn")?;
     client::with_member(global, async |mut client| {
         let output = global.output;
         match command {
-            Command::List { filter, most } => {
-                let request = v1::SessionListRequest { filter: Some(filter.into()), most };
+            Command::List { filter, limit } => {
+                let request = v1::SessionListRequest { filter: Some(filter.into()), limit };
                 let mut stream = client.session_list(request).await?.into_inner();
                 let mut list = print::session::List::new(output);
                 while let Some(part) = stream.message().await? {

@@ -19,7 +19,7 @@ struct Joined<'a> {
 /// After `init`.
 ///
 /// # Errors
-/// Standard output can not be written.
+/// Standard output cannot be written.
 pub fn initialised(output: Output, answered: &v1::InitResponse) -> Result<(), Failure> {
     answer(
         output,
@@ -37,7 +37,7 @@ pub fn initialised(output: Output, answered: &v1::InitResponse) -> Result<(), Fa
 /// After `join`.
 ///
 /// # Errors
-/// Standard output can not be written.
+/// Standard output cannot be written.
 pub fn joined(output: Output, answered: &v1::JoinResponse) -> Result<(), Failure> {
     answer(
         output,
@@ -56,7 +56,7 @@ struct Token<'a> {
 /// After `token`: for people the token alone, so that `$(palisade cluster token)` is one.
 ///
 /// # Errors
-/// Standard output can not be written.
+/// Standard output cannot be written.
 pub fn token(output: Output, answered: &v1::TokenResponse) -> Result<(), Failure> {
     let expires_unix_ms = answered.expires_unix_ms;
     let json = || Token { token: &answered.token, expires: date(expires_unix_ms), expires_unix_ms };
@@ -71,7 +71,7 @@ struct Done {
 /// After `leave`.
 ///
 /// # Errors
-/// Standard output can not be written.
+/// Standard output cannot be written.
 pub fn left(output: Output) -> Result<(), Failure> {
     answer(
         output,
@@ -83,7 +83,7 @@ pub fn left(output: Output) -> Result<(), Failure> {
 /// After `remove`.
 ///
 /// # Errors
-/// Standard output can not be written.
+/// Standard output cannot be written.
 pub fn removed(output: Output, name: &str, member: u64) -> Result<(), Failure> {
     answer(
         output,
@@ -140,12 +140,12 @@ fn raft_role(role: v1::RaftRole) -> &'static str {
     }
 }
 
-fn standing(as_of: &v1::AsOf) -> &'static str {
-    match as_of.standing() {
-        v1::Standing::Current => "current",
-        v1::Standing::CutOff => "cut_off",
-        v1::Standing::Expired => "expired",
-        v1::Standing::Unspecified => "unknown",
+fn lease(as_of: &v1::AsOf) -> &'static str {
+    match as_of.lease() {
+        v1::LeaseState::Valid => "valid",
+        v1::LeaseState::Grace => "grace",
+        v1::LeaseState::Expired => "expired",
+        v1::LeaseState::Unspecified => "unknown",
     }
 }
 
@@ -179,7 +179,7 @@ fn table(members: &[v1::Member], me: u64) -> Table {
 /// The list of members.
 ///
 /// # Errors
-/// Standard output can not be written.
+/// Standard output cannot be written.
 pub fn members(output: Output, membership: &v1::Membership) -> Result<(), Failure> {
     let json = || membership.members.iter().map(Member::new).collect::<Vec<_>>();
     answer(output, json, |out| table(&membership.members, membership.id).write(out))
@@ -205,7 +205,7 @@ struct Status<'a> {
 struct Cluster<'a> {
     id: &'a str,
     member: u64,
-    standing: &'static str,
+    lease: &'static str,
     raft_role: &'static str,
     term: u64,
     leader: Option<u64>,
@@ -215,7 +215,7 @@ struct Cluster<'a> {
     sessions: u64,
     half_open: u64,
     /// On the leader: the newest entry at which all members' states were found equal.
-    audited: Option<u64>,
+    audited_index: Option<u64>,
     /// This member's state was found wrong, and is being repaired.
     suspect: bool,
     members: Vec<Member<'a>>,
@@ -257,7 +257,7 @@ impl<'a> Status<'a> {
                 Cluster {
                     id: &m.cluster,
                     member: m.id,
-                    standing: standing(&as_of),
+                    lease: lease(&as_of),
                     raft_role: raft_role(m.raft_role()),
                     term: m.term,
                     leader: (m.leader != 0).then_some(m.leader),
@@ -266,7 +266,7 @@ impl<'a> Status<'a> {
                     policy: m.generation,
                     sessions: m.sessions,
                     half_open: m.half_open,
-                    audited: (m.audited != 0).then_some(m.audited),
+                    audited_index: (m.audited_index != 0).then_some(m.audited_index),
                     suspect: m.suspect,
                     members: m.members.iter().map(Member::new).collect(),
                 }
@@ -290,7 +290,7 @@ impl<'a> Status<'a> {
 /// How the member is, and how it sees the cluster.
 ///
 /// # Errors
-/// Standard output can not be written.
+/// Standard output cannot be written.
 pub fn status(output: Output, answered: &v1::StatusResponse) -> Result<(), Failure> {
     answer(output, || Status::new(answered), |out| status_text(out, answered))
 }
@@ -311,7 +311,7 @@ fn status_text(out: &mut dyn Write, answered: &v1::StatusResponse) -> io::Result
                     Some(m) => format!("leader {}", m.name),
                     None => format!("leader {l}"),
                 });
-            writeln!(out, "cluster   {} (member {}, {})", c.id, c.member, c.standing)?;
+            writeln!(out, "cluster   {} (member {}, lease {})", c.id, c.member, c.lease)?;
             writeln!(
                 out,
                 "raft      {}, term {}, {leader}, log {}, applied {}",
@@ -321,7 +321,7 @@ fn status_text(out: &mut dyn Write, answered: &v1::StatusResponse) -> io::Result
             writeln!(out, "sessions  {} ({} half-open)", c.sessions, c.half_open)?;
             if c.suspect {
                 writeln!(out, "audit     THE STATE OF THIS MEMBER IS WRONG: it is being repaired from the leader's")?;
-            } else if let Some(index) = c.audited {
+            } else if let Some(index) = c.audited_index {
                 writeln!(out, "audit     the states of all members were equal at entry {index}")?;
             }
         }

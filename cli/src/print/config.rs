@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use palisade_engine::replica::Role;
+use palisade_engine::Role;
 use palisade_node::config::Config;
 use serde::Serialize;
 
@@ -21,7 +21,7 @@ struct Checked<'a> {
 /// A valid file.
 ///
 /// # Errors
-/// Standard output can not be written.
+/// Standard output cannot be written.
 pub fn checked(output: Output, file: &Path, config: &Config) -> Result<(), Failure> {
     let role = match config.role {
         Role::Firewall => "firewall",

@@ -48,7 +48,7 @@ fn progress(d: &v1::Draining) -> String {
         (true, _) => "traffic has moved away".to_owned(),
         (false, n) => format!("not ready; {} a second still pass here", many(n, "packet")),
     };
-    let lead = if d.leads { ", and it still leads" } else { "" };
+    let lead = if d.leader { ", and it still leads" } else { "" };
     passing + lead
 }
 
@@ -59,19 +59,19 @@ pub(super) struct Draining {
     for_ms: u64,
     packets_per_second: u64,
     quiet: bool,
-    leads: bool,
+    leader: bool,
 }
 
 impl From<&v1::Draining> for Draining {
     fn from(d: &v1::Draining) -> Draining {
         let reason = match d.reason() {
-            v1::DrainReason::Drained => "drained",
+            v1::DrainReason::Operator => "operator",
             v1::DrainReason::Leaving => "leaving",
             v1::DrainReason::Stopping => "stopping",
             v1::DrainReason::Unspecified => "unknown",
         };
-        let v1::Draining { for_ms, packets_per_second, quiet, leads, .. } = *d;
-        Draining { reason, for_ms, packets_per_second, quiet, leads }
+        let v1::Draining { for_ms, packets_per_second, quiet, leader, .. } = *d;
+        Draining { reason, for_ms, packets_per_second, quiet, leader }
     }
 }
 
@@ -80,7 +80,7 @@ impl Draining {
     pub(super) fn line(&self) -> String {
         let seconds = self.for_ms / 1000;
         let passing = many(self.packets_per_second, "packet");
-        let lead = if self.leads { ", still leads" } else { "" };
+        let lead = if self.leader { ", still leads" } else { "" };
         format!("{} for {seconds} s, {passing} a second still pass here{lead}", self.reason)
     }
 }
@@ -88,7 +88,7 @@ impl Draining {
 /// After `drain`.
 ///
 /// # Errors
-/// Standard output can not be written.
+/// Standard output cannot be written.
 pub fn drained(output: Output, d: &v1::Draining) -> Result<(), Failure> {
     answer(
         output,
@@ -108,7 +108,7 @@ pub fn drained(output: Output, d: &v1::Draining) -> Result<(), Failure> {
                 )?;
                 writeln!(out, "do the routers on both sides follow /readyz (or `palisade health`)?")?;
             }
-            if d.leads {
+            if d.leader {
                 writeln!(out, "it still leads: no other voter has taken the lead; see `palisade cluster members`")?;
             }
             writeln!(out, "it forwards what still comes; `palisade undrain`, or a restart, takes traffic again")
@@ -124,7 +124,7 @@ struct Undrained {
 /// After `undrain`.
 ///
 /// # Errors
-/// Standard output can not be written.
+/// Standard output cannot be written.
 pub fn undrained(output: Output, was_drained: bool) -> Result<(), Failure> {
     let text = if was_drained { "undrained: ready for traffic again" } else { "was not drained: nothing to take back" };
     answer(output, || Undrained { was_drained }, |out| writeln!(out, "{text}"))

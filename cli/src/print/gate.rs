@@ -19,7 +19,7 @@ struct Status<'a> {
 /// Which locks are there; returns whether all that could be are.
 ///
 /// # Errors
-/// Standard output can not be written.
+/// Standard output cannot be written.
 pub fn status(output: Output, s: &GateStatus) -> Result<bool, Failure> {
     let (nftables, note) = match &s.nft {
         Nft::Installed => ("installed", String::new()),
@@ -47,7 +47,7 @@ struct Removed {
 /// After `remove`.
 ///
 /// # Errors
-/// Standard output can not be written.
+/// Standard output cannot be written.
 pub fn removed(output: Output) -> Result<(), Failure> {
     answer(
         output,

@@ -16,7 +16,7 @@ struct Health<'a> {
 /// Ready or not, and why not.
 ///
 /// # Errors
-/// Standard output can not be written.
+/// Standard output cannot be written.
 pub fn health(output: Output, health: &v1::Health) -> Result<(), Failure> {
     answer(
         output,

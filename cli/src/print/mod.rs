@@ -20,7 +20,7 @@ use crate::exit::Failure;
 /// Writes to standard output. That nobody reads on (`| head`) is no failure.
 ///
 /// # Errors
-/// Standard output can not be written, for another reason.
+/// Standard output cannot be written, for another reason.
 pub fn out(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     match write(&mut stdout).and_then(|()| stdout.flush()) {

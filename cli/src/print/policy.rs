@@ -23,7 +23,7 @@ struct Checked<'a> {
 /// A valid policy; `online`: what the member says of it.
 ///
 /// # Errors
-/// Standard output can not be written.
+/// Standard output cannot be written.
 pub fn checked(
     output: Output,
     name: &str,
@@ -73,7 +73,7 @@ fn warnings(policy: &Policy) -> Vec<String> {
 /// After `apply`.
 ///
 /// # Errors
-/// Standard output can not be written.
+/// Standard output cannot be written.
 pub fn applied(output: Output, policy: &Policy, answered: &v1::PolicyApplyResponse) -> Result<(), Failure> {
     let generation = answered.generation;
     let json = || Applied { generation, changed: !answered.unchanged, warnings: warnings(policy) };
@@ -109,7 +109,7 @@ impl<'a> Record<'a> {
 /// A policy: for people its text alone, which `apply` takes again.
 ///
 /// # Errors
-/// Standard output can not be written.
+/// Standard output cannot be written.
 pub fn show(output: Output, answered: &v1::PolicyShowResponse) -> Result<(), Failure> {
     let record = answered.policy.clone().unwrap_or_default();
     answer(output, || Record::new(&record, Some(&answered.text)), |out| out.write_all(answered.text.as_bytes()))
@@ -118,7 +118,7 @@ pub fn show(output: Output, answered: &v1::PolicyShowResponse) -> Result<(), Fai
 /// The last policies.
 ///
 /// # Errors
-/// Standard output can not be written.
+/// Standard output cannot be written.
 pub fn history(output: Output, records: &[v1::PolicyRecord]) -> Result<(), Failure> {
     let json = || records.iter().map(|r| Record::new(r, None)).collect::<Vec<_>>();
     answer(output, json, |out| {
@@ -155,7 +155,7 @@ enum Line<'a> {
 /// What changes from the policy in force to `new`; returns whether nothing does.
 ///
 /// # Errors
-/// Standard output can not be written.
+/// Standard output cannot be written.
 pub fn diff(output: Output, old: &v1::PolicyShowResponse, name: &str, new: &str) -> Result<bool, Failure> {
     let generation = old.policy.as_ref().map_or(0, |p| p.generation);
     let lines = lines(&old.text, new);

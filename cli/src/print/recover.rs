@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use palisade_node::replication::{Lost, Plan, Recovered};
+use palisade_node::replication::{Recovered, RecoveryPlan, RemovedMember};
 use serde::Serialize;
 
 use super::{answer, many};
@@ -18,7 +18,7 @@ struct Recovery<'a> {
     old_cluster: &'a str,
     member: u64,
     name: &'a str,
-    struck_off: Vec<StruckOff<'a>>,
+    removed: Vec<Removed<'a>>,
     last_log: u64,
     committed: u64,
     policy: u64,
@@ -28,7 +28,7 @@ struct Recovery<'a> {
 }
 
 #[derive(Serialize)]
-struct StruckOff<'a> {
+struct Removed<'a> {
     id: u64,
     name: &'a str,
     address: &'a str,
@@ -36,8 +36,8 @@ struct StruckOff<'a> {
     answers: bool,
 }
 
-fn json<'a>(plan: &'a Plan, done: Option<&'a Recovered>) -> Recovery<'a> {
-    let struck_off = |l: &'a Lost| StruckOff {
+fn json<'a>(plan: &'a RecoveryPlan, done: Option<&'a Recovered>) -> Recovery<'a> {
+    let removed = |l: &'a RemovedMember| Removed {
         id: l.id.0,
         name: &l.info.name,
         address: &l.info.address,
@@ -50,7 +50,7 @@ fn json<'a>(plan: &'a Plan, done: Option<&'a Recovered>) -> Recovery<'a> {
         old_cluster: &plan.cluster,
         member: plan.member.0,
         name: &plan.name,
-        struck_off: plan.lost.iter().map(struck_off).collect(),
+        removed: plan.removed.iter().map(removed).collect(),
         last_log: plan.last_log,
         committed: plan.committed,
         policy: plan.policy.0,
@@ -62,18 +62,18 @@ fn json<'a>(plan: &'a Plan, done: Option<&'a Recovered>) -> Recovery<'a> {
 /// Before anything is done: what will be lost, and what will be there.
 ///
 /// # Errors
-/// Standard output can not be written.
-pub fn plan(output: Output, plan: &Plan) -> Result<(), Failure> {
+/// Standard output cannot be written.
+pub fn plan(output: Output, plan: &RecoveryPlan) -> Result<(), Failure> {
     answer(output, || json(plan, None), |out| text(out, plan))
 }
 
-fn text(out: &mut dyn Write, plan: &Plan) -> io::Result<()> {
+fn text(out: &mut dyn Write, plan: &RecoveryPlan) -> io::Result<()> {
     writeln!(out, "{} (member {}) would go on alone, as a new cluster.\n", plan.name, plan.member)?;
     writeln!(out, "Lost:")?;
-    for l in &plan.lost {
+    for l in &plan.removed {
         let vote = if l.voter { "voter" } else { "learner" };
         let there = if l.answers { ": IT ANSWERS; stop it, it must never run again as it is" } else { "" };
-        writeln!(out, "  {} (member {}, {}, {vote}) is struck off{there}", l.info.name, l.id, l.info.address)?;
+        writeln!(out, "  {} (member {}, {}, {vote}) will be removed{there}", l.info.name, l.id, l.info.address)?;
     }
     writeln!(out, "  whatever the others acknowledged after log entry {}, the last one here", plan.last_log)?;
     writeln!(out, "  join tokens: make new ones\n")?;
@@ -85,7 +85,7 @@ fn text(out: &mut dyn Write, plan: &Plan) -> io::Result<()> {
     }
     writeln!(
         out,
-        "\nOther machines join again, with an empty data_dir, under new ids. This can not be taken back. If a"
+        "\nOther machines join again, with an empty data_dir, under new ids. This cannot be taken back. If a"
     )?;
     writeln!(out, "majority of the old members ever runs again, there are TWO clusters: make sure that they stay off.")
 }
@@ -93,8 +93,8 @@ fn text(out: &mut dyn Write, plan: &Plan) -> io::Result<()> {
 /// After it was done.
 ///
 /// # Errors
-/// Standard output can not be written.
-pub fn done(output: Output, plan: &Plan, done: &Recovered) -> Result<(), Failure> {
+/// Standard output cannot be written.
+pub fn done(output: Output, plan: &RecoveryPlan, done: &Recovered) -> Result<(), Failure> {
     answer(
         output,
         || json(plan, Some(done)),
@@ -102,10 +102,10 @@ pub fn done(output: Output, plan: &Plan, done: &Recovered) -> Result<(), Failure
             let kept = many(plan.sessions, "session");
             writeln!(out, "{} is the only member of the new cluster {}", plan.name, done.cluster)?;
             writeln!(out, "kept: {kept}, policy generation {}, the log up to entry {}", plan.policy, plan.last_log)?;
-            for l in &plan.lost {
+            for l in &plan.removed {
                 writeln!(
                     out,
-                    "struck off: {} (member {}); keep it off, empty its data_dir, join it again",
+                    "removed: {} (member {}); keep it off, empty its data_dir, join it again",
                     l.info.name, l.id
                 )?;
             }

@@ -89,7 +89,7 @@ impl List {
     /// Adds a session.
     ///
     /// # Errors
-    /// Standard output can not be written.
+    /// Standard output cannot be written.
     pub fn add(&mut self, session: Session) -> Result<(), Failure> {
         self.rows.push(session);
         if self.rows.len() >= PART { self.print() } else { Ok(()) }
@@ -116,7 +116,7 @@ impl List {
     /// Prints the rest.
     ///
     /// # Errors
-    /// Standard output can not be written.
+    /// Standard output cannot be written.
     pub fn finish(mut self) -> Result<(), Failure> {
         if !self.rows.is_empty() {
             return self.print();
@@ -154,7 +154,7 @@ struct Shown<'a> {
 /// One session in full.
 ///
 /// # Errors
-/// Standard output can not be written.
+/// Standard output cannot be written.
 pub fn show(output: Output, s: &Session, rule_text: Option<&str>) -> Result<(), Failure> {
     answer(
         output,
@@ -189,7 +189,7 @@ struct Event<'a> {
 /// One change.
 ///
 /// # Errors
-/// Standard output can not be written, or the member's answer makes no sense.
+/// Standard output cannot be written, or the member's answer makes no sense.
 pub fn event(output: Output, event: v1::SessionEvent) -> Result<(), Failure> {
     let change = match event.change() {
         v1::SessionChange::Established => "established",
@@ -217,7 +217,7 @@ struct Lost {
 /// The reader was too slow.
 ///
 /// # Errors
-/// Standard output can not be written.
+/// Standard output cannot be written.
 pub fn lost(output: Output, lost: u64) -> Result<(), Failure> {
     match output {
         Output::Json => json_line(&Lost { lost }),
@@ -235,7 +235,7 @@ struct Killed {
 /// After `kill`.
 ///
 /// # Errors
-/// Standard output can not be written.
+/// Standard output cannot be written.
 pub fn killed(output: Output, k: &v1::SessionKillResponse) -> Result<(), Failure> {
     let (killed, half_open_skipped, certain_after_ms) = (k.killed, k.half_open_skipped, k.certain_after_ms);
     answer(
@@ -267,7 +267,7 @@ struct Count {
 /// How many.
 ///
 /// # Errors
-/// Standard output can not be written.
+/// Standard output cannot be written.
 pub fn count(output: Output, c: &v1::SessionCountResponse) -> Result<(), Failure> {
     let (sessions, half_open) = (c.sessions, c.half_open);
     answer(
@@ -279,8 +279,7 @@ pub fn count(output: Output, c: &v1::SessionCountResponse) -> Result<(), Failure
 
 #[cfg(test)]
 mod tests {
-    use palisade_engine::id::{Generation, MemberId, RuleId, SessionId};
-    use palisade_engine::{Ip, Protocol, Traffic};
+    use palisade_engine::{Generation, Ip, MemberId, Protocol, RuleId, SessionId, Traffic};
 
     use super::*;
 

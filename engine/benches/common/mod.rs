@@ -13,10 +13,11 @@ mod member;
 use std::fmt::Write as _;
 
 pub use member::Member;
-use palisade_engine::event::{Event, Proposal};
 use palisade_engine::parse::{Checksum, Tcp, build, parse};
 use palisade_engine::replica::Command;
-use palisade_engine::{Config, Context, Ip, MemberId, Protocol, Routes, Standing, Tuple, Verdict, ZoneId};
+use palisade_engine::{
+    Config, Context, Event, Ip, LeaseState, MemberId, Proposal, Protocol, Routes, Tuple, Verdict, ZoneId,
+};
 
 pub const OUTSIDE: ZoneId = ZoneId(1);
 pub const INSIDE: ZoneId = ZoneId(2);
@@ -107,14 +108,8 @@ impl Member {
     /// Parses and judges a packet.
     pub fn packet(&mut self, ingress: ZoneId, bytes: &[u8]) -> Verdict {
         let packet = parse(bytes, Checksum::Complete).unwrap();
-        let mut context = Context {
-            now: self.now,
-            worker: 0,
-            ingress,
-            antispoof: true,
-            standing: Standing::Current,
-            routes: &mut Net,
-        };
+        let mut context =
+            Context { now: self.now, worker: 0, ingress, antispoof: true, lease: LeaseState::Valid, routes: &mut Net };
         self.engine.process(&packet, &mut context, &mut self.events)
     }
 

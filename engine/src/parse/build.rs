@@ -1,4 +1,4 @@
-//! Makes whole, valid packets: what [`answer`](super::answer) sends, and what tests feed in.
+//! Construction of whole, valid packets: what [`rejection`](super::rejection) sends, and the input of tests.
 
 use std::iter;
 
@@ -7,8 +7,8 @@ use super::checksum::{self, Sum};
 use crate::addr::Ip;
 use crate::tuple::{Protocol, Tuple};
 
-/// A TCP segment from `tuple.src` to `tuple.dst`; `tuple.protocol` and `header.payload` do not count. The options that
-/// `header` names are written, in a SYN and elsewhere.
+/// A TCP segment from `tuple.src` to `tuple.dst`; `tuple.protocol` and `header.payload` are ignored. The options in
+/// `header` are written whatever the flags.
 ///
 /// `None` if the addresses are of different families or the payload is too long for a packet.
 #[must_use]
@@ -34,7 +34,7 @@ pub fn tcp(tuple: &Tuple, header: &Tcp, payload: &[u8]) -> Option<Vec<u8>> {
     packet(tuple.src, tuple.dst, Protocol::TCP, &body)
 }
 
-/// A UDP datagram from `tuple.src` to `tuple.dst`; `tuple.protocol` does not count.
+/// A UDP datagram from `tuple.src` to `tuple.dst`; `tuple.protocol` is ignored.
 ///
 /// `None` if the addresses are of different families or the payload is too long for a packet.
 #[must_use]
@@ -48,7 +48,7 @@ pub fn udp(tuple: &Tuple, payload: &[u8]) -> Option<Vec<u8>> {
     packet(tuple.src, tuple.dst, Protocol::UDP, &body)
 }
 
-/// An SCTP packet from `tuple.src` to `tuple.dst` with some chunks; `tuple.protocol` does not count.
+/// An SCTP packet from `tuple.src` to `tuple.dst` with some chunks; `tuple.protocol` is ignored.
 ///
 /// `None` if the addresses are of different families or the chunks are too long for a packet.
 #[must_use]
@@ -62,12 +62,12 @@ pub fn sctp(tuple: &Tuple, verification_tag: u32, chunks: &[u8]) -> Option<Vec<u
     packet(tuple.src, tuple.dst, Protocol::SCTP, &body)
 }
 
-/// Which of the two echo messages.
+/// A kind of echo message.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Echo {
-    /// The question.
+    /// The request.
     Request,
-    /// The answer.
+    /// The reply.
     Reply,
 }
 
@@ -87,7 +87,7 @@ pub fn echo(src: Ip, dst: Ip, echo: Echo, id: u16, seq: u16, payload: &[u8]) -> 
 }
 
 /// An ICMP or ICMPv6 message of any type. `rest` is the second half of its 8-byte header, `data` what follows: in an
-/// error the packet that it is about.
+/// error the quoted packet.
 ///
 /// `None` if the addresses are of different families or the data are too long for a packet.
 #[must_use]
@@ -99,13 +99,12 @@ pub fn icmp(src: Ip, dst: Ip, kind: u8, code: u8, rest: u32, data: &[u8]) -> Opt
     packet(src, dst, if src.is_v4() { Protocol::ICMP } else { Protocol::ICMPV6 }, &body)
 }
 
-/// A packet of any protocol. Where TCP, UDP, SCTP, ICMP or ICMPv6 have their checksum in `body`, the right
-/// one is put in.
+/// A packet of any protocol. The correct checksum of TCP, UDP, SCTP, ICMP or ICMPv6 is written into `body`.
 ///
 /// `None` if the addresses are of different families or the body is too long for a packet.
 #[must_use]
 pub fn packet(src: Ip, dst: Ip, protocol: Protocol, body: &[u8]) -> Option<Vec<u8>> {
-    let mut out: Vec<u8> = iter::repeat_n(0, HEADER_MAX + body.len()).collect();
+    let mut out: Vec<u8> = iter::repeat_n(0, MAX_IP_HEADER_LENGTH + body.len()).collect();
     let at = header(&mut out, src, dst, protocol, body.len())?;
     out.get_mut(at..at + body.len())?.copy_from_slice(body);
     out.truncate(at + body.len());
@@ -113,20 +112,21 @@ pub fn packet(src: Ip, dst: Ip, protocol: Protocol, body: &[u8]) -> Option<Vec<u
     Some(out)
 }
 
-/// The longest IP header that [`header`] writes.
-pub(super) const HEADER_MAX: usize = 40;
+/// The length of the longest IP header that [`header`] writes, in bytes.
+pub(super) const MAX_IP_HEADER_LENGTH: usize = 40;
 
-/// The time to live of packets that begin here (RFC 1700's recommendation).
-const TTL: u8 = 64;
+/// The time to live of packets from this machine (RFC 1700's recommendation).
+const INITIAL_TTL: u8 = 64;
 
-/// Writes an IP header for a body of `length` bytes; returns its own length.
+/// Writes an IP header for a body of `length` bytes, and returns the header's length.
 pub(super) fn header(out: &mut [u8], src: Ip, dst: Ip, protocol: Protocol, length: usize) -> Option<usize> {
     match (src, dst) {
         (Ip::V4(src), Ip::V4(dst)) => {
             let header = out.first_chunk_mut::<20>()?;
             let total = u16::try_from(length + header.len()).ok()?.to_be_bytes();
             // Don't fragment: the identification may then be anything (RFC 6864 section 4.1).
-            *header = [0x45, 0, total[0], total[1], 0, 0, 0x40, 0, TTL, protocol.0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+            *header =
+                [0x45, 0, total[0], total[1], 0, 0, 0x40, 0, INITIAL_TTL, protocol.0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
             header[12..16].copy_from_slice(&src);
             header[16..].copy_from_slice(&dst);
             let checksum = Sum::default().bytes(header).checksum();
@@ -139,7 +139,7 @@ pub(super) fn header(out: &mut [u8], src: Ip, dst: Ip, protocol: Protocol, lengt
             header[0] = 0x60;
             header[4..6].copy_from_slice(&u16::try_from(length).ok()?.to_be_bytes());
             header[6] = protocol.0;
-            header[7] = TTL;
+            header[7] = INITIAL_TTL;
             header[8..24].copy_from_slice(&src);
             header[24..].copy_from_slice(&dst);
             Some(header.len())
@@ -148,7 +148,7 @@ pub(super) fn header(out: &mut [u8], src: Ip, dst: Ip, protocol: Protocol, lengt
     }
 }
 
-/// Puts the right checksum into the transport header at `packet[at]`, where the protocol has one.
+/// Writes the correct checksum into the transport header at `packet[at]`, if the protocol has one.
 pub(super) fn complete(packet: &mut [u8], at: usize, src: Ip, dst: Ip, protocol: Protocol) {
     let place = match protocol {
         Protocol::TCP => 16,

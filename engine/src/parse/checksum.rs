@@ -5,13 +5,13 @@ use crate::tuple::Protocol;
 
 /// A running one's complement sum over 16-bit words, not complemented.
 ///
-/// Words are added as big-endian 32-bit numbers into 64 bits: no carry is lost before [`Sum::fold`], since 64 KiB are at
-/// most 2^14 of them.
+/// Words are added as big-endian 32-bit numbers into 64 bits. No carry is lost before [`Sum::fold`]: 64 KiB are at most 2^14
+/// words.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Sum(u64);
 
 impl Sum {
-    /// Adds bytes; an odd last byte counts as the upper half of a word. Only the last piece may be odd.
+    /// Adds bytes. An odd last byte counts as the upper half of a word. Only the last piece may be odd.
     pub(super) fn bytes(self, bytes: &[u8]) -> Sum {
         let (words, rest) = bytes.as_chunks::<4>();
         let mut sum = words.iter().fold(self.0, |sum, word| sum + u64::from(u32::from_be_bytes(*word)));
@@ -35,7 +35,7 @@ impl Sum {
         Sum(addresses.0 + u64::from(protocol.0) + length as u64)
     }
 
-    /// The sum in 16 bits: 0xffff over bytes that contain their correct checksum.
+    /// The sum in 16 bits. It is 0xffff over bytes that contain their correct checksum.
     pub(super) fn fold(self) -> u16 {
         let mut sum = self.0;
         while sum > 0xffff {
@@ -45,7 +45,7 @@ impl Sum {
         sum as u16
     }
 
-    /// Do the bytes contain their correct checksum?
+    /// Whether the bytes contain their correct checksum.
     pub(super) fn is_valid(self) -> bool {
         self.fold() == 0xffff
     }
@@ -56,25 +56,26 @@ impl Sum {
     }
 }
 
-/// Where an SCTP packet has its checksum.
-const SCTP: std::ops::Range<usize> = 8..12;
+/// The place of the checksum in an SCTP packet.
+const SCTP_CHECKSUM: std::ops::Range<usize> = 8..12;
 
-/// The checksum of an SCTP packet, as its header has it: over all of it, the checksum itself as zeros.
+/// The checksum of an SCTP packet in wire order: over the whole packet, with zeros for the checksum itself.
 fn sctp(packet: &[u8]) -> [u8; 4] {
-    let (before, after) = (packet.get(..SCTP.start).unwrap_or_default(), packet.get(SCTP.end..).unwrap_or_default());
+    let (before, after) =
+        (packet.get(..SCTP_CHECKSUM.start).unwrap_or_default(), packet.get(SCTP_CHECKSUM.end..).unwrap_or_default());
     let sum = crc32c::crc32c_append(crc32c::crc32c(before), &[0; 4]);
     crc32c::crc32c_append(sum, after).to_le_bytes()
 }
 
-/// Has an SCTP packet its correct checksum?
+/// Whether an SCTP packet has its correct checksum.
 pub(super) fn sctp_is_valid(packet: &[u8]) -> bool {
-    packet.get(SCTP) == Some(&sctp(packet))
+    packet.get(SCTP_CHECKSUM) == Some(&sctp(packet))
 }
 
-/// Puts the correct checksum into an SCTP packet, which begins with its common header. Shorter ones are left alone.
+/// Writes the correct checksum into an SCTP packet, which begins with its common header. Shorter packets are left alone.
 pub fn complete_sctp(packet: &mut [u8]) {
     let sum = sctp(packet);
-    if let Some(field) = packet.get_mut(SCTP) {
+    if let Some(field) = packet.get_mut(SCTP_CHECKSUM) {
         field.copy_from_slice(&sum);
     }
 }

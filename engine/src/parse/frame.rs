@@ -16,7 +16,7 @@ pub struct Frame {
     pub tags: [Option<u16>; 2],
     /// The ethertype behind the tags.
     pub ethertype: u16,
-    /// Where the layer 3 header begins.
+    /// The offset of the layer 3 header.
     pub offset: usize,
 }
 
@@ -26,7 +26,7 @@ impl Frame {
     /// The ethertype of IPv6.
     pub const IPV6: u16 = EtherTypes::Ipv6.0;
 
-    /// Is the destination a group: broadcast or multicast?
+    /// Whether the destination is a group: broadcast or multicast.
     #[must_use]
     pub fn is_group(&self) -> bool {
         self.destination[0] & 1 != 0
@@ -46,7 +46,13 @@ impl Frame {
 pub fn frame(bytes: &[u8]) -> Result<Frame, Reason> {
     let header = EthernetPacket::new(bytes).ok_or(Reason::Truncated)?;
     let (destination, source) = (header.get_destination().octets(), header.get_source().octets());
-    let mut frame = Frame { destination, source, tags: [None; 2], ethertype: header.get_ethertype().0, offset: HEADER };
+    let mut frame = Frame {
+        destination,
+        source,
+        tags: [None; 2],
+        ethertype: header.get_ethertype().0,
+        offset: ETHERNET_HEADER_LENGTH,
+    };
     for tag in &mut frame.tags {
         if !is_tag(frame.ethertype) {
             break;
@@ -58,10 +64,10 @@ pub fn frame(bytes: &[u8]) -> Result<Frame, Reason> {
     if is_tag(frame.ethertype) || frame.ethertype < 0x0600 { Err(Reason::Malformed) } else { Ok(frame) }
 }
 
-/// Length of an Ethernet header without tags.
-const HEADER: usize = 14;
+/// The length of an Ethernet header without tags, in bytes.
+const ETHERNET_HEADER_LENGTH: usize = 14;
 
-/// 802.1Q, 802.1ad, and the number that some switches used before 802.1ad.
+/// Whether an ethertype is that of a VLAN tag: 802.1Q, 802.1ad, or the number that some switches used before 802.1ad.
 fn is_tag(ethertype: u16) -> bool {
     matches!(ethertype, 0x8100 | 0x88a8 | 0x9100)
 }

@@ -1,4 +1,4 @@
-//! IPv4 (RFC 791) and IPv6 (RFC 8200) headers, whole ones and those inside ICMP errors.
+//! IPv4 (RFC 791) and IPv6 (RFC 8200) headers: those of packets, and those inside ICMP errors.
 
 use pnet_packet::ipv4::Ipv4Packet;
 use pnet_packet::ipv6::Ipv6Packet;
@@ -9,11 +9,11 @@ use crate::addr::Ip;
 use crate::tuple::{Protocol, Tuple};
 use crate::verdict::Reason;
 
-/// Most extension headers in one packet. RFC 8504 section 5.3 lets a node set such a limit; eight are more than any order
-/// that RFC 8200 section 4.1 recommends can have.
-const EXTENSIONS: usize = 8;
-/// Most bytes of extension headers in one packet (RFC 8504 section 5.3).
-const EXTENSION_BYTES: usize = 512;
+/// The most extension headers in one packet. RFC 8504 section 5.3 lets a node set such a limit. No order that RFC 8200
+/// section 4.1 recommends has as many.
+const MAX_EXTENSION_HEADERS: usize = 8;
+/// The most bytes of extension headers in one packet (RFC 8504 section 5.3).
+const MAX_EXTENSION_BYTES: usize = 512;
 
 const IPV6_HEADER: usize = 40;
 const HOP_BY_HOP: u8 = 0;
@@ -21,17 +21,17 @@ const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 const DESTINATION: u8 = 60;
 
-/// What the network layer says of a packet.
+/// The network layer of a packet.
 pub(super) struct Network {
     pub(super) src: Ip,
     pub(super) dst: Ip,
-    /// The transport protocol; of a fragment that is not the first: what its header says.
+    /// The transport protocol. Of a fragment that is not the first: the next header that its own header names.
     pub(super) protocol: Protocol,
-    /// Where the transport header begins; at most `end`.
+    /// The offset of the transport header, at most `end`.
     pub(super) transport: usize,
-    /// Where the packet ends.
+    /// The offset of the packet's end.
     pub(super) end: usize,
-    /// If it is a fragment: which.
+    /// Its place in the datagram, if it is a fragment.
     pub(super) fragment: Option<Fragment>,
     /// IPv4 only.
     pub(super) options: IpOptions,
@@ -43,7 +43,7 @@ impl Network {
         Tuple { src: self.src, dst: self.dst, src_port, dst_port, protocol: self.protocol }
     }
 
-    /// What is missing if the transport header is not all there: a fragment's fault (RFC 1858, RFC 7112) or the packet's.
+    /// The reason for a drop if the transport header is incomplete (for fragments: RFC 1858, RFC 7112).
     pub(super) fn short(&self) -> Reason {
         if self.fragment.is_some() { Reason::Fragment } else { Reason::Truncated }
     }
@@ -62,7 +62,7 @@ pub(super) fn v4(bytes: &[u8]) -> Result<Network, Reason> {
         return Err(Reason::Truncated);
     }
     let all = bytes.get(..transport).ok_or(Reason::Truncated)?;
-    // The header's checksum is never left to the device: its offload is about the transport's.
+    // No device verifies the header's checksum for us: offloads are about the transport checksum.
     if !Sum::default().bytes(all).is_valid() {
         return Err(Reason::BadChecksum);
     }
@@ -105,8 +105,8 @@ pub(super) fn v6(bytes: &[u8]) -> Result<Network, Reason> {
     Ok(Network { src: Ip::V6(src), dst: Ip::V6(dst), protocol, transport, end, fragment, options: IpOptions::NONE })
 }
 
-/// Reads the IP header inside an ICMP error of the same family. It was checked when it came by as a packet of its own,
-/// and routers change it on the way (time to live, checksum): only its structure counts. `end` is that of `bytes`.
+/// Reads the IP header inside an ICMP error of the same family. It was checked when it passed as a packet of its own, and
+/// routers change it on the way (time to live, checksum). So only its structure is checked. `end` is the end of `bytes`.
 pub(super) fn embedded(bytes: &[u8], v4: bool) -> Result<Network, Reason> {
     let version = bytes.first().ok_or(Reason::Truncated)? >> 4;
     let end = bytes.len();
@@ -147,7 +147,7 @@ pub(super) fn embedded(bytes: &[u8], v4: bool) -> Result<Network, Reason> {
         }
         _ => return Err(Reason::Malformed),
     };
-    // Nobody answers fragments but the first (RFC 1122 section 3.2.2, RFC 4443 section 2.4).
+    // Only a first fragment is answered with an error (RFC 1122 section 3.2.2, RFC 4443 section 2.4).
     match network.fragment {
         Some(fragment) if fragment.offset > 0 => Err(Reason::Malformed),
         _ => Ok(network),
@@ -157,30 +157,30 @@ pub(super) fn embedded(bytes: &[u8], v4: bool) -> Result<Network, Reason> {
 /// How much of the extension headers is checked.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Strictness {
-    /// Also whether they may pass.
+    /// Structure, and whether the headers may pass.
     All,
-    /// Only as far as needed to find the transport header.
+    /// Only what is needed to find the transport header.
     Structure,
 }
 
-/// Where a chain of extension headers leads to.
+/// The end of a chain of extension headers.
 struct Chain {
     protocol: Protocol,
     transport: usize,
     fragment: Option<Fragment>,
 }
 
-/// Walks along the extension headers (RFC 8200 section 4) of an IPv6 packet that ends with `bytes`.
+/// Walks the extension headers (RFC 8200 section 4) of an IPv6 packet that ends with `bytes`.
 fn extensions(bytes: &[u8], mut next: u8, strictness: Strictness) -> Result<Chain, Reason> {
     let mut at = IPV6_HEADER;
     let mut part: Option<Fragment> = None;
     let mut headers = 0;
     while matches!(next, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION) {
         headers += 1;
-        if headers > EXTENSIONS || at - IPV6_HEADER > EXTENSION_BYTES {
+        if headers > MAX_EXTENSION_HEADERS || at - IPV6_HEADER > MAX_EXTENSION_BYTES {
             return Err(Reason::IpOption);
         }
-        // The first fragment must have the whole chain (RFC 7112).
+        // The first fragment must contain the whole chain (RFC 7112).
         let short = if part.is_some() { Reason::Fragment } else { Reason::Truncated };
         let fixed = bytes.get(at..).and_then(|rest| rest.first_chunk::<8>()).ok_or(short)?;
         let [following, length, ..] = *fixed;
@@ -220,8 +220,8 @@ fn extensions(bytes: &[u8], mut next: u8, strictness: Strictness) -> Result<Chai
     Ok(Chain { protocol: Protocol(next), transport: at, fragment: part })
 }
 
-/// A routing header passes only if it has nothing left to do: otherwise the destination that policy judges is not the
-/// one that the packet goes to. Type 0 never passes (RFC 5095).
+/// Checks a routing header. It passes only with no segments left: otherwise the destination that policy judges is not the one
+/// that the packet goes to. Type 0 never passes (RFC 5095).
 fn routing(header: &[u8]) -> Result<(), Reason> {
     match header {
         [_, _, kind, left, ..] if *kind != 0 && *left == 0 => Ok(()),
@@ -229,8 +229,8 @@ fn routing(header: &[u8]) -> Result<(), Reason> {
     }
 }
 
-/// Options of a hop-by-hop or destination options header (RFC 8200 section 4.2): padding, and for destinations the
-/// tunnel encapsulation limit (RFC 2473 section 4.1.1), which Linux tunnels put in by default.
+/// Checks the options of a hop-by-hop or destination options header (RFC 8200 section 4.2). Padding passes, and in destination
+/// options the tunnel encapsulation limit (RFC 2473 section 4.1.1), which Linux tunnels write by default.
 fn options(header: &[u8], next: u8) -> Result<(), Reason> {
     let mut rest = header.get(2..).unwrap_or_default();
     while let Some((&kind, after)) = rest.split_first() {
@@ -251,14 +251,15 @@ fn options(header: &[u8], next: u8) -> Result<(), Reason> {
     Ok(())
 }
 
-/// Checks the place of a fragment with `length` bytes of data; `None` if it is a whole packet (for IPv6 an "atomic fragment", RFC 6946).
+/// Checks the place of a fragment with `length` bytes of data. `None`: it is a whole packet (in IPv6 an "atomic fragment",
+/// RFC 6946).
 fn fragment(part: Fragment, protocol: Protocol, length: usize) -> Result<Option<Fragment>, Reason> {
     if part.offset == 0 && !part.more {
         return Ok(None);
     }
     let end = usize::from(part.offset) + length;
-    // Empty; not on an 8-byte boundary; beyond the longest packet ("ping of death"); TCP flags overwritten by a second
-    // fragment (RFC 1858 section 3).
+    // Empty; not on an 8-byte boundary; beyond the longest packet ("ping of death"); a second fragment that overwrites the TCP
+    // flags (RFC 1858 section 3).
     let bad = length == 0
         || (part.more && !length.is_multiple_of(8))
         || end > usize::from(u16::MAX)
@@ -269,13 +270,13 @@ fn fragment(part: Fragment, protocol: Protocol, length: usize) -> Result<Option<
     }
 }
 
-/// Addresses that are never a source nor a destination across a router (RFC 6890, RFC 1122 section 3.2.1.3, RFC 5771):
+/// Whether an address is never a source or destination across a router (RFC 6890, RFC 1122 section 3.2.1.3, RFC 5771):
 /// "this network", loopback, link-local, multicast, reserved and limited broadcast.
 fn martian_v4(address: [u8; 4]) -> bool {
     matches!(address, [0 | 127 | 224..=255, ..] | [169, 254, ..])
 }
 
-/// The same for IPv6 (RFC 4291 section 2.4): unspecified, loopback, IPv4-mapped, link-local, multicast.
+/// As [`martian_v4`], for IPv6 (RFC 4291 section 2.4): unspecified, loopback, IPv4-mapped, link-local, multicast.
 fn martian_v6(address: [u8; 16]) -> bool {
     match address {
         [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 | 1] => true,

@@ -1,29 +1,29 @@
 //! One checked pass over a packet's bytes.
 //!
 //! [`parse`] reads a packet once and either returns everything that the engine needs of it, by value, or the one
-//! [`Reason`] why it is INVALID. Whoever holds a [`Packet`] holds no bytes, so nothing after this module can read beyond
-//! a buffer; and nothing in it can panic: every read is checked, whatever lengths the headers claim.
+//! [`Reason`] why it is INVALID. A [`Packet`] holds no bytes, so nothing after this module can read beyond a buffer. Nothing in
+//! this module can panic: every read is checked, whatever lengths the headers claim.
 //!
-//! What is checked, in this order, first failure counts:
+//! The checks, in this order; the first failure counts:
 //!
 //! 1. the IP header: version, lengths, IPv4's checksum and reserved bit (RFC 791), addresses that may never cross a
 //!    router (RFC 1122 section 3.2.1.3, RFC 6890), extension headers ([`Reason::IpOption`]), fragments (RFC 1858, RFC 7112,
-//!    RFC 8200 section 4.5); of IPv4's options the structure: which of them pass is the policy's business ([`IpOptions`]);
-//! 2. the transport header: lengths, options, ICMP types, flags that can not occur together;
+//!    RFC 8200 section 4.5); the structure of IPv4 options (which of them pass, policy decides: [`IpOptions`]);
+//! 2. the transport header: lengths, options, ICMP types, flags that cannot occur together;
 //! 3. the transport checksum, as far as [`Checksum`] asks for it and the packet is whole.
 //!
-//! Fixed header fields are read through `pnet_packet`; its `payload()` and its option iterators are not used, because
-//! they believe the lengths that the packet claims.
+//! Fixed header fields are read with `pnet_packet`. Its `payload()` and its option iterators are not used, because they
+//! trust the lengths that the packet claims.
 //!
-//! [`frame`] does the same for Ethernet and VLAN headers. [`build`] makes packets, [`answer`] the replies of a
+//! [`frame`] does the same for Ethernet and VLAN headers. [`build`] makes packets, [`rejection`] the replies of a
 //! [`Verdict::Reject`](crate::Verdict::Reject).
 
-pub mod answer;
 pub mod build;
 mod checksum;
 mod frame;
 mod ip;
 mod options;
+pub mod rejection;
 mod transport;
 
 pub use checksum::complete_sctp;
@@ -33,7 +33,7 @@ pub use options::{IpOption, IpOptions};
 use crate::tuple::Tuple;
 use crate::verdict::Reason;
 
-/// What is known of a packet's checksums when it arrives (`virtio_net_hdr`).
+/// The state of a packet's checksums when it arrives (`virtio_net_hdr`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Checksum {
     /// The packet came off a wire: verify.
@@ -51,13 +51,13 @@ pub struct Packet {
     pub tuple: Tuple,
     /// Length of the IP packet in bytes, headers included; Ethernet padding is not counted.
     pub length: u32,
-    /// Where the transport header begins.
+    /// The offset of the transport header.
     pub transport: u16,
-    /// What the transport header says.
+    /// The transport header.
     pub kind: Kind,
-    /// If it is a datagram's first fragment, of several: which. (The others are a [`Kind`] of their own.)
+    /// For the first of several fragments: its place. (The other fragments are a [`Kind`] of their own.)
     pub fragment: Option<Fragment>,
-    /// The IPv4 options that it has.
+    /// The IPv4 options.
     pub options: IpOptions,
 }
 
@@ -74,7 +74,7 @@ pub enum Kind {
     EchoRequest,
     /// An ICMP or ICMPv6 echo reply.
     EchoReply,
-    /// An ICMP or ICMPv6 error, with the tuple of the packet that it is about, as far as it is there.
+    /// An ICMP or ICMPv6 error, with the tuple of the packet that it quotes.
     IcmpError(Embedded),
     /// Any other protocol: tracked by addresses alone.
     Other,
@@ -89,15 +89,15 @@ pub struct Tcp {
     pub seq: u32,
     /// Acknowledgement number; meaningless without ACK.
     pub ack: u32,
-    /// Flags: see the constants.
+    /// The flags ([`Tcp::FIN`] and so on).
     pub flags: u8,
     /// Window, unscaled.
     pub window: u16,
-    /// Bytes of payload (for a GSO packet: of all of it).
+    /// Bytes of payload (of a GSO packet: of the whole packet).
     pub payload: u32,
-    /// The window scale option, at most 14 (RFC 7323 section 2.3); only looked for in SYNs.
+    /// The window scale option of a SYN, at most 14 (RFC 7323 section 2.3).
     pub wscale: Option<u8>,
-    /// The SACK-permitted option; only looked for in SYNs.
+    /// Whether a SYN has the SACK-permitted option.
     pub sack_permitted: bool,
 }
 
@@ -115,7 +115,7 @@ impl Tcp {
     /// URG.
     pub const URG: u8 = 0x20;
 
-    /// Are all of these flags set?
+    /// Whether all of these flags are set.
     #[must_use]
     pub fn has(&self, flags: u8) -> bool {
         self.flags & flags == flags
@@ -140,17 +140,17 @@ pub struct Embedded {
     pub seq: Option<u32>,
 }
 
-/// Where a fragment belongs.
+/// The place of a fragment in its datagram.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Fragment {
     /// The identification.
     pub id: u32,
-    /// Where its data begin in the datagram, in bytes.
+    /// The offset of its data in the datagram, in bytes.
     pub offset: u16,
-    /// How many bytes of the datagram it has. For IPv6 all that is behind the fragment header counts, further extension
-    /// headers too (RFC 8200 section 4.5).
+    /// The length of its data in bytes. In IPv6 everything behind the fragment header counts, including further extension
+    /// headers (RFC 8200 section 4.5).
     pub length: u16,
-    /// Do more follow?
+    /// Whether more fragments follow.
     pub more: bool,
 }
 

@@ -1,19 +1,19 @@
 //! IPv4 options (RFC 791 section 3.1): their structure, and which of them a packet has.
 //!
-//! A list that contradicts itself is INVALID whatever the policy says. What a sound list has in it is told apart, and
-//! judged by the policy in force: RFC 7126 (BCP 186) section 4 says of each option what it is for and what it costs.
+//! A malformed list is INVALID whatever the policy says. Which options of a well-formed list may pass, the active policy
+//! decides. RFC 7126 (BCP 186) section 4 has the purpose and the risks of each option.
 
 use serde::{Deserialize, Serialize};
 
 use crate::verdict::Reason;
 
-/// A set of IPv4 options, `end of list` and `no operation` aside, which every packet may have.
+/// A set of IPv4 options. `End of list` and `no operation` do not count: every packet may have them.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct IpOptions(u16);
 
 macro_rules! options {
     ($($(#[$doc:meta])* $name:ident = $number:literal, $label:literal;)*) => {
-        /// An IPv4 option that a policy can let through, by its number as IANA lists it.
+        /// An IPv4 option that a policy can allow, with its IANA number.
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
         #[serde(into = "String", try_from = "String")]
         #[repr(u8)]
@@ -22,7 +22,7 @@ macro_rules! options {
         }
 
         impl IpOption {
-            /// All of them.
+            /// All options.
             pub const ALL: &'static [IpOption] = &[$(IpOption::$name,)*];
 
             /// Its name in policies.
@@ -58,20 +58,20 @@ options! {
 }
 
 impl IpOption {
-    /// The one with this number, unless no policy can let it through.
+    /// The option with this number, if a policy can allow it.
     fn numbered(number: u8) -> Option<IpOption> {
         IpOption::ALL.iter().copied().find(|&option| option as u8 == number)
     }
 
-    /// Does it lead the packet to somewhere else than its destination address says?
+    /// Whether the option sends the packet to another address than its destination.
     #[must_use]
     pub fn is_source_route(self) -> bool {
         matches!(self, IpOption::LooseSourceRoute | IpOption::StrictSourceRoute)
     }
 
-    /// Can it look like this? `option` is all of it, its number and length too. A pointer counts from 1 and is beyond the
-    /// option when that is full (RFC 791 section 3.1).
-    fn is_sound(self, option: &[u8]) -> bool {
+    /// Whether `option`, its number and length included, is well-formed. A pointer counts from 1, and points beyond the option
+    /// when that is full (RFC 791 section 3.1).
+    fn is_well_formed(self, option: &[u8]) -> bool {
         let pointer = option.get(2).copied();
         match self {
             IpOption::RecordRoute | IpOption::LooseSourceRoute | IpOption::StrictSourceRoute => {
@@ -89,12 +89,12 @@ impl IpOption {
         }
     }
 
-    /// May a packet have it more than once?
-    fn repeats(self) -> bool {
+    /// Whether a packet may have the option more than once.
+    fn may_repeat(self) -> bool {
         matches!(self, IpOption::ExtendedSecurity | IpOption::RouterAlert)
     }
 
-    /// Its bit, in the order of [`IpOption::ALL`].
+    /// The option's bit, in the order of [`IpOption::ALL`].
     fn bit(self) -> u16 {
         IpOption::ALL.iter().position(|&option| option == self).map_or(0, |at| 1 << at)
     }
@@ -103,13 +103,13 @@ impl IpOption {
 impl IpOptions {
     /// No option.
     pub const NONE: IpOptions = IpOptions(0);
-    /// One that no policy can let through: obsolete, experimental, or not known.
+    /// The bit of options that no policy can allow: obsolete, experimental, or unknown.
     const OTHER: u16 = 1 << 15;
 
     /// Reads a header's options.
     ///
     /// # Errors
-    /// [`Reason::Malformed`]: a length or pointer that can not be, an option twice, data behind the end of the list.
+    /// [`Reason::Malformed`]: an impossible length or pointer, a repeated option, data behind the end of the list.
     pub(super) fn read(mut rest: &[u8]) -> Result<IpOptions, Reason> {
         let mut found = IpOptions::NONE;
         while let Some((&number, after)) = rest.split_first() {
@@ -124,8 +124,8 @@ impl IpOptions {
                     rest = following;
                     let bit = match IpOption::numbered(number) {
                         _ if length < 2 => return Err(Reason::Malformed),
-                        Some(known) if !known.is_sound(option) => return Err(Reason::Malformed),
-                        Some(known) if found.has(known) && !known.repeats() => return Err(Reason::Malformed),
+                        Some(known) if !known.is_well_formed(option) => return Err(Reason::Malformed),
+                        Some(known) if found.has(known) && !known.may_repeat() => return Err(Reason::Malformed),
                         Some(known) => known.bit(),
                         None => IpOptions::OTHER,
                     };
@@ -136,19 +136,19 @@ impl IpOptions {
         Ok(found)
     }
 
-    /// Has it none?
+    /// Whether there are no options.
     #[must_use]
     pub fn is_empty(self) -> bool {
         self.0 == 0
     }
 
-    /// Is one of them in it?
+    /// Whether the set contains `option`.
     #[must_use]
     pub fn has(self, option: IpOption) -> bool {
         self.0 & option.bit() != 0
     }
 
-    /// Are all of `other` in it?
+    /// Whether the set contains all of `other`.
     #[must_use]
     pub fn covers(self, other: IpOptions) -> bool {
         other.0 & !self.0 == 0

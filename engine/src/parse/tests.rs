@@ -50,7 +50,7 @@ fn check(bytes: &[u8]) -> Result<Packet, Reason> {
     parse(bytes, Checksum::Complete)
 }
 
-/// `bytes` with a correct IPv4 header checksum, after a test changed the header.
+/// `bytes` with the IPv4 header checksum corrected after a change.
 fn fixed(mut bytes: Vec<u8>) -> Vec<u8> {
     let length = usize::from(bytes[0] & 15) * 4;
     bytes[10..12].fill(0);
@@ -86,7 +86,7 @@ fn samples() -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn what_is_built_is_read() {
+fn parser_reads_what_the_builder_writes() {
     for ends in [v4(), v6()] {
         let (src, dst) = ends;
         let header = if src.is_v4() { 20 } else { 40 };
@@ -116,9 +116,9 @@ fn what_is_built_is_read() {
     assert_eq!(build::udp(&tuple(v4(), Protocol::UDP, 1, 2), &[0; 65508]), None);
 }
 
-/// Segmentation offload: up to 64 KiB in one packet, its transport checksum still to be completed.
+/// Segmentation offload: up to 64 KiB in one packet, with a partial transport checksum.
 #[test]
-fn the_longest_packets() {
+fn parser_reads_the_longest_packets() {
     for (ends, most) in [(v4(), 65535 - 40), (v6(), 65535 - 20)] {
         let at = if ends.0.is_v4() { 20 } else { 40 };
         let bytes = tcp(ends, &ack(0), &vec![1; most]);
@@ -130,7 +130,7 @@ fn the_longest_packets() {
 }
 
 #[test]
-fn errors_name_the_packet_that_they_are_about() {
+fn icmp_errors_yield_the_quoted_packet() {
     for (ends, ip, (kind, code)) in [(v4(), 20, (11, 0)), (v6(), 40, (2, 0))] {
         let (host, server) = ends;
         let router = if ip == 20 { super::tests::ip("203.0.113.9") } else { super::tests::ip("2001:db8:9::9") };
@@ -141,7 +141,7 @@ fn errors_name_the_packet_that_they_are_about() {
         let tcp_tuple = tuple(ends, Protocol::TCP, 40000, 443);
         let expected = Ok(Kind::IcmpError(Embedded { tuple: tcp_tuple, seq: Some(u32::MAX) }));
         assert_eq!(error(&segment), expected);
-        // 8 bytes are enough, and its checksums do not count.
+        // 8 bytes suffice, and the checksums of the quoted packet do not count.
         assert_eq!(error(&patched(segment.clone(), ip + 4 + 12, &[0xff])[..ip + 8]), expected);
         assert_eq!(error(&segment[..ip + 7]), Err(Reason::Truncated));
         assert_eq!(error(&segment[..ip - 1]), Err(Reason::Truncated));
@@ -159,7 +159,7 @@ fn errors_name_the_packet_that_they_are_about() {
             let expected = Embedded { tuple: tuple(ends, icmp, ports.0, ports.1), seq: None };
             assert_eq!(error(&build::echo(host, server, echo, 77, 1, b"").unwrap()), Ok(Kind::IcmpError(expected)));
         }
-        // An error about an error; one about a packet of somebody else; one about another family's packet.
+        // An error that quotes an error, another sender's packet, or a packet of the other family.
         let about = build::icmp(host, server, kind, code, 0, &segment).unwrap();
         assert_eq!(error(&about), Err(Reason::IcmpType));
         assert_eq!(error(&tcp((server, host), &ack(0), b"")), Err(Reason::IcmpUnrelated));
@@ -169,7 +169,7 @@ fn errors_name_the_packet_that_they_are_about() {
 }
 
 #[test]
-fn every_truncation_is_an_error() {
+fn truncated_packets_are_errors() {
     for sample in samples() {
         check(&sample).unwrap();
         for length in 0..sample.len() {
@@ -179,7 +179,7 @@ fn every_truncation_is_an_error() {
 }
 
 #[test]
-fn ethernet_padding_does_not_count() {
+fn ethernet_padding_is_ignored() {
     for mut sample in samples() {
         let packet = check(&sample);
         sample.extend([0xaa; 18]);
@@ -188,13 +188,13 @@ fn ethernet_padding_does_not_count() {
 }
 
 #[test]
-fn every_flipped_bit_of_an_ipv4_packet_is_noticed() {
+fn checksum_notices_every_flipped_bit_of_an_ipv4_packet() {
     for sample in samples() {
         let packet = check(&sample).unwrap();
         if packet.kind == Kind::Other || !packet.tuple.src.is_v4() {
             continue;
         }
-        // But for those of the version: what then reads as IPv6 may well be an opaque packet.
+        // Except those of the version: the packet may then be a valid IPv6 packet of an unknown protocol.
         for bit in 8..sample.len() * 8 {
             let mut flipped = sample.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
@@ -204,7 +204,7 @@ fn every_flipped_bit_of_an_ipv4_packet_is_noticed() {
 }
 
 #[test]
-fn checksums_are_verified_as_far_as_the_device_has_not() {
+fn checksum_is_verified_where_the_device_has_not() {
     for ends in [v4(), v6()] {
         let at = if ends.0.is_v4() { 20 } else { 40 };
         for (bytes, field) in [(tcp(ends, &ack(1), b"x"), 16), (udp(ends, b"x"), 6)] {
@@ -224,7 +224,7 @@ fn checksums_are_verified_as_far_as_the_device_has_not() {
         assert_eq!(parse(&none, Checksum::Verified).map(|p| p.kind), expected);
         assert_eq!(parse(&none, Checksum::Partial).map(|p| p.kind), Ok(Kind::Udp));
     }
-    // The IPv4 header's is nobody else's business.
+    // The IPv4 header's checksum is always verified.
     let wrong = patched(udp(v4(), b"x"), 8, &[63]);
     for checksum in [Checksum::Complete, Checksum::Verified, Checksum::Partial] {
         assert_eq!(parse(&wrong, checksum), Err(Reason::BadChecksum));
@@ -232,7 +232,7 @@ fn checksums_are_verified_as_far_as_the_device_has_not() {
 }
 
 #[test]
-fn malformed_ip_headers() {
+fn ip_headers_that_are_malformed_are_errors() {
     let udp4 = || udp(v4(), b"x");
     let udp6 = || udp(v6(), b"x");
     let table: Vec<(&str, Vec<u8>, Reason)> = vec![
@@ -260,7 +260,7 @@ fn malformed_ip_headers() {
 }
 
 #[test]
-fn addresses_that_never_cross_a_router() {
+fn ip_addresses_that_never_cross_a_router_are_errors() {
     let martians = [
         "0.0.0.0",
         "0.1.2.3",
@@ -296,7 +296,7 @@ fn addresses_that_never_cross_a_router() {
 }
 
 #[test]
-fn tcp_flags() {
+fn tcp_flags_are_checked() {
     let legal: &[u8] = &[0x02, 0x12, 0x22, 0x04, 0x14, 0x11, 0x31, 0x10, 0x30];
     for ends in [v4(), v6()] {
         for flags in 0..=255u8 {
@@ -321,13 +321,13 @@ fn with_tcp_options(flags: u8, options: &[u8]) -> Result<(Option<u8>, bool), Rea
 }
 
 #[test]
-fn tcp_options() {
+fn tcp_options_are_read() {
     let linux = [2, 4, 5, 180, 4, 2, 8, 10, 0, 0, 0, 1, 0, 0, 0, 0, 1, 3, 3, 7];
     assert_eq!(with_tcp_options(Tcp::SYN, &linux), Ok((Some(7), true)));
     assert_eq!(with_tcp_options(Tcp::SYN, &[1, 3, 3, 200]), Ok((Some(14), false)));
     assert_eq!(with_tcp_options(Tcp::ACK, &linux), Ok((None, false)));
     assert_eq!(with_tcp_options(Tcp::SYN, &[0, 3, 3, 7]), Ok((None, false)));
-    // Options that nobody knows, SACK blocks (RFC 2018), fast open (RFC 7413).
+    // Unknown options, SACK blocks (RFC 2018), fast open (RFC 7413).
     assert_eq!(with_tcp_options(Tcp::SYN, &[254, 2, 34, 2]), Ok((None, false)));
     assert_eq!(with_tcp_options(Tcp::ACK, &[1, 1, 5, 10, 0, 0, 0, 1, 0, 0, 0, 2]), Ok((None, false)));
     let bad: &[&[u8]] = &[
@@ -348,7 +348,7 @@ fn tcp_options() {
 }
 
 #[test]
-fn malformed_transport_headers() {
+fn transport_headers_that_are_malformed_are_errors() {
     let tcp4 = || tcp(v4(), &ack(4), b"1234");
     let table: Vec<(&str, Vec<u8>, Reason)> = vec![
         ("TCP header of 16 bytes", patched(tcp4(), 32, &[0x40]), Reason::Malformed),
@@ -363,7 +363,7 @@ fn malformed_transport_headers() {
     for (name, bytes, reason) in table {
         assert_eq!(check(&bytes), Err(reason), "{name}");
     }
-    // What follows a datagram in its packet is not covered by its checksum (RFC 9868).
+    // The checksum does not cover what follows a datagram in its packet (RFC 9868).
     let inner = udp(v4(), b"x");
     let longer = [&inner[20..], b"options"].concat();
     let bytes = build::packet(v4().0, v4().1, Protocol(200), &longer).unwrap();
@@ -372,7 +372,7 @@ fn malformed_transport_headers() {
 
 #[test]
 fn sctp_has_ports_and_its_own_checksum() {
-    // Computed bit by bit from the polynomial 0x1edc6f41, as RFC 9260 appendix A has it, by another program.
+    // Computed by another program, bit by bit from the polynomial 0x1edc6f41 of RFC 9260 appendix A.
     const KNOWN_SUM: [u8; 4] = [0x08, 0xff, 0xeb, 0x94];
     let chunk: Vec<u8> = (0..20).collect();
     for ends in [v4(), v6()] {
@@ -391,13 +391,13 @@ fn sctp_has_ports_and_its_own_checksum() {
         }
         let short = build::packet(ends.0, ends.1, Protocol::SCTP, &[1; 11]).unwrap();
         assert_eq!(check(&short), Err(Reason::Truncated));
-        // A partial one is completed: as the kernel would, were it asked by name.
+        // A partial checksum is completed, as the kernel would do it.
         let mut partial = patched(good.clone(), at + 8, &[1, 2, 3, 4]);
         complete_sctp(&mut partial[at..]);
         assert_eq!(partial, good);
     }
     complete_sctp(&mut [0; 11]);
-    // Of a fragment no checksum can be known; a first one has the whole header.
+    // The checksum of a fragment cannot be verified. A first fragment has the whole header.
     let part = |bytes: Vec<u8>| fixed(patched(bytes, 6, &[0x20, 0]));
     assert_eq!(check(&part(patched(sctp(v4(), &[0; 12]), 28, &[9; 4]))).map(|p| p.kind), Ok(Kind::Sctp));
     let tiny = build::packet(v4().0, v4().1, Protocol::SCTP, &[1; 8]).unwrap();
@@ -405,7 +405,7 @@ fn sctp_has_ports_and_its_own_checksum() {
 }
 
 #[test]
-fn icmp_types() {
+fn icmp_types_are_read() {
     for ends in [v4(), v6()] {
         let v4 = ends.0.is_v4();
         let about = udp((ends.1, ends.0), b"x");
@@ -429,7 +429,7 @@ fn icmp_types() {
 }
 
 #[test]
-fn frames() {
+fn ethernet_frames_are_read() {
     let mut bytes = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0];
     let plain = Frame {
         destination: [2, 0, 0, 0, 0, 1],
@@ -458,12 +458,12 @@ fn frames() {
 }
 
 #[test]
-fn a_rejected_segment_gets_the_rst_of_a_closed_port() {
-    let mut out = [0; answer::MAX];
+fn reject_of_a_segment_is_the_rst_of_a_closed_port() {
+    let mut out = [0; rejection::MAX_LENGTH];
     for ends in [v4(), v6()] {
         let mut reply = |header: &Tcp, payload: &[u8]| {
             let bytes = tcp(ends, header, payload);
-            let length = answer::reject(&bytes, &check(&bytes).unwrap(), None, &mut out)?;
+            let length = rejection::build(&bytes, &check(&bytes).unwrap(), None, &mut out)?;
             let packet = check(&out[..length]).unwrap();
             assert_eq!(
                 (packet.tuple, packet.length as usize),
@@ -484,8 +484,8 @@ fn a_rejected_segment_gets_the_rst_of_a_closed_port() {
 }
 
 #[test]
-fn other_rejected_packets_get_an_icmp_error() {
-    let mut out = [0; answer::MAX];
+fn reject_of_other_packets_is_an_icmp_error() {
+    let mut out = [0; rejection::MAX_LENGTH];
     for (ends, router, most) in [(v4(), ip("203.0.113.9"), 576), (v6(), ip("2001:db8:9::9"), 1280)] {
         let (src, dst) = ends;
         let icmp = if src.is_v4() { Protocol::ICMP } else { Protocol::ICMPV6 };
@@ -493,7 +493,7 @@ fn other_rejected_packets_get_an_icmp_error() {
             let bytes = udp(ends, &vec![7; payload]);
             let packet = check(&bytes).unwrap();
             for (from, expected) in [(Some(router), router), (None, dst)] {
-                let length = answer::reject(&bytes, &packet, from, &mut out).unwrap();
+                let length = rejection::build(&bytes, &packet, from, &mut out).unwrap();
                 let headers = if src.is_v4() { 28 } else { 48 };
                 assert_eq!(length, (headers + bytes.len()).min(most));
                 let error = check(&out[..length]).unwrap();
@@ -501,26 +501,26 @@ fn other_rejected_packets_get_an_icmp_error() {
                 assert_eq!(error.kind, Kind::IcmpError(Embedded { tuple: packet.tuple, seq: None }));
                 let at = usize::from(error.transport);
                 assert_eq!(out[at..at + 2], if src.is_v4() { [3, 13] } else { [1, 1] });
-                // No answer to the answer, and none without room.
-                assert_eq!(answer::reject(&out[..length], &error, None, &mut [0; answer::MAX]), None);
-                assert_eq!(answer::reject(&bytes, &packet, from, &mut out[..length - 1]), None);
+                // No reply to the reply, and none without room for it.
+                assert_eq!(rejection::build(&out[..length], &error, None, &mut [0; rejection::MAX_LENGTH]), None);
+                assert_eq!(rejection::build(&bytes, &packet, from, &mut out[..length - 1]), None);
             }
         }
     }
     let fragment = fixed(patched(udp(v4(), &[0; 16]), 6, &[0, 3]));
-    assert_eq!(answer::reject(&fragment, &check(&fragment).unwrap(), None, &mut out), None);
+    assert_eq!(rejection::build(&fragment, &check(&fragment).unwrap(), None, &mut out), None);
 }
 
-/// What holds of every packet that passes.
+/// The invariants of every packet that passes.
 fn sound(bytes: &[u8], checksum: Checksum) -> Result<(), TestCaseError> {
     let Ok(packet) = parse(bytes, checksum) else { return Ok(()) };
     prop_assert!(packet.length as usize <= bytes.len());
     prop_assert!(u32::from(packet.transport) <= packet.length);
     prop_assert_eq!(packet.tuple.src.is_v4(), packet.tuple.dst.is_v4());
-    // Its bytes alone read as the same.
+    // Parsing only its own bytes gives the same.
     prop_assert_eq!(parse(&bytes[..packet.length as usize], checksum), Ok(packet));
-    let mut out = [0; answer::MAX];
-    if let Some(length) = answer::reject(bytes, &packet, None, &mut out) {
+    let mut out = [0; rejection::MAX_LENGTH];
+    if let Some(length) = rejection::build(bytes, &packet, None, &mut out) {
         let answer = parse(&out[..length], Checksum::Complete);
         prop_assert!(answer.is_ok(), "{:?}", answer);
     }
@@ -534,16 +534,16 @@ fn checksums() -> impl Strategy<Value = Checksum> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(100_000))]
 
-    /// Nothing panics, whatever the bytes.
+    /// No bytes make the parser panic.
     #[test]
-    fn random_bytes(bytes in prop::collection::vec(any::<u8>(), 0..160), checksum in checksums()) {
+    fn parser_survives_random_bytes(bytes in prop::collection::vec(any::<u8>(), 0..160), checksum in checksums()) {
         sound(&bytes, checksum)?;
         let _ = frame(&bytes);
     }
 
-    /// The same behind a version nibble and with a valid IPv4 header checksum, so that more of it is read.
+    /// Random bytes behind a version and with a valid IPv4 header checksum, so that more of them is read.
     #[test]
-    fn random_bytes_behind_a_header(
+    fn parser_survives_random_bytes_behind_a_header(
         mut bytes in prop::collection::vec(any::<u8>(), 60..160),
         checksum in checksums(),
         options in 5..=15u8,
@@ -568,7 +568,7 @@ proptest! {
 
     /// Correct packets with a few bytes changed.
     #[test]
-    fn damaged_packets(
+    fn parser_survives_damaged_packets(
         which: prop::sample::Index,
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
         checksum in checksums(),

@@ -9,13 +9,13 @@ use super::{Checksum, Embedded, Kind, Tcp};
 use crate::tuple::Protocol;
 use crate::verdict::Reason;
 
-/// Source and destination port, as [`Tuple`](crate::Tuple) has them.
+/// Source and destination port as in [`Tuple`](crate::Tuple).
 type Ports = (u16, u16);
 
-/// Length of every ICMP header that passes.
-const ICMP_HEADER: usize = 8;
-/// Length of SCTP's common header (RFC 9260 section 3.1).
-const SCTP_HEADER: usize = 12;
+/// The length of every ICMP header that passes, in bytes.
+const ICMP_HEADER_LENGTH: usize = 8;
+/// The length of SCTP's common header, in bytes (RFC 9260 section 3.1).
+const SCTP_HEADER_LENGTH: usize = 12;
 
 /// Reads and checks the transport header of `bytes`, whose network layer is `network`.
 pub(super) fn parse(bytes: &[u8], network: &Network, checksum: Checksum) -> Result<(Ports, Kind), Reason> {
@@ -30,13 +30,13 @@ pub(super) fn parse(bytes: &[u8], network: &Network, checksum: Checksum) -> Resu
         (Protocol::UDP, _) => udp(body, network, checksum),
         (Protocol::SCTP, _) => sctp(body, network, checksum),
         (Protocol::ICMP, true) | (Protocol::ICMPV6, false) => icmp(body, network, checksum),
-        // The one family's ICMP in the other's packets means nothing.
+        // ICMP in IPv6 and ICMPv6 in IPv4 have no meaning.
         (Protocol::ICMP | Protocol::ICMPV6, _) => Err(Reason::Malformed),
         _ => Ok(((0, 0), Kind::Other)),
     }
 }
 
-/// Is the checksum over a whole packet's `covered` bytes correct? That over a fragment can not be known.
+/// Checks the checksum over the `covered` bytes of a whole packet. That of a fragment cannot be known.
 fn verify(covered: &[u8], network: &Network) -> Result<(), Reason> {
     let sum = match network.protocol {
         Protocol::ICMP => Sum::default(),
@@ -66,7 +66,7 @@ fn tcp(body: &[u8], network: &Network, checksum: Checksum) -> Result<(Ports, Kin
         wscale: None,
         sack_permitted: false,
     };
-    if !can_be(tcp.flags) {
+    if !is_valid_combination(tcp.flags) {
         return Err(Reason::TcpFlags);
     }
     tcp_options(options, &mut tcp)?;
@@ -76,9 +76,9 @@ fn tcp(body: &[u8], network: &Network, checksum: Checksum) -> Result<(Ports, Kin
     Ok(((src_port, dst_port), Kind::Tcp(tcp)))
 }
 
-/// Flags that a correct end can send together (RFC 9293 section 3.10). PSH and the ECN flags (RFC 3168, RFC 9768) say
-/// nothing about it.
-fn can_be(flags: u8) -> bool {
+/// Whether a correct end can send these flags together (RFC 9293 section 3.10). PSH and the ECN flags (RFC 3168, RFC 9768)
+/// do not matter.
+fn is_valid_combination(flags: u8) -> bool {
     const SYN_ACK: u8 = Tcp::SYN | Tcp::ACK;
     const SYN_URG: u8 = Tcp::SYN | Tcp::URG;
     const RST_ACK: u8 = Tcp::RST | Tcp::ACK;
@@ -91,7 +91,7 @@ fn can_be(flags: u8) -> bool {
     )
 }
 
-/// Checks every option's length (RFC 9293 section 3.1) and reads those of a SYN that tracking needs.
+/// Checks the length of every option (RFC 9293 section 3.1), and reads those of a SYN that tracking needs.
 fn tcp_options(mut rest: &[u8], tcp: &mut Tcp) -> Result<(), Reason> {
     let syn = tcp.has(Tcp::SYN);
     while let Some((&kind, after)) = rest.split_first() {
@@ -101,7 +101,7 @@ fn tcp_options(mut rest: &[u8], tcp: &mut Tcp) -> Result<(), Reason> {
             1 => rest = after,
             _ => {
                 let length = usize::from(*after.first().ok_or(Reason::Malformed)?);
-                if length < 2 || expected(kind).is_some_and(|expected| expected != length) {
+                if length < 2 || fixed_length(kind).is_some_and(|fixed| fixed != length) {
                     return Err(Reason::Malformed);
                 }
                 let (option, following) = rest.split_at_checked(length).ok_or(Reason::Malformed)?;
@@ -118,8 +118,8 @@ fn tcp_options(mut rest: &[u8], tcp: &mut Tcp) -> Result<(), Reason> {
     Ok(())
 }
 
-/// The length of options that have only one: maximum segment size, window scale, SACK permitted, timestamps.
-fn expected(kind: u8) -> Option<usize> {
+/// The length of the options whose length is fixed: maximum segment size, window scale, SACK permitted, timestamps.
+fn fixed_length(kind: u8) -> Option<usize> {
     match kind {
         2 => Some(4),
         3 => Some(3),
@@ -135,7 +135,7 @@ fn udp(body: &[u8], network: &Network, checksum: Checksum) -> Result<(Ports, Kin
     if length < UdpPacket::minimum_packet_size() || header.get_destination() == 0 {
         return Err(Reason::Malformed);
     }
-    // It may be shorter than the packet (RFC 9868 puts options there); a first fragment is shorter than it.
+    // The datagram may be shorter than the packet (RFC 9868 has options behind it), and longer than a first fragment.
     let covered = match (body.get(..length), network.fragment) {
         (Some(covered), _) => covered,
         (None, Some(_)) => body,
@@ -143,7 +143,7 @@ fn udp(body: &[u8], network: &Network, checksum: Checksum) -> Result<(Ports, Kin
     };
     let kind = ((header.get_source(), header.get_destination()), Kind::Udp);
     match (header.get_checksum(), checksum) {
-        // Before completion it is a part sum, which may be anything.
+        // A partial sum, which may be anything.
         (_, Checksum::Partial) => Ok(kind),
         // "No checksum": legal in IPv4 only (RFC 768, RFC 8200 section 8.1).
         (0, _) if network.src.is_v4() => Ok(kind),
@@ -153,9 +153,9 @@ fn udp(body: &[u8], network: &Network, checksum: Checksum) -> Result<(Ports, Kin
     }
 }
 
-/// The chunks are the ends' business; their checksum is not the Internet's, but CRC32c (RFC 9260 section 6.8).
+/// Checks the common header and the CRC32c (RFC 9260 section 6.8). The chunks are left to the ends.
 fn sctp(body: &[u8], network: &Network, checksum: Checksum) -> Result<(Ports, Kind), Reason> {
-    if body.len() < SCTP_HEADER {
+    if body.len() < SCTP_HEADER_LENGTH {
         return Err(network.short());
     }
     let ports = (u16_at(body, 0)?, u16_at(body, 2)?);
@@ -170,54 +170,54 @@ fn sctp(body: &[u8], network: &Network, checksum: Checksum) -> Result<(Ports, Ki
     }
 }
 
-/// What an ICMP type is for, to a router.
-enum Class {
+/// The classes of ICMP types that a router forwards.
+enum IcmpClass {
     Request,
     Reply,
     Error,
 }
 
-/// The types that pass, by family, type and code. All others are questions between neighbours (redirects, router and
-/// neighbour discovery, multicast listeners), obsolete (RFC 6633, RFC 6918), or tell strangers about hosts (timestamp,
-/// address mask, node information).
-fn class(v4: bool, kind: u8, code: u8) -> Option<Class> {
+/// The class of an ICMP message that may pass. All others are for the local link only (redirects, router and neighbour
+/// discovery, multicast listeners), obsolete (RFC 6633, RFC 6918), or reveal something of hosts (timestamp, address mask, node
+/// information).
+fn icmp_class(v4: bool, kind: u8, code: u8) -> Option<IcmpClass> {
     match (v4, kind, code) {
-        (true, 8, 0) | (false, 128, 0) => Some(Class::Request),
-        (true, 0, 0) | (false, 129, 0) => Some(Class::Reply),
+        (true, 8, 0) | (false, 128, 0) => Some(IcmpClass::Request),
+        (true, 0, 0) | (false, 129, 0) => Some(IcmpClass::Reply),
         // Destination unreachable, time exceeded, parameter problem.
-        (true, 3, 0..=15) | (true, 11, 0..=1) | (true, 12, 0..=2) => Some(Class::Error),
+        (true, 3, 0..=15) | (true, 11, 0..=1) | (true, 12, 0..=2) => Some(IcmpClass::Error),
         // Destination unreachable, packet too big, time exceeded, parameter problem.
-        (false, 1, 0..=8) | (false, 2, 0) | (false, 3, 0..=1) | (false, 4, 0..=10) => Some(Class::Error),
+        (false, 1, 0..=8) | (false, 2, 0) | (false, 3, 0..=1) | (false, 4, 0..=10) => Some(IcmpClass::Error),
         _ => None,
     }
 }
 
 fn icmp(body: &[u8], network: &Network, checksum: Checksum) -> Result<(Ports, Kind), Reason> {
-    let Some(&[kind, code, _, _, id_high, id_low, _, _]) = body.first_chunk::<ICMP_HEADER>() else {
+    let Some(&[kind, code, _, _, id_high, id_low, _, _]) = body.first_chunk::<ICMP_HEADER_LENGTH>() else {
         return Err(network.short());
     };
-    let class = class(network.src.is_v4(), kind, code).ok_or(Reason::IcmpType)?;
-    // No device verifies ICMP, whatever it says of the packet.
+    let class = icmp_class(network.src.is_v4(), kind, code).ok_or(Reason::IcmpType)?;
+    // No device verifies ICMP checksums, whatever it reports.
     if checksum != Checksum::Partial {
         verify(body, network)?;
     }
     let id = u16::from_be_bytes([id_high, id_low]);
     match class {
-        Class::Request => Ok(((id, 0), Kind::EchoRequest)),
-        Class::Reply => Ok(((0, id), Kind::EchoReply)),
+        IcmpClass::Request => Ok(((id, 0), Kind::EchoRequest)),
+        IcmpClass::Reply => Ok(((0, id), Kind::EchoReply)),
         // An error fits into one packet (RFC 1812 section 4.3.2.3, RFC 4443 section 2.4).
-        Class::Error if network.fragment.is_some() => Err(Reason::Fragment),
-        Class::Error => {
-            let original = body.get(ICMP_HEADER..).ok_or(Reason::Truncated)?;
+        IcmpClass::Error if network.fragment.is_some() => Err(Reason::Fragment),
+        IcmpClass::Error => {
+            let original = body.get(ICMP_HEADER_LENGTH..).ok_or(Reason::Truncated)?;
             Ok(((0, 0), Kind::IcmpError(embedded(original, network)?)))
         }
     }
 }
 
-/// Reads the packet that an ICMP error is about, of which at least 8 bytes behind the IP header must be there.
+/// Reads the packet that an ICMP error quotes: at least 8 bytes behind its IP header.
 fn embedded(bytes: &[u8], error: &Network) -> Result<Embedded, Reason> {
     let network = ip::embedded(bytes, error.src.is_v4())?;
-    // An error goes to whom the packet came from.
+    // An error goes to the sender of the quoted packet.
     if network.src != error.dst {
         return Err(Reason::IcmpUnrelated);
     }
@@ -235,11 +235,11 @@ fn embedded(bytes: &[u8], error: &Network) -> Result<Embedded, Reason> {
         (Protocol::ICMP, v4 @ true) | (Protocol::ICMPV6, v4 @ false) => {
             let [kind, code, _, _, id_high, id_low, _, _] = *eight()?;
             let id = u16::from_be_bytes([id_high, id_low]);
-            match class(v4, kind, code) {
-                Some(Class::Request) => ((id, 0), None),
-                Some(Class::Reply) => ((0, id), None),
-                // Nobody answers errors with errors (RFC 1122 section 3.2.2, RFC 4443 section 2.4), and nothing else passed.
-                Some(Class::Error) | None => return Err(Reason::IcmpType),
+            match icmp_class(v4, kind, code) {
+                Some(IcmpClass::Request) => ((id, 0), None),
+                Some(IcmpClass::Reply) => ((0, id), None),
+                // No error answers an error (RFC 1122 section 3.2.2, RFC 4443 section 2.4), and no other type passed.
+                Some(IcmpClass::Error) | None => return Err(Reason::IcmpType),
             }
         }
         (Protocol::ICMP | Protocol::ICMPV6, _) => return Err(Reason::Malformed),

@@ -4,24 +4,55 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::blind_intervals::MAX_UNSEEN_BYTES;
-use crate::engine::{Context, Engine, Standing};
-use crate::event::{Event, Hint, Proposal, ProvisionalSegment, SynParams};
+use crate::engine::Engine;
+use crate::event::{Event, Hint, Proposal, ProvisionalSegment};
 use crate::parse::{Kind, Packet, Tcp};
 use crate::policy::Action;
-use crate::replica::{Close, CloseCause};
+use crate::session::{Close, CloseCause, SynParams};
 use crate::table::Shard;
-use crate::table::session::{Mark, Session};
-use crate::track::generic;
-use crate::track::tcp::peer_query::Resolution;
-use crate::track::tcp::{MAX_SYN_DATA, SegmentOutcome, WindowCheck, seq_diff};
-use crate::tuple::Direction;
+use crate::table::session::{Session, SessionFlag};
+use crate::track::tcp::snapshot_query::Resolution;
+use crate::track::tcp::{MAX_SYN_DATA, SegmentOutcome, Track, WindowCheck, seq_diff};
+use crate::track::{State, generic};
+use crate::tuple::{Direction, PerDirection};
+use crate::types::{Context, LeaseState};
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 
-/// How long the member whose turn it is has for the close of a finished session.
+/// How long the member that is to propose a close has for it. After that every member proposes it.
 pub(crate) const CLOSE_OVERDUE: Duration = Duration::from_secs(2);
 
+/// A segment without SYN that has the tuple of an established connection.
+struct Arrival<'a, 'c> {
+    slot: u32,
+    packet: &'a Packet,
+    tcp: &'a Tcp,
+    direction: Direction,
+    syns: PerDirection<SynParams>,
+    context: &'a Context<'c>,
+}
+
+/// How far a connection has ended.
+#[derive(PartialEq, Eq)]
+struct Ending {
+    both_fins_known: bool,
+    /// `None`: it has not begun to end.
+    state: Option<State>,
+}
+
+impl Ending {
+    fn new(track: &Track, closed: Option<CloseCause>) -> Ending {
+        Ending { both_fins_known: track.both_fins_known(), state: track.is_ending().then(|| track.state(closed)) }
+    }
+}
+
+/// How a segment was resolved for which the window check was inconclusive.
+enum Resolved {
+    Outcome(SegmentOutcome),
+    Verdict(Verdict),
+}
+
 impl Engine {
-    /// The verdict on a packet with the tuple of a session; `None`: it is not of that session, and may open another.
+    /// The verdict on a packet with the tuple of a session. `None`: it is not of that session, and may open another one.
     pub(super) fn established(
         &self,
         shard: &mut Shard,
@@ -31,27 +62,27 @@ impl Engine {
         events: &mut Vec<Event>,
     ) -> Option<Verdict> {
         let session = shard.sessions.get(slot)?;
-        if !session.marks.has(Mark::Expiring) {
-            return self.of_session(shard, slot, packet, context, events);
+        if !session.flags.has(SessionFlag::Expiring) {
+            return self.judge_session_packet(shard, slot, packet, context, events);
         }
-        // What would pass does not before the cluster knows that the session is in use. It is judged again then, so nothing
-        // may have changed by it.
+        // A packet that would pass is held until the cluster knows that the session is in use. It is judged again then, so this
+        // time it must change nothing.
         let (before, id) = (session.clone(), session.id);
-        let (told, finished) = (events.len(), shard.finished.len());
-        let verdict = self.of_session(shard, slot, packet, context, events);
+        let (events_before, finished_before) = (events.len(), shard.finished.len());
+        let verdict = self.judge_session_packet(shard, slot, packet, context, events);
         if verdict != Some(Verdict::Forward) {
             return verdict;
         }
         shard.sessions.get_mut(slot)?.rewind(before);
-        // But what became known of the connection stays so, and others may wait for that.
+        // What became known of the connection stays known, and other packets may wait for it.
         let mut number = 0;
         events.retain(|event| {
             number += 1;
-            number <= told || matches!(event, Event::Wake { .. })
+            number <= events_before || matches!(event, Event::Wake { .. })
         });
-        shard.finished.truncate(finished);
-        if context.standing != Standing::Current {
-            return Some(Verdict::Drop(Reason::NotCurrent));
+        shard.finished.truncate(finished_before);
+        if context.lease != LeaseState::Valid {
+            return Some(Verdict::Drop(Reason::LeaseGrace));
         }
         let hash = self.table.hash(&packet.tuple);
         if shard.queries.await_commit(hash, context.worker, context.now) {
@@ -60,7 +91,7 @@ impl Engine {
         Some(Verdict::Hold(HoldKey(hash), HoldClass::Matched))
     }
 
-    fn of_session(
+    fn judge_session_packet(
         &self,
         shard: &mut Shard,
         slot: u32,
@@ -71,7 +102,7 @@ impl Engine {
         let session = shard.sessions.get_mut(slot)?;
         let direction = session.direction(&packet.tuple)?;
         if session.zone(direction) != context.ingress {
-            // A closed session's tuple may be taken over by a connection from elsewhere.
+            // A closed session's tuple may be taken over by a connection from another zone.
             return session.closed.is_none().then_some(Verdict::Drop(Reason::WrongZone));
         }
         if !self.still_allowed(session) {
@@ -82,195 +113,227 @@ impl Engine {
                 return Some(Verdict::Drop(Reason::NoSession));
             }
             session.account(direction, packet.length, context.now);
-            shard.sessions.busy(slot);
+            shard.sessions.mark_dirty(slot);
             return Some(Verdict::Forward);
         };
-        let ends = session.syn_params()?;
-        let (client, server) = (&ends.0, &ends.1);
+        let syns = session.syn_params()?;
         if tcp.has(Tcp::SYN) {
-            return syn(client, server, direction, tcp, session.closed);
+            return judge_syn(&syns, direction, tcp, session.closed);
         }
-        let (id, closed) = (session.id, session.closed);
+        self.judge_segment(shard, &Arrival { slot, packet, tcp, direction, syns, context }, events)
+    }
+
+    fn judge_segment(&self, shard: &mut Shard, arrival: &Arrival<'_, '_>, events: &mut Vec<Event>) -> Option<Verdict> {
+        let session = shard.sessions.get_mut(arrival.slot)?;
+        let closed = session.closed;
         let track = session.track.as_mut()?;
-        let was_ending = track.both_fins_known();
-        let before = track.ending().then(|| track.state(closed));
-        let unsure = self.may_have_moved_unseen(track, context.now);
-        let fresh = track.fresh(direction.flip());
-        let mut seen = track.check_segment([client, server], direction, tcp, closed, WindowCheck::Relaxed, context.now);
-        let mut lost = false;
-        if unsure && seen == SegmentOutcome::Inconclusive {
-            let bounds = self.max_unseen_bytes(track.confirmation_ages(context.now), context.now);
-            // Beyond the bound nobody is believed, unless there is none any longer: or while a member is silent one forged segment
-            // could cut a connection off from its own numbers.
-            lost = bounds.contains(&MAX_UNSEEN_BYTES);
-            if bounds != [0; 2] {
-                seen = track.check_segment(
-                    [client, server],
-                    direction,
-                    tcp,
-                    closed,
-                    WindowCheck::Widened(bounds),
-                    context.now,
-                );
-                self.takeover_counters
-                    .within_bound
-                    .fetch_add(u64::from(seen != SegmentOutcome::Inconclusive), Ordering::Relaxed);
+        let ending_before = Ending::new(track, closed);
+        let (mut outcome, lost_with_silent_peers) = self.check_segment(track, arrival, closed);
+        if outcome == SegmentOutcome::Inconclusive {
+            match self.resolve_inconclusive(shard, arrival, lost_with_silent_peers, events)? {
+                Resolved::Outcome(resolved) => outcome = resolved,
+                Resolved::Verdict(verdict) => return Some(verdict),
             }
         }
-        if unsure && seen != SegmentOutcome::Inconclusive {
-            // One direction's segment shows its own number only: else forged ones could end the doubt about both.
-            track.restore_confirmed_at(direction.flip(), fresh);
+        match outcome {
+            SegmentOutcome::Inconclusive => Some(Verdict::Drop(Reason::TcpWindow)),
+            SegmentOutcome::Invalid(reason) => closed.is_none().then_some(Verdict::Drop(reason)),
+            SegmentOutcome::InWindow | SegmentOutcome::Fin(_) | SegmentOutcome::Rst => {
+                self.forward_segment(shard, arrival, outcome, &ending_before, events)
+            }
         }
-        if seen == SegmentOutcome::Inconclusive {
-            seen = match self.resolve_inconclusive(shard, slot, (packet, direction, tcp), lost, context, events)? {
-                Ok(seen) => seen,
-                Err(verdict) => return Some(verdict),
-            };
+    }
+
+    /// Checks a segment against what this member knows, and, where packets may have passed unseen, against the takeover bound.
+    /// Also returns whether the bound is at its maximum, so that silent members may know more than all others.
+    fn check_segment(
+        &self,
+        track: &mut Track,
+        arrival: &Arrival<'_, '_>,
+        closed: Option<CloseCause>,
+    ) -> (SegmentOutcome, bool) {
+        let Arrival { tcp, direction, syns, context, .. } = arrival;
+        let (opposite, now) = (direction.flip(), context.now);
+        let unseen = self.may_have_moved_unseen(track, now);
+        let opposite_confirmed_at = track.confirmed_at(opposite);
+        let mut outcome = track.check_segment(syns, *direction, tcp, closed, WindowCheck::Relaxed, now);
+        if !unseen {
+            return (outcome, false);
         }
+        let mut lost_with_silent_peers = false;
+        if outcome == SegmentOutcome::Inconclusive {
+            let bounds = self.max_unseen_bytes(track.confirmation_ages(now), now);
+            // Beyond the bound a segment is never accepted on its own. Otherwise, while a member is silent, one forged segment could
+            // move the window and lock the real connection out. The exception is a bound that has reached its maximum.
+            lost_with_silent_peers = bounds.iter().any(|bound| *bound == MAX_UNSEEN_BYTES);
+            if bounds != PerDirection::default() {
+                outcome = track.check_segment(syns, *direction, tcp, closed, WindowCheck::Widened(bounds), now);
+                let accepted = outcome != SegmentOutcome::Inconclusive;
+                self.takeover_counters.within_bound.fetch_add(u64::from(accepted), Ordering::Relaxed);
+            }
+        }
+        if outcome != SegmentOutcome::Inconclusive {
+            // A segment confirms the number of its own direction only. Otherwise forged ones could confirm both.
+            track.restore_confirmed_at(opposite, opposite_confirmed_at);
+        }
+        (outcome, lost_with_silent_peers)
+    }
+
+    /// The consequences of a segment that belongs to its connection.
+    fn forward_segment(
+        &self,
+        shard: &mut Shard,
+        arrival: &Arrival<'_, '_>,
+        outcome: SegmentOutcome,
+        ending_before: &Ending,
+        events: &mut Vec<Event>,
+    ) -> Option<Verdict> {
+        let Arrival { slot, direction, context, .. } = *arrival;
+        let may_propose = context.lease == LeaseState::Valid;
         let session = shard.sessions.get_mut(slot)?;
+        let (id, closed) = (session.id, session.closed);
         let track = session.track.as_mut()?;
-        let changed = before != track.ending().then(|| track.state(closed));
-        let current = context.standing == Standing::Current;
-        match seen {
-            SegmentOutcome::Inconclusive => return Some(Verdict::Drop(Reason::TcpWindow)),
-            SegmentOutcome::Invalid(reason) => return closed.is_none().then_some(Verdict::Drop(reason)),
-            SegmentOutcome::InWindow => {}
+        let ending = Ending::new(track, closed);
+        match outcome {
             SegmentOutcome::Fin(end) if closed.is_none() => {
                 events.push(Event::Hint(Hint::Fin { id, direction, end }));
-                if current && track.take_fin_close() {
+                if may_propose && track.take_fin_close() {
                     events.push(Event::Propose(Proposal::Close(Close { id, cause: CloseCause::Fin })));
                 }
-                if !was_ending && track.both_fins_known() {
+                if ending.both_fins_known && !ending_before.both_fins_known {
                     shard.finished.push_back((context.now + CLOSE_OVERDUE, id, slot));
                 }
             }
-            SegmentOutcome::Fin(_) => {}
             SegmentOutcome::Rst => {
                 events.push(Event::Hint(Hint::Rst { id }));
-                if current && track.take_rst_close() {
+                if may_propose && track.take_rst_close() {
                     events.push(Event::Propose(Proposal::Close(Close { id, cause: CloseCause::Rst })));
                     shard.finished.push_back((context.now + CLOSE_OVERDUE, id, slot));
                 }
             }
+            SegmentOutcome::Fin(_)
+            | SegmentOutcome::InWindow
+            | SegmentOutcome::Invalid(_)
+            | SegmentOutcome::Inconclusive => {}
         }
-        session.account(direction, packet.length, context.now);
-        shard.sessions.busy(slot);
-        if changed {
-            // Its time may be over earlier than it was when it was armed.
-            shard.sessions.arm(slot, context.now, self.law().timeouts());
+        session.account(direction, arrival.packet.length, context.now);
+        shard.sessions.mark_dirty(slot);
+        if ending.state != ending_before.state {
+            // The session may expire earlier than it was armed for.
+            shard.sessions.arm(slot, context.now, self.active_policy().timeouts());
         }
         Some(Verdict::Forward)
     }
 
-    /// What a segment means that is not near what is known here of its connection, which is not closed; or the verdict on it.
-    /// `lost`: members that are silent may have known more.
+    /// Resolves a segment of an open connection for which the window check was inconclusive.
     fn resolve_inconclusive(
         &self,
         shard: &mut Shard,
-        slot: u32,
-        (packet, direction, tcp): (&Packet, Direction, &Tcp),
-        lost: bool,
-        context: &Context<'_>,
+        arrival: &Arrival<'_, '_>,
+        lost_with_silent_peers: bool,
         events: &mut Vec<Event>,
-    ) -> Option<Result<SegmentOutcome, Verdict>> {
-        let session = shard.sessions.get_mut(slot)?;
-        let id = session.id;
-        let (client, server) = session.syn_params()?;
-        let track = session.track.as_mut()?;
-        let hash = self.table.hash(&packet.tuple);
-        match track.resolve(tcp, self.reachable_peers(), lost, context.now) {
-            resolution @ (Resolution::QueryPeers | Resolution::AwaitReplies) => {
-                if resolution == Resolution::QueryPeers {
-                    events.push(Event::Hint(Hint::Query(packet.tuple)));
-                }
-            }
+    ) -> Option<Resolved> {
+        let Arrival { packet, tcp, direction, ref syns, context, .. } = *arrival;
+        let track = shard.sessions.get_mut(arrival.slot)?.track.as_mut()?;
+        match track.resolve(tcp, self.reachable_peers(), lost_with_silent_peers, context.now) {
+            Resolution::QueryPeers => events.push(Event::Hint(Hint::Query(packet.tuple))),
+            Resolution::AwaitReplies => {}
             Resolution::Strict => {
-                return Some(Ok(track.check_segment(
-                    [&client, &server],
-                    direction,
-                    tcp,
-                    None,
-                    WindowCheck::Strict,
-                    context.now,
-                )));
+                let outcome = track.check_segment(syns, direction, tcp, None, WindowCheck::Strict, context.now);
+                return Some(Resolved::Outcome(outcome));
             }
             Resolution::Provisional => {
-                let of_the_other = shard.provisional.for_session(id, context.now).filter(|(of, _)| *of != direction);
-                let mut meanings = of_the_other
-                    .map(|(_, word)| track.corroborate([&client, &server], direction, tcp, &word, context.now));
-                let believed = meanings.find(|seen| *seen != SegmentOutcome::Inconclusive);
-                drop(meanings);
-                if let Some(seen) = believed {
-                    // Other packets of it may wait for this, here and elsewhere.
-                    let snapshot = track.snapshot(context.now, true);
-                    events.push(Event::Hint(Hint::Progress { id, snapshot, provisional: Vec::new() }));
-                    let workers = shard.queries.take(hash);
-                    if workers != 0 {
-                        events.push(Event::Wake { workers, key: HoldKey(hash) });
-                    }
-                    return Some(Ok(seen));
-                }
-                if tcp.has(Tcp::RST) {
-                    return Some(Err(Verdict::Drop(Reason::TcpRst)));
-                }
-                if track.allow_provisional(direction) {
-                    shard.provisional.record(
-                        id,
-                        direction,
-                        ProvisionalSegment { seq_end: tcp.end(), ack: tcp.ack, age_ms: 0 },
-                        context.now,
-                    );
-                    self.takeover_counters.provisional.fetch_add(1, Ordering::Relaxed);
-                    session.account(direction, packet.length, context.now);
-                    shard.sessions.busy(slot);
-                    return Some(Err(Verdict::Forward));
+                if let Some(resolved) = self.resolve_unknown(shard, arrival, events) {
+                    return Some(resolved);
                 }
             }
         }
+        let hash = self.table.hash(&packet.tuple);
         shard.queries.await_reply(hash, context.worker, context.now);
-        // Not of the budget of what matches: a flood of forgeries must not displace that.
-        Some(Err(Verdict::Hold(HoldKey(hash), HoldClass::Unmatched)))
+        // Not from the budget of packets that match: a flood of forgeries must not displace those.
+        Some(Resolved::Verdict(Verdict::Hold(HoldKey(hash), HoldClass::Unmatched)))
     }
 
-    /// How many other members may have seen packets of a session, and are not silent.
+    /// Resolves a segment of a connection whose numbers no live member knows: it corroborates a provisional segment of the
+    /// opposite direction, or passes provisionally itself. `None`: neither.
+    fn resolve_unknown(
+        &self,
+        shard: &mut Shard,
+        arrival: &Arrival<'_, '_>,
+        events: &mut Vec<Event>,
+    ) -> Option<Resolved> {
+        let Arrival { slot, packet, tcp, direction, ref syns, context } = *arrival;
+        let session = shard.sessions.get_mut(slot)?;
+        let id = session.id;
+        let track = session.track.as_mut()?;
+        for (of, opposite) in shard.provisional.for_session(id, context.now) {
+            if of == direction {
+                continue;
+            }
+            let outcome = track.corroborate(syns, direction, tcp, &opposite, context.now);
+            if outcome == SegmentOutcome::Inconclusive {
+                continue;
+            }
+            // Other packets of the connection may wait for this, here and at other members.
+            let snapshot = track.snapshot(context.now, true);
+            events.push(Event::Hint(Hint::Progress { id, snapshot, provisional: Vec::new() }));
+            let hash = self.table.hash(&packet.tuple);
+            let workers = shard.queries.take(hash);
+            if !workers.is_empty() {
+                events.push(Event::Wake { workers, key: HoldKey(hash) });
+            }
+            return Some(Resolved::Outcome(outcome));
+        }
+        if tcp.has(Tcp::RST) {
+            return Some(Resolved::Verdict(Verdict::Drop(Reason::TcpRst)));
+        }
+        if !track.allow_provisional(direction) {
+            return None;
+        }
+        let segment = ProvisionalSegment { seq_end: tcp.end(), ack: tcp.ack, age_ms: 0 };
+        shard.provisional.record(id, direction, segment, context.now);
+        self.takeover_counters.provisional.fetch_add(1, Ordering::Relaxed);
+        session.account(direction, packet.length, context.now);
+        shard.sessions.mark_dirty(slot);
+        Some(Resolved::Verdict(Verdict::Forward))
+    }
+
+    /// How many other members that are not silent may know packets of a session.
     pub(crate) fn reachable_peers(&self) -> u32 {
         self.forwarding_peers.load(Ordering::Relaxed).saturating_sub(self.silent_peers.load(Ordering::Relaxed))
     }
 
-    /// Does the policy in force still allow this session? Asked anew once per session and policy.
+    /// Whether the active policy allows this session. Evaluated once per session and policy.
     pub(super) fn still_allowed(&self, session: &mut Session) -> bool {
         let generation = self.generation();
         if session.was_judged_by(generation) {
             return true;
         }
-        let law = self.law();
-        let allowed = law.decide(session.ingress, session.egress, &session.original).action == Action::Accept;
+        let policy = self.active_policy();
+        let allowed = policy.decide(session.ingress, session.egress, &session.original).action == Action::Accept;
         if allowed {
-            session.allowed_by(law.generation);
+            session.allowed_by(policy.generation);
         }
         allowed
     }
 }
 
 impl Session {
-    /// Is this a segment of it, by what this member knows? Changes nothing.
-    pub(super) fn is_near(&self, packet: &Packet, context: &Context<'_>) -> bool {
-        let (Kind::Tcp(tcp), Some(direction), Some((client, server)), Some(mut track)) =
+    /// Whether a packet belongs to this connection by what this member knows. Changes nothing.
+    pub(super) fn is_in_window(&self, packet: &Packet, context: &Context<'_>) -> bool {
+        let (Kind::Tcp(tcp), Some(direction), Some(syns), Some(mut track)) =
             (&packet.kind, self.direction(&packet.tuple), self.syn_params(), self.track)
         else {
             return false;
         };
-        let seen =
-            track.check_segment([&client, &server], direction, tcp, self.closed, WindowCheck::Relaxed, context.now);
-        self.zone(direction) == context.ingress
-            && matches!(seen, SegmentOutcome::InWindow | SegmentOutcome::Fin(_) | SegmentOutcome::Rst)
+        let outcome = track.check_segment(&syns, direction, tcp, self.closed, WindowCheck::Relaxed, context.now);
+        self.zone(direction) == context.ingress && outcome.belongs()
     }
 }
 
-/// The verdict on a segment with SYN that has the tuple of an established connection; `None`: it may open another.
-pub(crate) fn syn(
-    client: &SynParams,
-    server: &SynParams,
+/// The verdict on a segment with SYN that has the tuple of an established connection. `None`: it may open another one.
+pub(crate) fn judge_syn(
+    syns: &PerDirection<SynParams>,
     direction: Direction,
     tcp: &Tcp,
     closed: Option<CloseCause>,
@@ -279,15 +342,11 @@ pub(crate) fn syn(
         return Some(Verdict::Drop(Reason::TcpFlags));
     }
     // A late copy of the handshake is harmless: its receiver answers with a challenge ACK (RFC 5961 section 4). Any other SYN
-    // changes nothing here. It may open a new connection, if the policy lets it; only its complete handshake shows that
-    // this one is dead.
-    // Either end may have sent either of the two: they may have opened at once (RFC 9293 section 3.5).
-    let (sender, receiver) = match direction {
-        Direction::Original => (client, server),
-        Direction::Reply => (server, client),
-    };
+    // changes nothing here. It may open a new connection, if policy allows it; only a complete handshake shows that the old
+    // connection is dead. Either end may have sent a SYN or a SYN-ACK: a simultaneous open (RFC 9293 section 3.5).
+    let (sender, receiver) = (&syns[direction], &syns[direction.flip()]);
     // The acknowledgement may cover the SYN's data (RFC 7413).
-    let acked = seq_diff(tcp.ack, receiver.isn.wrapping_add(1));
-    let copy = tcp.seq == sender.isn && (!tcp.has(Tcp::ACK) || (0..=MAX_SYN_DATA).contains(&acked));
-    (copy && closed.is_none()).then_some(Verdict::Forward)
+    let acked_data = seq_diff(tcp.ack, receiver.isn.wrapping_add(1));
+    let is_copy = tcp.seq == sender.isn && (!tcp.has(Tcp::ACK) || (0..=MAX_SYN_DATA).contains(&acked_data));
+    (is_copy && closed.is_none()).then_some(Verdict::Forward)
 }

@@ -18,29 +18,31 @@
 
 use std::hash::BuildHasher;
 
-use crate::engine::{Context, Engine, Standing, Wake};
-use crate::event::{Datagram, Event, Hint};
+use crate::engine::Engine;
+use crate::event::{Event, FragmentKey, Hint};
 use crate::parse::{Fragment, Packet};
-use crate::table::fragments::{Follows, Wait};
+use crate::table::fragments::{FragmentOutcome, WaitOutcome};
 use crate::time::Time;
 use crate::tuple::{Protocol, Tuple};
+use crate::types::{Context, LeaseState, Wake};
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
+use crate::worker_set::WorkerSet;
 
 impl Engine {
     /// The verdict on a fragment that is not the first.
     pub(super) fn fragment(&self, packet: &Packet, fragment: &Fragment, context: &Context<'_>) -> Verdict {
         let datagram = datagram(packet, fragment, context);
         let (shard, key) = self.datagram(&datagram);
-        let mut shard = self.table.of(shard);
-        let trusting = context.standing == Standing::Current;
-        match shard.datagrams.follows(key, fragment, trusting, context.now) {
-            Follows::Passes => Verdict::Forward,
-            Follows::Not => Verdict::Drop(Reason::Fragment),
-            Follows::Elsewhere => Verdict::Drop(Reason::NotCurrent),
-            Follows::Unknown => match shard.datagrams.wait(key, &datagram, context.worker, context.now) {
-                Wait::Noted => Verdict::Hold(HoldKey(key), HoldClass::Fragment),
-                Wait::Dropped => Verdict::Drop(Reason::Fragment),
-                Wait::Full => Verdict::Drop(Reason::HoldFull),
+        let mut shard = self.table.shard_for(shard);
+        let trusting = context.lease == LeaseState::Valid;
+        match shard.fragments.follows(key, fragment, trusting, context.now) {
+            FragmentOutcome::Pass => Verdict::Forward,
+            FragmentOutcome::Invalid => Verdict::Drop(Reason::Fragment),
+            FragmentOutcome::FirstElsewhere => Verdict::Drop(Reason::LeaseGrace),
+            FragmentOutcome::FirstUnknown => match shard.fragments.wait(key, &datagram, context.worker, context.now) {
+                WaitOutcome::Registered => Verdict::Hold(HoldKey(key), HoldClass::Fragment),
+                WaitOutcome::FirstDropped => Verdict::Drop(Reason::Fragment),
+                WaitOutcome::Full => Verdict::Drop(Reason::HoldFull),
             },
         }
     }
@@ -56,59 +58,59 @@ impl Engine {
     ) -> Verdict {
         let datagram = datagram(packet, fragment, context);
         let (shard, key) = self.datagram(&datagram);
-        let mut shard = self.table.of(shard);
+        let mut shard = self.table.shard_for(shard);
         let workers = match verdict {
-            Verdict::Hold(..) => 0,
-            Verdict::Drop(_) | Verdict::Reject(_) => shard.datagrams.dropped(key, &datagram, context.now),
+            Verdict::Hold(..) => WorkerSet::EMPTY,
+            Verdict::Drop(_) | Verdict::Reject(_) => shard.fragments.dropped(key, &datagram, context.now),
             Verdict::Forward => {
-                if !shard.datagrams.first(key, fragment.length, context.now) {
+                if !shard.fragments.first(key, fragment.length, context.now) {
                     return Verdict::Drop(Reason::Fragment);
                 }
                 events.push(Event::Hint(Hint::FirstFragment { datagram, end: fragment.length }));
-                shard.datagrams.take(key)
+                shard.fragments.take(key)
             }
         };
-        if workers != 0 {
+        if !workers.is_empty() {
             events.push(Event::Wake { workers, key: HoldKey(key) });
         }
         verdict
     }
 
     /// Another member forwarded a first fragment.
-    pub(crate) fn hint_first_fragment(&self, now: Time, datagram: &Datagram, end: u16, wake: &mut dyn Wake) {
+    pub(crate) fn hint_first_fragment(&self, now: Time, datagram: &FragmentKey, end: u16, wake: &mut dyn Wake) {
         if end == 0 || datagram.src.is_v4() != datagram.dst.is_v4() {
             return;
         }
         let (shard, key) = self.datagram(datagram);
         let workers = {
-            let mut shard = self.table.of(shard);
-            shard.datagrams.elsewhere(key, end, now);
-            shard.datagrams.take(key)
+            let mut shard = self.table.shard_for(shard);
+            shard.fragments.elsewhere(key, end, now);
+            shard.fragments.take(key)
         };
-        if workers != 0 {
+        if !workers.is_empty() {
             wake.wake(workers, HoldKey(key));
         }
     }
 
     /// Says again what is known of a datagram's first fragment.
-    pub(crate) fn reply_to_fragment_query(&self, now: Time, datagram: &Datagram, events: &mut Vec<Event>) {
+    pub(crate) fn reply_to_fragment_query(&self, now: Time, datagram: &FragmentKey, events: &mut Vec<Event>) {
         let (shard, key) = self.datagram(datagram);
-        let end = self.table.of(shard).datagrams.first_end(key, now);
+        let end = self.table.shard_for(shard).fragments.first_end(key, now);
         events.extend(end.map(|end| Event::Hint(Hint::FirstFragment { datagram: *datagram, end })));
     }
 
     /// The hash that chooses a datagram's shard, and its key. All datagrams between two addresses share one shard, so that
     /// they can displace no others than those that share it by chance.
-    fn datagram(&self, datagram: &Datagram) -> (u64, u64) {
-        let Datagram { src, dst, protocol, .. } = *datagram;
+    fn datagram(&self, datagram: &FragmentKey) -> (u64, u64) {
+        let FragmentKey { src, dst, protocol, .. } = *datagram;
         let addresses = Tuple { src, dst, src_port: 0, dst_port: 0, protocol };
         (self.table.hash(&addresses), self.table.hasher().hash_one(datagram))
     }
 }
 
 /// Which datagram a fragment is of.
-fn datagram(packet: &Packet, fragment: &Fragment, context: &Context<'_>) -> Datagram {
+fn datagram(packet: &Packet, fragment: &Fragment, context: &Context<'_>) -> FragmentKey {
     let Tuple { src, dst, protocol, .. } = packet.tuple;
     let protocol = if src.is_v4() { protocol } else { Protocol::IPV6_FRAG };
-    Datagram { src, dst, protocol, id: fragment.id, ingress: context.ingress }
+    FragmentKey { src, dst, protocol, id: fragment.id, ingress: context.ingress }
 }

@@ -20,16 +20,17 @@
 
 use std::time::Duration;
 
-use crate::engine::{Context, Engine, Standing};
-use crate::event::{Event, HalfOpen, HandshakeState, Hint, Proposal, SynParams};
+use crate::engine::Engine;
+use crate::event::{Event, Hint, Proposal};
 use crate::parse::{Kind, Packet, Tcp};
 use crate::policy::Action;
-use crate::replica::{Close, CloseCause, Establish};
+use crate::session::{Close, CloseCause, Establish, HalfOpen, HandshakeState, SynParams};
 use crate::table::Shard;
 use crate::table::peer_queries::QUERY_RETRY_INTERVAL;
 use crate::track::generic;
 use crate::track::tcp::{MAX_SYN_DATA, max_advertisable_window, seq_diff};
 use crate::tuple::Direction;
+use crate::types::{Context, LeaseState};
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 
 /// A proposal that had no outcome for so long may be lost; the next packet makes it again.
@@ -205,7 +206,7 @@ impl Engine {
     ) -> HalfOpenMatch {
         let mut implausible = None;
         let mut best: Option<(HandshakeStep, u32)> = None;
-        for slot in shard.half_open.of(hash, &packet.tuple) {
+        for slot in shard.half_open.lookup(hash, &packet.tuple) {
             let Some(half) = shard.half_open.get(slot).filter(|h| !h.aborted) else { continue };
             let (direction, zone) = match half.open.original == packet.tuple {
                 true => (Direction::Original, half.open.ingress),
@@ -254,8 +255,8 @@ impl Engine {
         context: &Context<'_>,
         events: &mut Vec<Event>,
     ) -> Verdict {
-        if context.standing != Standing::Current {
-            return Verdict::Drop(Reason::NotCurrent);
+        if context.lease != LeaseState::Valid {
+            return Verdict::Drop(Reason::LeaseGrace);
         }
         if !self.half_open_still_allowed(shard, slot) {
             if let Some(half) = self.table.remove_half_open(shard, slot) {
@@ -283,7 +284,7 @@ impl Engine {
                     *server = Some(end(tcp));
                     // What came before it can be judged now.
                     let workers = std::mem::take(&mut half.waiters);
-                    if workers != 0 {
+                    if !workers.is_empty() {
                         events.push(Event::Wake { workers, key: HoldKey(hash) });
                     }
                 }
@@ -330,7 +331,7 @@ impl Engine {
                 if let Some(reason) = half.refused {
                     return Verdict::Drop(reason);
                 }
-                half.waiters |= 1 << (context.worker & 63);
+                half.waiters.insert(context.worker);
                 if step == HandshakeStep::Ambiguous
                     && half.queried.is_none_or(|at| now.since(at) >= QUERY_RETRY_INTERVAL)
                 {
@@ -343,7 +344,7 @@ impl Engine {
                 if let Some(reason) = half.refused {
                     return Verdict::Drop(reason);
                 }
-                half.waiters |= 1 << (context.worker & 63);
+                half.waiters.insert(context.worker);
                 if again {
                     self.propose(shard, hash, slot, context, events);
                 }
@@ -395,9 +396,9 @@ impl Engine {
         if half.open.generation >= generation {
             return true;
         }
-        let law = self.law();
-        let decision = law.decide(half.open.ingress, half.open.egress, &half.open.original);
-        half.open.generation = law.generation;
+        let policy = self.active_policy();
+        let decision = policy.decide(half.open.ingress, half.open.egress, &half.open.original);
+        half.open.generation = policy.generation;
         half.open.rule = decision.rule;
         half.proposed = None;
         decision.action == Action::Accept

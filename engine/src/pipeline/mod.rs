@@ -19,17 +19,19 @@ mod related;
 
 use std::time::Duration;
 
-use crate::engine::{Context, Engine, Standing};
-use crate::event::{Event, HalfOpen, HandshakeState, Hint, SynParams};
+use crate::engine::Engine;
+use crate::event::{Event, Hint};
 use crate::parse::{Kind, Packet, Tcp};
 use crate::policy::Action;
+use crate::session::{HalfOpen, HandshakeState, SynParams};
 use crate::table::Shard;
 use crate::table::peer_queries::QueryState;
-use crate::table::session::Mark;
+use crate::table::session::SessionFlag;
+use crate::types::{Context, LeaseState};
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 pub(crate) use established::CLOSE_OVERDUE;
 #[cfg(test)]
-pub(crate) use established::syn;
+pub(crate) use established::judge_syn;
 use half_open::HalfOpenMatch;
 #[cfg(test)]
 pub(crate) use half_open::{HandshakeStep, step};
@@ -40,10 +42,10 @@ const SYN_APART: Duration = Duration::from_secs(1);
 impl Engine {
     /// See [`Engine::process`].
     pub(crate) fn judge(&self, packet: &Packet, context: &mut Context<'_>, events: &mut Vec<Event>) -> Verdict {
-        if context.standing == Standing::Expired {
-            return Verdict::Drop(Reason::CutOff);
+        if context.lease == LeaseState::Expired {
+            return Verdict::Drop(Reason::LeaseExpired);
         }
-        let verdict = if packet.options.is_empty() || self.law().allows_options(packet.options) {
+        let verdict = if packet.options.is_empty() || self.active_policy().allows_options(packet.options) {
             self.judge_transport(packet, context, events)
         } else {
             Verdict::Drop(Reason::IpOption)
@@ -62,10 +64,10 @@ impl Engine {
             _ => {}
         }
         let hash = self.table.hash(&packet.tuple);
-        let known = self.known(&mut self.table.of(hash), hash, packet, context, events);
-        known.unwrap_or_else(|| match context.standing {
-            Standing::Current => self.unknown(hash, packet, context, events),
-            Standing::CutOff | Standing::Expired => Verdict::Drop(Reason::NotCurrent),
+        let known = self.known(&mut self.table.shard_for(hash), hash, packet, context, events);
+        known.unwrap_or_else(|| match context.lease {
+            LeaseState::Valid => self.unknown(hash, packet, context, events),
+            LeaseState::Grace | LeaseState::Expired => Verdict::Drop(Reason::LeaseGrace),
         })
     }
 
@@ -80,7 +82,7 @@ impl Engine {
     ) -> Option<Verdict> {
         let session = shard.sessions.find(hash, &packet.tuple);
         let entry = session.and_then(|slot| shard.sessions.get(slot));
-        let contested = entry.is_none_or(|s| s.marks.has(Mark::Contested));
+        let contested = entry.is_none_or(|s| s.flags.has(SessionFlag::Contested));
         let live = entry.is_some_and(|s| s.closed.is_none());
         let mut opening = HalfOpenMatch::Nothing;
         if contested {
@@ -103,7 +105,7 @@ impl Engine {
         if matches!(opening, HalfOpenMatch::Nothing)
             && let Some(session) = shard.sessions.get_mut(slot)
         {
-            session.marks.set(Mark::Contested, false);
+            session.flags.set(SessionFlag::Contested, false);
         }
         self.established(shard, slot, packet, context, events)
     }
@@ -119,7 +121,7 @@ impl Engine {
                 }
                 // It may refuse a connection whose hint is under way.
                 flags if flags & Tcp::RST != 0 => {
-                    let asked = self.table.of(hash).queries.state(hash, context.now);
+                    let asked = self.table.shard_for(hash).queries.state(hash, context.now);
                     match asked {
                         QueryState::Unanswered => Verdict::Drop(Reason::NoSession),
                         QueryState::NotSent | QueryState::Outstanding => self.wait(hash, packet, context, events),
@@ -151,8 +153,8 @@ impl Engine {
         let Some(egress) = context.routes.zone(tuple.dst) else {
             return Verdict::Drop(Reason::NoRoute);
         };
-        let law = self.law();
-        let decision = law.decide(context.ingress, egress, &tuple);
+        let policy = self.active_policy();
+        let decision = policy.decide(context.ingress, egress, &tuple);
         let denied = match decision.action {
             Action::Accept => None,
             Action::Drop => Some(Verdict::Drop(Reason::Policy)),
@@ -163,24 +165,24 @@ impl Engine {
                 Kind::Tcp(_) | Kind::EchoRequest => denied,
                 // It may be the reply of a session whose hint is under way. Once nobody claimed it, the policy's word
                 // counts.
-                _ if self.table.of(hash).queries.state(hash, context.now) == QueryState::Unanswered => denied,
+                _ if self.table.shard_for(hash).queries.state(hash, context.now) == QueryState::Unanswered => denied,
                 _ => self.wait(hash, packet, context, events),
             };
         }
 
-        let mut shard = self.table.of(hash);
+        let mut shard = self.table.shard_for(hash);
         // Another worker, or a hint, may have been faster.
         if let Some(verdict) = self.known(&mut shard, hash, packet, context, events) {
             return verdict;
         }
-        if self.table.sources.count(tuple.src) >= self.config.max_half_open_per_source {
+        if self.table.half_open_by_source.count(tuple.src) >= self.config.max_half_open_per_source {
             return Verdict::Drop(Reason::HalfOpenFull);
         }
         let occupant = shard.sessions.find(hash, &tuple).and_then(|slot| shard.sessions.get(slot));
         if occupant.is_some_and(|s| s.closed.is_none()) {
             // Its answer is a challenge ACK, and one a second is enough (RFC 5961 section 7).
             let lately = |slot| shard.half_open.get(slot).is_some_and(|h| context.now.since(h.last) < SYN_APART);
-            if shard.half_open.of(hash, &tuple).any(lately) {
+            if shard.half_open.lookup(hash, &tuple).any(lately) {
                 return Verdict::Drop(Reason::TcpWindow);
             }
         }
@@ -191,7 +193,7 @@ impl Engine {
             reply: tuple.inverse(),
             ingress: context.ingress,
             egress,
-            generation: law.generation,
+            generation: policy.generation,
             rule: decision.rule,
             supersedes,
             challenge: None,
@@ -200,7 +202,7 @@ impl Engine {
         self.table.insert_half_open(&mut shard, hash, open, context.now);
         let workers = shard.queries.take(hash);
         drop(shard);
-        if workers != 0 {
+        if !workers.is_empty() {
             // Its answer overtook it.
             events.push(Event::Wake { workers, key: HoldKey(hash) });
         }
@@ -210,7 +212,7 @@ impl Engine {
 
     /// Holds a packet that matches nothing, and has the other members asked, once a key.
     fn wait(&self, hash: u64, packet: &Packet, context: &Context<'_>, events: &mut Vec<Event>) -> Verdict {
-        let mut shard = self.table.of(hash);
+        let mut shard = self.table.shard_for(hash);
         // What it waits for may have come since it was looked for.
         if let Some(verdict) = self.known(&mut shard, hash, packet, context, events) {
             return verdict;
@@ -222,7 +224,7 @@ impl Engine {
 
 /// Is this a segment of the session at `slot`, by what this member knows of it?
 fn entry_fits(shard: &Shard, slot: Option<u32>, packet: &Packet, context: &Context<'_>) -> bool {
-    slot.and_then(|slot| shard.sessions.get(slot)).is_some_and(|session| session.is_near(packet, context))
+    slot.and_then(|slot| shard.sessions.get(slot)).is_some_and(|session| session.is_in_window(packet, context))
 }
 
 #[cfg(test)]

@@ -1,75 +1,94 @@
-//! ICMP errors: RELATED to the session that sent the packet they are about (RFC 5508 section 3 has the same for NAT).
+//! ICMP errors: RELATED to the session that sent the packet they quote (RFC 5508 section 3 has the same for NAT).
 
-use crate::engine::{Context, Engine, Standing};
-use crate::event::HandshakeState;
+use crate::engine::Engine;
 use crate::parse::{Embedded, Packet};
+use crate::session::HandshakeState;
+use crate::table::Shard;
+use crate::table::half_open::HalfOpenEntry;
 use crate::table::peer_queries::QueryState;
+use crate::table::session::Session;
 use crate::track::tcp::{max_advertisable_window, seq_diff};
 use crate::tuple::Direction;
+use crate::types::{Context, LeaseState};
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 
+const UNRELATED: Verdict = Verdict::Drop(Reason::IcmpUnrelated);
+
 impl Engine {
-    /// The verdict on an ICMP error: it passes if a session sent what it is about, and it comes from where that went.
-    pub(super) fn related(&self, packet: &Packet, embedded: &Embedded, context: &Context<'_>) -> Verdict {
-        const UNRELATED: Verdict = Verdict::Drop(Reason::IcmpUnrelated);
-        // Errors go to whoever sent the packet, and to nobody else.
-        if packet.tuple.dst != embedded.tuple.src {
+    /// The verdict on an ICMP error. It passes if a session sent the packet that it quotes, and if it comes from the zone that
+    /// this packet went to.
+    pub(super) fn related(&self, packet: &Packet, quoted: &Embedded, context: &Context<'_>) -> Verdict {
+        // An error goes to the sender of the quoted packet, and to nobody else.
+        if packet.tuple.dst != quoted.tuple.src {
             return UNRELATED;
         }
-        let hash = self.table.hash(&embedded.tuple);
-        let mut shard = self.table.of(hash);
-        if let Some(slot) = shard.sessions.find(hash, &embedded.tuple)
+        let hash = self.table.hash(&quoted.tuple);
+        let mut shard = self.table.shard_for(hash);
+        if let Some(slot) = shard.sessions.find(hash, &quoted.tuple)
             && let Some(session) = shard.sessions.get_mut(slot)
-            && let Some(direction) = session.direction(&embedded.tuple)
+            && let Some(direction) = session.direction(&quoted.tuple)
+            && may_have_sent(session, direction, quoted, context)
         {
-            let plausible = match (session.syn_params(), session.track, embedded.seq) {
-                (Some((client, server)), Some(track), Some(seq)) => {
-                    track.sent([&client, &server], direction, seq, context.now)
-                }
-                _ => true,
+            return if session.zone(direction.flip()) != context.ingress {
+                Verdict::Drop(Reason::WrongZone)
+            } else if !self.still_allowed(session) {
+                Verdict::Drop(Reason::Policy)
+            } else {
+                Verdict::Forward
             };
-            if plausible {
-                return match session.zone(direction.flip()) {
-                    zone if zone != context.ingress => Verdict::Drop(Reason::WrongZone),
-                    _ if !self.still_allowed(session) => Verdict::Drop(Reason::Policy),
-                    _ => Verdict::Forward,
-                };
-            }
         }
-        if context.standing != Standing::Current {
+        if context.lease != LeaseState::Valid {
             return UNRELATED;
         }
-        let sent_it = |slot: u32| {
-            let open = &shard.half_open.get(slot).filter(|h| !h.aborted)?.open;
-            let (direction, from) = match open.original == embedded.tuple {
-                true => (Direction::Original, open.egress),
-                false => (Direction::Reply, open.ingress),
-            };
-            let plausible = match (&open.protocol, embedded.seq) {
-                (HandshakeState::Tcp { client, server }, Some(seq)) => {
-                    let sender = match direction {
-                        Direction::Original => Some(client),
-                        Direction::Reply => server.as_ref(),
-                    };
-                    sender.is_some_and(|sender| {
-                        (0..=max_advertisable_window(client, server.as_ref().unwrap_or(client)))
-                            .contains(&seq_diff(seq, sender.isn))
-                    })
-                }
-                _ => true,
-            };
-            (plausible && from == context.ingress && open.generation >= self.generation()).then_some(())
+        self.related_to_half_open(&mut shard, hash, quoted, context)
+    }
+
+    /// The verdict on an ICMP error that no session's packet caused.
+    fn related_to_half_open(&self, shard: &mut Shard, hash: u64, quoted: &Embedded, context: &Context<'_>) -> Verdict {
+        let is_related = |entry: &HalfOpenEntry| {
+            !entry.aborted
+                && entry.open.generation >= self.generation()
+                && half_open_may_have_sent(entry, quoted, context)
         };
-        if shard.half_open.of(hash, &embedded.tuple).find_map(sent_it).is_some() {
+        let mut entries = shard.half_open.lookup(hash, &quoted.tuple).filter_map(|slot| shard.half_open.get(slot));
+        if entries.any(is_related) {
             return Verdict::Forward;
         }
-        let known = shard.sessions.find(hash, &embedded.tuple).is_some()
-            || shard.half_open.of(hash, &embedded.tuple).next().is_some();
-        if known || shard.queries.state(hash, context.now) == QueryState::Unanswered {
+        let is_known = shard.sessions.find(hash, &quoted.tuple).is_some()
+            || shard.half_open.lookup(hash, &quoted.tuple).next().is_some();
+        if is_known || shard.queries.state(hash, context.now) == QueryState::Unanswered {
             return UNRELATED;
         }
-        // The hint of what it is about may be under way.
-        self.table.await_hint(&mut shard, hash, &embedded.tuple, context);
+        // The hint of the session may be under way.
+        self.table.await_hint(shard, hash, &quoted.tuple, context);
         Verdict::Hold(HoldKey(hash), HoldClass::Unmatched)
     }
+}
+
+fn may_have_sent(session: &Session, direction: Direction, quoted: &Embedded, context: &Context<'_>) -> bool {
+    match (session.syn_params(), &session.track, quoted.seq) {
+        (Some(syns), Some(track), Some(seq)) => track.may_have_sent(&syns, direction, seq, context.now),
+        _ => true,
+    }
+}
+
+fn half_open_may_have_sent(entry: &HalfOpenEntry, quoted: &Embedded, context: &Context<'_>) -> bool {
+    let open = &entry.open;
+    let (direction, error_zone) = if open.original == quoted.tuple {
+        (Direction::Original, open.egress)
+    } else {
+        (Direction::Reply, open.ingress)
+    };
+    let plausible = match (&open.protocol, quoted.seq) {
+        (HandshakeState::Tcp { client, server }, Some(seq)) => {
+            let sender = match direction {
+                Direction::Original => Some(client),
+                Direction::Reply => server.as_ref(),
+            };
+            let window = max_advertisable_window(client, server.as_ref().unwrap_or(client));
+            sender.is_some_and(|sender| (0..=window).contains(&seq_diff(seq, sender.isn)))
+        }
+        _ => true,
+    };
+    plausible && error_zone == context.ingress
 }

@@ -210,13 +210,13 @@ impl<'s> Reader<'_, 's, '_> {
             if timeout.is_none() {
                 let meant = similar(name, Timeout::ALL.iter().map(|timeout| timeout.name()));
                 let meant = meant.map(|meant| format!("did you mean {meant}? ")).unwrap_or_default();
-                let problem = Problem::new(span.clone(), timeouts::unknown(name), "not a timeout");
-                reader.problems.push(problem.help(format!("{meant}the timeouts are {}", timeouts::names())));
+                let problem = Problem::new(span.clone(), timeouts::unknown_timeout(name), "not a timeout");
+                reader.problems.push(problem.help(format!("{meant}the timeouts are {}", timeouts::timeout_names())));
             }
             let time = reader.span();
             let Token::Word(word) = reader.peek() else { return Err(reader.expected("a time, as in 30s, 5m, 2h, 5d")) };
             reader.at += 1;
-            match timeouts::seconds(word) {
+            match timeouts::parse_seconds(word) {
                 Ok(seconds) => Ok(timeout.map(|timeout| At { value: (timeout, seconds), span })),
                 Err(message) => {
                     let problem = Problem::new(time, message, "expected a time");

@@ -1,16 +1,17 @@
 //! Applying a batch.
 
 use super::window::Number;
-use super::{Applied, Batch, Close, CloseCause, Command, Establish, ExpireIdle, Outcome, Replica};
+use super::{Applied, Batch, Command, ExpireIdle, Outcome, Replica};
 use crate::digest::{Kind, element};
-use crate::engine::Wake;
-use crate::event::{Event, HandshakeState, Proposal};
+use crate::event::{Event, Proposal};
 use crate::id::SessionId;
+use crate::session::{Close, CloseCause, Establish, HandshakeState};
 use crate::table::Shard;
 use crate::table::half_open::{HalfOpenEntry, same_connection};
-use crate::table::session::{Mark, Session};
-use crate::time::{Coarse, Time};
+use crate::table::session::{Session, SessionFlag};
+use crate::time::{Stamp17ms, Time};
 use crate::tuple::Protocol;
+use crate::types::Wake;
 use crate::verdict::{HoldKey, Reason};
 
 /// A session's part of the digest.
@@ -100,7 +101,7 @@ impl Replica {
             .is_some_and(|(shard, slot)| shard.sessions.get(slot).is_some_and(|s| s.original != establish.original));
         let mut workers;
         let outcome = {
-            let mut shard = table.of(hash);
+            let mut shard = table.shard_for(hash);
             workers = shard.queries.take(hash);
             let outcome = self.admit(now, hash, &mut shard, elsewhere, establish);
             // Of two proposals of one connection, under two ids, the second one found it established.
@@ -110,7 +111,7 @@ impl Replica {
             let stands = session
                 .is_some_and(|s| s.closed.is_none() && same_connection((&s.original, &s.handshake_state()), proposed));
             // The half-open session that this was, perhaps under another id.
-            let half_open: Vec<u32> = shard.half_open.of(hash, &establish.original).collect();
+            let half_open: Vec<u32> = shard.half_open.lookup(hash, &establish.original).collect();
             for slot in half_open {
                 let Some(half) = shard.half_open.get_mut(slot) else { continue };
                 let same = same_connection(proposed, (&half.open.original, &half.open.protocol));
@@ -136,7 +137,7 @@ impl Replica {
             }
             outcome
         };
-        if workers != 0 {
+        if !workers.is_empty() {
             wake.wake(workers, HoldKey(hash));
         }
         outcome
@@ -174,10 +175,10 @@ impl Replica {
         };
         let seen = shard
             .half_open
-            .of(hash, &establish.original)
+            .lookup(hash, &establish.original)
             .find_map(|slot| shard.half_open.get(slot).filter(|h| is_own(h)).map(|h| h.last));
         let mut session = Session::new(establish, now, seen);
-        session.marks.set(Mark::Contested, shard.half_open.of(hash, &establish.original).count() > 0);
+        session.flags.set(SessionFlag::Contested, shard.half_open.lookup(hash, &establish.original).count() > 0);
         self.count(shard, session_digest(&session));
         self.sessions += 1;
         self.engine.table.insert(shard, hash, session, now, &self.engine.timeouts());
@@ -195,8 +196,8 @@ impl Replica {
             let before = session_digest(session);
             session.closed = Some(close.cause);
             // How it ends now does not depend on who uses it.
-            session.marks.set(Mark::Expiring, false);
-            session.seen = Coarse::up(now);
+            session.flags.set(SessionFlag::Expiring, false);
+            session.seen = Stamp17ms::rounded_up(now);
             let after = session_digest(session);
             self.count(&mut shard, after.wrapping_sub(before));
         }
@@ -216,14 +217,14 @@ impl Replica {
             let before = session_digest(session);
             // Nobody's command is under way for 65,536 inquiries, which take a second each at least.
             session.refreshes = session.refreshes.wrapping_add(1);
-            session.marks.set(Mark::Expiring, false);
-            session.seen = Coarse::up(now);
+            session.flags.set(SessionFlag::Expiring, false);
+            session.seen = Stamp17ms::rounded_up(now);
             let after = session_digest(session);
             self.count(&mut shard, after.wrapping_sub(before));
         }
         let workers = shard.queries.take(hash);
         drop(shard);
-        if workers != 0 {
+        if !workers.is_empty() {
             wake.wake(workers, HoldKey(hash));
         }
     }
@@ -242,8 +243,8 @@ impl Replica {
             let Some(hash) = hash else { continue };
             self.remove(id);
             // A packet that came too late may open another one.
-            let workers = engine.table.of(hash).queries.take(hash);
-            if workers != 0 {
+            let workers = engine.table.shard_for(hash).queries.take(hash);
+            if !workers.is_empty() {
                 wake.wake(workers, HoldKey(hash));
             }
         }

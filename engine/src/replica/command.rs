@@ -1,4 +1,4 @@
-//! Commands: the law, in the order of the log.
+//! Commands: entries of the replicated log, applied in its order.
 //!
 //! Everything that had to be chosen (ids, times, ports) travels in the command, so that applying it is a function of
 //! the state and the command alone. The encoding is `postcard`'s: variants and fields are never reordered or removed,
@@ -8,9 +8,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::event::{HalfOpen, HandshakeState};
-use crate::id::{Generation, MemberId, RuleId, SessionId, ZoneId};
-use crate::tuple::Tuple;
+use crate::cluster_state::MemberInfo;
+use crate::id::{Generation, MemberId, SessionId};
+use crate::session::{Close, Establish};
 
 /// One entry of the log: what one member's proposals were while its last batch was in flight.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -72,64 +72,6 @@ pub struct ExpireIdle {
     pub sessions: Vec<(SessionId, u16)>,
 }
 
-/// A session from its establishment on.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Establish {
-    /// The session's id: that of its half-open entry.
-    pub id: SessionId,
-    /// Client to server.
-    pub original: Tuple,
-    /// Server to client.
-    pub reply: Tuple,
-    /// Where the original direction comes from.
-    pub ingress: ZoneId,
-    /// Where the reply comes from.
-    pub egress: ZoneId,
-    /// The policy that it was judged by.
-    pub generation: Generation,
-    /// The rule that allowed it.
-    pub rule: RuleId,
-    /// The closed session whose tuple it takes over.
-    pub supersedes: Option<SessionId>,
-    /// For TCP `server` is always there.
-    pub protocol: HandshakeState,
-}
-
-impl From<&HalfOpen> for Establish {
-    /// What a half-open session becomes, however far its handshake is.
-    fn from(open: &HalfOpen) -> Establish {
-        Establish {
-            id: open.id,
-            original: open.original,
-            reply: open.reply,
-            ingress: open.ingress,
-            egress: open.egress,
-            generation: open.generation,
-            rule: open.rule,
-            supersedes: open.supersedes,
-            protocol: open.protocol,
-        }
-    }
-}
-
-/// The end of a session.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Close {
-    /// The session.
-    pub id: SessionId,
-    /// Why.
-    pub cause: CloseCause,
-}
-
-/// How a session ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub enum CloseCause {
-    /// Both FINs were seen.
-    Fin,
-    /// A valid RST was seen.
-    Rst,
-}
-
 /// A new policy.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct PolicyChange {
@@ -148,7 +90,7 @@ pub enum MemberChange {
     /// The first member of a new cluster, with the cluster's id.
     Init {
         /// The cluster's random id, as hexadecimal text.
-        cluster: String,
+        cluster_id: String,
         /// The member: id 1.
         member: MemberInfo,
     },
@@ -163,27 +105,6 @@ pub enum MemberChange {
     Join(MemberInfo),
     /// Strikes a member off. Its id is never used again.
     Leave(MemberId),
-}
-
-/// What the cluster knows of a member.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct MemberInfo {
-    /// Its name, unique.
-    pub name: String,
-    /// Where the others reach it: `address:port`.
-    pub address: String,
-    /// What it does.
-    pub role: Role,
-}
-
-/// What a member does.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub enum Role {
-    /// Forwards, stores, votes.
-    #[default]
-    Firewall,
-    /// Stores and votes.
-    Witness,
 }
 
 /// What applying a command did. Committed is not accepted.

@@ -1,6 +1,6 @@
 //! The replicated state and the commands that change it.
 //!
-//! What all members have in common is the [`View`] (members, policies, zones), the sessions of the table, and what is
+//! What all members have in common is the [`ClusterState`] (members, policies, zones), the sessions of the table, and what is
 //! needed to make every command count once: each proposer's outcomes, and the ids of sessions removed lately. `apply` is
 //! the only writer of all that; it looks at nothing but the state and the command.
 
@@ -11,20 +11,19 @@ mod scrub;
 mod snapshot;
 mod window;
 
-pub use command::{
-    Applied, Batch, Close, CloseCause, Command, Establish, ExpireIdle, MemberChange, MemberInfo, Outcome, PolicyChange,
-    Role,
-};
+pub use command::{Applied, Batch, Command, ExpireIdle, MemberChange, Outcome, PolicyChange};
 pub use snapshot::SnapshotJob;
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::sync::Arc;
 
+use crate::cluster_state::{ClusterState, MemberInfo};
 use crate::digest::{Kind, element};
-use crate::engine::{Engine, View, Wake};
+use crate::engine::Engine;
 use crate::id::{Generation, MemberId, SessionId};
 use crate::time::Time;
+use crate::types::Wake;
 use snapshot::Copies;
 use window::{Removed, Windows};
 
@@ -55,7 +54,7 @@ pub struct Replica {
 /// The part of the state that changes by an administrator's hand only.
 #[derive(Clone, Default)]
 struct Settings {
-    view: View,
+    cluster: ClusterState,
     generation: Generation,
     /// Ids are never used again.
     next_member: u64,
@@ -76,10 +75,10 @@ impl Replica {
     /// The state of a new cluster, writing to `engine`'s table.
     #[must_use]
     pub fn new(engine: Arc<Engine>) -> Replica {
-        let view = View { zones: vec![String::new()], ..View::default() };
+        let cluster = ClusterState { zones: vec![String::new()], ..ClusterState::default() };
         let mut replica = Replica {
             engine,
-            settings: Settings { view, generation: Generation(0), next_member: 1 },
+            settings: Settings { cluster, generation: Generation(0), next_member: 1 },
             windows: Windows::default(),
             removed: Removed::default(),
             sessions: 0,
@@ -128,7 +127,7 @@ impl Replica {
     /// Makes the engine, and the digest, know changed settings.
     fn settings_changed(&mut self) {
         self.settings_digest = self.settings.digest();
-        self.engine.publish(self.settings.view.clone());
+        self.engine.publish(self.settings.cluster.clone());
     }
 }
 
@@ -139,13 +138,21 @@ fn resumes_digest(resumes: u64) -> u64 {
 
 impl Settings {
     fn digest(&self) -> u64 {
-        let view = &self.view;
+        let cluster = &self.cluster;
         let policies: BTreeMap<_, _> =
-            view.policies.iter().map(|p| (p.generation, (&p.text, &p.author, p.unix_ms))).collect();
-        let members: &BTreeMap<MemberId, MemberInfo> = &view.members;
+            cluster.policies.iter().map(|p| (p.generation, (&p.text, &p.author, p.unix_ms))).collect();
+        let members: &BTreeMap<MemberId, MemberInfo> = &cluster.members;
         element(
             Kind::Settings,
-            &(&view.cluster, members, &view.tokens, policies, &view.zones, self.generation, self.next_member),
+            &(
+                &cluster.cluster_id,
+                members,
+                &cluster.tokens,
+                policies,
+                &cluster.zones,
+                self.generation,
+                self.next_member,
+            ),
         )
     }
 }

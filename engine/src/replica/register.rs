@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::{MemberChange, Outcome, PolicyChange, Replica};
-use crate::engine::PolicyRecord;
+use crate::active_policy::ActivePolicy;
+use crate::cluster_state::PolicyRecord;
 use crate::id::{Generation, MemberId, ZoneId};
-use crate::law::Law;
 use crate::policy::{Compiled, Policy};
 
 /// Policies kept, the one in force included.
@@ -43,9 +43,9 @@ fn zone(zones: &[String], name: &str) -> ZoneId {
 }
 
 /// The packet path's form of a policy.
-pub(super) fn law(generation: Generation, rules: Option<Compiled>, zones: &[String]) -> Law {
+pub(super) fn active_policy(generation: Generation, rules: Option<Compiled>, zones: &[String]) -> ActivePolicy {
     let zones = zones.iter().skip(1).map(|name| (name.clone(), zone(zones, name))).collect();
-    Law { generation, rules, zones }
+    ActivePolicy { generation, rules, zones }
 }
 
 impl Replica {
@@ -57,63 +57,63 @@ impl Replica {
         if change.text.len() > POLICY_TEXT {
             return Outcome::Invalid(format!("a policy can have at most {POLICY_TEXT} bytes"));
         }
-        let mut zones = settings.view.zones.clone();
+        let mut zones = settings.cluster.zones.clone();
         let rules = match compile(&change.text, &mut zones) {
             Ok(rules) => rules,
             Err(why) => return Outcome::Invalid(why),
         };
         let generation = Generation(settings.generation.0 + 1);
         settings.generation = generation;
-        settings.view.policies.push(Arc::new(PolicyRecord {
+        settings.cluster.policies.push(Arc::new(PolicyRecord {
             generation,
             text: change.text.clone(),
             author: change.author.clone(),
             unix_ms,
         }));
-        let old = settings.view.policies.len().saturating_sub(HISTORY);
-        settings.view.policies.drain(..old);
-        let law = law(generation, Some(rules), &zones);
-        settings.view.zones = zones;
-        self.engine.enact(law);
+        let old = settings.cluster.policies.len().saturating_sub(HISTORY);
+        settings.cluster.policies.drain(..old);
+        let active_policy = active_policy(generation, Some(rules), &zones);
+        settings.cluster.zones = zones;
+        self.engine.activate(active_policy);
         self.settings_changed();
         Outcome::Policy(generation)
     }
 
     pub(super) fn member(&mut self, change: &MemberChange, unix_ms: u64) -> Outcome {
         let settings = &mut self.settings;
-        let view = &mut settings.view;
-        let founded = !view.cluster.is_empty();
+        let cluster = &mut settings.cluster;
+        let founded = !cluster.cluster_id.is_empty();
         let outcome = match change {
             MemberChange::Init { .. } if founded => Outcome::Conflict,
-            MemberChange::Init { cluster, .. } if cluster.is_empty() => {
+            MemberChange::Init { cluster_id, .. } if cluster_id.is_empty() => {
                 Outcome::Invalid("a cluster's id can not be empty".to_owned())
             }
-            MemberChange::Init { cluster, member } => {
-                view.cluster.clone_from(cluster);
-                view.members.insert(MemberId(1), member.clone());
+            MemberChange::Init { cluster_id, member } => {
+                cluster.cluster_id.clone_from(cluster_id);
+                cluster.members.insert(MemberId(1), member.clone());
                 settings.next_member = 2;
                 Outcome::Member(MemberId(1))
             }
             _ if !founded => Outcome::Invalid("the cluster is not initialised".to_owned()),
             MemberChange::Token { secret_digest, expires_unix_ms } => {
-                view.tokens.retain(|(digest, end)| *end > unix_ms && digest != secret_digest);
-                if view.tokens.len() >= TOKENS {
+                cluster.tokens.retain(|(digest, end)| *end > unix_ms && digest != secret_digest);
+                if cluster.tokens.len() >= TOKENS {
                     return Outcome::Full;
                 }
-                view.tokens.push((secret_digest.clone(), *expires_unix_ms));
+                cluster.tokens.push((secret_digest.clone(), *expires_unix_ms));
                 Outcome::Accepted
             }
             MemberChange::Join(member) => {
-                if view.members.values().any(|m| m.name == member.name) {
+                if cluster.members.values().any(|m| m.name == member.name) {
                     return Outcome::Conflict;
                 }
                 let id = MemberId(settings.next_member);
                 settings.next_member += 1;
-                view.members.insert(id, member.clone());
+                cluster.members.insert(id, member.clone());
                 Outcome::Member(id)
             }
             MemberChange::Leave(id) => {
-                if view.members.remove(id).is_none() {
+                if cluster.members.remove(id).is_none() {
                     return Outcome::Invalid(format!("there is no member {id}"));
                 }
                 self.windows.forget(*id);
@@ -126,13 +126,13 @@ impl Replica {
 
     /// Makes this the state of a new cluster that `member` goes on with alone: the others are struck off, their ids are
     /// never used again, and no join token is good any longer. For a state that no other member has.
-    pub fn go_on_alone(&mut self, cluster: &str, member: MemberId) {
-        let view = &mut self.settings.view;
-        cluster.clone_into(&mut view.cluster);
-        view.tokens.clear();
-        let gone: Vec<MemberId> = view.members.keys().copied().filter(|id| *id != member).collect();
+    pub fn force_new_cluster(&mut self, cluster_id: &str, member: MemberId) {
+        let cluster = &mut self.settings.cluster;
+        cluster_id.clone_into(&mut cluster.cluster_id);
+        cluster.tokens.clear();
+        let gone: Vec<MemberId> = cluster.members.keys().copied().filter(|id| *id != member).collect();
         for id in gone {
-            view.members.remove(&id);
+            cluster.members.remove(&id);
             self.windows.forget(id);
         }
         self.settings_changed();
@@ -140,7 +140,7 @@ impl Replica {
 
     /// Was this id a member's that left? Its late batches count no more.
     pub(super) fn has_left(&self, id: MemberId) -> bool {
-        let view = &self.settings.view;
-        !view.cluster.is_empty() && id.0 < self.settings.next_member && !view.members.contains_key(&id)
+        let cluster = &self.settings.cluster;
+        !cluster.cluster_id.is_empty() && id.0 < self.settings.next_member && !cluster.members.contains_key(&id)
     }
 }

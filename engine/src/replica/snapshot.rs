@@ -33,13 +33,18 @@ use serde::{Deserialize, Serialize};
 
 use super::apply::{invalid, record_digest, session_digest};
 use super::window::{REMEMBERED, Removed, WIDTH, Window, Windows};
-use super::{CloseCause, Establish, MemberInfo, Outcome, Replica, RestoreError, Settings, register, resumes_digest};
-use crate::engine::{Engine, PolicyRecord, View, Wake};
+use super::{Outcome, Replica, RestoreError, Settings, register, resumes_digest};
+use crate::active_policy::ActivePolicy;
+use crate::cluster_state::{ClusterState, MemberInfo, PolicyRecord};
+use crate::engine::Engine;
 use crate::id::{Generation, MemberId, SessionId};
-use crate::table::session::{Mark, Session};
+use crate::session::{CloseCause, Establish};
+use crate::table::session::{Session, SessionFlag};
 use crate::table::{SHARDS, Shard, Table};
-use crate::time::{Coarse, Time};
+use crate::time::{Stamp17ms, Time};
+use crate::types::Wake;
 use crate::verdict::HoldKey;
+use crate::worker_set::WorkerSet;
 
 /// Format version 1.
 const MAGIC: &[u8; 8] = b"PALSNAP1";
@@ -71,7 +76,7 @@ type Kept = (Record, u16);
 
 #[derive(Serialize, Deserialize)]
 struct SettingsRecord {
-    cluster: String,
+    cluster_id: String,
     members: BTreeMap<MemberId, MemberInfo>,
     tokens: Vec<(Vec<u8>, u64)>,
     zones: Vec<String>,
@@ -190,17 +195,17 @@ impl SnapshotJob {
     /// The writer's, or [`io::ErrorKind::Interrupted`] if another snapshot was begun.
     pub fn write(self, to: &mut dyn Write) -> io::Result<()> {
         to.write_all(MAGIC)?;
-        let view = &self.settings.view;
+        let cluster = &self.settings.cluster;
         let settings = SettingsRecord {
-            cluster: view.cluster.clone(),
-            members: view.members.clone(),
-            tokens: view.tokens.clone(),
-            zones: view.zones.clone(),
+            cluster_id: cluster.cluster_id.clone(),
+            members: cluster.members.clone(),
+            tokens: cluster.tokens.clone(),
+            zones: cluster.zones.clone(),
             next_member: self.settings.next_member,
             generation: self.settings.generation,
         };
         put(to, kind::SETTINGS, &settings)?;
-        for p in &view.policies {
+        for p in &cluster.policies {
             let PolicyRecord { generation, text, author, unix_ms } = PolicyRecord::clone(p);
             put(to, kind::POLICY, &PolicyText { generation, text, author, unix_ms })?;
         }
@@ -251,7 +256,7 @@ impl SnapshotJob {
 /// A snapshot, read and checked but not yet in force.
 struct Content {
     settings: Settings,
-    law: crate::law::Law,
+    active_policy: ActivePolicy,
     windows: Windows,
     removed: Removed,
     sessions: Vec<Kept>,
@@ -302,14 +307,14 @@ fn read(from: &mut dyn Read, most: usize) -> Result<Content, RestoreError> {
         return Err(damaged("it does not begin with the settings"));
     }
     let record: SettingsRecord = decode(&content)?;
-    let view = View {
-        cluster: record.cluster,
+    let cluster = ClusterState {
+        cluster_id: record.cluster_id,
         members: record.members,
         tokens: record.tokens,
         zones: record.zones,
         policies: Vec::new(),
     };
-    let mut settings = Settings { view, generation: record.generation, next_member: record.next_member };
+    let mut settings = Settings { cluster, generation: record.generation, next_member: record.next_member };
     let mut windows: BTreeMap<MemberId, Window> = BTreeMap::new();
     let (mut before, mut removed) = (0, Vec::new());
     let mut sessions: Vec<Record> = Vec::new();
@@ -319,7 +324,7 @@ fn read(from: &mut dyn Read, most: usize) -> Result<Content, RestoreError> {
         match kind {
             kind::POLICY => {
                 let PolicyText { generation, text, author, unix_ms } = decode(&content)?;
-                settings.view.policies.push(Arc::new(PolicyRecord { generation, text, author, unix_ms }));
+                settings.cluster.policies.push(Arc::new(PolicyRecord { generation, text, author, unix_ms }));
             }
             kind::OUTCOMES => {
                 let part: Outcomes = decode(&content)?;
@@ -373,10 +378,10 @@ fn read(from: &mut dyn Read, most: usize) -> Result<Content, RestoreError> {
             return Err(damaged("a session is there twice"));
         }
     }
-    let rules = match settings.view.policies.last() {
+    let rules = match settings.cluster.policies.last() {
         None if settings.generation == Generation(0) => None,
         Some(p) if p.generation == settings.generation => {
-            let before = settings.view.zones.clone();
+            let before = settings.cluster.zones.clone();
             let mut zones = before.clone();
             let rules = register::compile(&p.text, &mut zones).map_err(damaged)?;
             if zones != before {
@@ -386,7 +391,7 @@ fn read(from: &mut dyn Read, most: usize) -> Result<Content, RestoreError> {
         }
         _ => return Err(damaged("the policy in force is missing")),
     };
-    let law = register::law(settings.generation, rules, &settings.view.zones);
+    let active_policy = register::active_policy(settings.generation, rules, &settings.cluster.zones);
     let windows = Windows::rebuild(windows);
     let removed = Removed::rebuild(before, removed);
     let kept = |record: Record| {
@@ -394,7 +399,7 @@ fn read(from: &mut dyn Read, most: usize) -> Result<Content, RestoreError> {
         (record, refreshes)
     };
     let sessions = sessions.into_iter().map(kept).collect();
-    Ok(Content { settings, law, windows, removed, sessions, resumes, digest: end.digest })
+    Ok(Content { settings, active_policy, windows, removed, sessions, resumes, digest: end.digest })
 }
 
 impl Replica {
@@ -423,15 +428,15 @@ impl Replica {
             let hash = table.hash(&kept.0.0.original);
             by_shard[usize::from(Table::number(hash))].push((hash, kept));
         }
-        engine.enact(new.law);
+        engine.activate(new.active_policy);
         for (number, records) in table.numbers().zip(by_shard) {
-            let mut wakes: Vec<(u64, u64)>;
+            let mut wakes: Vec<(u64, WorkerSet)>;
             {
                 let mut shard = table.shard(number);
                 wakes = shard.queries.take_all().collect();
                 replace_shard(&engine, now, number, &mut shard, records, &mut wakes);
             }
-            for (hash, workers) in wakes.into_iter().filter(|(_, workers)| *workers != 0) {
+            for (hash, workers) in wakes.into_iter().filter(|(_, workers)| !workers.is_empty()) {
                 wake.wake(workers, HoldKey(hash));
             }
         }
@@ -454,7 +459,7 @@ fn replace_shard(
     number: u8,
     shard: &mut Shard,
     records: Vec<(u64, Kept)>,
-    wakes: &mut Vec<(u64, u64)>,
+    wakes: &mut Vec<(u64, WorkerSet)>,
 ) {
     let (table, timeouts) = (&engine.table, engine.timeouts());
     let mut old: HashMap<SessionId, Session> = table.drain(shard, number).into_iter().map(|s| (s.id, s)).collect();
@@ -469,17 +474,17 @@ fn replace_shard(
         if session.closed != closed || session.refreshes != refreshes {
             session.closed = closed;
             session.refreshes = refreshes;
-            session.marks.set(Mark::Expiring, false);
-            session.seen = Coarse::up(now);
+            session.flags.set(SessionFlag::Expiring, false);
+            session.seen = Stamp17ms::rounded_up(now);
         }
-        let half_open: Vec<u32> = shard.half_open.of(hash, &establish.original).collect();
+        let half_open: Vec<u32> = shard.half_open.lookup(hash, &establish.original).collect();
         for slot in half_open {
             match shard.half_open.get(slot) {
                 Some(half) if half.open.id == establish.id => {
                     wakes.push((hash, half.waiters));
                     table.remove_half_open(shard, slot);
                 }
-                _ => session.marks.set(Mark::Contested, true),
+                _ => session.flags.set(SessionFlag::Contested, true),
             }
         }
         shard.digest = shard.digest.wrapping_add(session_digest(&session));

@@ -1,11 +1,12 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::engine::Config;
-use crate::event::HandshakeState;
 use crate::id::{RuleId, SessionId};
+use crate::session::{Close, CloseCause, Establish, HandshakeState};
 use crate::testing::{INSIDE, OUTSIDE, POLICY, end, tuple};
+use crate::types::Config;
 use crate::verdict::HoldKey;
+use crate::worker_set::WorkerSet;
 
 mod idempotent;
 mod scrub;
@@ -16,7 +17,7 @@ const NOW: Time = Time(1_000_000_000);
 struct Nobody;
 
 impl Wake for Nobody {
-    fn wake(&mut self, _: u64, _: HoldKey) {
+    fn wake(&mut self, _: WorkerSet, _: HoldKey) {
         panic!("nobody waits");
     }
 }
@@ -202,9 +203,9 @@ fn policies_replace_each_other_by_base() {
     for n in 2..50 {
         assert_eq!(b.policy(n, POLICY), Outcome::Policy(Generation(n + 1)));
     }
-    let view = engine.view();
-    assert_eq!(view.policies.len(), 32);
-    assert_eq!(view.policies.last().map(|p| (p.generation, p.unix_ms)), Some((Generation(50), 1000)));
+    let cluster = engine.cluster_state();
+    assert_eq!(cluster.policies.len(), 32);
+    assert_eq!(cluster.policies.last().map(|p| (p.generation, p.unix_ms)), Some((Generation(50), 1000)));
 }
 
 #[test]
@@ -213,7 +214,7 @@ fn members_come_and_go_but_ids_do_not_return() {
     let named = |name: &str| MemberInfo { name: name.to_owned(), ..MemberInfo::default() };
     let mut member = |change| b.one(Command::Member(change));
     assert!(matches!(member(MemberChange::Join(named("b"))), Outcome::Invalid(_)), "before Init");
-    let init = |cluster: &str| MemberChange::Init { cluster: cluster.to_owned(), member: named("a") };
+    let init = |cluster: &str| MemberChange::Init { cluster_id: cluster.to_owned(), member: named("a") };
     assert!(matches!(member(init("")), Outcome::Invalid(_)));
     assert_eq!(member(init("c1")), Outcome::Member(MemberId(1)));
     assert_eq!(member(init("c2")), Outcome::Conflict);
@@ -225,7 +226,7 @@ fn members_come_and_go_but_ids_do_not_return() {
     let token = |n, end| MemberChange::Token { secret_digest: vec![n], expires_unix_ms: end };
     assert_eq!(member(token(1, 999)), Outcome::Accepted);
     assert_eq!(member(token(2, 2000)), Outcome::Accepted);
-    assert_eq!(b.replica.engine.view().tokens, [(vec![2], 2000)], "what is over is forgotten");
+    assert_eq!(b.replica.engine.cluster_state().tokens, [(vec![2], 2000)], "what is over is forgotten");
     let late = Batch { proposer: MemberId(2), ..batch(0, 0, vec![add(establish(1, 1))]) };
     assert!(matches!(b.apply(&late)[..], [Outcome::Invalid(_)]));
     assert_eq!(b.sessions(), 0);

@@ -1,4 +1,4 @@
-//! Datagrams that come in fragments: of which the first one passed, and which of their fragments wait for it.
+//! FragmentTable that come in fragments: of which the first one passed, and which of their fragments wait for it.
 //!
 //! Two rings of fixed size per shard. In the one of those that began, the oldest makes room: what is left of it then waits,
 //! and is asked for. In the one of those that wait, the oldest makes room only once it has waited for long: so a flood of
@@ -7,31 +7,32 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::event::{Datagram, Event, Hint};
+use crate::event::{Event, FragmentKey, Hint};
 use crate::parse::Fragment;
 use crate::time::Time;
+use crate::worker_set::WorkerSet;
 
-/// Datagrams per shard that began.
-pub(crate) const BEGUN: usize = 64;
-/// Datagrams per shard that wait.
-pub(crate) const WAITING: usize = 32;
+/// FragmentTable per shard that began.
+pub(crate) const MAX_FORWARDED_FIRSTS: usize = 64;
+/// FragmentTable per shard that wait.
+pub(crate) const MAX_PENDING: usize = 32;
 
 /// Longest time between a datagram's fragments (RFC 791: reassembly timers are 15 s; Linux: 30 s).
-pub(crate) const LIFE: Duration = Duration::from_secs(30);
+pub(crate) const FORWARDED_FIRST_TTL: Duration = Duration::from_secs(30);
 
 /// Pieces of one datagram that do not touch each other: gaps that reordering leaves.
-pub(crate) const PIECES: usize = 8;
+pub(crate) const MAX_RUNS: usize = 8;
 
 /// After this time without an answer, one that waits may make room for another.
-const PATIENCE: Duration = Duration::from_millis(250);
+const PENDING_EVICTABLE_AFTER: Duration = Duration::from_millis(250);
 /// After this time nobody can wait any more: no hold is longer.
-const FORGOTTEN: Duration = Duration::from_secs(2);
+const PENDING_TTL: Duration = Duration::from_secs(2);
 /// For this long the first fragment's hint may well be under way. Then the others are asked.
-const UNDER_WAY: Duration = Duration::from_millis(20);
+const FIRST_HINT_DELAY: Duration = Duration::from_millis(20);
 
 /// What passed of a datagram.
 #[derive(Clone, Copy)]
-struct Begun {
+struct ForwardedFirst {
     key: u64,
     at: Time,
     /// Its first fragment passed here; else at another member.
@@ -39,16 +40,16 @@ struct Begun {
     /// Where the first fragment ends.
     first: u16,
     /// Begin and end of what passed here, and of the first fragment, in bytes; those that are equal are free.
-    pieces: [(u16, u16); PIECES],
+    pieces: [(u16, u16); MAX_RUNS],
     /// Where the datagram ends, as soon as that is known.
     end: Option<u16>,
 }
 
-impl Begun {
-    fn new(key: u64, first: u16, here: bool, at: Time) -> Begun {
-        let mut pieces = [(0, 0); PIECES];
+impl ForwardedFirst {
+    fn new(key: u64, first: u16, here: bool, at: Time) -> ForwardedFirst {
+        let mut pieces = [(0, 0); MAX_RUNS];
         pieces[0] = (0, first);
-        Begun { key, at, here, first, pieces, end: None }
+        ForwardedFirst { key, at, here, first, pieces, end: None }
     }
 
     /// Takes in a fragment, if it overlaps nothing, ends no later than the datagram, and leaves few enough gaps.
@@ -88,11 +89,11 @@ impl Begun {
 
 /// A datagram whose fragments wait for the first one, or whose first one was dropped.
 #[derive(Clone, Copy)]
-struct Waiting {
+struct PendingFragments {
     key: u64,
-    datagram: Datagram,
+    datagram: FragmentKey,
     /// Who holds fragments of it: bit n for worker n.
-    workers: u64,
+    workers: WorkerSet,
     since: Time,
     /// The others were asked.
     asked: bool,
@@ -102,57 +103,57 @@ struct Waiting {
 
 /// What is known of a fragment that is not the first.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Follows {
+pub(crate) enum FragmentOutcome {
     /// It may pass.
-    Passes,
+    Pass,
     /// It overlaps another one, ends behind the end, or leaves too many gaps.
-    Not,
+    Invalid,
     /// It may pass only where hints count: the first one passed elsewhere.
-    Elsewhere,
+    FirstElsewhere,
     /// The first one is not known.
-    Unknown,
+    FirstUnknown,
 }
 
 /// What comes of the wish to wait.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Wait {
+pub(crate) enum WaitOutcome {
     /// It will be woken.
-    Noted,
+    Registered,
     /// In vain: the first one was dropped.
-    Dropped,
+    FirstDropped,
     /// There is no room.
     Full,
 }
 
 /// One shard's datagrams.
 #[derive(Default)]
-pub(crate) struct Datagrams {
+pub(crate) struct FragmentTable {
     /// The oldest one first.
-    begun: VecDeque<Begun>,
+    begun: VecDeque<ForwardedFirst>,
     /// The one that has waited longest first.
-    waiting: VecDeque<Waiting>,
+    waiting: VecDeque<PendingFragments>,
 }
 
-impl Datagrams {
+impl FragmentTable {
     /// The first fragment passes here, and ends at `end`. False: another one of this datagram passed already.
     pub(crate) fn first(&mut self, key: u64, end: u16, now: Time) -> bool {
-        self.begin(Begun::new(key, end, true, now))
+        self.begin(ForwardedFirst::new(key, end, true, now))
     }
 
     /// The first fragment passed at another member.
     pub(crate) fn elsewhere(&mut self, key: u64, end: u16, now: Time) {
-        self.begin(Begun::new(key, end, false, now));
+        self.begin(ForwardedFirst::new(key, end, false, now));
     }
 
-    fn begin(&mut self, new: Begun) -> bool {
+    fn begin(&mut self, new: ForwardedFirst) -> bool {
         if let Some(known) = self.begun.iter_mut().rev().find(|known| known.key == new.key) {
-            let over = new.at.since(known.at) > LIFE;
+            let over = new.at.since(known.at) > FORWARDED_FIRST_TTL;
             if over {
                 *known = new;
             }
             return over;
         }
-        if self.begun.len() >= BEGUN {
+        if self.begun.len() >= MAX_FORWARDED_FIRSTS {
             self.begun.pop_front();
         }
         self.begun.push_back(new);
@@ -160,64 +161,71 @@ impl Datagrams {
     }
 
     /// Another fragment. `trusting`: do the hints of others count?
-    pub(crate) fn follows(&mut self, key: u64, fragment: &Fragment, trusting: bool, now: Time) -> Follows {
-        let place = self.begun.iter().rposition(|known| known.key == key && now.since(known.at) <= LIFE);
+    pub(crate) fn follows(&mut self, key: u64, fragment: &Fragment, trusting: bool, now: Time) -> FragmentOutcome {
+        let place = self.begun.iter().rposition(|known| known.key == key && now.since(known.at) <= FORWARDED_FIRST_TTL);
         let Some((place, known)) = place.and_then(|place| Some((place, self.begun.get_mut(place)?))) else {
-            return Follows::Unknown;
+            return FragmentOutcome::FirstUnknown;
         };
         if !known.here && !trusting {
-            return Follows::Elsewhere;
+            return FragmentOutcome::FirstElsewhere;
         }
         let passes = known.take(fragment);
         if known.is_whole() {
             self.begun.remove(place);
         }
-        if passes { Follows::Passes } else { Follows::Not }
+        if passes { FragmentOutcome::Pass } else { FragmentOutcome::Invalid }
     }
 
     /// Where the first fragment of a datagram ended, if it passed.
     pub(crate) fn first_end(&self, key: u64, now: Time) -> Option<u16> {
         let known = self.begun.iter().rev().find(|known| known.key == key)?;
-        (now.since(known.at) <= LIFE).then_some(known.first)
+        (now.since(known.at) <= FORWARDED_FIRST_TTL).then_some(known.first)
     }
 
     /// `worker` holds a fragment of a datagram that is not known.
-    pub(crate) fn wait(&mut self, key: u64, datagram: &Datagram, worker: u8, now: Time) -> Wait {
+    pub(crate) fn wait(&mut self, key: u64, datagram: &FragmentKey, worker: u8, now: Time) -> WaitOutcome {
         match self.waiting(key, datagram, now) {
-            None => Wait::Full,
-            Some(waiting) if waiting.dropped => Wait::Dropped,
+            None => WaitOutcome::Full,
+            Some(waiting) if waiting.dropped => WaitOutcome::FirstDropped,
             Some(waiting) => {
-                waiting.workers |= 1 << (worker & 63);
-                Wait::Noted
+                waiting.workers.insert(worker);
+                WaitOutcome::Registered
             }
         }
     }
 
     /// The first fragment was dropped: the workers that wait for it.
-    pub(crate) fn dropped(&mut self, key: u64, datagram: &Datagram, now: Time) -> u64 {
+    pub(crate) fn dropped(&mut self, key: u64, datagram: &FragmentKey, now: Time) -> WorkerSet {
         // Another first fragment of it that passed counts, whatever this one was.
         if self.first_end(key, now).is_some() {
-            return 0;
+            return WorkerSet::EMPTY;
         }
-        self.waiting(key, datagram, now).map_or(0, |waiting| {
+        self.waiting(key, datagram, now).map_or(WorkerSet::EMPTY, |waiting| {
             waiting.dropped = true;
             std::mem::take(&mut waiting.workers)
         })
     }
 
     /// The entry of a datagram that waits, a new one if there is none; `None`: there is no room.
-    fn waiting(&mut self, key: u64, datagram: &Datagram, now: Time) -> Option<&mut Waiting> {
+    fn waiting(&mut self, key: u64, datagram: &FragmentKey, now: Time) -> Option<&mut PendingFragments> {
         self.forget(now);
         let place = match self.waiting.iter().position(|waiting| waiting.key == key) {
             Some(place) => place,
             None => {
                 let oldest = self.waiting.front().map_or(Duration::ZERO, |oldest| now.since(oldest.since));
-                match self.waiting.len() < WAITING {
+                match self.waiting.len() < MAX_PENDING {
                     true => {}
-                    false if oldest > PATIENCE => drop(self.waiting.pop_front()),
+                    false if oldest > PENDING_EVICTABLE_AFTER => drop(self.waiting.pop_front()),
                     false => return None,
                 }
-                let new = Waiting { key, datagram: *datagram, workers: 0, since: now, asked: false, dropped: false };
+                let new = PendingFragments {
+                    key,
+                    datagram: *datagram,
+                    workers: WorkerSet::EMPTY,
+                    since: now,
+                    asked: false,
+                    dropped: false,
+                };
                 self.waiting.push_back(new);
                 self.waiting.len() - 1
             }
@@ -226,15 +234,18 @@ impl Datagrams {
     }
 
     /// The workers that wait for a datagram, which then is no longer awaited.
-    pub(crate) fn take(&mut self, key: u64) -> u64 {
+    pub(crate) fn take(&mut self, key: u64) -> WorkerSet {
         let place = self.waiting.iter().position(|waiting| waiting.key == key);
-        place.and_then(|place| self.waiting.remove(place)).map_or(0, |waiting| waiting.workers)
+        place.and_then(|place| self.waiting.remove(place)).map_or(WorkerSet::EMPTY, |waiting| waiting.workers)
     }
 
     /// Asks the others for what has waited longer than a hint is under way, once for each datagram.
     pub(crate) fn ask(&mut self, now: Time, events: &mut Vec<Event>) {
         self.forget(now);
-        for waiting in self.waiting.iter_mut().filter(|w| w.workers != 0 && !w.asked && now.since(w.since) >= UNDER_WAY)
+        for waiting in self
+            .waiting
+            .iter_mut()
+            .filter(|w| !w.workers.is_empty() && !w.asked && now.since(w.since) >= FIRST_HINT_DELAY)
         {
             waiting.asked = true;
             events.push(Event::Hint(Hint::FragmentQuery(waiting.datagram)));
@@ -242,7 +253,7 @@ impl Datagrams {
     }
 
     fn forget(&mut self, now: Time) {
-        while self.waiting.front().is_some_and(|oldest| now.since(oldest.since) > FORGOTTEN) {
+        while self.waiting.front().is_some_and(|oldest| now.since(oldest.since) > PENDING_TTL) {
             self.waiting.pop_front();
         }
     }

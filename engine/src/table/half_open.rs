@@ -7,13 +7,14 @@ use hashbrown::HashTable;
 
 use super::slab::Slab;
 use crate::addr::Ip;
-use crate::event::{HalfOpen, HandshakeState};
+use crate::session::{HalfOpen, HandshakeState};
 use crate::time::Time;
 use crate::timeouts::{Timeout, Timeouts};
 use crate::track::State;
 use crate::track::generic::half_open_state;
 use crate::tuple::Tuple;
 use crate::verdict::Reason;
+use crate::worker_set::WorkerSet;
 
 const NONE: u32 = u32::MAX;
 
@@ -31,7 +32,7 @@ pub(crate) struct HalfOpenEntry {
     /// When this member asked the others about it.
     pub(crate) queried: Option<Time>,
     /// Workers that hold packets of it.
-    pub(crate) waiters: u64,
+    pub(crate) waiters: WorkerSet,
     /// The log refused it. A retransmitted SYN or SYN-ACK clears that.
     pub(crate) refused: Option<Reason>,
     /// It was reset. Kept only so that an establishment that was already under way is closed again.
@@ -132,7 +133,7 @@ impl HalfOpenTable {
     }
 
     /// The half-open sessions that a packet with this tuple can belong to, in either direction; [`NONE`] fills up.
-    pub(crate) fn of(&self, hash: u64, tuple: &Tuple) -> impl Iterator<Item = u32> + use<> {
+    pub(crate) fn lookup(&self, hash: u64, tuple: &Tuple) -> impl Iterator<Item = u32> + use<> {
         let mut found = [NONE; PER_TUPLE];
         if !self.index.is_empty() {
             let matching = self.index.iter_hash(hash).copied().filter(|&slot| {
@@ -151,7 +152,7 @@ impl HalfOpenTable {
             last: now,
             proposed: None,
             queried: None,
-            waiters: 0,
+            waiters: WorkerSet::EMPTY,
             refused: None,
             aborted: false,
             source: open.original.src,
@@ -204,7 +205,7 @@ impl HalfOpenTable {
     }
 
     fn list_of(open: &HalfOpen) -> Timeout {
-        Timeout::of(half_open_state(&open.protocol), open.original.protocol)
+        Timeout::for_state(half_open_state(&open.protocol), open.original.protocol)
     }
 
     fn append(&mut self, slot: u32) {
@@ -253,6 +254,6 @@ mod tests {
         assert!(table.oldest().is_none());
         assert_eq!(table.len(), 0);
         let again = table.insert(1, half_open(tuple(1), 5), Time(10));
-        assert_eq!(table.of(1, &tuple(1).inverse()).collect::<Vec<_>>(), [again]);
+        assert_eq!(table.lookup(1, &tuple(1).inverse()).collect::<Vec<_>>(), [again]);
     }
 }

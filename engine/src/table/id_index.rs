@@ -1,6 +1,6 @@
-//! From a session's id to its place, in 8 bytes a session.
+//! From a session's id to its at, in 8 bytes a session.
 //!
-//! An entry holds 32 bits of the id's hash and the place; the full id stands in the table at that place, where the
+//! An entry holds 32 bits of the id's hash and the at; the full id stands in the table at that at, where the
 //! caller compares it. Two ids with the same 32 bits are possible, so a lookup yields candidates.
 
 use std::hash::BuildHasher;
@@ -11,17 +11,17 @@ use parking_lot::Mutex;
 
 use crate::id::SessionId;
 
-/// A place in the table: shard and slot in one word.
+/// A at in the table: shard and slot in one word.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Place(u32);
+pub(crate) struct SlotRef(u32);
 
 /// Slots that a shard can have: what remains of a word beside the shard's number.
-pub(crate) const SLOTS: u32 = 1 << 24;
+pub(crate) const SLOTS_PER_SHARD: u32 = 1 << 24;
 
-impl Place {
-    pub(crate) fn new(shard: u8, slot: u32) -> Place {
-        debug_assert!(slot < SLOTS);
-        Place(u32::from(shard) << 24 | slot)
+impl SlotRef {
+    pub(crate) fn new(shard: u8, slot: u32) -> SlotRef {
+        debug_assert!(slot < SLOTS_PER_SHARD);
+        SlotRef(u32::from(shard) << 24 | slot)
     }
 
     pub(crate) fn shard(self) -> u8 {
@@ -29,22 +29,22 @@ impl Place {
     }
 
     pub(crate) fn slot(self) -> u32 {
-        self.0 & (SLOTS - 1)
+        self.0 & (SLOTS_PER_SHARD - 1)
     }
 }
 
 #[derive(Clone, Copy)]
 struct Entry {
     hash: u32,
-    place: Place,
+    at: SlotRef,
 }
 
 /// Not a power of two: else these indices and those of the shards would have the most spare room at the same sizes.
-const PARTS: usize = 48;
+const STRIPES: usize = 48;
 
 /// The index. Its locks are leaves: nobody takes another one while holding one of them.
-pub(crate) struct Ids {
-    parts: Box<[Mutex<HashTable<Entry>>]>,
+pub(crate) struct IdIndex {
+    stripes: Box<[Mutex<HashTable<Entry>>]>,
     hasher: FixedState,
 }
 
@@ -53,35 +53,38 @@ fn spread(hash: u32) -> u64 {
     u64::from(hash).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ u64::from(hash)
 }
 
-impl Ids {
-    pub(crate) fn new(seed: u64) -> Ids {
-        Ids { parts: (0..PARTS).map(|_| Mutex::new(HashTable::new())).collect(), hasher: FixedState::with_seed(seed) }
+impl IdIndex {
+    pub(crate) fn new(seed: u64) -> IdIndex {
+        IdIndex {
+            stripes: (0..STRIPES).map(|_| Mutex::new(HashTable::new())).collect(),
+            hasher: FixedState::with_seed(seed),
+        }
     }
 
-    fn part(&self, id: SessionId) -> (&Mutex<HashTable<Entry>>, u32) {
+    fn stripe(&self, id: SessionId) -> (&Mutex<HashTable<Entry>>, u32) {
         let hash = self.hasher.hash_one((id.member.0, id.counter));
-        (&self.parts[(hash >> 32) as usize % PARTS], hash as u32)
+        (&self.stripes[(hash >> 32) as usize % STRIPES], hash as u32)
     }
 
-    pub(crate) fn insert(&self, id: SessionId, place: Place) {
-        let (part, hash) = self.part(id);
-        part.lock().insert_unique(spread(hash), Entry { hash, place }, |e| spread(e.hash));
+    pub(crate) fn insert(&self, id: SessionId, at: SlotRef) {
+        let (stripe, hash) = self.stripe(id);
+        stripe.lock().insert_unique(spread(hash), Entry { hash, at }, |e| spread(e.hash));
     }
 
-    pub(crate) fn remove(&self, id: SessionId, place: Place) {
-        let (part, hash) = self.part(id);
-        if let Ok(entry) = part.lock().find_entry(spread(hash), |e| e.hash == hash && e.place == place) {
+    pub(crate) fn remove(&self, id: SessionId, at: SlotRef) {
+        let (stripe, hash) = self.stripe(id);
+        if let Ok(entry) = stripe.lock().find_entry(spread(hash), |e| e.hash == hash && e.at == at) {
             entry.remove();
         }
     }
 
     /// Where the id may be. Nearly always none or one; never more than four are looked at.
-    pub(crate) fn places(&self, id: SessionId) -> impl Iterator<Item = Place> + use<> {
-        let (part, hash) = self.part(id);
+    pub(crate) fn candidates(&self, id: SessionId) -> impl Iterator<Item = SlotRef> + use<> {
+        let (stripe, hash) = self.stripe(id);
         let mut found = [None; 4];
-        let part = part.lock();
-        for (slot, entry) in found.iter_mut().zip(part.iter_hash(spread(hash)).filter(|e| e.hash == hash)) {
-            *slot = Some(entry.place);
+        let stripe = stripe.lock();
+        for (slot, entry) in found.iter_mut().zip(stripe.iter_hash(spread(hash)).filter(|e| e.hash == hash)) {
+            *slot = Some(entry.at);
         }
         found.into_iter().flatten()
     }
@@ -94,16 +97,16 @@ mod tests {
 
     #[test]
     fn finds_what_was_inserted_and_only_that() {
-        let ids = Ids::new(7);
+        let ids = IdIndex::new(7);
         let id = |n| SessionId { member: MemberId(n % 3), counter: n };
         for n in 0..10_000 {
-            ids.insert(id(n), Place::new((n % 256) as u8, n as u32));
+            ids.insert(id(n), SlotRef::new((n % 256) as u8, n as u32));
         }
         for n in 0..10_000 {
-            assert!(ids.places(id(n)).any(|p| p == Place::new((n % 256) as u8, n as u32)));
+            assert!(ids.candidates(id(n)).any(|p| p == SlotRef::new((n % 256) as u8, n as u32)));
         }
-        ids.remove(id(5), Place::new(5, 5));
-        assert!(!ids.places(id(5)).any(|p| p.slot() == 5));
-        assert_eq!(ids.places(id(20_000)).count(), 0);
+        ids.remove(id(5), SlotRef::new(5, 5));
+        assert!(!ids.candidates(id(5)).any(|p| p.slot() == 5));
+        assert_eq!(ids.candidates(id(20_000)).count(), 0);
     }
 }

@@ -25,38 +25,39 @@ use foldhash::quality::FixedState;
 use hashbrown::HashTable;
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::engine::{Config, Context};
-use crate::event::{Event, HalfOpen};
+use crate::event::Event;
 use crate::id::SessionId;
+use crate::session::HalfOpen;
 use crate::time::Time;
 use crate::timeouts::Timeouts;
 use crate::tuple::Tuple;
-use fragments::Datagrams;
+use crate::types::{Config, Context};
+use fragments::FragmentTable;
 use half_open::{HalfOpenEntry, HalfOpenTable, same_ends};
-use id_index::{Ids, Place};
+use id_index::{IdIndex, SlotRef};
 use peer_queries::PeerQueries;
 use provisional::ProvisionalSegments;
-use session::{Mark, Session};
+use session::{Session, SessionFlag};
 use slab::Slab;
-use source_sketch::Sources;
+use source_sketch::SourceSketch;
 use wheel::{Links, Wheel};
 
 /// A session that was offered to be ended, and is still there, is offered again after a quarter of its timeout, within these
 /// bounds.
-const OFFER_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
+const IDLE_REPORT_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
 
-/// Shards: a power of two, at most 256 ([`Place`]).
+/// Shards: a power of two, at most 256 ([`SlotRef`]).
 pub(crate) const SHARDS: usize = 256;
 
 /// One member's table.
 pub(crate) struct Table {
     shards: Box<[Mutex<Shard>]>,
     /// Of the sessions.
-    pub(crate) ids: Ids,
+    pub(crate) ids: IdIndex,
     /// Of the half-open sessions.
-    pub(crate) half_open_ids: Ids,
+    pub(crate) half_open_ids: IdIndex,
     /// Who has how many half-open sessions.
-    pub(crate) sources: Sources,
+    pub(crate) half_open_by_source: SourceSketch,
     /// The shards in which something is awaited that the others were not asked about yet, a bit each.
     unsent_queries: [AtomicU64; SHARDS / 64],
     hasher: FixedState,
@@ -69,7 +70,7 @@ pub(crate) struct Shard {
     pub(crate) half_open: HalfOpenTable,
     pub(crate) queries: PeerQueries,
     pub(crate) provisional: ProvisionalSegments,
-    pub(crate) datagrams: Datagrams,
+    pub(crate) fragments: FragmentTable,
     /// Sessions whose both FINs are known: when another member's close is overdue.
     pub(crate) finished: VecDeque<(Time, SessionId, u32)>,
     /// Half-open sessions that were evicted for lack of room.
@@ -86,7 +87,7 @@ pub(crate) struct Sessions {
     slab: Slab<Session>,
     index: HashTable<u32>,
     /// Those that passed a packet since the others were told of them, oldest first. It has room for all.
-    busy: Vec<u32>,
+    dirty: Vec<u32>,
     wheel: Wheel,
 }
 
@@ -113,27 +114,27 @@ impl Sessions {
     }
 
     /// A packet of this session passed.
-    pub(crate) fn busy(&mut self, slot: u32) {
+    pub(crate) fn mark_dirty(&mut self, slot: u32) {
         if let Some(session) = self.slab.get_mut(slot)
-            && !session.marks.has(Mark::Busy)
-            && self.busy.len() < self.busy.capacity()
+            && !session.flags.has(SessionFlag::Dirty)
+            && self.dirty.len() < self.dirty.capacity()
         {
-            session.marks.set(Mark::Busy, true);
-            self.busy.push(slot);
+            session.flags.set(SessionFlag::Dirty, true);
+            self.dirty.push(slot);
         }
     }
 
-    /// Exchanges the list of busy sessions for `empty`.
-    pub(crate) fn take_busy(&mut self, mut empty: Vec<u32>) -> Vec<u32> {
+    /// Exchanges the list of dirty sessions for `empty`.
+    pub(crate) fn take_dirty(&mut self, mut empty: Vec<u32>) -> Vec<u32> {
         empty.clear();
         empty.reserve(self.slab.len());
-        std::mem::replace(&mut self.busy, empty)
+        std::mem::replace(&mut self.dirty, empty)
     }
 
     fn insert(&mut self, hasher: &FixedState, hash: u64, session: Session) -> u32 {
         let slot = self.slab.insert(session);
         // Here, so that no packet has to.
-        self.busy.reserve(self.slab.len().saturating_sub(self.busy.len()));
+        self.dirty.reserve(self.slab.len().saturating_sub(self.dirty.len()));
         let slab = &self.slab;
         self.index.insert_unique(hash, slot, |&slot| slab.get(slot).map_or(0, |s| s.original.symmetric_hash(hasher)));
         slot
@@ -151,32 +152,32 @@ impl Sessions {
     /// earlier.
     pub(crate) fn arm(&mut self, slot: u32, now: Time, timeouts: &Timeouts) {
         match self.slab.get(slot).map(|session| session.remaining(now, timeouts)) {
-            Some(Duration::ZERO) => self.wheel.found_idle(&mut self.slab, slot),
+            Some(Duration::ZERO) => self.wheel.link_idle(&mut self.slab, slot),
             Some(remaining) => self.wheel.arm(&mut self.slab, slot, now, now + remaining),
             None => {}
         }
     }
 
     /// Looks at one session whose time may be over; false: there is none.
-    pub(crate) fn look(&mut self, now: Time, timeouts: &Timeouts) -> bool {
-        let due = self.wheel.due(&mut self.slab, now);
+    pub(crate) fn process_due(&mut self, now: Time, timeouts: &Timeouts) -> bool {
+        let due = self.wheel.pop_due(&mut self.slab, now);
         due.inspect(|&slot| self.arm(slot, now, timeouts)).is_some()
     }
 
-    /// Is there one for [`Sessions::offer`]?
+    /// Is there one for [`Sessions::report_idle`]?
     pub(crate) fn has_idle(&self) -> bool {
         self.wheel.has_idle()
     }
 
     /// Takes up one session that was found idle: its id, if it still is idle. `None`: there is no further one.
-    pub(crate) fn offer(&mut self, now: Time, timeouts: &Timeouts) -> Option<Option<SessionId>> {
-        let slot = self.wheel.idle(&mut self.slab)?;
+    pub(crate) fn report_idle(&mut self, now: Time, timeouts: &Timeouts) -> Option<Option<SessionId>> {
+        let slot = self.wheel.pop_idle(&mut self.slab)?;
         let idle = self.slab.get(slot).filter(|s| s.is_idle(now, timeouts)).map(|s| (s.id, s.timeout(timeouts)));
         match idle {
             // A member that has lately seen it, or does not answer, may keep it.
             Some((_, timeout)) => {
-                let again = now + (timeout / 4).clamp(OFFER_AGAIN.0, OFFER_AGAIN.1);
-                self.wheel.arm_once(&mut self.slab, slot, now, again);
+                let again = now + (timeout / 4).clamp(IDLE_REPORT_RETRY.0, IDLE_REPORT_RETRY.1);
+                self.wheel.arm_coarse(&mut self.slab, slot, now, again);
             }
             None => self.arm(slot, now, timeouts),
         }
@@ -195,7 +196,7 @@ impl Table {
                         half_open: HalfOpenTable::new(half_open),
                         queries: PeerQueries::default(),
                         provisional: ProvisionalSegments::default(),
-                        datagrams: Datagrams::default(),
+                        fragments: FragmentTable::default(),
                         finished: VecDeque::new(),
                         evicted: 0,
                         copied: 0,
@@ -203,9 +204,9 @@ impl Table {
                     })
                 })
                 .collect(),
-            ids: Ids::new(config.seed),
-            half_open_ids: Ids::new(config.seed.wrapping_add(1)),
-            sources: Sources::new(config.seed.wrapping_add(2)),
+            ids: IdIndex::new(config.seed),
+            half_open_ids: IdIndex::new(config.seed.wrapping_add(1)),
+            half_open_by_source: SourceSketch::new(config.seed.wrapping_add(2)),
             unsent_queries: Default::default(),
             hasher: FixedState::with_seed(config.seed),
         }
@@ -229,7 +230,7 @@ impl Table {
         self.shards[usize::from(number)].lock()
     }
 
-    pub(crate) fn of(&self, hash: u64) -> MutexGuard<'_, Shard> {
+    pub(crate) fn shard_for(&self, hash: u64) -> MutexGuard<'_, Shard> {
         self.shard(Self::number(hash))
     }
 
@@ -249,21 +250,21 @@ impl Table {
         let id = session.id;
         // Its places in lists were those of an earlier slot, if any.
         session.links = Links::NONE;
-        let busy = session.marks.has(Mark::Busy);
-        session.marks.set(Mark::Busy, false);
+        let dirty = session.flags.has(SessionFlag::Dirty);
+        session.flags.set(SessionFlag::Dirty, false);
         let slot = shard.sessions.insert(&self.hasher, hash, session);
         shard.sessions.arm(slot, now, timeouts);
-        if busy {
-            shard.sessions.busy(slot);
+        if dirty {
+            shard.sessions.mark_dirty(slot);
         }
-        self.ids.insert(id, Place::new(Self::number(hash), slot));
+        self.ids.insert(id, SlotRef::new(Self::number(hash), slot));
         slot
     }
 
     /// Removes a session from its shard, which the caller has locked.
     pub(crate) fn remove(&self, shard: &mut Shard, hash: u64, slot: u32) -> Option<Session> {
         let session = shard.sessions.remove(hash, slot)?;
-        self.ids.remove(session.id, Place::new(Self::number(hash), slot));
+        self.ids.remove(session.id, SlotRef::new(Self::number(hash), slot));
         Some(session)
     }
 
@@ -271,7 +272,7 @@ impl Table {
     pub(crate) fn drain(&self, shard: &mut Shard, number: u8) -> Vec<Session> {
         let sessions = std::mem::take(&mut shard.sessions);
         for (slot, session) in sessions.slab.numbered() {
-            self.ids.remove(session.id, Place::new(number, slot));
+            self.ids.remove(session.id, SlotRef::new(number, slot));
         }
         sessions.slab.into_values().collect()
     }
@@ -286,11 +287,11 @@ impl Table {
                 |h: &HalfOpenEntry| h.open.original == open.original && same_ends(&h.open.protocol, &open.protocol);
             shard.half_open.get(*slot).is_some_and(|half| half.aborted && same(half))
         };
-        let again: Vec<u32> = shard.half_open.of(hash, &open.original).filter(was_reset).collect();
+        let again: Vec<u32> = shard.half_open.lookup(hash, &open.original).filter(was_reset).collect();
         for slot in again {
             self.remove_half_open(shard, slot);
         }
-        let of_tuple = || shard.half_open.of(hash, &open.original);
+        let of_tuple = || shard.half_open.lookup(hash, &open.original);
         if of_tuple().count() >= half_open::PER_TUPLE {
             let oldest = of_tuple().min_by_key(|&slot| shard.half_open.get(slot).map(|h| h.last));
             if let Some(slot) = oldest {
@@ -306,20 +307,20 @@ impl Table {
         if let Some(slot) = shard.sessions.find(hash, &open.original)
             && let Some(session) = shard.sessions.get_mut(slot)
         {
-            session.marks.set(Mark::Contested, true);
+            session.flags.set(SessionFlag::Contested, true);
         }
         let id = open.id;
-        self.sources.add(open.original.src);
+        self.half_open_by_source.add(open.original.src);
         let slot = shard.half_open.insert(hash, open, now);
-        self.half_open_ids.insert(id, Place::new(Self::number(hash), slot));
+        self.half_open_ids.insert(id, SlotRef::new(Self::number(hash), slot));
         slot
     }
 
     /// Removes a half-open session from its shard, which the caller has locked.
     pub(crate) fn remove_half_open(&self, shard: &mut Shard, slot: u32) -> Option<HalfOpenEntry> {
         let half = shard.half_open.remove(slot)?;
-        self.sources.remove(half.source());
-        self.half_open_ids.remove(half.open.id, Place::new(Self::number(half.hash()), slot));
+        self.half_open_by_source.remove(half.source());
+        self.half_open_ids.remove(half.open.id, SlotRef::new(Self::number(half.hash()), slot));
         Some(half)
     }
 
@@ -349,7 +350,7 @@ impl Table {
     /// Gives a half-open session another id.
     pub(crate) fn rename_half_open(&self, shard: &mut Shard, slot: u32, id: SessionId) {
         if let Some(half) = shard.half_open.get_mut(slot) {
-            let place = Place::new(Self::number(half.hash()), slot);
+            let place = SlotRef::new(Self::number(half.hash()), slot);
             self.half_open_ids.remove(half.open.id, place);
             half.open.id = id;
             self.half_open_ids.insert(id, place);
@@ -358,19 +359,19 @@ impl Table {
 
     /// Locks the shard of the session with this id and yields it with the session's slot.
     pub(crate) fn locate(&self, id: SessionId) -> Option<(MutexGuard<'_, Shard>, u32)> {
-        self.ids.places(id).find_map(|place| {
-            let shard = self.shard(place.shard());
-            let here = shard.sessions.get(place.slot()).is_some_and(|s| s.id == id);
-            here.then_some((shard, place.slot()))
+        self.ids.candidates(id).find_map(|at| {
+            let shard = self.shard(at.shard());
+            let here = shard.sessions.get(at.slot()).is_some_and(|s| s.id == id);
+            here.then_some((shard, at.slot()))
         })
     }
 
     /// As [`Table::locate`], for half-open sessions.
     pub(crate) fn locate_half_open(&self, id: SessionId) -> Option<(MutexGuard<'_, Shard>, u32)> {
-        self.half_open_ids.places(id).find_map(|place| {
-            let shard = self.shard(place.shard());
-            let here = shard.half_open.get(place.slot()).is_some_and(|h| h.open.id == id);
-            here.then_some((shard, place.slot()))
+        self.half_open_ids.candidates(id).find_map(|at| {
+            let shard = self.shard(at.shard());
+            let here = shard.half_open.get(at.slot()).is_some_and(|h| h.open.id == id);
+            here.then_some((shard, at.slot()))
         })
     }
 }

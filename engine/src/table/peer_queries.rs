@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::event::{Event, Hint};
 use crate::time::Time;
 use crate::tuple::Tuple;
+use crate::worker_set::WorkerSet;
 
 /// Keys per shard.
 const MAX_QUERIES: usize = 64;
@@ -24,7 +25,7 @@ const UNANSWERED_TTL: Duration = Duration::from_secs(10);
 #[derive(Clone, Copy)]
 struct Entry {
     key: u64,
-    workers: u64,
+    workers: WorkerSet,
     /// Since when it is awaited, and the others are asked, or soon will be.
     sent: Time,
     /// What they are still to be asked about.
@@ -60,14 +61,14 @@ impl PeerQueries {
 
     /// `worker` waits for `key`; the others were asked already.
     pub(crate) fn await_reply(&mut self, key: u64, worker: u8, now: Time) {
-        self.entry(key, now).workers |= 1 << (worker & 63);
+        self.entry(key, now).workers.insert(worker);
     }
 
     /// `worker` waits for `key`; if it does so for longer than a hint is under way, the others are to be asked about `tuple`.
     pub(crate) fn await_hint(&mut self, key: u64, tuple: &Tuple, worker: u8, now: Time) {
         let new = self.state(key, now) != QueryState::Outstanding;
         let entry = self.entry(key, now);
-        entry.workers |= 1 << (worker & 63);
+        entry.workers.insert(worker);
         if new {
             (entry.sent, entry.query) = (now, Some(*tuple));
         }
@@ -77,7 +78,7 @@ impl PeerQueries {
     pub(crate) fn await_commit(&mut self, key: u64, worker: u8, now: Time) -> bool {
         let propose = self.state(key, now) != QueryState::Outstanding;
         let entry = self.entry(key, now);
-        entry.workers |= 1 << (worker & 63);
+        entry.workers.insert(worker);
         if propose {
             entry.sent = now;
         }
@@ -88,7 +89,7 @@ impl PeerQueries {
         let place = match self.entries.iter().position(|e| e.key == key) {
             Some(place) => place,
             None => {
-                let entry = Entry { key, workers: 0, sent: now, query: None };
+                let entry = Entry { key, workers: WorkerSet::EMPTY, sent: now, query: None };
                 if self.entries.len() < MAX_QUERIES {
                     self.entries.push(entry);
                     self.entries.len() - 1
@@ -117,14 +118,14 @@ impl PeerQueries {
     }
 
     /// The workers that wait for `key`, which then is no longer queries.
-    pub(crate) fn take(&mut self, key: u64) -> u64 {
-        let Some(at) = self.entries.iter().position(|e| e.key == key) else { return 0 };
+    pub(crate) fn take(&mut self, key: u64) -> WorkerSet {
+        let Some(at) = self.entries.iter().position(|e| e.key == key) else { return WorkerSet::EMPTY };
         self.next = 0;
         self.entries.swap_remove(at).workers
     }
 
     /// All keys, which then are no longer queries.
-    pub(crate) fn take_all(&mut self) -> impl Iterator<Item = (u64, u64)> {
+    pub(crate) fn take_all(&mut self) -> impl Iterator<Item = (u64, WorkerSet)> {
         self.next = 0;
         std::mem::take(&mut self.entries).into_iter().map(|e| (e.key, e.workers))
     }
@@ -155,16 +156,16 @@ mod tests {
         assert_eq!(queries.state(5, t + QUERY_RETRY_INTERVAL), QueryState::Unanswered);
         queries.await_hint(5, &tuple, 3, t + QUERY_RETRY_INTERVAL);
         assert_eq!(asks(&mut queries, t + QUERY_RETRY_INTERVAL + HINT_DELAY), 1);
-        assert_eq!(queries.take(5), 0b1001);
-        assert_eq!(queries.take(5), 0);
+        assert_eq!(queries.take(5), WorkerSet::from([0, 3]));
+        assert_eq!(queries.take(5), WorkerSet::EMPTY);
         queries.await_reply(6, 1, t);
         assert_eq!(asks(&mut queries, t + HINT_DELAY), 0);
         // What came in time is not asked for.
         assert!(queries.await_commit(8, 1, t) && !queries.await_commit(8, 2, t + QUERY_RETRY_INTERVAL / 2));
         assert!(queries.await_commit(8, 2, t + QUERY_RETRY_INTERVAL), "the proposal may be lost");
-        assert_eq!((asks(&mut queries, t + 2 * QUERY_RETRY_INTERVAL), queries.take(8)), (0, 0b110));
+        assert_eq!((asks(&mut queries, t + 2 * QUERY_RETRY_INTERVAL), queries.take(8)), (0, WorkerSet::from([1, 2])));
         queries.await_hint(7, &tuple, 1, t);
-        assert_eq!(queries.take(7), 2);
+        assert_eq!(queries.take(7), WorkerSet::of(1));
         assert_eq!(asks(&mut queries, t + HINT_DELAY), 0);
     }
 
@@ -174,8 +175,8 @@ mod tests {
         for key in 0..=MAX_QUERIES as u64 {
             queries.await_hint(key, &tuple(1), 1, Time(1));
         }
-        assert_eq!(queries.take(0), 0);
-        assert_eq!(queries.take(MAX_QUERIES as u64), 2);
+        assert_eq!(queries.take(0), WorkerSet::EMPTY);
+        assert_eq!(queries.take(MAX_QUERIES as u64), WorkerSet::of(1));
         assert_eq!(queries.take_all().count(), MAX_QUERIES - 1);
     }
 }

@@ -3,11 +3,9 @@
 use std::time::Duration;
 
 use super::wheel::Links;
-use crate::engine::SessionInfo;
-use crate::event::{HandshakeState, SynParams};
-use crate::id::{Generation, RuleId, SessionId, ZoneId};
-use crate::replica::{CloseCause, Establish};
-use crate::time::{Coarse, Time};
+use crate::id::{Generation, RuleId, SessionId, ZoneId, ZonePair};
+use crate::session::{CloseCause, Establish, HandshakeState, SessionInfo, SynParams};
+use crate::time::{Stamp17ms, Time};
 use crate::timeouts::{Timeout, Timeouts};
 use crate::track::State;
 use crate::track::tcp::Track;
@@ -29,12 +27,12 @@ pub(crate) struct Session {
     pub(crate) refreshes: u16,
     handshake: CompactHandshake,
     // Local.
-    pub(crate) marks: Marks,
+    pub(crate) flags: SessionFlags,
     /// The last policy that it was judged by here: the lower half of its generation.
     judged: u32,
     /// When a packet of it last passed here, or when it came into its present replicated state. Rounded up: it must not
     /// look idle before it is.
-    pub(crate) seen: Coarse,
+    pub(crate) seen: Stamp17ms,
     /// Its place in the timing wheel.
     pub(crate) links: Links,
     /// TCP only.
@@ -47,27 +45,27 @@ pub(crate) struct Session {
 
 /// What a session is to this member.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Mark {
+pub(crate) enum SessionFlag {
     /// Half-open sessions of the same tuple may exist: they are asked first.
     Contested = 1,
     /// This member has said that it is idle: no packet of it passes here before a `Refresh` is applied. Only the log ends that:
     /// the command that ends the session may be under way for any time.
     Expiring = 2,
     /// It is in its shard's list of sessions of which the others are to be told.
-    Busy = 4,
+    Dirty = 4,
 }
 
-/// A set of [`Mark`]s, in one byte.
+/// A set of [`SessionFlag`]s, in one byte.
 #[derive(Clone, Copy, Default, Debug)]
-pub(crate) struct Marks(u8);
+pub(crate) struct SessionFlags(u8);
 
-impl Marks {
-    pub(crate) fn has(self, mark: Mark) -> bool {
-        self.0 & mark as u8 != 0
+impl SessionFlags {
+    pub(crate) fn has(self, flag: SessionFlag) -> bool {
+        self.0 & flag as u8 != 0
     }
 
-    pub(crate) fn set(&mut self, mark: Mark, on: bool) {
-        self.0 = if on { self.0 | mark as u8 } else { self.0 & !(mark as u8) };
+    pub(crate) fn set(&mut self, flag: SessionFlag, on: bool) {
+        self.0 = if on { self.0 | flag as u8 } else { self.0 & !(flag as u8) };
     }
 }
 
@@ -154,7 +152,9 @@ impl Session {
     /// `seen`: when this member last heard of its half-open session, if it did.
     pub(crate) fn new(e: &Establish, now: Time, seen: Option<Time>) -> Session {
         let track = match &e.protocol {
-            HandshakeState::Tcp { client, server: Some(server) } => Some(Track::new(client, server, seen)),
+            HandshakeState::Tcp { client, server: Some(server) } => {
+                Some(Track::new(&PerDirection { original: *client, reply: *server }, seen))
+            }
             _ => None,
         };
         Session {
@@ -167,9 +167,9 @@ impl Session {
             closed: None,
             refreshes: 0,
             handshake: CompactHandshake::new(&e.protocol),
-            marks: Marks::default(),
+            flags: SessionFlags::default(),
             judged: e.generation.0 as u32,
-            seen: Coarse::up(now),
+            seen: Stamp17ms::rounded_up(now),
             links: Links::NONE,
             track,
             traffic: PerDirection::default(),
@@ -181,12 +181,12 @@ impl Session {
     pub(crate) fn account(&mut self, direction: Direction, bytes: u32, now: Time) {
         self.traffic[direction].add(1, bytes);
         self.unpublished[direction].add_packet(bytes);
-        self.seen = Coarse::up(now);
+        self.seen = Stamp17ms::rounded_up(now);
     }
 
     /// Takes back what a packet changed that does not pass after all. Its places in lists stay.
     pub(crate) fn rewind(&mut self, before: Session) {
-        *self = Session { links: self.links, marks: self.marks, judged: self.judged, ..before };
+        *self = Session { links: self.links, flags: self.flags, judged: self.judged, ..before };
     }
 
     /// The tuple of the packets from the server. It is the inverse until there is address translation.
@@ -224,9 +224,11 @@ impl Session {
     }
 
     /// The two ends of a TCP connection.
-    pub(crate) fn syn_params(&self) -> Option<(SynParams, SynParams)> {
+    pub(crate) fn syn_params(&self) -> Option<PerDirection<SynParams>> {
         match &self.handshake {
-            CompactHandshake::Tcp([client, server]) => Some((client.end(), server.end())),
+            CompactHandshake::Tcp([client, server]) => {
+                Some(PerDirection { original: client.end(), reply: server.end() })
+            }
             CompactHandshake::Generic { .. } => None,
         }
     }
@@ -275,7 +277,7 @@ impl Session {
 
     /// How long it may be idle.
     pub(crate) fn timeout(&self, timeouts: &Timeouts) -> Duration {
-        timeouts.get(Timeout::of(self.state(), self.original.protocol))
+        timeouts.get(Timeout::for_state(self.state(), self.original.protocol))
     }
 
     /// How long it has been idle.
@@ -302,7 +304,7 @@ impl Session {
             id: self.id,
             original: self.original,
             reply: self.reply(),
-            zones: (self.ingress, self.egress),
+            zones: ZonePair { ingress: self.ingress, egress: self.egress },
             rule: (self.generation, self.rule),
             state: self.state().name(),
             half_open: false,

@@ -12,18 +12,18 @@ use foldhash::quality::FixedState;
 use crate::addr::Ip;
 
 /// Counters in a row: a power of two.
-const ROW: usize = 1 << 16;
+const COUNTERS_PER_ROW: usize = 1 << 16;
 
 /// The counters.
-pub(crate) struct Sources {
+pub(crate) struct SourceSketch {
     rows: [Box<[AtomicU32]>; 2],
     hasher: FixedState,
 }
 
-impl Sources {
-    pub(crate) fn new(seed: u64) -> Sources {
-        let row = || (0..ROW).map(|_| AtomicU32::new(0)).collect();
-        Sources { rows: [row(), row()], hasher: FixedState::with_seed(seed) }
+impl SourceSketch {
+    pub(crate) fn new(seed: u64) -> SourceSketch {
+        let row = || (0..COUNTERS_PER_ROW).map(|_| AtomicU32::new(0)).collect();
+        SourceSketch { rows: [row(), row()], hasher: FixedState::with_seed(seed) }
     }
 
     pub(crate) fn add(&self, source: Ip) {
@@ -32,7 +32,7 @@ impl Sources {
         }
     }
 
-    /// Takes back one [`Sources::add`].
+    /// Takes back one [`SourceSketch::add`].
     pub(crate) fn remove(&self, source: Ip) {
         for counter in self.counters(source) {
             counter.fetch_sub(1, Ordering::Relaxed);
@@ -51,7 +51,7 @@ impl Sources {
             Ip::V6([a, b, c, d, e, f, g, h, ..]) => self.hasher.hash_one([a, b, c, d, e, f, g, h]),
         };
         let [first, second] = &self.rows;
-        [&first[hash as usize % ROW], &second[(hash >> 32) as usize % ROW]]
+        [&first[hash as usize % COUNTERS_PER_ROW], &second[(hash >> 32) as usize % COUNTERS_PER_ROW]]
     }
 }
 
@@ -61,7 +61,7 @@ mod tests {
 
     #[test]
     fn sources_are_counted_apart_and_networks_together() {
-        let sources = Sources::new(3);
+        let sources = SourceSketch::new(3);
         let v4 = |n: u32| Ip::V4(n.to_be_bytes());
         for n in 0..1000 {
             sources.add(v4(n));

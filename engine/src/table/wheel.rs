@@ -21,25 +21,25 @@ use super::slab::Slab;
 use crate::time::Time;
 
 /// The unit is 2^28 ns.
-const SHIFT: u32 = 28;
+const UNIT_SHIFT: u32 = 28;
 
 /// The wheel's resolution.
 #[cfg(test)]
-pub(crate) const UNIT: Duration = Duration::from_nanos(1 << SHIFT);
+pub(crate) const UNIT: Duration = Duration::from_nanos(1 << UNIT_SHIFT);
 
 const LEVELS: usize = 4;
 /// Each level has 2^6 buckets.
-const BITS: u32 = 6;
-const WIDTH: usize = 1 << BITS;
+const LEVEL_BITS: u32 = 6;
+const BUCKETS_PER_LEVEL: usize = 1 << LEVEL_BITS;
 /// Farther deadlines are looked at then, and put off again.
-const FARTHEST: u64 = (WIDTH as u64 - 1) << (BITS * (LEVELS as u32 - 1));
+const MAX_UNITS_AHEAD: u64 = (BUCKETS_PER_LEVEL as u64 - 1) << (LEVEL_BITS * (LEVELS as u32 - 1));
 
 /// Behind the wheel's buckets: sessions that were found idle.
-const IDLE: usize = LEVELS * WIDTH;
+const IDLE_BUCKET: usize = LEVELS * BUCKETS_PER_LEVEL;
 
 const NONE: u32 = u32::MAX;
 /// Marks, in `prev`, a bucket in place of a session. Slots are below 2^24.
-const HEAD: u32 = 1 << 31;
+const BUCKET_TAG: u32 = 1 << 31;
 
 /// A session's neighbours in its bucket.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,20 +58,20 @@ impl Links {
 pub(crate) struct Wheel {
     /// The first unit whose buckets have not been looked at.
     at: u64,
-    heads: [u32; IDLE + 1],
+    heads: [u32; IDLE_BUCKET + 1],
     /// The buckets of each level that are not empty.
     occupied: [u64; LEVELS],
 }
 
 impl Default for Wheel {
     fn default() -> Wheel {
-        Wheel { at: 0, heads: [NONE; IDLE + 1], occupied: [0; LEVELS] }
+        Wheel { at: 0, heads: [NONE; IDLE_BUCKET + 1], occupied: [0; LEVELS] }
     }
 }
 
 /// The level for what is so many units away.
 fn level(distance: u64) -> u32 {
-    (distance | 1).ilog2() / BITS
+    (distance | 1).ilog2() / LEVEL_BITS
 }
 
 impl Wheel {
@@ -83,17 +83,17 @@ impl Wheel {
     }
 
     /// As [`Wheel::arm`], but later rather than looking at it twice: by at most as long again as `due` is away.
-    pub(crate) fn arm_once(&mut self, sessions: &mut Slab<Session>, slot: u32, now: Time, due: Time) {
+    pub(crate) fn arm_coarse(&mut self, sessions: &mut Slab<Session>, slot: u32, now: Time, due: Time) {
         self.unlink(sessions, slot);
         let unit = self.unit(now, due);
-        let step = 1 << (BITS * level(unit - self.at));
-        let unit = unit.next_multiple_of(step).min(self.at + FARTHEST);
+        let step = 1 << (LEVEL_BITS * level(unit - self.at));
+        let unit = unit.next_multiple_of(step).min(self.at + MAX_UNITS_AHEAD);
         self.link(sessions, slot, Wheel::bucket(unit, level(unit - self.at)));
     }
 
     /// Takes out a session that is to be looked at by now.
-    pub(crate) fn due(&mut self, sessions: &mut Slab<Session>, now: Time) -> Option<u32> {
-        let now = now.0 >> SHIFT;
+    pub(crate) fn pop_due(&mut self, sessions: &mut Slab<Session>, now: Time) -> Option<u32> {
+        let now = now.0 >> UNIT_SHIFT;
         let Some((unit, bucket)) = self.next().filter(|(unit, _)| *unit <= now) else {
             self.at = self.at.max(now + 1);
             return None;
@@ -103,19 +103,19 @@ impl Wheel {
     }
 
     /// Takes out a session that was found idle.
-    pub(crate) fn idle(&mut self, sessions: &mut Slab<Session>) -> Option<u32> {
-        self.pop(sessions, IDLE)
+    pub(crate) fn pop_idle(&mut self, sessions: &mut Slab<Session>) -> Option<u32> {
+        self.pop(sessions, IDLE_BUCKET)
     }
 
     /// Was any session found idle, and not yet taken out?
     pub(crate) fn has_idle(&self) -> bool {
-        self.heads[IDLE] != NONE
+        self.heads[IDLE_BUCKET] != NONE
     }
 
     /// Puts a session to those that were found idle.
-    pub(crate) fn found_idle(&mut self, sessions: &mut Slab<Session>, slot: u32) {
+    pub(crate) fn link_idle(&mut self, sessions: &mut Slab<Session>, slot: u32) {
         self.unlink(sessions, slot);
-        self.link(sessions, slot, IDLE);
+        self.link(sessions, slot, IDLE_BUCKET);
     }
 
     /// Takes a session out of its bucket.
@@ -125,15 +125,15 @@ impl Wheel {
         if prev == NONE {
             return;
         }
-        if prev & HEAD == 0 {
+        if prev & BUCKET_TAG == 0 {
             if let Some(before) = sessions.get_mut(prev) {
                 before.links.next = next;
             }
         } else {
-            let bucket = (prev & !HEAD) as usize;
+            let bucket = (prev & !BUCKET_TAG) as usize;
             self.heads[bucket] = next;
-            if next == NONE && bucket < IDLE {
-                self.occupied[bucket / WIDTH] &= !(1 << (bucket % WIDTH));
+            if next == NONE && bucket < IDLE_BUCKET {
+                self.occupied[bucket / BUCKETS_PER_LEVEL] &= !(1 << (bucket % BUCKETS_PER_LEVEL));
             }
         }
         if let Some(after) = sessions.get_mut(next) {
@@ -145,13 +145,13 @@ impl Wheel {
     fn unit(&mut self, now: Time, due: Time) -> u64 {
         if self.occupied == [0; LEVELS] {
             // Whatever passed meanwhile, there was nothing to look at.
-            self.at = self.at.max(now.0 >> SHIFT);
+            self.at = self.at.max(now.0 >> UNIT_SHIFT);
         }
-        due.0.div_ceil(1 << SHIFT).clamp(self.at, self.at + FARTHEST)
+        due.0.div_ceil(1 << UNIT_SHIFT).clamp(self.at, self.at + MAX_UNITS_AHEAD)
     }
 
     fn bucket(unit: u64, level: u32) -> usize {
-        level as usize * WIDTH + (unit >> (BITS * level)) as usize % WIDTH
+        level as usize * BUCKETS_PER_LEVEL + (unit >> (LEVEL_BITS * level)) as usize % BUCKETS_PER_LEVEL
     }
 
     /// The bucket to be looked at next, and when. What is in a bucket of a higher level is looked at when the first unit of
@@ -159,10 +159,10 @@ impl Wheel {
     fn next(&self) -> Option<(u64, usize)> {
         let levels = (0..).zip(self.occupied).filter(|(_, occupied)| *occupied != 0);
         let first = |(level, occupied): (u32, u64)| {
-            let shift = BITS * level;
+            let shift = LEVEL_BITS * level;
             // Rounded up: the bucket that `at` is within was looked at when it began.
             let from = (self.at + (1 << shift) - 1) >> shift;
-            let ahead = occupied.rotate_right(from as u32 % WIDTH as u32).trailing_zeros();
+            let ahead = occupied.rotate_right(from as u32 % BUCKETS_PER_LEVEL as u32).trailing_zeros();
             let unit = (from + u64::from(ahead)) << shift;
             (unit, Wheel::bucket(unit, level))
         };
@@ -175,10 +175,10 @@ impl Wheel {
             after.links.prev = slot;
         }
         if let Some(session) = sessions.get_mut(slot) {
-            session.links = Links { next, prev: HEAD | bucket as u32 };
+            session.links = Links { next, prev: BUCKET_TAG | bucket as u32 };
         }
-        if bucket < IDLE {
-            self.occupied[bucket / WIDTH] |= 1 << (bucket % WIDTH);
+        if bucket < IDLE_BUCKET {
+            self.occupied[bucket / BUCKETS_PER_LEVEL] |= 1 << (bucket % BUCKETS_PER_LEVEL);
         }
     }
 

@@ -1,4 +1,4 @@
-//! Protocols without states of their own: UDP, ICMP echo, and all others by addresses.
+//! Protocols without TCP's states: UDP, ICMP echo, and all others, which are tracked by addresses.
 //!
 //! ```text
 //!            initiator's packet          reply               initiator's packet
@@ -7,16 +7,16 @@
 //!                                                            applied later
 //! ```
 //!
-//! Nothing is held for the establishment: until it is applied, both directions pass on the half-open entry, which every
-//! member knows by hints. All other combinations change nothing. A packet of either direction renews the session's time.
+//! No packet is held for the establishment. Until it is applied, both directions pass on the half-open entry, which all members
+//! know from hints. All other combinations change nothing. A packet of either direction restarts the idle timeout.
 
 use super::State;
-use crate::event::HandshakeState;
 use crate::parse::Kind;
+use crate::session::HandshakeState;
 use crate::tuple::Direction;
 
-/// May a packet of this kind go this way? Echo replies never ask, and requests never answer; an identifier of 0 makes
-/// their tuples look alike.
+/// Whether a packet of this kind may go in this direction. Echo requests come from the client and replies from the server,
+/// whose tuples look alike if the identifier is 0.
 pub(crate) fn fits(kind: &Kind, direction: Direction) -> bool {
     match kind {
         Kind::EchoRequest => direction == Direction::Original,

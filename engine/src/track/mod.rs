@@ -1,7 +1,7 @@
-//! What each protocol's sessions may do.
+//! Connection tracking by protocol.
 //!
 //! - [`tcp`]: sequence windows, FIN, RST, TIME_WAIT;
-//! - everything else ([`generic`]): only time and direction.
+//! - [`generic`], for all other protocols: time and direction only.
 
 pub(crate) mod generic;
 pub(crate) mod tcp;
@@ -23,7 +23,7 @@ pub(crate) enum State {
 }
 
 impl State {
-    /// As conntrack(8) names it.
+    /// The name, as in conntrack(8).
     pub(crate) const fn name(self) -> &'static str {
         match self {
             State::SynSent => "SYN_SENT",

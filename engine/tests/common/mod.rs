@@ -3,9 +3,11 @@
 
 use std::sync::Arc;
 
-use palisade_engine::event::{Event, HandshakeState, SynParams};
-use palisade_engine::replica::{Applied, Batch, Command, Establish, Outcome, PolicyChange, Replica};
-use palisade_engine::{Config, Engine, Generation, MemberId, RuleId, SessionId, Time, Tuple, ZoneId};
+use palisade_engine::replica::{Applied, Batch, Command, Outcome, PolicyChange, Replica};
+use palisade_engine::{
+    Config, Engine, Establish, Event, Generation, HandshakeState, MemberId, RuleId, SessionId, SynParams, Time, Tuple,
+    ZoneId,
+};
 
 /// One member.
 pub struct Member {

@@ -23,14 +23,14 @@ impl Service {
         let last = async move {
             match moved.await {
                 DrainOutcome::Drained(d) | DrainOutcome::TimedOut(d) => {
-                    Ok(v1::DrainResponse { draining: Some(message(&d)), over: true })
+                    Ok(v1::DrainResponse { draining: Some(message(&d)), done: true })
                 }
                 DrainOutcome::Cancelled => {
                     Err(Status::aborted("`palisade undrain` came in between, or the member has stopped"))
                 }
             }
         };
-        let progress = |draining| v1::DrainResponse { draining: Some(draining), over: false };
+        let progress = |draining| v1::DrainResponse { draining: Some(draining), done: false };
         Ok(followed(self.0.follow_drain(), last, progress))
     }
 
@@ -85,10 +85,10 @@ fn followed<T: Send + 'static>(
 /// As it travels.
 pub(super) fn message(d: &Draining) -> v1::Draining {
     let reason = match d.reason {
-        DrainReason::Operator => v1::DrainReason::Drained,
+        DrainReason::Operator => v1::DrainReason::Operator,
         DrainReason::Leaving => v1::DrainReason::Leaving,
         DrainReason::Stopping => v1::DrainReason::Stopping,
     };
     let for_ms = u64::try_from(clock::now().since(d.since).as_millis()).unwrap_or(u64::MAX);
-    v1::Draining { reason: reason.into(), for_ms, packets_per_second: d.packets, quiet: d.quiet, leads: d.leader }
+    v1::Draining { reason: reason.into(), for_ms, packets_per_second: d.packets, quiet: d.quiet, leader: d.leader }
 }

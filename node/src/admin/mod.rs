@@ -1,8 +1,8 @@
 //! The administration: gRPC over the unix socket. An admin's command goes from here to the log
 //! ([`crate::replication::Replication::command`]), and what it did comes back as its outcome.
 //!
-//! Consistency of reads: `admin.proto` names it for each of them. *Local* reads ask the engine; a *barrier* commits an empty
-//! command first and waits until it is applied here, so whatever was acknowledged to anybody before is applied here too.
+//! Consistency of reads: `admin.proto` names it for each of them. A *local* read asks the engine. A *barrier* waits first until
+//! everything is applied here that was committed before the request ([`crate::replication::Replication::read_barrier`]).
 
 mod drain;
 mod policy;
@@ -12,8 +12,8 @@ mod socket;
 use std::sync::Arc;
 use std::time::Duration;
 
-use palisade_engine::Standing;
-use palisade_engine::replica::{Command, Outcome, Role};
+use palisade_engine::replica::Outcome;
+use palisade_engine::{LeaseState, Role};
 use palisade_proto::admin::v1;
 use palisade_proto::admin::v1::admin_server::{Admin, AdminServer};
 use tokio_stream::wrappers::UnixListenerStream;
@@ -26,7 +26,7 @@ use tonic::{Code, Request, Response, Status};
 use crate::daemon::{ChangeError, Daemon};
 use crate::datapath::Nft;
 use crate::member::Member;
-use crate::replication::{MembershipError, ProposeError, RaftRole};
+use crate::replication::{MembershipError, ProposeError, RaftRole, ReadBarrierError, TransferError};
 
 pub(crate) use socket::Socket;
 pub use socket::SocketError;
@@ -49,7 +49,7 @@ pub(crate) async fn serve(socket: Socket, daemon: Arc<Daemon>) {
     // The file must go when this is dropped, so the socket stays here and the stream has a copy of the descriptor.
     let copy = match duplicate(listener) {
         Ok(copy) => copy,
-        Err(error) => return tracing::error!(%error, "the admin socket can not be served"),
+        Err(error) => return tracing::error!(%error, "the admin socket cannot be served"),
     };
     let served = Server::builder()
         .max_concurrent_streams(REQUESTS)
@@ -88,7 +88,7 @@ fn refuse(code: Code, message: impl Into<String>, help: &str) -> Status {
 
 impl From<ChangeError> for Status {
     fn from(e: ChangeError) -> Status {
-        let message = e.to_string();
+        let message = crate::error::chain(&e);
         match e {
             ChangeError::Busy => refuse(Code::FailedPrecondition, message, "wait until it is done"),
             ChangeError::NotAMember => outside(),
@@ -104,19 +104,21 @@ impl From<ChangeError> for Status {
 
 impl From<MembershipError> for Status {
     fn from(e: MembershipError) -> Status {
-        let message = e.to_string();
+        let message = crate::error::chain(&e);
         let code = match e {
             MembershipError::Token(_) => Code::InvalidArgument,
-            MembershipError::Propose(_) | MembershipError::Unreachable(_) | MembershipError::Late(_) => {
-                Code::Unavailable
-            }
-            MembershipError::Unknown(_) => Code::NotFound,
+            MembershipError::Propose(_)
+            | MembershipError::NoAddress
+            | MembershipError::Timeout(_)
+            | MembershipError::Transfer(TransferError::Timeout) => Code::Unavailable,
+            MembershipError::NoSuchMember(_) => Code::NotFound,
             MembershipError::Identity(_)
             | MembershipError::Refused(_)
-            | MembershipError::Myself(_)
-            | MembershipError::Last
-            | MembershipError::NotLeader(_) => Code::FailedPrecondition,
-            MembershipError::Open(_) | MembershipError::Random(_) => Code::Internal,
+            | MembershipError::CannotRemoveSelf(_)
+            | MembershipError::LastMember
+            | MembershipError::Transfer(_)
+            | MembershipError::Raft(_) => Code::FailedPrecondition,
+            MembershipError::Start(_) | MembershipError::ClusterId(_) | MembershipError::Random(_) => Code::Internal,
         };
         Status::new(code, message)
     }
@@ -124,6 +126,11 @@ impl From<MembershipError> for Status {
 
 fn unconfirmed(e: &ProposeError) -> Status {
     Status::unavailable(e.to_string())
+}
+
+fn stale(e: &ReadBarrierError) -> Status {
+    let help = "see `palisade cluster status`; without `--barrier` this member answers with what it has";
+    refuse(Code::Unavailable, format!("the answer could be out of date: {e}"), help)
 }
 
 fn outside() -> Status {
@@ -151,8 +158,7 @@ impl Service {
     async fn member_at(&self, barrier: bool) -> Result<Arc<Member>, Status> {
         let member = self.member()?;
         if barrier {
-            let empty = Command::Expire(Vec::new());
-            member.replication.command(empty, COMMAND).await.map_err(|e| unconfirmed(&e))?;
+            member.replication.read_barrier(COMMAND).await.map_err(|e| stale(&e))?;
         }
         Ok(member)
     }
@@ -203,7 +209,7 @@ fn membership(member: &Member) -> v1::Membership {
     v1::Membership {
         cluster: s.cluster,
         id: s.member.0,
-        as_of: Some(v1::AsOf { standing: v1::Standing::from(s.current).into(), applied: s.applied.unwrap_or(0) }),
+        as_of: Some(v1::AsOf { lease: v1::LeaseState::from(s.lease).into(), applied: s.applied.unwrap_or(0) }),
         raft_role: raft_role.into(),
         term: s.term,
         leader: s.leader.map_or(0, |id| id.0),
@@ -212,16 +218,16 @@ fn membership(member: &Member) -> v1::Membership {
         members: s.members.into_iter().map(one).collect(),
         sessions: counts.sessions.iter().map(|(_, _, n)| n).sum(),
         half_open: counts.half_open,
-        audited: if leads { metrics.audited_index.get() } else { 0 },
+        audited_index: if leads { metrics.audited_index.get() } else { 0 },
         suspect: metrics.state_suspect.get() != 0,
     }
 }
 
 fn datapath(workers: usize, member: &Member) -> Option<v1::Datapath> {
     let status = member.datapath()?.status();
-    let view = member.engine.view();
+    let cluster = member.engine.cluster_state();
     let interfaces = status.interfaces.into_iter().map(|i| v1::Interface {
-        zone_known: view.zones.contains(&i.zone),
+        zone_known: cluster.zones.contains(&i.zone),
         name: i.name,
         zone: i.zone,
         up: i.up,
@@ -360,6 +366,11 @@ impl Admin for Service {
     ) -> Result<Response<v1::SessionCountResponse>, Status> {
         self.count(request.into_inner()).await.map(Response::new)
     }
+
+    async fn gate(&self, _: Request<v1::GateRequest>) -> Result<Response<v1::GateResponse>, Status> {
+        let bypass_interfaces = self.0.config().datapath.bypass_interfaces.clone();
+        Ok(Response::new(v1::GateResponse { bypass_interfaces }))
+    }
 }
 
 /// A witness has no interfaces, so it says nothing about zones.
@@ -372,11 +383,11 @@ fn own_zones(daemon: &Daemon) -> Vec<String> {
 
 /// Refuses changes on a member that could not see them applied in time anyway.
 fn current(member: &Member) -> Result<(), Status> {
-    match member.standing() {
-        Standing::Current => Ok(()),
-        Standing::CutOff | Standing::Expired => {
+    match member.lease_state() {
+        LeaseState::Valid => Ok(()),
+        LeaseState::Grace | LeaseState::Expired => {
             let help = "see `palisade cluster status`; ask another member, or wait until a majority is there";
-            Err(refuse(Code::Unavailable, "this member is not current: it can not have anything committed now", help))
+            Err(refuse(Code::Unavailable, "this member is not current: it cannot have anything committed now", help))
         }
     }
 }

@@ -1,9 +1,8 @@
 //! The policy's part of the administration.
 
-use palisade_engine::engine::PolicyRecord;
-use palisade_engine::id::Generation;
 use palisade_engine::policy::Policy;
 use palisade_engine::replica::{Command, Outcome, PolicyChange};
+use palisade_engine::{Generation, PolicyRecord};
 use palisade_proto::admin::v1;
 use tonic::{Code, Status};
 
@@ -56,8 +55,8 @@ impl Service {
         let member = self.member()?;
         for _ in 0..TRIES {
             current(&member)?;
-            let view = member.engine.view();
-            let in_force = view.policies.last();
+            let cluster = member.engine.cluster_state();
+            let in_force = cluster.policies.last();
             let base = r.base.unwrap_or_else(|| in_force.map_or(0, |p| p.generation.0));
             if let Some(p) = in_force.filter(|p| p.text == text && p.generation.0 == base) {
                 return Ok(v1::PolicyApplyResponse { generation: p.generation.0, unchanged: true });
@@ -84,10 +83,10 @@ impl Service {
 
     pub(super) async fn show_policy(&self, r: v1::PolicyShowRequest) -> Result<v1::PolicyShowResponse, Status> {
         let member = self.member_at(r.barrier).await?;
-        let view = member.engine.view();
+        let cluster = member.engine.cluster_state();
         let found = match r.generation {
-            None => view.policies.last(),
-            Some(wanted) => view.policies.iter().find(|p| p.generation.0 == wanted),
+            None => cluster.policies.last(),
+            Some(wanted) => cluster.policies.iter().find(|p| p.generation.0 == wanted),
         };
         match (found, r.generation.unwrap_or(0)) {
             (Some(p), _) => Ok(v1::PolicyShowResponse { policy: Some(record(p)), text: p.text.clone() }),
@@ -103,7 +102,7 @@ impl Service {
 
     pub(super) async fn policies(&self, r: v1::PolicyHistoryRequest) -> Result<v1::PolicyHistoryResponse, Status> {
         let member = self.member_at(r.barrier).await?;
-        let policies = member.engine.view().policies.iter().map(|p| record(p)).collect();
+        let policies = member.engine.cluster_state().policies.iter().map(|p| record(p)).collect();
         Ok(v1::PolicyHistoryResponse { policies })
     }
 }

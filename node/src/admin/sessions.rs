@@ -7,10 +7,9 @@ use std::time::Duration;
 
 use futures::Stream;
 use palisade_engine::PerDirection;
-use palisade_engine::engine::{SessionInfo, View};
-use palisade_engine::id::SessionId;
 use palisade_engine::policy::Policy;
-use palisade_engine::replica::{Command, Establish, Outcome};
+use palisade_engine::replica::{Command, Outcome};
+use palisade_engine::{ClusterState, Establish, SessionId, SessionInfo, ZonePair};
 use palisade_proto::admin::v1;
 use palisade_proto::convert::admin::{AdminError, Session, SessionFilter};
 use tokio::sync::{broadcast, mpsc};
@@ -56,8 +55,8 @@ impl Service {
     pub(super) fn list(&self, r: v1::SessionListRequest) -> Result<Answers<v1::SessionListResponse>, Status> {
         let filter = filter(r.filter)?;
         let member = self.member()?;
-        let view = member.engine.view();
-        let mut left = if r.most == 0 { u64::MAX } else { r.most };
+        let cluster = member.engine.cluster_state();
+        let mut left = if r.limit == 0 { u64::MAX } else { r.limit };
         let (to, parts) = mpsc::channel(PARTS);
         tokio::task::spawn_blocking(move || {
             let mut part = Vec::with_capacity(PART);
@@ -68,8 +67,8 @@ impl Service {
             };
             let mut open = true;
             member.engine.sessions(clock::now(), &mut |info| {
-                if filter.matches(info, &view.zones) {
-                    part.push(Session::new(info, &view.zones).into());
+                if filter.matches(info, &cluster.zones) {
+                    part.push(Session::new(info, &cluster.zones).into());
                     left -= 1;
                 }
                 if part.len() >= PART {
@@ -87,10 +86,10 @@ impl Service {
     pub(super) fn show(&self, r: v1::SessionShowRequest) -> Result<v1::SessionShowResponse, Status> {
         let id: SessionId = r.id.ok_or_else(|| Status::invalid_argument("the session's id is missing"))?.into();
         let member = self.member()?;
-        let view = member.engine.view();
+        let cluster = member.engine.cluster_state();
         let info = member.engine.session(clock::now(), id).ok_or_else(|| no_session(id))?;
-        let rule_text = rule_text(&view, &info);
-        Ok(v1::SessionShowResponse { session: Some(Session::new(&info, &view.zones).into()), rule_text })
+        let rule_text = rule_text(&cluster, &info);
+        Ok(v1::SessionShowResponse { session: Some(Session::new(&info, &cluster.zones).into()), rule_text })
     }
 
     pub(super) async fn count(&self, r: v1::SessionCountRequest) -> Result<v1::SessionCountResponse, Status> {
@@ -101,11 +100,11 @@ impl Service {
             let sessions = counts.sessions.iter().map(|(_, _, n)| n).sum();
             return Ok(v1::SessionCountResponse { sessions, half_open: counts.half_open });
         }
-        let view = member.engine.view();
+        let cluster = member.engine.cluster_state();
         let found = Arc::new(parking_lot::Mutex::new(v1::SessionCountResponse::default()));
         let counted = found.clone();
         walk(&member, move |info| {
-            if filter.matches(info, &view.zones) {
+            if filter.matches(info, &cluster.zones) {
                 let mut found = counted.lock();
                 if info.half_open { found.half_open += 1 } else { found.sessions += 1 }
             }
@@ -133,11 +132,11 @@ impl Service {
             }
             Some(f) => {
                 let filter = filter(Some(f))?;
-                let view = member.engine.view();
+                let cluster = member.engine.cluster_state();
                 let found = Arc::new(parking_lot::Mutex::new((Vec::new(), 0)));
                 let matched = found.clone();
                 walk(&member, move |info| {
-                    if filter.matches(info, &view.zones) {
+                    if filter.matches(info, &cluster.zones) {
                         let mut found = matched.lock();
                         if info.half_open { found.1 += 1 } else { found.0.push(info.id) }
                     }
@@ -154,7 +153,7 @@ impl Service {
                 other => return Err(unexpected(other)),
             }
         }
-        let limit = self.0.config().limits.cut_off_limit;
+        let limit = self.0.config().limits.grace;
         Ok(v1::SessionKillResponse {
             killed: ids.len() as u64,
             half_open_skipped,
@@ -168,11 +167,11 @@ impl Service {
         // First the events, then the table: so nothing falls between the two.
         let events = member.replication.subscribe();
         let known = Arc::new(parking_lot::Mutex::new(HashMap::new()));
-        let (collected, of, view) = (known.clone(), filter.clone(), member.engine.view());
+        let (collected, of, cluster) = (known.clone(), filter.clone(), member.engine.cluster_state());
         walk(&member, move |info| {
             let mut known = collected.lock();
-            if !info.half_open && of.matches(info, &view.zones) {
-                known.insert(info.id, Session::new(info, &view.zones));
+            if !info.half_open && of.matches(info, &cluster.zones) {
+                known.insert(info.id, Session::new(info, &cluster.zones));
             }
             known.len() < WATCHED
         })
@@ -201,7 +200,7 @@ async fn follow(
         let what = match event {
             Ok(event) => {
                 let Some(member) = member.upgrade() else { return };
-                let view = member.engine.view();
+                let cluster = member.engine.cluster_state();
                 let (change, session) = match &event.change {
                     SessionChange::Established(e) => {
                         let info = match member.engine.session(clock::now(), e.id) {
@@ -209,10 +208,10 @@ async fn follow(
                             // It is gone already.
                             None => established(e),
                         };
-                        if !filter.matches(&info, &view.zones) {
+                        if !filter.matches(&info, &cluster.zones) {
                             continue;
                         }
-                        let session = Session::new(&info, &view.zones);
+                        let session = Session::new(&info, &cluster.zones);
                         if known.len() >= WATCHED {
                             let message = "more than a million sessions match";
                             let _ = to.send(Err(refuse(Code::ResourceExhausted, message, "narrow the filter"))).await;
@@ -248,7 +247,7 @@ fn established(e: &Establish) -> SessionInfo {
         id: e.id,
         original: e.original,
         reply: e.reply,
-        zones: (e.ingress, e.egress),
+        zones: ZonePair { ingress: e.ingress, egress: e.egress },
         rule: (e.generation, e.rule),
         state: "ESTABLISHED",
         half_open: false,
@@ -258,11 +257,11 @@ fn established(e: &Establish) -> SessionInfo {
     }
 }
 
-fn rule_text(view: &View, info: &SessionInfo) -> Option<String> {
-    let record = view.policies.iter().find(|p| p.generation == info.rule.0)?;
+fn rule_text(cluster: &ClusterState, info: &SessionInfo) -> Option<String> {
+    let record = cluster.policies.iter().find(|p| p.generation == info.rule.0)?;
     let policy = Policy::parse("policy", &record.text).ok()?;
     let compiled = policy.compile(&mut |name| {
-        let number = view.zones.iter().position(|z| z == name).and_then(|n| u16::try_from(n).ok());
+        let number = cluster.zones.iter().position(|z| z == name).and_then(|n| u16::try_from(n).ok());
         number.map_or(palisade_engine::ZoneId::UNKNOWN, palisade_engine::ZoneId)
     });
     Some(compiled.rule_text(info.rule.1).to_owned())

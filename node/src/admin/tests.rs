@@ -76,6 +76,15 @@ async fn a_member_is_made_and_administrated_over_its_socket() {
     assert_eq!((applied.generation, applied.unchanged), (1, false));
     assert!(admin.policy_apply(apply(text, None)).await.unwrap().into_inner().unchanged);
     assert_eq!(admin.policy_apply(apply(text, Some(0))).await.unwrap_err().code(), Code::Aborted);
+    let last_log = async |admin: &mut AdminClient<Channel>| {
+        let status = admin.status(v1::StatusRequest {}).await.unwrap().into_inner();
+        status.membership.unwrap().last_log
+    };
+    let before = last_log(&mut admin).await;
+    for _ in 0..3 {
+        admin.policy_history(v1::PolicyHistoryRequest { barrier: true }).await.unwrap();
+    }
+    assert_eq!(last_log(&mut admin).await, before, "a barrier read adds nothing to the log");
     let show = v1::PolicyShowRequest { generation: None, barrier: true };
     let shown = admin.policy_show(show).await.unwrap().into_inner();
     assert!(shown.text.contains("tcp/80"), "{}", shown.text);
@@ -84,16 +93,16 @@ async fn a_member_is_made_and_administrated_over_its_socket() {
     assert_eq!(missing.code(), Code::NotFound);
 
     // The leader has compared all members.
-    let mut audited = 0;
+    let mut audited_index = 0;
     for _ in 0..100 {
-        if audited > 0 {
+        if audited_index > 0 {
             break;
         }
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
         let status = admin.status(v1::StatusRequest {}).await.unwrap().into_inner();
-        audited = status.membership.unwrap().audited;
+        audited_index = status.membership.unwrap().audited_index;
     }
-    assert!(audited > 0);
+    assert!(audited_index > 0);
 
     // Sessions: none, but all the ways are there.
     let mut list = admin.session_list(v1::SessionListRequest::default()).await.unwrap().into_inner();
@@ -114,7 +123,7 @@ async fn a_member_is_made_and_administrated_over_its_socket() {
         last = Some(answer);
     }
     let last = last.unwrap();
-    assert!(last.over && last.draining.is_some_and(|d| d.quiet && !d.leads), "{last:?}");
+    assert!(last.done && last.draining.is_some_and(|d| d.quiet && !d.leader), "{last:?}");
     let health = admin.health(v1::HealthRequest {}).await.unwrap().into_inner().health.unwrap();
     assert!(!health.ready && health.reasons[0].contains("palisade undrain"), "{health:?}");
     assert!(admin.undrain(v1::UndrainRequest {}).await.unwrap().into_inner().was_drained);

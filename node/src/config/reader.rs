@@ -14,7 +14,7 @@ use toml::de::{DeTable, DeValue};
 #[derive(Debug, thiserror::Error, Diagnostic)]
 pub enum ConfigError {
     /// The file could not be read.
-    #[error("{name} can not be read: {cause}")]
+    #[error("{name} cannot be read: {cause}")]
     #[diagnostic(help("check the path and its permissions; docs/config.md describes the file"))]
     Unreadable {
         /// Its name.

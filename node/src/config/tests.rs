@@ -36,9 +36,9 @@ fn defaults_are_filled_in() {
     assert_eq!(config.interfaces.len(), 2);
     assert!(config.interfaces[0].antispoof);
     assert!(!config.interfaces[1].antispoof);
-    assert_eq!(config.datapath.hold_time, Duration::from_millis(250));
-    assert_eq!(config.limits.cut_off_limit, Duration::from_secs(300));
-    assert!(config.raft.election * 4 < CURRENT_FOR);
+    assert_eq!(config.datapath.hold.max_time, Duration::from_millis(250));
+    assert_eq!(config.limits.grace, Duration::from_secs(300));
+    assert!(config.raft.election_timeout * 4 < LEASE_DURATION);
 }
 
 #[test]
@@ -64,7 +64,7 @@ hold_time = 250
 durability = "relaxed"
 
 [limits]
-cut_off_limit = "5 weeks"
+grace = "5 weeks"
 "#;
     let error = Config::parse("node.toml", text).unwrap_err();
     let lines: Vec<_> = error.problems().iter().map(line).collect();
@@ -82,7 +82,7 @@ cut_off_limit = "5 weeks"
             "line 15: datapath.workers: expected a number from 1 to 64, found 0",
             "line 16: datapath.hold_time: expected a time from 10ms to 2s, found 250",
             "line 19: raft.durability: expected \"disk\", found \"relaxed\"",
-            "line 22: limits.cut_off_limit: expected a time from 1s to 86400s, found \"5 weeks\"",
+            "line 22: limits.grace: expected a time from 1s to 86400s, found \"5 weeks\"",
         ]
     );
     let help = |path: &str| error.problems().iter().find(|p| p.path == path).unwrap().help.clone();
@@ -106,8 +106,8 @@ fn values_that_contradict_each_other() {
     assert!(problems(&witness)[0].contains("a witness forwards nothing"));
     let twice = GOOD.replace("eth1", "eth0");
     assert_eq!(problems(&twice), ["line 14: interface[1].name: expected each interface once, found \"eth0\" again"]);
-    let hasty = format!("{GOOD}\n[raft]\nheartbeat = \"100ms\"\nelection = \"200ms\"\n");
-    assert!(problems(&hasty)[0].contains("raft.election: expected at least three times the heartbeat"));
+    let hasty = format!("{GOOD}\n[raft]\nheartbeat_interval = \"100ms\"\nelection_timeout = \"200ms\"\n");
+    assert!(problems(&hasty)[0].contains("raft.election_timeout: expected at least three times the heartbeat"));
     let all = format!("{GOOD}\n[limits]\nmax_half_open = 300\nmax_half_open_per_source = 301\n");
     let all = &problems(&all)[0];
     assert!(all.contains("limits.max_half_open_per_source: expected at most `max_half_open`, found 301"), "{all}");
@@ -117,6 +117,34 @@ fn values_that_contradict_each_other() {
     assert_eq!(few.limits.max_half_open_per_source, 100);
     let none = "name = \"fw1\"\n[cluster]\nlisten = \"10.9.0.1:7946\"\n";
     assert!(problems(none)[0].contains("interface: expected at least one data interface"));
+}
+
+/// What the start of the daemon would refuse, `palisade config check` refuses before it.
+#[test]
+fn config_check_refuses_what_the_start_refuses() {
+    for name in [r#"a\"b"#, r"a\\b", "palisade0"] {
+        let named = GOOD.replace("eth0", name);
+        assert!(problems(&named)[0].contains("interface[0].name: expected"), "{name}: {:?}", problems(&named));
+    }
+    let bypass = |list: &str| problems(&format!("{GOOD}\n[datapath]\nbypass_interfaces = {list}\n"));
+    assert_eq!(
+        bypass(r#"["mgmt0", "wg0", "mgmt0"]"#),
+        ["line 18: datapath.bypass_interfaces: expected each interface once, found \"mgmt0\" again"]
+    );
+    assert!(bypass(r#"["a\"b"]"#)[0].contains("expected an interface name"));
+
+    let ports = format!("{GOOD}\n[http]\nlisten = \"10.9.0.1:7946\"\n");
+    assert!(problems(&ports)[0].contains("http.listen: expected another address than the member port's"));
+    let any = format!("{GOOD}\n[http]\nlisten = \"0.0.0.0:7946\"\n");
+    assert!(problems(&any)[0].contains("http.listen: expected another address than the member port's"));
+    let other = format!("{GOOD}\n[http]\nlisten = \"127.0.0.1:7946\"\n");
+    Config::parse("node.toml", &other).unwrap();
+
+    // The daemon creates the socket under a longer name first.
+    let socket = |path: &str| Config::parse("node.toml", &format!("{GOOD}\n[admin]\nsocket = \"{path}\"\n"));
+    socket(&format!("/{}", "s".repeat(94))).unwrap();
+    assert!(socket(&format!("/{}", "s".repeat(95))).is_err());
+    assert!(socket("/run/palisade/..").is_err());
 }
 
 #[test]
@@ -134,7 +162,7 @@ fn wrong_shapes_are_errors() {
 #[test]
 fn an_unreadable_file_is_an_error() {
     let error = Config::load(Path::new("/nonexistent/node.toml")).unwrap_err();
-    assert!(error.to_string().starts_with("/nonexistent/node.toml can not be read: No such file"), "{error}");
+    assert!(error.to_string().starts_with("/nonexistent/node.toml cannot be read: No such file"), "{error}");
 }
 
 /// The documentation lists exactly the keys that exist.
@@ -168,7 +196,7 @@ antispoof = false
 mode = "raw"
 inject = "veth"
 workers = 3
-unfiltered = ["mgmt0"]
+bypass_interfaces = ["mgmt0"]
 hold_time = "100ms"
 hold_packets = 100
 hold_bytes = 1_000_000
@@ -178,27 +206,27 @@ manage_rp_filter = false
 manage_forwarding = false
 [raft]
 durability = "disk"
-heartbeat = "50ms"
-election = "200ms"
+heartbeat_interval = "50ms"
+election_timeout = "200ms"
 max_voters = 3
 replace_after = "30m"
 [limits]
 max_sessions = 5000
 max_half_open = 500
 max_half_open_per_source = 400
-cut_off_limit = "1h"
+grace = "1h"
 progress_rate = 1_000_000
 takeover_rate = 0
 [lab]
 cut_replication = true
 "#;
     let config = Config::parse("node.toml", text).unwrap();
-    assert_eq!(config.datapath.hold_packets, (100, 10));
-    assert_eq!(config.datapath.hold_bytes, (1_000_000, 65_536));
-    assert_eq!(config.datapath.unfiltered, ["mgmt0"]);
+    assert_eq!((config.datapath.hold.matched.packets, config.datapath.hold.unmatched.packets), (100, 10));
+    assert_eq!((config.datapath.hold.matched.bytes, config.datapath.hold.unmatched.bytes), (1_000_000, 65_536));
+    assert_eq!(config.datapath.bypass_interfaces, ["mgmt0"]);
     assert_eq!((config.limits.max_half_open, config.limits.max_half_open_per_source), (500, 400));
     assert_eq!((config.raft.max_voters, config.raft.replace_after), (3, Duration::from_secs(1800)));
-    assert_eq!(config.limits.cut_off_limit, Duration::from_secs(3600));
+    assert_eq!(config.limits.grace, Duration::from_secs(3600));
     assert_eq!((config.limits.progress_rate, config.limits.takeover_rate), (1_000_000, 0));
     let keys = text.lines().filter(|l| l.contains('=')).count();
     assert_eq!(keys, KEYS.len());

@@ -4,7 +4,7 @@ use std::io;
 
 use super::host::Family;
 
-/// Why the datapath does not start.
+/// Why the datapath does not start, with the remedy.
 #[derive(Debug, thiserror::Error, miette::Diagnostic)]
 pub enum StartError {
     /// The number of workers is out of range, or not that of the wake handle.
@@ -103,8 +103,8 @@ pub enum StartError {
         /// palisade0.
         device: String,
     },
-    /// A setting of palisade0 can not be made.
-    #[error("{setting} can not be set to {value}")]
+    /// A sysctl of palisade0 cannot be set.
+    #[error("{setting} cannot be set to {value}")]
     #[diagnostic(help(
         "the daemon needs CAP_NET_ADMIN and a writable /proc/sys/net (systemd: no ProtectKernelTunables=)"
     ))]
@@ -116,8 +116,8 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
-    /// The device for re-injection can not be made.
-    #[error("the device {device} can not be made")]
+    /// The device for re-injection cannot be created.
+    #[error("the device {device} cannot be created")]
     #[diagnostic(help("the daemon needs CAP_NET_ADMIN, and /dev/net/tun (`modprobe tun`) or veth interfaces"))]
     Device {
         /// Its name.
@@ -132,8 +132,8 @@ pub enum StartError {
         /// Its name.
         device: String,
     },
-    /// The policy rules of the gate can not be made.
-    #[error("the gate's policy rules can not be made")]
+    /// The policy rules of the gate cannot be installed.
+    #[error("the gate's policy rules cannot be installed")]
     #[diagnostic(help(
         "the daemon needs CAP_NET_ADMIN, and a kernel with CONFIG_IP_MULTIPLE_TABLES and CONFIG_IPV6_MULTIPLE_TABLES"
     ))]
@@ -141,8 +141,8 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
-    /// A capture socket can not be opened.
-    #[error("{interface} can not be captured")]
+    /// A capture socket cannot be opened.
+    #[error("{interface} cannot be captured")]
     #[diagnostic(help(
         "the daemon needs CAP_NET_RAW, a kernel with CONFIG_PACKET, and memory for its rings (one for each interface, IP version and worker: fewer [datapath] workers need less)"
     ))]

@@ -1,14 +1,16 @@
-//! What the datapath counts. Each worker counts for itself, with relaxed atomics that no other thread writes; readers
-//! add them up.
+//! Metrics of the datapath. Each worker counts for itself, in cells that no other thread writes; a scrape adds them up.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use palisade_engine::Reason;
+use palisade_engine::{Reason, Time};
+use palisade_metrics::{
+    Counter, DurationHistogram, MetricFamilies, MetricGroup, Samples, WorkerCounter, WorkerGauge, labelled, metrics,
+};
 
-/// Upper bounds of the histogram of hold times; what is longer counts only in [`Histogram::count`].
-pub(crate) const HOLD_BOUNDS: [Duration; 12] = [
+/// Durations of holds; the last bound is the longest hold.(crate)
+const HOLD_BUCKETS: &[Duration] = &[
     Duration::from_micros(100),
     Duration::from_micros(200),
     Duration::from_micros(400),
@@ -25,271 +27,240 @@ pub(crate) const HOLD_BOUNDS: [Duration; 12] = [
 
 const REASONS: usize = Reason::ALL.len();
 
-/// A counter that one thread writes.
-#[derive(Debug, Default)]
-pub(crate) struct Counter(AtomicU64);
-
-impl Counter {
-    pub(crate) fn add(&self, n: u64) {
-        // One writer, so no read-modify-write is needed, which would lock the bus.
-        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
-    }
-
-    pub(crate) fn set(&self, n: u64) {
-        self.0.store(n, Ordering::Relaxed);
-    }
-
-    pub(crate) fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+metrics! {
+    /// What one worker counts.
+    pub struct WorkerMetrics {
+        /// Packets and bytes by verdict and reason.
+        pub verdicts: VerdictCounters,
+        /// Rejected packets that got no ICMP error, because of the rate limit.
+        pub icmp_errors_suppressed: WorkerCounter = "palisade_icmp_errors_suppressed_total",
+        /// Packets that were held at least once.
+        pub held_packets: WorkerCounter = "palisade_held_packets_total",
+        /// Packets held now: those that match a half-open session, and others.
+        pub holds: Holds = "palisade_holds",
+        /// Time for which packets were held that were released; expired ones are not counted.
+        pub hold: DurationHistogram = "palisade_hold_seconds" buckets HOLD_BUCKETS,
+        /// Frames received from the capture sockets.
+        pub captured_frames: WorkerCounter = "palisade_captured_frames_total",
+        /// Captured packets for this machine itself, which are not judged.
+        pub local_packets: WorkerCounter = "palisade_local_packets_total",
+        /// Frames that the kernel dropped before capture, because its ring was full.
+        pub capture_dropped: WorkerCounter = "palisade_capture_dropped_total",
+        /// Frames larger than a ring slot that the kernel dropped, because the socket's buffer was full.
+        pub capture_oversized_dropped: WorkerCounter = "palisade_capture_oversized_dropped_total",
+        /// Packets segmented in user space (tunnels).
+        pub segmented_packets: WorkerCounter = "palisade_segmented_packets_total",
+        /// Hints and proposals of the packet path dropped because the queue to the replication was full, by kind.
+        pub queue_dropped: QueueDropped = "palisade_queue_dropped_total",
+        /// Batches of packets that workers received.
+        pub batches: WorkerCounter = "palisade_worker_batches_total",
+        /// Times that a worker found no packet and slept.
+        pub polls: WorkerCounter = "palisade_worker_polls_total",
+        /// When the worker last made progress.
+        pub heartbeat: Heartbeat,
     }
 }
 
-/// Packets and bytes. A packet of several segments counts as many.
-#[derive(Debug, Default)]
-pub(crate) struct Traffic {
-    packets: Counter,
-    bytes: Counter,
+metrics! {
+    /// What the watcher counts.
+    pub struct WatcherMetrics {
+        /// Times that a part of the gate was missing and was restored.
+        pub gate_restored: Counter = "palisade_gate_restored_total",
+        /// Times that a kernel setting was found changed and was restored.
+        pub kernel_settings_restored: Counter = "palisade_kernel_settings_restored_total",
+        /// Times that an interface's sockets were opened again.
+        pub captures_reopened: Counter = "palisade_captures_reopened_total",
+        /// When the watcher last made progress.
+        pub heartbeat: Heartbeat,
+    }
 }
 
-impl Traffic {
-    pub(crate) fn add(&self, packets: u64, bytes: u64) {
+labelled! {
+    /// Held packets by the budget that they are held in.
+    pub struct Holds: WorkerGauge, "class" { matched, unmatched }
+}
+
+labelled! {
+    /// Dropped messages of the packet path by kind.
+    pub struct QueueDropped: WorkerCounter, "kind" { hint, proposal }
+}
+
+/// Packets and their bytes. A packet of several segments (GSO) counts as many.
+#[derive(Debug, Default)]
+struct TrafficCounters {
+    packets: WorkerCounter,
+    bytes: WorkerCounter,
+}
+
+impl TrafficCounters {
+    fn add(&self, packets: u64, bytes: u64) {
         self.packets.add(packets);
         self.bytes.add(bytes);
     }
-
-    fn get(&self) -> (u64, u64) {
-        (self.packets.get(), self.bytes.get())
-    }
 }
 
-/// One worker's counters.
+/// Packets and bytes by verdict and reason: each packet once, at its final verdict.
 #[derive(Debug)]
-pub(crate) struct WorkerMetrics {
-    pub(crate) forwarded: Traffic,
-    pub(crate) drops: [Traffic; REASONS],
-    pub(crate) rejects: [Traffic; REASONS],
-    pub(crate) unanswered: Counter,
-    pub(crate) held: Traffic,
-    pub(crate) hold_now: [Counter; 2],
-    pub(crate) hold_time: [Counter; HOLD_BOUNDS.len()],
-    pub(crate) hold_count: Counter,
-    pub(crate) hold_nanos: Counter,
-    pub(crate) captured: Counter,
-    pub(crate) local: Counter,
-    pub(crate) missed: Counter,
-    pub(crate) oversized_lost: Counter,
-    pub(crate) segmented: Counter,
-    pub(crate) hints_lost: Counter,
-    pub(crate) proposals_lost: Counter,
-    pub(crate) batches: Counter,
-    pub(crate) polls: Counter,
-    /// When the worker last went round, in nanoseconds of the boot-time clock.
-    pub(crate) heartbeat: Counter,
+pub struct VerdictCounters {
+    forwarded: TrafficCounters,
+    dropped: [TrafficCounters; REASONS],
+    rejected: [TrafficCounters; REASONS],
 }
 
-impl Default for WorkerMetrics {
-    fn default() -> Self {
-        WorkerMetrics {
-            forwarded: Traffic::default(),
-            drops: std::array::from_fn(|_| Traffic::default()),
-            rejects: std::array::from_fn(|_| Traffic::default()),
-            unanswered: Counter::default(),
-            held: Traffic::default(),
-            hold_now: Default::default(),
-            hold_time: Default::default(),
-            hold_count: Counter::default(),
-            hold_nanos: Counter::default(),
-            captured: Counter::default(),
-            local: Counter::default(),
-            missed: Counter::default(),
-            oversized_lost: Counter::default(),
-            segmented: Counter::default(),
-            hints_lost: Counter::default(),
-            proposals_lost: Counter::default(),
-            batches: Counter::default(),
-            polls: Counter::default(),
-            heartbeat: Counter::default(),
+impl Default for VerdictCounters {
+    fn default() -> VerdictCounters {
+        VerdictCounters {
+            forwarded: TrafficCounters::default(),
+            dropped: std::array::from_fn(|_| TrafficCounters::default()),
+            rejected: std::array::from_fn(|_| TrafficCounters::default()),
         }
     }
 }
 
-impl WorkerMetrics {
+impl VerdictCounters {
+    pub(crate) fn forwarded(&self, packets: u64, bytes: u64) {
+        self.forwarded.add(packets, bytes);
+    }
+
     pub(crate) fn dropped(&self, reason: Reason, packets: u64, bytes: u64) {
-        if let Some(traffic) = self.drops.get(usize::from(reason as u8)) {
+        if let Some(traffic) = self.dropped.get(usize::from(reason as u8)) {
             traffic.add(packets, bytes);
         }
     }
 
     pub(crate) fn rejected(&self, reason: Reason, packets: u64, bytes: u64) {
-        if let Some(traffic) = self.rejects.get(usize::from(reason as u8)) {
+        if let Some(traffic) = self.rejected.get(usize::from(reason as u8)) {
             traffic.add(packets, bytes);
         }
     }
 
-    /// A packet was held for this long.
-    pub(crate) fn held_for(&self, time: Duration) {
-        let bucket = HOLD_BOUNDS.partition_point(|bound| *bound < time);
-        if let Some(counter) = self.hold_time.get(bucket) {
-            counter.add(1);
+    /// Every reason has its series from the start, zeros too: a rate needs the zero before the first one.
+    fn samples(all: &[&Self], of: fn(&TrafficCounters) -> &WorkerCounter, samples: &mut Samples<'_>) {
+        let total = |part: &dyn Fn(&Self) -> Option<&TrafficCounters>| -> u64 {
+            all.iter().filter_map(|counters| part(counters)).map(|traffic| of(traffic).get()).sum()
+        };
+        let mut add = |verdict, reason, value| samples.with("verdict", verdict).with("reason", reason).integer(value);
+        add("forward", "", total(&|counters| Some(&counters.forwarded)));
+        for (at, reason) in Reason::ALL.iter().enumerate() {
+            add("drop", reason.label(), total(&|counters| counters.dropped.get(at)));
         }
-        self.hold_count.add(1);
-        self.hold_nanos.add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+        for (at, reason) in Reason::ALL.iter().enumerate() {
+            let value = total(&|counters| counters.rejected.get(at));
+            // Only the policy rejects; the other reasons always drop.
+            if value > 0 || *reason == Reason::PolicyReject {
+                add("reject", reason.label(), value);
+            }
+        }
     }
 }
 
-/// The datapath's counters, to be read by anyone at any time.
+impl MetricGroup for VerdictCounters {
+    fn collect(all: &[&Self], families: &mut MetricFamilies) {
+        families.counters("palisade_packets_total", "Packets judged, by verdict and reason.", |samples| {
+            VerdictCounters::samples(all, |traffic| &traffic.packets, samples);
+        });
+        families.counters("palisade_bytes_total", "Bytes of the packets judged, by verdict and reason.", |samples| {
+            VerdictCounters::samples(all, |traffic| &traffic.bytes, samples);
+        });
+    }
+}
+
+/// The last time at which a thread made progress. For the health checks: not exported.
+#[derive(Debug, Default)]
+pub struct Heartbeat(AtomicU64);
+
+impl Heartbeat {
+    pub(crate) fn set(&self, now: Time) {
+        self.0.store(now.0, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> Time {
+        Time(self.0.load(Ordering::Relaxed))
+    }
+}
+
+impl MetricGroup for Heartbeat {
+    fn collect(_: &[&Self], _: &mut MetricFamilies) {}
+}
+
+/// The datapath's metrics; any thread may read them at any time.
 #[derive(Debug)]
 pub struct DatapathMetrics {
-    pub(crate) workers: Vec<Arc<WorkerMetrics>>,
-    pub(crate) gate_restored: AtomicU64,
-    pub(crate) settings_restored: AtomicU64,
-    pub(crate) captures_reopened: AtomicU64,
-    /// When the watcher last went round, in nanoseconds of the boot-time clock.
-    pub(crate) watched: AtomicU64,
-}
-
-/// All counters at one moment, added up over the workers.
-#[derive(Clone, Debug, Default)]
-pub struct Snapshot {
-    /// Forwarded: packets, bytes. Packets of several segments count as many, here and below.
-    pub forwarded: (u64, u64),
-    /// Dropped by reason: packets, bytes. All reasons are there, in the order of [`Reason::ALL`].
-    pub dropped: Vec<(Reason, u64, u64)>,
-    /// Rejected by reason: packets, bytes.
-    pub rejected: Vec<(Reason, u64, u64)>,
-    /// Rejected packets that got no ICMP error because there had been too many.
-    pub unanswered: u64,
-    /// Packets that were held at least once, and their bytes.
-    pub held: (u64, u64),
-    /// Packets held now: those that match a half-open session, and others.
-    pub hold_now: (u64, u64),
-    /// How long packets were held that then went on (not those whose time ran out).
-    pub hold_time: Histogram,
-    /// Frames that the sockets received.
-    pub captured: u64,
-    /// Packets that were this machine's own, and so none of Palisade's business.
-    pub local: u64,
-    /// Frames that the kernel had no ring slot for.
-    pub missed: u64,
-    /// Frames larger than a ring slot that the kernel had no queue space for (also counted as dropped, `truncated`).
-    pub oversized_lost: u64,
-    /// Packets that were segmented in user space (tunnels).
-    pub segmented: u64,
-    /// Hints that found the replication's queue full.
-    pub hints_lost: u64,
-    /// Proposals that found the replication's queue full.
-    pub proposals_lost: u64,
-    /// Rounds in which a worker found packets.
-    pub batches: u64,
-    /// Times that a worker went to sleep.
-    pub polls: u64,
-    /// Times that something of the gate was missing and was restored.
-    pub gate_restored: u64,
-    /// Times that a kernel setting had to be set again.
-    pub settings_restored: u64,
-    /// Times that an interface's sockets were opened again.
-    pub captures_reopened: u64,
-}
-
-/// A histogram; `buckets` are not cumulative.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Histogram {
-    /// How many were at most as long as the bound of the same place in [`HOLD_BOUNDS`], and longer than the one before.
-    pub buckets: [u64; HOLD_BOUNDS.len()],
-    /// How many in all.
-    pub count: u64,
-    /// How long all together.
-    pub sum: Duration,
+    /// One for each worker.
+    pub workers: Vec<Arc<WorkerMetrics>>,
+    /// The watcher's.
+    pub watcher: WatcherMetrics,
 }
 
 impl DatapathMetrics {
     pub(crate) fn new(workers: usize) -> DatapathMetrics {
-        DatapathMetrics {
-            workers: (0..workers).map(|_| Arc::default()).collect(),
-            gate_restored: AtomicU64::new(0),
-            settings_restored: AtomicU64::new(0),
-            captures_reopened: AtomicU64::new(0),
-            watched: AtomicU64::new(0),
-        }
+        DatapathMetrics { workers: (0..workers).map(|_| Arc::default()).collect(), watcher: WatcherMetrics::default() }
     }
 
-    /// Packets forwarded so far.
+    /// Adds all metrics, each the sum over the workers.
+    pub fn collect(&self, families: &mut MetricFamilies) {
+        WorkerMetrics::collect(&self.workers.iter().map(|worker| &**worker).collect::<Vec<_>>(), families);
+        WatcherMetrics::collect(&[&self.watcher], families);
+    }
+
+    /// A number, summed over the workers.
+    pub fn total(&self, of: impl Fn(&WorkerMetrics) -> u64) -> u64 {
+        self.workers.iter().map(|worker| of(worker)).sum()
+    }
+
+    /// Packets forwarded.
     #[must_use]
     pub fn forwarded(&self) -> u64 {
-        self.workers.iter().map(|w| w.forwarded.get().0).sum()
+        self.total(|worker| worker.verdicts.forwarded.packets.get())
     }
 
-    /// Reads all counters.
-    #[must_use]
-    pub fn snapshot(&self) -> Snapshot {
-        let sum = |of: &dyn Fn(&WorkerMetrics) -> u64| self.workers.iter().map(|w| of(w)).sum::<u64>();
-        let traffic = |of: &dyn Fn(&WorkerMetrics) -> (u64, u64)| (sum(&|w| of(w).0), sum(&|w| of(w).1));
-        let by_reason = |of: fn(&WorkerMetrics) -> &[Traffic; REASONS]| {
-            let each = Reason::ALL.iter().enumerate().map(|(at, reason)| {
-                let (packets, bytes) = traffic(&|w| of(w).get(at).map_or((0, 0), Traffic::get));
-                (*reason, packets, bytes)
-            });
-            each.collect::<Vec<_>>()
-        };
-        Snapshot {
-            forwarded: traffic(&|w| w.forwarded.get()),
-            dropped: by_reason(|w| &w.drops),
-            rejected: by_reason(|w| &w.rejects),
-            unanswered: sum(&|w| w.unanswered.get()),
-            held: traffic(&|w| w.held.get()),
-            hold_now: traffic(&|w| (w.hold_now[0].get(), w.hold_now[1].get())),
-            hold_time: Histogram {
-                buckets: std::array::from_fn(|at| sum(&|w| w.hold_time.get(at).map_or(0, Counter::get))),
-                count: sum(&|w| w.hold_count.get()),
-                sum: Duration::from_nanos(sum(&|w| w.hold_nanos.get())),
-            },
-            captured: sum(&|w| w.captured.get()),
-            local: sum(&|w| w.local.get()),
-            missed: sum(&|w| w.missed.get()),
-            oversized_lost: sum(&|w| w.oversized_lost.get()),
-            segmented: sum(&|w| w.segmented.get()),
-            hints_lost: sum(&|w| w.hints_lost.get()),
-            proposals_lost: sum(&|w| w.proposals_lost.get()),
-            batches: sum(&|w| w.batches.get()),
-            polls: sum(&|w| w.polls.get()),
-            gate_restored: self.gate_restored.load(Ordering::Relaxed),
-            settings_restored: self.settings_restored.load(Ordering::Relaxed),
-            captures_reopened: self.captures_reopened.load(Ordering::Relaxed),
-        }
-    }
-}
-
-impl Snapshot {
     /// Packets dropped for one reason.
     #[must_use]
     pub fn dropped(&self, reason: Reason) -> u64 {
-        self.dropped.iter().find(|(r, ..)| *r == reason).map_or(0, |(_, packets, _)| *packets)
+        self.total(|worker| {
+            worker.verdicts.dropped.get(usize::from(reason as u8)).map_or(0, |traffic| traffic.packets.get())
+        })
+    }
+
+    /// Packets rejected for one reason.
+    #[must_use]
+    pub fn rejected(&self, reason: Reason) -> u64 {
+        self.total(|worker| {
+            worker.verdicts.rejected.get(usize::from(reason as u8)).map_or(0, |traffic| traffic.packets.get())
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use palisade_metrics::Value;
+
     use super::*;
 
     #[test]
-    fn reasons_number_the_counters() {
+    fn reason_number_is_its_place_in_the_list() {
         for (at, reason) in Reason::ALL.iter().enumerate() {
             assert_eq!(usize::from(*reason as u8), at);
         }
     }
 
     #[test]
-    fn a_snapshot_adds_the_workers_up() {
+    fn datapath_metrics_are_summed_over_the_workers() {
         let metrics = DatapathMetrics::new(2);
         for worker in &metrics.workers {
-            worker.forwarded.add(2, 100);
-            worker.dropped(Reason::Stale, 1, 60);
-            worker.held_for(Duration::from_micros(100));
-            worker.held_for(Duration::from_micros(101));
-            worker.held_for(Duration::from_secs(1));
+            worker.verdicts.forwarded(2, 100);
+            worker.verdicts.dropped(Reason::Stale, 1, 60);
+            worker.hold.observe(Duration::from_micros(100));
+            worker.hold.observe(Duration::from_micros(101));
+            worker.hold.observe(Duration::from_secs(1));
         }
-        let s = metrics.snapshot();
-        assert_eq!((s.forwarded, s.dropped(Reason::Stale), s.dropped(Reason::Policy)), ((4, 200), 2, 0));
-        assert_eq!((s.hold_time.buckets[0], s.hold_time.buckets[1], s.hold_time.count), (2, 2, 6));
+        assert_eq!((metrics.forwarded(), metrics.dropped(Reason::Stale), metrics.dropped(Reason::Policy)), (4, 2, 0));
+        let mut families = MetricFamilies::default();
+        metrics.collect(&mut families);
+        let family = |name| families.iter().find(|f| f.name == name).unwrap();
+        let Value::Histogram { buckets, .. } = &family("palisade_hold_seconds").samples[0].value else { panic!() };
+        let counts: Vec<u64> = buckets.iter().map(|(_, count)| *count).collect();
+        assert_eq!((&counts[..2], counts.iter().sum::<u64>()), (&[2, 2][..], 6));
+        assert_eq!(family("palisade_bytes_total").samples[0].value, Value::Integer(200));
     }
 }

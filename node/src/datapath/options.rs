@@ -1,10 +1,7 @@
-//! What the datapath is told at its start, and what it says of itself.
+//! The options of the datapath, its queues to the replication, and its status.
 
-use std::time::Duration;
-
-use palisade_engine::Hint;
-use palisade_engine::event::Proposal;
-use palisade_engine::hold::Limits;
+use palisade_engine::hold::HoldLimits;
+use palisade_engine::{Hint, Proposal};
 use tokio::sync::mpsc::Sender;
 
 use super::gate::GateStatus;
@@ -17,28 +14,28 @@ pub struct Interface {
     pub name: String,
     /// Its zone.
     pub zone: String,
-    /// Are sources that come in by it to be checked against the routes?
+    /// Whether sources of packets that arrive on it are checked against the routes.
     pub antispoof: bool,
 }
 
-/// What the datapath is to do.
+/// The options of the datapath.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The data interfaces.
     pub interfaces: Vec<Interface>,
-    /// Interfaces whose transit the gate lets the kernel forward, unseen by Palisade.
-    pub unfiltered: Vec<String>,
+    /// Interfaces whose transit the kernel forwards without Palisade.
+    pub bypass_interfaces: Vec<String>,
     /// Packet threads: 1 to 64.
     pub workers: usize,
-    /// Bounds of each worker's hold buffer. The time is also the age at which a captured packet is too old.
-    pub hold: Limits,
+    /// Bounds of each worker's hold buffer. Its time is also the age from which a captured packet is stale.
+    pub hold: HoldLimits,
     /// The device for re-injection.
     pub device: String,
-    /// Its kind.
+    /// The kind of device.
     pub inject: Inject,
-    /// May the daemon move `rp_filter` from `all` to the other interfaces?
+    /// Whether the daemon may move `rp_filter` from `all` to the other interfaces.
     pub manage_rp_filter: bool,
-    /// May the daemon switch forwarding on?
+    /// Whether the daemon may enable forwarding.
     pub manage_forwarding: bool,
     /// Slots (of 2 KiB) of each receive ring; there is one for each interface, family and worker.
     pub ring_slots: u32,
@@ -48,9 +45,9 @@ impl Default for Options {
     fn default() -> Options {
         Options {
             interfaces: Vec::new(),
-            unfiltered: Vec::new(),
+            bypass_interfaces: Vec::new(),
             workers: 1,
-            hold: Limits { packets: (4096, 512), bytes: (16 << 20, 1 << 20), time: Duration::from_millis(250) },
+            hold: HoldLimits::default(),
             device: "palisade0".to_owned(),
             inject: Inject::Auto,
             manage_rp_filter: false,
@@ -60,7 +57,7 @@ impl Default for Options {
     }
 }
 
-/// Where the datapath sends what the other members must hear. Bounded; what finds them full is counted and lost.
+/// The queues from the datapath to the replication. They are bounded: what finds them full is dropped and counted.
 #[derive(Clone, Debug)]
 pub struct Sinks {
     /// Hints.
@@ -69,28 +66,28 @@ pub struct Sinks {
     pub proposals: Sender<Proposal>,
 }
 
-/// How the datapath is.
+/// The state of the datapath.
 #[derive(Clone, Debug)]
 pub struct DatapathStatus {
-    /// How packets are re-injected: `raw/tun` or `raw/veth`.
+    /// The way of re-injection: `raw/tun` or `raw/veth`.
     pub mode: &'static str,
     /// The gate.
     pub gate: GateStatus,
     /// The data interfaces.
     pub interfaces: Vec<InterfaceStatus>,
-    /// What an operator should put right.
+    /// What an operator should correct.
     pub warnings: Vec<String>,
 }
 
-/// How a data interface is.
+/// The state of a data interface.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct InterfaceStatus {
     /// Its name.
     pub name: String,
     /// Its zone.
     pub zone: String,
-    /// Its index; 0: it is not there, or not captured.
+    /// Its index; 0 if it is missing or not captured.
     pub index: u32,
-    /// Is it switched on?
+    /// Whether it is up.
     pub up: bool,
 }

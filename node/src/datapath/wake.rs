@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use palisade_engine::{HoldKey, Wake};
+use palisade_engine::{HoldKey, Wake, WorkerSet};
 use parking_lot::Mutex;
 
 /// Keys that a mailbox keeps. What comes beyond means "judge everything again", which is right too, only slower.
@@ -65,13 +65,10 @@ impl WorkerWake {
         self.mailboxes.len()
     }
 
-    /// Sends one key to the workers whose bit is set.
-    pub fn send(&self, workers: u64, key: HoldKey) {
-        let mut rest = workers;
-        while rest != 0 {
-            let worker = rest.trailing_zeros();
-            rest &= rest - 1;
-            let Some(mailbox) = usize::try_from(worker).ok().and_then(|w| self.mailboxes.get(w)) else { return };
+    /// Sends one key to the workers in the set.
+    pub fn send(&self, workers: WorkerSet, key: HoldKey) {
+        for worker in workers.iter() {
+            let Some(mailbox) = self.mailboxes.get(usize::from(worker)) else { return };
             let mut keys = mailbox.keys.lock();
             if keys.len() < KEYS {
                 keys.push(key);
@@ -138,7 +135,7 @@ impl Mailbox {
 }
 
 impl Wake for WorkerWake {
-    fn wake(&mut self, workers: u64, key: HoldKey) {
+    fn wake(&mut self, workers: WorkerSet, key: HoldKey) {
         self.send(workers, key);
     }
 }
@@ -150,17 +147,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_workers_whose_bit_is_set_are_woken() {
+    fn wake_reaches_only_the_workers_in_the_set() {
         let mut wake = WorkerWake::new(3).unwrap();
         let mut keys = Vec::new();
-        wake.wake(0b101, HoldKey(7));
-        wake.wake(0b100, HoldKey(8));
+        wake.wake(WorkerSet::from([0, 2]), HoldKey(7));
+        wake.wake(WorkerSet::of(2), HoldKey(8));
         assert_eq!((wake.take(0, &mut keys), keys.as_slice()), (Woken::Keys, &[HoldKey(7)][..]));
         assert_eq!(wake.take(1, &mut keys), Woken::Nothing);
         assert!(wake.pending(2));
         assert_eq!((wake.take(2, &mut keys), keys.len()), (Woken::Keys, 2));
         assert!(!wake.pending(2));
-        wake.wake(1 << 63, HoldKey(1)); // a worker that is not there
+        wake.wake(WorkerSet::of(63), HoldKey(1)); // a worker that is not there
     }
 
     #[test]
@@ -171,7 +168,7 @@ mod tests {
             poll(&mut fds, PollTimeout::ZERO).unwrap() == 1
         };
         let mut keys = Vec::new();
-        wake.send(1, HoldKey(1));
+        wake.send(WorkerSet::of(0), HoldKey(1));
         assert_eq!(wake.take(0, &mut keys), Woken::Keys);
         assert!(!rings());
         // The sender was interrupted between its mark and its ring.
@@ -180,7 +177,7 @@ mod tests {
         wake.hush(0);
         assert!(!rings());
         // Hushed between mark and ring: the mark still tells.
-        wake.send(1, HoldKey(2));
+        wake.send(WorkerSet::of(0), HoldKey(2));
         wake.hush(0);
         assert!(wake.pending(0));
         assert_eq!((wake.take(0, &mut keys), keys.as_slice()), (Woken::Keys, &[HoldKey(2)][..]));
@@ -190,11 +187,11 @@ mod tests {
     fn an_overflow_wakes_all() {
         let wake = WorkerWake::new(1).unwrap();
         for key in 0..=KEYS as u64 {
-            wake.send(1, HoldKey(key));
+            wake.send(WorkerSet::of(0), HoldKey(key));
         }
         let mut keys = Vec::new();
         assert_eq!(wake.take(0, &mut keys), Woken::All);
-        wake.send(1, HoldKey(1));
+        wake.send(WorkerSet::of(0), HoldKey(1));
         assert_eq!((wake.take(0, &mut keys), keys.len()), (Woken::Keys, 1));
     }
 }

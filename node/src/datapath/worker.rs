@@ -14,14 +14,14 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::time::{ClockId, clock_gettime};
-use palisade_engine::hold::{HoldBuffer, Limits};
+use palisade_engine::hold::{HoldBuffer, HoldCounts, HoldLimits};
 use palisade_engine::parse::{self, Checksum, Kind, Packet, complete_sctp};
 use palisade_engine::{Context, Engine, Event, Generation, HoldClass, HoldKey, Reason, Time, Verdict, ZoneId};
 use parking_lot::Mutex;
 
 use super::Sinks;
 use super::capture::{Capture, LARGEST, Received};
-use super::host::links::Local;
+use super::host::links::LocalRoutes;
 use super::host::routes::RouteZones;
 use super::inject::Injector;
 use super::limit::Bucket;
@@ -30,8 +30,8 @@ use super::segment;
 use super::vnet::VnetHeader;
 use super::wake::{Woken, WorkerWake};
 use crate::clock;
+use crate::lease::Lease;
 use crate::queue::offer_hint;
-use crate::standing::StandingCell;
 
 /// Frames from one socket before the others have their turn.
 const BATCH: usize = 64;
@@ -76,7 +76,7 @@ pub(crate) type NewCaptures = (usize, Vec<Capture>);
 /// What a worker shares with the watcher and with [`super::Datapath`].
 pub(crate) struct Shared {
     pub(crate) stop: AtomicBool,
-    pub(crate) local: ArcSwap<Local>,
+    pub(crate) local: ArcSwap<LocalRoutes>,
     /// New sockets, by worker.
     pub(crate) exchange: Vec<Mutex<Vec<NewCaptures>>>,
 }
@@ -94,7 +94,7 @@ struct Held {
 struct Desk<J> {
     number: u8,
     judge: Arc<J>,
-    standing: Arc<StandingCell>,
+    lease: Arc<Lease>,
     routes: RouteZones,
     zones: Vec<ZoneId>,
     antispoof: Vec<bool>,
@@ -130,10 +130,10 @@ pub(crate) struct Parts<J> {
     pub(crate) number: u8,
     pub(crate) ports: Vec<Port>,
     pub(crate) judge: Arc<J>,
-    pub(crate) standing: Arc<StandingCell>,
+    pub(crate) lease: Arc<Lease>,
     pub(crate) routes: RouteZones,
     pub(crate) injector: Injector,
-    pub(crate) limits: Limits,
+    pub(crate) limits: HoldLimits,
     pub(crate) sinks: Sinks,
     pub(crate) metrics: Arc<WorkerMetrics>,
     pub(crate) wake: WorkerWake,
@@ -142,21 +142,21 @@ pub(crate) struct Parts<J> {
 
 impl<J: Judge> Worker<J> {
     pub(crate) fn new(parts: Parts<J>) -> Worker<J> {
-        let Parts { number, ports, judge, standing, routes, injector, limits, sinks, metrics, wake, shared } = parts;
+        let Parts { number, ports, judge, lease, routes, injector, limits, sinks, metrics, wake, shared } = parts;
         let desk = Desk {
             number,
             judge,
-            standing,
+            lease,
             routes,
             zones: Vec::with_capacity(ports.len()),
             antispoof: ports.iter().map(|port| port.antispoof).collect(),
             injector,
             hold: HoldBuffer::new(limits),
-            hold_time: limits.time,
+            hold_time: limits.max_time,
             sinks,
             wake: wake.clone(),
             events: Vec::with_capacity(16),
-            answer: vec![0; parse::answer::MAX].into_boxed_slice(),
+            answer: vec![0; parse::rejection::MAX_LENGTH].into_boxed_slice(),
             scratch: Vec::new(),
             errors: Bucket::new(clock::now()),
             metrics,
@@ -179,7 +179,7 @@ impl<J: Judge> Worker<J> {
     pub(crate) fn run(mut self) {
         while !self.shared.stop.load(Ordering::Relaxed) {
             let now = clock::now();
-            self.desk.metrics.heartbeat.set(now.0);
+            self.desk.metrics.heartbeat.set(now);
             self.mailbox(now);
             self.zones();
             let received = self.receive();
@@ -208,7 +208,7 @@ impl<J: Judge> Worker<J> {
         if now.since(self.checked) >= IDLE {
             self.checked = now;
             let missed: u64 = self.ports.iter().flat_map(|p| &p.captures).map(Capture::missed).sum();
-            self.desk.metrics.missed.add(missed);
+            self.desk.metrics.capture_dropped.add(missed);
         }
     }
 
@@ -262,8 +262,8 @@ impl<J: Judge> Worker<J> {
             }
         }
         if received != 0 {
-            self.desk.metrics.captured.add(received);
-            self.desk.metrics.batches.add(1);
+            self.desk.metrics.captured_frames.add(received);
+            self.desk.metrics.batches.inc();
             self.desk.count_held();
         }
         received
@@ -273,7 +273,7 @@ impl<J: Judge> Worker<J> {
         let Desk { hold, metrics, .. } = &mut self.desk;
         if hold.deadline().is_some_and(|deadline| deadline <= now) {
             hold.expire(now, &mut |held| {
-                metrics.dropped(
+                metrics.verdicts.dropped(
                     Reason::HoldExpired,
                     held.vnet.segments(held.packet.length),
                     u64::from(held.packet.length),
@@ -287,7 +287,7 @@ impl<J: Judge> Worker<J> {
         let until = self.desk.hold.deadline().map_or(IDLE, |d| d.since(clock::now()).min(IDLE));
         // Rounded up, so that a deadline is over when we wake, instead of almost over again and again.
         let millis = i32::try_from(until.as_millis()).unwrap_or(i32::MAX).saturating_add(1);
-        self.desk.metrics.polls.add(1);
+        self.desk.metrics.polls.inc();
         let captures = || self.ports.iter().flat_map(|port| &port.captures);
         // A poll's list is small, and this is not the path of a busy worker.
         let mut fds: Vec<PollFd<'_>> = captures().map(|c| PollFd::new(c.as_fd(), PollFlags::POLLIN)).collect();
@@ -315,28 +315,30 @@ fn wall() -> u64 {
 
 impl<J: Judge> Desk<J> {
     /// One frame, as received.
-    fn frame(&mut self, port: usize, frame: Received<'_>, ahead: u64, local: &Local) {
+    fn frame(&mut self, port: usize, frame: Received<'_>, ahead: u64, local: &LocalRoutes) {
         let now = clock::now();
         let (at, vnet, bytes) = match frame {
             Received::Packet { at, vnet, packet } => (at, vnet, packet),
-            Received::NotForUs { length } => return self.metrics.dropped(Reason::NotForUs, 1, u64::from(length)),
+            Received::NotForUs { length } => {
+                return self.metrics.verdicts.dropped(Reason::NotForUs, 1, u64::from(length));
+            }
             Received::Truncated { length } => {
-                self.metrics.oversized_lost.add(1);
-                return self.metrics.dropped(Reason::Truncated, 1, u64::from(length));
+                self.metrics.capture_oversized_dropped.inc();
+                return self.metrics.verdicts.dropped(Reason::Truncated, 1, u64::from(length));
             }
             Received::Nothing => return,
         };
-        if local.keeps(bytes) {
-            return self.metrics.local.add(1);
+        if local.contains(bytes) {
+            return self.metrics.local_packets.inc();
         }
         let length = bytes.len() as u64;
         let age = now.since(Time(at.wrapping_sub(ahead)));
         if age > self.hold_time {
-            return self.metrics.dropped(Reason::Stale, 1, length);
+            return self.metrics.verdicts.dropped(Reason::Stale, 1, length);
         }
         let packet = match parse::parse(bytes, vnet.checksum()) {
             Ok(packet) => packet,
-            Err(reason) => return self.metrics.dropped(reason, 1, length),
+            Err(reason) => return self.metrics.verdicts.dropped(reason, 1, length),
         };
         // Without Ethernet's padding.
         let bytes = usize::try_from(packet.length).ok().and_then(|n| bytes.get(..n)).unwrap_or(bytes);
@@ -350,24 +352,24 @@ impl<J: Judge> Desk<J> {
         if now.since(since) > self.hold_time {
             // The worker was stopped meanwhile.
             let length = held.packet.length;
-            return self.metrics.dropped(Reason::HoldExpired, held.vnet.segments(length), u64::from(length));
+            return self.metrics.verdicts.dropped(Reason::HoldExpired, held.vnet.segments(length), u64::from(length));
         }
         let verdict = self.judge(held.port, &held.packet, now);
         if !matches!(verdict, Verdict::Hold(..)) {
-            self.metrics.held_for(now.since(since));
+            self.metrics.hold.observe(now.since(since));
         }
         let (vnet, packet) = (held.vnet, held.packet);
         self.act(verdict, Source::Held(held), vnet, &packet, now);
     }
 
     fn judge(&mut self, port: usize, packet: &Packet, now: Time) -> Verdict {
-        self.routes.about(packet.tuple.src, packet.tuple.dst);
+        self.routes.set_packet(packet.tuple.src, packet.tuple.dst);
         let mut context = Context {
             now,
             worker: self.number,
             ingress: self.zones.get(port).copied().unwrap_or(ZoneId::UNKNOWN),
             antispoof: self.antispoof.get(port).copied().unwrap_or(true),
-            standing: self.standing.at(now),
+            lease: self.lease.state_at(now),
             routes: &mut self.routes,
         };
         let verdict = self.judge.judge(packet, &mut context, &mut self.events);
@@ -376,14 +378,14 @@ impl<J: Judge> Desk<J> {
             match event {
                 Event::Hint(hint) => {
                     if !offer_hint(&self.sinks.hints, hint) {
-                        self.metrics.hints_lost.add(1);
+                        self.metrics.queue_dropped.hint.inc();
                     }
                 }
                 // Through the mailbox, as everybody else's: this worker finds its own key when it looks there next.
                 Event::Wake { workers, key } => self.wake.send(workers, key),
                 Event::Propose(proposal) => {
                     if self.sinks.proposals.try_send(proposal).is_err() {
-                        self.metrics.proposals_lost.add(1);
+                        self.metrics.queue_dropped.proposal.inc();
                     }
                 }
             }
@@ -395,12 +397,12 @@ impl<J: Judge> Desk<J> {
         let (packets, length) = (vnet.segments(packet.length), u64::from(packet.length));
         match verdict {
             Verdict::Forward => match self.inject(&vnet, source.bytes(), packet) {
-                Ok(()) => self.metrics.forwarded.add(packets, length),
-                Err(reason) => self.metrics.dropped(reason, packets, length),
+                Ok(()) => self.metrics.verdicts.forwarded(packets, length),
+                Err(reason) => self.metrics.verdicts.dropped(reason, packets, length),
             },
-            Verdict::Drop(reason) => self.metrics.dropped(reason, packets, length),
+            Verdict::Drop(reason) => self.metrics.verdicts.dropped(reason, packets, length),
             Verdict::Reject(reason) => {
-                self.metrics.rejected(reason, packets, length);
+                self.metrics.verdicts.rejected(reason, packets, length);
                 self.answer(&source, packet, now);
             }
             Verdict::Hold(key, class) => self.keep(key, class, source, vnet, packet, now),
@@ -412,9 +414,9 @@ impl<J: Judge> Desk<J> {
     /// for it, and without it the other side would only ask again.
     fn answer(&mut self, source: &Source<'_>, packet: &Packet, now: Time) {
         let router = self.routes.router(source.port(), &packet.tuple);
-        let Some(length) = parse::answer::reject(source.bytes(), packet, router, &mut self.answer) else { return };
+        let Some(length) = parse::rejection::build(source.bytes(), packet, router, &mut self.answer) else { return };
         if !matches!(packet.kind, Kind::Tcp(_)) && !self.errors.take(now) {
-            return self.metrics.unanswered.add(1);
+            return self.metrics.icmp_errors_suppressed.inc();
         }
         if let Some(answer) = self.answer.get(..length)
             && let Err(error) = self.injector.send(&VnetHeader::default(), answer)
@@ -436,18 +438,18 @@ impl<J: Judge> Desk<J> {
         let held = match source {
             Source::Held(held) => held,
             Source::Wire { port, bytes } => {
-                self.metrics.held.add(vnet.segments(packet.length), length);
+                self.metrics.held_packets.add(vnet.segments(packet.length));
                 Held { since: now, port, vnet, packet: *packet, bytes: bytes.into() }
             }
         };
         if let Err((held, reason)) = self.hold.hold(held.since, key, class, held.bytes.len(), held) {
-            self.metrics.dropped(reason, held.vnet.segments(packet.length), length);
+            self.metrics.verdicts.dropped(reason, held.vnet.segments(packet.length), length);
         }
     }
 
     fn inject(&mut self, vnet: &VnetHeader, bytes: &[u8], packet: &Packet) -> Result<(), Reason> {
         if !vnet.matches(bytes, packet.transport) {
-            self.metrics.segmented.add(1);
+            self.metrics.segmented_packets.inc();
             let injector = &mut self.injector;
             let mut sent = Ok(());
             segment::segment(vnet, bytes, &mut |segment| {
@@ -472,9 +474,9 @@ impl<J: Judge> Desk<J> {
     }
 
     fn count_held(&self) {
-        let (matched, unmatched) = self.hold.len();
-        self.metrics.hold_now[0].set(matched as u64);
-        self.metrics.hold_now[1].set(unmatched as u64);
+        let HoldCounts { matched, unmatched } = self.hold.counts();
+        self.metrics.holds.matched.set(matched as u64);
+        self.metrics.holds.unmatched.set(unmatched as u64);
     }
 }
 

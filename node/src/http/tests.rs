@@ -6,11 +6,11 @@ struct Fake {
     not_ready: Vec<String>,
 }
 
-impl Pages for Fake {
-    fn metrics(&self) -> Sheet {
-        let mut sheet = Sheet::default();
-        sheet.counter("palisade_x", "Something that is counted", 3);
-        sheet
+impl HttpState for Fake {
+    fn metrics(&self) -> MetricFamilies {
+        let mut families = MetricFamilies::default();
+        families.counter("palisade_x_total", "Something that is counted", 3);
+        families
     }
 
     fn stuck(&self) -> Vec<String> {
@@ -25,8 +25,8 @@ impl Pages for Fake {
 async fn start(not_ready: &[&str]) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let pages = Fake { not_ready: not_ready.iter().map(ToString::to_string).collect() };
-    tokio::spawn(serve(listener, Arc::new(pages)));
+    let state = Fake { not_ready: not_ready.iter().map(ToString::to_string).collect() };
+    tokio::spawn(serve(listener, Arc::new(state)));
     address
 }
 

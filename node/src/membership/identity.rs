@@ -1,8 +1,8 @@
-//! Who this member is: a file in its data folder, under a lock that the process holds for all its life.
+//! The identity of this member: a file in its data folder, under a lock that the process holds until it ends.
 //!
-//! An id is a promise: votes were given under it. So a data folder that is empty never gets an old id again, and no two
-//! processes ever act under the same one. The start count rises, durably, before anything else is done at a start: it is
-//! the upper part of all numbers that this member gives, so none of them is ever given twice.
+//! Votes were given under an id. So an empty data folder never gets an old id again, and no two processes act under the same
+//! one. The count of starts rises, durably, before anything else is done at a start: it is the upper part of all numbers that
+//! this member assigns, so no number is assigned twice.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -17,7 +17,7 @@ const LOCK: &str = "lock";
 const STORE: &str = "raft";
 const VERSION: u32 = 1;
 
-/// Who this member is.
+/// The identity of a member.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Identity {
@@ -28,9 +28,9 @@ pub struct Identity {
     pub member: MemberId,
     /// Its name when it joined.
     pub name: String,
-    /// How often it has started.
+    /// The number of its starts.
     pub starts: u32,
-    /// How often it went on alone as a new cluster: each time it has a new store.
+    /// How often it was recovered as a new cluster: each time it has a new store.
     #[serde(default, skip_serializing_if = "never")]
     recovered: u32,
 }
@@ -40,16 +40,16 @@ fn never(times: &u32) -> bool {
 }
 
 impl Identity {
-    /// The same member, alone in a new cluster.
-    pub(crate) fn alone(&self, cluster: &str) -> Identity {
+    /// The same member as the only one of a new cluster.
+    pub(crate) fn for_new_cluster(&self, cluster: &str) -> Identity {
         Identity { cluster: cluster.to_owned(), recovered: self.recovered.saturating_add(1), ..self.clone() }
     }
 }
 
-/// Why the data folder can not be used.
+/// Why the data folder cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
-    /// Another process has it.
+    /// Another process uses it.
     #[error("{0} is in use by another process; is this member already running? Stop that one first")]
     Locked(PathBuf),
     /// It belongs to a member already.
@@ -76,41 +76,41 @@ pub enum IdentityError {
         /// What is wrong.
         reason: String,
     },
-    /// It started too often.
+    /// The count of starts is exhausted.
     #[error("this member has started 2^24 times; let it leave and join again")]
-    Worn,
+    StartsExhausted,
     /// The operating system.
-    #[error("{path}: {error}")]
+    #[error("{path}: {source}")]
     Io {
         /// The file or folder.
         path: PathBuf,
         /// What happened.
-        error: io::Error,
+        source: io::Error,
     },
 }
 
 /// A data folder, locked for as long as this lives.
 #[derive(Debug)]
-pub(crate) struct Folder {
+pub(crate) struct DataDir {
     path: PathBuf,
     _lock: Flock<File>,
 }
 
-impl Folder {
-    /// Locks the data folder and makes it if need be.
-    pub(crate) fn lock(path: &Path) -> Result<Folder, IdentityError> {
+impl DataDir {
+    /// Locks the data folder; creates it if need be.
+    pub(crate) fn lock(path: &Path) -> Result<DataDir, IdentityError> {
         fs::create_dir_all(path).map_err(at(path))?;
         let name = path.join(LOCK);
         let file =
             OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&name).map_err(at(&name))?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Folder { path: path.to_owned(), _lock: lock }),
+            Ok(lock) => Ok(DataDir { path: path.to_owned(), _lock: lock }),
             Err((_, nix::Error::EWOULDBLOCK)) => Err(IdentityError::Locked(path.to_owned())),
             Err((_, errno)) => Err(at(&name)(errno.into())),
         }
     }
 
-    /// Where the store of a member lies.
+    /// The folder of a member's store.
     pub(crate) fn store(&self, identity: &Identity) -> PathBuf {
         match identity.recovered {
             0 => self.new_store(),
@@ -118,12 +118,12 @@ impl Folder {
         }
     }
 
-    /// Where that of a new member will lie.
+    /// The folder of a new member's store.
     pub(crate) fn new_store(&self) -> PathBuf {
         self.path.join(STORE)
     }
 
-    /// Removes what an unfinished attempt, or an earlier member, left where the store of `identity` will lie.
+    /// Removes what an unfinished attempt, or an earlier member, left in the folder of `identity`'s store.
     pub(crate) fn clear_store(&self, identity: &Identity) -> Result<PathBuf, IdentityError> {
         let store = self.store(identity);
         match fs::remove_dir_all(&store) {
@@ -148,9 +148,9 @@ impl Folder {
         Ok(Some(identity))
     }
 
-    /// For `init` and `join`: a folder without identity. What an earlier, unfinished attempt left in the store was never
-    /// part of a cluster and is removed.
-    pub(crate) fn fresh(&self) -> Result<(), IdentityError> {
+    /// For `init` and `join`: refuses a folder with an identity. What an unfinished attempt left in the store was never part of
+    /// a cluster and is removed.
+    pub(crate) fn ensure_unused(&self) -> Result<(), IdentityError> {
         if let Some(Identity { cluster, member, .. }) = self.identity()? {
             return Err(IdentityError::Taken { folder: self.path.clone(), member, cluster });
         }
@@ -161,8 +161,13 @@ impl Folder {
         }
     }
 
-    /// Writes a new identity. From here on the folder is a member's.
-    pub(crate) fn settle(&self, cluster: &str, member: MemberId, name: &str) -> Result<Identity, IdentityError> {
+    /// Writes a new identity. From now on the folder belongs to a member.
+    pub(crate) fn write_identity(
+        &self,
+        cluster: &str,
+        member: MemberId,
+        name: &str,
+    ) -> Result<Identity, IdentityError> {
         let identity = Identity {
             version: VERSION,
             cluster: cluster.to_owned(),
@@ -175,20 +180,21 @@ impl Folder {
         Ok(identity)
     }
 
-    /// Puts a new identity in the place of the old one.
-    pub(crate) fn replace(&self, identity: &Identity) -> Result<(), IdentityError> {
+    /// Replaces the identity.
+    pub(crate) fn replace_identity(&self, identity: &Identity) -> Result<(), IdentityError> {
         self.write(identity)
     }
 
     /// Counts a start, durably, before anything is done under the identity.
     pub(crate) fn start(&self, identity: &mut Identity) -> Result<(), IdentityError> {
         // Numbers are (starts << 40) | n; above 24 bits the count would not fit.
-        identity.starts = identity.starts.checked_add(1).filter(|n| *n < 1 << 24).ok_or(IdentityError::Worn)?;
+        identity.starts =
+            identity.starts.checked_add(1).filter(|n| *n < 1 << 24).ok_or(IdentityError::StartsExhausted)?;
         self.write(identity)
     }
 
-    /// After the member left: the identity is set aside, so that its id is not used again and the machine can join anew.
-    pub(crate) fn retire(&self) -> Result<(), IdentityError> {
+    /// Archives the identity after the member left: its id is not used again, and the machine can join again.
+    pub(crate) fn archive_identity(&self) -> Result<(), IdentityError> {
         let from = self.path.join(FILE);
         let to = self.path.join(format!("{FILE}.left"));
         fs::rename(&from, &to).map_err(at(&from))?;
@@ -218,7 +224,7 @@ impl Folder {
 
 fn at(path: &Path) -> impl Fn(io::Error) -> IdentityError + use<> {
     let path = path.to_owned();
-    move |error| IdentityError::Io { path: path.clone(), error }
+    move |source| IdentityError::Io { path: path.clone(), source }
 }
 
 #[cfg(test)]
@@ -226,57 +232,57 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_process_at_a_time() {
+    fn data_dir_is_locked_by_one_process() {
         let dir = tempfile::tempdir().unwrap();
-        let first = Folder::lock(dir.path()).unwrap();
-        assert!(matches!(Folder::lock(dir.path()), Err(IdentityError::Locked(_))));
+        let first = DataDir::lock(dir.path()).unwrap();
+        assert!(matches!(DataDir::lock(dir.path()), Err(IdentityError::Locked(_))));
         drop(first);
-        Folder::lock(dir.path()).unwrap();
+        DataDir::lock(dir.path()).unwrap();
     }
 
     #[test]
-    fn every_start_is_counted() {
+    fn identity_counts_every_start() {
         let dir = tempfile::tempdir().unwrap();
-        let folder = Folder::lock(dir.path()).unwrap();
-        assert_eq!(folder.identity().unwrap(), None);
-        folder.fresh().unwrap();
-        folder.settle("c0ffee", MemberId(3), "fw3").unwrap();
+        let data_dir = DataDir::lock(dir.path()).unwrap();
+        assert_eq!(data_dir.identity().unwrap(), None);
+        data_dir.ensure_unused().unwrap();
+        data_dir.write_identity("c0ffee", MemberId(3), "fw3").unwrap();
         for starts in 1..4 {
-            let mut identity = folder.identity().unwrap().unwrap();
-            folder.start(&mut identity).unwrap();
+            let mut identity = data_dir.identity().unwrap().unwrap();
+            data_dir.start(&mut identity).unwrap();
             assert_eq!(identity.starts, starts);
-            assert_eq!(folder.identity().unwrap().unwrap(), identity);
+            assert_eq!(data_dir.identity().unwrap().unwrap(), identity);
         }
     }
 
     #[test]
-    fn an_id_is_not_given_up_by_accident() {
+    fn identity_is_not_overwritten() {
         let dir = tempfile::tempdir().unwrap();
-        let folder = Folder::lock(dir.path()).unwrap();
-        folder.settle("c0ffee", MemberId(3), "fw3").unwrap();
-        assert!(matches!(folder.fresh(), Err(IdentityError::Taken { member: MemberId(3), .. })));
-        folder.retire().unwrap();
-        folder.fresh().unwrap();
+        let data_dir = DataDir::lock(dir.path()).unwrap();
+        data_dir.write_identity("c0ffee", MemberId(3), "fw3").unwrap();
+        assert!(matches!(data_dir.ensure_unused(), Err(IdentityError::Taken { member: MemberId(3), .. })));
+        data_dir.archive_identity().unwrap();
+        data_dir.ensure_unused().unwrap();
     }
 
     #[test]
-    fn a_damaged_identity_is_not_used() {
+    fn identity_that_is_damaged_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let folder = Folder::lock(dir.path()).unwrap();
+        let data_dir = DataDir::lock(dir.path()).unwrap();
         for text in ["", "version = 1", "version = 2\ncluster = \"a\"\nmember = 1\nname = \"a\"\nstarts = 1\n"] {
             fs::write(dir.path().join(FILE), text).unwrap();
-            assert!(matches!(folder.identity(), Err(IdentityError::Damaged { .. })), "{text}");
-            assert!(folder.fresh().is_err());
+            assert!(matches!(data_dir.identity(), Err(IdentityError::Damaged { .. })), "{text}");
+            assert!(data_dir.ensure_unused().is_err());
         }
     }
 
     #[test]
-    fn an_unfinished_attempt_leaves_nothing_behind() {
+    fn data_dir_of_an_unfinished_attempt_is_cleared() {
         let dir = tempfile::tempdir().unwrap();
-        let folder = Folder::lock(dir.path()).unwrap();
-        fs::create_dir(folder.new_store()).unwrap();
-        fs::write(folder.new_store().join("x"), "x").unwrap();
-        folder.fresh().unwrap();
-        assert!(!folder.new_store().exists());
+        let data_dir = DataDir::lock(dir.path()).unwrap();
+        fs::create_dir(data_dir.new_store()).unwrap();
+        fs::write(data_dir.new_store().join("x"), "x").unwrap();
+        data_dir.ensure_unused().unwrap();
+        assert!(!data_dir.new_store().exists());
     }
 }

@@ -1,199 +1,223 @@
-//! When the majority is lost for good: a survivor goes on alone, as a new cluster, with everything that it has.
+//! Recovery from the loss of a majority: a survivor becomes the only member of a new cluster, with all of its state.
 //!
 //! Nothing here makes Raft give up its majority. The member's state (its snapshot and all of its log) becomes the first
-//! snapshot of a new log, of a cluster with a new id whose only member it is. The members of the old cluster, should one
-//! come back, are refused by the check that every request passes ([`crate::peer::route`]), because they name another cluster.
+//! snapshot of a new log, of a cluster with a new id whose only member it is. Members of the old cluster that come back are
+//! refused by the address check of every request ([`crate::peer::route`]), because they name another cluster.
 //!
 //! **Order.** The new store is written beside the old one and is durable before the identity is replaced, atomically, by
-//! one that names the new cluster and the new store. Before that nothing has happened; after that the old store is never
+//! one that names the new cluster and the new store. Before that nothing has changed; after that the old store is never
 //! opened again.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use palisade_engine::replica::{MemberInfo, Replica};
-use palisade_engine::{Engine, Generation, MemberId};
-use palisade_raft_store::{Identity as StoreIdentity, Remains, Setup};
+use futures::StreamExt;
+use palisade_engine::replica::Replica;
+use palisade_engine::{Engine, Generation, MemberId, MemberInfo};
+use palisade_raft_store::{Setup, StoreError, StoreOwner, SurvivingState};
 
-use crate::membership::change::{MembershipError, NoWake, random_cluster};
-use crate::membership::identity::{Folder, Identity};
-use crate::peer::route::{Lane, Peers};
-use crate::replication::OpenError;
-use crate::replication::Options;
-use crate::replication::start::{blocking, open_store, store_options};
+use crate::blocking::blocking;
+use crate::membership::identity::{DataDir, Identity, IdentityError};
+use crate::membership::join::random_cluster_id;
+use crate::membership::options::Options;
+use crate::peer::connections::{Lane, Members, Peers};
+use crate::peer::error::ClusterIdError;
+use crate::raft::start::{open_store, store_options};
+use crate::random::RandomError;
+use crate::wake::NoWake;
 
 /// How long a member that is said to be lost may take to answer.
-const ANSWER: Duration = Duration::from_secs(1);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Why a member can not go on alone.
+/// Why a member cannot be recovered.
 #[derive(Debug, thiserror::Error)]
 pub enum RecoverError {
-    /// The data folder, or its store.
+    /// The data folder.
     #[error(transparent)]
-    Open(#[from] OpenError),
-    /// It is no member any longer.
-    #[error("this machine was removed from its cluster: it can not go on for the others. Use a member that was not")]
+    Identity(#[from] IdentityError),
+    /// Its store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A task on the store was cancelled, or panicked.
+    #[error("the store was not read")]
+    Task(#[from] tokio::task::JoinError),
+    /// It never was a member.
+    #[error(
+        "this machine is no member of a cluster yet: `palisade cluster init` makes one, `palisade cluster join` joins one"
+    )]
+    NotMember,
+    /// The store is not the one that belongs to the identity.
+    #[error("the log of member {0} is gone: there is nothing to recover from on this machine. Use another member")]
+    LostLog(MemberId),
+    /// The cluster's id.
+    #[error(transparent)]
+    ClusterId(#[from] ClusterIdError),
+    /// It was removed.
+    #[error("this machine was removed from its cluster: it cannot go on for the others. Use a member that was not")]
     Removed,
-    /// There is nobody to strike off.
+    /// There is no other member to remove.
     #[error("this machine is its cluster's only member already: start its daemon")]
     Alone,
-    /// The majority is there.
+    /// A majority is there.
     #[error(
         "{} of {voters} voters are there ({answering}, and this one): that is a majority, so nothing is lost. Start \
          this daemon. If they answer but are broken, stop them first",
         answering.split(", ").count() + 1
     )]
     Majority {
-        /// The names of those that answer.
+        /// The names of the members that answer.
         answering: String,
-        /// How many vote.
+        /// The number of voters.
         voters: usize,
     },
     /// Random numbers.
     #[error(transparent)]
-    Membership(#[from] MembershipError),
+    Random(#[from] RandomError),
 }
 
-/// A member that is to be struck off.
+/// A member that is to be removed.
 #[derive(Clone, Debug)]
-pub struct Lost {
+pub struct RemovedMember {
     /// Its id.
     pub id: MemberId,
     /// Its name, address and role.
     pub info: MemberInfo,
-    /// Did it vote?
+    /// Whether it votes.
     pub voter: bool,
-    /// Does it answer?
+    /// Whether it answers.
     pub answers: bool,
 }
 
-/// What going on alone means here.
+/// What a recovery would change.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub struct RecoveryPlan {
     /// The old cluster's id.
     pub cluster: String,
     /// This member.
     pub member: MemberId,
     /// Its name.
     pub name: String,
-    /// Who is struck off.
-    pub lost: Vec<Lost>,
-    /// The index of the last entry in this member's log: later ones are lost.
+    /// The members that are removed.
+    pub removed: Vec<RemovedMember>,
+    /// The index of the last entry in this member's log: later entries are lost.
     pub last_log: u64,
-    /// The index of the last entry that this member knew to be committed: later ones up to `last_log` become so.
+    /// The index of the last entry that this member knew to be committed: later entries up to `last_log` become committed.
     pub committed: u64,
-    /// The policy that will be in force.
+    /// The policy that will be active.
     pub policy: Generation,
-    /// The sessions that will be there.
+    /// The number of sessions that will be there.
     pub sessions: u64,
 }
 
-/// A member that may go on alone. Its data folder is locked; nothing has been changed yet.
+/// A recovery that was prepared. The data folder is locked; nothing has been changed yet.
 pub struct Recovery {
-    folder: Folder,
+    data_dir: DataDir,
     identity: Identity,
-    remains: Remains<Replica>,
-    plan: Plan,
+    surviving: SurvivingState<Replica>,
+    plan: RecoveryPlan,
     info: MemberInfo,
 }
 
-/// What was done.
+/// A recovery that was carried out.
 #[derive(Clone, Debug)]
 pub struct Recovered {
     /// The new cluster's id.
     pub cluster: String,
     /// This member.
     pub member: MemberId,
-    /// Where the old log lies; nothing uses it any longer.
+    /// The folder of the old log; it is no longer used.
     pub old_store: PathBuf,
 }
 
 impl Recovery {
-    /// Reads all that the member has, and looks who else is there. The daemon must not run.
+    /// Reads the member's state, and asks which other members are there. The daemon must not run.
     ///
     /// # Errors
     /// [`RecoverError`]
     pub async fn prepare(options: &Options) -> Result<Recovery, RecoverError> {
-        let folder = Folder::lock(&options.data_dir).map_err(OpenError::from)?;
-        let identity = folder.identity().map_err(OpenError::from)?.ok_or(OpenError::NotMember)?;
+        let data_dir = DataDir::lock(&options.data_dir)?;
+        let identity = data_dir.identity()?.ok_or(RecoverError::NotMember)?;
         let me = identity.member;
         let engine =
             Engine::new(palisade_engine::Config { member: me, start: identity.starts, ..options.engine.clone() });
-        let (dir, machine) = (folder.store(&identity), Replica::new(engine.clone()));
-        let owner = StoreIdentity { cluster: identity.cluster.clone(), member: me };
-        let remains = blocking(move || {
+        let (dir, machine) = (data_dir.store(&identity), Replica::new(engine.clone()));
+        let owner = StoreOwner { cluster: identity.cluster.clone(), member: me };
+        let surviving = blocking(move || {
             let mut store = open_store(&dir)?;
-            if store.identity().is_none() {
+            if store.owner().is_none() {
                 return Ok(None);
             }
-            store.set_identity(owner)?;
-            store.remains(Setup { machine, wake: Box::new(NoWake), observer: Arc::new(()) }).map(Some)
+            store.set_owner(owner)?;
+            store.surviving_state(Setup { state: machine, wake: Box::new(NoWake), observer: Arc::new(()) }).map(Some)
         });
-        let remains = remains.await?.ok_or(OpenError::LostLog(me))?;
+        let surviving = surviving.await??.ok_or(RecoverError::LostLog(me))?;
 
-        let view = engine.view();
-        let info = view.members.get(&me).cloned().ok_or(RecoverError::Removed)?;
-        let peers = Peers::new(&identity.cluster, me).map_err(|s| OpenError::Raft(s.to_string()))?;
-        let others = view.members.iter().filter(|(id, _)| **id != me);
-        let lost = others.map(|(id, info)| async {
-            let answers = answers(&peers, *id, &info.address).await;
-            Lost { id: *id, info: info.clone(), voter: remains.voters.contains(id), answers }
+        let cluster = engine.cluster_state();
+        let info = cluster.members.get(&me).cloned().ok_or(RecoverError::Removed)?;
+        let peers = Peers::new(&identity.cluster, me)?;
+        let answering = answering(&peers, &cluster.members).await;
+        let others = cluster.members.iter().filter(|(id, _)| **id != me);
+        let removed = others.map(|(id, info)| {
+            let (voter, answers) = (surviving.voters.contains(id), answering.contains(id));
+            RemovedMember { id: *id, info: info.clone(), voter, answers }
         });
-        let lost = futures::future::join_all(lost).await;
-        if lost.is_empty() && remains.voters.iter().all(|id| *id == me) {
+        let removed: Vec<RemovedMember> = removed.collect();
+        if removed.is_empty() && surviving.voters.iter().all(|id| *id == me) {
             return Err(RecoverError::Alone);
         }
-        let there: Vec<&str> = lost.iter().filter(|l| l.voter && l.answers).map(|l| l.info.name.as_str()).collect();
-        let voters = remains.voters.len();
-        let own = usize::from(remains.voters.contains(&me));
+        let there: Vec<&str> = removed.iter().filter(|r| r.voter && r.answers).map(|r| r.info.name.as_str()).collect();
+        let voters = surviving.voters.len();
+        let own = usize::from(surviving.voters.contains(&me));
         if !there.is_empty() && there.len() + own > voters / 2 {
             return Err(RecoverError::Majority { answering: there.join(", "), voters });
         }
         let index = |id: &Option<palisade_raft_store::LogId>| id.as_ref().map_or(0, |id| id.index);
-        let plan = Plan {
+        let plan = RecoveryPlan {
             cluster: identity.cluster.clone(),
             member: me,
             name: info.name.clone(),
-            lost,
-            last_log: index(&remains.last),
-            committed: index(&remains.committed),
+            removed,
+            last_log: index(&surviving.last),
+            committed: index(&surviving.committed),
             policy: engine.generation(),
             sessions: engine.counts().sessions.iter().map(|(_, _, n)| n).sum(),
         };
-        Ok(Recovery { folder, identity, remains, plan, info })
+        Ok(Recovery { data_dir, identity, surviving, plan, info })
     }
 
-    /// What it means.
+    /// What it would change.
     #[must_use]
-    pub fn plan(&self) -> &Plan {
+    pub fn plan(&self) -> &RecoveryPlan {
         &self.plan
     }
 
-    /// Does it. Afterwards the daemon starts as the only member of a new cluster.
+    /// Carries the recovery out. Afterwards the daemon starts as the only member of a new cluster.
     ///
     /// # Errors
     /// [`RecoverError`]; nothing has changed then.
     pub async fn carry_out(self) -> Result<Recovered, RecoverError> {
-        let Recovery { folder, identity, remains, info, .. } = self;
-        let (cluster, member) = (random_cluster()?, identity.member);
-        let old_store = folder.store(&identity);
-        let alone = identity.alone(&cluster);
-        let dir = folder.clear_store(&alone).map_err(OpenError::from)?;
-        let owner = StoreIdentity { cluster: cluster.clone(), member };
+        let Recovery { data_dir, identity, surviving, info, .. } = self;
+        let (cluster, member) = (random_cluster_id()?, identity.member);
+        let old_store = data_dir.store(&identity);
+        let alone = identity.for_new_cluster(&cluster);
+        let dir = data_dir.clear_store(&alone)?;
+        let owner = StoreOwner { cluster: cluster.clone(), member };
         blocking(move || {
-            remains.machine(|machine| machine.go_on_alone(&owner.cluster, member));
-            remains.found(&dir, store_options(), owner, info)
+            surviving.state(|state| state.force_new_cluster(&owner.cluster, member));
+            surviving.bootstrap(&dir, store_options(), owner, info)
         })
-        .await?;
-        folder.replace(&alone).map_err(OpenError::from)?;
+        .await??;
+        data_dir.replace_identity(&alone)?;
         Ok(Recovered { cluster, member, old_store })
     }
 }
 
-/// Does that member of that cluster answer there? Any that runs answers this question, with or without a majority.
-async fn answers(peers: &Peers, id: MemberId, address: &str) -> bool {
-    let Ok(mut client) = peers.client(id, address, Lane::Control) else { return false };
-    let nothing = client.still_idle(palisade_proto::member::v1::Sessions::default());
-    tokio::time::timeout(ANSWER, nothing).await.is_ok_and(|answer| answer.is_ok())
+/// The members of the old cluster that answer. Every running member answers this question, with or without a majority.
+async fn answering(peers: &Peers, members: &Members) -> BTreeSet<MemberId> {
+    let answers = peers.fan_out(members, Lane::Control, ANSWER_TIMEOUT, |mut client| async move {
+        client.confirm_idle(palisade_proto::member::v1::Sessions::default()).await
+    });
+    answers.filter_map(async |(id, answer)| answer.is_ok().then_some(id)).collect().await
 }

@@ -1,4 +1,4 @@
-//! Join tokens: what a new machine needs to be let in, as one word to copy.
+//! Join tokens: what a new machine needs to be admitted, as one word to copy.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,9 +8,10 @@ use sha2::{Digest, Sha256};
 
 const PREFIX: &str = "palisade-join-";
 const VERSION: u8 = 1;
-/// RFC 4648 section 6, in lower case and without padding.
+/// Base 32 (RFC 4648 section 6), in lower case and without padding.
 const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
-const CHECK: usize = 4;
+/// Bytes of the checksum.
+const CHECKSUM_BYTES: usize = 4;
 
 /// A join token.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,24 +19,24 @@ pub struct Token {
     version: u8,
     /// The cluster's id.
     pub cluster: String,
-    /// Members that can be asked, `address:port`.
+    /// Addresses of members, `address:port`.
     pub addresses: Vec<String>,
-    /// The credential. The cluster knows only its digest.
+    /// The credential. The cluster stores only its digest.
     secret: [u8; 32],
     /// The fingerprint of the cluster's CA, once there is one.
     pub ca: Option<[u8; 32]>,
 }
 
-/// What was typed is no join token.
+/// Why a text is no join token.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum TokenError {
-    /// It does not begin as one.
+    /// Its prefix.
     #[error("a join token begins with `{PREFIX}`; make one with `palisade cluster token` on a member")]
     Prefix,
-    /// It was not copied completely.
+    /// Its checksum.
     #[error("the join token is damaged: was it copied completely?")]
     Damaged,
-    /// It is of another version.
+    /// Its version.
     #[error("the join token has version {0}, this program knows {VERSION}: install the same release on all members")]
     Version(u8),
 }
@@ -54,13 +55,13 @@ impl Token {
     }
 }
 
-/// What the cluster keeps of a secret. One round is enough: the secret has 256 random bits.
+/// The digest of a secret that the cluster stores. One round is enough: the secret has 256 random bits.
 #[must_use]
 pub(crate) fn digest(secret: &[u8]) -> Vec<u8> {
     Sha256::digest(secret).to_vec()
 }
 
-// Not derived: a secret does not belong into a log.
+// Not derived: a secret must not be logged.
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Token")
@@ -74,7 +75,7 @@ impl fmt::Display for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut bytes = postcard::to_stdvec(self).map_err(|_| fmt::Error)?;
         let check = Sha256::digest(&bytes);
-        bytes.extend_from_slice(check.get(..CHECK).unwrap_or_default());
+        bytes.extend_from_slice(check.get(..CHECKSUM_BYTES).unwrap_or_default());
         f.write_str(PREFIX)?;
         f.write_str(&encode(&bytes))
     }
@@ -86,9 +87,12 @@ impl FromStr for Token {
     fn from_str(text: &str) -> Result<Token, TokenError> {
         let body = text.trim().strip_prefix(PREFIX).ok_or(TokenError::Prefix)?;
         let bytes = decode(body).ok_or(TokenError::Damaged)?;
-        let (content, check) =
-            bytes.len().checked_sub(CHECK).and_then(|n| bytes.split_at_checked(n)).ok_or(TokenError::Damaged)?;
-        if Sha256::digest(content).get(..CHECK) != Some(check) {
+        let (content, check) = bytes
+            .len()
+            .checked_sub(CHECKSUM_BYTES)
+            .and_then(|n| bytes.split_at_checked(n))
+            .ok_or(TokenError::Damaged)?;
+        if Sha256::digest(content).get(..CHECKSUM_BYTES) != Some(check) {
             return Err(TokenError::Damaged);
         }
         match content.first() {
@@ -132,7 +136,7 @@ fn decode(text: &str) -> Option<Vec<u8>> {
             bytes.push(((have >> bits) & 0xff) as u8);
         }
     }
-    // What is left over is padding, and zero.
+    // The remaining bits are padding, and zero.
     (bits < 5 && have & ((1 << bits) - 1) == 0).then_some(bytes)
 }
 
@@ -145,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_one_word() {
+    fn token_is_one_word() {
         let text = token().to_string();
         assert!(text.starts_with(PREFIX));
         assert!(text.bytes().all(|b| b == b'-' || b.is_ascii_lowercase() || b.is_ascii_digit()), "{text}");
@@ -154,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn every_single_wrong_letter_is_noticed() {
+    fn token_with_a_wrong_letter_is_damaged() {
         let text = token().to_string();
         for place in PREFIX.len()..text.len() {
             let mut wrong = text.clone().into_bytes();
@@ -165,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn other_text_is_no_token() {
+    fn token_is_told_from_other_text() {
         assert_eq!("hello".parse::<Token>(), Err(TokenError::Prefix));
         assert_eq!("palisade-join-".parse::<Token>(), Err(TokenError::Damaged));
         assert_eq!("palisade-join-1!".parse::<Token>(), Err(TokenError::Damaged));
@@ -174,14 +178,14 @@ mod tests {
     }
 
     #[test]
-    fn the_digest_is_sha_256() {
+    fn token_digest_is_sha_256() {
         // FIPS 180-2, appendix B.1.
         let hex: String = digest(b"abc").iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(hex, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
     }
 
     #[test]
-    fn a_secret_is_not_logged() {
+    fn token_secret_is_not_logged() {
         assert!(!format!("{:?}", token()).contains("7, 7"), "{:?}", token());
     }
 }

@@ -1,28 +1,26 @@
-//! Figures about the process and the build.
+//! Metrics of the process and the build.
 //!
-//! The names are our own, not the `process_…` of client libraries, so that everything of Palisade's is found under one
-//! prefix.
+//! The names are our own, not the `process_…` of client libraries, so that all of Palisade's metrics have one prefix.
 
 use std::fs;
 
 use nix::unistd::{SysconfVar, sysconf};
+use palisade_metrics::MetricFamilies;
 
-use super::Sheet;
-
-/// Writes the process' figures.
-pub fn write(sheet: &mut Sheet) {
-    sheet.gauges("palisade_build_info", "Version of the running program", |s| {
-        s.count([("version", env!("CARGO_PKG_VERSION"))], 1);
+/// Adds them.
+pub(crate) fn collect(families: &mut MetricFamilies) {
+    families.gauges("palisade_build_info", "Version of the running program; always 1.", |samples| {
+        samples.with("version", env!("CARGO_PKG_VERSION")).integer(1);
     });
     let Some(stat) = Stat::read() else { return };
-    sheet.counters("palisade_process_cpu_seconds", "CPU time spent, user and system", |s| {
-        s.number([], stat.cpu_seconds)
+    families.counters("palisade_process_cpu_seconds_total", "CPU time of the process, user and system.", |samples| {
+        samples.float(stat.cpu_seconds);
     });
-    sheet.gauge("palisade_process_resident_memory_bytes", "Memory in RAM", stat.resident);
-    sheet.gauge("palisade_process_virtual_memory_bytes", "Address space in use", stat.virtual_size);
-    sheet.gauge("palisade_process_threads", "Threads of the process", stat.threads);
+    families.gauge("palisade_process_resident_memory_bytes", "Memory of the process in RAM.", stat.resident);
+    families.gauge("palisade_process_virtual_memory_bytes", "Address space of the process.", stat.virtual_size);
+    families.gauge("palisade_process_threads", "Threads of the process.", stat.threads);
     if let Ok(fds) = fs::read_dir("/proc/self/fd") {
-        sheet.gauge("palisade_process_open_fds", "Open file descriptors", fds.count() as u64);
+        families.gauge("palisade_process_open_fds", "Open file descriptors of the process.", fds.count() as u64);
     }
 }
 
@@ -62,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hostile_process_name_does_not_shift_the_fields() {
+    fn stat_with_parentheses_in_the_process_name_is_parsed() {
         let text = "42 (a) b (c) S 1 2 3 4 5 6 7 8 9 10 150 50 13 14 15 16 7 0 100 8192 3 9";
         let stat = Stat::parse(text, 100, 4096).unwrap();
         assert!((stat.cpu_seconds - 2.0).abs() < 1e-9);
@@ -71,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_has_figures() {
+    fn stat_of_this_process_is_read() {
         let stat = Stat::read().unwrap();
         assert!(stat.resident > 0 && stat.threads > 0 && stat.virtual_size >= stat.resident);
     }

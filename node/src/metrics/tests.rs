@@ -2,35 +2,36 @@ use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
-use palisade_engine::engine::{Counts, View};
-use palisade_engine::id::Generation;
-use palisade_engine::{Protocol, Standing, TakeoverCounts};
+use palisade_engine::{ClusterState, Counts, Generation, LeaseState, Protocol, TakeoverCounts};
+use palisade_metrics::Kind;
 
 use super::*;
 
-fn sheet() -> Sheet {
-    let mut sheet = Sheet::default();
+fn example() -> MetricFamilies {
+    let mut families = MetricFamilies::default();
     let counts = Counts {
         sessions: vec![(Protocol::TCP, "ESTABLISHED", 3), (Protocol::UDP, "ASSURED", 1)],
         half_open: 2,
         half_open_evicted: 5,
     };
-    engine::sessions(&mut sheet, &counts, (1000, 100));
-    engine::cluster(&mut sheet, Some(Standing::Current), Generation(4), &View::default());
-    process::write(&mut sheet);
-    sheet.histogram("palisade_x_seconds", "A histogram", 0.75, 4, [(0.1, 2), (0.2, 1)]);
-    sheet
+    sessions::table(&mut families, &counts, 1000, 100);
+    sessions::cluster(&mut families, LeaseState::Valid, Generation(4), &ClusterState::default());
+    process::collect(&mut families);
+    let buckets = vec![(0.1, 2), (0.2, 1), (f64::INFINITY, 1)];
+    families.add("palisade_x_seconds", &["A histogram."], Kind::Histogram, |samples| samples.histogram(0.75, buckets));
+    families
 }
 
 #[test]
-fn counters_histograms_and_labels_are_written_as_they_must_be() {
-    let text = sheet().text();
+fn exposition_writes_counters_histograms_and_labels_in_both_formats() {
+    let text = exposition::text(example());
     for line in [
+        "# HELP palisade_half_open_sessions_evicted_total Half-open sessions evicted to make room for newer ones.",
         "# TYPE palisade_half_open_sessions_evicted_total counter",
         "palisade_half_open_sessions_evicted_total 5",
         "palisade_sessions{protocol=\"tcp\",state=\"ESTABLISHED\"} 3",
-        "palisade_current 1",
-        "palisade_standing{standing=\"expired\"} 0",
+        "palisade_lease_state{state=\"valid\"} 1",
+        "palisade_lease_state{state=\"expired\"} 0",
         "# TYPE palisade_x_seconds histogram",
         "palisade_x_seconds_bucket{le=\"0.1\"} 2",
         "palisade_x_seconds_bucket{le=\"0.2\"} 3",
@@ -40,18 +41,18 @@ fn counters_histograms_and_labels_are_written_as_they_must_be() {
     ] {
         assert!(text.lines().any(|l| l == line), "{line} is missing in\n{text}");
     }
-    let open = sheet().openmetrics();
+    let open = exposition::openmetrics(example());
     assert!(open.contains("# TYPE palisade_half_open_sessions_evicted counter\n"), "{open}");
     assert!(open.ends_with("# EOF\n"));
 }
 
 /// Every sample belongs to the family announced above it, every family has a help text, and none comes twice.
 #[test]
-fn the_text_is_well_formed() {
-    check(&sheet().text());
+fn exposition_is_well_formed() {
+    check(&exposition::text(page()));
 }
 
-/// As above; for the whole daemon's text too.
+/// Checks a page; other tests have one of a whole daemon.
 pub(crate) fn check(text: &str) {
     let mut families = BTreeSet::new();
     let mut samples = BTreeSet::new();
@@ -73,10 +74,9 @@ pub(crate) fn check(text: &str) {
     }
 }
 
-/// Every family that a firewall's `/metrics` can have, as its samples name it.
-fn families() -> BTreeSet<String> {
-    use palisade_engine::MemberId;
-    use palisade_engine::replica::{MemberInfo, Role};
+/// Every metric that a firewall's `/metrics` can have.
+fn page() -> MetricFamilies {
+    use palisade_engine::{MemberId, MemberInfo, Role};
 
     let member = |id: u64| crate::replication::Member {
         id: MemberId(id),
@@ -101,20 +101,23 @@ fn families() -> BTreeSet<String> {
         snapshot: None,
         purged: None,
         members: vec![member(1), member(2)],
-        current: Standing::Current,
+        lease: LeaseState::Valid,
     };
-    let mut sheet = Sheet::default();
+    let mut families = MetricFamilies::default();
     let counts = Counts { sessions: vec![(Protocol::TCP, "ESTABLISHED", 3)], half_open: 2, half_open_evicted: 5 };
-    member_state(&mut sheet, true, true, None);
-    engine::sessions(&mut sheet, &counts, (1000, 100));
-    engine::takeovers(&mut sheet, TakeoverCounts::default());
-    engine::cluster(&mut sheet, Some(Standing::Current), Generation(4), &View::default());
-    process::write(&mut sheet);
-    replication::raft(&mut sheet, &status);
-    replication::write(&mut sheet, &crate::replication::ReplicationMetrics::default());
-    replication::store(&mut sheet, &palisade_raft_store::Totals::default());
-    packets(&mut sheet, Some(&crate::datapath::Snapshot::default()));
-    sheet.text().lines().filter_map(|l| Some(l.strip_prefix("# TYPE ")?.split_once(' ')?.0.to_owned())).collect()
+    member_state(&mut families, true, true, None);
+    sessions::table(&mut families, &counts, 1000, 100);
+    sessions::takeovers(&mut families, TakeoverCounts::default());
+    sessions::cluster(&mut families, LeaseState::Valid, Generation(4), &ClusterState::default());
+    process::collect(&mut families);
+    raft::collect(&mut families, &status);
+    let (replication, store) = Default::default();
+    counted(&mut families, &replication, &store, Some(&DatapathMetrics::new(2)));
+    families
+}
+
+fn names() -> BTreeSet<String> {
+    page().iter().map(|family| family.name.to_owned()).collect()
 }
 
 fn documented() -> BTreeSet<String> {
@@ -124,17 +127,17 @@ fn documented() -> BTreeSet<String> {
 
 #[test]
 fn docs_name_every_metric() {
-    let (families, documented) = (families(), documented());
-    let names = |set: Vec<&String>| set.into_iter().map(String::as_str).collect::<Vec<_>>().join(", ");
-    let missing = names(families.difference(&documented).collect());
-    let gone = names(documented.difference(&families).filter(|name| name.starts_with("palisade_")).collect());
+    let (families, documented) = (names(), documented());
+    let join = |set: Vec<&String>| set.into_iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+    let missing = join(families.difference(&documented).collect());
+    let gone = join(documented.difference(&families).filter(|name| name.starts_with("palisade_")).collect());
     assert!(missing.is_empty() && gone.is_empty(), "docs/metrics.md lacks: {missing}; has, but no metric is: {gone}");
 }
 
 /// The page of limits says of each what happens at the bound and which figure shows it, and those figures exist.
 #[test]
 fn limits_are_shown_by_metrics_that_exist() {
-    let families = families();
+    let families = names();
     let page = include_str!("../../../docs/limits.md");
     let rows: Vec<Vec<&str>> = page
         .lines()
@@ -172,7 +175,7 @@ fn docs_name_every_reason() {
 #[test]
 fn alerts_ask_for_metrics_that_exist() {
     let alerts = include_str!("../../../deploy/prometheus/palisade-alerts.yml");
-    let families = families();
+    let families = names();
     let word = |c: char| !c.is_ascii_alphanumeric() && c != '_';
     let named: BTreeSet<&str> = alerts
         .lines()
@@ -196,14 +199,14 @@ fn promtool_accepts_the_alerts() {
 }
 
 #[test]
-fn promtool_accepts_it() {
+fn promtool_accepts_the_page() {
     let child =
         Command::new("promtool").args(["check", "metrics"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let Ok(mut child) = child else {
         eprintln!("SKIPPED: promtool is not installed (Debian: prometheus)");
         return;
     };
-    child.stdin.take().unwrap().write_all(sheet().text().as_bytes()).unwrap();
+    child.stdin.take().unwrap().write_all(exposition::text(page()).as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

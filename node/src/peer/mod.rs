@@ -1,4 +1,7 @@
-//! How members reach each other: connections, lanes, addressing.
+//! How members reach each other: connections, lanes, addressing. Nothing here knows of Raft.
 
-pub(crate) mod route;
+pub(crate) mod addressing;
+pub(crate) mod connections;
+pub(crate) mod error;
+pub(crate) mod fan_out;
 pub(crate) mod transport;

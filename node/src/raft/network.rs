@@ -1,8 +1,8 @@
-//! openraft's network: what this member sends to the others.
+//! openraft's network: the client side of Raft between members.
 //!
-//! Appends are pipelined: one bidirectional stream carries them in order, without waiting for the answer to the one
-//! before, and the answers come back in the same order. A stream that carries requests but gets no answers is an error
-//! after [`Timing::answer`]: openraft would otherwise keep the log for it for ever.
+//! Appends are pipelined: one bidirectional stream carries them in order, without waiting for the response to the previous
+//! one, and the responses come back in the same order. A stream without responses is an error after `Timing::answer`:
+//! otherwise openraft would keep the log for it for ever.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -17,8 +17,7 @@ use openraft::raft::{
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::type_config::alias::{SnapshotOf, VoteOf};
-use palisade_engine::replica::MemberInfo;
-use palisade_engine::{MemberId, Time};
+use palisade_engine::{MemberId, MemberInfo, Time};
 use palisade_proto::member::v1 as proto;
 use palisade_raft_store::{SnapshotFile, TypeConfig};
 use tokio::sync::mpsc;
@@ -26,61 +25,60 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
 use crate::clock;
-use crate::peer::route::{Client, Lane, Peers};
+use crate::peer::connections::{Client, Lane, Peers};
 use crate::raft::snapshot;
 use crate::raft::wire;
-use crate::replication::until;
 use crate::replication_metrics::ReplicationMetrics;
 
-/// Appends that wait for the connection to take them; openraft reads no further ahead.
-const UNSENT: usize = 64;
+/// Appends that wait for the connection; openraft reads no further ahead.
+const APPEND_QUEUE: usize = 64;
 
-/// How long after a stream could not be opened the next try is made. Short: a member that comes back is not kept waiting.
-const REOPEN: Duration = Duration::from_millis(50);
-/// So long after a snapshot the log that follows it is kept for who has got it.
-const CATCH_UP: Duration = Duration::from_secs(10);
+/// Time after a stream that could not be opened. Short: a member that comes back is not kept waiting.
+const REOPEN_DELAY: Duration = Duration::from_millis(50);
+/// How long the log that follows a snapshot is kept for the member that has received it.
+const CATCH_UP_TIME: Duration = Duration::from_secs(10);
 
 type Rpc<T> = Result<T, RPCError<TypeConfig>>;
 
-/// Makes the clients that openraft asks for.
+/// The factory of the clients that openraft asks for.
 #[derive(Clone)]
 pub(crate) struct Network {
     pub(crate) me: MemberId,
     pub(crate) peers: Peers,
-    pub(crate) answer: Duration,
+    pub(crate) response_timeout: Duration,
     pub(crate) metrics: Arc<ReplicationMetrics>,
 }
 
 /// A client of one member, for one kind of traffic.
-pub(crate) struct Peer {
+pub(crate) struct RaftClient {
     network: Network,
     to: MemberId,
     client: Result<Client, Status>,
 }
 
 impl Network {
-    fn peer(&self, to: MemberId, info: &MemberInfo, lane: Lane) -> Peer {
-        Peer { network: self.clone(), to, client: self.peers.client(to, &info.address, lane) }
+    fn peer(&self, to: MemberId, info: &MemberInfo, lane: Lane) -> RaftClient {
+        RaftClient { network: self.clone(), to, client: self.peers.client(to, &info.address, lane) }
     }
 }
 
 impl RaftNetworkFactory<TypeConfig> for Network {
-    type Network = Peer;
+    type Network = RaftClient;
 
-    async fn new_client(&mut self, target: MemberId, node: &MemberInfo) -> Peer {
+    async fn new_client(&mut self, target: MemberId, node: &MemberInfo) -> RaftClient {
         self.peer(target, node, Lane::Raft)
     }
 
-    async fn new_heartbeat_client(&mut self, target: MemberId, node: &MemberInfo) -> Peer {
+    async fn new_heartbeat_client(&mut self, target: MemberId, node: &MemberInfo) -> RaftClient {
         self.peer(target, node, Lane::Heartbeat)
     }
 
-    async fn new_snapshot_client(&mut self, target: MemberId, node: &MemberInfo) -> Peer {
+    async fn new_snapshot_client(&mut self, target: MemberId, node: &MemberInfo) -> RaftClient {
         self.peer(target, node, Lane::Snapshot)
     }
 }
 
-/// What a failed RPC means to openraft: is the member away (wait before the next try), or was it only this time?
+/// A failed RPC as openraft's error: whether the member is unreachable (openraft backs off), or only this RPC failed.
 fn failed(status: &Status) -> RPCError<TypeConfig> {
     match status.code() {
         Code::Unavailable | Code::FailedPrecondition | Code::Unimplemented => {
@@ -94,16 +92,16 @@ fn garbled(error: wire::WireError) -> RPCError<TypeConfig> {
     RPCError::Network(NetworkError::new(&error))
 }
 
-impl Peer {
+impl RaftClient {
     fn client(&self) -> Rpc<Client> {
         self.client.clone().map_err(|status| failed(&status))
     }
 
-    fn late(&self, action: RPCTypes, timeout: Duration) -> Timeout<TypeConfig> {
+    fn timeout(&self, action: RPCTypes, timeout: Duration) -> Timeout<TypeConfig> {
         Timeout { action, id: self.network.me, target: self.to, timeout }
     }
 
-    /// A unary RPC within openraft's deadline: all of it, because the answer to a vote waits for a disk.
+    /// A unary RPC within openraft's hard deadline, because the response to a vote waits for a disk.
     async fn call<T>(
         &self,
         action: RPCTypes,
@@ -113,7 +111,7 @@ impl Peer {
         match tokio::time::timeout(option.hard_ttl(), rpc).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(failed(&status)),
-            Err(_) => Err(RPCError::Timeout(self.late(action, option.hard_ttl()))),
+            Err(_) => Err(RPCError::Timeout(self.timeout(action, option.hard_ttl()))),
         }
     }
 
@@ -125,54 +123,54 @@ impl Peer {
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
     {
         let mut client = self.client()?;
-        let (requests, queue) = mpsc::channel(UNSENT);
-        let answer = self.network.answer;
-        let responses = match tokio::time::timeout(answer, client.append(ReceiverStream::new(queue))).await {
+        let (requests, queue) = mpsc::channel(APPEND_QUEUE);
+        let limit = self.network.response_timeout;
+        let responses = match tokio::time::timeout(limit, client.append(ReceiverStream::new(queue))).await {
             Ok(Ok(response)) => response.into_inner(),
             Ok(Err(status)) => return Err(failed(&status)),
-            Err(_) => return Err(RPCError::Timeout(self.late(RPCTypes::AppendEntries, answer))),
+            Err(_) => return Err(RPCError::Timeout(self.timeout(RPCTypes::AppendEntries, limit))),
         };
-        let late = self.late(RPCTypes::AppendEntries, answer);
+        let timed_out = self.timeout(RPCTypes::AppendEntries, limit);
         let flow = Flow {
             input: Some(input),
             requests: Some(requests),
             responses,
-            unanswered: 0,
+            outstanding: 0,
             waiting_since: Time::ZERO,
-            limit: answer,
+            limit,
         };
-        let stream = futures::stream::unfold(Some((flow, late)), |state| async move {
-            let (mut flow, late) = state?;
+        let stream = futures::stream::unfold(Some((flow, timed_out)), |state| async move {
+            let (mut flow, timed_out) = state?;
             let result = match flow.next().await {
                 Ok(response) => match wire::appended_in(response?) {
                     Ok(result) => Ok(result),
                     Err(error) => Err(garbled(error)),
                 },
-                Err(Silence::Broken(status)) => Err(failed(&status)),
-                Err(Silence::Late) => Err(RPCError::Timeout(late.clone())),
+                Err(FlowError::Broken(status)) => Err(failed(&status)),
+                Err(FlowError::Timeout) => Err(RPCError::Timeout(timed_out.clone())),
             };
             let go_on = matches!(result, Ok(Ok(_)));
-            Some((result, go_on.then_some((flow, late))))
+            Some((result, go_on.then_some((flow, timed_out))))
         });
         Ok(Box::pin(stream))
     }
 }
 
-/// Appends out, answers in, and the watch that there are answers. Both directions are driven by whoever reads the
-/// answers, and end with it: openraft's request stream holds a lock while it waits for the next entry, so it must not
-/// live on in the connection's task after the stream was given up.
+/// A stream of appends: requests out, responses in, and the time limit on responses. The reader of the responses drives both
+/// directions, and they end with it: openraft's request stream holds a lock while it waits for the next entry, so it must
+/// not outlive the stream in the connection's task.
 struct Flow<I, R> {
     input: Option<I>,
     requests: Option<mpsc::Sender<proto::AppendRequest>>,
     responses: R,
-    unanswered: u64,
+    outstanding: u64,
     waiting_since: Time,
     limit: Duration,
 }
 
-enum Silence {
+enum FlowError {
     Broken(Status),
-    Late,
+    Timeout,
 }
 
 impl<I, R, T> Flow<I, R>
@@ -181,7 +179,7 @@ where
     R: Stream<Item = Result<T, Status>> + Unpin,
 {
     /// The next response; `None` at the end of the stream.
-    async fn next(&mut self) -> Result<Option<T>, Silence> {
+    async fn next(&mut self) -> Result<Option<T>, FlowError> {
         loop {
             let room = self.requests.as_ref().is_some_and(|r| r.capacity() > 0);
             let request = async {
@@ -194,16 +192,16 @@ where
                 biased;
                 response = self.responses.next() => match response {
                     None => return Ok(None),
-                    Some(Err(status)) => return Err(Silence::Broken(status)),
+                    Some(Err(status)) => return Err(FlowError::Broken(status)),
                     Some(Ok(response)) => {
-                        self.unanswered = self.unanswered.saturating_sub(1);
+                        self.outstanding = self.outstanding.saturating_sub(1);
                         self.waiting_since = clock::now();
                         return Ok(Some(response));
                     }
                 },
                 request = request => self.send(request),
-                // Not a time from now: requests that go on and on must not put it off.
-                () = until((self.unanswered > 0).then_some(self.waiting_since + self.limit)) => return Err(Silence::Late),
+                // Not a time from now: further requests must not postpone it.
+                () = clock::sleep_until((self.outstanding > 0).then_some(self.waiting_since + self.limit)) => return Err(FlowError::Timeout),
             }
         }
     }
@@ -212,24 +210,24 @@ where
         let request = request.map(|request| wire::append_out(&request));
         match (request, &self.requests) {
             (Some(Ok(request)), Some(requests)) => {
-                if self.unanswered == 0 {
+                if self.outstanding == 0 {
                     self.waiting_since = clock::now();
                 }
-                self.unanswered += 1;
-                // There was room; should the connection have gone, the responses say so.
+                self.outstanding += 1;
+                // There was room; if the connection is gone, the responses say so.
                 drop(requests.try_send(request));
             }
             (Some(Err(error)), _) => {
-                tracing::error!(%error, "an append can not be sent");
+                tracing::error!(%error, "an append cannot be sent");
                 (self.input, self.requests) = (None, None);
             }
-            // No more requests: the answers to those that were sent still come.
+            // No more requests: the responses to those that were sent still come.
             (None, _) | (_, None) => (self.input, self.requests) = (None, None),
         }
     }
 }
 
-impl RaftNetworkV2<TypeConfig> for Peer {
+impl RaftNetworkV2<TypeConfig> for RaftClient {
     type SnapshotData = SnapshotFile;
 
     async fn append_entries(
@@ -242,12 +240,12 @@ impl RaftNetworkV2<TypeConfig> for Peer {
             let mut responses = self.open_append(one).await?;
             match responses.next().await {
                 Some(result) => result.map(AppendEntriesResponse::from),
-                None => Err(RPCError::Network(NetworkError::from_string("the append was not answered"))),
+                None => Err(RPCError::Network(NetworkError::from_string("the append got no response"))),
             }
         };
         match tokio::time::timeout(option.soft_ttl(), answer).await {
             Ok(result) => result,
-            Err(_) => Err(RPCError::Timeout(self.late(RPCTypes::AppendEntries, option.soft_ttl()))),
+            Err(_) => Err(RPCError::Timeout(self.timeout(RPCTypes::AppendEntries, option.soft_ttl()))),
         }
     }
 
@@ -266,9 +264,9 @@ impl RaftNetworkV2<TypeConfig> for Peer {
                     Ok(stream)
                 }
                 Err(error) => {
-                    // openraft waits before a request, but here there was none yet: it would open the next stream at once,
-                    // some thousand times a second while a member is dead.
-                    tokio::time::sleep(REOPEN).await;
+                    // openraft backs off after a failed request, but here there was none yet: it would open the next stream
+                    // at once, some thousand times a second while a member is dead.
+                    tokio::time::sleep(REOPEN_DELAY).await;
                     Err(error)
                 }
             }
@@ -295,7 +293,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let mut client = self.client().map_err(StreamingError::from)?;
-        let lease = snapshot.snapshot.lease();
+        let lease = snapshot.snapshot.pin();
         let send = client.install_snapshot(snapshot::chunks(Some(vote), snapshot.snapshot));
         let sent = tokio::select! {
             biased;
@@ -305,14 +303,14 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         let response = match sent {
             Ok(Ok(response)) => response.into_inner(),
             Ok(Err(status)) => return Err(failed(&status).into()),
-            Err(_) => return Err(StreamingError::Timeout(self.late(RPCTypes::InstallSnapshot, option.hard_ttl()))),
+            Err(_) => return Err(StreamingError::Timeout(self.timeout(RPCTypes::InstallSnapshot, option.hard_ttl()))),
         };
         let vote = wire::vote_in(response.vote).map_err(|e| StreamingError::Network(NetworkError::new(&e)))?;
-        self.network.metrics.snapshots_sent.add(1);
-        // What came meanwhile is still to be sent, from a log that a newer snapshot would have cut off: on a busy cluster the
-        // new member would get one snapshot after the other.
+        self.network.metrics.snapshots.sent.add(1);
+        // The entries since the snapshot are still to be sent, from a log that a newer snapshot would cut off: on a busy
+        // cluster the new member would get one snapshot after another.
         tokio::spawn(async move {
-            tokio::time::sleep(CATCH_UP).await;
+            tokio::time::sleep(CATCH_UP_TIME).await;
             drop(lease);
         });
         Ok(SnapshotResponse::new(vote))
@@ -336,26 +334,26 @@ mod tests {
 
     type Input = futures::stream::Pending<AppendEntriesRequest<TypeConfig>>;
 
-    fn flow<R>(unanswered: u64, responses: R) -> Flow<Input, R> {
+    fn flow<R>(outstanding: u64, responses: R) -> Flow<Input, R> {
         Flow {
             input: Some(futures::stream::pending()),
             requests: Some(mpsc::channel(1).0),
             responses,
-            unanswered,
+            outstanding,
             waiting_since: clock::now(),
             limit: Duration::from_millis(80),
         }
     }
 
     #[tokio::test]
-    async fn a_stream_without_answers_is_an_error() {
+    async fn append_stream_without_responses_times_out() {
         let mut flow = flow(1, futures::stream::pending::<Result<(), Status>>());
         let end = tokio::time::timeout(Duration::from_secs(5), flow.next()).await.unwrap();
-        assert!(matches!(end, Err(Silence::Late)));
+        assert!(matches!(end, Err(FlowError::Timeout)));
     }
 
     #[tokio::test]
-    async fn requests_that_go_on_do_not_put_the_end_off() {
+    async fn append_stream_timeout_is_not_postponed_by_requests() {
         let mut flow = flow(0, futures::stream::pending::<Result<(), Status>>());
         let (requests, _queue) = mpsc::channel(1000);
         let every = tokio_stream::wrappers::IntervalStream::new(tokio::time::interval(Duration::from_millis(5)));
@@ -369,13 +367,13 @@ mod tests {
             input: Some(every.map(move |_| request())),
             requests: Some(requests),
             responses: &mut flow.responses,
-            unanswered: 0,
+            outstanding: 0,
             waiting_since: clock::now(),
             limit: flow.limit,
         };
         let end = tokio::time::timeout(Duration::from_secs(5), flow.next()).await.unwrap();
-        assert!(matches!(end, Err(Silence::Late)));
-        assert!(flow.unanswered > 1);
+        assert!(matches!(end, Err(FlowError::Timeout)));
+        assert!(flow.outstanding > 1);
     }
 
     #[tokio::test]
@@ -389,7 +387,7 @@ mod tests {
     async fn answers_and_ends_are_passed_on() {
         let mut flow = flow(2, futures::stream::iter([Ok(1), Err(Status::aborted("x"))]));
         assert!(matches!(flow.next().await, Ok(Some(1))));
-        assert!(matches!(flow.next().await, Err(Silence::Broken(_))));
+        assert!(matches!(flow.next().await, Err(FlowError::Broken(_))));
         assert!(matches!(flow.next().await, Ok(None)));
     }
 }

@@ -1,44 +1,42 @@
-//! ReadIndex: what had been committed when a question came (Ongaro, *Consensus*, section 6.4).
+//! ReadIndex: what was committed before a question came (Ongaro, *Consensus*, section 6.4).
 //!
-//! The leader notes its commit index, then asks the voters whether they still follow it. A majority's yes, all of it given after the
-//! question, shows that nobody else had committed anything by then. No clock takes part in that.
+//! The leader notes its commit index, then asks the voters whether they still follow it. When a majority confirms, each
+//! voter after the question, no other leader had committed anything before it. No clock takes part in that.
 //!
-//! openraft has this too, but takes the answer to an append for the answer to a later one that had no entries, which perhaps
-//! never arrived: a leader that was cut off proved itself by answers to what it had sent before.
+//! openraft's own ReadIndex is not used: it takes a response to an append for one to a later append without entries, which
+//! perhaps never arrived. A partitioned leader then used responses to *earlier* appends as proof of leadership.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures::StreamExt;
-use futures::stream::FuturesUnordered;
 use openraft::errors::Fatal;
 use openraft::type_config::alias::VoteOf;
 use palisade_engine::MemberId;
-use palisade_engine::replica::MemberInfo;
 use palisade_proto::member::v1 as wire;
 use palisade_raft_store::TypeConfig;
 
-use crate::peer::route::{Lane, Peers};
+use crate::peer::connections::{Lane, Members, Peers};
+use crate::raft::config::PalisadeRaft;
 use crate::raft::wire::vote_out;
-use crate::replication::PalisadeRaft;
 
-/// For how long the voters are waited for. A question that takes longer would prove almost nothing any more.
-pub(crate) const DEADLINE: Duration = Duration::from_millis(400);
+/// How long the voters may take. A lease that is renewed later than that would be almost over.
+pub(crate) const READ_INDEX_TIMEOUT: Duration = Duration::from_millis(400);
 
-/// Why there is no answer.
+/// Why there is no read index.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Unread {
+pub(crate) enum ReadIndexError {
     #[error("this member does not lead")]
     NotLeader,
     #[error("this leader has not committed anything in its term yet")]
-    TooNew,
+    NothingCommitted,
     #[error("a majority of the voters did not confirm in time that this member leads")]
     Unconfirmed,
     #[error("the replication of this member has stopped: {0}")]
     Stopped(#[from] Fatal<TypeConfig>),
 }
 
-/// Asks for it, on the leader.
+/// The leader's source of read indices.
 #[derive(Clone)]
 pub(crate) struct ReadIndex {
     pub(crate) me: MemberId,
@@ -46,21 +44,21 @@ pub(crate) struct ReadIndex {
     pub(crate) peers: Peers,
 }
 
-/// What is read before the voters are asked.
+/// The state of Raft before the voters are asked.
 struct Reading {
     vote: VoteOf<TypeConfig>,
     index: Option<u64>,
-    /// All of them, and the majorities that are needed: two while the voters change.
-    voters: BTreeMap<MemberId, MemberInfo>,
+    /// All voters, and the sets of voters that need a majority each: two while the voters change.
+    voters: Members,
     configs: Vec<BTreeSet<MemberId>>,
 }
 
 impl ReadIndex {
-    /// The index that must have been applied to know everything that was committed before this call.
-    pub(crate) async fn read(&self) -> Result<u64, Unread> {
+    /// The index that a member must have applied to know everything that was committed before this call.
+    pub(crate) async fn read(&self) -> Result<u64, ReadIndexError> {
         let reading = self.raft.with_raft_state(|state| {
             let vote = *state.vote_ref();
-            // Of its own term: what earlier leaders committed is known to be so only from then on.
+            // An index of its own term: only then does a leader know what earlier leaders committed.
             let committed = state.cluster_committed().filter(|id| id.leader_id == vote.leader_id);
             let membership = state.membership_state.effective().membership();
             let voter = |id| Some((id, membership.get_node(&id)?.clone()));
@@ -73,35 +71,28 @@ impl ReadIndex {
         });
         let reading = reading.await?;
         if !reading.vote.committed || reading.vote.leader_id.node_id != self.me {
-            return Err(Unread::NotLeader);
+            return Err(ReadIndexError::NotLeader);
         }
-        let index = reading.index.ok_or(Unread::TooNew)?;
-        let confirmed = tokio::time::timeout(DEADLINE, self.confirmed(&reading)).await;
-        confirmed.unwrap_or(false).then_some(index).ok_or(Unread::Unconfirmed)
+        let index = reading.index.ok_or(ReadIndexError::NothingCommitted)?;
+        self.confirmed(&reading).await.then_some(index).ok_or(ReadIndexError::Unconfirmed)
     }
 
-    /// Does a majority follow this leader, after now?
+    /// Whether a majority follows this leader, after now.
     async fn confirmed(&self, reading: &Reading) -> bool {
         let mut follow = BTreeSet::from([self.me]);
-        let mut answers: FuturesUnordered<_> = reading
-            .voters
-            .iter()
-            .filter(|(id, _)| **id != self.me)
-            .map(|(id, info)| async move {
-                let mut client = self.peers.client(*id, &info.address, Lane::Heartbeat).ok()?;
-                let question = wire::ConfirmRequest { vote: Some(vote_out(&reading.vote)) };
-                let answer = client.confirm(question).await;
-                let answer =
-                    answer.inspect_err(|status| tracing::debug!(member = %id, %status, "no confirmation")).ok()?;
-                answer.into_inner().follows.then_some(*id)
-            })
-            .collect();
+        let vote = vote_out(&reading.vote);
+        let answers =
+            self.peers.fan_out(&reading.voters, Lane::Heartbeat, READ_INDEX_TIMEOUT, |mut client| async move {
+                client.confirm(wire::ConfirmRequest { vote: Some(vote) }).await
+            });
+        let mut answers = std::pin::pin!(answers);
         loop {
             if is_majority(&follow, &reading.configs) {
                 return true;
             }
             match answers.next().await {
-                Some(answer) => follow.extend(answer),
+                Some((id, Ok(answer))) if answer.follows => _ = follow.insert(id),
+                Some(_) => {}
                 None => return false,
             }
         }
@@ -112,7 +103,7 @@ fn is_majority(of: &BTreeSet<MemberId>, configs: &[BTreeSet<MemberId>]) -> bool 
     configs.iter().all(|voters| voters.intersection(of).count() * 2 > voters.len())
 }
 
-/// On a voter: does it follow this leader still? Its vote counts as soon as it is cast, before it is on the disk.
+/// On a voter: whether it still follows this leader. A vote counts as soon as it is cast, before it is on the disk.
 pub(crate) async fn follows(raft: &PalisadeRaft, vote: VoteOf<TypeConfig>) -> Result<bool, Fatal<TypeConfig>> {
     raft.with_raft_state(move |state| state.vote_ref().leader_id == vote.leader_id).await
 }
@@ -122,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn while_voters_change_both_majorities_are_needed() {
+    fn read_index_needs_both_majorities_while_voters_change() {
         let set = |ids: &[u64]| ids.iter().copied().map(MemberId).collect::<BTreeSet<_>>();
         let one = [set(&[1, 2, 3])];
         assert!(!is_majority(&set(&[1]), &one));

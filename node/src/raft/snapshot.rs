@@ -1,4 +1,4 @@
-//! Snapshots on their way between members: the file as it is, in chunks. It carries its own checksums.
+//! Transfer of snapshots between members: the file in chunks. It carries its own checksums.
 
 use std::sync::Arc;
 
@@ -9,14 +9,16 @@ use palisade_proto::member::v1 as wire;
 use palisade_raft_store::{SnapshotFile, SnapshotReceiver, Snapshots, TypeConfig};
 use tonic::{Status, Streaming};
 
+use crate::blocking::blocking;
 use crate::raft::wire::{vote_in, vote_out};
 
-const CHUNK: usize = 256 << 10;
-/// No snapshot is longer: some ten million sessions.
-const LONGEST: u64 = 4 << 30;
+/// Bytes in one chunk.
+const CHUNK_BYTES: usize = 256 << 10;
+/// The largest snapshot: some ten million sessions.
+const MAX_SNAPSHOT_BYTES: u64 = 4 << 30;
 
-/// A snapshot as what is sent, with the vote of the leader that has it installed. Should reading fail, the stream ends early
-/// and the receiver refuses what it got.
+/// The chunks of a snapshot, with the vote of the leader that has it installed. If reading fails, the stream ends early and
+/// the receiver refuses the incomplete snapshot.
 pub(crate) fn chunks(
     vote: Option<VoteOf<TypeConfig>>,
     snapshot: SnapshotFile,
@@ -26,11 +28,11 @@ pub(crate) fn chunks(
     futures::stream::unfold(start, |(snapshot, offset, vote)| async move {
         let offset: u64 = offset?;
         let file = snapshot.clone();
-        let read = tokio::task::spawn_blocking(move || file.chunk(offset, CHUNK)).await;
+        let read = blocking(move || file.chunk(offset, CHUNK_BYTES)).await;
         let data = match read {
             Ok(Ok(data)) => data,
             Ok(Err(error)) => {
-                tracing::error!(%error, "a snapshot can not be read");
+                tracing::error!(%error, "a snapshot cannot be read");
                 return None;
             }
             Err(error) => {
@@ -45,7 +47,7 @@ pub(crate) fn chunks(
     })
 }
 
-/// Takes a snapshot in, checked: the sender's vote and the file.
+/// Receives a snapshot that a leader has installed; the vote and the file are checked.
 pub(crate) async fn receive(
     snapshots: &Snapshots,
     mut chunks: Streaming<wire::SnapshotChunk>,
@@ -57,8 +59,8 @@ pub(crate) async fn receive(
     Ok((vote, assemble(snapshots, Some(first), chunks).await?))
 }
 
-/// Takes a snapshot in that was asked for, checked.
-pub(crate) async fn fetched(
+/// Receives a snapshot that was asked for; the file is checked.
+pub(crate) async fn fetch(
     snapshots: &Snapshots,
     chunks: Streaming<wire::SnapshotChunk>,
 ) -> Result<SnapshotFile, Status> {
@@ -74,7 +76,7 @@ async fn assemble(
     mut first: Option<wire::SnapshotChunk>,
     mut chunks: Streaming<wire::SnapshotChunk>,
 ) -> Result<SnapshotFile, Status> {
-    let mut receiver = snapshots.receive(LONGEST).map_err(disk)?;
+    let mut receiver = snapshots.receive(MAX_SNAPSHOT_BYTES).map_err(disk)?;
     let mut expected = 0;
     loop {
         let chunk = match first.take() {
@@ -86,19 +88,19 @@ async fn assemble(
         }
         expected += chunk.data.len() as u64;
         let last = chunk.last;
-        receiver = blocking(move || {
+        receiver = write(move || {
             receiver.write(&chunk.data)?;
             Ok(receiver)
         })
         .await?;
         if last {
-            return blocking(move || SnapshotReceiver::finish(receiver)).await;
+            return write(move || SnapshotReceiver::finish(receiver)).await;
         }
     }
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> std::io::Result<T> + Send + 'static) -> Result<T, Status> {
-    let done = tokio::task::spawn_blocking(work).await;
+async fn write<T: Send + 'static>(work: impl FnOnce() -> std::io::Result<T> + Send + 'static) -> Result<T, Status> {
+    let done = blocking(work).await;
     done.map_err(|e| Status::internal(format!("a snapshot was not written: {e}")))?.map_err(disk)
 }
 
@@ -106,6 +108,6 @@ fn disk(error: std::io::Error) -> Status {
     if error.kind() == std::io::ErrorKind::InvalidData {
         Status::data_loss(error.to_string())
     } else {
-        Status::internal(format!("a snapshot can not be written: {error}"))
+        Status::internal(format!("a snapshot cannot be written: {error}"))
     }
 }

@@ -1,33 +1,33 @@
-//! Who votes. The first members do, up to a number; further ones are learners, which store and forward all the same. When
-//! a voter has been dead for long enough, a learner takes its place.
+//! Which members vote. The first members do, up to a maximum; further ones are learners, which store and forward like
+//! voters. When a voter has been dead for long enough, a learner takes its place.
 //!
-//! One change at a time, and each leaves a majority that answers: a learner is promoted first, then the dead voter is demoted.
-//! That one stays a member, a learner; when it is back it may take a place that is free. No voter is demoted for being
-//! dead unless there is another one for it: a smaller cluster could lose a majority that it will have again.
+//! Voters change one at a time, and each change leaves a majority that answers: a learner is promoted first, then the dead
+//! voter is demoted. The demoted one stays a member as a learner, and may take a free place when it is back. A dead voter is
+//! not demoted without a replacement: a smaller cluster could lose a majority that it will have again.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use palisade_engine::MemberId;
 
-/// How many vote, and how soon a dead one is replaced.
+/// The maximum number of voters, and when a dead one is replaced.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Voters {
-    /// Most members that vote. More make every commit wait for more of them.
-    pub most: usize,
-    /// A voter that did not answer for so long is dead, and a learner takes its place.
+    /// The maximum number of voters. More voters make every commit wait for more members.
+    pub max: usize,
+    /// The time without an answer after which a voter counts as dead, and a learner takes its place.
     pub replace_after: Duration,
 }
 
 impl Default for Voters {
     fn default() -> Voters {
-        Voters { most: 5, replace_after: Duration::from_secs(600) }
+        Voters { max: 5, replace_after: Duration::from_secs(600) }
     }
 }
 
-/// What the leader sees of the others.
+/// The members as the leader sees them.
 #[derive(Clone, Debug)]
-pub(crate) struct Seen {
+pub(crate) struct VoterView {
     pub(crate) me: MemberId,
     pub(crate) voters: BTreeSet<MemberId>,
     /// Learners that have caught up.
@@ -40,30 +40,30 @@ pub(crate) struct Seen {
 
 /// One change of the voters.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Change {
+pub(crate) enum VoterChange {
     Promote(MemberId),
     Demote(MemberId),
 }
 
-impl Seen {
+impl VoterView {
     /// The next change of the voters, if one is due.
-    pub(crate) fn change(&self, most: usize) -> Option<Change> {
-        // Not while hardly anybody answers: this leader was elected, or woke up, only a moment ago.
+    pub(crate) fn change(&self, max: usize) -> Option<VoterChange> {
+        // A leader that was elected, or woke up, a moment ago has not heard from the others yet.
         if !majority_answers(&self.voters, &self.answering) {
             return None;
         }
-        if self.voters.len() > most {
-            return self.superfluous().map(Change::Demote);
+        if self.voters.len() > max {
+            return self.surplus_voter().map(VoterChange::Demote);
         }
         let dead = self.voters.iter().any(|id| self.dead.contains(id));
-        let place = self.voters.len() < most || dead;
+        let place = self.voters.len() < max || dead;
         let candidate = self.caught_up.iter().find(|id| self.answering.contains(id) && !self.voters.contains(id));
-        candidate.filter(|_| place).map(|id| Change::Promote(*id))
+        candidate.filter(|_| place).map(|id| VoterChange::Promote(*id))
     }
 
-    /// Which of too many voters goes: a dead one, else one that does not answer, else the one that came last; never this
+    /// The voter to demote when there are too many: a dead one, else one that does not answer, else the newest; never this
     /// leader, and none that the rest needs for a majority.
-    fn superfluous(&self) -> Option<MemberId> {
+    fn surplus_voter(&self) -> Option<MemberId> {
         let rank = |id: &MemberId| (self.dead.contains(id), !self.answering.contains(id), *id);
         let id = self.voters.iter().copied().filter(|id| *id != self.me).max_by_key(rank)?;
         let rest: BTreeSet<MemberId> = self.voters.iter().copied().filter(|voter| *voter != id).collect();
@@ -84,22 +84,22 @@ mod tests {
     }
 
     /// Member 1 leads.
-    fn change(voters: &[u64], caught_up: &[u64], answering: &[u64], dead: &[u64], most: usize) -> Option<Change> {
+    fn change(voters: &[u64], caught_up: &[u64], answering: &[u64], dead: &[u64], max: usize) -> Option<VoterChange> {
         let (voters, caught_up) = (ids(voters), ids(caught_up));
         let (answering, dead) = (ids(answering), ids(dead));
-        Seen { me: MemberId(1), voters, caught_up, answering, dead }.change(most)
+        VoterView { me: MemberId(1), voters, caught_up, answering, dead }.change(max)
     }
 
-    const fn promote(id: u64) -> Option<Change> {
-        Some(Change::Promote(MemberId(id)))
+    const fn promote(id: u64) -> Option<VoterChange> {
+        Some(VoterChange::Promote(MemberId(id)))
     }
 
-    const fn demote(id: u64) -> Option<Change> {
-        Some(Change::Demote(MemberId(id)))
+    const fn demote(id: u64) -> Option<VoterChange> {
+        Some(VoterChange::Demote(MemberId(id)))
     }
 
     #[test]
-    fn places_are_filled_by_those_that_answer_and_have_caught_up() {
+    fn voter_places_go_to_learners_that_answer_and_have_caught_up() {
         assert_eq!(change(&[1], &[2, 3], &[1, 2, 3], &[], 3), promote(2));
         assert_eq!(change(&[1, 2], &[3], &[1, 2, 3], &[], 3), promote(3));
         assert_eq!(change(&[1, 2], &[3, 4], &[1, 2, 4], &[], 3), promote(4), "3 does not answer");
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_voter_is_replaced_first_promoted_then_demoted() {
+    fn voter_that_is_dead_is_demoted_after_a_learner_is_promoted() {
         assert_eq!(change(&[1, 2, 3], &[4], &[1, 2, 4], &[], 3), None, "not dead yet");
         assert_eq!(change(&[1, 2, 3], &[4], &[1, 2, 4], &[3], 3), promote(4));
         assert_eq!(change(&[1, 2, 3, 4], &[], &[1, 2, 4], &[3], 3), demote(3));
@@ -120,13 +120,13 @@ mod tests {
     }
 
     #[test]
-    fn without_a_replacement_nobody_is_demoted() {
+    fn voter_without_replacement_is_not_demoted() {
         assert_eq!(change(&[1, 2, 3], &[], &[1, 2], &[3], 3), None);
         assert_eq!(change(&[1, 2, 3], &[4], &[1, 2], &[3, 4], 3), None, "the learner is dead, too");
     }
 
     #[test]
-    fn nothing_is_done_that_needs_a_majority_that_is_not_there() {
+    fn voters_do_not_change_without_a_majority() {
         assert_eq!(change(&[1, 2, 3], &[4], &[1, 4], &[2, 3], 3), None);
         // A leader that slept holds everybody for dead until somebody has spoken.
         assert_eq!(change(&[1, 2, 3], &[4], &[1], &[2, 3, 4], 3), None);
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_smaller_number_is_reached_step_by_step() {
+    fn voters_above_the_maximum_are_demoted_one_by_one() {
         let all = [1, 2, 3, 4, 5];
         assert_eq!(change(&all, &[], &all, &[], 3), demote(5));
         assert_eq!(change(&[1, 2, 3, 4], &[5], &all, &[], 3), demote(4));

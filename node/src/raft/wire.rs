@@ -1,4 +1,4 @@
-//! openraft's types on the wire and back. Nothing that came over the wire is trusted to be complete.
+//! Conversion of openraft's types to the wire and back. What comes from the wire may be incomplete.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,8 +10,7 @@ use openraft::raft::{
 use openraft::type_config::alias::{EntryOf, LogIdOf, VoteOf};
 use openraft::vote::RaftLeaderId;
 use openraft::{EntryPayload, Membership};
-use palisade_engine::MemberId;
-use palisade_engine::replica::MemberInfo;
+use palisade_engine::{MemberId, MemberInfo};
 use palisade_proto::convert::{MemberError, decode_batch, encode_batch};
 use palisade_proto::member::v1 as wire;
 use palisade_raft_store::TypeConfig;
@@ -23,16 +22,16 @@ pub(crate) enum WireError {
     #[error(transparent)]
     Member(#[from] MemberError),
     /// A membership that contradicts itself.
-    #[error("a membership can not be: {0}")]
-    Membership(String),
+    #[error("the membership is invalid")]
+    Membership(#[from] openraft::errors::MembershipError<MemberId>),
     /// The entries of an append do not follow each other.
     #[error("the entries of an append do not follow each other")]
-    Order,
+    OutOfOrder,
 }
 
 impl From<WireError> for tonic::Status {
     fn from(error: WireError) -> tonic::Status {
-        tonic::Status::invalid_argument(error.to_string())
+        tonic::Status::invalid_argument(crate::error::chain(&error))
     }
 }
 
@@ -81,12 +80,12 @@ fn membership_in(membership: wire::Membership) -> Result<Membership<MemberId, Me
     if configs.is_empty() && nodes.is_empty() {
         return Ok(Membership::default());
     }
-    Membership::new(configs, nodes).map_err(|e| WireError::Membership(e.to_string()))
+    Ok(Membership::new(configs, nodes)?)
 }
 
 fn entry_out(entry: &EntryOf<TypeConfig>) -> Result<wire::Entry, WireError> {
     let payload = match &entry.payload {
-        EntryPayload::Blank => wire::entry::Payload::Blank(wire::Nothing {}),
+        EntryPayload::Blank => wire::entry::Payload::Blank(wire::Empty {}),
         EntryPayload::Normal(batch) => wire::entry::Payload::Batch(encode_batch(batch)?),
         EntryPayload::Membership(m) => wire::entry::Payload::Membership(membership_out(m)),
     };
@@ -125,7 +124,7 @@ pub(crate) fn append_in(request: wire::AppendRequest) -> Result<AppendEntriesReq
             None => entry.log_id.index == 0,
         };
         if !follows {
-            return Err(WireError::Order);
+            return Err(WireError::OutOfOrder);
         }
         last = Some(entry.log_id);
     }

@@ -1,87 +1,77 @@
-//! What this member answers to the others.
+//! The member port: what this member answers to the others.
 
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
-use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
 use openraft::raft::AppendEntriesRequest;
-use palisade_engine::engine::Wake;
-use palisade_engine::event::{Event, Hint, Proposal};
-use palisade_engine::replica::MemberInfo;
-use palisade_engine::{Engine, HoldKey, MemberId, SessionId};
+use palisade_engine::Event;
+use palisade_engine::MemberInfo;
+use palisade_engine::{Engine, MemberId, SessionId};
 use palisade_proto::convert::{decode_batch, decode_hint};
 use palisade_proto::member::v1 as wire;
-use palisade_proto::member::v1::admission_server::Admission;
-use palisade_proto::member::v1::member_server::Member;
+use palisade_proto::member::v1::admission_server::{Admission as AdmissionRpc, AdmissionServer};
+use palisade_proto::member::v1::member_server::{Member as MemberRpc, MemberServer};
 use palisade_raft_store::{Snapshots, TypeConfig};
 use tokio::sync::{mpsc, watch};
+use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::audit::Desk;
+use crate::audit::handler::AuditHandler;
 use crate::clock;
-use crate::membership::change::{self, Admitting};
-use crate::membership::leader::Heard;
-use crate::peer::route::Sender;
-use crate::queue::offer_hint;
-use crate::raft::election::Signs;
+use crate::membership::admission::Admission;
+use crate::peer::addressing::{AddressCheck, Caller};
+use crate::peer::connections::MAX_MESSAGE_BYTES;
+use crate::peer::transport::{self, Acceptor};
+use crate::raft::config::PalisadeRaft;
+use crate::raft::contact::LastContact;
+use crate::raft::election::LeaderContact;
+use crate::raft::handle::{RaftHandle, matched_index};
+use crate::raft::leadership::Leadership;
 use crate::raft::read_index::{self, ReadIndex};
-use crate::raft::snapshot;
-use crate::raft::wire as convert;
-use crate::replication::PalisadeRaft;
+use crate::raft::{snapshot, wire as convert};
 use crate::replication_metrics::ReplicationMetrics;
-use crate::sync::progress::{self, Ears};
-use crate::sync::propose::{self, Lead, Refused};
+use crate::sync::event_sink::EventSink;
+use crate::sync::idle::MAX_PROBED_SESSIONS;
+use crate::sync::liveness::{self, PeerLiveness};
+use crate::sync::proposals::{self, Refused};
+use crate::wake::{SharedWake, Waker};
 
-/// A [`Wake`] that can be given to several tasks.
-pub(crate) trait SharedWake: Wake + Send + Sync {
-    fn copy(&self) -> Box<dyn SharedWake>;
-}
+/// A member that cannot apply the index of an idle probe within this time does not answer it.
+const IDLE_APPLY_TIMEOUT: Duration = Duration::from_millis(500);
+/// Commands in one batch: far more than this version sends, so that another version may send more.
+const MAX_BATCH_COMMANDS: usize = 1024;
+/// Batches of one stream that openraft has neither applied nor refused: more than a member has in flight, copies included.
+/// Further ones wait.
+const MAX_PENDING_BATCHES: usize = 64;
 
-impl<W: Wake + Clone + Send + Sync + 'static> SharedWake for W {
-    fn copy(&self) -> Box<dyn SharedWake> {
-        Box::new(self.clone())
-    }
-}
-
-/// Adapts it to the engine's argument.
-pub(crate) struct Waker(pub(crate) Box<dyn SharedWake>);
-
-impl Wake for Waker {
-    fn wake(&mut self, workers: u64, key: HoldKey) {
-        self.0.wake(workers, key);
-    }
-}
-
-/// A member that is further behind than it can catch up with in this time does not say whether sessions are idle.
-const BEHIND: Duration = Duration::from_millis(500);
-/// Sessions in one question about idleness.
-pub(crate) const MOST_IDLE: usize = 4096;
-/// Commands in one batch: far more than this version sends, so that another one may send more.
-const MOST_COMMANDS: usize = 1024;
-/// Batches of one stream that openraft has and that are neither applied nor refused: more than a member has in flight,
-/// copies included. Further ones wait.
-const MOST_TAKEN: usize = 64;
-
+/// The services of the member port.
 #[derive(Clone)]
-pub(crate) struct Service(pub(crate) Arc<Parts>);
+pub(crate) struct MemberService(Arc<ServiceContext>);
 
-pub(crate) struct Parts {
+impl MemberService {
+    pub(crate) fn new(context: ServiceContext) -> MemberService {
+        MemberService(Arc::new(context))
+    }
+}
+
+/// What the services need.
+pub(crate) struct ServiceContext {
     pub(crate) raft: PalisadeRaft,
     pub(crate) read_index: ReadIndex,
     pub(crate) engine: Arc<Engine>,
     pub(crate) snapshots: Snapshots,
     pub(crate) wake: Box<dyn SharedWake>,
     pub(crate) metrics: Arc<ReplicationMetrics>,
-    pub(crate) lead: watch::Receiver<Lead>,
-    pub(crate) following: Following,
-    pub(crate) admitting: Admitting,
-    pub(crate) heard: Heard,
-    pub(crate) ears: Ears,
-    pub(crate) signs: Signs,
-    pub(crate) desk: Desk,
+    pub(crate) leadership: watch::Receiver<Leadership>,
+    pub(crate) sink: EventSink,
+    pub(crate) admission: Admission,
+    pub(crate) contact: LastContact,
+    pub(crate) peer_liveness: PeerLiveness,
+    pub(crate) leader_contact: LeaderContact,
+    pub(crate) audit: AuditHandler,
     /// True once the member is to stop: ends the streams, which would otherwise keep their connections open.
     pub(crate) stop: watch::Receiver<bool>,
 }
@@ -91,7 +81,7 @@ async fn stopped(mut stop: watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// Raft trusts what a message says about its sender; the message must come from there.
+/// Refuses a message that names another sender than its caller: Raft trusts that name.
 fn same(named: MemberId, from: MemberId, what: &str) -> Result<(), Status> {
     if named == from {
         Ok(())
@@ -100,106 +90,95 @@ fn same(named: MemberId, from: MemberId, what: &str) -> Result<(), Status> {
     }
 }
 
+fn not_a_member(from: MemberId) -> Status {
+    Status::permission_denied(format!("member {from} is not in this cluster (any longer)"))
+}
+
 fn fatal(error: impl std::fmt::Display) -> Status {
     Status::unavailable(format!("the replication of this member has stopped: {error}"))
 }
 
 type Out<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send + 'static>>;
 
-impl Parts {
-    fn leads(&self) -> bool {
-        self.raft.server_metrics().borrow_watched().state == ServerState::Leader
-    }
-
-    /// Only members may hint and propose: one that was removed may not have heard of it yet.
-    fn known(&self, from: MemberId) -> Result<(), Status> {
-        let knows =
-            |raft: &PalisadeRaft| raft.server_metrics().borrow_watched().membership_config.get_node(&from).is_some();
-        if self.engine.view().members.contains_key(&from) || knows(&self.raft) {
+impl ServiceContext {
+    /// Refuses a member that is not in the cluster: one that was removed may not know it yet.
+    fn require_member(&self, from: MemberId) -> Result<(), Status> {
+        if self.engine.cluster_state().members.contains_key(&from) || self.raft.is_member(from) {
             return Ok(());
         }
-        self.metrics.misaddressed.add(1);
-        Err(Status::permission_denied(format!("member {from} is not in this cluster (any longer)")))
+        self.metrics.wrong_destination_requests.add(1);
+        Err(not_a_member(from))
     }
 
-    /// Gives openraft a batch that a member proposes.
+    /// Gives openraft a batch that another member proposes.
     async fn take(&self, from: MemberId, proposal: wire::Proposal) -> Result<Refused, Status> {
         let batch = decode_batch(&proposal.batch).map_err(|e| Status::invalid_argument(e.to_string()))?;
-        if batch.commands.len() > MOST_COMMANDS {
-            let why = format!("{} commands in one batch, more than {MOST_COMMANDS}", batch.commands.len());
+        if batch.commands.len() > MAX_BATCH_COMMANDS {
+            let why = format!("{} commands in one batch, more than {MAX_BATCH_COMMANDS}", batch.commands.len());
             return Err(Status::invalid_argument(why));
         }
         if batch.proposer != from {
             return Err(Status::invalid_argument("a proposal in another member's name"));
         }
-        self.known(from)?;
-        propose::submit(&self.raft, batch).await.map_err(fatal)
+        self.require_member(from)?;
+        proposals::submit(&self.raft, batch).await.map_err(fatal)
     }
 
-    /// Takes in one hint and passes on what follows from it.
+    /// Gives the engine one hint, and dispatches what follows from it.
     fn hint(&self, from: MemberId, bytes: &[u8], events: &mut Vec<Event>, wake: &mut Waker) {
         let hint = match decode_hint(bytes) {
             Ok(hint) => hint,
             Err(error) => {
-                self.metrics.hints_damaged.add(1);
+                self.metrics.hints_invalid.add(1);
                 tracing::debug!(%from, %error, "a hint was skipped");
                 return;
             }
         };
         self.metrics.hints_received.add(1);
         self.engine.hint(clock::now(), from, &hint, events, wake);
-        self.following.pass_on(events);
+        self.sink.dispatch(events);
     }
 }
 
-/// Where what follows from a hint or from the passing of time goes: never blocks.
-#[derive(Clone)]
-pub(crate) struct Following {
-    pub(crate) answers: mpsc::Sender<Hint>,
-    pub(crate) hinted: mpsc::Sender<Proposal>,
-    pub(crate) metrics: Arc<ReplicationMetrics>,
-}
-
-impl Following {
-    pub(crate) fn pass_on(&self, events: &mut Vec<Event>) {
-        for event in events.drain(..) {
-            match event {
-                Event::Hint(hint) => {
-                    if !offer_hint(&self.answers, hint) {
-                        self.metrics.hints_dropped.add(1);
-                    }
-                }
-                Event::Propose(proposal) => {
-                    if self.hinted.try_send(proposal).is_err() {
-                        self.metrics.dropped_queue_full.add(1);
-                    }
-                }
-                // Only packets lead to it: what hints bring is woken by `Wake`.
-                Event::Wake { .. } => {}
-            }
-        }
+/// Serves the member port until `stop` is true.
+pub(crate) async fn serve(
+    acceptor: Box<dyn Acceptor>,
+    service: MemberService,
+    check: AddressCheck,
+    stop: watch::Receiver<bool>,
+) {
+    let member = MemberServer::new(service.clone())
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let served = transport::server()
+        .add_service(InterceptedService::new(member, check))
+        .add_service(AdmissionServer::new(service))
+        .serve_with_incoming_shutdown(acceptor.incoming(), stopped(stop))
+        .await;
+    if let Err(error) = served {
+        tracing::error!(%error, "the member port was closed");
     }
 }
 
 #[tonic::async_trait]
-impl Member for Service {
+impl MemberRpc for MemberService {
     type AppendStream = Out<wire::AppendResponse>;
 
     async fn append(
         &self,
         request: Request<Streaming<wire::AppendRequest>>,
     ) -> Result<Response<Self::AppendStream>, Status> {
-        let from = Sender::of(&request)?;
+        let from = Caller::from_request(&request)?;
         let (broken, mut why) = mpsc::channel(1);
         let requests = request.into_inner().take_until(stopped(self.0.stop.clone()));
-        // What can not be understood ends the stream: whatever follows it would have a gap before it.
-        let signs = self.0.signs.clone();
+        // A message that cannot be read ends the stream: there would be a gap before the next one.
+        let leader_contact = self.0.leader_contact.clone();
         let requests = requests.scan((), move |(), request| {
             let understood: Result<AppendEntriesRequest<TypeConfig>, Status> =
                 request.and_then(|r| convert::append_in(r).map_err(Status::from));
             std::future::ready(match understood {
                 Ok(request) if request.vote.leader_id.node_id == from => {
-                    signs.of(request.vote.leader_id.term);
+                    leader_contact.record(request.vote.leader_id.term);
                     Some(request)
                 }
                 Ok(_) => {
@@ -222,7 +201,7 @@ impl Member for Service {
     }
 
     async fn vote(&self, request: Request<wire::VoteRequest>) -> Result<Response<wire::VoteResponse>, Status> {
-        let from = Sender::of(&request)?;
+        let from = Caller::from_request(&request)?;
         let request = convert::vote_request_in(request.into_inner())?;
         same(request.vote.leader_id.node_id, from, "a request for votes")?;
         let response = self.0.raft.vote(request).await.map_err(fatal)?;
@@ -230,7 +209,7 @@ impl Member for Service {
     }
 
     async fn pre_vote(&self, request: Request<wire::VoteRequest>) -> Result<Response<wire::VoteResponse>, Status> {
-        let from = Sender::of(&request)?;
+        let from = Caller::from_request(&request)?;
         let request = convert::vote_request_in(request.into_inner())?;
         same(request.vote.leader_id.node_id, from, "a request for votes")?;
         let response = self.0.raft.pre_vote(request).await.map_err(fatal)?;
@@ -241,12 +220,12 @@ impl Member for Service {
         &self,
         request: Request<Streaming<wire::SnapshotChunk>>,
     ) -> Result<Response<wire::SnapshotResponse>, Status> {
-        let from = Sender::of(&request)?;
+        let from = Caller::from_request(&request)?;
         let check = |leader| same(leader, from, "a snapshot");
         let (vote, file) = snapshot::receive(&self.0.snapshots, request.into_inner(), check).await?;
         let snapshot = openraft::Snapshot { meta: file.meta().clone(), snapshot: file };
         let response = self.0.raft.install_full_snapshot(vote, snapshot).await.map_err(fatal)?;
-        self.0.metrics.snapshots_received.add(1);
+        self.0.metrics.snapshots.received.add(1);
         Ok(Response::new(wire::SnapshotResponse { vote: Some(convert::vote_out(&response.vote)) }))
     }
 
@@ -254,21 +233,21 @@ impl Member for Service {
         &self,
         request: Request<wire::TransferLeaderRequest>,
     ) -> Result<Response<wire::TransferLeaderResponse>, Status> {
-        let from = Sender::of(&request)?;
+        let from = Caller::from_request(&request)?;
         let request = convert::transfer_in(request.into_inner())?;
-        same(request.from_leader().leader_id.node_id, from, "a change of the lead")?;
+        same(request.from_leader().leader_id.node_id, from, "a transfer of leadership")?;
         let response = self.0.raft.handle_transfer_leader(request).await.map_err(fatal)?;
         Ok(Response::new(convert::transferred_out(&response)))
     }
 
     async fn hints(&self, request: Request<Streaming<wire::HintBatch>>) -> Result<Response<wire::HintSummary>, Status> {
-        let from = Sender::of(&request)?;
+        let from = Caller::from_request(&request)?;
         let mut batches = request.into_inner().take_until(Box::pin(stopped(self.0.stop.clone())));
         let mut wake = Waker(self.0.wake.copy());
         let mut events = Vec::new();
         while let Some(batch) = batches.next().await {
             let batch = batch?;
-            self.0.known(from)?;
+            self.0.require_member(from)?;
             for bytes in &batch.hints {
                 self.0.hint(from, bytes, &mut events, &mut wake);
             }
@@ -280,10 +259,10 @@ impl Member for Service {
         &self,
         request: Request<Streaming<wire::ProgressBatch>>,
     ) -> Result<Response<wire::HintSummary>, Status> {
-        let from = Sender::of(&request)?;
+        let from = Caller::from_request(&request)?;
         let batches = request.into_inner().take_until(Box::pin(stopped(self.0.stop.clone())));
-        let Parts { ears, engine, metrics, .. } = &*self.0;
-        progress::receive(ears, engine, metrics, from, || self.0.known(from), batches).await?;
+        let ServiceContext { peer_liveness, engine, metrics, .. } = &*self.0;
+        liveness::receive(peer_liveness, engine, metrics, from, || self.0.require_member(from), batches).await?;
         Ok(Response::new(wire::HintSummary {}))
     }
 
@@ -293,25 +272,25 @@ impl Member for Service {
         &self,
         request: Request<Streaming<wire::Proposal>>,
     ) -> Result<Response<Self::ProposeStream>, Status> {
-        let from = Sender::of(&request)?;
-        let parts = self.0.clone();
+        let from = Caller::from_request(&request)?;
+        let context = self.0.clone();
         let batches = request.into_inner().take_until(stopped(self.0.stop.clone()));
-        let takers = self.0.clone();
+        let taker = self.0.clone();
         let taken = batches.then(move |batch| {
-            let parts = takers.clone();
-            async move { parts.take(from, batch?).await }
+            let context = taker.clone();
+            async move { context.take(from, batch?).await }
         });
-        // No answer is waited for: the proposer sees it applied. Only of what is refused it hears here.
+        // The proposer sees accepted batches applied: only refusals are sent back.
         let refused = taken.map(|taken| async move {
             match taken {
                 Ok(refused) => Ok(refused.await),
                 Err(status) => Err(status),
             }
         });
-        let refusals = refused.buffer_unordered(MOST_TAKEN).filter_map(move |refused| {
+        let refusals = refused.buffer_unordered(MAX_PENDING_BATCHES).filter_map(move |refused| {
             let refusal = |first| {
-                parts.metrics.refused_not_leader.add(1);
-                let leader = parts.lead.borrow().leader.as_ref().map_or(0, |l| l.id.0);
+                context.metrics.batches_refused.add(1);
+                let leader = context.leadership.borrow().leader.as_ref().map_or(0, |l| l.id.0);
                 wire::ProposalRefusal { first, leader }
             };
             std::future::ready(refused.map(|first| first.map(refusal)).transpose())
@@ -324,51 +303,54 @@ impl Member for Service {
         &self,
         request: Request<wire::ReadIndexRequest>,
     ) -> Result<Response<wire::ReadIndexResponse>, Status> {
-        let from = Sender::of(&request)?;
-        let wants_lead = !request.into_inner().shuns_lead;
+        let from = Caller::from_request(&request)?;
+        let accepts_leadership = !request.into_inner().declines_leadership;
         let index = self.0.read_index.read().await.map_err(|e| Status::unavailable(e.to_string()))?;
-        // A member that was removed, perhaps without having heard of it, must not hold itself for current.
-        let members = self.0.raft.server_metrics().borrow_watched().membership_config.clone();
-        if members.get_node(&from).is_none() {
-            return Err(Status::permission_denied(format!("member {from} is not in this cluster (any longer)")));
+        // A member that was removed, perhaps without knowing it, must not renew its lease.
+        if !self.0.raft.is_member(from) {
+            return Err(not_a_member(from));
         }
         let term = self.0.raft.server_metrics().borrow_watched().vote.leader_id.term;
-        self.0.heard.from(from, term, wants_lead);
+        self.0.contact.record(from, term, accepts_leadership);
         let metrics = self.0.raft.metrics().borrow_watched().clone();
-        let durable = metrics.replication.and_then(|r| r.get(&from).copied().flatten()).map(|id| id.index);
+        let durable = matched_index(&metrics, from);
         Ok(Response::new(wire::ReadIndexResponse { index, durable }))
     }
 
     async fn confirm(&self, request: Request<wire::ConfirmRequest>) -> Result<Response<wire::ConfirmResponse>, Status> {
-        let from = Sender::of(&request)?;
+        let from = Caller::from_request(&request)?;
         let vote = convert::vote_in(request.into_inner().vote)?;
         same(vote.leader_id.node_id, from, "a question whether it leads")?;
         let follows = read_index::follows(&self.0.raft, vote).await.map_err(fatal)?;
         Ok(Response::new(wire::ConfirmResponse { follows }))
     }
 
-    async fn still_idle(&self, request: Request<wire::Sessions>) -> Result<Response<wire::Sessions>, Status> {
+    async fn confirm_idle(&self, request: Request<wire::Sessions>) -> Result<Response<wire::Sessions>, Status> {
         let request = request.into_inner();
         let applied = request.applied;
         let mut ids: Vec<SessionId> = request.into();
-        if ids.len() > MOST_IDLE {
-            return Err(Status::invalid_argument(format!("at most {MOST_IDLE} sessions at a time")));
+        if ids.len() > MAX_PROBED_SESSIONS {
+            return Err(Status::invalid_argument(format!("at most {MAX_PROBED_SESSIONS} sessions at a time")));
         }
-        let reached = self.0.raft.wait(Some(BEHIND)).applied_index_at_least(Some(applied), "idle sessions").await;
+        let reached =
+            self.0.raft.wait(Some(IDLE_APPLY_TIMEOUT)).applied_index_at_least(Some(applied), "idle sessions").await;
         reached.map_err(|e| Status::unavailable(format!("this member is behind: {e}")))?;
         self.0.engine.still_idle(clock::now(), &mut ids);
         Ok(Response::new(wire::Sessions::from(&*ids)))
     }
 
     async fn digests(&self, request: Request<wire::DigestsRequest>) -> Result<Response<wire::DigestsResponse>, Status> {
-        Ok(Response::new(self.0.desk.digests(&request.into_inner().indices).await?))
+        Ok(Response::new(self.0.audit.digests(&request.into_inner().indices).await?))
     }
 
-    async fn differs(&self, request: Request<wire::DiffersRequest>) -> Result<Response<wire::DiffersResponse>, Status> {
-        self.0.known(Sender::of(&request)?)?;
-        let wire::DiffersRequest { index, digest } = request.into_inner();
-        self.0.desk.differs(index, digest);
-        Ok(Response::new(wire::DiffersResponse {}))
+    async fn report_divergence(
+        &self,
+        request: Request<wire::ReportDivergenceRequest>,
+    ) -> Result<Response<wire::ReportDivergenceResponse>, Status> {
+        self.0.require_member(Caller::from_request(&request)?)?;
+        let wire::ReportDivergenceRequest { index, digest } = request.into_inner();
+        self.0.audit.report_divergence(index, digest);
+        Ok(Response::new(wire::ReportDivergenceResponse {}))
     }
 
     type SnapshotStream = Out<wire::SnapshotChunk>;
@@ -377,25 +359,25 @@ impl Member for Service {
         &self,
         request: Request<wire::SnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
-        self.0.known(Sender::of(&request)?)?;
-        let file = self.0.desk.snapshot(request.into_inner().index).await?;
+        self.0.require_member(Caller::from_request(&request)?)?;
+        let file = self.0.audit.snapshot(request.into_inner().index).await?;
         let chunks = snapshot::chunks(None, file).map(Ok).take_until(stopped(self.0.stop.clone()));
         Ok(Response::new(Box::pin(chunks)))
     }
 }
 
 #[tonic::async_trait]
-impl Admission for Service {
+impl AdmissionRpc for MemberService {
     async fn join(&self, request: Request<wire::JoinRequest>) -> Result<Response<wire::JoinResponse>, Status> {
         use wire::join_response::Answer;
         let request = request.into_inner();
         let info = request.member.ok_or_else(|| Status::invalid_argument("the field `member` is missing"))?;
         let info = MemberInfo::try_from(info).map_err(|e| Status::invalid_argument(e.to_string()))?;
-        let answer = if self.0.leads() {
-            let (cluster, member) = change::admit(&self.0, &request.secret, info).await?;
+        let answer = if self.0.raft.is_leader() {
+            let (cluster, member) = self.0.admission.admit(&request.secret, info).await?;
             Answer::Admitted(wire::Admitted { cluster, member: member.0 })
         } else {
-            let leader = self.0.lead.borrow().leader.clone();
+            let leader = self.0.leadership.borrow().leader.clone();
             let leader = leader.ok_or_else(|| Status::unavailable("the cluster has no leader now"))?;
             Answer::LeaderAddress(leader.address)
         };

@@ -1,15 +1,14 @@
-//! How a member and its cluster are, for people and for `/metrics`.
+//! The status of a member and its cluster, for people and for `/metrics`.
 
 use openraft::{RaftMetrics, ServerState};
-use palisade_engine::engine::View;
-use palisade_engine::replica::MemberInfo;
-use palisade_engine::{MemberId, Standing};
+use palisade_engine::{ClusterState, LeaseState, MemberId, MemberInfo};
 use palisade_raft_store::TypeConfig;
 
 use crate::membership::identity::Identity;
-use crate::sync::hints::Reached;
+use crate::raft::handle::matched_index;
+use crate::sync::hints::Reachability;
 
-/// What a member is in Raft.
+/// A member's role in Raft.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum RaftRole {
     /// It leads.
@@ -18,7 +17,7 @@ pub enum RaftRole {
     Follower,
     /// It follows and does not vote.
     Learner,
-    /// It stands for election.
+    /// It campaigns.
     Candidate,
     /// Raft has stopped here.
     Stopped,
@@ -38,8 +37,8 @@ impl RaftRole {
     }
 }
 
-/// How a member and its cluster are now, as this member knows it. Not a linearizable read: a member that is cut off shows
-/// what it last knew, and `current` says so.
+/// The status of a member and its cluster, as this member knows it. Not a linearizable read: a partitioned member shows what
+/// it last knew, and `lease` says so.
 #[derive(Clone, Debug)]
 pub struct Status {
     /// The cluster's id.
@@ -48,13 +47,13 @@ pub struct Status {
     pub member: MemberId,
     /// Its name.
     pub name: String,
-    /// How often it has started.
+    /// The number of its starts.
     pub starts: u32,
-    /// What it is in Raft.
+    /// Its role in Raft.
     pub role: RaftRole,
-    /// Raft's term.
+    /// The term of Raft.
     pub term: u64,
-    /// Who leads, if known.
+    /// The leader, if known.
     pub leader: Option<MemberId>,
     /// The index of the last entry in its log.
     pub last_log: Option<u64>,
@@ -68,8 +67,8 @@ pub struct Status {
     pub purged: Option<u64>,
     /// All members, this one among them, by id.
     pub members: Vec<Member>,
-    /// How far this member may act.
-    pub current: Standing,
+    /// The state of this member's lease.
+    pub lease: LeaseState,
 }
 
 /// A member as another one sees it.
@@ -79,24 +78,24 @@ pub struct Member {
     pub id: MemberId,
     /// Its name, address and role.
     pub info: MemberInfo,
-    /// Does it vote?
+    /// Whether it votes.
     pub voter: bool,
-    /// Is it the leader?
+    /// Whether it leads.
     pub leader: bool,
-    /// The last entry that its log is known to have; known only to the leader.
+    /// The index up to which its log matches the leader's; known only to the leader.
     pub matched: Option<u64>,
-    /// How many entries it is behind; known only to the leader.
+    /// The number of entries that it is behind; known only to the leader.
     pub lag: Option<u64>,
-    /// Does this member reach it now?
+    /// Whether this member reaches it.
     pub reachable: bool,
 }
 
 pub(crate) fn status(
     identity: &Identity,
     metrics: &RaftMetrics<TypeConfig>,
-    view: &View,
-    reached: &Reached,
-    current: Standing,
+    cluster: &ClusterState,
+    reachability: &Reachability,
+    lease: LeaseState,
 ) -> Status {
     let me = identity.member;
     let index = |id: &Option<palisade_raft_store::LogId>| id.as_ref().map(|id| id.index);
@@ -108,9 +107,8 @@ pub(crate) fn status(
         (_, ServerState::Candidate) => RaftRole::Candidate,
     };
     let member = |id: MemberId, info: &MemberInfo| {
-        let replication = metrics.replication.as_ref().and_then(|r| r.get(&id).copied().flatten());
         let matched =
-            if role == RaftRole::Leader && id == me { metrics.last_log_index } else { replication.map(|id| id.index) };
+            if role == RaftRole::Leader && id == me { metrics.last_log_index } else { matched_index(metrics, id) };
         Member {
             id,
             info: info.clone(),
@@ -118,7 +116,7 @@ pub(crate) fn status(
             leader: metrics.current_leader == Some(id),
             matched,
             lag: matched.map(|m| metrics.last_log_index.unwrap_or(0).saturating_sub(m)),
-            reachable: id == me || reached.get(id),
+            reachable: id == me || reachability.get(id),
         }
     };
     Status {
@@ -134,7 +132,7 @@ pub(crate) fn status(
         applied: index(&metrics.last_applied),
         snapshot: index(&metrics.snapshot),
         purged: index(&metrics.purged),
-        members: view.members.iter().map(|(id, info)| member(*id, info)).collect(),
-        current,
+        members: cluster.members.iter().map(|(id, info)| member(*id, info)).collect(),
+        lease,
     }
 }

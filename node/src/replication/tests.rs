@@ -5,17 +5,20 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener as StdListener};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use palisade_engine::event::{HalfOpen, HandshakeState, SynParams};
-use palisade_engine::replica::{Batch, Close, CloseCause, Establish};
-use palisade_engine::{Generation, HoldKey, Protocol, SessionId, Standing, Tuple, ZoneId};
-use palisade_engine::{Ip, id::RuleId};
+use palisade_engine::replica::Batch;
+use palisade_engine::{Close, CloseCause, Establish, Role};
+use palisade_engine::{Generation, HoldKey, LeaseState, Protocol, SessionId, Time, Tuple, WorkerSet, ZoneId};
+use palisade_engine::{HalfOpen, HandshakeState, SynParams};
+use palisade_engine::{Ip, RuleId};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use super::*;
+use crate::peer::connections::{Lane, MAX_MESSAGE_BYTES, Peers};
 
 mod audits;
+mod barrier;
 mod breaks;
 mod drain;
 mod elections;
@@ -26,13 +29,17 @@ mod recover;
 mod rolled_back;
 mod voters;
 
-const LONG: Duration = Duration::from_secs(20);
+/// The limit of every wait for something that will happen unless there is a mistake. No machine is too slow for it.
+const LONG: Duration = Duration::from_secs(120);
+
+/// What `Timing::default` has: without a sign of the leader for this long, a member asks for votes.
+const ELECTION_TIMEOUT: Duration = Duration::from_millis(160);
 
 #[derive(Clone, Default)]
 struct Woken(Arc<AtomicU64>);
 
 impl Wake for Woken {
-    fn wake(&mut self, _: u64, _: HoldKey) {
+    fn wake(&mut self, _: WorkerSet, _: HoldKey) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 }
@@ -40,7 +47,7 @@ impl Wake for Woken {
 struct Node {
     dir: TempDir,
     options: Options,
-    cut_off_limit: Duration,
+    grace: Duration,
     running: Option<Running>,
 }
 
@@ -48,7 +55,7 @@ struct Running {
     replication: Replication,
     hints: mpsc::Sender<Hint>,
     proposals: mpsc::Sender<Proposal>,
-    standing: Arc<StandingCell>,
+    lease: Arc<Lease>,
 }
 
 impl std::ops::Deref for Running {
@@ -87,26 +94,35 @@ impl Node {
             voters: Voters::default(),
             progress_rate: 4_000_000,
         };
-        Node { dir, options, cut_off_limit: Duration::from_secs(300), running: None }
+        Node { dir, options, grace: Duration::from_secs(300), running: None }
     }
 
     async fn start(&mut self) {
         let (hints, hint_rx) = mpsc::channel(1024);
         let (proposals, proposal_rx) = mpsc::channel(1024);
-        let standing = Arc::new(StandingCell::new(self.cut_off_limit));
+        let lease = Arc::new(Lease::new(self.grace));
+        self.released().await;
         let opened =
-            Replication::open(self.options.clone(), hint_rx, proposal_rx, Woken::default(), standing.clone()).await;
+            Replication::open(self.options.clone(), hint_rx, proposal_rx, Woken::default(), lease.clone()).await;
         let replication = opened.unwrap_or_else(|e| panic!("{}: {e}", self.options.name));
-        self.running = Some(Running { replication, hints, proposals, standing });
+        self.running = Some(Running { replication, hints, proposals, lease });
     }
 
     async fn stop(&mut self) {
         if let Some(running) = self.running.take() {
             running.shutdown().await;
             drop(running);
-            // The store's thread holds the database until it has ended.
-            tokio::time::sleep(Duration::from_millis(300)).await;
+            self.released().await;
         }
+    }
+
+    /// Waits until nothing holds the data folder any longer: the store's threads do until they have ended.
+    async fn released(&self) {
+        let locks = ["lock", "raft/lock"].map(|name| self.options.data_dir.join(name));
+        until("the data folder is released", || {
+            locks.iter().all(|lock| std::fs::File::open(lock).is_ok_and(|f| f.try_lock().is_ok()) || !lock.exists())
+        })
+        .await;
     }
 
     fn run(&self) -> &Running {
@@ -126,7 +142,7 @@ impl Node {
     }
 
     fn current(&self) -> bool {
-        self.running.as_ref().is_some_and(|r| r.standing.at(clock::now()) == Standing::Current)
+        self.running.as_ref().is_some_and(|r| r.lease.state_at(clock::now()) == LeaseState::Valid)
     }
 }
 
@@ -225,7 +241,7 @@ fn command(n: u16) -> Command {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn commands_are_seen_by_all_and_survive_the_leader_and_restarts() {
+async fn command_is_seen_by_all_and_survives_the_leader_and_restarts() {
     let mut nodes = cluster().await;
     // From each member, leader or not.
     for (i, node) in nodes.iter().enumerate() {
@@ -236,11 +252,9 @@ async fn commands_are_seen_by_all_and_survive_the_leader_and_restarts() {
 
     // A session that is proposed by a worker, watched on another member.
     let mut events = nodes[2].run().subscribe();
-    let asked = clock::now();
     nodes[1].run().proposals.send(Proposal::Establish(Box::new(establish(100)))).await.unwrap();
     let event = timeout(LONG, events.recv()).await.unwrap().unwrap();
     assert_eq!(event.change, SessionChange::Established(Box::new(establish(100))));
-    assert!(clock::now().since(asked) < Duration::from_secs(2));
     until("its proposer counts it", || nodes[1].run().metrics().outcomes.accepted.get() >= 2).await;
 
     // The leader goes; the others go on within their hold on being current.
@@ -268,19 +282,22 @@ async fn commands_are_seen_by_all_and_survive_the_leader_and_restarts() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_a_majority_nobody_is_current() {
+async fn lease_ends_without_a_majority() {
     let mut nodes = cluster().await;
     let gone = leader(&nodes);
     let other = (gone + 1) % 3;
     let left = (gone + 2) % 3;
     nodes[gone].stop().await;
     nodes[other].stop().await;
+    // Whatever it was told, it was told before: nothing is proven for longer than a lease from now on.
     let alone = clock::now();
-    until("the one that is left is cut off", || nodes[left].run().standing.at(clock::now()) == Standing::CutOff).await;
-    assert!(clock::now().since(alone) < Duration::from_millis(1500));
+    until("the one that is left is cut off", || nodes[left].run().lease.state_at(clock::now()) == LeaseState::Grace)
+        .await;
+    let past = alone + crate::lease::LEASE_DURATION + Duration::from_millis(1);
+    assert_eq!(nodes[left].run().lease.state_at(past), LeaseState::Grace);
     // It proposes nothing and confirms nothing.
     nodes[left].run().proposals.send(Proposal::Establish(Box::new(establish(1)))).await.unwrap();
-    until("the proposal is dropped", || nodes[left].run().metrics().dropped_not_current.get() == 1).await;
+    until("the proposal is dropped", || nodes[left].run().metrics().proposals_dropped.lease_not_valid.get() == 1).await;
     let refused = nodes[left].run().command(command(2), Duration::from_millis(500)).await;
     assert_eq!(refused, Err(ProposeError::Timeout));
     nodes[gone].start().await;
@@ -289,7 +306,7 @@ async fn without_a_majority_nobody_is_current() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn members_leave_and_are_removed() {
+async fn member_leaves_and_is_removed() {
     let mut nodes = cluster().await;
     // The leader itself leaves.
     let left = leader(&nodes);
@@ -304,7 +321,7 @@ async fn members_leave_and_are_removed() {
             mpsc::channel(1).1,
             mpsc::channel(1).1,
             Woken::default(),
-            Arc::new(StandingCell::new(LONG)),
+            Arc::new(Lease::new(LONG)),
         )
         .await
         .map(drop),
@@ -327,15 +344,15 @@ async fn members_leave_and_are_removed() {
     nodes[dead].stop().await;
     let survivor = (dead + 1) % 3;
     nodes[survivor].run().remove(&name).await.unwrap();
-    assert!(matches!(nodes[survivor].run().remove(&name).await, Err(MembershipError::Unknown(_))));
+    assert!(matches!(nodes[survivor].run().remove(&name).await, Err(MembershipError::NoSuchMember(_))));
     let myself = nodes[survivor].options.name.clone();
-    assert!(matches!(nodes[survivor].run().remove(&myself).await, Err(MembershipError::Myself(_))));
-    until("it is struck off", || nodes[survivor].run().status().members.iter().filter(|m| m.voter).count() == 2).await;
+    assert!(matches!(nodes[survivor].run().remove(&myself).await, Err(MembershipError::CannotRemoveSelf(_))));
+    until("it is removed", || nodes[survivor].run().status().members.iter().filter(|m| m.voter).count() == 2).await;
     assert_eq!(nodes[survivor].run().command(command(1), LONG).await.unwrap(), Outcome::Accepted);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn only_good_tokens_let_in() {
+async fn token_that_is_expired_or_forged_lets_nobody_in() {
     let mut first = Node::new("fw1");
     init(&first.options).await.unwrap();
     assert!(matches!(init(&first.options).await, Err(MembershipError::Identity(IdentityError::Taken { .. }))));
@@ -352,13 +369,13 @@ async fn only_good_tokens_let_in() {
     let namesake = Node::new("fw1");
     let refused = join(&namesake.options, &good.to_string()).await;
     assert!(matches!(&refused, Err(MembershipError::Refused(why)) if why.contains("exists")), "{refused:?}");
-    assert!(matches!(first.run().leave().await, Err(MembershipError::Last)));
+    assert!(matches!(first.run().leave().await, Err(MembershipError::LastMember)));
     join(&other.options, &good.to_string()).await.unwrap();
     first.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_is_not_the_addressee_refuses_and_garbage_does_not_hurt() {
+async fn request_for_another_member_is_refused_and_garbage_does_not_hurt() {
     let nodes = cluster().await;
     let status = nodes[0].run().status();
     let request = || palisade_proto::member::v1::VoteRequest {
@@ -370,11 +387,11 @@ async fn who_is_not_the_addressee_refuses_and_garbage_does_not_hurt() {
     // Another addressee; another cluster.
     for (cluster, to) in [(status.cluster.as_str(), 2), ("c0ffee", 1)] {
         let peers = Peers::new(cluster, MemberId(3)).unwrap();
-        let mut client = peers.client(MemberId(to), address, route::Lane::Raft).unwrap();
+        let mut client = peers.client(MemberId(to), address, Lane::Raft).unwrap();
         let refused = client.vote(request()).await.unwrap_err();
         assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
     }
-    assert_eq!(nodes[0].run().metrics().misaddressed.get(), 2);
+    assert_eq!(nodes[0].run().metrics().wrong_destination_requests.get(), 2);
 
     for byte in 0..50_u8 {
         let mut stream = tokio::net::TcpStream::connect(nodes[0].options.listen).await.unwrap();
@@ -386,17 +403,35 @@ async fn who_is_not_the_addressee_refuses_and_garbage_does_not_hurt() {
     assert_eq!(nodes[1].run().command(command(1), LONG).await.unwrap(), Outcome::Accepted);
     until("it is applied there too", || has(&nodes[0], 1)).await;
     assert!(nodes[0].run().status().term < 99);
-    assert!(nodes[0].run().metrics().strangers.get() >= 40, "{}", nodes[0].run().metrics().strangers.get());
+    assert!(
+        nodes[0].run().metrics().rejected_connections.get() >= 40,
+        "{}",
+        nodes[0].run().metrics().rejected_connections.get()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stalled_follower_slows_nobody() {
+async fn stalled_follower_delays_no_commit() {
     let mut nodes = cluster().await;
     let lead = leader(&nodes);
     let stalled = (lead + 1) % 3;
     let quick = (lead + 2) % 3;
     let listen = nodes[stalled].options.listen;
     nodes[stalled].stop().await;
+    let mut next = 0..200;
+    let mut commits = async |nodes: &[Node]| {
+        let mut times = Vec::new();
+        for n in next.by_ref().take(100) {
+            let asked = clock::now();
+            let outcome = nodes[quick].run().command(command(n), LONG).await;
+            let status = || (nodes[lead].run().status(), nodes[quick].run().status());
+            assert_eq!(outcome, Ok(Outcome::Accepted), "{n}: {:#?}", status());
+            times.push(clock::now().since(asked));
+        }
+        times.sort_unstable();
+        times
+    };
+    let before = commits(&nodes).await;
     // Takes connections and bytes, answers nothing: as a machine that hangs.
     let hole = tokio::net::TcpListener::bind(listen).await.unwrap();
     let hole = tokio::spawn(async move {
@@ -405,22 +440,16 @@ async fn a_stalled_follower_slows_nobody() {
             kept.push(stream);
         }
     });
-    let mut times = Vec::new();
-    for n in 0..100 {
-        let asked = clock::now();
-        let outcome = nodes[quick].run().command(command(n), LONG).await;
-        let status = || (nodes[lead].run().status(), nodes[quick].run().status());
-        assert_eq!(outcome, Ok(Outcome::Accepted), "{n}: {:#?}", status());
-        times.push(clock::now().since(asked));
-    }
-    times.sort_unstable();
+    let times = commits(&nodes).await;
     println!("commit with a stalled follower: p50 {:?}, p90 {:?}, max {:?}", times[50], times[90], times[99]);
-    assert!(times[90] < Duration::from_millis(100), "{times:?}");
+    println!("and without it: p50 {:?}, p90 {:?}, max {:?}", before[50], before[90], before[99]);
+    // A leader that waited for it would do so each time.
+    assert!(times[50] < 10 * before[50] + Duration::from_millis(100), "{times:?}, without it {before:?}");
     hole.abort();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn hints_reach_all_others() {
+async fn hint_reaches_all_others() {
     let mut nodes = cluster().await;
     let end = SynParams { isn: 1, window: 1000, wscale: None, sack: false };
     let e = establish(7);
@@ -452,7 +481,7 @@ async fn hints_reach_all_others() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_batch_that_is_proposed_again_is_carried_out_once() {
+async fn batch_that_is_proposed_again_is_applied_once() {
     let nodes = cluster().await;
     let lead = leader(&nodes);
     let follower = (lead + 1) % 3;
@@ -471,7 +500,7 @@ async fn a_batch_that_is_proposed_again_is_carried_out_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_identity_without_its_log_is_not_used() {
+async fn identity_without_its_log_is_refused() {
     let mut node = Node::new("fw1");
     init(&node.options).await.unwrap();
     node.start().await;
@@ -483,8 +512,8 @@ async fn an_identity_without_its_log_is_not_used() {
         mpsc::channel(1).1,
         mpsc::channel(1).1,
         Woken::default(),
-        Arc::new(StandingCell::new(LONG)),
+        Arc::new(Lease::new(LONG)),
     );
-    assert!(matches!(opened.await.map(drop), Err(OpenError::LostLog(MemberId(1)))));
+    assert!(matches!(opened.await.map(drop), Err(OpenError::Start(RaftStartError::LostLog(MemberId(1))))));
     assert_ne!(clock::now(), Time::ZERO);
 }

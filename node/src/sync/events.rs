@@ -1,17 +1,17 @@
-//! What was applied, told on: to the proposer that waits for its batch, and to those who watch sessions.
+//! Events of applied batches: for the proposer that waits for its batch, and for watchers of sessions.
 
 use std::sync::Arc;
 
-use palisade_engine::replica::{Applied, Batch, Close, Command, Establish};
-use palisade_engine::{MemberId, SessionId};
+use palisade_engine::replica::{Applied, Batch, Command};
+use palisade_engine::{Close, Establish, MemberId, SessionId};
 use palisade_raft_store::Observer;
 use tokio::sync::{broadcast, mpsc};
 
 use crate::replication_metrics::ReplicationMetrics;
-use crate::sync::propose::{Answer, Unanswered};
+use crate::sync::proposals::{BatchApplied, PendingBatches};
 
-/// Session events that a slow watcher may be behind before it loses some.
-pub(crate) const EVENTS: usize = 4096;
+/// Maximum number of session events waiting for a slow watcher; then it loses the oldest.
+pub(crate) const WATCHER_QUEUE: usize = 4096;
 
 /// A change of a session, as applied.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -31,31 +31,31 @@ pub enum SessionChange {
     Established(Box<Establish>),
     /// It was closed and is in TIME_WAIT.
     Closed(Close),
-    /// It was idle for too long, or its TIME_WAIT is over.
+    /// It was idle for too long, or its TIME_WAIT ended.
     Expired(SessionId),
     /// An administrator or a new policy ended it.
     Revoked(SessionId),
 }
 
-/// Told by the store what was applied, and tells it on.
+/// The store's observer.
 pub(crate) struct Events {
     pub(crate) me: MemberId,
-    pub(crate) answers: mpsc::Sender<Answer>,
-    pub(crate) unanswered: Unanswered,
+    pub(crate) reports: mpsc::Sender<BatchApplied>,
+    pub(crate) pending: PendingBatches,
     pub(crate) watchers: broadcast::Sender<Arc<SessionEvent>>,
     pub(crate) metrics: Arc<ReplicationMetrics>,
 }
 
 impl Observer for Events {
-    fn applied(&self, index: u64, batch: &Batch, answers: &[Applied]) {
-        self.metrics.applied_batches.add(1);
+    fn applied(&self, index: u64, batch: &Batch, applied: &[Applied]) {
+        self.metrics.applied_batches.inc();
         self.metrics.applied_commands.add(batch.commands.len() as u64);
         if batch.proposer == self.me {
-            self.unanswered.answer(batch.first, answers, &self.answers);
+            self.pending.report(batch.first, applied, &self.reports);
         }
-        // Not what is in the log a second time, nor what two members proposed alike: it was told of already.
+        // Not copies of a batch, and not what two members proposed alike: these changed nothing.
         let (mut established, mut refreshed) = (0, 0);
-        for (command, _) in batch.commands.iter().zip(answers).filter(|(_, answer)| answer.changed) {
+        for (command, _) in batch.commands.iter().zip(applied).filter(|(_, applied)| applied.changed) {
             match command {
                 Command::Establish(_) => established += 1,
                 Command::Refresh(ids) => refreshed += ids.len() as u64,
@@ -67,18 +67,18 @@ impl Observer for Events {
         if self.watchers.receiver_count() == 0 {
             return;
         }
-        let tell = |change| {
+        let publish = |change| {
             // Fails only without receivers.
             let _ = self.watchers.send(Arc::new(SessionEvent { index, unix_ms: batch.unix_ms, change }));
         };
-        for (command, answer) in batch.commands.iter().zip(answers).filter(|(_, answer)| answer.changed) {
+        for (command, applied) in batch.commands.iter().zip(applied).filter(|(_, applied)| applied.changed) {
             match command {
-                Command::Establish(establish) => tell(SessionChange::Established(establish.clone())),
-                Command::Close(close) => tell(SessionChange::Closed(*close)),
+                Command::Establish(establish) => publish(SessionChange::Established(establish.clone())),
+                Command::Close(close) => publish(SessionChange::Closed(*close)),
                 Command::Expire(_) | Command::ExpireIdle(_) => {
-                    answer.ended.iter().for_each(|id| tell(SessionChange::Expired(*id)));
+                    applied.ended.iter().for_each(|id| publish(SessionChange::Expired(*id)));
                 }
-                Command::Revoke(_) => answer.ended.iter().for_each(|id| tell(SessionChange::Revoked(*id))),
+                Command::Revoke(_) => applied.ended.iter().for_each(|id| publish(SessionChange::Revoked(*id))),
                 Command::Refresh(_) | Command::Resume | Command::Policy(_) | Command::Member(_) => {}
             }
         }

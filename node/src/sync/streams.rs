@@ -1,70 +1,103 @@
-//! What is told to all other members: a bounded queue, and a task with a stream that is opened again when it breaks, for each.
+//! Messages for all peers: for each peer a bounded queue, and a task with a stream that is opened again when it breaks.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use palisade_engine::MemberId;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::JoinHandle;
 use tonic::Status;
 
-use crate::peer::route::{Client, Lane, Peers};
-use crate::sync::hints::Members;
+use crate::peer::connections::{Client, Lane, Members, Peers};
 
 /// Time before a broken stream is opened again.
-const RETRY: Duration = Duration::from_millis(100);
+const REOPEN_DELAY: Duration = Duration::from_millis(100);
 
-/// What waits for one member. It outlives a stream: what one leaves over, the next one finds.
-pub(crate) type Waiting<T> = Arc<Mutex<mpsc::Receiver<T>>>;
+/// The queue of one peer. It outlives a stream: what one leaves behind, the next one finds.
+pub(crate) type PeerQueue<T> = Arc<Mutex<mpsc::Receiver<T>>>;
 
-/// One for each other member.
-pub(crate) struct Streams<T> {
-    me: MemberId,
-    /// What may wait for one member.
-    capacity: usize,
-    targets: BTreeMap<MemberId, Target<T>>,
+/// A source of messages for all peers.
+pub(crate) trait Publisher {
+    /// A message.
+    type Message: Send + 'static;
+    /// Maximum number of messages waiting for one peer.
+    const QUEUE: usize;
+
+    /// Waits for the next messages and puts them into the queues. Cancel-safe.
+    async fn publish(&mut self, streams: &PeerStreams<Self::Message>);
+
+    /// The task that sends to one peer.
+    fn sender(
+        &self,
+        peer: MemberId,
+        address: String,
+        queue: PeerQueue<Self::Message>,
+    ) -> impl Future<Output = ()> + Send + 'static;
+
+    /// Forgets peers that are no members any longer.
+    fn retain(&mut self, _: &Members) {}
 }
 
-struct Target<T> {
+/// Publishes to the members' list, until that is closed: the replication is shut down then.
+pub(crate) async fn run<P: Publisher>(mut publisher: P, me: MemberId, mut members: watch::Receiver<Members>) {
+    let mut streams = PeerStreams { me, peers: BTreeMap::new() };
+    members.mark_changed();
+    loop {
+        tokio::select! {
+            biased;
+            changed = members.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                let members = members.borrow_and_update().clone();
+                publisher.retain(&members);
+                streams.sync_peers(&members, &publisher);
+            }
+            () = publisher.publish(&streams) => {}
+        }
+    }
+}
+
+/// The queues and tasks of all peers.
+pub(crate) struct PeerStreams<T> {
+    me: MemberId,
+    peers: BTreeMap<MemberId, PeerStream<T>>,
+}
+
+struct PeerStream<T> {
     address: String,
     queue: mpsc::Sender<T>,
     task: JoinHandle<()>,
 }
 
-impl<T> Drop for Target<T> {
+impl<T> Drop for PeerStream<T> {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-impl<T> Streams<T> {
-    pub(crate) fn new(me: MemberId, capacity: usize) -> Streams<T> {
-        Streams { me, capacity, targets: BTreeMap::new() }
-    }
-
-    /// Makes them those of the members; for one that is new, or has another address, `send` makes the task.
-    pub(crate) fn aim<F>(&mut self, members: &Members, mut send: impl FnMut(MemberId, String, Waiting<T>) -> F)
-    where
-        F: Future<Output = ()> + Send + 'static,
-    {
-        self.targets.retain(|id, target| members.get(id).is_some_and(|m| m.address == target.address));
+impl<T> PeerStreams<T> {
+    /// Starts a task for each peer that is new or has another address, and ends those of peers that left.
+    fn sync_peers<P: Publisher<Message = T>>(&mut self, members: &Members, publisher: &P) {
+        self.peers.retain(|id, peer| members.get(id).is_some_and(|m| m.address == peer.address));
         for (&id, info) in members.iter().filter(|(id, _)| **id != self.me) {
-            self.targets.entry(id).or_insert_with(|| {
-                let (queue, waiting) = mpsc::channel(self.capacity);
-                let task = tokio::spawn(send(id, info.address.clone(), Arc::new(Mutex::new(waiting))));
-                Target { address: info.address.clone(), queue, task }
+            self.peers.entry(id).or_insert_with(|| {
+                let (queue, receiver) = mpsc::channel(P::QUEUE);
+                let receiver = Arc::new(Mutex::new(receiver));
+                let task = tokio::spawn(publisher.sender(id, info.address.clone(), receiver));
+                PeerStream { address: info.address.clone(), queue, task }
             });
         }
     }
 
     /// The queues.
     pub(crate) fn queues(&self) -> impl Iterator<Item = &mpsc::Sender<T>> {
-        self.targets.values().map(|target| &target.queue)
+        self.peers.values().map(|peer| &peer.queue)
     }
 }
 
-/// Has `run` send `what` to a member, again and again, for as long as that goes well.
+/// Keeps a stream of `what` open to a peer, forever: `run` is one stream.
 pub(crate) async fn keep_open<F>(
     what: &'static str,
     peers: Peers,
@@ -84,6 +117,6 @@ pub(crate) async fn keep_open<F>(
             }
             Err(status) => tracing::warn!(%to, %status, "no {what} can be sent"),
         }
-        tokio::time::sleep(RETRY).await;
+        tokio::time::sleep(REOPEN_DELAY).await;
     }
 }

@@ -3,10 +3,9 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use palisade_engine::engine::SessionInfo;
-use palisade_engine::id::{Generation, MemberId, RuleId, SessionId};
-use palisade_engine::replica::Role;
-use palisade_engine::{Ip, PerDirection, Protocol, Standing, Traffic, Tuple};
+use palisade_engine::{
+    Generation, Ip, LeaseState, MemberId, PerDirection, Protocol, Role, RuleId, SessionId, SessionInfo, Traffic, Tuple,
+};
 
 use crate::admin::v1;
 
@@ -84,8 +83,8 @@ impl Session {
             id: info.id,
             original: info.original,
             reply: info.reply,
-            ingress: zone(info.zones.0),
-            egress: zone(info.zones.1),
+            ingress: zone(info.zones.ingress),
+            egress: zone(info.zones.egress),
             generation: info.rule.0,
             rule: info.rule.1,
             state: info.state.to_owned(),
@@ -134,7 +133,10 @@ impl SessionFilter {
             && self.src_port.is_none_or(|p| p == info.original.src_port)
             && self.dst_port.is_none_or(|p| p == info.original.dst_port)
             && self.state.as_ref().is_none_or(|s| s.eq_ignore_ascii_case(info.state))
-            && self.zone.as_deref().is_none_or(|z| zone(info.zones.0) == Some(z) || zone(info.zones.1) == Some(z))
+            && self
+                .zone
+                .as_deref()
+                .is_none_or(|z| zone(info.zones.ingress) == Some(z) || zone(info.zones.egress) == Some(z))
     }
 }
 
@@ -372,25 +374,25 @@ impl TryFrom<v1::Role> for Role {
     }
 }
 
-impl From<Standing> for v1::Standing {
-    fn from(s: Standing) -> v1::Standing {
+impl From<LeaseState> for v1::LeaseState {
+    fn from(s: LeaseState) -> v1::LeaseState {
         match s {
-            Standing::Current => v1::Standing::Current,
-            Standing::CutOff => v1::Standing::CutOff,
-            Standing::Expired => v1::Standing::Expired,
+            LeaseState::Valid => v1::LeaseState::Valid,
+            LeaseState::Grace => v1::LeaseState::Grace,
+            LeaseState::Expired => v1::LeaseState::Expired,
         }
     }
 }
 
-impl TryFrom<v1::Standing> for Standing {
+impl TryFrom<v1::LeaseState> for LeaseState {
     type Error = AdminError;
 
-    fn try_from(s: v1::Standing) -> Result<Standing, AdminError> {
+    fn try_from(s: v1::LeaseState) -> Result<LeaseState, AdminError> {
         match s {
-            v1::Standing::Current => Ok(Standing::Current),
-            v1::Standing::CutOff => Ok(Standing::CutOff),
-            v1::Standing::Expired => Ok(Standing::Expired),
-            v1::Standing::Unspecified => Err(AdminError::Missing("standing")),
+            v1::LeaseState::Valid => Ok(LeaseState::Valid),
+            v1::LeaseState::Grace => Ok(LeaseState::Grace),
+            v1::LeaseState::Expired => Ok(LeaseState::Expired),
+            v1::LeaseState::Unspecified => Err(AdminError::Missing("lease")),
         }
     }
 }

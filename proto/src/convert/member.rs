@@ -1,8 +1,7 @@
 //! Conversion of what members say to each other.
 
-use palisade_engine::event::{Hint, Progress};
-use palisade_engine::replica::{Batch, MemberInfo, Role};
-use palisade_engine::{MemberId, SessionId};
+use palisade_engine::replica::Batch;
+use palisade_engine::{Hint, MemberId, MemberInfo, Progress, Role, SessionId};
 
 use crate::member::v1 as wire;
 
@@ -143,9 +142,8 @@ impl From<wire::Sessions> for Vec<SessionId> {
 
 #[cfg(test)]
 mod tests {
-    use palisade_engine::event::Datagram;
-    use palisade_engine::replica::{Close, CloseCause, Command};
-    use palisade_engine::{Ip, Protocol, ZoneId};
+    use palisade_engine::replica::Command;
+    use palisade_engine::{Close, CloseCause, FragmentKey, Ip, Protocol, ZoneId};
 
     use super::*;
 
@@ -173,7 +171,7 @@ mod tests {
     fn a_hint_goes_there_and_back() {
         let ip = |last| Ip::V6([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]);
         let datagram =
-            Datagram { src: ip(1), dst: ip(2), protocol: Protocol::IPV6_FRAG, id: u32::MAX, ingress: ZoneId(3) };
+            FragmentKey { src: ip(1), dst: ip(2), protocol: Protocol::IPV6_FRAG, id: u32::MAX, ingress: ZoneId(3) };
         let abort = Hint::Abort(SessionId { member: MemberId(1), counter: u64::MAX });
         for hint in [abort, Hint::FirstFragment { datagram, end: 1448 }, Hint::FragmentQuery(datagram)] {
             assert_eq!(decode_hint(&encode_hint(&hint).unwrap()).unwrap(), hint);

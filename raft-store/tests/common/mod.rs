@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use openraft::storage::{IOFlushed, RaftLogStorage};
@@ -18,23 +19,41 @@ use openraft::type_config::TypeConfigExt;
 use openraft::vote::RaftLeaderIdExt;
 use openraft::{Entry as RaftEntry, EntryPayload};
 use palisade_engine::replica::{Applied, Batch, Command, Outcome, PolicyChange, RestoreError};
-use palisade_engine::verdict::HoldKey;
-use palisade_engine::{Generation, MemberId, Time, Wake};
+use palisade_engine::{Generation, HoldKey, MemberId, Time, Wake};
 use palisade_raft_store::{
-    Clock, Entry, Job, LogId, LogStore, Machine, Options, Setup, StateMachine, Store, StoreError, TypeConfig, Vote,
+    Clock, Entry, Job, LogId, LogStore, Options, ReplicatedState, Setup, StateMachine, Store, StoreError, TypeConfig,
+    Vote,
 };
 
 /// A machine that is a map from first command number to the number of commands.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub struct Map {
     pub batches: BTreeMap<u64, u64>,
-    /// How long a job takes.
-    pub slow: Duration,
+    /// What a job waits for.
+    pub gate: JobGate,
 }
+
+/// Keeps snapshot jobs from ending while it is shut. Two gates count as equal.
+#[derive(Clone, Default, Debug)]
+pub struct JobGate(Arc<AtomicBool>);
+
+impl JobGate {
+    pub fn shut(&self, shut: bool) {
+        self.0.store(shut, Ordering::SeqCst);
+    }
+}
+
+impl PartialEq for JobGate {
+    fn eq(&self, _: &JobGate) -> bool {
+        true
+    }
+}
+
+impl Eq for JobGate {}
 
 pub struct MapJob(Map);
 
-impl Machine for Map {
+impl ReplicatedState for Map {
     type Job = MapJob;
 
     fn apply(&mut self, _: Time, batch: &Batch, _: &mut dyn Wake) -> Vec<Applied> {
@@ -69,7 +88,9 @@ impl Machine for Map {
 
 impl Job for MapJob {
     fn write(self, to: &mut dyn Write) -> io::Result<()> {
-        std::thread::sleep(self.0.slow);
+        while self.0.gate.0.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         for (key, value) in self.0.batches {
             to.write_all(&key.to_be_bytes())?;
             to.write_all(&value.to_be_bytes())?;
@@ -81,7 +102,7 @@ impl Job for MapJob {
 pub struct NoWake;
 
 impl Wake for NoWake {
-    fn wake(&mut self, _: u64, _: HoldKey) {}
+    fn wake(&mut self, _: palisade_engine::WorkerSet, _: HoldKey) {}
 }
 
 pub fn clock() -> Clock {
@@ -90,11 +111,11 @@ pub fn clock() -> Clock {
 }
 
 pub fn setup() -> Setup<Map> {
-    Setup { machine: Map::default(), wake: Box::new(NoWake), observer: Arc::new(()) }
+    Setup { state: Map::default(), wake: Box::new(NoWake), observer: Arc::new(()) }
 }
 
 pub fn open(dir: &Path) -> Result<(LogStore, StateMachine<Map>), StoreError> {
-    let mut patience = 500;
+    let mut patience = 12_000;
     loop {
         match Store::open(dir, Options::new(clock())) {
             // The threads of the store that was just dropped hold it until they have ended.

@@ -2,11 +2,10 @@
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use palisade_lab::program;
-use palisade_lab::{Lab, Process, Spawn};
+use palisade_lab::{Lab, Process, Spawn, WAIT};
 
 use palisade_lab::program::{path, wait_port};
 
@@ -66,7 +65,7 @@ pub async fn big(lab: &Lab, server: IpAddr, more: &[&str]) -> Result<usize> {
 async fn dig(lab: &Lab, server: IpAddr, args: &[&str]) -> Result<String> {
     // Each question once: what is lost is to be seen.
     let at = format!("@{server}");
-    let args = [&[&*at, "+short", "+tries=1", "+timeout=3"], args].concat();
-    let (_, text) = program::output(lab.client(), lab.dir(), Duration::from_secs(60), "dig", &args).await?;
+    let args = [&[&*at, "+short", "+tries=1", "+timeout=20"], args].concat();
+    let (_, text) = program::output(lab.client(), lab.dir(), WAIT, "dig", &args).await?;
     Ok(text)
 }

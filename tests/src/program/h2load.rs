@@ -1,11 +1,10 @@
 //! h2load: many HTTP/2 streams at once (RFC 9113) in few connections.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use palisade_lab::Lab;
 use palisade_lab::program;
+use palisade_lab::{Lab, WAIT};
 
 /// Asks for `/file` over TLS from the client's side, `requests` times, with 10 streams at once in each connection; answers
 /// how many succeeded.
@@ -14,8 +13,8 @@ use palisade_lab::program;
 /// It fails, or what it spoke was not HTTP/2.
 pub async fn run(lab: &Lab, to: SocketAddr, connections: u32, requests: u32) -> Result<u32> {
     let (connections, requests, url) = (connections.to_string(), requests.to_string(), format!("https://{to}/file"));
-    let args = ["-c", &connections, "-m", "10", "-n", &requests, "-T", "10", &url];
-    let text = program::run(lab.client(), lab.dir(), Duration::from_secs(30), "h2load", &args).await?;
+    let args = ["-c", &connections, "-m", "10", "-n", &requests, "-T", "60", &url];
+    let text = program::run(lab.client(), lab.dir(), WAIT, "h2load", &args).await?;
     parse(&text)
 }
 

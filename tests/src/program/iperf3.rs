@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use palisade_lab::program;
-use palisade_lab::{Lab, Process, Spawn};
+use palisade_lab::{Lab, Process, Spawn, WAIT};
 use serde_json::Value;
 
 use palisade_lab::program::{path, wait_port};
@@ -42,7 +42,7 @@ pub async fn start(lab: &Lab) -> Result<Process> {
 pub async fn client(lab: &Lab, to: IpAddr, seconds: u64, more: &[&str]) -> Result<Value> {
     let (to, time) = (to.to_string(), seconds.to_string());
     let args = [&["-c", &to, "-p", PORT, "-t", &time, "-J"], more].concat();
-    let text = program::run(lab.client(), lab.dir(), Duration::from_secs(seconds + 15), "iperf3", &args).await?;
+    let text = program::run(lab.client(), lab.dir(), Duration::from_secs(seconds) + WAIT, "iperf3", &args).await?;
     let json: Value = serde_json::from_str(&text).with_context(|| format!("iperf3 said:\n{text}"))?;
     match json.get("error") {
         Some(error) => bail!("iperf3 {}: {error}", args.join(" ")),

@@ -1,11 +1,10 @@
 //! nginx, answering every request with a few bytes and closing the connection if asked to; with TLS also HTTP/2 and a file.
 
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use palisade_lab::program;
-use palisade_lab::{Lab, Process, Spawn};
+use palisade_lab::{Lab, Process, Spawn, WAIT};
 
 use palisade_lab::program::{path, wait_port};
 
@@ -33,7 +32,7 @@ pub async fn start_with_tls(lab: &Lab, bytes: usize) -> Result<Process> {
     let (key, certificate) = (format!("{at}/key.pem"), format!("{at}/certificate.pem"));
     let made = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=lab"];
     let files = ["-days", "1", "-keyout", &key, "-out", &certificate];
-    program::run(lab.server(), lab.dir(), Duration::from_secs(20), "openssl", &[&made[..], &files].concat()).await?;
+    program::run(lab.server(), lab.dir(), WAIT, "openssl", &[&made[..], &files].concat()).await?;
     std::fs::write(dir.join("file"), vec![b'x'; bytes])?;
     let tls = format!(
         "  server {{\n    listen 0.0.0.0:{TLS_PORT} ssl http2;\n    listen [::]:{TLS_PORT} ssl http2;\n    \

@@ -2,11 +2,10 @@
 
 use std::net::IpAddr;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
-use palisade_lab::Netns;
 use palisade_lab::program;
+use palisade_lab::{Netns, WAIT};
 
 /// What it found.
 #[derive(Clone, Debug)]
@@ -41,7 +40,7 @@ async fn ping(netns: &Netns, dir: &Path, to: IpAddr, args: &[&str]) -> Result<Ou
     let to = to.to_string();
     // It fails if an answer is missing, which is for the caller to judge.
     let args = [args, &["-n", &to]].concat();
-    let (_, text) = program::output(netns, dir, Duration::from_secs(30), "ping", &args).await?;
+    let (_, text) = program::output(netns, dir, WAIT, "ping", &args).await?;
     parse(text)
 }
 

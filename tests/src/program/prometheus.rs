@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use palisade_lab::addr;
-use palisade_lab::{Lab, Process, Spawn};
+use palisade_lab::{Lab, Process, Spawn, WAIT};
 use tokio::time::{Instant, sleep};
 
 use palisade_lab::program::{path, run, wait_port};
@@ -21,7 +21,7 @@ pub async fn check(lab: &Lab, metrics: &str) -> Result<()> {
     let script = "exec \"$0\" check metrics < \"$1\"";
     let promtool = path("promtool")?.display().to_string();
     let args = ["-c", script, &promtool, &file.display().to_string()];
-    let said = run(lab.fabric(), lab.dir(), Duration::from_secs(20), "sh", &args).await?;
+    let said = run(lab.fabric(), lab.dir(), WAIT, "sh", &args).await?;
     // It lints with exit code 0 in some versions.
     if said.trim().is_empty() { Ok(()) } else { bail!("promtool says:\n{said}") }
 }
@@ -53,13 +53,13 @@ pub async fn start(lab: &Lab) -> Result<Process> {
 /// Asks it, again and again, until `query` has exactly `series` results and all are `value`.
 ///
 /// # Errors
-/// That does not come true within half a minute.
+/// That does not come true within [`WAIT`].
 pub async fn wait_query(lab: &Lab, query: &str, series: usize, value: &str) -> Result<()> {
-    let end = Instant::now() + Duration::from_secs(30);
+    let end = Instant::now() + WAIT;
     let url = format!("http://127.0.0.1:{PORT}");
     loop {
         let args = ["query", "instant", &url, query];
-        let said = run(lab.fabric(), lab.dir(), Duration::from_secs(20), "promtool", &args).await;
+        let said = run(lab.fabric(), lab.dir(), WAIT, "promtool", &args).await;
         // One line each: `up{instance="…"} => 1 @[…]`.
         let said = said.unwrap_or_else(|e| format!("{e:#}"));
         let good = said.lines().filter(|l| l.contains(&format!("=> {value} @"))).count();

@@ -2,11 +2,10 @@
 
 use std::net::IpAddr;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use palisade_lab::program;
-use palisade_lab::{Lab, Process, Spawn};
+use palisade_lab::{Lab, Process, Spawn, WAIT};
 
 use palisade_lab::program::{path, wait_port};
 
@@ -57,6 +56,6 @@ fn url(host: IpAddr, name: &str) -> String {
 }
 
 async fn copy(lab: &Lab, from: &str, to: &str) -> Result<()> {
-    let args = ["--whole-file", "--inplace", "--timeout=20", from, to];
-    program::run(lab.client(), lab.dir(), Duration::from_secs(90), "rsync", &args).await.map(drop)
+    let args = ["--whole-file", "--inplace", "--timeout=100", from, to];
+    program::run(lab.client(), lab.dir(), 5 * WAIT, "rsync", &args).await.map(drop)
 }

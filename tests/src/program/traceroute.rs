@@ -2,11 +2,10 @@
 
 use std::net::IpAddr;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
-use palisade_lab::Netns;
 use palisade_lab::program;
+use palisade_lab::{Netns, WAIT};
 
 /// What the probes are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,8 +29,8 @@ pub async fn run(netns: &Netns, dir: &Path, to: IpAddr, probe: Probe) -> Result<
         Probe::Icmp => &["-I"],
         Probe::Tcp(_) => &["-T", "-p", &port],
     };
-    let args = [&["-n", "-q", "2", "-w", "2", "-m", "12"], how, &[&to]].concat();
-    let text = program::run(netns, dir, Duration::from_secs(40), "traceroute", &args).await?;
+    let args = [&["-n", "-q", "2", "-w", "5", "-m", "12"], how, &[&to]].concat();
+    let text = program::run(netns, dir, WAIT, "traceroute", &args).await?;
     parse(&text).with_context(|| format!("traceroute said:\n{text}"))
 }
 

@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use palisade_lab::Lab;
 use palisade_lab::program;
+use palisade_lab::{Lab, WAIT};
 
 /// What it found.
 #[derive(Clone, Debug)]
@@ -47,8 +47,8 @@ pub async fn keep_alive(lab: &Lab, to: SocketAddr, connections: u32, seconds: u6
 
 async fn wrk(lab: &Lab, to: SocketAddr, connections: u32, seconds: u64, more: &[&str]) -> Result<Outcome> {
     let (connections, duration, url) = (connections.to_string(), format!("{seconds}s"), format!("http://{to}/"));
-    let args = [&["-t", "1", "-c", &connections, "-d", &duration, "--timeout", "5s"], more, &[&url]].concat();
-    let limit = Duration::from_secs(seconds + 15);
+    let args = [&["-t", "1", "-c", &connections, "-d", &duration, "--timeout", "60s"], more, &[&url]].concat();
+    let limit = Duration::from_secs(seconds) + WAIT;
     let text = program::run(lab.client(), lab.dir(), limit, "wrk", &args).await?;
     parse(text)
 }

@@ -3,13 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use palisade_engine::event::Proposal;
-use palisade_engine::hold::{HoldBuffer, Limits};
+use palisade_engine::hold::{HoldBuffer, HoldLimits};
 use palisade_engine::parse::{self, Checksum, Packet};
 use palisade_engine::replica::{Applied, Batch, Command, Outcome, PolicyChange, Replica};
 use palisade_engine::{
-    Config, Context, Engine, Event, Generation, HoldKey, Ip, MemberId, Reason, Routes, Standing, Time, Verdict, Wake,
-    ZoneId,
+    Config, Context, Engine, Event, Generation, HoldKey, Ip, LeaseState, MemberId, Proposal, Reason, Routes, Time,
+    Verdict, Wake, WorkerSet, ZoneId,
 };
 use palisade_tests::OPEN_POLICY;
 
@@ -72,7 +71,7 @@ impl Routes for Zones {
 struct Keys(Vec<HoldKey>);
 
 impl Wake for Keys {
-    fn wake(&mut self, _workers: u64, key: HoldKey) {
+    fn wake(&mut self, _: WorkerSet, key: HoldKey) {
         self.0.push(key);
     }
 }
@@ -82,7 +81,7 @@ impl Engines {
         let small = Config { max_sessions: 1 << 10, max_half_open: 1 << 10, ..Config::new(MEMBER, 1, 7) };
         let engine = Engine::new(small);
         // As a node's defaults are.
-        let limits = Limits { packets: (4096, 512), bytes: (16 << 20, 1 << 20), time: Duration::from_millis(250) };
+        let limits = HoldLimits::default();
         let mut ours = Engines {
             replica: Replica::new(engine.clone()),
             engine,
@@ -125,7 +124,7 @@ impl Engines {
             worker: 0,
             ingress: self.zones.0[held.from.index()],
             antispoof: true,
-            standing: Standing::Current,
+            lease: LeaseState::Valid,
             routes: &mut self.zones,
         };
         let mut events = Vec::new();
@@ -174,9 +173,9 @@ impl Engines {
         self.settle(events);
     }
 
-    /// Does it hold packets that match nothing?
+    /// Whether it holds packets that match nothing.
     pub(crate) fn unmatched(&self) -> bool {
-        self.hold.len().1 > 0
+        self.hold.counts().unmatched > 0
     }
 
     /// Time passes; the verdicts that are final by that.

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use futures::{SinkExt, StreamExt};
 use nix::sys::socket::{setsockopt, sockopt};
 use palisade_lab::counters::kernel;
-use palisade_lab::{Lab, Side};
+use palisade_lab::{Lab, Side, WAIT};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -19,8 +19,6 @@ use tokio_tungstenite::{WebSocketStream, accept_async, client_async};
 use super::asymmetric_port;
 
 const IDLE: Duration = Duration::from_secs(150);
-/// How long an answer may take.
-const ANSWER: Duration = Duration::from_secs(3);
 /// Idle this long, a connection like ssh's has its kernel ask whether the other end is alive.
 const KEEP_ALIVE: u32 = 10;
 
@@ -63,7 +61,8 @@ impl Idle {
     pub(crate) async fn use_again(mut self, lab: &Lab) -> Result<String> {
         sleep_until(self.since + IDLE).await;
         let probes = kernel(lab.client(), "TcpExt", "TCPKeepAlive").await? - self.probes;
-        let least = 2 * (IDLE.as_secs() / u64::from(KEEP_ALIVE) - 2);
+        // Half of those that a kernel sends in time.
+        let least = IDLE.as_secs() / u64::from(KEEP_ALIVE);
         ensure!(probes >= least, "only {probes} keep-alive probes");
         let idle = self.since.elapsed().as_secs();
         self.talk().await?;
@@ -78,7 +77,7 @@ impl Idle {
                 let (sender, receiver) =
                     if from == 0 { (&mut *client, &mut *server) } else { (&mut *server, &mut *client) };
                 sender.send(Message::text(text)).await?;
-                let got = timeout(ANSWER, receiver.next()).await;
+                let got = timeout(WAIT, receiver.next()).await;
                 let got = got.with_context(|| format!("what the {text} said does not come"))?.context("closed")??;
                 ensure!(got == Message::text(text), "{got} instead of {text}");
             }
@@ -95,7 +94,7 @@ impl Idle {
 async fn byte(sender: &mut TcpStream, receiver: &mut TcpStream) -> Result<()> {
     sender.write_all(b"x").await?;
     let mut got = [0];
-    timeout(ANSWER, receiver.read_exact(&mut got)).await.context("a byte does not come")??;
+    timeout(WAIT, receiver.read_exact(&mut got)).await.context("a byte does not come")??;
     Ok(())
 }
 
@@ -112,7 +111,7 @@ async fn connection(lab: &Lab, family: usize, port: u16) -> Result<[TcpStream; 2
 async fn connect(from: SocketAddr, to: SocketAddr) -> Result<TcpStream> {
     let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.bind(from)?;
-    let stream = timeout(ANSWER, socket.connect(to)).await.context("it does not connect")??;
+    let stream = timeout(WAIT, socket.connect(to)).await.context("it does not connect")??;
     stream.set_nodelay(true)?;
     Ok(stream)
 }

@@ -10,7 +10,7 @@ use palisade_lab::counters::syn_retransmits;
 use palisade_lab::program::run;
 use palisade_lab::random::Random;
 use palisade_lab::remote_network::{RemoteNetwork, steer_icmp};
-use palisade_lab::{Flow, Lab, Netns, Side};
+use palisade_lab::{Flow, Lab, Netns, Side, WAIT};
 use palisade_tests::overload::lossless;
 use palisade_tests::program::ping;
 use palisade_tests::program::traceroute::{self, Probe};
@@ -23,6 +23,8 @@ pub(crate) const OPEN_PORT: u16 = 7300;
 
 const CLOSED_PORT: u16 = 7310;
 const REFUSALS: u32 = 100;
+/// Longer than anything is held. What does not come by then is lost.
+const REFUSED_WITHIN: Duration = Duration::from_secs(5);
 
 /// The MTU of the small link.
 const SMALL: u32 = 1300;
@@ -37,7 +39,7 @@ pub(crate) async fn refused_tcp(lab: &Lab, family: usize) -> Result<String> {
     lossless(lab, async || {
         let before = syn_retransmits(lab.client()).await?;
         for _ in 0..REFUSALS {
-            match lab.client().run(timeout(Duration::from_secs(5), TcpStream::connect(to))).await? {
+            match lab.client().run(timeout(WAIT, TcpStream::connect(to))).await? {
                 Ok(Err(e)) if e.kind() == ErrorKind::ConnectionRefused => {}
                 other => bail!("not refused: {other:?}"),
             }
@@ -68,7 +70,7 @@ async fn refused(from: IpAddr, to: SocketAddr) -> std::io::Result<bool> {
     let socket = UdpSocket::bind(SocketAddr::new(from, 0)).await?;
     socket.connect(to).await?;
     socket.send(b"text").await?;
-    let answer = timeout(Duration::from_millis(500), socket.recv(&mut [0; 8])).await;
+    let answer = timeout(REFUSED_WITHIN, socket.recv(&mut [0; 8])).await;
     Ok(matches!(answer, Ok(Err(e)) if e.kind() == ErrorKind::ConnectionRefused))
 }
 
@@ -159,10 +161,10 @@ async fn both_others(lab: &Lab, remote: &RemoteNetwork, family: usize) -> Result
         let by = lab.paths().from(remote.side(), icmp).await?;
         ensure!(by == errors, "ICMP goes by fw{by}");
         let sender = transfer.sender(lab);
-        run(sender, lab.dir(), Duration::from_secs(5), "ip", &["-4", "route", "flush", "cache"]).await?;
+        run(sender, lab.dir(), WAIT, "ip", &["-4", "route", "flush", "cache"]).await?;
         let before = route(lab, sender, transfer.big).await?;
         ensure!(!before.contains("mtu"), "known before: {before}");
-        let bytes = timeout(Duration::from_secs(20), transfer.run(lab, remote)).await.context("TCP stalls")??;
+        let bytes = timeout(WAIT, transfer.run(lab, remote)).await.context("TCP stalls")??;
         let after = route(lab, sender, transfer.big).await?;
         ensure!(after.contains(&format!("mtu {SMALL}")), "not learned: {after}");
         done.push(format!("{} MiB through fw{data} with errors through fw{errors}", bytes >> 20));
@@ -174,7 +176,7 @@ async fn both_others(lab: &Lab, remote: &RemoteNetwork, family: usize) -> Result
 async fn route(lab: &Lab, netns: &Netns, Flow { src, sport, dst, dport, .. }: Flow) -> Result<String> {
     let flow = format!("route get {dst} from {src} ipproto tcp sport {sport} dport {dport}");
     let args: Vec<&str> = flow.split(' ').collect();
-    run(netns, lab.dir(), Duration::from_secs(5), "ip", &args).await
+    run(netns, lab.dir(), WAIT, "ip", &args).await
 }
 
 /// A connection from the client's side, over which the end that is not behind the small link sends.

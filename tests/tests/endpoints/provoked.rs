@@ -8,7 +8,7 @@ use palisade_engine::Reason;
 use palisade_lab::frames::{self, Wire};
 use palisade_lab::packets::{IPV4, ethernet, ipv4_packet, tcp_packet, udp_packet};
 use palisade_lab::program;
-use palisade_lab::{Lab, Side, Spawn};
+use palisade_lab::{Lab, Side, Spawn, WAIT};
 use pnet::packet::tcp::TcpFlags;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -31,8 +31,6 @@ const APART: Duration = Duration::from_millis(300);
 
 /// As far away from what is sent as can be.
 const FAR: u32 = 1 << 30;
-
-const ANSWER: Duration = Duration::from_secs(3);
 
 /// Sends each to every member, about a connection that goes on as if nothing had been.
 pub(crate) async fn all(lab: &Lab) -> Result<String> {
@@ -117,7 +115,7 @@ impl Handshake {
                 }
             }
         };
-        timeout(ANSWER, found).await.with_context(|| format!("tcpdump says:\n{}", self.tcpdump.output()))
+        timeout(WAIT, found).await.with_context(|| format!("tcpdump says:\n{}", self.tcpdump.output()))
     }
 }
 
@@ -140,8 +138,8 @@ fn v4(side: Side) -> Result<Ipv4Addr> {
 async fn exchange(client: &mut TcpStream, server: &mut TcpStream) -> Result<()> {
     let mut byte = [0];
     client.write_all(b"x").await?;
-    timeout(ANSWER, server.read_exact(&mut byte)).await.context("the connection is dead")??;
+    timeout(WAIT, server.read_exact(&mut byte)).await.context("the connection is dead")??;
     server.write_all(b"x").await?;
-    timeout(ANSWER, client.read_exact(&mut byte)).await.context("the connection is dead")??;
+    timeout(WAIT, client.read_exact(&mut byte)).await.context("the connection is dead")??;
     Ok(())
 }

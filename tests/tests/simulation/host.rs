@@ -114,7 +114,7 @@ impl Machine {
 /// Its [`Machine`], as the code under test sees it.
 struct Seen(Arc<Machine>);
 
-impl simulation::Machine for Seen {
+impl simulation::Host for Seen {
     fn now(&self) -> Time {
         self.0.time(self.0.elapsed())
     }

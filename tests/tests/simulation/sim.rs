@@ -6,11 +6,11 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
-use palisade_engine::replica::{Command, Outcome, PolicyChange, Role};
-use palisade_engine::{Engine, Generation, Standing};
+use palisade_engine::replica::{Command, Outcome, PolicyChange};
+use palisade_engine::{Engine, Generation, LeaseState, Role};
 use palisade_lab::random::Random;
+use palisade_node::lease::Lease;
 use palisade_node::replication::{self, LogSize, Options, RaftRole, Replication, Timing, Voters};
-use palisade_node::standing::StandingCell;
 use parking_lot::Mutex;
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -48,7 +48,7 @@ pub(crate) fn allows_alternate(generation: Generation) -> bool {
 struct Live {
     replication: Arc<Replication>,
     engine: Arc<Engine>,
-    standing: Arc<StandingCell>,
+    lease: Arc<Lease>,
 }
 
 /// One member and its machine.
@@ -73,8 +73,8 @@ impl Member {
         self.power.is_some()
     }
 
-    fn standing(&self, now: Nanos) -> Standing {
-        self.live.lock().as_ref().map_or(Standing::Expired, |live| live.standing.at(self.machine.time(now)))
+    fn lease_state(&self, now: Nanos) -> LeaseState {
+        self.live.lock().as_ref().map_or(LeaseState::Expired, |live| live.lease.state_at(self.machine.time(now)))
     }
 }
 
@@ -212,7 +212,7 @@ impl Sim {
                 self.call(index, async move { replication::join(&options, &token).await.expect("a member joins") });
             }
             self.start(index);
-            self.wait("the member is current", |sim| sim.members[index].standing(sim.now) == Standing::Current);
+            self.wait("the member is current", |sim| sim.members[index].lease_state(sim.now) == LeaseState::Valid);
         }
         self.wait("all vote and reach each other", |sim| {
             sim.members.iter().all(|member| {
@@ -296,13 +296,13 @@ impl Sim {
         power.spawn(async move {
             let (hints, to_send) = mpsc::channel(8192);
             let (proposals, to_propose) = mpsc::channel(8192);
-            let standing = Arc::new(StandingCell::new(Duration::from_secs(300)));
+            let lease = Arc::new(Lease::new(Duration::from_secs(300)));
             let wake = Waker(port.clone());
-            let opened = Replication::open(options, to_send, to_propose, wake, standing.clone()).await;
+            let opened = Replication::open(options, to_send, to_propose, wake, lease.clone()).await;
             let replication = Arc::new(opened.expect("a member starts"));
             let engine = replication.engine();
-            *live.lock() = Some(Live { replication, engine: engine.clone(), standing: standing.clone() });
-            Worker { machine, port, engine, standing, hints, proposals, faults, broken, all_applied }.run().await;
+            *live.lock() = Some(Live { replication, engine: engine.clone(), lease: lease.clone() });
+            Worker { machine, port, engine, lease, hints, proposals, faults, broken, all_applied }.run().await;
         });
     }
 
@@ -419,7 +419,7 @@ impl Sim {
     fn sample(&mut self) {
         for index in 0..MEMBERS {
             let member = &mut self.members[index];
-            let fit = member.is_on() && member.stalled.is_none() && member.standing(self.now) == Standing::Current;
+            let fit = member.is_on() && member.stalled.is_none() && member.lease_state(self.now) == LeaseState::Valid;
             match member.unfit {
                 None if !fit => member.unfit = Some(self.now),
                 Some(_) if fit => member.unfit = None,
@@ -431,7 +431,7 @@ impl Sim {
             *member.applied.lock() = applied;
             let live = member.live.lock();
             let Some(Live { engine, .. }) = &*live else { continue };
-            let generation = engine.view().policies.last().map_or(Generation(0), |policy| policy.generation);
+            let generation = engine.cluster_state().policies.last().map_or(Generation(0), |policy| policy.generation);
             let sample = Sample { applied, digest, generation, half_open: engine.counts().half_open };
             drop(live);
             self.tell(&Fact::Sample(&sample));

@@ -1,19 +1,18 @@
 //! A member's datapath without its sockets: receive, judge, hold, release, expire, as `node/src/datapath/worker.rs` does
-//! it, in the same order and with the real engine, hold buffer and standing. What is not here is what a simulation has no
+//! it, in the same order and with the real engine, hold buffer and lease. What is not here is what a simulation has no
 //! use for: rings, segmentation, rejects' answers, re-injection by a kernel.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use palisade_engine::event::{Hint, Proposal};
-use palisade_engine::hold::{HoldBuffer, Limits};
+use palisade_engine::hold::{HoldBudget, HoldBuffer, HoldLimits};
 use palisade_engine::parse::{self, Checksum};
-use palisade_engine::replica::Establish;
 use palisade_engine::{
-    Context, Engine, Event, Generation, HoldKey, Ip, Reason, Routes, Standing, Time, Verdict, Wake, ZoneId,
+    Context, Engine, Establish, Event, Generation, Hint, HoldKey, Ip, LeaseState, Proposal, Reason, Routes, Time,
+    Verdict, Wake, WorkerSet, ZoneId,
 };
-use palisade_node::standing::StandingCell;
+use palisade_node::lease::Lease;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 
@@ -22,8 +21,11 @@ use crate::network::Nanos;
 use crate::traffic::Segment;
 
 /// The bounds of the hold buffer, smaller than the real ones.
-pub(crate) const LIMITS: Limits =
-    Limits { packets: (1024, 64), bytes: (1 << 20, 1 << 16), time: Duration::from_millis(250) };
+pub(crate) const LIMITS: HoldLimits = HoldLimits {
+    matched: HoldBudget { packets: 1024, bytes: 1 << 20 },
+    unmatched: HoldBudget { packets: 64, bytes: 1 << 16 },
+    max_time: Duration::from_millis(250),
+};
 /// Packets that wait while nobody receives; the ring drops what comes beyond.
 const RING: usize = 512;
 /// As the real worker.
@@ -88,8 +90,8 @@ impl Port {
 pub(crate) struct Waker(pub(crate) Arc<Port>);
 
 impl Wake for Waker {
-    fn wake(&mut self, workers: u64, key: HoldKey) {
-        if workers & 1 != 0 {
+    fn wake(&mut self, workers: WorkerSet, key: HoldKey) {
+        if workers.contains(0) {
             self.0.keys.lock().push(key);
             self.0.bell.notify_one();
         }
@@ -136,7 +138,7 @@ pub(crate) struct Worker {
     pub(crate) machine: Arc<Machine>,
     pub(crate) port: Arc<Port>,
     pub(crate) engine: Arc<Engine>,
-    pub(crate) standing: Arc<StandingCell>,
+    pub(crate) lease: Arc<Lease>,
     pub(crate) hints: mpsc::Sender<Hint>,
     pub(crate) proposals: mpsc::Sender<Proposal>,
     pub(crate) faults: Arc<Mutex<HintFaults>>,
@@ -201,7 +203,7 @@ impl Desk {
 
     fn frame(&mut self, at: Time, segment: Segment) {
         let now = palisade_node::clock::now();
-        if now.since(at) > LIMITS.time {
+        if now.since(at) > LIMITS.max_time {
             return self.done(segment, Fate::Dropped(Reason::Stale));
         }
         match parse::parse(&segment.bytes(), Checksum::Complete) {
@@ -212,7 +214,7 @@ impl Desk {
 
     fn again(&mut self, since: Time, held: Held) {
         let now = palisade_node::clock::now();
-        if now.since(since) > LIMITS.time {
+        if now.since(since) > LIMITS.max_time {
             return self.done(held.segment, Fate::Dropped(Reason::HoldExpired));
         }
         self.act(held, now);
@@ -236,16 +238,16 @@ impl Desk {
     }
 
     fn judge(&mut self, packet: &parse::Packet, now: Time) -> Verdict {
-        let Worker { engine, standing, .. } = &self.worker;
+        let Worker { engine, lease, .. } = &self.worker;
         let broken = *self.worker.broken.lock();
         let mut net = Net { zones: [engine.zone("outside"), engine.zone("inside")] };
-        let standing = if broken == Some(Break::AlwaysCurrent) { Standing::Current } else { standing.at(now) };
+        let lease = if broken == Some(Break::AlwaysCurrent) { LeaseState::Valid } else { lease.state_at(now) };
         let mut context = Context {
             now,
             worker: 0,
             ingress: net.of(packet.tuple.src).unwrap_or(ZoneId::UNKNOWN),
             antispoof: true,
-            standing,
+            lease,
             routes: &mut net,
         };
         let mut verdict = engine.process(packet, &mut context, &mut self.events);

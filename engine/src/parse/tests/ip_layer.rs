@@ -12,7 +12,7 @@ fn with_options(options: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn ipv4_options() {
+fn ipv4_options_are_classified() {
     use IpOption::*;
     let table: &[(&[u8], &[IpOption])] = &[
         (&[1, 1, 1, 1], &[]),
@@ -42,7 +42,7 @@ fn ipv4_options() {
         assert!(IpOptions::from_iter(expected.iter().copied()).covers(packet.options), "{list:?}");
     }
     assert_eq!(check(&udp(v4(), b"x")).unwrap().options, IpOptions::NONE);
-    // Stream ID, MTU probe, traceroute, selective directed broadcast (all obsolete), experiments, numbers that nobody gave.
+    // Stream ID, MTU probe, traceroute, selective directed broadcast (all obsolete), experiments, unassigned numbers.
     for number in [136, 11, 82, 149, 30, 222, 2, 255] {
         let packet = check(&with_options(&[number, 4, 0, 0])).unwrap();
         assert!(!packet.options.is_empty());
@@ -74,7 +74,7 @@ fn ipv4_options() {
     for (name, list) in malformed {
         assert_eq!(check(&with_options(list)), Err(Reason::Malformed), "{name}: {list:?}");
     }
-    // Those of a fragment count as well: they may differ from the first one's.
+    // The options of later fragments count as well: they may differ from the first fragment's.
     let fragment = check(&fixed(patched(with_options(&[148, 4, 0, 0]), 6, &[0, 3]))).unwrap();
     assert!(matches!(fragment.kind, Kind::Fragment(_)) && fragment.options.has(RouterAlert));
 }
@@ -86,7 +86,7 @@ fn with_extensions(first: u8, extensions: &[&[u8]], body: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn ipv6_extension_headers() {
+fn ipv6_extension_headers_are_read() {
     let udp = &udp(v6(), b"x")[40..];
     let pad = [17, 0, 1, 4, 0, 0, 0, 0];
     let then = |next: u8| patched(pad.to_vec(), 0, &[next]);
@@ -123,7 +123,7 @@ fn ipv6_extension_headers() {
         }),
     ];
     for (name, first, extensions, expected) in table {
-        // UDP's checksum does not cover extension headers; a fragment's body must be a multiple of 8.
+        // UDP's checksum does not cover extension headers. The length of a fragment must be a multiple of 8.
         let body = if name.contains("fragment headers") { &udp[..8] } else { udp };
         assert_eq!(check(&with_extensions(first, &extensions, body)).map(|p| p.kind), expected, "{name}");
     }
@@ -136,13 +136,13 @@ fn ipv6_extension_headers() {
 }
 
 #[test]
-fn fragments() {
+fn fragments_are_read() {
     // IPv4: the flags and offset are at 6.
     let part = |bytes: Vec<u8>, units: u16, more: bool| {
         fixed(patched(patched(bytes, 4, &[0x12, 0x34]), 6, &(units | u16::from(more) << 13).to_be_bytes()))
     };
     let datagram = || udp(v4(), &[0; 16]);
-    // The whole's checksum can not be right in its first part, and its length is longer.
+    // The first fragment has the checksum and the length of the whole datagram.
     let first = patched(part(datagram(), 0, true), 24, &[4, 0, 0x12, 0x34]);
     let packet = check(&first).unwrap();
     assert_eq!((packet.kind, packet.tuple), (Kind::Udp, tuple(v4(), Protocol::UDP, 5000, 53)));
@@ -173,7 +173,7 @@ fn fragments() {
     assert_eq!(packet.kind, Kind::Fragment(Fragment { id: 0x0102_0304, offset: 24, length: 24, more: true }));
     let packet = check(&with_extensions(44, &[&[17, 0, 0, 1, 1, 2, 3, 4]], body)).unwrap();
     assert_eq!((packet.kind, packet.transport), (Kind::Udp, 48));
-    // The first one must have all headers (RFC 7112).
+    // The first fragment must have all headers (RFC 7112).
     let chain = with_extensions(44, &[&[60, 0, 0, 1, 1, 2, 3, 4], &[17, 1, 1, 4, 0, 0, 0, 0]], b"");
     assert_eq!(check(&chain), Err(Reason::Fragment));
     let error = [&[3, 3, 0, 0, 0, 0, 0, 0], &tcp((v4().1, v4().0), &ack(0), b"")[..]].concat();
@@ -181,7 +181,7 @@ fn fragments() {
     assert_eq!(check(&part(error, 0, true)), Err(Reason::Fragment));
 }
 
-/// Every kind of extension header in one chain, each with something in it.
+/// A chain of all kinds of extension headers, none of them empty.
 fn all_extensions(fragment: [u8; 8]) -> (Vec<u8>, usize) {
     let hop_by_hop = [60, 1, 1, 4, 0, 0, 0, 0, 1, 6, 0, 0, 0, 0, 0, 0];
     let destination = [43, 0, 4, 1, 4, 1, 1, 0];
@@ -199,7 +199,7 @@ fn cut(bytes: &[u8], length: usize) -> Vec<u8> {
 }
 
 #[test]
-fn every_truncation_of_a_chain_of_extension_headers() {
+fn extension_header_chains_that_are_truncated_are_errors() {
     let (atomic, _) = all_extensions([60, 0, 0, 0, 1, 2, 3, 4]);
     let packet = check(&atomic).unwrap();
     assert_eq!(
@@ -208,28 +208,28 @@ fn every_truncation_of_a_chain_of_extension_headers() {
     );
     let (first, behind) = all_extensions([60, 0, 0, 1, 1, 2, 3, 4]);
     let packet = check(&first).unwrap();
-    // What is behind the fragment header belongs to the datagram: destination options and UDP.
+    // Behind the fragment header is the datagram: destination options and UDP.
     let part = Fragment { id: 0x0102_0304, offset: 0, length: 8 + 16, more: true };
     assert_eq!((packet.kind, packet.fragment), (Kind::Udp, Some(part)));
     for length in 41..first.len() {
         assert_eq!(check(&first[..length]), Err(Reason::Truncated), "{length} of the bytes");
-        // RFC 7112: the first fragment has the whole chain and the transport header.
+        // RFC 7112: the first fragment must have the whole chain and the transport header.
         let reason = match length {
             _ if length < behind => Reason::Truncated,
             _ if length >= behind + 8 + 8 && (length - behind).is_multiple_of(8) => continue,
             _ => Reason::Fragment,
         };
         assert_eq!(check(&cut(&first, length)), Err(reason), "{length}");
-        // Without a fragment header it is just too short.
+        // Without a fragment header the packet is truncated.
         assert!(check(&cut(&atomic, length)).is_err(), "{length}");
     }
 }
 
 #[test]
-fn hop_by_hop_options_that_nobody_knows_never_pass() {
+fn hop_by_hop_options_that_are_unknown_never_pass() {
     let udp = &udp(v6(), b"x")[40..];
-    // The two highest bits say what a node does that does not know the option: skip, discard, and discard with an ICMP
-    // error (RFC 8200 section 4.2). Those to be skipped are dropped, too.
+    // The two highest bits are for nodes that do not know the option: skip it, discard the packet, or discard it with an ICMP error
+    // (RFC 8200 section 4.2). Packets with options to be skipped are dropped, too.
     for kind in 0..=255u8 {
         let extension = [17, 0, kind, 4, 0, 0, 0, 0];
         let expected = match kind {
@@ -244,7 +244,7 @@ fn hop_by_hop_options_that_nobody_knows_never_pass() {
 }
 
 #[test]
-fn routing_headers_pass_only_when_they_are_done() {
+fn routing_headers_pass_only_without_segments_left() {
     let udp = &udp(v6(), b"x")[40..];
     for kind in 0..=255u8 {
         for left in [0, 1, 255] {
@@ -256,7 +256,7 @@ fn routing_headers_pass_only_when_they_are_done() {
 }
 
 #[test]
-fn what_follows_a_fragment_header() {
+fn fragment_header_is_followed_by_the_transport_header() {
     let udp = &udp(v6(), &[0; 16])[40..];
     let first = |next: u8| [next, 0, 0, 1, 0, 0, 0, 9];
     let pad = |next: u8| [next, 0, 1, 4, 0, 0, 0, 0];
@@ -267,7 +267,7 @@ fn what_follows_a_fragment_header() {
     assert_eq!(kind(44, &[&first(0), &pad(17)]), Err(Reason::Malformed), "hop-by-hop is for every router on the way");
     assert_eq!(kind(44, &[&first(44), &first(17)]), Err(Reason::Malformed), "a fragment of a fragment");
     assert_eq!(kind(44, &[&first(60), &[17, 0, 0xc9, 4, 0, 0, 0, 0]]), Err(Reason::IpOption), "home address");
-    // Of the others, what follows is data, whatever it looks like; and the next header is what their sender wrote.
+    // In later fragments, data follows, whatever it looks like. Their next header is what the sender wrote.
     for next in [0, 6, 17, 43, 44, 60] {
         let packet = check(&with_extensions(44, &[&[next, 0, 0, 0x19, 0, 0, 0, 9]], udp)).unwrap();
         let part = Fragment { id: 9, offset: 24, length: 24, more: true };
@@ -276,13 +276,13 @@ fn what_follows_a_fragment_header() {
 }
 
 #[test]
-fn protocols_without_ports_end_the_chain() {
-    // ESP, AH, no next header, mobility, HIP: tracked by addresses (AH hides what it protects no more than ESP does).
+fn extension_header_chain_ends_with_protocols_without_ports() {
+    // ESP, AH, no next header, mobility, HIP: tracked by addresses.
     for protocol in [50, 51, 59, 135, 139] {
         let packet = check(&with_extensions(60, &[&[protocol, 0, 1, 4, 0, 0, 0, 0]], b"12345678")).unwrap();
         assert_eq!((packet.kind, packet.tuple), (Kind::Other, tuple(v6(), Protocol(protocol), 0, 0)));
     }
-    // An error about a packet with extension headers finds its ports, though they would not pass on their own.
+    // An error that quotes a packet with extension headers yields its ports, although that packet would not pass.
     let about = with_extensions(0, &[&[60, 0, 5, 2, 0, 0, 1, 0], &[17, 0, 1, 4, 0, 0, 0, 0]], &udp(v6(), b"x")[40..]);
     let error = build::icmp(ip("2001:db8:9::9"), v6().0, 3, 0, 0, &about).unwrap();
     let expected = Embedded { tuple: tuple(v6(), Protocol::UDP, 5000, 53), seq: None };

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::addr::Ip;
-use crate::engine::{Config, Context, Engine, Routes, Standing, Wake};
+use crate::engine::Engine;
 use crate::event::{Event, Hint, Proposal};
 use crate::id::{Generation, MemberId, ZoneId};
 use crate::parse::{IpOptions, Kind, Packet, Tcp};
@@ -13,7 +13,9 @@ use crate::table::peer_queries::HINT_DELAY;
 use crate::testing::{CLIENT, INSIDE, OUTSIDE, POLICY, SERVER, tuple};
 use crate::time::Time;
 use crate::tuple::Tuple;
+use crate::types::{Config, Context, LeaseState, Routes, Wake};
 use crate::verdict::{HoldKey, Verdict};
+use crate::worker_set::WorkerSet;
 
 pub(crate) const MS: Duration = Duration::from_millis(1);
 
@@ -31,10 +33,10 @@ impl Routes for Net {
 }
 
 #[derive(Default)]
-pub(crate) struct Woken(pub(crate) Vec<(u64, HoldKey)>);
+pub(crate) struct Woken(pub(crate) Vec<(WorkerSet, HoldKey)>);
 
 impl Wake for Woken {
-    fn wake(&mut self, workers: u64, key: HoldKey) {
+    fn wake(&mut self, workers: WorkerSet, key: HoldKey) {
         self.0.push((workers, key));
     }
 }
@@ -42,7 +44,7 @@ impl Wake for Woken {
 pub(crate) struct Member {
     pub(crate) engine: Arc<Engine>,
     pub(crate) replica: Replica,
-    pub(crate) standing: Standing,
+    pub(crate) lease: LeaseState,
     pub(crate) woken: Woken,
     /// Log entries applied.
     applied: usize,
@@ -76,7 +78,7 @@ impl Cluster {
             Member {
                 replica: Replica::new(engine.clone()),
                 engine,
-                standing: Standing::Current,
+                lease: LeaseState::Valid,
                 woken: Woken::default(),
                 applied: 0,
                 next: 0,
@@ -220,7 +222,7 @@ impl Cluster {
     pub(crate) fn process(&mut self, at: usize, worker: u8, ingress: ZoneId, packet: &Packet) -> Verdict {
         let member = &self.members[at];
         let mut context =
-            Context { now: self.now, worker, ingress, antispoof: true, standing: member.standing, routes: &mut Net };
+            Context { now: self.now, worker, ingress, antispoof: true, lease: member.lease, routes: &mut Net };
         let mut events = Vec::new();
         let verdict = member.engine.process(packet, &mut context, &mut events);
         self.consequences(at, events);
@@ -246,9 +248,10 @@ impl Cluster {
 
     /// Registers the three members, so that they ask one another.
     pub(crate) fn register(&mut self) {
-        use crate::replica::{MemberChange, MemberInfo, Role};
+        use crate::cluster_state::{MemberInfo, Role};
+        use crate::replica::MemberChange;
         let info = |name: &str| MemberInfo { name: name.to_owned(), address: String::new(), role: Role::Firewall };
-        let init = MemberChange::Init { cluster: "c".to_owned(), member: info("a") };
+        let init = MemberChange::Init { cluster_id: "c".to_owned(), member: info("a") };
         let commands = [init, MemberChange::Join(info("b")), MemberChange::Join(info("c"))];
         self.append(A, commands.map(Command::Member).into());
         self.apply_all();

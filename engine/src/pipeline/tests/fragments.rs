@@ -2,12 +2,13 @@
 
 use super::cluster::*;
 use crate::addr::Ip;
-use crate::engine::Standing;
-use crate::event::{Datagram, Hint};
+use crate::event::{FragmentKey, Hint};
 use crate::parse::{Fragment, IpOption, Kind, Packet};
 use crate::testing::{CLIENT, INSIDE, OUTSIDE, SERVER};
 use crate::tuple::{Protocol, Tuple};
+use crate::types::LeaseState;
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
+use crate::worker_set::WorkerSet;
 
 const FORWARD: Verdict = Verdict::Forward;
 const DROP: Verdict = Verdict::Drop(Reason::Fragment);
@@ -63,7 +64,7 @@ fn those_that_come_early_are_woken_by_the_first() {
     held(k.process(A, 4, OUTSIDE, &follows(2, 1480)));
     assert!(k.members[A].woken.0.is_empty());
     assert_eq!(k.pass(A, first(1, 53)), FORWARD);
-    assert_eq!(k.members[A].woken.0, [(0b1_0100, key)]);
+    assert_eq!(k.members[A].woken.0, [(WorkerSet::from([2, 4]), key)]);
     assert_eq!(k.pass(A, follows(1, 2960)), FORWARD);
     assert_eq!(k.pass(A, follows(1, 1480)), FORWARD);
 }
@@ -77,7 +78,7 @@ fn those_of_a_first_one_that_is_dropped_are_dropped_at_once() {
     assert!(k.members[A].woken.0.is_empty(), "and so nothing is decided");
     k.now = k.now + 250 * MS;
     assert_eq!(k.pass(A, denied), Verdict::Drop(Reason::Policy));
-    assert_eq!(k.members[A].woken.0, [(0b100, key)]);
+    assert_eq!(k.members[A].woken.0, [(WorkerSet::of(2), key)]);
     assert_eq!(k.pass(A, follows(1, 1480)), DROP);
     // Rejected, and with an option that is not let through.
     let rejected = first(2, 23);
@@ -102,10 +103,10 @@ fn the_rest_passes_at_members_that_never_saw_the_first() {
     let mut k = Cluster::new();
     let key = held(k.process(B, 3, OUTSIDE, &follows(1, 1480)));
     assert_eq!(k.pass(A, first(1, 53)), FORWARD);
-    let datagram = Datagram { src: CLIENT, dst: SERVER, protocol: Protocol::UDP, id: 1, ingress: OUTSIDE };
+    let datagram = FragmentKey { src: CLIENT, dst: SERVER, protocol: Protocol::UDP, id: 1, ingress: OUTSIDE };
     assert_eq!(hints(&k), [&Hint::FirstFragment { datagram, end: 1480 }; 2]);
     k.deliver();
-    assert_eq!(k.members[B].woken.0, [(0b1000, key)]);
+    assert_eq!(k.members[B].woken.0, [(WorkerSet::of(3), key)]);
     assert_eq!(k.pass(B, follows(1, 1480)), FORWARD);
     assert_eq!(k.pass(C, follows(1, 1472)), DROP, "every member knows where the first one ends");
     assert_eq!(k.pass(C, first(1, 53)), DROP, "and that there was one");
@@ -127,7 +128,7 @@ fn a_lost_hint_is_asked_for_once() {
     k.tick();
     assert!(matches!(hints(&k)[..], [Hint::FragmentQuery(_), Hint::FragmentQuery(_)]));
     k.deliver();
-    assert_eq!(k.members[B].woken.0, [(0b1000, key)]);
+    assert_eq!(k.members[B].woken.0, [(WorkerSet::of(3), key)]);
     assert_eq!(k.pass(B, follows(1, 1480)), FORWARD);
     assert_eq!(k.pass(B, follows(1, 2960)), FORWARD);
     // Nobody answers for what nobody knows, or what is long ago.
@@ -150,12 +151,12 @@ fn of_ipv6_the_next_header_does_not_count() {
     let v6 = |packet: Packet| Packet { tuple: Tuple { src, dst, ..packet.tuple }, ..packet };
     let next = |protocol, packet: Packet| Packet { tuple: Tuple { protocol, ..packet.tuple }, ..packet };
     let pass = |k: &mut Cluster, at: usize, packet: &Packet| {
-        let mut context = crate::engine::Context {
+        let mut context = crate::types::Context {
             now: k.now,
             worker: 0,
             ingress: OUTSIDE,
             antispoof: false,
-            standing: Standing::Current,
+            lease: LeaseState::Valid,
             routes: &mut Everywhere,
         };
         let mut events = Vec::new();
@@ -178,7 +179,7 @@ fn of_ipv6_the_next_header_does_not_count() {
 
 struct Everywhere;
 
-impl crate::engine::Routes for Everywhere {
+impl crate::types::Routes for Everywhere {
     fn zone(&mut self, _: Ip) -> Option<crate::id::ZoneId> {
         Some(INSIDE)
     }
@@ -190,18 +191,18 @@ fn a_member_that_is_not_current_believes_no_hint() {
     assert_eq!(k.pass(B, first(1, 53)), FORWARD);
     assert_eq!(k.pass(A, first(2, 53)), FORWARD);
     k.deliver();
-    k.members[B].standing = Standing::CutOff;
-    assert_eq!(k.pass(B, follows(2, 1480)), Verdict::Drop(Reason::NotCurrent));
+    k.members[B].lease = LeaseState::Grace;
+    assert_eq!(k.pass(B, follows(2, 1480)), Verdict::Drop(Reason::LeaseGrace));
     assert_eq!(k.pass(B, follows(1, 1480)), FORWARD, "what it admitted itself goes on");
-    k.members[B].standing = Standing::Expired;
-    assert_eq!(k.pass(B, follows(1, 2960)), Verdict::Drop(Reason::CutOff));
+    k.members[B].lease = LeaseState::Expired;
+    assert_eq!(k.pass(B, follows(1, 2960)), Verdict::Drop(Reason::LeaseExpired));
 }
 
 #[test]
 fn hints_that_make_no_sense_are_ignored() {
     let mut k = Cluster::new();
-    let datagram = Datagram { src: CLIENT, dst: SERVER, protocol: Protocol::UDP, id: 1, ingress: OUTSIDE };
-    let mixed = Datagram { dst: Ip::V6([1; 16]), ..datagram };
+    let datagram = FragmentKey { src: CLIENT, dst: SERVER, protocol: Protocol::UDP, id: 1, ingress: OUTSIDE };
+    let mixed = FragmentKey { dst: Ip::V6([1; 16]), ..datagram };
     k.hints.push((A, B, Hint::FirstFragment { datagram, end: 0 }));
     k.hints.push((A, B, Hint::FirstFragment { datagram: mixed, end: 8 }));
     k.hints.push((A, B, Hint::FragmentQuery(mixed)));
@@ -210,7 +211,7 @@ fn hints_that_make_no_sense_are_ignored() {
     // One that contradicts what this member saw itself changes nothing.
     assert_eq!(k.pass(B, first(2, 53)), FORWARD);
     k.hints.clear();
-    k.hints.push((A, B, Hint::FirstFragment { datagram: Datagram { id: 2, ..datagram }, end: 8 }));
+    k.hints.push((A, B, Hint::FirstFragment { datagram: FragmentKey { id: 2, ..datagram }, end: 8 }));
     k.deliver();
     assert_eq!(k.pass(B, follows(2, 8)), DROP);
 }
@@ -236,7 +237,7 @@ fn a_flood_displaces_nothing_else() {
             }
         }
     }
-    let most = crate::table::SHARDS * crate::table::fragments::WAITING;
+    let most = crate::table::SHARDS * crate::table::fragments::MAX_PENDING;
     assert!((most / 2..=most).contains(&waits), "{waits}");
     assert!(k.hints.is_empty());
     k.now = k.now + 20 * MS;
@@ -246,7 +247,7 @@ fn a_flood_displaces_nothing_else() {
     // The SYN-ACK's SYN, at another member: its hint wakes the SYN-ACK as ever.
     assert_eq!(k.pass(A, Conn::new(1).syn()), FORWARD);
     k.deliver();
-    assert!(matches!(k.members[B].woken.0[..], [(0b10_0000, _)]));
+    assert_eq!(k.members[B].woken.0.iter().map(|(workers, _)| *workers).collect::<Vec<_>>(), [WorkerSet::of(5)]);
     assert_eq!(k.pass(B, reply), FORWARD);
     assert_eq!(k.members[B].engine.counts().half_open, 1);
 }

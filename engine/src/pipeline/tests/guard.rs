@@ -1,45 +1,45 @@
-//! Sources, routes, policy; sizes.
+//! Checks on packets that open a session: source, route, policy, limits. The size of a session.
 
 use super::cluster::*;
 use crate::addr::Ip;
-use crate::engine::{Context, Standing};
 use crate::table::session::Session;
 use crate::testing::{INSIDE, OUTSIDE, SERVER, tuple};
 use crate::tuple::Tuple;
+use crate::types::{Context, LeaseState};
 use crate::verdict::{Reason, Verdict};
 
 #[test]
-fn source_route_and_policy_are_asked_in_this_order() {
-    let mut k = Cluster::new();
+fn new_packet_is_checked_by_source_then_route_then_policy() {
+    let mut cluster = Cluster::new();
     let syn = |tuple: Tuple| Conn { tuple, ..Conn::new(1) }.syn();
     let to = |dst: Ip, port: u16| syn(Tuple { dst, dst_port: port, ..tuple(1) });
-    assert_eq!(k.process(A, 0, INSIDE, &to(SERVER, 80)), Verdict::Drop(Reason::Antispoof));
-    assert_eq!(k.process(A, 0, OUTSIDE, &to(Ip::V4([9, 9, 9, 9]), 80)), Verdict::Drop(Reason::NoRoute));
-    assert_eq!(k.process(A, 0, OUTSIDE, &to(SERVER, 81)), Verdict::Drop(Reason::Policy));
-    assert_eq!(k.process(A, 0, OUTSIDE, &to(SERVER, 23)), Verdict::Reject(Reason::PolicyReject));
-    assert_eq!(k.process(A, 0, OUTSIDE, &to(SERVER, 80)), Verdict::Forward);
+    assert_eq!(cluster.process(A, 0, INSIDE, &to(SERVER, 80)), Verdict::Drop(Reason::Antispoof));
+    assert_eq!(cluster.process(A, 0, OUTSIDE, &to(Ip::V4([9, 9, 9, 9]), 80)), Verdict::Drop(Reason::NoRoute));
+    assert_eq!(cluster.process(A, 0, OUTSIDE, &to(SERVER, 81)), Verdict::Drop(Reason::Policy));
+    assert_eq!(cluster.process(A, 0, OUTSIDE, &to(SERVER, 23)), Verdict::Reject(Reason::PolicyReject));
+    assert_eq!(cluster.process(A, 0, OUTSIDE, &to(SERVER, 80)), Verdict::Forward);
 
     let mut context = Context {
-        now: k.now,
+        now: cluster.now,
         worker: 0,
         ingress: INSIDE,
         antispoof: false,
-        standing: Standing::Current,
+        lease: LeaseState::Valid,
         routes: &mut Net,
     };
-    let verdict = k.members[A].engine.process(&to(SERVER, 443), &mut context, &mut Vec::new());
+    let verdict = cluster.members[A].engine.process(&to(SERVER, 443), &mut context, &mut Vec::new());
     assert_eq!(verdict, Verdict::Drop(Reason::Policy), "antispoof is off");
 }
 
 #[test]
-fn the_policy_of_a_new_cluster_drops_all() {
+fn policy_of_a_new_cluster_drops_all() {
     let engine = crate::Engine::new(crate::Config::new(crate::MemberId(1), 1, 0));
     let mut context = Context {
         now: crate::Time(1),
         worker: 0,
         ingress: OUTSIDE,
         antispoof: true,
-        standing: Standing::Current,
+        lease: LeaseState::Valid,
         routes: &mut Net,
     };
     let verdict = engine.process(&Conn::new(1).syn(), &mut context, &mut Vec::new());
@@ -47,26 +47,26 @@ fn the_policy_of_a_new_cluster_drops_all() {
 }
 
 #[test]
-fn a_source_has_its_share_of_the_half_open_table() {
-    let mut k = Cluster::with(|config| config.max_half_open_per_source = 3);
+fn half_open_sessions_of_one_source_are_bounded() {
+    let mut cluster = Cluster::with(|config| config.max_half_open_per_source = 3);
     for n in 1..=3 {
-        assert_eq!(k.pass(A, Conn::new(n).syn()), Verdict::Forward);
+        assert_eq!(cluster.pass(A, Conn::new(n).syn()), Verdict::Forward);
     }
-    assert_eq!(k.pass(A, Conn::new(4).syn()), Verdict::Drop(Reason::HalfOpenFull));
-    assert_eq!(k.pass(A, Conn::new(3).syn()), Verdict::Forward, "a SYN again is no other session");
+    assert_eq!(cluster.pass(A, Conn::new(4).syn()), Verdict::Drop(Reason::HalfOpenFull));
+    assert_eq!(cluster.pass(A, Conn::new(3).syn()), Verdict::Forward, "a retransmitted SYN opens no other session");
     let neighbour = Tuple { src: Ip::V4([10, 0, 1, 77]), ..tuple(5) };
-    assert_eq!(k.pass(A, Conn { tuple: neighbour, ..Conn::new(5) }.syn()), Verdict::Forward);
-    k.deliver();
-    assert_eq!(k.pass(B, Conn::new(4).syn()), Verdict::Drop(Reason::HalfOpenFull), "hints count");
-    k.now = k.now + std::time::Duration::from_secs(120);
-    let engine = k.members[A].engine.clone();
-    engine.tick(k.now, &mut Vec::new());
+    assert_eq!(cluster.pass(A, Conn { tuple: neighbour, ..Conn::new(5) }.syn()), Verdict::Forward);
+    cluster.deliver();
+    assert_eq!(cluster.pass(B, Conn::new(4).syn()), Verdict::Drop(Reason::HalfOpenFull), "hints count");
+    cluster.now = cluster.now + std::time::Duration::from_secs(120);
+    let engine = cluster.members[A].engine.clone();
+    engine.tick(cluster.now, &mut Vec::new());
     assert_eq!(engine.counts().half_open, 0);
-    assert_eq!(k.pass(A, Conn::new(4).syn()), Verdict::Forward);
+    assert_eq!(cluster.pass(A, Conn::new(4).syn()), Verdict::Forward);
 }
 
 #[test]
-fn a_session_fits_in_256_bytes_with_its_share_of_the_indices() {
+fn session_fits_in_256_bytes_with_its_share_of_the_indices() {
     // Two index entries: 5 and 9 bytes (a tag each), in tables that are at least 7/16 full.
     let indices = (5 + 9) * 16 / 7;
     let size = size_of::<Option<Session>>() + indices;

@@ -1,9 +1,9 @@
-//! A reference model: two TCP endpoints, slow and obvious, with the network between them as bad as networks get. Whatever
-//! they send according to RFC 9293 must pass, whichever members see it; to be held and then forwarded is to pass.
+//! A reference model: two simple TCP endpoints, and a network between them that loses, copies and reorders. Everything that they
+//! send according to RFC 9293 must pass, at any members. A packet that is held and then forwarded passes.
 //!
-//! Not legitimate, so not counted: packets of a connection that was reset, a RST that names another number than the next
-//! one that passed, copies older than a whole window, copies of the handshake after the end, and a simultaneous open where
-//! every RST of an earlier connection was lost (`docs/security.md`).
+//! Not legitimate, so not counted: packets of a connection that was reset, a RST with another number than the next one that
+//! passed, copies older than a whole window, copies of the handshake after the end, and a simultaneous open if every RST of
+//! an earlier connection was lost (`docs/security.md`).
 
 use std::collections::VecDeque;
 use std::env;
@@ -14,7 +14,7 @@ use crate::testing::tuple;
 use crate::tuple::Tuple;
 use crate::verdict::Verdict;
 
-/// xorshift64*: enough to choose.
+/// A random number generator: xorshift64*.
 pub(super) struct Random(u64);
 
 impl Random {
@@ -38,7 +38,7 @@ impl Random {
     }
 }
 
-/// What an endpoint sends. Offsets count from its SYN, which is 0, and never wrap.
+/// A segment of an endpoint. Offsets count from its SYN, which is 0, and never wrap.
 #[derive(Clone, Copy, Debug)]
 struct Segment {
     flags: u8,
@@ -63,33 +63,33 @@ enum Life {
     Dead,
 }
 
-/// One endpoint.
+/// A TCP endpoint.
 #[derive(Debug)]
 struct End {
     isn: u32,
     offered: Option<u8>,
-    /// Both offered it.
+    /// Whether both ends offered window scaling.
     scaled: bool,
     life: Life,
     next: u64,
     unacked: u64,
-    /// The other end allows what is below.
+    /// The right edge of the other end's window.
     right: u64,
     fin: Option<u64>,
-    /// Received without a gap.
+    /// The end of the data received without a gap.
     received: u64,
     beyond: Vec<(u64, u64)>,
     their_fin: Option<u64>,
     buffer: u64,
     unread: u64,
-    /// Allowed to the other end: never taken back.
+    /// The right edge of the advertised window. It never shrinks.
     granted: u64,
 }
 
 impl End {
     fn new(random: &mut Random, isn: u32) -> End {
         let offered = (!random.one_in(3)).then(|| random.below(15) as u8);
-        let most = 65_535 << offered.unwrap_or(0);
+        let max_window = 65_535 << offered.unwrap_or(0);
         End {
             isn,
             offered,
@@ -102,7 +102,7 @@ impl End {
             received: 0,
             beyond: Vec::new(),
             their_fin: None,
-            buffer: if random.one_in(2) { most } else { 1 + random.below(most) },
+            buffer: if random.one_in(2) { max_window } else { 1 + random.below(max_window) },
             unread: 0,
             granted: 0,
         }
@@ -121,16 +121,16 @@ impl End {
     }
 
     /// The largest window that it may advertise.
-    fn most(&self) -> u64 {
+    fn max_window(&self) -> u64 {
         self.buffer.min(65_535 << self.shift())
     }
 
-    /// Data end where the FIN is.
+    /// The end of the data: where the FIN is.
     fn data_end(&self) -> u64 {
         self.fin.unwrap_or(self.next)
     }
 
-    /// Something that an open end may send.
+    /// A random segment that an open end may send.
     fn speak(&mut self, random: &mut Random) -> Option<Segment> {
         let size = [1, 536, 1460, 9000, 65_000][random.below(5) as usize];
         let length = 1 + random.below(size);
@@ -140,7 +140,7 @@ impl End {
                 self.next += length;
                 (length > 0).then(|| self.segment(Tcp::ACK | Tcp::PSH, self.next - length, length))
             }
-            // Retransmission: from the first unacknowledged byte, or from a hole that SACK told of.
+            // A retransmission, from the first unacknowledged byte or from a hole that SACK reported.
             4 | 5 => {
                 let waiting = self.data_end().saturating_sub(self.unacked.max(1));
                 let from = self.unacked.max(1) + if random.one_in(2) { 0 } else { random.below(waiting) };
@@ -153,11 +153,11 @@ impl End {
                     _ => (length > 0).then(|| self.segment(flags, from, length)),
                 }
             }
-            // Keep-alive, with and without a byte (RFC 9293 section 3.8.4).
+            // A keep-alive, with and without a byte (RFC 9293 section 3.8.4).
             6 if self.unacked == self.next && self.next > 1 => {
                 Some(self.segment(Tcp::ACK, self.next - 1, random.below(2) * u64::from(self.fin.is_none())))
             }
-            // Window probe (RFC 9293 section 3.8.6.1).
+            // A window probe (RFC 9293 section 3.8.6.1).
             7 if self.fin.is_none() && self.right == self.next => {
                 self.next += 1;
                 Some(self.segment(Tcp::ACK, self.next - 1, 1))
@@ -180,8 +180,8 @@ impl End {
         }
     }
 
-    /// Takes a segment of an open connection; the answer.
-    fn hear(&mut self, segment: &Segment, their_shift: u32) -> Option<Segment> {
+    /// Receives a segment of an open connection. Returns the answer.
+    fn receive(&mut self, segment: &Segment, their_shift: u32) -> Option<Segment> {
         if segment.flags & Tcp::RST != 0 {
             if segment.at == self.received {
                 self.life = Life::Dead;
@@ -202,7 +202,7 @@ impl End {
             self.their_fin = Some(segment.end() - 1);
         }
         let before = self.received;
-        // The byte of a probe is not taken.
+        // The byte of a window probe is not accepted.
         let end = segment.end().min(self.granted + u64::from(segment.flags & Tcp::FIN != 0));
         if segment.at < end {
             self.beyond.push((segment.at, end));
@@ -221,7 +221,7 @@ impl End {
     }
 }
 
-/// Which members the packets pass.
+/// The paths of the packets through the members.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Paths {
     One,
@@ -231,24 +231,24 @@ enum Paths {
 }
 
 struct History<'a> {
-    k: &'a mut Cluster,
+    cluster: &'a mut Cluster,
     random: Random,
     tuple: Tuple,
     ends: [End; 2],
-    /// Sent and not yet at the firewall; passed and not yet at the receiver.
+    /// Segments on the way to the firewall; `after`: on the way from there to the receiver.
     before: [VecDeque<Segment>; 2],
     after: [VecDeque<Segment>; 2],
     paths: Paths,
     path: [usize; 2],
     /// The highest offset that passed.
     passed: [u64; 2],
-    /// A RST passed.
+    /// Whether a RST passed.
     reset: bool,
-    /// For the firewall, an earlier connection of the tuple still lives: its RSTs were lost.
+    /// Whether the firewall still has an earlier connection of the tuple, because its RSTs were lost.
     left_open: bool,
     trace: Vec<String>,
     verbose: bool,
-    /// A legitimate packet was: the story.
+    /// The trace, if a legitimate packet was dropped.
     dropped: Option<String>,
     packets: u64,
     held: u64,
@@ -278,7 +278,7 @@ impl History<'_> {
         }
     }
 
-    /// The first segment that is under way arrives at the firewall.
+    /// A segment on the way arrives at the firewall.
     fn firewall(&mut self, from: usize) {
         if self.before[from].is_empty() {
             return;
@@ -298,23 +298,23 @@ impl History<'_> {
         }
         let at = self.path[from];
         let packet = self.packet(from, &segment);
-        let mut verdict = self.k.pass(at, packet);
+        let mut verdict = self.cluster.pass(at, packet);
         for _ in 0..4 {
-            self.k.deliver();
+            self.cluster.deliver();
             if self.random.one_in(2) || matches!(verdict, Verdict::Hold(..)) {
-                self.k.settle();
+                self.cluster.settle();
             }
             if !matches!(verdict, Verdict::Hold(..)) {
                 break;
             }
             self.held += 1;
-            self.k.now = self.k.now + MS;
-            verdict = self.k.pass(at, packet);
+            self.cluster.now = self.cluster.now + MS;
+            verdict = self.cluster.pass(at, packet);
         }
-        self.k.deliver();
+        self.cluster.deliver();
         self.packets += 1;
         if self.verbose || verdict != Verdict::Forward {
-            self.trace.push(format!("{:?} {from} at {at}: {segment:?} {verdict:?}", self.k.now));
+            self.trace.push(format!("{:?} {from} at {at}: {segment:?} {verdict:?}", self.cluster.now));
         }
         if verdict == Verdict::Forward {
             self.passed[from] = self.passed[from].max(segment.end());
@@ -326,9 +326,9 @@ impl History<'_> {
         let inexact = rst && (segment.at != self.passed[from] || self.ends.iter().any(|e| e.life != Life::Open));
         // Copies of the handshake after the end.
         let late = segment.flags & Tcp::SYN != 0 && self.ends.iter().all(|e| e.fin.is_some());
-        // Copies older than a whole window: whoever expects them no longer does.
-        let old = segment.at + self.ends[1 - from].most() + 1 < self.passed[from]
-            || segment.ack + 2 * self.ends[from].most() + 1 < self.passed[1 - from];
+        // Copies older than a whole window, which no end expects any more.
+        let old = segment.at + self.ends[1 - from].max_window() + 1 < self.passed[from]
+            || segment.ack + 2 * self.ends[from].max_window() + 1 < self.passed[1 - from];
         if !self.reset && !inexact && !late && !old {
             panic!(
                 "a legitimate packet was not forwarded: {:?}\n{}\n{:#?}",
@@ -353,13 +353,13 @@ impl History<'_> {
             Life::Closed if segment.flags == Tcp::SYN => {
                 us.life = Life::Opening;
                 us.scaled = both;
-                // Fast Open: the server takes the data, or does not (RFC 7413).
+                // Fast Open: the server accepts the data, or does not (RFC 7413).
                 us.received = if self.random.one_in(2) { segment.end() } else { 1 };
                 us.next = 1;
                 us.right = 1 + u64::from(segment.window);
                 Some(us.segment(Tcp::SYN | Tcp::ACK, 0, 0))
             }
-            // A copy, or both opened at once (RFC 9293 section 3.5).
+            // A copy, or a simultaneous open (RFC 9293 section 3.5).
             Life::Opening if segment.flags == Tcp::SYN => {
                 if us.received == 0 {
                     us.scaled = both;
@@ -379,9 +379,9 @@ impl History<'_> {
             Life::Opening if us.received > 0 && segment.flags & (Tcp::SYN | Tcp::RST) == 0 => {
                 us.life = Life::Open;
                 us.unacked = 1;
-                us.hear(&segment, their_shift)
+                us.receive(&segment, their_shift)
             }
-            Life::Open | Life::Dead => us.hear(&segment, their_shift),
+            Life::Open | Life::Dead => us.receive(&segment, their_shift),
             Life::Closed | Life::Opening => None,
         };
         self.before[to].extend(answer);
@@ -401,19 +401,19 @@ impl History<'_> {
                 5..50 => self.random.below(50),
                 _ => 0,
             };
-            self.k.now = self.k.now + MS * pause as u32 + MS / 20;
+            self.cluster.now = self.cluster.now + MS * pause as u32 + MS / 20;
             let side = self.random.below(2) as usize;
             match self.random.below(8) {
                 0..=2 => self.firewall(side),
                 3..=5 => self.arrive(side),
                 _ if self.ends[side].life == Life::Open => {
-                    let said = self.ends[side].speak(&mut self.random);
-                    self.before[side].extend(said);
+                    let sent = self.ends[side].speak(&mut self.random);
+                    self.before[side].extend(sent);
                 }
                 _ if side == 0 && self.ends[0].life == Life::Opening && self.random.one_in(3) => {
                     self.before[0].push_back(syn);
                 }
-                // The server opens too, while the client's SYN is under way to it.
+                // The server opens, too, while the client's SYN is on the way to it.
                 _ if side == 1 && crossing && self.passed[0] > 0 && self.ends[1].life == Life::Closed => {
                     let end = &mut self.ends[1];
                     (end.life, end.next) = (Life::Opening, 1);
@@ -426,36 +426,36 @@ impl History<'_> {
                 break;
             }
         }
-        self.k.tick();
-        self.k.deliver();
-        self.k.settle();
+        self.cluster.tick();
+        self.cluster.deliver();
+        self.cluster.settle();
     }
 }
 
-/// Runs histories; the packets judged, and those of them held for a while.
+/// Runs histories. Returns the number of packets judged, and of those that were held for a while.
 fn histories(first: u64, count: u64) -> (u64, u64) {
     let first = env::var("PALISADE_SEED").ok().and_then(|n| n.parse().ok()).unwrap_or(first);
     let (mut packets, mut held) = (0, 0);
     let mut dropped = Vec::new();
-    let mut k = Cluster::new();
-    k.register();
+    let mut cluster = Cluster::new();
+    cluster.register();
     for seed in first..first + count {
         if seed % 64 == 63 {
-            k = Cluster::new();
-            k.register();
+            cluster = Cluster::new();
+            cluster.register();
         }
         let mut random = Random::new(seed);
         let paths = [Paths::One, Paths::Asymmetric, Paths::Changing, Paths::Sprayed][random.below(4) as usize];
         let mut isn = || if random.one_in(4) { u32::MAX - random.below(100_000) as u32 } else { random.next() as u32 };
         let isns = [isn(), isn()];
-        // One tuple is used twice in a row, by a later SYN (RFC 9293 section 3.6.1).
+        // A tuple may be used twice in a row, by a later SYN (RFC 9293 section 3.6.1).
         let reuses = 1 + u64::from(random.one_in(4));
         let mut left_open = false;
         for round in 0..reuses {
             let isns = isns.map(|isn| isn.wrapping_add((round as u32).wrapping_mul(0x1000_0000)));
             let ends = isns.map(|isn| End::new(&mut random, isn));
             let mut history = History {
-                k: &mut k,
+                cluster: &mut cluster,
                 tuple: tuple((seed % 60_000) as u16),
                 ends,
                 before: Default::default(),
@@ -488,15 +488,15 @@ fn histories(first: u64, count: u64) -> (u64, u64) {
 }
 
 #[test]
-fn nothing_legitimate_is_dropped() {
+fn legitimate_histories_are_forwarded() {
     let (packets, _) = histories(0, 2000);
     assert!(packets > 50_000, "{packets}");
 }
 
-/// `PALISADE_HISTORIES` of them, or 100,000.
+/// Runs `PALISADE_HISTORIES` histories, or 100,000.
 #[test]
 #[ignore = "takes minutes"]
-fn nothing_legitimate_is_dropped_for_long() {
+fn legitimate_histories_are_forwarded_for_long() {
     let count = env::var("PALISADE_HISTORIES").ok().and_then(|n| n.parse().ok()).unwrap_or(100_000);
     let (packets, held) = histories(1_000_000, count);
     println!("{count} histories, {packets} packets, {held} held for a while, 0 legitimate ones dropped");

@@ -7,13 +7,14 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::cluster::*;
-use crate::engine::{Config, Engine, Standing};
+use crate::engine::Engine;
 use crate::event::Proposal;
 use crate::id::{MemberId, SessionId};
 use crate::idle::Inquiry;
 use crate::parse::Packet;
 use crate::replica::{Batch, Command, ExpireIdle, Outcome, Replica};
 use crate::time::Time;
+use crate::types::{Config, LeaseState};
 use crate::verdict::{HoldClass, Reason, Verdict};
 
 const TIMEOUT: Duration = Duration::from_secs(3600);
@@ -120,8 +121,8 @@ fn a_packet_that_comes_too_late_is_judged_anew() {
 fn a_member_that_is_cut_off_can_not_refresh() {
     let (mut k, packet, id) = idle(false);
     let _ = asked(&k, id);
-    k.members[C].standing = Standing::CutOff;
-    assert_eq!(k.pass(C, packet), Verdict::Drop(Reason::NotCurrent));
+    k.members[C].lease = LeaseState::Grace;
+    assert_eq!(k.pass(C, packet), Verdict::Drop(Reason::LeaseGrace));
     assert!(k.proposals.is_empty());
 }
 
@@ -137,7 +138,7 @@ fn forgeries_refresh_nothing() {
 
 #[test]
 fn a_closed_session_ends_as_before_whatever_was_asked() {
-    use crate::replica::{Close, CloseCause};
+    use crate::session::{Close, CloseCause};
     let (mut k, _, id) = idle(false);
     let expire = asked(&k, id);
     k.append(B, vec![Command::Close(Close { id, cause: CloseCause::Fin })]);
@@ -201,8 +202,8 @@ struct World {
     packet: Packet,
     id: SessionId,
     /// What the log says: a replica that has applied all of it.
-    law: Replica,
-    lawful: usize,
+    committed: Replica,
+    applied_by_log: usize,
     /// When a packet was last forwarded, by whichever member.
     passed: Time,
     ended: bool,
@@ -214,21 +215,30 @@ impl World {
     fn new(udp: bool) -> World {
         let (k, packet, id) = idle(udp);
         let passed = Time(k.now.0 - TIMEOUT.as_nanos() as u64 - 1_000_000_000);
-        let law = Replica::new(Engine::new(Config::new(MemberId(9), 1, 3)));
-        let mut world =
-            World { k, packet, id, law, lawful: 0, passed, ended: false, asking: Vec::new(), under_way: Vec::new() };
+        let committed = Replica::new(Engine::new(Config::new(MemberId(9), 1, 3)));
+        let mut world = World {
+            k,
+            packet,
+            id,
+            committed,
+            applied_by_log: 0,
+            passed,
+            ended: false,
+            asking: Vec::new(),
+            under_way: Vec::new(),
+        };
         world.commit();
         world
     }
 
     /// Whatever got into the log has its effect at that moment, whenever members apply it.
     fn commit(&mut self) {
-        let entries: Vec<Batch> = self.k.log[self.lawful..].to_vec();
+        let entries: Vec<Batch> = self.k.log[self.applied_by_log..].to_vec();
         for batch in &entries {
-            self.law.apply(self.k.now, batch, &mut Woken::default());
+            self.committed.apply(self.k.now, batch, &mut Woken::default());
         }
-        self.lawful = self.k.log.len();
-        let there = self.law.engine().session(self.k.now, self.id).is_some();
+        self.applied_by_log = self.k.log.len();
+        let there = self.committed.engine().session(self.k.now, self.id).is_some();
         if !there && !self.ended {
             self.ended = true;
             let idle = self.k.now.since(self.passed);
@@ -309,7 +319,7 @@ proptest! {
         // In the end all agree.
         for at in [A, B, C] {
             world.k.apply(at);
-            prop_assert_eq!(world.k.members[at].replica.digest(), world.law.digest());
+            prop_assert_eq!(world.k.members[at].replica.digest(), world.committed.digest());
         }
     }
 }

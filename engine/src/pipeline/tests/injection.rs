@@ -1,18 +1,18 @@
-//! A blind attacker: knows both addresses and ports, guesses numbers and flags. What of it passes?
+//! How many packets pass of a blind attacker, who knows both addresses and ports and guesses numbers and flags.
 
 use super::cluster::*;
 use super::history::Random;
 use crate::parse::{Kind, Packet, Tcp};
 use crate::verdict::Verdict;
 
-/// Where the attacker's packets arrive, and what that member has seen.
+/// What the member has seen at which the attacker's packets arrive.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum View {
     /// Both directions.
     Full,
-    /// The client's direction; the server's passes elsewhere.
+    /// The client's direction. The server's passes at another member.
     OneSided,
-    /// Nothing: the client's direction came here a moment ago from a member that died.
+    /// Nothing. The member died that carried the client's direction until a moment ago.
     TakenOver,
 }
 
@@ -26,11 +26,11 @@ enum Phase {
 const FLAGS: [u8; 7] =
     [Tcp::ACK, Tcp::ACK | Tcp::PSH, Tcp::ACK | Tcp::FIN, Tcp::RST, Tcp::RST | Tcp::ACK, Tcp::SYN, Tcp::SYN | Tcp::ACK];
 
-/// Of `count` packets, those that passed, by flags.
+/// How many of `count` packets pass, by flags.
 fn inject(view: View, phase: Phase, scale: u8, count: u32) -> [u32; 7] {
-    let mut k = Cluster::new();
-    k.register();
-    let c = Conn::new(1);
+    let mut cluster = Cluster::new();
+    cluster.register();
+    let conn = Conn::new(1);
     let scaled = move |mut packet: Packet| {
         if let Kind::Tcp(tcp) = &mut packet.kind {
             tcp.wscale = tcp.wscale.filter(|_| tcp.has(Tcp::SYN)).map(|_| scale);
@@ -41,12 +41,12 @@ fn inject(view: View, phase: Phase, scale: u8, count: u32) -> [u32; 7] {
         }
         packet
     };
-    k.pass(A, scaled(c.syn()));
-    k.deliver();
-    k.pass(B, scaled(c.syn_ack()));
-    k.deliver();
-    k.pass(A, scaled(c.ack()));
-    k.settle();
+    cluster.pass(A, scaled(conn.syn()));
+    cluster.deliver();
+    cluster.pass(B, scaled(conn.syn_ack()));
+    cluster.deliver();
+    cluster.pass(A, scaled(conn.ack()));
+    cluster.settle();
     let (there, back) = match view {
         View::Full => (A, A),
         View::OneSided => (A, B),
@@ -54,23 +54,23 @@ fn inject(view: View, phase: Phase, scale: u8, count: u32) -> [u32; 7] {
     };
     let mut sent = 0;
     for n in 0..2000 {
-        k.now = k.now + MS;
-        assert_eq!(k.pass(there, scaled(c.of_client(Tcp::ACK, sent, n, 1000))), Verdict::Forward, "{n}");
+        cluster.now = cluster.now + MS;
+        assert_eq!(cluster.pass(there, scaled(conn.of_client(Tcp::ACK, sent, n, 1000))), Verdict::Forward, "{n}");
         sent += 1000;
-        assert_eq!(k.pass(back, scaled(c.of_server(Tcp::ACK, n, sent, 1))), Verdict::Forward, "{n}");
-        k.hints.clear();
+        assert_eq!(cluster.pass(back, scaled(conn.of_server(Tcp::ACK, n, sent, 1))), Verdict::Forward, "{n}");
+        cluster.hints.clear();
     }
     if phase == Phase::HalfClosed {
-        k.pass(there, scaled(c.of_client(Tcp::ACK | Tcp::FIN, sent, 2000, 0)));
-        k.deliver();
+        cluster.pass(there, scaled(conn.of_client(Tcp::ACK | Tcp::FIN, sent, 2000, 0)));
+        cluster.deliver();
     }
     let target = if view == View::TakenOver { A } else { there };
-    // The member that died says nothing any more.
-    let deliver = |k: &mut Cluster| {
-        while !k.hints.is_empty() {
-            k.hints.retain(|(from, to, _)| view != View::TakenOver || ![*from, *to].contains(&C));
-            if !k.hints.is_empty() {
-                k.deliver_one();
+    // The dead member sends and receives no hints.
+    let deliver = |cluster: &mut Cluster| {
+        while !cluster.hints.is_empty() {
+            cluster.hints.retain(|(from, to, _)| view != View::TakenOver || ![*from, *to].contains(&C));
+            if !cluster.hints.is_empty() {
+                cluster.deliver_one();
             }
         }
     };
@@ -78,38 +78,38 @@ fn inject(view: View, phase: Phase, scale: u8, count: u32) -> [u32; 7] {
     let mut passed = [0; 7];
     for n in 0..count {
         // 100,000 packets a second.
-        k.now = k.now + MS / 100;
+        cluster.now = cluster.now + MS / 100;
         if n % 1000 == 0 && (phase == Phase::HalfClosed || view == View::TakenOver) {
-            // The server goes on, unless a forgery hit.
+            // The server continues, unless a forged segment has reset the connection.
             let acked = if phase == Phase::HalfClosed { sent + 1 } else { sent };
-            k.pass(back, scaled(c.of_server(Tcp::ACK, 2000, acked, 0)));
+            cluster.pass(back, scaled(conn.of_server(Tcp::ACK, 2000, acked, 0)));
         } else if n % 1000 == 0 {
-            // The connection goes on.
+            // The connection continues.
             let number = 2000 + i64::from(n / 1000);
-            k.pass(there, scaled(c.of_client(Tcp::ACK, sent, number as u32, 1000)));
+            cluster.pass(there, scaled(conn.of_client(Tcp::ACK, sent, number as u32, 1000)));
             sent += 1000;
-            k.pass(back, scaled(c.of_server(Tcp::ACK, number as u32, sent, 1)));
+            cluster.pass(back, scaled(conn.of_server(Tcp::ACK, number as u32, sent, 1)));
         }
         let what = n as usize % FLAGS.len();
         let flags = FLAGS[what];
         let client = random.one_in(2);
-        let mut packet = if client { c.of_client(flags, 0, 0, 0) } else { c.of_server(flags, 0, 0, 0) };
+        let mut packet = if client { conn.of_client(flags, 0, 0, 0) } else { conn.of_server(flags, 0, 0, 0) };
         if let Kind::Tcp(tcp) = &mut packet.kind {
             tcp.seq = random.next() as u32;
             tcp.ack = random.next() as u32;
             tcp.window = random.next() as u16;
             tcp.payload = if flags & (Tcp::RST | Tcp::SYN) == 0 { random.below(1400) as u32 } else { 0 };
         }
-        let mut verdict = k.pass(target, packet);
-        deliver(&mut k);
+        let mut verdict = cluster.pass(target, packet);
+        deliver(&mut cluster);
         for _ in 0..2 {
             if verdict.held().is_some() {
-                verdict = k.pass(target, packet);
-                deliver(&mut k);
+                verdict = cluster.pass(target, packet);
+                deliver(&mut cluster);
             }
         }
         passed[what] += u32::from(verdict == Verdict::Forward);
-        k.proposals.clear();
+        cluster.proposals.clear();
     }
     passed
 }
@@ -128,12 +128,12 @@ fn measure(count: u32) {
 }
 
 #[test]
-fn of_a_blind_attackers_packets_hardly_one_passes() {
+fn blind_attackers_packets_hardly_ever_pass() {
     measure(7000);
 }
 
 #[test]
 #[ignore = "takes minutes"]
-fn of_a_million_packets_of_a_blind_attacker_hardly_one_passes() {
+fn blind_attackers_million_packets_hardly_ever_pass() {
     measure(1_000_000);
 }

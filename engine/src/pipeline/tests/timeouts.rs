@@ -6,14 +6,14 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::cluster::*;
-use crate::engine::SessionInfo;
-use crate::event::{HandshakeState, Hint};
+use crate::event::Hint;
 use crate::id::{Generation, MemberId, RuleId, SessionId};
 use crate::parse::{Kind, Packet, Tcp};
-use crate::replica::{Close, CloseCause, Command, Establish, Outcome};
+use crate::replica::{Command, Outcome};
+use crate::session::{Close, CloseCause, Establish, HandshakeState, SessionInfo};
 use crate::table::wheel;
 use crate::testing::{CLIENT, INSIDE, OUTSIDE, SERVER, end};
-use crate::time::{Coarse, Time};
+use crate::time::{Stamp17ms, Time};
 use crate::timeouts::{Timeout, Timeouts};
 use crate::tuple::{Direction, Protocol, Tuple};
 use crate::verdict::{Reason, Verdict};
@@ -22,7 +22,7 @@ const FORWARD: Verdict = Verdict::Forward;
 const SECOND: Duration = Duration::from_secs(1);
 
 /// A session that is idle is found at most so much later.
-const RESOLUTION: Duration = wheel::UNIT.saturating_add(Coarse::UNIT);
+const RESOLUTION: Duration = wheel::UNIT.saturating_add(Stamp17ms::UNIT);
 
 const ALL: &str = "zone outside, inside\naccept \"all\" from any to any: any -> any\n";
 
@@ -148,7 +148,7 @@ fn every_state_of_every_protocol_ends_after_its_timeout() {
         k.now = k.now + 10 * SECOND;
         let shown = only(&k).unwrap();
         let rounded = shown.timeout.saturating_sub(timeout - 10 * SECOND);
-        assert!(rounded <= Coarse::UNIT, "{case}: {:?} of {timeout:?} are left", shown.timeout);
+        assert!(rounded <= Stamp17ms::UNIT, "{case}: {:?} of {timeout:?} are left", shown.timeout);
         k.now = k.now + (timeout - 10 * SECOND - MS);
         k.tick();
         assert!(only(&k).is_some() && idle(&k).is_empty(), "{case}: ended too early");
@@ -594,7 +594,7 @@ impl Pair {
             let left = timeout.saturating_sub(idle);
             let shown = shown.map(|info| info.timeout).unwrap_or_default();
             prop_assert!(
-                (left..=left + Coarse::UNIT).contains(&shown),
+                (left..=left + Stamp17ms::UNIT).contains(&shown),
                 "{model:?} shows {shown:?} in place of {left:?}"
             );
             if found.contains(&model.id()) {

@@ -2,7 +2,7 @@ use super::*;
 
 fn filled(sessions: u64) -> Bench {
     let mut b = Bench::new();
-    b.one(Command::Member(MemberChange::Init { cluster: "c".to_owned(), member: MemberInfo::default() }));
+    b.one(Command::Member(MemberChange::Init { cluster_id: "c".to_owned(), member: MemberInfo::default() }));
     for n in 0..sessions {
         b.one(add(establish(n, n as u16)));
     }
@@ -34,7 +34,7 @@ fn a_snapshot_restores_the_state() {
     assert_eq!(again.sessions(), b.sessions());
     assert_eq!(again.replica.engine.generation(), Generation(1));
     assert_eq!(again.replica.engine.zone("inside"), INSIDE);
-    assert_eq!(again.replica.engine.view().cluster, "c");
+    assert_eq!(again.replica.engine.cluster_state().cluster_id, "c");
     assert_eq!(written(again.replica.begin_snapshot()).len(), bytes.len());
     // What comes next has the same effect on both.
     again.next = b.next;
@@ -85,7 +85,7 @@ fn damage_is_told_and_changes_nothing() {
         let result = b.replica.restore(NOW, &mut &bytes[..], &mut Nobody);
         assert!(result.is_err());
         assert_eq!(b.replica.digest(), before);
-        assert_eq!(b.replica.engine.view().zones.len(), 3);
+        assert_eq!(b.replica.engine.cluster_state().zones.len(), 3);
     };
     for at in (0..bytes.len()).step_by(17) {
         refused(&bytes[..at]);
@@ -112,7 +112,7 @@ fn too_many_sessions_for_this_member_are_refused() {
 fn restore_keeps_half_opens_and_wakes_those_that_are_established_now() {
     struct Count(usize);
     impl Wake for Count {
-        fn wake(&mut self, _: u64, _: HoldKey) {
+        fn wake(&mut self, _: WorkerSet, _: HoldKey) {
             self.0 += 1;
         }
     }
@@ -121,11 +121,11 @@ fn restore_keeps_half_opens_and_wakes_those_that_are_established_now() {
     let mut b = Bench::new();
     let engine: Arc<Engine> = b.replica.engine.clone();
     for counter in [25, 500] {
-        let open = crate::event::HalfOpen { id: id(counter), ..crate::testing::half_open(tuple(counter as u16), 0) };
+        let open = crate::session::HalfOpen { id: id(counter), ..crate::testing::half_open(tuple(counter as u16), 0) };
         let hash = engine.table.hash(&open.original);
-        let mut shard = engine.table.of(hash);
+        let mut shard = engine.table.shard_for(hash);
         let slot = engine.table.insert_half_open(&mut shard, hash, open, NOW);
-        shard.half_open.get_mut(slot).unwrap().waiters = 1;
+        shard.half_open.get_mut(slot).unwrap().waiters = WorkerSet::of(0);
     }
     let mut count = Count(0);
     b.replica.restore(NOW, &mut &bytes[..], &mut count).unwrap();

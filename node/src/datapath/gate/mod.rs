@@ -1,8 +1,8 @@
-//! The gate: the kernel must not route what Palisade captured.
+//! The gate: it keeps the kernel from routing what Palisade captured.
 //!
-//! Default deny by two locks, policy rules and an nftables table. Nothing removes them but [`remove`], an operator's
-//! explicit command: the daemon may stop or die, the gate stays, and the machine forwards nothing. What is for the
-//! machine itself is delivered as always.
+//! Default deny with two locks: policy rules and an nftables table. Only [`Gate::remove`], an operator's explicit command,
+//! removes them: if the daemon stops or dies, the gate stays and the machine forwards nothing. Packets for the machine
+//! itself are delivered as always.
 
 mod nft;
 mod rules;
@@ -14,31 +14,31 @@ use std::io;
 use super::host::netlink::Netlink;
 use super::host::sysctl::Family;
 
-/// Whom the gate lets pass: the loopback, Palisade's own device, and the interfaces that the operator exempted.
+/// The interfaces that the gate lets pass: the loopback, Palisade's own device, and those that the operator exempted.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Gate {
     pass: Vec<String>,
 }
 
-/// The state of the second lock.
+/// The state of the second lock, the nftables table.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Nft {
-    /// The table is there.
+    /// The table is installed.
     Installed,
-    /// The table is not there.
+    /// The table is missing.
     Missing,
-    /// It can not be had here; the first lock stands alone.
+    /// The machine has no nftables; the first lock stands alone.
     Unavailable(String),
 }
 
 /// The state of the gate.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct GateStatus {
-    /// Lock 1: are all policy rules there, for all families of this kernel?
+    /// Lock 1: whether all policy rules are installed, for all families of this kernel.
     pub rules: bool,
     /// Lock 2.
     pub nft: Nft,
-    /// What is wrong with it, for a person to read.
+    /// What is wrong with it, as text.
     pub problems: Vec<String>,
 }
 
@@ -47,28 +47,28 @@ pub struct GateStatus {
 pub struct Installed {
     /// Policy rules that were missing.
     pub rules_made: usize,
-    /// The nftables table's listing, to notice changes by; or why there is none.
+    /// The listing of the nftables table, from which changes are noticed; or why there is none.
     pub nft: Result<String, String>,
 }
 
 impl Gate {
     /// The gate around `device`. Names of interfaces are at most 15 bytes and never contain quotes or white space.
     #[must_use]
-    pub fn new(device: &str, unfiltered: &[String]) -> Gate {
-        let names = ["lo", device].into_iter().map(str::to_owned).chain(unfiltered.iter().cloned());
-        Gate { pass: names.filter(|name| valid_name(name)).collect() }
+    pub fn new(device: &str, bypass_interfaces: &[String]) -> Gate {
+        let names = ["lo", device].into_iter().map(str::to_owned).chain(bypass_interfaces.iter().cloned());
+        Gate { pass: names.filter(|name| valid_interface_name(name)).collect() }
     }
 
     /// Installs both locks, or restores what is missing of them.
     ///
     /// # Errors
-    /// The kernel refuses a policy rule: then nothing guards this machine. The second lock's failure is no error.
+    /// The kernel refuses a policy rule: then the machine is open. A failure of the second lock is no error.
     pub fn install(&self) -> io::Result<Installed> {
         let rules_made = install_rules(&mut Netlink::open()?, self)?;
         Ok(Installed { rules_made, nft: install_nft(self) })
     }
 
-    /// Looks at both locks.
+    /// The state of both locks.
     ///
     /// # Errors
     /// The kernel does not answer.
@@ -83,7 +83,7 @@ impl Gate {
         Ok(GateStatus { rules, nft, problems })
     }
 
-    /// Removes both locks: from now on the kernel forwards without Palisade. Only on an operator's explicit command.
+    /// Removes both locks, on an operator's explicit command only: from now on the kernel forwards without Palisade.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -97,14 +97,15 @@ impl Gate {
     }
 }
 
-/// May an interface have this name? (As the kernel's `dev_valid_name`, and no quote.)
+/// Whether an interface may have this name: as the kernel's `dev_valid_name`, and without quotes.
 #[must_use]
-pub(crate) fn valid_name(name: &str) -> bool {
+pub(crate) fn valid_interface_name(name: &str) -> bool {
     !name.is_empty()
         && name.len() < libc::IFNAMSIZ
         && name != "."
         && name != ".."
-        && !name.contains(|c: char| c == '/' || c == ':' || c == '"' || c == '\\' || c.is_whitespace())
+        && !name
+            .contains(|c: char| c == '/' || c == ':' || c == '"' || c == '\\' || c.is_whitespace() || c.is_control())
 }
 
 pub(crate) fn install_rules(netlink: &mut Netlink, gate: &Gate) -> io::Result<usize> {
@@ -127,7 +128,7 @@ fn reason(e: io::Error) -> String {
     }
 }
 
-/// Is the first lock whole, and what undoes it?
+/// Whether the first lock is complete, and its problems.
 pub(crate) fn rules_status(netlink: &mut Netlink, gate: &Gate) -> io::Result<(bool, Vec<String>)> {
     let mut whole = true;
     let mut problems = Vec::new();
@@ -150,7 +151,8 @@ pub(crate) fn rules_status(netlink: &mut Netlink, gate: &Gate) -> io::Result<(bo
     Ok((whole, problems))
 }
 
-/// What the policy rules of a family look like, for the start checks: `local` first, and foreign rules ahead.
+/// The order of a family's policy rules, for the start checks: whether `local` is first, and the priorities of foreign rules
+/// ahead of the gate.
 pub(crate) fn order(netlink: &mut Netlink, gate: &Gate, family: Family) -> io::Result<(bool, Vec<u32>)> {
     let found = rules::find(netlink, family, &gate.pass)?;
     Ok((found.local_first, found.foreign))
@@ -161,12 +163,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_could_leave_their_quotes_are_no_names() {
+    fn gate_takes_no_name_that_could_end_its_quotes() {
         for good in ["eth0", "eth0.10", "wg-a", "br_lan"] {
-            assert!(valid_name(good), "{good}");
+            assert!(valid_interface_name(good), "{good}");
         }
         for bad in ["", ".", "..", "a b", "a\"b", "a/b", "a:b", "sixteen-letters-"] {
-            assert!(!valid_name(bad), "{bad}");
+            assert!(!valid_interface_name(bad), "{bad}");
         }
         let gate = Gate::new("palisade0", &["mgmt0".to_owned(), "x\" } accept".to_owned()]);
         assert_eq!(gate.pass, ["lo", "palisade0", "mgmt0"]);

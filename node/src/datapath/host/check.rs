@@ -1,4 +1,4 @@
-//! Start checks: settings of the machine under which the datapath would silently let packets through or eat them. Each
+//! Start checks: settings of the machine under which packets would silently bypass the datapath or be lost. Each of them
 //! refuses the start and names its remedy.
 
 use std::io;
@@ -10,14 +10,14 @@ use super::sysctl::{self, Family, Setting};
 use crate::datapath::StartError;
 use crate::datapath::gate::{self, Gate};
 
-/// What the daemon may change by itself.
+/// The sysctls that the daemon may change itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(crate) struct Manage {
+pub(crate) struct SysctlPolicy {
     pub(crate) rp_filter: bool,
     pub(crate) forwarding: bool,
 }
 
-/// What can be checked before anything is made.
+/// The checks that need no device.
 pub(crate) fn before(netlink: &mut Netlink, gate: &Gate) -> Result<(), StartError> {
     for family in Family::present() {
         let (local_first, foreign) = gate::order(netlink, gate, family)
@@ -32,15 +32,15 @@ pub(crate) fn before(netlink: &mut Netlink, gate: &Gate) -> Result<(), StartErro
     forwards_past_the_gate()
 }
 
-/// What can be checked when the device is there.
-pub(crate) fn device(device: &str, manage: Manage) -> Result<(), StartError> {
-    settings(device, manage)?;
+/// The checks of the device and of other programs' forward chains.
+pub(crate) fn device(device: &str, sysctls: SysctlPolicy) -> Result<(), StartError> {
+    settings(device, sysctls)?;
     nft_chains(device)?;
     legacy_chains(device)
 }
 
-fn settings(device: &str, manage: Manage) -> Result<(), StartError> {
-    if manage.rp_filter {
+fn settings(device: &str, sysctls: SysctlPolicy) -> Result<(), StartError> {
+    if sysctls.rp_filter {
         push_down_rp_filter(device).map_err(|source| StartError::Setting {
             setting: Setting::new(Family::V4, "all", "rp_filter").to_string(),
             value: 0,
@@ -51,39 +51,39 @@ fn settings(device: &str, manage: Manage) -> Result<(), StartError> {
         match family {
             Family::V4 => {
                 rp_filter(device)?;
-                forwarding(&Setting::new(family, device, "forwarding"), manage)?;
+                forwarding(&Setting::new(family, device, "forwarding"), sysctls)?;
             }
             Family::V6 => {
                 let disabled = Setting::new(family, device, "disable_ipv6");
                 if disabled.value() != 0 {
                     return Err(StartError::Ipv6Disabled { setting: disabled.to_string() });
                 }
-                forwarding(&Setting::new(family, "all", "forwarding"), manage)?;
+                forwarding(&Setting::new(family, "all", "forwarding"), sysctls)?;
             }
         }
     }
     Ok(())
 }
 
-/// What is wrong now, while the datapath runs. What may be managed has been put right.
-pub(crate) fn running(device: &str, manage: Manage) -> Vec<StartError> {
-    // The forward chains are left out: listing them at each notice costs too much on a machine with many rules. See
-    // `Watcher::chains`.
-    [settings(device, manage), forwards_past_the_gate()].into_iter().filter_map(Result::err).collect()
+/// The settings that are wrong now, while the datapath runs. Those that the daemon may change have been corrected.
+pub(crate) fn running(device: &str, sysctls: SysctlPolicy) -> Vec<StartError> {
+    // Without the forward chains: listing them at each notification costs too much on a machine with many rules. See
+    // `Watcher::check_chains`.
+    [settings(device, sysctls), forwards_past_the_gate()].into_iter().filter_map(Result::err).collect()
 }
 
-/// Would the kernel's source check eat what comes in by palisade0?
+/// Whether the kernel's reverse path filter would drop what arrives on palisade0.
 pub(crate) fn rp_filter(device: &str) -> Result<(), StartError> {
     let all = Setting::new(Family::V4, "all", "rp_filter").value();
     let own = Setting::new(Family::V4, device, "rp_filter").value();
     if all.max(own) == 0 { Ok(()) } else { Err(StartError::RpFilter { device: device.to_owned(), all, own }) }
 }
 
-/// Sets `rp_filter` of `all` to 0, after every other interface was given at least its value: so nothing but palisade0 is
-/// checked less than before. (The greater of `all` and the interface's own counts.)
+/// Sets `rp_filter` of `all` to 0, after every other interface got at least the value of `all`. Nothing but palisade0 is
+/// checked less than before, because the greater of `all` and the interface's own value counts.
 ///
 /// # Errors
-/// The settings can not be written.
+/// The settings cannot be written.
 pub(crate) fn push_down_rp_filter(device: &str) -> io::Result<()> {
     let all = Setting::new(Family::V4, "all", "rp_filter");
     let value = all.value();
@@ -91,7 +91,7 @@ pub(crate) fn push_down_rp_filter(device: &str) -> io::Result<()> {
         for interface in sysctl::interfaces(Family::V4)? {
             if interface != "all" && interface != device {
                 let setting = Setting::new(Family::V4, &interface, "rp_filter");
-                // Strict (1) is less than loose (2) in number only; the kernel, too, takes the greater.
+                // The kernel, too, takes the greater number, although strict (1) is less than loose (2).
                 setting.set(value.max(setting.value()))?;
             }
         }
@@ -101,8 +101,8 @@ pub(crate) fn push_down_rp_filter(device: &str) -> io::Result<()> {
     Ok(())
 }
 
-fn forwarding(setting: &Setting, manage: Manage) -> Result<(), StartError> {
-    if setting.value() == 0 && manage.forwarding {
+fn forwarding(setting: &Setting, sysctls: SysctlPolicy) -> Result<(), StartError> {
+    if setting.value() == 0 && sysctls.forwarding {
         setting.set(1).map_err(|source| StartError::Setting { setting: setting.to_string(), value: 1, source })?;
     }
     if setting.value() == 0 { Err(StartError::Forwarding { setting: setting.to_string() }) } else { Ok(()) }
@@ -124,7 +124,7 @@ fn forwards_past_the_gate() -> Result<(), StartError> {
     Ok(())
 }
 
-/// Does a chain on the forward hook drop by policy, without letting palisade0's packets pass first?
+/// Refuses an nftables chain on the forward hook that drops everything without accepting palisade0's packets first.
 pub(crate) fn nft_chains(device: &str) -> Result<(), StartError> {
     if let Ok(ruleset) = gate::run(&["-j", "list", "ruleset"], "")
         && let Ok(ruleset) = serde_json::from_str(&ruleset)
@@ -135,8 +135,8 @@ pub(crate) fn nft_chains(device: &str) -> Result<(), StartError> {
     Ok(())
 }
 
-/// The same for the older kind of iptables, which is not to be seen by nft. Asking it would load its kernel modules, so
-/// it is asked only where they are in use.
+/// The same for iptables-legacy, whose chains nft does not show. Its program is run only where its kernel modules are in
+/// use, because running it would load them.
 pub(crate) fn legacy_chains(device: &str) -> Result<(), StartError> {
     for (list, programs) in [
         ("/proc/thread-self/net/ip_tables_names", ["iptables-legacy", "/usr/sbin/iptables-legacy"]),
@@ -159,8 +159,8 @@ fn legacy_drops(rules: &str, device: &str) -> bool {
     rules.lines().any(|l| l == "-P FORWARD DROP") && !rules.lines().any(|l| l == accept)
 }
 
-/// The first forward chain of `nft -j list ruleset` that drops by policy, or by a rule for everything (firewalld), and
-/// does not accept what comes from `device`.
+/// The first forward chain of `nft -j list ruleset` that drops by its policy or with a rule for everything (firewalld), and
+/// does not accept what arrives on `device`.
 fn dropping_chain(ruleset: &Value, device: &str) -> Option<String> {
     let items = ruleset.get("nftables")?.as_array()?;
     let text = |v: &Value, key: &str| v.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -175,19 +175,19 @@ fn dropping_chain(ruleset: &Value, device: &str) -> Option<String> {
         let mut rules = items.iter().filter_map(|item| item.get("rule")).filter(|rule| {
             text(rule, "family") == family && text(rule, "table") == table && text(rule, "chain") == name
         });
-        let eats = text(chain, "policy") == "drop" || rules.clone().any(drops_all);
-        (eats && !rules.any(|rule| accepts(rule, device))).then(|| format!("{family} {table} {name}"))
+        let drops = text(chain, "policy") == "drop" || rules.clone().any(drops_all);
+        (drops && !rules.any(|rule| accepts(rule, device))).then(|| format!("{family} {table} {name}"))
     })
 }
 
-/// Is it `drop` or `reject` of everything, at most with a counter?
+/// Whether a rule is `drop` or `reject` of everything, at most with a counter.
 fn drops_all(rule: &Value) -> bool {
     let Some(parts) = rule.get("expr").and_then(Value::as_array) else { return false };
     let verdict = |part: &Value| part.get("drop").is_some() || part.get("reject").is_some();
     parts.iter().any(verdict) && parts.iter().all(|part| verdict(part) || part.get("counter").is_some())
 }
 
-/// Is it `iifname DEVICE accept`, at most with a counter or a comment?
+/// Whether a rule is `iifname DEVICE accept`, at most with a counter or a comment.
 fn accepts(rule: &Value, device: &str) -> bool {
     let Some(parts) = rule.get("expr").and_then(Value::as_array) else { return false };
     let (mut from_device, mut accept, mut more) = (false, false, false);
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_forward_chain_that_drops_is_found_unless_it_accepts_us() {
+    fn forward_chain_that_drops_is_found_unless_it_accepts_the_device() {
         let found = |rules: &[Value]| dropping_chain(&ruleset("drop", rules), "palisade0");
         assert_eq!(found(&[]), Some("ip filter FORWARD".to_owned()));
         assert_eq!(found(&[json!([from_device("=="), {"counter": {}}, {"accept": null}])]), None);
@@ -239,7 +239,7 @@ mod tests {
         let narrower = json!({"match": {"op": "==", "left": {"payload": {}}, "right": 80}});
         assert!(found(&[json!([from_device("=="), narrower, {"accept": null}])]).is_some());
         assert_eq!(dropping_chain(&ruleset("accept", &[]), "palisade0"), None);
-        // As firewalld does it: by a last rule for everything.
+        // As firewalld does it: with a last rule for everything.
         let narrow = json!({"match": {"op": "==", "left": {"payload": {}}, "right": 80}});
         let last = |rules: &[Value]| dropping_chain(&ruleset("accept", rules), "palisade0");
         assert!(last(&[json!([{"counter": {}}, {"reject": {"type": "icmpx"}}])]).is_some());
@@ -250,14 +250,14 @@ mod tests {
     }
 
     #[test]
-    fn iptables_legacy_is_read() {
+    fn iptables_legacy_drop_policy_is_recognised() {
         assert!(legacy_drops("-P FORWARD DROP\n", "palisade0"));
         assert!(!legacy_drops("-P FORWARD DROP\n-A FORWARD -i palisade0 -j ACCEPT\n", "palisade0"));
         assert!(!legacy_drops("-P FORWARD ACCEPT\n", "palisade0"));
     }
 
     #[test]
-    fn every_error_has_a_remedy() {
+    fn start_error_has_a_remedy() {
         use miette::Diagnostic;
         let error = StartError::RpFilter { device: "palisade0".to_owned(), all: 2, own: 0 };
         let help = error.help().unwrap().to_string();

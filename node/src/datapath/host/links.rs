@@ -1,4 +1,4 @@
-//! The kernel's interfaces and its own addresses.
+//! The kernel's interfaces, their addresses, and the destinations that are the machine's own.
 
 use std::io;
 use std::net::IpAddr;
@@ -12,8 +12,9 @@ use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use super::netlink::Netlink;
 use super::sysctl::Family;
 
-/// What GRO may merge into one packet. Larger ("BIG TCP") packets have no valid length field and fit no virtio header.
-const GRO_MAX: u32 = 65536;
+/// The largest packet that GRO may build, in bytes. Larger ("BIG TCP") packets have no valid length field and fit no virtio
+/// header.
+const MAX_GRO_BYTES: u32 = 65536;
 
 /// An interface.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -47,14 +48,14 @@ pub(crate) fn links(netlink: &mut Netlink) -> io::Result<Vec<Link>> {
         .collect())
 }
 
-/// Holds GRO on a data interface to what can be re-injected.
-pub(crate) fn hold_gro(netlink: &mut Netlink, link: &Link) -> io::Result<()> {
+/// Limits GRO on a data interface to packets that can be re-injected.
+pub(crate) fn limit_gro(netlink: &mut Netlink, link: &Link) -> io::Result<()> {
     let mut wanted = Vec::new();
-    if link.gro.is_some_and(|n| n > GRO_MAX) {
-        wanted.push(LinkAttribute::GroMaxSize(GRO_MAX));
+    if link.gro.is_some_and(|n| n > MAX_GRO_BYTES) {
+        wanted.push(LinkAttribute::GroMaxSize(MAX_GRO_BYTES));
     }
-    if link.gro_ipv4.is_some_and(|n| n > GRO_MAX) {
-        wanted.push(LinkAttribute::GroIpv4MaxSize(GRO_MAX));
+    if link.gro_ipv4.is_some_and(|n| n > MAX_GRO_BYTES) {
+        wanted.push(LinkAttribute::GroIpv4MaxSize(MAX_GRO_BYTES));
     }
     if wanted.is_empty() { Ok(()) } else { set(netlink, link.index, wanted) }
 }
@@ -66,7 +67,7 @@ fn set(netlink: &mut Netlink, index: u32, attributes: Vec<LinkAttribute>) -> io:
     netlink.change(RouteNetlinkMessage::SetLink(message))
 }
 
-/// Switches an interface on.
+/// Sets an interface up.
 pub(crate) fn up(netlink: &mut Netlink, index: u32) -> io::Result<()> {
     let mut message = LinkMessage::default();
     message.header.index = index;
@@ -82,7 +83,7 @@ pub(crate) fn delete(netlink: &mut Netlink, index: u32) -> io::Result<()> {
     netlink.change(RouteNetlinkMessage::DelLink(message))
 }
 
-/// Makes a pair of veth interfaces, each with its name and MAC address.
+/// Creates a pair of veth interfaces, each with its name and MAC address.
 pub(crate) fn create_veth(netlink: &mut Netlink, ends: [(&str, [u8; 6]); 2]) -> io::Result<()> {
     let attributes = |(name, mac): (&str, [u8; 6])| {
         vec![
@@ -102,25 +103,25 @@ pub(crate) fn create_veth(netlink: &mut Netlink, ends: [(&str, [u8; 6]); 2]) -> 
     netlink.create(RouteNetlinkMessage::NewLink(message))
 }
 
-/// An interface's own addresses, for ICMP errors to come from (RFC 1812 section 4.3.2.4).
+/// An interface's own addresses, the sources of ICMP errors (RFC 1812 section 4.3.2.4).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(crate) struct Own {
+pub(crate) struct InterfaceAddresses {
     v4: Option<Ip>,
     v6: Option<Ip>,
 }
 
-impl Own {
-    /// That of the family of `other`.
-    pub(crate) fn like(&self, other: Ip) -> Option<Ip> {
+impl InterfaceAddresses {
+    /// The address of the family of `other`.
+    pub(crate) fn same_family(&self, other: Ip) -> Option<Ip> {
         if other.is_v4() { self.v4 } else { self.v6 }
     }
 
-    /// Takes in one of the interface's addresses. The first that is fit wins: it is the kernel's choice too.
+    /// Adds one of the interface's addresses. The first usable one stays, as in the kernel's own choice.
     fn add(&mut self, address: &AddressMessage) {
-        // Link-local addresses mean nothing to a host that is not on the link; secondary, tentative and deprecated ones
-        // are not to be used while there is another.
-        let unfit = AddressHeaderFlags::Secondary | AddressHeaderFlags::Tentative | AddressHeaderFlags::Deprecated;
-        if address.header.scope != AddressScope::Universe || address.header.flags.intersects(unfit) {
+        // Link-local addresses mean nothing to a host that is not on the link. Secondary, tentative and deprecated ones are
+        // not used while there is another.
+        let unusable = AddressHeaderFlags::Secondary | AddressHeaderFlags::Tentative | AddressHeaderFlags::Deprecated;
+        if address.header.scope != AddressScope::Universe || address.header.flags.intersects(unusable) {
             return;
         }
         let find = |local: bool| {
@@ -140,8 +141,8 @@ impl Own {
 }
 
 /// The addresses of the interfaces with these indices.
-pub(crate) fn addresses(netlink: &mut Netlink, indices: &[u32]) -> io::Result<Vec<Own>> {
-    let mut all = vec![Own::default(); indices.len()];
+pub(crate) fn addresses(netlink: &mut Netlink, indices: &[u32]) -> io::Result<Vec<InterfaceAddresses>> {
+    let mut all = vec![InterfaceAddresses::default(); indices.len()];
     for answer in netlink.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))? {
         if let RouteNetlinkMessage::NewAddress(address) = answer
             && let Some(at) = indices.iter().position(|index| *index == address.header.index && *index != 0)
@@ -153,19 +154,19 @@ pub(crate) fn addresses(netlink: &mut Netlink, indices: &[u32]) -> io::Result<Ve
     Ok(all)
 }
 
-/// The destinations that the kernel delivers to this machine: its table `local`. What lies in it is never transit, and
-/// capture leaves it alone.
+/// The destinations that the kernel delivers to this machine: its routing table `local`. Packets to them are not transit
+/// traffic, and capture ignores them.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub(crate) struct Local {
+pub(crate) struct LocalRoutes {
     /// Ranges, sorted, without overlap.
     v4: Vec<(u32, u32)>,
     v6: Vec<(u128, u128)>,
 }
 
-impl Local {
+impl LocalRoutes {
     /// Reads the table.
-    pub(crate) fn read(netlink: &mut Netlink) -> io::Result<Local> {
-        let mut local = Local::default();
+    pub(crate) fn read(netlink: &mut Netlink) -> io::Result<LocalRoutes> {
+        let mut local = LocalRoutes::default();
         for family in Family::present() {
             let mut message = RouteMessage::default();
             message.header.address_family = match family {
@@ -210,8 +211,8 @@ impl Local {
         }
     }
 
-    /// Does the kernel keep this packet for itself? (Too short a packet: no.)
-    pub(crate) fn keeps(&self, packet: &[u8]) -> bool {
+    /// Whether the kernel delivers this packet locally. False for a packet that is too short.
+    pub(crate) fn contains(&self, packet: &[u8]) -> bool {
         match packet.first().map(|b| b >> 4) {
             Some(4) => packet
                 .get(16..20)
@@ -255,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interfaces_own_addresses_are_its_first_global_ones() {
+    fn interface_addresses_are_the_first_global_ones() {
         let address = |ip: &str, scope, flags, peer: &str| {
             let mut m = AddressMessage::default();
             (m.header.scope, m.header.flags) = (scope, flags);
@@ -266,20 +267,20 @@ mod tests {
             m
         };
         let (none, ip) = (AddressHeaderFlags::empty(), |text: &str| text.parse::<IpAddr>().unwrap().into());
-        let mut own = Own::default();
+        let mut own = InterfaceAddresses::default();
         own.add(&address("fe80::1", AddressScope::Link, none, "fe80::1"));
         own.add(&address("10.0.0.3", AddressScope::Universe, AddressHeaderFlags::Secondary, "10.0.0.3"));
-        assert_eq!(own, Own::default());
+        assert_eq!(own, InterfaceAddresses::default());
         own.add(&address("10.0.0.1", AddressScope::Universe, none, "10.0.0.2"));
         own.add(&address("10.0.9.1", AddressScope::Universe, none, "10.0.9.1"));
         own.add(&address("2001:db8::1", AddressScope::Universe, none, "2001:db8::1"));
-        assert_eq!(own.like(ip("192.0.2.1")), Some(ip("10.0.0.1")), "the near end, and the first");
-        assert_eq!(own.like(ip("2001:db8::9")), Some(ip("2001:db8::1")));
+        assert_eq!(own.same_family(ip("192.0.2.1")), Some(ip("10.0.0.1")), "the near end, and the first");
+        assert_eq!(own.same_family(ip("2001:db8::9")), Some(ip("2001:db8::1")));
     }
 
     #[test]
-    fn ranges_merge_and_are_found() {
-        let mut local = Local::default();
+    fn local_routes_merge_ranges_and_find_destinations() {
+        let mut local = LocalRoutes::default();
         for (address, prefix) in [([127, 0, 0, 1], 32), ([127, 0, 0, 0], 8), ([10, 1, 0, 255], 32), ([10, 1, 0, 1], 32)]
         {
             let mut route = RouteMessage::default();
@@ -291,17 +292,17 @@ mod tests {
         merge(&mut local.v4);
         assert_eq!(local.v4.len(), 3);
         for kept in [[127, 0, 0, 0], [127, 255, 255, 255], [10, 1, 0, 1], [10, 1, 0, 255]] {
-            assert!(local.keeps(&packet(kept)), "{kept:?}");
+            assert!(local.contains(&packet(kept)), "{kept:?}");
         }
         for transit in [[126, 255, 255, 255], [128, 0, 0, 0], [10, 1, 0, 2], [0, 0, 0, 0], [255; 4]] {
-            assert!(!local.keeps(&packet(transit)), "{transit:?}");
+            assert!(!local.contains(&packet(transit)), "{transit:?}");
         }
-        assert!(!local.keeps(&[0x45; 19]) && !local.keeps(&[0x60; 39]) && !local.keeps(&[]));
+        assert!(!local.contains(&[0x45; 19]) && !local.contains(&[0x60; 39]) && !local.contains(&[]));
     }
 
     #[test]
-    fn prefixes_of_all_lengths() {
-        let mut local = Local::default();
+    fn local_routes_take_prefixes_of_all_lengths() {
+        let mut local = LocalRoutes::default();
         let mut route = RouteMessage::default();
         route.header.table = libc::RT_TABLE_LOCAL;
         route.attributes.push(RouteAttribute::Destination(RouteAddress::Inet6("ff00::".parse().unwrap())));
@@ -312,8 +313,8 @@ mod tests {
         merge(&mut local.v6);
         let mut p = [0x60u8; 40];
         p[24] = 0xff;
-        assert!(local.keeps(&p));
+        assert!(local.contains(&p));
         p[24] = 0xfe;
-        assert!(!local.keeps(&p));
+        assert!(!local.contains(&p));
     }
 }

@@ -1,5 +1,5 @@
-//! What the machine's kernel must be like: checks at the start, sysctls, interfaces, routes, and the watcher that keeps
-//! all of them true while the datapath runs.
+//! The machine's kernel: checks at the start, sysctls, interfaces and routes, and the watcher that keeps them as the
+//! datapath needs them.
 
 pub(crate) mod check;
 pub(crate) mod links;

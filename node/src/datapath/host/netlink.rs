@@ -1,5 +1,5 @@
-//! A small blocking rtnetlink connection. The datapath's threads ask the kernel few things, in order, and must not
-//! depend on an async runtime; a socket also belongs to the network namespace of the thread that opened it.
+//! A small blocking rtnetlink connection. The datapath's threads send the kernel few requests, one after another, and must
+//! not depend on an async runtime. A socket belongs to the network namespace of the thread that opened it.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -18,17 +18,17 @@ use rtnetlink::sys::{Socket, SocketAddr};
 
 use crate::datapath::sys;
 
-/// No request takes longer; a kernel that does not answer must not hang a worker.
-const TIMEOUT: Duration = Duration::from_secs(2);
+/// The receive timeout. A kernel that does not answer must not hang a worker.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The length of `struct nlmsghdr`.
+/// The length of `struct nlmsghdr`, in bytes.
 const HEADER: usize = 16;
 
 /// A connection for requests.
 pub(crate) struct Netlink {
     socket: Socket,
     sequence: u32,
-    /// Did the last dump's objects change while the kernel wrote it?
+    /// Whether objects changed while the kernel wrote the last dump.
     interrupted: bool,
     buffer: Box<[u8]>,
 }
@@ -38,12 +38,12 @@ impl Netlink {
     pub(crate) fn open() -> io::Result<Netlink> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
-        let timeout = TimeVal::milliseconds(i64::try_from(TIMEOUT.as_millis()).unwrap_or(i64::MAX));
+        let timeout = TimeVal::milliseconds(i64::try_from(REQUEST_TIMEOUT.as_millis()).unwrap_or(i64::MAX));
         setsockopt(&socket, sockopt::ReceiveTimeout, &timeout)?;
         Ok(Netlink { socket, sequence: 0, interrupted: false, buffer: vec![0; 64 * 1024].into_boxed_slice() })
     }
 
-    /// Lets the kernel honour what a dump's header asks for (a routing table), instead of dumping everything.
+    /// Makes the kernel filter dumps by their header (a routing table) instead of dumping everything.
     pub(crate) fn strict(self) -> io::Result<Netlink> {
         self.socket.set_netlink_get_strict_chk(true)?;
         Ok(self)
@@ -51,8 +51,8 @@ impl Netlink {
 
     /// All objects of a kind.
     pub(crate) fn dump(&mut self, message: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
-        // A list that changed while it was written may lack what has been there all the time. If it never rests, the last
-        // list has to do: the change is also a notice, after which everything is read again.
+        // A list that changed while it was written may lack objects that were there all the time. After three attempts the
+        // last list is used: each change is also a notification, after which everything is read again.
         for _ in 0..3 {
             let found = self.request(message.clone(), NLM_F_DUMP)?;
             if !self.interrupted {
@@ -67,12 +67,12 @@ impl Netlink {
         Ok(self.request(message, 0)?.pop())
     }
 
-    /// Makes something that is not there yet.
+    /// Creates an object that must not exist yet.
     pub(crate) fn create(&mut self, message: RouteNetlinkMessage) -> io::Result<()> {
         self.request(message, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL).map(drop)
     }
 
-    /// Changes or deletes something.
+    /// Changes or deletes an object.
     pub(crate) fn change(&mut self, message: RouteNetlinkMessage) -> io::Result<()> {
         self.request(message, NLM_F_ACK).map(drop)
     }
@@ -95,10 +95,10 @@ impl Netlink {
                 other => other?,
             };
             for one in messages(self.buffer.get(..length).unwrap_or_default()) {
-                // What the crate can not read (a newer kernel's message) is nothing that was asked for here.
+                // A message that the crate cannot parse (from a newer kernel) is no answer to a request made here.
                 let Ok(answer) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(one) else { continue };
                 if answer.header.sequence_number != self.sequence {
-                    continue; // a late answer to a request that was given up
+                    continue; // a late answer to a request that timed out
                 }
                 self.interrupted |= answer.header.flags & NLM_F_DUMP_INTR != 0;
                 let multipart = answer.header.flags & NLM_F_MULTIPART != 0;
@@ -119,7 +119,7 @@ impl Netlink {
     }
 }
 
-/// Cuts a datagram into netlink messages.
+/// The netlink messages in a datagram.
 fn messages(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let length = usize::try_from(u32::from_ne_bytes(*bytes.first_chunk()?)).ok()?;
@@ -129,7 +129,7 @@ fn messages(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// What has changed in the kernel since the last look.
+/// What changed in the kernel since the last call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Changes {
     /// Interfaces.
@@ -151,8 +151,8 @@ impl Changes {
     pub(crate) const ALL: Changes =
         Changes { links: true, local: true, routes: true, rules: true, settings: true, nft: true };
 
-    /// Takes in one message of a monitor.
-    fn note(&mut self, message: &[u8], netfilter: bool) {
+    /// Adds one message of a monitor.
+    fn add(&mut self, message: &[u8], netfilter: bool) {
         if netfilter {
             self.nft = true;
             return;
@@ -173,7 +173,7 @@ impl Changes {
     }
 }
 
-/// The index of the interface that a notice says is gone. (For bridges the same message means "no longer its port".)
+/// The index of the interface that a notification says is gone. (For bridges the same message means "no longer its port".)
 fn gone(message: &[u8]) -> Option<u32> {
     let kind = u16::from_ne_bytes(*message.get(4..)?.first_chunk()?);
     // Of `struct ifinfomsg` the first byte: the family; the second word: the index.
@@ -181,17 +181,17 @@ fn gone(message: &[u8]) -> Option<u32> {
     (kind == libc::RTM_DELLINK && message.get(HEADER) == Some(&0)).then_some(index)
 }
 
-/// Listens to the kernel's notices.
+/// The kernel's notifications.
 pub(crate) struct Monitor {
     route: Socket,
     netfilter: Option<Socket>,
-    /// Interfaces that were gone, perhaps only for a moment.
+    /// Interfaces that were removed, perhaps only for a moment.
     gone: Vec<u32>,
     buffer: Box<[u8]>,
 }
 
 impl Monitor {
-    /// Listens from now on.
+    /// Subscribes to notifications from now on.
     pub(crate) fn open() -> io::Result<Monitor> {
         let mut route = Socket::new(NETLINK_ROUTE)?;
         route.bind(&SocketAddr::new(0, 0))?;
@@ -200,7 +200,7 @@ impl Monitor {
             route.add_membership(group)?;
         }
         route.set_non_blocking(true)?;
-        // Room for the notices of a routing daemon that converges; without the right to it, the default has to do.
+        // Room for the notifications of a routing daemon that converges. Without the privilege the default is kept.
         let _ = sys::set_option(route.as_fd(), libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &(4i32 << 20));
         let netfilter = Socket::new(NETLINK_NETFILTER).and_then(|mut socket| {
             socket.bind(&SocketAddr::new(0, 0))?;
@@ -216,30 +216,30 @@ impl Monitor {
         })
     }
 
-    /// What to poll.
+    /// The descriptors to poll.
     pub(crate) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         std::iter::once(self.route.as_fd()).chain(self.netfilter.as_ref().map(AsFd::as_fd))
     }
 
-    /// Takes all notices that are there.
+    /// Reads all pending notifications.
     pub(crate) fn changes(&mut self) -> Changes {
         let mut changes = Changes::default();
         let Monitor { route, netfilter, gone: deleted, buffer } = self;
         for (socket, is_netfilter) in
             std::iter::once((&*route, false)).chain(netfilter.as_ref().map(|socket| (socket, true)))
         {
-            // Bounded, so that a machine whose routes never rest is still looked after.
+            // Bounded, so that constant changes of routes do not keep the watcher from its work.
             for _ in 0..4096 {
                 match recv(socket.as_raw_fd(), buffer, MsgFlags::empty()) {
                     Ok(length) => messages(buffer.get(..length).unwrap_or_default()).for_each(|message| {
-                        changes.note(message, is_netfilter);
+                        changes.add(message, is_netfilter);
                         if !is_netfilter {
                             deleted.extend(gone(message));
                         }
                     }),
                     Err(Errno::EINTR) => {}
                     Err(Errno::EAGAIN) => break,
-                    // ENOBUFS: notices were lost.
+                    // ENOBUFS: notifications were lost.
                     Err(_) => {
                         changes = Changes::ALL;
                         break;
@@ -250,8 +250,8 @@ impl Monitor {
         changes
     }
 
-    /// Takes the indices of the interfaces that were gone since the last call. One that comes back from another namespace
-    /// may have its index again, but its sockets are dead for ever.
+    /// Takes the indices of the interfaces that were removed since the last call. An interface that comes back from another
+    /// namespace may have the same index, but the sockets on it stay dead.
     pub(crate) fn gone(&mut self) -> Vec<u32> {
         std::mem::take(&mut self.gone)
     }
@@ -262,7 +262,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_datagram_is_cut_into_messages_and_a_lie_about_the_length_ends_it() {
+    fn netlink_messages_end_at_a_wrong_length() {
         let mut bytes = Vec::new();
         for length in [16u32, 18, 20] {
             bytes.extend(length.to_ne_bytes());
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deleted_interface_is_told_from_one_that_left_its_bridge() {
+    fn netlink_tells_a_removed_interface_from_one_that_left_its_bridge() {
         let message = |kind: u16, family: u8| {
             let mut m = vec![0; HEADER + 16];
             m[4..6].copy_from_slice(&kind.to_ne_bytes());
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn only_routes_of_the_local_table_renew_the_local_set() {
+    fn netlink_changes_of_the_local_table_only_mark_local() {
         let message = |kind: u16, table: u8| {
             let mut m = vec![0; HEADER + 12];
             m[4..6].copy_from_slice(&kind.to_ne_bytes());
@@ -298,11 +298,11 @@ mod tests {
             m
         };
         let mut changes = Changes::default();
-        changes.note(&message(libc::RTM_NEWROUTE, libc::RT_TABLE_MAIN), false);
+        changes.add(&message(libc::RTM_NEWROUTE, libc::RT_TABLE_MAIN), false);
         assert_eq!(changes, Changes { routes: true, ..Changes::default() });
-        changes.note(&message(libc::RTM_DELROUTE, libc::RT_TABLE_LOCAL), false);
+        changes.add(&message(libc::RTM_DELROUTE, libc::RT_TABLE_LOCAL), false);
         assert!(changes.local);
-        changes.note(&message(80, 0), false);
+        changes.add(&message(80, 0), false);
         assert!(changes.settings && !changes.nft && !changes.links);
     }
 }

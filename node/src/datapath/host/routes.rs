@@ -1,9 +1,9 @@
-//! Which zone the kernel would send a packet to: its own answer to `RTM_GETROUTE`, cached until routes, rules or
-//! interfaces change.
+//! The zone to which the kernel would send a packet: its answer to `RTM_GETROUTE`, cached until routes, rules or interfaces
+//! change.
 //!
-//! The question is put as for a packet that comes in by `palisade0`, so that the operator's policy rules apply to it as
-//! they will to the re-injected packet. Not put: the packet's DSCP, mark and ports; and of several next hops in
-//! different zones the kernel's choice for this address pair stands for all of its connections.
+//! The query names `palisade0` as the incoming interface, so that the operator's policy rules apply to it as they will to
+//! the re-injected packet. It does not contain the packet's DSCP, mark and ports. With several next hops in different zones,
+//! the kernel's choice for an address pair is used for all of its connections.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -17,18 +17,18 @@ use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use super::links;
 use super::netlink::Netlink;
 
-/// Entries of a worker's cache (a power of two).
-const ENTRIES: usize = 4096;
+/// Entries of a worker's cache: a power of two.
+const CACHE_ENTRIES: usize = 4096;
 
-/// What changes under the workers' feet, written by the watcher.
+/// What the watcher publishes to the workers when the kernel changes.
 #[derive(Debug, Default)]
 pub(crate) struct Topology {
-    /// Raised after each change of a route, rule, address or interface.
+    /// Incremented after each change of a route, rule, address or interface.
     pub(crate) generation: AtomicU64,
-    /// Interface indices of the data interfaces, by their place in the configuration (0: not there now).
+    /// Interface indices of the data interfaces, in the order of the configuration; 0 for one that is missing.
     pub(crate) indices: ArcSwap<Vec<u32>>,
-    /// Their addresses, in the same order, to answer from.
-    pub(crate) addresses: ArcSwap<Vec<links::Own>>,
+    /// Their addresses, in the same order: the sources of ICMP errors.
+    pub(crate) addresses: ArcSwap<Vec<links::InterfaceAddresses>>,
 }
 
 impl Topology {
@@ -45,7 +45,7 @@ struct Entry {
     interface: u32,
 }
 
-/// One worker's view of the routes.
+/// A worker's cache of routes, with the zones of the interfaces.
 pub(crate) struct RouteZones {
     netlink: Netlink,
     /// palisade0's index.
@@ -55,7 +55,7 @@ pub(crate) struct RouteZones {
     cache: Box<[Option<Entry>]>,
     /// Zones by interface index.
     zones: Vec<(u32, ZoneId)>,
-    /// Source and destination of the packet that is being judged.
+    /// Source and destination of the packet in process.
     packet: (Ip, Ip),
 }
 
@@ -66,7 +66,7 @@ impl RouteZones {
             incoming,
             topology,
             generation: 0,
-            cache: vec![None; ENTRIES].into_boxed_slice(),
+            cache: vec![None; CACHE_ENTRIES].into_boxed_slice(),
             zones: Vec::new(),
             packet: (Ip::V4([0; 4]), Ip::V4([0; 4])),
         })
@@ -79,7 +79,7 @@ impl RouteZones {
         self.zones.extend(indices.iter().copied().zip(zones.iter().copied()).filter(|(index, _)| *index != 0));
     }
 
-    /// Must [`RouteZones::set_zones`] be called again?
+    /// Whether [`RouteZones::set_zones`] must be called again.
     pub(crate) fn outdated(&mut self) -> bool {
         let now = self.topology.generation.load(Ordering::Acquire);
         let outdated = now != self.generation;
@@ -90,53 +90,53 @@ impl RouteZones {
         outdated
     }
 
-    /// The packet that is judged next. Its other address is the source of the question: operators' rules may look at it.
-    pub(crate) fn about(&mut self, source: Ip, destination: Ip) {
+    /// Sets the packet in process. Its other address is the source in the query, because operators' rules may match on it.
+    pub(crate) fn set_packet(&mut self, source: Ip, destination: Ip) {
         self.packet = (source, destination);
     }
 
-    /// This router's own address where a packet came in, of its family.
+    /// This router's own address on the port where a packet arrived, of the packet's family.
     pub(crate) fn router(&self, port: usize, packet: &Tuple) -> Option<Ip> {
-        self.topology.addresses.load().get(port).and_then(|own| own.like(packet.dst))
+        self.topology.addresses.load().get(port).and_then(|own| own.same_family(packet.dst))
     }
 
     fn interface(&mut self, destination: Ip) -> u32 {
         let (from, to) = self.packet;
         let source = if destination == from { to } else { from };
-        let place = place(destination, source);
-        if let Some(Some(e)) = self.cache.get(place)
+        let slot = cache_slot(destination, source);
+        if let Some(Some(e)) = self.cache.get(slot)
             && e.destination == destination
             && e.source == source
         {
             return e.interface;
         }
-        // What the kernel did not answer at all is asked again for the next packet.
-        let Some(interface) = self.ask(destination, source) else { return 0 };
-        if let Some(entry) = self.cache.get_mut(place) {
+        // A query that got no answer is repeated for the next packet.
+        let Some(interface) = self.query(destination, source) else { return 0 };
+        if let Some(entry) = self.cache.get_mut(slot) {
             *entry = Some(Entry { destination, source, interface });
         }
         interface
     }
 
-    /// The interface, 0 if there is no route; `None`: the kernel gave no answer.
-    fn ask(&mut self, destination: Ip, source: Ip) -> Option<u32> {
+    /// The interface, 0 if there is no route; `None` if the kernel gave no answer.
+    fn query(&mut self, destination: Ip, source: Ip) -> Option<u32> {
         let (family, length) =
             if destination.is_v4() { (AddressFamily::Inet, 32) } else { (AddressFamily::Inet6, 128) };
         let address = |ip: Ip| RouteAddress::from(IpAddr::from(ip));
-        let mut question = RouteMessage::default();
-        question.header.address_family = family;
-        question.header.destination_prefix_length = length;
-        question.header.source_prefix_length = length;
-        question.header.scope = RouteScope::Universe;
-        question.attributes = vec![
+        let mut query = RouteMessage::default();
+        query.header.address_family = family;
+        query.header.destination_prefix_length = length;
+        query.header.source_prefix_length = length;
+        query.header.scope = RouteScope::Universe;
+        query.attributes = vec![
             RouteAttribute::Destination(address(destination)),
             RouteAttribute::Source(address(source)),
             RouteAttribute::Iif(self.incoming),
         ];
-        let answer = match self.netlink.get(RouteNetlinkMessage::GetRoute(question)) {
+        let answer = match self.netlink.get(RouteNetlinkMessage::GetRoute(query)) {
             Ok(answer) => answer?,
             Err(error) if unanswered(&error) => return None,
-            // Any other error is the kernel's way to say that there is no route.
+            // Any other error means that there is no route.
             Err(_) => return Some(0),
         };
         let RouteNetlinkMessage::NewRoute(route) = answer else { return None };
@@ -152,22 +152,22 @@ impl Routes for RouteZones {
     fn zone(&mut self, destination: Ip) -> Option<ZoneId> {
         match self.interface(destination) {
             0 => None,
-            // Out by an interface that has no zone: only rules for `any` zone match.
+            // The outgoing interface has no zone: only rules for `any` zone match.
             index => Some(self.zones.iter().find(|(i, _)| *i == index).map_or(ZoneId::UNKNOWN, |(_, zone)| *zone)),
         }
     }
 }
 
-/// Did the question fail, and not the route? The kernel was too busy, or had no memory.
+/// Whether an error concerns the query, not the route: the kernel was too busy, or had no memory.
 fn unanswered(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{Interrupted, OutOfMemory, ResourceBusy, TimedOut, WouldBlock};
     matches!(error.kind(), Interrupted | OutOfMemory | ResourceBusy | TimedOut | WouldBlock)
         || error.raw_os_error() == Some(libc::ENOBUFS)
 }
 
-/// The direct-mapped cache's place. A plain multiplicative hash: whoever provokes collisions costs us a question to the
-/// kernel for each packet that opens a session, which is what an empty cache costs.
-fn place(destination: Ip, source: Ip) -> usize {
+/// The slot in the direct-mapped cache, from a plain multiplicative hash. Deliberate collisions cost one query to the kernel
+/// for each packet that opens a session, which is the cost of an empty cache.
+fn cache_slot(destination: Ip, source: Ip) -> usize {
     let fold = |ip: Ip| match ip {
         Ip::V4(b) => u64::from(u32::from_be_bytes(b)),
         Ip::V6(b) => {
@@ -176,7 +176,7 @@ fn place(destination: Ip, source: Ip) -> usize {
         }
     };
     let mixed = (fold(destination).rotate_left(17) ^ fold(source)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    usize::try_from(mixed >> 52).unwrap_or(0) & (ENTRIES - 1)
+    usize::try_from(mixed >> 52).unwrap_or(0) & (CACHE_ENTRIES - 1)
 }
 
 #[cfg(test)]
@@ -184,7 +184,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_busy_kernel_is_told_from_a_missing_route() {
+    fn route_query_tells_a_busy_kernel_from_a_missing_route() {
         for busy in [libc::EAGAIN, libc::ENOBUFS, libc::ENOMEM, libc::EBUSY, libc::EINTR] {
             assert!(unanswered(&std::io::Error::from_raw_os_error(busy)), "{busy}");
         }
@@ -194,12 +194,12 @@ mod tests {
     }
 
     #[test]
-    fn places_spread() {
+    fn route_cache_slots_spread() {
         let mut seen = std::collections::HashSet::new();
         for n in 0..1000u32 {
-            seen.insert(place(Ip::V4((0x0a00_0000 + n).to_be_bytes()), Ip::V4([192, 0, 2, 1])));
+            seen.insert(cache_slot(Ip::V4((0x0a00_0000 + n).to_be_bytes()), Ip::V4([192, 0, 2, 1])));
         }
         assert!(seen.len() > 600, "{} of 1000", seen.len());
-        assert!(place(Ip::V6([0xff; 16]), Ip::V6([0; 16])) < ENTRIES);
+        assert!(cache_slot(Ip::V6([0xff; 16]), Ip::V6([0; 16])) < CACHE_ENTRIES);
     }
 }

@@ -1,4 +1,4 @@
-//! The kernel's settings under `/proc/sys/net`, which shows each thread its own network namespace.
+//! Sysctls per interface, from `/proc/sys/net`, which shows each thread its own network namespace.
 
 use std::io;
 use std::path::{Path, PathBuf};

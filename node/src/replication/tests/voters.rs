@@ -8,8 +8,8 @@ fn voting(node: &Node) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_learner_takes_the_place_of_a_voter_that_is_dead() {
-    let few = |n: &mut Node| n.options.voters = Voters { most: 3, replace_after: Duration::from_secs(3) };
+async fn learner_takes_the_place_of_a_voter_that_is_dead() {
+    let few = |n: &mut Node| n.options.voters = Voters { max: 3, replace_after: Duration::from_secs(3) };
     let [first, second, third] = cluster_with(few).await;
     let mut fourth = Node::new("fw4");
     few(&mut fourth);

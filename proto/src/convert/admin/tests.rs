@@ -1,5 +1,5 @@
 use super::*;
-use palisade_engine::{PerDirection, Traffic, ZoneId};
+use palisade_engine::{PerDirection, Traffic, ZoneId, ZonePair};
 
 fn info() -> SessionInfo {
     let original = Tuple {
@@ -13,7 +13,7 @@ fn info() -> SessionInfo {
         id: SessionId { member: MemberId(2), counter: 0x1_0000_0003 },
         original,
         reply: original.inverse(),
-        zones: (ZoneId(1), ZoneId(2)),
+        zones: ZonePair { ingress: ZoneId(1), egress: ZoneId(2) },
         rule: (Generation(4), RuleId(3)),
         state: "ESTABLISHED",
         half_open: false,

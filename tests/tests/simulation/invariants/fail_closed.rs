@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use palisade_engine::parse::Tcp;
 use palisade_engine::replica::Command;
 use palisade_engine::{Generation, Tuple};
-use palisade_node::standing::CURRENT_FOR;
+use palisade_node::lease::LEASE_DURATION;
 
 use crate::faults::Story;
 use crate::network::{MEMBERS, MS, Nanos};
@@ -35,7 +35,7 @@ pub(crate) struct FailClosed {
 }
 
 fn current_for() -> Nanos {
-    u64::try_from(CURRENT_FOR.as_nanos()).unwrap_or(u64::MAX)
+    u64::try_from(LEASE_DURATION.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl FailClosed {

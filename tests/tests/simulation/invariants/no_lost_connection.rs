@@ -20,7 +20,10 @@ pub(crate) struct NoLostConnection;
 /// Reasons that a member gives which does not know, or not yet, or may not act: the sender sends again.
 fn is_temporary(reason: Reason) -> bool {
     use Reason as R;
-    matches!(reason, R::HoldFull | R::HoldExpired | R::NotCurrent | R::CutOff | R::Stale | R::HalfOpenFull)
+    matches!(
+        reason,
+        R::HoldFull | R::HoldExpired | Reason::LeaseGrace | Reason::LeaseExpired | R::Stale | R::HalfOpenFull
+    )
 }
 
 impl Invariant for NoLostConnection {

@@ -1,6 +1,6 @@
-//! P4, strict everywhere: whoever does not know a connection's sequence numbers gets no RST through, at no member and at no
-//! time, and nothing else but for the few segments that are taken at their word while nobody alive knows the numbers; in quiet
-//! times not even with numbers that are wrong by a megabyte.
+//! P4, strict everywhere: an attacker who does not know a connection's sequence numbers gets no RST through, at any member and at
+//! any time, and no other segment except the few that pass provisionally while no live member knows the numbers. In quiet
+//! times not even numbers that are wrong by a megabyte pass.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -14,9 +14,9 @@ use crate::worker::{Break, Fate};
 
 use super::Invariant;
 
-/// What passes at its word, a second, connection and member, while nobody alive knows the numbers (docs/security.md,
-/// "Nobody knows"): four of each direction.
-const AT_ITS_WORD: usize = 8;
+/// The segments that pass provisionally per second, connection and member while no live member knows the numbers
+/// (docs/security.md, "Provisional segments"): four of each direction.
+const MAX_PROVISIONAL: usize = 8;
 
 #[derive(Default)]
 pub(crate) struct Strict {
@@ -43,8 +43,8 @@ impl Invariant for Strict {
         let last = self.passed.entry((connection, seen.member)).or_default();
         last.push_back(seen.at);
         last.retain(|at| *at + SECOND > seen.at);
-        if last.len() > AT_ITS_WORD {
-            return Err(format!("more than {AT_ITS_WORD} forged packets passed in a second: {seen:?}"));
+        if last.len() > MAX_PROVISIONAL {
+            return Err(format!("more than {MAX_PROVISIONAL} forged packets passed in a second: {seen:?}"));
         }
         Ok(())
     }

@@ -1,0 +1,297 @@
+//! The start of the datapath, in phases: options, machine, device, gate, captures, threads. A phase that fails undoes what
+//! must not stay behind; the gate stays in any case.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use arc_swap::ArcSwap;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use palisade_engine::Engine;
+use parking_lot::Mutex;
+
+use super::error::StartError;
+use super::gate::{self, Gate, GateStatus, Installed, Nft};
+use super::host::check::{self, SysctlPolicy};
+use super::host::links::{self, Link, LocalRoutes};
+use super::host::netlink::{Monitor, Netlink};
+use super::host::routes::{RouteZones, Topology};
+use super::host::watch::{self, Health, Watcher};
+use super::inject::{self, Device, Inject, Injector};
+use super::metrics::DatapathMetrics;
+use super::options::{Interface, Options, Sinks};
+use super::wake::WorkerWake;
+use super::worker::{Judge, Parts, Port, Shared, Worker};
+use super::{Datapath, remove_device};
+use crate::clock;
+use crate::lease::Lease;
+
+/// The largest number of workers: sessions name them in a bit set of this size.
+const MAX_WORKERS: usize = 64;
+
+/// Starts the datapath in the calling thread's network namespace: checks the machine, installs the gate, then lets the
+/// workers capture. `wake` must have as many workers as `options`.
+///
+/// # Errors
+/// The reason, with the remedy. A refused start may leave the gate installed; it never leaves the machine open.
+pub fn start(
+    options: Options,
+    engine: Arc<Engine>,
+    lease: Arc<Lease>,
+    wake: WorkerWake,
+    sinks: Sinks,
+) -> Result<Datapath, StartError> {
+    start_with(options, engine, lease, wake, sinks)
+}
+
+/// [`start`] with any judge.
+///
+/// # Errors
+/// As [`start`].
+pub fn start_with<J: Judge>(
+    options: Options,
+    judge: Arc<J>,
+    lease: Arc<Lease>,
+    wake: WorkerWake,
+    sinks: Sinks,
+) -> Result<Datapath, StartError> {
+    check_options(&options, &wake)?;
+    let mut machine = Machine::check(&options)?;
+    let (device, injectors) = DeviceGuard::open(&mut machine.netlink, &options)?;
+    check::device(&options.device, machine.sysctls)?;
+    let installed = install_gate(&machine.gate)?;
+    let (captures, indices) = open_captures(&mut machine, &options)?;
+    let built = Built::new(&mut machine, options, wake, device.kind, indices, &installed)?;
+    let index = device.index;
+    // From here on the device goes with the datapath.
+    device.keep();
+    let mut datapath = built.datapath();
+    // If a thread cannot be started, dropping `datapath` stops those before it.
+    for (number, (ports, injector)) in captures.into_iter().zip(injectors).enumerate() {
+        let routes = RouteZones::new(index, built.topology.clone()).map_err(system("a netlink socket"))?;
+        let metrics = built.metrics.workers.get(number).map(Arc::clone).unwrap_or_default();
+        metrics.heartbeat.set(clock::now());
+        let worker = Worker::new(Parts {
+            number: u8::try_from(number).unwrap_or(u8::MAX),
+            ports,
+            judge: judge.clone(),
+            lease: lease.clone(),
+            routes,
+            injector,
+            limits: built.options.hold,
+            sinks: sinks.clone(),
+            metrics,
+            wake: built.wake.clone(),
+            shared: built.shared.clone(),
+        });
+        datapath.spawn(format!("packets-{number}"), move || worker.run())?;
+    }
+    let watcher = built.watcher(machine, installed);
+    datapath.spawn("watch".to_owned(), move || watcher.run())?;
+    Ok(datapath)
+}
+
+/// An error of the operating system's, from a call that was needed for `what`.
+fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> StartError {
+    move |source| StartError::System { what, source }
+}
+
+fn check_options(options: &Options, wake: &WorkerWake) -> Result<(), StartError> {
+    let workers = options.workers;
+    if !(1..=MAX_WORKERS).contains(&workers) || workers != wake.workers() {
+        return Err(StartError::Workers { workers, handle: wake.workers() });
+    }
+    let names = options.interfaces.iter().map(|i| &i.name).chain(&options.bypass_interfaces).chain([&options.device]);
+    match names.into_iter().find(|name| !gate::valid_interface_name(name)) {
+        Some(name) => Err(StartError::Name { name: name.clone() }),
+        None => Ok(()),
+    }
+}
+
+/// The machine's kernel, checked as far as it can be before the device exists.
+struct Machine {
+    netlink: Netlink,
+    /// For the table `local` only.
+    strict: Netlink,
+    monitor: Monitor,
+    gate: Gate,
+    sysctls: SysctlPolicy,
+    /// The data interfaces, in the order of the configuration.
+    links: Vec<Link>,
+}
+
+impl Machine {
+    fn check(options: &Options) -> Result<Machine, StartError> {
+        let mut netlink = Netlink::open().map_err(system("a netlink socket"))?;
+        let strict = Netlink::open().and_then(Netlink::strict).map_err(system("a netlink socket"))?;
+        // Before anything is read, so that no change is missed.
+        let monitor = Monitor::open().map_err(system("a netlink monitor"))?;
+        let gate = Gate::new(&options.device, &options.bypass_interfaces);
+        check::before(&mut netlink, &gate)?;
+        let all = links::links(&mut netlink).map_err(system("the list of interfaces"))?;
+        let find = |i: &Interface| {
+            let link = all.iter().find(|link| link.name == i.name);
+            link.cloned().ok_or_else(|| StartError::Interface { name: i.name.clone() })
+        };
+        let links = options.interfaces.iter().map(find).collect::<Result<_, _>>()?;
+        let sysctls = SysctlPolicy { rp_filter: options.manage_rp_filter, forwarding: options.manage_forwarding };
+        Ok(Machine { netlink, strict, monitor, gate, sysctls, links })
+    }
+}
+
+/// The device for re-injection, which is removed again if the start fails.
+struct DeviceGuard {
+    name: String,
+    kind: Inject,
+    index: u32,
+}
+
+impl DeviceGuard {
+    fn open(netlink: &mut Netlink, options: &Options) -> Result<(DeviceGuard, Vec<Injector>), StartError> {
+        let Device { kind, index, injectors } =
+            inject::open(netlink, options.inject, &options.device, options.workers)?;
+        Ok((DeviceGuard { name: options.device.clone(), kind, index }, injectors))
+    }
+
+    /// Leaves the device to the datapath.
+    fn keep(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for DeviceGuard {
+    fn drop(&mut self) {
+        remove_device(self.kind, &self.name);
+    }
+}
+
+fn install_gate(gate: &Gate) -> Result<Installed, StartError> {
+    let installed = gate.install().map_err(|source| StartError::Gate { source })?;
+    if let Err(reason) = &installed.nft {
+        tracing::warn!(%reason, "the gate has no nftables lock, only its policy rules");
+    }
+    Ok(installed)
+}
+
+/// The ports of each worker.
+type PortsOfWorkers = Vec<Vec<Port>>;
+
+/// Opens the sockets of all data interfaces: the ports of each worker, and the interface indices that are captured (0 for an
+/// interface that is down).
+fn open_captures(machine: &mut Machine, options: &Options) -> Result<(PortsOfWorkers, Vec<u32>), StartError> {
+    let Options { interfaces, workers, ring_slots, .. } = options;
+    let mut ports: PortsOfWorkers = (0..*workers).map(|_| Vec::with_capacity(interfaces.len())).collect();
+    let mut indices = Vec::with_capacity(interfaces.len());
+    for (interface, link) in interfaces.iter().zip(&machine.links) {
+        links::limit_gro(&mut machine.netlink, link).map_err(system("a limit to GRO"))?;
+        let sets = match watch::open_captures(link, *workers, *ring_slots) {
+            Ok(sets) => {
+                indices.push(link.index);
+                sets
+            }
+            // Before Linux 6.13, a socket on an interface that is down can join no fanout group. The watcher opens it when
+            // the interface comes up.
+            Err(error) if !link.up => {
+                tracing::warn!(%error, interface = link.name, "the interface is down and will be captured when it is up");
+                indices.push(0);
+                (0..*workers).map(|_| Vec::new()).collect()
+            }
+            Err(source) => return Err(StartError::Capture { interface: interface.name.clone(), source }),
+        };
+        for (ports, captures) in ports.iter_mut().zip(sets) {
+            ports.push(Port { zone_name: interface.zone.clone(), antispoof: interface.antispoof, captures });
+        }
+    }
+    Ok((ports, indices))
+}
+
+/// What the threads of the datapath share.
+struct Built {
+    options: Options,
+    kind: Inject,
+    wake: WorkerWake,
+    shared: Arc<Shared>,
+    topology: Arc<Topology>,
+    metrics: Arc<DatapathMetrics>,
+    health: Arc<Mutex<Health>>,
+    stop_fd: Arc<EventFd>,
+}
+
+impl Built {
+    fn new(
+        machine: &mut Machine,
+        options: Options,
+        wake: WorkerWake,
+        kind: Inject,
+        indices: Vec<u32>,
+        installed: &Installed,
+    ) -> Result<Built, StartError> {
+        let local = LocalRoutes::read(&mut machine.strict).map_err(system("the table `local`"))?;
+        let topology = Arc::new(Topology::default());
+        let addresses = links::addresses(&mut machine.netlink, &indices).map_err(system("the list of addresses"))?;
+        topology.addresses.store(Arc::new(addresses));
+        topology.indices.store(Arc::new(indices));
+        topology.changed();
+        let metrics = Arc::new(DatapathMetrics::new(options.workers));
+        metrics.watcher.heartbeat.set(clock::now());
+        let shared = Arc::new(Shared {
+            stop: AtomicBool::new(false),
+            local: ArcSwap::from_pointee(local),
+            exchange: (0..options.workers).map(|_| Mutex::default()).collect(),
+        });
+        let (rules, problems) =
+            gate::rules_status(&mut machine.netlink, &machine.gate).map_err(system("the list of policy rules"))?;
+        let nft = match &installed.nft {
+            Ok(_) => Nft::Installed,
+            Err(reason) => Nft::Unavailable(reason.clone()),
+        };
+        let health = Arc::new(Mutex::new(Health {
+            gate: GateStatus { rules, nft, problems },
+            up: machine.links.iter().map(|link| link.up).collect(),
+            warnings: BTreeSet::new(),
+            chains: [None, None],
+        }));
+        let stop_fd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map_err(|e| system("an eventfd")(e.into()))?;
+        let stop_fd = Arc::new(stop_fd);
+        Ok(Built { options, kind, wake, shared, topology, metrics, health, stop_fd })
+    }
+
+    /// The handle, without threads yet.
+    fn datapath(&self) -> Datapath {
+        Datapath {
+            interfaces: self.options.interfaces.clone(),
+            device: self.options.device.clone(),
+            kind: self.kind,
+            wake: self.wake.clone(),
+            shared: self.shared.clone(),
+            topology: self.topology.clone(),
+            metrics: self.metrics.clone(),
+            health: self.health.clone(),
+            stop_fd: self.stop_fd.clone(),
+            threads: Vec::with_capacity(self.options.workers + 1),
+        }
+    }
+
+    fn watcher(self, machine: Machine, installed: Installed) -> Watcher {
+        let Machine { netlink, strict, monitor, gate, sysctls, links: _ } = machine;
+        Watcher {
+            monitor,
+            netlink,
+            strict,
+            gate,
+            nft: installed.nft,
+            device: self.options.device,
+            kind: self.kind,
+            sysctls,
+            interfaces: self.options.interfaces,
+            ring_slots: self.options.ring_slots,
+            wake: self.wake,
+            shared: self.shared,
+            topology: self.topology,
+            metrics: self.metrics,
+            health: self.health,
+            stop_fd: self.stop_fd,
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! Errors of changes of the membership.
+
+use palisade_engine::replica::Outcome;
+
+use crate::membership::identity::IdentityError;
+use crate::membership::token::TokenError;
+use crate::peer::error::ClusterIdError;
+use crate::raft::requests::ProposeError;
+use crate::raft::start::RaftStartError;
+use crate::raft::transfer::TransferError;
+use crate::random::RandomError;
+
+/// Why the membership could not be changed.
+#[derive(Debug, thiserror::Error)]
+pub enum MembershipError {
+    /// The data folder.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The store, or starting Raft on it.
+    #[error(transparent)]
+    Start(#[from] Box<RaftStartError>),
+    /// The token.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// The command was not confirmed.
+    #[error(transparent)]
+    Propose(#[from] ProposeError),
+    /// The token names no member.
+    #[error("the join token names no address")]
+    NoAddress,
+    /// The cluster refused.
+    #[error("the cluster refused: {0}")]
+    Refused(String),
+    /// A new cluster's Raft.
+    #[error("the cluster was not made: Raft failed")]
+    Raft(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The cluster's id.
+    #[error(transparent)]
+    ClusterId(#[from] ClusterIdError),
+    /// A name that no member has.
+    #[error("no member is named `{0}`; `palisade cluster members` lists them")]
+    NoSuchMember(String),
+    /// A member was to remove itself.
+    #[error("`{0}` is this member itself: use `palisade cluster leave`")]
+    CannotRemoveSelf(String),
+    /// The last member was to leave.
+    #[error("this is the cluster's last member: there is nothing to leave. Stop it and delete its data folder instead")]
+    LastMember,
+    /// The transfer of leadership.
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
+    /// It took too long.
+    #[error("{0} did not happen in time; it may still happen. Is a majority of the members up?")]
+    Timeout(&'static str),
+    /// Random numbers.
+    #[error(transparent)]
+    Random(#[from] RandomError),
+}
+
+impl From<RaftStartError> for MembershipError {
+    fn from(error: RaftStartError) -> MembershipError {
+        MembershipError::Start(Box::new(error))
+    }
+}
+
+/// Whether the register took a change.
+pub(crate) fn accepted(outcome: Outcome) -> Result<(), MembershipError> {
+    match outcome {
+        Outcome::Accepted | Outcome::Member(_) => Ok(()),
+        Outcome::Invalid(why) => Err(MembershipError::Refused(why)),
+        other => Err(MembershipError::Refused(format!("{other:?}"))),
+    }
+}

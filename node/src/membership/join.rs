@@ -1,0 +1,178 @@
+//! Making a cluster, and joining one: what gives a data folder its identity.
+
+use std::collections::BTreeMap;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use palisade_engine::MemberId;
+use palisade_engine::MemberInfo;
+use palisade_engine::replica::{Batch, Command, MemberChange, Outcome};
+use palisade_proto::member::v1 as wire;
+use palisade_proto::member::v1::admission_client::AdmissionClient;
+use palisade_raft_store::StoreOwner;
+use tonic::Status;
+
+use crate::blocking::blocking;
+use crate::clock;
+use crate::membership::admission::ADMISSION_TIMEOUT;
+use crate::membership::error::MembershipError;
+use crate::membership::identity::{DataDir, Identity};
+use crate::membership::options::Options;
+use crate::membership::token::Token;
+use crate::peer::connections::Peers;
+use crate::peer::transport::{self, Peer};
+use crate::raft::config::PalisadeRaft;
+use crate::raft::network::Network;
+use crate::raft::start::{RaftSetup, RaftStartError, open_store, start_raft};
+use crate::random::{RandomError, random};
+use crate::wake::NoWake;
+
+/// How long joining may take altogether: an election may be under way.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(20);
+/// Time between two rounds over the token's addresses.
+const JOIN_RETRY_DELAY: Duration = Duration::from_millis(500);
+/// Members that are asked one after the other: the token's, the leader that it knows of, perhaps the next leader.
+const MAX_REDIRECTS: usize = 3;
+
+/// A new cluster's id.
+pub(crate) fn random_cluster_id() -> Result<String, RandomError> {
+    Ok(random::<16>()?.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Makes a new cluster with this machine as its first member. Afterwards `Replication::open` starts it.
+///
+/// # Errors
+/// [`MembershipError`]; the data folder then belongs to no cluster.
+pub async fn init(options: &Options) -> Result<Identity, MembershipError> {
+    let data_dir = DataDir::lock(&options.data_dir)?;
+    data_dir.ensure_unused()?;
+    let cluster = random_cluster_id()?;
+    let me = MemberId(1);
+
+    // A Raft of one, without a listener: only to write the first entries.
+    let peers = Peers::new(&cluster, me)?;
+    let setup = RaftSetup {
+        timing: &options.timing,
+        log: options.log,
+        engine: &options.engine,
+        store: data_dir.new_store(),
+        owner: StoreOwner { cluster: cluster.clone(), member: me },
+        start: 0,
+        network: Network { me, peers, response_timeout: options.timing.response_timeout, metrics: Arc::default() },
+        wake: Box::new(NoWake),
+        observer: Arc::new(()),
+    };
+    let raft = start_raft(setup).await?.raft;
+    let written = write_first_entries(&raft, me, &cluster, options.info()).await;
+    // Its result says nothing that `written` does not.
+    let _ = raft.shutdown().await;
+    written?;
+    Ok(data_dir.write_identity(&cluster, me, &options.name)?)
+}
+
+async fn write_first_entries(
+    raft: &PalisadeRaft,
+    me: MemberId,
+    cluster: &str,
+    info: MemberInfo,
+) -> Result<(), MembershipError> {
+    let members = BTreeMap::from([(me, info.clone())]);
+    raft.initialize(members).await.map_err(|e| MembershipError::Raft(Box::new(e)))?;
+    let led = raft.wait(Some(ADMISSION_TIMEOUT)).current_leader(me, "a new cluster's first leader").await;
+    led.map_err(|_| MembershipError::Timeout("the first election"))?;
+    let init = Command::Member(MemberChange::Init { cluster_id: cluster.to_owned(), member: info });
+    let batch = Batch { proposer: me, first: 0, floor: 0, unix_ms: clock::unix_ms(), commands: vec![init] };
+    let written = raft.client_write(batch).await.map_err(|e| MembershipError::Raft(Box::new(e)))?;
+    match written.data.0.first() {
+        Some(Outcome::Invalid(why)) => Err(MembershipError::Refused(why.clone())),
+        Some(_) => Ok(()),
+        None => Err(MembershipError::Refused("the first command was not answered".to_owned())),
+    }
+}
+
+/// Joins the cluster of a token. Afterwards `Replication::open` starts the member; the cluster then brings it up to date and
+/// lets it vote.
+///
+/// # Errors
+/// [`MembershipError`]; the data folder then belongs to no cluster.
+pub async fn join(options: &Options, token: &str) -> Result<Identity, MembershipError> {
+    let token = Token::from_str(token)?;
+    let data_dir = DataDir::lock(&options.data_dir)?;
+    data_dir.ensure_unused()?;
+    let admitted = tokio::time::timeout(JOIN_TIMEOUT, ask_to_join(options, &token)).await;
+    let admitted = admitted.map_err(|_| MembershipError::Timeout("joining"))??;
+    if admitted.cluster != token.cluster {
+        return Err(MembershipError::Refused(format!("it is cluster {}, not {}", admitted.cluster, token.cluster)));
+    }
+    let member = MemberId(admitted.member);
+    mark_store(&data_dir, &admitted.cluster, member).await?;
+    Ok(data_dir.write_identity(&admitted.cluster, member, &options.name)?)
+}
+
+/// Writes its owner into a new store, before the identity itself is written.
+async fn mark_store(data_dir: &DataDir, cluster: &str, member: MemberId) -> Result<(), RaftStartError> {
+    let (dir, cluster) = (data_dir.new_store(), cluster.to_owned());
+    #[cfg(feature = "simulation")]
+    if let Some(host) = crate::simulation::host() {
+        return Ok(host.disk().set_owner(StoreOwner { cluster, member })?);
+    }
+    Ok(blocking(move || open_store(&dir)?.set_owner(StoreOwner { cluster, member })).await??)
+}
+
+/// Asks the token's members, again and again, until one admits this machine or refuses it.
+async fn ask_to_join(options: &Options, token: &Token) -> Result<wire::Admitted, MembershipError> {
+    if token.addresses.is_empty() {
+        return Err(MembershipError::NoAddress);
+    }
+    loop {
+        for address in &token.addresses {
+            if let Some(admitted) = ask_member(options, token, address).await? {
+                return Ok(admitted);
+            }
+        }
+        tokio::time::sleep(JOIN_RETRY_DELAY).await;
+    }
+}
+
+/// Asks one member, and the leader that it names. `None` if that one does not answer.
+async fn ask_member(
+    options: &Options,
+    token: &Token,
+    address: &str,
+) -> Result<Option<wire::Admitted>, MembershipError> {
+    use tonic::Code;
+    use wire::join_response::Answer;
+    let mut address = address.to_owned();
+    for _ in 0..MAX_REDIRECTS {
+        let request = wire::JoinRequest {
+            secret: token.secret().to_vec().into(),
+            member: Some(wire::MemberInfo::from(&options.info())),
+        };
+        match ask_to_admit(&address, request).await {
+            Ok(Some(Answer::Admitted(admitted))) => return Ok(Some(admitted)),
+            Ok(Some(Answer::LeaderAddress(leader))) => address = leader,
+            Ok(None) => return Err(MembershipError::Refused("its answer is empty".to_owned())),
+            Err(status) => match status.code() {
+                Code::PermissionDenied | Code::AlreadyExists | Code::InvalidArgument => {
+                    return Err(MembershipError::Refused(status.message().to_owned()));
+                }
+                _ => {
+                    tracing::info!(%address, %status, "a member did not admit this machine; trying again");
+                    return Ok(None);
+                }
+            },
+        }
+    }
+    Ok(None)
+}
+
+async fn ask_to_admit(
+    address: &str,
+    request: wire::JoinRequest,
+) -> Result<Option<wire::join_response::Answer>, Status> {
+    let channel = transport::channel(transport::connector(), Peer::Unknown, address)
+        .map_err(|e| Status::unavailable(e.to_string()))?;
+    let answer = tokio::time::timeout(2 * ADMISSION_TIMEOUT, AdmissionClient::new(channel).join(request)).await;
+    Ok(answer.map_err(|_| Status::deadline_exceeded("no answer"))??.into_inner().answer)
+}

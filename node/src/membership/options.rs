@@ -1,0 +1,40 @@
+//! What a member is started with.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use palisade_engine::{MemberInfo, Role};
+
+use crate::raft::config::{LogSize, Timing};
+use crate::raft::voters::Voters;
+
+/// What a member is started with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The data folder.
+    pub data_dir: PathBuf,
+    /// Its name.
+    pub name: String,
+    /// The address on which it listens for the other members.
+    pub listen: SocketAddr,
+    /// The address at which they reach it, `host:port`.
+    pub advertise: String,
+    /// Its role.
+    pub role: Role,
+    /// The engine's sizes; the start sets `member`, `start` and `seed`.
+    pub engine: palisade_engine::Config,
+    /// The timing of Raft.
+    pub timing: Timing,
+    /// The part of the log that is kept.
+    pub log: LogSize,
+    /// The maximum number of voters, and when a dead one is replaced.
+    pub voters: Voters,
+    /// Bytes per second of sessions' progress to each other member.
+    pub progress_rate: u64,
+}
+
+impl Options {
+    pub(crate) fn info(&self) -> MemberInfo {
+        MemberInfo { name: self.name.clone(), address: self.advertise.clone(), role: self.role }
+    }
+}

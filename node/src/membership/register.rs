@@ -1,0 +1,114 @@
+//! Changes of the register that begin at this member: tokens, leaving, removing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::async_runtime::WatchReceiver;
+use palisade_engine::replica::{Command, MemberChange};
+use palisade_engine::{Engine, MemberId};
+use palisade_proto::member::v1 as wire;
+use tokio::sync::{mpsc, watch};
+
+use crate::clock;
+use crate::membership::error::{MembershipError, accepted};
+use crate::membership::identity::{DataDir, Identity};
+use crate::membership::token::{self, Token};
+use crate::peer::connections::{Lane, Peers};
+use crate::raft::config::PalisadeRaft;
+use crate::raft::leadership::Leadership;
+use crate::raft::requests::{AdminRequest, REQUEST_TIMEOUT, propose_and_wait};
+use crate::raft::transfer::LeadershipTransfer;
+use crate::random::random;
+
+/// How often a member that leaves looks whether it has been removed.
+const REMOVAL_POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// How long the leader may take to say whether this member has been removed.
+const REMOVAL_QUERY_TIMEOUT: Duration = Duration::from_secs(1);
+/// Addresses in a join token.
+const MAX_TOKEN_ADDRESSES: usize = 4;
+
+/// This member's place in the register of members.
+pub(crate) struct Membership {
+    pub(crate) identity: Identity,
+    pub(crate) data_dir: DataDir,
+    pub(crate) raft: PalisadeRaft,
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) requests: mpsc::Sender<AdminRequest>,
+    pub(crate) leadership: watch::Receiver<Leadership>,
+    pub(crate) peers: Peers,
+    pub(crate) transfer: LeadershipTransfer,
+}
+
+impl Membership {
+    /// Makes a join token that is good for `ttl`.
+    pub(crate) async fn create_token(&self, ttl: Duration) -> Result<String, MembershipError> {
+        let secret = random::<32>()?;
+        let ttl = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+        let change = MemberChange::Token {
+            secret_digest: token::digest(&secret),
+            expires_unix_ms: clock::unix_ms().saturating_add(ttl),
+        };
+        self.change(change).await?;
+        let cluster = self.engine.cluster_state();
+        let (mine, others): (Vec<_>, Vec<_>) = cluster.members.iter().partition(|(id, _)| **id == self.identity.member);
+        let addresses = mine.into_iter().chain(others).map(|(_, info)| info.address.clone());
+        let addresses = addresses.take(MAX_TOKEN_ADDRESSES).collect();
+        Ok(Token::new(self.identity.cluster.clone(), addresses, secret).to_string())
+    }
+
+    /// Transfers leadership if need be, is removed, and archives the identity.
+    pub(crate) async fn leave(&self) -> Result<(), MembershipError> {
+        let me = self.identity.member;
+        if self.engine.cluster_state().members.keys().all(|id| *id == me) {
+            return Err(MembershipError::LastMember);
+        }
+        // Best effort: a leader that is removed transfers leadership too, only later.
+        if let Err(error) = self.transfer.transfer(None).await {
+            tracing::debug!(%error, "leaving without a transfer of leadership");
+        }
+        self.change(MemberChange::Leave(me)).await?;
+        let removed = tokio::time::timeout(2 * REQUEST_TIMEOUT, self.removed()).await;
+        removed.map_err(|_| MembershipError::Timeout("leaving"))?;
+        Ok(self.data_dir.archive_identity()?)
+    }
+
+    /// Waits until this member neither votes nor is replicated to.
+    async fn removed(&self) {
+        let me = self.identity.member;
+        loop {
+            let metrics = self.raft.server_metrics().borrow_watched().clone();
+            if metrics.committed_membership_config.get_node(&me).is_none() {
+                return;
+            }
+            // A removed member may never learn of it from the log: it asks the leader.
+            let leader = self.leadership.borrow().leader.clone().filter(|leader| leader.id != me);
+            if let Some(leader) = leader
+                && let Ok(mut client) = self.peers.client(leader.id, &leader.address, Lane::Control)
+            {
+                let ask = client.read_index(wire::ReadIndexRequest { declines_leadership: true });
+                if let Ok(Err(status)) = tokio::time::timeout(REMOVAL_QUERY_TIMEOUT, ask).await
+                    && status.code() == tonic::Code::PermissionDenied
+                {
+                    return;
+                }
+            }
+            tokio::time::sleep(REMOVAL_POLL_INTERVAL).await;
+        }
+    }
+
+    /// Removes a dead member.
+    pub(crate) async fn remove(&self, name: &str) -> Result<MemberId, MembershipError> {
+        let cluster = self.engine.cluster_state();
+        let found = cluster.members.iter().find(|(_, info)| info.name == name);
+        let id = *found.ok_or_else(|| MembershipError::NoSuchMember(name.to_owned()))?.0;
+        if id == self.identity.member {
+            return Err(MembershipError::CannotRemoveSelf(name.to_owned()));
+        }
+        self.change(MemberChange::Leave(id)).await?;
+        Ok(id)
+    }
+
+    async fn change(&self, change: MemberChange) -> Result<(), MembershipError> {
+        accepted(propose_and_wait(&self.requests, Command::Member(change), REQUEST_TIMEOUT).await?)
+    }
+}

@@ -1,0 +1,101 @@
+//! Lease renewal: four times a second this member proves to itself that it has applied everything that was committed.
+//!
+//! t is this member's own clock when it asks. The leader answers with its commit index, and only after a majority has
+//! confirmed, *after the question came*, that it still leads ([`read_index`](crate::raft::read_index); never because of a
+//! leader lease: clocks may stand still). Once that index is applied here, this member's lease is valid until t + 1 s.
+//! [`crate::lease`] has the states.
+//!
+//! A member that begins to forward packets says so in the log first (`Command::Resume`): it remembers nothing of what an
+//! earlier run reported about idle sessions, or was not asked about them while its lease was expired.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use palisade_engine::LeaseState;
+use palisade_engine::replica::{Command, Outcome};
+use tokio::sync::{mpsc, watch};
+
+use crate::clock;
+use crate::lease::Lease;
+use crate::raft::barrier::{ReadBarrier, ReadBarrierError};
+use crate::raft::leadership::Leadership;
+use crate::raft::read_index::READ_INDEX_TIMEOUT;
+use crate::raft::requests::{AdminRequest, ProposeError, propose_and_wait};
+use crate::replication_metrics::ReplicationMetrics;
+
+/// Time between two renewals.
+const RENEWAL_INTERVAL: Duration = Duration::from_millis(250);
+/// The same after a failure: by then there may be a new leader.
+const RENEWAL_RETRY_DELAY: Duration = Duration::from_millis(25);
+
+/// The task that renews this member's lease.
+pub(crate) struct LeaseRenewer {
+    pub(crate) barrier: ReadBarrier,
+    pub(crate) leadership: watch::Receiver<Leadership>,
+    pub(crate) lease: Arc<Lease>,
+    pub(crate) requests: mpsc::Sender<AdminRequest>,
+    pub(crate) metrics: Arc<ReplicationMetrics>,
+}
+
+/// Why the lease was not renewed this time.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LeaseRenewalError {
+    #[error("no leader is known")]
+    NoLeader,
+    #[error(transparent)]
+    Barrier(#[from] ReadBarrierError),
+    #[error("the log did not take that this member resumes")]
+    Resume(#[from] ProposeError),
+    #[error("the log did not take that this member resumes: {0:?}")]
+    ResumeRefused(Outcome),
+}
+
+impl LeaseRenewer {
+    pub(crate) async fn run(self) {
+        // The number of replacements of the state after which this member last resumed.
+        let (mut resumed, mut was) = (None, LeaseState::Expired);
+        loop {
+            let replacements = self.lease.replacements();
+            let is = self.lease.state_at(clock::now());
+            if is == LeaseState::Expired && was != LeaseState::Expired {
+                resumed = None;
+            }
+            was = is;
+            let mut asked = clock::now();
+            let renewal = async {
+                if resumed != Some(replacements) {
+                    self.resume().await?;
+                    self.lease.resume(replacements);
+                    resumed = Some(replacements);
+                    asked = clock::now();
+                }
+                Ok::<(), LeaseRenewalError>(self.barrier.attempt().await?)
+            };
+            let renewal = renewal.await;
+            let pause = match renewal {
+                Ok(()) => {
+                    self.lease.renew(asked);
+                    self.metrics.lease_renewals.renewed.add(1);
+                    RENEWAL_INTERVAL
+                }
+                Err(error) => {
+                    self.metrics.lease_renewals.failed.add(1);
+                    tracing::debug!(%error, "the lease was not renewed");
+                    RENEWAL_RETRY_DELAY
+                }
+            };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Has the log take that this member begins to forward packets.
+    async fn resume(&self) -> Result<(), LeaseRenewalError> {
+        if self.leadership.borrow().leader.is_none() {
+            return Err(LeaseRenewalError::NoLeader);
+        }
+        match propose_and_wait(&self.requests, Command::Resume, READ_INDEX_TIMEOUT).await? {
+            Outcome::Accepted => Ok(()),
+            outcome => Err(LeaseRenewalError::ResumeRefused(outcome)),
+        }
+    }
+}

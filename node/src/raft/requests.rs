@@ -1,0 +1,57 @@
+//! Requests of administrators and of this member's own tasks: commands that are proposed, with a caller that waits for the
+//! outcome.
+
+use std::time::Duration;
+
+use palisade_engine::Time;
+use palisade_engine::replica::{Command, Outcome};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::clock;
+
+/// How long a change of the membership, or another command of an administrator, may take.
+pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// Requests that wait for the proposer.
+pub(crate) const REQUEST_QUEUE: usize = 256;
+/// How much longer than its deadline a request waits for a proposer that hangs.
+const PROPOSER_HANGS: Duration = Duration::from_millis(500);
+
+/// Why a command was not carried out, as far as this member knows.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ProposeError {
+    /// No answer in time.
+    #[error(
+        "the cluster did not confirm the change in time; it may still happen. Is a majority of the members up \
+         (`palisade cluster members`)?"
+    )]
+    Timeout,
+    /// The replication is being shut down.
+    #[error("this member is shutting down")]
+    Stopped,
+}
+
+/// The receiver of a command's outcome.
+pub(crate) type Reply = oneshot::Sender<Result<Outcome, ProposeError>>;
+
+/// A command with somebody who waits for its outcome.
+pub(crate) struct AdminRequest {
+    pub(crate) command: Command,
+    pub(crate) deadline: Time,
+    pub(crate) reply: Reply,
+}
+
+/// Has a command committed, and returns what applying it here did.
+pub(crate) async fn propose_and_wait(
+    requests: &mpsc::Sender<AdminRequest>,
+    command: Command,
+    timeout: Duration,
+) -> Result<Outcome, ProposeError> {
+    let (reply, outcome) = oneshot::channel();
+    let deadline = clock::now() + timeout;
+    let done = async {
+        requests.send(AdminRequest { command, deadline, reply }).await.map_err(|_| ProposeError::Stopped)?;
+        outcome.await.map_err(|_| ProposeError::Stopped)?
+    };
+    // The proposer keeps the deadline.
+    tokio::time::timeout(timeout + PROPOSER_HANGS, done).await.unwrap_or(Err(ProposeError::Timeout))
+}

@@ -1,0 +1,426 @@
+//! Wires a member's subsystems: one function each.
+
+use std::sync::Arc;
+
+use palisade_engine::replica::Replica;
+use palisade_engine::{Engine, MemberId, Wake};
+use palisade_engine::{Hint, Proposal};
+use palisade_raft_store::{Auditor, Snapshots, StoreMetrics, StoreOwner};
+use tokio::sync::{broadcast, mpsc, watch};
+
+use crate::audit::comparison::Comparer;
+use crate::audit::handler::AuditHandler;
+use crate::audit::repair::Repairer;
+use crate::audit::scrub::Scrubber;
+use crate::audit::{self, Divergence};
+use crate::lease::Lease;
+use crate::membership::admission::Admission;
+use crate::membership::identity::{DataDir, Identity};
+use crate::membership::options::Options;
+use crate::membership::reconcile::Reconciler;
+use crate::membership::register::Membership;
+use crate::membership::rollback_check;
+use crate::peer::addressing::AddressCheck;
+use crate::peer::connections::{Members, Peers};
+use crate::peer::transport;
+use crate::raft::barrier::ReadBarrier;
+use crate::raft::config::PalisadeRaft;
+use crate::raft::contact::LastContact;
+use crate::raft::election::{Election, LeaderContact};
+use crate::raft::leadership::{self, Leadership};
+use crate::raft::lease::LeaseRenewer;
+use crate::raft::network::Network;
+use crate::raft::priority::ElectionPriority;
+use crate::raft::read_index::ReadIndex;
+use crate::raft::requests::{AdminRequest, REQUEST_QUEUE};
+use crate::raft::start::{RaftSetup, Started, start_raft};
+use crate::raft::transfer::LeadershipTransfer;
+use crate::replication::Replication;
+use crate::replication::error::OpenError;
+use crate::replication::service::{MemberService, ServiceContext, serve};
+use crate::replication::tasks::Tasks;
+use crate::replication_metrics::ReplicationMetrics;
+use crate::sync::event_sink::{EventSink, tick};
+use crate::sync::events::{Events, SessionEvent, WATCHER_QUEUE};
+use crate::sync::hints::{HintPublisher, Reachability};
+use crate::sync::idle::IdleExpiry;
+use crate::sync::liveness::PeerLiveness;
+use crate::sync::progress::ProgressPublisher;
+use crate::sync::proposals::{APPLIED_QUEUE, BatchApplied, PendingBatches, Proposer};
+use crate::sync::streams;
+use crate::wake::SharedWake;
+
+/// What a member takes from its workers, and gives them.
+pub(crate) struct WorkerSide<W> {
+    pub(crate) hints: mpsc::Receiver<Hint>,
+    pub(crate) proposals: mpsc::Receiver<Proposal>,
+    pub(crate) wake: W,
+    pub(crate) lease: Arc<Lease>,
+}
+
+/// Starts the member that the data folder belongs to.
+pub(crate) async fn open<W>(options: Options, workers: WorkerSide<W>) -> Result<Replication, OpenError>
+where
+    W: Wake + Clone + Send + Sync + 'static,
+{
+    let data_dir = DataDir::lock(&options.data_dir)?;
+    let mut identity = data_dir.identity()?.ok_or(OpenError::NotMember)?;
+    data_dir.start(&mut identity)?;
+    let metrics = Arc::<ReplicationMetrics>::default();
+    let acceptor = transport::bind(options.listen, metrics.clone()).await;
+    let acceptor = acceptor.map_err(|source| OpenError::Listen { address: options.listen, source })?;
+    let applied = AppliedBatches::new();
+    let wake = Box::new(workers.wake.clone());
+    let core = Core::start(&options, &data_dir, &identity, &applied, workers.lease.clone(), wake, metrics).await?;
+
+    let mut tasks = Tasks::new();
+    let (requests, request_queue) = mpsc::channel(REQUEST_QUEUE);
+    let (sink, hint_queue, proposal_queue) = EventSink::new(core.metrics.clone());
+    let raft = RaftSide::start(&core, &options, &requests, &mut tasks);
+    let peer_liveness = PeerLiveness::default();
+    let sources =
+        Sources { hints: workers.hints, proposals: workers.proposals, hint_queue, proposal_queue, request_queue };
+    let events = applied.events.clone();
+    let reachability = start_sync(&core, &options, &raft, sources, applied, &mut tasks);
+    start_liveness(&core, &peer_liveness, SharedWake::copy(&workers.wake), &mut tasks);
+    start_leader_tasks(&core, &options, &raft, &requests, &mut tasks);
+    tasks.spawn("tick", tick(core.engine.clone(), sink.clone()));
+    let divergences = start_audit(&core, &raft, &mut tasks);
+
+    let service = MemberService::new(ServiceContext {
+        raft: core.raft.clone(),
+        read_index: raft.read_index.clone(),
+        engine: core.engine.clone(),
+        snapshots: core.snapshots.clone(),
+        wake: SharedWake::copy(&workers.wake),
+        metrics: core.metrics.clone(),
+        leadership: raft.leadership.clone(),
+        sink,
+        admission: core.admission(&raft, &requests),
+        contact: raft.contact.clone(),
+        peer_liveness,
+        leader_contact: raft.leader_contact.clone(),
+        audit: core.audit_handler(divergences),
+        stop: tasks.stopped(),
+    });
+    let check = AddressCheck { cluster: core.cluster.clone(), me: core.me, metrics: core.metrics.clone() };
+    let server = tasks.spawn_server("member port", serve(acceptor, service, check, tasks.stopped()));
+    Ok(Replication {
+        membership: core.membership(identity, data_dir, &raft, &requests),
+        raft: core.raft,
+        engine: core.engine,
+        auditor: core.auditor,
+        metrics: core.metrics,
+        store: core.store,
+        lease: core.lease,
+        requests,
+        barrier: raft.barrier,
+        events,
+        reachability,
+        transfer: raft.transfer,
+        priority: raft.priority,
+        server: parking_lot::Mutex::new(Some(server)),
+        tasks,
+    })
+}
+
+/// The queues of the store's reports of applied batches.
+struct AppliedBatches {
+    reports: mpsc::Sender<BatchApplied>,
+    report_queue: mpsc::Receiver<BatchApplied>,
+    pending: PendingBatches,
+    events: broadcast::Sender<Arc<SessionEvent>>,
+}
+
+impl AppliedBatches {
+    fn new() -> AppliedBatches {
+        let (reports, report_queue) = mpsc::channel(APPLIED_QUEUE);
+        let (events, _) = broadcast::channel(WATCHER_QUEUE);
+        AppliedBatches { reports, report_queue, pending: PendingBatches::default(), events }
+    }
+
+    fn observer(&self, me: MemberId, metrics: Arc<ReplicationMetrics>) -> Arc<Events> {
+        Arc::new(Events {
+            me,
+            reports: self.reports.clone(),
+            pending: self.pending.clone(),
+            watchers: self.events.clone(),
+            metrics,
+        })
+    }
+}
+
+/// What all subsystems share.
+struct Core {
+    me: MemberId,
+    /// The number of this start.
+    start: u32,
+    cluster: Arc<str>,
+    peers: Peers,
+    raft: PalisadeRaft,
+    engine: Arc<Engine>,
+    snapshots: Snapshots,
+    auditor: Auditor<Replica>,
+    store: StoreMetrics,
+    lease: Arc<Lease>,
+    metrics: Arc<ReplicationMetrics>,
+}
+
+impl Core {
+    /// Opens the store, replays it and starts Raft on it. The member does not take part in the cluster yet.
+    async fn start(
+        options: &Options,
+        data_dir: &DataDir,
+        identity: &Identity,
+        applied: &AppliedBatches,
+        lease: Arc<Lease>,
+        wake: Box<dyn Wake + Send>,
+        metrics: Arc<ReplicationMetrics>,
+    ) -> Result<Core, OpenError> {
+        let me = identity.member;
+        let peers = Peers::new(&identity.cluster, me)?;
+        let setup = RaftSetup {
+            timing: &options.timing,
+            log: options.log,
+            engine: &options.engine,
+            store: data_dir.store(identity),
+            owner: StoreOwner { cluster: identity.cluster.clone(), member: me },
+            start: identity.starts,
+            network: Network {
+                me,
+                peers: peers.clone(),
+                response_timeout: options.timing.response_timeout,
+                metrics: metrics.clone(),
+            },
+            wake,
+            observer: applied.observer(me, metrics.clone()),
+        };
+        let Started { raft, engine, snapshots, auditor, store } = start_raft(setup).await?;
+        // The member port answers no request yet: this member must not ask for votes either.
+        raft.runtime_config().elect(false);
+        if let Err(error) = rollback_check::check(&raft, &peers).await {
+            // Its result says nothing that the error does not.
+            drop(raft.shutdown().await);
+            return Err(error.into());
+        }
+        let cluster = identity.cluster.as_str().into();
+        Ok(Core { me, start: identity.starts, cluster, peers, raft, engine, snapshots, auditor, store, lease, metrics })
+    }
+
+    fn admission(&self, raft: &RaftSide, requests: &mpsc::Sender<AdminRequest>) -> Admission {
+        Admission {
+            cluster: self.cluster.clone(),
+            raft: self.raft.clone(),
+            read_index: raft.read_index.clone(),
+            engine: self.engine.clone(),
+            requests: requests.clone(),
+        }
+    }
+
+    fn audit_handler(&self, divergences: mpsc::Sender<Divergence>) -> AuditHandler {
+        AuditHandler { raft: self.raft.clone(), auditor: self.auditor.clone(), lease: self.lease.clone(), divergences }
+    }
+
+    fn membership(
+        &self,
+        identity: Identity,
+        data_dir: DataDir,
+        raft: &RaftSide,
+        requests: &mpsc::Sender<AdminRequest>,
+    ) -> Membership {
+        Membership {
+            identity,
+            data_dir,
+            raft: self.raft.clone(),
+            engine: self.engine.clone(),
+            requests: requests.clone(),
+            leadership: raft.leadership.clone(),
+            peers: self.peers.clone(),
+            transfer: raft.transfer.clone(),
+        }
+    }
+}
+
+/// What the tasks of Raft share with the other subsystems.
+struct RaftSide {
+    leadership: watch::Receiver<Leadership>,
+    members: watch::Receiver<Members>,
+    read_index: ReadIndex,
+    barrier: ReadBarrier,
+    contact: LastContact,
+    leader_contact: LeaderContact,
+    transfer: LeadershipTransfer,
+    priority: watch::Sender<ElectionPriority>,
+}
+
+impl RaftSide {
+    /// Starts what this program adds to openraft: elections, transfer of leadership, renewal of the lease.
+    fn start(core: &Core, options: &Options, requests: &mpsc::Sender<AdminRequest>, tasks: &mut Tasks) -> RaftSide {
+        let Core { me, raft, .. } = core;
+        let me = *me;
+        let (leadership_sender, leadership) = watch::channel(Leadership::default());
+        let (members_sender, members) = watch::channel(Members::new());
+        let (priority, priority_receiver) = watch::channel(ElectionPriority::default());
+        let (contact, leader_contact) = (LastContact::default(), LeaderContact::default());
+        let read_index = ReadIndex { me, raft: raft.clone(), peers: core.peers.clone() };
+        let barrier = ReadBarrier {
+            me,
+            raft: raft.clone(),
+            read_index: read_index.clone(),
+            peers: core.peers.clone(),
+            leadership: leadership.clone(),
+            priority: priority_receiver.clone(),
+        };
+        let renewer = LeaseRenewer {
+            barrier: barrier.clone(),
+            leadership: leadership.clone(),
+            lease: core.lease.clone(),
+            requests: requests.clone(),
+            metrics: core.metrics.clone(),
+        };
+        let transfer = LeadershipTransfer {
+            me,
+            raft: raft.clone(),
+            contact: contact.clone(),
+            priority: priority_receiver.clone(),
+        };
+        let election = Election {
+            me,
+            raft: raft.clone(),
+            leader_contact: leader_contact.clone(),
+            lease: options.timing.election,
+            vote: options.timing.vote(),
+            priority: priority_receiver,
+        };
+        let follow = leadership::follow(
+            raft.clone(),
+            leadership_sender,
+            members_sender,
+            core.peers.clone(),
+            core.metrics.clone(),
+        );
+        tasks.spawn("leadership", follow);
+        tasks.spawn("lease", renewer.run());
+        tasks.spawn("election", election.run());
+        tasks.spawn("leadership transfer", transfer.clone().run());
+        RaftSide { leadership, members, read_index, barrier, contact, leader_contact, transfer, priority }
+    }
+}
+
+/// Where hints and proposals come from.
+struct Sources {
+    /// From the workers.
+    hints: mpsc::Receiver<Hint>,
+    proposals: mpsc::Receiver<Proposal>,
+    /// From what no packet causes.
+    hint_queue: mpsc::Receiver<Hint>,
+    proposal_queue: mpsc::Receiver<Proposal>,
+    /// From administrators and tasks.
+    request_queue: mpsc::Receiver<AdminRequest>,
+}
+
+/// Starts the tasks that keep peers informed of sessions. Returns which peers are reached.
+fn start_sync(
+    core: &Core,
+    options: &Options,
+    raft: &RaftSide,
+    sources: Sources,
+    applied: AppliedBatches,
+    tasks: &mut Tasks,
+) -> Reachability {
+    let reachability = Reachability::default();
+    let proposer = Proposer {
+        me: core.me,
+        start: core.start,
+        raft: core.raft.clone(),
+        peers: core.peers.clone(),
+        leadership: raft.leadership.clone(),
+        lease: core.lease.clone(),
+        metrics: core.metrics.clone(),
+        proposals: sources.proposals,
+        follow_up_proposals: sources.proposal_queue,
+        requests: sources.request_queue,
+        applied: applied.report_queue,
+        pending: applied.pending,
+    };
+    let hints = HintPublisher {
+        peers: core.peers.clone(),
+        engine: core.engine.clone(),
+        metrics: core.metrics.clone(),
+        reachability: reachability.clone(),
+        hints: Some(sources.hints),
+        replies: Some(sources.hint_queue),
+    };
+    let (peers, engine, metrics) = (core.peers.clone(), core.engine.clone(), core.metrics.clone());
+    let progress = ProgressPublisher::new(peers, engine, metrics, options.progress_rate);
+    tasks.spawn("proposals", proposer.run());
+    tasks.spawn("hints", streams::run(hints, core.me, raft.members.clone()));
+    tasks.spawn("progress", streams::run(progress, core.me, raft.members.clone()));
+    reachability
+}
+
+/// Starts the failure detector.
+fn start_liveness(core: &Core, liveness: &PeerLiveness, wake: Box<dyn SharedWake>, tasks: &mut Tasks) {
+    let (engine, metrics, grace) = (core.engine.clone(), core.metrics.clone(), core.lease.grace());
+    tasks.spawn("failure detector", liveness.clone().run_failure_detector(core.me, engine, wake, metrics, grace));
+}
+
+/// Starts what the leader does besides leading.
+fn start_leader_tasks(
+    core: &Core,
+    options: &Options,
+    raft: &RaftSide,
+    requests: &mpsc::Sender<AdminRequest>,
+    tasks: &mut Tasks,
+) {
+    let reconciler = Reconciler {
+        me: core.me,
+        raft: core.raft.clone(),
+        engine: core.engine.clone(),
+        contact: raft.contact.clone(),
+        voters: options.voters,
+    };
+    let idle = IdleExpiry {
+        raft: core.raft.clone(),
+        engine: core.engine.clone(),
+        peers: core.peers.clone(),
+        requests: requests.clone(),
+        auditor: core.auditor.clone(),
+        contact: raft.contact.clone(),
+        grace: core.lease.grace(),
+    };
+    tasks.spawn("membership", reconciler.run());
+    tasks.spawn("idle expiry", idle.run());
+}
+
+/// Starts comparing, scrubbing and repairing. Returns the queue of divergences that others report.
+fn start_audit(core: &Core, raft: &RaftSide, tasks: &mut Tasks) -> mpsc::Sender<Divergence> {
+    let (divergences, divergence_queue) = audit::divergences();
+    let comparer = Comparer {
+        me: core.me,
+        raft: core.raft.clone(),
+        auditor: core.auditor.clone(),
+        peers: core.peers.clone(),
+        metrics: core.metrics.clone(),
+        divergences: divergences.clone(),
+    };
+    let scrubber =
+        Scrubber { engine: core.engine.clone(), metrics: core.metrics.clone(), divergences: divergences.clone() };
+    let repairer = Repairer {
+        me: core.me,
+        raft: core.raft.clone(),
+        engine: core.engine.clone(),
+        auditor: core.auditor.clone(),
+        snapshots: core.snapshots.clone(),
+        peers: core.peers.clone(),
+        leadership: raft.leadership.clone(),
+        transfer: raft.transfer.clone(),
+        lease: core.lease.clone(),
+        metrics: core.metrics.clone(),
+        divergences: divergence_queue,
+    };
+    tasks.spawn("comparison", comparer.run());
+    tasks.spawn("scrub", scrubber.run());
+    tasks.spawn("repair", repairer.run());
+    divergences
+}

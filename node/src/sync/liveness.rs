@@ -1,0 +1,189 @@
+//! Reception of progress: which peers are alive, and from when to when their progress is not known.
+//!
+//! A peer that was not heard from for [`SUSPECT_AFTER`] is silent. What it may have forwarded in a gap of its progress, or
+//! while it is silent, is not known here, and the engine judges accordingly ([`Engine::mark_blind`]).
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{Stream, StreamExt};
+use palisade_engine::{Engine, MemberId, Role, Time};
+use palisade_proto::convert::decode_progress;
+use palisade_proto::member::v1 as wire;
+use parking_lot::Mutex;
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::progress::MAX_SESSIONS_BYTES;
+use crate::clock;
+use crate::replication_metrics::ReplicationMetrics;
+use crate::wake::{SharedWake, Waker};
+
+/// A peer that was not heard from for this long is silent: three and a half progress intervals.
+const SUSPECT_AFTER: Duration = Duration::from_millis(350);
+/// Interval at which silent peers are detected.
+const DETECTOR_INTERVAL: Duration = Duration::from_millis(50);
+/// Added to the grace of a lease, because clocks of machines need not run equally fast.
+const CLOCK_DRIFT_MARGIN: Duration = Duration::from_secs(2);
+/// Number of messages whose delays are compared to estimate the difference of the clocks.
+const DELAY_SAMPLES: usize = 64;
+
+/// A failure detector: when each peer was last heard from, and up to when its progress is complete.
+#[derive(Clone, Default)]
+pub(crate) struct PeerLiveness(Arc<Mutex<BTreeMap<MemberId, PeerState>>>);
+
+struct PeerState {
+    /// When its last message came.
+    heard_at: Time,
+    /// Up to when its progress is complete, by this member's clock.
+    complete_until: Time,
+    /// The same by its own clock, in nanoseconds.
+    peer_complete_until: u64,
+    /// For its last messages, the time of arrival here minus the time of sending there: the clocks' difference and the delay.
+    delays: VecDeque<i128>,
+}
+
+impl PeerState {
+    /// A peer that was not heard from yet.
+    fn new(now: Time) -> PeerState {
+        PeerState { heard_at: now, complete_until: now, peer_complete_until: 0, delays: VecDeque::new() }
+    }
+
+    /// A time of its clock, by this member's clock. Rather too early than too late, because the shortest delay counts.
+    fn local_time(&self, theirs: u64) -> Time {
+        let offset = self.delays.iter().min().copied().unwrap_or(0);
+        Time(u64::try_from((i128::from(theirs) + offset).max(1)).unwrap_or(u64::MAX))
+    }
+
+    /// Takes in a message that is complete between two times of its clock. Returns the gap before, if there is one.
+    fn on_message(&mut self, now: Time, sent: u64, from: u64, until: u64) -> Option<(Time, Time)> {
+        if self.delays.len() >= DELAY_SAMPLES {
+            self.delays.pop_front();
+        }
+        self.delays.push_back(i128::from(now.0) - i128::from(sent));
+        let gap = (from != self.peer_complete_until).then(|| (self.complete_until, self.local_time(from)));
+        self.heard_at = now;
+        self.peer_complete_until = until;
+        self.complete_until = self.local_time(until).min(now);
+        gap.filter(|(begin, end)| begin < end)
+    }
+}
+
+impl PeerLiveness {
+    /// A new stream of `member` begins. After a restart its clock may differ.
+    pub(crate) fn on_stream_start(&self, member: MemberId) {
+        if let Some(peer) = self.0.lock().get_mut(&member) {
+            peer.delays.clear();
+            peer.peer_complete_until = 0;
+        }
+    }
+
+    /// Takes in a message.
+    pub(crate) fn on_message(
+        &self,
+        engine: &Engine,
+        from: MemberId,
+        batch: &wire::ProgressBatch,
+    ) -> Result<u64, palisade_proto::convert::MemberError> {
+        let now = clock::now();
+        let mut sessions = 0;
+        for progress in decode_progress(batch.sessions.get(..MAX_SESSIONS_BYTES).unwrap_or(&batch.sessions)) {
+            engine.merge_progress(now, from, &progress?);
+            sessions += 1;
+        }
+        let gap = {
+            let mut all = self.0.lock();
+            all.entry(from).or_insert_with(|| PeerState::new(now)).on_message(now, batch.sent, batch.from, batch.until)
+        };
+        if let Some((begin, end)) = gap {
+            engine.mark_blind(begin, end);
+        }
+        Ok(sessions)
+    }
+
+    /// Reports silent peers to the engine, forever.
+    pub(crate) async fn run_failure_detector(
+        self,
+        me: MemberId,
+        engine: Arc<Engine>,
+        wake: Box<dyn SharedWake>,
+        metrics: Arc<ReplicationMetrics>,
+        grace: Duration,
+    ) {
+        let mut wake = Waker(wake);
+        let mut ticks = interval(DETECTOR_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let silent = self.detect_silent(me, &engine, clock::now(), grace + CLOCK_DRIFT_MARGIN);
+            engine.set_silent_peers(silent, &mut wake);
+            metrics.members_silent.set(silent);
+        }
+    }
+
+    /// The number of silent peers. Marks blind what they may have forwarded meanwhile.
+    fn detect_silent(&self, me: MemberId, engine: &Engine, now: Time, dead: Duration) -> u32 {
+        let cluster = engine.cluster_state();
+        let mut all = self.0.lock();
+        for (id, _) in cluster.members.iter().filter(|(id, info)| **id != me && info.role == Role::Firewall) {
+            all.entry(*id).or_insert_with(|| PeerState::new(now));
+        }
+        // A member that was removed may not know it, but its lease has expired after `dead`: it forwards nothing then.
+        all.retain(|id, peer| cluster.members.contains_key(id) || now.since(peer.complete_until) < dead);
+        let mut silent = 0;
+        for (id, peer) in all.iter() {
+            if (SUSPECT_AFTER..dead).contains(&now.since(peer.complete_until)) {
+                engine.mark_blind(peer.complete_until, now);
+            }
+            let forwards = cluster.members.get(id).is_some_and(|info| info.role == Role::Firewall);
+            silent += u32::from(forwards && now.since(peer.heard_at) >= SUSPECT_AFTER);
+        }
+        silent
+    }
+}
+
+/// Takes in a peer's stream of progress, to its end. `require_member`: whether the peer is a member still.
+pub(crate) async fn receive(
+    liveness: &PeerLiveness,
+    engine: &Engine,
+    metrics: &ReplicationMetrics,
+    from: MemberId,
+    require_member: impl Fn() -> Result<(), tonic::Status>,
+    mut batches: impl Stream<Item = Result<wire::ProgressBatch, tonic::Status>> + Unpin,
+) -> Result<(), tonic::Status> {
+    liveness.on_stream_start(from);
+    while let Some(batch) = batches.next().await {
+        require_member()?;
+        let sessions = liveness.on_message(engine, from, &batch?);
+        metrics.progress_sessions.received.add(sessions.map_err(|e| tonic::Status::invalid_argument(e.to_string()))?);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+
+    #[test]
+    fn progress_gap_is_what_no_message_covers() {
+        let mut peer = PeerState::new(Time(1_000 * MS));
+        // Its clock is 500 ms behind; messages take 1 to 30 ms.
+        let at = |here: u64, delay: u64| (Time((here + delay) * MS), (here - 500) * MS);
+        let (now, sent) = at(1_100, 30);
+        assert_eq!(
+            peer.on_message(now, sent, sent - 100 * MS, sent),
+            Some((Time(1_000 * MS), Time(1_030 * MS))),
+            "the first one"
+        );
+        let (now, next) = at(1_200, 1);
+        assert_eq!(peer.on_message(now, next, sent, next), None);
+        assert_eq!(peer.complete_until, Time(1_201 * MS));
+        // A message is lost.
+        let (now, last) = at(1_400, 10);
+        let begin = next + 100 * MS;
+        assert_eq!(peer.on_message(now, last, begin, last), Some((Time(1_201 * MS), Time(1_301 * MS))));
+        assert_eq!(peer.complete_until, Time(1_401 * MS), "the shortest delay counts");
+    }
+}

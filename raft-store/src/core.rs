@@ -1,0 +1,190 @@
+//! The replicated state, and what the state machine and its auditor have in common.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::sync::Arc;
+
+use openraft::EntryPayload;
+use palisade_engine::replica::{Applied, Batch, Replica, RestoreError, SnapshotJob};
+use palisade_engine::{Time, Wake};
+use parking_lot::Mutex;
+
+use crate::clock::Clock;
+use crate::digests::Digests;
+use crate::snapshot::{SnapshotFile, Snapshots};
+use crate::types::{Entry, LogId, SnapshotMeta, StoredMembership};
+
+/// What is replicated: [`Replica`], or a fake of it in tests and simulation.
+pub trait ReplicatedState: Send + 'static {
+    /// A snapshot in the making.
+    type Job: Job;
+
+    /// Applies a batch; one answer a command. Deterministic: `now` is for local timers only.
+    fn apply(&mut self, now: Time, batch: &Batch, wake: &mut dyn Wake) -> Vec<Applied>;
+
+    /// Begins a snapshot of the state as it is now.
+    fn begin_snapshot(&mut self) -> Self::Job;
+
+    /// A digest of the whole state: equal on all members that have applied the same. Quick, as it is asked for after
+    /// every entry.
+    fn digest(&self) -> u64;
+
+    /// Replaces the state by a snapshot's.
+    ///
+    /// # Errors
+    /// [`RestoreError`]; the state is then as before.
+    fn restore(&mut self, now: Time, snapshot: &mut dyn Read, wake: &mut dyn Wake) -> Result<(), RestoreError>;
+}
+
+/// A snapshot in the making: exact at the moment it was begun, though `apply` goes on.
+pub trait Job: Send + 'static {
+    /// Writes it.
+    ///
+    /// # Errors
+    /// The writer's.
+    fn write(self, to: &mut dyn Write) -> io::Result<()>;
+}
+
+impl ReplicatedState for Replica {
+    type Job = SnapshotJob;
+
+    fn apply(&mut self, now: Time, batch: &Batch, wake: &mut dyn Wake) -> Vec<Applied> {
+        Replica::apply(self, now, batch, wake)
+    }
+
+    fn begin_snapshot(&mut self) -> SnapshotJob {
+        Replica::begin_snapshot(self)
+    }
+
+    fn digest(&self) -> u64 {
+        Replica::digest(self)
+    }
+
+    fn restore(&mut self, now: Time, snapshot: &mut dyn Read, wake: &mut dyn Wake) -> Result<(), RestoreError> {
+        Replica::restore(self, now, snapshot, wake)
+    }
+}
+
+impl Job for SnapshotJob {
+    fn write(self, to: &mut dyn Write) -> io::Result<()> {
+        SnapshotJob::write(self, to)
+    }
+}
+
+/// Told what has been applied, in order, on the task that applies: it must be quick.
+pub trait Observer: Send + Sync + 'static {
+    /// A batch was applied; one answer a command.
+    fn applied(&self, index: u64, batch: &Batch, answers: &[Applied]);
+
+    /// Everything up to `index` has been applied: after every entry, also those that are not batches, and after a
+    /// snapshot was installed.
+    fn advanced(&self, index: u64) {
+        let _ = index;
+    }
+
+    /// The state was replaced by a snapshot that reaches `index`: what is in it was not told one by one.
+    fn installed(&self, index: u64) {
+        let _ = index;
+    }
+}
+
+impl Observer for () {
+    fn applied(&self, _: u64, _: &Batch, _: &[Applied]) {}
+}
+
+/// What a state machine consists of.
+pub struct Setup<M> {
+    /// The state: empty, as of a new cluster.
+    pub state: M,
+    /// Told which held packets may go on.
+    pub wake: Box<dyn Wake + Send>,
+    /// Told what was applied.
+    pub observer: Arc<dyn Observer>,
+}
+
+impl<M> fmt::Debug for Setup<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Setup").finish_non_exhaustive()
+    }
+}
+
+pub(crate) struct Inner<M> {
+    pub(crate) state: M,
+    pub(crate) wake: Box<dyn Wake + Send>,
+    pub(crate) applied: Option<LogId>,
+    pub(crate) membership: StoredMembership,
+    pub(crate) digests: Digests,
+}
+
+impl<M: ReplicatedState> Inner<M> {
+    pub(crate) fn restore(&mut self, now: Time, snapshot: &SnapshotFile) -> Result<(), RestoreError> {
+        self.state.restore(now, &mut snapshot.body(), &mut *self.wake)?;
+        self.applied = snapshot.meta().last_log_id;
+        self.membership = snapshot.meta().last_membership.clone();
+        // What it was before says nothing about what it is now.
+        self.digests = Digests::default();
+        self.digested();
+        Ok(())
+    }
+
+    fn digested(&mut self) {
+        if let Some(id) = self.applied {
+            self.digests.add(id.index, self.state.digest());
+        }
+    }
+
+    pub(crate) fn apply(&mut self, now: Time, entry: &Entry) -> Vec<Applied> {
+        let id = entry.log_id;
+        let answers = match &entry.payload {
+            EntryPayload::Blank => Vec::new(),
+            EntryPayload::Normal(batch) => self.state.apply(now, batch, &mut *self.wake),
+            EntryPayload::Membership(membership) => {
+                self.membership = StoredMembership::new(Some(id), membership.clone());
+                Vec::new()
+            }
+        };
+        self.applied = Some(id);
+        self.digested();
+        answers
+    }
+
+    /// Begins a snapshot, with what it will cover.
+    pub(crate) fn begin(&mut self) -> (SnapshotMeta, M::Job) {
+        let meta = SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() };
+        (meta, self.state.begin_snapshot())
+    }
+}
+
+/// What a state machine and its auditor have in common.
+pub(crate) struct Core<M> {
+    pub(crate) inner: Mutex<Inner<M>>,
+    pub(crate) observer: Arc<dyn Observer>,
+    pub(crate) snapshots: Snapshots,
+    pub(crate) clock: Clock,
+    /// Held while a snapshot is built: one at a time, and none while one is installed.
+    pub(crate) snapshot_lock: Arc<tokio::sync::Mutex<()>>,
+    /// Held while an entry is applied, or the state replaced.
+    pub(crate) apply_lock: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl<M: ReplicatedState> Core<M> {
+    /// Replaces the state by a snapshot's, and keeps that. The caller has the turn.
+    pub(crate) async fn replace(self: &Arc<Self>, snapshot: SnapshotFile) -> Result<(), io::Error> {
+        let _guard = self.snapshot_lock.lock().await;
+        let (core, last) = (Arc::clone(self), snapshot.meta().last_log_id);
+        tokio::task::spawn_blocking(move || {
+            core.inner.lock().restore((core.clock)(), &snapshot).map_err(|error| match error {
+                RestoreError::Io(error) => error,
+                error @ RestoreError::Damaged(_) => io::Error::new(io::ErrorKind::InvalidData, error),
+            })?;
+            core.snapshots.adopt(snapshot)
+        })
+        .await
+        .map_err(io::Error::other)??;
+        if let Some(id) = last {
+            self.observer.installed(id.index);
+            self.observer.advanced(id.index);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,231 @@
+//! The state machine: openraft's view of the replicated state.
+//!
+//! The state itself is in memory. After a start it is that of the newest good snapshot, and openraft replays the log
+//! from there up to the commit index that was saved.
+//!
+//! `apply` is called by one task. A snapshot fixes the machine's state between two applies (under the lock, with the
+//! log id and membership of that moment) and is written by another thread while `apply` goes on.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use futures::{Stream, TryStreamExt};
+use openraft::storage::{EntryResponder, RaftStateMachine};
+use openraft::type_config::alias::SnapshotOf;
+use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder, Snapshot};
+use palisade_engine::replica::Applied;
+use parking_lot::Mutex;
+use tokio::sync::OwnedMutexGuard;
+
+use crate::audit::Auditor;
+use crate::clock::Clock;
+use crate::core::{Core, Inner, Job, ReplicatedState, Setup};
+use crate::digests::Digests;
+use crate::error::StoreError;
+use crate::snapshot::{SnapshotFile, Snapshots};
+use crate::types::{Entry, LogId, Response, SnapshotMeta, StoredMembership, TypeConfig};
+
+/// openraft's state machine.
+pub struct StateMachine<M>(Arc<Core<M>>);
+
+impl<M> fmt::Debug for StateMachine<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StateMachine").field("applied", &self.0.inner.lock().applied).finish_non_exhaustive()
+    }
+}
+
+impl<M: ReplicatedState> StateMachine<M> {
+    /// A state machine with the state of the newest good one of `snapshots`. Blocks for as long as that takes.
+    ///
+    /// # Errors
+    /// If the snapshots can not be read.
+    pub fn restore(setup: Setup<M>, snapshots: Snapshots, clock: Clock) -> Result<StateMachine<M>, StoreError> {
+        let Setup { state, wake, observer } = setup;
+        let membership = StoredMembership::default();
+        let mut inner = Inner { state, wake, applied: None, membership, digests: Digests::default() };
+        let good = snapshots.good().map_err(StoreError::io("read", std::path::Path::new("the snapshots")))?;
+        for snapshot in good {
+            match inner.restore(clock(), &snapshot) {
+                Ok(()) => {
+                    snapshots.set_current(&snapshot);
+                    if let Some(id) = inner.applied {
+                        observer.installed(id.index);
+                        observer.advanced(id.index);
+                    }
+                    break;
+                }
+                Err(error) => tracing::warn!(meta = %snapshot.meta(), %error, "a snapshot was refused: skipped"),
+            }
+        }
+        let inner = Mutex::new(inner);
+        let (snapshot_lock, apply_lock) = Default::default();
+        Ok(StateMachine(Arc::new(Core { inner, observer, snapshots, clock, snapshot_lock, apply_lock })))
+    }
+
+    /// The last entry applied.
+    #[must_use]
+    pub fn last_applied(&self) -> Option<LogId> {
+        self.0.inner.lock().applied
+    }
+
+    /// Applies an entry that openraft does not know of: what is left of a log.
+    pub(crate) fn replay(&self, entry: &Entry) {
+        self.0.inner.lock().apply((self.0.clock)(), entry);
+    }
+
+    /// The last entry applied, and the membership then.
+    pub(crate) fn position(&self) -> (Option<LogId>, StoredMembership) {
+        let inner = self.0.inner.lock();
+        (inner.applied, inner.membership.clone())
+    }
+
+    /// Calls `with` with the machine itself.
+    pub(crate) fn with<T>(&self, with: impl FnOnce(&mut M) -> T) -> T {
+        with(&mut self.0.inner.lock().state)
+    }
+
+    /// A handle that looks at the machine while openraft has it: at exactly one index.
+    #[must_use]
+    pub fn inspector(&self) -> Inspector<M> {
+        Inspector(Arc::clone(&self.0))
+    }
+
+    /// A handle that compares and repairs the state while openraft has it.
+    #[must_use]
+    pub fn auditor(&self) -> Auditor<M> {
+        Auditor::new(Arc::clone(&self.0))
+    }
+
+    fn begin(&self, guard: OwnedMutexGuard<()>) -> Builder<M> {
+        let (meta, job) = self.0.inner.lock().begin();
+        Builder { begun: Mutex::new(Some((meta, job, guard))), snapshots: self.0.snapshots.clone() }
+    }
+}
+
+/// Looks at a machine. What it does must be quick: applying waits meanwhile.
+pub struct Inspector<M>(Arc<Core<M>>);
+
+impl<M> Clone for Inspector<M> {
+    fn clone(&self) -> Self {
+        Inspector(Arc::clone(&self.0))
+    }
+}
+
+impl<M> fmt::Debug for Inspector<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inspector").finish_non_exhaustive()
+    }
+}
+
+impl<M: ReplicatedState> Inspector<M> {
+    /// Calls `look` with the machine and the last entry applied to it.
+    pub fn look<T>(&self, look: impl FnOnce(&M, Option<LogId>) -> T) -> T {
+        let inner = self.0.inner.lock();
+        look(&inner.state, inner.applied)
+    }
+}
+
+impl<M: ReplicatedState> RaftStateMachine<TypeConfig> for StateMachine<M> {
+    type SnapshotData = SnapshotFile;
+    type SnapshotBuilder = Builder<M>;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        let inner = self.0.inner.lock();
+        Ok((inner.applied, inner.membership.clone()))
+    }
+
+    async fn apply<S>(&mut self, mut entries: S) -> Result<(), io::Error>
+    where
+        S: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
+    {
+        while let Some((entry, responder)) = entries.try_next().await? {
+            let id = entry.log_id;
+            let _lock = self.0.apply_lock.lock().await;
+            let answers = {
+                let mut inner = self.0.inner.lock();
+                if inner.applied.is_some_and(|applied| applied.index >= id.index) {
+                    // The snapshot that repaired the state had it. Whoever waits for the answer asks again.
+                    if let Some(responder) = responder {
+                        responder.send(Response(Vec::new()));
+                    }
+                    continue;
+                }
+                inner.apply((self.0.clock)(), &entry)
+            };
+            if let EntryPayload::Normal(batch) = &entry.payload {
+                self.0.observer.applied(id.index, batch, &answers);
+            }
+            self.0.observer.advanced(id.index);
+            if let Some(responder) = responder {
+                responder.send(Response(Applied::outcomes(&answers)));
+            }
+        }
+        Ok(())
+    }
+
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Builder<M>> {
+        if force {
+            return Some(self.get_snapshot_builder().await);
+        }
+        if self.0.snapshots.is_pinned() {
+            tracing::debug!("no snapshot is built while one is being sent");
+            return None;
+        }
+        let guard = Arc::clone(&self.0.snapshot_lock).try_lock_owned().ok()?;
+        Some(self.begin(guard))
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder<M> {
+        let guard = Arc::clone(&self.0.snapshot_lock).lock_owned().await;
+        self.begin(guard)
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotFile) -> Result<(), io::Error> {
+        if snapshot.meta() != meta {
+            let what = format!("the snapshot says {}, its sender says {meta}", snapshot.meta());
+            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        }
+        let _lock = self.0.apply_lock.lock().await;
+        self.0.replace(snapshot).await
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<SnapshotOf<TypeConfig, SnapshotFile>>, io::Error> {
+        Ok(self.0.snapshots.current()?.map(|snapshot| Snapshot { meta: snapshot.meta().clone(), snapshot }))
+    }
+}
+
+/// What it will cover, its content, and the turn to build.
+type Begun<J> = (SnapshotMeta, J, OwnedMutexGuard<()>);
+
+/// Builds one snapshot: of the state as it was when the builder was made.
+pub struct Builder<M: ReplicatedState> {
+    // A mutex only because openraft wants builders to be `Sync`, which jobs need not be.
+    begun: Mutex<Option<Begun<M::Job>>>,
+    snapshots: Snapshots,
+}
+
+impl<M: ReplicatedState> fmt::Debug for Builder<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder").finish_non_exhaustive()
+    }
+}
+
+impl<M: ReplicatedState> RaftSnapshotBuilder<TypeConfig> for Builder<M> {
+    type SnapshotData = SnapshotFile;
+
+    async fn build_snapshot(&mut self) -> Result<SnapshotOf<TypeConfig, SnapshotFile>, io::Error> {
+        let Some((meta, job, guard)) = self.begun.get_mut().take() else {
+            return Err(io::Error::other("this snapshot has been built already"));
+        };
+        let snapshots = self.snapshots.clone();
+        let snapshot = tokio::task::spawn_blocking(move || {
+            // Until it is done, not until somebody has waited for it.
+            let _guard = guard;
+            snapshots.build(&meta, |to| job.write(to))
+        })
+        .await
+        .map_err(io::Error::other)??;
+        Ok(Snapshot { meta: snapshot.meta().clone(), snapshot })
+    }
+}
