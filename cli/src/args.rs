@@ -88,7 +88,7 @@ pub enum Command {
     /// List, watch and kill sessions.
     #[command(subcommand)]
     Session(command::session::Command),
-    /// Turn traffic away from this member, before maintenance: not ready, and the lead to another member.
+    /// Turn traffic away from this member, before maintenance: not ready, and leadership to another member.
     Drain(command::drain::Args),
     /// Take traffic again after `drain`.
     Undrain,

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, reason = "a test")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -208,4 +209,22 @@ fn tests_named_on_pages_exist() {
         }
     }
     assert!(seen > 10, "{seen}");
+}
+
+/// `docs/dependencies.md` has a row for each dependency in `Cargo.toml`, and no other row.
+#[test]
+fn dependencies_each_have_a_row() {
+    let page = read("docs/dependencies.md");
+    let rows: BTreeSet<&str> =
+        page.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`').map(|(name, _)| name)).collect();
+    let manifest = read("Cargo.toml");
+    let table = manifest.split_once("[workspace.dependencies]").unwrap().1.split("\n[").next().unwrap();
+    let known: BTreeSet<&str> = table
+        .lines()
+        .filter_map(|line| line.split_once(" = "))
+        .filter(|(name, spec)| !name.starts_with('#') && !spec.contains("path = "))
+        .map(|(name, _)| name)
+        .collect();
+    assert!(known.len() > 40, "{known:?}");
+    assert_eq!(rows, known, "left: docs/dependencies.md, right: Cargo.toml");
 }

@@ -109,7 +109,10 @@ pub fn drained(output: Output, d: &v1::Draining) -> Result<(), Failure> {
                 writeln!(out, "do the routers on both sides follow /readyz (or `palisade health`)?")?;
             }
             if d.leader {
-                writeln!(out, "it still leads: no other voter has taken the lead; see `palisade cluster members`")?;
+                writeln!(
+                    out,
+                    "it still leads: no other voter has taken over leadership; see `palisade cluster members`"
+                )?;
             }
             writeln!(out, "it forwards what still comes; `palisade undrain`, or a restart, takes traffic again")
         },
