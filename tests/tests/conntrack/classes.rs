@@ -176,7 +176,7 @@ impl Belongs<'_> {
             && self.beyond() > MAX_SEQ_AHEAD.min(self.talk.max_window(1 - self.from))
     }
 
-    /// RemoteNetwork what was seen, but no farther than what may have passed elsewhere.
+    /// Beyond what was seen, but no farther than what may have passed elsewhere.
     fn unseen(&self) -> bool {
         let seq = seq_diff(self.tcp.end(), self.sender().window_end) > 0 && self.beyond() > 0;
         (seq || self.ack_beyond() > 0) && !self.beyond_the_windows() && self.ack_beyond() <= MAX_SEQ_AHEAD
