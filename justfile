@@ -21,6 +21,10 @@ test *ARGS:
 lab *ARGS:
     PALISADE_REQUIRE_LAB=1 cargo test -p palisade-tests {{ARGS}}
 
+# What docs/performance.md measures: tables, and no verdict.
+measure *ARGS:
+    cargo bench -p palisade-tests -- {{ARGS}}
+
 # Three members, real traffic, the leader dies.
 demo *ARGS:
     cargo run --release -- demo {{ARGS}}

@@ -21,7 +21,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::args::{Cli, Command};
-use crate::exit::{Exit, Failure};
+use crate::exit::Failure;
 
 /// Runs the command line of this process.
 #[must_use]
@@ -42,7 +42,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
     let global = cli.global;
     match cli.command {
         #[cfg(feature = "demo")]
-        Command::Demo(args) => demo::run(args).map_err(|e| Failure::new(Exit::Failure, format!("{e:#}"), None)),
+        Command::Demo(args) => demo::run(args).map_err(|e| Failure::new(exit::Exit::Failure, format!("{e:#}"), None)),
         Command::Node(args) => command::node::run(&global, &args),
         Command::Config(c) => command::config::run(&global, &c),
         Command::Cluster(c) => command::cluster::run(&global, c),

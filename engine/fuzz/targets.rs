@@ -196,9 +196,9 @@ pub fn pipeline(data: &[u8]) {
                     let over =
                         |id: &SessionId| engine.session(now, *id).is_some_and(|session| session.timeout.is_zero());
                     assert!(idle.iter().all(over));
-                    let inquiry = engine.inquiry(now, &idle);
-                    engine.still_idle(now, &mut idle);
-                    let (open, closed) = inquiry.end(|id| idle.contains(id), 3);
+                    let probe = engine.probe_idle(now, &idle);
+                    engine.confirm_idle(now, &mut idle);
+                    let (open, closed) = probe.commands(|id| idle.contains(id), 3);
                     commands.extend(open.into_iter().map(Command::ExpireIdle));
                     commands.extend(closed.into_iter().map(Command::Expire));
                 }

@@ -14,10 +14,10 @@ const K: u64 = 0x9e37_79b9_7f4a_7c15;
 pub(crate) enum Kind {
     Session = 1,
     Outcome = 2,
-    Floor = 3,
-    Removed = 4,
+    LowestOutstanding = 3,
+    Tombstone = 4,
     Settings = 5,
-    Resumes = 6,
+    ResumeEpoch = 6,
 }
 
 /// Hashes an element by its encoding.

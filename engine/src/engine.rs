@@ -51,8 +51,8 @@ pub struct Engine {
     /// The shard that the next search for idle sessions begins with.
     reporting: Mutex<u8>,
     sweep: Mutex<Sweep>,
-    /// How often members began to pass packets (again), as applied here.
-    pub(crate) resumes: AtomicU64,
+    /// How many times members began to forward packets (again), as applied here.
+    pub(crate) resume_epoch: AtomicU64,
 }
 
 /// Shorter timeouts reach the sessions that are there piece by piece.
@@ -91,7 +91,7 @@ impl Engine {
             ticking: Mutex::default(),
             reporting: Mutex::default(),
             sweep: Mutex::default(),
-            resumes: AtomicU64::new(0),
+            resume_epoch: AtomicU64::new(0),
         })
     }
 
@@ -165,8 +165,8 @@ impl Engine {
             && let Some((_, id, slot)) = shard.finished.front().copied().filter(|(due, ..)| now >= *due)
         {
             shard.finished.pop_front();
-            let open = shard.sessions.get_mut(slot).filter(|s| s.id == id && s.closed.is_none());
-            if let Some(cause) = open.and_then(|s| s.track.as_mut()).and_then(|t| t.take_overdue_close()) {
+            let open = shard.sessions.get_mut(slot).filter(|s| s.id() == id && s.is_open());
+            if let Some(cause) = open.and_then(|s| s.local.track.as_mut()).and_then(|t| t.take_overdue_close()) {
                 events.push(Event::Propose(Proposal::Close(Close { id, cause })));
             }
             looks += 1;
@@ -252,7 +252,7 @@ impl Engine {
         for number in self.table.numbers() {
             let shard = self.table.shard(number);
             for session in shard.sessions.iter() {
-                *sessions.entry((session.original.protocol, session.state().name())).or_default() += 1;
+                *sessions.entry((session.original().protocol, session.state().name())).or_default() += 1;
             }
             counts.half_open += shard.half_open.len() as u64;
             counts.half_open_evicted += shard.evicted;
@@ -262,7 +262,7 @@ impl Engine {
     }
 
     /// Sessions, at most `most`, that are idle here for longer than their timeout (for TIME_WAIT: closed for longer), as far
-    /// as [`Engine::tick`] has found them by now. The leader begins an [`Inquiry`](crate::idle::Inquiry) about them. Yields
+    /// as [`Engine::tick`] has found them by now. The leader begins an [`IdleProbe`](crate::idle::IdleProbe) about them. Yields
     /// whether there may be more.
     ///
     /// One that is still there a quarter of its timeout later (a second at least, an hour at most) is found again.

@@ -41,7 +41,7 @@ impl Engine {
             Hint::Fin { id, direction, end } => self.hint_fin(now, *id, *direction, *end, events),
             Hint::Rst { id } => {
                 if let Some((mut shard, slot)) = self.table.locate(*id)
-                    && let Some(track) = shard.sessions.get_mut(slot).and_then(|s| s.track.as_mut())
+                    && let Some(track) = shard.sessions.get_mut(slot).and_then(|s| s.local.track.as_mut())
                     && track.record_peer_rst()
                 {
                     shard.finished.push_back((now + CLOSE_OVERDUE, *id, slot));
@@ -76,8 +76,8 @@ impl Engine {
     fn merge(&self, shard: &mut Shard, hash: u64, open: &HalfOpen, now: Time) -> WorkerSet {
         let session = shard.sessions.find(hash, &open.original).and_then(|slot| shard.sessions.get(slot));
         let told = (&open.original, &open.protocol);
-        let same_as = |s: &Session| s.closed.is_none() && same_connection((&s.original, &s.handshake_state()), told);
-        if session.is_some_and(|s| s.id == open.id || same_as(s)) {
+        let same_as = |s: &Session| s.is_open() && same_connection((s.original(), &s.handshake_state()), told);
+        if session.is_some_and(|s| s.id() == open.id || same_as(s)) {
             return WorkerSet::EMPTY;
         }
         let same = |half: &HalfOpenEntry| {
@@ -145,11 +145,11 @@ impl Engine {
     fn hint_fin(&self, now: Time, id: SessionId, direction: Direction, end: u32, events: &mut Vec<Event>) {
         let Some((mut shard, slot)) = self.table.locate(id) else { return };
         let Some(session) = shard.sessions.get_mut(slot) else { return };
-        let open = session.closed.is_none();
-        let Some(track) = session.track.as_mut() else { return };
+        let is_open = session.is_open();
+        let Some(track) = session.local.track.as_mut() else { return };
         let was = track.both_fins_known();
         track.record_peer_fin(direction, end);
-        if !open {
+        if !is_open {
             return;
         }
         if track.take_fin_close() {
@@ -174,8 +174,8 @@ impl Engine {
         let Some(place) = self.cluster_state().members.keys().position(|id| *id == from) else { return };
         let Some((mut shard, slot)) = self.table.locate(id) else { return };
         let Some(session) = shard.sessions.get_mut(slot) else { return };
-        let original = session.original;
-        let Some(track) = session.track.as_mut() else { return };
+        let original = *session.original();
+        let Some(track) = session.local.track.as_mut() else { return };
         let answered = track.record_reply(place, snapshot, peers, now);
         if track.is_ending() {
             shard.sessions.arm(slot, now, self.active_policy().timeouts());
@@ -200,18 +200,19 @@ impl Engine {
         let shard = self.table.shard_for(hash);
         if let Some(slot) = shard.sessions.find(hash, tuple)
             && let Some(session) = shard.sessions.get(slot)
-            && let Some(track) = &session.track
+            && let Some(track) = &session.local.track
         {
             // What this member knows is not authoritative if a silent member, or this one before a restart, may have forwarded
             // packets that are unknown here. Packets that passed provisionally do not count.
             let authoritative = !self.may_have_moved_unseen(track, now);
-            let saw_packets = session.has_passed() && session.idle(now) < LIVE && track.is_confirmed_within(LIVE, now);
+            let saw_packets =
+                session.local.has_passed() && session.local.idle(now) < LIVE && track.is_confirmed_within(LIVE, now);
             let mut snapshot = track.snapshot(now, authoritative && saw_packets);
             if !authoritative {
                 snapshot.endpoints = snapshot.endpoints.map(|end| EndpointSnapshot { age_ms: None, ..end });
             }
-            let provisional = shard.provisional.for_session(session.id, now).take(MAX_PROVISIONAL).collect();
-            events.push(Event::Hint(Hint::Progress { id: session.id, snapshot, provisional }));
+            let provisional = shard.provisional.for_session(session.id(), now).take(MAX_PROVISIONAL).collect();
+            events.push(Event::Hint(Hint::Progress { id: session.id(), snapshot, provisional }));
         }
         for slot in shard.half_open.lookup(hash, tuple) {
             if let Some(half) = shard.half_open.get(slot).filter(|h| !h.aborted) {

@@ -140,6 +140,15 @@ impl<P> HoldBuffer<P> {
         }
     }
 
+    /// Takes out all packets, oldest first, each with the time when it was first held.
+    pub fn release_all(&mut self, each: &mut dyn FnMut(Time, P)) {
+        while let Some(((since, number), key)) = self.ages.pop_first() {
+            if let Some(packet) = self.take(key, number) {
+                each(since, packet);
+            }
+        }
+    }
+
     /// Takes out all packets whose time is over.
     pub fn expire(&mut self, now: Time, each: &mut dyn FnMut(P)) {
         while let Some(age) = self.ages.first_entry() {
@@ -147,16 +156,22 @@ impl<P> HoldBuffer<P> {
                 return;
             }
             let ((_, number), key) = age.remove_entry();
-            let Some(queue) = self.queues.get_mut(&key) else { continue };
-            let held = queue.iter().position(|h| h.number == number).and_then(|at| queue.remove(at));
-            if queue.is_empty() {
-                self.queues.remove(&key);
-            }
-            if let Some(held) = held {
-                self.free(held.class, held.bytes);
-                each(held.packet);
+            if let Some(packet) = self.take(key, number) {
+                each(packet);
             }
         }
+    }
+
+    /// Takes out the packet with this number, whose age the caller has removed.
+    fn take(&mut self, key: HoldKey, number: u64) -> Option<P> {
+        let queue = self.queues.get_mut(&key)?;
+        let held = queue.iter().position(|h| h.number == number).and_then(|at| queue.remove(at));
+        if queue.is_empty() {
+            self.queues.remove(&key);
+        }
+        let held = held?;
+        self.free(held.class, held.bytes);
+        Some(held.packet)
     }
 
     /// When [`HoldBuffer::expire`] has something to do next.

@@ -21,11 +21,13 @@ pub mod hold;
 mod id;
 mod idle;
 
+pub mod packet_loop;
 pub mod parse;
 mod pipeline;
 pub mod policy;
 mod progress;
 pub mod replica;
+mod replicated;
 mod session;
 mod table;
 #[cfg(test)]
@@ -46,7 +48,7 @@ pub use event::{
     EndpointSnapshot, Event, FragmentKey, Hint, Progress, Proposal, ProvisionalSegment, TcpSnapshot, UnconfirmedEdge,
 };
 pub use id::{Generation, MemberId, RuleId, SessionId, SessionIdError, ZoneId, ZonePair};
-pub use idle::Inquiry;
+pub use idle::IdleProbe;
 pub use progress::TakeoverCounts;
 pub use session::{Close, CloseCause, Counts, Establish, HalfOpen, HandshakeState, SessionInfo, SynParams};
 pub use time::Time;

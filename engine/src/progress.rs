@@ -75,7 +75,7 @@ impl Engine {
                 {
                     let mut shard = self.table.shard(cursor.shard);
                     for slot in cursor.remaining.drain(first..) {
-                        let session = shard.sessions.get_mut(slot).filter(|s| s.flags.has(SessionFlag::Dirty));
+                        let session = shard.sessions.get_mut(slot).filter(|s| s.local.flags.has(SessionFlag::Dirty));
                         batch.extend(session.map(|session| session.take_progress(now, with_traffic)));
                     }
                 }
@@ -99,14 +99,14 @@ impl Engine {
         let Some((mut shard, slot)) = self.table.locate(progress.id) else { return };
         let Some(session) = shard.sessions.get_mut(slot) else { return };
         let seen = Stamp17ms::rounded_up(now - Duration::from_millis(progress.idle_ms.into()));
-        if seen.is_after(session.seen) {
-            session.seen = seen;
+        if seen.is_after(session.local.last_active) {
+            session.local.last_active = seen;
         }
-        if let (Some(track), Some(snapshot)) = (&mut session.track, &progress.tcp) {
+        if let (Some(track), Some(snapshot)) = (&mut session.local.track, &progress.tcp) {
             track.merge_snapshot(snapshot, now);
         }
         if let Some(traffic) = &progress.traffic {
-            session.add_traffic(traffic);
+            session.local.add_traffic(traffic);
         }
     }
 
@@ -167,12 +167,12 @@ impl Engine {
 impl Session {
     /// What is to be published of this session, which then counts as published.
     fn take_progress(&mut self, now: Time, with_traffic: bool) -> Progress {
-        self.flags.set(SessionFlag::Dirty, false);
-        let traffic = with_traffic.then(|| self.take_unpublished_traffic());
+        self.local.flags.set(SessionFlag::Dirty, false);
+        let traffic = with_traffic.then(|| self.local.take_unpublished_traffic());
         Progress {
-            id: self.id,
-            idle_ms: u32::try_from(self.idle(now).as_millis()).unwrap_or(u32::MAX),
-            tcp: self.track.as_ref().map(|track| track.snapshot(now, true)),
+            id: self.id(),
+            idle_ms: u32::try_from(self.local.idle(now).as_millis()).unwrap_or(u32::MAX),
+            tcp: self.local.track.as_ref().map(|track| track.snapshot(now, true)),
             traffic,
         }
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{Generation, RuleId, SessionId, ZoneId, ZonePair};
+use crate::parse::Tcp;
 use crate::traffic::Traffic;
 use crate::tuple::{PerDirection, Protocol, Tuple};
 
@@ -62,6 +63,13 @@ pub struct SynParams {
     pub wscale: Option<u8>,
     /// Were selective acknowledgements permitted (RFC 2018)?
     pub sack: bool,
+}
+
+impl From<&Tcp> for SynParams {
+    /// The parameters of a segment with SYN.
+    fn from(tcp: &Tcp) -> SynParams {
+        SynParams { isn: tcp.seq, window: tcp.window, wscale: tcp.wscale, sack: tcp.sack_permitted }
+    }
 }
 
 /// A session from its establishment on.

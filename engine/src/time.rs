@@ -74,11 +74,13 @@ impl<const SHIFT: u32> Stamp<SHIFT> {
     /// The time since the stamp. `None`: never.
     pub(crate) fn age(self, now: Time) -> Option<Duration> {
         let units = ((now.0 >> SHIFT) as u32).wrapping_sub(self.0);
-        let age = match units > u32::MAX - Self::MAX_UNITS_AHEAD {
-            true => Duration::ZERO,
-            false => Duration::from_nanos(u64::from(units) << SHIFT | now.0 & ((1 << SHIFT) - 1)),
-        };
-        (self != Stamp::NEVER).then_some(age)
+        if self == Stamp::NEVER {
+            None
+        } else if units > u32::MAX - Self::MAX_UNITS_AHEAD {
+            Some(Duration::ZERO)
+        } else {
+            Some(Duration::from_nanos(u64::from(units) << SHIFT | now.0 & ((1 << SHIFT) - 1)))
+        }
     }
 
     /// Whether the stamp is later than `other`. [`Stamp::NEVER`] is earlier than all others.

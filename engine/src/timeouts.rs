@@ -114,7 +114,8 @@ impl Timeout {
     }
 }
 
-/// All timeouts, in seconds. `Display` writes those that are not the default, in the policy's syntax; `serde` writes the same ones as a map.
+/// All timeouts, in seconds. `Display` writes those that are not the default, in the policy's syntax. `serde` writes the same
+/// ones as a map.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Timeouts([u32; Timeout::COUNT]);
 

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use pnet::datalink::{self, Channel, DataLinkReceiver, DataLinkSender, MacAddr, NetworkInterface};
 
 /// The longest that [`Wire::receive`] waits.
-const WAIT: Duration = Duration::from_secs(1);
+const RECEIVE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// An interface of a namespace, open for frames.
 pub struct Wire {
@@ -33,7 +33,8 @@ impl Wire {
         let found = find(netns, interface).await?;
         let mac = found.mac.with_context(|| format!("{interface} has no MAC address"))?;
         // A socket belongs to the namespace in which it is opened.
-        let config = datalink::Config { read_timeout: Some(WAIT), read_buffer_size: 1 << 16, ..Default::default() };
+        let config =
+            datalink::Config { read_timeout: Some(RECEIVE_TIMEOUT), read_buffer_size: 1 << 16, ..Default::default() };
         let channel = netns.run(async move { datalink::channel(&found, config) }).await??;
         match channel {
             Channel::Ethernet(sender, receiver) => Ok(Wire { sender, receiver, mac }),

@@ -42,11 +42,11 @@ pub struct Member {
     binary: PathBuf,
     dir: PathBuf,
     role: Role,
-    life: Option<Life>,
+    life: Option<Running>,
 }
 
 #[derive(Debug)]
-enum Life {
+enum Running {
     Daemon(Process),
     /// In place of a daemon, somebody who answers that all is well.
     Baseline {
@@ -149,7 +149,7 @@ impl Member {
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         match &self.life {
-            Some(Life::Daemon(process)) => Some(process.pid()),
+            Some(Running::Daemon(process)) => Some(process.pid()),
             _ => None,
         }
     }
@@ -165,12 +165,12 @@ impl Member {
         self.life = Some(if self.mode == Mode::Baseline {
             self.netns.sysctl("net/ipv4/ip_forward", "1").await?;
             self.netns.sysctl("net/ipv6/conf/all/forwarding", "1").await?;
-            Life::Baseline { readyz: Some(answer_readyz(&self.netns).await?) }
+            Running::Baseline { readyz: Some(answer_readyz(&self.netns).await?) }
         } else {
             // A socket that a killed daemon left is the daemon's own to clean up; that, too, is under test.
             let spawn = Spawn::new(&self.binary, self.log()).arg("node").arg("--config").arg(self.config());
             // The daemon's own choice of what to log, unless RUST_LOG is set here.
-            Life::Daemon(self.netns.start(spawn.env("NO_COLOR", "1")).await?)
+            Running::Daemon(self.netns.start(spawn.env("NO_COLOR", "1")).await?)
         });
         Ok(())
     }
@@ -181,8 +181,8 @@ impl Member {
     /// It did not run, or had died by itself.
     pub async fn kill(&mut self) -> Result<()> {
         match self.life.take() {
-            Some(Life::Daemon(process)) => process.kill(),
-            Some(Life::Baseline { .. }) => {
+            Some(Running::Daemon(process)) => process.kill(),
+            Some(Running::Baseline { .. }) => {
                 self.netns.sysctl("net/ipv4/ip_forward", "0").await?;
                 self.netns.sysctl("net/ipv6/conf/all/forwarding", "0").await
             }
@@ -196,7 +196,7 @@ impl Member {
     /// It does not run.
     pub fn signal(&mut self, signal: Signal) -> Result<()> {
         match &mut self.life {
-            Some(Life::Daemon(process)) => process.signal(signal),
+            Some(Running::Daemon(process)) => process.signal(signal),
             _ => bail!("{} does not run", self.name),
         }
     }
@@ -207,14 +207,14 @@ impl Member {
     /// It does not run, does not end in time, or ends with an error.
     pub async fn terminate(&mut self, limit: Duration) -> Result<()> {
         match self.life.take() {
-            Some(Life::Daemon(mut process)) => {
+            Some(Running::Daemon(mut process)) => {
                 if process.ended()?.is_none() {
                     process.signal(Signal::SIGTERM)?;
                 }
                 let status = process.wait(limit).await?;
                 if status.success() { Ok(()) } else { bail!("{} ended with {status}", self.name) }
             }
-            Some(life @ Life::Baseline { .. }) => {
+            Some(life @ Running::Baseline { .. }) => {
                 self.life = Some(life);
                 self.kill().await
             }
@@ -224,7 +224,7 @@ impl Member {
 
     /// The baseline's way of saying that it is no longer ready; it forwards all the same.
     pub(super) fn withdraw(&mut self) {
-        if let Some(Life::Baseline { readyz }) = &mut self.life {
+        if let Some(Running::Baseline { readyz }) = &mut self.life {
             readyz.take();
         }
     }
@@ -234,7 +234,7 @@ impl Member {
     /// # Errors
     /// It has, with the end of its log.
     pub fn check(&mut self) -> Result<()> {
-        if let Some(Life::Daemon(process)) = &mut self.life
+        if let Some(Running::Daemon(process)) = &mut self.life
             && let Some(status) = process.ended()?
         {
             let tail = tail(&self.log(), 15);

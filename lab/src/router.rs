@@ -20,11 +20,11 @@ use super::netlink::NextHop;
 use super::netns::{Netns, NsThread};
 
 /// How often a member is asked.
-const POLL: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// How long an answer may take. A refusal counts at once, silence the second time: on a busy machine one late answer is
 /// no death.
-const PATIENCE: Duration = Duration::from_millis(150);
+const POLL_TIMEOUT: Duration = Duration::from_millis(150);
 
 /// A member as one router sees it.
 #[derive(Clone, Debug)]
@@ -39,7 +39,7 @@ pub struct Target {
 
 /// A change of the ECMP set.
 #[derive(Clone, Copy, Debug)]
-pub struct Change {
+pub struct RouteChange {
     /// When the new route was in place.
     pub at: Time,
     /// Whose.
@@ -73,7 +73,7 @@ struct State {
     rotation: usize,
     /// Held while the kernel's routes are changed, so that they can not be changed in the wrong order.
     set: tokio::sync::Mutex<Vec<(Target, bool)>>,
-    changes: Mutex<Vec<Change>>,
+    changes: Mutex<Vec<RouteChange>>,
     frozen: Mutex<bool>,
 }
 
@@ -109,7 +109,7 @@ impl Router {
 
     /// All changes so far.
     #[must_use]
-    pub fn changes(&self) -> Vec<Change> {
+    pub fn changes(&self) -> Vec<RouteChange> {
         self.state.changes.lock().clone()
     }
 
@@ -128,13 +128,13 @@ impl Drop for Router {
 }
 
 async fn watch(state: Arc<State>, target: Target) {
-    let mut ticks = interval(POLL);
+    let mut ticks = interval(POLL_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut connection: Option<Connection> = None;
     let mut silent = false;
     loop {
         ticks.tick().await;
-        let answer = timeout(PATIENCE, ask(&mut connection, target.readyz)).await;
+        let answer = timeout(POLL_TIMEOUT, ask(&mut connection, target.readyz)).await;
         let ready = match answer {
             Ok(ready) => {
                 silent = false;
@@ -193,7 +193,7 @@ impl State {
             }
         }
         if done {
-            self.changes.lock().push(Change { at: clock::now(), number, live: ready });
+            self.changes.lock().push(RouteChange { at: clock::now(), number, live: ready });
         } else if let Some(entry) = set.iter_mut().find(|(t, _)| t.number == number) {
             // To be tried again at the next answer.
             entry.1 = !ready;

@@ -38,18 +38,18 @@ pub const ECHO_PORT: u16 = 7007;
 const FORBIDDEN_PORT: u16 = 7666;
 
 /// Between two requests on one connection.
-const PAUSE: Duration = Duration::from_millis(100);
+const ECHO_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Between two new connections.
-const NEW_EVERY: Duration = Duration::from_millis(10);
+const NEW_CONNECTION_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Between two forbidden attempts; how long each is tried. Shorter than the first retransmission of a SYN (RFC 6298:
 /// 1 s), so that these can not be mistaken for lost SYNs in the client kernel's counters.
-const FORBIDDEN_EVERY: Duration = Duration::from_millis(50);
-const FORBIDDEN_FOR: Duration = Duration::from_millis(400);
+const FORBIDDEN_INTERVAL: Duration = Duration::from_millis(50);
+const FORBIDDEN_TIMEOUT: Duration = Duration::from_millis(400);
 
 /// A connection that gives no answer for this long is lost; a new one that is not done by then has failed.
-const LOST_AFTER: Duration = Duration::from_secs(30);
+const ECHO_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The largest block that is sent to be echoed.
 const MAX_BLOCK: usize = 16 * 1024;
@@ -134,7 +134,7 @@ impl Counts {
 
 /// One of the connections that stay.
 #[derive(Debug)]
-struct Standing {
+struct LongLived {
     /// The client's direction, once connected.
     flow: Mutex<Option<Flow>>,
     /// When the block was sent that is not yet back; 0 if none is.
@@ -147,7 +147,7 @@ struct Standing {
 #[derive(Debug)]
 pub struct Traffic {
     counts: Arc<Counts>,
-    standing: Vec<Arc<Standing>>,
+    standing: Vec<Arc<LongLived>>,
     stop: Arc<AtomicBool>,
     running: Mutex<Vec<tokio::task::JoinHandle<()>>>,
     paths: Paths,
@@ -177,7 +177,7 @@ impl Traffic {
             _threads: Vec::new(),
         };
         for number in 0..standing {
-            let one = Arc::new(Standing {
+            let one = Arc::new(LongLived {
                 flow: Mutex::new(None),
                 waiting_since: AtomicU64::new(0),
                 ended: AtomicBool::new(false),
@@ -194,7 +194,7 @@ impl Traffic {
         let come_and_go = come_and_go(Arc::clone(&counts), Arc::clone(&stop), lab.paths());
         traffic.running.lock().push(clients.spawn(come_and_go));
         for (thread, side) in intruders.iter().zip([Side::Client, Side::Server]) {
-            thread.run(trap(side, Arc::clone(&counts))).await??.set(thread);
+            thread.run(listen_forbidden(side, Arc::clone(&counts))).await??.serve(thread);
         }
         for (thread, side) in intruders.iter().zip([Side::Client, Side::Server]) {
             traffic.running.lock().push(thread.spawn(intrude(side.opposite(), Arc::clone(&counts), Arc::clone(&stop))));
@@ -212,7 +212,7 @@ impl Traffic {
             }
         };
         // Each attempt has this limit of its own, so all but the tasks' scheduling is over by then.
-        let _ = timeout(LOST_AFTER + Duration::from_secs(1), connected).await;
+        let _ = timeout(ECHO_TIMEOUT + Duration::from_secs(1), connected).await;
     }
 
     /// What was counted so far.
@@ -278,7 +278,7 @@ async fn open(to: SocketAddr, counts: &Counts, paths: &Paths) -> io::Result<(Tcp
     socket.bind(SocketAddr::new(Side::Client.hosts()[usize::from(to.is_ipv6())], 0))?;
     let before = clock::now();
     let stream =
-        timeout(LOST_AFTER, socket.connect(to)).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        timeout(ECHO_TIMEOUT, socket.connect(to)).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
     let took = clock::now().since(before);
     stream.set_nodelay(true)?;
     counts.opened.fetch_add(1, Ordering::Relaxed);
@@ -293,7 +293,7 @@ async fn open(to: SocketAddr, counts: &Counts, paths: &Paths) -> io::Result<(Tcp
 }
 
 /// One connection that stays: blocks there and back until the end.
-async fn stay(to: SocketAddr, seed: u64, me: Arc<Standing>, counts: Arc<Counts>, stop: Arc<AtomicBool>, paths: Paths) {
+async fn stay(to: SocketAddr, seed: u64, me: Arc<LongLived>, counts: Arc<Counts>, stop: Arc<AtomicBool>, paths: Paths) {
     let (mut stream, flow) = match open(to, &counts, &paths).await {
         Ok(opened) => opened,
         Err(e) => {
@@ -317,13 +317,13 @@ async fn stay(to: SocketAddr, seed: u64, me: Arc<Standing>, counts: Arc<Counts>,
             return;
         }
         counts.echoes.fetch_add(1, Ordering::Relaxed);
-        sleep(PAUSE).await;
+        sleep(ECHO_INTERVAL).await;
     }
 }
 
 /// New connections, one after another at a steady pace whatever becomes of the earlier ones.
 async fn come_and_go(counts: Arc<Counts>, stop: Arc<AtomicBool>, paths: Paths) {
-    let mut ticks = interval(NEW_EVERY);
+    let mut ticks = interval(NEW_CONNECTION_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut open_ones = tokio::task::JoinSet::new();
     for number in 0u64.. {
@@ -365,7 +365,7 @@ async fn echo(stream: &mut TcpStream, random: &mut Random, max: usize) -> io::Re
             Err(io::Error::new(io::ErrorKind::InvalidData, "the answer is not what was sent"))
         }
     };
-    timeout(LOST_AFTER, exchange).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    timeout(ECHO_TIMEOUT, exchange).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
 /// Length and CRC-32 of a block: the server, too, checks what it got.
@@ -423,21 +423,21 @@ async fn answer(mut stream: TcpStream) -> io::Result<()> {
 }
 
 /// Sockets at the forbidden port: whatever arrives there has passed the firewall.
-struct Trap {
+struct ForbiddenListener {
     side: Side,
     listener: TcpListener,
     datagrams: UdpSocket,
     counts: Arc<Counts>,
 }
 
-async fn trap(side: Side, counts: Arc<Counts>) -> Result<Trap> {
+async fn listen_forbidden(side: Side, counts: Arc<Counts>) -> Result<ForbiddenListener> {
     let listener = listen(FORBIDDEN_PORT).await?.listener;
     let datagrams = UdpSocket::bind(SocketAddr::new(IpAddr::from([0u16; 8]), FORBIDDEN_PORT)).await?;
-    Ok(Trap { side, listener, datagrams, counts })
+    Ok(ForbiddenListener { side, listener, datagrams, counts })
 }
 
-impl Trap {
-    fn set(self, thread: &NsThread) {
+impl ForbiddenListener {
+    fn serve(self, thread: &NsThread) {
         thread.spawn(async move {
             let mut datagram = [0; 64];
             loop {
@@ -459,7 +459,7 @@ impl Trap {
 
 /// Tries the forbidden port at `target` all the while, by TCP and UDP, IPv4 and IPv6.
 async fn intrude(target: Side, counts: Arc<Counts>, stop: Arc<AtomicBool>) {
-    let mut ticks = interval(FORBIDDEN_EVERY);
+    let mut ticks = interval(FORBIDDEN_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut attempts = tokio::task::JoinSet::new();
     for number in 0usize.. {
@@ -471,7 +471,7 @@ async fn intrude(target: Side, counts: Arc<Counts>, stop: Arc<AtomicBool>) {
         let udp = number / 2 % 2 == 1;
         let counts = Arc::clone(&counts);
         attempts.spawn(async move {
-            // The trap at the other end counts what passes: an attempt that only looks failed from here would not do.
+            // The listener at the other end counts what passes: an attempt that only looks failed from here would not do.
             let tried = if udp { datagram(to).await } else { connect(to).await };
             counts.forbidden_tried.fetch_add(u64::from(tried.is_ok()), Ordering::Relaxed);
         });
@@ -483,8 +483,8 @@ async fn intrude(target: Side, counts: Arc<Counts>, stop: Arc<AtomicBool>) {
 /// Fails only if nothing was sent.
 async fn connect(to: SocketAddr) -> io::Result<()> {
     let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    // Refused or timed out is what should happen, and is seen by the trap if not.
-    let _ = timeout(FORBIDDEN_FOR, socket.connect(to)).await;
+    // Refused or timed out is what should happen, and is seen by the listener if not.
+    let _ = timeout(FORBIDDEN_TIMEOUT, socket.connect(to)).await;
     Ok(())
 }
 

@@ -161,7 +161,7 @@ pub struct Datapath {
 pub struct Raft {
     /// The leader's heartbeat interval.
     pub heartbeat_interval: Duration,
-    /// How long a member keeps to its leader after the last sign of it; then it stands for election.
+    /// How long a member keeps to its leader after the leader's last message; then it campaigns.
     pub election_timeout: Duration,
     /// Most members that vote.
     pub max_voters: usize,
@@ -450,8 +450,8 @@ impl Raft {
         let heartbeat = t.or(problems, "heartbeat_interval", usual.heartbeat, |v| {
             v.duration(Duration::from_millis(10), Duration::from_millis(100))
         });
-        // Even if the first vote is lost, a new leader is there before four times this. That has to be while the last proof
-        // of being current still holds, or every change of leader would stop new connections everywhere.
+        // Even if the first vote is lost, there is a new leader within four times this. Leases must still be valid then, or
+        // every change of leader would stop new connections everywhere.
         let election = t.or(problems, "election_timeout", usual.election, |v| {
             v.duration(Duration::from_millis(60), LEASE_DURATION / 4)
         });

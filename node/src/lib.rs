@@ -2,7 +2,6 @@
 
 mod admin;
 mod audit;
-mod blocking;
 pub mod clock;
 pub mod config;
 mod daemon;

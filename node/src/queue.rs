@@ -1,13 +1,17 @@
 //! The bounded queues of hints between the packet path and the other members: what they take when they fill.
 
 use palisade_engine::Hint;
+use palisade_engine::packet_loop::QueueRoom;
 use tokio::sync::mpsc::Sender;
 
-/// Puts what is made of a hint into a queue, without waiting. False: there is no room. Hints that must leave room for others
-/// find it full when it is half full.
+/// The room in a queue.
+pub(crate) fn room<T>(queue: &Sender<T>) -> QueueRoom {
+    QueueRoom { free: queue.capacity(), capacity: queue.max_capacity() }
+}
+
+/// Puts a hint into a queue, in whatever form, without waiting. Whether there was room, which depends on the hint's priority.
 pub(crate) fn offer<T>(queue: &Sender<T>, low_priority: bool, item: T) -> bool {
-    let room = !low_priority || queue.capacity() > queue.max_capacity() / 2;
-    room && queue.try_send(item).is_ok()
+    room(queue).admits(low_priority) && queue.try_send(item).is_ok()
 }
 
 /// As [`offer`], of the hint itself.

@@ -1,5 +1,4 @@
 //! Metrics of the replication.
-
 use std::time::Duration;
 
 use palisade_engine::replica::Outcome;
@@ -29,72 +28,74 @@ const COMMIT_BUCKETS: &[Duration] = &[
 const BATCH_BUCKETS: &[u64] = &[1, 2, 4, 8, 16, 32, 64];
 
 metrics! {
-    /// What the replication counts.
-    pub struct ReplicationMetrics {
-        /// Time from a proposal to its application on this member.
-        pub commit: DurationHistogram = "palisade_commit_seconds" buckets COMMIT_BUCKETS,
-        /// Commands in a batch that this member proposed.
-        pub batch_commands: Histogram = "palisade_batch_commands" buckets BATCH_BUCKETS,
+
+/// What the replication counts.
+pub struct ReplicationMetrics {
+    /// Time from a proposal to its application on this member.
+    pub commit: DurationHistogram = "palisade_commit_seconds" buckets COMMIT_BUCKETS,
+    /// Commands in a batch that this member proposed.
+    pub batch_commands: Histogram = "palisade_batch_commands" buckets BATCH_BUCKETS,
         /// Batches that this member proposed more than once, each time.
         pub batches_retransmitted: Counter = "palisade_batches_retransmitted_total",
-        /// Batches of other members refused because this member does not lead.
-        pub batches_refused: Counter = "palisade_batches_refused_total",
-        /// Commands of this member, by what applying them did.
-        pub outcomes: Outcomes = "palisade_command_outcomes_total",
-        /// Proposals of the packet path that were given up, by reason.
-        pub proposals_dropped: ProposalsDropped = "palisade_proposals_dropped_total",
-        /// Hints sent, counted once for each receiver.
-        pub hints_sent: Counter = "palisade_hints_sent_total",
-        /// Hints received.
-        pub hints_received: Counter = "palisade_hints_received_total",
-        /// Hints dropped because the queue to a member was full.
-        pub hints_dropped: Counter = "palisade_hints_dropped_total",
-        /// Hints received that could not be decoded.
-        pub hints_invalid: Counter = "palisade_hints_invalid_total",
-        /// Streams of hints opened to other members.
-        pub hint_streams: Counter = "palisade_hint_streams_opened_total",
-        /// Sessions in progress messages, by direction.
-        pub progress_sessions: Directions = "palisade_progress_sessions_total",
-        /// Progress messages dropped because the queue to a member was full.
-        pub progress_dropped: Counter = "palisade_progress_messages_dropped_total",
-        /// Age of the oldest progress not yet sent to other members.
-        pub progress_lag: DurationGauge = "palisade_progress_lag_seconds",
-        /// Other members that forward and were not heard from lately.
-        pub members_silent: Gauge = "palisade_members_silent",
-        /// Batches of all members applied here.
-        pub applied_batches: Counter = "palisade_applied_batches_total",
-        /// Commands of all members applied here.
-        pub applied_commands: Counter = "palisade_applied_commands_total",
-        /// Sessions established by all members, as applied here.
-        pub sessions_established: Counter = "palisade_sessions_established_total",
-        /// Idle sessions of all members that a packet kept alive, as applied here.
-        pub sessions_refreshed: Counter = "palisade_sessions_refreshed_total",
-        /// Renewals of this member's lease, by result.
-        pub lease_renewals: LeaseRenewals = "palisade_lease_renewals_total",
-        /// Snapshots exchanged with other members completely, by direction.
-        pub snapshots: Directions = "palisade_snapshots_total",
-        /// Requests refused because they were for another member or cluster.
-        pub wrong_destination_requests: Counter = "palisade_wrong_destination_requests_total",
-        /// Connections to the member port closed because they did not speak its protocol.
-        pub rejected_connections: Counter = "palisade_rejected_connections_total",
-        /// Times that a new leader was seen.
-        pub leader_changes: Counter = "palisade_raft_leader_changes_total",
-        /// On the leader, comparisons of members' states with the majority's, by result.
-        pub audits: Audits = "palisade_audits_total",
-        /// On the leader, the last log index at which the states of all members were found equal.
-        pub audited_index: Gauge = "palisade_audited_index",
-        /// 256ths of this member's session table compared with what commands made of it, by result.
-        pub scrubs: Scrubs = "palisade_scrubs_total",
-        /// Whether this member's state is known to be wrong.
-        pub state_suspect: Gauge = "palisade_state_suspect",
-        /// Replacements of this member's state by a snapshot of the leader, by result.
-        pub repairs: Repairs = "palisade_repairs_total",
-    }
+    /// Batches of other members refused because this member does not lead.
+    pub batches_refused: Counter = "palisade_batches_refused_total",
+    /// Commands of this member, by what applying them did.
+    pub outcomes: Outcomes = "palisade_command_outcomes_total",
+    /// Proposals of the packet path that were given up, by reason.
+    pub proposals_dropped: ProposalsDropped = "palisade_proposals_dropped_total",
+    /// Hints sent, counted once for each receiver.
+    pub hints_sent: Counter = "palisade_hints_sent_total",
+    /// Hints received.
+    pub hints_received: Counter = "palisade_hints_received_total",
+    /// Hints dropped because the queue to a member was full.
+    pub hints_dropped: Counter = "palisade_hints_dropped_total",
+    /// Hints received that could not be decoded.
+    pub hints_invalid: Counter = "palisade_hints_invalid_total",
+    /// Streams of hints opened to other members.
+    pub hint_streams: Counter = "palisade_hint_streams_opened_total",
+    /// Sessions in progress messages, by direction.
+    pub progress_sessions: Directions = "palisade_progress_sessions_total",
+    /// Progress messages dropped because the queue to a member was full.
+    pub progress_dropped: Counter = "palisade_progress_messages_dropped_total",
+    /// Age of the oldest progress not yet sent to other members.
+    pub progress_lag: DurationGauge = "palisade_progress_lag_seconds",
+    /// Other members that forward and were not heard from lately.
+    pub members_silent: Gauge = "palisade_members_silent",
+    /// Batches of all members applied here.
+    pub applied_batches: Counter = "palisade_applied_batches_total",
+    /// Commands of all members applied here.
+    pub applied_commands: Counter = "palisade_applied_commands_total",
+    /// Sessions established by all members, as applied here.
+    pub sessions_established: Counter = "palisade_sessions_established_total",
+    /// Idle sessions of all members that a packet kept alive, as applied here.
+    pub sessions_refreshed: Counter = "palisade_sessions_refreshed_total",
+    /// Renewals of this member's lease, by result.
+    pub lease_renewals: LeaseRenewals = "palisade_lease_renewals_total",
+    /// Snapshots exchanged with other members completely, by direction.
+    pub snapshots: Directions = "palisade_snapshots_total",
+    /// Requests refused because they were for another member or cluster.
+    pub wrong_destination_requests: Counter = "palisade_wrong_destination_requests_total",
+    /// Connections to the member port closed because they did not speak its protocol.
+    pub rejected_connections: Counter = "palisade_rejected_connections_total",
+    /// Times that a new leader was seen.
+    pub leader_changes: Counter = "palisade_raft_leader_changes_total",
+    /// On the leader, comparisons of members' states with the majority's, by result.
+    pub audits: Audits = "palisade_audits_total",
+    /// On the leader, the last log index at which the states of all members were found equal.
+    pub audited_index: Gauge = "palisade_audited_index",
+    /// 256ths of this member's session table compared with what commands made of it, by result.
+    pub scrubs: Scrubs = "palisade_scrubs_total",
+    /// Whether this member's state is known to be wrong.
+    pub state_suspect: Gauge = "palisade_state_suspect",
+    /// Replacements of this member's state by a snapshot of the leader, by result.
+    pub repairs: Repairs = "palisade_repairs_total",
+}
 }
 
 labelled! {
-    /// Commands by outcome.
-    pub struct Outcomes: Counter, "outcome" { accepted, stale, conflict, full, invalid, forgotten }
+
+/// Commands by outcome.
+pub struct Outcomes: Counter, "outcome" { accepted, stale, conflict, full, invalid, forgotten }
 }
 
 labelled! {
@@ -135,7 +136,7 @@ impl Outcomes {
             Outcome::Conflict => &self.conflict,
             Outcome::Full => &self.full,
             Outcome::Invalid(_) => &self.invalid,
-            Outcome::Forgotten => &self.forgotten,
+            Outcome::SerialExpired => &self.forgotten,
         };
         counter.inc();
     }

@@ -33,7 +33,13 @@ const POLICY: &str = "zone outside, inside\n\
 const COMMIT: Duration = Duration::from_millis(20);
 
 fn apply(replica: &mut Replica, number: u64, command: Command, wake: &mut dyn Wake) -> Outcome {
-    let batch = Batch { proposer: MemberId(1), first: number, floor: number, unix_ms: 0, commands: vec![command] };
+    let batch = Batch {
+        proposer: MemberId(1),
+        first_serial: number,
+        lowest_outstanding: number,
+        unix_ms: 0,
+        commands: vec![command],
+    };
     replica.apply(clock::now(), &batch, wake).remove(0).outcome
 }
 

@@ -59,7 +59,7 @@ impl Wake for Nothing {
 fn entry(index: u64) -> Entry {
     let change = PolicyChange { base: Generation(0), text: "x".repeat(1000), author: String::new() };
     let commands = vec![Command::Policy(Box::new(change))];
-    let batch = Batch { proposer: MemberId(1), first: index, floor: 0, unix_ms: 0, commands };
+    let batch = Batch { proposer: MemberId(1), first_serial: index, lowest_outstanding: 0, unix_ms: 0, commands };
     Entry { log_id: log_id(index), payload: EntryPayload::Normal(batch) }
 }
 

@@ -68,7 +68,7 @@ async fn dropped(lab: &Lab, number: usize) -> Result<f64> {
 
 /// Frames for which a member's capture ring had no place.
 async fn missed(lab: &Lab, number: usize) -> Result<f64> {
-    lab.member(number).metric("palisade_capture_missed_total", &[]).await
+    lab.member(number).metric("palisade_capture_dropped_total", &[]).await
 }
 
 /// New connections open, all of them.

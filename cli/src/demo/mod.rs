@@ -1,8 +1,8 @@
 //! `palisade demo`: a whole cluster in network namespaces, with real traffic and real failures.
 
+mod dashboard;
 mod report;
 mod run;
-mod view;
 
 use std::io::Write;
 use std::process::ExitCode;

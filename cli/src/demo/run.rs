@@ -9,30 +9,31 @@ use palisade_node::clock;
 use tokio::time::sleep;
 
 use super::Args;
+use super::dashboard::Dashboard;
 use super::report::{Observed, Report, Step};
-use super::view::Board;
 use palisade_lab::counters::syn_retransmits;
 use palisade_lab::traffic::{POLICY, Traffic};
 use palisade_lab::{Lab, Mode, SIDES, Side};
 
 /// Connections that stay from the beginning to the end.
-const LONG_LIVED: usize = 240;
+const LONG_LIVED_CONNECTIONS: usize = 240;
 
 /// A lost SYN is sent again after a second (RFC 6298), so what a failover cost is known this long after.
-const AFTERMATH: Duration = Duration::from_millis(1500);
+const RETRANSMIT_WINDOW: Duration = Duration::from_millis(1500);
 
 /// How long a restarted or new member may take until it is ready.
-const READY_LIMIT: Duration = Duration::from_secs(30);
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(super) async fn run(args: &Args) -> Result<Report> {
-    let board = Board::new();
-    board.say(&format!("{} members, a client side and a server side: network namespaces, links, routes", args.members));
+    let dashboard = Dashboard::new();
+    dashboard
+        .say(&format!("{} members, a client side and a server side: network namespaces, links, routes", args.members));
     let mut lab = Lab::with_cluster(args.lab()?, POLICY).await?;
-    let report = drive(args, &mut lab, &board).await;
+    let report = drive(args, &mut lab, &dashboard).await;
     let report = lab.or_keep(report)?;
     if report.verdict == super::Verdict::Fail {
         let dir = lab.keep_dir();
-        board.say(&format!("configuration and logs are in {}", dir.display()));
+        dashboard.say(&format!("configuration and logs are in {}", dir.display()));
     }
     if args.keep {
         keep(&lab, &report).await?;
@@ -40,21 +41,21 @@ pub(super) async fn run(args: &Args) -> Result<Report> {
     Ok(report)
 }
 
-async fn drive(args: &Args, lab: &mut Lab, board: &Arc<Board>) -> Result<Report> {
+async fn drive(args: &Args, lab: &mut Lab, dashboard: &Arc<Dashboard>) -> Result<Report> {
     for member in lab.members() {
-        board.member(member.number(), "forwarding");
+        dashboard.member(member.number(), "forwarding");
     }
     let leader = lab.wait_leader().await?;
-    board.leader(lab.member(leader).name());
-    board.say(&format!("the cluster stands, {} leads; traffic begins", lab.member(leader).name()));
+    dashboard.leader(lab.member(leader).name());
+    dashboard.say(&format!("the cluster stands, {} leads; traffic begins", lab.member(leader).name()));
 
     let before = syn_retransmits(lab.client()).await?;
     let began = clock::now();
-    let traffic = Arc::new(Traffic::start(lab, LONG_LIVED).await?);
-    let view = tokio::spawn(Arc::clone(board).show(Arc::clone(&traffic)));
+    let traffic = Arc::new(Traffic::start(lab, LONG_LIVED_CONNECTIONS).await?);
+    let view = tokio::spawn(Arc::clone(dashboard).show(Arc::clone(&traffic)));
     let mut script = Script {
         lab,
-        board,
+        dashboard,
         began,
         length: Duration::from_secs(args.seconds),
         observed: Observed { members: args.members, ..Observed::default() },
@@ -66,7 +67,7 @@ async fn drive(args: &Args, lab: &mut Lab, board: &Arc<Board>) -> Result<Report>
     let mut observed = script.observed;
     traffic.finish().await;
     view.abort();
-    board.close();
+    dashboard.close();
     observed.seconds = clock::now().since(began).as_secs_f64();
     observed.syn_retransmits = syn_retransmits(lab.client()).await?.saturating_sub(before);
     for member in lab.members_mut() {
@@ -96,7 +97,7 @@ async fn commits(lab: &Lab) -> Result<u64> {
 
 struct Script<'a> {
     lab: &'a mut Lab,
-    board: &'a Board,
+    dashboard: &'a Dashboard,
     began: Time,
     length: Duration,
     observed: Observed,
@@ -124,7 +125,7 @@ impl Script<'_> {
 
     fn done(&mut self, what: String, since: Time) {
         let took_ms = u64::try_from(clock::now().since(since).as_millis()).unwrap_or(u64::MAX);
-        self.board.say(&format!("{what}: {took_ms} ms"));
+        self.dashboard.say(&format!("{what}: {took_ms} ms"));
         self.observed.steps.push(Step { what, took_ms });
     }
 
@@ -136,19 +137,19 @@ impl Script<'_> {
         let leader = self.lab.wait_leader().await?;
         let name = self.lab.member(leader).name().to_owned();
         let before = syn_retransmits(self.lab.client()).await?;
-        self.board.say(&format!("SIGKILL to {name}, the leader"));
+        self.dashboard.say(&format!("SIGKILL to {name}, the leader"));
         let killed = clock::now();
         self.lab.member_mut(leader).kill().await?;
-        self.board.member(leader, "dead");
-        self.board.leader("");
+        self.dashboard.member(leader, "dead");
+        self.dashboard.leader("");
         self.lab.wait_live(&self.running()).await?;
         self.observed.reroute_ms = self.reroute_ms(leader, killed);
         self.done(format!("the routers have taken {name} out"), killed);
         let next = self.lab.wait_leader().await?;
         let next = self.lab.member(next).name().to_owned();
-        self.board.leader(&next);
+        self.dashboard.leader(&next);
         self.done(format!("{next} leads"), killed);
-        sleep((killed + AFTERMATH).since(clock::now())).await;
+        sleep((killed + RETRANSMIT_WINDOW).since(clock::now())).await;
         self.observed.syn_retransmits_failover = syn_retransmits(self.lab.client()).await?.saturating_sub(before);
         Ok(leader)
     }
@@ -166,14 +167,14 @@ impl Script<'_> {
 
     async fn restart(&mut self, number: usize) -> Result<()> {
         let name = self.lab.member(number).name().to_owned();
-        self.board.say(&format!("{name} is started again"));
+        self.dashboard.say(&format!("{name} is started again"));
         let since = clock::now();
         let member = self.lab.member_mut(number);
         member.start().await?;
-        self.board.member(number, "catching up");
-        self.lab.member_mut(number).wait_ready(READY_LIMIT).await?;
+        self.dashboard.member(number, "catching up");
+        self.lab.member_mut(number).wait_ready(READY_TIMEOUT).await?;
         self.lab.wait_live(&self.running()).await?;
-        self.board.member(number, "forwarding");
+        self.dashboard.member(number, "forwarding");
         self.done(format!("{name} has caught up by itself and forwards"), since);
         Ok(())
     }
@@ -182,14 +183,14 @@ impl Script<'_> {
         let since = clock::now();
         let number = self.lab.add_member().await?;
         let name = self.lab.member(number).name().to_owned();
-        self.board.say(&format!("{name} joins"));
-        self.board.member(number, "joining");
+        self.dashboard.say(&format!("{name} joins"));
+        self.dashboard.member(number, "joining");
         let member = self.lab.member_mut(number);
         member.start().await?;
-        member.wait_up(READY_LIMIT).await?;
+        member.wait_up(READY_TIMEOUT).await?;
         self.lab.join(number).await?;
         self.lab.wait_live(&self.running()).await?;
-        self.board.member(number, "forwarding");
+        self.dashboard.member(number, "forwarding");
         self.done(format!("{name} has joined and forwards"), since);
         Ok(number)
     }
@@ -200,14 +201,14 @@ impl Script<'_> {
             bail!("nobody is there who could leave");
         };
         let name = self.lab.member(number).name().to_owned();
-        self.board.say(&format!("{name} leaves"));
-        self.board.member(number, "leaving");
+        self.dashboard.say(&format!("{name} leaves"));
+        self.dashboard.member(number, "leaving");
         let since = clock::now();
         self.lab.leave(number).await?;
         self.lab.wait_live(&self.running()).await?;
-        self.board.member(number, "has left");
+        self.dashboard.member(number, "has left");
         let leader = self.lab.wait_leader().await?;
-        self.board.leader(self.lab.member(leader).name());
+        self.dashboard.leader(self.lab.member(leader).name());
         self.done(format!("{name} has left"), since);
         Ok(())
     }

@@ -62,18 +62,18 @@ impl Engine {
         events: &mut Vec<Event>,
     ) -> Option<Verdict> {
         let session = shard.sessions.get(slot)?;
-        if !session.flags.has(SessionFlag::Expiring) {
+        if !session.local.flags.has(SessionFlag::Expiring) {
             return self.judge_session_packet(shard, slot, packet, context, events);
         }
         // A packet that would pass is held until the cluster knows that the session is in use. It is judged again then, so this
         // time it must change nothing.
-        let (before, id) = (session.clone(), session.id);
+        let (before, id) = (session.local.clone(), session.id());
         let (events_before, finished_before) = (events.len(), shard.finished.len());
         let verdict = self.judge_session_packet(shard, slot, packet, context, events);
         if verdict != Some(Verdict::Forward) {
             return verdict;
         }
-        shard.sessions.get_mut(slot)?.rewind(before);
+        shard.sessions.get_mut(slot)?.local.rewind(before);
         // What became known of the connection stays known, and other packets may wait for it.
         let mut number = 0;
         events.retain(|event| {
@@ -103,30 +103,30 @@ impl Engine {
         let direction = session.direction(&packet.tuple)?;
         if session.zone(direction) != context.ingress {
             // A closed session's tuple may be taken over by a connection from another zone.
-            return session.closed.is_none().then_some(Verdict::Drop(Reason::WrongZone));
+            return session.is_open().then_some(Verdict::Drop(Reason::WrongZone));
         }
         if !self.still_allowed(session) {
-            return session.closed.is_none().then_some(Verdict::Drop(Reason::Policy));
+            return session.is_open().then_some(Verdict::Drop(Reason::Policy));
         }
         let Kind::Tcp(tcp) = &packet.kind else {
             if !generic::fits(&packet.kind, direction) {
                 return Some(Verdict::Drop(Reason::NoSession));
             }
-            session.account(direction, packet.length, context.now);
+            session.local.account(direction, packet.length, context.now);
             shard.sessions.mark_dirty(slot);
             return Some(Verdict::Forward);
         };
-        let syns = session.syn_params()?;
+        let syns = session.replicated().syn_params()?;
         if tcp.has(Tcp::SYN) {
-            return judge_syn(&syns, direction, tcp, session.closed);
+            return judge_syn(&syns, direction, tcp, session.replicated().closed());
         }
         self.judge_segment(shard, &Arrival { slot, packet, tcp, direction, syns, context }, events)
     }
 
     fn judge_segment(&self, shard: &mut Shard, arrival: &Arrival<'_, '_>, events: &mut Vec<Event>) -> Option<Verdict> {
         let session = shard.sessions.get_mut(arrival.slot)?;
-        let closed = session.closed;
-        let track = session.track.as_mut()?;
+        let closed = session.replicated().closed();
+        let track = session.local.track.as_mut()?;
         let ending_before = Ending::new(track, closed);
         let (mut outcome, lost_with_silent_peers) = self.check_segment(track, arrival, closed);
         if outcome == SegmentOutcome::Inconclusive {
@@ -191,8 +191,8 @@ impl Engine {
         let Arrival { slot, direction, context, .. } = *arrival;
         let may_propose = context.lease == LeaseState::Valid;
         let session = shard.sessions.get_mut(slot)?;
-        let (id, closed) = (session.id, session.closed);
-        let track = session.track.as_mut()?;
+        let (id, closed) = (session.id(), session.replicated().closed());
+        let track = session.local.track.as_mut()?;
         let ending = Ending::new(track, closed);
         match outcome {
             SegmentOutcome::Fin(end) if closed.is_none() => {
@@ -216,7 +216,7 @@ impl Engine {
             | SegmentOutcome::Invalid(_)
             | SegmentOutcome::Inconclusive => {}
         }
-        session.account(direction, arrival.packet.length, context.now);
+        session.local.account(direction, arrival.packet.length, context.now);
         shard.sessions.mark_dirty(slot);
         if ending.state != ending_before.state {
             // The session may expire earlier than it was armed for.
@@ -234,7 +234,7 @@ impl Engine {
         events: &mut Vec<Event>,
     ) -> Option<Resolved> {
         let Arrival { packet, tcp, direction, ref syns, context, .. } = *arrival;
-        let track = shard.sessions.get_mut(arrival.slot)?.track.as_mut()?;
+        let track = shard.sessions.get_mut(arrival.slot)?.local.track.as_mut()?;
         match track.resolve(tcp, self.reachable_peers(), lost_with_silent_peers, context.now) {
             Resolution::QueryPeers => events.push(Event::Hint(Hint::Query(packet.tuple))),
             Resolution::AwaitReplies => {}
@@ -264,8 +264,8 @@ impl Engine {
     ) -> Option<Resolved> {
         let Arrival { slot, packet, tcp, direction, ref syns, context } = *arrival;
         let session = shard.sessions.get_mut(slot)?;
-        let id = session.id;
-        let track = session.track.as_mut()?;
+        let id = session.id();
+        let track = session.local.track.as_mut()?;
         for (of, opposite) in shard.provisional.for_session(id, context.now) {
             if of == direction {
                 continue;
@@ -293,7 +293,7 @@ impl Engine {
         let segment = ProvisionalSegment { seq_end: tcp.end(), ack: tcp.ack, age_ms: 0 };
         shard.provisional.record(id, direction, segment, context.now);
         self.takeover_counters.provisional.fetch_add(1, Ordering::Relaxed);
-        session.account(direction, packet.length, context.now);
+        session.local.account(direction, packet.length, context.now);
         shard.sessions.mark_dirty(slot);
         Some(Resolved::Verdict(Verdict::Forward))
     }
@@ -306,13 +306,15 @@ impl Engine {
     /// Whether the active policy allows this session. Evaluated once per session and policy.
     pub(super) fn still_allowed(&self, session: &mut Session) -> bool {
         let generation = self.generation();
-        if session.was_judged_by(generation) {
+        if session.local.is_checked_against(generation) {
             return true;
         }
         let policy = self.active_policy();
-        let allowed = policy.decide(session.ingress, session.egress, &session.original).action == Action::Accept;
+        let allowed =
+            policy.decide(session.zone(Direction::Original), session.zone(Direction::Reply), session.original()).action
+                == Action::Accept;
         if allowed {
-            session.allowed_by(policy.generation);
+            session.local.set_checked_against(policy.generation);
         }
         allowed
     }
@@ -322,11 +324,12 @@ impl Session {
     /// Whether a packet belongs to this connection by what this member knows. Changes nothing.
     pub(super) fn is_in_window(&self, packet: &Packet, context: &Context<'_>) -> bool {
         let (Kind::Tcp(tcp), Some(direction), Some(syns), Some(mut track)) =
-            (&packet.kind, self.direction(&packet.tuple), self.syn_params(), self.track)
+            (&packet.kind, self.direction(&packet.tuple), self.replicated().syn_params(), self.local.track)
         else {
             return false;
         };
-        let outcome = track.check_segment(&syns, direction, tcp, self.closed, WindowCheck::Relaxed, context.now);
+        let outcome =
+            track.check_segment(&syns, direction, tcp, self.replicated().closed(), WindowCheck::Relaxed, context.now);
         self.zone(direction) == context.ingress && outcome.belongs()
     }
 }

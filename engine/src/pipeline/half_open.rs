@@ -1,201 +1,76 @@
-//! Packets of half-open sessions: from the first packet to the establishment's commit.
+//! Packets of half-open sessions: from the first packet to the commit of the establishment.
+//!
+//! TCP. An arrow is a [`HandshakeStep`] of a packet, `─>` followed by the verdict; each step that passes is told to the other
+//! members by a hint:
 //!
 //! ```text
-//!            SYN, policy                SYN-ACK                   ACK, or data
-//!   (none) ─────────────> SYN_SENT ──────────────────> SYN_RECV ───────────────> proposed ── applied ──> ESTABLISHED
-//!             hint, Forward  │ │          hint, Forward    │ │      Hold             │
-//!                            │ └ SYN again: hint, Forward  │ └ SYN-ACK again:        │ Stale: judge again, propose again
-//!                            │                             │   hint, Forward         │ Conflict, Full: refused, until the
-//!                            └─ RST answers: Abort ────────┴─ RST: Abort             │ next SYN or SYN-ACK
+//!   (none)
+//!     │ the SYN, allowed by the policy: Forward
+//!     v
+//!   SYN_SENT ── SynRetransmit ─> Forward         ── ChallengeAck, ChallengeRst ─> Forward
+//!     │      ── Ambiguous ─> Hold, and query     ── Reset ─> Forward, removed
+//!     │
+//!     │ FirstSynAck, SimultaneousSyn ─> Forward; what is held is judged again
+//!     v
+//!   SYN_RECV ── SynRetransmit, SynAckRetransmit, SimultaneousSyn ─> Forward
+//!     │      ── SynAckNewIsn ─> Forward; a half-open session of its own
+//!     │      ── EarlyData ─> Hold               ── Reset ─> Forward, aborted
+//!     │
+//!     │ FinalAck, AckInWindow ─> Hold; proposed
+//!     v
+//!   proposed ── applied ─> ESTABLISHED; what is held is judged again
+//!            ── Stale ─> judged by the new policy, and proposed again
+//!            ── Conflict, Full ─> refused: Drop, until a SynRetransmit, FirstSynAck or SynAckRetransmit
 //! ```
 //!
-//! Each of these packets may be seen by another member; what the others saw comes by hints. Whatever belongs to the
-//! connection but can not pass yet is held. All other combinations are implausible and change nothing.
+//! Other protocols. The second packet of the client, after one of the server, shows that both ends take part:
 //!
-//! Simultaneous open (RFC 9293 section 3.5): the server's own SYN, which crosses the client's, tells its end as a SYN-ACK
+//! ```text
+//!   (none) ── first packet, allowed by the policy ─> UNREPLIED ── ServerPacket ─> REPLIED ── ClientPacket ─> proposed
+//! ```
+//!
+//! Each of these packets may be seen by another member; what the others saw comes by hints. A packet that belongs to the
+//! connection but cannot pass yet is held. All other packets are implausible and change nothing.
+//!
+//! Simultaneous open (RFC 9293 section 3.5): the server's own SYN, which crosses the client's, tells its ISN as a SYN-ACK
 //! would, and needs no rule: the policy allowed the connection by its client's SYN. Then the client's SYN-ACK is the packet
 //! that shows that both ends know each other, and waits for the commit. Where the policy allows either direction, each SYN
-//! may open a half-open session of its own; the first of the two in the log wins, the other is recognised as the same
-//! connection ([`same_connection`](crate::table::half_open::same_connection)) and goes.
+//! may open a half-open session of its own. The first of the two in the log wins; the other is recognised as the same
+//! connection ([`same_connection`](crate::table::half_open::same_connection)) and is removed.
 
 use std::time::Duration;
 
+use super::handshake_step::{HandshakeStep, TcpHandshake};
 use crate::engine::Engine;
 use crate::event::{Event, Hint, Proposal};
 use crate::parse::{Kind, Packet, Tcp};
 use crate::policy::Action;
 use crate::session::{Close, CloseCause, Establish, HalfOpen, HandshakeState, SynParams};
 use crate::table::Shard;
+use crate::table::half_open::HalfOpenEntry;
 use crate::table::peer_queries::QUERY_RETRY_INTERVAL;
 use crate::track::generic;
-use crate::track::tcp::{MAX_SYN_DATA, max_advertisable_window, seq_diff};
 use crate::tuple::Direction;
 use crate::types::{Context, LeaseState};
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 
-/// A proposal that had no outcome for so long may be lost; the next packet makes it again.
-const PROPOSE_AGAIN: Duration = Duration::from_secs(1);
+/// The time after which a proposal without an outcome may be lost. The next packet makes it again.
+const PROPOSAL_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What the half-open sessions say of a packet.
+const NO_SESSION: Verdict = Verdict::Drop(Reason::NoSession);
+
+/// What the half-open sessions of a tuple say of a packet.
 pub(super) enum HalfOpenMatch {
     /// There is none with its tuple.
     Nothing,
-    /// There are, but it fits none of them.
+    /// There are some, but the packet fits none of them.
     Implausible(Reason),
-    /// It is this to the one at this slot.
+    /// The packet is this step of the one in this slot.
     Step(HandshakeStep, u32),
 }
 
-/// What a packet is to a half-open session, the surest last.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) enum HandshakeStep {
-    /// The server answers the SYN by an ACK, because it still has an earlier connection (RFC 9293 section 3.5.1).
-    ChallengeAck,
-    /// The client's RST that ends that one: it goes on opening this one.
-    ChallengeRst,
-    /// A SYN-ACK with another ISN than the one that is known.
-    SynAckNewIsn,
-    /// The server's SYN, which crosses the client's, or a copy of it. Unlike a SYN-ACK it proves nothing.
-    SimultaneousSyn,
-    /// It may belong, but the server's end is not known.
-    Ambiguous,
-    /// The first SYN-ACK.
-    FirstSynAck,
-    /// It belongs to the connection that this will be.
-    EarlyData,
-    /// What follows the client's acknowledgement of the SYN-ACK.
-    AckInWindow,
-    /// The client's acknowledgement of exactly this SYN-ACK.
-    FinalAck,
-    /// A copy of the SYN.
-    SynRetransmit,
-    /// A copy of the SYN-ACK.
-    SynAckRetransmit,
-    /// The end of the attempt.
-    Reset,
-    /// For protocols without handshakes: as the first packet.
-    ClientPacket,
-    /// For protocols without handshakes: the other way.
-    ServerPacket,
-}
-
-impl HandshakeStep {
-    /// May a packet that is this belong to another connection with the same tuple?
-    pub(super) fn could_match_other_connection(self) -> bool {
-        matches!(
-            self,
-            HandshakeStep::Ambiguous
-                | HandshakeStep::EarlyData
-                | HandshakeStep::AckInWindow
-                | HandshakeStep::Reset
-                | HandshakeStep::ChallengeAck
-                | HandshakeStep::ChallengeRst
-        )
-    }
-}
-
-/// What a TCP segment is to a half-open session between these ends. `proposed`: its establishment is under way;
-/// `challenge`: see [`HalfOpen`].
-pub(crate) fn step(
-    client: &SynParams,
-    server: Option<&SynParams>,
-    direction: Direction,
-    tcp: &Tcp,
-    proposed: bool,
-    challenge: Option<u32>,
-) -> Result<HandshakeStep, Reason> {
-    let first = client.isn.wrapping_add(1);
-    let flags = tcp.flags & (Tcp::SYN | Tcp::ACK | Tcp::RST | Tcp::FIN);
-    let plausible = |distance: i64, most: i64| (0..=most).contains(&distance);
-    let reset = |exact: bool| match (exact, proposed) {
-        (true, false) => Ok(HandshakeStep::Reset),
-        // The establishment is under way: its session will judge.
-        (_, true) => Ok(HandshakeStep::EarlyData),
-        (false, false) => Err(Reason::TcpRst),
-    };
-    if matches!(flags, 0 | Tcp::FIN) || flags & (Tcp::FIN | Tcp::RST) == Tcp::FIN | Tcp::RST {
-        return Err(Reason::TcpFlags);
-    }
-    match (direction, server) {
-        (Direction::Original, _) if flags == Tcp::SYN => match tcp.seq == client.isn {
-            true => Ok(HandshakeStep::SynRetransmit),
-            false => Err(Reason::TcpWindow),
-        },
-        (Direction::Reply, _) if flags == Tcp::SYN | Tcp::ACK => {
-            if !plausible(seq_diff(tcp.ack, first), MAX_SYN_DATA) {
-                return Err(Reason::TcpWindow);
-            }
-            Ok(match server {
-                None => HandshakeStep::FirstSynAck,
-                Some(server) if server.isn == tcp.seq => HandshakeStep::SynAckRetransmit,
-                Some(_) => HandshakeStep::SynAckNewIsn,
-            })
-        }
-        // One server's end a handshake, or forged SYNs could try them all.
-        (Direction::Reply, _) if flags == Tcp::SYN => match server.is_none_or(|server| server.isn == tcp.seq) {
-            true => Ok(HandshakeStep::SimultaneousSyn),
-            false => Err(Reason::TcpWindow),
-        },
-        (Direction::Original, _) if flags == Tcp::SYN | Tcp::ACK => match server {
-            _ if tcp.seq != client.isn => Err(Reason::TcpWindow),
-            None => Ok(HandshakeStep::Ambiguous),
-            Some(server) if plausible(seq_diff(tcp.ack, server.isn.wrapping_add(1)), MAX_SYN_DATA) => {
-                Ok(HandshakeStep::FinalAck)
-            }
-            Some(_) => Err(Reason::TcpWindow),
-        },
-        _ if flags & Tcp::SYN != 0 => Err(Reason::TcpFlags),
-        (Direction::Original, None) if flags == Tcp::RST && challenge == Some(tcp.seq) => {
-            Ok(HandshakeStep::ChallengeRst)
-        }
-        (Direction::Original, None) if flags & Tcp::RST != 0 => reset(tcp.seq == first),
-        (Direction::Original, None) if flags & Tcp::ACK != 0 => {
-            if plausible(seq_diff(tcp.seq, first), MAX_SYN_DATA) {
-                Ok(HandshakeStep::Ambiguous)
-            } else {
-                Err(Reason::TcpWindow)
-            }
-        }
-        (Direction::Reply, None) if flags & Tcp::RST != 0 => {
-            // RFC 9293 section 3.10.7.3: in SYN-SENT a RST is valid if it acknowledges the SYN.
-            reset(tcp.has(Tcp::ACK) && plausible(seq_diff(tcp.ack, first), MAX_SYN_DATA))
-        }
-        (Direction::Reply, None) if flags & Tcp::ACK != 0 => match plausible(seq_diff(tcp.ack, first), MAX_SYN_DATA) {
-            true => Ok(HandshakeStep::Ambiguous),
-            // One number a SYN, or blind ones could make the client send RSTs at will.
-            false if flags == Tcp::ACK && tcp.payload == 0 && challenge.is_none_or(|ack| ack == tcp.ack) => {
-                Ok(HandshakeStep::ChallengeAck)
-            }
-            false => Err(Reason::TcpWindow),
-        },
-        (_, Some(server)) if flags & (Tcp::RST | Tcp::ACK) != 0 => {
-            let (sender, receiver) = match direction {
-                Direction::Original => (client, server),
-                Direction::Reply => (server, client),
-            };
-            let seq = seq_diff(tcp.seq, sender.isn.wrapping_add(1));
-            let ack = seq_diff(tcp.ack, receiver.isn.wrapping_add(1));
-            let seq_fits = plausible(seq, max_advertisable_window(receiver, sender));
-            // Before its handshake is complete the server may send what the client's SYN allows (RFC 7413), which is not scaled.
-            // More would let a scaled window's worth of forged acknowledgements into the log.
-            let most =
-                if direction == Direction::Original { MAX_SYN_DATA } else { max_advertisable_window(sender, receiver) };
-            let ack_fits = flags & Tcp::ACK == 0 || plausible(ack, most);
-            match (flags & Tcp::RST != 0, seq_fits && ack_fits) {
-                (_, false) => Err(if flags & Tcp::RST != 0 { Reason::TcpRst } else { Reason::TcpWindow }),
-                (true, true) => reset(seq == 0),
-                (false, true) if direction == Direction::Original && ack == 0 => Ok(HandshakeStep::FinalAck),
-                (false, true) if direction == Direction::Original => Ok(HandshakeStep::AckInWindow),
-                (false, true) => Ok(HandshakeStep::EarlyData),
-            }
-        }
-        _ => Err(Reason::TcpFlags),
-    }
-}
-
 impl Engine {
-    /// What a packet with the tuple of half-open sessions is to them. `live`: an established session has the tuple too; then
-    /// a packet must fit the numbers of both ends, or a forged SYN could divert that session's packets.
+    /// Matches a packet with the half-open sessions of its tuple. `live`: an established session has the tuple, too.
     pub(super) fn match_half_open(
         &self,
         shard: &Shard,
@@ -208,31 +83,8 @@ impl Engine {
         let mut best: Option<(HandshakeStep, u32)> = None;
         for slot in shard.half_open.lookup(hash, &packet.tuple) {
             let Some(half) = shard.half_open.get(slot).filter(|h| !h.aborted) else { continue };
-            let (direction, zone) = match half.open.original == packet.tuple {
-                true => (Direction::Original, half.open.ingress),
-                false => (Direction::Reply, half.open.egress),
-            };
-            let step = match (&packet.kind, &half.open.protocol) {
-                _ if zone != context.ingress => Err(Reason::WrongZone),
-                (Kind::Tcp(tcp), HandshakeState::Tcp { client, server }) => {
-                    step(client, server.as_ref(), direction, tcp, half.proposed.is_some(), half.open.challenge)
-                }
-                (Kind::Tcp(_), HandshakeState::Generic { .. }) | (_, HandshakeState::Tcp { .. }) => {
-                    Err(Reason::NoSession)
-                }
-                (kind, HandshakeState::Generic { .. }) => match (generic::fits(kind, direction), direction) {
-                    (true, Direction::Original) => Ok(HandshakeStep::ClientPacket),
-                    (true, Direction::Reply) => Ok(HandshakeStep::ServerPacket),
-                    (false, _) => Err(Reason::NoSession),
-                },
-            };
-            match step {
-                Ok(
-                    HandshakeStep::Ambiguous
-                    | HandshakeStep::SimultaneousSyn
-                    | HandshakeStep::ChallengeAck
-                    | HandshakeStep::ChallengeRst,
-                ) if live => implausible = Some(Reason::TcpWindow),
+            match classify(half, packet, context) {
+                Ok(step) if live && !step.identifies_connection() => implausible = Some(Reason::TcpWindow),
                 Ok(step) => best = best.max(Some((step, slot))),
                 Err(reason) => implausible = Some(reason),
             }
@@ -243,153 +95,7 @@ impl Engine {
         }
     }
 
-    /// The verdict on a packet that is this to a half-open session.
-    #[expect(clippy::too_many_arguments, reason = "what `opening` found, and what `process` has")]
-    pub(super) fn step(
-        &self,
-        shard: &mut Shard,
-        hash: u64,
-        slot: u32,
-        step: HandshakeStep,
-        packet: &Packet,
-        context: &Context<'_>,
-        events: &mut Vec<Event>,
-    ) -> Verdict {
-        if context.lease != LeaseState::Valid {
-            return Verdict::Drop(Reason::LeaseGrace);
-        }
-        if !self.half_open_still_allowed(shard, slot) {
-            if let Some(half) = self.table.remove_half_open(shard, slot) {
-                events.push(Event::Hint(Hint::Abort(half.open.id)));
-            }
-            return Verdict::Drop(Reason::Policy);
-        }
-        const GONE: Verdict = Verdict::Drop(Reason::NoSession);
-        let now = context.now;
-        let hold = Verdict::Hold(HoldKey(hash), HoldClass::Matched);
-        let Some(half) = shard.half_open.get_mut(slot) else { return GONE };
-        let again = half.proposed.is_none_or(|at| now.since(at) >= PROPOSE_AGAIN);
-        match step {
-            HandshakeStep::SynRetransmit
-            | HandshakeStep::SynAckRetransmit
-            | HandshakeStep::FirstSynAck
-            | HandshakeStep::SimultaneousSyn => {
-                if half.refused.take().is_some() {
-                    half.proposed = None;
-                }
-                if let (HandshakeState::Tcp { server: server @ None, .. }, Kind::Tcp(tcp)) =
-                    (&mut half.open.protocol, &packet.kind)
-                    && matches!(step, HandshakeStep::FirstSynAck | HandshakeStep::SimultaneousSyn)
-                {
-                    *server = Some(end(tcp));
-                    // What came before it can be judged now.
-                    let workers = std::mem::take(&mut half.waiters);
-                    if !workers.is_empty() {
-                        events.push(Event::Wake { workers, key: HoldKey(hash) });
-                    }
-                }
-                if step == HandshakeStep::SynRetransmit {
-                    half.open.challenge = None;
-                }
-                events.push(Event::Hint(Hint::HalfOpen(Box::new(half.open))));
-                shard.half_open.touch(slot, now);
-                Verdict::Forward
-            }
-            HandshakeStep::SynAckNewIsn => {
-                if half.proposed.is_some() {
-                    // The client has chosen.
-                    return Verdict::Drop(Reason::TcpWindow);
-                }
-                let mut open = HalfOpen { id: self.next_id(), ..half.open };
-                if let (HandshakeState::Tcp { server, .. }, Kind::Tcp(tcp)) = (&mut open.protocol, &packet.kind) {
-                    *server = Some(end(tcp));
-                }
-                events.push(Event::Hint(Hint::HalfOpen(Box::new(open))));
-                self.table.insert_half_open(shard, hash, open, now);
-                Verdict::Forward
-            }
-            HandshakeStep::Reset => {
-                let id = half.open.id;
-                // With the server's end known, its establishment may be under way at another member.
-                let keep = matches!(half.open.protocol, HandshakeState::Tcp { server: Some(_), .. });
-                half.aborted = true;
-                if !keep {
-                    self.table.remove_half_open(shard, slot);
-                }
-                events.push(Event::Hint(Hint::Abort(id)));
-                Verdict::Forward
-            }
-            HandshakeStep::ChallengeAck => {
-                if let Kind::Tcp(tcp) = &packet.kind {
-                    half.open.challenge = Some(tcp.ack);
-                }
-                events.push(Event::Hint(Hint::HalfOpen(Box::new(half.open))));
-                Verdict::Forward
-            }
-            HandshakeStep::ChallengeRst => Verdict::Forward,
-            HandshakeStep::Ambiguous | HandshakeStep::EarlyData => {
-                if let Some(reason) = half.refused {
-                    return Verdict::Drop(reason);
-                }
-                half.waiters.insert(context.worker);
-                if step == HandshakeStep::Ambiguous
-                    && half.queried.is_none_or(|at| now.since(at) >= QUERY_RETRY_INTERVAL)
-                {
-                    half.queried = Some(now);
-                    events.push(Event::Hint(Hint::Query(packet.tuple)));
-                }
-                hold
-            }
-            HandshakeStep::AckInWindow | HandshakeStep::FinalAck => {
-                if let Some(reason) = half.refused {
-                    return Verdict::Drop(reason);
-                }
-                half.waiters.insert(context.worker);
-                if again {
-                    self.propose(shard, hash, slot, context, events);
-                }
-                hold
-            }
-            HandshakeStep::ClientPacket => {
-                match half.refused {
-                    Some(reason) if !again => return Verdict::Drop(reason),
-                    _ => half.refused = None,
-                }
-                let assured = matches!(half.open.protocol, HandshakeState::Generic { replied: true });
-                shard.half_open.touch(slot, now);
-                if assured && again {
-                    self.propose(shard, hash, slot, context, events);
-                }
-                Verdict::Forward
-            }
-            HandshakeStep::ServerPacket => {
-                if half.open.protocol == (HandshakeState::Generic { replied: false }) {
-                    half.open.protocol = HandshakeState::Generic { replied: true };
-                    events.push(Event::Hint(Hint::HalfOpen(Box::new(half.open))));
-                }
-                shard.half_open.touch(slot, now);
-                Verdict::Forward
-            }
-        }
-    }
-
-    /// Proposes a half-open session's establishment.
-    fn propose(&self, shard: &mut Shard, hash: u64, slot: u32, context: &Context<'_>, events: &mut Vec<Event>) {
-        let Some(half) = shard.half_open.get_mut(slot) else { return };
-        half.proposed = Some(context.now);
-        let open = half.open;
-        let occupant = shard.sessions.find(hash, &open.original).and_then(|slot| shard.sessions.get(slot));
-        if let Some(old) = occupant.filter(|s| s.closed.is_none()) {
-            // Both ends have agreed on a new connection with this tuple, so the old one is dead.
-            let close = Close { id: old.id, cause: CloseCause::Rst };
-            events.push(Event::Propose(Proposal::Close(close)));
-        }
-        let supersedes = occupant.map(|s| s.id).or(open.supersedes);
-        let establish = Establish { supersedes, ..Establish::from(&open) };
-        events.push(Event::Propose(Proposal::Establish(Box::new(establish))));
-    }
-
-    /// Does the policy in force still allow this half-open session? Asked anew once per policy.
+    /// Whether the active policy still allows this half-open session. Evaluated once per policy.
     fn half_open_still_allowed(&self, shard: &mut Shard, slot: u32) -> bool {
         let generation = self.generation();
         let Some(half) = shard.half_open.get_mut(slot) else { return false };
@@ -405,6 +111,234 @@ impl Engine {
     }
 }
 
-fn end(tcp: &Tcp) -> SynParams {
-    SynParams { isn: tcp.seq, window: tcp.window, wscale: tcp.wscale, sack: tcp.sack_permitted }
+/// The step that a packet is of one half-open session.
+fn classify(half: &HalfOpenEntry, packet: &Packet, context: &Context<'_>) -> Result<HandshakeStep, Reason> {
+    let (direction, zone) = match half.open.original == packet.tuple {
+        true => (Direction::Original, half.open.ingress),
+        false => (Direction::Reply, half.open.egress),
+    };
+    match (&packet.kind, &half.open.protocol) {
+        _ if zone != context.ingress => Err(Reason::WrongZone),
+        (Kind::Tcp(tcp), HandshakeState::Tcp { client, server }) => {
+            let (proposed, challenge) = (half.proposed.is_some(), half.open.challenge);
+            TcpHandshake { client, server: server.as_ref(), proposed, challenge }.classify(direction, tcp)
+        }
+        (Kind::Tcp(_), HandshakeState::Generic { .. }) | (_, HandshakeState::Tcp { .. }) => Err(Reason::NoSession),
+        (kind, HandshakeState::Generic { .. }) => match (generic::fits(kind, direction), direction) {
+            (true, Direction::Original) => Ok(HandshakeStep::ClientPacket),
+            (true, Direction::Reply) => Ok(HandshakeStep::ServerPacket),
+            (false, _) => Err(Reason::NoSession),
+        },
+    }
+}
+
+/// A packet of the half-open session in `slot`, and what it changes.
+pub(super) struct HandshakePacket<'a, 'c> {
+    pub(super) engine: &'a Engine,
+    pub(super) shard: &'a mut Shard,
+    pub(super) hash: u64,
+    pub(super) slot: u32,
+    pub(super) packet: &'a Packet,
+    pub(super) context: &'a Context<'c>,
+    pub(super) events: &'a mut Vec<Event>,
+}
+
+impl HandshakePacket<'_, '_> {
+    /// Takes the step that the packet is, and returns the verdict on it.
+    pub(super) fn advance(mut self, step: HandshakeStep) -> Verdict {
+        if self.context.lease != LeaseState::Valid {
+            return Verdict::Drop(Reason::LeaseGrace);
+        }
+        if !self.engine.half_open_still_allowed(self.shard, self.slot) {
+            if let Some(half) = self.engine.table.remove_half_open(self.shard, self.slot) {
+                self.events.push(Event::Hint(Hint::Abort(half.open.id)));
+            }
+            return Verdict::Drop(Reason::Policy);
+        }
+        match step {
+            HandshakeStep::SynRetransmit => {
+                if let Some(half) = self.shard.half_open.get_mut(self.slot) {
+                    half.open.challenge = None;
+                }
+                self.on_syn()
+            }
+            HandshakeStep::FirstSynAck | HandshakeStep::SimultaneousSyn => {
+                self.learn_server();
+                self.on_syn()
+            }
+            HandshakeStep::SynAckRetransmit => self.on_syn(),
+            HandshakeStep::SynAckNewIsn => self.on_new_isn(),
+            HandshakeStep::Reset => self.on_reset(),
+            HandshakeStep::ChallengeAck => self.on_challenge_ack(),
+            HandshakeStep::ChallengeRst => Verdict::Forward,
+            HandshakeStep::Ambiguous => self.on_ambiguous(),
+            HandshakeStep::EarlyData => self.hold().unwrap_or_else(Verdict::Drop),
+            HandshakeStep::AckInWindow | HandshakeStep::FinalAck => self.on_ack(),
+            HandshakeStep::ClientPacket => self.on_client_packet(),
+            HandshakeStep::ServerPacket => self.on_server_packet(),
+        }
+    }
+
+    fn half(&mut self) -> Option<&mut HalfOpenEntry> {
+        self.shard.half_open.get_mut(self.slot)
+    }
+
+    /// Tells the other members of the half-open session.
+    fn hint(&mut self) {
+        if let Some(half) = self.shard.half_open.get(self.slot) {
+            self.events.push(Event::Hint(Hint::HalfOpen(Box::new(half.open))));
+        }
+    }
+
+    /// The server's parameters, from its SYN-ACK or SYN. What came before it can be judged now.
+    fn learn_server(&mut self) {
+        let server_syn = syn_params(self.packet);
+        let Some(half) = self.shard.half_open.get_mut(self.slot) else { return };
+        if let HandshakeState::Tcp { server: server @ None, .. } = &mut half.open.protocol {
+            *server = server_syn;
+            let workers = std::mem::take(&mut half.waiters);
+            if !workers.is_empty() {
+                self.events.push(Event::Wake { workers, key: HoldKey(self.hash) });
+            }
+        }
+    }
+
+    /// A SYN or SYN-ACK, which also clears a refusal of the log: the endpoints try again.
+    fn on_syn(&mut self) -> Verdict {
+        let Some(half) = self.half() else { return NO_SESSION };
+        if half.refused.take().is_some() {
+            half.proposed = None;
+        }
+        self.hint();
+        self.shard.half_open.touch(self.slot, self.context.now);
+        Verdict::Forward
+    }
+
+    fn on_new_isn(&mut self) -> Verdict {
+        let Some(half) = self.shard.half_open.get(self.slot) else { return NO_SESSION };
+        if half.proposed.is_some() {
+            // The client has chosen.
+            return Verdict::Drop(Reason::TcpWindow);
+        }
+        let mut open = HalfOpen { id: self.engine.next_id(), ..half.open };
+        if let HandshakeState::Tcp { server, .. } = &mut open.protocol {
+            *server = syn_params(self.packet);
+        }
+        self.events.push(Event::Hint(Hint::HalfOpen(Box::new(open))));
+        self.engine.table.insert_half_open(self.shard, self.hash, open, self.context.now);
+        Verdict::Forward
+    }
+
+    fn on_reset(&mut self) -> Verdict {
+        let Some(half) = self.half() else { return NO_SESSION };
+        let id = half.open.id;
+        // With the server's ISN known, the establishment may be under way at another member.
+        let keep = matches!(half.open.protocol, HandshakeState::Tcp { server: Some(_), .. });
+        half.aborted = true;
+        if !keep {
+            self.engine.table.remove_half_open(self.shard, self.slot);
+        }
+        self.events.push(Event::Hint(Hint::Abort(id)));
+        Verdict::Forward
+    }
+
+    fn on_challenge_ack(&mut self) -> Verdict {
+        if let Kind::Tcp(Tcp { ack, .. }) = self.packet.kind
+            && let Some(half) = self.half()
+        {
+            half.open.challenge = Some(ack);
+        }
+        self.hint();
+        Verdict::Forward
+    }
+
+    /// Holds the packet, and queries the other members: one of them may know the server's ISN.
+    fn on_ambiguous(&mut self) -> Verdict {
+        let (now, tuple) = (self.context.now, self.packet.tuple);
+        let held = self.hold();
+        if held.is_ok()
+            && let Some(half) = self.half()
+            && half.queried.is_none_or(|at| now.since(at) >= QUERY_RETRY_INTERVAL)
+        {
+            half.queried = Some(now);
+            self.events.push(Event::Hint(Hint::Query(tuple)));
+        }
+        held.unwrap_or_else(Verdict::Drop)
+    }
+
+    /// The acknowledgement that completes the handshake, or a packet behind it.
+    fn on_ack(&mut self) -> Verdict {
+        let held = self.hold();
+        if held.is_ok() && self.may_propose() {
+            self.propose();
+        }
+        held.unwrap_or_else(Verdict::Drop)
+    }
+
+    fn on_client_packet(&mut self) -> Verdict {
+        let may_propose = self.may_propose();
+        let Some(half) = self.half() else { return NO_SESSION };
+        match half.refused {
+            Some(reason) if !may_propose => return Verdict::Drop(reason),
+            _ => half.refused = None,
+        }
+        let replied = half.open.protocol == HandshakeState::Generic { replied: true };
+        self.shard.half_open.touch(self.slot, self.context.now);
+        if replied && may_propose {
+            self.propose();
+        }
+        Verdict::Forward
+    }
+
+    fn on_server_packet(&mut self) -> Verdict {
+        let Some(half) = self.half() else { return NO_SESSION };
+        if half.open.protocol == (HandshakeState::Generic { replied: false }) {
+            half.open.protocol = HandshakeState::Generic { replied: true };
+            self.hint();
+        }
+        self.shard.half_open.touch(self.slot, self.context.now);
+        Verdict::Forward
+    }
+
+    /// The verdict with which the packet waits, or the reason for which the log has refused the session.
+    fn hold(&mut self) -> Result<Verdict, Reason> {
+        let worker = self.context.worker;
+        let Some(half) = self.half() else { return Err(Reason::NoSession) };
+        if let Some(reason) = half.refused {
+            return Err(reason);
+        }
+        half.waiters.insert(worker);
+        Ok(Verdict::Hold(HoldKey(self.hash), HoldClass::Matched))
+    }
+
+    /// Whether the establishment was not proposed here, or so long ago that the proposal may be lost.
+    fn may_propose(&mut self) -> bool {
+        let now = self.context.now;
+        self.half().is_some_and(|half| half.proposed.is_none_or(|at| now.since(at) >= PROPOSAL_RETRY_INTERVAL))
+    }
+
+    /// Proposes the establishment.
+    fn propose(&mut self) {
+        let (shard, events) = (&mut *self.shard, &mut *self.events);
+        let Some(half) = shard.half_open.get_mut(self.slot) else { return };
+        half.proposed = Some(self.context.now);
+        let open = half.open;
+        let occupant = shard.sessions.find(self.hash, &open.original).and_then(|slot| shard.sessions.get(slot));
+        if let Some(old) = occupant.filter(|s| s.is_open()) {
+            // Both ends have agreed on a new connection with this tuple, so the old one is dead.
+            let close = Close { id: old.id(), cause: CloseCause::Rst };
+            events.push(Event::Propose(Proposal::Close(close)));
+        }
+        let supersedes = occupant.map(|s| s.id()).or(open.supersedes);
+        let establish = Establish { supersedes, ..Establish::from(&open) };
+        events.push(Event::Propose(Proposal::Establish(Box::new(establish))));
+    }
+}
+
+/// The parameters of a TCP segment with SYN.
+fn syn_params(packet: &Packet) -> Option<SynParams> {
+    match &packet.kind {
+        Kind::Tcp(tcp) => Some(SynParams::from(tcp)),
+        _ => None,
+    }
 }

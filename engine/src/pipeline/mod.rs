@@ -1,26 +1,28 @@
-//! A packet's way to its verdict.
+//! The packet path: from a parsed packet to its verdict.
 //!
 //! ```text
-//!   packet ─> session? ──yes──> established: zone, policy generation, windows ─────────────> Forward, Drop
+//!   packet ─> session? ──yes──> established: zone, policy generation, windows ──────────────> Forward, Drop
 //!                │ no, or its tuple is contested
-//!                ├─> half-open session? ──yes──> opening: SYN, SYN-ACK, ACK; first, reply ─> Forward, Hold, Drop
+//!                ├─> half-open session? ──yes──> half_open: SYN, SYN-ACK, ACK; first, reply ─> Forward, Hold, Drop
 //!                │ no
-//!                ├─> opens one? ──yes──> source, route, policy ───────────────────────────> Forward, Reject, Drop
+//!                ├─> opens one? ──yes──> source, route, policy ──────────────────────────────> Forward, Reject, Drop
 //!                │ no
-//!                └─> hold unmatched, and ask the other members
+//!                └─> hold unmatched, and query the other members
 //! ```
 //!
-//! One shard lock is taken for what is known. Routes and policy, which may take longer, are asked without it.
+//! The lookup takes one shard lock. Routes and policy, which may take longer, are asked without it.
 
 mod established;
 mod fragment;
 mod half_open;
+mod handshake_step;
 mod related;
 
 use std::time::Duration;
 
 use crate::engine::Engine;
 use crate::event::{Event, Hint};
+use crate::id::{Generation, RuleId, ZoneId};
 use crate::parse::{Kind, Packet, Tcp};
 use crate::policy::Action;
 use crate::session::{HalfOpen, HandshakeState, SynParams};
@@ -32,12 +34,19 @@ use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 pub(crate) use established::CLOSE_OVERDUE;
 #[cfg(test)]
 pub(crate) use established::judge_syn;
-use half_open::HalfOpenMatch;
+use half_open::{HalfOpenMatch, HandshakePacket};
 #[cfg(test)]
-pub(crate) use half_open::{HandshakeStep, step};
+pub(crate) use handshake_step::{HandshakeStep, TcpHandshake};
 
-/// Least time between SYNs of different connections that pass on the tuple of a live session.
-const SYN_APART: Duration = Duration::from_secs(1);
+/// The shortest time between SYNs of different connections that pass on the tuple of a live session.
+const MIN_SYN_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How a packet that opens a session was admitted.
+struct Admission {
+    egress: ZoneId,
+    generation: Generation,
+    rule: RuleId,
+}
 
 impl Engine {
     /// See [`Engine::process`].
@@ -82,30 +91,31 @@ impl Engine {
     ) -> Option<Verdict> {
         let session = shard.sessions.find(hash, &packet.tuple);
         let entry = session.and_then(|slot| shard.sessions.get(slot));
-        let contested = entry.is_none_or(|s| s.flags.has(SessionFlag::Contested));
-        let live = entry.is_some_and(|s| s.closed.is_none());
-        let mut opening = HalfOpenMatch::Nothing;
+        let contested = entry.is_none_or(|s| s.local.flags.has(SessionFlag::Contested));
+        let live = entry.is_some_and(|s| s.is_open());
+        let mut half_open = HalfOpenMatch::Nothing;
         if contested {
-            opening = self.match_half_open(shard, hash, packet, live, context);
+            half_open = self.match_half_open(shard, hash, packet, live, context);
             // Many packets fit a half-open session by chance; what fits the connection itself is the connection's.
-            if let HalfOpenMatch::Step(step, slot) = opening
+            if let HalfOpenMatch::Step(step, slot) = half_open
                 && !(step.could_match_other_connection() && entry_fits(shard, session, packet, context))
             {
-                return Some(self.step(shard, hash, slot, step, packet, context, events));
+                let packet = HandshakePacket { engine: self, shard, hash, slot, packet, context, events };
+                return Some(packet.advance(step));
             }
         }
         let Some(slot) = session else {
-            return match (opening, &packet.kind) {
+            return match (half_open, &packet.kind) {
                 // The hint of the SYN that it answers may be under way, whatever else is known of the tuple.
                 (_, Kind::Tcp(tcp)) if tcp.has(Tcp::SYN) => None,
                 (HalfOpenMatch::Implausible(reason), _) => Some(Verdict::Drop(reason)),
                 _ => None,
             };
         };
-        if matches!(opening, HalfOpenMatch::Nothing)
+        if matches!(half_open, HalfOpenMatch::Nothing)
             && let Some(session) = shard.sessions.get_mut(slot)
         {
-            session.flags.set(SessionFlag::Contested, false);
+            session.local.flags.set(SessionFlag::Contested, false);
         }
         self.established(shard, slot, packet, context, events)
     }
@@ -115,24 +125,25 @@ impl Engine {
         match &packet.kind {
             Kind::Tcp(tcp) => match tcp.flags & (Tcp::SYN | Tcp::ACK | Tcp::FIN | Tcp::RST) {
                 Tcp::SYN => {
-                    let client =
-                        SynParams { isn: tcp.seq, window: tcp.window, wscale: tcp.wscale, sack: tcp.sack_permitted };
-                    self.open(hash, packet, HandshakeState::Tcp { client, server: None }, context, events)
+                    let protocol = HandshakeState::Tcp { client: SynParams::from(tcp), server: None };
+                    self.open(hash, packet, protocol, context, events)
                 }
                 // It may refuse a connection whose hint is under way.
                 flags if flags & Tcp::RST != 0 => {
-                    let asked = self.table.shard_for(hash).queries.state(hash, context.now);
-                    match asked {
+                    let query = self.table.shard_for(hash).queries.state(hash, context.now);
+                    match query {
                         QueryState::Unanswered => Verdict::Drop(Reason::NoSession),
-                        QueryState::NotSent | QueryState::Outstanding => self.wait(hash, packet, context, events),
+                        QueryState::NotSent | QueryState::Outstanding => {
+                            self.hold_unmatched(hash, packet, context, events)
+                        }
                     }
                 }
                 flags if flags & Tcp::ACK == 0 || flags & (Tcp::SYN | Tcp::FIN) == Tcp::SYN | Tcp::FIN => {
                     Verdict::Drop(Reason::TcpFlags)
                 }
-                _ => self.wait(hash, packet, context, events),
+                _ => self.hold_unmatched(hash, packet, context, events),
             },
-            Kind::EchoReply => self.wait(hash, packet, context, events),
+            Kind::EchoReply => self.hold_unmatched(hash, packet, context, events),
             _ => self.open(hash, packet, HandshakeState::Generic { replied: false }, context, events),
         }
     }
@@ -146,30 +157,11 @@ impl Engine {
         context: &mut Context<'_>,
         events: &mut Vec<Event>,
     ) -> Verdict {
+        let admission = match self.admit(packet, context) {
+            Ok(admission) => admission,
+            Err(denied) => return self.deny(hash, packet, denied, context, events),
+        };
         let tuple = packet.tuple;
-        if context.antispoof && context.routes.zone(tuple.src) != Some(context.ingress) {
-            return Verdict::Drop(Reason::Antispoof);
-        }
-        let Some(egress) = context.routes.zone(tuple.dst) else {
-            return Verdict::Drop(Reason::NoRoute);
-        };
-        let policy = self.active_policy();
-        let decision = policy.decide(context.ingress, egress, &tuple);
-        let denied = match decision.action {
-            Action::Accept => None,
-            Action::Drop => Some(Verdict::Drop(Reason::Policy)),
-            Action::Reject => Some(Verdict::Reject(Reason::PolicyReject)),
-        };
-        if let Some(denied) = denied {
-            return match packet.kind {
-                Kind::Tcp(_) | Kind::EchoRequest => denied,
-                // It may be the reply of a session whose hint is under way. Once nobody claimed it, the policy's word
-                // counts.
-                _ if self.table.shard_for(hash).queries.state(hash, context.now) == QueryState::Unanswered => denied,
-                _ => self.wait(hash, packet, context, events),
-            };
-        }
-
         let mut shard = self.table.shard_for(hash);
         // Another worker, or a hint, may have been faster.
         if let Some(verdict) = self.known(&mut shard, hash, packet, context, events) {
@@ -179,23 +171,23 @@ impl Engine {
             return Verdict::Drop(Reason::HalfOpenFull);
         }
         let occupant = shard.sessions.find(hash, &tuple).and_then(|slot| shard.sessions.get(slot));
-        if occupant.is_some_and(|s| s.closed.is_none()) {
+        if occupant.is_some_and(|s| s.is_open()) {
             // Its answer is a challenge ACK, and one a second is enough (RFC 5961 section 7).
-            let lately = |slot| shard.half_open.get(slot).is_some_and(|h| context.now.since(h.last) < SYN_APART);
-            if shard.half_open.lookup(hash, &tuple).any(lately) {
+            let is_recent =
+                |slot| shard.half_open.get(slot).is_some_and(|h| context.now.since(h.last) < MIN_SYN_INTERVAL);
+            if shard.half_open.lookup(hash, &tuple).any(is_recent) {
                 return Verdict::Drop(Reason::TcpWindow);
             }
         }
-        let supersedes = occupant.map(|s| s.id);
         let open = HalfOpen {
             id: self.next_id(),
             original: tuple,
             reply: tuple.inverse(),
             ingress: context.ingress,
-            egress,
-            generation: policy.generation,
-            rule: decision.rule,
-            supersedes,
+            egress: admission.egress,
+            generation: admission.generation,
+            rule: admission.rule,
+            supersedes: occupant.map(|s| s.id()),
             challenge: None,
             protocol,
         };
@@ -210,8 +202,45 @@ impl Engine {
         Verdict::Forward
     }
 
-    /// Holds a packet that matches nothing, and has the other members asked, once a key.
-    fn wait(&self, hash: u64, packet: &Packet, context: &Context<'_>, events: &mut Vec<Event>) -> Verdict {
+    /// What source, route and policy say of a packet that would open a session; or the verdict that denies it.
+    fn admit(&self, packet: &Packet, context: &mut Context<'_>) -> Result<Admission, Verdict> {
+        let tuple = packet.tuple;
+        if context.antispoof && context.routes.zone(tuple.src) != Some(context.ingress) {
+            return Err(Verdict::Drop(Reason::Antispoof));
+        }
+        let egress = context.routes.zone(tuple.dst).ok_or(Verdict::Drop(Reason::NoRoute))?;
+        let policy = self.active_policy();
+        let decision = policy.decide(context.ingress, egress, &tuple);
+        match decision.action {
+            Action::Accept => Ok(Admission { egress, generation: policy.generation, rule: decision.rule }),
+            Action::Drop => Err(Verdict::Drop(Reason::Policy)),
+            Action::Reject => Err(Verdict::Reject(Reason::PolicyReject)),
+        }
+    }
+
+    /// The verdict on a packet that may not open a session.
+    fn deny(
+        &self,
+        hash: u64,
+        packet: &Packet,
+        denied: Verdict,
+        context: &Context<'_>,
+        events: &mut Vec<Event>,
+    ) -> Verdict {
+        let by_policy = matches!(denied, Verdict::Drop(Reason::Policy) | Verdict::Reject(_));
+        if !by_policy || matches!(packet.kind, Kind::Tcp(_) | Kind::EchoRequest) {
+            return denied;
+        }
+        // It may be the reply of a session whose hint is under way. If no member claims it, the policy decides.
+        let query = self.table.shard_for(hash).queries.state(hash, context.now);
+        match query {
+            QueryState::Unanswered => denied,
+            QueryState::NotSent | QueryState::Outstanding => self.hold_unmatched(hash, packet, context, events),
+        }
+    }
+
+    /// Holds a packet that matches nothing. The other members are queried, once for each key.
+    fn hold_unmatched(&self, hash: u64, packet: &Packet, context: &Context<'_>, events: &mut Vec<Event>) -> Verdict {
         let mut shard = self.table.shard_for(hash);
         // What it waits for may have come since it was looked for.
         if let Some(verdict) = self.known(&mut shard, hash, packet, context, events) {
@@ -222,7 +251,7 @@ impl Engine {
     }
 }
 
-/// Is this a segment of the session at `slot`, by what this member knows of it?
+/// Whether a packet is a segment of the session in `slot`, according to what this member knows of it.
 fn entry_fits(shard: &Shard, slot: Option<u32>, packet: &Packet, context: &Context<'_>) -> bool {
     slot.and_then(|slot| shard.sessions.get(slot)).is_some_and(|session| session.is_in_window(packet, context))
 }

@@ -66,7 +66,7 @@ impl Engine {
 }
 
 fn may_have_sent(session: &Session, direction: Direction, quoted: &Embedded, context: &Context<'_>) -> bool {
-    match (session.syn_params(), &session.track, quoted.seq) {
+    match (session.replicated().syn_params(), &session.local.track, quoted.seq) {
         (Some(syns), Some(track), Some(seq)) => track.may_have_sent(&syns, direction, seq, context.now),
         _ => true,
     }

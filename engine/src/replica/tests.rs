@@ -1,7 +1,8 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::id::{RuleId, SessionId};
+use crate::cluster_state::MemberInfo;
+use crate::id::{Generation, RuleId, SessionId};
 use crate::session::{Close, CloseCause, Establish, HandshakeState};
 use crate::testing::{INSIDE, OUTSIDE, POLICY, end, tuple};
 use crate::types::Config;
@@ -60,13 +61,13 @@ impl Bench {
             count += 1;
             true
         });
-        assert_eq!(count, self.replica.sessions);
+        assert_eq!(count, self.replica.state.sessions());
         count
     }
 }
 
 fn batch(first: u64, floor: u64, commands: Vec<Command>) -> Batch {
-    Batch { proposer: MemberId(1), first, floor, unix_ms: 1000, commands }
+    Batch { proposer: MemberId(1), first_serial: first, lowest_outstanding: floor, unix_ms: 1000, commands }
 }
 
 fn id(counter: u64) -> SessionId {
@@ -157,7 +158,7 @@ fn outcomes_are_remembered_from_the_floor_up() {
     assert_eq!(b.replica.digest(), digest, "a copy has no effect");
     let later = batch(first + 3, first + 2, vec![close(9)]);
     assert_eq!(b.apply(&later), [Outcome::Accepted]);
-    let expected = [Outcome::Forgotten, Outcome::Forgotten, Outcome::Accepted];
+    let expected = [Outcome::SerialExpired, Outcome::SerialExpired, Outcome::Accepted];
     assert_eq!(b.apply(&batch(first, first, commands)), expected);
     let far = batch(u64::MAX, first, vec![close(1), close(1)]);
     assert!(b.apply(&far).iter().all(|o| matches!(o, Outcome::Invalid(_))));
@@ -255,7 +256,7 @@ fn idle_sessions_are_found_piece_by_piece() {
     let all: std::collections::HashSet<SessionId> = found.iter().copied().collect();
     assert_eq!((found.len(), all), (1000, (0..1000).map(id).collect()), "each once");
     let mut ids: Vec<SessionId> = [1, 2000, 99_999].map(id).to_vec();
-    engine.still_idle(at(121), &mut ids);
+    engine.confirm_idle(at(121), &mut ids);
     assert_eq!(ids, [id(1), id(99_999)], "known and idle, or unknown");
     b.one(Command::Expire(found));
     assert_eq!(b.sessions(), 2000);

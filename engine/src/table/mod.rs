@@ -7,6 +7,7 @@
 //! While addresses are not translated, the reply tuple is the inverse of the original one, so that one index entry finds
 //! a session by either.
 
+pub(crate) mod copy_on_write;
 pub(crate) mod fragments;
 pub(crate) mod half_open;
 pub(crate) mod id_index;
@@ -15,9 +16,11 @@ pub(crate) mod provisional;
 pub(crate) mod session;
 pub(crate) mod slab;
 pub(crate) mod source_sketch;
+mod store;
 pub(crate) mod wheel;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -32,6 +35,7 @@ use crate::time::Time;
 use crate::timeouts::Timeouts;
 use crate::tuple::Tuple;
 use crate::types::{Config, Context};
+use copy_on_write::CopyOnWriteShards;
 use fragments::FragmentTable;
 use half_open::{HalfOpenEntry, HalfOpenTable, same_ends};
 use id_index::{IdIndex, SlotRef};
@@ -60,6 +64,8 @@ pub(crate) struct Table {
     pub(crate) half_open_by_source: SourceSketch,
     /// The shards in which something is awaited that the others were not asked about yet, a bit each.
     unsent_queries: [AtomicU64; SHARDS / 64],
+    /// The copy of the sessions that was begun last.
+    copy: Mutex<Option<Arc<CopyOnWriteShards>>>,
     hasher: FixedState,
 }
 
@@ -76,9 +82,9 @@ pub(crate) struct Shard {
     /// Half-open sessions that were evicted for lack of room.
     pub(crate) evicted: u64,
     /// The snapshot that has copied this shard last.
-    pub(crate) copied: u64,
-    /// The sum of the sessions' hashes, as commands have changed it.
-    pub(crate) digest: u64,
+    snapshot_epoch: u64,
+    /// The sum of the sessions' digests, as commands have changed it.
+    digest: u64,
 }
 
 /// One shard's sessions.
@@ -116,10 +122,10 @@ impl Sessions {
     /// A packet of this session passed.
     pub(crate) fn mark_dirty(&mut self, slot: u32) {
         if let Some(session) = self.slab.get_mut(slot)
-            && !session.flags.has(SessionFlag::Dirty)
+            && !session.local.flags.has(SessionFlag::Dirty)
             && self.dirty.len() < self.dirty.capacity()
         {
-            session.flags.set(SessionFlag::Dirty, true);
+            session.local.flags.set(SessionFlag::Dirty, true);
             self.dirty.push(slot);
         }
     }
@@ -136,7 +142,7 @@ impl Sessions {
         // Here, so that no packet has to.
         self.dirty.reserve(self.slab.len().saturating_sub(self.dirty.len()));
         let slab = &self.slab;
-        self.index.insert_unique(hash, slot, |&slot| slab.get(slot).map_or(0, |s| s.original.symmetric_hash(hasher)));
+        self.index.insert_unique(hash, slot, |&slot| slab.get(slot).map_or(0, |s| s.original().symmetric_hash(hasher)));
         slot
     }
 
@@ -172,7 +178,7 @@ impl Sessions {
     /// Takes up one session that was found idle: its id, if it still is idle. `None`: there is no further one.
     pub(crate) fn report_idle(&mut self, now: Time, timeouts: &Timeouts) -> Option<Option<SessionId>> {
         let slot = self.wheel.pop_idle(&mut self.slab)?;
-        let idle = self.slab.get(slot).filter(|s| s.is_idle(now, timeouts)).map(|s| (s.id, s.timeout(timeouts)));
+        let idle = self.slab.get(slot).filter(|s| s.is_idle(now, timeouts)).map(|s| (s.id(), s.timeout(timeouts)));
         match idle {
             // A member that has lately seen it, or does not answer, may keep it.
             Some((_, timeout)) => {
@@ -199,7 +205,7 @@ impl Table {
                         fragments: FragmentTable::default(),
                         finished: VecDeque::new(),
                         evicted: 0,
-                        copied: 0,
+                        snapshot_epoch: 0,
                         digest: 0,
                     })
                 })
@@ -208,6 +214,7 @@ impl Table {
             half_open_ids: IdIndex::new(config.seed.wrapping_add(1)),
             half_open_by_source: SourceSketch::new(config.seed.wrapping_add(2)),
             unsent_queries: Default::default(),
+            copy: Mutex::default(),
             hasher: FixedState::with_seed(config.seed),
         }
     }
@@ -239,19 +246,12 @@ impl Table {
     }
 
     /// Adds a session to its shard, which the caller has locked.
-    pub(crate) fn insert(
-        &self,
-        shard: &mut Shard,
-        hash: u64,
-        mut session: Session,
-        now: Time,
-        timeouts: &Timeouts,
-    ) -> u32 {
-        let id = session.id;
+    fn insert(&self, shard: &mut Shard, hash: u64, mut session: Session, now: Time, timeouts: &Timeouts) -> u32 {
+        let id = session.id();
         // Its places in lists were those of an earlier slot, if any.
-        session.links = Links::NONE;
-        let dirty = session.flags.has(SessionFlag::Dirty);
-        session.flags.set(SessionFlag::Dirty, false);
+        session.local.links = Links::NONE;
+        let dirty = session.local.flags.has(SessionFlag::Dirty);
+        session.local.flags.set(SessionFlag::Dirty, false);
         let slot = shard.sessions.insert(&self.hasher, hash, session);
         shard.sessions.arm(slot, now, timeouts);
         if dirty {
@@ -262,19 +262,33 @@ impl Table {
     }
 
     /// Removes a session from its shard, which the caller has locked.
-    pub(crate) fn remove(&self, shard: &mut Shard, hash: u64, slot: u32) -> Option<Session> {
+    fn remove(&self, shard: &mut Shard, hash: u64, slot: u32) -> Option<Session> {
         let session = shard.sessions.remove(hash, slot)?;
-        self.ids.remove(session.id, SlotRef::new(Self::number(hash), slot));
+        self.ids.remove(session.id(), SlotRef::new(Self::number(hash), slot));
         Some(session)
     }
 
     /// Takes all sessions out of a shard, which the caller has locked.
-    pub(crate) fn drain(&self, shard: &mut Shard, number: u8) -> Vec<Session> {
+    fn drain(&self, shard: &mut Shard, number: u8) -> Vec<Session> {
         let sessions = std::mem::take(&mut shard.sessions);
         for (slot, session) in sessions.slab.numbered() {
-            self.ids.remove(session.id, SlotRef::new(number, slot));
+            self.ids.remove(session.id(), SlotRef::new(number, slot));
         }
         sessions.slab.into_values().collect()
+    }
+
+    /// Whether a shard's sessions are those that commands and snapshots have put there.
+    pub(crate) fn is_sound(&self, number: u8) -> bool {
+        let shard = self.shard(number);
+        shard.sessions.iter().fold(0_u64, |sum, session| sum.wrapping_add(session.replicated().digest()))
+            == shard.digest
+    }
+
+    /// Changes a session as failing memory would: its rule, and no digest. False if there is no such session.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn damage(&self, id: SessionId) -> bool {
+        let Some((mut shard, slot)) = self.locate(id) else { return false };
+        shard.sessions.get_mut(slot).map(|session| session.replicated_mut().damage()).is_some()
     }
 
     /// Adds a half-open session to its shard, which the caller has locked; evicts the oldest one if there is no room, and
@@ -307,7 +321,7 @@ impl Table {
         if let Some(slot) = shard.sessions.find(hash, &open.original)
             && let Some(session) = shard.sessions.get_mut(slot)
         {
-            session.flags.set(SessionFlag::Contested, true);
+            session.local.flags.set(SessionFlag::Contested, true);
         }
         let id = open.id;
         self.half_open_by_source.add(open.original.src);
@@ -361,7 +375,7 @@ impl Table {
     pub(crate) fn locate(&self, id: SessionId) -> Option<(MutexGuard<'_, Shard>, u32)> {
         self.ids.candidates(id).find_map(|at| {
             let shard = self.shard(at.shard());
-            let here = shard.sessions.get(at.slot()).is_some_and(|s| s.id == id);
+            let here = shard.sessions.get(at.slot()).is_some_and(|s| s.id() == id);
             here.then_some((shard, at.slot()))
         })
     }

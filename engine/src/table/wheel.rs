@@ -121,13 +121,13 @@ impl Wheel {
     /// Takes a session out of its bucket.
     pub(crate) fn unlink(&mut self, sessions: &mut Slab<Session>, slot: u32) {
         let Some(session) = sessions.get_mut(slot) else { return };
-        let Links { next, prev } = std::mem::replace(&mut session.links, Links::NONE);
+        let Links { next, prev } = std::mem::replace(&mut session.local.links, Links::NONE);
         if prev == NONE {
             return;
         }
         if prev & BUCKET_TAG == 0 {
             if let Some(before) = sessions.get_mut(prev) {
-                before.links.next = next;
+                before.local.links.next = next;
             }
         } else {
             let bucket = (prev & !BUCKET_TAG) as usize;
@@ -137,7 +137,7 @@ impl Wheel {
             }
         }
         if let Some(after) = sessions.get_mut(next) {
-            after.links.prev = prev;
+            after.local.links.prev = prev;
         }
     }
 
@@ -172,10 +172,10 @@ impl Wheel {
     fn link(&mut self, sessions: &mut Slab<Session>, slot: u32, bucket: usize) {
         let next = std::mem::replace(&mut self.heads[bucket], slot);
         if let Some(after) = sessions.get_mut(next) {
-            after.links.prev = slot;
+            after.local.links.prev = slot;
         }
         if let Some(session) = sessions.get_mut(slot) {
-            session.links = Links { next, prev: BUCKET_TAG | bucket as u32 };
+            session.local.links = Links { next, prev: BUCKET_TAG | bucket as u32 };
         }
         if bucket < IDLE_BUCKET {
             self.occupied[bucket / BUCKETS_PER_LEVEL] |= 1 << (bucket % BUCKETS_PER_LEVEL);

@@ -38,7 +38,8 @@ impl Member {
     pub fn apply(&mut self, commands: Vec<Command>) -> Vec<Outcome> {
         let first = self.next;
         self.next += commands.len() as u64;
-        let batch = Batch { proposer: MemberId(1), first, floor: first, unix_ms: 0, commands };
+        let batch =
+            Batch { proposer: MemberId(1), first_serial: first, lowest_outstanding: first, unix_ms: 0, commands };
         Applied::outcomes(&self.replica.apply(self.now, &batch, &mut ()))
     }
 

@@ -394,7 +394,11 @@ fn current(member: &Member) -> Result<(), Status> {
         LeaseState::Valid => Ok(()),
         LeaseState::Grace | LeaseState::Expired => {
             let help = "see `palisade cluster status`; ask another member, or wait until a majority is there";
-            Err(refuse(Code::Unavailable, "this member is not current: it cannot have anything committed now", help))
+            Err(refuse(
+                Code::Unavailable,
+                "this member has no valid lease: it cannot have anything committed now",
+                help,
+            ))
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::replication_metrics::ReplicationMetrics;
 /// Time between two comparisons. With a scrub in between, a divergence is found and repaired within 10 s.
 const COMPARISON_INTERVAL: Duration = Duration::from_secs(2);
 /// How long a member may take to answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+const DIGESTS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A member's digests, by index.
 type Digests = BTreeMap<u64, u64>;
@@ -119,7 +119,7 @@ impl Comparer {
     async fn ask(&self, members: &Members) -> BTreeMap<MemberId, Digests> {
         let points = self.auditor.points();
         let indices: Vec<u64> = points.iter().map(|(index, _)| *index).collect();
-        let answers = self.peers.fan_out(members, Lane::Control, ANSWER_TIMEOUT, |mut client| {
+        let answers = self.peers.fan_out(members, Lane::Control, DIGESTS_TIMEOUT, |mut client| {
             let question = wire::DigestsRequest { indices: indices.clone() };
             async move { client.digests(question).await }
         });
@@ -149,7 +149,7 @@ impl Comparer {
         }
         let only = members.iter().filter(|(id, _)| **id == member);
         let request = wire::ReportDivergenceRequest { index, digest: majority };
-        let reported = self.peers.fan_out(only, Lane::Control, ANSWER_TIMEOUT, |mut client| async move {
+        let reported = self.peers.fan_out(only, Lane::Control, DIGESTS_TIMEOUT, |mut client| async move {
             client.report_divergence(request).await
         });
         if !reported.all(async |(_, answer)| answer.is_ok()).await {

@@ -22,7 +22,7 @@ use crate::raft::transfer::LeadershipTransfer;
 use crate::replication_metrics::ReplicationMetrics;
 
 /// Time between two attempts.
-const RETRY_DELAY: Duration = Duration::from_secs(1);
+const REPAIR_RETRY_DELAY: Duration = Duration::from_secs(1);
 /// How long a repair may keep this member from applying.
 const APPLY_PAUSE_LIMIT: Duration = Duration::from_secs(60);
 /// How long this member's log may take to reach the snapshot.
@@ -79,7 +79,7 @@ impl Repairer {
                     tracing::error!("there is no other member to repair this one from: it restarts from its log");
                     return;
                 }
-                tokio::time::sleep(RETRY_DELAY).await;
+                tokio::time::sleep(REPAIR_RETRY_DELAY).await;
             }
             self.suspect(false);
             self.metrics.repairs.done.add(1);

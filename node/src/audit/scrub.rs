@@ -7,9 +7,9 @@ use palisade_engine::Engine;
 use tokio::sync::mpsc;
 
 use crate::audit::{Divergence, report};
-use crate::blocking::blocking;
 use crate::clock;
 use crate::replication_metrics::ReplicationMetrics;
+use tokio::task::spawn_blocking;
 
 /// Time between two of the table's 256 parts …
 const PART_INTERVAL: Duration = Duration::from_millis(20);
@@ -30,7 +30,7 @@ impl Scrubber {
         loop {
             let (engine, began) = (self.engine.clone(), clock::now());
             // A part of a large table takes a while; the other tasks go on meanwhile.
-            let Ok(sound) = blocking(move || engine.scrub(part)).await else { return };
+            let Ok(sound) = spawn_blocking(move || engine.scrub(part)).await else { return };
             if sound {
                 self.metrics.scrubs.intact.add(1);
             } else {

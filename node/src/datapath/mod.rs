@@ -30,6 +30,7 @@ mod inject;
 mod limit;
 mod options;
 mod segment;
+mod sink;
 mod start;
 mod sys;
 mod vnet;
@@ -51,9 +52,9 @@ pub use host::Family;
 pub use inject::Inject;
 pub use metrics::{DatapathMetrics, WorkerMetrics};
 pub use options::{DatapathStatus, Interface, InterfaceStatus, Options, Sinks};
+pub use palisade_engine::packet_loop::Judge;
 pub use start::{start, start_with};
 pub use wake::WorkerWake;
-pub use worker::Judge;
 
 use crate::clock;
 use host::netlink::Netlink;
@@ -178,7 +179,7 @@ impl Drop for Datapath {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
         for worker in 0..self.wake.workers() {
-            self.wake.ring(worker);
+            self.wake.notify(worker);
         }
         let _ = self.stop_fd.write(1);
         for thread in self.threads.drain(..) {

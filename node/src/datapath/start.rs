@@ -7,7 +7,8 @@ use std::sync::atomic::AtomicBool;
 
 use arc_swap::ArcSwap;
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use palisade_engine::Engine;
+use palisade_engine::packet_loop::Judge;
+use palisade_engine::{Engine, WorkerSet};
 use parking_lot::Mutex;
 
 use super::error::StartError;
@@ -21,13 +22,10 @@ use super::inject::{self, Device, Inject, Injector};
 use super::metrics::DatapathMetrics;
 use super::options::{Interface, Options, Sinks};
 use super::wake::WorkerWake;
-use super::worker::{Judge, Parts, Port, Shared, Worker};
+use super::worker::{Port, Shared, Worker, WorkerConfig};
 use super::{Datapath, remove_device};
 use crate::clock;
 use crate::lease::Lease;
-
-/// The largest number of workers: sessions name them in a bit set of this size.
-const MAX_WORKERS: usize = 64;
 
 /// Starts the datapath in the calling thread's network namespace: checks the machine, installs the gate, then lets the
 /// workers capture. `wake` must have as many workers as `options`.
@@ -71,7 +69,7 @@ pub fn start_with<J: Judge>(
         let routes = RouteZones::new(index, built.topology.clone()).map_err(system("a netlink socket"))?;
         let metrics = built.metrics.workers.get(number).map(Arc::clone).unwrap_or_default();
         metrics.heartbeat.set(clock::now());
-        let worker = Worker::new(Parts {
+        let worker = Worker::new(WorkerConfig {
             number: u8::try_from(number).unwrap_or(u8::MAX),
             ports,
             judge: judge.clone(),
@@ -98,7 +96,7 @@ fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> StartError {
 
 fn check_options(options: &Options, wake: &WorkerWake) -> Result<(), StartError> {
     let workers = options.workers;
-    if !(1..=MAX_WORKERS).contains(&workers) || workers != wake.workers() {
+    if !(1..=WorkerSet::MAX_WORKERS).contains(&workers) || workers != wake.workers() {
         return Err(StartError::Workers { workers, handle: wake.workers() });
     }
     let names = options.interfaces.iter().map(|i| &i.name).chain(&options.bypass_interfaces).chain([&options.device]);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use palisade_engine::packet_loop::WokenKeys;
 use palisade_engine::{HoldKey, Wake, WorkerSet};
 use parking_lot::Mutex;
 
@@ -21,18 +22,7 @@ struct Mailbox {
     /// Something is there. Set by the sender, cleared by the worker before it looks: so a busy worker needs no system
     /// call, and a sender rings only once.
     pending: AtomicBool,
-    bell: EventFd,
-}
-
-/// What a worker found in its mailbox.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Woken {
-    /// Nothing.
-    Nothing,
-    /// The keys that were written to the given list.
-    Keys,
-    /// All keys: more came than the mailbox keeps.
-    All,
+    notify_fd: EventFd,
 }
 
 /// Wakes held packets at the datapath's workers. A handle: clones wake the same workers. It can be made before the
@@ -53,7 +43,7 @@ impl WorkerWake {
                 keys: Mutex::new(Vec::with_capacity(KEYS)),
                 overflow: AtomicBool::new(false),
                 pending: AtomicBool::new(false),
-                bell: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
+                notify_fd: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
             })
         });
         Ok(WorkerWake { mailboxes: mailboxes.collect::<io::Result<_>>()? })
@@ -76,14 +66,14 @@ impl WorkerWake {
                 mailbox.overflow.store(true, Ordering::Relaxed);
             }
             drop(keys);
-            mailbox.ring();
+            mailbox.notify();
         }
     }
 
     /// Makes a worker look up from its poll.
-    pub(crate) fn ring(&self, worker: usize) {
+    pub(crate) fn notify(&self, worker: usize) {
         if let Some(mailbox) = self.mailboxes.get(worker) {
-            mailbox.ring();
+            mailbox.notify();
         }
     }
 
@@ -93,43 +83,43 @@ impl WorkerWake {
     }
 
     /// Takes what is there for a worker. `into` is emptied first; its memory and the mailbox's are exchanged.
-    pub(crate) fn take(&self, worker: usize, into: &mut Vec<HoldKey>) -> Woken {
+    pub(crate) fn take(&self, worker: usize, into: &mut Vec<HoldKey>) -> WokenKeys {
         into.clear();
-        let Some(mailbox) = self.mailboxes.get(worker) else { return Woken::Nothing };
+        let Some(mailbox) = self.mailboxes.get(worker) else { return WokenKeys::None };
         if !mailbox.pending.swap(false, Ordering::AcqRel) {
-            return Woken::Nothing;
+            return WokenKeys::None;
         }
-        let _ = mailbox.bell.read(); // EAGAIN: its ring has yet to come, and will wake us once for nothing: `hush`
+        let _ = mailbox.notify_fd.read(); // EAGAIN: its ring has yet to come, and will wake us once for nothing: [`WorkerWake::clear`]
         let mut keys = mailbox.keys.lock();
         std::mem::swap(&mut *keys, into);
         if mailbox.overflow.swap(false, Ordering::Relaxed) {
-            Woken::All
+            WokenKeys::All
         } else if into.is_empty() {
-            Woken::Nothing
+            WokenKeys::None
         } else {
-            Woken::Keys
+            WokenKeys::Listed
         }
     }
 
-    /// Silences the bell of a worker that it has just woken. Without this, a ring that came after its keys had been taken
-    /// would end every poll at once, until something else is sent. No key is lost: the mark is set before the bell is
-    /// rung, and the worker looks at the mark before it polls again.
-    pub(crate) fn hush(&self, worker: usize) {
+    /// Clears the notification of a worker that has just been woken by it. Without this, a notification that came after its
+    /// keys had been taken would end every poll at once, until something else is sent. No key is lost: the mark is set before
+    /// the notification is sent, and the worker looks at the mark before it polls again.
+    pub(crate) fn clear(&self, worker: usize) {
         if let Some(mailbox) = self.mailboxes.get(worker) {
-            let _ = mailbox.bell.read(); // EAGAIN: somebody has read it
+            let _ = mailbox.notify_fd.read(); // EAGAIN: somebody has read it
         }
     }
 
     /// What a worker polls.
-    pub(crate) fn fd(&self, worker: usize) -> Option<BorrowedFd<'_>> {
-        self.mailboxes.get(worker).map(|m| m.bell.as_fd())
+    pub(crate) fn notify_fd(&self, worker: usize) -> Option<BorrowedFd<'_>> {
+        self.mailboxes.get(worker).map(|m| m.notify_fd.as_fd())
     }
 }
 
 impl Mailbox {
-    fn ring(&self) {
+    fn notify(&self) {
         if !self.pending.swap(true, Ordering::AcqRel) {
-            let _ = self.bell.write(1); // can only fail if the counter is full, and then it rings already
+            let _ = self.notify_fd.write(1); // can only fail if the counter is full, and then it rings already
         }
     }
 }
@@ -152,10 +142,10 @@ mod tests {
         let mut keys = Vec::new();
         wake.wake(WorkerSet::from([0, 2]), HoldKey(7));
         wake.wake(WorkerSet::of(2), HoldKey(8));
-        assert_eq!((wake.take(0, &mut keys), keys.as_slice()), (Woken::Keys, &[HoldKey(7)][..]));
-        assert_eq!(wake.take(1, &mut keys), Woken::Nothing);
+        assert_eq!((wake.take(0, &mut keys), keys.as_slice()), (WokenKeys::Listed, &[HoldKey(7)][..]));
+        assert_eq!(wake.take(1, &mut keys), WokenKeys::None);
         assert!(wake.pending(2));
-        assert_eq!((wake.take(2, &mut keys), keys.len()), (Woken::Keys, 2));
+        assert_eq!((wake.take(2, &mut keys), keys.len()), (WokenKeys::Listed, 2));
         assert!(!wake.pending(2));
         wake.wake(WorkerSet::of(63), HoldKey(1)); // a worker that is not there
     }
@@ -164,23 +154,23 @@ mod tests {
     fn a_ring_that_comes_late_wakes_only_once() {
         let wake = WorkerWake::new(1).unwrap();
         let rings = || {
-            let mut fds = [PollFd::new(wake.fd(0).unwrap(), PollFlags::POLLIN)];
+            let mut fds = [PollFd::new(wake.notify_fd(0).unwrap(), PollFlags::POLLIN)];
             poll(&mut fds, PollTimeout::ZERO).unwrap() == 1
         };
         let mut keys = Vec::new();
         wake.send(WorkerSet::of(0), HoldKey(1));
-        assert_eq!(wake.take(0, &mut keys), Woken::Keys);
+        assert_eq!(wake.take(0, &mut keys), WokenKeys::Listed);
         assert!(!rings());
         // The sender was interrupted between its mark and its ring.
-        wake.mailboxes[0].bell.write(1).unwrap();
+        wake.mailboxes[0].notify_fd.write(1).unwrap();
         assert!(rings() && !wake.pending(0));
-        wake.hush(0);
+        wake.clear(0);
         assert!(!rings());
         // Hushed between mark and ring: the mark still tells.
         wake.send(WorkerSet::of(0), HoldKey(2));
-        wake.hush(0);
+        wake.clear(0);
         assert!(wake.pending(0));
-        assert_eq!((wake.take(0, &mut keys), keys.as_slice()), (Woken::Keys, &[HoldKey(2)][..]));
+        assert_eq!((wake.take(0, &mut keys), keys.as_slice()), (WokenKeys::Listed, &[HoldKey(2)][..]));
     }
 
     #[test]
@@ -190,8 +180,8 @@ mod tests {
             wake.send(WorkerSet::of(0), HoldKey(key));
         }
         let mut keys = Vec::new();
-        assert_eq!(wake.take(0, &mut keys), Woken::All);
+        assert_eq!(wake.take(0, &mut keys), WokenKeys::All);
         wake.send(WorkerSet::of(0), HoldKey(1));
-        assert_eq!((wake.take(0, &mut keys), keys.len()), (Woken::Keys, 1));
+        assert_eq!((wake.take(0, &mut keys), keys.len()), (WokenKeys::Listed, 1));
     }
 }

@@ -1,10 +1,10 @@
 //! A worker: the thread that receives, judges, holds and re-injects. It shares nothing with other workers but the engine.
 //!
-//! It goes round: its mailbox (keys to wake, sockets to exchange), then a bounded batch from each socket, then what was
-//! held for too long. When it finds nothing it sleeps in poll until a frame, a key or a hold's end.
+//! The order of the work is the [`PacketLoop`]'s: first what other threads sent (woken keys, new sockets), then a bounded batch
+//! from each socket, then what was held for too long. A worker that finds nothing sleeps in poll until a frame arrives, a key
+//! is woken or a hold ends.
 //!
-//! It is the only reader of the clock on the packet path, and reads it after each receive: so a worker that was stopped
-//! in the middle of a batch judges the next packet by the time that it is then, and finds it stale.
+//! The worker is the only reader of the clock on the packet path.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -14,9 +14,11 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::time::{ClockId, clock_gettime};
-use palisade_engine::hold::{HoldBuffer, HoldCounts, HoldLimits};
-use palisade_engine::parse::{self, Checksum, Kind, Packet, complete_sctp};
-use palisade_engine::{Context, Engine, Event, Generation, HoldClass, HoldKey, Reason, Time, Verdict, ZoneId};
+use palisade_engine::hold::HoldLimits;
+use palisade_engine::packet_loop::{
+    Environment, Judge, PacketLoop, PacketPort, PacketSource, ReceivedPacket, WokenKeys,
+};
+use palisade_engine::{HoldKey, Ip, LeaseState, Reason, Routes, Time, Tuple, ZoneId};
 use parking_lot::Mutex;
 
 use super::Sinks;
@@ -24,46 +26,20 @@ use super::capture::{Capture, LARGEST, Received};
 use super::host::links::LocalRoutes;
 use super::host::routes::RouteZones;
 use super::inject::Injector;
-use super::limit::Bucket;
 use super::metrics::WorkerMetrics;
-use super::segment;
+use super::sink::InjectSink;
 use super::vnet::VnetHeader;
-use super::wake::{Woken, WorkerWake};
+use super::wake::WorkerWake;
 use crate::clock;
 use crate::lease::Lease;
-use crate::queue::offer_hint;
 
 /// Frames from one socket before the others have their turn.
-const BATCH: usize = 64;
+const FRAMES_PER_SOCKET: usize = 64;
 
-/// A worker that has nothing to do still wakes up this often, to show that it lives and to read the drop counters.
-const IDLE: Duration = Duration::from_millis(500);
+/// The longest sleep of a worker that has nothing to do: it shows that it lives, and reads the drop counters.
+const MAX_SLEEP: Duration = Duration::from_millis(500);
 
-/// Who judges packets: the engine, or in a test something simpler.
-pub trait Judge: Send + Sync + 'static {
-    /// See [`Engine::process`].
-    fn judge(&self, packet: &Packet, context: &mut Context<'_>, events: &mut Vec<Event>) -> Verdict;
-    /// See [`Engine::generation`].
-    fn generation(&self) -> Generation;
-    /// See [`Engine::zone`].
-    fn zone(&self, name: &str) -> ZoneId;
-}
-
-impl Judge for Engine {
-    fn judge(&self, packet: &Packet, context: &mut Context<'_>, events: &mut Vec<Event>) -> Verdict {
-        self.process(packet, context, events)
-    }
-
-    fn generation(&self) -> Generation {
-        Engine::generation(self)
-    }
-
-    fn zone(&self, name: &str) -> ZoneId {
-        Engine::zone(self, name)
-    }
-}
-
-/// A data interface as a worker has it: its place in the configuration is its number.
+/// A data interface as a worker has it. Its place in the configuration is its number.
 pub(crate) struct Port {
     pub(crate) zone_name: String,
     pub(crate) antispoof: bool,
@@ -81,52 +57,14 @@ pub(crate) struct Shared {
     pub(crate) exchange: Vec<Mutex<Vec<NewCaptures>>>,
 }
 
-/// A packet that waits.
-struct Held {
-    since: Time,
-    port: usize,
-    vnet: VnetHeader,
-    packet: Packet,
-    bytes: Box<[u8]>,
-}
-
-/// Everything that a worker needs to judge one packet, apart from the sockets that it receives from.
-struct Desk<J> {
-    number: u8,
-    judge: Arc<J>,
-    lease: Arc<Lease>,
-    routes: RouteZones,
-    zones: Vec<ZoneId>,
-    antispoof: Vec<bool>,
-    injector: Injector,
-    hold: HoldBuffer<Held>,
-    hold_time: Duration,
-    sinks: Sinks,
-    wake: WorkerWake,
-    events: Vec<Event>,
-    answer: Box<[u8]>,
-    /// A packet that must be changed before it is re-injected.
-    scratch: Vec<u8>,
-    errors: Bucket,
-    metrics: Arc<WorkerMetrics>,
-}
-
 /// One worker.
 pub(crate) struct Worker<J> {
-    number: usize,
-    ports: Vec<Port>,
-    desk: Desk<J>,
-    generation: Option<Generation>,
-    wake: WorkerWake,
-    shared: Arc<Shared>,
-    keys: Vec<HoldKey>,
-    released: Vec<(Time, Held)>,
-    large: Box<[u8]>,
-    checked: Time,
+    packet_loop: PacketLoop<J, HostEnvironment, InjectSink, VnetHeader>,
+    source: CaptureSource,
 }
 
 /// What [`Worker::new`] takes.
-pub(crate) struct Parts<J> {
+pub(crate) struct WorkerConfig<J> {
     pub(crate) number: u8,
     pub(crate) ports: Vec<Port>,
     pub(crate) judge: Arc<J>,
@@ -141,119 +79,122 @@ pub(crate) struct Parts<J> {
 }
 
 impl<J: Judge> Worker<J> {
-    pub(crate) fn new(parts: Parts<J>) -> Worker<J> {
-        let Parts { number, ports, judge, lease, routes, injector, limits, sinks, metrics, wake, shared } = parts;
-        let desk = Desk {
-            number,
-            judge,
-            lease,
-            routes,
-            zones: Vec::with_capacity(ports.len()),
-            antispoof: ports.iter().map(|port| port.antispoof).collect(),
-            injector,
-            hold: HoldBuffer::new(limits),
-            hold_time: limits.max_time,
-            sinks,
-            wake: wake.clone(),
-            events: Vec::with_capacity(16),
-            answer: vec![0; parse::rejection::MAX_LENGTH].into_boxed_slice(),
-            scratch: Vec::new(),
-            errors: Bucket::new(clock::now()),
-            metrics,
-        };
+    pub(crate) fn new(config: WorkerConfig<J>) -> Worker<J> {
+        let WorkerConfig { number, ports, judge, lease, routes, injector, limits, sinks, metrics, wake, shared } =
+            config;
+        let sink = InjectSink::new(clock::now(), injector, sinks, wake.clone(), metrics.clone());
+        let port = |port: &Port| PacketPort { zone_name: port.zone_name.clone(), antispoof: port.antispoof };
+        let packet_ports = ports.iter().map(port).collect();
+        let environment = HostEnvironment { lease, routes };
         Worker {
-            number: usize::from(number),
-            ports,
-            desk,
-            generation: None,
-            wake,
-            shared,
-            keys: Vec::new(),
-            released: Vec::new(),
-            large: vec![0; LARGEST].into_boxed_slice(),
-            checked: Time::ZERO,
+            packet_loop: PacketLoop::new(number, judge, environment, sink, packet_ports, limits),
+            source: CaptureSource {
+                worker: usize::from(number),
+                captures: ports.into_iter().map(|port| port.captures).collect(),
+                large: vec![0; LARGEST].into_boxed_slice(),
+                wake,
+                shared,
+                metrics,
+                drops_read: Time::ZERO,
+            },
         }
     }
 
     /// Works until told to stop.
     pub(crate) fn run(mut self) {
-        while !self.shared.stop.load(Ordering::Relaxed) {
+        while !self.source.shared.stop.load(Ordering::Relaxed) {
             let now = clock::now();
-            self.desk.metrics.heartbeat.set(now);
-            self.mailbox(now);
-            self.zones();
-            let received = self.receive();
-            self.expire(clock::now());
-            if received == 0 {
-                self.sleep();
+            self.source.metrics.heartbeat.set(now);
+            self.source.read_drops(now);
+            if self.packet_loop.turn(&mut self.source) == 0 {
+                self.source.sleep(self.packet_loop.deadline());
             }
         }
-        tracing::debug!(worker = self.number, "stopped");
+        tracing::debug!(worker = self.source.worker, "stopped");
+    }
+}
+
+/// A worker's lease and routes.
+struct HostEnvironment {
+    lease: Arc<Lease>,
+    routes: RouteZones,
+}
+
+impl Environment for HostEnvironment {
+    #[inline]
+    fn lease_state(&self, now: Time) -> LeaseState {
+        self.lease.state_at(now)
     }
 
-    /// Takes in what other threads sent.
-    fn mailbox(&mut self, now: Time) {
-        if self.wake.pending(self.number) {
-            // First, because it takes the mark back: whoever sends after this rings again.
-            let woken = self.wake.take(self.number, &mut self.keys);
-            if let Some(exchange) = self.shared.exchange.get(self.number) {
-                for (number, captures) in exchange.lock().drain(..) {
-                    if let Some(port) = self.ports.get_mut(number) {
-                        port.captures = captures;
-                    }
-                }
-            }
-            self.release(woken);
-        }
-        if now.since(self.checked) >= IDLE {
-            self.checked = now;
-            let missed: u64 = self.ports.iter().flat_map(|p| &p.captures).map(Capture::missed).sum();
-            self.desk.metrics.capture_dropped.add(missed);
-        }
+    #[inline]
+    fn routes(&mut self, packet: &Tuple) -> &mut dyn Routes {
+        self.routes.set_packet(packet.src, packet.dst);
+        &mut self.routes
     }
 
-    fn release(&mut self, woken: Woken) {
-        let Worker { desk, released, keys, .. } = self;
-        match woken {
-            Woken::Nothing => return,
-            Woken::Keys => {
-                for key in keys.iter() {
-                    desk.hold.release(*key, &mut |since, held| released.push((since, held)));
-                }
-            }
-            // Everything's time is over at the end of time: so all come out, oldest first.
-            Woken::All => desk.hold.expire(Time(u64::MAX), &mut |held| released.push((held.since, held))),
-        }
-        for (since, held) in released.drain(..) {
-            desk.again(since, held);
-        }
-        desk.count_held();
+    fn router_address(&self, port: usize, packet: &Tuple) -> Option<Ip> {
+        self.routes.router(port, packet)
     }
 
-    /// Looks up the zones' numbers again if a policy may have changed them.
-    fn zones(&mut self) {
-        let generation = self.desk.judge.generation();
-        let outdated = self.desk.routes.outdated();
-        if outdated || self.generation != Some(generation) {
-            self.generation = Some(generation);
-            self.desk.zones.clear();
-            self.desk.zones.extend(self.ports.iter().map(|port| self.desk.judge.zone(&port.zone_name)));
-            self.desk.routes.set_zones(&self.desk.zones);
+    #[inline]
+    fn zones_outdated(&mut self) -> bool {
+        self.routes.outdated()
+    }
+
+    fn set_zones(&mut self, zones: &[ZoneId]) {
+        self.routes.set_zones(zones);
+    }
+}
+
+/// A worker's sockets and its mailbox.
+struct CaptureSource {
+    worker: usize,
+    /// By port.
+    captures: Vec<Vec<Capture>>,
+    large: Box<[u8]>,
+    wake: WorkerWake,
+    shared: Arc<Shared>,
+    metrics: Arc<WorkerMetrics>,
+    /// When the kernel's drop counters were read last.
+    drops_read: Time,
+}
+
+impl PacketSource<VnetHeader> for CaptureSource {
+    #[inline]
+    fn now(&self) -> Time {
+        clock::now()
+    }
+
+    #[inline]
+    fn take_woken(&mut self, keys: &mut Vec<HoldKey>) -> WokenKeys {
+        if !self.wake.pending(self.worker) {
+            return WokenKeys::None;
         }
+        // First, because it clears the mark: who sends after this notifies again.
+        let woken = self.wake.take(self.worker, keys);
+        self.exchange_captures();
+        woken
     }
 
     /// A batch from each socket.
-    fn receive(&mut self) -> u64 {
-        let local = self.shared.local.load();
-        // What the wall clock is ahead of the boot-time clock: the ring's stamps are of the first, all else is of the second.
+    #[inline]
+    fn receive(&mut self, mut process: impl FnMut(ReceivedPacket<'_, VnetHeader>)) -> u64 {
+        let CaptureSource { captures, large, shared, metrics, .. } = self;
+        let local = shared.local.load();
+        // What the wall clock is ahead of the boot-time clock. The ring's stamps are of the first, all else is of the second.
         let boot = clock::now();
-        let ahead = wall().wrapping_sub(boot.0);
+        let wall_ahead = wall_clock_nanos().wrapping_sub(boot.0);
         let mut received = 0;
-        for (number, port) in self.ports.iter_mut().enumerate() {
-            for capture in &mut port.captures {
-                for _ in 0..BATCH {
-                    let desk = &mut self.desk;
-                    let taken = capture.receive(&mut self.large, |frame| desk.frame(number, frame, ahead, &local));
+        for (port, captures) in captures.iter_mut().enumerate() {
+            for capture in captures {
+                for _ in 0..FRAMES_PER_SOCKET {
+                    let taken = capture.receive(large, |frame| {
+                        // After the receive, so that a packet that waited while the worker was stopped is found stale.
+                        let now = clock::now();
+                        let Some((at, meta, bytes)) = count_frame(frame, &local, metrics) else { return };
+                        let captured = Time(at.wrapping_sub(wall_ahead));
+                        process(ReceivedPacket { now, captured, port, meta, bytes });
+                    });
                     if taken.is_none() {
                         break;
                     }
@@ -262,40 +203,66 @@ impl<J: Judge> Worker<J> {
             }
         }
         if received != 0 {
-            self.desk.metrics.captured_frames.add(received);
-            self.desk.metrics.batches.inc();
-            self.desk.count_held();
+            metrics.captured_frames.add(received);
+            metrics.batches.inc();
         }
         received
     }
+}
 
-    fn expire(&mut self, now: Time) {
-        let Desk { hold, metrics, .. } = &mut self.desk;
-        if hold.deadline().is_some_and(|deadline| deadline <= now) {
-            hold.expire(now, &mut |held| {
-                metrics.verdicts.dropped(
-                    Reason::HoldExpired,
-                    held.vnet.segments(held.packet.length),
-                    u64::from(held.packet.length),
-                );
-            });
-            self.desk.count_held();
+/// The time, virtio header and bytes of a frame that the packet loop is to process. All other frames are counted here.
+#[inline]
+fn count_frame<'a>(
+    frame: Received<'a>,
+    local: &LocalRoutes,
+    metrics: &WorkerMetrics,
+) -> Option<(u64, VnetHeader, &'a [u8])> {
+    match frame {
+        Received::Packet { packet, .. } if local.contains(packet) => metrics.local_packets.inc(),
+        Received::Packet { at, vnet, packet } => return Some((at, vnet, packet)),
+        Received::NotForUs { length } => metrics.verdicts.dropped(Reason::NotForUs, 1, u64::from(length)),
+        Received::Truncated { length } => {
+            metrics.capture_oversized_dropped.inc();
+            metrics.verdicts.dropped(Reason::Truncated, 1, u64::from(length));
+        }
+        Received::Nothing => {}
+    }
+    None
+}
+
+impl CaptureSource {
+    /// Takes the sockets that the watcher opened again.
+    fn exchange_captures(&mut self) {
+        let Some(exchange) = self.shared.exchange.get(self.worker) else { return };
+        for (port, captures) in exchange.lock().drain(..) {
+            if let Some(old) = self.captures.get_mut(port) {
+                *old = captures;
+            }
         }
     }
 
-    fn sleep(&mut self) {
-        let until = self.desk.hold.deadline().map_or(IDLE, |d| d.since(clock::now()).min(IDLE));
+    /// Counts the frames that the kernel had no room for, now and then.
+    fn read_drops(&mut self, now: Time) {
+        if now.since(self.drops_read) >= MAX_SLEEP {
+            self.drops_read = now;
+            self.metrics.capture_dropped.add(self.captures.iter().flatten().map(Capture::missed).sum());
+        }
+    }
+
+    /// Sleeps until a frame arrives, a key is woken, or `deadline`.
+    fn sleep(&self, deadline: Option<Time>) {
+        let until = deadline.map_or(MAX_SLEEP, |deadline| deadline.since(clock::now()).min(MAX_SLEEP));
         // Rounded up, so that a deadline is over when we wake, instead of almost over again and again.
         let millis = i32::try_from(until.as_millis()).unwrap_or(i32::MAX).saturating_add(1);
-        self.desk.metrics.polls.inc();
-        let captures = || self.ports.iter().flat_map(|port| &port.captures);
+        self.metrics.polls.inc();
+        let captures = || self.captures.iter().flatten();
         // A poll's list is small, and this is not the path of a busy worker.
         let mut fds: Vec<PollFd<'_>> = captures().map(|c| PollFd::new(c.as_fd(), PollFlags::POLLIN)).collect();
-        fds.extend(self.wake.fd(self.number).map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
-        // EINTR is as good as any other reason to look round again.
+        fds.extend(self.wake.notify_fd(self.worker).map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+        // EINTR is as good as any other reason for a turn.
         let _ = poll(&mut fds, PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX));
-        if fds.last().is_some_and(|bell| bell.revents().is_some_and(|e| e.contains(PollFlags::POLLIN))) {
-            self.wake.hush(self.number);
+        if fds.last().is_some_and(|fd| fd.revents().is_some_and(|e| e.contains(PollFlags::POLLIN))) {
+            self.wake.clear(self.worker);
         }
         for (capture, fd) in captures().zip(&fds) {
             if fd.revents().is_some_and(|events| events.intersects(PollFlags::POLLERR | PollFlags::POLLHUP)) {
@@ -306,200 +273,9 @@ impl<J: Judge> Worker<J> {
 }
 
 /// The wall clock in nanoseconds since 1970, as the ring stamps frames.
-fn wall() -> u64 {
+fn wall_clock_nanos() -> u64 {
     clock_gettime(ClockId::CLOCK_REALTIME).map_or(0, |t| {
         let nanos = u64::try_from(t.tv_nsec()).unwrap_or(0);
         u64::try_from(t.tv_sec()).unwrap_or(0).saturating_mul(1_000_000_000).saturating_add(nanos)
     })
-}
-
-impl<J: Judge> Desk<J> {
-    /// One frame, as received.
-    fn frame(&mut self, port: usize, frame: Received<'_>, ahead: u64, local: &LocalRoutes) {
-        let now = clock::now();
-        let (at, vnet, bytes) = match frame {
-            Received::Packet { at, vnet, packet } => (at, vnet, packet),
-            Received::NotForUs { length } => {
-                return self.metrics.verdicts.dropped(Reason::NotForUs, 1, u64::from(length));
-            }
-            Received::Truncated { length } => {
-                self.metrics.capture_oversized_dropped.inc();
-                return self.metrics.verdicts.dropped(Reason::Truncated, 1, u64::from(length));
-            }
-            Received::Nothing => return,
-        };
-        if local.contains(bytes) {
-            return self.metrics.local_packets.inc();
-        }
-        let length = bytes.len() as u64;
-        let age = now.since(Time(at.wrapping_sub(ahead)));
-        if age > self.hold_time {
-            return self.metrics.verdicts.dropped(Reason::Stale, 1, length);
-        }
-        let packet = match parse::parse(bytes, vnet.checksum()) {
-            Ok(packet) => packet,
-            Err(reason) => return self.metrics.verdicts.dropped(reason, 1, length),
-        };
-        // Without Ethernet's padding.
-        let bytes = usize::try_from(packet.length).ok().and_then(|n| bytes.get(..n)).unwrap_or(bytes);
-        let verdict = self.judge(port, &packet, now);
-        self.act(verdict, Source::Wire { port, bytes }, vnet, &packet, now);
-    }
-
-    /// A held packet whose key was woken.
-    fn again(&mut self, since: Time, held: Held) {
-        let now = clock::now();
-        if now.since(since) > self.hold_time {
-            // The worker was stopped meanwhile.
-            let length = held.packet.length;
-            return self.metrics.verdicts.dropped(Reason::HoldExpired, held.vnet.segments(length), u64::from(length));
-        }
-        let verdict = self.judge(held.port, &held.packet, now);
-        if !matches!(verdict, Verdict::Hold(..)) {
-            self.metrics.hold.observe(now.since(since));
-        }
-        let (vnet, packet) = (held.vnet, held.packet);
-        self.act(verdict, Source::Held(held), vnet, &packet, now);
-    }
-
-    fn judge(&mut self, port: usize, packet: &Packet, now: Time) -> Verdict {
-        self.routes.set_packet(packet.tuple.src, packet.tuple.dst);
-        let mut context = Context {
-            now,
-            worker: self.number,
-            ingress: self.zones.get(port).copied().unwrap_or(ZoneId::UNKNOWN),
-            antispoof: self.antispoof.get(port).copied().unwrap_or(true),
-            lease: self.lease.state_at(now),
-            routes: &mut self.routes,
-        };
-        let verdict = self.judge.judge(packet, &mut context, &mut self.events);
-        // Before the packet: so what follows it elsewhere finds the hint there.
-        for event in self.events.drain(..) {
-            match event {
-                Event::Hint(hint) => {
-                    if !offer_hint(&self.sinks.hints, hint) {
-                        self.metrics.queue_dropped.hint.inc();
-                    }
-                }
-                // Through the mailbox, as everybody else's: this worker finds its own key when it looks there next.
-                Event::Wake { workers, key } => self.wake.send(workers, key),
-                Event::Propose(proposal) => {
-                    if self.sinks.proposals.try_send(proposal).is_err() {
-                        self.metrics.queue_dropped.proposal.inc();
-                    }
-                }
-            }
-        }
-        verdict
-    }
-
-    fn act(&mut self, verdict: Verdict, source: Source<'_>, vnet: VnetHeader, packet: &Packet, now: Time) {
-        let (packets, length) = (vnet.segments(packet.length), u64::from(packet.length));
-        match verdict {
-            Verdict::Forward => match self.inject(&vnet, source.bytes(), packet) {
-                Ok(()) => self.metrics.verdicts.forwarded(packets, length),
-                Err(reason) => self.metrics.verdicts.dropped(reason, packets, length),
-            },
-            Verdict::Drop(reason) => self.metrics.verdicts.dropped(reason, packets, length),
-            Verdict::Reject(reason) => {
-                self.metrics.verdicts.rejected(reason, packets, length);
-                self.answer(&source, packet, now);
-            }
-            Verdict::Hold(key, class) => self.keep(key, class, source, vnet, packet, now),
-        }
-    }
-
-    /// Answers a rejected packet. An ICMP error comes from our own address on the interface that the packet came in by
-    /// (RFC 1812 section 4.3.2.4), if it has one; and no more are sent than is proper. A RST is no longer than what asked
-    /// for it, and without it the other side would only ask again.
-    fn answer(&mut self, source: &Source<'_>, packet: &Packet, now: Time) {
-        let router = self.routes.router(source.port(), &packet.tuple);
-        let Some(length) = parse::rejection::build(source.bytes(), packet, router, &mut self.answer) else { return };
-        if !matches!(packet.kind, Kind::Tcp(_)) && !self.errors.take(now) {
-            return self.metrics.icmp_errors_suppressed.inc();
-        }
-        if let Some(answer) = self.answer.get(..length)
-            && let Err(error) = self.injector.send(&VnetHeader::default(), answer)
-        {
-            tracing::debug!(%error, "an answer to a rejected packet could not be sent");
-        }
-    }
-
-    fn keep(
-        &mut self,
-        key: HoldKey,
-        class: HoldClass,
-        source: Source<'_>,
-        vnet: VnetHeader,
-        packet: &Packet,
-        now: Time,
-    ) {
-        let length = u64::from(packet.length);
-        let held = match source {
-            Source::Held(held) => held,
-            Source::Wire { port, bytes } => {
-                self.metrics.held_packets.add(vnet.segments(packet.length));
-                Held { since: now, port, vnet, packet: *packet, bytes: bytes.into() }
-            }
-        };
-        if let Err((held, reason)) = self.hold.hold(held.since, key, class, held.bytes.len(), held) {
-            self.metrics.verdicts.dropped(reason, held.vnet.segments(packet.length), length);
-        }
-    }
-
-    fn inject(&mut self, vnet: &VnetHeader, bytes: &[u8], packet: &Packet) -> Result<(), Reason> {
-        if !vnet.matches(bytes, packet.transport) {
-            self.metrics.segmented_packets.inc();
-            let injector = &mut self.injector;
-            let mut sent = Ok(());
-            segment::segment(vnet, bytes, &mut |segment| {
-                if injector.send(&VnetHeader::default(), segment).is_err() {
-                    sent = Err(Reason::InjectFailed);
-                }
-            })?;
-            return sent;
-        }
-        let (mut vnet, mut bytes) = (*vnet, bytes);
-        if packet.kind == Kind::Sctp && vnet.checksum() == Checksum::Partial {
-            // The kernel would complete what it takes for the Internet's checksum: `virtio_net_hdr` knows no other.
-            self.scratch.clear();
-            self.scratch.extend_from_slice(bytes);
-            complete_sctp(self.scratch.get_mut(usize::from(packet.transport)..).unwrap_or_default());
-            (vnet, bytes) = (VnetHeader::default(), &self.scratch);
-        }
-        self.injector.send(&vnet, bytes).map_err(|error| {
-            tracing::trace!(%error, ?vnet, length = bytes.len(), "a packet could not be re-injected");
-            Reason::InjectFailed
-        })
-    }
-
-    fn count_held(&self) {
-        let HoldCounts { matched, unmatched } = self.hold.counts();
-        self.metrics.holds.matched.set(matched as u64);
-        self.metrics.holds.unmatched.set(unmatched as u64);
-    }
-}
-
-/// Where a packet's bytes are.
-enum Source<'a> {
-    /// In the ring.
-    Wire { port: usize, bytes: &'a [u8] },
-    /// In the hold buffer's own copy.
-    Held(Held),
-}
-
-impl Source<'_> {
-    fn port(&self) -> usize {
-        match self {
-            Source::Wire { port, .. } => *port,
-            Source::Held(held) => held.port,
-        }
-    }
-
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Source::Wire { bytes, .. } => bytes,
-            Source::Held(held) => &held.bytes,
-        }
-    }
 }

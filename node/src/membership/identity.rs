@@ -12,10 +12,10 @@ use nix::fcntl::{Flock, FlockArg};
 use palisade_engine::MemberId;
 use serde::{Deserialize, Serialize};
 
-const FILE: &str = "identity.toml";
-const LOCK: &str = "lock";
-const STORE: &str = "raft";
-const VERSION: u32 = 1;
+const IDENTITY_FILE: &str = "identity.toml";
+const LOCK_FILE: &str = "lock";
+const STORE_DIR: &str = "raft";
+const IDENTITY_VERSION: u32 = 1;
 
 /// The identity of a member.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -100,7 +100,7 @@ impl DataDir {
     /// Locks the data folder; creates it if need be.
     pub(crate) fn lock(path: &Path) -> Result<DataDir, IdentityError> {
         fs::create_dir_all(path).map_err(at(path))?;
-        let name = path.join(LOCK);
+        let name = path.join(LOCK_FILE);
         let file =
             OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&name).map_err(at(&name))?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
@@ -114,13 +114,13 @@ impl DataDir {
     pub(crate) fn store(&self, identity: &Identity) -> PathBuf {
         match identity.recovered {
             0 => self.new_store(),
-            n => self.path.join(format!("{STORE}-{n}")),
+            n => self.path.join(format!("{STORE_DIR}-{n}")),
         }
     }
 
     /// The folder of a new member's store.
     pub(crate) fn new_store(&self) -> PathBuf {
-        self.path.join(STORE)
+        self.path.join(STORE_DIR)
     }
 
     /// Removes what an unfinished attempt, or an earlier member, left in the folder of `identity`'s store.
@@ -134,7 +134,7 @@ impl DataDir {
 
     /// The identity, if this folder has one.
     pub(crate) fn identity(&self) -> Result<Option<Identity>, IdentityError> {
-        let path = self.path.join(FILE);
+        let path = self.path.join(IDENTITY_FILE);
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -142,8 +142,8 @@ impl DataDir {
         };
         let damaged = |reason: String| IdentityError::Damaged { path: path.clone(), reason };
         let identity: Identity = toml::from_str(&text).map_err(|e| damaged(e.message().to_owned()))?;
-        if identity.version != VERSION {
-            return Err(damaged(format!("it has version {}, this program knows {VERSION}", identity.version)));
+        if identity.version != IDENTITY_VERSION {
+            return Err(damaged(format!("it has version {}, this program knows {IDENTITY_VERSION}", identity.version)));
         }
         Ok(Some(identity))
     }
@@ -169,7 +169,7 @@ impl DataDir {
         name: &str,
     ) -> Result<Identity, IdentityError> {
         let identity = Identity {
-            version: VERSION,
+            version: IDENTITY_VERSION,
             cluster: cluster.to_owned(),
             member,
             name: name.to_owned(),
@@ -195,16 +195,16 @@ impl DataDir {
 
     /// Archives the identity after the member left: its id is not used again, and the machine can join again.
     pub(crate) fn archive_identity(&self) -> Result<(), IdentityError> {
-        let from = self.path.join(FILE);
-        let to = self.path.join(format!("{FILE}.left"));
+        let from = self.path.join(IDENTITY_FILE);
+        let to = self.path.join(format!("{IDENTITY_FILE}.left"));
         fs::rename(&from, &to).map_err(at(&from))?;
         self.sync()
     }
 
     /// Atomically and durably: written beside, synced, renamed, and the folder synced.
     fn write(&self, identity: &Identity) -> Result<(), IdentityError> {
-        let path = self.path.join(FILE);
-        let beside = self.path.join(format!("{FILE}.new"));
+        let path = self.path.join(IDENTITY_FILE);
+        let beside = self.path.join(format!("{IDENTITY_FILE}.new"));
         let text = toml::to_string(identity)
             .map_err(|e| IdentityError::Damaged { path: path.clone(), reason: e.to_string() })?;
         let write = || -> io::Result<()> {
@@ -270,7 +270,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let data_dir = DataDir::lock(dir.path()).unwrap();
         for text in ["", "version = 1", "version = 2\ncluster = \"a\"\nmember = 1\nname = \"a\"\nstarts = 1\n"] {
-            fs::write(dir.path().join(FILE), text).unwrap();
+            fs::write(dir.path().join(IDENTITY_FILE), text).unwrap();
             assert!(matches!(data_dir.identity(), Err(IdentityError::Damaged { .. })), "{text}");
             assert!(data_dir.ensure_unused().is_err());
         }

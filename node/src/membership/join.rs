@@ -13,7 +13,6 @@ use palisade_proto::member::v1::admission_client::AdmissionClient;
 use palisade_raft_store::StoreOwner;
 use tonic::Status;
 
-use crate::blocking::blocking;
 use crate::clock;
 use crate::membership::admission::ADMISSION_TIMEOUT;
 use crate::membership::error::MembershipError;
@@ -27,6 +26,7 @@ use crate::raft::network::Network;
 use crate::raft::start::{RaftSetup, RaftStartError, open_store, start_raft};
 use crate::random::{RandomError, random};
 use crate::wake::NoWake;
+use tokio::task::spawn_blocking;
 
 /// How long joining may take altogether: an election may be under way.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(20);
@@ -82,7 +82,8 @@ async fn write_first_entries(
     let led = raft.wait(Some(ADMISSION_TIMEOUT)).current_leader(me, "a new cluster's first leader").await;
     led.map_err(|_| MembershipError::Timeout("the first election"))?;
     let init = Command::Member(MemberChange::Init { cluster_id: cluster.to_owned(), member: info });
-    let batch = Batch { proposer: me, first: 0, floor: 0, unix_ms: clock::unix_ms(), commands: vec![init] };
+    let batch =
+        Batch { proposer: me, first_serial: 0, lowest_outstanding: 0, unix_ms: clock::unix_ms(), commands: vec![init] };
     let written = raft.client_write(batch).await.map_err(|e| MembershipError::Raft(Box::new(e)))?;
     match written.data.0.first() {
         Some(Outcome::Invalid(why)) => Err(MembershipError::Refused(why.clone())),
@@ -117,7 +118,7 @@ async fn mark_store(data_dir: &DataDir, cluster: &str, member: MemberId) -> Resu
     if let Some(host) = crate::simulation::host() {
         return Ok(host.disk().set_owner(StoreOwner { cluster, member })?);
     }
-    Ok(blocking(move || open_store(&dir)?.set_owner(StoreOwner { cluster, member })).await??)
+    Ok(spawn_blocking(move || open_store(&dir)?.set_owner(StoreOwner { cluster, member })).await??)
 }
 
 /// Asks the token's members, again and again, until one admits this machine or refuses it.

@@ -18,7 +18,6 @@ use palisade_engine::replica::Replica;
 use palisade_engine::{Engine, Generation, MemberId, MemberInfo};
 use palisade_raft_store::{Setup, StoreError, StoreOwner, SurvivingState};
 
-use crate::blocking::blocking;
 use crate::membership::identity::{DataDir, Identity, IdentityError};
 use crate::membership::join::random_cluster_id;
 use crate::membership::options::Options;
@@ -27,9 +26,10 @@ use crate::peer::error::ClusterIdError;
 use crate::raft::start::{open_store, store_options};
 use crate::random::RandomError;
 use crate::wake::NoWake;
+use tokio::task::spawn_blocking;
 
 /// How long a member that is said to be lost may take to answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+const PRESENCE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why a member cannot be recovered.
 #[derive(Debug, thiserror::Error, miette::Diagnostic)]
@@ -149,7 +149,7 @@ impl Recovery {
             Engine::new(palisade_engine::Config { member: me, start: identity.starts, ..options.engine.clone() });
         let (dir, machine) = (data_dir.store(&identity), Replica::new(engine.clone()));
         let owner = StoreOwner { cluster: identity.cluster.clone(), member: me };
-        let surviving = blocking(move || {
+        let surviving = spawn_blocking(move || {
             let mut store = open_store(&dir)?;
             if store.owner().is_none() {
                 return Ok(None);
@@ -209,7 +209,7 @@ impl Recovery {
         let alone = identity.for_new_cluster(&cluster);
         let dir = data_dir.clear_store(&alone)?;
         let owner = StoreOwner { cluster: cluster.clone(), member };
-        blocking(move || {
+        spawn_blocking(move || {
             surviving.state(|state| state.force_new_cluster(&owner.cluster, member));
             surviving.bootstrap(&dir, store_options(), owner, info)
         })
@@ -221,7 +221,7 @@ impl Recovery {
 
 /// The members of the old cluster that answer. Every running member answers this question, with or without a majority.
 async fn answering(peers: &Peers, members: &Members) -> BTreeSet<MemberId> {
-    let answers = peers.fan_out(members, Lane::Control, ANSWER_TIMEOUT, |mut client| async move {
+    let answers = peers.fan_out(members, Lane::Control, PRESENCE_TIMEOUT, |mut client| async move {
         client.confirm_idle(palisade_proto::member::v1::Sessions::default()).await
     });
     answers.filter_map(async |(id, answer)| answer.is_ok().then_some(id)).collect().await

@@ -22,7 +22,7 @@ use crate::raft::config::PalisadeRaft;
 use crate::raft::handle::RaftHandle;
 
 /// How long the leader may take; longer than an election would only make every start slower.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+const DURABLE_INDEX_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why a member must not start on its data folder.
 #[derive(Debug, thiserror::Error, miette::Diagnostic)]
@@ -55,7 +55,7 @@ pub(crate) async fn check(raft: &PalisadeRaft, peers: &Peers) -> Result<(), Roll
     let metrics = raft.metrics().borrow_watched().clone();
     let members = raft.members();
     // Only the leader answers.
-    let answers = peers.fan_out(&members, Lane::Control, ANSWER_TIMEOUT, |mut client| async move {
+    let answers = peers.fan_out(&members, Lane::Control, DURABLE_INDEX_TIMEOUT, |mut client| async move {
         client.read_index(wire::ReadIndexRequest { declines_leadership: true }).await
     });
     let durable: Vec<Option<u64>> = answers.map(|(_, answer)| answer.ok()?.durable).collect().await;

@@ -6,8 +6,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-const PREFIX: &str = "palisade-join-";
-const VERSION: u8 = 1;
+const TOKEN_PREFIX: &str = "palisade-join-";
+const TOKEN_VERSION: u8 = 1;
 /// Base 32 (RFC 4648 section 6), in lower case and without padding.
 const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 /// Bytes of the checksum.
@@ -31,7 +31,7 @@ pub struct Token {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error, miette::Diagnostic)]
 pub enum TokenError {
     /// Its prefix.
-    #[error("a join token begins with `{PREFIX}`")]
+    #[error("a join token begins with `{TOKEN_PREFIX}`")]
     #[diagnostic(help("create one with `palisade cluster token` on a member"))]
     Prefix,
     /// Its checksum.
@@ -39,7 +39,7 @@ pub enum TokenError {
     #[diagnostic(help("was it copied completely?"))]
     Damaged,
     /// Its version.
-    #[error("the join token has version {0}, this program knows {VERSION}")]
+    #[error("the join token has version {0}, this program knows {TOKEN_VERSION}")]
     #[diagnostic(help("install the same release on all members"))]
     Version(u8),
 }
@@ -48,7 +48,7 @@ impl Token {
     /// A new token with this secret.
     #[must_use]
     pub fn new(cluster: String, addresses: Vec<String>, secret: [u8; 32]) -> Token {
-        Token { version: VERSION, cluster, addresses, secret, ca: None }
+        Token { version: TOKEN_VERSION, cluster, addresses, secret, ca: None }
     }
 
     /// The credential.
@@ -79,7 +79,7 @@ impl fmt::Display for Token {
         let mut bytes = postcard::to_stdvec(self).map_err(|_| fmt::Error)?;
         let check = Sha256::digest(&bytes);
         bytes.extend_from_slice(check.get(..CHECKSUM_BYTES).unwrap_or_default());
-        f.write_str(PREFIX)?;
+        f.write_str(TOKEN_PREFIX)?;
         f.write_str(&encode(&bytes))
     }
 }
@@ -88,7 +88,7 @@ impl FromStr for Token {
     type Err = TokenError;
 
     fn from_str(text: &str) -> Result<Token, TokenError> {
-        let body = text.trim().strip_prefix(PREFIX).ok_or(TokenError::Prefix)?;
+        let body = text.trim().strip_prefix(TOKEN_PREFIX).ok_or(TokenError::Prefix)?;
         let bytes = decode(body).ok_or(TokenError::Damaged)?;
         let (content, check) = bytes
             .len()
@@ -99,7 +99,7 @@ impl FromStr for Token {
             return Err(TokenError::Damaged);
         }
         match content.first() {
-            Some(&VERSION) => postcard::from_bytes(content).map_err(|_| TokenError::Damaged),
+            Some(&TOKEN_VERSION) => postcard::from_bytes(content).map_err(|_| TokenError::Damaged),
             Some(&version) => Err(TokenError::Version(version)),
             None => Err(TokenError::Damaged),
         }
@@ -154,7 +154,7 @@ mod tests {
     #[test]
     fn token_is_one_word() {
         let text = token().to_string();
-        assert!(text.starts_with(PREFIX));
+        assert!(text.starts_with(TOKEN_PREFIX));
         assert!(text.bytes().all(|b| b == b'-' || b.is_ascii_lowercase() || b.is_ascii_digit()), "{text}");
         assert_eq!(text.parse::<Token>().unwrap(), token());
         assert_eq!(format!("  {text}\n").parse::<Token>().unwrap(), token());
@@ -163,7 +163,7 @@ mod tests {
     #[test]
     fn token_with_a_wrong_letter_is_damaged() {
         let text = token().to_string();
-        for place in PREFIX.len()..text.len() {
+        for place in TOKEN_PREFIX.len()..text.len() {
             let mut wrong = text.clone().into_bytes();
             wrong[place] = if wrong[place] == b'a' { b'b' } else { b'a' };
             assert!(String::from_utf8(wrong).unwrap().parse::<Token>().is_err(), "at {place}");

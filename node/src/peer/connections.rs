@@ -25,8 +25,7 @@ pub(crate) type Client = MemberClient<InterceptedService<Channel, AddressInterce
 /// The members of openraft's membership, by id.
 pub(crate) type Members = BTreeMap<MemberId, MemberInfo>;
 
-/// What a connection is for. Each purpose has a connection of its own, so that one kind of traffic can not hold up
-/// another.
+/// The purpose of a connection. Each purpose has a connection of its own, so that one kind of traffic cannot delay another.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) enum Lane {
     /// Appends and votes.
@@ -39,7 +38,7 @@ pub(crate) enum Lane {
     Hints,
     /// Progress of live sessions.
     Progress,
-    /// Proposals and questions.
+    /// Proposals, and unary questions.
     Control,
 }
 

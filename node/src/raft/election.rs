@@ -37,7 +37,7 @@ const RANK_DELAY: Duration = Duration::from_millis(30);
 /// openraft handles a message of the leader a little later than it is seen here, so its lease ends a little later.
 const LEASE_MARGIN: Duration = Duration::from_millis(4);
 /// Time between two of the first campaigns: the lease of another member may have run out by then.
-const RETRY_DELAY: Duration = Duration::from_millis(20);
+const CAMPAIGN_RETRY_DELAY: Duration = Duration::from_millis(20);
 /// Fast retries; after that, back off: there is no majority.
 const FAST_RETRIES: u32 = 8;
 /// The timer advances in slices of at most this length. A slice that took longer counts as at most [`SLICE_OVERRUN`] more.
@@ -143,7 +143,7 @@ impl Election {
         let lease = if vote.committed { self.lease + LEASE_MARGIN } else { self.vote };
         lease
             + RANK_DELAY * rank
-            + RETRY_DELAY * campaigns.min(FAST_RETRIES)
+            + CAMPAIGN_RETRY_DELAY * campaigns.min(FAST_RETRIES)
             + self.vote * campaigns.saturating_sub(FAST_RETRIES)
     }
 }
@@ -166,7 +166,7 @@ fn rank(me: MemberId, priority: ElectionPriority, known: &RaftServerMetrics<Type
 mod tests {
     use super::*;
 
-    const PAUSE: Duration = Duration::from_secs(3);
+    const STALL: Duration = Duration::from_secs(3);
 
     #[test]
     fn election_timer_ignores_time_in_which_the_member_did_not_run() {
@@ -182,7 +182,7 @@ mod tests {
             slice(&mut timer, None, TIMER_SLICE);
         }
         assert_eq!(timer.silence, 4 * TIMER_SLICE);
-        slice(&mut timer, None, PAUSE);
+        slice(&mut timer, None, STALL);
         assert_eq!(timer.silence, 5 * TIMER_SLICE + SLICE_OVERRUN);
         timer.campaigns = 3;
         // A message within a slice: the rest of the slice is silence again.

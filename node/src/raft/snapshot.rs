@@ -9,8 +9,8 @@ use palisade_proto::member::v1 as wire;
 use palisade_raft_store::{SnapshotFile, SnapshotReceiver, Snapshots, TypeConfig};
 use tonic::{Status, Streaming};
 
-use crate::blocking::blocking;
 use crate::raft::wire::{vote_in, vote_out};
+use tokio::task::spawn_blocking;
 
 /// Bytes in one chunk.
 const CHUNK_BYTES: usize = 256 << 10;
@@ -28,7 +28,7 @@ pub(crate) fn chunks(
     futures::stream::unfold(start, |(snapshot, offset, vote)| async move {
         let offset: u64 = offset?;
         let file = snapshot.clone();
-        let read = blocking(move || file.chunk(offset, CHUNK_BYTES)).await;
+        let read = spawn_blocking(move || file.chunk(offset, CHUNK_BYTES)).await;
         let data = match read {
             Ok(Ok(data)) => data,
             Ok(Err(error)) => {
@@ -100,7 +100,7 @@ async fn assemble(
 }
 
 async fn write<T: Send + 'static>(work: impl FnOnce() -> std::io::Result<T> + Send + 'static) -> Result<T, Status> {
-    let done = blocking(work).await;
+    let done = spawn_blocking(work).await;
     done.map_err(|e| Status::internal(format!("a snapshot was not written: {e}")))?.map_err(disk)
 }
 

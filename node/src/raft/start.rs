@@ -14,11 +14,11 @@ use palisade_raft_store::{
     StoreOwner, TypeConfig,
 };
 
-use crate::blocking::blocking;
 use crate::clock;
 use crate::raft::config::{LogSize, PalisadeRaft, Timing, raft_config};
 use crate::raft::network::Network;
 use crate::random::{RandomError, random};
+use tokio::task::spawn_blocking;
 
 /// How long the last tasks of a member that was shut down may hold its store.
 const STORE_RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -113,11 +113,11 @@ pub(crate) async fn start_raft(setup: RaftSetup<'_>) -> Result<Started, RaftStar
         let raft = new_raft(me, config, network, log, machine).await?;
         return Ok(Started { raft, engine, snapshots: disk.snapshots(), auditor, store: StoreMetrics::default() });
     }
-    let mut store = blocking(move || open_store(&store)).await??;
+    let mut store = spawn_blocking(move || open_store(&store)).await??;
     if store.owner().is_none() && start > 0 {
         return Err(RaftStartError::LostLog(me));
     }
-    let (snapshots, (log, machine)) = blocking(move || {
+    let (snapshots, (log, machine)) = spawn_blocking(move || {
         store.set_owner(owner)?;
         Ok::<_, StoreError>((store.snapshots(), store.into_parts(Setup { state: machine, wake, observer })?))
     })

@@ -15,7 +15,7 @@ use palisade_proto::convert::{MemberError, decode_batch, encode_batch};
 use palisade_proto::member::v1 as wire;
 use palisade_raft_store::TypeConfig;
 
-/// Why a Raft message can not be understood.
+/// Why a Raft message cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WireError {
     /// A part of it.

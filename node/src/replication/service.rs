@@ -335,7 +335,7 @@ impl MemberRpc for MemberService {
         let reached =
             self.0.raft.wait(Some(IDLE_APPLY_TIMEOUT)).applied_index_at_least(Some(applied), "idle sessions").await;
         reached.map_err(|e| Status::unavailable(format!("this member is behind: {e}")))?;
-        self.0.engine.still_idle(clock::now(), &mut ids);
+        self.0.engine.confirm_idle(clock::now(), &mut ids);
         Ok(Response::new(wire::Sessions::from(&*ids)))
     }
 

@@ -1,4 +1,4 @@
-//! The tasks of a running member: an end that nobody asked for is noticed.
+//! The tasks of a running member. A task that ends before the member stops is a defect, and is reported.
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;

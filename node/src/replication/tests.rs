@@ -141,7 +141,7 @@ impl Node {
             && metrics.committed_membership_config.log_id() == members.log_id()
     }
 
-    fn current(&self) -> bool {
+    fn has_valid_lease(&self) -> bool {
         self.running.as_ref().is_some_and(|r| r.lease.state_at(clock::now()) == LeaseState::Valid)
     }
 }
@@ -183,16 +183,16 @@ async fn cluster_with(change: impl Fn(&mut Node)) -> [Node; 3] {
     assert_eq!(identity.member, MemberId(1));
     nodes[0].start().await;
     for i in 1..3 {
-        until("the first member is current", || nodes[0].current()).await;
+        until("the first member has a valid lease", || nodes[0].has_valid_lease()).await;
         let token = nodes[0].run().token(Duration::from_secs(60)).await.unwrap();
         let identity = join(&nodes[i].options, &token).await.unwrap();
         assert_eq!(identity.member, MemberId(i as u64 + 1));
         nodes[i].start().await;
     }
-    until("all vote and are current", || {
+    until("all vote and have valid leases", || {
         nodes.iter().all(|n| {
             let status = n.run().status();
-            n.current()
+            n.has_valid_lease()
                 && n.settled()
                 && status.members.len() == 3
                 && status.members.iter().all(|m| m.voter && m.reachable)
@@ -257,7 +257,7 @@ async fn command_is_seen_by_all_and_survives_the_leader_and_restarts() {
     assert_eq!(event.change, SessionChange::Established(Box::new(establish(100))));
     until("its proposer counts it", || nodes[1].run().metrics().outcomes.accepted.get() >= 2).await;
 
-    // The leader goes; the others go on within their hold on being current.
+    // The leader goes; the others go on within their leases.
     let old = leader(&nodes);
     nodes[old].stop().await;
     let rest: Vec<usize> = (0..3).filter(|i| *i != old).collect();
@@ -265,7 +265,10 @@ async fn command_is_seen_by_all_and_survives_the_leader_and_restarts() {
     let outcome = nodes[rest[0]].run().command(command(10), LONG).await.unwrap();
     assert_eq!(outcome, Outcome::Accepted);
     nodes[old].start().await;
-    until("the old leader has caught up and is current", || nodes[old].current() && has(&nodes[old], 10)).await;
+    until("the old leader has caught up and has a valid lease", || {
+        nodes[old].has_valid_lease() && has(&nodes[old], 10)
+    })
+    .await;
     assert_eq!(nodes[old].run().identity().starts, 2);
 
     // All at once.
@@ -275,7 +278,7 @@ async fn command_is_seen_by_all_and_survives_the_leader_and_restarts() {
     for node in &mut nodes {
         node.start().await;
     }
-    until("all are current again", || nodes.iter().all(Node::current)).await;
+    until("all have valid leases again", || nodes.iter().all(Node::has_valid_lease)).await;
     assert!(nodes.iter().all(|n| (0..3).all(|s| has(n, s)) && has(n, 10)));
     let close = Command::Close(Close { id: session(10), cause: CloseCause::Fin });
     assert_eq!(nodes[0].run().command(close, LONG).await.unwrap(), Outcome::Accepted);
@@ -301,7 +304,7 @@ async fn lease_ends_without_a_majority() {
     let refused = nodes[left].run().command(command(2), Duration::from_millis(500)).await;
     assert_eq!(refused, Err(ProposeError::Timeout));
     nodes[gone].start().await;
-    until("two are a majority", || nodes[left].current() && nodes[gone].current()).await;
+    until("two are a majority", || nodes[left].has_valid_lease() && nodes[gone].has_valid_lease()).await;
     assert!(!has(&nodes[left], 1));
 }
 
@@ -313,8 +316,10 @@ async fn member_leaves_and_is_removed() {
     nodes[left].run().leave().await.unwrap();
     nodes[left].stop().await;
     let rest: Vec<usize> = (0..3).filter(|i| *i != left).collect();
-    until("two are left", || rest.iter().all(|i| nodes[*i].run().status().members.len() == 2 && nodes[*i].current()))
-        .await;
+    until("two are left", || {
+        rest.iter().all(|i| nodes[*i].run().status().members.len() == 2 && nodes[*i].has_valid_lease())
+    })
+    .await;
     assert!(matches!(
         Replication::open(
             nodes[left].options.clone(),
@@ -334,7 +339,7 @@ async fn member_leaves_and_is_removed() {
     nodes[left].start().await;
     until("it votes", || {
         let status = nodes[left].run().status();
-        nodes[left].current() && status.members.iter().filter(|m| m.voter).count() == 3
+        nodes[left].has_valid_lease() && status.members.iter().filter(|m| m.voter).count() == 3
     })
     .await;
 
@@ -357,7 +362,7 @@ async fn token_that_is_expired_or_forged_lets_nobody_in() {
     init(&first.options).await.unwrap();
     assert!(matches!(init(&first.options).await, Err(MembershipError::Identity(IdentityError::Taken { .. }))));
     first.start().await;
-    until("current", || first.current()).await;
+    until("it has a valid lease", || first.has_valid_lease()).await;
     let expired = first.run().token(Duration::ZERO).await.unwrap();
     let good: Token = first.run().token(LONG).await.unwrap().parse().unwrap();
     let forged = Token::new(good.cluster.clone(), good.addresses.clone(), [0; 32]).to_string();
@@ -492,7 +497,13 @@ async fn batch_that_is_proposed_again_is_applied_once() {
     let revoke = Command::Revoke(vec![session(1)]);
     assert_eq!(nodes[lead].run().command(revoke, LONG).await.unwrap(), Outcome::Accepted);
     let first = u64::from(me.starts) << 40;
-    let copy = Batch { proposer: me.member, first, floor: first, unix_ms: 0, commands: vec![command(1)] };
+    let copy = Batch {
+        proposer: me.member,
+        first_serial: first,
+        lowest_outstanding: first,
+        unix_ms: 0,
+        commands: vec![command(1)],
+    };
     let before = nodes[lead].run().metrics().applied_batches.get();
     write(&nodes[lead], &copy).await;
     until("the copy is applied", || nodes[lead].run().metrics().applied_batches.get() > before).await;
@@ -504,7 +515,7 @@ async fn identity_without_its_log_is_refused() {
     let mut node = Node::new("fw1");
     init(&node.options).await.unwrap();
     node.start().await;
-    until("current", || node.current()).await;
+    until("it has a valid lease", || node.has_valid_lease()).await;
     node.stop().await;
     std::fs::remove_dir_all(node.dir.path().join("data/raft")).unwrap();
     let opened = Replication::open(

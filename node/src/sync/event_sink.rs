@@ -12,7 +12,7 @@ use crate::queue::offer_hint;
 use crate::replication_metrics::ReplicationMetrics;
 
 /// Hints, and proposals, of these events that wait to be sent.
-const QUEUE: usize = 4096;
+const EVENT_QUEUE: usize = 4096;
 /// How often the engine is asked for queries that held packets wait for.
 const QUERY_INTERVAL: Duration = Duration::from_millis(5);
 /// How many of these intervals are between two ticks of the engine.
@@ -29,8 +29,8 @@ pub(crate) struct EventSink {
 impl EventSink {
     /// A sink, and the queues that it fills.
     pub(crate) fn new(metrics: Arc<ReplicationMetrics>) -> (EventSink, mpsc::Receiver<Hint>, mpsc::Receiver<Proposal>) {
-        let (hints, hint_queue) = mpsc::channel(QUEUE);
-        let (proposals, proposal_queue) = mpsc::channel(QUEUE);
+        let (hints, hint_queue) = mpsc::channel(EVENT_QUEUE);
+        let (proposals, proposal_queue) = mpsc::channel(EVENT_QUEUE);
         (EventSink { hints, proposals, metrics }, hint_queue, proposal_queue)
     }
 

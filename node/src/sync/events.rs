@@ -51,7 +51,7 @@ impl Observer for Events {
         self.metrics.applied_batches.inc();
         self.metrics.applied_commands.add(batch.commands.len() as u64);
         if batch.proposer == self.me {
-            self.pending.report(batch.first, applied, &self.reports);
+            self.pending.report(batch.first_serial, applied, &self.reports);
         }
         // Not copies of a batch, and not what two members proposed alike: these changed nothing.
         let (mut established, mut refreshed) = (0, 0);
@@ -76,9 +76,9 @@ impl Observer for Events {
                 Command::Establish(establish) => publish(SessionChange::Established(establish.clone())),
                 Command::Close(close) => publish(SessionChange::Closed(*close)),
                 Command::Expire(_) | Command::ExpireIdle(_) => {
-                    applied.ended.iter().for_each(|id| publish(SessionChange::Expired(*id)));
+                    applied.removed.iter().for_each(|id| publish(SessionChange::Expired(*id)));
                 }
-                Command::Revoke(_) => applied.ended.iter().for_each(|id| publish(SessionChange::Revoked(*id))),
+                Command::Revoke(_) => applied.removed.iter().for_each(|id| publish(SessionChange::Revoked(*id))),
                 Command::Refresh(_) | Command::Resume | Command::Policy(_) | Command::Member(_) => {}
             }
         }

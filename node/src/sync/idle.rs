@@ -66,10 +66,10 @@ impl IdleExpiry {
                 continue;
             }
             let members = self.raft.members();
-            let inquiry = self.engine.inquiry(clock::now(), &found);
-            let asked: Vec<SessionId> = inquiry.ids().collect();
+            let probe = self.engine.probe_idle(clock::now(), &found);
+            let asked: Vec<SessionId> = probe.ids().collect();
             let Some(idle) = self.probe(&members, &asked, leads_since).await else { continue };
-            let (open, closed) = inquiry.end(|id| idle.contains(id), MAX_EXPIRED_PER_COMMAND);
+            let (open, closed) = probe.commands(|id| idle.contains(id), MAX_EXPIRED_PER_COMMAND);
             let commands = open.into_iter().map(Command::ExpireIdle).chain(closed.into_iter().map(Command::Expire));
             for command in commands {
                 if let Err(error) = propose_and_wait(&self.requests, command, REQUEST_TIMEOUT).await {

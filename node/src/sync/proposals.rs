@@ -224,13 +224,13 @@ impl Proposer {
             }
             let batch = Batch {
                 proposer: self.me,
-                first: state.in_flight.next_number(),
-                floor: state.in_flight.lowest_outstanding(),
+                first_serial: state.in_flight.next_number(),
+                lowest_outstanding: state.in_flight.lowest_outstanding(),
                 unix_ms: clock::unix_ms(),
                 commands,
             };
             self.metrics.batch_commands.observe(batch.commands.len() as u64);
-            self.pending.add(batch.first);
+            self.pending.add(batch.first_serial);
             state.route.propose(&self.raft, &batch).await;
             let routed = !state.route.is_none();
             state.in_flight.insert(InFlightBatch { batch, waiters, deadline, state: BatchState::new(now, routed) });
@@ -270,7 +270,7 @@ impl Proposer {
     async fn on_time(&self, state: &mut State) {
         let now = clock::now();
         while let Some(batch) = state.in_flight.timed_out(now) {
-            self.pending.remove(batch.batch.first);
+            self.pending.remove(batch.batch.first_serial);
             batch.waiters.into_iter().for_each(|(_, reply)| self.give_up(reply));
         }
         while let Some(command) = state.waiting.pop_front_if(|command| command.deadline <= now) {

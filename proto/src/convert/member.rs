@@ -1,43 +1,43 @@
-//! Conversion of what members say to each other.
+//! Conversion of the messages between members.
 
 use palisade_engine::replica::Batch;
 use palisade_engine::{Hint, MemberId, MemberInfo, Progress, Role, SessionId};
 
 use crate::member::v1 as wire;
 
-/// A message from another member that does not hold what it should.
+/// Why a message from another member is invalid.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum MemberError {
-    /// A field that must be there is not.
+    /// A required field is missing.
     #[error("the field `{0}` is missing")]
     Missing(&'static str),
-    /// A batch of commands can not be read: damaged, or of a version that this one does not know.
-    #[error("a batch of commands can not be read: {0}")]
-    Batch(postcard::Error),
-    /// A hint can not be read.
-    #[error("a hint can not be read: {0}")]
-    Hint(postcard::Error),
-    /// A session's progress can not be read.
-    #[error("a session's progress can not be read: {0}")]
-    Progress(postcard::Error),
-    /// A batch, a hint or a progress can not be written.
-    #[error("it can not be encoded: {0}")]
-    Encode(postcard::Error),
+    /// A batch of commands cannot be read: damaged, or of an unknown version.
+    #[error("a batch of commands cannot be read: {0}")]
+    Batch(#[source] postcard::Error),
+    /// A hint cannot be read.
+    #[error("a hint cannot be read: {0}")]
+    Hint(#[source] postcard::Error),
+    /// A session's progress cannot be read.
+    #[error("a session's progress cannot be read: {0}")]
+    Progress(#[source] postcard::Error),
+    /// A batch, a hint or a progress cannot be written.
+    #[error("it cannot be encoded: {0}")]
+    Encode(#[source] postcard::Error),
     /// A member's name or address is empty or too long.
     #[error("the member's {0} is empty or longer than 255 bytes")]
     Text(&'static str),
-    /// A member's role is none that this version knows.
+    /// A member's role is unknown to this version.
     #[error("the member's role {0} is unknown")]
     Role(i32),
 }
 
-/// Most bytes of a member's name and of its address.
-const MOST_TEXT: usize = 255;
+/// Maximum length of a member's name and of its address, in bytes.
+const MAX_TEXT_BYTES: usize = 255;
 
 /// A batch of commands as bytes: in the log's entries and in proposals.
 ///
 /// # Errors
-/// [`MemberError::Encode`]; does not happen for values that exist.
+/// [`MemberError::Encode`]; no existing value causes it.
 pub fn encode_batch(batch: &Batch) -> Result<prost::bytes::Bytes, MemberError> {
     postcard::to_stdvec(batch).map(Into::into).map_err(MemberError::Encode)
 }
@@ -53,7 +53,7 @@ pub fn decode_batch(bytes: &[u8]) -> Result<Batch, MemberError> {
 /// A hint as bytes.
 ///
 /// # Errors
-/// [`MemberError::Encode`]; does not happen for values that exist.
+/// [`MemberError::Encode`]; no existing value causes it.
 pub fn encode_hint(hint: &Hint) -> Result<prost::bytes::Bytes, MemberError> {
     postcard::to_stdvec(hint).map(Into::into).map_err(MemberError::Encode)
 }
@@ -69,14 +69,14 @@ pub fn decode_hint(bytes: &[u8]) -> Result<Hint, MemberError> {
 /// Appends a session's progress to those in `bytes`.
 ///
 /// # Errors
-/// [`MemberError::Encode`]; does not happen for values that exist.
+/// [`MemberError::Encode`]; no existing value causes it.
 pub fn encode_progress(progress: &Progress, bytes: &mut Vec<u8>) -> Result<(), MemberError> {
     let before = std::mem::take(bytes);
     *bytes = postcard::to_extend(progress, before).map_err(MemberError::Encode)?;
     Ok(())
 }
 
-/// The reverse of [`encode_progress`], one by one; it ends with the first that can not be read.
+/// The reverse of [`encode_progress`], one by one; it ends with the first one that cannot be read.
 pub fn decode_progress(mut bytes: &[u8]) -> impl Iterator<Item = Result<Progress, MemberError>> {
     std::iter::from_fn(move || {
         if bytes.is_empty() {
@@ -119,7 +119,7 @@ impl TryFrom<wire::MemberInfo> for MemberInfo {
             Ok(wire::Role::Unspecified) | Err(_) => return Err(MemberError::Role(info.role)),
         };
         for (text, what) in [(&info.name, "name"), (&info.address, "address")] {
-            if text.is_empty() || text.len() > MOST_TEXT {
+            if text.is_empty() || text.len() > MAX_TEXT_BYTES {
                 return Err(MemberError::Text(what));
             }
         }
@@ -148,12 +148,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_batch_goes_there_and_back() {
+    fn batch_survives_encoding() {
         let id = SessionId { member: MemberId(3), counter: 7 };
         let batch = Batch {
             proposer: MemberId(2),
-            first: (5 << 40) | 17,
-            floor: 5 << 40,
+            first_serial: (5 << 40) | 17,
+            lowest_outstanding: 5 << 40,
             unix_ms: 1,
             commands: vec![Command::Close(Close { id, cause: CloseCause::Rst }), Command::Expire(vec![id])],
         };
@@ -162,13 +162,13 @@ mod tests {
     }
 
     #[test]
-    fn damaged_bytes_are_an_error() {
+    fn batch_and_hint_of_damaged_bytes_are_errors() {
         assert!(matches!(decode_batch(&[0xff; 3]), Err(MemberError::Batch(_))));
         assert!(matches!(decode_hint(&[0xff; 3]), Err(MemberError::Hint(_))));
     }
 
     #[test]
-    fn a_hint_goes_there_and_back() {
+    fn hint_survives_encoding() {
         let ip = |last| Ip::V6([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]);
         let datagram =
             FragmentKey { src: ip(1), dst: ip(2), protocol: Protocol::IPV6_FRAG, id: u32::MAX, ingress: ZoneId(3) };
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_member_is_checked() {
+    fn member_info_is_validated() {
         let info = MemberInfo { name: "fw1".to_owned(), address: "192.0.2.1:7946".to_owned(), role: Role::Witness };
         let wire = wire::MemberInfo::from(&info);
         assert_eq!(MemberInfo::try_from(wire.clone()).unwrap(), info);

@@ -57,11 +57,11 @@ impl ReplicatedState for Map {
     type Job = MapJob;
 
     fn apply(&mut self, _: Time, batch: &Batch, _: &mut dyn Wake) -> Vec<Applied> {
-        *self.batches.entry(batch.first).or_default() += batch.commands.len() as u64;
+        *self.batches.entry(batch.first_serial).or_default() += batch.commands.len() as u64;
         batch
             .commands
             .iter()
-            .map(|_| Applied { outcome: Outcome::Accepted, changed: true, ended: Vec::new() })
+            .map(|_| Applied { outcome: Outcome::Accepted, changed: true, removed: Vec::new() })
             .collect()
     }
 
@@ -139,8 +139,8 @@ pub fn entry(term: u64, index: u64, bytes: usize) -> Entry {
     let letter = char::from(b'a' + u8::try_from(index % 26).unwrap());
     let batch = Batch {
         proposer: MemberId(1),
-        first: index,
-        floor: 0,
+        first_serial: index,
+        lowest_outstanding: 0,
         unix_ms: 0,
         commands: vec![Command::Policy(Box::new(PolicyChange {
             base: Generation(index),

@@ -4,7 +4,7 @@
 use palisade_engine::parse::{Kind, Packet, Tcp};
 use palisade_engine::{Direction, Protocol, Reason};
 
-use crate::facts::{End, Facts, Stage, Talk, ahead};
+use crate::facts::{End, Facts, Stage, Talk, seq_diff};
 use crate::kernel::State;
 use crate::ours::Ours;
 use crate::packet::{ACK, Piece, RST, SYN, Side, addresses, piece};
@@ -155,35 +155,37 @@ impl Belongs<'_> {
 
     /// How far its end is beyond what its sender has sent.
     fn beyond(&self) -> i64 {
-        ahead(self.tcp.end(), self.sender().edge)
+        seq_diff(self.tcp.end(), self.sender().seq_end)
     }
 
     /// How far its acknowledgement is beyond what the other end has sent.
     fn ack_beyond(&self) -> i64 {
-        ahead(self.tcp.ack, self.receiver().edge)
+        seq_diff(self.tcp.ack, self.receiver().seq_end)
     }
 
     /// Older than a whole window, or two: `docs/security.md`, "near".
     fn behind_the_windows(&self) -> bool {
-        let seq = ahead(self.sender().edge, self.tcp.seq) > LAG.min(self.talk.reach(1 - self.from));
-        seq || self.tcp.has(ACK) && -self.ack_beyond() > LAG.min(2 * self.talk.reach(self.from))
+        let seq =
+            seq_diff(self.sender().seq_end, self.tcp.seq) > MAX_SEQ_BEHIND.min(self.talk.max_window(1 - self.from));
+        seq || self.tcp.has(ACK) && -self.ack_beyond() > MAX_SEQ_BEHIND.min(2 * self.talk.max_window(self.from))
     }
 
     /// More than what its receiver allows, and more than could be allowed unseen.
     fn beyond_the_windows(&self) -> bool {
-        ahead(self.tcp.end(), self.sender().limit) > 1 && self.beyond() > JUMP.min(self.talk.reach(1 - self.from))
+        seq_diff(self.tcp.end(), self.sender().window_end) > 1
+            && self.beyond() > MAX_SEQ_AHEAD.min(self.talk.max_window(1 - self.from))
     }
 
-    /// RemoteNetwork what was seen, but no farther than what may have passed elsewhere.
+    /// Beyond what was seen, but no farther than what may have passed elsewhere.
     fn unseen(&self) -> bool {
-        let seq = ahead(self.tcp.end(), self.sender().limit) > 0 && self.beyond() > 0;
-        (seq || self.ack_beyond() > 0) && !self.beyond_the_windows() && self.ack_beyond() <= JUMP
+        let seq = seq_diff(self.tcp.end(), self.sender().window_end) > 0 && self.beyond() > 0;
+        (seq || self.ack_beyond() > 0) && !self.beyond_the_windows() && self.ack_beyond() <= MAX_SEQ_AHEAD
     }
 
     /// A segment as a correct end sends it: nothing beyond what is allowed or sent, nothing older than the windows. So if a
     /// kernel does not let it pass, it has lost track.
     fn fits(&self) -> bool {
-        let allowed = ahead(self.tcp.end(), self.sender().limit) <= 1 || self.beyond() <= 0;
+        let allowed = seq_diff(self.tcp.end(), self.sender().window_end) <= 1 || self.beyond() <= 0;
         self.plain() && allowed && self.ack_beyond() <= 0 && !self.behind_the_windows()
     }
 
@@ -196,7 +198,7 @@ impl Belongs<'_> {
     /// RFC 9293 section 3.10.7.3: the answer to a SYN acknowledges it, and it alone or with its data.
     fn answers_the_syn(&self) -> bool {
         let client = &self.talk.ends[0];
-        self.from == 1 && self.tcp.has(ACK) && [client.isn.wrapping_add(1), client.edge].contains(&self.tcp.ack)
+        self.from == 1 && self.tcp.has(ACK) && [client.isn.wrapping_add(1), client.seq_end].contains(&self.tcp.ack)
     }
 
     fn answers_a_contender(&self) -> bool {
@@ -206,7 +208,7 @@ impl Belongs<'_> {
 
     /// It passes or not as it would with the numbers and the scale of a rival.
     fn judged_as_a_rivals(&self, passes: bool) -> bool {
-        let near = self.beyond() <= JUMP && self.ack_beyond() <= JUMP;
+        let near = self.beyond() <= MAX_SEQ_AHEAD && self.ack_beyond() <= MAX_SEQ_AHEAD;
         self.talk.rival
             && self.plain()
             && if passes { near } else { -self.beyond() > 65_535 || -self.ack_beyond() > 131_070 }
@@ -217,19 +219,19 @@ impl Belongs<'_> {
     }
 
     fn after_fin(&self) -> bool {
-        self.sender().fin.is_some_and(|fin| ahead(self.tcp.end(), fin) > 0)
-            || self.receiver().fin.is_some_and(|fin| ahead(self.tcp.ack, fin) > 0)
+        self.sender().fin.is_some_and(|fin| seq_diff(self.tcp.end(), fin) > 0)
+            || self.receiver().fin.is_some_and(|fin| seq_diff(self.tcp.ack, fin) > 0)
     }
 
     /// A FIN before the end of the data is taken for the end.
     fn after_false_fin(&self) -> bool {
-        self.sender().false_fin.is_some_and(|fin| ahead(self.tcp.end(), fin) > 0)
-            || self.receiver().false_fin.is_some_and(|fin| ahead(self.tcp.ack, fin) > 0)
+        self.sender().false_fin.is_some_and(|fin| seq_diff(self.tcp.end(), fin) > 0)
+            || self.receiver().false_fin.is_some_and(|fin| seq_diff(self.tcp.ack, fin) > 0)
     }
 
     /// Before the first byte of data, or acknowledging what is before it.
     fn before_the_first(&self) -> bool {
-        ahead(self.tcp.seq, self.sender().isn) < 1 || ahead(self.tcp.ack, self.receiver().isn) < 1
+        seq_diff(self.tcp.seq, self.sender().isn) < 1 || seq_diff(self.tcp.ack, self.receiver().isn) < 1
     }
 
     /// The right edge of a SACK block beyond all that the other end has sent?
@@ -237,25 +239,27 @@ impl Belongs<'_> {
         let options = options(&bytes[at..]);
         let blocks = options.iter().filter(|(kind, _)| *kind == 5).flat_map(|(_, value)| value.chunks_exact(8));
         let mut rights = blocks.filter_map(|block| Some(u32::from_be_bytes(*block.last_chunk()?)));
-        rights.any(|right| ahead(right, self.receiver().edge) > 0)
+        rights.any(|right| seq_diff(right, self.receiver().seq_end) > 0)
     }
 
     /// Nothing that the connection before this one on the same tuple could not have sent.
     fn of_the_old(&self) -> bool {
         let old = self.talk.old.as_ref().map(|ends| (&ends[self.from], &ends[1 - self.from]));
-        let number = |n: u32, edge: u32| (-LAG..=0).contains(&ahead(n, edge));
-        old.is_some_and(|(s, r)| number(self.tcp.end(), s.edge) && (!self.tcp.has(ACK) || number(self.tcp.ack, r.edge)))
+        let number = |n: u32, edge: u32| (-MAX_SEQ_BEHIND..=0).contains(&seq_diff(n, edge));
+        old.is_some_and(|(s, r)| {
+            number(self.tcp.end(), s.seq_end) && (!self.tcp.has(ACK) || number(self.tcp.ack, r.seq_end))
+        })
     }
 
     fn exact(&self) -> bool {
-        [self.sender().edge, self.sender().acked].contains(&self.tcp.seq)
+        [self.sender().seq_end, self.sender().snd_una].contains(&self.tcp.seq)
     }
 
     /// It acknowledges a SYN, and data that this SYN might have carried.
     fn answers_early_data(&self) -> bool {
         let own = (self.talk.stage == Stage::Asked).then_some(&self.talk.ends[0]);
         let mut isns = own.into_iter().chain(&self.talk.contenders).map(|end| end.isn.wrapping_add(1));
-        isns.any(|first| (1..=1 << 16).contains(&ahead(self.tcp.ack, first)))
+        isns.any(|first| (1..=1 << 16).contains(&seq_diff(self.tcp.ack, first)))
     }
 }
 
@@ -306,8 +310,8 @@ fn codes(v4: bool, kind: u8) -> Option<u8> {
 }
 
 /// Most that Palisade lets a segment be ahead of and behind what it knows (`docs/security.md`).
-const JUMP: i64 = 1 << 21;
-const LAG: i64 = 1 << 24;
+const MAX_SEQ_AHEAD: i64 = 1 << 21;
+const MAX_SEQ_BEHIND: i64 = 1 << 24;
 /// The same for a RST after a FIN.
 const SLACK: i64 = 1 << 19;
 
@@ -384,7 +388,7 @@ pub(crate) const CLASSES: &[Class] = &[
         let talk = v.facts.talk(&about.tuple);
         let far = |(talk, direction): (&Talk, Direction)| {
             let sender = talk.ends[usize::from(direction == Direction::Reply)];
-            about.seq.is_some_and(|seq| ahead(seq, sender.edge).abs() > JUMP.min(talk.reach(0)))
+            about.seq.is_some_and(|seq| seq_diff(seq, sender.seq_end).abs() > MAX_SEQ_AHEAD.min(talk.max_window(0)))
         };
         v.only_kernel(&[Reason::IcmpUnrelated]) && talk.is_some_and(far)
     }),
@@ -400,7 +404,7 @@ pub(crate) const CLASSES: &[Class] = &[
     class("rst-at-opening", true, |v| {
         let exact = |b: &Belongs<'_>| match b.talk.stage {
             Stage::Asked if b.from == 1 => b.answers_the_syn(),
-            _ => b.tcp.seq == b.sender().edge && (!b.tcp.has(ACK) || !b.before_the_first() && b.ack_beyond() <= 0),
+            _ => b.tcp.seq == b.sender().seq_end && (!b.tcp.has(ACK) || !b.before_the_first() && b.ack_beyond() <= 0),
         };
         v.only_kernel(&[Reason::TcpRst]) && v.is(|b| b.rst() && b.stage(&[Stage::Asked, Stage::Answered]) && !exact(b))
     }),
@@ -445,7 +449,7 @@ pub(crate) const CLASSES: &[Class] = &[
         v.only_ours() && v.is(|b| b.rst() && b.exact() && (b.ack_beyond() > 0 || b.behind_the_windows()) && !b.over())
     }),
     class("rst-after-the-end", true, |v| {
-        let near = |b: &Belongs<'_>| ahead(b.tcp.seq, b.sender().edge).abs() <= SLACK;
+        let near = |b: &Belongs<'_>| seq_diff(b.tcp.seq, b.sender().seq_end).abs() <= SLACK;
         v.only_ours() && v.is(|b| b.rst() && (b.over() && b.belongs_to_the_end() || b.any_fin() && near(b)))
     }),
     class("held-for-the-handshake", true, |v| {
@@ -467,7 +471,7 @@ pub(crate) const CLASSES: &[Class] = &[
     class("stray-syn-ack", true, |v| {
         let proper = |b: &Belongs<'_>| match b.talk.stage {
             Stage::Asked => b.answers_the_syn(),
-            Stage::Answered | Stage::Open => b.tcp.seq == b.sender().isn && ahead(b.tcp.ack, b.receiver().isn) == 1,
+            Stage::Answered | Stage::Open => b.tcp.seq == b.sender().isn && seq_diff(b.tcp.ack, b.receiver().isn) == 1,
             Stage::Finished | Stage::Reset => false,
         };
         v.only_kernel_held() && v.is(|b| b.syn(SYN | ACK) && b.from == 1 && !proper(b))
@@ -481,7 +485,7 @@ pub(crate) const CLASSES: &[Class] = &[
         let syn = |b: &Belongs<'_>| b.from == 1 && b.syn(SYN) && (own(b) || b.over());
         let copy = |b: &Belongs<'_>| syn(b) || own(b) && b.from == 0 && b.syn(SYN | ACK);
         let answer = |b: &Belongs<'_>| b.from == 1 && b.syn(SYN | ACK) && b.answers_the_syn();
-        let ack = |b: &Belongs<'_>| b.from == 0 && b.plain() && b.tcp.payload == 0 && b.tcp.seq == b.sender().edge;
+        let ack = |b: &Belongs<'_>| b.from == 0 && b.plain() && b.tcp.payload == 0 && b.tcp.seq == b.sender().seq_end;
         v.only_ours() && v.is(|b| copy(b) || b.stage(&[Stage::Asked, Stage::Answered]) && (answer(b) || ack(b)))
     }),
     class("predecessor", true, |v| {

@@ -7,8 +7,8 @@ use palisade_engine::{Direction, Tuple};
 use crate::kernel::State;
 use crate::packet::{ACK, FIN, RST, SYN};
 
-/// How far `a` is ahead of `b`.
-pub(crate) fn ahead(a: u32, b: u32) -> i64 {
+/// `a − b` in sequence space: positive if `a` is ahead.
+pub(crate) fn seq_diff(a: u32, b: u32) -> i64 {
     i64::from(a.wrapping_sub(b) as i32)
 }
 
@@ -34,11 +34,11 @@ pub(crate) enum Stage {
 pub(crate) struct End {
     pub(crate) isn: u32,
     /// After the highest byte that it sent.
-    pub(crate) edge: u32,
+    pub(crate) seq_end: u32,
     /// After the highest byte that it may send.
-    pub(crate) limit: u32,
+    pub(crate) window_end: u32,
     /// The highest acknowledgement of what it sent.
-    pub(crate) acked: u32,
+    pub(crate) snd_una: u32,
     /// The largest window that it advertised, in bytes.
     pub(crate) window: i64,
     pub(crate) scale: Option<u8>,
@@ -53,9 +53,9 @@ impl End {
     fn client(tcp: &Tcp) -> End {
         End {
             isn: tcp.seq,
-            edge: tcp.end(),
-            limit: tcp.end(),
-            acked: tcp.seq,
+            seq_end: tcp.end(),
+            window_end: tcp.end(),
+            snd_una: tcp.seq,
             window: tcp.window.into(),
             scale: tcp.wscale,
             ..End::default()
@@ -129,7 +129,7 @@ impl Talk {
     }
 
     /// The largest window, in bytes, that this end can advertise.
-    pub(crate) fn reach(&self, end: usize) -> i64 {
+    pub(crate) fn max_window(&self, end: usize) -> i64 {
         65_535 << self.shift(end)
     }
 
@@ -160,8 +160,8 @@ impl Talk {
             }
         }
         let limit = tcp.ack.wrapping_add(tcp.window.into());
-        (self.ends[0].limit, self.ends[0].acked) = (limit, tcp.ack);
-        self.ends[1] = End { limit: tcp.end().wrapping_add(self.ends[0].window as u32), ..End::client(tcp) };
+        (self.ends[0].window_end, self.ends[0].snd_una) = (limit, tcp.ack);
+        self.ends[1] = End { window_end: tcp.end().wrapping_add(self.ends[0].window as u32), ..End::client(tcp) };
         self.servers.push(self.ends[1]);
         self.stage = Stage::Answered;
     }
@@ -190,33 +190,33 @@ impl Talk {
         if self.stage == Stage::Answered && from == 0 {
             // The client chooses.
             let chosen =
-                self.servers.iter().filter(|s| ahead(tcp.ack, s.isn) > 0).min_by_key(|s| ahead(tcp.ack, s.isn));
+                self.servers.iter().filter(|s| seq_diff(tcp.ack, s.isn) > 0).min_by_key(|s| seq_diff(tcp.ack, s.isn));
             if let Some(server) = chosen.filter(|s| s.isn != self.ends[1].isn) {
                 self.ends[1] = *server;
             }
             (self.stage, self.established) = (Stage::Open, true);
         }
         // The kernel lets these pass, but ignores them, or takes their end for the sender's.
-        let behind = -ahead(tcp.ack, self.ends[to].edge) > KERNELS_ACK.max(self.ends[from].window);
+        let behind = -seq_diff(tcp.ack, self.ends[to].seq_end) > KERNELS_ACK.max(self.ends[from].window);
         let window = i64::from(tcp.window) << self.shift(from);
         let sender = &mut self.ends[from];
         sender.window = sender.window.max(window);
-        if tcp.has(FIN) && ahead(tcp.end(), sender.edge) < 0 {
+        if tcp.has(FIN) && seq_diff(tcp.end(), sender.seq_end) < 0 {
             sender.false_fin = Some(tcp.end());
         } else if tcp.has(FIN) && sender.fin.is_none() {
             sender.fin = Some(tcp.end());
         }
-        self.odd |= ahead(tcp.end(), sender.limit) > 1 || behind;
-        if ahead(tcp.end(), sender.edge) > 0 {
-            sender.edge = tcp.end();
+        self.odd |= seq_diff(tcp.end(), sender.window_end) > 1 || behind;
+        if seq_diff(tcp.end(), sender.seq_end) > 0 {
+            sender.seq_end = tcp.end();
         }
         let receiver = &mut self.ends[to];
         let limit = tcp.ack.wrapping_add(window as u32);
-        if ahead(limit, receiver.limit) > 0 {
-            receiver.limit = limit;
+        if seq_diff(limit, receiver.window_end) > 0 {
+            receiver.window_end = limit;
         }
-        if ahead(tcp.ack, receiver.acked) > 0 {
-            receiver.acked = tcp.ack;
+        if seq_diff(tcp.ack, receiver.snd_una) > 0 {
+            receiver.snd_una = tcp.ack;
         }
         if self.stage == Stage::Open && self.ends.iter().all(End::ended) {
             self.stage = Stage::Finished;
@@ -255,7 +255,7 @@ impl Facts {
             talk.challenge = strict.passes().then_some(tcp.ack);
         }
         talk.reopened |= syn == SYN && talk.ends.iter().any(End::ended);
-        let asked = reply && (0..=1 << 16).contains(&ahead(tcp.ack, talk.ends[0].isn.wrapping_add(1)));
+        let asked = reply && (0..=1 << 16).contains(&seq_diff(tcp.ack, talk.ends[0].isn.wrapping_add(1)));
         talk.disturbed |= talk.stage <= Stage::Answered && syn == SYN | ACK && !asked;
         talk.disturbed |= talk.stage == Stage::Asked && reply && tcp.has(RST);
     }

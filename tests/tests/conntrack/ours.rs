@@ -102,7 +102,7 @@ impl Engines {
     fn commit(&mut self, commands: Vec<Command>) -> (Vec<Outcome>, Vec<HoldKey>) {
         let first = self.next;
         self.next += commands.len() as u64;
-        let batch = Batch { proposer: MEMBER, first, floor: first, unix_ms: 0, commands };
+        let batch = Batch { proposer: MEMBER, first_serial: first, lowest_outstanding: first, unix_ms: 0, commands };
         let mut woken = Keys::default();
         let outcomes = Applied::outcomes(&self.replica.apply(self.now, &batch, &mut woken));
         (outcomes, woken.0)

@@ -47,7 +47,7 @@ pub(crate) enum Fault {
         to: usize,
         change: LinkChange,
     },
-    /// `killed`: the program only. Otherwise the machine loses power.
+    /// `killed`: the program only. Otherwise the host loses power.
     Crash {
         member: usize,
         killed: bool,
@@ -90,24 +90,24 @@ pub(crate) type Faults = BTreeMap<(Nanos, u64), Fault>;
 
 /// What a run is like.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Story {
+pub(crate) enum FaultPlan {
     /// Calm; one slow follower; whatever the seed says; repaired, and calm again.
     Everything,
     /// All is well.
     Calm,
     /// One follower is slow, and all else well.
     SlowFollower,
-    /// The member that leads and one whose machine lost power in its turn: two losses of one member each.
+    /// The member that leads and one whose host lost power in its turn: two losses of one member each.
     TwoLosses { lying: bool },
     /// The policy changes while one member is cut off, by turns each of them.
     PolicyBehindTheBack,
-    /// As [`Story::Everything`], but the disk of a member changes policies.
+    /// As [`FaultPlan::Everything`], but the disk of a member changes policies.
     Rotten,
 }
 
 #[derive(Clone, Debug)]
-pub(crate) struct Plan {
-    pub(crate) story: Story,
+pub(crate) struct RunPlan {
+    pub(crate) fault_plan: FaultPlan,
     /// How long flushes take.
     pub(crate) flush: (Nanos, Nanos),
 }
@@ -277,19 +277,19 @@ impl Script<'_> {
     }
 }
 
-impl Plan {
-    pub(crate) fn of(story: Story) -> Plan {
-        Plan { story, flush: USUAL_FLUSH }
+impl RunPlan {
+    pub(crate) fn of(fault_plan: FaultPlan) -> RunPlan {
+        RunPlan { fault_plan, flush: USUAL_FLUSH }
     }
 
     pub(crate) fn faults(&self, random: &mut Random, began: Nanos) -> Faults {
         let mut script = Script { faults: Faults::new(), number: 0, began, random };
         let (end, _) = self.times(0);
-        match self.story {
-            Story::Calm => script.attacks(end, end, 60),
-            Story::SlowFollower => script.slow_follower(),
-            Story::Everything | Story::Rotten => {
-                if self.story == Story::Rotten {
+        match self.fault_plan {
+            FaultPlan::Calm => script.attacks(end, end, 60),
+            FaultPlan::SlowFollower => script.slow_follower(),
+            FaultPlan::Everything | FaultPlan::Rotten => {
+                if self.fault_plan == FaultPlan::Rotten {
                     script.at(0, Fault::Rot(1));
                     script.at(1, Fault::Policy(0));
                 }
@@ -304,7 +304,7 @@ impl Plan {
                 script.repair(ROUGH_TO);
                 script.at(CALM_AGAIN, Fault::Calm);
             }
-            Story::TwoLosses { lying } => {
+            FaultPlan::TwoLosses { lying } => {
                 // Member 2 has nothing of what is decided now; of the two others one loses power, and then the other one too.
                 let away = 2;
                 for other in [0, 1] {
@@ -321,7 +321,7 @@ impl Plan {
                 script.repair(2_400 * MS);
                 script.at(4 * SECOND, Fault::Calm);
             }
-            Story::PolicyBehindTheBack => {
+            FaultPlan::PolicyBehindTheBack => {
                 for member in 0..MEMBERS {
                     let begin = MS + member as Nanos * 2_500 * MS;
                     for other in (0..MEMBERS).filter(|other| *other != member) {
@@ -342,12 +342,12 @@ impl Plan {
 
     /// When the run ends, and until when connections open.
     pub(crate) fn times(&self, began: Nanos) -> (Nanos, Nanos) {
-        let (end, opens) = match self.story {
-            Story::Calm => (2 * SECOND, 1_500 * MS),
-            Story::SlowFollower => (SLOW_TO + 200 * MS, SLOW_TO - 200 * MS),
-            Story::Everything | Story::Rotten => (END, END - 500 * MS),
-            Story::TwoLosses { .. } => (7 * SECOND, 1_800 * MS),
-            Story::PolicyBehindTheBack => (8 * SECOND, 7_500 * MS),
+        let (end, opens) = match self.fault_plan {
+            FaultPlan::Calm => (2 * SECOND, 1_500 * MS),
+            FaultPlan::SlowFollower => (SLOW_TO + 200 * MS, SLOW_TO - 200 * MS),
+            FaultPlan::Everything | FaultPlan::Rotten => (END, END - 500 * MS),
+            FaultPlan::TwoLosses { .. } => (7 * SECOND, 1_800 * MS),
+            FaultPlan::PolicyBehindTheBack => (8 * SECOND, 7_500 * MS),
         };
         (began + end, began + opens)
     }

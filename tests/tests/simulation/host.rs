@@ -1,4 +1,4 @@
-//! A simulated machine: a clock, a disk, a tokio runtime of its own that runs only when the simulation steps it.
+//! A simulated host: a clock, a disk, a tokio runtime of its own that runs only when the simulation steps it.
 //!
 //! ```text
 //!  on ── stall ──> stands still ── goes on: all its timers are overdue at once (SIGSTOP, a busy host)
@@ -29,8 +29,8 @@ use crate::network::{Nanos, Network, STEP};
 /// The wall clock when a simulation begins: 2026-01-01, in milliseconds.
 const NEW_YEAR: i64 = 1_767_225_600_000;
 
-/// What a running machine's programs see of it.
-pub(crate) struct Machine {
+/// What a running host's programs see of it.
+pub(crate) struct Host {
     pub(crate) index: usize,
     pub(crate) network: Arc<Network>,
     disk: MemoryDisk,
@@ -45,12 +45,12 @@ pub(crate) struct Machine {
     running: AtomicBool,
 }
 
-impl Machine {
-    pub(crate) fn new(index: usize, network: Arc<Network>, mut random: Random) -> Arc<Machine> {
+impl Host {
+    pub(crate) fn new(index: usize, network: Arc<Network>, mut random: Random) -> Arc<Host> {
         let boot = 1_000_000_000 + random.number() % 1_000_000_000_000;
         let wall = AtomicI64::new(i64::try_from(random.below(2_000)).unwrap_or(0) - 1_000);
         let disk = MemoryDisk::new(Arc::new(palisade_node::clock::now), usize::MAX);
-        Arc::new(Machine {
+        Arc::new(Host {
             index,
             network,
             disk,
@@ -75,7 +75,7 @@ impl Machine {
         }
     }
 
-    /// What this machine's boot-time clock shows at `at`.
+    /// What this host's boot-time clock shows at `at`.
     pub(crate) fn time(&self, at: Nanos) -> Time {
         Time(self.boot + at)
     }
@@ -96,10 +96,10 @@ impl Machine {
 
     /// From now on flushes take from `shortest` to `longest`, by what the seed says of this moment.
     pub(crate) fn flushes(self: &Arc<Self>, shortest: Nanos, longest: Nanos) {
-        let machine = Arc::downgrade(self);
+        let host = Arc::downgrade(self);
         self.disk.slow(move || {
-            let time = machine.upgrade().map_or(shortest, |machine| {
-                let mut random = Random(machine.boot ^ (machine.elapsed() / STEP));
+            let time = host.upgrade().map_or(shortest, |host| {
+                let mut random = Random(host.boot ^ (host.elapsed() / STEP));
                 shortest + random.number() % (longest - shortest + 1)
             });
             Duration::from_nanos(time)
@@ -111,10 +111,10 @@ impl Machine {
     }
 }
 
-/// Its [`Machine`], as the code under test sees it.
-struct Seen(Arc<Machine>);
+/// Its [`Host`], as the code under test sees it.
+struct HostView(Arc<Host>);
 
-impl simulation::Host for Seen {
+impl simulation::Host for HostView {
     fn now(&self) -> Time {
         self.0.time(self.0.elapsed())
     }
@@ -148,42 +148,42 @@ impl simulation::Host for Seen {
     }
 
     fn connect(&self, to: &str) -> BoxFuture<'static, io::Result<Box<dyn Connection>>> {
-        let machine = self.0.clone();
+        let host = self.0.clone();
         let to =
             to.parse::<SocketAddr>().ok().and_then(|to| (0..crate::network::MEMBERS).find(|n| port(*n) == to.port()));
         Box::pin(async move {
             match to {
-                Some(to) => Network::connect(machine, to).await,
+                Some(to) => Network::connect(host, to).await,
                 None => Err(io::ErrorKind::AddrNotAvailable.into()),
             }
         })
     }
 }
 
-/// A machine's address is its port.
-fn port(machine: usize) -> u16 {
-    7001 + u16::try_from(machine).unwrap_or(0)
+/// A host's address is its port.
+fn port(host: usize) -> u16 {
+    7001 + u16::try_from(host).unwrap_or(0)
 }
 
-/// Where a machine's member listens.
-pub(crate) fn address(machine: usize) -> SocketAddr {
-    SocketAddr::from(([10, 9, 0, 1], port(machine)))
+/// Where a host's member listens.
+pub(crate) fn address(host: usize) -> SocketAddr {
+    SocketAddr::from(([10, 9, 0, 1], port(host)))
 }
 
-/// A machine that is on.
+/// A host that is on.
 pub(crate) struct Power {
-    machine: Arc<Machine>,
+    host: Arc<Host>,
     runtime: Runtime,
 }
 
 impl Power {
-    pub(crate) fn on(machine: Arc<Machine>) -> Power {
+    pub(crate) fn on(host: Arc<Host>) -> Power {
         let runtime = Builder::new_current_thread().enable_time().start_paused(true).build();
         let runtime = runtime.expect("a runtime of one thread needs nothing of the system");
-        machine.network.switch_on(machine.index);
-        machine.began.store(machine.network.now(), Ordering::Relaxed);
-        *machine.origin.lock() = Some(runtime.block_on(async { Instant::now() }));
-        Power { machine, runtime }
+        host.network.switch_on(host.index);
+        host.began.store(host.network.now(), Ordering::Relaxed);
+        *host.origin.lock() = Some(runtime.block_on(async { Instant::now() }));
+        Power { host, runtime }
     }
 
     /// Starts a task on it.
@@ -192,10 +192,10 @@ impl Power {
     }
 
     fn enter<T>(&self, work: impl Future<Output = T>) -> T {
-        let _entered = simulation::enter(Arc::new(Seen(self.machine.clone())));
-        self.machine.running.store(true, Ordering::Relaxed);
+        let _entered = simulation::enter(Arc::new(HostView(self.host.clone())));
+        self.host.running.store(true, Ordering::Relaxed);
         let done = self.runtime.block_on(work);
-        self.machine.running.store(false, Ordering::Relaxed);
+        self.host.running.store(false, Ordering::Relaxed);
         done
     }
 
@@ -209,19 +209,19 @@ impl Power {
         if monotonic_too {
             self.enter(async { tokio::time::advance(Duration::from_nanos(time)).await });
         } else {
-            self.machine.began.fetch_add(time, Ordering::Relaxed);
+            self.host.began.fetch_add(time, Ordering::Relaxed);
         }
     }
 
     /// Switches it off. `killed`: only the program ends, the kernel goes on.
     pub(crate) fn off(self, killed: bool) {
-        self.machine.network.switch_off(self.machine.index, killed);
-        let _entered = simulation::enter(Arc::new(Seen(self.machine.clone())));
+        self.host.network.switch_off(self.host.index, killed);
+        let _entered = simulation::enter(Arc::new(HostView(self.host.clone())));
         drop(self.runtime);
-        *self.machine.origin.lock() = None;
-        *self.machine.inspector.lock() = None;
+        *self.host.origin.lock() = None;
+        *self.host.inspector.lock() = None;
         // Of the writes under way some are on the disk.
-        let kept = self.machine.below(4);
-        self.machine.disk.crash(kept);
+        let kept = self.host.below(4);
+        self.host.disk.crash(kept);
     }
 }

@@ -4,13 +4,13 @@
 //! ```text
 //!  traffic ── packets ──> worker ── engine ── replication ── openraft ── a disk in memory
 //!     ▲                     │                      │
-//!     └──── what passes ────┘                   network ──> the other two members, each on a machine of its own
+//!     └──── what passes ────┘                   network ──> the other two members, each on a host of its own
 //!                           │
 //!                       invariants: one file each, in `invariants/`
 //! ```
 //!
 //! Real: everything of `palisade_node::replication`, the engine, the hold buffer, openraft, HTTP/2. Simulated: TCP below it,
-//! clocks, disks, the sockets of the datapath. A machine is a tokio runtime of one thread with a paused clock; the simulation
+//! clocks, disks, the sockets of the datapath. A host is a tokio runtime of one thread with a paused clock; the simulation
 //! steps them in turn, one millisecond each, which is also the shortest delay of a link, so that no order among them matters.
 //!
 //! What TCP hides, members do not see: hints and progress are lost, copied and late where they enter the network, packets of
@@ -34,7 +34,7 @@ mod worker;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use faults::{Plan, Story};
+use faults::{FaultPlan, RunPlan};
 use parking_lot::Mutex;
 use sim::{Config, Report, Sim};
 use worker::Break;
@@ -94,7 +94,7 @@ fn number(variable: &str) -> Option<u64> {
 }
 
 /// Runs seeds from `first` on, on all processors.
-fn run(first: u64, count: u64, story: Story, broken: Option<(Option<usize>, Break)>) -> Reports {
+fn run(first: u64, count: u64, fault_plan: FaultPlan, broken: Option<(Option<usize>, Break)>) -> Reports {
     let (first, count) = number("PALISADE_SEED").map_or((first, count), |seed| (seed, 1));
     let next = AtomicU64::new(first);
     let reports = Mutex::new(Vec::new());
@@ -107,7 +107,7 @@ fn run(first: u64, count: u64, story: Story, broken: Option<(Option<usize>, Brea
                     if seed >= first + count {
                         return;
                     }
-                    let report = one(seed, story, broken);
+                    let report = one(seed, fault_plan, broken);
                     reports.lock().push((seed, report));
                 }
             });
@@ -118,26 +118,26 @@ fn run(first: u64, count: u64, story: Story, broken: Option<(Option<usize>, Brea
     Reports(reports)
 }
 
-fn one(seed: u64, story: Story, broken: Option<(Option<usize>, Break)>) -> Report {
-    Sim::run(&Config { seed, plan: Plan::of(story), broken })
+fn one(seed: u64, fault_plan: FaultPlan, broken: Option<(Option<usize>, Break)>) -> Report {
+    Sim::run(&Config { seed, plan: RunPlan::of(fault_plan), broken })
 }
 
-fn seeds(count: u64, story: Story) -> Reports {
-    run(1, count, story, None)
+fn seeds(count: u64, fault_plan: FaultPlan) -> Reports {
+    run(1, count, fault_plan, None)
 }
 
-fn seeds_broken(count: u64, story: Story, broken: (Option<usize>, Break)) -> Reports {
-    run(1, count, story, Some(broken))
+fn seeds_broken(count: u64, fault_plan: FaultPlan, broken: (Option<usize>, Break)) -> Reports {
+    run(1, count, fault_plan, Some(broken))
 }
 
-fn broken(story: Story, broken: (Option<usize>, Break)) -> Reports {
-    seeds_broken(1, story, broken)
+fn broken(fault_plan: FaultPlan, broken: (Option<usize>, Break)) -> Reports {
+    seeds_broken(1, fault_plan, broken)
 }
 
 /// `PALISADE_SEEDS` of them, or a thousand.
 #[test]
 fn many_seeds() {
-    let reports = run(1_000, number("PALISADE_SEEDS").unwrap_or(1_000), Story::Everything, None);
+    let reports = run(1_000, number("PALISADE_SEEDS").unwrap_or(1_000), FaultPlan::Everything, None);
     reports.print();
     reports.hold();
 }
@@ -146,7 +146,7 @@ fn many_seeds() {
 #[test]
 #[ignore = "takes half an hour"]
 fn ten_thousand_seeds() {
-    let reports = run(100_000, number("PALISADE_SEEDS").unwrap_or(10_000), Story::Everything, None);
+    let reports = run(100_000, number("PALISADE_SEEDS").unwrap_or(10_000), FaultPlan::Everything, None);
     reports.print();
     reports.hold();
 }
@@ -157,7 +157,7 @@ fn ten_thousand_seeds() {
 fn the_same_seed_is_often_the_same_run() {
     let seeds = 1..=30;
     let all: Vec<(u64, Report)> =
-        seeds.flat_map(|seed| [seed; 2]).map(|seed| (seed, one(seed, Story::Everything, None))).collect();
+        seeds.flat_map(|seed| [seed; 2]).map(|seed| (seed, one(seed, FaultPlan::Everything, None))).collect();
     let equal = all.chunks(2).filter(|pair| pair[0].1.hash == pair[1].1.hash).count();
     println!("{equal} of 30 seeds were the same run twice");
     assert!(equal >= 3, "{equal} of 30 seeds were the same run twice");

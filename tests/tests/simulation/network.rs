@@ -1,7 +1,7 @@
 //! The members' network: TCP connections over links that have delays, lose, are cut in one direction or both.
 //!
 //! TCP loses, copies and reorders nothing that a program could see. So what a bad link does to a connection is time: a
-//! loss is a retransmission timeout, a cut is everything that is sent meanwhile arriving after it has healed. A machine
+//! loss is a retransmission timeout, a cut is everything that is sent meanwhile arriving after it has healed. A host
 //! that loses power says nothing; its connections are reset when it is back and somebody uses them. (Packets of the
 //! traffic, and hints before they are sent, are lost, copied and reordered one by one: `worker.rs`, `traffic.rs`.)
 
@@ -18,7 +18,7 @@ use palisade_node::simulation::Connection;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::host::Machine;
+use crate::host::Host;
 
 /// Nanoseconds since the simulation began.
 pub(crate) type Nanos = u64;
@@ -27,7 +27,7 @@ pub(crate) const SECOND: Nanos = 1_000 * MS;
 
 pub(crate) const MEMBERS: usize = 3;
 
-/// No link is faster: machines can be stepped one after the other for so long.
+/// No link is faster: hosts can be stepped one after the other for so long.
 pub(crate) const STEP: Nanos = MS;
 
 /// The shortest retransmission timeout (Linux: TCP_RTO_MIN).
@@ -55,7 +55,7 @@ enum Chunk {
 
 #[derive(Default)]
 struct End {
-    machine: usize,
+    host: usize,
     incarnation: u32,
     unread: VecDeque<u8>,
     under_way: usize,
@@ -141,7 +141,7 @@ impl Network {
         }
         for (id, ends) in &mut inner.pipes {
             for sender in 0..2 {
-                if ends[sender].machine == from && ends[1 - sender].machine == to && !ends[sender].parked.is_empty() {
+                if ends[sender].host == from && ends[1 - sender].host == to && !ends[sender].parked.is_empty() {
                     let wait = MS + weather(inner.seed, from, to, inner.now).number() % RETRANSMISSION;
                     ends[sender].last = ends[sender].last.max(inner.now + wait);
                     for chunk in std::mem::take(&mut ends[sender].parked) {
@@ -153,22 +153,22 @@ impl Network {
         }
     }
 
-    /// The machine is switched on: what it was connected to before is reset when it hears of it.
-    pub(crate) fn switch_on(&self, machine: usize) {
+    /// The host is switched on: what it was connected to before is reset when it hears of it.
+    pub(crate) fn switch_on(&self, host: usize) {
         let mut inner = self.0.lock();
-        inner.plugs[machine].on = true;
-        inner.plugs[machine].incarnation += 1;
-        inner.reset_connections_of(machine);
+        inner.plugs[host].on = true;
+        inner.plugs[host].incarnation += 1;
+        inner.reset_connections_of(host);
     }
 
-    /// The machine is off from now on. If only its program was killed, its kernel says so to its peers.
-    pub(crate) fn switch_off(&self, machine: usize, killed: bool) {
+    /// The host is off from now on. If only its program was killed, its kernel says so to its peers.
+    pub(crate) fn switch_off(&self, host: usize, killed: bool) {
         let mut inner = self.0.lock();
-        inner.plugs[machine].on = false;
-        inner.plugs[machine].listener = None;
+        inner.plugs[host].on = false;
+        inner.plugs[host].listener = None;
         if killed {
-            inner.plugs[machine].incarnation += 1;
-            inner.reset_connections_of(machine);
+            inner.plugs[host].incarnation += 1;
+            inner.reset_connections_of(host);
         }
     }
 
@@ -188,16 +188,16 @@ impl Network {
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// Listens on a machine; its address is its number.
-    pub(crate) fn listen(machine: Arc<Machine>) -> impl Stream<Item = io::Result<Box<dyn Connection>>> {
-        machine.network.0.lock().plugs[machine.index].listener = Some(Listener::default());
+    /// Listens on a host; its address is its number.
+    pub(crate) fn listen(host: Arc<Host>) -> impl Stream<Item = io::Result<Box<dyn Connection>>> {
+        host.network.0.lock().plugs[host.index].listener = Some(Listener::default());
         futures::stream::poll_fn(move |context| {
-            let mut inner = machine.network.0.lock();
-            let Some(listener) = &mut inner.plugs[machine.index].listener else { return Poll::Ready(None) };
+            let mut inner = host.network.0.lock();
+            let Some(listener) = &mut inner.plugs[host.index].listener else { return Poll::Ready(None) };
             match listener.waiting.pop_front() {
                 Some(pipe) => {
-                    let machine = machine.clone();
-                    Poll::Ready(Some(Ok(Box::new(Socket { machine, pipe, end: 1 }) as Box<dyn Connection>)))
+                    let host = host.clone();
+                    Poll::Ready(Some(Ok(Box::new(Socket { host, pipe, end: 1 }) as Box<dyn Connection>)))
                 }
                 None => {
                     listener.waker = Some(context.waker().clone());
@@ -207,21 +207,21 @@ impl Network {
         })
     }
 
-    pub(crate) async fn connect(machine: Arc<Machine>, to: usize) -> io::Result<Box<dyn Connection>> {
+    pub(crate) async fn connect(host: Arc<Host>, to: usize) -> io::Result<Box<dyn Connection>> {
         let socket = {
-            let now = machine.elapsed();
-            let mut inner = machine.network.0.lock();
+            let now = host.elapsed();
+            let mut inner = host.network.0.lock();
             inner.number += 1;
             let pipe = inner.number;
             let plug =
-                |index: usize| End { machine: index, incarnation: inner.plugs[index].incarnation, ..End::default() };
-            let ends = [plug(machine.index), plug(to)];
+                |index: usize| End { host: index, incarnation: inner.plugs[index].incarnation, ..End::default() };
+            let ends = [plug(host.index), plug(to)];
             inner.pipes.insert(pipe, ends);
             inner.send(pipe, 0, Chunk::Open, now);
-            Socket { machine: machine.clone(), pipe, end: 0 }
+            Socket { host: host.clone(), pipe, end: 0 }
         };
         std::future::poll_fn(|context| {
-            let mut inner = machine.network.0.lock();
+            let mut inner = host.network.0.lock();
             match inner.pipes.get_mut(&socket.pipe).map(|ends| &mut ends[0]) {
                 Some(end) if end.reset => Poll::Ready(Err(io::Error::from(io::ErrorKind::ConnectionRefused))),
                 Some(end) if end.opened => Poll::Ready(Ok(())),
@@ -240,9 +240,9 @@ impl Network {
 impl Inner {
     fn send(&mut self, pipe: u64, sender: usize, chunk: Chunk, now: Nanos) {
         let Some(ends) = self.pipes.get_mut(&pipe) else { return };
-        let link = self.links[ends[sender].machine][ends[1 - sender].machine];
+        let link = self.links[ends[sender].host][ends[1 - sender].host];
         let (shortest, longest) = link.delay;
-        let mut random = weather(self.seed, ends[sender].machine, ends[1 - sender].machine, now);
+        let mut random = weather(self.seed, ends[sender].host, ends[1 - sender].host, now);
         let mut delay = shortest + random.number() % (longest - shortest + 1);
         if link.loss > 0 && random.below(1000) < link.loss {
             delay += RETRANSMISSION;
@@ -254,7 +254,7 @@ impl Inner {
 
     fn arrive(&mut self, pipe: u64, to: usize, chunk: Chunk, wakers: &mut Vec<Waker>) {
         let Some(ends) = self.pipes.get_mut(&pipe) else { return };
-        let (from, at) = (ends[1 - to].machine, ends[to].machine);
+        let (from, at) = (ends[1 - to].host, ends[to].host);
         if self.links[from][at].cut || !ends[1 - to].parked.is_empty() {
             return ends[1 - to].parked.push_back(chunk);
         }
@@ -299,10 +299,10 @@ impl Inner {
         self.tidy(pipe);
     }
 
-    /// Peers of connections that the machine has forgotten hear of it.
-    fn reset_connections_of(&mut self, machine: usize) {
-        let (now, incarnation) = (self.now, self.plugs[machine].incarnation);
-        let lost = |end: &End| end.machine == machine && end.incarnation != incarnation;
+    /// Peers of connections that the host has forgotten hear of it.
+    fn reset_connections_of(&mut self, host: usize) {
+        let (now, incarnation) = (self.now, self.plugs[host].incarnation);
+        let lost = |end: &End| end.host == host && end.incarnation != incarnation;
         let pipes: Vec<(u64, usize)> =
             self.pipes.iter().filter_map(|(id, ends)| ends.iter().position(lost).map(|end| (*id, end))).collect();
         for (pipe, end) in pipes {
@@ -325,16 +325,16 @@ impl Inner {
 
 /// A program's end of a connection.
 struct Socket {
-    machine: Arc<Machine>,
+    host: Arc<Host>,
     pipe: u64,
     end: usize,
 }
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        let now = self.machine.elapsed();
-        let mut inner = self.machine.network.0.lock();
-        let plug = &inner.plugs[self.machine.index];
+        let now = self.host.elapsed();
+        let mut inner = self.host.network.0.lock();
+        let plug = &inner.plugs[self.host.index];
         let (on, incarnation) = (plug.on, plug.incarnation);
         let Some(ends) = inner.pipes.get_mut(&self.pipe) else { return };
         let alive = on && ends[self.end].incarnation == incarnation;
@@ -348,7 +348,7 @@ impl Drop for Socket {
 
 impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let mut inner = self.machine.network.0.lock();
+        let mut inner = self.host.network.0.lock();
         let Some(ends) = inner.pipes.get_mut(&self.pipe) else {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         };
@@ -363,7 +363,7 @@ impl AsyncRead for Socket {
             end.unread.drain(..length);
             let writer = ends[1 - self.end].writer.take();
             drop(inner);
-            // The other machine's: it is awake in its next step.
+            // The other host's: it is awake in its next step.
             writer.into_iter().for_each(Waker::wake);
             return Poll::Ready(Ok(()));
         }
@@ -377,8 +377,8 @@ impl AsyncRead for Socket {
 
 impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let now = self.machine.elapsed();
-        let mut inner = self.machine.network.0.lock();
+        let now = self.host.elapsed();
+        let mut inner = self.host.network.0.lock();
         let Some(ends) = inner.pipes.get_mut(&self.pipe) else {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         };
@@ -400,8 +400,8 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let now = self.machine.elapsed();
-        let mut inner = self.machine.network.0.lock();
+        let now = self.host.elapsed();
+        let mut inner = self.host.network.0.lock();
         inner.send(self.pipe, self.end, Chunk::End, now);
         Poll::Ready(Ok(()))
     }

@@ -6,6 +6,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
+use palisade_engine::packet_loop::PacketOutcome;
 use palisade_engine::replica::{Command, Outcome, PolicyChange};
 use palisade_engine::{Engine, Generation, LeaseState, Role};
 use palisade_lab::random::Random;
@@ -15,12 +16,12 @@ use parking_lot::Mutex;
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
-use crate::faults::{self, Fault, Plan};
-use crate::host::{Machine, Power, address};
+use crate::faults::{self, Fault, RunPlan};
+use crate::host::{Host, Power, address};
 use crate::invariants::{Invariant, all};
 use crate::network::{MEMBERS, MS, Nanos, Network, SECOND, STEP};
 use crate::traffic::{ALTERNATE, Segment, Traffic};
-use crate::worker::{Break, Fate, HintFaults, Port, Seen, Waker, Worker};
+use crate::worker::{Break, HintFaults, ObservedPacket, Port, Waker, Worker};
 
 /// How long a cluster may take to be made, or an administrator's command.
 const PATIENCE: Nanos = 60 * SECOND;
@@ -51,9 +52,9 @@ struct Live {
     lease: Arc<Lease>,
 }
 
-/// One member and its machine.
+/// One member and its host.
 pub(crate) struct Member {
-    pub(crate) machine: Arc<Machine>,
+    pub(crate) host: Arc<Host>,
     options: Options,
     power: Option<Power>,
     /// Stands still since then.
@@ -74,7 +75,7 @@ impl Member {
     }
 
     fn lease_state(&self, now: Nanos) -> LeaseState {
-        self.live.lock().as_ref().map_or(LeaseState::Expired, |live| live.lease.state_at(self.machine.time(now)))
+        self.live.lock().as_ref().map_or(LeaseState::Expired, |live| live.lease.state_at(self.host.time(now)))
     }
 }
 
@@ -89,7 +90,7 @@ pub(crate) struct Sample {
 
 /// What invariants hear of.
 pub(crate) enum Fact<'a> {
-    Seen(&'a Seen),
+    Packet(&'a ObservedPacket),
     /// Something is about to happen.
     Fault,
     Sample(&'a Sample),
@@ -99,7 +100,7 @@ pub(crate) enum Fact<'a> {
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
     pub(crate) seed: u64,
-    pub(crate) plan: Plan,
+    pub(crate) plan: RunPlan,
     /// Who is broken, and how.
     pub(crate) broken: Option<(Option<usize>, Break)>,
 }
@@ -203,7 +204,7 @@ impl Sim {
     fn make_cluster(&mut self) {
         for index in 0..MEMBERS {
             let options = self.members[index].options.clone();
-            self.members[index].power = Some(Power::on(self.members[index].machine.clone()));
+            self.members[index].power = Some(Power::on(self.members[index].host.clone()));
             if index == 0 {
                 self.call(0, async move { replication::init(&options).await.expect("a cluster is made") });
             } else {
@@ -232,11 +233,11 @@ impl Sim {
         }
     }
 
-    /// Has a task run on a machine, and waits for what it returns.
+    /// Has a task run on a host, and waits for what it returns.
     fn call<T: Send + 'static>(&mut self, on: usize, task: impl Future<Output = T> + Send + 'static) -> T {
         let slot = Arc::new(Mutex::new(None));
         let done = slot.clone();
-        let power = self.members[on].power.as_ref().expect("the machine is on");
+        let power = self.members[on].power.as_ref().expect("the host is on");
         power.spawn(async move {
             let result = task.await;
             *done.lock() = Some(result);
@@ -286,7 +287,7 @@ impl Sim {
         let all: Vec<_> = self.members.iter().map(|member| member.applied.clone()).collect();
         let member = &mut self.members[index];
         let Some(power) = &member.power else { return };
-        let (machine, port) = (member.machine.clone(), member.port.clone());
+        let (host, port) = (member.host.clone(), member.port.clone());
         let (live, options, faults) = (member.live.clone(), member.options.clone(), member.hint_faults.clone());
         let broken = member.broken.clone();
         let all_applied = Arc::new(move || {
@@ -302,7 +303,7 @@ impl Sim {
             let replication = Arc::new(opened.expect("a member starts"));
             let engine = replication.engine();
             *live.lock() = Some(Live { replication, engine: engine.clone(), lease: lease.clone() });
-            Worker { machine, port, engine, lease, hints, proposals, faults, broken, all_applied }.run().await;
+            Worker { host, port, engine, lease, hints, proposals, faults, broken, all_applied }.run().await;
         });
     }
 
@@ -333,7 +334,7 @@ impl Sim {
             let ((at, _), (member, segment)) = first.remove_entry();
             let member = &self.members[member];
             if member.is_on() {
-                member.port.receive(member.machine.time(at), segment);
+                member.port.receive(member.host.time(at), segment);
             }
         }
         while let Some(first) = self.outward.first_entry()
@@ -370,7 +371,7 @@ impl Sim {
         }
     }
 
-    /// What happens to a packet depends on the packet and the time only, so that it is the same when tasks of a machine take
+    /// What happens to a packet depends on the packet and the time only, so that it is the same when tasks of a host take
     /// turns in another order.
     fn dice(&self, segment: &Segment, now: Nanos) -> Random {
         let Segment { kind, connection, from, header, .. } = segment;
@@ -381,18 +382,18 @@ impl Sim {
 
     /// What a member did with packets.
     fn collect(&mut self, index: usize) {
-        let seen = std::mem::take(&mut *self.members[index].port.seen.lock());
+        let seen = std::mem::take(&mut *self.members[index].port.observed.lock());
         for seen in seen {
             let Segment { kind, connection, from, header, .. } = &seen.segment;
-            let fate = match seen.fate {
-                Fate::Forwarded => 0,
-                Fate::Held => 1,
-                Fate::Dropped(reason) => 2 + reason as u64,
+            let outcome = match seen.outcome {
+                PacketOutcome::Forwarded => 0,
+                PacketOutcome::Held => 1,
+                PacketOutcome::Dropped(reason) | PacketOutcome::Rejected(reason) => 2 + reason as u64,
             };
-            if seen.fate != Fate::Held {
-                // In any order within a step: how tasks of one machine take turns is tokio's own chance.
+            if seen.outcome != PacketOutcome::Held {
+                // In any order within a step: how tasks of one host take turns is tokio's own chance.
                 let mut hasher = DefaultHasher::new();
-                (seen.at, seen.member, kind, connection, from, header.seq, header.flags, fate).hash(&mut hasher);
+                (seen.at, seen.member, kind, connection, from, header.seq, header.flags, outcome).hash(&mut hasher);
                 self.report.hash = self.report.hash.wrapping_add(hasher.finish());
             }
             if self.traced
@@ -400,12 +401,12 @@ impl Sim {
             {
                 let who = format!("{:?} connection {number} member {}", Duration::from_nanos(seen.at), seen.member);
                 let what = format!("{kind:?} from {from} {}", self.traffic.relative(&seen.segment));
-                println!("{who}: {what} flags {:#04x} {:?}", header.flags, seen.fate);
+                println!("{who}: {what} flags {:#04x} {:?}", header.flags, seen.outcome);
             }
             self.report.packets += 1;
-            self.report.held += u64::from(seen.fate == Fate::Held);
-            self.tell(&Fact::Seen(&seen));
-            if seen.fate == Fate::Forwarded {
+            self.report.held += u64::from(seen.outcome == PacketOutcome::Held);
+            self.tell(&Fact::Packet(&seen));
+            if seen.outcome == PacketOutcome::Forwarded {
                 let mut dice = self.dice(&seen.segment, seen.at);
                 if dice.below(1000) >= self.packet_faults.lost {
                     let at = seen.at + MS + dice.number() % MS;
@@ -425,7 +426,7 @@ impl Sim {
                 Some(_) if fit => member.unfit = None,
                 _ => {}
             }
-            let Some(inspector) = member.machine.inspector() else { continue };
+            let Some(inspector) = member.host.inspector() else { continue };
             let (applied, digest) =
                 inspector.look(|replica, applied| (applied.map_or(0, |id| id.index), replica.digest()));
             *member.applied.lock() = applied;
@@ -464,7 +465,7 @@ impl Sim {
         match &fault {
             Fault::Healed => self.healed = self.now,
             Fault::SlowFollower { stalls } => self.slow_follower(*stalls),
-            Fault::Rot(index) => self.members[*index].machine.storage().rot(|entry| {
+            Fault::Rot(index) => self.members[*index].host.storage().rot(|entry| {
                 if let openraft::EntryPayload::Normal(batch) = &mut entry.payload {
                     for command in &mut batch.commands {
                         if let Command::Policy(change) = command {
@@ -478,7 +479,7 @@ impl Sim {
             Fault::Crash { member, killed } => self.crash(*member, *killed),
             Fault::Start(index) => {
                 if !self.members[*index].is_on() {
-                    self.members[*index].power = Some(Power::on(self.members[*index].machine.clone()));
+                    self.members[*index].power = Some(Power::on(self.members[*index].host.clone()));
                     self.start(*index);
                 }
             }
@@ -494,15 +495,15 @@ impl Sim {
             }
             Fault::Disk { member, flush } => {
                 let (shortest, longest) = *flush;
-                self.members[*member].machine.flushes(shortest, longest);
+                self.members[*member].host.flushes(shortest, longest);
             }
-            Fault::Jump { member, by } => self.members[*member].machine.jump(*by),
+            Fault::Jump { member, by } => self.members[*member].host.jump(*by),
             Fault::Policy(member) => self.apply_policy(*member),
             Fault::Hints(faults) => self.members.iter().for_each(|member| *member.hint_faults.lock() = *faults),
             Fault::Packets(faults) => self.packet_faults = *faults,
             Fault::Forge(kind) => self.traffic.forge(*kind),
             Fault::Flood(kind, count) => self.traffic.flood(*kind, *count),
-            Fault::Lie(index) => self.members[*index].machine.storage().lie(),
+            Fault::Lie(index) => self.members[*index].host.storage().lie(),
         }
     }
 
@@ -518,7 +519,7 @@ impl Sim {
             // Routers have noticed.
             self.members[slow].unfit = Some(0);
         } else {
-            self.members[slow].machine.storage().slow(|| Duration::from_millis(400));
+            self.members[slow].host.storage().slow(|| Duration::from_millis(400));
         }
         self.slow = Some(slow);
     }
@@ -533,7 +534,7 @@ impl Sim {
         member.port = port;
     }
 
-    /// Do this member and a majority reach each other, as far as the network and the machines are concerned?
+    /// Do this member and a majority reach each other, as far as the network and the hosts are concerned?
     pub(crate) fn has_majority(&self, index: usize) -> bool {
         let up = |n: usize| self.members[n].is_on() && self.members[n].stalled.is_none();
         let linked = |a: usize, b: usize| !self.network.link(a, b).cut && !self.network.link(b, a).cut;
@@ -545,7 +546,7 @@ impl Sim {
     pub(crate) fn durable(&self, found: impl Fn(&Command) -> bool) -> Vec<usize> {
         let has = |member: &usize| {
             let mut has = false;
-            self.members[*member].machine.storage().entries(&mut |entry| has |= commands(entry).any(&found));
+            self.members[*member].host.storage().entries(&mut |entry| has |= commands(entry).any(&found));
             has
         };
         (0..MEMBERS).filter(has).collect()
@@ -553,14 +554,14 @@ impl Sim {
 
     /// Has this member applied a command that `found` wants?
     pub(crate) fn applied(&self, member: usize, found: impl Fn(&Command) -> bool) -> bool {
-        let Some(inspector) = self.members[member].machine.inspector() else { return false };
+        let Some(inspector) = self.members[member].host.inspector() else { return false };
         let applied = inspector.look(|_, applied| applied.map_or(0, |id| id.index));
         let mut has = false;
         for member in &self.members {
             let mut each = |entry: &palisade_raft_store::Entry| {
                 has |= entry.log_id.index <= applied && commands(entry).any(&found);
             };
-            member.machine.storage().entries(&mut each);
+            member.host.storage().entries(&mut each);
         }
         has
     }
@@ -578,7 +579,7 @@ impl Sim {
             }
         }
         let mut log = 0;
-        self.members[0].machine.storage().entries(&mut |_| log += 1);
+        self.members[0].host.storage().entries(&mut |_| log += 1);
         for index in 0..MEMBERS {
             self.crash(index, false);
         }
@@ -603,8 +604,8 @@ pub(crate) fn commands(entry: &palisade_raft_store::Entry) -> impl Iterator<Item
 
 impl Member {
     fn new(index: usize, network: &Arc<Network>, random: &mut Random, config: &Config) -> Member {
-        let machine = Machine::new(index, network.clone(), Random(random.number()));
-        machine.flushes(config.plan.flush.0, config.plan.flush.1);
+        let host = Host::new(index, network.clone(), Random(random.number()));
+        host.flushes(config.plan.flush.0, config.plan.flush.1);
         // In memory, where there is such a folder: its files are synced for every start.
         let shared = std::path::Path::new("/dev/shm");
         let folder = if shared.is_dir() { TempDir::new_in(shared) } else { TempDir::new() };
@@ -625,7 +626,7 @@ impl Member {
             progress_rate: 4_000_000,
         };
         Member {
-            machine,
+            host,
             options,
             power: None,
             stalled: None,

@@ -1,35 +1,42 @@
-//! A member's datapath without its sockets: receive, judge, hold, release, expire, as `node/src/datapath/worker.rs` does
-//! it, in the same order and with the real engine, hold buffer and lease. What is not here is what a simulation has no
-//! use for: rings, segmentation, rejects' answers, re-injection by a kernel.
+//! A member's worker without sockets: the engine's [`PacketLoop`], as `node/src/datapath/worker.rs` drives it, with a ring in
+//! memory as its source and the simulated network as its sink.
+//!
+//! The loop, the engine, the hold buffer and the lease are the real ones. Not simulated: segmentation, answers to rejected
+//! packets, re-injection by a kernel. Faults are injected at the loop's ends: hints are lost, copied and delayed in the sink,
+//! and a broken member ([`Break`]) misjudges in [`BrokenJudge`] or wakes late in the source.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use palisade_engine::hold::{HoldBudget, HoldBuffer, HoldLimits};
-use palisade_engine::parse::{self, Checksum};
+use palisade_engine::hold::{HoldBudget, HoldCounts, HoldLimits};
+use palisade_engine::packet_loop::{
+    Environment, Judge, PacketLoop, PacketMeta, PacketOutcome, PacketPort, PacketSink, PacketSource, QueueRoom,
+    ReceivedPacket, WokenKeys,
+};
+use palisade_engine::parse::{Checksum, Packet};
 use palisade_engine::{
     Context, Engine, Establish, Event, Generation, Hint, HoldKey, Ip, LeaseState, Proposal, Reason, Routes, Time,
-    Verdict, Wake, WorkerSet, ZoneId,
+    Traffic, Tuple, Verdict, Wake, WorkerSet, ZoneId,
 };
 use palisade_node::lease::Lease;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 
-use crate::host::Machine;
+use crate::host::Host;
 use crate::network::Nanos;
 use crate::traffic::Segment;
 
-/// The bounds of the hold buffer, smaller than the real ones.
+/// The bounds of the hold buffer, smaller than the daemon's.
 pub(crate) const LIMITS: HoldLimits = HoldLimits {
     matched: HoldBudget { packets: 1024, bytes: 1 << 20 },
     unmatched: HoldBudget { packets: 64, bytes: 1 << 16 },
     max_time: Duration::from_millis(250),
 };
 /// Packets that wait while nobody receives; the ring drops what comes beyond.
-const RING: usize = 512;
-/// As the real worker.
-const IDLE: Duration = Duration::from_millis(500);
+const RING_SLOTS: usize = 512;
+/// As the daemon's worker.
+const MAX_SLEEP: Duration = Duration::from_millis(500);
 
 /// What a broken member does wrong: each is what one of the invariants guards against.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,21 +55,13 @@ pub(crate) enum Break {
     AwaitAll,
 }
 
-/// What became of a packet.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Fate {
-    Forwarded,
-    Held,
-    Dropped(Reason),
-}
-
 /// A packet, as one member dealt with it.
 #[derive(Clone, Debug)]
-pub(crate) struct Seen {
+pub(crate) struct ObservedPacket {
     pub(crate) at: Nanos,
     pub(crate) member: usize,
     pub(crate) segment: Segment,
-    pub(crate) fate: Fate,
+    pub(crate) outcome: PacketOutcome,
     pub(crate) generation: Generation,
 }
 
@@ -71,16 +70,16 @@ pub(crate) struct Seen {
 pub(crate) struct Port {
     ring: Mutex<VecDeque<(Time, Segment)>>,
     keys: Mutex<Vec<HoldKey>>,
-    bell: Notify,
-    pub(crate) seen: Mutex<Vec<Seen>>,
+    notify: Notify,
+    pub(crate) observed: Mutex<Vec<ObservedPacket>>,
 }
 
 impl Port {
     pub(crate) fn receive(&self, at: Time, segment: Segment) {
         let mut ring = self.ring.lock();
-        if ring.len() < RING {
+        if ring.len() < RING_SLOTS {
             ring.push_back((at, segment));
-            self.bell.notify_one();
+            self.notify.notify_one();
         }
     }
 }
@@ -93,29 +92,8 @@ impl Wake for Waker {
     fn wake(&mut self, workers: WorkerSet, key: HoldKey) {
         if workers.contains(0) {
             self.0.keys.lock().push(key);
-            self.0.bell.notify_one();
+            self.0.notify.notify_one();
         }
-    }
-}
-
-/// 10.0.1.0/24 is outside, 10.0.2.0/24 inside.
-struct Net {
-    zones: [ZoneId; 2],
-}
-
-impl Net {
-    fn of(&self, address: Ip) -> Option<ZoneId> {
-        match address {
-            Ip::V4([10, 0, 1, _]) => Some(self.zones[0]),
-            Ip::V4([10, 0, 2, _]) => Some(self.zones[1]),
-            _ => None,
-        }
-    }
-}
-
-impl Routes for Net {
-    fn zone(&mut self, destination: Ip) -> Option<ZoneId> {
-        self.of(destination)
     }
 }
 
@@ -128,14 +106,8 @@ pub(crate) struct HintFaults {
     pub(crate) late: usize,
 }
 
-struct Held {
-    since: Time,
-    segment: Segment,
-    packet: parse::Packet,
-}
-
 pub(crate) struct Worker {
-    pub(crate) machine: Arc<Machine>,
+    pub(crate) host: Arc<Host>,
     pub(crate) port: Arc<Port>,
     pub(crate) engine: Arc<Engine>,
     pub(crate) lease: Arc<Lease>,
@@ -149,152 +121,216 @@ pub(crate) struct Worker {
 
 impl Worker {
     pub(crate) async fn run(self) {
-        let mut desk =
-            Desk { worker: self, hold: HoldBuffer::new(LIMITS), events: Vec::new(), late: None, unapplied: Vec::new() };
+        let Worker { host, port, engine, lease, hints, proposals, faults, broken, all_applied } = self;
+        let judge = Arc::new(BrokenJudge { engine, broken: broken.clone() });
+        let environment = SimulatedEnvironment { lease, zones: [ZoneId::UNKNOWN; 2] };
+        let sink =
+            SimulatedSink { host, port: port.clone(), judge: judge.clone(), hints, proposals, faults, late: None };
+        let packet_port = |zone: &str| PacketPort { zone_name: zone.to_owned(), antispoof: true };
+        let ports = ["outside", "inside"].map(packet_port).into();
+        let mut packet_loop = PacketLoop::new(0, judge, environment, sink, ports, LIMITS);
+        let mut source = RingSource { port, broken, all_applied, withheld: Vec::new() };
         loop {
-            let now = palisade_node::clock::now();
-            let wait = desk.hold.deadline().map_or(IDLE, |end| end.since(now).min(IDLE));
-            let wait = if desk.unapplied.is_empty() { wait } else { Duration::from_millis(1) };
+            let now = source.now();
+            let wait = packet_loop.deadline().map_or(MAX_SLEEP, |end| end.since(now).min(MAX_SLEEP));
+            let wait = if source.withheld.is_empty() { wait } else { Duration::from_millis(1) };
             tokio::select! {
                 biased;
-                () = desk.worker.port.bell.notified() => {}
+                () = source.port.notify.notified() => {}
                 () = tokio::time::sleep(wait) => {}
             }
-            desk.round();
+            packet_loop.turn(&mut source);
         }
     }
 }
 
-struct Desk {
-    worker: Worker,
-    hold: HoldBuffer<Held>,
-    events: Vec<Event>,
-    late: Option<Hint>,
-    /// Keys that a member broken by [`Break::AwaitAll`] does not release yet.
-    unapplied: Vec<HoldKey>,
+/// The engine, unless this member is broken.
+struct BrokenJudge {
+    engine: Arc<Engine>,
+    broken: Arc<Mutex<Option<Break>>>,
 }
 
-impl Desk {
-    fn round(&mut self) {
-        let mut keys = std::mem::take(&mut *self.worker.port.keys.lock());
-        if *self.worker.broken.lock() == Some(Break::AwaitAll) {
-            keys.splice(0..0, std::mem::take(&mut self.unapplied));
-            if !(self.worker.all_applied)() {
-                self.unapplied = std::mem::take(&mut keys);
-            }
+impl Judge for BrokenJudge {
+    fn judge(&self, packet: &Packet, context: &mut Context<'_>, events: &mut Vec<Event>) -> Verdict {
+        let broken = *self.broken.lock();
+        if broken == Some(Break::AlwaysCurrent) {
+            context.lease = LeaseState::Valid;
         }
-        let mut released = Vec::new();
-        for key in keys {
-            self.hold.release(key, &mut |since, held| released.push((since, held)));
-        }
-        for (since, held) in released {
-            self.again(since, held);
-        }
-        let packets = std::mem::take(&mut *self.worker.port.ring.lock());
-        for (at, segment) in packets {
-            self.frame(at, segment);
-        }
-        let mut expired = Vec::new();
-        self.hold.expire(palisade_node::clock::now(), &mut |held| expired.push(held.segment));
-        for segment in expired {
-            self.done(segment, Fate::Dropped(Reason::HoldExpired));
-        }
-    }
-
-    fn frame(&mut self, at: Time, segment: Segment) {
-        let now = palisade_node::clock::now();
-        if now.since(at) > LIMITS.max_time {
-            return self.done(segment, Fate::Dropped(Reason::Stale));
-        }
-        match parse::parse(&segment.bytes(), Checksum::Complete) {
-            Ok(packet) => self.act(Held { since: now, segment, packet }, now),
-            Err(reason) => self.done(segment, Fate::Dropped(reason)),
-        }
-    }
-
-    fn again(&mut self, since: Time, held: Held) {
-        let now = palisade_node::clock::now();
-        if now.since(since) > LIMITS.max_time {
-            return self.done(held.segment, Fate::Dropped(Reason::HoldExpired));
-        }
-        self.act(held, now);
-    }
-
-    fn act(&mut self, held: Held, now: Time) {
-        match self.judge(&held.packet, now) {
-            Verdict::Forward => self.done(held.segment, Fate::Forwarded),
-            Verdict::Drop(reason) | Verdict::Reject(reason) => self.done(held.segment, Fate::Dropped(reason)),
-            Verdict::Hold(..) if *self.worker.broken.lock() == Some(Break::NoHolds) => {
-                self.done(held.segment, Fate::Dropped(Reason::HoldExpired));
-            }
-            Verdict::Hold(key, class) => {
-                self.done(held.segment.clone(), Fate::Held);
-                let bytes = held.packet.length as usize;
-                if let Err((held, reason)) = self.hold.hold(held.since, key, class, bytes, held) {
-                    self.done(held.segment, Fate::Dropped(reason));
-                }
-            }
-        }
-    }
-
-    fn judge(&mut self, packet: &parse::Packet, now: Time) -> Verdict {
-        let Worker { engine, lease, .. } = &self.worker;
-        let broken = *self.worker.broken.lock();
-        let mut net = Net { zones: [engine.zone("outside"), engine.zone("inside")] };
-        let lease = if broken == Some(Break::AlwaysCurrent) { LeaseState::Valid } else { lease.state_at(now) };
-        let mut context = Context {
-            now,
-            worker: 0,
-            ingress: net.of(packet.tuple.src).unwrap_or(ZoneId::UNKNOWN),
-            antispoof: true,
-            lease,
-            routes: &mut net,
-        };
-        let mut verdict = engine.process(packet, &mut context, &mut self.events);
-        for event in std::mem::take(&mut self.events) {
-            match event {
-                Event::Hint(hint) => self.hint(hint),
-                Event::Wake { workers, key } => Waker(self.worker.port.clone()).wake(workers, key),
-                Event::Propose(proposal) => {
-                    if broken == Some(Break::ReleaseBeforeCommit)
-                        && let (Proposal::Establish(_), Verdict::Hold(..)) = (&proposal, verdict)
-                    {
-                        verdict = Verdict::Forward;
-                    }
-                    drop(self.worker.proposals.try_send(proposal));
-                }
-            }
-        }
+        let verdict = self.engine.process(packet, context, events);
+        let proposes = events.iter().any(|event| matches!(event, Event::Propose(Proposal::Establish(_))));
         match (broken, verdict) {
+            (Some(Break::ReleaseBeforeCommit), Verdict::Hold(..)) if proposes => Verdict::Forward,
+            (Some(Break::NoHolds), Verdict::Hold(..)) => Verdict::Drop(Reason::HoldExpired),
             (Some(Break::NoWindows), Verdict::Drop(Reason::TcpWindow | Reason::TcpRst)) => Verdict::Forward,
+            (Some(Break::LogHalfOpen), _) => {
+                let opened: Vec<Event> = events.iter().filter_map(establish_half_open).collect();
+                events.extend(opened);
+                verdict
+            }
             _ => verdict,
         }
     }
 
-    fn hint(&mut self, hint: Hint) {
-        if let (Some(Break::LogHalfOpen), Hint::HalfOpen(open)) = (*self.worker.broken.lock(), &hint) {
-            drop(self.worker.proposals.try_send(Proposal::Establish(Box::new(Establish::from(&**open)))));
+    fn generation(&self) -> Generation {
+        self.engine.generation()
+    }
+
+    fn zone(&self, name: &str) -> ZoneId {
+        self.engine.zone(name)
+    }
+}
+
+/// The proposal of a member broken by [`Break::LogHalfOpen`].
+fn establish_half_open(event: &Event) -> Option<Event> {
+    let Event::Hint(Hint::HalfOpen(open)) = event else { return None };
+    Some(Event::Propose(Proposal::Establish(Box::new(Establish::from(&**open)))))
+}
+
+/// The lease, and routes by which 10.0.1.0/24 is outside and 10.0.2.0/24 inside.
+struct SimulatedEnvironment {
+    lease: Arc<Lease>,
+    zones: [ZoneId; 2],
+}
+
+impl Routes for SimulatedEnvironment {
+    fn zone(&mut self, destination: Ip) -> Option<ZoneId> {
+        match destination {
+            Ip::V4([10, 0, 1, _]) => Some(self.zones[0]),
+            Ip::V4([10, 0, 2, _]) => Some(self.zones[1]),
+            _ => None,
         }
-        let faults = *self.worker.faults.lock();
-        let happens = |of: usize| of > 0 && self.worker.machine.below(1000) < of;
+    }
+}
+
+impl Environment for SimulatedEnvironment {
+    fn lease_state(&self, now: Time) -> LeaseState {
+        self.lease.state_at(now)
+    }
+
+    fn routes(&mut self, _: &Tuple) -> &mut dyn Routes {
+        self
+    }
+
+    fn router_address(&self, _: usize, _: &Tuple) -> Option<Ip> {
+        None
+    }
+
+    fn zones_outdated(&mut self) -> bool {
+        false
+    }
+
+    fn set_zones(&mut self, zones: &[ZoneId]) {
+        self.zones.copy_from_slice(zones);
+    }
+}
+
+impl PacketMeta for Segment {
+    fn checksum(&self) -> Checksum {
+        Checksum::Complete
+    }
+
+    fn segments(&self, _: u32) -> u64 {
+        1
+    }
+}
+
+/// The member's ring and mailbox.
+struct RingSource {
+    port: Arc<Port>,
+    broken: Arc<Mutex<Option<Break>>>,
+    all_applied: Arc<dyn Fn() -> bool + Send + Sync>,
+    /// Keys that a member broken by [`Break::AwaitAll`] does not release yet.
+    withheld: Vec<HoldKey>,
+}
+
+impl PacketSource<Segment> for RingSource {
+    fn now(&self) -> Time {
+        palisade_node::clock::now()
+    }
+
+    fn take_woken(&mut self, keys: &mut Vec<HoldKey>) -> WokenKeys {
+        *keys = std::mem::take(&mut *self.port.keys.lock());
+        if *self.broken.lock() == Some(Break::AwaitAll) {
+            keys.splice(0..0, std::mem::take(&mut self.withheld));
+            if !(self.all_applied)() {
+                self.withheld = std::mem::take(keys);
+            }
+        }
+        if keys.is_empty() { WokenKeys::None } else { WokenKeys::Listed }
+    }
+
+    fn receive(&mut self, mut process: impl FnMut(ReceivedPacket<'_, Segment>)) -> u64 {
+        let packets = std::mem::take(&mut *self.port.ring.lock());
+        let received = packets.len() as u64;
+        for (captured, segment) in packets {
+            let (port, bytes) = (segment.from, segment.bytes());
+            process(ReceivedPacket { now: self.now(), captured, port, meta: segment, bytes: &bytes });
+        }
+        received
+    }
+}
+
+/// Reports what became of each packet, and sends on hints and proposals.
+struct SimulatedSink {
+    host: Arc<Host>,
+    port: Arc<Port>,
+    judge: Arc<BrokenJudge>,
+    hints: mpsc::Sender<Hint>,
+    proposals: mpsc::Sender<Proposal>,
+    faults: Arc<Mutex<HintFaults>>,
+    /// A hint that is sent after the next one.
+    late: Option<Hint>,
+}
+
+impl PacketSink<Segment> for SimulatedSink {
+    fn forward(&mut self, _: &Packet, _: &Segment, _: &[u8]) -> Result<(), Reason> {
+        Ok(())
+    }
+
+    fn reject(&mut self, _: Time, _: &Packet, _: &[u8], _: Option<Ip>) {}
+
+    fn hint_room(&self) -> QueueRoom {
+        QueueRoom { free: self.hints.capacity(), capacity: self.hints.max_capacity() }
+    }
+
+    fn send_hint(&mut self, hint: Hint) -> bool {
+        let faults = *self.faults.lock();
+        let happens = |of_thousand: usize| of_thousand > 0 && self.host.below(1000) < of_thousand;
         if happens(faults.lost) {
-            return;
+            return true;
         }
         let late = self.late.take();
         if late.is_none() && happens(faults.late) {
             self.late = Some(hint);
-            return;
+            return true;
         }
         let copies = if happens(faults.copied) { 2 } else { 1 };
-        for hint in std::iter::repeat_n(hint, copies).chain(late) {
-            // A full queue loses it, as the real worker's does.
-            drop(self.worker.hints.try_send(hint));
-        }
+        std::iter::repeat_n(hint, copies).chain(late).fold(true, |sent, hint| self.hints.try_send(hint).is_ok() && sent)
     }
 
-    fn done(&self, segment: Segment, fate: Fate) {
-        let Worker { machine, port, engine, .. } = &self.worker;
-        let generation = engine.generation();
-        port.seen.lock().push(Seen { at: machine.elapsed(), member: machine.index, segment, fate, generation });
+    fn send_proposal(&mut self, proposal: Proposal) -> bool {
+        self.proposals.try_send(proposal).is_ok()
     }
+
+    fn wake(&mut self, workers: WorkerSet, key: HoldKey) {
+        Waker(self.port.clone()).wake(workers, key);
+    }
+
+    fn record(&mut self, outcome: PacketOutcome, segment: &Segment, _: Traffic) {
+        self.port.observed.lock().push(ObservedPacket {
+            at: self.host.elapsed(),
+            member: self.host.index,
+            segment: segment.clone(),
+            outcome,
+            generation: self.judge.generation(),
+        });
+    }
+
+    fn record_hold_time(&mut self, _: Duration) {}
+
+    fn record_lost_hint(&mut self) {}
+
+    fn record_lost_proposal(&mut self) {}
+
+    fn record_held_now(&mut self, _: HoldCounts) {}
 }

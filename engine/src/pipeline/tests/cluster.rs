@@ -108,7 +108,7 @@ impl Cluster {
         let first = member.next;
         member.next += commands.len() as u64;
         let proposer = MemberId(by as u64 + 1);
-        self.log.push(Batch { proposer, first, floor: first, unix_ms: 0, commands });
+        self.log.push(Batch { proposer, first_serial: first, lowest_outstanding: first, unix_ms: 0, commands });
     }
 
     /// Commits what was proposed, in the order of proposing.

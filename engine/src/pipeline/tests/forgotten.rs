@@ -198,7 +198,7 @@ fn corroboration_wakes_other_workers_although_the_session_expires() {
         ids.push(info.id);
         true
     });
-    assert_eq!(cluster.members[A].engine.inquiry(cluster.now, &ids).ids().count(), 1);
+    assert_eq!(cluster.members[A].engine.probe_idle(cluster.now, &ids).ids().count(), 1);
     let at = (1 << 31, 1 << 30);
     let provisional = conn.of_client(Tcp::ACK, at.0, at.1, 1000);
     // It passes at B, which was not asked whether the session is idle.

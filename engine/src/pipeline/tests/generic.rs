@@ -181,7 +181,7 @@ fn protocols_without_ports_are_sessions_between_addresses() {
     });
     assert_eq!(idle.len(), 3);
     for m in [B, C] {
-        engine(&k, m).still_idle(k.now, &mut idle);
+        engine(&k, m).confirm_idle(k.now, &mut idle);
     }
     k.append(A, vec![crate::replica::Command::Expire(idle)]);
     k.settle();

@@ -10,7 +10,7 @@ use super::cluster::*;
 use crate::engine::Engine;
 use crate::event::Proposal;
 use crate::id::{MemberId, SessionId};
-use crate::idle::Inquiry;
+use crate::idle::IdleProbe;
 use crate::parse::Packet;
 use crate::replica::{Batch, Command, ExpireIdle, Outcome, Replica};
 use crate::time::Time;
@@ -54,12 +54,12 @@ fn idle(udp: bool) -> (Cluster, Packet, SessionId) {
 
 /// The leader A asks; B and C answer that it is idle.
 fn asked(k: &Cluster, id: SessionId) -> ExpireIdle {
-    let inquiry = k.members[A].engine.inquiry(k.now, &[id]);
-    let mut ids: Vec<SessionId> = inquiry.ids().collect();
+    let probe = k.members[A].engine.probe_idle(k.now, &[id]);
+    let mut ids: Vec<SessionId> = probe.ids().collect();
     for m in [B, C] {
-        k.members[m].engine.still_idle(k.now, &mut ids);
+        k.members[m].engine.confirm_idle(k.now, &mut ids);
     }
-    let (mut open, closed) = inquiry.end(|id| ids.contains(id), 10);
+    let (mut open, closed) = probe.commands(|id| ids.contains(id), 10);
     assert!(closed.is_empty());
     open.remove(0)
 }
@@ -146,8 +146,8 @@ fn a_closed_session_ends_as_before_whatever_was_asked() {
     k.apply_all();
     assert_eq!(k.states(A), ["TIME_WAIT"]);
     k.now = k.now + Duration::from_secs(200);
-    let inquiry = k.members[A].engine.inquiry(k.now, &[id]);
-    let (open, closed) = inquiry.end(|_| true, 10);
+    let probe = k.members[A].engine.probe_idle(k.now, &[id]);
+    let (open, closed) = probe.commands(|_| true, 10);
     assert_eq!((open.len(), closed), (0, vec![vec![id]]));
 }
 
@@ -156,11 +156,11 @@ fn a_closed_session_ends_as_before_whatever_was_asked() {
 enum Op {
     /// A packet comes by a member.
     Packet(usize),
-    /// A member, leading or believing that it leads, begins an inquiry.
-    Inquire(usize),
-    /// A member answers an inquiry.
+    /// A member, leading or believing that it leads, begins an probe.
+    Probe(usize),
+    /// A member answers an probe.
     Answer(usize, usize),
-    /// An inquiry that all have answered leads to a command, which stays under way.
+    /// An probe that all have answered leads to a command, which stays under way.
     Decide(usize),
     /// A command under way gets into the log; a copy of it stays under way.
     Commit(usize),
@@ -177,8 +177,8 @@ fn op() -> impl Strategy<Value = Op> {
     let member = 0_usize..3;
     prop_oneof![
         5 => member.clone().prop_map(Op::Packet),
-        3 => member.clone().prop_map(Op::Inquire),
-        8 => (0_usize..4, member.clone()).prop_map(|(inquiry, by)| Op::Answer(inquiry, by)),
+        3 => member.clone().prop_map(Op::Probe),
+        8 => (0_usize..4, member.clone()).prop_map(|(probe, by)| Op::Answer(probe, by)),
         4 => (0_usize..4).prop_map(Op::Decide),
         4 => (0_usize..4).prop_map(Op::Commit),
         2 => Just(Op::Propose),
@@ -190,7 +190,7 @@ fn op() -> impl Strategy<Value = Op> {
 
 struct Asking {
     by: usize,
-    inquiry: Inquiry,
+    probe: IdleProbe,
     /// What the leader had applied.
     applied: usize,
     answered: BTreeSet<usize>,
@@ -258,28 +258,28 @@ impl World {
                 }
                 self.k.hints.clear();
             }
-            Op::Inquire(by) => {
-                let inquiry = self.k.members[by].engine.inquiry(self.k.now, &[self.id]);
-                if inquiry.ids().next().is_some() {
+            Op::Probe(by) => {
+                let probe = self.k.members[by].engine.probe_idle(self.k.now, &[self.id]);
+                if probe.ids().next().is_some() {
                     let (applied, answered) = (self.k.applied(by), BTreeSet::from([by]));
-                    self.asking.push(Asking { by, inquiry, applied, answered, idle: true });
+                    self.asking.push(Asking { by, probe, applied, answered, idle: true });
                 }
             }
-            Op::Answer(inquiry, by) if !self.asking.is_empty() => {
+            Op::Answer(probe, by) if !self.asking.is_empty() => {
                 let n = self.asking.len();
-                let asking = &mut self.asking[inquiry % n];
+                let asking = &mut self.asking[probe % n];
                 // A member that has not applied what the leader had does not answer.
                 if self.k.applied(by) >= asking.applied && asking.answered.insert(by) {
                     let mut ids = vec![self.id];
-                    self.k.members[by].engine.still_idle(self.k.now, &mut ids);
+                    self.k.members[by].engine.confirm_idle(self.k.now, &mut ids);
                     asking.idle &= !ids.is_empty();
                 }
             }
-            Op::Decide(inquiry) if !self.asking.is_empty() => {
-                let at = inquiry % self.asking.len();
+            Op::Decide(probe) if !self.asking.is_empty() => {
+                let at = probe % self.asking.len();
                 if self.asking[at].answered.len() == 3 {
                     let asking = self.asking.swap_remove(at);
-                    let (open, _) = asking.inquiry.end(|_| asking.idle, 10);
+                    let (open, _) = asking.probe.commands(|_| asking.idle, 10);
                     self.under_way.extend(open.into_iter().map(|expire| (asking.by, expire)));
                 }
             }
@@ -298,7 +298,7 @@ impl World {
                 self.k.restart(at);
                 self.k.append(at, vec![Command::Resume]);
                 self.commit();
-                // It is current once it has applied that.
+                // Its lease is valid once it has applied that.
                 self.k.apply(at);
             }
             Op::Step(seconds) => self.k.now = self.k.now + Duration::from_secs(seconds),
@@ -333,7 +333,7 @@ fn no_order_of_few_steps_ends_a_session_under_a_live_packet() {
     let mut ended = 0;
     for number in 0..STEPS.len().pow(LENGTH) {
         let mut world = World::new(false);
-        world.step(Op::Inquire(A));
+        world.step(Op::Probe(A));
         world.step(Op::Answer(0, B));
         for place in 0..LENGTH {
             world.step(STEPS[number / STEPS.len().pow(place) % STEPS.len()]);

@@ -402,7 +402,7 @@ fn handshake_of_a_restarted_client_supersedes_the_dead_session() {
 }
 
 #[test]
-fn standing_decides_what_may_pass() {
+fn lease_state_decides_what_may_pass() {
     let (mut cluster, conn) = established(1);
     cluster.pass(A, Conn::new(2).syn());
     cluster.pass(A, Conn::new(2).syn_ack());
@@ -417,7 +417,7 @@ fn standing_decides_what_may_pass() {
     }
     cluster.members[A].lease = LeaseState::Grace;
     assert_eq!(cluster.pass(A, conn.of_client(Tcp::RST, 500, 0, 0)), FORWARD);
-    assert!(cluster.proposals.is_empty(), "nothing is proposed by a member that is not current");
+    assert!(cluster.proposals.is_empty(), "nothing is proposed by a member without a valid lease");
 }
 
 #[test]

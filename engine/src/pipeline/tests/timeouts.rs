@@ -187,7 +187,7 @@ fn packets_hints_and_policies_move_the_deadline() {
     // A policy with a longer timeout saves it, one with a shorter one does not.
     assert!(matches!(k.policy(&with("tcp.fin_wait 1h"))[..], [Outcome::Policy(_)]));
     let mut ids = vec![id];
-    k.members[A].engine.still_idle(k.now, &mut ids);
+    k.members[A].engine.confirm_idle(k.now, &mut ids);
     assert!(ids.is_empty());
     assert!(later(&mut k, 1800 * SECOND).is_empty());
     k.policy(&with("tcp.fin_wait 30m"));

@@ -14,7 +14,7 @@ fn command() -> impl Strategy<Value = Command> {
         1 => prop::collection::vec((0_u64..12).prop_map(id), 0..3).prop_map(Command::Expire),
         1 => prop::collection::vec((0_u64..12).prop_map(id), 0..3).prop_map(Command::Refresh),
         1 => (0_u64..2, prop::collection::vec(((0_u64..12).prop_map(id), 0_u16..2), 0..3))
-            .prop_map(|(resumes, sessions)| Command::ExpireIdle(ExpireIdle { resumes, sessions })),
+            .prop_map(|(resume_epoch, sessions)| Command::ExpireIdle(ExpireIdle { resume_epoch, sessions })),
         1 => Just(Command::Resume),
     ]
 }
@@ -61,9 +61,9 @@ proptest! {
         let mut sum = 0_u64;
         for number in b.replica.engine.table.numbers() {
             for session in b.replica.engine.table.shard(number).sessions.iter() {
-                sum = sum.wrapping_add(apply::session_digest(session));
+                sum = sum.wrapping_add(session.replicated().digest());
             }
         }
-        prop_assert_eq!(sum, b.replica.digest);
+        prop_assert_eq!(sum, b.replica.state.sessions_digest());
     }
 }

@@ -21,9 +21,9 @@
 //!                                           Provisional
 //! ```
 //!
-//! What happens to a segment, in the order of the rows. `tests::query_machine` enumerates states and events, and fails for a combination
-//! without a decision. *Known*: the members that can be reached know together what there is to know (see
-//! [`InconclusiveSegment::is_unknown`]).
+//! The first row that applies decides on a segment. `tests::query_machine` enumerates states and events, and a new one does not
+//! compile there without a decision. *Known*: the reachable members know together all that there is to know of the connection
+//! ([`InconclusiveSegment::is_unknown`]).
 //!
 //! ```text
 //!   no reachable peer, known                                     Strict          no change

@@ -317,7 +317,7 @@ impl Watcher {
             if let Some(exchange) = self.shared.exchange.get(worker) {
                 exchange.lock().push((number, captures));
             }
-            self.wake.ring(worker);
+            self.wake.notify(worker);
         }
     }
 }

@@ -4,7 +4,13 @@ use super::*;
 
 /// Changes one member's state past the log: a command that the others never saw.
 fn plant(node: &Node, n: u16) {
-    let batch = Batch { proposer: MemberId(7), first: u64::from(n), floor: 0, unix_ms: 0, commands: vec![command(n)] };
+    let batch = Batch {
+        proposer: MemberId(7),
+        first_serial: u64::from(n),
+        lowest_outstanding: 0,
+        unix_ms: 0,
+        commands: vec![command(n)],
+    };
     let applied = node.run().auditor.meddle(|replica| replica.apply(clock::now(), &batch, &mut Woken::default()));
     assert_eq!(applied[0].outcome, Outcome::Accepted);
     assert!(has(node, n));
@@ -42,8 +48,8 @@ async fn found_and_repaired(nodes: &[Node], odd: usize) {
     let planted = clock::now();
     plant(&nodes[odd], 500);
     assert!(!equal(nodes));
-    until("the member is not current while its state is known to be wrong, or is repaired already", || {
-        metrics.repairs.done.get() > 0 || (metrics.state_suspect.get() == 1 && !nodes[odd].current())
+    until("the member has no valid lease while its state is known to be wrong, or is repaired already", || {
+        metrics.repairs.done.get() > 0 || (metrics.state_suspect.get() == 1 && !nodes[odd].has_valid_lease())
     })
     .await;
     until("it is repaired", || metrics.repairs.done.get() == 1).await;
@@ -52,7 +58,7 @@ async fn found_and_repaired(nodes: &[Node], odd: usize) {
     assert!(different(nodes) >= 1, "no leader counted it");
     assert_eq!(metrics.state_suspect.get(), 0);
     assert!(!has(&nodes[odd], 500) && (0..20).all(|n| has(&nodes[odd], n)));
-    until("all are equal and current", || equal(nodes) && nodes.iter().all(Node::current)).await;
+    until("all are equal and have valid leases", || equal(nodes) && nodes.iter().all(Node::has_valid_lease)).await;
     assert!(nodes.iter().all(sound));
     let others = nodes.iter().map(|n| n.run().metrics().repairs.done.get()).sum::<u64>();
     assert_eq!(others, 1, "a member whose state was right was replaced");
@@ -68,7 +74,7 @@ async fn audit_finds_and_repairs_a_follower_also_when_nothing_is_committed() {
     assert_eq!(nodes[odd].run().command(command(21), LONG).await, Ok(Outcome::Accepted));
     nodes[odd].stop().await;
     nodes[odd].start().await;
-    until("it is back", || nodes[odd].current() && has(&nodes[odd], 21)).await;
+    until("it is back", || nodes[odd].has_valid_lease() && has(&nodes[odd], 21)).await;
     assert!(!has(&nodes[odd], 500) && equal(&nodes));
 }
 
@@ -111,7 +117,7 @@ async fn audit_repairs_a_table_that_is_not_what_commands_made_it() {
     until("it is repaired", || metrics.repairs.done.get() == 1).await;
     assert!(metrics.scrubs.damaged.get() >= 1);
     assert!(sound(&nodes[odd]) && equal(&nodes));
-    until("it is current again", || nodes[odd].current()).await;
+    until("its lease is valid again", || nodes[odd].has_valid_lease()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -156,7 +162,7 @@ async fn audit_finds_no_difference_after_a_member_was_away() {
     let revoke = Command::Revoke((0..10).map(session).collect());
     assert_eq!(nodes[here].run().command(revoke, LONG).await, Ok(Outcome::Accepted));
     nodes[away].start().await;
-    until("it has caught up", || nodes[away].current() && has(&nodes[away], 139)).await;
+    until("it has caught up", || nodes[away].has_valid_lease() && has(&nodes[away], 139)).await;
     assert!(equal(&nodes), "{:x?}", digests(&nodes));
     let lead = leader(&nodes);
     let index = nodes[lead].run().status().applied.unwrap();

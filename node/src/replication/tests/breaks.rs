@@ -66,7 +66,7 @@ async fn proposal_in_flight_when_the_leader_is_lost_is_applied_once() {
 
     nodes[lead].start().await;
     until("the old leader knows all of them", || {
-        nodes[lead].current()
+        nodes[lead].has_valid_lease()
             && (0..=MANY).all(|n| has(&nodes[lead], n))
             && nodes[lead].role() != Some(RaftRole::Leader)
     })
@@ -99,8 +99,8 @@ async fn snapshot_brings_everything_to_a_member_that_joins_late() {
     let token = nodes[1].run().token(LONG).await.unwrap();
     assert_eq!(join(&late.options, &token).await.unwrap().member, MemberId(4));
     late.start().await;
-    until("it is current and votes", || {
-        late.current() && late.run().status().members.iter().filter(|m| m.voter).count() == 4
+    until("it has a valid lease and votes", || {
+        late.has_valid_lease() && late.run().status().members.iter().filter(|m| m.voter).count() == 4
     })
     .await;
     assert!(late.run().metrics().snapshots.received.get() >= 1);
@@ -115,7 +115,7 @@ async fn snapshot_brings_everything_to_a_member_that_joins_late() {
     // What came by snapshot is durable, and it goes on from there.
     late.stop().await;
     late.start().await;
-    until("it is current again", || late.current()).await;
+    until("its lease is valid again", || late.has_valid_lease()).await;
     assert!((0..MANY).all(|n| has(&late, n)));
     let more = Establish { generation, ..establish(MANY) };
     let outcome = late.run().command(Command::Establish(Box::new(more)), LONG).await;
@@ -133,7 +133,7 @@ async fn copies_of_a_batch_are_reported_once_also_after_a_snapshot() {
     let floor = u64::from(nodes[lead].run().identity().starts) << 40;
     let batch = |n: u16| {
         let (proposer, first) = (nodes[lead].run().identity().member, floor + 1000 + u64::from(n));
-        Batch { proposer, first, floor, unix_ms: 0, commands: vec![command(n)] }
+        Batch { proposer, first_serial: first, lowest_outstanding: floor, unix_ms: 0, commands: vec![command(n)] }
     };
     // In the log twice, by two batches that say the same under two numbers, and as a copy of the first.
     for copy in [batch(0), batch(1), batch(0), Batch { commands: vec![command(0)], ..batch(2) }] {
@@ -151,7 +151,7 @@ async fn copies_of_a_batch_are_reported_once_also_after_a_snapshot() {
     let token = nodes[lead].run().token(LONG).await.unwrap();
     join(&late.options, &token).await.unwrap();
     late.start().await;
-    until("it has the sessions", || late.current() && has(&late, 0) && has(&late, 1)).await;
+    until("it has the sessions", || late.has_valid_lease() && has(&late, 0) && has(&late, 1)).await;
     assert!(late.run().metrics().snapshots.received.get() >= 1);
     let late_watched = tokio::spawn(watch(late.run().subscribe(), 301));
     for copy in [batch(0), batch(1), batch(300)] {
@@ -168,7 +168,7 @@ async fn members_can_join_at_once() {
     let mut nodes = [Node::new("fw1"), Node::new("fw2"), Node::new("fw3"), Node::new("fw4")];
     init(&nodes[0].options).await.unwrap();
     nodes[0].start().await;
-    until("current", || nodes[0].current()).await;
+    until("it has a valid lease", || nodes[0].has_valid_lease()).await;
     let token = nodes[0].run().token(LONG).await.unwrap();
     let (a, b, c) =
         tokio::join!(join(&nodes[1].options, &token), join(&nodes[2].options, &token), join(&nodes[3].options, &token));
@@ -178,8 +178,8 @@ async fn members_can_join_at_once() {
     for node in &mut nodes[1..] {
         node.start().await;
     }
-    until("all vote and are current", || {
-        nodes.iter().all(|n| n.current() && n.run().status().members.iter().filter(|m| m.voter).count() == 4)
+    until("all vote and have valid leases", || {
+        nodes.iter().all(|n| n.has_valid_lease() && n.run().status().members.iter().filter(|m| m.voter).count() == 4)
     })
     .await;
 
@@ -188,13 +188,13 @@ async fn members_can_join_at_once() {
     let (name, id) = (nodes[gone].options.name.clone(), nodes[gone].run().identity().member);
     let other = (gone + 1) % 4;
     assert_eq!(nodes[other].run().remove(&name).await.unwrap(), id);
-    until("the removed one is not current", || !nodes[gone].current()).await;
+    until("the removed one has no valid lease", || !nodes[gone].has_valid_lease()).await;
     let peers = Peers::new(&nodes[other].run().identity().cluster, id).unwrap();
     let to = nodes[other].run().identity().member;
     let mut client = peers.client(to, &nodes[other].options.advertise, Lane::Control).unwrap();
     let hints = futures::stream::iter([proto::HintBatch { hints: Vec::new() }]);
     assert_eq!(client.hints(hints).await.unwrap_err().code(), tonic::Code::PermissionDenied);
-    let batch = Batch { proposer: id, first: 0, floor: 0, unix_ms: 0, commands: vec![command(1)] };
+    let batch = Batch { proposer: id, first_serial: 0, lowest_outstanding: 0, unix_ms: 0, commands: vec![command(1)] };
     let batch = palisade_proto::convert::encode_batch(&batch).unwrap();
     let proposals = futures::stream::iter([proto::Proposal { batch }]);
     let mut refusals = client.propose(proposals).await.unwrap().into_inner();
@@ -202,7 +202,7 @@ async fn members_can_join_at_once() {
     let mut new = Node::new("fw5");
     assert_eq!(join(&new.options, &token).await.unwrap().member, MemberId(5));
     new.start().await;
-    until("the new one is current", || new.current()).await;
+    until("the new one has a valid lease", || new.has_valid_lease()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -237,7 +237,7 @@ async fn token_expires_though_it_was_used() {
     let mut first = Node::new("fw1");
     init(&first.options).await.unwrap();
     first.start().await;
-    until("current", || first.current()).await;
+    until("it has a valid lease", || first.has_valid_lease()).await;
     let valid = Duration::from_secs(5);
     let begun = clock::now();
     let token = first.run().token(valid).await.unwrap();
@@ -402,7 +402,7 @@ async fn task_that_ends_is_noticed() {
     let mut node = Node::new("fw1");
     init(&node.options).await.unwrap();
     node.start().await;
-    until("current", || node.current()).await;
+    until("it has a valid lease", || node.has_valid_lease()).await;
     let shut = node.run().failed();
     let failed = node.run().failed();
     assert!(timeout(Duration::from_millis(100), node.run().failed()).await.is_err(), "nothing has failed");

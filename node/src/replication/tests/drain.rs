@@ -51,7 +51,7 @@ async fn drained_member_leads_only_if_nobody_else_can() {
     until("the drained one leads", || leads(&nodes) == Some(drained)).await;
     // And gets rid of it as soon as there is somebody.
     nodes[second].run().set_election_priority(ElectionPriority::Normal);
-    until("it has handed over", || leads(&nodes) == Some(second)).await;
+    until("it has transferred leadership", || leads(&nodes) == Some(second)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

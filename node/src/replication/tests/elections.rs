@@ -89,7 +89,7 @@ async fn election_replaces_a_lost_leader_and_its_members_keep_their_lease() {
         let current = |i: &usize| nodes[*i].run().lease.state_at(lost + quick) == LeaseState::Valid;
         assert!(took >= quick || rest.iter().all(current));
         nodes[lead].start().await;
-        until("all are current", || nodes.iter().all(Node::current)).await;
+        until("all have valid leases", || nodes.iter().all(Node::has_valid_lease)).await;
     }
 }
 
@@ -167,7 +167,7 @@ async fn member_that_was_away_disturbs_nobody() {
         crash(&mut nodes[away]);
         assert_eq!(nodes[lead].run().command(command(n), LONG).await, Ok(Outcome::Accepted));
         nodes[away].start().await;
-        until("it is current", || nodes[away].current()).await;
+        until("it has a valid lease", || nodes[away].has_valid_lease()).await;
     }
     undisturbed(&nodes, lead, before, &late);
 }

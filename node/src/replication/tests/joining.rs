@@ -32,7 +32,7 @@ fn many(n: u32) -> Command {
     Command::Establish(Box::new(establish))
 }
 
-/// Puts them into the log, by whoever leads: on a busy machine the lead may change.
+/// Puts them into the log, through the leader: on a busy machine it may change.
 async fn fill(nodes: &[Node], count: u32) {
     let source = async |number: u32| {
         let mut first = 0;
@@ -40,7 +40,7 @@ async fn fill(nodes: &[Node], count: u32) {
             let commands: Vec<Command> = (n..count.min(n + BATCH)).map(many).collect();
             let next = first + commands.len() as u64;
             let proposer = MemberId(100 + u64::from(number));
-            let batch = Batch { proposer, first, floor: first, unix_ms: 0, commands };
+            let batch = Batch { proposer, first_serial: first, lowest_outstanding: first, unix_ms: 0, commands };
             let written = timeout(LONG, async {
                 let leads = |n: &&Node| n.role() == Some(RaftRole::Leader);
                 loop {
@@ -169,7 +169,7 @@ async fn member_joins_a_cluster_with_many_sessions() {
         join(&late.options, &token).await.unwrap();
         let begun = clock::now();
         late.start().await;
-        until("it is current", || late.current()).await;
+        until("it has a valid lease", || late.has_valid_lease()).await;
         current = clock::now().since(begun);
         until("it votes", || late.run().status().members.iter().filter(|m| m.voter).count() == 4).await;
         voter = clock::now().since(begun);

@@ -73,7 +73,7 @@ async fn recovered_survivor_goes_on_alone_and_the_old_cluster_disturbs_nothing()
     assert!(recovered.old_store.exists());
 
     nodes[2].start().await;
-    until("it leads alone", || nodes[2].current()).await;
+    until("it leads alone", || nodes[2].has_valid_lease()).await;
     let alone = nodes[2].run().status();
     assert_eq!((alone.cluster.as_str(), alone.members.len()), (recovered.cluster.as_str(), 1));
     assert!(alone.term > old.term && alone.last_log > old.last_log, "{alone:?}");
@@ -91,7 +91,7 @@ async fn recovered_survivor_goes_on_alone_and_the_old_cluster_disturbs_nothing()
         let identity = join(&node.options, &token).await.unwrap();
         assert_eq!(identity.member, MemberId(4 + n as u64), "old ids are not given again");
         node.start().await;
-        until("it is current", || node.current()).await;
+        until("it has a valid lease", || node.has_valid_lease()).await;
     }
     until("all three vote", || nodes[2].run().status().members.iter().filter(|m| m.voter).count() == 3).await;
     assert!(new.iter().all(|n| has(n, 249) && has(n, 300)));
@@ -103,19 +103,19 @@ async fn recovered_survivor_goes_on_alone_and_the_old_cluster_disturbs_nothing()
     nodes[0].start().await;
     until("it is refused", || nodes[2].run().metrics().wrong_destination_requests.get() > misaddressed + 5).await;
     tokio::time::sleep(Duration::from_secs(2)).await;
-    assert!(!nodes[0].current());
+    assert!(!nodes[0].has_valid_lease());
     assert_eq!(nodes[0].run().status().cluster, old.cluster);
     if late.excuses(ELECTION_TIMEOUT).is_none() {
         assert_eq!(nodes[2].run().status().term, term, "no election because of it");
     }
-    until("all are current", || nodes[2].current() && new.iter().all(Node::current)).await;
+    until("all have valid leases", || nodes[2].has_valid_lease() && new.iter().all(Node::has_valid_lease)).await;
     assert_eq!(new[0].run().command(command_of(1, 301), LONG).await, Ok(Outcome::Accepted));
     // The survivor may die now like any other.
     nodes[2].stop().await;
     let outcome = new[1].run().command(command_of(1, 302), LONG).await;
     assert_eq!(outcome, Ok(Outcome::Accepted));
     nodes[2].start().await;
-    until("it is back", || nodes[2].current() && has(&nodes[2], 302)).await;
+    until("it is back", || nodes[2].has_valid_lease() && has(&nodes[2], 302)).await;
 }
 
 fn command_of(generation: u64, n: u16) -> Command {
@@ -128,7 +128,7 @@ async fn recovery_is_refused_where_there_is_nothing_to_recover() {
     assert!(matches!(refused(&node.options).await, RecoverError::NotMember));
     init(&node.options).await.unwrap();
     node.start().await;
-    until("current", || node.current()).await;
+    until("it has a valid lease", || node.has_valid_lease()).await;
     node.stop().await;
     assert!(matches!(refused(&node.options).await, RecoverError::Alone));
     std::fs::remove_dir_all(node.dir.path().join("data/raft")).unwrap();

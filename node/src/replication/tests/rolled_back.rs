@@ -68,5 +68,5 @@ async fn data_folder_that_was_rolled_back_is_refused() {
     fs::remove_dir_all(&data).unwrap();
     fs::rename(&newest, &data).unwrap();
     nodes[other].start().await;
-    until("it is current", || nodes[other].current() && has(&nodes[other], 60)).await;
+    until("it has a valid lease", || nodes[other].has_valid_lease() && has(&nodes[other], 60)).await;
 }

@@ -16,7 +16,7 @@ async fn learner_takes_the_place_of_a_voter_that_is_dead() {
     let token = first.run().token(LONG).await.unwrap();
     join(&fourth.options, &token).await.unwrap();
     fourth.start().await;
-    until("the fourth is current", || fourth.current()).await;
+    until("the fourth is current", || fourth.has_valid_lease()).await;
     let mut nodes = [first, second, third, fourth];
     tokio::time::sleep(Duration::from_secs(1)).await;
     let lead = leader(&nodes);
@@ -40,7 +40,7 @@ async fn learner_takes_the_place_of_a_voter_that_is_dead() {
 
     // It comes back: a learner, for there is no place.
     nodes[dead].start().await;
-    until("it is current", || nodes[dead].current() && has(&nodes[dead], 2)).await;
+    until("it has a valid lease", || nodes[dead].has_valid_lease() && has(&nodes[dead], 2)).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(nodes[dead].role(), Some(RaftRole::Learner));
 

@@ -161,7 +161,7 @@ impl InFlightBatches {
     /// Takes in a batch whose first command has the next number.
     pub(super) fn insert(&mut self, batch: InFlightBatch) {
         self.next += batch.batch.commands.len() as u64;
-        self.batches.insert(batch.batch.first, batch);
+        self.batches.insert(batch.batch.first_serial, batch);
     }
 
     /// The batch was applied. `None`: it is not in flight any longer, because a copy was applied before, or it timed out.
@@ -213,7 +213,7 @@ impl InFlightBatches {
             let (state, action) = batch.state.on(event, now);
             batch.state = state;
             if action == Action::Transmit {
-                batch.batch.floor = lowest;
+                batch.batch.lowest_outstanding = lowest;
                 transmit.push(batch.batch.clone());
             }
         }

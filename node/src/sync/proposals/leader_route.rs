@@ -121,7 +121,7 @@ pub(crate) type Refused = BoxFuture<'static, Option<u64>>;
 /// Gives a batch to openraft. It refuses the batch if this member does not lead, or if no majority has confirmed its
 /// leadership yet or lately.
 pub(crate) async fn submit(raft: &PalisadeRaft, batch: Batch) -> Result<Refused, Fatal<TypeConfig>> {
-    let first = batch.first;
+    let first = batch.first_serial;
     let (responder, answer) = ProgressResponder::complete_only();
     raft.client_write_ff(batch, Some(responder)).await?;
     Ok(Box::pin(async move {

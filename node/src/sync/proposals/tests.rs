@@ -65,7 +65,13 @@ fn batch_retransmission_interval_doubles_up_to_the_maximum_and_starts_over_with_
 }
 
 fn batch(first: u64, commands: usize, waiters: Vec<Waiter>, deadline: Duration) -> InFlightBatch {
-    let batch = Batch { proposer: MemberId(1), first, floor: 0, unix_ms: 0, commands: vec![Command::Resume; commands] };
+    let batch = Batch {
+        proposer: MemberId(1),
+        first_serial: first,
+        lowest_outstanding: 0,
+        unix_ms: 0,
+        commands: vec![Command::Resume; commands],
+    };
     InFlightBatch { batch, waiters, deadline: NOW + deadline, state: BatchState::new(NOW, true) }
 }
 
@@ -90,7 +96,11 @@ fn in_flight_batches_are_transmitted_in_order_after_a_leader_change() {
     [0, 1, 2].into_iter().for_each(|first| in_flight.insert(batch(first, 1, vec![(NOW, None)], SESSION_TIMEOUT)));
     in_flight.applied(0, NOW);
     assert!(in_flight.leader_changed(false, NOW).is_empty(), "nobody leads");
-    let sent: Vec<_> = in_flight.leader_changed(true, NOW).iter().map(|batch| (batch.first, batch.floor)).collect();
+    let sent: Vec<_> = in_flight
+        .leader_changed(true, NOW)
+        .iter()
+        .map(|batch| (batch.first_serial, batch.lowest_outstanding))
+        .collect();
     assert_eq!(sent, [(1, 1), (2, 1)], "with the lowest number that is outstanding");
 }
 
@@ -113,7 +123,7 @@ fn in_flight_batch_past_its_deadline_is_given_up_and_its_late_application_is_ign
     assert!(in_flight.timed_out(NOW).is_none());
     assert_eq!(in_flight.next_due(), Some(NOW + Duration::from_millis(50)), "the deadline, before the retransmission");
     let given_up = in_flight.timed_out(NOW + Duration::from_millis(50)).unwrap();
-    assert_eq!((given_up.state, given_up.batch.first), (BatchState::TimedOut, 0));
+    assert_eq!((given_up.state, given_up.batch.first_serial), (BatchState::TimedOut, 0));
     assert!(outcome.try_recv().is_err_and(|e| e == oneshot::error::TryRecvError::Empty), "told by the proposer only");
     assert!(in_flight.applied(0, NOW).is_none() && in_flight.timed_out(NOW + SESSION_TIMEOUT).is_none());
 }

@@ -5,16 +5,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use palisade_engine::packet_loop::PacketOutcome;
 use palisade_engine::parse::Tcp;
 use palisade_engine::replica::Command;
 use palisade_engine::{Generation, Tuple};
 use palisade_node::lease::LEASE_DURATION;
 
-use crate::faults::Story;
+use crate::faults::FaultPlan;
 use crate::network::{MEMBERS, MS, Nanos};
 use crate::sim::{Fact, Sim, allows_alternate};
 use crate::traffic::{ALTERNATE, Kind};
-use crate::worker::{Break, Fate, Seen};
+use crate::worker::{Break, ObservedPacket};
 
 use super::Invariant;
 
@@ -39,7 +40,7 @@ fn current_for() -> Nanos {
 }
 
 impl FailClosed {
-    fn forwarded(&mut self, seen: &Seen, sim: &Sim) -> Result<(), String> {
+    fn forwarded(&mut self, seen: &ObservedPacket, sim: &Sim) -> Result<(), String> {
         let segment = &seen.segment;
         let since = self.alone[seen.member].filter(|since| seen.at > since + current_for() + MARGIN);
         if segment.is_syn() {
@@ -79,7 +80,7 @@ impl FailClosed {
     }
 
     /// Was a policy that allows it in force lately?
-    fn by_old_policy(&self, seen: &Seen) -> Result<(), String> {
+    fn by_old_policy(&self, seen: &ObservedPacket) -> Result<(), String> {
         let lately = seen.at.saturating_sub(current_for() + MARGIN + 20 * MS);
         let mut begins = self.policies.iter().peekable();
         while let Some((generation, _)) = begins.next() {
@@ -111,34 +112,34 @@ impl Invariant for FailClosed {
                 self.policies.entry(sample.generation).or_insert(sim.now);
                 Ok(())
             }
-            Fact::Seen(seen) if seen.fate == Fate::Forwarded => {
+            Fact::Packet(seen) if seen.outcome == PacketOutcome::Forwarded => {
                 self.policies.entry(seen.generation).or_insert(seen.at);
                 self.forwarded(seen, sim)
             }
-            Fact::Seen(_) | Fact::Fault => Ok(()),
+            Fact::Packet(_) | Fact::Fault => Ok(()),
         }
     }
 }
 
 #[test]
 fn a_member_that_is_cut_off_admits_nothing() {
-    crate::seeds(20, Story::PolicyBehindTheBack).hold();
+    crate::seeds(20, FaultPlan::PolicyBehindTheBack).hold();
 }
 
 /// In these its followers stand still, it is cut off in one direction, and they wake and answer what it had sent before
 /// (docs/decisions/0003-read-index.md).
 #[test]
 fn a_leader_does_not_prove_itself_by_old_answers() {
-    crate::run(100_998, 1, Story::Everything, None).hold();
-    crate::run(107_390, 1, Story::Everything, None).hold();
+    crate::run(100_998, 1, FaultPlan::Everything, None).hold();
+    crate::run(107_390, 1, FaultPlan::Everything, None).hold();
 }
 
 #[test]
 fn fail_closed_fails_if_a_member_holds_itself_for_current() {
-    crate::broken(Story::PolicyBehindTheBack, (None, Break::AlwaysCurrent)).violate("P3 fail closed");
+    crate::broken(FaultPlan::PolicyBehindTheBack, (None, Break::AlwaysCurrent)).violate("P3 fail closed");
 }
 
 #[test]
 fn fail_closed_fails_if_packets_are_released_before_the_commit() {
-    crate::broken(Story::Calm, (None, Break::ReleaseBeforeCommit)).violate("P3 fail closed");
+    crate::broken(FaultPlan::Calm, (None, Break::ReleaseBeforeCommit)).violate("P3 fail closed");
 }

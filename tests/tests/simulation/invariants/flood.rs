@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use palisade_engine::replica::Command;
 
-use crate::faults::Story;
+use crate::faults::FaultPlan;
 use crate::sim::{Fact, MOST_HALF_OPEN, Sim, commands};
 use crate::worker::Break;
 
@@ -33,7 +33,7 @@ impl Invariant for Flood {
         let answered: BTreeSet<_> = answered.map(|c| c.tuple).collect();
         let mut wrong = Vec::new();
         for member in &sim.members {
-            member.machine.storage().entries(&mut |entry| {
+            member.host.storage().entries(&mut |entry| {
                 for command in commands(entry) {
                     if let Command::Establish(e) = command
                         && !answered.contains(&e.original)
@@ -49,10 +49,10 @@ impl Invariant for Flood {
 
 #[test]
 fn a_flood_is_not_in_the_log() {
-    crate::seeds(10, Story::Everything).hold();
+    crate::seeds(10, FaultPlan::Everything).hold();
 }
 
 #[test]
 fn flood_fails_if_half_open_sessions_are_proposed() {
-    crate::broken(Story::Everything, (None, Break::LogHalfOpen)).violate("P5 flood");
+    crate::broken(FaultPlan::Everything, (None, Break::LogHalfOpen)).violate("P5 flood");
 }

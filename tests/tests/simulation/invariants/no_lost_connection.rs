@@ -2,14 +2,13 @@
 //! was lost, the leader included; and no member that knows of it takes a packet of it for somebody else's.
 
 use palisade_engine::Reason;
+use palisade_engine::packet_loop::PacketOutcome;
 
-use crate::faults::Story;
+use super::Invariant;
+use crate::faults::FaultPlan;
 use crate::network::{Nanos, SECOND};
 use crate::sim::{Fact, Sim};
 use crate::traffic::{Kind, WEB};
-use crate::worker::Fate;
-
-use super::Invariant;
 
 /// After a repair: an election, being current, the longest retransmission timeout.
 const RECOVERY: Nanos = 3 * SECOND;
@@ -32,13 +31,13 @@ impl Invariant for NoLostConnection {
     }
 
     fn hear(&mut self, fact: &Fact<'_>, sim: &Sim) -> Result<(), String> {
-        let Fact::Seen(seen) = fact else { return Ok(()) };
+        let Fact::Packet(seen) = fact else { return Ok(()) };
         let segment = &seen.segment;
         let Some(connection) = segment.connection.and_then(|n| sim.traffic.connections.get(n)) else { return Ok(()) };
         let judged = segment.kind == Kind::Legitimate && connection.port() == WEB && connection.lives();
-        match seen.fate {
+        match seen.outcome {
             // A late copy of the handshake is no packet of the connection any longer.
-            Fate::Dropped(reason)
+            PacketOutcome::Dropped(reason) | PacketOutcome::Rejected(reason)
                 if judged && !is_temporary(reason) && !segment.has(palisade_engine::parse::Tcp::SYN) =>
             {
                 Err(format!("a packet of a living connection was dropped, {reason:?}: {seen:?}"))
@@ -66,10 +65,10 @@ impl Invariant for NoLostConnection {
 
 #[test]
 fn no_connection_is_lost_with_two_members_one_after_the_other() {
-    crate::seeds(20, Story::TwoLosses { lying: false }).hold();
+    crate::seeds(20, FaultPlan::TwoLosses { lying: false }).hold();
 }
 
 #[test]
 fn connections_are_lost_by_disks_that_lie() {
-    crate::seeds(5, Story::TwoLosses { lying: true }).violate("P2 no lost connection");
+    crate::seeds(5, FaultPlan::TwoLosses { lying: true }).violate("P2 no lost connection");
 }

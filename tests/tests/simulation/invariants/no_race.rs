@@ -1,11 +1,13 @@
 //! P1, no race: while all is well, a handshake completes without a retransmission and without a drop, whichever members its
 //! packets pass, and however the hints between them are delayed.
 
-use crate::faults::Story;
+use palisade_engine::packet_loop::PacketOutcome;
+
+use crate::faults::FaultPlan;
 use crate::network::{MS, Nanos};
 use crate::sim::{Fact, Sim};
 use crate::traffic::Kind;
-use crate::worker::{Break, Fate};
+use crate::worker::Break;
 
 use super::Invariant;
 
@@ -34,11 +36,13 @@ impl Invariant for NoRace {
 
     fn hear(&mut self, fact: &Fact<'_>, sim: &Sim) -> Result<(), String> {
         match (fact, sim.calm_since) {
-            (Fact::Seen(seen), Some(since)) if seen.segment.kind == Kind::Legitimate => {
+            (Fact::Packet(seen), Some(since)) if seen.segment.kind == Kind::Legitimate => {
                 let connection = seen.segment.connection.and_then(|n| sim.traffic.connections.get(n));
                 let opening = connection.is_some_and(|c| c.opened >= since && c.completed.is_none());
-                match seen.fate {
-                    Fate::Dropped(reason) if opening && seen.segment.tuple.dst_port == crate::traffic::WEB => {
+                match seen.outcome {
+                    PacketOutcome::Dropped(reason) | PacketOutcome::Rejected(reason)
+                        if opening && seen.segment.tuple.dst_port == crate::traffic::WEB =>
+                    {
                         Err(format!("dropped in a handshake, {reason:?}: {seen:?}"))
                     }
                     _ => Ok(()),
@@ -59,10 +63,10 @@ impl Invariant for NoRace {
 
 #[test]
 fn no_race_holds_while_all_is_well() {
-    crate::seeds(20, Story::Calm).hold();
+    crate::seeds(20, FaultPlan::Calm).hold();
 }
 
 #[test]
 fn no_race_fails_if_nothing_is_held() {
-    crate::broken(Story::Calm, (None, Break::NoHolds)).violate("P1 no race");
+    crate::broken(FaultPlan::Calm, (None, Break::NoHolds)).violate("P1 no race");
 }

@@ -5,11 +5,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use palisade_engine::Generation;
+use palisade_engine::packet_loop::PacketOutcome;
 
-use crate::faults::Story;
+use crate::faults::FaultPlan;
 use crate::sim::{Fact, Sim, allows_alternate};
 use crate::traffic::{ALTERNATE, Kind};
-use crate::worker::{Fate, Seen};
+use crate::worker::ObservedPacket;
 
 use super::Invariant;
 
@@ -21,7 +22,7 @@ pub(crate) struct OnePolicy {
 }
 
 impl OnePolicy {
-    fn forwarded(&mut self, seen: &Seen) -> Result<(), String> {
+    fn forwarded(&mut self, seen: &ObservedPacket) -> Result<(), String> {
         let (segment, applied) = (&seen.segment, seen.generation);
         let mut allowed = segment.tuple.dst_port != ALTERNATE || allows_alternate(applied);
         if let Some(connection) = segment.connection {
@@ -50,18 +51,18 @@ impl Invariant for OnePolicy {
                 let known = *self.states.entry(sample.applied).or_insert(state);
                 if known == state { Ok(()) } else { Err(format!("not {known:?} at the same index: {sample:?}")) }
             }
-            Fact::Seen(seen) if seen.fate == Fate::Forwarded => self.forwarded(seen),
-            Fact::Seen(_) | Fact::Fault => Ok(()),
+            Fact::Packet(seen) if seen.outcome == PacketOutcome::Forwarded => self.forwarded(seen),
+            Fact::Packet(_) | Fact::Fault => Ok(()),
         }
     }
 }
 
 #[test]
 fn policies_change_at_one_index() {
-    crate::seeds(10, Story::PolicyBehindTheBack).hold();
+    crate::seeds(10, FaultPlan::PolicyBehindTheBack).hold();
 }
 
 #[test]
 fn one_policy_fails_if_a_disk_changes_it() {
-    crate::seeds(3, Story::Rotten).violate("P6 one policy");
+    crate::seeds(3, FaultPlan::Rotten).violate("P6 one policy");
 }

@@ -3,11 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::faults::Story;
+use palisade_engine::packet_loop::PacketOutcome;
+
+use crate::faults::FaultPlan;
 use crate::network::{MS, Nanos};
 use crate::sim::{Fact, Sim};
 use crate::traffic::{Kind, WEB};
-use crate::worker::{Break, Fate};
+use crate::worker::Break;
 
 use super::Invariant;
 
@@ -33,7 +35,7 @@ impl Invariant for SlowMember {
             return Ok(());
         };
         let since = *self.slow_since.get_or_insert(sim.now);
-        let Fact::Seen(seen) = fact else { return Ok(()) };
+        let Fact::Packet(seen) = fact else { return Ok(()) };
         let Some(number) = seen.segment.connection else { return Ok(()) };
         let connection = &sim.traffic.connections[number];
         if seen.member == slow {
@@ -46,13 +48,15 @@ impl Invariant for SlowMember {
         {
             return Ok(());
         }
-        match seen.fate {
-            Fate::Held => {
+        match seen.outcome {
+            PacketOutcome::Held => {
                 self.held.entry(number).or_insert(seen.at);
                 Ok(())
             }
-            Fate::Dropped(reason) => Err(format!("dropped beside a slow member, {reason:?}: {seen:?}")),
-            Fate::Forwarded => match self.held.remove(&number) {
+            PacketOutcome::Dropped(reason) | PacketOutcome::Rejected(reason) => {
+                Err(format!("dropped beside a slow member, {reason:?}: {seen:?}"))
+            }
+            PacketOutcome::Forwarded => match self.held.remove(&number) {
                 Some(from) if seen.at > from + HELD => {
                     Err(format!("held for {} ms beside a slow member: {seen:?}", (seen.at - from) / MS))
                 }
@@ -64,10 +68,10 @@ impl Invariant for SlowMember {
 
 #[test]
 fn a_slow_follower_slows_nobody() {
-    crate::seeds(20, Story::SlowFollower).hold();
+    crate::seeds(20, FaultPlan::SlowFollower).hold();
 }
 
 #[test]
 fn slow_member_fails_if_all_members_are_waited_for() {
-    crate::seeds_broken(4, Story::SlowFollower, (None, Break::AwaitAll)).violate("P7 slow member");
+    crate::seeds_broken(4, FaultPlan::SlowFollower, (None, Break::AwaitAll)).violate("P7 slow member");
 }

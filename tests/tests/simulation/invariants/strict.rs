@@ -4,13 +4,14 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use palisade_engine::packet_loop::PacketOutcome;
 use palisade_engine::parse::Tcp;
 
-use crate::faults::Story;
+use crate::faults::FaultPlan;
 use crate::network::{Nanos, SECOND};
 use crate::sim::{Fact, Sim};
 use crate::traffic::{Kind, Segment};
-use crate::worker::{Break, Fate};
+use crate::worker::Break;
 
 use super::Invariant;
 
@@ -30,9 +31,9 @@ impl Invariant for Strict {
     }
 
     fn hear(&mut self, fact: &Fact<'_>, sim: &Sim) -> Result<(), String> {
-        let Fact::Seen(seen) = fact else { return Ok(()) };
+        let Fact::Packet(seen) = fact else { return Ok(()) };
         let Segment { kind, connection, .. } = seen.segment;
-        if seen.fate != Fate::Forwarded || !matches!(kind, Kind::Blind | Kind::Near) {
+        if seen.outcome != PacketOutcome::Forwarded || !matches!(kind, Kind::Blind | Kind::Near) {
             return Ok(());
         }
         // After that a member may know a connection from the log only.
@@ -52,10 +53,10 @@ impl Invariant for Strict {
 
 #[test]
 fn forged_packets_do_not_pass() {
-    crate::seeds(20, Story::Calm).hold();
+    crate::seeds(20, FaultPlan::Calm).hold();
 }
 
 #[test]
 fn strict_fails_without_window_checks() {
-    crate::broken(Story::Calm, (Some(1), Break::NoWindows)).violate("P4 strict");
+    crate::broken(FaultPlan::Calm, (Some(1), Break::NoWindows)).violate("P4 strict");
 }

@@ -121,7 +121,7 @@ fn connection_in(state: State) -> Option<Connection> {
 
 /// The decision of the code.
 fn done(state: State, flags: u8, direction: Direction) -> Decision {
-    use crate::pipeline::{HandshakeStep, step};
+    use crate::pipeline::{HandshakeStep, TcpHandshake};
     let (s, r) = (direction, direction.flip());
     let Some(connection) = connection_in(state) else {
         let syns = syns();
@@ -129,7 +129,8 @@ fn done(state: State, flags: u8, direction: Direction) -> Decision {
         let seq = if flags & Tcp::SYN != 0 { ISN[s] } else { first(s) };
         let tcp = Tcp { seq, ack: first(r), flags, window: 9, payload: 0, wscale: None, sack_permitted: false };
         let server = (state == SynRecv).then_some(&syns.reply);
-        return match step(&syns.original, server, direction, &tcp, false, None) {
+        let handshake = TcpHandshake { client: &syns.original, server, proposed: false, challenge: None };
+        return match handshake.classify(direction, &tcp) {
             Ok(
                 HandshakeStep::SynRetransmit
                 | HandshakeStep::SynAckRetransmit

@@ -14,12 +14,12 @@ use tokio::time::interval;
 
 use palisade_lab::traffic::Traffic;
 
-const PANEL_EVERY: Duration = Duration::from_millis(250);
-const LINE_EVERY: Duration = Duration::from_secs(2);
+const PANEL_INTERVAL: Duration = Duration::from_millis(250);
+const LINE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// What the script tells the view.
 #[derive(Debug)]
-pub(super) struct Board {
+pub(super) struct Dashboard {
     pub(super) began: Time,
     state: Mutex<State>,
     terminal: bool,
@@ -32,10 +32,10 @@ struct State {
     drawn: usize,
 }
 
-impl Board {
-    pub(super) fn new() -> Arc<Board> {
+impl Dashboard {
+    pub(super) fn new() -> Arc<Dashboard> {
         let terminal = std::io::stderr().is_terminal();
-        Arc::new(Board { began: clock::now(), state: Mutex::default(), terminal })
+        Arc::new(Dashboard { began: clock::now(), state: Mutex::default(), terminal })
     }
 
     /// Something happened; it stays on the screen above the panel.
@@ -66,8 +66,8 @@ impl Board {
     }
 
     /// Shows what happens, for ever.
-    pub(super) async fn show(self: Arc<Board>, traffic: Arc<Traffic>) {
-        let mut ticks = interval(if self.terminal { PANEL_EVERY } else { LINE_EVERY });
+    pub(super) async fn show(self: Arc<Dashboard>, traffic: Arc<Traffic>) {
+        let mut ticks = interval(if self.terminal { PANEL_INTERVAL } else { LINE_INTERVAL });
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;

@@ -1,39 +1,47 @@
-//! Policies, zones and members.
+//! The registers that administrators change: policies, zones, members.
 
 use std::sync::Arc;
 
-use super::{MemberChange, Outcome, PolicyChange, Replica};
+use super::{Effects, MemberChange, Outcome, PolicyChange, StateMachine};
 use crate::active_policy::ActivePolicy;
 use crate::cluster_state::PolicyRecord;
 use crate::id::{Generation, MemberId, ZoneId};
-use crate::policy::{Compiled, Policy};
+use crate::policy::{Compiled, Policy, PolicyError};
 
-/// Policies kept, the one in force included.
-const HISTORY: usize = 32;
+/// Number of policies kept, the active one included.
+const MAX_POLICY_HISTORY: usize = 32;
 
-/// Longest policy text.
-pub(super) const POLICY_TEXT: usize = 8 << 20;
+/// Maximum length of a policy's text, in bytes.
+pub(super) const MAX_POLICY_BYTES: usize = 8 << 20;
 
-/// Most join tokens.
-const TOKENS: usize = 64;
+/// Maximum number of join tokens.
+const MAX_JOIN_TOKENS: usize = 64;
 
-/// Numbers the zones that a policy names: known names keep theirs, new ones are appended.
-fn number(zones: &mut Vec<String>, names: &[String]) -> Result<(), String> {
+/// Why the text of a policy was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum CompileError {
+    /// The policy has errors.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// The cluster would have more zone names than there are numbers.
+    #[error("a cluster can have at most 65,534 zone names")]
+    TooManyZones,
+}
+
+/// Numbers the zones that a policy names: known names keep their numbers, new ones are appended.
+fn number_zones(zones: &mut Vec<String>, names: &[String]) -> Result<(), CompileError> {
     for name in names {
         if !zones.contains(name) {
             zones.push(name.clone());
         }
     }
-    match u16::try_from(zones.len()) {
-        Ok(_) => Ok(()),
-        Err(_) => Err("a cluster can have at most 65,534 zone names".to_owned()),
-    }
+    u16::try_from(zones.len()).map(|_| ()).map_err(|_| CompileError::TooManyZones)
 }
 
 /// Parses and compiles a policy against the zone register.
-pub(super) fn compile(text: &str, zones: &mut Vec<String>) -> Result<Compiled, String> {
-    let policy = Policy::parse("policy", text).map_err(|e| e.to_string())?;
-    number(zones, policy.zones())?;
+pub(super) fn compile(text: &str, zones: &mut Vec<String>) -> Result<Compiled, CompileError> {
+    let policy = Policy::parse("policy", text)?;
+    number_zones(zones, policy.zones())?;
     Ok(policy.compile(&mut |name| zone(zones, name)))
 }
 
@@ -42,25 +50,25 @@ fn zone(zones: &[String], name: &str) -> ZoneId {
     number.map_or(ZoneId::UNKNOWN, ZoneId)
 }
 
-/// The packet path's form of a policy.
+/// The form of a policy that the packet path uses.
 pub(super) fn active_policy(generation: Generation, rules: Option<Compiled>, zones: &[String]) -> ActivePolicy {
     let zones = zones.iter().skip(1).map(|name| (name.clone(), zone(zones, name))).collect();
     ActivePolicy { generation, rules, zones }
 }
 
-impl Replica {
-    pub(super) fn policy(&mut self, change: &PolicyChange, unix_ms: u64) -> Outcome {
+impl StateMachine {
+    pub(super) fn change_policy(&mut self, change: &PolicyChange, unix_ms: u64, effects: &mut Effects) -> Outcome {
         let settings = &mut self.settings;
         if change.base != settings.generation {
             return Outcome::Stale(settings.generation);
         }
-        if change.text.len() > POLICY_TEXT {
-            return Outcome::Invalid(format!("a policy can have at most {POLICY_TEXT} bytes"));
+        if change.text.len() > MAX_POLICY_BYTES {
+            return Outcome::Invalid(format!("a policy can have at most {MAX_POLICY_BYTES} bytes"));
         }
         let mut zones = settings.cluster.zones.clone();
         let rules = match compile(&change.text, &mut zones) {
             Ok(rules) => rules,
-            Err(why) => return Outcome::Invalid(why),
+            Err(error) => return Outcome::Invalid(error.to_string()),
         };
         let generation = Generation(settings.generation.0 + 1);
         settings.generation = generation;
@@ -70,23 +78,22 @@ impl Replica {
             author: change.author.clone(),
             unix_ms,
         }));
-        let old = settings.cluster.policies.len().saturating_sub(HISTORY);
+        let old = settings.cluster.policies.len().saturating_sub(MAX_POLICY_HISTORY);
         settings.cluster.policies.drain(..old);
-        let active_policy = active_policy(generation, Some(rules), &zones);
+        effects.active_policy = Some(Box::new(active_policy(generation, Some(rules), &zones)));
         settings.cluster.zones = zones;
-        self.engine.activate(active_policy);
-        self.settings_changed();
+        self.settings_changed(effects);
         Outcome::Policy(generation)
     }
 
-    pub(super) fn member(&mut self, change: &MemberChange, unix_ms: u64) -> Outcome {
+    pub(super) fn change_members(&mut self, change: &MemberChange, unix_ms: u64, effects: &mut Effects) -> Outcome {
         let settings = &mut self.settings;
         let cluster = &mut settings.cluster;
-        let founded = !cluster.cluster_id.is_empty();
+        let initialized = !cluster.cluster_id.is_empty();
         let outcome = match change {
-            MemberChange::Init { .. } if founded => Outcome::Conflict,
+            MemberChange::Init { .. } if initialized => Outcome::Conflict,
             MemberChange::Init { cluster_id, .. } if cluster_id.is_empty() => {
-                Outcome::Invalid("a cluster's id can not be empty".to_owned())
+                Outcome::Invalid("the cluster id cannot be empty".to_owned())
             }
             MemberChange::Init { cluster_id, member } => {
                 cluster.cluster_id.clone_from(cluster_id);
@@ -94,10 +101,10 @@ impl Replica {
                 settings.next_member = 2;
                 Outcome::Member(MemberId(1))
             }
-            _ if !founded => Outcome::Invalid("the cluster is not initialised".to_owned()),
+            _ if !initialized => Outcome::Invalid("the cluster is not initialized".to_owned()),
             MemberChange::Token { secret_digest, expires_unix_ms } => {
                 cluster.tokens.retain(|(digest, end)| *end > unix_ms && digest != secret_digest);
-                if cluster.tokens.len() >= TOKENS {
+                if cluster.tokens.len() >= MAX_JOIN_TOKENS {
                     return Outcome::Full;
                 }
                 cluster.tokens.push((secret_digest.clone(), *expires_unix_ms));
@@ -116,29 +123,29 @@ impl Replica {
                 if cluster.members.remove(id).is_none() {
                     return Outcome::Invalid(format!("there is no member {id}"));
                 }
-                self.windows.forget(*id);
+                self.dedup.remove(*id);
                 Outcome::Accepted
             }
         };
-        self.settings_changed();
+        self.settings_changed(effects);
         outcome
     }
 
-    /// Makes this the state of a new cluster that `member` goes on with alone: the others are struck off, their ids are
-    /// never used again, and no join token is good any longer. For a state that no other member has.
-    pub fn force_new_cluster(&mut self, cluster_id: &str, member: MemberId) {
+    /// Makes this the state of a new cluster with one member: the others are removed, their ids are never used again, and
+    /// all join tokens are void. For a state that no other member has.
+    pub(crate) fn force_new_cluster(&mut self, cluster_id: &str, member: MemberId, effects: &mut Effects) {
         let cluster = &mut self.settings.cluster;
         cluster_id.clone_into(&mut cluster.cluster_id);
         cluster.tokens.clear();
         let gone: Vec<MemberId> = cluster.members.keys().copied().filter(|id| *id != member).collect();
         for id in gone {
             cluster.members.remove(&id);
-            self.windows.forget(id);
+            self.dedup.remove(id);
         }
-        self.settings_changed();
+        self.settings_changed(effects);
     }
 
-    /// Was this id a member's that left? Its late batches count no more.
+    /// Whether this id was that of a member that has left. Its late batches have no effect.
     pub(super) fn has_left(&self, id: MemberId) -> bool {
         let cluster = &self.settings.cluster;
         !cluster.cluster_id.is_empty() && id.0 < self.settings.next_member && !cluster.members.contains_key(&id)

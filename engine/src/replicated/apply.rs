@@ -1,0 +1,202 @@
+//! Applying a command.
+
+use super::dedup::SerialStatus;
+use super::store::{Admission, Effects, LocalContext, Refusal, SessionStore};
+use super::{Applied, Batch, Command, ExpireIdle, Outcome, Replicated, StateMachine};
+use crate::id::SessionId;
+use crate::session::{Close, Establish, HandshakeState};
+use crate::tuple::{Protocol, Tuple};
+
+impl StateMachine {
+    /// Begins a batch. A batch of a member that has left is not applied: all its commands have the outcome that is the error.
+    pub(crate) fn begin_batch(&mut self, batch: &Batch) -> Result<(), Outcome> {
+        if self.has_left(batch.proposer) {
+            return Err(Outcome::Invalid(format!("member {} has left", batch.proposer)));
+        }
+        self.dedup.advance(batch.proposer, batch.lowest_outstanding);
+        Ok(())
+    }
+
+    /// Applies the command at this position of a batch that was begun.
+    pub(crate) fn apply(
+        &mut self,
+        store: &impl SessionStore,
+        local: LocalContext<'_>,
+        batch: &Batch,
+        at: usize,
+    ) -> (Applied, Effects) {
+        let mut effects = Effects::default();
+        let serial = batch.first_serial.checked_add(at as u64);
+        let status = serial.map_or(SerialStatus::OutOfRange, |serial| self.dedup.status(batch.proposer, serial));
+        let applied = match (status, serial, batch.commands.get(at)) {
+            (SerialStatus::Duplicate(outcome), ..) => Applied::unchanged(outcome),
+            (SerialStatus::Expired, ..) => Applied::unchanged(Outcome::SerialExpired),
+            (SerialStatus::New, Some(serial), Some(command)) => {
+                // The digest is that of everything that is replicated.
+                let before = self.digest();
+                let mut removed = Vec::new();
+                let outcome = self.command(store, local, batch, command, &mut removed, &mut effects);
+                let changed = self.digest() != before;
+                self.dedup.record(batch.proposer, serial, &outcome);
+                Applied { outcome, changed, removed }
+            }
+            _ => Applied::unchanged(Outcome::Invalid(
+                "the serial number is too far above the proposer's lowest outstanding one".to_owned(),
+            )),
+        };
+        (applied, effects)
+    }
+
+    fn command(
+        &mut self,
+        store: &impl SessionStore,
+        local: LocalContext<'_>,
+        batch: &Batch,
+        command: &Command,
+        removed: &mut Vec<SessionId>,
+        effects: &mut Effects,
+    ) -> Outcome {
+        match command {
+            Command::Establish(establish) => return self.establish(store, local, establish, effects),
+            Command::Close(Close { id, cause }) => {
+                let change = store.change(local, *id, &mut |session| session.close(*cause), effects);
+                self.add_to_digest(change);
+            }
+            Command::Refresh(ids) => {
+                for id in ids {
+                    let change = store.change(local, *id, &mut Replicated::refresh, effects);
+                    self.add_to_digest(change);
+                }
+            }
+            Command::Expire(ids) | Command::Revoke(ids) => {
+                for id in ids {
+                    self.remove(store, *id, &|_| true, removed);
+                }
+            }
+            Command::ExpireIdle(idle) => self.expire_idle(store, idle, removed, effects),
+            Command::Resume => {
+                self.resume_epoch = self.resume_epoch.wrapping_add(1);
+                effects.resume_epoch = Some(self.resume_epoch);
+            }
+            Command::Policy(change) => return self.change_policy(change, batch.unix_ms, effects),
+            Command::Member(change) => return self.change_members(change, batch.unix_ms, effects),
+        }
+        Outcome::Accepted
+    }
+
+    fn establish(
+        &mut self,
+        store: &impl SessionStore,
+        local: LocalContext<'_>,
+        establish: &Establish,
+        effects: &mut Effects,
+    ) -> Outcome {
+        if let Some(why) = invalid(establish) {
+            return Outcome::Invalid(why.to_owned());
+        }
+        let id_is_taken = store.tuple_of(establish.id).is_some_and(|tuple| tuple != establish.original);
+        let mut judged = (Outcome::Accepted, None);
+        let change = store.establish(
+            local,
+            establish,
+            &mut |occupant| {
+                let (outcome, admission) = self.judge(establish, occupant, id_is_taken);
+                let superseded = occupant.map(Replicated::id).filter(|_| matches!(admission, Admission::Insert(_)));
+                judged = (outcome, matches!(admission, Admission::Insert(_)).then_some(superseded));
+                admission
+            },
+            effects,
+        );
+        self.add_to_digest(change);
+        let (outcome, inserted) = judged;
+        if let Some(superseded) = inserted {
+            self.sessions += 1;
+            superseded.into_iter().for_each(|id| self.release(id));
+        }
+        outcome
+    }
+
+    /// Judges an establishment. `occupant` is the session that has its tuple.
+    fn judge(&self, establish: &Establish, occupant: Option<&Replicated>, id_is_taken: bool) -> (Outcome, Admission) {
+        if occupant.is_some_and(|session| session.id() == establish.id) {
+            return (Outcome::Accepted, Admission::Present);
+        }
+        if id_is_taken || self.tombstones.contains(establish.id) {
+            return (Outcome::Conflict, Admission::Refuse(Refusal::Conflict));
+        }
+        let active = self.settings.generation;
+        if establish.generation != active {
+            return (Outcome::Stale(active), Admission::Refuse(Refusal::Stale));
+        }
+        match occupant {
+            Some(old) if old.is_open() || establish.supersedes != Some(old.id()) => {
+                (Outcome::Conflict, Admission::Refuse(Refusal::Conflict))
+            }
+            None if self.sessions >= self.max_sessions => (Outcome::Full, Admission::Refuse(Refusal::Full)),
+            _ => (Outcome::Accepted, Admission::Insert(Replicated::new(establish))),
+        }
+    }
+
+    fn expire_idle(
+        &mut self,
+        store: &impl SessionStore,
+        idle: &ExpireIdle,
+        removed: &mut Vec<SessionId>,
+        effects: &mut Effects,
+    ) {
+        if idle.resume_epoch != self.resume_epoch {
+            return;
+        }
+        for &(id, epoch) in &idle.sessions {
+            let confirm_idle = |session: &Replicated| session.is_open() && session.activity_epoch() == epoch;
+            if let Some(tuple) = self.remove(store, id, &confirm_idle, removed) {
+                // A packet that came too late may open another session.
+                store.wake_waiting(&tuple, effects);
+            }
+        }
+    }
+
+    fn remove(
+        &mut self,
+        store: &impl SessionStore,
+        id: SessionId,
+        condition: &dyn Fn(&Replicated) -> bool,
+        removed: &mut Vec<SessionId>,
+    ) -> Option<Tuple> {
+        let removal = store.remove(id, condition)?;
+        self.add_to_digest(removal.digest_change);
+        self.release(id);
+        removed.push(id);
+        Some(removal.tuple)
+    }
+
+    fn add_to_digest(&mut self, change: u64) {
+        self.sessions_digest = self.sessions_digest.wrapping_add(change);
+    }
+
+    /// Counts a session that is no longer in the table, and keeps its id from coming back.
+    fn release(&mut self, id: SessionId) {
+        self.sessions -= 1;
+        self.tombstones.insert(id);
+    }
+}
+
+impl Applied {
+    /// A command without an effect.
+    pub(crate) fn unchanged(outcome: Outcome) -> Applied {
+        Applied { outcome, changed: false, removed: Vec::new() }
+    }
+}
+
+/// What is wrong with an establishment, whatever the state.
+pub(super) fn invalid(establish: &Establish) -> Option<&'static str> {
+    if establish.reply != establish.original.inverse() {
+        return Some("the reply tuple is not the inverse of the original one: there is no address translation");
+    }
+    match (&establish.protocol, establish.original.protocol) {
+        (HandshakeState::Tcp { server: Some(_), .. }, Protocol::TCP) => None,
+        (HandshakeState::Generic { .. }, protocol) if protocol != Protocol::TCP => None,
+        (HandshakeState::Tcp { server: None, .. }, Protocol::TCP) => Some("the server's SYN parameters are missing"),
+        _ => Some("the handshake state is not of the tuple's protocol"),
+    }
+}

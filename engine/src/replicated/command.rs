@@ -1,0 +1,150 @@
+//! Commands: entries of the replicated log, applied in its order.
+//!
+//! Everything that had to be chosen (ids, times, ports) is in the command, so that applying it is a function of the state
+//! and the command alone. The encoding is `postcard`'s: variants and fields are identified by their order.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::cluster_state::MemberInfo;
+use crate::id::{Generation, MemberId, SessionId};
+use crate::session::{Close, Establish};
+
+/// One entry of the log: the commands that one member proposed while its last batch was in flight.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Batch {
+    /// The member that proposes.
+    pub proposer: MemberId,
+    /// The serial number of the first command. A proposer numbers its commands without gaps, and a batch that is proposed
+    /// again has the same numbers.
+    pub first_serial: u64,
+    /// The proposer's lowest serial number that it has not seen applied. Outcomes below it are dropped; a command below it
+    /// is a late copy and has no effect.
+    pub lowest_outstanding: u64,
+    /// The proposer's wall clock, milliseconds since 1970. For people (`since`), never for decisions.
+    pub unix_ms: u64,
+    /// The commands.
+    pub commands: Vec<Command>,
+}
+
+/// For logs: the proposer and the serial numbers, never the commands themselves: there may be thousands.
+impl fmt::Display for Batch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} commands of member {} from {}", self.commands.len(), self.proposer, self.first_serial)
+    }
+}
+
+/// A change of the replicated state.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Command {
+    /// Adds a session, if its policy generation is the active one ([`Outcome::Stale`] otherwise), its tuples are free or
+    /// held by the closed session that it supersedes ([`Outcome::Conflict`]), and there is room ([`Outcome::Full`]). A
+    /// session that is there already is accepted.
+    Establish(Box<Establish>),
+    /// Closes a session (TIME_WAIT, CLOSE): its packets still pass, and another session may supersede it.
+    Close(Close),
+    /// Removes sessions whose TIME_WAIT is over. Unknown ids have no effect.
+    Expire(Vec<SessionId>),
+    /// Removes sessions that an administrator or a new policy revokes. Unknown ids have no effect.
+    Revoke(Vec<SessionId>),
+    /// Activates a policy from this index on, if `base` is the active generation ([`Outcome::Stale`] otherwise).
+    Policy(Box<PolicyChange>),
+    /// Changes the list of members.
+    Member(MemberChange),
+    /// Keeps sessions alive that members may have reported as idle: each begins its next activity epoch, and the packet that
+    /// a member holds passes. Unknown and closed ones stay as they are.
+    Refresh(Vec<SessionId>),
+    /// Removes open sessions that all members reported as idle, unless a report may have become void since.
+    ExpireIdle(ExpireIdle),
+    /// Begins the next resume epoch: the proposer forwards packets (again), and is not bound by what it reported about idle
+    /// sessions before.
+    Resume,
+}
+
+/// Sessions to remove because all members reported them as idle.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ExpireIdle {
+    /// The resume epoch when the first member was asked. If a member has resumed since ([`Command::Resume`]), nothing is
+    /// removed: its report does not bind it any longer.
+    pub resume_epoch: u64,
+    /// The sessions, with their activity epochs when the first member was asked. One that was refreshed since
+    /// ([`Command::Refresh`]) stays.
+    pub sessions: Vec<(SessionId, u16)>,
+}
+
+/// A new policy.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PolicyChange {
+    /// The generation that it replaces.
+    pub base: Generation,
+    /// The policy's text in canonical form. It was checked before it was proposed. If it does not compile nevertheless, it is
+    /// refused ([`Outcome::Invalid`]), and the active one stays.
+    pub text: String,
+    /// Who applied it, for the history.
+    pub author: String,
+}
+
+/// A change of the register of members: ids, names, addresses. Who votes is openraft's membership.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum MemberChange {
+    /// The first member of a new cluster, with the cluster's id.
+    Init {
+        /// The cluster's random id, as hexadecimal text.
+        cluster_id: String,
+        /// The member: id 1.
+        member: MemberInfo,
+    },
+    /// Accepts a join secret until `expires_unix_ms`.
+    Token {
+        /// SHA-256 or another one-way digest of the secret, as the join service computes it.
+        secret_digest: Vec<u8>,
+        /// When it ends, on the leader's wall clock.
+        expires_unix_ms: u64,
+    },
+    /// Registers a member, with the next free id ([`Outcome::Member`]). Its name must be free ([`Outcome::Conflict`]).
+    Join(MemberInfo),
+    /// Removes a member. Its id is never used again.
+    Leave(MemberId),
+}
+
+/// What applying a command did. Committed is not accepted.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Outcome {
+    /// It was applied.
+    Accepted,
+    /// The command was based on a policy generation that is no longer active. This one is.
+    Stale(Generation),
+    /// Another session, or member, has that tuple, or name.
+    Conflict,
+    /// No room.
+    Full,
+    /// The command cannot be applied, for this reason.
+    Invalid(String),
+    /// The policy is in force under this generation.
+    Policy(Generation),
+    /// The member is registered under this id.
+    Member(MemberId),
+    /// A copy of a command whose outcome is no longer kept.
+    SerialExpired,
+}
+
+/// The effect of a command on the replicated state.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Applied {
+    /// The outcome. A copy has that of the first one.
+    pub outcome: Outcome,
+    /// Whether the replicated state changed. A copy does not change it, nor does a command that asks for what is so already:
+    /// a session that is established under the same id, closed or removed twice.
+    pub changed: bool,
+    /// The sessions that it removed, without one that was superseded.
+    pub removed: Vec<SessionId>,
+}
+
+impl Applied {
+    /// The outcomes alone, for the proposer.
+    #[must_use]
+    pub fn outcomes(all: &[Applied]) -> Vec<Outcome> {
+        all.iter().map(|applied| applied.outcome.clone()).collect()
+    }
+}

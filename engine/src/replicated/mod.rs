@@ -1,0 +1,129 @@
+//! The replicated state, and the commands that change it.
+//!
+//! All members have in common: the [`ClusterState`] (members, policies, zones), the replicated parts of the sessions, and
+//! what makes every command take effect once (outcomes by proposer, ids of removed sessions). [`StateMachine`] changes it. It
+//! looks at nothing but the state and the command; it keeps the sessions in a [`SessionStore`], and returns what follows on
+//! this member alone as [`Effects`].
+
+mod apply;
+mod command;
+mod dedup;
+mod register;
+mod session;
+mod snapshot;
+mod store;
+
+use std::collections::BTreeMap;
+
+use crate::cluster_state::{ClusterState, MemberInfo};
+use crate::digest::{Kind, element};
+use crate::id::{Generation, MemberId};
+pub use command::{Applied, Batch, Command, ExpireIdle, MemberChange, Outcome, PolicyChange};
+use dedup::{DedupTable, Tombstones};
+pub use register::CompileError;
+pub(crate) use session::{Replicated, SessionRecord};
+pub use snapshot::RestoreError;
+pub(crate) use snapshot::{SnapshotContent, read};
+pub(crate) use store::{Admission, Effects, LocalContext, Refusal, Removal, SessionStore};
+
+/// The replicated state machine, but for the sessions themselves.
+pub(crate) struct StateMachine {
+    settings: Settings,
+    dedup: DedupTable,
+    tombstones: Tombstones,
+    /// Number of sessions in the store.
+    sessions: usize,
+    max_sessions: usize,
+    /// Sum of the sessions' digests.
+    sessions_digest: u64,
+    settings_digest: u64,
+    /// How many times members began to forward packets (again).
+    resume_epoch: u64,
+}
+
+/// The part of the state that only administrators change.
+#[derive(Clone, Default)]
+struct Settings {
+    cluster: ClusterState,
+    generation: Generation,
+    /// Ids are never used again.
+    next_member: u64,
+}
+
+impl StateMachine {
+    /// The state of a new cluster.
+    pub(crate) fn new(max_sessions: usize) -> StateMachine {
+        let cluster = ClusterState { zones: vec![String::new()], ..ClusterState::default() };
+        let settings = Settings { cluster, generation: Generation(0), next_member: 1 };
+        StateMachine {
+            settings_digest: settings.digest(),
+            settings,
+            dedup: DedupTable::default(),
+            tombstones: Tombstones::default(),
+            sessions: 0,
+            max_sessions,
+            sessions_digest: 0,
+            resume_epoch: 0,
+        }
+    }
+
+    pub(crate) fn cluster_state(&self) -> &ClusterState {
+        &self.settings.cluster
+    }
+
+    /// An order-independent hash of the whole replicated state.
+    pub(crate) fn digest(&self) -> u64 {
+        sum([
+            self.sessions_digest,
+            self.settings_digest,
+            self.dedup.digest(),
+            self.tombstones.digest(),
+            resume_digest(self.resume_epoch),
+        ])
+    }
+
+    #[cfg(test)]
+    pub(crate) fn sessions(&self) -> usize {
+        self.sessions
+    }
+
+    #[cfg(test)]
+    pub(crate) fn sessions_digest(&self) -> u64 {
+        self.sessions_digest
+    }
+
+    /// Makes the digest, and the engine, know changed settings.
+    fn settings_changed(&mut self, effects: &mut Effects) {
+        self.settings_digest = self.settings.digest();
+        effects.cluster_state = Some(Box::new(self.settings.cluster.clone()));
+    }
+}
+
+fn sum<const N: usize>(digests: [u64; N]) -> u64 {
+    digests.into_iter().fold(0, u64::wrapping_add)
+}
+
+fn resume_digest(resume_epoch: u64) -> u64 {
+    element(Kind::ResumeEpoch, &resume_epoch)
+}
+
+impl Settings {
+    fn digest(&self) -> u64 {
+        let cluster = &self.cluster;
+        let policies: BTreeMap<_, _> =
+            cluster.policies.iter().map(|p| (p.generation, (&p.text, &p.author, p.unix_ms))).collect();
+        let members: &BTreeMap<MemberId, MemberInfo> = &cluster.members;
+        element(
+            Kind::Settings,
+            &(
+                &cluster.cluster_id,
+                members,
+                &cluster.tokens,
+                policies,
+                &cluster.zones,
+                self.generation,
+                self.next_member,
+            ),
+        )
+    }
+}

@@ -1,0 +1,398 @@
+//! Snapshots: exact at one index, made while commands are applied, and read back with suspicion.
+//!
+//! # Format
+//!
+//! The magic, then chunks: a kind (1 byte), the length of the content (4 bytes, little endian), its CRC-32 (4 bytes,
+//! over kind, length and content), the content (`postcard`).
+//!
+//! | kind | content | how many |
+//! |---|---|---|
+//! | 1 | cluster id, members, join tokens, zones, next member id, generation, resume epoch | one, first |
+//! | 2 | a policy | up to 32, oldest first |
+//! | 3 | a proposer's outcomes from a serial number on | any |
+//! | 4 | ids of removed sessions, and how many older ones were dropped | any, in order |
+//! | 5 | sessions | any |
+//! | 9 | number of sessions, digest | one, last |
+//!
+//! # Reading
+//!
+//! [`read`] parses the chunks into [`Parsed`], and validates that as a whole. Only then does anything change.
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::io::{self, Read, Write};
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::apply::invalid;
+use super::dedup::{DedupTable, MAX_OUTSTANDING, MAX_TOMBSTONES, ProposerSession, Tombstones};
+use super::register::{self, CompileError};
+use super::{Effects, Outcome, Replicated, SessionRecord, Settings, StateMachine};
+use crate::active_policy::ActivePolicy;
+use crate::cluster_state::{ClusterState, MemberInfo, PolicyRecord};
+use crate::id::{Generation, MemberId, SessionId};
+use crate::policy::Compiled;
+
+/// Format version 1.
+const MAGIC: &[u8; 8] = b"PALSNAP1";
+
+/// Maximum length of a chunk's content: a policy with its record fits.
+const MAX_CHUNK_BYTES: u32 = (register::MAX_POLICY_BYTES as u32) + (1 << 20);
+
+const SESSIONS_PER_CHUNK: usize = 256;
+const OUTCOMES_PER_CHUNK: usize = 1024;
+const TOMBSTONES_PER_CHUNK: usize = 4096;
+
+mod kind {
+    pub(super) const SETTINGS: u8 = 1;
+    pub(super) const POLICY: u8 = 2;
+    pub(super) const OUTCOMES: u8 = 3;
+    pub(super) const TOMBSTONES: u8 = 4;
+    pub(super) const SESSIONS: u8 = 5;
+    pub(super) const END: u8 = 9;
+}
+
+#[derive(Serialize, Deserialize)]
+struct SettingsRecord {
+    cluster_id: String,
+    members: BTreeMap<MemberId, MemberInfo>,
+    tokens: Vec<(Vec<u8>, u64)>,
+    zones: Vec<String>,
+    next_member: u64,
+    generation: Generation,
+    resume_epoch: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct PolicyText {
+    generation: Generation,
+    text: String,
+    author: String,
+    unix_ms: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Outcomes {
+    proposer: MemberId,
+    lowest_outstanding: u64,
+    first_serial: u64,
+    outcomes: Vec<Option<Outcome>>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct End {
+    sessions: u64,
+    digest: u64,
+}
+
+/// Why a snapshot was refused. The state is then as before.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// It could not be read.
+    #[error("the snapshot cannot be read")]
+    Io(#[from] io::Error),
+    /// It is not what it should be.
+    #[error("the snapshot is damaged: {0}")]
+    Damaged(String),
+    /// Its policy does not compile.
+    #[error("the snapshot's policy does not compile")]
+    Policy(#[from] CompileError),
+}
+
+fn damaged(why: impl Into<String>) -> RestoreError {
+    RestoreError::Damaged(why.into())
+}
+
+/// The state as it is at one index, but for the sessions themselves.
+pub(crate) struct SnapshotContent {
+    settings: Settings,
+    dedup: DedupTable,
+    tombstones: Tombstones,
+    sessions: usize,
+    digest: u64,
+    resume_epoch: u64,
+}
+
+fn checksum(kind: u8, length: [u8; 4], content: &[u8]) -> u32 {
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&[kind]);
+    crc.update(&length);
+    crc.update(content);
+    crc.finalize()
+}
+
+fn write_chunk(to: &mut dyn Write, kind: u8, content: &impl Serialize) -> io::Result<()> {
+    let content = postcard::to_stdvec(content).map_err(io::Error::other)?;
+    let length = u32::try_from(content.len()).ok().filter(|n| *n <= MAX_CHUNK_BYTES);
+    let length = length.ok_or_else(|| io::Error::other("a chunk is too long"))?.to_le_bytes();
+    to.write_all(&[kind])?;
+    to.write_all(&length)?;
+    to.write_all(&checksum(kind, length, &content).to_le_bytes())?;
+    to.write_all(&content)
+}
+
+impl SnapshotContent {
+    /// Writes the snapshot. `shard` yields the sessions of each of the store's shards, as they were at the same index.
+    pub(crate) fn write(
+        &self,
+        to: &mut dyn Write,
+        shard: &mut dyn FnMut(u8) -> io::Result<Vec<SessionRecord>>,
+    ) -> io::Result<()> {
+        to.write_all(MAGIC)?;
+        self.write_settings(to)?;
+        self.write_dedup(to)?;
+        for number in 0..=u8::MAX {
+            for chunk in shard(number)?.chunks(SESSIONS_PER_CHUNK) {
+                write_chunk(to, kind::SESSIONS, &chunk)?;
+            }
+        }
+        write_chunk(to, kind::END, &End { sessions: self.sessions as u64, digest: self.digest })
+    }
+
+    fn write_settings(&self, to: &mut dyn Write) -> io::Result<()> {
+        let cluster = &self.settings.cluster;
+        let settings = SettingsRecord {
+            cluster_id: cluster.cluster_id.clone(),
+            members: cluster.members.clone(),
+            tokens: cluster.tokens.clone(),
+            zones: cluster.zones.clone(),
+            next_member: self.settings.next_member,
+            generation: self.settings.generation,
+            resume_epoch: self.resume_epoch,
+        };
+        write_chunk(to, kind::SETTINGS, &settings)?;
+        for policy in &cluster.policies {
+            let PolicyRecord { generation, text, author, unix_ms } = PolicyRecord::clone(policy);
+            write_chunk(to, kind::POLICY, &PolicyText { generation, text, author, unix_ms })?;
+        }
+        Ok(())
+    }
+
+    fn write_dedup(&self, to: &mut dyn Write) -> io::Result<()> {
+        for (&proposer, session) in &self.dedup.proposers {
+            let lowest_outstanding = session.lowest_outstanding;
+            let all: Vec<_> = session.outcomes.iter().cloned().collect();
+            // A proposer without outcomes has a lowest outstanding serial number all the same.
+            let chunks = all.chunks(OUTCOMES_PER_CHUNK).chain(all.is_empty().then_some(&[][..]));
+            for (chunk, first_serial) in chunks.zip((lowest_outstanding..).step_by(OUTCOMES_PER_CHUNK)) {
+                let outcomes = Outcomes { proposer, lowest_outstanding, first_serial, outcomes: chunk.to_vec() };
+                write_chunk(to, kind::OUTCOMES, &outcomes)?;
+            }
+        }
+        let removed: Vec<SessionId> = self.tombstones.iter().collect();
+        for chunk in removed.chunks(TOMBSTONES_PER_CHUNK) {
+            write_chunk(to, kind::TOMBSTONES, &(self.tombstones.before(), chunk))?;
+        }
+        Ok(())
+    }
+}
+
+/// The next chunk. Memory grows with what is really there, not with what the length claims.
+fn read_chunk(from: &mut dyn Read) -> Result<(u8, Vec<u8>), RestoreError> {
+    let mut head = [0; 9];
+    from.read_exact(&mut head)?;
+    let [kind, l0, l1, l2, l3, c0, c1, c2, c3] = head;
+    let length = u32::from_le_bytes([l0, l1, l2, l3]);
+    if length > MAX_CHUNK_BYTES {
+        return Err(damaged(format!("it has a chunk of {length} bytes")));
+    }
+    let mut content = Vec::new();
+    from.take(u64::from(length)).read_to_end(&mut content)?;
+    if content.len() as u64 != u64::from(length) {
+        return Err(damaged("it ends within a chunk"));
+    }
+    if checksum(kind, [l0, l1, l2, l3], &content) != u32::from_le_bytes([c0, c1, c2, c3]) {
+        return Err(damaged("the checksum of a chunk is wrong"));
+    }
+    Ok((kind, content))
+}
+
+fn decode<T: DeserializeOwned>(content: &[u8]) -> Result<T, RestoreError> {
+    match postcard::take_from_bytes(content) {
+        Ok((value, [])) => Ok(value),
+        Ok(_) => Err(damaged("a chunk is longer than its content")),
+        Err(e) => Err(damaged(e.to_string())),
+    }
+}
+
+/// The content of a snapshot's chunks, each valid by itself.
+struct Parsed {
+    settings: Settings,
+    resume_epoch: u64,
+    proposers: BTreeMap<MemberId, ProposerSession>,
+    dropped_tombstones: u64,
+    tombstones: Vec<SessionId>,
+    sessions: Vec<SessionRecord>,
+}
+
+impl Parsed {
+    fn new(record: SettingsRecord) -> Parsed {
+        let cluster = ClusterState {
+            cluster_id: record.cluster_id,
+            members: record.members,
+            tokens: record.tokens,
+            zones: record.zones,
+            policies: Vec::new(),
+        };
+        Parsed {
+            settings: Settings { cluster, generation: record.generation, next_member: record.next_member },
+            resume_epoch: record.resume_epoch,
+            proposers: BTreeMap::new(),
+            dropped_tombstones: 0,
+            tombstones: Vec::new(),
+            sessions: Vec::new(),
+        }
+    }
+
+    /// Adds a chunk that is neither the first one nor the last one.
+    fn add(&mut self, kind: u8, content: &[u8], max_sessions: usize) -> Result<(), RestoreError> {
+        match kind {
+            kind::POLICY => {
+                let PolicyText { generation, text, author, unix_ms } = decode(content)?;
+                let record = PolicyRecord { generation, text, author, unix_ms };
+                self.settings.cluster.policies.push(Arc::new(record));
+            }
+            kind::OUTCOMES => self.add_outcomes(decode(content)?)?,
+            kind::TOMBSTONES => {
+                let (dropped, ids): (u64, Vec<SessionId>) = decode(content)?;
+                self.dropped_tombstones = dropped;
+                self.tombstones.extend(ids);
+                if self.tombstones.len() > MAX_TOMBSTONES {
+                    return Err(damaged("it has too many ids of removed sessions"));
+                }
+            }
+            kind::SESSIONS => {
+                self.sessions.extend(decode::<Vec<SessionRecord>>(content)?);
+                if self.sessions.len() > max_sessions {
+                    return Err(damaged(format!("it has more than {max_sessions} sessions")));
+                }
+            }
+            other => return Err(damaged(format!("it has a chunk of the unknown kind {other}"))),
+        }
+        Ok(())
+    }
+
+    fn add_outcomes(&mut self, part: Outcomes) -> Result<(), RestoreError> {
+        let Outcomes { proposer, lowest_outstanding, first_serial, outcomes } = part;
+        let session = self
+            .proposers
+            .entry(proposer)
+            .or_insert_with(|| ProposerSession { lowest_outstanding, outcomes: VecDeque::new() });
+        let next = session.lowest_outstanding.checked_add(session.outcomes.len() as u64);
+        if session.lowest_outstanding != lowest_outstanding || next != Some(first_serial) {
+            return Err(damaged("outcomes are missing"));
+        }
+        session.outcomes.extend(outcomes);
+        if session.outcomes.len() as u64 > MAX_OUTSTANDING {
+            return Err(damaged("it has too many outcomes"));
+        }
+        Ok(())
+    }
+
+    fn validate(self, end: &End, max_sessions: usize) -> Result<Restored, RestoreError> {
+        if end.sessions != self.sessions.len() as u64 {
+            return Err(damaged("sessions are missing"));
+        }
+        validate_sessions(&self.sessions)?;
+        let rules = compile_active(&self.settings)?;
+        let active_policy = register::active_policy(self.settings.generation, rules, &self.settings.cluster.zones);
+        let state = StateMachine {
+            sessions: self.sessions.len(),
+            max_sessions,
+            sessions_digest: self.sessions.iter().fold(0, |sum, record| sum.wrapping_add(record.digest())),
+            settings_digest: self.settings.digest(),
+            settings: self.settings,
+            dedup: DedupTable::rebuild(self.proposers),
+            tombstones: Tombstones::rebuild(self.dropped_tombstones, self.tombstones),
+            resume_epoch: self.resume_epoch,
+        };
+        if state.digest() != end.digest {
+            return Err(damaged("the digest is wrong"));
+        }
+        let sessions = self.sessions.iter().map(Replicated::restored).collect();
+        Ok(Restored { state, active_policy, sessions })
+    }
+}
+
+fn validate_sessions(sessions: &[SessionRecord]) -> Result<(), RestoreError> {
+    let (mut ids, mut tuples) = (HashSet::new(), HashSet::new());
+    for SessionRecord { establish, .. } in sessions {
+        if let Some(why) = invalid(establish) {
+            return Err(damaged(why));
+        }
+        let tuple = establish.original.min(establish.reply);
+        if !ids.insert(establish.id) || !tuples.insert(tuple) {
+            return Err(damaged("a session is there twice"));
+        }
+    }
+    Ok(())
+}
+
+/// Compiles the active policy. `None`: generation 0, which has no rules.
+fn compile_active(settings: &Settings) -> Result<Option<Compiled>, RestoreError> {
+    match settings.cluster.policies.last() {
+        None if settings.generation == Generation(0) => Ok(None),
+        Some(policy) if policy.generation == settings.generation => {
+            let mut zones = settings.cluster.zones.clone();
+            let rules = register::compile(&policy.text, &mut zones)?;
+            if zones != settings.cluster.zones {
+                return Err(damaged("zones are missing"));
+            }
+            Ok(Some(rules))
+        }
+        _ => Err(damaged("the active policy is missing")),
+    }
+}
+
+/// A snapshot that was read and validated, but is not the state yet.
+pub(crate) struct Restored {
+    state: StateMachine,
+    pub(crate) active_policy: ActivePolicy,
+    pub(crate) sessions: Vec<Replicated>,
+}
+
+/// Reads a snapshot. One with more sessions than `max_sessions` is refused.
+pub(crate) fn read(from: &mut dyn Read, max_sessions: usize) -> Result<Restored, RestoreError> {
+    let mut magic = [0; 8];
+    from.read_exact(&mut magic)?;
+    if magic != *MAGIC {
+        return Err(damaged("it is not a snapshot of this format"));
+    }
+    let (first, content) = read_chunk(from)?;
+    if first != kind::SETTINGS {
+        return Err(damaged("it does not begin with the settings"));
+    }
+    let mut parsed = Parsed::new(decode(&content)?);
+    loop {
+        let (kind, content) = read_chunk(from)?;
+        if kind == kind::END {
+            return parsed.validate(&decode(&content)?, max_sessions);
+        }
+        parsed.add(kind, &content, max_sessions)?;
+    }
+}
+
+impl StateMachine {
+    /// The state as it is now, for a snapshot.
+    pub(crate) fn snapshot(&self) -> SnapshotContent {
+        SnapshotContent {
+            settings: self.settings.clone(),
+            dedup: self.dedup.clone(),
+            tombstones: self.tombstones.clone(),
+            sessions: self.sessions,
+            digest: self.digest(),
+            resume_epoch: self.resume_epoch,
+        }
+    }
+
+    /// Replaces the state by that of a snapshot. The caller has put the snapshot's sessions into the store.
+    pub(crate) fn install(&mut self, restored: Restored) -> Effects {
+        *self = restored.state;
+        Effects {
+            cluster_state: Some(Box::new(self.settings.cluster.clone())),
+            resume_epoch: Some(self.resume_epoch),
+            ..Effects::default()
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! The sessions as they were when a snapshot was begun, while commands go on changing the table.
+//!
+//! The writer of the snapshot copies the shards one after the other. A command that is about to change a shard that is not
+//! copied yet copies it first. Both do so under the shard's lock, so that each shard is copied once, in the state that it
+//! had when the snapshot was begun.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+
+use super::{SHARDS, Shard, Table};
+use crate::replicated::SessionRecord;
+
+/// One snapshot's copies of shards.
+pub(crate) struct CopyOnWriteShards {
+    /// The number of the snapshot.
+    epoch: u64,
+    /// Shards that were copied ahead of the writer.
+    copies: Vec<Mutex<Vec<SessionRecord>>>,
+    /// Whether no copies are wanted any longer.
+    is_over: AtomicBool,
+}
+
+impl CopyOnWriteShards {
+    /// Ends the copying. What was copied remains.
+    pub(crate) fn end(&self) {
+        self.is_over.store(true, Ordering::Release);
+    }
+
+    fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Acquire)
+    }
+}
+
+fn records(shard: &Shard) -> Vec<SessionRecord> {
+    shard.sessions.iter().map(|session| session.replicated().record()).collect()
+}
+
+impl Table {
+    /// Begins a copy of all sessions as they are now, and ends the one before. To be called on the thread that applies.
+    pub(crate) fn begin_copy(&self) -> Arc<CopyOnWriteShards> {
+        let mut current = self.copy.lock();
+        let epoch = match current.take() {
+            Some(before) => {
+                before.end();
+                before.epoch + 1
+            }
+            None => 1,
+        };
+        let copies = (0..SHARDS).map(|_| Mutex::default()).collect();
+        let copy = Arc::new(CopyOnWriteShards { epoch, copies, is_over: AtomicBool::new(false) });
+        *current = Some(copy.clone());
+        copy
+    }
+
+    /// Ends the copy that was begun, if there is one.
+    pub(super) fn end_copy(&self) {
+        if let Some(copy) = &*self.copy.lock() {
+            copy.end();
+        }
+    }
+
+    /// To be called before the sessions of a shard change, which the caller has locked.
+    pub(super) fn copy_before_change(&self, number: u8, shard: &mut Shard) {
+        let current = self.copy.lock();
+        let Some(copy) = current.as_ref().filter(|copy| !copy.is_over()) else { return };
+        if shard.snapshot_epoch != copy.epoch {
+            shard.snapshot_epoch = copy.epoch;
+            *copy.copies[usize::from(number)].lock() = records(shard);
+        }
+    }
+
+    /// The sessions of a shard as they were when the copy was begun; to be called once a shard.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::Interrupted`] if another copy was begun, or the sessions were replaced.
+    pub(crate) fn copied_shard(&self, copy: &CopyOnWriteShards, number: u8) -> io::Result<Vec<SessionRecord>> {
+        let mut shard = self.shard(number);
+        if copy.is_over() {
+            return Err(io::Error::new(io::ErrorKind::Interrupted, "another snapshot was begun"));
+        }
+        if shard.snapshot_epoch == copy.epoch {
+            return Ok(std::mem::take(&mut *copy.copies[usize::from(number)].lock()));
+        }
+        shard.snapshot_epoch = copy.epoch;
+        Ok(records(&shard))
+    }
+}
