@@ -14,6 +14,7 @@ mod addr;
 mod blind_intervals;
 mod cluster_state;
 mod digest;
+pub mod duration;
 mod engine;
 mod event;
 mod hint;

@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use crate::cluster_state::{ClusterState, MemberInfo};
 use crate::digest::{Kind, element};
 use crate::id::{Generation, MemberId};
-pub use command::{Applied, Batch, Command, ExpireIdle, MemberChange, Outcome, PolicyChange};
+pub use command::{Applied, Batch, Command, CommandSize, ExpireIdle, MemberChange, Outcome, PolicyChange};
 use dedup::{DedupTable, Tombstones};
 pub use register::CompileError;
 pub(crate) use session::{Replicated, SessionRecord};
