@@ -33,7 +33,7 @@ pub async fn flood(netns: &Netns, dir: &Path, to: IpAddr, count: u32) -> Result<
 /// # Errors
 /// It can not be understood.
 pub async fn whole(netns: &Netns, dir: &Path, to: IpAddr, data: u32) -> Result<Outcome> {
-    ping(netns, dir, to, &["-M", "do", "-i", "0.2", "-W", "1", "-c", "3", "-s", &data.to_string()]).await
+    ping(netns, dir, to, &["-M", "do", "-i", "0.2", "-W", "5", "-c", "3", "-s", &data.to_string()]).await
 }
 
 async fn ping(netns: &Netns, dir: &Path, to: IpAddr, args: &[&str]) -> Result<Outcome> {
