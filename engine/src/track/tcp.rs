@@ -9,7 +9,7 @@
 //! ```
 //!
 //! All other combinations change nothing. The states before ESTABLISHED (SYN_SENT, SYN_RECV) belong to the half-open session,
-//! in `pipeline::opening`. FINs and RSTs are known from the packets that pass here and from hints of other members.
+//! in `pipeline::half_open`. FINs and RSTs are known from the packets that pass here and from hints of other members.
 //!
 //! # State table
 //!

@@ -83,7 +83,7 @@ async fn garbage_does_no_harm() {
 }
 
 #[tokio::test]
-async fn silent_connections_can_not_lock_others_out_for_long() {
+async fn silent_connections_cannot_lock_others_out_for_long() {
     let to = start(&[]).await;
     let mut silent = Vec::new();
     for _ in 0..CONNECTIONS {

@@ -45,7 +45,7 @@ pub(crate) enum Break {
     NoHolds,
     /// What awaits its commit is forwarded at once.
     ReleaseBeforeCommit,
-    /// It holds itself for current.
+    /// It considers its lease valid for ever.
     AlwaysCurrent,
     /// What is out of the window passes.
     NoWindows,
