@@ -87,7 +87,7 @@ reasons! {
     PolicyReject = "policy_reject",
     /// No session, no half-open session, and not a packet that opens one.
     NoSession = "no_session",
-    /// TCP: flags that can not occur together or in this state.
+    /// TCP: flags that cannot occur together or in this state.
     TcpFlags = "tcp_flags",
     /// TCP: sequence or acknowledgement number outside the window.
     TcpWindow = "tcp_window",

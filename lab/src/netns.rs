@@ -173,7 +173,7 @@ impl Netns {
     /// process dies.
     ///
     /// # Errors
-    /// The program can not be started.
+    /// The program cannot be started.
     pub async fn start(&self, spawn: Spawn) -> Result<Process> {
         // Must be the keeper: the kernel sends the "parent died" signal when the *thread* that forked ends.
         self.run(async move { spawn.start() }).await?

@@ -208,7 +208,7 @@ impl Worker {
         if let Err(error) = result
             && self.failed.is_none()
         {
-            tracing::error!(%error, "the log can not be written any longer");
+            tracing::error!(%error, "the log cannot be written any longer");
             self.failed = Some(WriteFailed::new(error));
         }
     }

@@ -202,7 +202,7 @@ impl MemoryDisk {
     /// Log and machine for openraft: the machine's state is that of the newest snapshot.
     ///
     /// # Errors
-    /// If the snapshots can not be read.
+    /// If the snapshots cannot be read.
     pub fn open<M: ReplicatedState>(&self, setup: Setup<M>) -> Result<(MemoryLog, StateMachine<M>), StoreError> {
         let machine = StateMachine::restore(setup, self.snapshots(), Arc::clone(&self.clock))?;
         Ok((self.log(), machine))

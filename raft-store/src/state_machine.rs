@@ -39,7 +39,7 @@ impl<M: ReplicatedState> StateMachine<M> {
     /// A state machine with the state of the newest good one of `snapshots`. Blocks for as long as that takes.
     ///
     /// # Errors
-    /// If the snapshots can not be read.
+    /// If the snapshots cannot be read.
     pub fn restore(setup: Setup<M>, snapshots: Snapshots, clock: Clock) -> Result<StateMachine<M>, StoreError> {
         let Setup { state, wake, observer } = setup;
         let membership = StoredMembership::default();

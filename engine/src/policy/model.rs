@@ -87,7 +87,7 @@ impl TryFrom<Unchecked> for Policy {
         let policy = Policy { zones, sets, services, timeouts, default, ip_options, rules };
         match Policy::parse("policy", &policy.to_string()) {
             Ok(checked) if checked == policy => Ok(checked),
-            Ok(_) => Err("a name in the policy is empty or has characters in it that names can not have".to_owned()),
+            Ok(_) => Err("a name in the policy is empty or has characters in it that names cannot have".to_owned()),
             Err(error) => Err(error.render()),
         }
     }

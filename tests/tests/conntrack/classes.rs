@@ -28,7 +28,7 @@ pub(crate) struct View<'a> {
 /// A kind of disagreement.
 pub(crate) struct Class {
     pub(crate) name: &'static str,
-    /// May the two know different things afterwards, so that what follows can not be compared?
+    /// May the two know different things afterwards, so that what follows cannot be compared?
     pub(crate) parts: bool,
     pub(crate) explains: fn(&View<'_>) -> bool,
 }
