@@ -184,7 +184,7 @@ impl Netns {
     /// # Errors
     /// The kernel has no such sysctl, or does not take the value.
     pub async fn sysctl(&self, key: &str, value: &str) -> Result<()> {
-        // /proc/sys/net shows the namespace of whoever opens it.
+        // /proc/sys/net shows the namespace of the thread that opens it.
         let path = format!("/proc/sys/{key}");
         let (at, text) = (path.clone(), value.to_owned());
         self.run(async move { std::fs::write(at, text) }).await?.with_context(|| format!("{path} = {value}"))
@@ -192,7 +192,7 @@ impl Netns {
 
     /// Writes a sysctl that not every kernel has.
     pub async fn sysctl_if_any(&self, key: &str, value: &str) {
-        // Only comfort depends on these; whoever cares uses `sysctl`.
+        // These are optional; callers that need the value use `sysctl`.
         let _ = self.sysctl(key, value).await;
     }
 

@@ -23,7 +23,7 @@ pub enum Command {
         /// Which ones.
         #[command(flatten)]
         filter: Filter,
-        /// Stop after so many.
+        /// Stop after this many sessions.
         #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 0, hide_default_value = true)]
         limit: u64,
     },

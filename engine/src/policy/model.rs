@@ -39,7 +39,7 @@ impl fmt::Display for Action {
 pub struct Decision {
     /// What to do.
     pub action: Action,
-    /// By which rule.
+    /// The rule that decided.
     pub rule: RuleId,
     /// Is it to be logged?
     pub log: bool,

@@ -166,7 +166,7 @@ mod tests {
         assert!(rings() && !wake.pending(0));
         wake.clear(0);
         assert!(!rings());
-        // Hushed between mark and ring: the mark still tells.
+        // Cleared between mark and notification: the mark still shows it.
         wake.send(WorkerSet::of(0), HoldKey(2));
         wake.clear(0);
         assert!(wake.pending(0));
