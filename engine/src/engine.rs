@@ -101,7 +101,7 @@ impl Engine {
         self.judge(packet, context, events)
     }
 
-    /// Takes in another member's hint. What follows from it (the reply to a query, a `Close` to propose) goes to `events`.
+    /// Takes in another member's hint. What follows (the reply to a query, a `Close` to propose) goes to `events`.
     pub fn hint(&self, now: Time, from: MemberId, hint: &Hint, events: &mut Vec<Event>, wake: &mut dyn Wake) {
         if from != self.config.member {
             self.take_hint(now, from, hint, events, wake);
@@ -262,8 +262,8 @@ impl Engine {
     }
 
     /// Sessions, at most `most`, that are idle here for longer than their timeout (for TIME_WAIT: closed for longer), as far
-    /// as [`Engine::tick`] has found them. The leader begins an [`IdleProbe`](crate::idle::IdleProbe) about them. Returns
-    /// whether there may be more.
+    /// as [`Engine::tick`] has found them. The leader begins an [`IdleProbe`](crate::idle::IdleProbe) about them.
+    /// Returns whether there may be more.
     ///
     /// One that is still there a quarter of its timeout later (a second at least, an hour at most) is found again.
     pub fn idle(&self, now: Time, most: usize, found: &mut Vec<SessionId>) -> bool {

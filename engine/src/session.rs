@@ -28,9 +28,9 @@ pub struct HalfOpen {
     pub rule: RuleId,
     /// The closed session that it takes the tuple over from.
     pub supersedes: Option<SessionId>,
-    /// TCP, before a SYN-ACK was seen: the acknowledgement number of the server's challenge ACK. A server that still holds an
-    /// older connection on this tuple answers the SYN with an ACK; the client then resets that connection with a RST that
-    /// carries this number (RFC 9293 section 3.5.1).
+    /// TCP, before a SYN-ACK was seen: the acknowledgement number of the server's challenge ACK. A server that still holds
+    /// an older connection on this tuple answers the SYN with an ACK; the client then resets that connection with a RST
+    /// that carries this number (RFC 9293 section 3.5.1).
     pub challenge: Option<u32>,
     /// What the protocol adds.
     pub protocol: HandshakeState,

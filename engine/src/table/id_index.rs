@@ -1,7 +1,7 @@
-//! From a session's id to its at, in 8 bytes a session.
+//! Index from a session's id to its slot, in 8 bytes a session.
 //!
-//! An entry holds 32 bits of the id's hash and the at; the full id stands in the table at that at, where the
-//! caller compares it. Two ids with the same 32 bits are possible, so a lookup yields candidates.
+//! An entry holds 32 bits of the id's hash and the slot; the full id is in the table's slot, where the caller compares
+//! it. Two ids with the same 32 bits are possible, so a lookup returns candidates.
 
 use std::hash::BuildHasher;
 

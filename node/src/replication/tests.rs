@@ -146,7 +146,8 @@ impl Node {
     }
 }
 
-/// Ends a member as a crash does, as far as that can be done within a process: no graceful shutdown, its connections just break.
+/// Ends a member as a crash does, as far as that is possible within a process: without a graceful shutdown; its connections
+/// just break.
 fn crash(node: &mut Node) {
     drop(node.running.take());
 }
