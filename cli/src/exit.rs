@@ -99,7 +99,7 @@ impl Failure {
 
     /// With an error, its causes and its help, without places in a text.
     #[must_use]
-    pub fn error(exit: Exit, error: &(impl Diagnostic + Error)) -> Failure {
+    pub fn error(exit: Exit, error: &impl Diagnostic) -> Failure {
         let help = error.help().map(|help| help.to_string());
         Failure::new(exit, chain(error), help.as_deref())
     }

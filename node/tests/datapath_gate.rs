@@ -400,7 +400,7 @@ fn start_checks_refuse_with_their_remedy() {
 
 /// Starts a datapath that must be refused, and gives the error and its remedy.
 fn refused(lab: &SmallLab, what: &str) -> (StartError, String) {
-    let error = start(&lab, two_interfaces(), &Fixed::forward()).err().unwrap_or_else(|| panic!("{what}: it starts"));
+    let error = start(lab, two_interfaces(), &Fixed::forward()).err().unwrap_or_else(|| panic!("{what}: it starts"));
     let help = miette::Diagnostic::help(&error).expect("a remedy").to_string();
     (error, help)
 }

@@ -305,7 +305,11 @@ impl PacketSink<Segment> for SimulatedSink {
             return true;
         }
         let copies = if happens(faults.copied) { 2 } else { 1 };
-        std::iter::repeat_n(hint, copies).chain(late).fold(true, |sent, hint| self.hints.try_send(hint).is_ok() && sent)
+        let mut sent = true;
+        for hint in std::iter::repeat_n(hint, copies).chain(late) {
+            sent &= self.hints.try_send(hint).is_ok();
+        }
+        sent
     }
 
     fn send_proposal(&mut self, proposal: Proposal) -> bool {
