@@ -122,9 +122,9 @@ pub struct Rule {
     pub action: Action,
     /// Its name.
     pub name: String,
-    /// Zones that the connection's first packet comes in by.
+    /// Zones from which the connection's first packet arrives.
     pub from: List<String>,
-    /// Zones that it goes out by.
+    /// Zones to which it leaves.
     pub to: List<String>,
     /// Where it comes from.
     pub source: List<Address>,

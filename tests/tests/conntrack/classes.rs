@@ -90,7 +90,7 @@ impl View<'_> {
         found
     }
 
-    /// Did it come in by an interface that its source is not behind?
+    /// Whether it arrived on an interface that its source is not behind.
     fn elsewhere(&self) -> bool {
         addresses(self.bytes()).is_some_and(|(src, _)| Side::of(src) != Some(self.from))
     }
