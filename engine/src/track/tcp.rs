@@ -625,7 +625,7 @@ impl Track {
         !std::mem::replace(&mut self.close_proposed, true)
     }
 
-    /// The cause of a close that should be in the log by now and is not. This member then counts as having proposed it.
+    /// The cause of a close that should already be in the log and is not. This member then counts as its proposer.
     pub(crate) fn take_overdue_close(&mut self) -> Option<CloseCause> {
         self.close_proposed = true;
         if self.reset {
