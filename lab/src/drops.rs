@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use palisade_engine::Reason;
 
 /// Does this reason say that the packet was INVALID: broken, or of no session? The others are the policy's, or those of a
-/// member that can not or must not do more. The list is complete: a new reason does not compile until it has its place.
+/// member that cannot or must not do more. The list is complete: a new reason does not compile until it has its place.
 #[must_use]
 pub fn is_invalid(reason: Reason) -> bool {
     match reason {

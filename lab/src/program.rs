@@ -32,7 +32,7 @@ pub async fn run(netns: &Netns, dir: &Path, limit: Duration, program: &str, args
 /// As [`run`], for a program whose failure is what is wanted, or part of the answer.
 ///
 /// # Errors
-/// It can not be started, or takes longer than `limit`.
+/// It cannot be started, or takes longer than `limit`.
 pub async fn output(
     netns: &Netns,
     dir: &Path,

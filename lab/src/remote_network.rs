@@ -111,7 +111,7 @@ impl RemoteNetwork {
         addresses(self.side, 97)
     }
 
-    /// Routers answer every packet that they can not forward, not some of them in a second.
+    /// Routers answer every packet that they cannot forward, not some of them in a second.
     ///
     /// # Errors
     /// The kernel has no such setting.

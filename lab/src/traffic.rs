@@ -44,7 +44,7 @@ const ECHO_INTERVAL: Duration = Duration::from_millis(100);
 const NEW_CONNECTION_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Between two forbidden attempts; how long each is tried. Shorter than the first retransmission of a SYN (RFC 6298:
-/// 1 s), so that these can not be mistaken for lost SYNs in the client kernel's counters.
+/// 1 s), so that these cannot be mistaken for lost SYNs in the client kernel's counters.
 const FORBIDDEN_INTERVAL: Duration = Duration::from_millis(50);
 const FORBIDDEN_TIMEOUT: Duration = Duration::from_millis(400);
 
@@ -84,7 +84,7 @@ pub struct Counts {
     problems: Mutex<Vec<String>>,
 }
 
-/// Only so many problems are kept for the report.
+/// Maximum number of problems kept for the report.
 const MAX_PROBLEMS: usize = 5;
 
 impl Counts {
@@ -159,7 +159,7 @@ impl Traffic {
     /// connected.
     ///
     /// # Errors
-    /// The lab can not carry it at all: a server that can not listen.
+    /// The lab cannot carry it at all: a server that cannot listen.
     pub async fn start(lab: &Lab, standing: usize) -> Result<Traffic> {
         let counts = Arc::new(Counts::default());
         let stop = Arc::new(AtomicBool::new(false));

@@ -28,7 +28,7 @@ pub(crate) struct DurableWatermark {
 }
 
 impl DurableWatermark {
-    /// Opens the watermark at `path`, or makes it. `None`: it is there, but can not be read.
+    /// Opens the watermark at `path`, or makes it. `None`: it is there, but cannot be read.
     pub(crate) fn open(path: &Path) -> io::Result<Option<DurableWatermark>> {
         let is_new = !path.exists();
         let file = File::options().create(true).truncate(false).read(true).write(true).open(path)?;

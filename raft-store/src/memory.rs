@@ -95,7 +95,7 @@ pub struct MemoryDisk {
     disk: Arc<Mutex<Disk>>,
     snapshots: Snapshots,
     clock: Clock,
-    /// At most so many entries are in the log.
+    /// Maximum number of entries in the log.
     bound: usize,
 }
 
@@ -202,7 +202,7 @@ impl MemoryDisk {
     /// Log and machine for openraft: the machine's state is that of the newest snapshot.
     ///
     /// # Errors
-    /// If the snapshots can not be read.
+    /// If the snapshots cannot be read.
     pub fn open<M: ReplicatedState>(&self, setup: Setup<M>) -> Result<(MemoryLog, StateMachine<M>), StoreError> {
         let machine = StateMachine::restore(setup, self.snapshots(), Arc::clone(&self.clock))?;
         Ok((self.log(), machine))

@@ -105,7 +105,7 @@ impl Store {
             return Err(StoreError::damaged(dir, "there is a database, but no watermark of how far it goes"));
         }
         let watermark = DurableWatermark::open(&watermark_path).map_err(StoreError::io("open", &watermark_path))?;
-        let mut watermark = watermark.ok_or_else(|| StoreError::damaged(dir, "the watermark can not be read"))?;
+        let mut watermark = watermark.ok_or_else(|| StoreError::damaged(dir, "the watermark cannot be read"))?;
         db::remove_half_written(&db_dir).map_err(StoreError::io("clean", &db_dir))?;
         let db = db::open_sled(dir, &db_dir, options.sled_cache_bytes)?;
         let broken = |error: sled::Error| db::from_sled(dir, error);

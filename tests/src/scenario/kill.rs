@@ -54,7 +54,7 @@ pub async fn each_member(lab: &mut Lab, server: &str, plan: Plan) -> Result<(Vec
     load.open(plan.new);
     load.open_more(plan.new as u64).await?;
     load.fit(lab).await?;
-    // The leader first; whoever leads then is not the last one.
+    // The leader first; the next leader is not the last one.
     let leader = lab.wait_leader().await?;
     let order = [leader, leader % 3 + 1, (leader + 1) % 3 + 1];
     let mut seen = Vec::new();
