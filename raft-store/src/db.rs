@@ -43,7 +43,7 @@ impl DiskBarrier {
     /// For the database in the folder `db`, which must exist.
     ///
     /// # Errors
-    /// If the database file can not be opened.
+    /// If the database file cannot be opened.
     pub fn new(db: &Path) -> io::Result<DiskBarrier> {
         Ok(DiskBarrier { file: File::options().read(true).write(true).open(db.join("db"))? })
     }
@@ -108,7 +108,7 @@ pub(crate) fn open_sled(dir: &Path, db_dir: &Path, cache_bytes: u64) -> Result<s
             Err(StoreError::Locked { dir: dir.to_owned() })
         }
         Ok(Err(error)) => Err(from_sled(dir, error)),
-        Err(_) => Err(StoreError::damaged(dir, "the database can not be recovered")),
+        Err(_) => Err(StoreError::damaged(dir, "the database cannot be recovered")),
     }
 }
 
