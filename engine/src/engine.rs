@@ -95,13 +95,13 @@ impl Engine {
         })
     }
 
-    /// Judges a packet. The packet path: no allocation but for new sessions, no clock, no blocking.
+    /// Judges a packet. The packet path: no allocation except for new sessions, no clock, no blocking.
     /// Events are pushed to `events`, which the caller empties and reuses.
     pub fn process(&self, packet: &Packet, context: &mut Context<'_>, events: &mut Vec<Event>) -> Verdict {
         self.judge(packet, context, events)
     }
 
-    /// Takes in another member's hint. What it leads to (the answer to a question, a `Close` to propose) goes to `events`.
+    /// Takes in another member's hint. What follows (the reply to a query, a `Close` to propose) goes to `events`.
     pub fn hint(&self, now: Time, from: MemberId, hint: &Hint, events: &mut Vec<Event>, wake: &mut dyn Wake) {
         if from != self.config.member {
             self.take_hint(now, from, hint, events, wake);
@@ -150,7 +150,7 @@ impl Engine {
         self.table.send_queries(now, events);
     }
 
-    /// Looks at what is due in one shard, at so many entries at most; how many there were.
+    /// Processes what is due in one shard, at most `most` entries; returns how many there were.
     fn process_due(&self, number: u8, now: Time, timeouts: &Timeouts, most: u32, events: &mut Vec<Event>) -> u32 {
         let mut shard = self.table.shard(number);
         shard.fragments.ask(now, events);
@@ -262,8 +262,8 @@ impl Engine {
     }
 
     /// Sessions, at most `most`, that are idle here for longer than their timeout (for TIME_WAIT: closed for longer), as far
-    /// as [`Engine::tick`] has found them by now. The leader begins an [`IdleProbe`](crate::idle::IdleProbe) about them. Yields
-    /// whether there may be more.
+    /// as [`Engine::tick`] has found them. The leader begins an [`IdleProbe`](crate::idle::IdleProbe) about them.
+    /// Returns whether there may be more.
     ///
     /// One that is still there a quarter of its timeout later (a second at least, an hour at most) is found again.
     pub fn idle(&self, now: Time, most: usize, found: &mut Vec<SessionId>) -> bool {
@@ -305,7 +305,7 @@ impl Engine {
         *self.active_policy().timeouts()
     }
 
-    /// Puts a policy in force. The generation last: whoever sees it sees the policy too.
+    /// Puts a policy in force. The generation last: a reader that sees it also sees the policy.
     pub(crate) fn activate(&self, policy: ActivePolicy) {
         let generation = policy.generation;
         let shorter = policy.timeouts().any_shorter_than(&self.timeouts());

@@ -447,7 +447,7 @@ async fn host(side: Side) -> Result<Netns> {
         // Layer 4: each connection its own way.
         ("net/ipv4/fib_multipath_hash_policy", "1"),
         ("net/ipv6/fib_multipath_hash_policy", "1"),
-        // What comes back by another link than it would be sent by is what the lab is for.
+        // Packets that come back via another link than they would be sent on are the purpose of the lab.
         ("net/ipv4/conf/all/rp_filter", "0"),
         ("net/ipv4/conf/default/rp_filter", "0"),
         ("net/ipv4/ip_local_port_range", "1024 65535"),

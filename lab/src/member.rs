@@ -222,7 +222,7 @@ impl Member {
         }
     }
 
-    /// The baseline's way of saying that it is no longer ready; it forwards all the same.
+    /// How the baseline says that it is no longer ready; it still forwards.
     pub(super) fn withdraw(&mut self) {
         if let Some(Running::Baseline { readyz }) = &mut self.life {
             readyz.take();

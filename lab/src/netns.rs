@@ -192,7 +192,7 @@ impl Netns {
 
     /// Writes a sysctl that not every kernel has.
     pub async fn sysctl_if_any(&self, key: &str, value: &str) {
-        // Only comfort depends on these; callers that depend on one use `sysctl`.
+        // These are optional; callers that need the value use `sysctl`.
         let _ = self.sysctl(key, value).await;
     }
 

@@ -134,14 +134,14 @@ impl Process {
     /// Kills it with SIGKILL and waits until it is gone.
     ///
     /// # Errors
-    /// It had ended by itself, which its caller must know.
+    /// It had ended by itself, which the caller wants to know.
     pub fn kill(mut self) -> Result<()> {
         self.signal(Signal::SIGKILL)?;
         self.child.wait().context("waiting for the killed")?;
         Ok(())
     }
 
-    /// How it ended, if it has.
+    /// Has it ended, and how?
     ///
     /// # Errors
     /// The kernel does not say.

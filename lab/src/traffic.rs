@@ -84,7 +84,7 @@ pub struct Counts {
     problems: Mutex<Vec<String>>,
 }
 
-/// Only so many problems are kept for the report.
+/// Maximum number of problems kept for the report.
 const MAX_PROBLEMS: usize = 5;
 
 impl Counts {

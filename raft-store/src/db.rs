@@ -10,7 +10,7 @@ use crate::error::{StoreError, sled_io};
 use crate::record::{open_meta, seal_meta};
 
 /// The storage format that this program reads and writes.
-pub(crate) const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 2;
 pub(crate) const FORMAT_RECORD: &str = "format";
 pub(crate) const STARTS: &str = "starts";
 pub(crate) const OWNER: &str = "owner";
@@ -64,7 +64,7 @@ pub fn flush(db: &sled::Db) -> io::Result<()> {
     db.flush().map(|_| ()).map_err(sled_io)
 }
 
-/// Ends a group: writes its number, waits until all of it is durable, and has that witnessed.
+/// Ends a group: writes its number, waits until all of it is durable, and records that in the watermark.
 pub(crate) fn durable(trees: &Trees, barrier: &mut dyn Barrier, watermark: &mut DurableWatermark) -> io::Result<()> {
     let number = watermark.number() + 1;
     trees.meta.insert(GROUP, seal_meta(GROUP, &number)?).map_err(sled_io)?;

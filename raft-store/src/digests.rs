@@ -3,11 +3,11 @@
 use std::collections::VecDeque;
 
 /// Digests kept of the last indices: some seconds of a busy log.
-const RECENT_DIGESTS: usize = 4096;
-/// The interval, in indices, of the digests that are kept longer, for members that are far behind.
-const MARK_INTERVAL: u64 = 4096;
-/// How many of these are kept.
-const MAX_MARKS: usize = 16;
+const RECENT: usize = 4096;
+/// Distance in indices of the digests that are kept longer, for members that are far behind.
+const MARK: u64 = 4096;
+/// How many of those are kept.
+const MARKS: usize = 16;
 
 /// Digests by index, oldest first.
 #[derive(Default)]
@@ -24,9 +24,9 @@ impl Digests {
             }
             to.push_back((index, digest));
         };
-        push(&mut self.recent, RECENT_DIGESTS);
-        if index.is_multiple_of(MARK_INTERVAL) {
-            push(&mut self.marks, MAX_MARKS);
+        push(&mut self.recent, RECENT);
+        if index.is_multiple_of(MARK) {
+            push(&mut self.marks, MARKS);
         }
     }
 
@@ -59,20 +59,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn digests_keep_the_last_indices_and_every_4096th() {
+    fn the_last_indices_and_every_4096th_are_known() {
         let mut digests = Digests::default();
-        let last = 20 * MARK_INTERVAL + 7;
+        let last = 20 * MARK + 7;
         for index in 3..=last {
             digests.add(index, index * 10);
         }
         assert_eq!(digests.at(last), Some(last * 10));
         assert_eq!(digests.at(last + 1), None);
-        let oldest = last + 1 - RECENT_DIGESTS as u64;
+        let oldest = last + 1 - RECENT as u64;
         assert_eq!((digests.at(oldest), digests.at(oldest - 1)), (Some(oldest * 10), None));
-        assert_eq!((digests.at(5 * MARK_INTERVAL), digests.at(4 * MARK_INTERVAL)), (Some(50 * MARK_INTERVAL), None));
+        assert_eq!((digests.at(5 * MARK), digests.at(4 * MARK)), (Some(50 * MARK), None));
         let points = digests.points();
         assert_eq!(points.len(), 17);
-        assert_eq!((points[0], points[1]), ((last, last * 10), (20 * MARK_INTERVAL, 200 * MARK_INTERVAL)));
+        assert_eq!((points[0], points[1]), ((last, last * 10), (20 * MARK, 200 * MARK)));
         assert!(points.is_sorted_by_key(|(index, _)| std::cmp::Reverse(*index)));
     }
 }

@@ -22,14 +22,14 @@ use crate::record::{key, parse_key, seal_entry, seal_meta};
 use crate::tail::Tail;
 use crate::types::{Entry, LogId, TypeConfig, Vote};
 
-/// Bounds of a group. The bytes keep a group below sled's segment (512 KiB): sled
+/// Maximum operations and bytes of a group. The bytes keep a group below sled's segment (512 KiB): sled
 /// reuses a segment only two segments after its content moved, so whatever it overwrites has been moved by an earlier,
 /// already durable group.
-const MAX_GROUP_OPERATIONS: u64 = 256;
-const MAX_GROUP_BYTES: u64 = 256 * 1024;
+const GROUP_OPERATIONS: u64 = 256;
+const GROUP_BYTES: u64 = 256 * 1024;
 /// Removed keys after each group, at least; and without a flush.
-const MIN_PURGE_SLICE_KEYS: usize = 64;
-const MAX_UNFLUSHED_KEYS: usize = 256;
+const PURGE_SLICE: usize = 64;
+const PURGE_UNFLUSHED: usize = 256;
 
 pub(crate) enum Operation {
     Append {
@@ -47,7 +47,7 @@ pub(crate) enum Operation {
         from: u64,
         done: Done,
     },
-    /// Removes the entries up to this one, in slices.
+    /// Removes the entries up to this one, by and by.
     Purge(LogId),
 }
 
@@ -149,7 +149,7 @@ impl Worker {
                 self.group(first);
             }
             if self.purge.is_some() && self.failed.is_none() {
-                let result = self.purge_slice(MIN_PURGE_SLICE_KEYS.max(2 * self.appended));
+                let result = self.purge_slice(PURGE_SLICE.max(2 * self.appended));
                 self.note(result);
             }
         }
@@ -179,7 +179,7 @@ impl Worker {
         while let Some(operation) = next {
             let result = self.write(operation, &mut group);
             self.note(result);
-            if group.operations >= MAX_GROUP_OPERATIONS || group.bytes >= MAX_GROUP_BYTES {
+            if group.operations >= GROUP_OPERATIONS || group.bytes >= GROUP_BYTES {
                 break;
             }
             next = self.queue.try_recv().ok();
@@ -239,8 +239,8 @@ impl Worker {
                         self.trees.log.insert(key, record).map_err(sled_io)?;
                     }
                     group.entries += 1;
-                    // A long append may not make the group longer than the bound (see MAX_GROUP_BYTES).
-                    if group.bytes >= MAX_GROUP_BYTES {
+                    // A long append may not make the group longer than the bound (see GROUP_BYTES).
+                    if group.bytes >= GROUP_BYTES {
                         self.sync(group)?;
                     }
                 }
@@ -325,7 +325,7 @@ impl Worker {
                 self.trees.log.remove(found).map_err(sled_io)?;
             }
             self.unflushed += 1;
-            if self.unflushed >= MAX_UNFLUSHED_KEYS {
+            if self.unflushed >= PURGE_UNFLUSHED {
                 self.sync(group)?;
             }
         }
@@ -347,7 +347,7 @@ impl Worker {
             self.trees.log.remove(found).map_err(sled_io)?;
             self.unflushed += 1;
         }
-        if self.unflushed >= MAX_UNFLUSHED_KEYS {
+        if self.unflushed >= PURGE_UNFLUSHED {
             self.sync(&mut Group::default())?;
         }
         Ok(())

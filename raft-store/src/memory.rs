@@ -95,7 +95,7 @@ pub struct MemoryDisk {
     disk: Arc<Mutex<Disk>>,
     snapshots: Snapshots,
     clock: Clock,
-    /// At most so many entries are in the log.
+    /// Maximum number of entries in the log.
     bound: usize,
 }
 

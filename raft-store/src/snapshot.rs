@@ -34,9 +34,9 @@ const VERSION: u32 = 1;
 const PREAMBLE: usize = 16;
 const TRAILER: u64 = 12;
 /// Longer than any membership.
-const MAX_META_BYTES: u32 = 16 << 20;
+const META_MAX: u32 = 16 << 20;
 /// Snapshots to keep.
-const MAX_SNAPSHOTS: usize = 2;
+const KEEP: usize = 2;
 /// A snapshot that is lent out for longer than this is being sent to somebody who does not take it.
 const PIN_LIMIT: Duration = Duration::from_secs(600);
 const SUFFIX: &str = "snap";
@@ -110,8 +110,8 @@ impl Drop for Temporary {
     }
 }
 
-/// While there is one, the newest snapshot counts as lent out, and no newer one is built: its receiver needs the log
-/// that follows it.
+/// Pins the newest snapshot: while a pin exists, no newer one is built, because the receiver of the snapshot needs the
+/// log that follows it.
 #[derive(Clone, Debug)]
 pub struct SnapshotPin(#[expect(dead_code, reason = "counted")] Arc<()>);
 
@@ -130,7 +130,7 @@ pub struct SnapshotFile {
 }
 
 impl SnapshotFile {
-    /// The last entry and the membership that it covers.
+    /// What it covers.
     #[must_use]
     pub fn meta(&self) -> &SnapshotMeta {
         &self.meta
@@ -186,7 +186,7 @@ impl SnapshotFile {
             return Err(damaged(format!("it has version {version}, expected {VERSION}")));
         }
         let meta_len = be32(&preamble[12..16]);
-        if meta_len > MAX_META_BYTES {
+        if meta_len > META_MAX {
             return Err(damaged("its header is too long"));
         }
         let mut meta = vec![0; meta_len as usize];
@@ -265,7 +265,7 @@ impl<W: Write> Write for Hashing<W> {
 fn encode<W: Write>(to: W, meta: &SnapshotMeta, body: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<W> {
     let mut to = Hashing { to, hasher: crc32fast::Hasher::new(), written: 0 };
     let meta = postcard::to_stdvec(meta).map_err(io::Error::other)?;
-    let meta_len = u32::try_from(meta.len()).ok().filter(|len| *len <= MAX_META_BYTES);
+    let meta_len = u32::try_from(meta.len()).ok().filter(|len| *len <= META_MAX);
     let meta_len =
         meta_len.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a membership that is too long"))?;
     to.write_all(MAGIC)?;
@@ -384,7 +384,7 @@ impl Snapshots {
         Ok(Some(snapshot))
     }
 
-    /// Whether the newest snapshot is being sent. Then no newer one should be built: the log that the receiver needs afterwards
+    /// Is the newest snapshot being sent? Then no newer one should be built: the log that the receiver needs afterwards
     /// would be purged under it. Nobody may hold it up for long.
     pub(crate) fn is_pinned(&self) -> bool {
         let now = (self.0.clock)();
@@ -478,7 +478,7 @@ impl Snapshots {
             sync(folder)?;
         }
         let mut files = files(folder)?;
-        files.truncate(files.len().saturating_sub(MAX_SNAPSHOTS));
+        files.truncate(files.len().saturating_sub(KEEP));
         for old in files {
             fs::remove_file(old)?;
         }

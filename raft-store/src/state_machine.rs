@@ -145,7 +145,7 @@ impl<M: ReplicatedState> RaftStateMachine<TypeConfig> for StateMachine<M> {
             let answers = {
                 let mut inner = self.0.inner.lock();
                 if inner.applied.is_some_and(|applied| applied.index >= id.index) {
-                    // The snapshot that repaired the state had it. The caller that waits for the answer asks again.
+                    // The snapshot that repaired the state included it. A caller that waits for the answer asks again.
                     if let Some(responder) = responder {
                         responder.send(Response(Vec::new()));
                     }

@@ -1,8 +1,8 @@
-//! FragmentTable that come in fragments: of which the first one passed, and which of their fragments wait for it.
+//! Fragmented datagrams: those whose first fragment was forwarded, and those whose other fragments wait for it.
 //!
-//! Two rings of fixed size per shard. In the one of those that began, the oldest makes room: what is left of it then waits,
-//! and is asked for. In the one of those that wait, the oldest makes room only once it has waited for long: so a flood of
-//! fragments that belong to nothing pushes nothing out.
+//! Two rings of fixed size per shard. A new datagram evicts the oldest one whose first fragment was forwarded: its remaining
+//! fragments then wait, and the other members are asked. It evicts the oldest one that waits only if that one has waited for
+//! long, so a flood of fragments that belong to nothing displaces nothing.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -12,9 +12,9 @@ use crate::parse::Fragment;
 use crate::time::Time;
 use crate::worker_set::WorkerSet;
 
-/// FragmentTable per shard that began.
+/// Datagrams per shard whose first fragment was forwarded.
 pub(crate) const MAX_FORWARDED_FIRSTS: usize = 64;
-/// FragmentTable per shard that wait.
+/// Datagrams per shard that wait for their first fragment.
 pub(crate) const MAX_PENDING: usize = 32;
 
 /// Longest time between a datagram's fragments (RFC 791: reassembly timers are 15 s; Linux: 30 s).

@@ -1,7 +1,7 @@
 //! Half-open sessions: bounded, oldest evicted first.
 //!
-//! Those with the same timeout are in one list, in the order of their last progress: so whose time is over is at its
-//! beginning, and neither they nor the oldest of all are searched for.
+//! Those with the same timeout are in one list, in the order of their last progress: so those that have timed out
+//! are at its beginning, and no search is needed for them or for the oldest of all.
 
 use hashbrown::HashTable;
 

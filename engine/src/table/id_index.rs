@@ -1,7 +1,7 @@
-//! From a session's id to its at, in 8 bytes a session.
+//! The index from a session's id to its slot, in 8 bytes a session.
 //!
-//! An entry holds 32 bits of the id's hash and the at; the full id stands in the table at that at, where the
-//! caller compares it. Two ids with the same 32 bits are possible, so a lookup yields candidates.
+//! An entry holds 32 bits of the id's hash and the slot's place in the table. The full id is stored in that slot, where the
+//! caller compares it. Two ids with the same 32 bits are possible, so a lookup returns candidates.
 
 use std::hash::BuildHasher;
 
@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 
 use crate::id::SessionId;
 
-/// A at in the table: shard and slot in one word.
+/// A place in the table: shard and slot in one word.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct SlotRef(u32);
 

@@ -294,7 +294,7 @@ impl Table {
     /// Adds a half-open session to its shard, which the caller has locked; evicts the oldest one if there is no room, and
     /// the oldest of the same tuple if that has its share.
     ///
-    /// One that was reset, and now begins anew with the same numbers, is forgotten: its end is not this one's.
+    /// An entry that was reset is removed if it begins again with the same numbers: its end is not that of the new one.
     pub(crate) fn insert_half_open(&self, shard: &mut Shard, hash: u64, open: HalfOpen, now: Time) -> u32 {
         let was_reset = |slot: &u32| {
             let same =

@@ -117,14 +117,14 @@ impl PeerQueries {
         later
     }
 
-    /// The workers that wait for `key`, which then is no longer queries.
+    /// The workers that wait for `key`. The key is removed.
     pub(crate) fn take(&mut self, key: u64) -> WorkerSet {
         let Some(at) = self.entries.iter().position(|e| e.key == key) else { return WorkerSet::EMPTY };
         self.next = 0;
         self.entries.swap_remove(at).workers
     }
 
-    /// All keys, which then are no longer queries.
+    /// All keys. They are removed.
     pub(crate) fn take_all(&mut self) -> impl Iterator<Item = (u64, WorkerSet)> {
         self.next = 0;
         std::mem::take(&mut self.entries).into_iter().map(|e| (e.key, e.workers))

@@ -1,4 +1,4 @@
-//! How many half-open sessions each source has, so that one of them can not take the whole table.
+//! How many half-open sessions each source has, so that one of them cannot take the whole table.
 //!
 //! Two rows of counters, each found by a hash of its own; a source's number is the smaller of its two counters. It is
 //! never too low; it is too high only if each of the two is shared with another source that is busy at the same time.

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! A packet only stamps its session; the wheel is not told. When a bucket's time comes, each of its sessions is looked at:
-//! it goes into the bucket of the deadline that it has by now, or, if that is over, to those that wait for the leader to
+//! it moves to the bucket of its new deadline or, if that has passed, to those that wait for the leader to
 //! offer them. So a session is looked at at most four times within its timeout, however many packets it passes, a session
 //! that is not due costs nothing, and one that is idle is found at most one unit (268 ms) after its deadline, never before.
 
@@ -69,7 +69,7 @@ impl Default for Wheel {
     }
 }
 
-/// The level for what is so many units away.
+/// The level for a deadline that is `distance` units away.
 fn level(distance: u64) -> u32 {
     (distance | 1).ilog2() / LEVEL_BITS
 }
@@ -91,7 +91,7 @@ impl Wheel {
         self.link(sessions, slot, Wheel::bucket(unit, level(unit - self.at)));
     }
 
-    /// Takes out a session that is to be looked at by now.
+    /// Takes out a session that is due at `now`.
     pub(crate) fn pop_due(&mut self, sessions: &mut Slab<Session>, now: Time) -> Option<u32> {
         let now = now.0 >> UNIT_SHIFT;
         let Some((unit, bucket)) = self.next().filter(|(unit, _)| *unit <= now) else {

@@ -189,7 +189,7 @@ struct Transfer {
 }
 
 impl Transfer {
-    /// With a port of the client by which the data go through `member`.
+    /// With a client port for which the data go through `member`.
     async fn new(lab: &Lab, remote: &RemoteNetwork, family: usize, port: u16, member: usize) -> Result<Transfer> {
         let upload = remote.side() == Side::Server;
         let (mut client, mut server) = (Side::Client.hosts()[family], Side::Server.hosts()[family]);

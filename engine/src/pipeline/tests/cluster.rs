@@ -140,7 +140,7 @@ impl Cluster {
         self.members[at].applied
     }
 
-    /// A member begins anew: it has what the log says as far as it had applied it, and nothing of its own.
+    /// Restarts a member: it has the log as far as it had applied it, and no local state.
     pub(crate) fn restart(&mut self, at: usize) {
         let config = self.members[at].engine.config.clone();
         let engine = Engine::new(Config { start: config.start + 1, ..config });
@@ -167,7 +167,7 @@ impl Cluster {
         self.apply_all()
     }
 
-    /// Delivers the hints under way, and those that these lead to; what is awaited in vain is asked for.
+    /// Delivers the hints in flight and those that follow from them; unanswered keys are queried.
     pub(crate) fn deliver(&mut self) {
         self.deliver_all();
         self.ask();

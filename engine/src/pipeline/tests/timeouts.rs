@@ -466,7 +466,7 @@ impl Model {
         })
     }
 
-    /// A hint may have made its time shorter: it counts anew.
+    /// A hint may have made its timeout shorter: it starts again.
     fn changed(&mut self, now: Time) {
         if self.closed.is_none() && !self.reset {
             self.quiet = now;
@@ -580,7 +580,7 @@ impl Pair {
         Ok(())
     }
 
-    /// What the engine finds idle is what the model does, but for the resolution.
+    /// The engine finds the same sessions idle as the model, within the resolution.
     fn compare(&mut self) -> Result<(), TestCaseError> {
         let now = self.k.now;
         let found = idle(&self.k);
