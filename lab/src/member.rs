@@ -139,7 +139,7 @@ impl Member {
         self.dir.join("log")
     }
 
-    /// Does its daemon run, as far as we know?
+    /// Whether its daemon runs, as far as we know.
     #[must_use]
     pub fn is_running(&self) -> bool {
         self.life.is_some()
@@ -298,7 +298,7 @@ impl Member {
         Ok(super::counters::metric(&text, name, labels)?.unwrap_or(0.0))
     }
 
-    /// Runs a command of the CLI against this member and answers its standard output.
+    /// Runs a command of the CLI against this member and returns its standard output.
     ///
     /// # Errors
     /// It fails, with what it said, or takes too long.

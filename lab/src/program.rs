@@ -18,7 +18,7 @@ pub fn path(name: &str) -> Result<PathBuf> {
     find_program(name).with_context(|| format!("there is no {name} on this machine"))
 }
 
-/// Runs a program in a namespace to its end and answers what it said, on standard output and error together.
+/// Runs a program in a namespace to its end and returns what it printed, on standard output and error together.
 ///
 /// # Errors
 /// It fails, with what it said, or takes longer than `limit`.

@@ -175,7 +175,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_those_of_the_picture() {
+    fn addresses_match_the_diagram() {
         assert_eq!(addresses(Side::Server, 102).map(|a| a.to_string()), ["10.20.0.102", "fd20::66"]);
         assert_eq!(addresses(Side::Client, 97).map(|a| a.to_string()), ["10.10.0.97", "fd10::61"]);
     }

@@ -44,7 +44,7 @@ pub struct RouteChange {
     pub at: Time,
     /// Whose.
     pub number: usize,
-    /// In, or out?
+    /// Whether it is in the set now.
     pub live: bool,
 }
 

@@ -500,7 +500,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn percentiles_are_of_the_sorted_values() {
+    fn percentiles_are_taken_from_sorted_values() {
         let counts = Counts::default();
         assert_eq!(counts.setup_percentiles([50, 99]), [0, 0]);
         *counts.setups.lock() = (1..=101).rev().collect();
@@ -508,7 +508,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_differ_and_their_headers_tell_damage() {
+    fn block_headers_reveal_damage() {
         let mut random = Random(1);
         let (a, mut b) = (random.block(512), random.block(512));
         assert_ne!(a, b);
@@ -519,7 +519,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_that_is_not_what_was_sent_is_an_error() {
+    async fn echo_with_a_changed_byte_is_an_error() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let to = listener.local_addr().unwrap();
         tokio::spawn(async move {

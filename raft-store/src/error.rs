@@ -68,7 +68,7 @@ pub enum StoreError {
     },
 }
 
-/// Whose store it is: written once, when the member has got its id, and never changed.
+/// The owner of a store: written once, when the member has its id, and never changed.
 #[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub struct StoreOwner {
     /// The cluster's id.

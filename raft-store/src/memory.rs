@@ -50,7 +50,7 @@ impl Write {
     }
 }
 
-/// Told when something is durable.
+/// The one that waits until something is durable.
 enum Done {
     Nobody,
     Append(IOFlushed<TypeConfig>),
@@ -153,13 +153,13 @@ impl MemoryDisk {
         self.disk.lock().durable.recent.iter().for_each(|entry| each(entry));
     }
 
-    /// Whose store it is, if that has been said.
+    /// The owner of the store, once it is set.
     #[must_use]
     pub fn owner(&self) -> Option<StoreOwner> {
         self.disk.lock().owner.clone()
     }
 
-    /// Says whose store it is.
+    /// Sets the owner of the store.
     ///
     /// # Errors
     /// [`StoreError::OtherOwner`] if it belongs to another.

@@ -29,7 +29,7 @@ pub type SnapshotMeta = openraft::type_config::alias::SnapshotMetaOf<TypeConfig>
 /// A membership, with the position where it stands in the log.
 pub type StoredMembership = openraft::type_config::alias::StoredMembershipOf<TypeConfig>;
 
-/// About how many bytes an entry takes in memory. Only for bounds: exact enough that a cache of a given size is about
+/// Approximately how many bytes an entry takes in memory. Only for bounds: exact enough that a cache of a given size is about
 /// that size.
 pub(crate) fn weight(entry: &Entry) -> usize {
     let payload = match &entry.payload {
