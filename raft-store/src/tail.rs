@@ -66,7 +66,7 @@ impl TailState {
             if let Some(last) = last
                 && index != last + 1
             {
-                let what = format!("entry {index} can not follow entry {last}");
+                let what = format!("entry {index} cannot follow entry {last}");
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
             }
             last = Some(index);

@@ -26,7 +26,7 @@ pub use snapshot::RestoreError;
 pub(crate) use snapshot::{SnapshotContent, read};
 pub(crate) use store::{Admission, Effects, LocalContext, Refusal, Removal, SessionStore};
 
-/// The replicated state machine, but for the sessions themselves.
+/// The replicated state machine, without the sessions themselves.
 pub(crate) struct StateMachine {
     settings: Settings,
     dedup: DedupTable,

@@ -167,7 +167,7 @@ impl Cluster {
         self.apply_all()
     }
 
-    /// Delivers the hints under way, and those that these lead to; what is awaited in vain is asked for.
+    /// Delivers the hints in flight and those that follow from them; unanswered keys are queried.
     pub(crate) fn deliver(&mut self) {
         self.deliver_all();
         self.ask();

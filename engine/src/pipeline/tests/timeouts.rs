@@ -583,7 +583,7 @@ impl Pair {
         Ok(())
     }
 
-    /// What the engine finds idle is what the model does, but for the resolution.
+    /// The engine finds the same sessions idle as the model, within the resolution.
     fn compare(&mut self) -> Result<(), TestCaseError> {
         let now = self.k.now;
         let found = idle(&self.k);
