@@ -19,10 +19,10 @@ Exit codes:
 #[derive(Parser, Debug)]
 #[command(name = "palisade", version, after_long_help = EXIT_CODES, propagate_version = true, max_term_width = 100)]
 pub struct Cli {
-    /// What holds for all commands.
+    /// The options of all commands.
     #[command(flatten)]
     pub global: Global,
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -71,7 +71,7 @@ pub enum LogFormat {
     Json,
 }
 
-/// The nouns.
+/// The commands.
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Run a member of the cluster: the daemon.
@@ -79,7 +79,7 @@ pub enum Command {
     /// Check a member's configuration file.
     #[command(subcommand)]
     Config(command::config::Command),
-    /// Make, join, leave and look at the cluster.
+    /// Create, join, leave and show the cluster.
     #[command(subcommand)]
     Cluster(command::cluster::Command),
     /// Check, apply and show the policy.
@@ -88,11 +88,11 @@ pub enum Command {
     /// List, watch and kill sessions.
     #[command(subcommand)]
     Session(command::session::Command),
-    /// Turn traffic away from this member, before maintenance: not ready, and leadership to another member.
+    /// Turn traffic away from this member before maintenance: not ready, and leadership to another member.
     Drain(command::drain::Args),
     /// Take traffic again after `drain`.
     Undrain,
-    /// Is this member ready to carry traffic? Exit code 0 or 1.
+    /// Show whether this member is ready to carry traffic. Exit code 0 or 1.
     Health(command::health::Args),
     /// The lock that keeps this machine's kernel from forwarding past Palisade.
     #[command(subcommand)]
@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_grammar_is_consistent() {
+    fn command_line_grammar_is_consistent() {
         Cli::command().debug_assert();
     }
 
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_docs_say_is_accepted() {
+    fn command_line_accepts_what_the_docs_show() {
         for line in [
             "palisade node --config node.toml",
             "palisade node --config node.toml --log debug --log-format json",
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused() {
+    fn command_line_refuses_invalid_values() {
         for line in [
             "palisade",
             "palisade node",

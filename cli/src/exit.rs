@@ -35,7 +35,7 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// Where the text of an error is wrapped: terminals have at least so many columns.
+/// The width at which the text of an error is wrapped: terminals have at least this many columns.
 const WIDTH: usize = 80;
 
 /// A command that did not do what was asked.
@@ -99,7 +99,7 @@ impl Failure {
 
     /// With an error, its causes and its help, without places in a text.
     #[must_use]
-    pub fn error(exit: Exit, error: &(impl Diagnostic + Error)) -> Failure {
+    pub fn error(exit: Exit, error: &impl Diagnostic) -> Failure {
         let help = error.help().map(|help| help.to_string());
         Failure::new(exit, chain(error), help.as_deref())
     }

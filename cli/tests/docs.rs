@@ -88,11 +88,8 @@ fn the_policy_as_json_is_valid() {
 
 #[test]
 fn links_between_pages_lead_somewhere() {
-    let mut pages = vec![root().join("README.md"), root().join("ARCHITECTURE.md")];
-    pages.extend(files("docs", ".md"));
-    pages.extend(files("docs/decisions", ".md"));
     let mut seen = 0;
-    for page in pages {
+    for page in pages() {
         let text = fs::read_to_string(&page).unwrap();
         for rest in text.split("](").skip(1) {
             let target = rest.split([')', '#']).next().unwrap();
@@ -135,6 +132,83 @@ fn the_systemd_unit_is_what_the_readme_installs() {
     for path in start.split(' ').filter(|word| word.starts_with('/')) {
         assert!(readme.contains(path), "the README does not mention {path}");
     }
+}
+
+/// All pages for readers: README, ARCHITECTURE, `docs/` and the decisions.
+fn pages() -> Vec<PathBuf> {
+    let mut pages = vec![root().join("README.md"), root().join("ARCHITECTURE.md")];
+    pages.extend(files("docs", ".md"));
+    pages.extend(files("docs/decisions", ".md"));
+    pages
+}
+
+/// All files of the crates' sources, tests and deployment, as paths from the root.
+fn sources() -> Vec<String> {
+    fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+            let path = entry.path();
+            match entry.file_type().unwrap().is_dir() {
+                true if entry.file_name() == "target" => {}
+                true => walk(&path, found),
+                false => found.push(path),
+            }
+        }
+    }
+    let mut found = Vec::new();
+    for folder in ["engine", "raft-store", "proto", "metrics", "node", "cli", "lab", "tests", "deploy", "docs", ".ci"] {
+        walk(&root().join(folder), &mut found);
+    }
+    found.iter().map(|path| path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned()).collect()
+}
+
+/// What stands between backticks on a page, without its code blocks.
+fn code_spans(page: &str) -> Vec<String> {
+    let mut in_block = false;
+    let outside = page.lines().filter(|line| {
+        in_block ^= line.trim_start().starts_with("```");
+        !in_block
+    });
+    let spans = |line: &str| line.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
+    outside.flat_map(spans).collect()
+}
+
+#[test]
+fn source_files_named_on_pages_exist() {
+    let sources = sources();
+    let mut seen = 0;
+    for page in pages() {
+        for span in code_spans(&fs::read_to_string(&page).unwrap()) {
+            let path = span.starts_with(|c: char| c.is_ascii_lowercase())
+                && span.ends_with(".rs")
+                && span.chars().all(|c| c.is_ascii_alphanumeric() || "._-/".contains(c));
+            if path {
+                seen += 1;
+                let exists = sources.iter().any(|s| *s == span || s.ends_with(&format!("/{span}")));
+                assert!(exists, "{} names {span}, which does not exist", page.display());
+            }
+        }
+    }
+    assert!(seen > 50, "{seen}");
+}
+
+#[test]
+fn tests_named_on_pages_exist() {
+    let sources = sources();
+    let code: Vec<(&String, String)> = sources.iter().filter(|s| s.ends_with(".rs")).map(|s| (s, read(s))).collect();
+    let mut seen = 0;
+    for page in pages() {
+        for span in code_spans(&fs::read_to_string(&page).unwrap()) {
+            let plain = |c: char| c.is_ascii_alphanumeric() || "_:".contains(c);
+            let Some((_, last)) = span.rsplit_once("tests::").filter(|_| span.chars().all(plain)) else { continue };
+            seen += 1;
+            let name = last.rsplit("::").next().unwrap();
+            let exists = code
+                .iter()
+                .any(|(path, text)| path.ends_with(&format!("/{name}.rs")) || text.contains(&format!("fn {name}(")));
+            assert!(exists, "{} names the test {span}, which does not exist", page.display());
+        }
+    }
+    assert!(seen > 10, "{seen}");
 }
 
 /// `docs/dependencies.md` has a row for each dependency in `Cargo.toml`, and no other row.

@@ -59,7 +59,7 @@ pub enum Hint {
         /// The session.
         id: SessionId,
     },
-    /// A query: a packet with this tuple waits for a hint. Members that know a session of it, half-open or not, reply.
+    /// A packet with this tuple waits for a hint: members that know a half-open session of it send its hint again.
     Query(Tuple),
     /// The reply about an established TCP session.
     Progress {
@@ -77,7 +77,7 @@ pub enum Hint {
         /// Where the first fragment's data end, in bytes.
         end: u16,
     },
-    /// A query: a fragment waits for the first one. Members that forwarded that reply.
+    /// A fragment waits for the first one: members that know it send its hint again.
     FragmentQuery(FragmentKey),
 }
 

@@ -50,7 +50,7 @@ const FRAGMENT_BUDGET_DIVISOR: usize = 4;
 
 /// A buffer of packets of type `P`, in order for each key. `P` has what the worker needs to judge and inject the packet.
 ///
-/// It never exceeds its [`HoldLimits`]. What does not fit is refused, so that a flood cannot displace what already waits.
+/// It never grows beyond its [`HoldLimits`]: what does not fit is refused, so that a flood cannot push out what already waits.
 pub struct HoldBuffer<P> {
     limits: HoldLimits,
     queues: HashMap<HoldKey, VecDeque<HeldPacket<P>>>,
@@ -96,7 +96,7 @@ impl<P> HoldBuffer<P> {
     /// Holds a packet of `bytes` bytes that was first held at `since`.
     ///
     /// # Errors
-    /// The packet, and the reason why it is not held.
+    /// The packet back, and why it cannot be kept.
     pub fn hold(
         &mut self,
         since: Time,

@@ -97,7 +97,7 @@ reasons! {
     IcmpUnrelated = "icmp_unrelated",
     /// An ICMP type that routers do not forward (redirects, router discovery, neighbour discovery).
     IcmpType = "icmp_type",
-    /// It arrived from another zone than this direction of its session.
+    /// It arrived from a zone that this direction of its session does not come from.
     WrongZone = "wrong_zone",
     /// The half-open table, or the source's share of it, is full.
     HalfOpenFull = "half_open_full",

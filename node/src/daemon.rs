@@ -42,6 +42,7 @@ pub(crate) enum ChangeError {
     #[diagnostic(help("see the daemon's log and `palisade cluster status`"))]
     Timeout,
     #[error(transparent)]
+    #[diagnostic(transparent)]
     Membership(#[from] MembershipError),
     #[error(transparent)]
     #[diagnostic(transparent)]

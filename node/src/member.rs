@@ -70,6 +70,7 @@ pub enum MemberError {
     Wake(#[source] io::Error),
     /// The replication.
     #[error(transparent)]
+    #[diagnostic(transparent)]
     Replication(#[from] OpenError),
 }
 

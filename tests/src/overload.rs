@@ -59,7 +59,7 @@ pub async fn full_queues(lab: &Lab) -> Result<u64> {
     }
     for member in lab.members() {
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
-        let missed = member.metric("palisade_capture_missed_total", &[]).await? as u64;
+        let missed = member.metric("palisade_capture_dropped_total", &[]).await? as u64;
         full += missed;
     }
     Ok(full)

@@ -68,7 +68,7 @@ async fn dropped(lab: &Lab, number: usize) -> Result<f64> {
 
 /// Frames for which a member's capture ring had no place.
 async fn missed(lab: &Lab, number: usize) -> Result<f64> {
-    lab.member(number).metric("palisade_capture_missed_total", &[]).await
+    lab.member(number).metric("palisade_capture_dropped_total", &[]).await
 }
 
 /// New connections open, all of them.
@@ -121,7 +121,7 @@ async fn ports(lab: &Lab, number: usize) -> Result<()> {
         Ok::<_, std::io::Error>(())
     };
     lab.fabric().run(attacks).await??;
-    // Whoever asks properly is answered.
+    // A proper request is answered.
     assert_eq!(lab.member(number).http("/healthz").await?.0, 200);
     lab.member(number).status().await.map(drop)
 }

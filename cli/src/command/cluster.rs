@@ -43,7 +43,7 @@ pub enum Command {
     },
     /// Take this machine out of its cluster.
     Leave {
-        /// How long to wait for traffic to move away; then it leaves all the same. At most 10m.
+        /// How long to wait for traffic to move away; then the member leaves anyway. At most 10m.
         #[arg(long, value_name = "TIME", default_value = "30s", value_parser = time::up_to(MAX_DRAIN_TIMEOUT))]
         timeout: Duration,
     },
@@ -164,21 +164,20 @@ fn agreed(name: &str) -> Result<bool, Failure> {
 }
 
 fn not_recovered(error: &RecoverError) -> Failure {
-    let (exit, help) = match error {
-        RecoverError::Identity(IdentityError::Locked(_)) => {
-            (Exit::Refused, Some("stop the daemon first: `systemctl stop palisade`"))
-        }
-        RecoverError::NotMember | RecoverError::Removed | RecoverError::Alone | RecoverError::Majority { .. } => {
-            (Exit::Refused, None)
-        }
+    let exit = match error {
+        RecoverError::Identity(IdentityError::Locked(_))
+        | RecoverError::NotMember
+        | RecoverError::Removed
+        | RecoverError::Alone
+        | RecoverError::Majority { .. } => Exit::Refused,
         RecoverError::Identity(_)
         | RecoverError::Store(_)
         | RecoverError::Task(_)
         | RecoverError::LostLog(_)
         | RecoverError::ClusterId(_)
-        | RecoverError::Random(_) => (Exit::Failure, None),
+        | RecoverError::Random(_) => Exit::Failure,
     };
-    Failure::new(exit, palisade_node::error::chain(error), help)
+    Failure::error(exit, error)
 }
 
 fn from_stdin() -> Result<String, Failure> {

@@ -12,12 +12,13 @@ use crate::client::{self, Client, within};
 use crate::exit::{Exit, Failure};
 use crate::print;
 
-const DEADLINE: Duration = Duration::from_secs(30);
+/// The time for a request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What to do with the policy.
 #[derive(clap::Subcommand, Debug)]
 pub enum Command {
-    /// Is this policy valid? Needs no running member; every error with its line and place.
+    /// Check a policy without a running member: every error with its line and place.
     Check {
         /// The file; `-` is standard input.
         #[arg(value_name = "FILE")]
@@ -62,7 +63,7 @@ pub enum Command {
         #[arg(long)]
         check: bool,
     },
-    /// What would applying this policy change? Exit code 1 if anything.
+    /// Show what applying this policy would change. Exit code 1 if it changes anything.
     Diff {
         /// The file; `-` is standard input.
         #[arg(value_name = "FILE")]
@@ -88,7 +89,7 @@ pub fn run(global: &Global, command: Command) -> Result<ExitCode, Failure> {
             Ok(ExitCode::SUCCESS)
         }),
         Command::History { barrier } => client::with_member(global, async |mut client| {
-            let request = within(DEADLINE, v1::PolicyHistoryRequest { barrier });
+            let request = within(REQUEST_TIMEOUT, v1::PolicyHistoryRequest { barrier });
             let answer = client.policy_history(request).await?.into_inner();
             print::policy::history(global.output, &answer.policies)?;
             Ok(ExitCode::SUCCESS)
@@ -155,14 +156,14 @@ fn apply(global: &Global, file: &Path, base: Option<u64>) -> Result<ExitCode, Fa
     let author = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_default();
     client::with_member(global, async |mut client| {
         let request = v1::PolicyApplyRequest { name: source.name, text: source.text, author, base };
-        let answer = client.policy_apply(within(DEADLINE, request)).await?.into_inner();
+        let answer = client.policy_apply(within(REQUEST_TIMEOUT, request)).await?.into_inner();
         print::policy::applied(global.output, &source.policy, &answer)?;
         Ok(ExitCode::SUCCESS)
     })
 }
 
 async fn shown(client: &mut Client, generation: Option<u64>, barrier: bool) -> Result<v1::PolicyShowResponse, Failure> {
-    let request = within(DEADLINE, v1::PolicyShowRequest { generation, barrier });
+    let request = within(REQUEST_TIMEOUT, v1::PolicyShowRequest { generation, barrier });
     Ok(client.policy_show(request).await?.into_inner())
 }
 

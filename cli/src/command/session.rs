@@ -13,17 +13,18 @@ use crate::client::{self, within};
 use crate::exit::{Exit, Failure};
 use crate::print;
 
-const DEADLINE: Duration = Duration::from_secs(60);
+/// The time for `kill`.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What to do with sessions.
 #[derive(clap::Subcommand, Debug)]
 pub enum Command {
-    /// List sessions, as this member has them.
+    /// List the sessions of this member.
     List {
         /// Which ones.
         #[command(flatten)]
         filter: Filter,
-        /// Stop after so many.
+        /// Maximum number of sessions to list.
         #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 0, hide_default_value = true)]
         limit: u64,
     },
@@ -52,7 +53,7 @@ pub enum Command {
         #[arg(long, conflicts_with_all = ["proto", "src", "dst", "sport", "dport", "state", "zone"])]
         all: bool,
     },
-    /// Count sessions, as this member has them.
+    /// Count the sessions of this member.
     Count {
         /// Which ones.
         #[command(flatten)]
@@ -173,7 +174,7 @@ pub fn run(global: &Global, command: Command) -> Result<ExitCode, Failure> {
             Command::Kill { ids, filter, all: _ } => {
                 let filter = ids.is_empty().then(|| filter.into());
                 let ids = ids.into_iter().map(Into::into).collect();
-                let request = within(DEADLINE, v1::SessionKillRequest { ids, filter });
+                let request = within(REQUEST_TIMEOUT, v1::SessionKillRequest { ids, filter });
                 let answer = client.session_kill(request).await?.into_inner();
                 print::session::killed(output, &answer)?;
             }

@@ -48,7 +48,7 @@ fn progress(d: &v1::Draining) -> String {
         (true, _) => "traffic has moved away".to_owned(),
         (false, n) => format!("not ready; {} a second still pass here", many(n, "packet")),
     };
-    let lead = if d.leader { ", and it still leads" } else { "" };
+    let lead = if d.leader { ", and it is still the leader" } else { "" };
     passing + lead
 }
 
@@ -80,7 +80,7 @@ impl Draining {
     pub(super) fn line(&self) -> String {
         let seconds = self.for_ms / 1000;
         let passing = many(self.packets_per_second, "packet");
-        let lead = if self.leader { ", still leads" } else { "" };
+        let lead = if self.leader { ", still the leader" } else { "" };
         format!("{} for {seconds} s, {passing} a second still pass here{lead}", self.reason)
     }
 }
@@ -109,10 +109,7 @@ pub fn drained(output: Output, d: &v1::Draining) -> Result<(), Failure> {
                 writeln!(out, "do the routers on both sides follow /readyz (or `palisade health`)?")?;
             }
             if d.leader {
-                writeln!(
-                    out,
-                    "it still leads: no other voter has taken over leadership; see `palisade cluster members`"
-                )?;
+                writeln!(out, "it is still the leader: no other voter has taken over; see `palisade cluster members`")?;
             }
             writeln!(out, "it forwards what still comes; `palisade undrain`, or a restart, takes traffic again")
         },

@@ -156,7 +156,7 @@ impl Checker<'_> {
     fn unknown<'n>(&mut self, what: &str, name: &str, span: &Range<usize>, known: impl Iterator<Item = &'n str>) {
         let sign = if what == "set" { "@" } else { "" };
         let problem = Problem::new(span.clone(), format!("there is no {what} named `{name}`"), "not declared");
-        // Searching costs time, and after so many errors nobody will see what it finds.
+        // Searching costs time, and after this many errors nobody sees the result.
         let meant = if self.problems.len() < MAX_PROBLEMS { similar(name, known) } else { None };
         let help = match (meant, what) {
             (Some(meant), _) => format!("did you mean {sign}{meant}?"),

@@ -82,7 +82,7 @@ impl PolicyError {
             let blank = " ".repeat(gutter.len());
             // A tab before the caret stays a tab, so that the caret is where it should be.
             let indent: String = text.chars().take(column - 1).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
-            // Writing to a String can not fail.
+            // Writing to a String cannot fail.
             let _ = writeln!(out, "{}:{line}:{column}: {}", self.source_code.name(), problem.message);
             let _ = writeln!(out, "{gutter} | {text}");
             let _ = writeln!(out, "{blank} | {indent}{} {}", "^".repeat(width), problem.label);

@@ -39,7 +39,7 @@ impl fmt::Display for Action {
 pub struct Decision {
     /// What to do.
     pub action: Action,
-    /// By which rule.
+    /// The rule that decided.
     pub rule: RuleId,
     /// Is it to be logged?
     pub log: bool,
@@ -87,7 +87,7 @@ impl TryFrom<Unchecked> for Policy {
         let policy = Policy { zones, sets, services, timeouts, default, ip_options, rules };
         match Policy::parse("policy", &policy.to_string()) {
             Ok(checked) if checked == policy => Ok(checked),
-            Ok(_) => Err("a name in the policy is empty or has characters in it that names can not have".to_owned()),
+            Ok(_) => Err("a name in the policy is empty or has characters in it that names cannot have".to_owned()),
             Err(error) => Err(error.render()),
         }
     }
@@ -122,9 +122,9 @@ pub struct Rule {
     pub action: Action,
     /// Its name.
     pub name: String,
-    /// Zones that the connection's first packet comes in by.
+    /// Zones from which the connection's first packet arrives.
     pub from: List<String>,
-    /// Zones that it goes out by.
+    /// Zones to which it leaves.
     pub to: List<String>,
     /// Where it comes from.
     pub source: List<Address>,

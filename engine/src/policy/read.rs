@@ -88,7 +88,7 @@ const STATEMENTS: &[&str] = &["zone", "set", "service", "timeout", "default", "i
 
 const EXAMPLE: &str = "a rule is: accept \"name\" from ZONE to ZONE: SOURCE -> DESTINATION SERVICE";
 
-/// The line can not be made sense of any further; a problem says why.
+/// The line cannot be made sense of any further; a problem says why.
 struct Lost;
 
 struct Reader<'t, 's, 'p> {
@@ -265,13 +265,13 @@ impl<'s> Reader<'_, 's, '_> {
         }
     }
 
-    /// A declared name: a word that is no keyword. `None` if it can not be one, which was complained about.
+    /// A declared name: a word that is no keyword. `None` if it cannot be one, which was complained about.
     fn name(&mut self, what: impl fmt::Display) -> Result<Option<At<String>>, Lost> {
         let Token::Word(word) = self.peek() else { return Err(self.expected(what)) };
         let span = self.span();
         if KEYWORDS.contains(&word) {
             let problem = Problem::new(span, format!("expected {what}, found the keyword `{word}`"), "a keyword");
-            self.problems.push(problem.help("keywords can not be names"));
+            self.problems.push(problem.help("keywords cannot be names"));
             return Err(Lost);
         }
         self.at += 1;
@@ -280,7 +280,7 @@ impl<'s> Reader<'_, 's, '_> {
         }
         let help =
             format!("a name begins with a letter and has letters, digits, `_`, `-` and `.` in it, at most {NAME_MAX}");
-        self.problems.push(Problem::new(span, format!("`{word}` can not be a name"), "not a name").help(help));
+        self.problems.push(Problem::new(span, format!("`{word}` cannot be a name"), "not a name").help(help));
         Ok(None)
     }
 
@@ -332,7 +332,7 @@ impl<'s> Reader<'_, 's, '_> {
         self.at += 1;
         if name.is_empty() || name.len() > RULE_NAME_MAX || name.chars().any(char::is_control) {
             let help = format!("a rule's name has 1 to {RULE_NAME_MAX} bytes and no control characters");
-            self.problems.push(Problem::new(span.clone(), "this can not be a rule's name", "not a name").help(help));
+            self.problems.push(Problem::new(span.clone(), "this cannot be a rule's name", "not a name").help(help));
         }
         let name = At { value: name.to_owned(), span };
         self.need(Token::Word("from"), EXAMPLE)?;

@@ -194,7 +194,7 @@ default reject
 ";
     let expected = [
         "1:15: there are two zones named `outside` (the first one is in line 1)",
-        "1:24: `1st` can not be a name (a name begins with a letter and has letters, digits, `_`, `-` and `.` in it, at most 63)",
+        "1:24: `1st` cannot be a name (a name begins with a letter and has letters, digits, `_`, `-` and `.` in it, at most 63)",
         "2:11: 10.0.0.1/24 has bits set behind its length: write 10.0.0.0/24 or 10.0.0.1 (as in 192.0.2.1, 192.0.2.0/24, 2001:db8::/32, @web)",
         "2:24: `10.0.0.300` is not an IPv4 or IPv6 address (as in 192.0.2.1, 192.0.2.0/24, 2001:db8::/32, @web)",
         "2:36: `web` is not an address: to name a set, write @web (as in 192.0.2.1, 192.0.2.0/24, 2001:db8::/32, @web)",
@@ -409,7 +409,7 @@ fn json() {
         ("/zones/0", "b c".into(), "there is no zone"),
         ("/zones/0", "a\nzone b".into(), "characters in it"),
         ("/rules/0/name", "x\" from any to any: any -> any #".into(), "characters in it"),
-        ("/rules/0/name", "".into(), "can not be a rule's name"),
+        ("/rules/0/name", "".into(), "cannot be a rule's name"),
         ("/rules/0/source", serde_json::json!(["@t"]), "there is no set named `t`"),
         ("/rules/0/source", serde_json::json!([]), "expected"),
         ("/rules/0/source", serde_json::json!(["10.0.0.1/8"]), "did not match"),

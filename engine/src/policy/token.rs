@@ -57,7 +57,7 @@ type Result<T> = winnow::Result<T, EmptyError>;
 pub(super) fn tokens<'s>(text: &'s str, mut problem: impl FnMut(Problem)) -> Vec<Spanned<'s>> {
     let mut input = Input::new(text);
     let mut tokens: Vec<Spanned<'s>> = Vec::new();
-    // `blank` can not fail.
+    // `blank` cannot fail.
     while blank(&mut input).is_ok() && !input.is_empty() {
         let before = input;
         if let Ok(spanned) = token.with_span().parse_next(&mut input) {

@@ -41,7 +41,7 @@ pub enum Warning {
     },
 }
 
-/// Timeouts that should not be shorter than so many seconds.
+/// Timeouts that should not be shorter than a number of seconds.
 const SHORT: &[(Timeout, u32, &str)] = &[
     (
         Timeout::TcpEstablished,

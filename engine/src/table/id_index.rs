@@ -1,7 +1,7 @@
-//! The index from a session's id to its shard and slot, in 8 bytes per session.
+//! The index from session ids to slots, in 8 bytes per session.
 //!
-//! An entry has 32 bits of the id's hash and the slot. The full id is in the table, where the caller compares it: two ids
-//! may have the same 32 bits, so a lookup returns candidates.
+//! An entry holds 32 bits of the id's hash and the slot. The full id is in the table, where the caller compares it. Two ids may
+//! share the same 32 bits, so a lookup returns candidates.
 
 use std::hash::BuildHasher;
 
@@ -11,11 +11,11 @@ use parking_lot::Mutex;
 
 use crate::id::SessionId;
 
-/// A shard and one of its slots, in one word.
+/// A slot of the table: shard number and slot number in one word.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct SlotRef(u32);
 
-/// The largest number of slots of a shard: what remains of the word beside the shard's number.
+/// Maximum number of slots in a shard: the bits of a word that the shard number leaves.
 pub(crate) const SLOTS_PER_SHARD: u32 = 1 << 24;
 
 impl SlotRef {
@@ -39,7 +39,8 @@ struct Entry {
     at: SlotRef,
 }
 
-/// The number of locks. Not a power of two: otherwise these tables and those of the shards would grow at the same time.
+/// The number of hash tables. Not a power of two: otherwise these tables and those of the shards would have the most spare
+/// capacity at the same sizes.
 const STRIPES: usize = 48;
 
 /// The index. Its locks are leaves: no other lock is taken while one of them is held.
@@ -78,7 +79,7 @@ impl IdIndex {
         }
     }
 
-    /// The slots where the id may be: nearly always none or one, and never more than four.
+    /// The slots that the session may be in: nearly always none or one, at most four.
     pub(crate) fn candidates(&self, id: SessionId) -> impl Iterator<Item = SlotRef> + use<> {
         let (stripe, hash) = self.stripe(id);
         let mut found = [None; 4];
@@ -96,7 +97,7 @@ mod tests {
     use crate::id::MemberId;
 
     #[test]
-    fn id_index_finds_only_what_was_inserted() {
+    fn id_index_finds_only_inserted_ids() {
         let ids = IdIndex::new(7);
         let id = |n| SessionId { member: MemberId(n % 3), counter: n };
         for n in 0..10_000 {

@@ -1,17 +1,8 @@
-//! The keys for which workers hold packets, and the queries to the other members about them.
+//! Queries to the peers about unmatched packets: the key that the packets are held for, and the workers to wake when a hint or
+//! an applied command resolves it.
 //!
-//! A key's workers are woken when a hint, a reply or an apply brings what their packets wait for. The ring of each shard has
-//! a fixed size: a flood of unmatched packets overwrites the oldest key, whose packets then expire in the hold buffers.
-//!
-//! ```text
-//!   NotSent ── a packet waits ─> Outstanding (the query is sent after HINT_DELAY) ── a reply ─> removed
-//!                                     │ QUERY_RETRY_INTERVAL without a reply
-//!                                     v
-//!                                Unanswered ── another packet waits ─> Outstanding
-//!                                     │ UNANSWERED_TTL
-//!                                     v
-//!                                  NotSent
-//! ```
+//! A ring of fixed size per shard. A flood of unmatched packets overwrites the oldest key, whose packets then expire in the
+//! hold buffers of their workers.
 
 use std::time::Duration;
 
@@ -20,36 +11,36 @@ use crate::time::Time;
 use crate::tuple::Tuple;
 use crate::worker_set::WorkerSet;
 
-/// The size of a shard's ring.
+/// Maximum number of keys per shard.
 const MAX_QUERIES: usize = 64;
 
-/// The time for which the hint that a packet waits for may still be in flight. Then the other members are queried.
+/// The time in which the hint that a packet waits for usually arrives. The query is sent after it.
 pub(crate) const HINT_DELAY: Duration = Duration::from_millis(5);
 
-/// The time without a reply after which the other members are queried again.
+/// The time without a reply after which a query is sent again.
 pub(crate) const QUERY_RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
-/// The time after an unanswered query during which no member is expected to know.
+/// The time after an unanswered query in which no peer is assumed to know the key.
 const UNANSWERED_TTL: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy)]
 struct Entry {
     key: u64,
     workers: WorkerSet,
-    /// When the last wait began: its query is sent, or will be soon.
+    /// When the wait started. The query is sent then, or [`HINT_DELAY`] later.
     sent: Time,
-    /// The query that is still to be sent.
+    /// The tuple of the query, until it is sent.
     query: Option<Tuple>,
 }
 
-/// The state of the query about a key.
+/// The state of the query for a key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum QueryState {
-    /// No query was sent lately.
+    /// No query was sent recently.
     NotSent,
-    /// A query was sent, or will be soon, and may still be answered.
+    /// A query was sent, and a reply may still arrive.
     Outstanding,
-    /// A query was sent, and no member answered.
+    /// A query was sent, and no peer replied.
     Unanswered,
 }
 
@@ -69,12 +60,12 @@ impl PeerQueries {
         }
     }
 
-    /// Registers `worker` for `key`. The query was sent already.
+    /// Registers a worker that waits for `key`. The query was already sent.
     pub(crate) fn await_reply(&mut self, key: u64, worker: u8, now: Time) {
         self.entry(key, now).workers.insert(worker);
     }
 
-    /// Registers `worker` for `key`. If no hint arrives within [`HINT_DELAY`], the other members are queried about `tuple`.
+    /// Registers a worker that waits for `key`. A query about `tuple` follows if the wait is longer than [`HINT_DELAY`].
     pub(crate) fn await_hint(&mut self, key: u64, tuple: &Tuple, worker: u8, now: Time) {
         let new = self.state(key, now) != QueryState::Outstanding;
         let entry = self.entry(key, now);
@@ -84,7 +75,7 @@ impl PeerQueries {
         }
     }
 
-    /// Registers `worker` for a commit. Returns whether it must be proposed, for the first time or again.
+    /// Registers a worker that waits for a command. Returns whether the command must be proposed, for the first time or again.
     pub(crate) fn await_commit(&mut self, key: u64, worker: u8, now: Time) -> bool {
         let propose = self.state(key, now) != QueryState::Outstanding;
         let entry = self.entry(key, now);
@@ -114,7 +105,7 @@ impl PeerQueries {
         &mut self.entries[place]
     }
 
-    /// Sends the queries whose [`HINT_DELAY`] is over. Returns whether others are still to be sent.
+    /// Sends the queries that have waited for [`HINT_DELAY`]. Returns whether others are still to be sent.
     pub(crate) fn send_due(&mut self, now: Time, events: &mut Vec<Event>) -> bool {
         let mut later = false;
         for entry in self.entries.iter_mut().filter(|e| e.query.is_some()) {
@@ -127,14 +118,14 @@ impl PeerQueries {
         later
     }
 
-    /// Removes `key` and returns its workers.
+    /// Removes `key`. Returns the workers that wait for it.
     pub(crate) fn take(&mut self, key: u64) -> WorkerSet {
         let Some(at) = self.entries.iter().position(|e| e.key == key) else { return WorkerSet::EMPTY };
         self.next = 0;
         self.entries.swap_remove(at).workers
     }
 
-    /// Removes all keys and returns them with their workers.
+    /// Removes all keys. Returns them with their workers.
     pub(crate) fn take_all(&mut self) -> impl Iterator<Item = (u64, WorkerSet)> {
         self.next = 0;
         std::mem::take(&mut self.entries).into_iter().map(|e| (e.key, e.workers))
@@ -146,37 +137,37 @@ mod tests {
     use super::*;
     use crate::testing::tuple;
 
-    fn asks(queries: &mut PeerQueries, now: Time) -> usize {
+    fn sent(queries: &mut PeerQueries, now: Time) -> usize {
         let mut events = Vec::new();
         queries.send_due(now, &mut events);
         events.len()
     }
 
     #[test]
-    fn peer_queries_are_sent_once_and_remember_workers() {
+    fn peer_query_is_sent_once_and_remembers_workers() {
         let mut queries = PeerQueries::default();
         let (t, tuple) = (Time(1_000_000_000), tuple(1));
         assert_eq!(queries.state(5, t), QueryState::NotSent);
         queries.await_hint(5, &tuple, 0, t);
         queries.await_hint(5, &tuple, 3, t);
         assert_eq!(queries.state(5, t), QueryState::Outstanding);
-        assert_eq!(asks(&mut queries, t + HINT_DELAY / 2), 0, "the hint may be under way");
-        assert_eq!(asks(&mut queries, t + HINT_DELAY), 1);
-        assert_eq!(asks(&mut queries, t + 2 * HINT_DELAY), 0);
+        assert_eq!(sent(&mut queries, t + HINT_DELAY / 2), 0, "the hint may be under way");
+        assert_eq!(sent(&mut queries, t + HINT_DELAY), 1);
+        assert_eq!(sent(&mut queries, t + 2 * HINT_DELAY), 0);
         assert_eq!(queries.state(5, t + QUERY_RETRY_INTERVAL), QueryState::Unanswered);
         queries.await_hint(5, &tuple, 3, t + QUERY_RETRY_INTERVAL);
-        assert_eq!(asks(&mut queries, t + QUERY_RETRY_INTERVAL + HINT_DELAY), 1);
+        assert_eq!(sent(&mut queries, t + QUERY_RETRY_INTERVAL + HINT_DELAY), 1);
         assert_eq!(queries.take(5), WorkerSet::from([0, 3]));
         assert_eq!(queries.take(5), WorkerSet::EMPTY);
         queries.await_reply(6, 1, t);
-        assert_eq!(asks(&mut queries, t + HINT_DELAY), 0);
+        assert_eq!(sent(&mut queries, t + HINT_DELAY), 0);
         // What came in time is not asked for.
         assert!(queries.await_commit(8, 1, t) && !queries.await_commit(8, 2, t + QUERY_RETRY_INTERVAL / 2));
         assert!(queries.await_commit(8, 2, t + QUERY_RETRY_INTERVAL), "the proposal may be lost");
-        assert_eq!((asks(&mut queries, t + 2 * QUERY_RETRY_INTERVAL), queries.take(8)), (0, WorkerSet::from([1, 2])));
+        assert_eq!((sent(&mut queries, t + 2 * QUERY_RETRY_INTERVAL), queries.take(8)), (0, WorkerSet::from([1, 2])));
         queries.await_hint(7, &tuple, 1, t);
         assert_eq!(queries.take(7), WorkerSet::of(1));
-        assert_eq!(asks(&mut queries, t + HINT_DELAY), 0);
+        assert_eq!(sent(&mut queries, t + HINT_DELAY), 0);
     }
 
     #[test]

@@ -1,8 +1,9 @@
-//! A count-min sketch of the half-open sessions of each source, so that one source cannot fill the table.
+//! The number of half-open sessions by source address, so that one source cannot fill the whole table: a count-min sketch
+//! (Cormode and Muthukrishnan, 2005).
 //!
-//! It has two rows of counters, each with its own hash. The estimate is the smaller of a source's two counters: never too
-//! low, and too high only if both counters are shared with other sources that have half-open sessions at the same time. The
-//! memory is fixed, whatever number of sources an attacker uses.
+//! Two rows of counters, each with its own hash. The estimate for a source is the smaller of its two counters. It is never too
+//! low, and too high only if both counters are shared with other active sources. The memory is fixed, independently of the
+//! number of sources that an attacker invents.
 
 use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -11,7 +12,7 @@ use foldhash::quality::FixedState;
 
 use crate::addr::Ip;
 
-/// The counters of a row: a power of two.
+/// Counters per row: a power of two.
 const COUNTERS_PER_ROW: usize = 1 << 16;
 
 /// The sketch.
@@ -47,7 +48,7 @@ impl SourceSketch {
     fn counters(&self, source: Ip) -> [&AtomicU32; 2] {
         let hash = match source {
             Ip::V4(address) => self.hasher.hash_one(address),
-            // One host has a whole network of 64 bits to take addresses from (RFC 4291 section 2.5.1).
+            // One host may use any address of its /64 network (RFC 4291 section 2.5.1).
             Ip::V6([a, b, c, d, e, f, g, h, ..]) => self.hasher.hash_one([a, b, c, d, e, f, g, h]),
         };
         let [first, second] = &self.rows;

@@ -12,6 +12,7 @@ mod socket;
 use std::sync::Arc;
 use std::time::Duration;
 
+use miette::Diagnostic;
 use palisade_engine::replica::Outcome;
 use palisade_engine::{LeaseState, Role};
 use palisade_proto::admin::v1;
@@ -86,46 +87,53 @@ fn refuse(code: Code, message: impl Into<String>, help: &str) -> Status {
     Status::with_details_and_metadata(code, message, Bytes::new(), metadata)
 }
 
+/// The status of an error, with its causes and its help.
+fn status(code: Code, e: &(impl Diagnostic + std::error::Error)) -> Status {
+    let message = crate::error::chain(e);
+    match e.help() {
+        Some(help) => refuse(code, message, &help.to_string()),
+        None => Status::new(code, message),
+    }
+}
+
 impl From<ChangeError> for Status {
     fn from(e: ChangeError) -> Status {
-        let message = crate::error::chain(&e);
-        match e {
-            ChangeError::Busy => refuse(Code::FailedPrecondition, message, "wait until it is done"),
-            ChangeError::NotAMember => outside(),
-            ChangeError::AlreadyMember(_) => {
-                refuse(Code::FailedPrecondition, message, "leave that cluster first: `palisade cluster leave`")
-            }
-            ChangeError::Timeout => Status::deadline_exceeded(message),
-            ChangeError::Membership(e) => e.into(),
-            ChangeError::Start(_) => Status::internal(message),
-        }
+        let code = match &e {
+            ChangeError::Busy | ChangeError::NotAMember | ChangeError::AlreadyMember(_) => Code::FailedPrecondition,
+            ChangeError::Timeout => Code::DeadlineExceeded,
+            ChangeError::Membership(e) => code(e),
+            ChangeError::Start(_) => Code::Internal,
+        };
+        status(code, &e)
     }
 }
 
 impl From<MembershipError> for Status {
     fn from(e: MembershipError) -> Status {
-        let message = crate::error::chain(&e);
-        let code = match e {
-            MembershipError::Token(_) => Code::InvalidArgument,
-            MembershipError::Propose(_)
-            | MembershipError::NoAddress
-            | MembershipError::Timeout(_)
-            | MembershipError::Transfer(TransferError::Timeout) => Code::Unavailable,
-            MembershipError::NoSuchMember(_) => Code::NotFound,
-            MembershipError::Identity(_)
-            | MembershipError::Refused(_)
-            | MembershipError::CannotRemoveSelf(_)
-            | MembershipError::LastMember
-            | MembershipError::Transfer(_)
-            | MembershipError::Raft(_) => Code::FailedPrecondition,
-            MembershipError::Start(_) | MembershipError::ClusterId(_) | MembershipError::Random(_) => Code::Internal,
-        };
-        Status::new(code, message)
+        status(code(&e), &e)
+    }
+}
+
+fn code(e: &MembershipError) -> Code {
+    match e {
+        MembershipError::Token(_) => Code::InvalidArgument,
+        MembershipError::Propose(_)
+        | MembershipError::NoAddress
+        | MembershipError::Timeout(_)
+        | MembershipError::Transfer(TransferError::Timeout) => Code::Unavailable,
+        MembershipError::NoSuchMember(_) => Code::NotFound,
+        MembershipError::Identity(_)
+        | MembershipError::Refused(_)
+        | MembershipError::CannotRemoveSelf(_)
+        | MembershipError::LastMember
+        | MembershipError::Transfer(_)
+        | MembershipError::Raft(_) => Code::FailedPrecondition,
+        MembershipError::Start(_) | MembershipError::ClusterId(_) | MembershipError::Random(_) => Code::Internal,
     }
 }
 
 fn unconfirmed(e: &ProposeError) -> Status {
-    Status::unavailable(e.to_string())
+    status(Code::Unavailable, e)
 }
 
 fn stale(e: &ReadBarrierError) -> Status {
@@ -134,8 +142,7 @@ fn stale(e: &ReadBarrierError) -> Status {
 }
 
 fn outside() -> Status {
-    let help = "make a cluster with `palisade cluster init`, or join one with `palisade cluster join TOKEN`";
-    refuse(Code::FailedPrecondition, "this machine is in no cluster", help)
+    ChangeError::NotAMember.into()
 }
 
 /// What an outcome that is not the expected one means to an admin.
@@ -381,7 +388,7 @@ fn own_zones(daemon: &Daemon) -> Vec<String> {
     daemon.config().interfaces.iter().map(|i| i.zone.clone()).collect()
 }
 
-/// Refuses changes on a member that could not see them applied in time anyway.
+/// Refuses changes on a member without a valid lease, which could not see them applied in time.
 fn current(member: &Member) -> Result<(), Status> {
     match member.lease_state() {
         LeaseState::Valid => Ok(()),

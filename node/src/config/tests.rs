@@ -129,7 +129,7 @@ fn config_check_refuses_what_the_start_refuses() {
     let bypass = |list: &str| problems(&format!("{GOOD}\n[datapath]\nbypass_interfaces = {list}\n"));
     assert_eq!(
         bypass(r#"["mgmt0", "wg0", "mgmt0"]"#),
-        ["line 18: datapath.bypass_interfaces: expected each interface once, found \"mgmt0\" again"]
+        ["line 19: datapath.bypass_interfaces: expected each interface once, found \"mgmt0\" again"]
     );
     assert!(bypass(r#"["a\"b"]"#)[0].contains("expected an interface name"));
 

@@ -9,7 +9,7 @@ use palisade_metrics::{
     Counter, DurationHistogram, MetricFamilies, MetricGroup, Samples, WorkerCounter, WorkerGauge, labelled, metrics,
 };
 
-/// Durations of holds; the last bound is the longest hold.(crate)
+/// Durations of holds; the last bound is the longest hold.
 const HOLD_BUCKETS: &[Duration] = &[
     Duration::from_micros(100),
     Duration::from_micros(200),

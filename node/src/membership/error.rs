@@ -11,19 +11,22 @@ use crate::raft::transfer::TransferError;
 use crate::random::RandomError;
 
 /// Why the membership could not be changed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, miette::Diagnostic)]
 pub enum MembershipError {
     /// The data folder.
     #[error(transparent)]
+    #[diagnostic(transparent)]
     Identity(#[from] IdentityError),
     /// The store, or starting Raft on it.
     #[error(transparent)]
     Start(#[from] Box<RaftStartError>),
     /// The token.
     #[error(transparent)]
+    #[diagnostic(transparent)]
     Token(#[from] TokenError),
     /// The command was not confirmed.
     #[error(transparent)]
+    #[diagnostic(transparent)]
     Propose(#[from] ProposeError),
     /// The token names no member.
     #[error("the join token names no address")]
@@ -38,19 +41,24 @@ pub enum MembershipError {
     #[error(transparent)]
     ClusterId(#[from] ClusterIdError),
     /// A name that no member has.
-    #[error("no member is named `{0}`; `palisade cluster members` lists them")]
+    #[error("no member is named `{0}`")]
+    #[diagnostic(help("`palisade cluster members` lists them"))]
     NoSuchMember(String),
     /// A member was to remove itself.
-    #[error("`{0}` is this member itself: use `palisade cluster leave`")]
+    #[error("`{0}` is this member itself")]
+    #[diagnostic(help("use `palisade cluster leave`"))]
     CannotRemoveSelf(String),
     /// The last member was to leave.
-    #[error("this is the cluster's last member: there is nothing to leave. Stop it and delete its data folder instead")]
+    #[error("this is the cluster's last member: there is nothing to leave")]
+    #[diagnostic(help("stop it and delete its data folder instead"))]
     LastMember,
     /// The transfer of leadership.
     #[error(transparent)]
+    #[diagnostic(transparent)]
     Transfer(#[from] TransferError),
     /// It took too long.
-    #[error("{0} did not happen in time; it may still happen. Is a majority of the members up?")]
+    #[error("{0} did not happen in time; it may still happen")]
+    #[diagnostic(help("is a majority of the members up (`palisade cluster members`)?"))]
     Timeout(&'static str),
     /// Random numbers.
     #[error(transparent)]

@@ -47,16 +47,15 @@ impl Identity {
 }
 
 /// Why the data folder cannot be used.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, miette::Diagnostic)]
 pub enum IdentityError {
     /// Another process uses it.
-    #[error("{0} is in use by another process; is this member already running? Stop that one first")]
+    #[error("{} is in use by another process", .0.display())]
+    #[diagnostic(help("is this member already running? Stop that one first: `systemctl stop palisade`"))]
     Locked(PathBuf),
     /// It belongs to a member already.
-    #[error(
-        "{folder} already belongs to member {member} of cluster {cluster}; to join or make another cluster, leave that \
-         one first (`palisade cluster leave`), or use another data_dir"
-    )]
+    #[error("{} already belongs to member {member} of cluster {cluster}", folder.display())]
+    #[diagnostic(help("leave that cluster first (`palisade cluster leave`), or use another data_dir"))]
     Taken {
         /// The data folder.
         folder: PathBuf,
@@ -66,10 +65,10 @@ pub enum IdentityError {
         cluster: String,
     },
     /// The file is damaged.
-    #[error(
-        "{path} is damaged: {reason}. Do not repair it by hand: move the data folder away, join again under a new id \
-         (`palisade cluster join`), and remove the old member (`palisade cluster remove`)"
-    )]
+    #[error("{} is damaged: {reason}", path.display())]
+    #[diagnostic(help(
+        "do not repair it by hand: move the data folder away, join again under a new id (`palisade cluster join`), and remove the old member (`palisade cluster remove`)"
+    ))]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -77,7 +76,8 @@ pub enum IdentityError {
         reason: String,
     },
     /// The count of starts is exhausted.
-    #[error("this member has started 2^24 times; let it leave and join again")]
+    #[error("this member has started 2^24 times")]
+    #[diagnostic(help("let it leave and join again"))]
     StartsExhausted,
     /// The operating system.
     #[error("{path}: {source}")]

@@ -2,7 +2,7 @@
 //!
 //! Nothing here makes Raft give up its majority. The member's state (its snapshot and all of its log) becomes the first
 //! snapshot of a new log, of a cluster with a new id whose only member it is. Members of the old cluster that come back are
-//! refused by the address check of every request ([`crate::peer::route`]), because they name another cluster.
+//! refused by the address check of every request ([`crate::peer::addressing`]), because they name another cluster.
 //!
 //! **Order.** The new store is written beside the old one and is durable before the identity is replaced, atomically, by
 //! one that names the new cluster and the new store. Before that nothing has changed; after that the old store is never
@@ -32,10 +32,11 @@ use tokio::task::spawn_blocking;
 const PRESENCE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why a member cannot be recovered.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, miette::Diagnostic)]
 pub enum RecoverError {
     /// The data folder.
     #[error(transparent)]
+    #[diagnostic(transparent)]
     Identity(#[from] IdentityError),
     /// Its store.
     #[error(transparent)]
@@ -44,28 +45,32 @@ pub enum RecoverError {
     #[error("the store was not read")]
     Task(#[from] tokio::task::JoinError),
     /// It never was a member.
-    #[error(
-        "this machine is no member of a cluster yet: `palisade cluster init` makes one, `palisade cluster join` joins one"
-    )]
+    #[error("this machine is no member of a cluster yet")]
+    #[diagnostic(help(
+        "create a cluster with `palisade cluster init`, or join one with `palisade cluster join TOKEN`"
+    ))]
     NotMember,
     /// The store is not the one that belongs to the identity.
-    #[error("the log of member {0} is gone: there is nothing to recover from on this machine. Use another member")]
+    #[error("the log of member {0} is gone: there is nothing to recover from on this machine")]
+    #[diagnostic(help("use another member"))]
     LostLog(MemberId),
     /// The cluster's id.
     #[error(transparent)]
     ClusterId(#[from] ClusterIdError),
     /// It was removed.
-    #[error("this machine was removed from its cluster: it cannot go on for the others. Use a member that was not")]
+    #[error("this machine was removed from its cluster: it cannot go on for the others")]
+    #[diagnostic(help("use a member that was not removed"))]
     Removed,
     /// There is no other member to remove.
-    #[error("this machine is its cluster's only member already: start its daemon")]
+    #[error("this machine is its cluster's only member already")]
+    #[diagnostic(help("start its daemon"))]
     Alone,
     /// A majority is there.
     #[error(
-        "{} of {voters} voters are there ({answering}, and this one): that is a majority, so nothing is lost. Start \
-         this daemon. If they answer but are broken, stop them first",
+        "{} of {voters} voters are there ({answering}, and this one): that is a majority, so nothing is lost",
         answering.split(", ").count() + 1
     )]
+    #[diagnostic(help("start this daemon. If the others answer but are broken, stop them first"))]
     Majority {
         /// The names of the members that answer.
         answering: String,

@@ -25,14 +25,16 @@ use crate::raft::handle::RaftHandle;
 const DURABLE_INDEX_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why a member must not start on its data folder.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, miette::Diagnostic)]
 pub enum RollbackError {
     /// It lost entries that it has acknowledged.
     #[error(
         "the data folder of member {member} is older than what that member has acknowledged: its log ends at entry {here}, \
-         but it once had entry {there}. Was it restored from a backup? Move it away, join again under a new id \
-         (`palisade cluster join`), and remove the old member (`palisade cluster remove`)"
+         but it once had entry {there}"
     )]
+    #[diagnostic(help(
+        "was it restored from a backup? Then move the data folder away, join again under a new id (`palisade cluster join`), and remove the old member (`palisade cluster remove`)"
+    ))]
     RolledBack {
         /// The member.
         member: MemberId,

@@ -28,18 +28,19 @@ pub struct Token {
 }
 
 /// Why a text is no join token.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error, miette::Diagnostic)]
 pub enum TokenError {
     /// Its prefix.
-    #[error("a join token begins with `{TOKEN_PREFIX}`; make one with `palisade cluster token` on a member")]
+    #[error("a join token begins with `{TOKEN_PREFIX}`")]
+    #[diagnostic(help("create one with `palisade cluster token` on a member"))]
     Prefix,
     /// Its checksum.
-    #[error("the join token is damaged: was it copied completely?")]
+    #[error("the join token is damaged")]
+    #[diagnostic(help("was it copied completely?"))]
     Damaged,
     /// Its version.
-    #[error(
-        "the join token has version {0}, this program knows {TOKEN_VERSION}: install the same release on all members"
-    )]
+    #[error("the join token has version {0}, this program knows {TOKEN_VERSION}")]
+    #[diagnostic(help("install the same release on all members"))]
     Version(u8),
 }
 

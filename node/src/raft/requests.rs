@@ -17,13 +17,11 @@ pub(crate) const REQUEST_QUEUE: usize = 256;
 const PROPOSER_HANGS: Duration = Duration::from_millis(500);
 
 /// Why a command was not carried out, as far as this member knows.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error, miette::Diagnostic)]
 pub enum ProposeError {
     /// No answer in time.
-    #[error(
-        "the cluster did not confirm the change in time; it may still happen. Is a majority of the members up \
-         (`palisade cluster members`)?"
-    )]
+    #[error("the cluster did not confirm the change in time; it may still happen")]
+    #[diagnostic(help("is a majority of the members up (`palisade cluster members`)?"))]
     Timeout,
     /// The replication is being shut down.
     #[error("this member is shutting down")]

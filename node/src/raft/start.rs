@@ -24,16 +24,16 @@ use tokio::task::spawn_blocking;
 const STORE_RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why openraft could not be started on a member's store.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, miette::Diagnostic)]
 pub enum RaftStartError {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The store is not the one that belongs to the identity.
-    #[error(
-        "the log of member {0} is gone, though it has voted under that id: move the data folder away, join again under \
-         a new id (`palisade cluster join`), and remove the old member (`palisade cluster remove`)"
-    )]
+    #[error("the log of member {0} is gone, though it has voted under that id")]
+    #[diagnostic(help(
+        "move the data folder away, join again under a new id (`palisade cluster join`), and remove the old member (`palisade cluster remove`)"
+    ))]
     LostLog(MemberId),
     /// The configured times.
     #[error("the timing of Raft is invalid")]

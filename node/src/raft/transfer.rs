@@ -24,7 +24,7 @@ const TRANSFER_TIMEOUT: Duration = Duration::from_secs(5);
 const TRANSFER_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Why leadership was not transferred.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, miette::Diagnostic)]
 pub enum TransferError {
     /// It does not lead.
     #[error("this member does not lead; the leader is {}", leader.map_or("unknown".to_owned(), |id| format!("member {id}")))]
@@ -42,7 +42,8 @@ pub enum TransferError {
     #[error("Raft has stopped")]
     Stopped(#[from] Fatal<TypeConfig>),
     /// It took too long.
-    #[error("the transfer of leadership did not happen in time; it may still happen. Is a majority of the members up?")]
+    #[error("the transfer of leadership did not happen in time; it may still happen")]
+    #[diagnostic(help("is a majority of the members up (`palisade cluster members`)?"))]
     Timeout,
 }
 

@@ -12,24 +12,29 @@ use crate::peer::error::ClusterIdError;
 use crate::raft::start::RaftStartError;
 
 /// Why a member's replication could not be started.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, miette::Diagnostic)]
 pub enum OpenError {
     /// The data folder.
     #[error(transparent)]
+    #[diagnostic(transparent)]
     Identity(#[from] IdentityError),
     /// It is no member yet.
-    #[error(
-        "this machine is no member of a cluster yet: `palisade cluster init` makes one, `palisade cluster join` joins one"
-    )]
+    #[error("this machine is no member of a cluster yet")]
+    #[diagnostic(help(
+        "create a cluster with `palisade cluster init`, or join one with `palisade cluster join TOKEN`"
+    ))]
     NotMember,
     /// The store, or Raft on it.
     #[error(transparent)]
+    #[diagnostic(transparent)]
     Start(#[from] RaftStartError),
     /// The data folder is older than what the member has acknowledged.
     #[error(transparent)]
+    #[diagnostic(transparent)]
     Rollback(#[from] RollbackError),
     /// The member port.
     #[error("cannot listen for the other members on {address}")]
+    #[diagnostic(help("set [cluster] listen to a free port and an address of this machine"))]
     Listen {
         /// The address.
         address: SocketAddr,

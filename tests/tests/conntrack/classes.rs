@@ -28,7 +28,7 @@ pub(crate) struct View<'a> {
 /// A kind of disagreement.
 pub(crate) struct Class {
     pub(crate) name: &'static str,
-    /// May the two know different things afterwards, so that what follows can not be compared?
+    /// May the two know different things afterwards, so that what follows cannot be compared?
     pub(crate) parts: bool,
     pub(crate) explains: fn(&View<'_>) -> bool,
 }
@@ -90,7 +90,7 @@ impl View<'_> {
         found
     }
 
-    /// Did it come in by an interface that its source is not behind?
+    /// Whether it arrived on an interface that its source is not behind.
     fn elsewhere(&self) -> bool {
         addresses(self.bytes()).is_some_and(|(src, _)| Side::of(src) != Some(self.from))
     }
@@ -176,7 +176,7 @@ impl Belongs<'_> {
             && self.beyond() > MAX_SEQ_AHEAD.min(self.talk.max_window(1 - self.from))
     }
 
-    /// RemoteNetwork what was seen, but no farther than what may have passed elsewhere.
+    /// Beyond what was seen, but no farther than what may have passed elsewhere.
     fn unseen(&self) -> bool {
         let seq = seq_diff(self.tcp.end(), self.sender().window_end) > 0 && self.beyond() > 0;
         (seq || self.ack_beyond() > 0) && !self.beyond_the_windows() && self.ack_beyond() <= MAX_SEQ_AHEAD

@@ -56,7 +56,7 @@ pub(crate) struct Cluster {
     pub(crate) members: Vec<Member>,
     /// Hints under way: from, to, hint.
     pub(crate) hints: Vec<(usize, usize, Hint)>,
-    /// What was proposed, and not yet committed: by whom.
+    /// The proposals that are not yet committed, with their proposers.
     pub(crate) proposals: Vec<(usize, Proposal)>,
     pub(crate) log: Vec<Batch>,
 }
@@ -140,7 +140,7 @@ impl Cluster {
         self.members[at].applied
     }
 
-    /// A member begins anew: it has what the log says as far as it had applied it, and nothing of its own.
+    /// Restarts a member: it keeps the replicated state that it had applied, and loses its local state.
     pub(crate) fn restart(&mut self, at: usize) {
         let config = self.members[at].engine.config.clone();
         let engine = Engine::new(Config { start: config.start + 1, ..config });
@@ -167,7 +167,7 @@ impl Cluster {
         self.apply_all()
     }
 
-    /// Delivers the hints under way, and those that these lead to; what is awaited in vain is asked for.
+    /// Delivers the hints in flight and those that follow from them; unanswered keys are queried.
     pub(crate) fn deliver(&mut self) {
         self.deliver_all();
         self.ask();

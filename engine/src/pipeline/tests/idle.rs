@@ -156,11 +156,11 @@ fn a_closed_session_ends_as_before_whatever_was_asked() {
 enum Op {
     /// A packet comes by a member.
     Packet(usize),
-    /// A member, leading or believing that it leads, begins an probe.
+    /// A member, leading or believing that it leads, begins a probe.
     Probe(usize),
-    /// A member answers an probe.
+    /// A member answers a probe.
     Answer(usize, usize),
-    /// An probe that all have answered leads to a command, which stays under way.
+    /// A probe that all have answered leads to a command, which stays under way.
     Decide(usize),
     /// A command under way gets into the log; a copy of it stays under way.
     Commit(usize),

@@ -207,17 +207,20 @@ fn what_is_offered_in_vain_is_offered_again() {
         k.now = k.now + SECOND;
     }
     assert_eq!(idle(&k), [id]);
-    let mut offered = Vec::new();
+    let mut reported = Vec::new();
     for second in 1..=240 {
         k.now = k.now + SECOND;
         k.tick();
         if idle(&k) == [id] {
-            offered.push(second);
+            reported.push(second);
         }
     }
-    assert!((4..=8).contains(&offered.len()), "every 30 to 60 seconds: {offered:?}");
-    assert!(offered[0] >= 30 && offered.windows(2).all(|pair| (30..=60).contains(&(pair[1] - pair[0]))), "{offered:?}");
-    // Used again, it is not offered any more.
+    assert!((4..=8).contains(&reported.len()), "every 30 to 60 seconds: {reported:?}");
+    assert!(
+        reported[0] >= 30 && reported.windows(2).all(|pair| (30..=60).contains(&(pair[1] - pair[0]))),
+        "{reported:?}"
+    );
+    // Used again, it is not reported any more.
     assert_eq!(k.pass(A, packets(Protocol::UDP).0), FORWARD);
     for _ in 0..119 {
         k.now = k.now + SECOND;
@@ -447,7 +450,7 @@ struct Model {
     reset: bool,
     closed: Option<CloseCause>,
     seen: Time,
-    /// It was offered: until when it need not be again.
+    /// The time until which it need not be reported again.
     quiet: Time,
 }
 
@@ -466,7 +469,7 @@ impl Model {
         })
     }
 
-    /// A hint may have made its time shorter: it counts anew.
+    /// A hint may have shortened the timeout, so the session may be reported again.
     fn changed(&mut self, now: Time) {
         if self.closed.is_none() && !self.reset {
             self.quiet = now;
@@ -580,7 +583,7 @@ impl Pair {
         Ok(())
     }
 
-    /// What the engine finds idle is what the model does, but for the resolution.
+    /// The engine finds the same sessions idle as the model, within the resolution.
     fn compare(&mut self) -> Result<(), TestCaseError> {
         let now = self.k.now;
         let found = idle(&self.k);
