@@ -25,7 +25,7 @@ fn establish(n: u32) -> Command {
 }
 
 #[test]
-fn an_established_session_takes_at_most_256_bytes() {
+fn memory_of_established_session_is_at_most_256_bytes() {
     // The indices double at powers of two: soon after that they have the most spare room.
     const MEASURED: [u32; 6] = [88_000, 92_000, 118_000, 122_000, 150_000, 200_000];
     const BATCH: u32 = 1000;

@@ -69,7 +69,7 @@ fn engine(sessions: u32) -> std::sync::Arc<Engine> {
 }
 
 #[test]
-fn hits_holds_and_drops_allocate_nothing() {
+fn packet_path_hits_holds_and_drops_do_not_allocate() {
     const SESSIONS: u32 = 20_000;
     let engine = engine(SESSIONS + 1);
     let mut events = Vec::with_capacity(16);

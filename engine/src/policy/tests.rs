@@ -55,7 +55,7 @@ fn tuple(protocol: Protocol, src: &str, dst: &str, dst_port: u16) -> Tuple {
 }
 
 #[test]
-fn the_empty_policy_drops_everything() {
+fn policy_without_rules_drops_everything() {
     for text in ["", "\n", "# nothing", "default drop"] {
         let empty = policy(text);
         assert_eq!(empty.to_string(), "default drop\n");
@@ -71,7 +71,7 @@ fn the_empty_policy_drops_everything() {
 }
 
 #[test]
-fn an_undeclared_set_is_shown_with_its_place() {
+fn set_that_is_undeclared_is_reported_with_its_position() {
     let error = Policy::parse("policy.pal", EXAMPLE).unwrap_err();
     assert_eq!(error.to_string(), "the policy is not valid: 1 error");
     assert_eq!(
@@ -88,7 +88,7 @@ policy.pal:13:44: there is no set named `bogons`
 }
 
 #[test]
-fn it_is_a_diagnostic() {
+fn policy_error_is_a_miette_diagnostic() {
     use miette::Diagnostic;
     let error = Policy::parse("policy.pal", EXAMPLE).unwrap_err();
     let problem = error.related().unwrap().next().unwrap();
@@ -99,7 +99,7 @@ fn it_is_a_diagnostic() {
 }
 
 #[test]
-fn the_example_decides_as_it_reads() {
+fn policy_example_decides_as_documented() {
     let text = EXAMPLE.replace("@bogons", "192.0.2.0/24");
     let example = policy(&text);
     let compiled = compiled(&example);
@@ -127,7 +127,7 @@ fn the_example_decides_as_it_reads() {
 }
 
 #[test]
-fn the_canonical_form() {
+fn policy_display_writes_canonical_form() {
     let text = "\
 zone outside, inside, dmz
 
@@ -147,7 +147,7 @@ drop \"bogons\" from outside to any: 192.0.2.0/24 -> any
 }
 
 #[test]
-fn ways_to_write() {
+fn policy_spelling_variants_parse_to_the_same_policy() {
     let same = [
         "zone a, b\nset s = 10.0.0.0/8, ::/0\naccept \"x\" from a to b: @s -> any icmp/echo, icmp6/echo log",
         "zone a\r\nzone b\r\nset s = 10.0.0.0/8,\r\n  ::/0 # all of IPv6\r\n\taccept \"x\" from a to b:@s->any icmp,icmp6 log\r\n",
@@ -173,7 +173,7 @@ fn ways_to_write() {
 }
 
 #[test]
-fn every_error_is_told_at_once_with_its_place() {
+fn policy_errors_are_all_reported_with_their_positions() {
     let text = "\
 zone outside, outside, 1st
 set web = 10.0.0.1/24, 10.0.0.300, web, ::ffff:1.2.3.4
@@ -233,7 +233,7 @@ default reject
 }
 
 #[test]
-fn no_error_makes_another_one() {
+fn policy_error_causes_no_follow_up_errors() {
     // A broken declaration declares its name nevertheless.
     let cases = [
         ("set s = x\naccept \"r\" from any to any: @s -> any", 1),
@@ -265,7 +265,7 @@ fn no_error_makes_another_one() {
 }
 
 #[test]
-fn timeouts() {
+fn policy_timeouts_are_parsed_and_validated() {
     let text =
         "timeout tcp.established 1d, udp.unreplied 10s,\n  generic 90s # a minute and a half\ntimeout icmp 120s\n";
     let read = policy(text);
@@ -332,7 +332,7 @@ fn timeouts() {
 }
 
 #[test]
-fn sets_and_services_name_others() {
+fn set_and_service_can_refer_to_earlier_ones() {
     let policy = policy(
         "set a = 10.0.0.0/9\nset b = @a, 10.128.0.0/9, ::/128\nservice s = tcp/1\nservice t = s, udp/2\n\
          accept \"r\" from any to any: @b -> any t",
@@ -349,7 +349,7 @@ fn sets_and_services_name_others() {
 }
 
 #[test]
-fn too_much_is_an_error() {
+fn policy_over_a_limit_is_refused() {
     let long = "#".repeat(MAX_TEXT + 1);
     assert_eq!(errors(&long), ["1:1: the policy has 4194305 bytes, more than the 4194304 that are allowed"]);
     Policy::parse("p", &long[1..]).unwrap();
@@ -383,7 +383,7 @@ fn too_much_is_an_error() {
 }
 
 #[test]
-fn json() {
+fn policy_json_form_is_checked_like_the_text() {
     let text = "zone a\nset s = 10.0.0.0/8, ::1\nservice w = tcp/80-81, icmp/echo, proto/47\ndefault reject log\n\
                 ip-options timestamp, router-alert\n\
                 accept \"r\" from a to any: @s -> any w log\ndrop \"d\" from any to a: 1.1.1.1 -> any";
@@ -431,7 +431,7 @@ fn json() {
 }
 
 #[test]
-fn warnings() {
+fn policy_warnings_name_likely_mistakes() {
     let text = "\
 zone a, b
 set used = 10.0.0.0/8
@@ -461,7 +461,7 @@ drop \"7\" from b to any: ::1 -> ::2 icmp6
 }
 
 #[test]
-fn ip_options() {
+fn policy_ip_options_are_parsed_and_validated() {
     assert_eq!(compiled(&policy("")).ip_options(), IpOptions::NONE);
     let text = "default drop\nip-options router-alert, timestamp\n";
     let (written, expected) = (policy(text), [IpOption::RouterAlert, IpOption::Timestamp]);
@@ -504,7 +504,7 @@ fn ip_options() {
 }
 
 #[test]
-fn sctp_is_a_service_with_ports() {
+fn service_of_sctp_has_ports() {
     let text = "default drop\n\naccept \"s1ap\" from any to any: any -> any sctp/36412, sctp/1-9\naccept \"all\" from any to any: ::/0 -> any sctp\n";
     let written = policy(text);
     assert_eq!(written.to_string(), text);
@@ -524,7 +524,7 @@ fn sctp_is_a_service_with_ports() {
 
 /// More than 4,096 rules: several groups of blocks.
 #[test]
-fn many_rules() {
+fn policy_with_more_than_4096_rules_decides_correctly() {
     let mut text = String::new();
     for n in 0..10_000u32 {
         let source = if n % 3 == 0 { "any".to_owned() } else { format!("10.{}.{}.0/24", n >> 8, n & 255) };
@@ -550,7 +550,7 @@ fn many_rules() {
 
 /// The examples for users are policies.
 #[test]
-fn the_documentation_is_right() {
+fn policy_examples_in_docs_are_valid() {
     let text = include_str!("../../../docs/policy.md");
     let blocks: Vec<&str> = text.split("```").skip(1).step_by(2).collect();
     let policies: Vec<Policy> = blocks

@@ -122,7 +122,7 @@ fn establish_has_each_outcome() {
 }
 
 #[test]
-fn only_the_closed_session_that_is_named_makes_room() {
+fn establish_replaces_only_the_closed_session_it_supersedes() {
     let mut b = Bench::new();
     let next = |supersedes| add(Establish { supersedes, ..establish(2, 1) });
     assert_eq!(b.one(add(establish(1, 1))), Outcome::Accepted);
@@ -137,7 +137,7 @@ fn only_the_closed_session_that_is_named_makes_room() {
 }
 
 #[test]
-fn a_removed_session_is_not_resurrected() {
+fn establish_does_not_restore_a_removed_session() {
     let mut b = Bench::new();
     b.one(add(establish(1, 1)));
     b.one(Command::Expire(vec![id(1), id(1)]));
@@ -147,7 +147,7 @@ fn a_removed_session_is_not_resurrected() {
 }
 
 #[test]
-fn outcomes_are_remembered_from_the_floor_up() {
+fn dedup_keeps_outcomes_from_lowest_outstanding_on() {
     let mut b = Bench::new();
     let first = b.next;
     let commands = vec![add(establish(1, 1)), add(establish(2, 1)), close(1)];
@@ -165,7 +165,7 @@ fn outcomes_are_remembered_from_the_floor_up() {
 }
 
 #[test]
-fn only_what_was_not_so_already_is_a_change() {
+fn replica_reports_a_change_only_for_commands_with_effect() {
     let mut b = Bench::new();
     let mut first = b.next;
     let mut changed = |commands: Vec<Command>| {
@@ -191,7 +191,7 @@ fn only_what_was_not_so_already_is_a_change() {
 }
 
 #[test]
-fn policies_replace_each_other_by_base() {
+fn policy_change_needs_the_current_generation_as_base() {
     let mut b = Bench::new();
     assert_eq!(b.policy(0, POLICY), Outcome::Stale(Generation(1)));
     assert!(matches!(b.policy(1, "zone outside\nfoo"), Outcome::Invalid(_)));
@@ -210,7 +210,7 @@ fn policies_replace_each_other_by_base() {
 }
 
 #[test]
-fn members_come_and_go_but_ids_do_not_return() {
+fn member_ids_are_never_reused() {
     let mut b = Bench::new();
     let named = |name: &str| MemberInfo { name: name.to_owned(), ..MemberInfo::default() };
     let mut member = |change| b.one(Command::Member(change));
@@ -234,7 +234,7 @@ fn members_come_and_go_but_ids_do_not_return() {
 }
 
 #[test]
-fn idle_sessions_are_found_piece_by_piece() {
+fn idle_sessions_are_reported_in_bounded_batches() {
     let mut b = Bench::new();
     for n in 0..3000 {
         b.one(add(establish(n, n as u16)));

@@ -339,7 +339,7 @@ pub(crate) fn open(cluster: &mut Cluster, conn: &Conn) {
 }
 
 #[test]
-fn the_networks_zones_are_those_of_the_policy() {
+fn cluster_zones_match_the_policy() {
     let cluster = Cluster::new();
     let engine = &cluster.members[A].engine;
     assert_eq!((engine.zone("outside"), engine.zone("inside"), engine.zone("dmz")), (OUTSIDE, INSIDE, ZoneId::UNKNOWN));

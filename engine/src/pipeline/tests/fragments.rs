@@ -43,7 +43,7 @@ fn hints(k: &Cluster) -> Vec<&Hint> {
 }
 
 #[test]
-fn they_share_the_fate_of_the_first() {
+fn fragment_gets_the_verdict_of_the_first() {
     let mut k = Cluster::new();
     assert_eq!(k.pass(A, first(1, 53)), FORWARD);
     assert_eq!(k.pass(A, first(1, 53)), DROP, "a second first one overlaps");
@@ -57,7 +57,7 @@ fn they_share_the_fate_of_the_first() {
 }
 
 #[test]
-fn those_that_come_early_are_woken_by_the_first() {
+fn fragment_before_the_first_is_held_until_it_arrives() {
     let mut k = Cluster::new();
     let key = held(k.process(A, 2, OUTSIDE, &follows(1, 2960)));
     assert_eq!(held(k.process(A, 4, OUTSIDE, &follows(1, 1480))), key);
@@ -70,7 +70,7 @@ fn those_that_come_early_are_woken_by_the_first() {
 }
 
 #[test]
-fn those_of_a_first_one_that_is_dropped_are_dropped_at_once() {
+fn fragment_after_dropped_first_is_dropped() {
     let mut k = Cluster::new();
     let key = held(k.process(A, 2, OUTSIDE, &follows(1, 1480)));
     let denied = first(1, 9);
@@ -99,7 +99,7 @@ fn those_of_a_first_one_that_is_dropped_are_dropped_at_once() {
 }
 
 #[test]
-fn the_rest_passes_at_members_that_never_saw_the_first() {
+fn fragment_is_forwarded_by_member_that_learned_of_the_first_from_a_hint() {
     let mut k = Cluster::new();
     let key = held(k.process(B, 3, OUTSIDE, &follows(1, 1480)));
     assert_eq!(k.pass(A, first(1, 53)), FORWARD);
@@ -115,7 +115,7 @@ fn the_rest_passes_at_members_that_never_saw_the_first() {
 }
 
 #[test]
-fn a_lost_hint_is_asked_for_once() {
+fn fragment_query_is_sent_once_after_a_lost_hint() {
     let mut k = Cluster::new();
     assert_eq!(k.pass(A, first(1, 53)), FORWARD);
     k.hints.clear();
@@ -144,7 +144,7 @@ fn a_lost_hint_is_asked_for_once() {
 /// RFC 8200 section 4.5: addresses and identification alone; the next header counts in the first fragment only, which may
 /// have destination options behind its fragment header.
 #[test]
-fn of_ipv6_the_next_header_does_not_count() {
+fn fragment_key_ignores_ipv6_next_header() {
     let mut k = Cluster::new();
     k.policy("zone outside, inside\naccept \"all\" from any to any: any -> any\n");
     let (src, dst) = (Ip::V6([0x20; 16]), Ip::V6([0x21; 16]));
@@ -186,7 +186,7 @@ impl crate::types::Routes for Everywhere {
 }
 
 #[test]
-fn a_member_that_is_not_current_believes_no_hint() {
+fn fragment_hint_is_ignored_without_valid_lease() {
     let mut k = Cluster::new();
     assert_eq!(k.pass(B, first(1, 53)), FORWARD);
     assert_eq!(k.pass(A, first(2, 53)), FORWARD);
@@ -199,7 +199,7 @@ fn a_member_that_is_not_current_believes_no_hint() {
 }
 
 #[test]
-fn hints_that_make_no_sense_are_ignored() {
+fn fragment_hint_with_inconsistent_content_is_ignored() {
     let mut k = Cluster::new();
     let datagram = FragmentKey { src: CLIENT, dst: SERVER, protocol: Protocol::UDP, id: 1, ingress: OUTSIDE };
     let mixed = FragmentKey { dst: Ip::V6([1; 16]), ..datagram };
@@ -218,7 +218,7 @@ fn hints_that_make_no_sense_are_ignored() {
 
 /// A flood of fragments that belong to nothing: bounded in what is held, and nothing else suffers.
 #[test]
-fn a_flood_displaces_nothing_else() {
+fn fragment_flood_is_bounded_and_displaces_nothing_else() {
     let mut k = Cluster::new();
     k.register();
     let reply = Conn::new(1).syn_ack();

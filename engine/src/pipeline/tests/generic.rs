@@ -21,7 +21,7 @@ fn echo(id: u16) -> Tuple {
 }
 
 #[test]
-fn udp_becomes_assured_and_waits_for_nothing() {
+fn udp_session_becomes_assured_without_holding_packets() {
     let mut k = Cluster::new();
     let (ask, reply) = (other(udp(7), Kind::Udp), other(udp(7).inverse(), Kind::Udp));
     assert_eq!(k.pass(A, ask), FORWARD);
@@ -43,7 +43,7 @@ fn udp_becomes_assured_and_waits_for_nothing() {
 }
 
 #[test]
-fn a_reply_before_the_hint_is_held_and_a_forbidden_packet_is_held_once() {
+fn udp_reply_before_hint_is_held_and_denied_packet_is_held_once() {
     let mut k = Cluster::new();
     let (ask, reply) = (other(udp(7), Kind::Udp), other(udp(7).inverse(), Kind::Udp));
     k.pass(A, ask);
@@ -60,7 +60,7 @@ fn a_reply_before_the_hint_is_held_and_a_forbidden_packet_is_held_once() {
 }
 
 #[test]
-fn opposite_half_opens_merge_to_the_lower_id() {
+fn half_open_sessions_in_opposite_directions_merge_to_the_lower_id() {
     let mut k = Cluster::new();
     k.policy(&format!("{}accept \"back\" from inside to outside: any -> any udp\n", crate::testing::POLICY));
     let (ask, reply) = (other(udp(7), Kind::Udp), other(udp(7).inverse(), Kind::Udp));
@@ -78,7 +78,7 @@ fn opposite_half_opens_merge_to_the_lower_id() {
 }
 
 #[test]
-fn echo_requests_ask_and_replies_answer() {
+fn icmp_echo_request_opens_a_session_and_reply_does_not() {
     let mut k = Cluster::new();
     let (request, reply) = (other(echo(9), Kind::EchoRequest), other(echo(9).inverse(), Kind::EchoReply));
     assert_eq!(k.pass(B, reply).held(), Some(HoldClass::Unmatched), "a reply opens nothing");
@@ -98,7 +98,7 @@ fn error(embedded: Tuple, seq: Option<u32>) -> Packet {
 }
 
 #[test]
-fn errors_are_related_to_what_was_sent() {
+fn icmp_error_is_forwarded_only_for_a_packet_that_was_sent() {
     let (mut k, c) = established(1);
     let unrelated = Verdict::Drop(Reason::IcmpUnrelated);
     assert_eq!(k.pass(B, error(c.tuple, Some(c.client + 1))), FORWARD);
@@ -134,7 +134,7 @@ fn errors_are_related_to_what_was_sent() {
 
 /// GRE, ESP and AH have no ports: one session between two addresses, which ends when it is idle.
 #[test]
-fn protocols_without_ports_are_sessions_between_addresses() {
+fn portless_protocol_has_one_session_per_address_pair() {
     let mut k = Cluster::new();
     k.policy(
         "zone outside, inside\naccept \"tunnels\" from outside to inside: any -> any proto/47, proto/50, proto/51\n",
@@ -191,7 +191,7 @@ fn protocols_without_ports_are_sessions_between_addresses() {
 }
 
 #[test]
-fn sctp_is_a_session_with_ports() {
+fn sctp_session_has_ports() {
     let mut k = Cluster::new();
     k.policy("zone outside, inside\naccept \"s1ap\" from outside to inside: any -> any sctp/36412\n");
     let of = |port, dst_port| Tuple { src: CLIENT, dst: SERVER, src_port: port, dst_port, protocol: Protocol::SCTP };
@@ -219,7 +219,7 @@ fn sctp_is_a_session_with_ports() {
 
 /// IPv4 options are the policy's business, on every packet; which of them it lets through changes with it.
 #[test]
-fn ip_options_pass_as_the_policy_says() {
+fn ip_options_are_filtered_by_the_current_policy() {
     let mut k = Cluster::new();
     let with = |options: &[IpOption], packet| Packet { options: options.iter().copied().collect(), ..packet };
     let ask = other(udp(7), Kind::Udp);
@@ -246,7 +246,7 @@ fn ip_options_pass_as_the_policy_says() {
 }
 
 #[test]
-fn hints_that_make_no_sense_are_ignored() {
+fn hint_with_inconsistent_session_is_ignored() {
     let mut k = Cluster::new();
     let mut open = crate::testing::half_open(crate::testing::tuple(1), 7);
     open.reply = open.original;

@@ -488,7 +488,7 @@ fn histories(first: u64, count: u64) -> (u64, u64) {
 }
 
 #[test]
-fn legitimate_histories_are_forwarded() {
+fn history_of_legitimate_segments_is_forwarded() {
     let (packets, _) = histories(0, 2000);
     assert!(packets > 50_000, "{packets}");
 }
@@ -496,7 +496,7 @@ fn legitimate_histories_are_forwarded() {
 /// Runs `PALISADE_HISTORIES` histories, or 100,000.
 #[test]
 #[ignore = "takes minutes"]
-fn legitimate_histories_are_forwarded_for_long() {
+fn history_of_legitimate_segments_is_forwarded_long_run() {
     let count = env::var("PALISADE_HISTORIES").ok().and_then(|n| n.parse().ok()).unwrap_or(100_000);
     let (packets, held) = histories(1_000_000, count);
     println!("{count} histories, {packets} packets, {held} held for a while, 0 legitimate ones dropped");

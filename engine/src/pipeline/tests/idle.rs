@@ -69,7 +69,7 @@ fn known(k: &Cluster, at: usize, id: SessionId) -> bool {
 }
 
 #[test]
-fn what_is_idle_everywhere_ends() {
+fn idle_session_on_all_members_expires() {
     for udp in [false, true] {
         let (mut k, _, id) = idle(udp);
         let expire = asked(&k, id);
@@ -80,7 +80,7 @@ fn what_is_idle_everywhere_ends() {
 }
 
 #[test]
-fn a_packet_after_the_answer_waits_for_a_refresh_and_saves_the_session() {
+fn idle_session_packet_after_confirmation_waits_for_refresh_and_prevents_expiry() {
     for udp in [false, true] {
         let (mut k, packet, id) = idle(udp);
         let expire = asked(&k, id);
@@ -106,7 +106,7 @@ fn a_packet_after_the_answer_waits_for_a_refresh_and_saves_the_session() {
 }
 
 #[test]
-fn a_packet_that_comes_too_late_is_judged_anew() {
+fn idle_session_packet_after_expiry_is_judged_as_new() {
     let (mut k, packet, id) = idle(false);
     let expire = asked(&k, id);
     k.append(A, vec![Command::ExpireIdle(expire)]);
@@ -118,7 +118,7 @@ fn a_packet_that_comes_too_late_is_judged_anew() {
 }
 
 #[test]
-fn a_member_that_is_cut_off_can_not_refresh() {
+fn idle_session_is_not_refreshed_without_valid_lease() {
     let (mut k, packet, id) = idle(false);
     let _ = asked(&k, id);
     k.members[C].lease = LeaseState::Grace;
@@ -127,7 +127,7 @@ fn a_member_that_is_cut_off_can_not_refresh() {
 }
 
 #[test]
-fn forgeries_refresh_nothing() {
+fn idle_session_is_not_refreshed_by_forged_packet() {
     let (mut k, _, id) = idle(false);
     let _ = asked(&k, id);
     let forged = Conn::new(1).of_client(crate::parse::Tcp::ACK, 1 << 30, 0, 500);
@@ -137,7 +137,7 @@ fn forgeries_refresh_nothing() {
 }
 
 #[test]
-fn a_closed_session_ends_as_before_whatever_was_asked() {
+fn idle_probe_does_not_delay_end_of_closed_session() {
     use crate::session::{Close, CloseCause};
     let (mut k, _, id) = idle(false);
     let expire = asked(&k, id);
@@ -311,7 +311,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
     #[test]
-    fn no_session_ends_under_a_live_packet(udp: bool, ops in prop::collection::vec(op(), 1..120)) {
+    fn idle_session_never_expires_within_timeout_of_a_forwarded_packet(udp: bool, ops in prop::collection::vec(op(), 1..120)) {
         let mut world = World::new(udp);
         for op in ops {
             world.step(op);
@@ -326,7 +326,7 @@ proptest! {
 
 /// Every order of what can happen between the answers and the end, up to a length: no sample.
 #[test]
-fn no_order_of_few_steps_ends_a_session_under_a_live_packet() {
+fn idle_session_never_expires_within_timeout_in_any_short_interleaving() {
     const STEPS: [Op; 7] =
         [Op::Packet(B), Op::Packet(C), Op::Answer(0, C), Op::Commit(0), Op::Propose, Op::Apply(C), Op::Restart(C)];
     const LENGTH: u32 = 4;

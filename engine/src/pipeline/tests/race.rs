@@ -66,7 +66,7 @@ fn honest(verdict: Verdict) -> bool {
 
 proptest! {
     #[test]
-    fn an_honest_connection_is_never_dropped(steps in prop::collection::vec(step(), 1..80)) {
+    fn race_never_drops_a_legitimate_connection(steps in prop::collection::vec(step(), 1..80)) {
         let (mut k, c, mut ends) = (Cluster::new(), Conn::new(1), Ends::default());
         for step in steps {
             k.now = k.now + MS;

@@ -104,7 +104,7 @@ fn generic(k: &mut Cluster, protocol: Protocol, state: &str) {
 }
 
 #[test]
-fn every_state_of_every_protocol_ends_after_its_timeout() {
+fn timeout_applies_to_every_state_of_every_protocol() {
     let mut cases: Vec<(Protocol, &str, Timeout)> = [
         ("SYN_SENT", Timeout::TcpSynSent),
         ("SYN_RECV", Timeout::TcpSynRecv),
@@ -162,7 +162,7 @@ fn every_state_of_every_protocol_ends_after_its_timeout() {
 }
 
 #[test]
-fn packets_hints_and_policies_move_the_deadline() {
+fn timeout_deadline_follows_packets_hints_and_policies() {
     let mut k = Cluster::new();
     k.policy(&with("tcp.established 1h"));
     let c = Conn::new(1);
@@ -195,7 +195,7 @@ fn packets_hints_and_policies_move_the_deadline() {
 }
 
 #[test]
-fn what_is_offered_in_vain_is_offered_again() {
+fn idle_session_is_reported_again_until_it_expires() {
     let mut k = Cluster::new();
     k.policy(&with("udp.assured 2m"));
     generic(&mut k, Protocol::UDP, "ASSURED");
@@ -227,7 +227,7 @@ fn what_is_offered_in_vain_is_offered_again() {
 }
 
 #[test]
-fn shorter_timeouts_reach_many_sessions_piece_by_piece() {
+fn timeout_reduction_is_applied_to_many_sessions_in_batches() {
     const SESSIONS: u32 = 40_000;
     let mut k = Cluster::new();
     k.policy(ALL);
@@ -257,7 +257,7 @@ fn shorter_timeouts_reach_many_sessions_piece_by_piece() {
 }
 
 #[test]
-fn a_restored_snapshot_ends_as_what_it_was_made_of() {
+fn timeout_after_snapshot_restore_counts_from_last_local_activity() {
     let mut k = Cluster::new();
     k.policy(&with("tcp.established 1h"));
     let commands = (0..100).map(|n| Command::Establish(Box::new(establish(n, Protocol::TCP, Generation(2)))));
@@ -286,7 +286,7 @@ fn a_restored_snapshot_ends_as_what_it_was_made_of() {
 }
 
 #[test]
-fn half_open_sessions_with_different_timeouts_are_evicted_oldest_first() {
+fn half_open_eviction_is_oldest_first_across_timeouts() {
     let mut k = Cluster::with(|config| (config.max_half_open, config.max_half_open_per_source) = (256, 1 << 20));
     k.policy(&with("generic 1h, tcp.syn_sent 1m, udp.unreplied 1s"));
     let mut opened = Vec::new();
@@ -316,7 +316,7 @@ fn half_open_sessions_with_different_timeouts_are_evicted_oldest_first() {
 }
 
 #[test]
-fn one_source_can_not_take_the_whole_half_open_table() {
+fn half_open_table_is_not_exhausted_by_one_source() {
     const TABLE: u32 = 4096;
     const SHARE: u32 = 512;
     let mut k = Cluster::with(|config| {
@@ -612,7 +612,7 @@ impl Pair {
 
 proptest! {
     #[test]
-    fn the_idle_are_found_and_only_they(ops in prop::collection::vec(op(), 1..300)) {
+    fn idle_sessions_match_the_reference_model(ops in prop::collection::vec(op(), 1..300)) {
         let mut pair = Pair::new();
         for op in ops {
             pair.step(op)?;

@@ -192,7 +192,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(500))]
 
     #[test]
-    fn the_canonical_form_reads_as_the_same_policy(policy in policies()) {
+    fn policy_canonical_form_parses_to_the_same_policy(policy in policies()) {
         let text = policy.to_string();
         prop_assert_eq!(&Policy::parse("p", &text).unwrap(), &policy);
         let json = serde_json::to_string(&policy).unwrap();
@@ -200,7 +200,7 @@ proptest! {
     }
 
     #[test]
-    fn compiled_decides_as_the_reference(
+    fn policy_compiled_decides_like_the_reference(
         policy in policies(),
         packets in prop::collection::vec((0..4u16, 0..4u16, tuples()), 200),
     ) {
@@ -220,7 +220,7 @@ proptest! {
 
     /// A rule that is said to be shadowed matches nothing.
     #[test]
-    fn shadowed_rules_never_match(policy in policies(), packets in prop::collection::vec((0..4u16, 0..4u16, tuples()), 200)) {
+    fn rule_reported_as_shadowed_never_matches(policy in policies(), packets in prop::collection::vec((0..4u16, 0..4u16, tuples()), 200)) {
         let compiled = compiled(&policy);
         let shadowed: Vec<RuleId> = policy.warnings().into_iter().filter_map(|warning| match warning {
             Warning::Shadowed { rule, .. } => Some(rule.0),
@@ -234,7 +234,7 @@ proptest! {
 
     /// Nothing panics, every error has a place in the text, and every error can be shown.
     #[test]
-    fn any_text_is_read_or_refused(text in "(zone|set|service|timeout|icmp|5s|default|accept|drop|any|from|to|log|->|[@:,=\"#/\n .-]|[a-c]{1,2}|[0-9]{1,3}|\\PC| ){0,60}") {
+    fn policy_parser_accepts_or_refuses_any_text(text in "(zone|set|service|timeout|icmp|5s|default|accept|drop|any|from|to|log|->|[@:,=\"#/\n .-]|[a-c]{1,2}|[0-9]{1,3}|\\PC| ){0,60}") {
         match Policy::parse("p", &text) {
             Ok(policy) => prop_assert_eq!(Policy::parse("p", &policy.to_string()).unwrap(), policy),
             Err(error) => {
@@ -247,7 +247,7 @@ proptest! {
 
     /// One change somewhere in a correct text.
     #[test]
-    fn any_damaged_text_is_read_or_refused(at in 0..600usize, with in "\\PC|[\n\"@,]|") {
+    fn policy_parser_accepts_or_refuses_damaged_text(at in 0..600usize, with in "\\PC|[\n\"@,]|") {
         let text = EXAMPLE.replace("@bogons", "@admins");
         let mut damaged: String = text.chars().take(at).collect();
         damaged.push_str(&with);

@@ -21,7 +21,7 @@ fn command() -> impl Strategy<Value = Command> {
 
 proptest! {
     #[test]
-    fn copies_change_nothing(
+    fn dedup_duplicate_batches_have_no_effect(
         batches in prop::collection::vec(prop::collection::vec(command(), 1..4), 1..20),
         copies in prop::collection::vec((0_usize..20, 0_usize..20), 0..40),
     ) {
@@ -53,7 +53,7 @@ proptest! {
     }
 
     #[test]
-    fn the_digest_is_that_of_the_content(commands in prop::collection::vec(command(), 1..60)) {
+    fn replica_digest_equals_sum_over_sessions(commands in prop::collection::vec(command(), 1..60)) {
         let mut b = Bench::new();
         for command in commands {
             b.one(command);

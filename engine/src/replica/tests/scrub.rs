@@ -25,7 +25,7 @@ fn busy() -> Bench {
 }
 
 #[test]
-fn a_table_that_only_commands_changed_is_sound() {
+fn scrub_passes_after_commands_and_restore() {
     let mut b = busy();
     assert!(sound(&b));
     let mut bytes = Vec::new();
@@ -38,7 +38,7 @@ fn a_table_that_only_commands_changed_is_sound() {
 }
 
 #[test]
-fn damage_is_found_also_after_the_session_has_ended_and_a_snapshot_repairs_it() {
+fn scrub_finds_damage_even_after_session_end_and_snapshot_repairs_it() {
     let mut good = busy();
     let mut b = busy();
     let digest = b.replica.digest();

@@ -26,7 +26,7 @@ fn restored(bytes: &[u8]) -> Result<Bench, RestoreError> {
 }
 
 #[test]
-fn a_snapshot_restores_the_state() {
+fn snapshot_restores_the_state() {
     let mut b = filled(2000);
     let bytes = written(b.replica.begin_snapshot());
     let mut again = restored(&bytes).unwrap();
@@ -45,7 +45,7 @@ fn a_snapshot_restores_the_state() {
 }
 
 #[test]
-fn it_is_exact_at_its_index_while_apply_goes_on() {
+fn snapshot_is_exact_at_its_index_while_apply_continues() {
     let mut b = filled(2000);
     let (digest, sessions) = (b.replica.digest(), b.sessions());
     let job = b.replica.begin_snapshot();
@@ -65,7 +65,7 @@ fn it_is_exact_at_its_index_while_apply_goes_on() {
 }
 
 #[test]
-fn a_second_one_ends_the_first() {
+fn snapshot_in_progress_is_interrupted_by_a_second_one() {
     let mut b = filled(10);
     let first = b.replica.begin_snapshot();
     let second = b.replica.begin_snapshot();
@@ -76,7 +76,7 @@ fn a_second_one_ends_the_first() {
 }
 
 #[test]
-fn damage_is_told_and_changes_nothing() {
+fn restore_refuses_damaged_snapshot_without_effect() {
     let mut source = filled(300);
     let bytes = written(source.replica.begin_snapshot());
     let mut b = filled(20);
@@ -101,7 +101,7 @@ fn damage_is_told_and_changes_nothing() {
 }
 
 #[test]
-fn too_many_sessions_for_this_member_are_refused() {
+fn restore_refuses_more_sessions_than_max_sessions() {
     let mut source = filled(300);
     let bytes = written(source.replica.begin_snapshot());
     let mut small = Bench::with(Config { max_sessions: 100, ..Config::new(MemberId(1), 1, 9) });
@@ -109,7 +109,7 @@ fn too_many_sessions_for_this_member_are_refused() {
 }
 
 #[test]
-fn restore_keeps_half_opens_and_wakes_those_that_are_established_now() {
+fn restore_keeps_half_open_sessions_and_wakes_established_ones() {
     struct Count(usize);
     impl Wake for Count {
         fn wake(&mut self, _: WorkerSet, _: HoldKey) {
