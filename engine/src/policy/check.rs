@@ -10,7 +10,7 @@ use miette::NamedSource;
 use super::error::{PolicyError, Problem, similar};
 use super::model::{Action, Address, Default, List, Named, Policy, Rule, Service};
 use super::ranges::{self, Addresses, Ranges};
-use super::read::{At, Draft, DraftNamed, DraftRule, read};
+use super::read::{Draft, DraftNamed, DraftRule, Located, read};
 use super::{MAX_RANGES, MAX_RULES, MAX_TEXT, MAX_ZONES};
 use crate::timeouts::{Timeout, Timeouts};
 use crate::tuple::Protocol;
@@ -132,7 +132,7 @@ impl Checker<'_> {
         }
     }
 
-    /// Reports members that are not declared earlier. A set or service can refer only to earlier ones, so cycles are impossible.
+    /// Reports members that are not declared earlier. Sets and services refer only to earlier ones, so there are no cycles.
     fn members<T>(&mut self, what: &str, all: &[DraftNamed<T>], name_of: impl Fn(&T) -> Option<&String>) {
         let mut index: HashMap<&str, usize> = HashMap::with_capacity(all.len());
         for (at, named) in all.iter().enumerate() {

@@ -497,7 +497,7 @@ fn policy_ip_options_are_parsed_and_validated() {
         policy("ip-options lsrr, timestamp, ssrr").warnings().iter().map(ToString::to_string).collect();
     let warning = |option| {
         format!(
-            "ip-options {option} allows source routes: rules see the next hop of such a packet, not its final destination"
+            "ip-options {option} allows source routes: rules see the next hop of a packet, not its final destination"
         )
     };
     assert_eq!(warnings, [warning("lsrr"), warning("ssrr")]);

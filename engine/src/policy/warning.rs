@@ -67,7 +67,7 @@ impl fmt::Display for Warning {
             Warning::UnusedService(name) => write!(f, "service {name} is not used"),
             Warning::SourceRoute(option) => write!(
                 f,
-                "ip-options {option} allows source routes: rules see the next hop of such a packet, not its final destination"
+                "ip-options {option} allows source routes: rules see the next hop of a packet, not its final destination"
             ),
             Warning::ShortTimeout { timeout, min_seconds, why } => {
                 write!(f, "timeout {} is below {}: {why}", timeout.name(), Seconds(*min_seconds))
