@@ -35,7 +35,7 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// Where the text of an error is wrapped: terminals have at least so many columns.
+/// The width at which the text of an error is wrapped: terminals have at least this many columns.
 const WIDTH: usize = 80;
 
 /// A command that did not do what was asked.

@@ -1,4 +1,4 @@
-//! The engine's face: what workers, the replication and the administration call.
+//! The public interface of the engine: what packet workers, replication and administration call.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,58 +16,57 @@ use crate::parse::Packet;
 use crate::progress::{ProgressCursor, TakeoverCounters};
 use crate::session::{Close, Counts, HalfOpen, SessionInfo};
 use crate::table::half_open::HalfOpenEntry;
-use crate::table::{SHARDS, Table};
+use crate::table::{IdleReport, SHARDS, Table};
 use crate::time::Time;
 use crate::timeouts::Timeouts;
 use crate::tuple::{PerDirection, Protocol};
 use crate::types::{Config, Context, Wake};
 use crate::verdict::Verdict;
 
-/// One member's engine. Shared by its workers, its replication and its administration; all methods take `&self`.
+/// One member's engine, shared by its workers, its replication and its administration.
 pub struct Engine {
     pub(crate) config: Config,
     pub(crate) table: Table,
-    /// The policy in force. Its generation is also in `generation`, which is cheaper to read.
+    /// Its generation is also in `generation`, which is cheaper to read.
     active_policy: ArcSwap<ActivePolicy>,
     generation: AtomicU64,
     cluster: ArcSwap<ClusterState>,
-    /// How many other members forward packets.
+    /// The number of other members that forward packets.
     pub(crate) forwarding_peers: AtomicU32,
-    /// How many of them are silent.
+    /// The number of these members that are silent.
     pub(crate) silent_peers: AtomicU32,
-    /// When the traffic of other members is unknown.
+    /// The intervals in which the traffic of other members is unknown.
     pub(crate) blind_intervals: ArcSwap<BlindIntervals>,
-    /// The end of the last of these intervals.
+    /// The end of the last blind interval.
     pub(crate) blind_until: AtomicU64,
-    /// Where the next publication of progress begins.
+    /// Where the next publication of progress starts.
     pub(crate) progress_cursor: Mutex<ProgressCursor>,
     pub(crate) takeover_counters: TakeoverCounters,
-    /// Session ids given since the start.
-    given: AtomicU32,
-    /// Consequences of an apply, for the next [`Engine::tick`] to hand out.
+    /// The number of session ids allocated since the start.
+    allocated_ids: AtomicU32,
+    /// Events that follow from applied commands. The next [`Engine::tick`] returns them.
     pub(crate) deferred: Mutex<Vec<Event>>,
-    /// The shard that the next tick begins with.
-    ticking: Mutex<u8>,
-    /// The shard that the next search for idle sessions begins with.
-    reporting: Mutex<u8>,
-    sweep: Mutex<Sweep>,
-    /// How many times members began to forward packets (again), as applied here.
+    /// The shard that the next [`Engine::tick`] starts with.
+    next_due_shard: Mutex<u8>,
+    /// The shard that the next [`Engine::idle`] starts with.
+    next_idle_shard: Mutex<u8>,
+    timer_rescan: Mutex<TimerRescan>,
+    /// How often a member started or resumed forwarding packets, as applied here.
     pub(crate) resume_epoch: AtomicU64,
 }
 
-/// Shorter timeouts reach the sessions that are there piece by piece.
+/// The position of the incremental rescan that re-arms timers after a policy with shorter timeouts.
 #[derive(Default)]
-struct Sweep {
+struct TimerRescan {
     shard: u8,
     slot: u32,
-    /// Shards that are still to be swept.
-    left: usize,
+    shards_left: usize,
 }
 
-/// Most entries that one call looks at: some milliseconds. What is left over waits for the next one.
+/// Maximum number of entries that one call processes, which takes some milliseconds. The next call continues.
 const MAX_PER_TICK: u32 = 1 << 14;
 
-/// Most entries that are looked at under one lock, for which packets may wait.
+/// Maximum number of entries processed under one lock, because packets wait for it.
 const LOCK_BATCH: u32 = 1 << 8;
 
 impl Engine {
@@ -86,29 +85,29 @@ impl Engine {
             blind_until: AtomicU64::new(0),
             progress_cursor: Mutex::default(),
             takeover_counters: TakeoverCounters::default(),
-            given: AtomicU32::new(0),
+            allocated_ids: AtomicU32::new(0),
             deferred: Mutex::new(Vec::new()),
-            ticking: Mutex::default(),
-            reporting: Mutex::default(),
-            sweep: Mutex::default(),
+            next_due_shard: Mutex::default(),
+            next_idle_shard: Mutex::default(),
+            timer_rescan: Mutex::default(),
             resume_epoch: AtomicU64::new(0),
         })
     }
 
-    /// Judges a packet. The packet path: no allocation but for new sessions, no clock, no blocking.
-    /// Events are pushed to `events`, which the caller empties and reuses.
+    /// Judges a packet. This is the packet path: it allocates only for new sessions, reads no clock and never blocks.
+    /// Events are pushed to `events`, which the caller clears and reuses.
     pub fn process(&self, packet: &Packet, context: &mut Context<'_>, events: &mut Vec<Event>) -> Verdict {
         self.judge(packet, context, events)
     }
 
-    /// Takes in another member's hint. What it leads to (the answer to a question, a `Close` to propose) goes to `events`.
+    /// Merges a peer's hint. Events that follow, such as the reply to a query or a `Close` to propose, go to `events`.
     pub fn hint(&self, now: Time, from: MemberId, hint: &Hint, events: &mut Vec<Event>, wake: &mut dyn Wake) {
         if from != self.config.member {
             self.take_hint(now, from, hint, events, wake);
         }
     }
 
-    /// All live half-open sessions: what a new hint stream starts with.
+    /// Visits all live half-open sessions. A new hint stream starts with them.
     pub fn half_opens(&self, each: &mut dyn FnMut(HalfOpen)) {
         for number in self.table.numbers() {
             // Copied, so that `each` may be slow.
@@ -118,25 +117,24 @@ impl Engine {
         }
     }
 
-    /// Forgets half-open sessions whose time is over, finds sessions that are idle, proposes closes that are overdue, and asks
-    /// the other members for first fragments that are awaited. To be called some ten times a second, on every member; its
-    /// cost is in proportion to what becomes due.
+    /// Removes expired half-open sessions, collects idle sessions, proposes overdue closes, and queries the peers for first
+    /// fragments. Every member calls it about ten times a second. Its cost is proportional to what is due.
     pub fn tick(&self, now: Time, events: &mut Vec<Event>) {
         events.append(&mut self.deferred.lock());
-        let mut next = self.ticking.lock();
-        self.sweep(now);
-        // A policy that comes from now on is the next sweep's.
+        let mut next = self.next_due_shard.lock();
+        self.rescan_timers(now);
+        // A policy that is activated after this point starts the next rescan.
         let policy = self.active_policy();
         let mut budget = MAX_PER_TICK;
         for _ in 0..SHARDS {
             loop {
-                let most = LOCK_BATCH.min(budget);
-                if most == 0 {
+                let max = LOCK_BATCH.min(budget);
+                if max == 0 {
                     return;
                 }
-                let looks = self.process_due(*next, now, policy.timeouts(), most, events);
-                budget -= looks;
-                if looks < most {
+                let processed = self.process_due(*next, now, policy.timeouts(), max, events);
+                budget -= processed;
+                if processed < max {
                     break;
                 }
             }
@@ -144,24 +142,24 @@ impl Engine {
         }
     }
 
-    /// Asks the other members what packets wait for that is longer under way than a hint usually is. To be called every few
+    /// Queries the peers for what held packets have waited for longer than a hint usually takes. To be called every few
     /// milliseconds.
     pub fn send_queries(&self, now: Time, events: &mut Vec<Event>) {
         self.table.send_queries(now, events);
     }
 
-    /// Looks at what is due in one shard, at so many entries at most; how many there were.
-    fn process_due(&self, number: u8, now: Time, timeouts: &Timeouts, most: u32, events: &mut Vec<Event>) -> u32 {
+    /// Processes at most `max` due entries of one shard. Returns the number of processed entries.
+    fn process_due(&self, number: u8, now: Time, timeouts: &Timeouts, max: u32, events: &mut Vec<Event>) -> u32 {
         let mut shard = self.table.shard(number);
-        shard.fragments.ask(now, events);
-        let mut looks = 0;
-        while looks < most
+        shard.fragments.send_queries(now, events);
+        let mut processed = 0;
+        while processed < max
             && let Some(slot) = shard.half_open.due(now, timeouts)
         {
             self.table.remove_half_open(&mut shard, slot);
-            looks += 1;
+            processed += 1;
         }
-        while looks < most
+        while processed < max
             && let Some((_, id, slot)) = shard.finished.front().copied().filter(|(due, ..)| now >= *due)
         {
             shard.finished.pop_front();
@@ -169,56 +167,57 @@ impl Engine {
             if let Some(cause) = open.and_then(|s| s.local.track.as_mut()).and_then(|t| t.take_overdue_close()) {
                 events.push(Event::Propose(Proposal::Close(Close { id, cause })));
             }
-            looks += 1;
+            processed += 1;
         }
-        while looks < most && shard.sessions.process_due(now, timeouts) {
-            looks += 1;
+        while processed < max && shard.sessions.process_due(now, timeouts) {
+            processed += 1;
         }
-        looks
+        processed
     }
 
-    /// Lets sessions be looked at when their time is over by the policy in force, after one with shorter timeouts.
-    fn sweep(&self, now: Time) {
-        let mut sweep = self.sweep.lock();
+    /// Continues the rescan that re-arms the timers of all sessions with the timeouts of the active policy.
+    fn rescan_timers(&self, now: Time) {
+        let mut rescan = self.timer_rescan.lock();
         let mut budget = MAX_PER_TICK;
-        while sweep.left > 0 && budget > 0 {
-            let mut shard = self.table.shard(sweep.shard);
-            // Loaded under the lock: who armed one of these sessions by an older policy did so before.
+        while rescan.shards_left > 0 && budget > 0 {
+            let mut shard = self.table.shard(rescan.shard);
+            // Loaded under the lock: a session that was armed with an older policy was armed before.
             let policy = self.active_policy();
-            let places = shard.sessions.places();
-            let end = sweep.slot.saturating_add(LOCK_BATCH).min(places);
-            for slot in sweep.slot..end {
+            let slots = shard.sessions.slots();
+            let end = rescan.slot.saturating_add(LOCK_BATCH).min(slots);
+            for slot in rescan.slot..end {
                 shard.sessions.arm(slot, now, policy.timeouts());
             }
-            budget = budget.saturating_sub((end - sweep.slot.min(end)).max(1));
-            sweep.slot = end;
-            if end >= places {
-                *sweep = Sweep { shard: sweep.shard.wrapping_add(1), slot: 0, left: sweep.left - 1 };
+            budget = budget.saturating_sub((end - rescan.slot.min(end)).max(1));
+            rescan.slot = end;
+            if end >= slots {
+                *rescan =
+                    TimerRescan { shard: rescan.shard.wrapping_add(1), slot: 0, shards_left: rescan.shards_left - 1 };
             }
         }
     }
 
-    /// The policy in force.
+    /// The generation of the active policy.
     #[must_use]
     pub fn generation(&self) -> Generation {
         Generation(self.generation.load(Ordering::Acquire))
     }
 
-    /// The number of a zone's name, [`ZoneId::UNKNOWN`] if no policy has named it yet. It can change only when
-    /// [`Engine::generation`] does.
+    /// The number of a zone, or [`ZoneId::UNKNOWN`] if no policy has named the zone yet. It changes only with
+    /// [`Engine::generation`].
     #[must_use]
     pub fn zone(&self, name: &str) -> ZoneId {
         self.active_policy().zone(name)
     }
 
-    /// What the cluster has agreed on, as applied here: members, policy, history. A cheap, consistent copy.
+    /// The committed members, policy and policy history, as applied here: a cheap, consistent copy.
     #[must_use]
     pub fn cluster_state(&self) -> Arc<ClusterState> {
         self.cluster.load_full()
     }
 
-    /// Visits the sessions, half-open ones too, shard by shard, each shard copied under its lock first; `each` returns
-    /// whether to go on. Sessions that open or end meanwhile may or may not be seen.
+    /// Visits all sessions, including half-open ones, until `each` returns false. Each shard is copied under its lock first,
+    /// so `each` may be slow. Sessions that open or end meanwhile may be missed.
     pub fn sessions(&self, now: Time, each: &mut dyn FnMut(&SessionInfo) -> bool) {
         let mut infos = Vec::new();
         let timeouts = self.timeouts();
@@ -234,7 +233,7 @@ impl Engine {
         }
     }
 
-    /// One session.
+    /// The session, or half-open session, with this id.
     #[must_use]
     pub fn session(&self, now: Time, id: SessionId) -> Option<SessionInfo> {
         if let Some((shard, slot)) = self.table.locate(id) {
@@ -244,7 +243,7 @@ impl Engine {
         shard.half_open.get(slot).map(|h| half_open_info(now, h, &self.timeouts()))
     }
 
-    /// Sizes now.
+    /// The current number of sessions by protocol and state, and of half-open sessions.
     #[must_use]
     pub fn counts(&self) -> Counts {
         let mut counts = Counts::default();
@@ -261,13 +260,13 @@ impl Engine {
         counts
     }
 
-    /// Sessions, at most `most`, that are idle here for longer than their timeout (for TIME_WAIT: closed for longer), as far
-    /// as [`Engine::tick`] has found them by now. The leader begins an [`IdleProbe`](crate::idle::IdleProbe) about them. Yields
-    /// whether there may be more.
+    /// Adds the sessions to `found`, up to `max` in all, that [`Engine::tick`] found idle here for longer than their timeout
+    /// (in TIME_WAIT: closed for longer). The leader starts an [`IdleProbe`](crate::idle::IdleProbe) for them. Returns whether
+    /// there may be more.
     ///
-    /// One that is still there a quarter of its timeout later (a second at least, an hour at most) is found again.
-    pub fn idle(&self, now: Time, most: usize, found: &mut Vec<SessionId>) -> bool {
-        let mut next = self.reporting.lock();
+    /// A session that still exists a quarter of its timeout later (at least a second, at most an hour) is reported again.
+    pub fn idle(&self, now: Time, max: usize, found: &mut Vec<SessionId>) -> bool {
+        let mut next = self.next_idle_shard.lock();
         let mut budget = MAX_PER_TICK;
         for _ in 0..SHARDS {
             'shard: loop {
@@ -277,12 +276,15 @@ impl Engine {
                 }
                 let policy = self.active_policy();
                 for _ in 0..LOCK_BATCH {
-                    if found.len() >= most || budget == 0 {
+                    if found.len() >= max || budget == 0 {
                         return true;
                     }
-                    let Some(idle) = shard.sessions.report_idle(now, policy.timeouts()) else { break 'shard };
+                    match shard.sessions.report_idle(now, policy.timeouts()) {
+                        IdleReport::Idle(id) => found.push(id),
+                        IdleReport::ActiveAgain => {}
+                        IdleReport::NoneLeft => break 'shard,
+                    }
                     budget -= 1;
-                    found.extend(idle);
                 }
             }
             *next = next.wrapping_add(1);
@@ -290,9 +292,9 @@ impl Engine {
         false
     }
 
-    /// A session id that was never given before.
+    /// A new session id.
     pub(crate) fn next_id(&self) -> SessionId {
-        let n = self.given.fetch_add(1, Ordering::Relaxed);
+        let n = self.allocated_ids.fetch_add(1, Ordering::Relaxed);
         SessionId { member: self.config.member, counter: u64::from(self.config.start) << 32 | u64::from(n) }
     }
 
@@ -300,20 +302,21 @@ impl Engine {
         self.active_policy.load()
     }
 
-    /// The timeouts in force. To arm a session by them they are to be loaded under its shard's lock.
+    /// The timeouts of the active policy. To arm a session with them, load them under the lock of its shard.
     pub(crate) fn timeouts(&self) -> Timeouts {
         *self.active_policy().timeouts()
     }
 
-    /// Puts a policy in force. The generation last: whoever sees it sees the policy too.
+    /// Makes a policy the active one. The generation is stored last, so that a reader of the new generation also reads the
+    /// new policy.
     pub(crate) fn activate(&self, policy: ActivePolicy) {
         let generation = policy.generation;
         let shorter = policy.timeouts().any_shorter_than(&self.timeouts());
         self.active_policy.store(Arc::new(policy));
         if shorter {
-            let mut sweep = self.sweep.lock();
-            // A shard that is half swept comes again at the end.
-            sweep.left = SHARDS + usize::from(sweep.slot > 0);
+            let mut rescan = self.timer_rescan.lock();
+            // A shard that is partly scanned is scanned again at the end.
+            rescan.shards_left = SHARDS + usize::from(rescan.slot > 0);
         }
         self.generation.store(generation.0, Ordering::Release);
     }

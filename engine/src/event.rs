@@ -59,7 +59,7 @@ pub enum Hint {
         /// The session.
         id: SessionId,
     },
-    /// A packet with this tuple waits for a hint: whoever knows a half-open session of it sends it again.
+    /// A packet with this tuple waits for a hint: members that know a half-open session of it send its hint again.
     Query(Tuple),
     /// The reply about an established TCP session.
     Progress {
@@ -77,7 +77,7 @@ pub enum Hint {
         /// Where the first fragment's data end, in bytes.
         end: u16,
     },
-    /// A fragment waits for the first one: whoever knows of that says so again.
+    /// A fragment waits for the first one: members that know it send its hint again.
     FragmentQuery(FragmentKey),
 }
 

@@ -50,7 +50,7 @@ const FRAGMENT_BUDGET_DIVISOR: usize = 4;
 
 /// Packets of type `P`, in order per key. `P` carries what the worker needs to judge and inject it again.
 ///
-/// It never grows beyond its [`HoldLimits`]: what does not fit is refused, so that a flood can not push out what already waits.
+/// It never grows beyond its [`HoldLimits`]: what does not fit is refused, so that a flood cannot push out what already waits.
 pub struct HoldBuffer<P> {
     limits: HoldLimits,
     queues: HashMap<HoldKey, VecDeque<HeldPacket<P>>>,
@@ -96,7 +96,7 @@ impl<P> HoldBuffer<P> {
     /// Keeps a packet of `bytes` bytes that was first held at `since`.
     ///
     /// # Errors
-    /// The packet back, and why it can not be kept.
+    /// The packet back, and why it cannot be kept.
     pub fn hold(
         &mut self,
         since: Time,

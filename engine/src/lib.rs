@@ -3,7 +3,7 @@
 //! No sockets, no clock, no async runtime, no threads, no randomness: time, ids and routes are arguments. That is why
 //! every rule of the firewall can be tested with nothing but bytes.
 //!
-//! Three ways lead through this crate:
+//! Three paths lead through this crate:
 //!
 //! - **a packet**: [`parse`] → `pipeline` (→ `table`, `track`, [`policy`]) → [`Verdict`] and [`Event`]s;
 //! - **an establishment**: [`Event::Propose`] → *(the log, outside)* → [`replica`] `apply` → `table`;
@@ -14,6 +14,7 @@ mod addr;
 mod blind_intervals;
 mod cluster_state;
 mod digest;
+pub mod duration;
 mod engine;
 mod event;
 mod hint;

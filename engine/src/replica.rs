@@ -12,7 +12,7 @@ use crate::id::MemberId;
 #[cfg(any(test, feature = "testing"))]
 use crate::id::SessionId;
 pub use crate::replicated::{
-    Applied, Batch, Command, CompileError, ExpireIdle, MemberChange, Outcome, PolicyChange, RestoreError,
+    Applied, Batch, Command, CommandSize, CompileError, ExpireIdle, MemberChange, Outcome, PolicyChange, RestoreError,
 };
 use crate::replicated::{Effects, LocalContext, Replicated, SessionStore, SnapshotContent, StateMachine, read};
 use crate::table::SHARDS;
@@ -46,7 +46,7 @@ impl SnapshotJob {
     /// Writes the snapshot, shard by shard, on another thread than the one that applies.
     ///
     /// # Errors
-    /// The writer's, or [`io::ErrorKind::Interrupted`] if another snapshot was begun.
+    /// The writer's, or [`io::ErrorKind::Interrupted`] if another snapshot was started.
     pub fn write(self, to: &mut dyn Write) -> io::Result<()> {
         self.content.write(to, &mut |number| self.engine.table.copied_shard(&self.sessions, number))
     }

@@ -16,7 +16,7 @@ pub struct HalfOpen {
     pub id: SessionId,
     /// Client to server, as the client sends it.
     pub original: Tuple,
-    /// Server to client, as the server sends it; the inverse of `original` but for NAT.
+    /// Server to client, as the server sends it; without NAT the inverse of `original`.
     pub reply: Tuple,
     /// The zone that the original direction comes from.
     pub ingress: ZoneId,
@@ -28,8 +28,9 @@ pub struct HalfOpen {
     pub rule: RuleId,
     /// The closed session that it takes the tuple over from.
     pub supersedes: Option<SessionId>,
-    /// TCP, before the server's end is known: what an ACK acknowledged by which the server answered the SYN because it still
-    /// has an earlier connection. The client's RST, which ends that one, has this number (RFC 9293 section 3.5.1).
+    /// TCP, before a SYN-ACK was seen: the acknowledgement number of the server's challenge ACK. A server that still holds
+    /// an older connection on this tuple answers the SYN with an ACK; the client then resets that connection with a RST
+    /// that carries this number (RFC 9293 section 3.5.1).
     pub challenge: Option<u32>,
     /// What the protocol adds.
     pub protocol: HandshakeState,

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::duration::{self, DurationError, Unit};
 use crate::track::State;
 use crate::tuple::Protocol;
 
@@ -164,20 +165,12 @@ impl Timeouts {
 /// # Errors
 /// The message for the user.
 pub(crate) fn parse_seconds(text: &str) -> Result<u32, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let unit = match (number, unit) {
-        ("", _) => None,
-        (_, "") => return Err(format!("`{text}` has no unit: s, m, h or d")),
-        (_, "s") => Some(1),
-        (_, "m") => Some(MINUTE),
-        (_, "h") => Some(HOUR),
-        (_, "d") => Some(DAY),
-        _ => None,
+    let seconds = match duration::parse(text, &[Unit::Second, Unit::Minute, Unit::Hour, Unit::Day]) {
+        Ok(duration) => u32::try_from(duration.as_secs()).ok(),
+        Err(DurationError::Syntax) => return Err(format!("`{text}` is not a time")),
+        Err(DurationError::NoUnit) => return Err(format!("`{text}` has no unit: s, m, h or d")),
+        Err(DurationError::TooLong) => None,
     };
-    let Some(unit) = unit else { return Err(format!("`{text}` is not a time")) };
-    // A number with too many digits is out of bounds as well.
-    let seconds = number.parse::<u32>().ok().and_then(|number| number.checked_mul(unit));
     seconds.filter(|seconds| (MIN_TIMEOUT_SECS..=MAX_TIMEOUT_SECS).contains(seconds)).ok_or_else(|| {
         format!("`{text}` is out of bounds: from {} to {}", Seconds(MIN_TIMEOUT_SECS), Seconds(MAX_TIMEOUT_SECS))
     })

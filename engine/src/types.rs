@@ -17,7 +17,7 @@ pub struct Config {
     pub member: MemberId,
     /// How often this member has started: the upper part of the session ids that it gives.
     pub start: u32,
-    /// Makes the tables' hashes unforeseeable: random, but for tests. Members need not have the same.
+    /// Makes the tables' hashes unpredictable: random, except in tests. It may differ between members.
     pub seed: u64,
     /// Most sessions, replicated: the same on all members.
     pub max_sessions: usize,

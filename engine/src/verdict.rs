@@ -87,7 +87,7 @@ reasons! {
     PolicyReject = "policy_reject",
     /// No session, no half-open session, and not a packet that opens one.
     NoSession = "no_session",
-    /// TCP: flags that can not occur together or in this state.
+    /// TCP: flags that cannot occur together or in this state.
     TcpFlags = "tcp_flags",
     /// TCP: sequence or acknowledgement number outside the window.
     TcpWindow = "tcp_window",
@@ -97,7 +97,7 @@ reasons! {
     IcmpUnrelated = "icmp_unrelated",
     /// An ICMP type that routers do not forward (redirects, router discovery, neighbour discovery).
     IcmpType = "icmp_type",
-    /// It came in by a zone that this direction of its session does not come from.
+    /// It arrived from a zone that this direction of its session does not come from.
     WrongZone = "wrong_zone",
     /// The half-open table, or its sender's share of it, is full.
     HalfOpenFull = "half_open_full",

@@ -136,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_those_of_the_picture() {
+    fn addresses_match_the_diagram() {
         assert_eq!(Side::Client.v4().to_string(), "10.10.0.1");
         assert_eq!(Side::Server.v6().to_string(), "fd20::1");
         assert_eq!(Side::Server.link(3, 2)[0].0.to_string(), "10.2.3.2");

@@ -8,8 +8,8 @@ use crate::counters::metric;
 use anyhow::{Result, bail};
 use palisade_engine::Reason;
 
-/// Does this reason say that the packet was INVALID: broken, or of no session? The others are the policy's, or those of a
-/// member that can not or must not do more. The list is complete: a new reason does not compile until it has its place.
+/// Whether this reason says that the packet was INVALID: broken, or of no session? The others are the policy's, or those of a
+/// member that cannot or must not do more. The list is complete: a new reason does not compile until it has its place.
 #[must_use]
 pub fn is_invalid(reason: Reason) -> bool {
     match reason {
@@ -43,7 +43,7 @@ pub fn is_invalid(reason: Reason) -> bool {
     }
 }
 
-/// Does this reason say that the machine was too slow just then?
+/// Whether this reason says that the machine was too slow just then?
 #[must_use]
 pub fn is_overload(reason: Reason) -> bool {
     matches!(reason, Reason::HoldFull | Reason::HoldExpired | Reason::LeaseGrace | Reason::Stale)

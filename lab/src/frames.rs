@@ -28,7 +28,7 @@ impl Wire {
     /// Opens an interface.
     ///
     /// # Errors
-    /// There is none of that name, or it can not be opened.
+    /// There is none of that name, or it cannot be opened.
     pub async fn open(netns: &Netns, interface: &str) -> Result<Wire> {
         let found = find(netns, interface).await?;
         let mac = found.mac.with_context(|| format!("{interface} has no MAC address"))?;

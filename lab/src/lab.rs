@@ -108,7 +108,7 @@ impl Lab {
         self.wait_live(&self.numbers()).await
     }
 
-    /// Adds a member to the network. Its daemon does not run yet. Answers its number.
+    /// Adds a member to the network. Its daemon does not run yet. Returns its number.
     ///
     /// # Errors
     /// What the kernel refused.
@@ -118,7 +118,7 @@ impl Lab {
         Ok(number)
     }
 
-    /// Adds a witness: it is on the members' own network only. Its daemon does not run yet. Answers its number.
+    /// Adds a witness: it is on the members' own network only. Its daemon does not run yet. Returns its number.
     ///
     /// # Errors
     /// What the kernel refused.
@@ -447,7 +447,7 @@ async fn host(side: Side) -> Result<Netns> {
         // Layer 4: each connection its own way.
         ("net/ipv4/fib_multipath_hash_policy", "1"),
         ("net/ipv6/fib_multipath_hash_policy", "1"),
-        // What comes back by another link than it would be sent by is what the lab is for.
+        // Packets that come back via another link than they would be sent on are the purpose of the lab.
         ("net/ipv4/conf/all/rp_filter", "0"),
         ("net/ipv4/conf/default/rp_filter", "0"),
         ("net/ipv4/ip_local_port_range", "1024 65535"),
@@ -491,7 +491,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_leader_is_found_in_the_status() {
+    fn leader_is_found_in_the_status() {
         let members = serde_json::json!([{"id": 1, "name": "fw1"}, {"id": 4, "name": "fw3"}]);
         let status =
             |leader: Value| serde_json::json!({"name": "fw1", "cluster": {"leader": leader, "members": members}});

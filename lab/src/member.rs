@@ -58,7 +58,7 @@ impl Member {
     /// A member that does not run yet.
     ///
     /// # Errors
-    /// Its files can not be written.
+    /// Its files cannot be written.
     pub fn new(number: usize, role: Role, mode: Mode, netns: Netns, binary: &Path, dir: &Path) -> Result<Member> {
         let name = format!("fw{number}");
         let dir = dir.join(&name);
@@ -71,7 +71,7 @@ impl Member {
     /// Writes `node.toml`, with `extra` at its end.
     ///
     /// # Errors
-    /// The file can not be written.
+    /// The file cannot be written.
     pub fn write_config(&self, extra: &str) -> Result<()> {
         let path = self.config();
         std::fs::write(&path, self.node_toml() + extra).with_context(|| path.display().to_string())
@@ -139,7 +139,7 @@ impl Member {
         self.dir.join("log")
     }
 
-    /// Does its daemon run, as far as we know?
+    /// Whether its daemon runs, as far as we know.
     #[must_use]
     pub fn is_running(&self) -> bool {
         self.life.is_some()
@@ -157,7 +157,7 @@ impl Member {
     /// Starts the daemon.
     ///
     /// # Errors
-    /// It runs already, or can not be started.
+    /// It runs already, or cannot be started.
     pub async fn start(&mut self) -> Result<()> {
         if self.life.is_some() {
             bail!("{} runs already", self.name);
@@ -222,7 +222,7 @@ impl Member {
         }
     }
 
-    /// The baseline's way of saying that it is no longer ready; it forwards all the same.
+    /// How the baseline says that it is no longer ready; it still forwards.
     pub(super) fn withdraw(&mut self) {
         if let Some(Running::Baseline { readyz }) = &mut self.life {
             readyz.take();
@@ -298,7 +298,7 @@ impl Member {
         Ok(super::counters::metric(&text, name, labels)?.unwrap_or(0.0))
     }
 
-    /// Runs a command of the CLI against this member and answers its standard output.
+    /// Runs a command of the CLI against this member and returns its standard output.
     ///
     /// # Errors
     /// It fails, with what it said, or takes too long.

@@ -175,7 +175,7 @@ impl Netlink {
         self.handle.route().add(route.build()).replace().execute().await.with_context(what)
     }
 
-    /// The interface by which a packet of `flow`, sent from here, would leave just now: the kernel's own answer,
+    /// The interface on which a packet of `flow`, sent from here, would leave now: the kernel's own answer,
     /// with the hash that it uses for a socket that had its port before it was connected.
     ///
     /// # Errors

@@ -173,7 +173,7 @@ impl Netns {
     /// process dies.
     ///
     /// # Errors
-    /// The program can not be started.
+    /// The program cannot be started.
     pub async fn start(&self, spawn: Spawn) -> Result<Process> {
         // Must be the keeper: the kernel sends the "parent died" signal when the *thread* that forked ends.
         self.run(async move { spawn.start() }).await?
@@ -184,7 +184,7 @@ impl Netns {
     /// # Errors
     /// The kernel has no such sysctl, or does not take the value.
     pub async fn sysctl(&self, key: &str, value: &str) -> Result<()> {
-        // /proc/sys/net shows the namespace of whoever opens it.
+        // /proc/sys/net shows the namespace of the thread that opens it.
         let path = format!("/proc/sys/{key}");
         let (at, text) = (path.clone(), value.to_owned());
         self.run(async move { std::fs::write(at, text) }).await?.with_context(|| format!("{path} = {value}"))
@@ -192,7 +192,7 @@ impl Netns {
 
     /// Writes a sysctl that not every kernel has.
     pub async fn sysctl_if_any(&self, key: &str, value: &str) {
-        // Only comfort depends on these; whoever cares uses `sysctl`.
+        // These are optional; callers that need the value use `sysctl`.
         let _ = self.sysctl(key, value).await;
     }
 

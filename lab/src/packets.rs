@@ -180,7 +180,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn good_packets_have_right_checksums() {
+    fn packets_have_valid_checksums() {
         let from = "10.10.0.1:1000".parse().unwrap();
         let to: SocketAddrV4 = "10.20.0.1:2000".parse().unwrap();
         let packet = udp_packet(from, to, b"hello");
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn fragments_are_what_they_should_be() {
+    fn fragments_parse_with_offsets_and_lengths() {
         use palisade_engine::parse::{Checksum, Kind, build, parse};
         use palisade_engine::{Protocol, Tuple};
         let addresses = [["10.10.0.1", "10.20.0.1"], ["fd10::1", "fd20::1"]];
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn garbage_is_of_many_kinds_and_never_too_long() {
+    fn garbage_varies_and_is_bounded() {
         let mut random = Random(1);
         let (from, to) = ("10.10.0.1:1".parse().unwrap(), "10.20.0.1:2".parse().unwrap());
         let all: Vec<(u16, Vec<u8>)> = (0..10_000).map(|_| garbage(&mut random, from, to)).collect();

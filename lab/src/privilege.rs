@@ -29,12 +29,12 @@ pub fn acquire() -> Result<Privilege> {
         bail!("not root, and a user namespace is not to be had ({e}).\n{}", remedy());
     }
     let map = |file: &str, text: String| fs::write(file, text);
-    // user_namespaces(7): groups can not be dropped any more before an unprivileged process may map its group.
+    // user_namespaces(7): groups cannot be dropped any more before an unprivileged process may map its group.
     let mapped = map("/proc/self/setgroups", "deny".to_owned())
         .and_then(|()| map("/proc/self/uid_map", format!("0 {uid} 1")))
         .and_then(|()| map("/proc/self/gid_map", format!("0 {gid} 1")));
     if let Err(e) = mapped {
-        bail!("a user namespace was made, but the user can not be mapped into it ({e}).\n{}", remedy());
+        bail!("a user namespace was made, but the user cannot be mapped into it ({e}).\n{}", remedy());
     }
     Ok(Privilege::UserNamespace)
 }

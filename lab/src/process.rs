@@ -134,7 +134,7 @@ impl Process {
     /// Kills it with SIGKILL and waits until it is gone.
     ///
     /// # Errors
-    /// It had ended by itself, which whoever kills it wants to know.
+    /// It had ended by itself, which the caller wants to know.
     pub fn kill(mut self) -> Result<()> {
         self.signal(Signal::SIGKILL)?;
         self.child.wait().context("waiting for the killed")?;

@@ -18,7 +18,7 @@ pub fn path(name: &str) -> Result<PathBuf> {
     find_program(name).with_context(|| format!("there is no {name} on this machine"))
 }
 
-/// Runs a program in a namespace to its end and answers what it said, on standard output and error together.
+/// Runs a program in a namespace to its end and returns what it printed, on standard output and error together.
 ///
 /// # Errors
 /// It fails, with what it said, or takes longer than `limit`.
@@ -32,7 +32,7 @@ pub async fn run(netns: &Netns, dir: &Path, limit: Duration, program: &str, args
 /// As [`run`], for a program whose failure is what is wanted, or part of the answer.
 ///
 /// # Errors
-/// It can not be started, or takes longer than `limit`.
+/// It cannot be started, or takes longer than `limit`.
 pub async fn output(
     netns: &Netns,
     dir: &Path,

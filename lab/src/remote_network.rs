@@ -111,7 +111,7 @@ impl RemoteNetwork {
         addresses(self.side, 97)
     }
 
-    /// Routers answer every packet that they can not forward, not some of them in a second.
+    /// Routers answer every packet that they cannot forward, not some of them in a second.
     ///
     /// # Errors
     /// The kernel has no such setting.
@@ -175,7 +175,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_those_of_the_picture() {
+    fn addresses_match_the_diagram() {
         assert_eq!(addresses(Side::Server, 102).map(|a| a.to_string()), ["10.20.0.102", "fd20::66"]);
         assert_eq!(addresses(Side::Client, 97).map(|a| a.to_string()), ["10.10.0.97", "fd10::61"]);
     }

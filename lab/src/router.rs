@@ -44,7 +44,7 @@ pub struct RouteChange {
     pub at: Time,
     /// Whose.
     pub number: usize,
-    /// In, or out?
+    /// Whether it is in the set now.
     pub live: bool,
 }
 
@@ -71,7 +71,7 @@ struct State {
     networks: [RoutedNetwork; 2],
     /// By how many places the set is rotated; the two routers differ in it.
     rotation: usize,
-    /// Held while the kernel's routes are changed, so that they can not be changed in the wrong order.
+    /// Held while the kernel's routes are changed, so that they cannot be changed in the wrong order.
     set: tokio::sync::Mutex<Vec<(Target, bool)>>,
     changes: Mutex<Vec<RouteChange>>,
     frozen: Mutex<bool>,

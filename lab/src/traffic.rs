@@ -44,7 +44,7 @@ const ECHO_INTERVAL: Duration = Duration::from_millis(100);
 const NEW_CONNECTION_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Between two forbidden attempts; how long each is tried. Shorter than the first retransmission of a SYN (RFC 6298:
-/// 1 s), so that these can not be mistaken for lost SYNs in the client kernel's counters.
+/// 1 s), so that these cannot be mistaken for lost SYNs in the client kernel's counters.
 const FORBIDDEN_INTERVAL: Duration = Duration::from_millis(50);
 const FORBIDDEN_TIMEOUT: Duration = Duration::from_millis(400);
 
@@ -84,7 +84,7 @@ pub struct Counts {
     problems: Mutex<Vec<String>>,
 }
 
-/// Only so many problems are kept for the report.
+/// Maximum number of problems kept for the report.
 const MAX_PROBLEMS: usize = 5;
 
 impl Counts {
@@ -159,7 +159,7 @@ impl Traffic {
     /// connected.
     ///
     /// # Errors
-    /// The lab can not carry it at all: a server that can not listen.
+    /// The lab cannot carry it at all: a server that cannot listen.
     pub async fn start(lab: &Lab, standing: usize) -> Result<Traffic> {
         let counts = Arc::new(Counts::default());
         let stop = Arc::new(AtomicBool::new(false));
@@ -500,7 +500,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn percentiles_are_of_the_sorted_values() {
+    fn percentiles_are_taken_from_sorted_values() {
         let counts = Counts::default();
         assert_eq!(counts.setup_percentiles([50, 99]), [0, 0]);
         *counts.setups.lock() = (1..=101).rev().collect();
@@ -508,7 +508,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_differ_and_their_headers_tell_damage() {
+    fn block_headers_reveal_damage() {
         let mut random = Random(1);
         let (a, mut b) = (random.block(512), random.block(512));
         assert_ne!(a, b);
@@ -519,7 +519,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_that_is_not_what_was_sent_is_an_error() {
+    async fn echo_with_a_changed_byte_is_an_error() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let to = listener.local_addr().unwrap();
         tokio::spawn(async move {

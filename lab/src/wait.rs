@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use tokio::time::{Instant, sleep};
 
 /// The limit of every wait for something that will happen unless there is a mistake. No machine is too slow for it.
-pub const WAIT: Duration = Duration::from_secs(120);
+pub const WAIT: Duration = Duration::from_secs(240);
 
 /// Asks again and again until a condition holds.
 ///

@@ -10,7 +10,7 @@ pub fn now() -> Time {
     if let Some(now) = crate::simulation::with(|host| host.now()) {
         return now;
     }
-    // Can not fail: the clock exists since Linux 2.6.39 and the address is ours.
+    // Cannot fail: the clock exists since Linux 2.6.39 and the address is ours.
     clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Time::ZERO, |t| {
         let secs = u64::try_from(t.tv_sec()).unwrap_or(0);
         let nanos = u64::try_from(t.tv_nsec()).unwrap_or(0);

@@ -178,9 +178,9 @@ pub struct Limits {
     pub max_half_open: usize,
     /// Most half-open sessions of one source.
     pub max_half_open_per_source: usize,
-    /// How long established sessions pass after this member was last current.
+    /// How long established sessions pass after the lease of this member has expired.
     pub grace: Duration,
-    /// What telling one other member of live sessions may take, in bytes a second.
+    /// Bandwidth for progress reports to one other member, in bytes a second.
     pub progress_rate: usize,
     /// How fast a connection may have gone on while nobody saw it, in bytes a second.
     pub takeover_rate: usize,

@@ -95,7 +95,7 @@ pub struct ReplicationMetrics {
 labelled! {
 
 /// Commands by outcome.
-pub struct Outcomes: Counter, "outcome" { accepted, stale, conflict, full, invalid, forgotten }
+pub struct Outcomes: Counter, "outcome" { accepted, stale, conflict, full, invalid, serial_expired }
 }
 
 labelled! {
@@ -136,7 +136,7 @@ impl Outcomes {
             Outcome::Conflict => &self.conflict,
             Outcome::Full => &self.full,
             Outcome::Invalid(_) => &self.invalid,
-            Outcome::SerialExpired => &self.forgotten,
+            Outcome::SerialExpired => &self.serial_expired,
         };
         counter.inc();
     }

@@ -85,7 +85,7 @@ fn connection_is_held_until_it_is_committed_and_then_runs() {
             (result.map(drop).map_err(|e| e.kind()), clock::now().since(begin))
         })
     };
-    // Not current: nothing new is admitted.
+    // No valid lease: nothing new is admitted.
     assert!(connect("10.2.0.2:7001").0.is_err());
     let metrics = datapath.metrics();
     assert!(metrics.dropped(Reason::LeaseExpired) + metrics.dropped(Reason::LeaseGrace) > 0);

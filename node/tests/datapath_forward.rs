@@ -134,7 +134,7 @@ fn egress_zones_are_the_kernels_routes_and_follow_their_changes() {
     eventually("its new route leads back", || !lab.passes(false, NEVER) && dropped(Reason::WrongZone) >= 1);
     lab.member.ip("route del 10.2.0.2/32");
     assert!(lab.passes(false, SOON));
-    // An operator's rule about the source applies to what comes in by palisade0.
+    // An operator's rule about the source applies to what arrives on palisade0.
     lab.member.ip("rule add pref 100 from 10.1.0.2 unreachable");
     eventually("it is obeyed", || !lab.passes(false, NEVER));
     lab.member.ip("rule del pref 100");

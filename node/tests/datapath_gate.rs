@@ -313,7 +313,7 @@ fn watcher_restores_what_somebody_removes() {
     lab.member.exec("sysctl -qw net.ipv4.conf.all.rp_filter=0");
     eventually("it is well again", || running.datapath.healthy());
     eventually("it forwards", || lab.passes(false, NEVER));
-    // A rule that leads around the gate can not be removed for the operator, but it is not healthy.
+    // A rule that leads around the gate cannot be removed for the operator, but it is not healthy.
     lab.member.ip("rule add pref 1 lookup main");
     eventually("the way around is noticed", || !running.datapath.healthy());
 }
@@ -506,7 +506,7 @@ fn settings_of_our_own_device_are_repaired_or_refuse_the_start() {
     eventually("forwarding is back", || value("net.ipv4.conf.palisade0.forwarding") == "1");
     running.datapath.stop();
     let error = lab.member.call(|| {
-        // A mount namespace of this thread alone, where the settings can not be written.
+        // A mount namespace of this thread alone, where the settings cannot be written.
         unshare(CloneFlags::CLONE_NEWNS).unwrap();
         run("mount --make-rprivate /");
         run("mount -t proc proc /proc");

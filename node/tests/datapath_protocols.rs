@@ -154,7 +154,7 @@ fn next(frames: &mut dyn DataLinkReceiver) -> Option<(Packet, Vec<u8>)> {
     None
 }
 
-/// A packet socket that leaves the checksum to whoever sends the frame on.
+/// A packet socket that leaves the checksum to the device that sends the frame.
 #[allow(unsafe_code, reason = "no crate here has this socket option")]
 fn unfinished(interface: &str) -> OwnedFd {
     // SAFETY: no pointers; the result is checked.

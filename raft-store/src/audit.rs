@@ -2,8 +2,8 @@
 //!
 //! openraft installs snapshots only on members that are behind. A member whose state is wrong, though its log is not, is
 //! repaired here, between two applies: [`Auditor::pause_apply`] keeps openraft from applying, a snapshot that reaches at least
-//! as far is fetched, and [`ApplyPause::replace`] puts it in place of the state. The entries that it covers come from openraft
-//! all the same; the state machine leaves them out.
+//! as far is fetched, and [`ApplyPause::replace`] puts it in place of the state. openraft still applies the entries
+//! that it covers; the state machine skips them.
 
 use std::sync::Arc;
 use std::{fmt, io};

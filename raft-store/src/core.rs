@@ -71,7 +71,7 @@ impl Job for SnapshotJob {
     }
 }
 
-/// Told what has been applied, in order, on the task that applies: it must be quick.
+/// A callback for what has been applied, in order, on the task that applies: it must be quick.
 pub trait Observer: Send + Sync + 'static {
     /// A batch was applied; one answer a command.
     fn applied(&self, index: u64, batch: &Batch, answers: &[Applied]);

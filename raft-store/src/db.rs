@@ -10,7 +10,7 @@ use crate::error::{StoreError, sled_io};
 use crate::record::{open_meta, seal_meta};
 
 /// The storage format that this program reads and writes.
-pub(crate) const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 2;
 pub(crate) const FORMAT_RECORD: &str = "format";
 pub(crate) const STARTS: &str = "starts";
 pub(crate) const OWNER: &str = "owner";
@@ -43,7 +43,7 @@ impl DiskBarrier {
     /// For the database in the folder `db`, which must exist.
     ///
     /// # Errors
-    /// If the database file can not be opened.
+    /// If the database file cannot be opened.
     pub fn new(db: &Path) -> io::Result<DiskBarrier> {
         Ok(DiskBarrier { file: File::options().read(true).write(true).open(db.join("db"))? })
     }
@@ -64,7 +64,7 @@ pub fn flush(db: &sled::Db) -> io::Result<()> {
     db.flush().map(|_| ()).map_err(sled_io)
 }
 
-/// Ends a group: writes its number, waits until all of it is durable, and has that witnessed.
+/// Ends a group: writes its number, waits until all of it is durable, and records that in the watermark.
 pub(crate) fn durable(trees: &Trees, barrier: &mut dyn Barrier, watermark: &mut DurableWatermark) -> io::Result<()> {
     let number = watermark.number() + 1;
     trees.meta.insert(GROUP, seal_meta(GROUP, &number)?).map_err(sled_io)?;
@@ -108,7 +108,7 @@ pub(crate) fn open_sled(dir: &Path, db_dir: &Path, cache_bytes: u64) -> Result<s
             Err(StoreError::Locked { dir: dir.to_owned() })
         }
         Ok(Err(error)) => Err(from_sled(dir, error)),
-        Err(_) => Err(StoreError::damaged(dir, "the database can not be recovered")),
+        Err(_) => Err(StoreError::damaged(dir, "the database cannot be recovered")),
     }
 }
 

@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 
 /// Digests kept of the last indices: some seconds of a busy log.
 const RECENT: usize = 4096;
-/// Every so many indices one is kept for longer, for members that are far behind …
+/// Distance in indices of the digests that are kept longer, for members that are far behind.
 const MARK: u64 = 4096;
-/// … so many of them.
+/// How many of those are kept.
 const MARKS: usize = 16;
 
 /// Digests by index, oldest first.

@@ -1,4 +1,4 @@
-//! The watermark: how far the database was durable, written down beside it.
+//! The durable watermark: the number of the last durable group, in a file beside the database.
 //!
 //! sled's recovery stops at the first place that is torn. That is right after a power cut, where what is torn was never
 //! acknowledged; but a byte that the disk has changed looks the same, and then everything after it would be gone without
@@ -28,7 +28,7 @@ pub(crate) struct DurableWatermark {
 }
 
 impl DurableWatermark {
-    /// Opens the watermark at `path`, or makes it. `None`: it is there, but can not be read.
+    /// Opens the watermark at `path`, or makes it. `None`: it is there, but cannot be read.
     pub(crate) fn open(path: &Path) -> io::Result<Option<DurableWatermark>> {
         let is_new = !path.exists();
         let file = File::options().create(true).truncate(false).read(true).write(true).open(path)?;
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_torn_slot_leaves_the_other() {
+    fn watermark_survives_one_torn_slot() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("durable_watermark");
         let open = || DurableWatermark::open(&path).unwrap();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use palisade_engine::MemberId;
 
-/// Why a store can not be opened or used. Each text says what to do next.
+/// Why a store cannot be opened or used. Each text says what to do next.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// Another process has it open.
@@ -15,7 +15,7 @@ pub enum StoreError {
         /// The data folder.
         dir: PathBuf,
     },
-    /// It can not be trusted any longer. A member whose log is damaged may have forgotten what it promised, so it must
+    /// It cannot be trusted any longer. A member whose log is damaged may have forgotten what it promised, so it must
     /// not go on under its id.
     #[error(
         "{} is damaged: {what}. Set it aside (quarantine it) and join this machine again: it comes back as a new \
@@ -57,7 +57,7 @@ pub enum StoreError {
         wanted: Box<StoreOwner>,
     },
     /// The machine does not let us.
-    #[error("can not {doing} {}: {source}", path.display())]
+    #[error("cannot {doing} {}: {source}", path.display())]
     Io {
         /// What was tried.
         doing: &'static str,
@@ -68,7 +68,7 @@ pub enum StoreError {
     },
 }
 
-/// Whose store it is: written once, when the member has got its id, and never changed.
+/// The owner of a store: written once, when the member has its id, and never changed.
 #[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub struct StoreOwner {
     /// The cluster's id.

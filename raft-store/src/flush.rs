@@ -22,7 +22,7 @@ use crate::record::{key, parse_key, seal_entry, seal_meta};
 use crate::tail::Tail;
 use crate::types::{Entry, LogId, TypeConfig, Vote};
 
-/// At most so many operations and bytes go into a group. The bytes keep a group below sled's segment (512 KiB): sled
+/// Maximum operations and bytes of a group. The bytes keep a group below sled's segment (512 KiB): sled
 /// reuses a segment only two segments after its content moved, so whatever it overwrites has been moved by an earlier,
 /// already durable group.
 const GROUP_OPERATIONS: u64 = 256;
@@ -208,7 +208,7 @@ impl Worker {
         if let Err(error) = result
             && self.failed.is_none()
         {
-            tracing::error!(%error, "the log can not be written any longer");
+            tracing::error!(%error, "the log cannot be written any longer");
             self.failed = Some(WriteFailed::new(error));
         }
     }

@@ -18,7 +18,7 @@ use crate::record::{Entries, damaged, damaged_by, decode, key};
 use crate::tail::{Tail, bounds};
 use crate::types::{Entry, LogId, TypeConfig, Vote};
 
-/// About how many bytes of entries one read answers with, where the caller takes less than it asked for.
+/// Approximately how many bytes of entries one read answers with, where the caller takes less than it asked for.
 const READ_BYTES: usize = 1024 * 1024;
 
 /// openraft's log storage on sled. Dropping it writes what is queued and waits until it is durable.

@@ -50,7 +50,7 @@ impl Write {
     }
 }
 
-/// Told when something is durable.
+/// The one that waits until something is durable.
 enum Done {
     Nobody,
     Append(IOFlushed<TypeConfig>),
@@ -95,7 +95,7 @@ pub struct MemoryDisk {
     disk: Arc<Mutex<Disk>>,
     snapshots: Snapshots,
     clock: Clock,
-    /// At most so many entries are in the log.
+    /// Maximum number of entries in the log.
     bound: usize,
 }
 
@@ -153,13 +153,13 @@ impl MemoryDisk {
         self.disk.lock().durable.recent.iter().for_each(|entry| each(entry));
     }
 
-    /// Whose store it is, if that has been said.
+    /// The owner of the store, once it is set.
     #[must_use]
     pub fn owner(&self) -> Option<StoreOwner> {
         self.disk.lock().owner.clone()
     }
 
-    /// Says whose store it is.
+    /// Sets the owner of the store.
     ///
     /// # Errors
     /// [`StoreError::OtherOwner`] if it belongs to another.
@@ -202,7 +202,7 @@ impl MemoryDisk {
     /// Log and machine for openraft: the machine's state is that of the newest snapshot.
     ///
     /// # Errors
-    /// If the snapshots can not be read.
+    /// If the snapshots cannot be read.
     pub fn open<M: ReplicatedState>(&self, setup: Setup<M>) -> Result<(MemoryLog, StateMachine<M>), StoreError> {
         let machine = StateMachine::restore(setup, self.snapshots(), Arc::clone(&self.clock))?;
         Ok((self.log(), machine))

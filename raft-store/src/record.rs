@@ -1,7 +1,7 @@
 //! Records: how values lie in sled.
 //!
 //! Every value is a record: a version, how many parts there are, a CRC over key and content, and the content. A value
-//! longer than [`PART`] is cut into parts, because sled puts values of 16 KiB and more into files that it never syncs.
+//! longer than [`MAX_PART_BYTES`] is cut into parts, because sled puts values of 16 KiB and more into files that it never syncs.
 //!
 //! ```text
 //! key    index (u64, big endian) · part (u16, big endian)      log tree
@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 use sled::IVec;
 
 /// Most content of one record: with its header below 8 KiB.
-pub(crate) const PART: usize = 8 * 1024 - HEADER;
+pub(crate) const MAX_PART_BYTES: usize = 8 * 1024 - HEADER;
 const HEADER: usize = 7;
 const VERSION: u8 = 1;
 
@@ -72,10 +72,10 @@ pub(crate) fn open<'a>(key: &[u8], record: &'a [u8]) -> io::Result<(u16, &'a [u8
 /// The records of an entry, in the order of their parts.
 pub(crate) fn seal_entry(index: u64, entry: &impl Serialize) -> io::Result<Vec<([u8; 10], Vec<u8>)>> {
     let content = postcard::to_stdvec(entry).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-    let parts = u16::try_from(content.len().div_ceil(PART))
+    let parts = u16::try_from(content.len().div_ceil(MAX_PART_BYTES))
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "an entry of more than 500 MB"))?;
     Ok(content
-        .chunks(PART)
+        .chunks(MAX_PART_BYTES)
         .zip(0u16..)
         .map(|(content, part)| {
             let key = key(index, part);
@@ -87,7 +87,7 @@ pub(crate) fn seal_entry(index: u64, entry: &impl Serialize) -> io::Result<Vec<(
 /// The record of a value of the meta tree.
 pub(crate) fn seal_meta(name: &str, value: &impl Serialize) -> io::Result<Vec<u8>> {
     let content = postcard::to_stdvec(value).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-    if content.len() > PART {
+    if content.len() > MAX_PART_BYTES {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "a meta record that is too long"));
     }
     Ok(seal(name.as_bytes(), 1, &content))
@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn an_entry_of_many_parts_comes_back_and_no_record_is_long() {
-        for len in [0, 1, PART - 3, PART, 5 * PART, 100_000] {
+        for len in [0, 1, MAX_PART_BYTES - 3, MAX_PART_BYTES, 5 * MAX_PART_BYTES, 100_000] {
             let value: Vec<u8> = (0..len).map(|i| i as u8).collect();
             let records = pairs(7, &value);
             assert!(records.iter().all(|(_, record)| record.len() <= 8 * 1024));
@@ -205,7 +205,7 @@ mod tests {
 
     #[test]
     fn a_missing_part_is_found() {
-        let good = pairs(1, &vec![0u8; 3 * PART]);
+        let good = pairs(1, &vec![0u8; 3 * MAX_PART_BYTES]);
         for missing in 0..good.len() {
             let mut bad = good.clone();
             bad.remove(missing);

@@ -1,6 +1,6 @@
 //! A member that goes on alone: what its store comes to, and a new store that begins with that.
 //!
-//! Raft can not give up a majority, so this is no change of the membership: it is a new log, of a new cluster, that begins
+//! Raft cannot give up a majority, so this is no change of the membership: it is a new log, of a new cluster, that begins
 //! with a snapshot. The old store is only read.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,7 +37,7 @@ impl Store {
     /// Applies all that is here to a machine. Blocks.
     ///
     /// # Errors
-    /// [`StoreError::Damaged`] if it can not be read, or no good snapshot reaches what was purged from the log.
+    /// [`StoreError::Damaged`] if it cannot be read, or no good snapshot reaches what was purged from the log.
     pub fn surviving_state<M: ReplicatedState>(self, setup: Setup<M>) -> Result<SurvivingState<M>, StoreError> {
         let Store { dir, trees, state, snapshots, options, .. } = &self;
         let machine = StateMachine::restore(setup, snapshots.clone(), options.clock.clone())?;

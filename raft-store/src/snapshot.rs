@@ -110,8 +110,8 @@ impl Drop for Temporary {
     }
 }
 
-/// While there is one, the newest snapshot counts as lent out, and no newer one is built: whoever installs it needs the log
-/// that follows it.
+/// Pins the newest snapshot: while a pin exists, no newer one is built, because the receiver of the snapshot needs the
+/// log that follows it.
 #[derive(Clone, Debug)]
 pub struct SnapshotPin(#[expect(dead_code, reason = "counted")] Arc<()>);
 

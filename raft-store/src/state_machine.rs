@@ -39,7 +39,7 @@ impl<M: ReplicatedState> StateMachine<M> {
     /// A state machine with the state of the newest good one of `snapshots`. Blocks for as long as that takes.
     ///
     /// # Errors
-    /// If the snapshots can not be read.
+    /// If the snapshots cannot be read.
     pub fn restore(setup: Setup<M>, snapshots: Snapshots, clock: Clock) -> Result<StateMachine<M>, StoreError> {
         let Setup { state, wake, observer } = setup;
         let membership = StoredMembership::default();
@@ -145,7 +145,7 @@ impl<M: ReplicatedState> RaftStateMachine<TypeConfig> for StateMachine<M> {
             let answers = {
                 let mut inner = self.0.inner.lock();
                 if inner.applied.is_some_and(|applied| applied.index >= id.index) {
-                    // The snapshot that repaired the state had it. Whoever waits for the answer asks again.
+                    // The snapshot that repaired the state included it. A caller that waits for the answer asks again.
                     if let Some(responder) = responder {
                         responder.send(Response(Vec::new()));
                     }

@@ -105,7 +105,7 @@ impl Store {
             return Err(StoreError::damaged(dir, "there is a database, but no watermark of how far it goes"));
         }
         let watermark = DurableWatermark::open(&watermark_path).map_err(StoreError::io("open", &watermark_path))?;
-        let mut watermark = watermark.ok_or_else(|| StoreError::damaged(dir, "the watermark can not be read"))?;
+        let mut watermark = watermark.ok_or_else(|| StoreError::damaged(dir, "the watermark cannot be read"))?;
         db::remove_half_written(&db_dir).map_err(StoreError::io("clean", &db_dir))?;
         let db = db::open_sled(dir, &db_dir, options.sled_cache_bytes)?;
         let broken = |error: sled::Error| db::from_sled(dir, error);
@@ -150,13 +150,13 @@ impl Store {
         self.start
     }
 
-    /// Whose store it is, if that has been said.
+    /// The owner of the store, once it is set.
     #[must_use]
     pub fn owner(&self) -> Option<&StoreOwner> {
         self.owner.as_ref()
     }
 
-    /// Says whose store it is. Durable; it can be said once, repeated, and never changed.
+    /// Sets the owner of the store, durably. It can be repeated, but never changed.
     ///
     /// # Errors
     /// [`StoreError::OtherOwner`] if it belongs to another; or what writing gave.
@@ -208,7 +208,7 @@ impl Store {
         Ok((LogStore::new(flusher, reader), machine))
     }
 
-    /// Does a restored machine, together with the log, have everything?
+    /// Checks that a restored state and the log together have everything.
     pub(crate) fn reaches_purged(&self, applied: Option<LogId>) -> Result<(), StoreError> {
         if applied >= self.state.purged {
             return Ok(());

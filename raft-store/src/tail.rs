@@ -11,7 +11,7 @@ use std::sync::Arc;
 use openraft::storage::LogState;
 use parking_lot::RwLock;
 
-use crate::types::{Entry, LogId, TypeConfig, Vote, weight};
+use crate::types::{Entry, LogId, TypeConfig, Vote, memory_size};
 
 /// What is in the log.
 pub(crate) struct Tail {
@@ -51,7 +51,7 @@ impl TailState {
     fn evict(&mut self, keep: usize) {
         while self.bytes > keep {
             match self.recent.front() {
-                Some(entry) if Some(entry.log_id.index) <= self.written => self.bytes -= weight(entry),
+                Some(entry) if Some(entry.log_id.index) <= self.written => self.bytes -= memory_size(entry),
                 _ => break,
             }
             self.recent.pop_front();
@@ -66,7 +66,7 @@ impl TailState {
             if let Some(last) = last
                 && index != last + 1
             {
-                let what = format!("entry {index} can not follow entry {last}");
+                let what = format!("entry {index} cannot follow entry {last}");
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
             }
             last = Some(index);
@@ -74,7 +74,7 @@ impl TailState {
         for entry in entries {
             self.first.get_or_insert(entry.log_id.index);
             self.last = Some(entry.log_id);
-            self.bytes += weight(entry);
+            self.bytes += memory_size(entry);
             self.recent.push_back(Arc::clone(entry));
         }
         Ok(())
@@ -88,7 +88,7 @@ impl TailState {
         while let Some(entry) = self.recent.back()
             && entry.log_id.index >= from
         {
-            self.bytes -= weight(entry);
+            self.bytes -= memory_size(entry);
             self.recent.pop_back();
         }
         if self.first.is_some_and(|first| first >= from) {
@@ -105,7 +105,7 @@ impl TailState {
         while let Some(entry) = self.recent.front()
             && entry.log_id.index <= upto.index
         {
-            self.bytes -= weight(entry);
+            self.bytes -= memory_size(entry);
             self.recent.pop_front();
         }
         self.purged = self.purged.max(Some(upto));
@@ -130,16 +130,16 @@ impl TailState {
         (from < to).then_some((from, to))
     }
 
-    /// Entries out of memory, at least one, until they weigh `most`.
-    pub(crate) fn recent(&self, from: u64, to: u64, most: usize) -> Vec<Arc<Entry>> {
+    /// Entries from memory: at least one, and no more once their size reaches `max_bytes`.
+    pub(crate) fn recent(&self, from: u64, to: u64, max_bytes: usize) -> Vec<Arc<Entry>> {
         let skip = usize::try_from(from.saturating_sub(self.recent_from())).unwrap_or(usize::MAX);
         let mut bytes = 0;
         self.recent
             .iter()
             .skip(skip)
             .take_while(|entry| {
-                let take = bytes == 0 || bytes < most;
-                bytes += weight(entry);
+                let take = bytes == 0 || bytes < max_bytes;
+                bytes += memory_size(entry);
                 take && entry.log_id.index < to
             })
             .map(Arc::clone)

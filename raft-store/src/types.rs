@@ -1,7 +1,7 @@
 //! The types that openraft is instantiated with.
 
 use openraft::EntryPayload;
-use palisade_engine::replica::{Batch, Command, Outcome};
+use palisade_engine::replica::{Batch, Outcome};
 use palisade_engine::{MemberId, MemberInfo};
 use serde::{Deserialize, Serialize};
 
@@ -29,26 +29,12 @@ pub type SnapshotMeta = openraft::type_config::alias::SnapshotMetaOf<TypeConfig>
 /// A membership, with the position where it stands in the log.
 pub type StoredMembership = openraft::type_config::alias::StoredMembershipOf<TypeConfig>;
 
-/// About how many bytes an entry takes in memory. Only for bounds: exact enough that a cache of a given size is about
-/// that size.
-pub(crate) fn weight(entry: &Entry) -> usize {
+/// The approximate size of an entry in memory, in bytes. Exact enough that a cache of a given size is about that size.
+pub(crate) fn memory_size(entry: &Entry) -> usize {
     let payload = match &entry.payload {
         EntryPayload::Blank => 0,
         EntryPayload::Membership(membership) => membership.nodes().count() * 128,
-        EntryPayload::Normal(batch) => batch
-            .commands
-            .iter()
-            .map(|command| match command {
-                Command::Establish(_) => 224,
-                Command::Close(_) => 48,
-                Command::Expire(ids) | Command::Revoke(ids) => 48 + 16 * ids.len(),
-                Command::Refresh(ids) => 48 + 16 * ids.len(),
-                Command::ExpireIdle(idle) => 48 + 24 * idle.sessions.len(),
-                Command::Resume => 16,
-                Command::Policy(change) => 96 + change.text.len() + change.author.len(),
-                Command::Member(_) => 256,
-            })
-            .sum(),
+        EntryPayload::Normal(batch) => batch.commands.iter().map(|command| command.size().in_memory).sum(),
     };
     128 + payload
 }

@@ -483,7 +483,7 @@ async fn crash_by_power_cut_shows_a_missing_fdatasync() {
 }
 
 #[test]
-fn promises_are_counted_rightly() {
+fn crash_test_counts_promises() {
     let mut promises = Promises::default();
     for line in ["open", "ack 1 1 3", "vote 2", "cut 2", "ack 2 3 4", "purge 1"] {
         promises.hear(line);
@@ -493,7 +493,7 @@ fn promises_are_counted_rightly() {
 }
 
 #[tokio::test]
-async fn a_broken_promise_is_noticed() {
+async fn crash_test_notices_a_broken_promise() {
     let _turn = TURN.lock().await;
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().join("data");

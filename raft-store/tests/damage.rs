@@ -53,7 +53,7 @@ fn assert_damaged<T: std::fmt::Debug>(result: Result<T, StoreError>, says: &str)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_snapshots_are_kept_and_the_newest_is_used() {
+async fn snapshots_keep_the_last_two_and_use_the_newest() {
     let dir = tempfile::tempdir().unwrap();
     filled(dir.path(), 20).await;
     assert_eq!(snapshots(dir.path()).len(), 2);
@@ -61,7 +61,7 @@ async fn two_snapshots_are_kept_and_the_newest_is_used() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_truncated_snapshot_is_skipped_at_every_length() {
+async fn snapshot_truncated_at_any_length_is_skipped() {
     let dir = tempfile::tempdir().unwrap();
     filled(dir.path(), 20).await;
     let newest = snapshots(dir.path()).pop().unwrap();
@@ -75,7 +75,7 @@ async fn a_truncated_snapshot_is_skipped_at_every_length() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_flipped_byte_in_a_snapshot_is_found_wherever_it_is() {
+async fn snapshot_with_a_flipped_byte_anywhere_is_damaged() {
     let dir = tempfile::tempdir().unwrap();
     filled(dir.path(), 0).await;
     let newest = snapshots(dir.path()).pop().unwrap();
@@ -89,7 +89,7 @@ async fn a_flipped_byte_in_a_snapshot_is_found_wherever_it_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_good_snapshot_for_a_purged_log_is_damage_and_quarantine_sets_it_aside() {
+async fn log_purged_past_every_good_snapshot_is_damage_and_quarantine_sets_it_aside() {
     let parent = tempfile::tempdir().unwrap();
     let dir = parent.path().join("data");
     filled(&dir, 25).await;
@@ -107,7 +107,7 @@ async fn no_good_snapshot_for_a_purged_log_is_damage_and_quarantine_sets_it_asid
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn snapshots_without_their_database_are_damage() {
+async fn snapshots_without_a_database_are_damage() {
     let dir = tempfile::tempdir().unwrap();
     filled(dir.path(), 0).await;
     fs::remove_dir_all(dir.path().join("db")).unwrap();
@@ -115,7 +115,7 @@ async fn snapshots_without_their_database_are_damage() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_changed_log_record_is_damage() {
+async fn log_record_that_changed_is_damage() {
     let dir = tempfile::tempdir().unwrap();
     let log_key = |index: u64| [&index.to_be_bytes()[..], &[0, 0]].concat();
     type Change = fn(&sled::Tree, &dyn Fn(u64) -> Vec<u8>);
@@ -150,7 +150,7 @@ async fn a_changed_log_record_is_damage() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_format_is_said() {
+async fn format_of_another_version_is_named() {
     let dir = tempfile::tempdir().unwrap();
     filled(dir.path(), 0).await;
     let db = sled::open(dir.path().join("db")).unwrap();
@@ -172,7 +172,7 @@ async fn another_format_is_said() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_half_written_file_of_sled_does_not_matter() {
+async fn database_opens_in_spite_of_a_half_written_file_of_sled() {
     let dir = tempfile::tempdir().unwrap();
     filled(dir.path(), 0).await;
     let half = dir.path().join("db/snap.0000000000FFFFFF.generating");
@@ -186,7 +186,7 @@ async fn a_half_written_file_of_sled_does_not_matter() {
 /// A byte of the database file itself. sled takes most of them for the torn end of its log, and would go on without the
 /// rest; the watermark knows better.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_flipped_byte_in_the_database_is_damage_or_harmless() {
+async fn database_with_a_flipped_byte_is_damaged_or_unharmed() {
     let dir = tempfile::tempdir().unwrap();
     let good = dir.path().join("good");
     filled(&good, 0).await;
@@ -220,7 +220,7 @@ async fn a_flipped_byte_in_the_database_is_damage_or_harmless() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_older_database_is_damage_and_so_is_one_without_a_witness() {
+async fn database_older_than_the_watermark_or_without_one_is_damaged() {
     let dir = tempfile::tempdir().unwrap();
     filled(dir.path(), 0).await;
     let old = fs::read(dir.path().join("db/db")).unwrap();
@@ -243,7 +243,7 @@ async fn an_older_database_is_damage_and_so_is_one_without_a_witness() {
 }
 
 #[tokio::test]
-async fn identity_is_said_once_and_starts_are_counted() {
+async fn owner_is_set_once_and_starts_are_counted() {
     let dir = tempfile::tempdir().unwrap();
     let ours = StoreOwner { cluster: "c1".to_owned(), member: MemberId(3) };
     for start in 1..=3 {

@@ -33,7 +33,7 @@ async fn old(dir: &std::path::Path) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_new_store_begins_with_all_that_the_old_one_has() {
+async fn bootstrap_keeps_everything_the_old_store_had() {
     let dir = tempfile::tempdir().unwrap();
     old(&dir.path().join("old")).await;
     let surviving = surviving_state(&dir.path().join("old"));
@@ -64,7 +64,7 @@ async fn a_new_store_begins_with_all_that_the_old_one_has() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_overwritten_and_nothing_damaged_is_gone_on_with() {
+async fn bootstrap_refuses_an_existing_folder_and_a_damaged_store() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("old");
     old(&path).await;

@@ -340,7 +340,7 @@ async fn snapshot_travels_and_is_installed() {
 }
 
 #[tokio::test]
-async fn a_memory_log_survives_its_owner_and_has_an_end() {
+async fn memory_log_survives_its_owner_and_is_bounded() {
     let disk = MemoryDisk::new(clock(), 5);
     let mut log = disk.log();
     let (tx, rx) = <palisade_raft_store::TypeConfig as openraft::type_config::TypeConfigExt>::oneshot();

@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use palisade_engine::Time;
 use palisade_lab::clock;
+use palisade_lab::drops::{Drops, is_overload};
 use palisade_lab::random::Random;
 use palisade_lab::{Lab, NsThread, Process, Side, Spawn};
 use parking_lot::Mutex;
@@ -18,6 +19,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
+use crate::overload::full_queues;
 use crate::{ECHO_BLOCK as BLOCK, ECHO_LAST as LAST};
 use palisade_lab::program::wait_port;
 use palisade_lab::wait_until;
@@ -27,7 +29,10 @@ pub const PORT: u16 = 7007;
 /// Between two blocks on one connection.
 const BLOCK_INTERVAL: Duration = Duration::from_secs(1);
 /// A connection that gives no answer for this long is lost; a new one that is not done by then has failed.
-const LOST_AFTER: Duration = Duration::from_secs(60);
+/// Longer than the longest pause of a sender whose retransmissions were lost (TCP_RTO_MAX: 120 s).
+const LOST_AFTER: Duration = Duration::from_secs(180);
+/// A machine that cannot carry a block a second on each connection gets fewer, down to one in this time.
+const MAX_BLOCK_INTERVAL: Duration = Duration::from_secs(32);
 
 /// A request and its answer.
 #[derive(Clone, Copy, Debug)]
@@ -49,6 +54,8 @@ impl Took {
 #[derive(Debug, Default)]
 struct Shared {
     stop: AtomicBool,
+    /// The block interval is doubled this often.
+    slowdown: AtomicU32,
     /// New connections a second, at present.
     rate: AtomicU64,
     standing: AtomicU64,
@@ -149,6 +156,30 @@ impl Load {
     #[must_use]
     pub fn answers(&self, from: Time, until: Time) -> Vec<Duration> {
         begun(&self.shared.answers.lock(), from, until)
+    }
+
+    /// Makes the load so small that the members carry it: blocks come half as often until no member drops packets for want of
+    /// time or room. Where a machine is overloaded, senders pause for minutes (RFC 6298, section 5.5), whatever the members do.
+    ///
+    /// # Errors
+    /// A member does not answer.
+    pub async fn fit(&self, lab: &Lab) -> Result<()> {
+        loop {
+            let (drops, full) = (Drops::read(lab).await?, full_queues(lab).await?);
+            sleep(2 * BLOCK_INTERVAL).await;
+            let dropped = Drops::read(lab).await?.since(&drops).only(is_overload);
+            let slowdown = self.shared.slowdown.load(Ordering::Relaxed);
+            let interval = BLOCK_INTERVAL * (1 << slowdown);
+            if dropped.total() + full_queues(lab).await? - full == 0 || interval >= MAX_BLOCK_INTERVAL {
+                return Ok(());
+            }
+            eprintln!(
+                "a block on each connection every {interval:?} is more than this machine carries: dropped {dropped}"
+            );
+            self.shared.slowdown.store(slowdown + 1, Ordering::Relaxed);
+            // Until what is under way has come back.
+            sleep(interval).await;
+        }
     }
 
     /// How many new connections were begun so far.
@@ -284,7 +315,8 @@ async fn stay(number: usize, shared: Arc<Shared>, waiting: Arc<AtomicU64>) {
             shared.standing.fetch_add(1, Ordering::Relaxed);
         }
         // Not all at the same moment.
-        sleep(BLOCK_INTERVAL / 2 + BLOCK_INTERVAL * random.below(1000) as u32 / 1000).await;
+        let interval = BLOCK_INTERVAL * (1 << shared.slowdown.load(Ordering::Relaxed));
+        sleep(interval / 2 + interval * random.below(1000) as u32 / 1000).await;
     }
 }
 

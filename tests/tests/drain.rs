@@ -1,4 +1,4 @@
-//! A member is drained: traffic and lead move away, nothing is lost, and it forwards what comes all the same.
+//! A member is drained: traffic and leadership move away, nothing is lost, and it still forwards what arrives.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::sync::atomic::{AtomicU64, Ordering};

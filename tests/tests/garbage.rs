@@ -121,7 +121,7 @@ async fn ports(lab: &Lab, number: usize) -> Result<()> {
         Ok::<_, std::io::Error>(())
     };
     lab.fabric().run(attacks).await??;
-    // Whoever asks properly is answered.
+    // A proper request is answered.
     assert_eq!(lab.member(number).http("/healthz").await?.0, 200);
     lab.member(number).status().await.map(drop)
 }

@@ -33,7 +33,7 @@ async fn lose_each(lab: &mut Lab) -> Result<()> {
     let counts = traffic.counts();
     counts.wait_opened(100).await?;
     let get = |c: &AtomicU64| c.load(Ordering::Relaxed);
-    // The leader first, whoever it is; in the end each has been away.
+    // The leader first; in the end each member has been away.
     let leader = lab.wait_leader().await?;
     let order: Vec<usize> = std::iter::once(leader).chain((1..=3).filter(|n| *n != leader)).collect();
     for number in order {

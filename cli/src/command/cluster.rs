@@ -43,7 +43,7 @@ pub enum Command {
     },
     /// Take this machine out of its cluster.
     Leave {
-        /// How long to wait for traffic to move away; then it leaves all the same. At most 10m.
+        /// How long to wait for traffic to move away; then the member leaves anyway. At most 10m.
         #[arg(long, value_name = "TIME", default_value = "30s", value_parser = time::up_to(MAX_DRAIN_TIMEOUT))]
         timeout: Duration,
     },

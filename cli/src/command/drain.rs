@@ -19,7 +19,7 @@ pub(super) const MAX_DRAIN_TIMEOUT: Duration = Duration::from_secs(600);
 /// Arguments of `palisade drain`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// How long to wait for traffic to move away; the member is drained all the same. At most 10m.
+    /// How long to wait for traffic to move away; the member stays drained afterwards. At most 10m.
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = time::up_to(MAX_DRAIN_TIMEOUT))]
     pub timeout: Duration,
 }

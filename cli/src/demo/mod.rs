@@ -73,7 +73,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
             signal = tokio::signal::ctrl_c() => signal.map(|()| None).context("Ctrl-C"),
         }
     });
-    // Namespaces and processes are gone by now; tasks that wait for them need not be waited for.
+    // Namespaces and processes are already gone; tasks that wait for them need not be waited for.
     runtime.shutdown_timeout(Duration::from_secs(1));
     let Some(report) = done? else {
         eprintln!("Interrupted; everything is cleaned up.");

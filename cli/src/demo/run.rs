@@ -247,7 +247,7 @@ async fn keep(lab: &Lab, report: &Report) -> Result<()> {
     tokio::signal::ctrl_c().await.context("Ctrl-C")
 }
 
-/// Is this the map of the machine's own user namespace?
+/// Whether this is the map of the machine's own user namespace.
 fn whole(map: String) -> bool {
     map.split_whitespace().eq(["0", "0", "4294967295"])
 }

@@ -35,7 +35,7 @@ impl Engine {
         let (shard, key) = self.datagram(&datagram);
         let mut shard = self.table.shard_for(shard);
         let trusting = context.lease == LeaseState::Valid;
-        match shard.fragments.follows(key, fragment, trusting, context.now) {
+        match shard.fragments.judge_later(key, fragment, trusting, context.now) {
             FragmentOutcome::Pass => Verdict::Forward,
             FragmentOutcome::Invalid => Verdict::Drop(Reason::Fragment),
             FragmentOutcome::FirstElsewhere => Verdict::Drop(Reason::LeaseGrace),
@@ -61,9 +61,9 @@ impl Engine {
         let mut shard = self.table.shard_for(shard);
         let workers = match verdict {
             Verdict::Hold(..) => WorkerSet::EMPTY,
-            Verdict::Drop(_) | Verdict::Reject(_) => shard.fragments.dropped(key, &datagram, context.now),
+            Verdict::Drop(_) | Verdict::Reject(_) => shard.fragments.record_first_dropped(key, &datagram, context.now),
             Verdict::Forward => {
-                if !shard.fragments.first(key, fragment.length, context.now) {
+                if !shard.fragments.record_first(key, fragment.length, context.now) {
                     return Verdict::Drop(Reason::Fragment);
                 }
                 events.push(Event::Hint(Hint::FirstFragment { datagram, end: fragment.length }));
@@ -84,7 +84,7 @@ impl Engine {
         let (shard, key) = self.datagram(datagram);
         let workers = {
             let mut shard = self.table.shard_for(shard);
-            shard.fragments.elsewhere(key, end, now);
+            shard.fragments.record_peer_first(key, end, now);
             shard.fragments.take(key)
         };
         if !workers.is_empty() {

@@ -1,7 +1,7 @@
 //! Packets of half-open sessions: from the first packet to the commit of the establishment.
 //!
-//! TCP. An arrow is a [`HandshakeStep`] of a packet, `─>` followed by the verdict; each step that passes is told to the other
-//! members by a hint:
+//! TCP. An arrow is a [`HandshakeStep`] of a packet, `─>` followed by the verdict. A hint tells the other members of each
+//! step that passes, except ChallengeRst, which changes nothing:
 //!
 //! ```text
 //!   (none)
@@ -20,7 +20,7 @@
 //!     v
 //!   proposed ── applied ─> ESTABLISHED; what is held is judged again
 //!            ── Stale ─> judged by the new policy, and proposed again
-//!            ── Conflict, Full ─> refused: Drop, until a SynRetransmit, FirstSynAck or SynAckRetransmit
+//!            ── Conflict, Full ─> refused: Drop, until a SynRetransmit, FirstSynAck, SynAckRetransmit or SimultaneousSyn
 //! ```
 //!
 //! Other protocols. The second packet of the client, after one of the server, shows that both ends take part:

@@ -62,6 +62,34 @@ pub enum Command {
     Resume,
 }
 
+/// The approximate size of a command in bytes, for bounds only.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CommandSize {
+    /// In the log. It bounds a batch.
+    pub encoded: usize,
+    /// In memory, heap included. It bounds the log entries that are kept in memory.
+    pub in_memory: usize,
+}
+
+impl Command {
+    /// The command's approximate size.
+    #[must_use]
+    pub fn size(&self) -> CommandSize {
+        let (encoded, in_memory) = match self {
+            Command::Establish(_) => (112, 224),
+            Command::Close(_) => (16, 48),
+            Command::Expire(ids) | Command::Revoke(ids) | Command::Refresh(ids) => {
+                (8 + 12 * ids.len(), 48 + 16 * ids.len())
+            }
+            Command::ExpireIdle(idle) => (16 + 14 * idle.sessions.len(), 48 + 24 * idle.sessions.len()),
+            Command::Resume => (1, 16),
+            Command::Policy(policy) => (64 + policy.text.len(), 96 + policy.text.len() + policy.author.len()),
+            Command::Member(_) => (512, 512),
+        };
+        CommandSize { encoded, in_memory }
+    }
+}
+
 /// Sessions to remove because all members reported them as idle.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ExpireIdle {

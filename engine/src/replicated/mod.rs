@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use crate::cluster_state::{ClusterState, MemberInfo};
 use crate::digest::{Kind, element};
 use crate::id::{Generation, MemberId};
-pub use command::{Applied, Batch, Command, ExpireIdle, MemberChange, Outcome, PolicyChange};
+pub use command::{Applied, Batch, Command, CommandSize, ExpireIdle, MemberChange, Outcome, PolicyChange};
 use dedup::{DedupTable, Tombstones};
 pub use register::CompileError;
 pub(crate) use session::{Replicated, SessionRecord};
@@ -26,7 +26,7 @@ pub use snapshot::RestoreError;
 pub(crate) use snapshot::{SnapshotContent, read};
 pub(crate) use store::{Admission, Effects, LocalContext, Refusal, Removal, SessionStore};
 
-/// The replicated state machine, but for the sessions themselves.
+/// The replicated state machine, without the sessions themselves.
 pub(crate) struct StateMachine {
     settings: Settings,
     dedup: DedupTable,

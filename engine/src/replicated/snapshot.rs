@@ -35,7 +35,7 @@ use crate::id::{Generation, MemberId, SessionId};
 use crate::policy::Compiled;
 
 /// Format version 1.
-const MAGIC: &[u8; 8] = b"PALSNAP1";
+const MAGIC: &[u8; 8] = b"PALSNAP2";
 
 /// Maximum length of a chunk's content: a policy with its record fits.
 const MAX_CHUNK_BYTES: u32 = (register::MAX_POLICY_BYTES as u32) + (1 << 20);
@@ -104,7 +104,7 @@ fn damaged(why: impl Into<String>) -> RestoreError {
     RestoreError::Damaged(why.into())
 }
 
-/// The state as it is at one index, but for the sessions themselves.
+/// The state as it is at one index, without the sessions themselves.
 pub(crate) struct SnapshotContent {
     settings: Settings,
     dedup: DedupTable,
@@ -173,7 +173,7 @@ impl SnapshotContent {
         for (&proposer, session) in &self.dedup.proposers {
             let lowest_outstanding = session.lowest_outstanding;
             let all: Vec<_> = session.outcomes.iter().cloned().collect();
-            // A proposer without outcomes has a lowest outstanding serial number all the same.
+            // Even a proposer without outcomes has a lowest outstanding serial number.
             let chunks = all.chunks(OUTCOMES_PER_CHUNK).chain(all.is_empty().then_some(&[][..]));
             for (chunk, first_serial) in chunks.zip((lowest_outstanding..).step_by(OUTCOMES_PER_CHUNK)) {
                 let outcomes = Outcomes { proposer, lowest_outstanding, first_serial, outcomes: chunk.to_vec() };

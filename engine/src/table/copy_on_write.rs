@@ -1,8 +1,7 @@
-//! The sessions as they were when a snapshot was begun, while commands go on changing the table.
+//! The copy of the sessions at the start of a snapshot, while commands continue to change the table.
 //!
-//! The writer of the snapshot copies the shards one after the other. A command that is about to change a shard that is not
-//! copied yet copies it first. Both do so under the shard's lock, so that each shard is copied once, in the state that it
-//! had when the snapshot was begun.
+//! The writer of the snapshot copies the shards one after the other. A command that is about to change a shard which is not
+//! yet copied copies it first. Both hold the lock of the shard, so each shard is copied once, in its state at the start.
 
 use std::io;
 use std::sync::Arc;
@@ -17,14 +16,14 @@ use crate::replicated::SessionRecord;
 pub(crate) struct CopyOnWriteShards {
     /// The number of the snapshot.
     epoch: u64,
-    /// Shards that were copied ahead of the writer.
+    /// The shards that commands copied before the writer reached them.
     copies: Vec<Mutex<Vec<SessionRecord>>>,
-    /// Whether no copies are wanted any longer.
+    /// Whether no further copies are needed.
     is_over: AtomicBool,
 }
 
 impl CopyOnWriteShards {
-    /// Ends the copying. What was copied remains.
+    /// Ends the copying. Existing copies remain.
     pub(crate) fn end(&self) {
         self.is_over.store(true, Ordering::Release);
     }
@@ -39,7 +38,8 @@ fn records(shard: &Shard) -> Vec<SessionRecord> {
 }
 
 impl Table {
-    /// Begins a copy of all sessions as they are now, and ends the one before. To be called on the thread that applies.
+    /// Starts a copy of all sessions in their current state, and ends the previous copy. To be called on the thread that
+    /// applies commands.
     pub(crate) fn begin_copy(&self) -> Arc<CopyOnWriteShards> {
         let mut current = self.copy.lock();
         let epoch = match current.take() {
@@ -55,14 +55,14 @@ impl Table {
         copy
     }
 
-    /// Ends the copy that was begun, if there is one.
+    /// Ends the current copy, if there is one.
     pub(super) fn end_copy(&self) {
         if let Some(copy) = &*self.copy.lock() {
             copy.end();
         }
     }
 
-    /// To be called before the sessions of a shard change, which the caller has locked.
+    /// Copies a shard, which the caller has locked, if the current snapshot needs it. To be called before its sessions change.
     pub(super) fn copy_before_change(&self, number: u8, shard: &mut Shard) {
         let current = self.copy.lock();
         let Some(copy) = current.as_ref().filter(|copy| !copy.is_over()) else { return };
@@ -72,14 +72,14 @@ impl Table {
         }
     }
 
-    /// The sessions of a shard as they were when the copy was begun; to be called once a shard.
+    /// The sessions of a shard at the start of the copy. To be called once for each shard.
     ///
     /// # Errors
-    /// [`io::ErrorKind::Interrupted`] if another copy was begun, or the sessions were replaced.
+    /// [`io::ErrorKind::Interrupted`] if another copy was started, or the sessions were replaced.
     pub(crate) fn copied_shard(&self, copy: &CopyOnWriteShards, number: u8) -> io::Result<Vec<SessionRecord>> {
         let mut shard = self.shard(number);
         if copy.is_over() {
-            return Err(io::Error::new(io::ErrorKind::Interrupted, "another snapshot was begun"));
+            return Err(io::Error::new(io::ErrorKind::Interrupted, "another snapshot was started"));
         }
         if shard.snapshot_epoch == copy.epoch {
             return Ok(std::mem::take(&mut *copy.copies[usize::from(number)].lock()));

@@ -1,8 +1,8 @@
-//! FragmentTable that come in fragments: of which the first one passed, and which of their fragments wait for it.
+//! Fragmented datagrams: those whose first fragment was forwarded, and those whose fragments wait for the first one.
 //!
-//! Two rings of fixed size per shard. In the one of those that began, the oldest makes room: what is left of it then waits,
-//! and is asked for. In the one of those that wait, the oldest makes room only once it has waited for long: so a flood of
-//! fragments that belong to nothing pushes nothing out.
+//! Two queues of fixed size per shard. A new forwarded first fragment evicts the oldest one; later fragments of the evicted
+//! datagram wait, and the peers are queried. A new pending datagram evicts the oldest one only if that has waited for long, so
+//! a flood of fragments that belong to no datagram evicts nothing.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -12,51 +12,52 @@ use crate::parse::Fragment;
 use crate::time::Time;
 use crate::worker_set::WorkerSet;
 
-/// FragmentTable per shard that began.
+/// Maximum number of datagrams per shard whose first fragment was forwarded.
 pub(crate) const MAX_FORWARDED_FIRSTS: usize = 64;
-/// FragmentTable per shard that wait.
+/// Maximum number of datagrams per shard that wait for their first fragment.
 pub(crate) const MAX_PENDING: usize = 32;
 
-/// Longest time between a datagram's fragments (RFC 791: reassembly timers are 15 s; Linux: 30 s).
+/// Maximum time between the fragments of a datagram (reassembly timers: RFC 791: 15 s; Linux: 30 s).
 pub(crate) const FORWARDED_FIRST_TTL: Duration = Duration::from_secs(30);
 
-/// Pieces of one datagram that do not touch each other: gaps that reordering leaves.
+/// Maximum number of runs of a datagram: contiguous ranges of bytes, separated by the gaps that reordering leaves.
 pub(crate) const MAX_RUNS: usize = 8;
 
-/// After this time without an answer, one that waits may make room for another.
+/// The time without a reply after which a pending datagram may be evicted.
 const PENDING_EVICTABLE_AFTER: Duration = Duration::from_millis(250);
-/// After this time nobody can wait any more: no hold is longer.
+/// The lifetime of a pending datagram. No hold is longer.
 const PENDING_TTL: Duration = Duration::from_secs(2);
-/// For this long the first fragment's hint may well be under way. Then the others are asked.
+/// The time in which the hint about a first fragment usually arrives. The query is sent after it.
 const FIRST_HINT_DELAY: Duration = Duration::from_millis(20);
 
-/// What passed of a datagram.
+/// A datagram whose first fragment was forwarded.
 #[derive(Clone, Copy)]
 struct ForwardedFirst {
     key: u64,
-    at: Time,
-    /// Its first fragment passed here; else at another member.
+    forwarded_at: Time,
+    /// Whether the first fragment passed here. Otherwise it passed at a peer.
     here: bool,
-    /// Where the first fragment ends.
-    first: u16,
-    /// Begin and end of what passed here, and of the first fragment, in bytes; those that are equal are free.
-    pieces: [(u16, u16); MAX_RUNS],
-    /// Where the datagram ends, as soon as that is known.
+    /// The end of the first fragment.
+    first_end: u16,
+    /// Start and end, in bytes, of the runs that passed, including the first fragment. An unused entry is empty.
+    runs: [(u16, u16); MAX_RUNS],
+    /// The end of the datagram, once the last fragment has passed.
     end: Option<u16>,
 }
 
 impl ForwardedFirst {
-    fn new(key: u64, first: u16, here: bool, at: Time) -> ForwardedFirst {
-        let mut pieces = [(0, 0); MAX_RUNS];
-        pieces[0] = (0, first);
-        ForwardedFirst { key, at, here, first, pieces, end: None }
+    fn new(key: u64, first_end: u16, here: bool, forwarded_at: Time) -> ForwardedFirst {
+        let mut runs = [(0, 0); MAX_RUNS];
+        runs[0] = (0, first_end);
+        ForwardedFirst { key, forwarded_at, here, first_end, runs, end: None }
     }
 
-    /// Takes in a fragment, if it overlaps nothing, ends no later than the datagram, and leaves few enough gaps.
-    fn take(&mut self, fragment: &Fragment) -> bool {
+    /// Adds a fragment if it overlaps no other one, does not exceed the datagram, and leaves at most [`MAX_RUNS`] runs. Returns
+    /// whether it was added.
+    fn add(&mut self, fragment: &Fragment) -> bool {
         let begin = fragment.offset;
         let Some(end) = begin.checked_add(fragment.length) else { return false };
-        let used = || self.pieces.iter().filter(|(begin, end)| begin < end);
+        let used = || self.runs.iter().filter(|(begin, end)| begin < end);
         let overlaps = used().any(|&(b, e)| b < end && begin < e);
         let beyond = match (self.end, fragment.more) {
             (Some(known), false) => end != known,
@@ -67,15 +68,15 @@ impl ForwardedFirst {
         if overlaps || beyond || begin >= end {
             return false;
         }
-        // Joined with its neighbours.
-        let (mut all, mut joined) = (self.pieces, (begin, end));
-        for piece in all.iter_mut().filter(|(b, e)| b < e && (*e == begin || *b == end)) {
-            joined = (joined.0.min(piece.0), joined.1.max(piece.1));
-            *piece = (0, 0);
+        // Joined with the adjacent runs.
+        let (mut all, mut joined) = (self.runs, (begin, end));
+        for run in all.iter_mut().filter(|(b, e)| b < e && (*e == begin || *b == end)) {
+            joined = (joined.0.min(run.0), joined.1.max(run.1));
+            *run = (0, 0);
         }
         let Some(free) = all.iter_mut().find(|(b, e)| b == e) else { return false };
         *free = joined;
-        self.pieces = all;
+        self.runs = all;
         if !fragment.more {
             self.end = Some(end);
         }
@@ -83,7 +84,7 @@ impl ForwardedFirst {
     }
 
     fn is_whole(&self) -> bool {
-        self.end.is_some_and(|end| self.pieces.contains(&(0, end)))
+        self.end.is_some_and(|end| self.runs.contains(&(0, end)))
     }
 }
 
@@ -92,130 +93,140 @@ impl ForwardedFirst {
 struct PendingFragments {
     key: u64,
     datagram: FragmentKey,
-    /// Who holds fragments of it: bit n for worker n.
+    /// The workers that hold fragments of it.
     workers: WorkerSet,
     since: Time,
-    /// The others were asked.
-    asked: bool,
-    /// The first one was dropped here.
-    dropped: bool,
+    /// Whether the query was sent.
+    query_sent: bool,
+    /// Whether the first fragment was dropped here.
+    first_dropped: bool,
 }
 
-/// What is known of a fragment that is not the first.
+/// The result for a fragment that is not the first.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum FragmentOutcome {
     /// It may pass.
     Pass,
-    /// It overlaps another one, ends behind the end, or leaves too many gaps.
+    /// It overlaps another one, exceeds the datagram, or leaves too many gaps.
     Invalid,
-    /// It may pass only where hints count: the first one passed elsewhere.
+    /// The first one passed at a peer, and hints are not trusted now.
     FirstElsewhere,
     /// The first one is not known.
     FirstUnknown,
 }
 
-/// What comes of the wish to wait.
+/// The result of [`FragmentTable::wait`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum WaitOutcome {
-    /// It will be woken.
+    /// The worker will be woken.
     Registered,
-    /// In vain: the first one was dropped.
+    /// The first fragment was dropped.
     FirstDropped,
     /// There is no room.
     Full,
 }
 
-/// One shard's datagrams.
+/// One shard's fragmented datagrams.
 #[derive(Default)]
 pub(crate) struct FragmentTable {
-    /// The oldest one first.
-    begun: VecDeque<ForwardedFirst>,
-    /// The one that has waited longest first.
-    waiting: VecDeque<PendingFragments>,
+    /// Oldest first.
+    forwarded: VecDeque<ForwardedFirst>,
+    /// Oldest first.
+    pending: VecDeque<PendingFragments>,
 }
 
 impl FragmentTable {
-    /// The first fragment passes here, and ends at `end`. False: another one of this datagram passed already.
-    pub(crate) fn first(&mut self, key: u64, end: u16, now: Time) -> bool {
-        self.begin(ForwardedFirst::new(key, end, true, now))
+    /// Records that the first fragment passes here and ends at `end`. Returns false if a first fragment of this datagram has
+    /// already passed.
+    pub(crate) fn record_first(&mut self, key: u64, end: u16, now: Time) -> bool {
+        self.record(ForwardedFirst::new(key, end, true, now))
     }
 
-    /// The first fragment passed at another member.
-    pub(crate) fn elsewhere(&mut self, key: u64, end: u16, now: Time) {
-        self.begin(ForwardedFirst::new(key, end, false, now));
+    /// Records that the first fragment passed at a peer.
+    pub(crate) fn record_peer_first(&mut self, key: u64, end: u16, now: Time) {
+        self.record(ForwardedFirst::new(key, end, false, now));
     }
 
-    fn begin(&mut self, new: ForwardedFirst) -> bool {
-        if let Some(known) = self.begun.iter_mut().rev().find(|known| known.key == new.key) {
-            let over = new.at.since(known.at) > FORWARDED_FIRST_TTL;
-            if over {
+    fn record(&mut self, new: ForwardedFirst) -> bool {
+        if let Some(known) = self.forwarded.iter_mut().rev().find(|known| known.key == new.key) {
+            let expired = new.forwarded_at.since(known.forwarded_at) > FORWARDED_FIRST_TTL;
+            if expired {
                 *known = new;
             }
-            return over;
+            return expired;
         }
-        if self.begun.len() >= MAX_FORWARDED_FIRSTS {
-            self.begun.pop_front();
+        if self.forwarded.len() >= MAX_FORWARDED_FIRSTS {
+            self.forwarded.pop_front();
         }
-        self.begun.push_back(new);
+        self.forwarded.push_back(new);
         true
     }
 
-    /// Another fragment. `trusting`: do the hints of others count?
-    pub(crate) fn follows(&mut self, key: u64, fragment: &Fragment, trusting: bool, now: Time) -> FragmentOutcome {
-        let place = self.begun.iter().rposition(|known| known.key == key && now.since(known.at) <= FORWARDED_FIRST_TTL);
-        let Some((place, known)) = place.and_then(|place| Some((place, self.begun.get_mut(place)?))) else {
+    /// Judges a later fragment. `trust_hints`: whether a first fragment that passed at a peer counts.
+    pub(crate) fn judge_later(
+        &mut self,
+        key: u64,
+        fragment: &Fragment,
+        trust_hints: bool,
+        now: Time,
+    ) -> FragmentOutcome {
+        let index = self
+            .forwarded
+            .iter()
+            .rposition(|known| known.key == key && now.since(known.forwarded_at) <= FORWARDED_FIRST_TTL);
+        let Some((index, known)) = index.and_then(|index| Some((index, self.forwarded.get_mut(index)?))) else {
             return FragmentOutcome::FirstUnknown;
         };
-        if !known.here && !trusting {
+        if !known.here && !trust_hints {
             return FragmentOutcome::FirstElsewhere;
         }
-        let passes = known.take(fragment);
+        let passes = known.add(fragment);
         if known.is_whole() {
-            self.begun.remove(place);
+            self.forwarded.remove(index);
         }
         if passes { FragmentOutcome::Pass } else { FragmentOutcome::Invalid }
     }
 
-    /// Where the first fragment of a datagram ended, if it passed.
+    /// The end of the first fragment of a datagram, if it passed.
     pub(crate) fn first_end(&self, key: u64, now: Time) -> Option<u16> {
-        let known = self.begun.iter().rev().find(|known| known.key == key)?;
-        (now.since(known.at) <= FORWARDED_FIRST_TTL).then_some(known.first)
+        let known = self.forwarded.iter().rev().find(|known| known.key == key)?;
+        (now.since(known.forwarded_at) <= FORWARDED_FIRST_TTL).then_some(known.first_end)
     }
 
-    /// `worker` holds a fragment of a datagram that is not known.
+    /// Registers a worker that holds a fragment of a datagram whose first fragment is not known.
     pub(crate) fn wait(&mut self, key: u64, datagram: &FragmentKey, worker: u8, now: Time) -> WaitOutcome {
-        match self.waiting(key, datagram, now) {
+        match self.pending(key, datagram, now) {
             None => WaitOutcome::Full,
-            Some(waiting) if waiting.dropped => WaitOutcome::FirstDropped,
-            Some(waiting) => {
-                waiting.workers.insert(worker);
+            Some(pending) if pending.first_dropped => WaitOutcome::FirstDropped,
+            Some(pending) => {
+                pending.workers.insert(worker);
                 WaitOutcome::Registered
             }
         }
     }
 
-    /// The first fragment was dropped: the workers that wait for it.
-    pub(crate) fn dropped(&mut self, key: u64, datagram: &FragmentKey, now: Time) -> WorkerSet {
-        // Another first fragment of it that passed counts, whatever this one was.
+    /// Records that the first fragment was dropped. Returns the workers that wait for it.
+    pub(crate) fn record_first_dropped(&mut self, key: u64, datagram: &FragmentKey, now: Time) -> WorkerSet {
+        // If another first fragment of the datagram has passed, that one counts.
         if self.first_end(key, now).is_some() {
             return WorkerSet::EMPTY;
         }
-        self.waiting(key, datagram, now).map_or(WorkerSet::EMPTY, |waiting| {
-            waiting.dropped = true;
-            std::mem::take(&mut waiting.workers)
+        self.pending(key, datagram, now).map_or(WorkerSet::EMPTY, |pending| {
+            pending.first_dropped = true;
+            std::mem::take(&mut pending.workers)
         })
     }
 
-    /// The entry of a datagram that waits, a new one if there is none; `None`: there is no room.
-    fn waiting(&mut self, key: u64, datagram: &FragmentKey, now: Time) -> Option<&mut PendingFragments> {
-        self.forget(now);
-        let place = match self.waiting.iter().position(|waiting| waiting.key == key) {
-            Some(place) => place,
+    /// The pending entry of a datagram, which is added if it does not exist. `None` if there is no room.
+    fn pending(&mut self, key: u64, datagram: &FragmentKey, now: Time) -> Option<&mut PendingFragments> {
+        self.remove_expired(now);
+        let index = match self.pending.iter().position(|pending| pending.key == key) {
+            Some(index) => index,
             None => {
-                let oldest = self.waiting.front().map_or(Duration::ZERO, |oldest| now.since(oldest.since));
-                match self.waiting.len() < MAX_PENDING {
+                let oldest = self.pending.front().map_or(Duration::ZERO, |oldest| now.since(oldest.since));
+                match self.pending.len() < MAX_PENDING {
                     true => {}
-                    false if oldest > PENDING_EVICTABLE_AFTER => drop(self.waiting.pop_front()),
+                    false if oldest > PENDING_EVICTABLE_AFTER => drop(self.pending.pop_front()),
                     false => return None,
                 }
                 let new = PendingFragments {
@@ -223,38 +234,37 @@ impl FragmentTable {
                     datagram: *datagram,
                     workers: WorkerSet::EMPTY,
                     since: now,
-                    asked: false,
-                    dropped: false,
+                    query_sent: false,
+                    first_dropped: false,
                 };
-                self.waiting.push_back(new);
-                self.waiting.len() - 1
+                self.pending.push_back(new);
+                self.pending.len() - 1
             }
         };
-        self.waiting.get_mut(place)
+        self.pending.get_mut(index)
     }
 
-    /// The workers that wait for a datagram, which then is no longer awaited.
+    /// Removes a pending datagram. Returns the workers that wait for it.
     pub(crate) fn take(&mut self, key: u64) -> WorkerSet {
-        let place = self.waiting.iter().position(|waiting| waiting.key == key);
-        place.and_then(|place| self.waiting.remove(place)).map_or(WorkerSet::EMPTY, |waiting| waiting.workers)
+        let index = self.pending.iter().position(|pending| pending.key == key);
+        index.and_then(|index| self.pending.remove(index)).map_or(WorkerSet::EMPTY, |pending| pending.workers)
     }
 
-    /// Asks the others for what has waited longer than a hint is under way, once for each datagram.
-    pub(crate) fn ask(&mut self, now: Time, events: &mut Vec<Event>) {
-        self.forget(now);
-        for waiting in self
-            .waiting
-            .iter_mut()
-            .filter(|w| !w.workers.is_empty() && !w.asked && now.since(w.since) >= FIRST_HINT_DELAY)
-        {
-            waiting.asked = true;
-            events.push(Event::Hint(Hint::FragmentQuery(waiting.datagram)));
+    /// Sends the query for each pending datagram that has waited for [`FIRST_HINT_DELAY`], once.
+    pub(crate) fn send_queries(&mut self, now: Time, events: &mut Vec<Event>) {
+        self.remove_expired(now);
+        let is_due = |p: &&mut PendingFragments| {
+            !p.workers.is_empty() && !p.query_sent && now.since(p.since) >= FIRST_HINT_DELAY
+        };
+        for pending in self.pending.iter_mut().filter(is_due) {
+            pending.query_sent = true;
+            events.push(Event::Hint(Hint::FragmentQuery(pending.datagram)));
         }
     }
 
-    fn forget(&mut self, now: Time) {
-        while self.waiting.front().is_some_and(|oldest| now.since(oldest.since) > PENDING_TTL) {
-            self.waiting.pop_front();
+    fn remove_expired(&mut self, now: Time) {
+        while self.pending.front().is_some_and(|oldest| now.since(oldest.since) > PENDING_TTL) {
+            self.pending.pop_front();
         }
     }
 }

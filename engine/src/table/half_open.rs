@@ -1,7 +1,7 @@
 //! Half-open sessions: bounded, oldest evicted first.
 //!
-//! Those with the same timeout are in one list, in the order of their last progress: so whose time is over is at its
-//! beginning, and neither they nor the oldest of all are searched for.
+//! Entries with the same timeout are in one list, in the order of their last progress. So the expired entries, and the oldest
+//! of all, are at the heads of the lists and need no search.
 
 use hashbrown::HashTable;
 
@@ -18,29 +18,29 @@ use crate::worker_set::WorkerSet;
 
 const NONE: u32 = u32::MAX;
 
-/// Most half-open sessions of one tuple: a client that tries again with a new ISN, a server that answers with another.
-pub(crate) const PER_TUPLE: usize = 4;
+/// Maximum number of half-open sessions of one tuple: a client may retry with a new ISN, and a server reply with another one.
+pub(crate) const MAX_PER_TUPLE: usize = 4;
 
-/// A half-open session, and what this member knows of it.
+/// A half-open session and its state on this member.
 pub(crate) struct HalfOpenEntry {
-    /// What all members are told.
+    /// The part that hints carry to all members.
     pub(crate) open: HalfOpen,
-    /// Last progress: a packet seen here, or a hint.
+    /// When a packet or a hint last made progress.
     pub(crate) last: Time,
-    /// When this member proposed its establishment.
+    /// When this member proposed the establishment.
     pub(crate) proposed: Option<Time>,
-    /// When this member asked the others about it.
+    /// When this member queried its peers about it.
     pub(crate) queried: Option<Time>,
-    /// Workers that hold packets of it.
+    /// The workers that hold packets of it.
     pub(crate) waiters: WorkerSet,
-    /// The log refused it. A retransmitted SYN or SYN-ACK clears that.
+    /// Why the establishment was refused when it was applied. A retransmitted SYN or SYN-ACK clears it.
     pub(crate) refused: Option<Reason>,
-    /// It was reset. Kept only so that an establishment that was already under way is closed again.
+    /// Whether it was reset. It is kept only to close an establishment that was already proposed.
     pub(crate) aborted: bool,
-    /// Whom it counts for. A hint may turn its direction.
+    /// The address that it is counted for. A hint may reverse the direction later.
     source: Ip,
     hash: u64,
-    /// Which list it is in.
+    /// The list that it is in.
     timeout: Timeout,
     older: u32,
     newer: u32,
@@ -59,7 +59,7 @@ impl HalfOpenEntry {
         half_open_state(&self.open.protocol)
     }
 
-    /// How long it is kept without progress.
+    /// The kind of timeout: how long it is kept without progress.
     pub(crate) fn timeout(&self) -> Timeout {
         self.timeout
     }
@@ -69,9 +69,9 @@ impl HalfOpenEntry {
 pub(crate) struct HalfOpenTable {
     slab: Slab<HalfOpenEntry>,
     index: HashTable<u32>,
-    /// By their timeout.
+    /// One list for each kind of timeout.
     lists: [List; Timeout::COUNT],
-    most: usize,
+    max_entries: usize,
 }
 
 /// Half-open sessions in the order of their last progress.
@@ -81,7 +81,7 @@ struct List {
     newest: u32,
 }
 
-/// Do these two say the same of the two ends, as far as both know them?
+/// Whether two handshake states agree on both ends, as far as both know them.
 pub(crate) fn same_ends(a: &HandshakeState, b: &HandshakeState) -> bool {
     match (a, b) {
         (HandshakeState::Tcp { client: a, server: s }, HandshakeState::Tcp { client: b, server: t }) => {
@@ -92,8 +92,8 @@ pub(crate) fn same_ends(a: &HandshakeState, b: &HandshakeState) -> bool {
     }
 }
 
-/// Is `b` the connection `a`, whose server is known? After a simultaneous open each may have the other's client as its
-/// server. Both have one tuple, in the same direction or in opposite ones.
+/// Whether `b` is the same connection as `a`, whose server is known. Both have one tuple, in the same direction or in opposite
+/// ones: after a simultaneous open, the client of one may be the server of the other.
 pub(crate) fn same_connection(a: (&Tuple, &HandshakeState), b: (&Tuple, &HandshakeState)) -> bool {
     if a.0 == b.0 {
         return same_ends(a.1, b.1);
@@ -107,9 +107,9 @@ pub(crate) fn same_connection(a: (&Tuple, &HandshakeState), b: (&Tuple, &Handsha
 }
 
 impl HalfOpenTable {
-    pub(crate) fn new(most: usize) -> HalfOpenTable {
+    pub(crate) fn new(max_entries: usize) -> HalfOpenTable {
         let lists = [List { oldest: NONE, newest: NONE }; Timeout::COUNT];
-        HalfOpenTable { slab: Slab::default(), index: HashTable::new(), lists, most }
+        HalfOpenTable { slab: Slab::default(), index: HashTable::new(), lists, max_entries }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -117,7 +117,7 @@ impl HalfOpenTable {
     }
 
     pub(crate) fn is_full(&self) -> bool {
-        self.slab.len() >= self.most
+        self.slab.len() >= self.max_entries
     }
 
     pub(crate) fn get(&self, slot: u32) -> Option<&HalfOpenEntry> {
@@ -132,9 +132,9 @@ impl HalfOpenTable {
         self.slab.iter()
     }
 
-    /// The half-open sessions that a packet with this tuple can belong to, in either direction; [`NONE`] fills up.
+    /// The half-open sessions that a packet with this tuple may belong to, in either direction.
     pub(crate) fn lookup(&self, hash: u64, tuple: &Tuple) -> impl Iterator<Item = u32> + use<> {
-        let mut found = [NONE; PER_TUPLE];
+        let mut found = [NONE; MAX_PER_TUPLE];
         if !self.index.is_empty() {
             let matching = self.index.iter_hash(hash).copied().filter(|&slot| {
                 self.slab.get(slot).is_some_and(|h| h.open.original == *tuple || h.open.reply == *tuple)
@@ -176,7 +176,7 @@ impl HalfOpenTable {
         Some(half)
     }
 
-    /// There was progress.
+    /// Records progress.
     pub(crate) fn touch(&mut self, slot: u32, now: Time) {
         self.unlink(slot);
         if let Some(half) = self.slab.get_mut(slot) {
@@ -186,12 +186,12 @@ impl HalfOpenTable {
         self.append(slot);
     }
 
-    /// The one whose last progress is the longest ago.
+    /// The entry with the oldest progress.
     pub(crate) fn oldest(&self) -> Option<u32> {
         self.firsts().min_by_key(|(_, half)| half.last).map(|(slot, _)| slot)
     }
 
-    /// One whose time is over.
+    /// An entry whose timeout is over.
     pub(crate) fn due(&self, now: Time, timeouts: &Timeouts) -> Option<u32> {
         if self.slab.len() == 0 {
             return None;
@@ -199,7 +199,7 @@ impl HalfOpenTable {
         self.firsts().find(|(_, half)| now.since(half.last) >= timeouts.get(half.timeout)).map(|(slot, _)| slot)
     }
 
-    /// The oldest of each list.
+    /// The oldest entry of each list.
     fn firsts(&self) -> impl Iterator<Item = (u32, &HalfOpenEntry)> {
         self.lists.iter().filter_map(|list| Some((list.oldest, self.slab.get(list.oldest)?)))
     }
@@ -240,7 +240,7 @@ mod tests {
     use crate::testing::{half_open, tuple};
 
     #[test]
-    fn order_is_that_of_the_last_progress() {
+    fn half_open_entries_are_ordered_by_last_progress() {
         let mut table = HalfOpenTable::new(3);
         let slots: Vec<u32> = (0..3).map(|n| table.insert(n, half_open(tuple(n as u16), 5), Time(n))).collect();
         assert!(table.is_full());

@@ -1,7 +1,7 @@
-//! From a session's id to its at, in 8 bytes a session.
+//! The index from session ids to slots, in 8 bytes per session.
 //!
-//! An entry holds 32 bits of the id's hash and the at; the full id stands in the table at that at, where the
-//! caller compares it. Two ids with the same 32 bits are possible, so a lookup yields candidates.
+//! An entry holds 32 bits of the id's hash and the slot. The full id is in the table, where the caller compares it. Two ids may
+//! share the same 32 bits, so a lookup returns candidates.
 
 use std::hash::BuildHasher;
 
@@ -11,11 +11,11 @@ use parking_lot::Mutex;
 
 use crate::id::SessionId;
 
-/// A at in the table: shard and slot in one word.
+/// A slot of the table: shard number and slot number in one word.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct SlotRef(u32);
 
-/// Slots that a shard can have: what remains of a word beside the shard's number.
+/// Maximum number of slots in a shard: the bits of a word that the shard number leaves.
 pub(crate) const SLOTS_PER_SHARD: u32 = 1 << 24;
 
 impl SlotRef {
@@ -39,10 +39,11 @@ struct Entry {
     at: SlotRef,
 }
 
-/// Not a power of two: else these indices and those of the shards would have the most spare room at the same sizes.
+/// The number of hash tables. Not a power of two: otherwise these tables and those of the shards would have the most spare
+/// capacity at the same sizes.
 const STRIPES: usize = 48;
 
-/// The index. Its locks are leaves: nobody takes another one while holding one of them.
+/// The index. Its locks are leaves: no other lock is taken while one of them is held.
 pub(crate) struct IdIndex {
     stripes: Box<[Mutex<HashTable<Entry>>]>,
     hasher: FixedState,
@@ -78,7 +79,7 @@ impl IdIndex {
         }
     }
 
-    /// Where the id may be. Nearly always none or one; never more than four are looked at.
+    /// The slots that the session may be in: nearly always none or one, at most four.
     pub(crate) fn candidates(&self, id: SessionId) -> impl Iterator<Item = SlotRef> + use<> {
         let (stripe, hash) = self.stripe(id);
         let mut found = [None; 4];
@@ -96,7 +97,7 @@ mod tests {
     use crate::id::MemberId;
 
     #[test]
-    fn finds_what_was_inserted_and_only_that() {
+    fn id_index_finds_only_inserted_ids() {
         let ids = IdIndex::new(7);
         let id = |n| SessionId { member: MemberId(n % 3), counter: n };
         for n in 0..10_000 {

@@ -1,11 +1,11 @@
-//! The session table: sharded by the symmetric hash of the tuple, so that both directions of a connection, and its
-//! half-open sessions, lie in one shard under one lock.
+//! The session table, sharded by the symmetric hash of the tuple: both directions of a connection and its half-open
+//! sessions are in one shard, under one lock.
 //!
-//! Locks: a shard's is held for one packet, one command, or one bounded piece of a scan; the id index's are leaves. No
-//! function holds two shards.
+//! Locks: the lock of a shard is held for one packet, one command, or one bounded part of a scan. The locks of the id index
+//! are leaves. No function holds the locks of two shards.
 //!
-//! While addresses are not translated, the reply tuple is the inverse of the original one, so that one index entry finds
-//! a session by either.
+//! Addresses are not translated, so the reply tuple is the inverse of the original one, and one index entry finds a session
+//! by either tuple.
 
 pub(crate) mod copy_on_write;
 pub(crate) mod fragments;
@@ -20,6 +20,7 @@ mod store;
 pub(crate) mod wheel;
 
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -46,9 +47,8 @@ use slab::Slab;
 use source_sketch::SourceSketch;
 use wheel::{Links, Wheel};
 
-/// A session that was offered to be ended, and is still there, is offered again after a quarter of its timeout, within these
-/// bounds.
-const IDLE_REPORT_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
+/// The bounds of the time until an idle session that still exists is reported again: otherwise a quarter of its timeout.
+const IDLE_REPORT_RETRY: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 
 /// Shards: a power of two, at most 256 ([`SlotRef`]).
 pub(crate) const SHARDS: usize = 256;
@@ -56,20 +56,20 @@ pub(crate) const SHARDS: usize = 256;
 /// One member's table.
 pub(crate) struct Table {
     shards: Box<[Mutex<Shard>]>,
-    /// Of the sessions.
+    /// The index of the sessions.
     pub(crate) ids: IdIndex,
-    /// Of the half-open sessions.
+    /// The index of the half-open sessions.
     pub(crate) half_open_ids: IdIndex,
-    /// Who has how many half-open sessions.
+    /// The number of half-open sessions by source address.
     pub(crate) half_open_by_source: SourceSketch,
-    /// The shards in which something is awaited that the others were not asked about yet, a bit each.
+    /// A bit for each shard that has queries which were not yet sent to the peers.
     unsent_queries: [AtomicU64; SHARDS / 64],
-    /// The copy of the sessions that was begun last.
+    /// The copy for the snapshot that was started last.
     copy: Mutex<Option<Arc<CopyOnWriteShards>>>,
     hasher: FixedState,
 }
 
-/// What one lock protects. Aligned so that two workers' locks never share a cache line.
+/// The part of the table that one lock protects. Aligned so that two locks never share a cache line.
 #[repr(align(128))]
 pub(crate) struct Shard {
     pub(crate) sessions: Sessions,
@@ -77,14 +77,25 @@ pub(crate) struct Shard {
     pub(crate) queries: PeerQueries,
     pub(crate) provisional: ProvisionalSegments,
     pub(crate) fragments: FragmentTable,
-    /// Sessions whose both FINs are known: when another member's close is overdue.
+    /// Sessions that have both FINs or a RST, with the time from which on a peer's close is overdue.
     pub(crate) finished: VecDeque<(Time, SessionId, u32)>,
-    /// Half-open sessions that were evicted for lack of room.
+    /// The number of half-open sessions that were evicted for lack of room.
     pub(crate) evicted: u64,
-    /// The snapshot that has copied this shard last.
+    /// The epoch of the last snapshot that copied this shard.
     snapshot_epoch: u64,
-    /// The sum of the sessions' digests, as commands have changed it.
+    /// The sum of the sessions' digests, updated with each command.
     digest: u64,
+}
+
+/// The result of [`Sessions::report_idle`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum IdleReport {
+    /// This session is idle.
+    Idle(SessionId),
+    /// A session was active again since it was found idle.
+    ActiveAgain,
+    /// No session is left.
+    NoneLeft,
 }
 
 /// One shard's sessions.
@@ -92,7 +103,7 @@ pub(crate) struct Shard {
 pub(crate) struct Sessions {
     slab: Slab<Session>,
     index: HashTable<u32>,
-    /// Those that passed a packet since the others were told of them, oldest first. It has room for all.
+    /// Sessions with progress that was not yet published, oldest first. The capacity suffices for all sessions.
     dirty: Vec<u32>,
     wheel: Wheel,
 }
@@ -110,16 +121,16 @@ impl Sessions {
         self.slab.get_mut(slot)
     }
 
-    /// Places that exist, used or not: the end of a scan.
-    pub(crate) fn places(&self) -> u32 {
-        self.slab.places()
+    /// The number of slots, used or not: the end of a scan.
+    pub(crate) fn slots(&self) -> u32 {
+        self.slab.slots()
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Session> {
         self.slab.iter()
     }
 
-    /// A packet of this session passed.
+    /// Records that a packet of the session passed.
     pub(crate) fn mark_dirty(&mut self, slot: u32) {
         if let Some(session) = self.slab.get_mut(slot)
             && !session.local.flags.has(SessionFlag::Dirty)
@@ -130,7 +141,7 @@ impl Sessions {
         }
     }
 
-    /// Exchanges the list of dirty sessions for `empty`.
+    /// Takes the list of dirty sessions and leaves `empty` in its place.
     pub(crate) fn take_dirty(&mut self, mut empty: Vec<u32>) -> Vec<u32> {
         empty.clear();
         empty.reserve(self.slab.len());
@@ -139,7 +150,7 @@ impl Sessions {
 
     fn insert(&mut self, hasher: &FixedState, hash: u64, session: Session) -> u32 {
         let slot = self.slab.insert(session);
-        // Here, so that no packet has to.
+        // Reserved here, so that no packet has to allocate.
         self.dirty.reserve(self.slab.len().saturating_sub(self.dirty.len()));
         let slab = &self.slab;
         self.index.insert_unique(hash, slot, |&slot| slab.get(slot).map_or(0, |s| s.original().symmetric_hash(hasher)));
@@ -154,8 +165,8 @@ impl Sessions {
         self.slab.remove(slot)
     }
 
-    /// Lets a session be looked at when its time is over, or, if it is, be offered; to be called when that may have become
-    /// earlier.
+    /// Arms the timer of a session, or queues the session for [`Sessions::report_idle`] if its timeout is over. To be called
+    /// when the session may expire earlier than before.
     pub(crate) fn arm(&mut self, slot: u32, now: Time, timeouts: &Timeouts) {
         match self.slab.get(slot).map(|session| session.remaining(now, timeouts)) {
             Some(Duration::ZERO) => self.wheel.link_idle(&mut self.slab, slot),
@@ -164,30 +175,29 @@ impl Sessions {
         }
     }
 
-    /// Looks at one session whose time may be over; false: there is none.
+    /// Processes one session whose timer has fired. Returns whether there was one.
     pub(crate) fn process_due(&mut self, now: Time, timeouts: &Timeouts) -> bool {
         let due = self.wheel.pop_due(&mut self.slab, now);
         due.inspect(|&slot| self.arm(slot, now, timeouts)).is_some()
     }
 
-    /// Is there one for [`Sessions::report_idle`]?
+    /// Whether [`Sessions::report_idle`] has a session to report.
     pub(crate) fn has_idle(&self) -> bool {
         self.wheel.has_idle()
     }
 
-    /// Takes up one session that was found idle: its id, if it still is idle. `None`: there is no further one.
-    pub(crate) fn report_idle(&mut self, now: Time, timeouts: &Timeouts) -> Option<Option<SessionId>> {
-        let slot = self.wheel.pop_idle(&mut self.slab)?;
+    /// Takes one session from the queue of idle sessions, and arms its timer again.
+    pub(crate) fn report_idle(&mut self, now: Time, timeouts: &Timeouts) -> IdleReport {
+        let Some(slot) = self.wheel.pop_idle(&mut self.slab) else { return IdleReport::NoneLeft };
         let idle = self.slab.get(slot).filter(|s| s.is_idle(now, timeouts)).map(|s| (s.id(), s.timeout(timeouts)));
-        match idle {
-            // A member that has lately seen it, or does not answer, may keep it.
-            Some((_, timeout)) => {
-                let again = now + (timeout / 4).clamp(IDLE_REPORT_RETRY.0, IDLE_REPORT_RETRY.1);
-                self.wheel.arm_coarse(&mut self.slab, slot, now, again);
-            }
-            None => self.arm(slot, now, timeouts),
-        }
-        Some(idle.map(|(id, _)| id))
+        let Some((id, timeout)) = idle else {
+            self.arm(slot, now, timeouts);
+            return IdleReport::ActiveAgain;
+        };
+        // The session stays if a peer has seen it recently, or does not reply.
+        let retry = (timeout / 4).clamp(*IDLE_REPORT_RETRY.start(), *IDLE_REPORT_RETRY.end());
+        self.wheel.arm_coarse(&mut self.slab, slot, now, now + retry);
+        IdleReport::Idle(id)
     }
 }
 
@@ -219,7 +229,7 @@ impl Table {
         }
     }
 
-    /// The hash that chooses the shard, finds the entry, and names what held packets wait for.
+    /// The hash of a tuple. It selects the shard and the index entry, and is the key that held packets wait for.
     pub(crate) fn hash(&self, tuple: &Tuple) -> u64 {
         tuple.symmetric_hash(&self.hasher)
     }
@@ -228,7 +238,7 @@ impl Table {
         &self.hasher
     }
 
-    /// A shard's number: bits that the shard's own index does not use.
+    /// The number of a tuple's shard, from bits that the index of the shard does not use.
     pub(crate) fn number(hash: u64) -> u8 {
         (hash >> 40) as u8
     }
@@ -248,7 +258,7 @@ impl Table {
     /// Adds a session to its shard, which the caller has locked.
     fn insert(&self, shard: &mut Shard, hash: u64, mut session: Session, now: Time, timeouts: &Timeouts) -> u32 {
         let id = session.id();
-        // Its places in lists were those of an earlier slot, if any.
+        // The links are those of an earlier slot, if any.
         session.local.links = Links::NONE;
         let dirty = session.local.flags.has(SessionFlag::Dirty);
         session.local.flags.set(SessionFlag::Dirty, false);
@@ -268,7 +278,7 @@ impl Table {
         Some(session)
     }
 
-    /// Takes all sessions out of a shard, which the caller has locked.
+    /// Removes all sessions from a shard, which the caller has locked.
     fn drain(&self, shard: &mut Shard, number: u8) -> Vec<Session> {
         let sessions = std::mem::take(&mut shard.sessions);
         for (slot, session) in sessions.slab.numbered() {
@@ -277,36 +287,36 @@ impl Table {
         sessions.slab.into_values().collect()
     }
 
-    /// Whether a shard's sessions are those that commands and snapshots have put there.
+    /// Whether the sessions of a shard match its digest, which commands and snapshots update.
     pub(crate) fn is_sound(&self, number: u8) -> bool {
         let shard = self.shard(number);
         shard.sessions.iter().fold(0_u64, |sum, session| sum.wrapping_add(session.replicated().digest()))
             == shard.digest
     }
 
-    /// Changes a session as failing memory would: its rule, and no digest. False if there is no such session.
+    /// Damages a session as failing memory would: its rule changes, its digest does not. Returns whether the session exists.
     #[cfg(any(test, feature = "testing"))]
     pub(crate) fn damage(&self, id: SessionId) -> bool {
         let Some((mut shard, slot)) = self.locate(id) else { return false };
         shard.sessions.get_mut(slot).map(|session| session.replicated_mut().damage()).is_some()
     }
 
-    /// Adds a half-open session to its shard, which the caller has locked; evicts the oldest one if there is no room, and
-    /// the oldest of the same tuple if that has its share.
+    /// Adds a half-open session to its shard, which the caller has locked. Evicts the oldest one of the same tuple if that
+    /// has [`half_open::MAX_PER_TUPLE`], and the oldest one of all if the shard is full.
     ///
-    /// One that was reset, and now begins anew with the same numbers, is forgotten: its end is not this one's.
+    /// An entry of the same handshake that was reset is removed: its reset does not apply to the new handshake.
     pub(crate) fn insert_half_open(&self, shard: &mut Shard, hash: u64, open: HalfOpen, now: Time) -> u32 {
         let was_reset = |slot: &u32| {
             let same =
                 |h: &HalfOpenEntry| h.open.original == open.original && same_ends(&h.open.protocol, &open.protocol);
             shard.half_open.get(*slot).is_some_and(|half| half.aborted && same(half))
         };
-        let again: Vec<u32> = shard.half_open.lookup(hash, &open.original).filter(was_reset).collect();
-        for slot in again {
+        let reset: Vec<u32> = shard.half_open.lookup(hash, &open.original).filter(was_reset).collect();
+        for slot in reset {
             self.remove_half_open(shard, slot);
         }
         let of_tuple = || shard.half_open.lookup(hash, &open.original);
-        if of_tuple().count() >= half_open::PER_TUPLE {
+        if of_tuple().count() >= half_open::MAX_PER_TUPLE {
             let oldest = of_tuple().min_by_key(|&slot| shard.half_open.get(slot).map(|h| h.last));
             if let Some(slot) = oldest {
                 self.remove_half_open(shard, slot);
@@ -338,15 +348,15 @@ impl Table {
         Some(half)
     }
 
-    /// Has a worker wait for what is not known of a tuple; the caller has locked its shard.
+    /// Registers a worker that waits for a hint about a tuple. The caller has locked the shard of the tuple.
     pub(crate) fn await_hint(&self, shard: &mut Shard, hash: u64, tuple: &Tuple, context: &Context<'_>) {
         shard.queries.await_hint(hash, tuple, context.worker, context.now);
         let number = usize::from(Self::number(hash));
-        // Under the shard's lock, as it is cleared.
+        // The bit is set and cleared under the lock of the shard.
         self.unsent_queries[number / 64].fetch_or(1 << (number % 64), Ordering::Relaxed);
     }
 
-    /// Asks the other members what has been awaited for long enough. Its cost is that of what is awaited.
+    /// Sends the queries that are due to the peers. Its cost is proportional to the shards with unsent queries.
     pub(crate) fn send_queries(&self, now: Time, events: &mut Vec<Event>) {
         for (word, bits) in self.unsent_queries.iter().enumerate() {
             let mut left = bits.load(Ordering::Relaxed);
@@ -361,17 +371,17 @@ impl Table {
         }
     }
 
-    /// Gives a half-open session another id.
+    /// Changes the id of a half-open session.
     pub(crate) fn rename_half_open(&self, shard: &mut Shard, slot: u32, id: SessionId) {
         if let Some(half) = shard.half_open.get_mut(slot) {
-            let place = SlotRef::new(Self::number(half.hash()), slot);
-            self.half_open_ids.remove(half.open.id, place);
+            let at = SlotRef::new(Self::number(half.hash()), slot);
+            self.half_open_ids.remove(half.open.id, at);
             half.open.id = id;
-            self.half_open_ids.insert(id, place);
+            self.half_open_ids.insert(id, at);
         }
     }
 
-    /// Locks the shard of the session with this id and yields it with the session's slot.
+    /// Locks the shard of the session with this id. Returns the shard and the slot of the session.
     pub(crate) fn locate(&self, id: SessionId) -> Option<(MutexGuard<'_, Shard>, u32)> {
         self.ids.candidates(id).find_map(|at| {
             let shard = self.shard(at.shard());
@@ -380,7 +390,7 @@ impl Table {
         })
     }
 
-    /// As [`Table::locate`], for half-open sessions.
+    /// The same as [`Table::locate`] for half-open sessions.
     pub(crate) fn locate_half_open(&self, id: SessionId) -> Option<(MutexGuard<'_, Shard>, u32)> {
         self.half_open_ids.candidates(id).find_map(|at| {
             let shard = self.shard(at.shard());

@@ -1,4 +1,4 @@
-//! A session in the table: its replicated part, and what this member knows of it besides.
+//! A session in the table: its replicated part and this member's local state.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::track::tcp::Track;
 use crate::traffic::{Traffic, TrafficDelta};
 use crate::tuple::{Direction, PerDirection, Tuple};
 
-/// One session. At most 256 bytes, its share of the indices included (asserted by a test).
+/// One session. At most 256 bytes including its share of the indices, which a test asserts.
 #[derive(Debug)]
 pub(crate) struct Session {
     /// Only the table's [`SessionStore`](crate::replicated::SessionStore) hands it out to be changed.
@@ -21,34 +21,34 @@ pub(crate) struct Session {
     pub(crate) local: Local,
 }
 
-/// What this member knows of a session besides its replicated part.
+/// This member's state of a session.
 #[derive(Clone, Debug)]
 pub(crate) struct Local {
     pub(crate) flags: SessionFlags,
-    /// The lowest 24 bits of the policy generation that it was last checked against.
+    /// The lowest 24 bits of the policy generation that the session was last checked against.
     checked_generation: [u8; 3],
-    /// When a packet of it last passed, or its replicated part last changed. Rounded up, so that it does not look idle before
-    /// it is.
+    /// When a packet of the session last passed, or its replicated part last changed. Rounded up, so that the session is never
+    /// taken for idle too early.
     pub(crate) last_active: Stamp17ms,
-    /// Its place in the timing wheel.
+    /// The position in the timing wheel.
     pub(crate) links: Links,
     /// TCP only.
     pub(crate) track: Option<Track>,
-    /// What all members forwarded, as far as this one knows.
+    /// The traffic of all members, as far as this one knows.
     traffic: PerDirection<PackedTraffic>,
-    /// Of this, what passed here and was not yet published to the other members.
+    /// The part of it that passed here and was not yet published to the peers.
     unpublished: PerDirection<TrafficDelta>,
 }
 
-/// Something that is so of a session on this member.
+/// A boolean property of a session on this member.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum SessionFlag {
-    /// Half-open sessions of the same tuple may exist: they are asked first.
+    /// Half-open sessions of the same tuple may exist. They are matched first.
     Contested = 1,
-    /// This member has said that it is idle: no packet of it passes here before a `Refresh` is applied. Only the log ends that:
-    /// the command that ends the session may be under way for any time.
+    /// This member reported the session as idle, so no packet of it passes here until a `Refresh` is applied. Only a command
+    /// clears the flag, because the command that removes the session may be in flight for any time.
     Expiring = 2,
-    /// It is in its shard's list of sessions of which the others are to be told.
+    /// The session is in the list of its shard's sessions with unpublished progress.
     Dirty = 4,
 }
 
@@ -66,7 +66,7 @@ impl SessionFlags {
     }
 }
 
-/// A count that stops at 2^48 − 1: 281 terabytes.
+/// A saturating counter of 48 bits: up to 281 terabytes.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 struct Count([u16; 3]);
 
@@ -108,14 +108,14 @@ fn low_bits(generation: Generation) -> [u8; 3] {
 }
 
 impl Local {
-    /// A packet of the session passes.
+    /// Counts a packet that passes.
     pub(crate) fn account(&mut self, direction: Direction, bytes: u32, now: Time) {
         self.traffic[direction].add(1, bytes);
         self.unpublished[direction].add_packet(bytes);
         self.last_active = Stamp17ms::rounded_up(now);
     }
 
-    /// Undoes what a packet changed that is held after all. Places in lists stay.
+    /// Restores the state before a packet that is held after all. Positions in lists stay.
     pub(crate) fn rewind(&mut self, before: Local) {
         *self = Local { links: self.links, flags: self.flags, checked_generation: self.checked_generation, ..before };
     }
@@ -125,36 +125,36 @@ impl Local {
         self.checked_generation == low_bits(generation)
     }
 
-    /// The session was checked against this policy generation.
+    /// Records that the session was checked against this policy generation.
     pub(crate) fn set_checked_against(&mut self, generation: Generation) {
         self.checked_generation = low_bits(generation);
     }
 
-    /// Whether this member has forwarded a packet of the session, or knows of another one that has.
+    /// Whether any member has forwarded a packet of the session, as far as this one knows.
     pub(crate) fn has_passed(&self) -> bool {
         self.traffic.iter().any(|traffic| traffic.packets.get() > 0)
     }
 
-    /// Adds what another member forwarded.
+    /// Adds the traffic of a peer.
     pub(crate) fn add_traffic(&mut self, more: &PerDirection<TrafficDelta>) {
         for direction in [Direction::Original, Direction::Reply] {
             self.traffic[direction].add(more[direction].packets, more[direction].bytes);
         }
     }
 
-    /// The traffic to publish, which counts as published from now on.
+    /// Takes the traffic that was not yet published.
     pub(crate) fn take_unpublished_traffic(&mut self) -> PerDirection<TrafficDelta> {
         std::mem::take(&mut self.unpublished)
     }
 
-    /// How long it has been idle.
+    /// How long the session has been idle.
     pub(crate) fn idle(&self, now: Time) -> Duration {
         self.last_active.age(now).unwrap_or_default()
     }
 }
 
 impl Session {
-    /// `seen`: the last progress of its half-open entry on this member.
+    /// A session whose half-open entry on this member, if any, last made progress at `seen`.
     pub(super) fn new(replicated: Replicated, now: Time, seen: Option<Time>) -> Session {
         let track = replicated.syn_params().map(|syns| Track::new(&syns, seen));
         let local = Local {
@@ -173,7 +173,7 @@ impl Session {
         &self.replicated
     }
 
-    /// For the [`SessionStore`](crate::replicated::SessionStore) alone.
+    /// Only the [`SessionStore`](crate::replicated::SessionStore) may use it.
     pub(super) fn replicated_mut(&mut self) -> &mut Replicated {
         &mut self.replicated
     }
@@ -182,7 +182,7 @@ impl Session {
         self.replicated.id()
     }
 
-    /// Client to server.
+    /// The tuple of the direction from client to server.
     pub(crate) fn original(&self) -> &Tuple {
         self.replicated.original()
     }
@@ -191,7 +191,7 @@ impl Session {
         self.replicated.is_open()
     }
 
-    /// Which way a packet with this tuple goes; `None`: it is not of this session.
+    /// The direction of a packet with this tuple, if it belongs to this session.
     pub(crate) fn direction(&self, tuple: &Tuple) -> Option<Direction> {
         if self.original() == tuple {
             Some(Direction::Original)
@@ -202,7 +202,7 @@ impl Session {
         }
     }
 
-    /// Where packets of a direction come from.
+    /// The zone that packets of a direction come from.
     pub(crate) fn zone(&self, direction: Direction) -> ZoneId {
         self.replicated.zone(direction)
     }
@@ -215,12 +215,12 @@ impl Session {
         self.local.track.as_ref().map_or(State::Assured, |track| track.state(self.replicated.closed()))
     }
 
-    /// How long it may be idle.
+    /// The idle timeout in the current state.
     pub(crate) fn timeout(&self, timeouts: &Timeouts) -> Duration {
         timeouts.get(Timeout::for_state(self.state(), self.original().protocol))
     }
 
-    /// How long it may still be idle. Zero: it has been idle for its timeout.
+    /// The remaining time until the session has been idle for its timeout. Zero if it has.
     pub(crate) fn remaining(&self, now: Time, timeouts: &Timeouts) -> Duration {
         self.timeout(timeouts).saturating_sub(self.local.idle(now))
     }

@@ -1,8 +1,9 @@
-//! How many half-open sessions each source has, so that one of them can not take the whole table.
+//! The number of half-open sessions by source address, so that one source cannot fill the whole table: a count-min sketch
+//! (Cormode and Muthukrishnan, 2005).
 //!
-//! Two rows of counters, each found by a hash of its own; a source's number is the smaller of its two counters. It is
-//! never too low; it is too high only if each of the two is shared with another source that is busy at the same time.
-//! The memory is fixed, however many sources an attacker invents.
+//! Two rows of counters, each with its own hash. The estimate for a source is the smaller of its two counters. It is never too
+//! low, and too high only if both counters are shared with other active sources. The memory is fixed, independently of the
+//! number of sources that an attacker invents.
 
 use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -11,10 +12,10 @@ use foldhash::quality::FixedState;
 
 use crate::addr::Ip;
 
-/// Counters in a row: a power of two.
+/// Counters per row: a power of two.
 const COUNTERS_PER_ROW: usize = 1 << 16;
 
-/// The counters.
+/// The sketch.
 pub(crate) struct SourceSketch {
     rows: [Box<[AtomicU32]>; 2],
     hasher: FixedState,
@@ -47,7 +48,7 @@ impl SourceSketch {
     fn counters(&self, source: Ip) -> [&AtomicU32; 2] {
         let hash = match source {
             Ip::V4(address) => self.hasher.hash_one(address),
-            // One host has a whole network of 64 bits to take addresses from (RFC 4291 section 2.5.1).
+            // One host may use any address of its /64 network (RFC 4291 section 2.5.1).
             Ip::V6([a, b, c, d, e, f, g, h, ..]) => self.hasher.hash_one([a, b, c, d, e, f, g, h]),
         };
         let [first, second] = &self.rows;
@@ -60,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sources_are_counted_apart_and_networks_together() {
+    fn source_sketch_counts_sources_apart_and_networks_together() {
         let sources = SourceSketch::new(3);
         let v4 = |n: u32| Ip::V4(n.to_be_bytes());
         for n in 0..1000 {

@@ -1,4 +1,4 @@
-//! The table as the [`SessionStore`] of the replicated state: its changes, each under the lock of one shard.
+//! The table as the [`SessionStore`] of the replicated state. Each change holds the lock of one shard.
 
 use std::collections::HashMap;
 
@@ -146,7 +146,7 @@ impl SessionStore for Table {
 }
 
 impl Table {
-    /// Adds a session that was established, with what its half-open entry on this member knows.
+    /// Adds an established session, with the local state of its half-open entry.
     fn insert_established(
         &self,
         local: LocalContext<'_>,
@@ -169,8 +169,8 @@ impl Table {
         self.insert(shard, hash, session, local.now, local.timeouts);
     }
 
-    /// Ends the half-open entries of an establishment whose session is there now, perhaps under another id, and has those of
-    /// one that was refused learn it. Returns the workers that wait for either.
+    /// Removes the half-open entries of an establishment whose session exists now, perhaps under another id. If the
+    /// establishment was refused, records the refusal in its entries. Returns the workers that wait for these entries.
     fn settle_half_open(
         &self,
         shard: &mut Shard,

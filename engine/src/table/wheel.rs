@@ -1,5 +1,5 @@
-//! Which sessions to look at next: a hierarchical timing wheel (Varghese and Lauck, *Hashed and Hierarchical Timing Wheels*,
-//! 1987), one for each shard, its lists linked through the sessions themselves.
+//! The timers of the sessions: a hierarchical timing wheel (Varghese and Lauck, *Hashed and Hierarchical Timing Wheels*, 1987)
+//! for each shard. Its lists are linked through the sessions themselves.
 //!
 //! ```text
 //!   level 0   64 buckets of 268 ms    what is due within 17 seconds
@@ -8,10 +8,10 @@
 //!   level 3   64 buckets of 19 h      … 51 days
 //! ```
 //!
-//! A packet only stamps its session; the wheel is not told. When a bucket's time comes, each of its sessions is looked at:
-//! it goes into the bucket of the deadline that it has by now, or, if that is over, to those that wait for the leader to
-//! offer them. So a session is looked at at most four times within its timeout, however many packets it passes, a session
-//! that is not due costs nothing, and one that is idle is found at most one unit (268 ms) after its deadline, never before.
+//! A packet only stamps its session and does not touch the wheel. When a bucket is due, each of its sessions is processed:
+//! it moves to the bucket of its current deadline, or, if that is over, to the bucket of idle sessions that are reported to
+//! the leader. So a session is processed at most four times within its timeout, independently of its packets; a session that
+//! is not due costs nothing; and an idle session is found at most one unit (268 ms) after its deadline, never before.
 
 #[cfg(test)]
 use std::time::Duration;
@@ -31,32 +31,32 @@ const LEVELS: usize = 4;
 /// Each level has 2^6 buckets.
 const LEVEL_BITS: u32 = 6;
 const BUCKETS_PER_LEVEL: usize = 1 << LEVEL_BITS;
-/// Farther deadlines are looked at then, and put off again.
+/// The horizon of the wheel. A session with a later deadline is processed at the horizon, and armed again.
 const MAX_UNITS_AHEAD: u64 = (BUCKETS_PER_LEVEL as u64 - 1) << (LEVEL_BITS * (LEVELS as u32 - 1));
 
-/// Behind the wheel's buckets: sessions that were found idle.
+/// The bucket of idle sessions, behind the buckets of the wheel.
 const IDLE_BUCKET: usize = LEVELS * BUCKETS_PER_LEVEL;
 
 const NONE: u32 = u32::MAX;
-/// Marks, in `prev`, a bucket in place of a session. Slots are below 2^24.
+/// The bit of `prev` that marks a bucket instead of a session. Slots are below 2^24.
 const BUCKET_TAG: u32 = 1 << 31;
 
 /// A session's neighbours in its bucket.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Links {
     next: u32,
-    /// The session before it, or the bucket that it is the first of.
+    /// The previous session, or the bucket if this is its first session.
     prev: u32,
 }
 
 impl Links {
-    /// In no bucket.
+    /// The links of a session that is in no bucket.
     pub(crate) const NONE: Links = Links { next: NONE, prev: NONE };
 }
 
 /// One shard's wheel.
 pub(crate) struct Wheel {
-    /// The first unit whose buckets have not been looked at.
+    /// The first unit whose buckets have not been processed.
     at: u64,
     heads: [u32; IDLE_BUCKET + 1],
     /// The buckets of each level that are not empty.
@@ -69,20 +69,20 @@ impl Default for Wheel {
     }
 }
 
-/// The level for what is so many units away.
+/// The level for a deadline that is `distance` units away.
 fn level(distance: u64) -> u32 {
     (distance | 1).ilog2() / LEVEL_BITS
 }
 
 impl Wheel {
-    /// Lets a session be looked at as soon as `due` is over.
+    /// Arms the timer of a session: it fires as soon as `due` is over.
     pub(crate) fn arm(&mut self, sessions: &mut Slab<Session>, slot: u32, now: Time, due: Time) {
         self.unlink(sessions, slot);
         let unit = self.unit(now, due);
         self.link(sessions, slot, Wheel::bucket(unit, level(unit - self.at)));
     }
 
-    /// As [`Wheel::arm`], but later rather than looking at it twice: by at most as long again as `due` is away.
+    /// Arms the timer of a session coarsely: it may fire later, at most at twice the time to `due`, but is processed only once.
     pub(crate) fn arm_coarse(&mut self, sessions: &mut Slab<Session>, slot: u32, now: Time, due: Time) {
         self.unlink(sessions, slot);
         let unit = self.unit(now, due);
@@ -91,7 +91,7 @@ impl Wheel {
         self.link(sessions, slot, Wheel::bucket(unit, level(unit - self.at)));
     }
 
-    /// Takes out a session that is to be looked at by now.
+    /// Removes a session whose timer has fired.
     pub(crate) fn pop_due(&mut self, sessions: &mut Slab<Session>, now: Time) -> Option<u32> {
         let now = now.0 >> UNIT_SHIFT;
         let Some((unit, bucket)) = self.next().filter(|(unit, _)| *unit <= now) else {
@@ -102,23 +102,23 @@ impl Wheel {
         self.pop(sessions, bucket)
     }
 
-    /// Takes out a session that was found idle.
+    /// Removes a session from the bucket of idle sessions.
     pub(crate) fn pop_idle(&mut self, sessions: &mut Slab<Session>) -> Option<u32> {
         self.pop(sessions, IDLE_BUCKET)
     }
 
-    /// Was any session found idle, and not yet taken out?
+    /// Whether the bucket of idle sessions has any.
     pub(crate) fn has_idle(&self) -> bool {
         self.heads[IDLE_BUCKET] != NONE
     }
 
-    /// Puts a session to those that were found idle.
+    /// Moves a session to the bucket of idle sessions.
     pub(crate) fn link_idle(&mut self, sessions: &mut Slab<Session>, slot: u32) {
         self.unlink(sessions, slot);
         self.link(sessions, slot, IDLE_BUCKET);
     }
 
-    /// Takes a session out of its bucket.
+    /// Removes a session from its bucket.
     pub(crate) fn unlink(&mut self, sessions: &mut Slab<Session>, slot: u32) {
         let Some(session) = sessions.get_mut(slot) else { return };
         let Links { next, prev } = std::mem::replace(&mut session.local.links, Links::NONE);
@@ -144,7 +144,7 @@ impl Wheel {
     /// The unit in which `due` is over, or the nearest one that has a bucket.
     fn unit(&mut self, now: Time, due: Time) -> u64 {
         if self.occupied == [0; LEVELS] {
-            // Whatever passed meanwhile, there was nothing to look at.
+            // The wheel was empty, so no unit until now has anything to process.
             self.at = self.at.max(now.0 >> UNIT_SHIFT);
         }
         due.0.div_ceil(1 << UNIT_SHIFT).clamp(self.at, self.at + MAX_UNITS_AHEAD)
@@ -154,13 +154,12 @@ impl Wheel {
         level as usize * BUCKETS_PER_LEVEL + (unit >> (LEVEL_BITS * level)) as usize % BUCKETS_PER_LEVEL
     }
 
-    /// The bucket to be looked at next, and when. What is in a bucket of a higher level is looked at when the first unit of
-    /// that bucket comes.
+    /// The next bucket to process, with its unit. A bucket of a higher level is processed at the first of its units.
     fn next(&self) -> Option<(u64, usize)> {
         let levels = (0..).zip(self.occupied).filter(|(_, occupied)| *occupied != 0);
         let first = |(level, occupied): (u32, u64)| {
             let shift = LEVEL_BITS * level;
-            // Rounded up: the bucket that `at` is within was looked at when it began.
+            // Rounded up: the bucket that contains `at` was processed at its first unit.
             let from = (self.at + (1 << shift) - 1) >> shift;
             let ahead = occupied.rotate_right(from as u32 % BUCKETS_PER_LEVEL as u32).trailing_zeros();
             let unit = (from + u64::from(ahead)) << shift;

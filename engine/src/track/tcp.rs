@@ -9,7 +9,7 @@
 //! ```
 //!
 //! All other combinations change nothing. The states before ESTABLISHED (SYN_SENT, SYN_RECV) belong to the half-open session,
-//! in `pipeline::opening`. FINs and RSTs are known from the packets that pass here and from hints of other members.
+//! in `pipeline::half_open`. FINs and RSTs are known from the packets that pass here and from hints of other members.
 //!
 //! # State table
 //!
@@ -625,7 +625,7 @@ impl Track {
         !std::mem::replace(&mut self.close_proposed, true)
     }
 
-    /// The cause of a close that should be in the log by now and is not. This member then counts as having proposed it.
+    /// The cause of a close that should already be in the log and is not. This member then counts as its proposer.
     pub(crate) fn take_overdue_close(&mut self) -> Option<CloseCause> {
         self.close_proposed = true;
         if self.reset {

@@ -388,7 +388,7 @@ fn own_zones(daemon: &Daemon) -> Vec<String> {
     daemon.config().interfaces.iter().map(|i| i.zone.clone()).collect()
 }
 
-/// Refuses changes on a member that could not see them applied in time anyway.
+/// Refuses changes on a member without a valid lease, which could not see them applied in time.
 fn current(member: &Member) -> Result<(), Status> {
     match member.lease_state() {
         LeaseState::Valid => Ok(()),

@@ -7,8 +7,12 @@ use std::ops::Range;
 use std::time::Duration;
 
 use miette::{Diagnostic, NamedSource, SourceSpan};
+use palisade_engine::duration::{self, Unit};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
+
+/// The units of durations in a `node.toml`.
+const DURATION_UNITS: [Unit; 4] = [Unit::Millisecond, Unit::Second, Unit::Minute, Unit::Hour];
 
 /// Everything that is wrong in a `node.toml`.
 #[derive(Debug, thiserror::Error, Diagnostic)]
@@ -312,22 +316,18 @@ impl Value<'_> {
         self.0.as_str().and_then(|s| s.parse().ok()).ok_or_else(wrong)
     }
 
-    pub(super) fn count(&self, least: usize, most: usize) -> Result<usize, Wrong> {
+    pub(super) fn count(&self, min: usize, max: usize) -> Result<usize, Wrong> {
         let number = self.0.as_integer().and_then(|i| usize::from_str_radix(i.as_str(), i.radix()).ok());
-        number.filter(|n| (least..=most).contains(n)).ok_or_else(|| {
-            Wrong::new(
-                &format!("a number from {least} to {most}"),
-                &self.found(),
-                "write a whole number without quotes",
-            )
+        number.filter(|n| (min..=max).contains(n)).ok_or_else(|| {
+            Wrong::new(&format!("a number from {min} to {max}"), &self.found(), "write a whole number without quotes")
         })
     }
 
-    pub(super) fn duration(&self, least: Duration, most: Duration) -> Result<Duration, Wrong> {
-        let duration = self.0.as_str().and_then(duration).filter(|d| (least..=most).contains(d));
-        duration.ok_or_else(|| {
+    pub(super) fn duration(&self, min: Duration, max: Duration) -> Result<Duration, Wrong> {
+        let duration = self.0.as_str().and_then(|text| duration::parse(text, &DURATION_UNITS).ok());
+        duration.filter(|duration| (min..=max).contains(duration)).ok_or_else(|| {
             Wrong::new(
-                &format!("a time from {least:?} to {most:?}"),
+                &format!("a time from {min:?} to {max:?}"),
                 &self.found(),
                 "write a number and its unit (ms, s, m or h) in quotes: \"250ms\"",
             )
@@ -338,21 +338,6 @@ impl Value<'_> {
         let list =
             self.0.as_array().ok_or_else(|| Wrong::new("a list of texts", &self.found(), "write [\"a\", \"b\"]"))?;
         list.iter().map(|item| read(Value(item.get_ref()))).collect()
-    }
-}
-
-/// Reads `250ms`, `5s`, `10m`, `1h`.
-#[must_use]
-pub(super) fn duration(text: &str) -> Option<Duration> {
-    let digits = text.find(|c: char| !c.is_ascii_digit())?;
-    let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().ok()?;
-    match unit.trim_start() {
-        "ms" => Some(Duration::from_millis(number)),
-        "s" => Some(Duration::from_secs(number)),
-        "m" => number.checked_mul(60).map(Duration::from_secs),
-        "h" => number.checked_mul(3600).map(Duration::from_secs),
-        _ => None,
     }
 }
 

@@ -151,22 +151,22 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_that_comes_late_wakes_only_once() {
+    fn wake_up_that_comes_late_wakes_only_once() {
         let wake = WorkerWake::new(1).unwrap();
-        let rings = || {
+        let notified = || {
             let mut fds = [PollFd::new(wake.notify_fd(0).unwrap(), PollFlags::POLLIN)];
             poll(&mut fds, PollTimeout::ZERO).unwrap() == 1
         };
         let mut keys = Vec::new();
         wake.send(WorkerSet::of(0), HoldKey(1));
         assert_eq!(wake.take(0, &mut keys), WokenKeys::Listed);
-        assert!(!rings());
-        // The sender was interrupted between its mark and its ring.
+        assert!(!notified());
+        // The sender was interrupted between its mark and its notification.
         wake.mailboxes[0].notify_fd.write(1).unwrap();
-        assert!(rings() && !wake.pending(0));
+        assert!(notified() && !wake.pending(0));
         wake.clear(0);
-        assert!(!rings());
-        // Hushed between mark and ring: the mark still tells.
+        assert!(!notified());
+        // Cleared between mark and notification: the mark remains.
         wake.send(WorkerSet::of(0), HoldKey(2));
         wake.clear(0);
         assert!(wake.pending(0));

@@ -59,10 +59,10 @@ async fn pages_answer() {
 
 #[tokio::test]
 async fn readiness_says_why_not() {
-    let to = start(&["this member is not current"]).await;
+    let to = start(&["this member has no valid lease"]).await;
     let answer = get(to, "/readyz").await;
     assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
-    assert!(answer.contains("this member is not current"));
+    assert!(answer.contains("this member has no valid lease"));
     assert!(get(to, "/healthz").await.starts_with("HTTP/1.1 200"), "not ready is not unhealthy");
 }
 
@@ -83,7 +83,7 @@ async fn garbage_does_no_harm() {
 }
 
 #[tokio::test]
-async fn silent_connections_can_not_lock_others_out_for_long() {
+async fn silent_connections_cannot_lock_others_out_for_long() {
     let to = start(&[]).await;
     let mut silent = Vec::new();
     for _ in 0..CONNECTIONS {

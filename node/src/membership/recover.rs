@@ -2,7 +2,7 @@
 //!
 //! Nothing here makes Raft give up its majority. The member's state (its snapshot and all of its log) becomes the first
 //! snapshot of a new log, of a cluster with a new id whose only member it is. Members of the old cluster that come back are
-//! refused by the address check of every request ([`crate::peer::route`]), because they name another cluster.
+//! refused by the address check of every request ([`crate::peer::addressing`]), because they name another cluster.
 //!
 //! **Order.** The new store is written beside the old one and is durable before the identity is replaced, atomically, by
 //! one that names the new cluster and the new store. Before that nothing has changed; after that the old store is never

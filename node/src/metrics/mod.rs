@@ -1,8 +1,8 @@
 //! The metrics of `/metrics`, collected at the moment of the scrape (`scrape.rs`).
 //!
 //! A metric is declared where it is counted, with [`palisade_metrics::metrics!`]: `datapath/metrics.rs`,
-//! `replication_metrics.rs`, `raft-store/src/metrics.rs`. The files here declare those that nobody counts, because they are read from a state
-//! at the scrape: [`process`], [`sessions`], [`raft`]. [`exposition`] turns them into text.
+//! `replication_metrics.rs`, `raft-store/src/metrics.rs`. The files here declare those that are not counted, but read from a
+//! state at the scrape: [`process`], [`sessions`], [`raft`]. [`exposition`] turns them into text.
 //!
 //! Names begin with `palisade_`, units are base units (seconds, bytes), counters end in `_total`. No label is ever an
 //! address, a port or anything else that traffic chooses: an attacker must not be able to make series.

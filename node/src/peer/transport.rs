@@ -147,8 +147,8 @@ pub(crate) fn channel(
     to: Peer,
     address: &str,
 ) -> Result<Channel, tonic::transport::Error> {
+    // No `connect_timeout`: it would count the name lookup too. The connector limits each step.
     let endpoint = Endpoint::from_shared(format!("http://{address}"))?
-        .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT)
         .keep_alive_while_idle(true)

@@ -293,7 +293,7 @@ impl RaftNetworkV2<TypeConfig> for RaftClient {
         option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let mut client = self.client().map_err(StreamingError::from)?;
-        let lease = snapshot.snapshot.pin();
+        let pin = snapshot.snapshot.pin();
         let send = client.install_snapshot(snapshot::chunks(Some(vote), snapshot.snapshot));
         let sent = tokio::select! {
             biased;
@@ -311,7 +311,7 @@ impl RaftNetworkV2<TypeConfig> for RaftClient {
         // cluster the new member would get one snapshot after another.
         tokio::spawn(async move {
             tokio::time::sleep(CATCH_UP_TIME).await;
-            drop(lease);
+            drop(pin);
         });
         Ok(SnapshotResponse::new(vote))
     }

@@ -146,7 +146,8 @@ impl Node {
     }
 }
 
-/// Ends a member as a crash does, as far as that can be done within a process: no farewell, its connections just break.
+/// Ends a member as a crash does, as far as that is possible within a process: without a graceful shutdown; its connections
+/// just break.
 fn crash(node: &mut Node) {
     drop(node.running.take());
 }
@@ -479,7 +480,7 @@ async fn hint_reaches_all_others() {
     until("the others know it", || knows(&nodes[1]) && knows(&nodes[2])).await;
     assert_eq!(nodes[0].run().metrics().hints_sent.get(), 2);
 
-    // One that was away gets all live half-opens when it is back.
+    // A member that was away gets the hints of all live half-open sessions when it is back.
     nodes[2].stop().await;
     nodes[2].start().await;
     until("it knows it again", || knows(&nodes[2])).await;

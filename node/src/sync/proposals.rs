@@ -56,7 +56,7 @@ pub(crate) use pending::{APPLIED_QUEUE, BatchApplied, PendingBatches};
 const MAX_IN_FLIGHT: usize = 4;
 /// Maximum number of commands in a batch.
 const MAX_BATCH_COMMANDS: usize = 64;
-/// About the maximum size of a batch: one record of the store.
+/// The approximate maximum size of a batch in the log, in bytes: one record of the store, which splits longer ones.
 const MAX_BATCH_BYTES: usize = 7 * 1024;
 /// Maximum number of sessions in one `Refresh`.
 const MAX_REFRESHED_SESSIONS: usize = 256;
@@ -92,19 +92,6 @@ struct PendingCommand {
     queued: Time,
     deadline: Time,
     reply: Option<Reply>,
-}
-
-/// About how many bytes a command takes in the log. Not exact: the store splits what is too long for one record.
-fn encoded_size(command: &Command) -> usize {
-    match command {
-        Command::Establish(_) => 112,
-        Command::Close(_) => 16,
-        Command::Expire(ids) | Command::Revoke(ids) | Command::Refresh(ids) => 8 + 12 * ids.len(),
-        Command::ExpireIdle(idle) => 16 + 14 * idle.sessions.len(),
-        Command::Resume => 1,
-        Command::Policy(policy) => 64 + policy.text.len(),
-        Command::Member(_) => 512,
-    }
 }
 
 struct State {
@@ -242,7 +229,7 @@ impl Proposer {
         let (mut commands, mut waiters) = (Vec::new(), Vec::new());
         let (mut size, mut deadline) = (0, Time::ZERO);
         while let Some(next) = waiting.front() {
-            size += encoded_size(&next.command);
+            size += next.command.size().encoded;
             if commands.len() >= MAX_BATCH_COMMANDS || (size > MAX_BATCH_BYTES && !commands.is_empty()) {
                 break;
             }

@@ -103,7 +103,7 @@ impl Node {
     }
 }
 
-/// Waits until all are current and so many vote.
+/// Waits until all have a valid lease and `voters` of them vote.
 pub(crate) async fn whole(nodes: &[&Node], voters: usize) -> Result<()> {
     let is = || nodes.iter().all(|n| n.is_current() && n.voters() == voters) && nodes.iter().any(|n| n.leads());
     wait_until("the cluster to be whole", async || Ok(is())).await
@@ -116,7 +116,7 @@ pub(crate) async fn three(log: impl Fn() -> LogSize) -> Result<[Node; 3]> {
     nodes[0].start().await?;
     let (first, rest) = nodes.split_at_mut(1);
     for node in rest {
-        wait_until("the first member to be current", async || Ok(first[0].is_current())).await?;
+        wait_until("the first member to have a valid lease", async || Ok(first[0].is_current())).await?;
         node.join(&first[0]).await?;
     }
     whole(&nodes.each_ref(), 3).await?;

@@ -44,7 +44,7 @@ pub async fn start(lab: &Lab) -> Result<Process> {
 /// addresses came.
 ///
 /// # Errors
-/// dig can not be run.
+/// dig cannot be run.
 pub async fn many(lab: &Lab, server: IpAddr, count: u32, more: &[&str]) -> Result<usize> {
     let names: Vec<String> = (0..count).map(|n| format!("n{n}.lab.test AAAA")).collect();
     let file = lab.dir().join("dig.names");
@@ -56,7 +56,7 @@ pub async fn many(lab: &Lab, server: IpAddr, count: u32, more: &[&str]) -> Resul
 /// Asks for the [`BIG`] name; answers how many of its records came.
 ///
 /// # Errors
-/// dig can not be run.
+/// dig cannot be run.
 pub async fn big(lab: &Lab, server: IpAddr, more: &[&str]) -> Result<usize> {
     let answers = dig(lab, server, &[&[BIG, "TXT"], more].concat()).await?;
     Ok(answers.lines().filter(|l| l.starts_with('"') && l.len() == 252).count())

@@ -23,7 +23,7 @@ pub struct Outcome {
 /// As fast as the answers come (`ping -f`).
 ///
 /// # Errors
-/// It can not be understood.
+/// It cannot be understood.
 pub async fn flood(netns: &Netns, dir: &Path, to: IpAddr, count: u32) -> Result<Outcome> {
     ping(netns, dir, to, &["-f", "-q", "-c", &count.to_string()]).await
 }
@@ -31,9 +31,9 @@ pub async fn flood(netns: &Netns, dir: &Path, to: IpAddr, count: u32) -> Result<
 /// Three requests with this many bytes of data, which nobody may fragment (`ping -M do`).
 ///
 /// # Errors
-/// It can not be understood.
+/// It cannot be understood.
 pub async fn whole(netns: &Netns, dir: &Path, to: IpAddr, data: u32) -> Result<Outcome> {
-    ping(netns, dir, to, &["-M", "do", "-i", "0.2", "-W", "1", "-c", "3", "-s", &data.to_string()]).await
+    ping(netns, dir, to, &["-M", "do", "-i", "0.2", "-W", "5", "-c", "3", "-s", &data.to_string()]).await
 }
 
 async fn ping(netns: &Netns, dir: &Path, to: IpAddr, args: &[&str]) -> Result<Outcome> {

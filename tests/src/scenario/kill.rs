@@ -10,6 +10,7 @@ use tokio::time::sleep;
 use super::{back, kill};
 use crate::load::Load;
 use palisade_lab::Lab;
+use palisade_lab::drops::Drops;
 
 /// What was seen when one member was killed.
 #[derive(Clone, Debug)]
@@ -52,7 +53,8 @@ pub async fn each_member(lab: &mut Lab, server: &str, plan: Plan) -> Result<(Vec
     let mut load = Load::start(lab, server, plan.standing).await?;
     load.open(plan.new);
     load.open_more(plan.new as u64).await?;
-    // The leader first; whoever leads then is not the last one.
+    load.fit(lab).await?;
+    // The leader first; the next leader is not the last one.
     let leader = lab.wait_leader().await?;
     let order = [leader, leader % 3 + 1, (leader + 1) % 3 + 1];
     let mut seen = Vec::new();
@@ -68,6 +70,9 @@ pub async fn each_member(lab: &mut Lab, server: &str, plan: Plan) -> Result<(Vec
         load.open_more(plan.new as u64).await?;
     }
     load.finish().await?;
+    if load.is_whole().is_err() {
+        eprintln!("dropped since the last start of each member: {}", Drops::read(lab).await?);
+    }
     let seen = seen.into_iter().map(|(number, led, killed, rerouted)| {
         let echoes = load.echoes(rerouted, plan.window);
         let stall = |begun: Time, ended: Time| ended.since(begun.max(rerouted));

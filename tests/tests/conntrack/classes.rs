@@ -28,7 +28,7 @@ pub(crate) struct View<'a> {
 /// A kind of disagreement.
 pub(crate) struct Class {
     pub(crate) name: &'static str,
-    /// May the two know different things afterwards, so that what follows can not be compared?
+    /// May the two know different things afterwards, so that what follows cannot be compared?
     pub(crate) parts: bool,
     pub(crate) explains: fn(&View<'_>) -> bool,
 }
@@ -90,7 +90,7 @@ impl View<'_> {
         found
     }
 
-    /// Did it come in by an interface that its source is not behind?
+    /// Whether it arrived on an interface that its source is not behind.
     fn elsewhere(&self) -> bool {
         addresses(self.bytes()).is_some_and(|(src, _)| Side::of(src) != Some(self.from))
     }

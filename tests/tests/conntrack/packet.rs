@@ -101,7 +101,7 @@ pub(crate) struct Segment {
 }
 
 impl Segment {
-    /// The packet, right in every respect but for what the segment says.
+    /// The packet, correct in every respect except what the segment says.
     pub(crate) fn packet(&self, tuple: &Tuple) -> Vec<u8> {
         let mut options = self.options.clone();
         options.resize(options.len().next_multiple_of(4), 0);

@@ -73,7 +73,7 @@ fn reset(c: &Conn, play: &mut Play<'_>, from: Side) {
     };
 }
 
-/// Flags that a correct end may send together, but for PSH and URG.
+/// Flags that a correct end may send together, apart from PSH and URG.
 const SANE: [u8; 6] = [SYN, SYN | ACK, ACK, FIN | ACK, RST, RST | ACK];
 
 /// How far a segment's numbers are off: sequence, acknowledgement. The windows are 20,000.

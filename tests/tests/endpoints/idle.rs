@@ -10,6 +10,7 @@ use futures::{SinkExt, StreamExt};
 use nix::sys::socket::{setsockopt, sockopt};
 use palisade_lab::counters::kernel;
 use palisade_lab::{Lab, Side, WAIT};
+use palisade_tests::long;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -18,7 +19,15 @@ use tokio_tungstenite::{WebSocketStream, accept_async, client_async};
 
 use super::asymmetric_port;
 
-const IDLE: Duration = Duration::from_secs(150);
+/// Longer than any timeout but that of an established TCP session: those of [`SHORT_TIMEOUTS`], or the defaults (120 s).
+fn idle_time() -> Duration {
+    Duration::from_secs(if long() { 150 } else { 50 })
+}
+
+/// What a policy needs so that a shorter idle time shows the same.
+pub(crate) const SHORT_TIMEOUTS: &str = "timeout tcp.syn_sent 30s, tcp.syn_recv 30s, tcp.fin_wait 30s, tcp.close_wait 30s, \
+    tcp.last_ack 30s, tcp.time_wait 30s, udp.assured 30s\n";
+
 /// Idle this long, a connection like ssh's has its kernel ask whether the other end is alive.
 const KEEP_ALIVE: u32 = 10;
 
@@ -59,10 +68,10 @@ impl Idle {
 
     /// Waits until they were idle for long enough, and uses them again.
     pub(crate) async fn use_again(mut self, lab: &Lab) -> Result<String> {
-        sleep_until(self.since + IDLE).await;
+        sleep_until(self.since + idle_time()).await;
         let probes = kernel(lab.client(), "TcpExt", "TCPKeepAlive").await? - self.probes;
         // Half of those that a kernel sends in time.
-        let least = IDLE.as_secs() / u64::from(KEEP_ALIVE);
+        let least = idle_time().as_secs() / u64::from(KEEP_ALIVE);
         ensure!(probes >= least, "only {probes} keep-alive probes");
         let idle = self.since.elapsed().as_secs();
         self.talk().await?;

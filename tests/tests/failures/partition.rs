@@ -41,6 +41,7 @@ async fn cut(lab: &mut Lab) -> Result<()> {
     let mut load = Load::start(lab, SERVER, share(STANDING)).await?;
     load.open(NEW);
     load.open_more(NEW as u64).await?;
+    load.fit(lab).await?;
     // The leader: the harder case.
     let alone = lab.wait_leader().await?;
     let port = format!("fw{alone}");

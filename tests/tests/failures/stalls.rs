@@ -24,6 +24,7 @@ async fn follower_then_leader(lab: &mut Lab) -> Result<()> {
     let mut load = Load::start(lab, SERVER, share(100)).await?;
     load.open(share(NEW));
     load.open_more(share(NEW) as u64).await?;
+    load.fit(lab).await?;
     let leader = lab.wait_leader().await?;
     for number in [without(leader)[0], leader] {
         // Everything comes to its end while the member hangs.

@@ -3,7 +3,7 @@
 //! ```text
 //!  on ── stall ──> stands still ── goes on: all its timers are overdue at once (SIGSTOP, a busy host)
 //!   │ └─ sleep ──> stands still ── goes on: only its boot-time clock tells (suspend to RAM)
-//!   └─── crash ──> off: what was not yet durable is lost ── switched on: starts anew from its disk
+//!   └─── crash ──> off: what was not yet durable is lost ── switched on: starts again from its disk
 //! ```
 
 use std::future::Future;
@@ -204,7 +204,7 @@ impl Power {
         self.enter(async { tokio::time::sleep(Duration::from_nanos(STEP)).await });
     }
 
-    /// It stood still for `time` and goes on, without a sense of it but for the clocks that go on.
+    /// It stood still for `time` and continues; only the clocks that kept running show it.
     pub(crate) fn overslept(&self, time: Nanos, monotonic_too: bool) {
         if monotonic_too {
             self.enter(async { tokio::time::advance(Duration::from_nanos(time)).await });

@@ -1,5 +1,5 @@
 //! Several members with their real replication and real openraft on a simulated network, clock and disk, all of it drawn from
-//! one seed (DESIGN section 9).
+//! one seed.
 //!
 //! ```text
 //!  traffic ── packets ──> worker ── engine ── replication ── openraft ── a disk in memory

@@ -99,7 +99,7 @@ pub(crate) struct Connection {
     pub(crate) again: u32,
     pub(crate) ends: [End; 2],
     random: Random,
-    /// It ends after so many bytes of the client.
+    /// It ends after this many bytes of the client.
     closes: Option<u64>,
 }
 
@@ -350,7 +350,7 @@ impl Traffic {
         self.out.push(Segment { kind, connection: Some(number), from, tuple, header, at, ack });
     }
 
-    /// Somebody sends SYNs that he will not complete, answers to which come all the same; or to a port that is not allowed.
+    /// Sends SYNs that are never completed, though they are answered; or SYNs to a port that is not allowed.
     pub(crate) fn flood(&mut self, kind: Kind, count: usize) {
         for _ in 0..count {
             let tuple = Tuple {

@@ -45,7 +45,7 @@ pub(crate) enum Break {
     NoHolds,
     /// What awaits its commit is forwarded at once.
     ReleaseBeforeCommit,
-    /// It holds itself for current.
+    /// It considers its lease valid for ever.
     AlwaysCurrent,
     /// What is out of the window passes.
     NoWindows,
@@ -186,7 +186,7 @@ fn establish_half_open(event: &Event) -> Option<Event> {
     Some(Event::Propose(Proposal::Establish(Box::new(Establish::from(&**open)))))
 }
 
-/// The lease, and routes by which 10.0.1.0/24 is outside and 10.0.2.0/24 inside.
+/// The lease, and routes with 10.0.1.0/24 outside and 10.0.2.0/24 inside.
 struct SimulatedEnvironment {
     lease: Arc<Lease>,
     zones: [ZoneId; 2],

@@ -120,7 +120,7 @@ fn progress_merges_traffic_and_idle_times_at_all_members() {
     assert_eq!(shown(&cluster, A), shown(&cluster, B));
 }
 
-/// A forged segment of an idle connection happens to be within the takeover bound. The connection continues all the same, and
+/// A forged segment of an idle connection happens to be within the takeover bound. The connection continues, and
 /// other members do not learn the forged number.
 #[test]
 fn forged_jump_does_not_lock_out() {

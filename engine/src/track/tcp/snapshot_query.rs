@@ -71,7 +71,7 @@ pub(crate) enum Resolution {
 /// The state of the query about a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum SnapshotQueryState {
-    /// No query was sent. Replies to the queries of other members count all the same.
+    /// No query was sent. Replies to the queries of other members still count.
     Idle(Evidence),
     /// A query was sent, and not all reachable peers have replied.
     Outstanding(Evidence),

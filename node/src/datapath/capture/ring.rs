@@ -146,7 +146,7 @@ impl Ring {
         self.status().load(Ordering::Acquire) != 0
     }
 
-    /// The oldest frame, if one is there: `Some(None)` if it can not be read. [`Ring::release`] gives the slot back.
+    /// The oldest frame, if one is there: `Some(None)` if it cannot be read. [`Ring::release`] gives the slot back.
     pub(crate) fn peek(&self) -> Option<Option<Slot<'_>>> {
         if !self.ready() {
             return None;

@@ -16,9 +16,9 @@ async fn drained_member_leads_only_if_nobody_else_can() {
     until("another one leads", || leads(&nodes).is_some_and(|n| n != drained)).await;
     assert!(!nodes[drained].run().is_replaceable_leader());
     let outcome = nodes[drained].run().command(command(1), LONG).await;
-    assert_eq!(outcome, Ok(Outcome::Accepted), "it votes and proposes all the same");
+    assert_eq!(outcome, Ok(Outcome::Accepted), "it still votes and proposes");
 
-    // The lead is not given to it, though its log is as long as any.
+    // Leadership is not transferred to it, though its log is as long as any.
     let second = leader(&nodes);
     let third = (0..3).find(|n| *n != drained && *n != second).unwrap();
     let transferred = timeout(LONG, async {

@@ -84,7 +84,7 @@ async fn election_replaces_a_lost_leader_and_its_members_keep_their_lease() {
         assert_eq!(asked.command(command(n), LONG).await, Ok(Outcome::Accepted));
         let took = clock::now().since(lost);
         println!("a new leader has committed after {took:?}");
-        // Nobody may notice an election that was quick: both were current all the time.
+        // Nobody may notice an election that was quick: both had a valid lease all the time.
         let quick = crate::lease::LEASE_DURATION / 2;
         let current = |i: &usize| nodes[*i].run().lease.state_at(lost + quick) == LeaseState::Valid;
         assert!(took >= quick || rest.iter().all(current));

@@ -96,7 +96,7 @@ async fn recovered_survivor_goes_on_alone_and_the_old_cluster_disturbs_nothing()
     until("all three vote", || nodes[2].run().status().members.iter().filter(|m| m.voter).count() == 3).await;
     assert!(new.iter().all(|n| has(n, 249) && has(n, 300)));
 
-    // One of the old cluster comes back, where it was: refused, never current, and nobody is disturbed.
+    // One of the old cluster comes back, where it was: refused, never with a valid lease, and nobody is disturbed.
     let late = Lateness::watch(nodes[2].dir.path()).unwrap();
     let term = nodes[2].run().status().term;
     let misaddressed = nodes[2].run().metrics().wrong_destination_requests.get();

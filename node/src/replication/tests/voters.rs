@@ -16,12 +16,12 @@ async fn learner_takes_the_place_of_a_voter_that_is_dead() {
     let token = first.run().token(LONG).await.unwrap();
     join(&fourth.options, &token).await.unwrap();
     fourth.start().await;
-    until("the fourth is current", || fourth.has_valid_lease()).await;
+    until("the fourth has a valid lease", || fourth.has_valid_lease()).await;
     let mut nodes = [first, second, third, fourth];
     tokio::time::sleep(Duration::from_secs(1)).await;
     let lead = leader(&nodes);
     assert_eq!(voting(&nodes[lead]), ["fw1", "fw2", "fw3"]);
-    assert_eq!(nodes[3].role(), Some(RaftRole::Learner), "it stores, and forwards, all the same");
+    assert_eq!(nodes[3].role(), Some(RaftRole::Learner), "it stores and forwards, but does not vote");
     assert_eq!(nodes[3].run().command(command(1), LONG).await, Ok(Outcome::Accepted));
 
     // A voter dies. For a while nothing happens; then the learner votes, and the dead one does not, but is a member.

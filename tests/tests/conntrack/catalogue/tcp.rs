@@ -52,7 +52,7 @@ pub(super) const ALL: &[Entry] = &[
     ("the client's ACK overtakes the SYN-ACK", ack_overtakes),
     ("data completes the handshake", data_completes),
     ("urgent data", urgent),
-    ("flags that can not be", bad_flags),
+    ("flags that cannot be", bad_flags),
     ("ECN", ecn),
     ("a wrong checksum", bad_checksum),
     ("wrong data offsets", bad_offset),

@@ -1,4 +1,4 @@
-//! P3, fail closed: a member that is cut off admits nothing new once its time of being current is over, nor by a policy
+//! P3, fail closed: a member that is cut off admits nothing new once its lease is no longer valid, nor under a policy
 //! that is no longer in force; and nothing is released before a majority has it on disk. (Two leaders at a time are no split
 //! brain: openraft orders those of one term by their ids. What they would decide differently shows as two states at one
 //! index: P6.)

@@ -28,7 +28,7 @@ impl Invariant for Flood {
     }
 
     fn end(&mut self, sim: &Sim) -> Vec<String> {
-        // Whoever's client was never open has sent no acknowledgement.
+        // A connection whose client was never open has sent no acknowledgement.
         let answered = sim.traffic.connections.iter().filter(|c| c.ends[0].open);
         let answered: BTreeSet<_> = answered.map(|c| c.tuple).collect();
         let mut wrong = Vec::new();

@@ -10,7 +10,7 @@ use crate::network::{Nanos, SECOND};
 use crate::sim::{Fact, Sim};
 use crate::traffic::{Kind, WEB};
 
-/// After a repair: an election, being current, the longest retransmission timeout.
+/// After a repair: an election, a lease renewal, the longest retransmission timeout.
 const RECOVERY: Nanos = 3 * SECOND;
 
 #[derive(Default)]

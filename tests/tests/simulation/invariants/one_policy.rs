@@ -17,7 +17,7 @@ use super::Invariant;
 #[derive(Default)]
 pub(crate) struct OnePolicy {
     states: BTreeMap<u64, (u64, Generation)>,
-    /// Connections whose SYN passed, and by which policy.
+    /// Connections whose SYN passed, and the policy that allowed it.
     opened: BTreeSet<(usize, Generation)>,
 }
 
