@@ -15,7 +15,7 @@ use super::{MAX_RANGES, MAX_RULES, MAX_TEXT, MAX_ZONES};
 use crate::timeouts::{Timeout, Timeouts};
 use crate::tuple::Protocol;
 
-/// Most errors that are told; the others are most often of the same kind.
+/// Maximum number of errors that are reported. Further ones are usually of the same kind.
 const MAX_PROBLEMS: usize = 1000;
 
 impl Policy {
@@ -124,9 +124,9 @@ impl Checker<'_> {
     }
 
     /// Complains about the first thing that is too many.
-    fn limit(&mut self, what: &str, most: usize, beyond: Option<&At<String>>) {
+    fn limit(&mut self, what: &str, max: usize, beyond: Option<&At<String>>) {
         if let Some(beyond) = beyond {
-            let message = format!("more than {most} {what}");
+            let message = format!("more than {max} {what}");
             self.problems.push(Problem::new(beyond.span.clone(), message, "one too many"));
         }
     }

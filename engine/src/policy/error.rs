@@ -119,13 +119,13 @@ struct Place<'a> {
 
 /// The one of `known` that `word` was perhaps meant to be.
 pub(super) fn similar<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let most = word.chars().count().div_ceil(3).min(3);
+    let max_distance = word.chars().count().div_ceil(3).min(3);
     known
         .into_iter()
         // So that a long text with many errors stays quick.
         .take(1000)
         .map(|candidate| (distance(word, candidate), candidate))
-        .filter(|&(distance, _)| distance <= most)
+        .filter(|&(distance, _)| distance <= max_distance)
         .min_by_key(|&(distance, _)| distance)
         .map(|(_, candidate)| candidate)
 }

@@ -24,13 +24,13 @@ pub use error::{PolicyError, Problem};
 pub use model::{Action, Address, Decision, Default, List, Named, Policy, Prefix, Rule, Service};
 pub use warning::Warning;
 
-/// Most bytes of a policy's text.
+/// Maximum size of the text of a policy, in bytes.
 pub const MAX_TEXT: usize = 4 << 20;
-/// Most rules.
+/// Maximum number of rules.
 pub const MAX_RULES: usize = 65_535;
-/// Most zones.
+/// Maximum number of zones.
 pub const MAX_ZONES: usize = 4_096;
-/// Most address ranges of all sets, and of all sources and destinations, with the sets in them written out.
+/// Maximum number of address ranges of all sets, and of all sources and destinations, with the sets in them written out.
 pub const MAX_RANGES: usize = 1 << 21;
 
 #[cfg(test)]

@@ -312,9 +312,9 @@ fn decimal(digits: &str) -> Option<u32> {
     fine.then(|| digits.parse().ok()).flatten()
 }
 
-/// Longest name of a zone, set or service.
+/// Maximum length of the name of a zone, set or service.
 pub(super) const NAME_MAX: usize = 63;
-/// Longest name of a rule, in bytes.
+/// Maximum length of the name of a rule, in bytes.
 pub(super) const RULE_NAME_MAX: usize = 255;
 
 /// Words that have a meaning of their own.

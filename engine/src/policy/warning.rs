@@ -34,8 +34,8 @@ pub enum Warning {
     ShortTimeout {
         /// Which one.
         timeout: Timeout,
-        /// What it should be at least, in seconds.
-        least: u32,
+        /// The recommended minimum, in seconds.
+        min: u32,
         /// Why.
         why: &'static str,
     },
@@ -69,8 +69,8 @@ impl fmt::Display for Warning {
                 f,
                 "ip-options {option} lets source routes through: rules judge the next stop of such a packet, not its end"
             ),
-            Warning::ShortTimeout { timeout, least, why } => {
-                write!(f, "timeout {} is below {}: {why}", timeout.name(), Seconds(*least))
+            Warning::ShortTimeout { timeout, min, why } => {
+                write!(f, "timeout {} is below {}: {why}", timeout.name(), Seconds(*min))
             }
         }
     }
@@ -107,8 +107,8 @@ impl Policy {
         warnings.extend(unused.map(|service| Warning::UnusedService(service.name.clone())));
         let source_routes = self.ip_options.iter().copied().filter(|option| option.is_source_route());
         warnings.extend(source_routes.map(Warning::SourceRoute));
-        let short = SHORT.iter().filter(|(timeout, least, _)| self.timeouts.get(*timeout).as_secs() < (*least).into());
-        warnings.extend(short.map(|&(timeout, least, why)| Warning::ShortTimeout { timeout, least, why }));
+        let short = SHORT.iter().filter(|(timeout, min, _)| self.timeouts.get(*timeout).as_secs() < (*min).into());
+        warnings.extend(short.map(|&(timeout, min, why)| Warning::ShortTimeout { timeout, min, why }));
         warnings
     }
 
