@@ -1,4 +1,4 @@
-//! What a packet costs, by what it is: `cargo bench -p palisade-engine --bench packets`.
+//! The cost of a packet, by kind: `cargo bench -p palisade-engine --bench packets`.
 #![allow(
     missing_docs,
     clippy::unwrap_used,
@@ -61,7 +61,7 @@ fn hit(c: &mut Criterion) {
     group.finish();
 }
 
-/// The policy's decision alone.
+/// Only the decision of the policy.
 fn decide(c: &mut Criterion) {
     let all = connections(1 << 14);
     let mut group = c.benchmark_group("decide");
@@ -76,7 +76,8 @@ fn decide(c: &mut Criterion) {
     group.finish();
 }
 
-/// A SYN that opens a session: parse, miss, source, route, policy, half-open session, and the eviction of the oldest one.
+/// A SYN that opens a session: parsing, lookup miss, source check, route, policy, half-open session, and eviction of the
+/// oldest one.
 fn miss(c: &mut Criterion) {
     let all = connections(1 << 16);
     let mut group = c.benchmark_group("miss");
@@ -93,7 +94,7 @@ fn miss(c: &mut Criterion) {
     group.finish();
 }
 
-/// Three packets and the apply of a batch of 64, for each connection.
+/// The establishment of connections: three packets each, and apply in batches of 64.
 fn establish(c: &mut Criterion) {
     const BATCH: usize = 64;
     let all = connections(1 << 14);
@@ -118,7 +119,7 @@ fn establish(c: &mut Criterion) {
     group.finish();
 }
 
-/// What one half-open session's expiry costs, with a small and a large table beside it.
+/// The expiry of a half-open session, with a small and a large session table.
 fn expire(c: &mut Criterion) {
     const BATCH: u32 = 1000;
     let mut group = c.benchmark_group("expire");
@@ -151,7 +152,7 @@ fn expire(c: &mut Criterion) {
     group.finish();
 }
 
-/// Looking for idle sessions, on the leader: when there are none, and 1000 UDP sessions that end, beside others.
+/// The search for idle sessions on the leader: without any, and with 1000 UDP sessions that expire among others.
 fn idle(c: &mut Criterion) {
     const BATCH: u32 = 1000;
     let mut group = c.benchmark_group("idle");
@@ -173,7 +174,7 @@ fn idle(c: &mut Criterion) {
         group.throughput(Throughput::Elements(1));
         group.bench_function(BenchmarkId::new("nothing beside sessions", sessions), |b| {
             b.iter(|| {
-                // The wheel goes on, too.
+                // Advances the timer wheel, too.
                 member.now = member.now + Duration::from_millis(1);
                 member.engine.tick(member.now, &mut events);
                 assert!(!member.engine.idle(member.now, 4096, &mut found));
@@ -181,7 +182,7 @@ fn idle(c: &mut Criterion) {
         });
         assert!(found.is_empty());
         group.throughput(Throughput::Elements(BATCH.into()));
-        // Found and offered; and with the command that ends them, as every member applies it.
+        // First only the report; then with the command that ends them, as every member applies it.
         for (name, applied) in [("1000 found beside sessions", false), ("1000 ended beside sessions", true)] {
             let mut measure = |rounds: u64| {
                 let mut time = Duration::ZERO;
@@ -208,7 +209,7 @@ fn idle(c: &mut Criterion) {
     group.finish();
 }
 
-/// A session as the log has it, of any protocol.
+/// The command that establishes a session of any protocol.
 fn session(n: u32, protocol: Protocol) -> Command {
     let [a, b, c, d] = n.to_be_bytes();
     let end = SynParams { isn: n, window: 64240, wscale: Some(7), sack: true };

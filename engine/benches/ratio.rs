@@ -1,8 +1,8 @@
-//! How much more a new connection costs with 10,000 rules than with 10: both measured in turns, so that whatever else the
-//! machine does meets both alike. `cargo bench -p palisade-engine --bench ratio`
+//! The cost of a new connection with 10,000 rules relative to 10 rules. Both are measured alternately, so that other load on
+//! the machine affects both equally. `cargo bench -p palisade-engine --bench ratio`
 //!
-//! Prints medians of many short rounds, and fails if the whole cost of a new connection is more than 1.2 times as high, or
-//! one lookup takes a microsecond.
+//! Prints the medians of many short rounds. Fails if the total cost of a new connection is more than 1.2 times as high, or
+//! if one lookup takes a microsecond.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, reason = "a bench prints, and fails by panicking")]
 #![allow(clippy::disallowed_methods, reason = "and reads the clock")]
 
@@ -18,19 +18,20 @@ use palisade_engine::{Verdict, ZoneId};
 const ROUNDS: usize = 401;
 const BATCH: usize = 512;
 
-/// The median of nanoseconds.
+/// The median of times in nanoseconds.
 fn median(mut times: Vec<f64>) -> f64 {
     times.sort_by(f64::total_cmp);
     times[times.len() / 2]
 }
 
-/// Measures `part` in turns with 10 and with 10,000 rules, each time with `BATCH` connections; yields nanoseconds each.
+/// Measures `part` alternately with 10 and 10,000 rules, with `BATCH` connections per round. Returns nanoseconds per
+/// connection.
 fn measure<T>(pair: &mut [T; 2], all: &[Connection], mut part: impl FnMut(&mut T, &[Connection]) -> f64) -> [f64; 2] {
     let mut times = [Vec::new(), Vec::new()];
     let mut batches = all.chunks_exact(BATCH).cycle();
     for round in 0..ROUNDS {
         let batch = batches.next().unwrap();
-        // Who comes first finds the connections less often in the cache: in turns.
+        // The first one finds fewer of the connections in the cache, so the order alternates.
         for which in [round % 2, 1 - round % 2] {
             times[which].push(part(&mut pair[which], batch) / BATCH as f64);
         }

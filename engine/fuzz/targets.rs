@@ -1,4 +1,4 @@
-//! What the fuzzers run, and the tests replay (`engine/tests/fuzz.rs`): any bytes, and what must hold whatever they are.
+//! The fuzz targets, also replayed by `engine/tests/fuzz.rs`: each takes arbitrary bytes and checks the invariants.
 #![allow(
     dead_code,
     missing_docs,
@@ -21,7 +21,8 @@ use palisade_engine::{
     ZoneId,
 };
 
-/// A packet, its checksums as they are or (most would be wrong) not looked at, and made right for IPv4's header.
+/// Parses a packet: with its checksums verified, with them ignored (most are wrong), and with a corrected IPv4 header
+/// checksum.
 pub fn parse(data: &[u8]) {
     let Some((&how, bytes)) = data.split_first() else { return };
     if let Ok(frame) = frame(bytes) {
@@ -43,10 +44,10 @@ pub fn parse(data: &[u8]) {
     if let Kind::Tcp(tcp) = packet.kind {
         assert!(tcp.payload < packet.length && tcp.wscale.is_none_or(|shift| shift <= 14));
     }
-    // Padding behind the packet changes nothing.
+    // Padding after the packet has no effect.
     bytes.extend([0; 7]);
     assert_eq!(palisade_engine::parse::parse(&bytes, checksum), Ok(packet));
-    // The answer to a packet is a packet of its own.
+    // The reply to a packet is a valid packet.
     let mut out = [0; 1500];
     if let Some(length) = rejection::build(&bytes, &packet, None, &mut out) {
         let answer = palisade_engine::parse::parse(&out[..length], Checksum::Complete).expect("an answer is valid");
@@ -68,7 +69,7 @@ fn header_checksum(bytes: &mut [u8]) {
     bytes[10..12].copy_from_slice(&(!(sum as u16)).to_be_bytes());
 }
 
-/// A policy's text.
+/// Parses a policy text.
 pub fn policy(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let policy = match Policy::parse("fuzz", text) {
@@ -119,7 +120,7 @@ impl Routes for Net {
     }
 }
 
-/// A few tuples, so that what comes later meets what came before.
+/// One of a few tuples, so that later steps meet the state of earlier ones.
 fn tuple(n: u8) -> Tuple {
     let (client, server) = match n >> 2 & 1 {
         0 => (Ip::V4([10, 0, 1, 2 + (n >> 3 & 1)]), Ip::V4([10, 0, 2, 3])),
@@ -138,13 +139,13 @@ fn tuple(n: u8) -> Tuple {
     if n & 2 == 0 { tuple } else { tuple.inverse() }
 }
 
-/// Numbers near the borders that matter.
+/// A sequence number near a relevant boundary.
 fn number(n: u8) -> u32 {
     const BASES: [u32; 8] = [999, 1000, 1001, 0xffff_fff0, 5000, 5001, 1 << 31, 70_000];
     BASES[usize::from(n & 7)].wrapping_add(u32::from(n >> 3) * if n & 4 == 0 { 1 } else { 1000 })
 }
 
-/// A history of one member: packets, hints, the log, time. Every 8 bytes are a step.
+/// Runs a history of one member: packets, hints, log entries, time. Every 8 bytes are one step.
 pub fn pipeline(data: &[u8]) {
     const MAX_HALF_OPEN: usize = 256;
     let config = Config { max_half_open: MAX_HALF_OPEN, max_sessions: 8, ..Config::new(MemberId(1), 1, 7) };
@@ -175,7 +176,7 @@ pub fn pipeline(data: &[u8]) {
                 generation += outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Policy(_))).count() as u64;
             }
             12 => {
-                // What this member said comes back from another one, perhaps changed on the way; or something never said.
+                // A hint of this member comes back from another one, possibly changed, or a hint that it never sent.
                 let hint = match (which & 1, hints.len()) {
                     (0, 1..) => hints[usize::from(kind) % hints.len()].clone(),
                     _ => hint(which, kind, a, b, flags),

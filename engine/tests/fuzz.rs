@@ -1,6 +1,6 @@
-//! The fuzz targets without the fuzzer: everything in the corpora, and for each some thousand random changes of it.
+//! The fuzz targets without the fuzzer: the whole corpora, and some thousand random mutations for each target.
 //!
-//! Ten million of them: `PALISADE_MUTATIONS=10000000 cargo test --release -p palisade-engine --test fuzz`.
+//! With ten million mutations: `PALISADE_MUTATIONS=10000000 cargo test --release -p palisade-engine --test fuzz`.
 //! With the fuzzer itself, for hours: `cd engine && cargo +nightly fuzz run parse` (or `pipeline`, `policy`).
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, missing_docs, reason = "a test")]
 
@@ -9,13 +9,13 @@ mod targets;
 
 use std::path::Path;
 
-/// Executions of random changes, for each target; `PALISADE_MUTATIONS` is another number.
+/// Random mutations per target, unless `PALISADE_MUTATIONS` gives another number.
 const MUTATIONS: u64 = 20_000;
 
-/// A small generator of numbers (splitmix64), so that a failure is the same in every run.
-struct Numbers(u64);
+/// A small random number generator (splitmix64) with a fixed seed, so that failures are reproducible.
+struct Random(u64);
 
-impl Numbers {
+impl Random {
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -29,21 +29,21 @@ impl Numbers {
     }
 }
 
-/// One of the corpus, changed in a few places: bytes set, put in and taken out, pieces doubled, another one's end put on.
-fn changed(corpus: &[Vec<u8>], numbers: &mut Numbers) -> Vec<u8> {
-    let mut data = corpus[numbers.below(corpus.len())].clone();
-    for _ in 0..=numbers.below(6) {
-        let at = numbers.below(data.len());
-        match numbers.below(6) {
-            _ if data.is_empty() => data.push(numbers.next() as u8),
-            0 | 1 => data[at] = numbers.next() as u8,
-            2 => data[at] ^= 1 << numbers.below(8),
-            3 => data.insert(at, numbers.next() as u8),
-            4 => drop(data.drain(at..data.len().min(at + 1 + numbers.below(8)))),
+/// A mutated corpus entry: bytes set, inserted and removed, parts duplicated, or the end of another entry appended.
+fn mutated(corpus: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
+    let mut data = corpus[random.below(corpus.len())].clone();
+    for _ in 0..=random.below(6) {
+        let at = random.below(data.len());
+        match random.below(6) {
+            _ if data.is_empty() => data.push(random.next() as u8),
+            0 | 1 => data[at] = random.next() as u8,
+            2 => data[at] ^= 1 << random.below(8),
+            3 => data.insert(at, random.next() as u8),
+            4 => drop(data.drain(at..data.len().min(at + 1 + random.below(8)))),
             _ => {
-                let other = &corpus[numbers.below(corpus.len())];
+                let other = &corpus[random.below(corpus.len())];
                 data.truncate(at);
-                data.extend(&other[numbers.below(other.len())..]);
+                data.extend(&other[random.below(other.len())..]);
             }
         }
     }
@@ -64,10 +64,10 @@ fn replay(name: &str, target: fn(&[u8])) {
     for (path, data) in paths.iter().zip(&corpus) {
         run(&path.display(), data);
     }
-    let mut numbers = Numbers(7);
+    let mut random = Random(7);
     let count = std::env::var("PALISADE_MUTATIONS").ok().and_then(|n| n.parse().ok()).unwrap_or(MUTATIONS);
     for n in 0..count {
-        run(&n, &changed(&corpus, &mut numbers));
+        run(&n, &mutated(&corpus, &mut random));
     }
 }
 

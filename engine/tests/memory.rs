@@ -1,5 +1,5 @@
-//! What an established session takes, measured: its entry, its share of the indices, of the slab's spare places, and of what
-//! the replica keeps, local and replicated parts together.
+//! The measured memory of an established session, local and replicated: its entry, and its share of the indices, of the
+//! spare capacity of the slab, and of the replica's state.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "a test")]
 
 mod common;
@@ -25,8 +25,8 @@ fn establish(n: u32) -> Command {
 }
 
 #[test]
-fn an_established_session_takes_at_most_256_bytes() {
-    // The indices double at powers of two: soon after that they have the most spare room.
+fn memory_of_established_session_is_at_most_256_bytes() {
+    // The indices double at powers of two; shortly after that their spare capacity is largest.
     const MEASURED: [u32; 6] = [88_000, 92_000, 118_000, 122_000, 150_000, 200_000];
     const BATCH: u32 = 1000;
     let policy = "zone outside, inside\naccept \"all\" from any to any: any -> any\n".to_owned();

@@ -1,5 +1,5 @@
-//! The packet path allocates nothing on a hit: neither for an established session, nor for its fragments in any order, nor for
-//! a held packet, nor for a packet that is dropped.
+//! The packet path does not allocate for a packet of an established session, for its fragments in any order, for a held
+//! packet, or for a dropped packet.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "a test")]
 
 mod common;
@@ -48,7 +48,7 @@ fn packet(n: u32, direction: Direction, seq: u32, ack: u32) -> Packet {
     Packet { tuple, length: 140, transport: 20, kind: Kind::Tcp(tcp), fragment: None, options: IpOptions::NONE }
 }
 
-/// The first fragment of a datagram of a session, or the one that follows it.
+/// The first or second fragment of a datagram of a session.
 fn fragment(n: u32, id: u32, first: bool) -> Packet {
     let whole = packet(n, Direction::Original, 100, 200);
     let offset = if first { 0 } else { 120 };
@@ -69,7 +69,7 @@ fn engine(sessions: u32) -> std::sync::Arc<Engine> {
 }
 
 #[test]
-fn hits_holds_and_drops_allocate_nothing() {
+fn packet_path_hits_holds_and_drops_do_not_allocate() {
     const SESSIONS: u32 = 20_000;
     let engine = engine(SESSIONS + 1);
     let mut events = Vec::with_capacity(16);
@@ -85,17 +85,17 @@ fn hits_holds_and_drops_allocate_nothing() {
         events.clear();
         engine.process(packet, &mut context, &mut events)
     };
-    // What a thread or a shard allocates once.
+    // Lets each thread and shard make its one-time allocations.
     for n in 0..SESSIONS {
         assert_eq!(judge(2, &packet(n, Direction::Original, 100, 200)), Verdict::Forward);
     }
     let stray = packet(SESSIONS + 1, Direction::Reply, 1, 1);
     assert!(judge(2, &stray).held().is_some());
-    // This member knows the sessions from the log alone, and there is nobody to ask.
+    // This member knows the sessions only from the log, and has no peers to query.
     let far = |n: u32| packet(SESSIONS, Direction::Original, n << 28, 200);
     assert_eq!(judge(1_000_000_000, &far(8)), Verdict::Forward);
     assert!(judge(1_000_000_000, &far(5)).held().is_some(), "one passes provisionally");
-    // As many datagrams as a shard keeps, and as many as wait there.
+    // As many datagrams as a shard can keep, and as many as can wait there.
     for id in 0..200 {
         judge(2, &fragment(7, id, true));
         judge(2, &fragment(7, 1000 + id, false));

@@ -1,4 +1,4 @@
-//! What the benches have in common: an engine with a policy, connections, and the packets of their handshakes as bytes.
+//! The common parts of the benches: an engine with a policy, connections, and the packets of their handshakes as bytes.
 #![allow(
     dead_code,
     clippy::unwrap_used,
@@ -22,10 +22,10 @@ use palisade_engine::{
 pub const OUTSIDE: ZoneId = ZoneId(1);
 pub const INSIDE: ZoneId = ZoneId(2);
 
-/// Rules of the large policy.
+/// Number of rules of the large policy.
 pub const MANY: u32 = 10_000;
 
-/// Routes that cost nothing: what the engine alone takes is to be seen.
+/// A route lookup without cost, so that the benches measure only the engine.
 pub struct Net;
 
 impl Routes for Net {
@@ -38,8 +38,8 @@ impl Routes for Net {
     }
 }
 
-/// A policy of `count` rules that accepts every [`Connection`]: with 10, each rule a few of all ports; with [`MANY`], each
-/// rule one client network, one server, one port.
+/// A policy of `count` rules that accepts every [`Connection`]. With 10, each rule accepts a part of the ports; with
+/// [`MANY`], one client network, one server and one port.
 pub fn policy(count: u32) -> String {
     let mut text = "zone outside, inside\ndefault drop\n".to_owned();
     for n in 0..count {
@@ -54,18 +54,18 @@ pub fn policy(count: u32) -> String {
     text
 }
 
-/// The packets of one connection's handshake, as they come off a wire.
+/// The packets of one connection's handshake, as received from a network.
 pub struct Connection {
     pub tuple: Tuple,
     pub syn: Vec<u8>,
     pub syn_ack: Vec<u8>,
     pub ack: Vec<u8>,
-    /// 100 bytes of the client's data.
+    /// A segment with 100 bytes of the client's data.
     pub data: Vec<u8>,
 }
 
 impl Connection {
-    /// The `n`th, in an order without any locality.
+    /// The connection number `n`, in an order without locality.
     pub fn new(n: u32) -> Connection {
         let rule = (u64::from(n) * 7_919 % u64::from(MANY)) as u32;
         let (a, b) = ((rule >> 8) as u8, (rule & 255) as u8);
@@ -99,9 +99,9 @@ impl Connection {
 }
 
 impl Member {
-    /// With a policy of `rules` rules and room for `halves` half-open sessions.
-    pub fn with_rules(rules: u32, halves: usize) -> Member {
-        let config = Config { max_half_open: halves, max_sessions: 2_000_000, ..Config::new(MemberId(1), 1, 5) };
+    /// A member with a policy of `rules` rules and capacity for `max_half_open` half-open sessions.
+    pub fn with_rules(rules: u32, max_half_open: usize) -> Member {
+        let config = Config { max_half_open, max_sessions: 2_000_000, ..Config::new(MemberId(1), 1, 5) };
         Member::with_policy(config, policy(rules))
     }
 
@@ -113,14 +113,14 @@ impl Member {
         self.engine.process(&packet, &mut context, &mut self.events)
     }
 
-    /// Opens a connection, up to the proposal that its last packet makes. Events are left in `events`.
+    /// Opens a connection, up to the proposal that its last packet causes. The events stay in `events`.
     pub fn handshake(&mut self, connection: &Connection) {
         assert_eq!(self.packet(OUTSIDE, &connection.syn), Verdict::Forward);
         assert_eq!(self.packet(INSIDE, &connection.syn_ack), Verdict::Forward);
         assert!(self.packet(OUTSIDE, &connection.ack).held().is_some());
     }
 
-    /// The commands that were proposed since the last call; forgets the hints.
+    /// Takes the commands proposed since the last call, and discards the hints.
     pub fn proposed(&mut self) -> Vec<Command> {
         let command = |event| match event {
             Event::Propose(Proposal::Establish(establish)) => Some(Command::Establish(establish)),

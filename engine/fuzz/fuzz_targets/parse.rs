@@ -1,4 +1,4 @@
-//! `cargo +nightly fuzz run parse`
+//! The fuzz target of the packet parser: `cargo +nightly fuzz run parse`
 #![no_main]
 
 #[path = "../targets.rs"]

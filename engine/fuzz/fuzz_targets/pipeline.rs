@@ -1,4 +1,4 @@
-//! `cargo +nightly fuzz run pipeline`
+//! The fuzz target of the packet pipeline: `cargo +nightly fuzz run pipeline`
 #![no_main]
 
 #[path = "../targets.rs"]

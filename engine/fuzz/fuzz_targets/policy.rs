@@ -1,4 +1,4 @@
-//! `cargo +nightly fuzz run policy`
+//! The fuzz target of the policy parser: `cargo +nightly fuzz run policy`
 #![no_main]
 
 #[path = "../targets.rs"]

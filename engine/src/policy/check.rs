@@ -1,4 +1,4 @@
-//! From statements to a policy: names, families, limits.
+//! The checks that turn statements into a policy: names, address families, limits.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -10,25 +10,25 @@ use miette::NamedSource;
 use super::error::{PolicyError, Problem, similar};
 use super::model::{Action, Address, Default, List, Named, Policy, Rule, Service};
 use super::ranges::{self, Addresses, Ranges};
-use super::read::{At, Draft, DraftNamed, DraftRule, read};
+use super::read::{Draft, DraftNamed, DraftRule, Located, read};
 use super::{MAX_RANGES, MAX_RULES, MAX_TEXT, MAX_ZONES};
 use crate::timeouts::{Timeout, Timeouts};
 use crate::tuple::Protocol;
 
-/// Maximum number of errors that are reported. Further ones are usually of the same kind.
+/// Maximum number of errors reported; further ones are usually of the same kind.
 const MAX_PROBLEMS: usize = 1000;
 
 impl Policy {
-    /// Reads a policy; `name` is the file's, for the errors.
+    /// Parses and checks a policy; `name` is the file name shown in errors.
     ///
     /// # Errors
-    /// Every error in the text (up to the first thousand), not only the first.
+    /// All errors in the text, up to the first thousand.
     pub fn parse(name: &str, text: &str) -> Result<Policy, PolicyError> {
         let mut problems = Vec::new();
         if text.len() > MAX_TEXT {
-            let message = format!("the policy has {} bytes, more than the {MAX_TEXT} that are allowed", text.len());
+            let message = format!("the policy has {} bytes; the maximum is {MAX_TEXT}", text.len());
             problems.push(Problem::new(0..0, message, "too long"));
-            // Not the whole text: it may have any size.
+            // The error does not keep the whole text, which may have any size.
             let first = text.lines().next().unwrap_or_default().chars().take(200).collect();
             return Err(PolicyError { source_code: NamedSource::new(name, first), problems });
         }
@@ -49,7 +49,7 @@ impl Policy {
 }
 
 struct Checker<'a> {
-    /// Where lines end.
+    /// The offsets of the line breaks.
     lines: Vec<usize>,
     problems: &'a mut Vec<Problem>,
 }
@@ -65,7 +65,7 @@ impl Checker<'_> {
         self.limit("rules", MAX_RULES, rules.get(MAX_RULES).map(|rule| &rule.name));
         for again in defaults.iter().skip(1) {
             let first = defaults.first().map_or(0, |first| self.line(first.span.start));
-            let problem = Problem::new(again.span.clone(), "a second default", "leave this line out");
+            let problem = Problem::new(again.span.clone(), "a second default", "remove this line");
             self.problems.push(problem.help(format!("the first one is in line {first}")));
         }
         self.unique_in_list(&ip_options);
@@ -80,7 +80,8 @@ impl Checker<'_> {
             Service::Protocol(_) | Service::Ports(..) => None,
         });
         let places: Vec<Range<usize>> = sets.iter().map(|set| set.name.span.clone()).collect();
-        let (sets, services) = (sets.into_iter().map(plain).collect(), services.into_iter().map(plain).collect());
+        let (sets, services) =
+            (sets.into_iter().map(into_named).collect(), services.into_iter().map(into_named).collect());
         let timeouts = self.timeouts(&timeouts);
         let ip_options = ip_options.into_iter().map(|option| option.value).collect();
         let mut policy = Policy { zones, sets, services, timeouts, default, ip_options, rules: Vec::new() };
@@ -89,11 +90,11 @@ impl Checker<'_> {
         policy
     }
 
-    /// The timeouts; complains about those that are set twice.
-    fn timeouts(&mut self, set: &[At<(Timeout, u32)>]) -> Timeouts {
+    /// Returns the timeouts and reports those that are set twice.
+    fn timeouts(&mut self, set: &[Located<(Timeout, u32)>]) -> Timeouts {
         let mut timeouts = Timeouts::DEFAULT;
         let mut seen: HashMap<Timeout, usize> = HashMap::new();
-        for At { value: (timeout, seconds), span } in set {
+        for Located { value: (timeout, seconds), span } in set {
             timeouts.set(*timeout, *seconds);
             if let Some(first) = seen.get(timeout) {
                 let message = format!("the timeout `{}` is set twice", timeout.name());
@@ -106,8 +107,8 @@ impl Checker<'_> {
         timeouts
     }
 
-    /// Complains about names that are declared twice.
-    fn unique<'n>(&mut self, what: &str, names: impl Iterator<Item = &'n At<String>>) {
+    /// Reports names that are declared twice.
+    fn unique<'n>(&mut self, what: &str, names: impl Iterator<Item = &'n Located<String>>) {
         let mut seen: HashMap<&str, usize> = HashMap::new();
         for name in names.filter(|name| !name.value.is_empty()) {
             match seen.get(name.value.as_str()) {
@@ -123,15 +124,15 @@ impl Checker<'_> {
         }
     }
 
-    /// Complains about the first thing that is too many.
-    fn limit(&mut self, what: &str, max: usize, beyond: Option<&At<String>>) {
+    /// Reports the first item beyond a limit.
+    fn limit(&mut self, what: &str, max: usize, beyond: Option<&Located<String>>) {
         if let Some(beyond) = beyond {
             let message = format!("more than {max} {what}");
             self.problems.push(Problem::new(beyond.span.clone(), message, "one too many"));
         }
     }
 
-    /// Sets may name sets, and services services, that are declared before them: so there are no circles.
+    /// Reports members that are not declared earlier. Sets and services refer only to earlier ones, so there are no cycles.
     fn members<T>(&mut self, what: &str, all: &[DraftNamed<T>], name_of: impl Fn(&T) -> Option<&String>) {
         let mut index: HashMap<&str, usize> = HashMap::with_capacity(all.len());
         for (at, named) in all.iter().enumerate() {
@@ -143,8 +144,8 @@ impl Checker<'_> {
                 match index.get(name.as_str()) {
                     Some(&before) if before < at => {}
                     Some(_) => {
-                        let message = format!("the {what} `{name}` is declared further down");
-                        let help = format!("a {what} can name only {what}s above it: move `{name}` up");
+                        let message = format!("the {what} `{name}` is declared below");
+                        let help = format!("a {what} can refer only to {what}s above it: move `{name}` up");
                         self.problems.push(Problem::new(member.span.clone(), message, "not yet known here").help(help));
                     }
                     None => self.unknown(what, name, &member.span, all.iter().map(|named| named.name.value.as_str())),
@@ -156,7 +157,7 @@ impl Checker<'_> {
     fn unknown<'n>(&mut self, what: &str, name: &str, span: &Range<usize>, known: impl Iterator<Item = &'n str>) {
         let sign = if what == "set" { "@" } else { "" };
         let problem = Problem::new(span.clone(), format!("there is no {what} named `{name}`"), "not declared");
-        // Searching costs time, and after this many errors nobody sees the result.
+        // The search takes time, and errors beyond the limit are not shown.
         let meant = if self.problems.len() < MAX_PROBLEMS { similar(name, known) } else { None };
         let help = match (meant, what) {
             (Some(meant), _) => format!("did you mean {sign}{meant}?"),
@@ -203,11 +204,11 @@ impl Checker<'_> {
             let rule = Rule {
                 action,
                 name: name.value,
-                from: values(from),
-                to: values(to),
-                source: values(source.value),
-                destination: values(destination.value),
-                services: values(list),
+                from: into_list(from),
+                to: into_list(to),
+                source: into_list(source.value),
+                destination: into_list(destination.value),
+                services: into_list(list),
                 log,
             };
             let fits = total <= MAX_RANGES;
@@ -222,12 +223,12 @@ impl Checker<'_> {
         rules
     }
 
-    /// The sets written out, if that is not too much.
+    /// Returns the expanded sets, unless they exceed the limit.
     fn sets<'p>(&mut self, sets: &'p [Named<Address>], places: &[Range<usize>]) -> Option<HashMap<&'p str, Addresses>> {
         let mut all = HashMap::with_capacity(sets.len());
         let mut total = 0;
         for (set, place) in sets.iter().zip(places) {
-            let addresses = Addresses::of(&set.members, &all);
+            let addresses = Addresses::resolve(&set.members, &all);
             total += addresses.len();
             if total > MAX_RANGES {
                 let message = format!("the sets up to here have more than {MAX_RANGES} address ranges in all");
@@ -240,17 +241,16 @@ impl Checker<'_> {
         Some(all)
     }
 
-    /// Complains about what is twice in one list.
-    fn unique_in_list<T: Eq + Hash + fmt::Display>(&mut self, list: &[At<T>]) {
+    /// Reports duplicates in one list.
+    fn unique_in_list<T: Eq + Hash + fmt::Display>(&mut self, list: &[Located<T>]) {
         let mut seen = HashSet::new();
         for item in list.iter().filter(|item| !seen.insert(&item.value)) {
-            let message = format!("`{}` is twice in this list", item.value);
+            let message = format!("`{}` is duplicated in this list", item.value);
             self.problems.push(Problem::new(item.span.clone(), message, "the second one"));
         }
     }
 
-    /// Complains about a rule that matches no packet because its parts are of different families. Returns how many
-    /// address ranges it has.
+    /// Reports a rule that matches no packet because it mixes address families. Returns its number of address ranges.
     fn families(
         &mut self,
         rule: &Rule,
@@ -258,19 +258,20 @@ impl Checker<'_> {
         services: &HashMap<&str, Ranges>,
         [source, destination, name]: &[Range<usize>; 3],
     ) -> usize {
-        let from = Addresses::of_list(&rule.source, sets);
-        let to = Addresses::of_list(&rule.destination, sets);
+        let from = Addresses::resolve_list(&rule.source, sets);
+        let to = Addresses::resolve_list(&rule.destination, sets);
         let ranges = from.as_ref().map_or(0, Addresses::len) + to.as_ref().map_or(0, Addresses::len);
-        let services = rule.services.items().map(|items| ranges::services_of(items, services));
+        let services = rule.services.items().map(|items| ranges::resolve_services(items, services));
         let (from, to, what) =
             (Families::of(from.as_ref()), Families::of(to.as_ref()), Families::of_services(services.as_deref()));
-        // A part without any family is broken, and was complained about.
+        // A part without a family is invalid, and already reported.
         if [from, to, what].iter().any(|part| !part.v4 && !part.v6) {
             return ranges;
         }
         let addresses = from.and(to);
         if !addresses.v4 && !addresses.v6 {
-            let message = format!("the source is {} and the destination {}: no packet is both", from.name(), to.name());
+            let message =
+                format!("the source is {} and the destination {}: no packet has both", from.name(), to.name());
             let span = source.start..destination.end;
             let problem = Problem::new(span, message, "mixed families");
             self.problems.push(problem.help("write one rule for each family, or sets with addresses of both"));
@@ -283,13 +284,13 @@ impl Checker<'_> {
         ranges
     }
 
-    /// The line, from 1, of a place.
+    /// The line number, from 1, of an offset.
     fn line(&self, at: usize) -> usize {
         self.lines.partition_point(|&end| end < at) + 1
     }
 }
 
-/// Which families something can match.
+/// The address families that a part of a rule can match.
 #[derive(Clone, Copy)]
 struct Families {
     v4: bool,
@@ -328,10 +329,10 @@ impl Families {
     }
 }
 
-fn plain<T>(draft: DraftNamed<T>) -> Named<T> {
+fn into_named<T>(draft: DraftNamed<T>) -> Named<T> {
     Named { name: draft.name.value, members: draft.members.into_iter().map(|member| member.value).collect() }
 }
 
-fn values<T>(list: Option<Vec<At<T>>>) -> List<T> {
+fn into_list<T>(list: Option<Vec<Located<T>>>) -> List<T> {
     list.map_or(List::ANY, |items| List::Of(items.into_iter().map(|item| item.value).collect()))
 }

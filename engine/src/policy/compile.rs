@@ -1,20 +1,19 @@
-//! The decision for a new connection, at a cost that hardly depends on the number of rules.
+//! The compiled policy: the decision for a new connection, at a cost almost independent of the number of rules.
 //!
-//! A connection has five coordinates: the zone that it comes from, the zone that it goes to, source, destination, and
-//! service (protocol and destination port). In each coordinate the boundaries of all rules cut the numbers into
-//! intervals; all numbers of an interval are matched by the same rules. So each [`Dimension`] is a sorted table of
-//! intervals, found by a search of a few steps, and with each interval a set of rules; the rules that match the connection are
-//! the intersection of five sets, and the first of them decides.
+//! This is the bit-vector scheme of Lakshman and Stiliadis (SIGCOMM 1998) with aggregated bitmaps. A
+//! connection has five fields: ingress zone, egress zone, source, destination, and service (protocol and destination port).
+//! In each field the boundaries of all rules divide the value range into intervals, and one set of rules matches all values
+//! of an interval. Each [`Dimension`] is a sorted table of these intervals, searched in a few steps, with a set of rules for
+//! each. The rules that match the connection are the intersection of five sets; the first of them decides.
 //!
-//! A set of rules is a bitmap in blocks of 64 rules. Rules that say `any` in a coordinate are in all of its sets: they are
-//! kept once (`common`). The others are few in each set, of which only the blocks that are not zero are kept, and a
-//! *summary* with one bit a block that says which ones these are. Intersecting the summaries first leaves only the blocks
-//! in which all five coordinates have some rule: one or two, in practice, of the 157 that 10,000 rules have. Intervals with
-//! equal sets share one.
+//! A set of rules is a bitmap in blocks of 64 rules. Rules with `any` in a field belong to all of its sets and are stored
+//! once (`common`). Each set has few others, so only its non-zero blocks are stored, with a *summary* of one bit per block
+//! that tells which ones they are. The intersection of the summaries leaves only the blocks in which all five fields have
+//! some rule: in practice one or two of the 157 blocks of 10,000 rules. Intervals with equal sets share one.
 //!
-//! What a lookup costs with many rules is not steps but memory that is not in the cache. So an interval that one rule alone
-//! matches, as most do where rules name single servers or networks, names this rule in place of a set; then only the
-//! other address and the rule's own [`Row`] are looked at: some three cache lines in all that others do not keep warm.
+//! With many rules, cache misses dominate the cost of a lookup, not the number of steps. Where rules name single servers or
+//! networks, most intervals match only one rule. Such an interval stores that rule in place of a set. The lookup then
+//! reads only the other address and the rule's [`RuleEntry`]: about three cold cache lines in all.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -27,7 +26,7 @@ use crate::parse::IpOptions;
 use crate::timeouts::Timeouts;
 use crate::tuple::Tuple;
 
-/// A policy ready to decide.
+/// A compiled policy.
 #[derive(Debug)]
 pub struct Compiled {
     from: Dimension<u16>,
@@ -43,14 +42,14 @@ pub struct Compiled {
     default_text: String,
     ip_options: IpOptions,
     timeouts: Timeouts,
-    /// What each rule does, and what of it is quickly compared: the search ends here.
-    rows: Vec<Row>,
+    /// Each rule's action and its inline match fields, read at the end of a lookup.
+    rows: Vec<RuleEntry>,
     /// Each rule's name and text.
     texts: Vec<(String, String)>,
 }
 
 impl Policy {
-    /// Makes it ready to decide; `zone` gives the number of each declared zone.
+    /// Compiles the policy; `zone` returns the number of each declared zone.
     #[must_use]
     pub fn compile(&self, zone: &mut dyn FnMut(&str) -> ZoneId) -> Compiled {
         let zones: HashMap<&str, u128> = self.zones.iter().map(|name| (name.as_str(), zone(name).0.into())).collect();
@@ -70,18 +69,18 @@ impl Policy {
         Compiled {
             from: Dimension::new(&each(&|rule| zones_of(&rule.from)), false),
             to: Dimension::new(&each(&|rule| zones_of(&rule.to)), false),
-            source_v4: Dimension::new(&each(&|rule| family(Addresses::of_list(&rule.source, &sets), true)), true),
-            source_v6: Dimension::new(&each(&|rule| family(Addresses::of_list(&rule.source, &sets), false)), true),
+            source_v4: Dimension::new(&each(&|rule| family(Addresses::resolve_list(&rule.source, &sets), true)), true),
+            source_v6: Dimension::new(&each(&|rule| family(Addresses::resolve_list(&rule.source, &sets), false)), true),
             destination_v4: Dimension::new(
-                &each(&|rule| family(Addresses::of_list(&rule.destination, &sets), true)),
+                &each(&|rule| family(Addresses::resolve_list(&rule.destination, &sets), true)),
                 true,
             ),
             destination_v6: Dimension::new(
-                &each(&|rule| family(Addresses::of_list(&rule.destination, &sets), false)),
+                &each(&|rule| family(Addresses::resolve_list(&rule.destination, &sets), false)),
                 true,
             ),
             service: Dimension::new(
-                &each(&|rule| rule.services.items().map(|items| ranges::services_of(items, &services))),
+                &each(&|rule| rule.services.items().map(|items| ranges::resolve_services(items, &services))),
                 false,
             ),
             groups: count.div_ceil(64 * 64),
@@ -91,8 +90,8 @@ impl Policy {
             timeouts: self.timeouts,
             rows: (self.rules.iter())
                 .map(|rule| {
-                    let services = rule.services.items().map(|items| ranges::services_of(items, &services));
-                    Row::new(rule, zones_of(&rule.from), zones_of(&rule.to), services)
+                    let services = rule.services.items().map(|items| ranges::resolve_services(items, &services));
+                    RuleEntry::new(rule, zones_of(&rule.from), zones_of(&rule.to), services)
                 })
                 .collect(),
             texts: self.rules.iter().map(|rule| (rule.name.clone(), rule.to_string())).collect(),
@@ -101,8 +100,8 @@ impl Policy {
 }
 
 impl Compiled {
-    /// The decision for a session that begins with `tuple`, from one zone to another. First match wins. For ICMP echo
-    /// the request's tuple counts.
+    /// The decision for a session that begins with `tuple`, from one zone to another. The first match wins. For ICMP
+    /// echo, `tuple` is that of the request.
     #[must_use]
     pub fn decide(&self, from: ZoneId, to: ZoneId, tuple: &Tuple) -> Decision {
         let mut decision = Decision { action: self.default.action, rule: RuleId(0), log: self.default.log };
@@ -115,7 +114,7 @@ impl Compiled {
         decision
     }
 
-    /// The rules that match, in order, until `each` has enough.
+    /// Calls `each` for the rules that match, in order, until it returns `Break`.
     fn matching(&self, from: ZoneId, to: ZoneId, tuple: &Tuple, mut each: impl FnMut(usize) -> ControlFlow<()>) {
         let (source, destination) = match (tuple.src, tuple.dst) {
             (Ip::V4(src), Ip::V4(dst)) => {
@@ -124,20 +123,20 @@ impl Compiled {
             (Ip::V6(src), Ip::V6(dst)) => {
                 (self.source_v6.find(u128::from_be_bytes(src)), self.destination_v6.find(u128::from_be_bytes(dst)))
             }
-            // No packet is of both families, and so no rule about one.
+            // No packet has both families, so no rule matches.
             _ => return,
         };
         let key = service_key(tuple.protocol, tuple.dst_port);
         if let Some(rule) = source.only.or(destination.only) {
             let Some(row) = self.rows.get(rule) else { return };
-            let rest = || match &row.quick {
-                Some(quick) => quick.matches(from, to, key),
+            let rest = || match &row.inline_match {
+                Some(inline_match) => inline_match.matches(from, to, key),
                 None => {
                     [self.service.find(key), self.to.find(to.0), self.from.find(from.0)].iter().all(|s| s.has(rule))
                 }
             };
             if source.has(rule) && destination.has(rule) && rest() {
-                // The last one in any case: no other can match.
+                // No other rule can match, so the result of `each` does not matter.
                 let _ = each(rule);
             }
             return;
@@ -157,12 +156,19 @@ impl Compiled {
                     }
                 }
             }
-            sets.iter_mut().for_each(|set| set.pass(group));
+            sets.iter_mut().for_each(|set| set.next_group(group));
         }
     }
 
-    /// The rules, by index from 0, that match a connection, as far as they come before one.
-    pub(super) fn before(&self, index: usize, from: ZoneId, to: ZoneId, tuple: &Tuple, found: &mut Vec<usize>) {
+    /// Adds to `found` the rules before `index` that match a connection, by index from 0.
+    pub(super) fn matching_before(
+        &self,
+        index: usize,
+        from: ZoneId,
+        to: ZoneId,
+        tuple: &Tuple,
+        found: &mut Vec<usize>,
+    ) {
         self.matching(from, to, tuple, |earlier| {
             if earlier >= index {
                 return ControlFlow::Break(());
@@ -172,19 +178,19 @@ impl Compiled {
         });
     }
 
-    /// The IPv4 options that it lets through.
+    /// The IPv4 options that the policy allows.
     #[must_use]
     pub fn ip_options(&self) -> IpOptions {
         self.ip_options
     }
 
-    /// How long sessions may be idle.
+    /// The idle timeouts of sessions.
     #[must_use]
     pub fn timeouts(&self) -> &Timeouts {
         &self.timeouts
     }
 
-    /// A rule's text as the policy has it, for `session show` and the log. Rule 0 is the default.
+    /// A rule's canonical text, for `session show` and the log. Rule 0 is the default.
     #[must_use]
     pub fn rule_text(&self, rule: RuleId) -> &str {
         match self.texts.get(index(rule)) {
@@ -205,7 +211,7 @@ impl Compiled {
     }
 }
 
-/// The index of a rule; that of none, for the default.
+/// The index of a rule; out of range for the default.
 fn index(rule: RuleId) -> usize {
     rule.0.wrapping_sub(1) as usize
 }
@@ -216,110 +222,111 @@ pub(super) fn id(index: usize) -> RuleId {
     RuleId(u32::try_from(index + 1).unwrap_or(u32::MAX))
 }
 
-/// What a rule does.
+/// A rule as read at the end of a lookup.
 #[derive(Debug)]
-struct Row {
+struct RuleEntry {
     action: Action,
     log: bool,
-    /// Its zones and service, if they fit.
-    quick: Option<Quick>,
+    /// Its zones and service, if they fit inline.
+    inline_match: Option<InlineMatch>,
 }
 
-/// A rule's zones and service, in half a cache line.
+/// The zones and service of a rule, in half a cache line.
 #[derive(Debug)]
-struct Quick {
-    from: Zones,
-    to: Zones,
-    /// First and last.
+struct InlineMatch {
+    from: ZoneMask,
+    to: ZoneMask,
+    /// The first and last service key.
     service: (u32, u32),
 }
 
-/// A list of zones with numbers below 64, or any.
+/// A list of zones with numbers below 64 as a bit mask, or any zone.
 #[derive(Clone, Copy, Debug)]
-enum Zones {
+enum ZoneMask {
     Any,
-    These(u64),
+    Mask(u64),
 }
 
-impl Zones {
-    fn new(ranges: Option<Ranges>) -> Option<Zones> {
-        let Some(ranges) = ranges else { return Some(Zones::Any) };
-        let mut these = 0;
+impl ZoneMask {
+    fn new(ranges: Option<Ranges>) -> Option<ZoneMask> {
+        let Some(ranges) = ranges else { return Some(ZoneMask::Any) };
+        let mut mask = 0;
         for (zone, _) in ranges {
-            these |= 1_u64.checked_shl(u32::try_from(zone).ok()?)?;
+            mask |= 1_u64.checked_shl(u32::try_from(zone).ok()?)?;
         }
-        Some(Zones::These(these))
+        Some(ZoneMask::Mask(mask))
     }
 
     fn has(self, zone: ZoneId) -> bool {
         match self {
-            Zones::Any => true,
-            Zones::These(these) => these.checked_shr(zone.0.into()).is_some_and(|bits| bits & 1 != 0),
+            ZoneMask::Any => true,
+            ZoneMask::Mask(mask) => mask.checked_shr(zone.0.into()).is_some_and(|bits| bits & 1 != 0),
         }
     }
 }
 
-impl Row {
-    fn new(rule: &super::Rule, from: Option<Ranges>, to: Option<Ranges>, services: Option<Ranges>) -> Row {
+impl RuleEntry {
+    fn new(rule: &super::Rule, from: Option<Ranges>, to: Option<Ranges>, services: Option<Ranges>) -> RuleEntry {
         let service = match services.as_deref() {
             None => Some((0, u32::MAX)),
             Some(&[(first, last)]) => u32::try_from(first).ok().zip(u32::try_from(last).ok()),
             Some(_) => None,
         };
-        let quick = || Some(Quick { from: Zones::new(from)?, to: Zones::new(to)?, service: service? });
-        Row { action: rule.action, log: rule.log, quick: quick() }
+        let inline_match =
+            || Some(InlineMatch { from: ZoneMask::new(from)?, to: ZoneMask::new(to)?, service: service? });
+        RuleEntry { action: rule.action, log: rule.log, inline_match: inline_match() }
     }
 }
 
-impl Quick {
+impl InlineMatch {
     fn matches(&self, from: ZoneId, to: ZoneId, service: u32) -> bool {
         let (first, last) = self.service;
         (first..=last).contains(&service) && self.from.has(from) && self.to.has(to)
     }
 }
 
-/// How many intervals one step of a search compares: for IPv4 a cache line.
+/// Intervals compared in one step of a search: for IPv4 one cache line.
 const FANOUT: usize = 16;
 
-/// How many the last step does: for IPv4 a cache line with what they lead to.
-const LEAF: usize = 8;
+/// Intervals compared in the last step: for IPv4 one cache line, including their sets.
+const LEAF_SIZE: usize = 8;
 
-/// Marks, in a leaf, a rule in place of a set.
-const ONLY: u32 = 1 << 31;
+/// Flag in [`Leaf::sets`]: the value is a single rule, not the offset of a set.
+const SINGLE_RULE: u32 = 1 << 31;
 
-/// Neighbouring intervals.
+/// A group of adjacent intervals.
 #[derive(Debug)]
 #[repr(align(64))]
 struct Leaf<K> {
-    /// Where they begin. Behind the last one: the greatest number.
-    starts: [K; LEAF],
-    /// Where in `data` the set of each is, or the only rule that matches. Behind the last one: the same as of that.
-    sets: [u32; LEAF],
+    /// The first number of each interval. Unused places hold the greatest number.
+    starts: [K; LEAF_SIZE],
+    /// For each interval the offset of its set in `data`, or its single rule. Unused places repeat the last one.
+    sets: [u32; LEAF_SIZE],
 }
 
-/// One coordinate: for each number the set of the rules that match it.
+/// One field: for each number the set of rules that match it.
 #[derive(Debug)]
 struct Dimension<K> {
-    /// Where leaves begin, the first one at the least number; above it every sixteenth of them, and so on until there are at
-    /// most sixteen. Searching costs one cache line a level, and no jump that could be foretold wrongly.
+    /// The search tree: level 0 holds the first number of each leaf, each next level every sixteenth of the one below, up
+    /// to a level of at most sixteen. A search reads one cache line per level and has no branch to mispredict.
     levels: Vec<Vec<K>>,
     leaves: Vec<Leaf<K>>,
-    /// The sets: of each its summary (a number for each group of blocks), then its blocks that are not zero.
+    /// The sets: for each its summary (one word per group of blocks), then its non-zero blocks.
     data: Vec<u64>,
     /// Rules that match every number.
     common: Bitmap,
-    /// Do intervals name their only rule in place of a set?
+    /// Whether intervals with a single rule store that rule in place of a set.
     singles: bool,
 }
 
-/// Intervals while they are found: where each begins, and what it leads to.
+/// The intervals of a dimension under construction: the first number and the set of each.
 #[derive(Default)]
 struct Intervals<K> {
     all: Vec<(K, u32)>,
     known: HashMap<Vec<u64>, u32>,
 }
 
-/// A set of rules, whole, with its summary.
+/// An uncompressed set of rules, with its summary.
 #[derive(Clone, Debug)]
 struct Bitmap {
     blocks: Vec<u64>,
@@ -327,7 +334,7 @@ struct Bitmap {
 }
 
 impl Bitmap {
-    /// An empty set with room for some rules.
+    /// An empty set with capacity for `rules` rules.
     fn new(rules: usize) -> Bitmap {
         let groups = rules.div_ceil(64 * 64);
         Bitmap { blocks: vec![0; groups * 64], summary: vec![0; groups] }
@@ -341,7 +348,7 @@ impl Bitmap {
         *summary = *summary & !(1 << (block % 64)) | u64::from(*blocks != 0) << (block % 64);
     }
 
-    /// The only rule in it.
+    /// The single rule of the set, if it has exactly one.
     fn only(&self) -> Option<usize> {
         let mut groups = self.summary.iter().enumerate().filter(|(_, summary)| **summary != 0);
         let (group, summary) = groups.next().filter(|(_, summary)| summary.is_power_of_two())?;
@@ -350,7 +357,7 @@ impl Bitmap {
         groups.next().is_none().then_some(block * 64 + rules.trailing_zeros() as usize)
     }
 
-    /// Is it empty?
+    /// Whether the set is empty.
     fn is_empty(&self) -> bool {
         self.summary.iter().all(|summary| *summary == 0)
     }
@@ -359,7 +366,7 @@ impl Bitmap {
         self.blocks.get(rule / 64).is_some_and(|block| block >> (rule % 64) & 1 != 0)
     }
 
-    /// The summary, and the blocks that are not zero.
+    /// The summary followed by the non-zero blocks.
     fn packed(&self) -> Vec<u64> {
         let mut packed = self.summary.clone();
         for (group, &summary) in self.summary.iter().enumerate() {
@@ -374,11 +381,11 @@ impl Bitmap {
 }
 
 impl<K: Copy + Ord + TryFrom<u128>> Dimension<K> {
-    /// Built from each rule's numbers, which are sorted or few and do not overlap; `None` are all. With `singles`, an
-    /// interval may name its only rule in place of a set.
+    /// Builds the dimension from each rule's ranges, which do not overlap; `None` is all numbers. With `singles`, an
+    /// interval may store its single rule in place of a set.
     fn new(rules: &[Option<Ranges>], singles: bool) -> Dimension<K> {
         let mut common = Bitmap::new(rules.len());
-        // Where rules begin and end to match.
+        // The numbers at which rules begin or stop to match.
         let mut changes: Vec<(K, bool, usize)> = Vec::new();
         for (rule, ranges) in rules.iter().enumerate() {
             match ranges {
@@ -386,14 +393,14 @@ impl<K: Copy + Ord + TryFrom<u128>> Dimension<K> {
                 Some(ranges) => {
                     for &(first, last) in ranges {
                         changes.extend(K::try_from(first).ok().map(|first| (first, true, rule)));
-                        // After the last number of all there is nothing to end at.
+                        // A range up to the greatest number has no end.
                         let after = last.checked_add(1).and_then(|after| K::try_from(after).ok());
                         changes.extend(after.map(|after| (after, false, rule)));
                     }
                 }
             }
         }
-        // At one number, ends before beginnings: a rule may have adjacent ranges.
+        // At one number, ends sort before beginnings: a rule may have adjacent ranges.
         changes.sort_unstable();
         let singles = singles && common.is_empty();
         let mut intervals = Intervals { all: Vec::new(), known: HashMap::new() };
@@ -410,17 +417,17 @@ impl<K: Copy + Ord + TryFrom<u128>> Dimension<K> {
             dimension.interval(Some(start), &now, &mut intervals);
             rest = after;
         }
-        // No number is greater; where one is equal, the padding leads to the same set.
+        // No number is greater; for an equal one, the padding leads to the same set.
         let greatest = K::try_from(u128::MAX >> (128 - 8 * size_of::<K>())).ok();
-        dimension.leaves.extend(intervals.all.chunks(LEAF).filter_map(|some| {
+        dimension.leaves.extend(intervals.all.chunks(LEAF_SIZE).filter_map(|some| {
             let &(last, set) = some.last()?;
-            let mut leaf = Leaf { starts: [greatest.unwrap_or(last); LEAF], sets: [set; LEAF] };
+            let mut leaf = Leaf { starts: [greatest.unwrap_or(last); LEAF_SIZE], sets: [set; LEAF_SIZE] };
             for ((start, set), from) in leaf.starts.iter_mut().zip(&mut leaf.sets).zip(some) {
                 (*start, *set) = *from;
             }
             Some(leaf)
         }));
-        let mut starts: Vec<K> = intervals.all.iter().step_by(LEAF).map(|(start, _)| *start).collect();
+        let mut starts: Vec<K> = intervals.all.iter().step_by(LEAF_SIZE).map(|(start, _)| *start).collect();
         while starts.len() > 1 {
             let above = starts.iter().copied().step_by(FANOUT).collect();
             dimension.levels.push(std::mem::replace(&mut starts, above));
@@ -428,17 +435,17 @@ impl<K: Copy + Ord + TryFrom<u128>> Dimension<K> {
         dimension
     }
 
-    /// Adds an interval that is matched by the rules in `now`.
+    /// Adds an interval that the rules in `now` match.
     fn interval(&mut self, start: Option<K>, now: &Bitmap, intervals: &mut Intervals<K>) {
         let Some(start) = start else { return };
         let only = now.only().filter(|_| self.singles);
         let set = match only {
             // There are at most 65,535.
-            Some(rule) => ONLY | rule as u32,
+            Some(rule) => SINGLE_RULE | rule as u32,
             None => *intervals.known.entry(now.packed()).or_insert_with_key(|packed| {
                 let place = self.data.len();
                 self.data.extend(packed);
-                // Far fewer than 2^31: the rules' ranges are bounded.
+                // Far below 2^31, because the number of ranges is limited.
                 place as u32
             }),
         };
@@ -449,56 +456,56 @@ impl<K: Copy + Ord + TryFrom<u128>> Dimension<K> {
     }
 
     /// The set of the rules that match a number.
-    fn find(&self, number: K) -> Set<'_> {
+    fn find(&self, number: K) -> RuleSet<'_> {
         let mut place = 0;
         for level in self.levels.iter().rev() {
             let first = place * FANOUT;
             let some = level.get(first..level.len().min(first + FANOUT)).unwrap_or_default();
-            // The first one is never greater than the number: it was found in the level above, or is 0.
-            place = first + not_greater(some, number);
+            // The first one is never greater than the number: the level above selected it, or it is 0.
+            place = first + last_not_greater(some, number);
         }
-        let none = Set { only: None, common: &self.common, summary: &[], blocks: &[] };
+        let none = RuleSet { only: None, common: &self.common, summary: &[], blocks: &[] };
         let Some(leaf) = self.leaves.get(place) else { return none };
-        let Some(&set) = leaf.sets.get(not_greater(&leaf.starts, number)) else { return none };
-        if set & ONLY != 0 {
-            return Set { only: Some((set & !ONLY) as usize), ..none };
+        let Some(&set) = leaf.sets.get(last_not_greater(&leaf.starts, number)) else { return none };
+        if set & SINGLE_RULE != 0 {
+            return RuleSet { only: Some((set & !SINGLE_RULE) as usize), ..none };
         }
         let data = self.data.get(set as usize..).unwrap_or_default();
         let (summary, blocks) = data.split_at_checked(self.common.summary.len()).unwrap_or_default();
-        Set { summary, blocks, ..none }
+        RuleSet { summary, blocks, ..none }
     }
 }
 
-/// The index of the last number that is not greater.
-fn not_greater<K: Copy + Ord>(some: &[K], number: K) -> usize {
+/// The index of the last start that is not greater than the number.
+fn last_not_greater<K: Copy + Ord>(some: &[K], number: K) -> usize {
     let count: usize = some.iter().map(|start| usize::from(*start <= number)).sum();
     count.saturating_sub(1)
 }
 
-/// The rules that match one coordinate of a connection.
-struct Set<'a> {
-    /// There is only this one. The rest is empty then.
+/// The rules that match one field of a connection.
+struct RuleSet<'a> {
+    /// The single rule; the other fields are empty then.
     only: Option<usize>,
     common: &'a Bitmap,
     summary: &'a [u64],
-    /// Blocks from the current group on, those that are zero left out.
+    /// The non-zero blocks, from the current group on.
     blocks: &'a [u64],
 }
 
-impl Set<'_> {
+impl RuleSet<'_> {
     fn has(&self, rule: usize) -> bool {
         if self.only == Some(rule) || self.common.has(rule) {
             return true;
         }
         let (block, bit) = (rule / 64, rule % 64);
-        // Called before the first `pass`: blocks of earlier groups are still there.
+        // Called before the first `next_group`, so the blocks of earlier groups are still there.
         let earlier: u32 = self.summary.iter().take(block / 64).map(|summary| summary.count_ones()).sum();
         let own = self.own(block / 64);
         let before = earlier + (own & !(u64::MAX << (block % 64))).count_ones();
         own >> (block % 64) & 1 != 0 && self.blocks.get(before as usize).is_some_and(|rules| rules >> bit & 1 != 0)
     }
 
-    /// Which blocks of a group are not zero.
+    /// The non-zero blocks of a group, as a bit mask.
     fn summary(&self, group: usize) -> u64 {
         self.own(group) | self.common.summary.get(group).copied().unwrap_or_default()
     }
@@ -518,8 +525,8 @@ impl Set<'_> {
         common | self.blocks.get(before).copied().unwrap_or_default()
     }
 
-    /// Goes on to the next group.
-    fn pass(&mut self, group: usize) {
+    /// Moves on to the next group.
+    fn next_group(&mut self, group: usize) {
         self.blocks = self.blocks.get(self.own(group).count_ones() as usize..).unwrap_or_default();
     }
 }

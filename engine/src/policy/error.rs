@@ -1,15 +1,15 @@
-//! What is wrong with a policy's text, and where.
+//! The errors of a policy text, with their positions.
 
 use std::fmt::{self, Write as _};
 use std::ops::Range;
 
 use miette::{Diagnostic, NamedSource, SourceSpan};
 
-/// All errors of a policy text, each with its place. A `miette::Diagnostic` with the source, labels and help.
+/// All errors of a policy text, each with its position. A `miette::Diagnostic` with source, labels and help.
 ///
 /// Each [`Problem`] is a related diagnostic; [`PolicyError::render`] writes the same as plain text.
 #[derive(Debug, thiserror::Error, Diagnostic)]
-#[error("the policy is not valid: {}", Count(.problems.len()))]
+#[error("the policy is not valid: {}", ErrorCount(.problems.len()))]
 #[diagnostic(code(policy::invalid), help("nothing was changed; docs/policy.md describes the language"))]
 pub struct PolicyError {
     #[source_code]
@@ -18,10 +18,10 @@ pub struct PolicyError {
     pub(super) problems: Vec<Problem>,
 }
 
-/// "1 error", "2 errors".
-struct Count(usize);
+/// The text "1 error", "2 errors" and so on.
+struct ErrorCount(usize);
 
-impl fmt::Display for Count {
+impl fmt::Display for ErrorCount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.0, if self.0 == 1 { "error" } else { "errors" })
     }
@@ -33,11 +33,11 @@ impl fmt::Display for Count {
 pub struct Problem {
     /// What is wrong.
     pub(super) message: String,
-    /// What stands at the place.
+    /// The label shown under the position.
     pub(super) label: String,
     #[label("{label}")]
     pub(super) span: SourceSpan,
-    /// What to do about it.
+    /// Advice on how to fix it.
     #[help]
     pub(super) help: Option<String>,
 }
@@ -51,7 +51,7 @@ impl Problem {
         Problem { help: Some(help.into()), ..self }
     }
 
-    /// What to do about it.
+    /// Advice on how to fix it.
     #[must_use]
     pub fn advice(&self) -> Option<&str> {
         self.help.as_deref()
@@ -59,20 +59,20 @@ impl Problem {
 }
 
 impl PolicyError {
-    /// The errors, in the order of their places.
+    /// The errors, in the order of their positions.
     #[must_use]
     pub fn problems(&self) -> &[Problem] {
         &self.problems
     }
 
-    /// Where an error is: line and column, from 1, the column in characters.
+    /// The line and column of an error, both from 1; the column counts characters.
     #[must_use]
     pub fn place(&self, problem: &Problem) -> (usize, usize) {
         let place = self.locate(problem);
         (place.line, place.column)
     }
 
-    /// All errors as plain text: for each `file:line:column: what`, the line, a caret under the place, and help.
+    /// All errors as plain text: for each `file:line:column: message`, the line with a caret under the position, and help.
     #[must_use]
     pub fn render(&self) -> String {
         let mut out = String::new();
@@ -80,7 +80,7 @@ impl PolicyError {
             let Place { line, column, text, width } = self.locate(problem);
             let gutter = line.to_string();
             let blank = " ".repeat(gutter.len());
-            // A tab before the caret stays a tab, so that the caret is where it should be.
+            // A tab before the caret stays a tab, so that the caret is aligned.
             let indent: String = text.chars().take(column - 1).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
             // Writing to a String cannot fail.
             let _ = writeln!(out, "{}:{line}:{column}: {}", self.source_code.name(), problem.message);
@@ -109,7 +109,7 @@ impl PolicyError {
     }
 }
 
-/// A place in a text.
+/// A position in a text, with the line for display.
 struct Place<'a> {
     line: usize,
     column: usize,
@@ -117,12 +117,12 @@ struct Place<'a> {
     width: usize,
 }
 
-/// The one of `known` that `word` was perhaps meant to be.
+/// The known word that is most similar to `word`, for "did you mean".
 pub(super) fn similar<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let max_distance = word.chars().count().div_ceil(3).min(3);
     known
         .into_iter()
-        // So that a long text with many errors stays quick.
+        // Limits the time for a long text with many errors.
         .take(1000)
         .map(|candidate| (distance(word, candidate), candidate))
         .filter(|&(distance, _)| distance <= max_distance)
@@ -130,7 +130,7 @@ pub(super) fn similar<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) 
         .map(|(_, candidate)| candidate)
 }
 
-/// How many letters to change, insert, leave out or swap with their neighbour (optimal string alignment), case aside.
+/// The edit distance with transpositions (optimal string alignment), ignoring case.
 fn distance(a: &str, b: &str) -> usize {
     let a: Vec<char> = a.to_lowercase().chars().collect();
     let b: Vec<char> = b.to_lowercase().chars().collect();

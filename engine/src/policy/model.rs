@@ -1,4 +1,4 @@
-//! What a policy consists of, and its canonical form.
+//! The parts of a policy, and its canonical form.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -12,7 +12,7 @@ use crate::parse::IpOption;
 use crate::timeouts::Timeouts;
 use crate::tuple::Protocol;
 
-/// What a rule, or the default, does.
+/// The action of a rule or of the default.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
@@ -20,7 +20,7 @@ pub enum Action {
     Accept,
     /// Discards silently.
     Drop,
-    /// Discards and answers.
+    /// Discards and sends a TCP RST or an ICMP error.
     Reject,
 }
 
@@ -34,14 +34,14 @@ impl fmt::Display for Action {
     }
 }
 
-/// What a policy says of a new connection.
+/// The decision of a policy on a new connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Decision {
     /// What to do.
     pub action: Action,
     /// The rule that decided.
     pub rule: RuleId,
-    /// Is it to be logged?
+    /// Whether the decision is logged.
     pub log: bool,
 }
 
@@ -59,7 +59,7 @@ pub struct Policy {
     pub(super) rules: Vec<Rule>,
 }
 
-/// A [`Policy`] as it comes from another program.
+/// A [`Policy`] as deserialized, not yet checked.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Unchecked {
@@ -81,25 +81,26 @@ struct Unchecked {
 impl TryFrom<Unchecked> for Policy {
     type Error = String;
 
-    /// Its text is checked like any other; should that mean something else (a name with a line break in it), it is refused.
+    /// Checks the canonical text like any other. Refuses the policy if that text parses to another one, for example because
+    /// a name contains a line break.
     fn try_from(unchecked: Unchecked) -> Result<Policy, String> {
         let Unchecked { zones, sets, services, timeouts, default, ip_options, rules } = unchecked;
         let policy = Policy { zones, sets, services, timeouts, default, ip_options, rules };
         match Policy::parse("policy", &policy.to_string()) {
             Ok(checked) if checked == policy => Ok(checked),
-            Ok(_) => Err("a name in the policy is empty or has characters in it that names cannot have".to_owned()),
+            Ok(_) => Err("a name in the policy is empty or contains characters that names cannot have".to_owned()),
             Err(error) => Err(error.render()),
         }
     }
 }
 
-/// What happens to connections that no rule matches.
+/// The action for connections that no rule matches.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Default {
     /// What to do.
     pub action: Action,
-    /// Is it to be logged?
+    /// Whether the decision is logged.
     #[serde(default)]
     pub log: bool,
 }
@@ -110,7 +111,7 @@ pub struct Default {
 pub struct Named<T> {
     /// Its name.
     pub name: String,
-    /// What it stands for; never empty.
+    /// The members of the list; never empty.
     pub members: Vec<T>,
 }
 
@@ -118,21 +119,21 @@ pub struct Named<T> {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
-    /// What it does.
+    /// The action.
     pub action: Action,
     /// Its name.
     pub name: String,
-    /// Zones from which the connection's first packet arrives.
+    /// The ingress zones of the connection's first packet.
     pub from: List<String>,
-    /// Zones to which it leaves.
+    /// The egress zones.
     pub to: List<String>,
-    /// Where it comes from.
+    /// The source addresses.
     pub source: List<Address>,
-    /// Where it goes to.
+    /// The destination addresses.
     pub destination: List<Address>,
-    /// What it is.
+    /// The services.
     pub services: List<Service>,
-    /// Is it to be logged?
+    /// Whether the decision is logged.
     #[serde(default)]
     pub log: bool,
 }
@@ -143,7 +144,7 @@ pub struct Rule {
 pub enum List<T> {
     /// Everything.
     Any(AnyWord),
-    /// What the list names; never empty.
+    /// The items of the list; never empty.
     Of(Vec<T>),
 }
 
@@ -179,17 +180,17 @@ pub enum Address {
     Set(String),
 }
 
-/// A prefix; an address is one of full length. The bits behind its length are 0.
+/// An address prefix; a single address has the full length. The bits beyond the length are 0.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Prefix {
     /// The first address.
     pub(super) address: Ip,
-    /// How many bits count.
+    /// The number of significant bits.
     pub(super) length: u8,
 }
 
 impl Prefix {
-    /// Its first and last address, as numbers; IPv4 addresses in the lower 32 bits.
+    /// The first and last address, as numbers; IPv4 addresses are in the lower 32 bits.
     pub(super) fn range(self) -> (u128, u128) {
         let (first, bits) = number(self.address);
         let host = bits - u32::from(self.length);
@@ -197,7 +198,7 @@ impl Prefix {
     }
 }
 
-/// An address as a number, and how many bits it has.
+/// An address as a number, and its size in bits.
 pub(super) fn number(address: Ip) -> (u128, u32) {
     match address {
         Ip::V4(bytes) => (u32::from_be_bytes(bytes).into(), 32),
@@ -208,7 +209,7 @@ pub(super) fn number(address: Ip) -> (u128, u32) {
 impl FromStr for Prefix {
     type Err = String;
 
-    /// The error says what is wrong with the prefix.
+    /// Parses a prefix; the error is a message for the user.
     fn from_str(text: &str) -> Result<Prefix, String> {
         let (address, length) = match text.split_once('/') {
             Some((address, length)) => (address, Some(length)),
@@ -233,11 +234,11 @@ impl FromStr for Prefix {
         let mask = 1u128.checked_shl(bits - length).unwrap_or(0).wrapping_sub(1);
         if first & mask != 0 {
             let network = match address {
-                // The lower 32 bits: nothing is lost.
+                // The value fits in 32 bits.
                 Ip::V4(_) => Ip::V4(((first & !mask) as u32).to_be_bytes()),
                 Ip::V6(_) => Ip::V6((first & !mask).to_be_bytes()),
             };
-            return Err(format!("{text} has bits set behind its length: write {network}/{length} or {address}"));
+            return Err(format!("{text} has bits set beyond its length: write {network}/{length} or {address}"));
         }
         // At most 128.
         Ok(Prefix { address, length: length as u8 })
@@ -248,7 +249,7 @@ impl FromStr for Prefix {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub enum Service {
-    /// A protocol; for ICMP and ICMPv6: its echo, the only one of its messages that opens a session.
+    /// A protocol. For ICMP and ICMPv6 this is echo, the only message that opens a session.
     Protocol(Protocol),
     /// TCP, UDP or SCTP to a range of destination ports.
     Ports(Protocol, u16, u16),
@@ -259,7 +260,7 @@ pub enum Service {
 impl FromStr for Service {
     type Err = String;
 
-    /// The error says what is wrong with it.
+    /// Parses a service; the error is a message for the user.
     fn from_str(text: &str) -> Result<Service, String> {
         match text.split_once('/') {
             None => match text {
@@ -277,9 +278,9 @@ impl FromStr for Service {
             Some(("sctp", ports)) => range(ports).map(|(low, high)| Service::Ports(Protocol::SCTP, low, high)),
             Some(("icmp", "echo")) => Ok(Service::Protocol(Protocol::ICMP)),
             Some(("icmp6", "echo")) => Ok(Service::Protocol(Protocol::ICMPV6)),
-            Some((icmp @ ("icmp" | "icmp6"), _)) => {
-                Err(format!("only echo opens an ICMP session: write {icmp}/echo (errors about a session always pass)"))
-            }
+            Some((icmp @ ("icmp" | "icmp6"), _)) => Err(format!(
+                "only echo opens an ICMP session: write {icmp}/echo (ICMP errors about a session are always forwarded)"
+            )),
             Some(("proto", digits)) => match decimal(digits).and_then(|number| u8::try_from(number).ok()) {
                 Some(number) => Ok(Service::Protocol(Protocol(number))),
                 None => Err(format!("`{digits}` is not an IP protocol number: it goes from 0 to 255")),
@@ -289,7 +290,7 @@ impl FromStr for Service {
     }
 }
 
-/// `80` or `1000-2000`.
+/// Parses `80` or `1000-2000`.
 fn range(text: &str) -> Result<(u16, u16), String> {
     let port = |digits: &str| {
         decimal(digits)
@@ -306,7 +307,7 @@ fn range(text: &str) -> Result<(u16, u16), String> {
     }
 }
 
-/// A decimal number of at most five digits, without sign.
+/// Parses a decimal number of at most five digits, without sign.
 fn decimal(digits: &str) -> Option<u32> {
     let fine = !digits.is_empty() && digits.len() <= 5 && digits.bytes().all(|byte| byte.is_ascii_digit());
     fine.then(|| digits.parse().ok()).flatten()
@@ -317,7 +318,7 @@ pub(super) const NAME_MAX: usize = 63;
 /// Maximum length of the name of a rule, in bytes.
 pub(super) const RULE_NAME_MAX: usize = 255;
 
-/// Words that have a meaning of their own.
+/// The reserved words of the language.
 pub(super) const KEYWORDS: &[&str] = &[
     "zone",
     "set",
@@ -340,7 +341,7 @@ pub(super) const KEYWORDS: &[&str] = &[
     "proto",
 ];
 
-/// Does it look like the name of a zone, set or service? Keywords do.
+/// Whether the text has the form of the name of a zone, set or service. Keywords have it, too.
 pub(super) fn is_name(text: &str) -> bool {
     text.len() <= NAME_MAX
         && text.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
@@ -375,7 +376,7 @@ impl FromStr for IpOption {
 
     fn from_str(text: &str) -> Result<IpOption, String> {
         let named = IpOption::ALL.iter().copied().find(|option| option.name() == text);
-        named.ok_or_else(|| format!("`{text}` is not an IPv4 option that can be let through"))
+        named.ok_or_else(|| format!("`{text}` is not an IPv4 option that can be allowed"))
     }
 }
 
@@ -429,7 +430,7 @@ impl fmt::Display for Service {
     }
 }
 
-/// Writes a list as the text has it.
+/// Writes a list as in the policy text.
 fn join<T: fmt::Display>(f: &mut fmt::Formatter<'_>, items: &[T]) -> fmt::Result {
     for (index, item) in items.iter().enumerate() {
         if index > 0 {
@@ -506,43 +507,43 @@ impl fmt::Display for Policy {
 }
 
 impl Policy {
-    /// The zones that it declares, in order.
+    /// The declared zones, in order.
     #[must_use]
     pub fn zones(&self) -> &[String] {
         &self.zones
     }
 
-    /// Its sets.
+    /// The sets.
     #[must_use]
     pub fn sets(&self) -> &[Named<Address>] {
         &self.sets
     }
 
-    /// Its services.
+    /// The services.
     #[must_use]
     pub fn services(&self) -> &[Named<Service>] {
         &self.services
     }
 
-    /// How long sessions may be idle.
+    /// The idle timeouts of sessions.
     #[must_use]
     pub fn timeouts(&self) -> &Timeouts {
         &self.timeouts
     }
 
-    /// What happens to connections that no rule matches.
+    /// The action for connections that no rule matches.
     #[must_use]
     pub fn default_action(&self) -> Default {
         self.default
     }
 
-    /// The IPv4 options that it lets through.
+    /// The IPv4 options that the policy allows.
     #[must_use]
     pub fn ip_options(&self) -> &[IpOption] {
         &self.ip_options
     }
 
-    /// Its rules; the first one is [`RuleId`] 1.
+    /// The rules; the first one is [`RuleId`] 1.
     #[must_use]
     pub fn rules(&self) -> &[Rule] {
         &self.rules

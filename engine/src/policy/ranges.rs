@@ -1,4 +1,4 @@
-//! Lists of addresses and services, written out as ranges of numbers.
+//! Lists of addresses and services, expanded to ranges of numbers.
 
 use std::collections::HashMap;
 
@@ -16,12 +16,15 @@ pub(super) struct Addresses {
 }
 
 impl Addresses {
-    /// All addresses that a list names. Sets that are not in `sets` are empty.
-    pub(super) fn of<'a>(items: impl IntoIterator<Item = &'a Address>, sets: &HashMap<&str, Addresses>) -> Addresses {
+    /// Expands a list of addresses. Sets that are not in `sets` are empty.
+    pub(super) fn resolve<'a>(
+        items: impl IntoIterator<Item = &'a Address>,
+        sets: &HashMap<&str, Addresses>,
+    ) -> Addresses {
         let mut all = Addresses::default();
         for item in items {
             match item {
-                Address::Prefix(prefix) => all.prefix(*prefix),
+                Address::Prefix(prefix) => all.add_prefix(*prefix),
                 Address::Set(name) => {
                     if let Some(set) = sets.get(name.as_str()) {
                         all.v4.extend(&set.v4);
@@ -35,26 +38,26 @@ impl Addresses {
         all
     }
 
-    /// Addresses of a rule's source or destination; `None` are all.
-    pub(super) fn of_list(list: &List<Address>, sets: &HashMap<&str, Addresses>) -> Option<Addresses> {
-        list.items().map(|items| Addresses::of(items, sets))
+    /// Expands the source or destination of a rule; `None` is all addresses.
+    pub(super) fn resolve_list(list: &List<Address>, sets: &HashMap<&str, Addresses>) -> Option<Addresses> {
+        list.items().map(|items| Addresses::resolve(items, sets))
     }
 
-    /// How many ranges it has.
+    /// The number of ranges.
     pub(super) fn len(&self) -> usize {
         self.v4.len() + self.v6.len()
     }
 
-    fn prefix(&mut self, prefix: Prefix) {
+    fn add_prefix(&mut self, prefix: Prefix) {
         if prefix.address.is_v4() { &mut self.v4 } else { &mut self.v6 }.push(prefix.range());
     }
 }
 
-/// All sets, written out. A set names only sets before it.
+/// Expands all sets. A set refers only to sets before it.
 pub(super) fn sets(sets: &[Named<Address>]) -> HashMap<&str, Addresses> {
     let mut all = HashMap::with_capacity(sets.len());
     for set in sets {
-        let addresses = Addresses::of(&set.members, &all);
+        let addresses = Addresses::resolve(&set.members, &all);
         all.insert(set.name.as_str(), addresses);
     }
     all
@@ -65,8 +68,11 @@ pub(super) fn service_key(protocol: Protocol, port: u16) -> u32 {
     u32::from(protocol.0) << 16 | u32::from(port)
 }
 
-/// All that a list of services names. Services that are not in `named` are empty.
-pub(super) fn services_of<'a>(items: impl IntoIterator<Item = &'a Service>, named: &HashMap<&str, Ranges>) -> Ranges {
+/// Expands a list of services. Services that are not in `named` are empty.
+pub(super) fn resolve_services<'a>(
+    items: impl IntoIterator<Item = &'a Service>,
+    named: &HashMap<&str, Ranges>,
+) -> Ranges {
     let range = |protocol, low, high| (service_key(protocol, low).into(), service_key(protocol, high).into());
     let mut all = Ranges::new();
     for item in items {
@@ -80,17 +86,17 @@ pub(super) fn services_of<'a>(items: impl IntoIterator<Item = &'a Service>, name
     all
 }
 
-/// All services, written out. A service names only services before it.
+/// Expands all services. A service refers only to services before it.
 pub(super) fn services(services: &[Named<Service>]) -> HashMap<&str, Ranges> {
     let mut all = HashMap::with_capacity(services.len());
     for service in services {
-        let ranges = services_of(&service.members, &all);
+        let ranges = resolve_services(&service.members, &all);
         all.insert(service.name.as_str(), ranges);
     }
     all
 }
 
-/// Sorts ranges and joins those that overlap or touch.
+/// Sorts ranges and joins those that overlap or are adjacent.
 fn merge(ranges: &mut Ranges) {
     ranges.sort_unstable();
     ranges.dedup_by(|next, last| {
@@ -102,7 +108,7 @@ fn merge(ranges: &mut Ranges) {
     });
 }
 
-/// Is every number of `inner` in `outer`? Both are merged.
+/// Whether every number of `inner` is in `outer`. Both are merged.
 pub(super) fn covers(outer: &[(u128, u128)], inner: &[(u128, u128)]) -> bool {
     inner.iter().all(|&(low, high)| {
         let after = outer.partition_point(|range| range.0 <= low);

@@ -1,7 +1,7 @@
-//! From tokens to statements: the grammar of `docs/policy.md`, with its errors.
+//! The parser from tokens to statements: the grammar of `docs/policy.md`, with error recovery.
 //!
-//! An error in a list's member leaves that member out and goes on; any other error gives the line up and goes on with the
-//! next one. So that one error does not make others, what a broken line declares counts as declared.
+//! After an error in a list member, the parser skips that member. After any other error it skips the rest of the statement.
+//! A name that an invalid line declares counts as declared, so that one error does not cause others.
 
 use std::fmt;
 use std::ops::Range;
@@ -12,50 +12,50 @@ use super::token::{Spanned, Token, tokens};
 use crate::parse::IpOption;
 use crate::timeouts::{self, Timeout};
 
-/// Something and its place.
+/// A value with its position in the text.
 #[derive(Clone, Debug)]
-pub(super) struct At<T> {
+pub(super) struct Located<T> {
     pub(super) value: T,
     pub(super) span: Range<usize>,
 }
 
-/// A set or service as it was read.
+/// A set or service as parsed.
 pub(super) struct DraftNamed<T> {
-    pub(super) name: At<String>,
-    pub(super) members: Vec<At<T>>,
+    pub(super) name: Located<String>,
+    pub(super) members: Vec<Located<T>>,
 }
 
-/// A rule as it was read; a list that is `None` is `any`.
+/// A rule as parsed; a list that is `None` is `any`.
 pub(super) struct DraftRule {
     pub(super) action: Action,
-    pub(super) name: At<String>,
-    pub(super) from: Option<Vec<At<String>>>,
-    pub(super) to: Option<Vec<At<String>>>,
-    pub(super) source: At<Option<Vec<At<Address>>>>,
-    pub(super) destination: At<Option<Vec<At<Address>>>>,
-    pub(super) services: Option<Vec<At<Service>>>,
+    pub(super) name: Located<String>,
+    pub(super) from: Option<Vec<Located<String>>>,
+    pub(super) to: Option<Vec<Located<String>>>,
+    pub(super) source: Located<Option<Vec<Located<Address>>>>,
+    pub(super) destination: Located<Option<Vec<Located<Address>>>>,
+    pub(super) services: Option<Vec<Located<Service>>>,
     pub(super) log: bool,
 }
 
-/// A policy as it was read: names are not yet looked up.
+/// A policy as parsed, with names not yet resolved.
 #[derive(std::default::Default)]
 pub(super) struct Draft {
-    pub(super) zones: Vec<At<String>>,
+    pub(super) zones: Vec<Located<String>>,
     pub(super) sets: Vec<DraftNamed<Address>>,
     pub(super) services: Vec<DraftNamed<Service>>,
-    /// With seconds.
-    pub(super) timeouts: Vec<At<(Timeout, u32)>>,
-    pub(super) defaults: Vec<At<Default>>,
-    pub(super) ip_options: Vec<At<IpOption>>,
+    /// Each timeout with its value in seconds.
+    pub(super) timeouts: Vec<Located<(Timeout, u32)>>,
+    pub(super) defaults: Vec<Located<Default>>,
+    pub(super) ip_options: Vec<Located<IpOption>>,
     pub(super) rules: Vec<DraftRule>,
 }
 
-/// Reads a text; what is wrong with it goes to `problems`.
+/// Parses a policy text and adds its errors to `problems`.
 pub(super) fn read(text: &str, problems: &mut Vec<Problem>) -> Draft {
-    let tokens = continued(tokens(text, |problem| problems.push(problem)));
+    let tokens = join_continued_lines(tokens(text, |problem| problems.push(problem)));
     let mut reader = Reader { tokens: &tokens, at: 0, problems, draft: Draft::default() };
     while reader.at < tokens.len() {
-        if let Err(Lost) = reader.statement() {
+        if let Err(StatementSkipped) = reader.statement() {
             while !matches!(reader.peek(), Token::End) {
                 reader.at += 1;
             }
@@ -65,8 +65,8 @@ pub(super) fn read(text: &str, problems: &mut Vec<Problem>) -> Draft {
     reader.draft
 }
 
-/// Lets a line that ends with a comma go on in the next one, unless that is clearly a new statement.
-fn continued(tokens: Vec<Spanned<'_>>) -> Vec<Spanned<'_>> {
+/// Joins a line that ends with a comma to the next one, unless the next one begins a new statement.
+fn join_continued_lines(tokens: Vec<Spanned<'_>>) -> Vec<Spanned<'_>> {
     let mut out: Vec<Spanned<'_>> = Vec::with_capacity(tokens.len());
     let mut rest = tokens.into_iter().peekable();
     while let Some((token, span)) = rest.next() {
@@ -83,13 +83,13 @@ fn continued(tokens: Vec<Spanned<'_>>) -> Vec<Spanned<'_>> {
     out
 }
 
-/// What lines begin with.
+/// The keywords that begin a statement.
 const STATEMENTS: &[&str] = &["zone", "set", "service", "timeout", "default", "ip-options", "accept", "drop", "reject"];
 
 const EXAMPLE: &str = "a rule is: accept \"name\" from ZONE to ZONE: SOURCE -> DESTINATION SERVICE";
 
-/// The line cannot be made sense of any further; a problem says why.
-struct Lost;
+/// The rest of the statement cannot be parsed; the error is already reported.
+struct StatementSkipped;
 
 struct Reader<'t, 's, 'p> {
     tokens: &'t [Spanned<'s>],
@@ -104,52 +104,52 @@ impl<'s> Reader<'_, 's, '_> {
         self.tokens.get(self.at).map_or(Token::End, |(token, _)| *token)
     }
 
-    /// Where the next token is.
+    /// The position of the next token.
     fn span(&self) -> Range<usize> {
         self.tokens.get(self.at).or(self.tokens.last()).map_or(0..0, |(_, span)| span.clone())
     }
 
-    /// From `start` to the end of the last token that was taken.
+    /// The range from `start` to the end of the last consumed token.
     fn since(&self, start: usize) -> Range<usize> {
         let last = self.at.checked_sub(1).and_then(|at| self.tokens.get(at));
         start..last.map_or(start, |(_, span)| span.end.max(start))
     }
 
-    /// Takes the next token if it is `token`.
+    /// Consumes the next token if it is `token`, and returns whether it was.
     fn take(&mut self, token: Token<'_>) -> bool {
         let is = self.peek() == token;
         self.at += usize::from(is);
         is
     }
 
-    /// Something else than the next token was expected.
-    fn expected(&mut self, what: impl fmt::Display) -> Lost {
+    /// Reports that `what` was expected in place of the next token.
+    fn expected(&mut self, what: impl fmt::Display) -> StatementSkipped {
         self.expected_with(what, None)
     }
 
-    fn expected_with(&mut self, what: impl fmt::Display, help: Option<String>) -> Lost {
+    fn expected_with(&mut self, what: impl fmt::Display, help: Option<String>) -> StatementSkipped {
         let message = format!("expected {what}, found {}", self.peek());
         let problem = Problem::new(self.span(), message, format!("expected {what}"));
         self.problems.push(Problem { help, ..problem });
-        Lost
+        StatementSkipped
     }
 
-    /// Takes `token`, or complains.
-    fn need(&mut self, token: Token<'_>, help: &str) -> Result<(), Lost> {
+    /// Consumes `token`, or reports that it was expected.
+    fn expect_token(&mut self, token: Token<'_>, help: &str) -> Result<(), StatementSkipped> {
         if self.take(token) { Ok(()) } else { Err(self.expected_with(token, Some(help.to_owned()))) }
     }
 
-    fn statement(&mut self) -> Result<(), Lost> {
+    fn statement(&mut self) -> Result<(), StatementSkipped> {
         let start = self.span().start;
         match self.peek() {
             Token::End => return Ok(()),
             Token::Word("zone") => self.zone()?,
             Token::Word("set") => {
-                let (name, members) = self.named("set", "web = 192.0.2.10, 2001:db8::10", Self::address)?;
+                let (name, members) = self.declaration("set", "web = 192.0.2.10, 2001:db8::10", Self::address)?;
                 self.draft.sets.push(DraftNamed { name, members });
             }
             Token::Word("service") => {
-                let (name, members) = self.named("service", "https = tcp/443, udp/443", Self::service)?;
+                let (name, members) = self.declaration("service", "https = tcp/443, udp/443", Self::service)?;
                 self.draft.services.push(DraftNamed { name, members });
             }
             Token::Word("timeout") => self.timeouts()?,
@@ -160,7 +160,7 @@ impl<'s> Reader<'_, 's, '_> {
                 self.at += 1;
                 let log = self.take(Token::Word("log"));
                 let span = self.since(start);
-                self.draft.defaults.push(At { value: Default { action, log }, span });
+                self.draft.defaults.push(Located { value: Default { action, log }, span });
             }
             Token::Word("ip-options") => {
                 self.at += 1;
@@ -178,7 +178,7 @@ impl<'s> Reader<'_, 's, '_> {
                     return Err(self.expected_with(what, help));
                 }
             },
-            _ => return Err(self.expected_with("the beginning of a statement", Some(EXAMPLE.to_owned()))),
+            _ => return Err(self.expected_with("the start of a statement", Some(EXAMPLE.to_owned()))),
         }
         match self.peek() {
             Token::End => Ok(()),
@@ -187,7 +187,7 @@ impl<'s> Reader<'_, 's, '_> {
         }
     }
 
-    fn zone(&mut self) -> Result<(), Lost> {
+    fn zone(&mut self) -> Result<(), StatementSkipped> {
         self.at += 1;
         loop {
             if let Some(zone) = self.name("a zone's name")? {
@@ -199,8 +199,8 @@ impl<'s> Reader<'_, 's, '_> {
         }
     }
 
-    /// `NAME TIME, …`
-    fn timeouts(&mut self) -> Result<(), Lost> {
+    /// Parses `NAME TIME, …`.
+    fn timeouts(&mut self) -> Result<(), StatementSkipped> {
         self.at += 1;
         let (read, end) = self.list(|reader| {
             let span = reader.span();
@@ -217,7 +217,7 @@ impl<'s> Reader<'_, 's, '_> {
             let Token::Word(word) = reader.peek() else { return Err(reader.expected("a time, as in 30s, 5m, 2h, 5d")) };
             reader.at += 1;
             match timeouts::parse_seconds(word) {
-                Ok(seconds) => Ok(timeout.map(|timeout| At { value: (timeout, seconds), span })),
+                Ok(seconds) => Ok(timeout.map(|timeout| Located { value: (timeout, seconds), span })),
                 Err(message) => {
                     let problem = Problem::new(time, message, "expected a time");
                     reader.problems.push(problem.help("as in 30s, 5m, 2h, 5d"));
@@ -229,76 +229,77 @@ impl<'s> Reader<'_, 's, '_> {
         end
     }
 
-    /// `NAME = MEMBER, …`, of a set or a service.
-    fn named<T>(
+    /// Parses `NAME = MEMBER, …`, the declaration of a set or service.
+    fn declaration<T>(
         &mut self,
         what: &str,
         example: &str,
-        member: impl FnMut(&mut Self) -> Result<Option<At<T>>, Lost>,
-    ) -> Result<(At<String>, Vec<At<T>>), Lost> {
+        member: impl FnMut(&mut Self) -> Result<Option<Located<T>>, StatementSkipped>,
+    ) -> Result<(Located<String>, Vec<Located<T>>), StatementSkipped> {
         self.at += 1;
         if let Token::Set(name) = self.peek() {
-            let problem = Problem::new(self.span(), "a set is declared without @", "leave out the @");
+            let problem = Problem::new(self.span(), "a set is declared without @", "remove the @");
             self.problems.push(problem.help(format!("write: set {name} = …")));
-            return Err(Lost);
+            return Err(StatementSkipped);
         }
         let start = self.span();
-        let name = self.name(format_args!("a {what}'s name"))?.unwrap_or(At { value: String::new(), span: start });
-        // What can be read of a broken list is still declared.
-        let list = match self.need(Token::Equals, &format!("as in: {what} {example}")) {
+        let name = self.name(format_args!("a {what}'s name"))?.unwrap_or(Located { value: String::new(), span: start });
+        // The name is declared even if its list is invalid.
+        let list = match self.expect_token(Token::Equals, &format!("as in: {what} {example}")) {
             Ok(()) => self.list(member),
-            Err(Lost) => (Vec::new(), Err(Lost)),
+            Err(StatementSkipped) => (Vec::new(), Err(StatementSkipped)),
         };
         match list {
             (members, Ok(())) => Ok((name, members)),
-            (members, Err(Lost)) => {
-                self.skip();
+            (members, Err(StatementSkipped)) => {
+                self.skip_line();
                 Ok((name, members))
             }
         }
     }
 
-    /// Goes on to the end of the line.
-    fn skip(&mut self) {
+    /// Skips to the end of the line.
+    fn skip_line(&mut self) {
         while !matches!(self.peek(), Token::End) {
             self.at += 1;
         }
     }
 
-    /// A declared name: a word that is no keyword. `None` if it cannot be one, which was complained about.
-    fn name(&mut self, what: impl fmt::Display) -> Result<Option<At<String>>, Lost> {
+    /// Parses a declared name, a word that is not a keyword. Returns `None` if it is invalid, after reporting the error.
+    fn name(&mut self, what: impl fmt::Display) -> Result<Option<Located<String>>, StatementSkipped> {
         let Token::Word(word) = self.peek() else { return Err(self.expected(what)) };
         let span = self.span();
         if KEYWORDS.contains(&word) {
             let problem = Problem::new(span, format!("expected {what}, found the keyword `{word}`"), "a keyword");
             self.problems.push(problem.help("keywords cannot be names"));
-            return Err(Lost);
+            return Err(StatementSkipped);
         }
         self.at += 1;
         if is_name(word) {
-            return Ok(Some(At { value: word.to_owned(), span }));
+            return Ok(Some(Located { value: word.to_owned(), span }));
         }
-        let help =
-            format!("a name begins with a letter and has letters, digits, `_`, `-` and `.` in it, at most {NAME_MAX}");
+        let help = format!(
+            "a name begins with a letter or `_` and contains up to {NAME_MAX} letters, digits, `_`, `-` and `.`"
+        );
         self.problems.push(Problem::new(span, format!("`{word}` cannot be a name"), "not a name").help(help));
         Ok(None)
     }
 
-    /// A list, and whether its end was found.
+    /// Parses a list. Returns its valid members, and whether the whole list was parsed.
     fn list<T>(
         &mut self,
-        mut member: impl FnMut(&mut Self) -> Result<Option<At<T>>, Lost>,
-    ) -> (Vec<At<T>>, Result<(), Lost>) {
+        mut member: impl FnMut(&mut Self) -> Result<Option<Located<T>>, StatementSkipped>,
+    ) -> (Vec<Located<T>>, Result<(), StatementSkipped>) {
         let mut members = Vec::new();
         loop {
             if self.peek() == Token::Word("any") {
-                let problem = Problem::new(self.span(), "`any` stands alone or not at all", "not in a list");
-                self.problems.push(problem.help("leave out `any`, or everything else"));
-                return (members, Err(Lost));
+                let problem = Problem::new(self.span(), "`any` cannot be part of a list", "not in a list");
+                self.problems.push(problem.help("remove `any`, or everything else"));
+                return (members, Err(StatementSkipped));
             }
             match member(self) {
                 Ok(found) => members.extend(found),
-                Err(Lost) => return (members, Err(Lost)),
+                Err(StatementSkipped) => return (members, Err(StatementSkipped)),
             }
             if !self.take(Token::Comma) {
                 return (members, Ok(()));
@@ -306,24 +307,24 @@ impl<'s> Reader<'_, 's, '_> {
         }
     }
 
-    /// `any` or a list.
-    fn any_or<T>(
+    /// Parses `any` or a list.
+    fn any_or_list<T>(
         &mut self,
-        member: impl FnMut(&mut Self) -> Result<Option<At<T>>, Lost>,
-    ) -> Result<Option<Vec<At<T>>>, Lost> {
+        member: impl FnMut(&mut Self) -> Result<Option<Located<T>>, StatementSkipped>,
+    ) -> Result<Option<Vec<Located<T>>>, StatementSkipped> {
         if !self.take(Token::Word("any")) {
             let (members, end) = self.list(member);
             return end.map(|()| Some(members));
         }
         if self.peek() == Token::Comma {
-            let problem = Problem::new(self.span(), "`any` stands alone or not at all", "no list behind `any`");
-            self.problems.push(problem.help("leave out `any`, or everything else"));
-            return Err(Lost);
+            let problem = Problem::new(self.span(), "`any` cannot be part of a list", "no list after `any`");
+            self.problems.push(problem.help("remove `any`, or everything else"));
+            return Err(StatementSkipped);
         }
         Ok(None)
     }
 
-    fn rule(&mut self, action: Action) -> Result<(), Lost> {
+    fn rule(&mut self, action: Action) -> Result<(), StatementSkipped> {
         self.at += 1;
         let span = self.span();
         let Token::Text(name) = self.peek() else {
@@ -332,34 +333,34 @@ impl<'s> Reader<'_, 's, '_> {
         self.at += 1;
         if name.is_empty() || name.len() > RULE_NAME_MAX || name.chars().any(char::is_control) {
             let help = format!("a rule's name has 1 to {RULE_NAME_MAX} bytes and no control characters");
-            self.problems.push(Problem::new(span.clone(), "this cannot be a rule's name", "not a name").help(help));
+            self.problems.push(Problem::new(span.clone(), "invalid rule name", "not a name").help(help));
         }
-        let name = At { value: name.to_owned(), span };
-        self.need(Token::Word("from"), EXAMPLE)?;
-        let from = self.any_or(|reader| reader.name("a zone's name"))?;
-        self.need(Token::Word("to"), EXAMPLE)?;
-        let to = self.any_or(|reader| reader.name("a zone's name"))?;
-        self.need(Token::Colon, EXAMPLE)?;
+        let name = Located { value: name.to_owned(), span };
+        self.expect_token(Token::Word("from"), EXAMPLE)?;
+        let from = self.any_or_list(|reader| reader.name("a zone's name"))?;
+        self.expect_token(Token::Word("to"), EXAMPLE)?;
+        let to = self.any_or_list(|reader| reader.name("a zone's name"))?;
+        self.expect_token(Token::Colon, EXAMPLE)?;
         let source = self.addresses()?;
-        self.need(Token::Arrow, EXAMPLE)?;
+        self.expect_token(Token::Arrow, EXAMPLE)?;
         let destination = self.addresses()?;
         let services = match self.peek() {
             Token::End | Token::Word("log") => None,
-            _ => self.any_or(Self::service)?,
+            _ => self.any_or_list(Self::service)?,
         };
         let log = self.take(Token::Word("log"));
         self.draft.rules.push(DraftRule { action, name, from, to, source, destination, services, log });
         Ok(())
     }
 
-    fn addresses(&mut self) -> Result<At<Option<Vec<At<Address>>>>, Lost> {
+    fn addresses(&mut self) -> Result<Located<Option<Vec<Located<Address>>>>, StatementSkipped> {
         let start = self.span().start;
-        let value = self.any_or(Self::address)?;
-        Ok(At { value, span: self.since(start) })
+        let value = self.any_or_list(Self::address)?;
+        Ok(Located { value, span: self.since(start) })
     }
 
-    /// An address, a prefix or `@set`. `None` if it is a wrong one, which was complained about.
-    fn address(&mut self) -> Result<Option<At<Address>>, Lost> {
+    /// Parses an address, a prefix or `@set`. Returns `None` if it is invalid, after reporting the error.
+    fn address(&mut self) -> Result<Option<Located<Address>>, StatementSkipped> {
         const WHAT: &str = "an address, a prefix or @SET";
         let span = self.span();
         let read = match self.peek() {
@@ -373,7 +374,7 @@ impl<'s> Reader<'_, 's, '_> {
         };
         self.at += 1;
         match read {
-            Ok(value) => Ok(Some(At { value, span })),
+            Ok(value) => Ok(Some(Located { value, span })),
             Err(message) => {
                 let problem = Problem::new(span, message, format!("expected {WHAT}"));
                 self.problems.push(problem.help("as in 192.0.2.1, 192.0.2.0/24, 2001:db8::/32, @web"));
@@ -382,8 +383,8 @@ impl<'s> Reader<'_, 's, '_> {
         }
     }
 
-    /// An IPv4 option. `None` if it is a wrong one, which was complained about.
-    fn ip_option(&mut self) -> Result<Option<At<IpOption>>, Lost> {
+    /// Parses an IPv4 option. Returns `None` if it is invalid, after reporting the error.
+    fn ip_option(&mut self) -> Result<Option<Located<IpOption>>, StatementSkipped> {
         const WHAT: &str = "an IPv4 option";
         let Token::Word(word) = self.peek() else { return Err(self.expected(WHAT)) };
         if KEYWORDS.contains(&word) {
@@ -392,7 +393,7 @@ impl<'s> Reader<'_, 's, '_> {
         let span = self.span();
         self.at += 1;
         match word.parse() {
-            Ok(value) => Ok(Some(At { value, span })),
+            Ok(value) => Ok(Some(Located { value, span })),
             Err(message) => {
                 let names = IpOption::ALL.iter().map(|option| option.name());
                 let help = match similar(word, names.clone()) {
@@ -406,8 +407,8 @@ impl<'s> Reader<'_, 's, '_> {
         }
     }
 
-    /// A service. `None` if it is a wrong one, which was complained about.
-    fn service(&mut self) -> Result<Option<At<Service>>, Lost> {
+    /// Parses a service. Returns `None` if it is invalid, after reporting the error.
+    fn service(&mut self) -> Result<Option<Located<Service>>, StatementSkipped> {
         const WHAT: &str = "a service";
         let Token::Word(word) = self.peek() else { return Err(self.expected(WHAT)) };
         let protocol = matches!(word, "tcp" | "udp" | "sctp" | "icmp" | "icmp6" | "proto");
@@ -417,7 +418,7 @@ impl<'s> Reader<'_, 's, '_> {
         let span = self.span();
         self.at += 1;
         match word.parse() {
-            Ok(value) => Ok(Some(At { value, span })),
+            Ok(value) => Ok(Some(Located { value, span })),
             Err(message) => {
                 let problem = Problem::new(span, message, format!("expected {WHAT}"));
                 let help = "as in tcp/443, tcp/1000-2000, udp/53, icmp/echo, icmp6/echo, proto/47, or a service's name";

@@ -33,7 +33,7 @@ fn policy(text: &str) -> Policy {
     Policy::parse("test", text).unwrap_or_else(|error| panic!("{}", error.render()))
 }
 
-/// The messages of a wrong text, each with its place.
+/// The messages of an invalid text, each with its position.
 fn errors(text: &str) -> Vec<String> {
     let error = Policy::parse("p", text).unwrap_err();
     let line = |problem: &Problem| {
@@ -44,7 +44,7 @@ fn errors(text: &str) -> Vec<String> {
     error.problems().iter().map(line).collect()
 }
 
-/// Zones get numbers from 1 in the order of their declaration.
+/// Compiles a policy with zone numbers from 1, in the order of declaration.
 fn compiled(policy: &Policy) -> Compiled {
     let zones: HashMap<&str, u16> = policy.zones().iter().map(String::as_str).zip(1..).collect();
     policy.compile(&mut |zone| ZoneId(zones[zone]))
@@ -55,7 +55,7 @@ fn tuple(protocol: Protocol, src: &str, dst: &str, dst_port: u16) -> Tuple {
 }
 
 #[test]
-fn the_empty_policy_drops_everything() {
+fn policy_without_rules_drops_everything() {
     for text in ["", "\n", "# nothing", "default drop"] {
         let empty = policy(text);
         assert_eq!(empty.to_string(), "default drop\n");
@@ -71,7 +71,7 @@ fn the_empty_policy_drops_everything() {
 }
 
 #[test]
-fn an_undeclared_set_is_shown_with_its_place() {
+fn set_that_is_undeclared_is_reported_with_its_position() {
     let error = Policy::parse("policy.pal", EXAMPLE).unwrap_err();
     assert_eq!(error.to_string(), "the policy is not valid: 1 error");
     assert_eq!(
@@ -88,7 +88,7 @@ policy.pal:13:44: there is no set named `bogons`
 }
 
 #[test]
-fn it_is_a_diagnostic() {
+fn policy_error_is_a_miette_diagnostic() {
     use miette::Diagnostic;
     let error = Policy::parse("policy.pal", EXAMPLE).unwrap_err();
     let problem = error.related().unwrap().next().unwrap();
@@ -99,7 +99,7 @@ fn it_is_a_diagnostic() {
 }
 
 #[test]
-fn the_example_decides_as_it_reads() {
+fn policy_example_decides_as_documented() {
     let text = EXAMPLE.replace("@bogons", "192.0.2.0/24");
     let example = policy(&text);
     let compiled = compiled(&example);
@@ -127,7 +127,7 @@ fn the_example_decides_as_it_reads() {
 }
 
 #[test]
-fn the_canonical_form() {
+fn policy_display_writes_canonical_form() {
     let text = "\
 zone outside, inside, dmz
 
@@ -147,7 +147,7 @@ drop \"bogons\" from outside to any: 192.0.2.0/24 -> any
 }
 
 #[test]
-fn ways_to_write() {
+fn policy_spelling_variants_parse_to_the_same_policy() {
     let same = [
         "zone a, b\nset s = 10.0.0.0/8, ::/0\naccept \"x\" from a to b: @s -> any icmp/echo, icmp6/echo log",
         "zone a\r\nzone b\r\nset s = 10.0.0.0/8,\r\n  ::/0 # all of IPv6\r\n\taccept \"x\" from a to b:@s->any icmp,icmp6 log\r\n",
@@ -157,7 +157,7 @@ fn ways_to_write() {
     for text in same {
         assert_eq!(policy(text), policy(same[0]), "{text}");
     }
-    // Colons and hyphens: what belongs to names, addresses, ranges and arrows.
+    // Colons and hyphens in names, addresses, ranges and arrows.
     let tight = policy(
         "zone a-b, dead, x.y\naccept \"#1 -> \" from dead to any:any->::1/128 tcp/1-2\naccept \"2\" from a-b to dead: 1::->any\naccept \"3\" from any to x.y: ::/1 -> ff::1",
     );
@@ -173,7 +173,7 @@ fn ways_to_write() {
 }
 
 #[test]
-fn every_error_is_told_at_once_with_its_place() {
+fn policy_errors_are_all_reported_with_their_positions() {
     let text = "\
 zone outside, outside, 1st
 set web = 10.0.0.1/24, 10.0.0.300, web, ::ffff:1.2.3.4
@@ -194,8 +194,8 @@ default reject
 ";
     let expected = [
         "1:15: there are two zones named `outside` (the first one is in line 1)",
-        "1:24: `1st` cannot be a name (a name begins with a letter and has letters, digits, `_`, `-` and `.` in it, at most 63)",
-        "2:11: 10.0.0.1/24 has bits set behind its length: write 10.0.0.0/24 or 10.0.0.1 (as in 192.0.2.1, 192.0.2.0/24, 2001:db8::/32, @web)",
+        "1:24: `1st` cannot be a name (a name begins with a letter or `_` and contains up to 63 letters, digits, `_`, `-` and `.`)",
+        "2:11: 10.0.0.1/24 has bits set beyond its length: write 10.0.0.0/24 or 10.0.0.1 (as in 192.0.2.1, 192.0.2.0/24, 2001:db8::/32, @web)",
         "2:24: `10.0.0.300` is not an IPv4 or IPv6 address (as in 192.0.2.1, 192.0.2.0/24, 2001:db8::/32, @web)",
         "2:36: `web` is not an address: to name a set, write @web (as in 192.0.2.1, 192.0.2.0/24, 2001:db8::/32, @web)",
         "2:41: `::ffff:1.2.3.4` is an IPv4 address in IPv6 notation: write 1.2.3.4 (as in 192.0.2.1, 192.0.2.0/24, 2001:db8::/32, @web)",
@@ -203,15 +203,15 @@ default reject
         "4:13: `0` is not a port: it goes from 1 to 65535",
         "4:20: the range is empty: write 8-9",
         "4:29: `99999` is not a port: it goes from 1 to 65535",
-        "4:40: only echo opens an ICMP session: write icmp/echo (errors about a session always pass)",
+        "4:40: only echo opens an ICMP session: write icmp/echo (ICMP errors about a session are always forwarded)",
         "4:55: `256` is not an IP protocol number: it goes from 0 to 255",
         "4:66: `foo` is not a protocol",
-        "4:73: the service `later` is declared further down (a service can name only services above it: move `later` up)",
+        "4:73: the service `later` is declared below (a service can refer only to services above it: move `later` up)",
         "6:9: expected `drop`, `reject` or `accept`, found `allow`",
         "7:8: expected the rule's name in double quotes, found `from` (a rule is: accept \"name\" from ZONE to ZONE: SOURCE -> DESTINATION SERVICE)",
         "8:17: there is no zone named `inside` (declare it: zone inside)",
-        "8:32: the source is IPv4 and the destination IPv6: no packet is both (write one rule for each family, or sets with addresses of both)",
-        "9:20: `any` stands alone or not at all (leave out `any`, or everything else)",
+        "8:32: the source is IPv4 and the destination IPv6: no packet has both (write one rule for each family, or sets with addresses of both)",
+        "9:20: `any` cannot be part of a list (remove `any`, or everything else)",
         "10:28: expected `:`, found `any` (a rule is: accept \"name\" from ZONE to ZONE: SOURCE -> DESTINATION SERVICE)",
         "11:17: there is no zone named `outsid` (did you mean outside?)",
         "11:32: there is no set named `wbe` (did you mean @web?)",
@@ -219,11 +219,11 @@ default reject
         "11:44: there is no service named `htp` (declare it: service htp = tcp/PORT, …)",
         "11:52: expected `,` or the end of the line, found `more`",
         "12:8: the addresses are IPv6, and icmp is not (use icmp6/echo)",
-        "13:8: the name has no end (a rule's name ends with \" on the same line)",
+        "13:8: the name is not terminated (a rule's name ends with \" on the same line)",
         "13:13: expected the rule's name in double quotes, found the end of the line (a rule is: accept \"name\" from ZONE to ZONE: SOURCE -> DESTINATION SERVICE)",
-        "14:31: `-` means nothing here",
+        "14:31: unexpected `-`",
         "14:33: expected `->`, found `any` (a rule is: accept \"name\" from ZONE to ZONE: SOURCE -> DESTINATION SERVICE)",
-        "14:37: `;` means nothing here",
+        "14:37: unexpected `;`",
         "16:1: a second default (the first one is in line 15)",
     ];
     let help = " (as in tcp/443, tcp/1000-2000, udp/53, icmp/echo, icmp6/echo, proto/47, or a service's name)";
@@ -233,8 +233,8 @@ default reject
 }
 
 #[test]
-fn no_error_makes_another_one() {
-    // A broken declaration declares its name nevertheless.
+fn policy_error_causes_no_follow_up_errors() {
+    // An invalid declaration still declares its name.
     let cases = [
         ("set s = x\naccept \"r\" from any to any: @s -> any", 1),
         ("set s\naccept \"r\" from any to any: @s -> ::1", 1),
@@ -265,7 +265,7 @@ fn no_error_makes_another_one() {
 }
 
 #[test]
-fn timeouts() {
+fn policy_timeouts_are_parsed_and_validated() {
     let text =
         "timeout tcp.established 1d, udp.unreplied 10s,\n  generic 90s # a minute and a half\ntimeout icmp 120s\n";
     let read = policy(text);
@@ -273,7 +273,7 @@ fn timeouts() {
     assert_eq!(secs(&read, Timeout::TcpEstablished), 86_400);
     assert_eq!(secs(&read, Timeout::UdpUnreplied), 10);
     assert_eq!(secs(&read, Timeout::TcpClose), 10, "the default");
-    // One line, in the order of the list, in the largest unit; only what is not the default.
+    // Only non-default values, on one line, in the order of the list, in the largest unit.
     let canonical = "timeout tcp.established 1d, udp.unreplied 10s, icmp 2m, generic 90s\n\ndefault drop\n";
     assert_eq!(read.to_string(), canonical);
     assert_eq!(policy("timeout tcp.close 10s, tcp.established 120h").to_string(), "default drop\n");
@@ -320,9 +320,9 @@ fn timeouts() {
     assert_eq!(
         warned("timeout tcp.established 123m, tcp.time_wait 59s, udp.assured 119s"),
         [
-            "timeout tcp.established is below 124m: idle connections are cut before their keep-alive packets come (RFC 5382 \
-             REQ-5)",
-            "timeout tcp.time_wait is below 1m: late packets of a closed connection are still under way (RFC 9293 section \
+            "timeout tcp.established is below 124m: idle connections are dropped before their keep-alive packets arrive (RFC \
+             5382 REQ-5)",
+            "timeout tcp.time_wait is below 1m: late packets of a closed connection may still arrive (RFC 9293 section \
              3.4.2; Linux waits 60 seconds itself)",
             "timeout udp.assured is below 2m: applications rely on two minutes (RFC 4787 REQ-5)",
         ]
@@ -332,7 +332,7 @@ fn timeouts() {
 }
 
 #[test]
-fn sets_and_services_name_others() {
+fn set_and_service_can_refer_to_earlier_ones() {
     let policy = policy(
         "set a = 10.0.0.0/9\nset b = @a, 10.128.0.0/9, ::/128\nservice s = tcp/1\nservice t = s, udp/2\n\
          accept \"r\" from any to any: @b -> any t",
@@ -349,7 +349,7 @@ fn sets_and_services_name_others() {
 }
 
 #[test]
-fn too_much_is_an_error() {
+fn policy_over_a_limit_is_refused() {
     let long = "#".repeat(MAX_TEXT + 1);
     assert_eq!(errors(&long), ["1:1: the policy has 4194305 bytes, more than the 4194304 that are allowed"]);
     Policy::parse("p", &long[1..]).unwrap();
@@ -360,7 +360,7 @@ fn too_much_is_an_error() {
     rules += &rule(MAX_RULES);
     assert_eq!(errors(&rules), ["65536:6: more than 65535 rules"]);
 
-    // A set in a set counts with all its members: few lines could name very many addresses.
+    // A set in a set counts with all its members: a few lines could name very many addresses.
     let base: Vec<String> =
         (0..60_000u32).map(|n| format!("10.{}.{}.{}", n >> 15, n >> 7 & 255, n << 1 & 255)).collect();
     let mut sets = format!("set s0 = {}\n", base.join(", "));
@@ -383,7 +383,7 @@ fn too_much_is_an_error() {
 }
 
 #[test]
-fn json() {
+fn policy_json_form_is_checked_like_the_text() {
     let text = "zone a\nset s = 10.0.0.0/8, ::1\nservice w = tcp/80-81, icmp/echo, proto/47\ndefault reject log\n\
                 ip-options timestamp, router-alert\n\
                 accept \"r\" from a to any: @s -> any w log\ndrop \"d\" from any to a: 1.1.1.1 -> any";
@@ -404,11 +404,11 @@ fn json() {
     assert_eq!(json, expected);
     assert_eq!(serde_json::from_value::<Policy>(json.clone()).unwrap(), policy(text));
 
-    // It is checked as strictly as the text.
+    // The JSON form is checked as strictly as the text.
     let wrong = [
         ("/zones/0", "b c".into(), "there is no zone"),
-        ("/zones/0", "a\nzone b".into(), "characters in it"),
-        ("/rules/0/name", "x\" from any to any: any -> any #".into(), "characters in it"),
+        ("/zones/0", "a\nzone b".into(), "contains characters"),
+        ("/rules/0/name", "x\" from any to any: any -> any #".into(), "contains characters"),
         ("/rules/0/name", "".into(), "cannot be a rule's name"),
         ("/rules/0/source", serde_json::json!(["@t"]), "there is no set named `t`"),
         ("/rules/0/source", serde_json::json!([]), "expected"),
@@ -416,7 +416,7 @@ fn json() {
         ("/rules/0/action", "allow".into(), "unknown variant"),
         ("/default/also", true.into(), "unknown field"),
         ("/ip_options/0", "timestamps".into(), "not an IPv4 option"),
-        ("/ip_options/0", "router-alert".into(), "twice"),
+        ("/ip_options/0", "router-alert".into(), "duplicated"),
     ];
     for (place, value, message) in wrong {
         let mut changed = json.clone();
@@ -431,7 +431,7 @@ fn json() {
 }
 
 #[test]
-fn warnings() {
+fn policy_warnings_name_likely_mistakes() {
     let text = "\
 zone a, b
 set used = 10.0.0.0/8
@@ -451,9 +451,9 @@ drop \"7\" from b to any: ::1 -> ::2 icmp6
     assert_eq!(
         warnings,
         [
-            "rule 2 \"2\" never matches: rule 1 \"1\" does the same for all of it",
-            "rule 5 \"5\" never matches: rule 1 \"1\" takes all of it",
-            "rule 7 \"7\" never matches: rule 6 \"6\" does the same for all of it",
+            "rule 2 \"2\" never matches: rule 1 \"1\" covers it with the same action",
+            "rule 5 \"5\" never matches: rule 1 \"1\" covers it with another action",
+            "rule 7 \"7\" never matches: rule 6 \"6\" covers it with the same action",
             "set unused is not used",
             "service idle is not used",
         ]
@@ -461,13 +461,13 @@ drop \"7\" from b to any: ::1 -> ::2 icmp6
 }
 
 #[test]
-fn ip_options() {
+fn policy_ip_options_are_parsed_and_validated() {
     assert_eq!(compiled(&policy("")).ip_options(), IpOptions::NONE);
     let text = "default drop\nip-options router-alert, timestamp\n";
     let (written, expected) = (policy(text), [IpOption::RouterAlert, IpOption::Timestamp]);
     assert_eq!((written.to_string().as_str(), written.ip_options()), (text, &expected[..]));
     assert_eq!(compiled(&written).ip_options(), expected.into_iter().collect());
-    // On several lines, in several statements, before or behind the rest.
+    // On several lines, in several statements, before or after the rest.
     for same in
         ["ip-options router-alert,\n  timestamp\n", "ip-options router-alert\ndefault drop\nip-options timestamp"]
     {
@@ -485,10 +485,10 @@ fn ip_options() {
     ];
     for (text, help) in wrong {
         let word = text.rsplit(' ').next().unwrap();
-        assert_eq!(errors(text), [format!("1:12: `{word}` is not an IPv4 option that can be let through ({help})")]);
+        assert_eq!(errors(text), [format!("1:12: `{word}` is not an IPv4 option that can be allowed ({help})")]);
     }
-    assert_eq!(errors("ip-options lsrr, lsrr"), ["1:18: `lsrr` is twice in this list"]);
-    assert_eq!(errors("ip-options lsrr\nip-options ssrr, lsrr"), ["2:18: `lsrr` is twice in this list"]);
+    assert_eq!(errors("ip-options lsrr, lsrr"), ["1:18: `lsrr` is duplicated in this list"]);
+    assert_eq!(errors("ip-options lsrr\nip-options ssrr, lsrr"), ["2:18: `lsrr` is duplicated in this list"]);
     assert_eq!(errors("ip-options"), ["1:11: expected an IPv4 option, found the end of the line"]);
     assert_eq!(errors("ip-options any").len(), 1);
     assert_eq!(errors("ip-options log"), ["1:12: expected an IPv4 option, found `log`"]);
@@ -497,14 +497,14 @@ fn ip_options() {
         policy("ip-options lsrr, timestamp, ssrr").warnings().iter().map(ToString::to_string).collect();
     let warning = |option| {
         format!(
-            "ip-options {option} lets source routes through: rules judge the next stop of such a packet, not its end"
+            "ip-options {option} allows source routes: rules see the next hop of a packet, not its final destination"
         )
     };
     assert_eq!(warnings, [warning("lsrr"), warning("ssrr")]);
 }
 
 #[test]
-fn sctp_is_a_service_with_ports() {
+fn service_of_sctp_has_ports() {
     let text = "default drop\n\naccept \"s1ap\" from any to any: any -> any sctp/36412, sctp/1-9\naccept \"all\" from any to any: ::/0 -> any sctp\n";
     let written = policy(text);
     assert_eq!(written.to_string(), text);
@@ -524,7 +524,7 @@ fn sctp_is_a_service_with_ports() {
 
 /// More than 4,096 rules: several groups of blocks.
 #[test]
-fn many_rules() {
+fn policy_with_more_than_4096_rules_decides_correctly() {
     let mut text = String::new();
     for n in 0..10_000u32 {
         let source = if n % 3 == 0 { "any".to_owned() } else { format!("10.{}.{}.0/24", n >> 8, n & 255) };
@@ -548,9 +548,9 @@ fn many_rules() {
     assert_eq!(policy.warnings(), []);
 }
 
-/// The examples for users are policies.
+/// The examples in the documentation are valid policies.
 #[test]
-fn the_documentation_is_right() {
+fn policy_examples_in_docs_are_valid() {
     let text = include_str!("../../../docs/policy.md");
     let blocks: Vec<&str> = text.split("```").skip(1).step_by(2).collect();
     let policies: Vec<Policy> = blocks

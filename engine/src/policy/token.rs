@@ -1,4 +1,4 @@
-//! From text to tokens.
+//! The tokenizer of the policy language.
 
 use std::fmt;
 use std::ops::Range;
@@ -11,7 +11,7 @@ use winnow::token::{any, take, take_till, take_while};
 
 use super::error::Problem;
 
-/// What lines consist of.
+/// A token of a policy text.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Token<'s> {
     /// A keyword, name, address, prefix or service.
@@ -47,40 +47,41 @@ impl fmt::Display for Token<'_> {
     }
 }
 
-/// A token and its place.
+/// A token with its position.
 pub(super) type Spanned<'s> = (Token<'s>, Range<usize>);
 
 type Input<'s> = LocatingSlice<&'s str>;
 type Result<T> = winnow::Result<T, EmptyError>;
 
-/// All tokens of a text, the last one an [`Token::End`]. What is none is told to `problem` and left out.
+/// All tokens of a text, the last one a [`Token::End`]. Invalid characters are reported to `problem` and skipped.
 pub(super) fn tokens<'s>(text: &'s str, mut problem: impl FnMut(Problem)) -> Vec<Spanned<'s>> {
     let mut input = Input::new(text);
     let mut tokens: Vec<Spanned<'s>> = Vec::new();
-    // `blank` cannot fail.
-    while blank(&mut input).is_ok() && !input.is_empty() {
+    // `skip_blank` cannot fail.
+    while skip_blank(&mut input).is_ok() && !input.is_empty() {
         let before = input;
         if let Ok(spanned) = token.with_span().parse_next(&mut input) {
             tokens.push(spanned);
             continue;
         }
         input = before;
-        let (wrong, span) = match stray.with_span().parse_next(&mut input) {
+        let (wrong, span) = match invalid_token.with_span().parse_next(&mut input) {
             Ok(found) => found,
             Err(EmptyError) => break,
         };
         problem(if wrong.starts_with('"') {
-            Problem::new(span, "the name has no end", "begins here").help("a rule's name ends with \" on the same line")
+            Problem::new(span, "the name is not terminated", "starts here")
+                .help("a rule's name ends with \" on the same line")
         } else {
-            Problem::new(span, format!("`{}` means nothing here", wrong.escape_debug()), "not expected")
+            Problem::new(span, format!("unexpected `{}`", wrong.escape_debug()), "not expected")
         });
     }
     tokens.push((Token::End, text.len()..text.len()));
     tokens
 }
 
-/// Blanks and comments.
-fn blank(input: &mut Input<'_>) -> Result<()> {
+/// Skips blanks and comments.
+fn skip_blank(input: &mut Input<'_>) -> Result<()> {
     let blanks = take_while(1.., [' ', '\t', '\r']);
     let comment = ('#', take_till(0.., '\n')).take();
     repeat(0.., alt((blanks, comment))).parse_next(input)
@@ -107,10 +108,10 @@ fn word<'s>(input: &mut Input<'s>) -> Result<&'s str> {
     }
 }
 
-/// How many characters, all of them ASCII, at the beginning of `text` are one word.
+/// The length of the word at the beginning of `text`, in bytes; all its characters are ASCII.
 ///
-/// A colon is part of an IPv6 address, and else what follows the zones of a rule; a hyphen joins the parts of a name or a
-/// range, and else begins an arrow.
+/// A colon belongs to an IPv6 address; elsewhere it ends the zones of a rule. A hyphen joins the parts of a name or a range;
+/// elsewhere it begins an arrow.
 fn word_length(text: &str) -> usize {
     let bytes = text.as_bytes();
     let part =
@@ -119,7 +120,7 @@ fn word_length(text: &str) -> usize {
     let mut groups = true;
     while let Some(&byte) = bytes.get(length) {
         match byte {
-            // After anything but a group of hexadecimal digits it is not an address's.
+            // A colon belongs to an address only after a group of hexadecimal digits.
             b':' if !groups => break,
             b':' if bytes.get(length + 1) == Some(&b':') => length += 2,
             b':' if length > 0 && part(length + 1) => length += 1,
@@ -136,7 +137,7 @@ fn word_length(text: &str) -> usize {
     length
 }
 
-/// What begins no token: a name without end up to the end of its line, else one character.
-fn stray<'s>(input: &mut Input<'s>) -> Result<&'s str> {
+/// Input that begins no token: an unterminated name up to the end of its line, or one character.
+fn invalid_token<'s>(input: &mut Input<'s>) -> Result<&'s str> {
     alt((('"', take_till(0.., '\n')).take(), take(1usize))).parse_next(input)
 }

@@ -1,4 +1,4 @@
-//! What is legal in a policy and yet most likely a mistake.
+//! Warnings about a valid policy: statements that are most likely a mistake.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -12,46 +12,46 @@ use crate::parse::IpOption;
 use crate::timeouts::{Seconds, Timeout};
 use crate::tuple::{Protocol, Tuple};
 
-/// Something in a policy that has no effect, or one that is hardly wanted.
+/// A part of a policy that has no effect, or probably not the intended one.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Warning {
-    /// Whatever the rule matches, an earlier rule matches first.
+    /// A rule that never matches, because an earlier rule matches all of its connections.
     Shadowed {
         /// The rule, and its name.
         rule: (RuleId, String),
-        /// The first rule that takes all of it, and its name.
+        /// The first rule that covers it, and its name.
         by: (RuleId, String),
-        /// Do both do the same?
+        /// Whether both rules have the same action.
         same: bool,
     },
-    /// A set that nothing names.
+    /// A set that is not used.
     UnusedSet(String),
-    /// A service that nothing names.
+    /// A service that is not used.
     UnusedService(String),
-    /// A source route is let through.
+    /// An allowed source route option.
     SourceRoute(IpOption),
-    /// A timeout that is too short for what it is for.
+    /// A timeout below its recommended minimum.
     ShortTimeout {
-        /// Which one.
+        /// The timeout.
         timeout: Timeout,
-        /// The recommended minimum, in seconds.
-        min: u32,
-        /// Why.
+        /// Its recommended minimum, in seconds.
+        min_seconds: u32,
+        /// The reason for the minimum.
         why: &'static str,
     },
 }
 
-/// Timeouts that should not be shorter than a number of seconds.
-const SHORT: &[(Timeout, u32, &str)] = &[
+/// Recommended minimum of timeouts, in seconds, with the reason.
+const MIN_TIMEOUTS: &[(Timeout, u32, &str)] = &[
     (
         Timeout::TcpEstablished,
         2 * 3600 + 4 * 60,
-        "idle connections are cut before their keep-alive packets come (RFC 5382 REQ-5)",
+        "idle connections are dropped before their keep-alive packets arrive (RFC 5382 REQ-5)",
     ),
     (
         Timeout::TcpTimeWait,
         60,
-        "late packets of a closed connection are still under way (RFC 9293 section 3.4.2; Linux waits 60 seconds itself)",
+        "late packets of a closed connection may still arrive (RFC 9293 section 3.4.2; Linux waits 60 seconds itself)",
     ),
     (Timeout::UdpAssured, 120, "applications rely on two minutes (RFC 4787 REQ-5)"),
 ];
@@ -61,24 +61,24 @@ impl fmt::Display for Warning {
         match self {
             Warning::Shadowed { rule: (RuleId(rule), name), by: (RuleId(by), first), same } => {
                 write!(f, "rule {rule} \"{name}\" never matches: rule {by} \"{first}\" ")?;
-                f.write_str(if *same { "does the same for all of it" } else { "takes all of it" })
+                f.write_str(if *same { "covers it with the same action" } else { "covers it with another action" })
             }
             Warning::UnusedSet(name) => write!(f, "set {name} is not used"),
             Warning::UnusedService(name) => write!(f, "service {name} is not used"),
             Warning::SourceRoute(option) => write!(
                 f,
-                "ip-options {option} lets source routes through: rules judge the next stop of such a packet, not its end"
+                "ip-options {option} allows source routes: rules see the next hop of a packet, not its final destination"
             ),
-            Warning::ShortTimeout { timeout, min, why } => {
-                write!(f, "timeout {} is below {}: {why}", timeout.name(), Seconds(*min))
+            Warning::ShortTimeout { timeout, min_seconds, why } => {
+                write!(f, "timeout {} is below {}: {why}", timeout.name(), Seconds(*min_seconds))
             }
         }
     }
 }
 
 impl Policy {
-    /// Rules that never match because one earlier rule takes all that they would (those that several earlier ones cover only
-    /// together are not found), names that nothing uses, and timeouts that are too short.
+    /// The warnings: rules that one earlier rule covers (those that only several earlier ones cover together are not found),
+    /// unused names, source routes, and timeouts that are too short.
     #[must_use]
     pub fn warnings(&self) -> Vec<Warning> {
         let mut warnings = self.shadowed();
@@ -107,13 +107,15 @@ impl Policy {
         warnings.extend(unused.map(|service| Warning::UnusedService(service.name.clone())));
         let source_routes = self.ip_options.iter().copied().filter(|option| option.is_source_route());
         warnings.extend(source_routes.map(Warning::SourceRoute));
-        let short = SHORT.iter().filter(|(timeout, min, _)| self.timeouts.get(*timeout).as_secs() < (*min).into());
-        warnings.extend(short.map(|&(timeout, min, why)| Warning::ShortTimeout { timeout, min, why }));
+        let short = MIN_TIMEOUTS
+            .iter()
+            .filter(|(timeout, min_seconds, _)| self.timeouts.get(*timeout).as_secs() < (*min_seconds).into());
+        warnings.extend(short.map(|&(timeout, min_seconds, why)| Warning::ShortTimeout { timeout, min_seconds, why }));
         warnings
     }
 
-    /// A rule that takes all of another takes also any one connection of it: so only the rules that match one such
-    /// connection need to be compared, not every pair.
+    /// The shadowed rules. A rule that covers another matches every connection of it, so it suffices to compare the rules
+    /// that match one sample connection, not every pair.
     fn shadowed(&self) -> Vec<Warning> {
         let mut next = 0u16;
         let compiled = self.compile(&mut |_| {
@@ -123,26 +125,26 @@ impl Policy {
         let sets = ranges::sets(&self.sets);
         let services = ranges::services(&self.services);
         let zones: HashMap<&str, u128> = self.zones.iter().map(String::as_str).zip(1..).collect();
-        let areas: Vec<Area> = self
+        let spaces: Vec<MatchSpace> = self
             .rules
             .iter()
-            .map(|rule| Area {
+            .map(|rule| MatchSpace {
                 from: zone_numbers(&rule.from, &zones),
                 to: zone_numbers(&rule.to, &zones),
-                source: Addresses::of_list(&rule.source, &sets),
-                destination: Addresses::of_list(&rule.destination, &sets),
-                services: rule.services.items().map(|items| ranges::services_of(items, &services)),
+                source: Addresses::resolve_list(&rule.source, &sets),
+                destination: Addresses::resolve_list(&rule.destination, &sets),
+                services: rule.services.items().map(|items| ranges::resolve_services(items, &services)),
             })
             .collect();
         let mut found = Vec::new();
         let mut warnings = Vec::new();
-        for (index, (rule, area)) in self.rules.iter().zip(&areas).enumerate() {
-            let Some((from, to, tuple)) = area.example() else { continue };
+        for (index, (rule, space)) in self.rules.iter().zip(&spaces).enumerate() {
+            let Some((from, to, tuple)) = space.sample_connection() else { continue };
             found.clear();
-            compiled.before(index, from, to, &tuple, &mut found);
+            compiled.matching_before(index, from, to, &tuple, &mut found);
             let mut by =
-                found.iter().filter_map(|&earlier| Some((earlier, self.rules.get(earlier)?, areas.get(earlier)?)));
-            if let Some((earlier, first, _)) = by.find(|(_, _, earlier)| earlier.covers(area)) {
+                found.iter().filter_map(|&earlier| Some((earlier, self.rules.get(earlier)?, spaces.get(earlier)?)));
+            if let Some((earlier, first, _)) = by.find(|(_, _, earlier)| earlier.covers(space)) {
                 let named = |index: usize, rule: &Rule| (id(index), rule.name.clone());
                 let same = rule.action == first.action;
                 warnings.push(Warning::Shadowed { rule: named(index, rule), by: named(earlier, first), same });
@@ -152,7 +154,7 @@ impl Policy {
     }
 }
 
-/// Zones as sorted numbers.
+/// The sorted numbers of zones.
 fn zone_numbers(list: &List<String>, zones: &HashMap<&str, u128>) -> Option<Ranges> {
     list.items().map(|names| {
         let number = |name: &String| zones.get(name.as_str()).map(|&number| (number, number));
@@ -162,8 +164,8 @@ fn zone_numbers(list: &List<String>, zones: &HashMap<&str, u128>) -> Option<Rang
     })
 }
 
-/// All that a rule matches; `None` is everything.
-struct Area {
+/// All connections that a rule matches; `None` is everything.
+struct MatchSpace {
     from: Option<Ranges>,
     to: Option<Ranges>,
     source: Option<Addresses>,
@@ -171,9 +173,9 @@ struct Area {
     services: Option<Ranges>,
 }
 
-impl Area {
+impl MatchSpace {
     /// One connection that the rule matches.
-    fn example(&self) -> Option<(ZoneId, ZoneId, Tuple)> {
+    fn sample_connection(&self) -> Option<(ZoneId, ZoneId, Tuple)> {
         let first = |ranges: Option<&Ranges>| ranges.map_or(Some(0), |ranges| ranges.first().map(|range| range.0));
         let zone =
             |ranges: &Option<Ranges>| first(ranges.as_ref()).and_then(|zone| u16::try_from(zone).ok()).map(ZoneId);
@@ -192,8 +194,8 @@ impl Area {
         Some((zone(&self.from)?, zone(&self.to)?, Tuple { src, dst, src_port: 0, dst_port, protocol }))
     }
 
-    /// Does it match all that `other` does?
-    fn covers(&self, other: &Area) -> bool {
+    /// Whether it matches all connections that `other` matches.
+    fn covers(&self, other: &MatchSpace) -> bool {
         let within = |outer: Option<&Ranges>, inner: Option<&Ranges>| match (outer, inner) {
             (None, _) => true,
             (Some(_), None) => false,
@@ -211,7 +213,7 @@ impl Area {
     }
 }
 
-/// One family of a source or destination.
+/// The ranges of one family of a source or destination.
 fn ranges(addresses: &Option<Addresses>, v4: bool) -> Option<&Ranges> {
     addresses.as_ref().map(|addresses| if v4 { &addresses.v4 } else { &addresses.v6 })
 }

@@ -15,27 +15,27 @@ mod snapshots;
 
 const NOW: Time = Time(1_000_000_000);
 
-struct Nobody;
+struct NoWaiters;
 
-impl Wake for Nobody {
+impl Wake for NoWaiters {
     fn wake(&mut self, _: WorkerSet, _: HoldKey) {
-        panic!("nobody waits");
+        panic!("no worker waits");
     }
 }
 
-/// A replica with a policy (generation 1), and a proposer that numbers.
-struct Bench {
+/// A replica with a policy (generation 1), and a proposer with its next serial number.
+struct Fixture {
     replica: Replica,
     next: u64,
 }
 
-impl Bench {
-    fn new() -> Bench {
-        Bench::with(Config::new(MemberId(1), 1, 9))
+impl Fixture {
+    fn new() -> Fixture {
+        Fixture::with(Config::new(MemberId(1), 1, 9))
     }
 
-    fn with(config: Config) -> Bench {
-        let mut bench = Bench { replica: Replica::new(Engine::new(config)), next: 0 };
+    fn with(config: Config) -> Fixture {
+        let mut bench = Fixture { replica: Replica::new(Engine::new(config)), next: 0 };
         assert_eq!(bench.policy(0, POLICY), Outcome::Policy(Generation(1)));
         bench
     }
@@ -47,7 +47,7 @@ impl Bench {
     }
 
     fn apply(&mut self, batch: &Batch) -> Vec<Outcome> {
-        Applied::outcomes(&self.replica.apply(NOW, batch, &mut Nobody))
+        Applied::outcomes(&self.replica.apply(NOW, batch, &mut NoWaiters))
     }
 
     fn policy(&mut self, base: u64, text: &str) -> Outcome {
@@ -66,15 +66,15 @@ impl Bench {
     }
 }
 
-fn batch(first: u64, floor: u64, commands: Vec<Command>) -> Batch {
-    Batch { proposer: MemberId(1), first_serial: first, lowest_outstanding: floor, unix_ms: 1000, commands }
+fn batch(first: u64, lowest_outstanding: u64, commands: Vec<Command>) -> Batch {
+    Batch { proposer: MemberId(1), first_serial: first, lowest_outstanding, unix_ms: 1000, commands }
 }
 
 fn id(counter: u64) -> SessionId {
     SessionId { member: MemberId(2), counter }
 }
 
-/// Session `counter` on the tuple `port`.
+/// An establishment of session `counter` on the tuple of `port`.
 fn establish(counter: u64, port: u16) -> Establish {
     Establish {
         id: id(counter),
@@ -99,7 +99,7 @@ fn close(counter: u64) -> Command {
 
 #[test]
 fn establish_has_each_outcome() {
-    let mut b = Bench::with(Config { max_sessions: 2, ..Config::new(MemberId(1), 1, 9) });
+    let mut b = Fixture::with(Config { max_sessions: 2, ..Config::new(MemberId(1), 1, 9) });
     assert_eq!(b.one(add(establish(1, 1))), Outcome::Accepted);
     assert_eq!(b.one(add(establish(1, 1))), Outcome::Accepted, "the same id again");
     assert_eq!(b.one(add(establish(2, 1))), Outcome::Conflict);
@@ -122,23 +122,23 @@ fn establish_has_each_outcome() {
 }
 
 #[test]
-fn only_the_closed_session_that_is_named_makes_room() {
-    let mut b = Bench::new();
+fn establish_replaces_only_the_closed_session_it_supersedes() {
+    let mut b = Fixture::new();
     let next = |supersedes| add(Establish { supersedes, ..establish(2, 1) });
     assert_eq!(b.one(add(establish(1, 1))), Outcome::Accepted);
-    assert_eq!(b.one(next(Some(id(1)))), Outcome::Conflict, "it lives");
+    assert_eq!(b.one(next(Some(id(1)))), Outcome::Conflict, "the session is not closed");
     assert_eq!(b.one(close(1)), Outcome::Accepted);
     assert_eq!(b.one(close(77)), Outcome::Accepted, "unknown");
     assert_eq!(b.one(next(None)), Outcome::Conflict);
     assert_eq!(b.one(next(Some(id(5)))), Outcome::Conflict);
     assert_eq!(b.one(next(Some(id(1)))), Outcome::Accepted);
     assert_eq!(b.sessions(), 1);
-    assert_eq!(b.one(add(establish(1, 1))), Outcome::Conflict, "a late copy does not resurrect");
+    assert_eq!(b.one(add(establish(1, 1))), Outcome::Conflict, "a late duplicate does not restore the session");
 }
 
 #[test]
-fn a_removed_session_is_not_resurrected() {
-    let mut b = Bench::new();
+fn establish_does_not_restore_a_removed_session() {
+    let mut b = Fixture::new();
     b.one(add(establish(1, 1)));
     b.one(Command::Expire(vec![id(1), id(1)]));
     assert_eq!(b.sessions(), 0);
@@ -147,15 +147,15 @@ fn a_removed_session_is_not_resurrected() {
 }
 
 #[test]
-fn outcomes_are_remembered_from_the_floor_up() {
-    let mut b = Bench::new();
+fn dedup_keeps_outcomes_from_lowest_outstanding_on() {
+    let mut b = Fixture::new();
     let first = b.next;
     let commands = vec![add(establish(1, 1)), add(establish(2, 1)), close(1)];
     let expected = [Outcome::Accepted, Outcome::Conflict, Outcome::Accepted];
     assert_eq!(b.apply(&batch(first, first, commands.clone())), expected);
     let digest = b.replica.digest();
     assert_eq!(b.apply(&batch(first, first, commands.clone())), expected);
-    assert_eq!(b.replica.digest(), digest, "a copy has no effect");
+    assert_eq!(b.replica.digest(), digest, "a duplicate has no effect");
     let later = batch(first + 3, first + 2, vec![close(9)]);
     assert_eq!(b.apply(&later), [Outcome::Accepted]);
     let expected = [Outcome::SerialExpired, Outcome::SerialExpired, Outcome::Accepted];
@@ -165,19 +165,19 @@ fn outcomes_are_remembered_from_the_floor_up() {
 }
 
 #[test]
-fn only_what_was_not_so_already_is_a_change() {
-    let mut b = Bench::new();
+fn replica_reports_a_change_only_for_commands_with_effect() {
+    let mut b = Fixture::new();
     let mut first = b.next;
     let mut changed = |commands: Vec<Command>| {
         let batch = batch(first, first, commands);
         first += batch.commands.len() as u64;
-        let once = b.replica.apply(NOW, &batch, &mut Nobody);
-        let again = b.replica.apply(NOW, &batch, &mut Nobody);
-        assert!(again.iter().all(|copy| !copy.changed), "a copy changed something: {batch:?}");
-        assert_eq!(Applied::outcomes(&again), Applied::outcomes(&once), "a copy has the same answers");
+        let once = b.replica.apply(NOW, &batch, &mut NoWaiters);
+        let again = b.replica.apply(NOW, &batch, &mut NoWaiters);
+        assert!(again.iter().all(|copy| !copy.changed), "a duplicate changed something: {batch:?}");
+        assert_eq!(Applied::outcomes(&again), Applied::outcomes(&once), "a duplicate has the same outcomes");
         once.iter().map(|applied| applied.changed).collect::<Vec<_>>()
     };
-    // Two members proposed the same session; another session had the tuple; two saw the end.
+    // Two members propose the same session, another session has the tuple, and two members see the end.
     let proposed = vec![add(establish(1, 1)), add(establish(1, 1)), add(establish(2, 1)), close(1), close(1)];
     assert_eq!(changed(proposed), [true, false, false, true, false]);
     let ended = vec![Command::Revoke(vec![id(9), id(1)]), Command::Expire(vec![id(1)]), add(establish(1, 1))];
@@ -191,8 +191,8 @@ fn only_what_was_not_so_already_is_a_change() {
 }
 
 #[test]
-fn policies_replace_each_other_by_base() {
-    let mut b = Bench::new();
+fn policy_change_needs_the_current_generation_as_base() {
+    let mut b = Fixture::new();
     assert_eq!(b.policy(0, POLICY), Outcome::Stale(Generation(1)));
     assert!(matches!(b.policy(1, "zone outside\nfoo"), Outcome::Invalid(_)));
     assert_eq!(b.replica.engine.generation(), Generation(1));
@@ -200,7 +200,7 @@ fn policies_replace_each_other_by_base() {
     let engine = b.replica.engine.clone();
     assert_eq!(engine.generation(), Generation(2));
     let zones = ["outside", "inside", "dmz", "foo"].map(|z| engine.zone(z).0);
-    assert_eq!(zones, [1, 2, 3, 0], "numbers stay");
+    assert_eq!(zones, [1, 2, 3, 0], "zone numbers do not change");
     for n in 2..50 {
         assert_eq!(b.policy(n, POLICY), Outcome::Policy(Generation(n + 1)));
     }
@@ -210,8 +210,8 @@ fn policies_replace_each_other_by_base() {
 }
 
 #[test]
-fn members_come_and_go_but_ids_do_not_return() {
-    let mut b = Bench::new();
+fn member_ids_are_never_reused() {
+    let mut b = Fixture::new();
     let named = |name: &str| MemberInfo { name: name.to_owned(), ..MemberInfo::default() };
     let mut member = |change| b.one(Command::Member(change));
     assert!(matches!(member(MemberChange::Join(named("b"))), Outcome::Invalid(_)), "before Init");
@@ -227,15 +227,15 @@ fn members_come_and_go_but_ids_do_not_return() {
     let token = |n, end| MemberChange::Token { secret_digest: vec![n], expires_unix_ms: end };
     assert_eq!(member(token(1, 999)), Outcome::Accepted);
     assert_eq!(member(token(2, 2000)), Outcome::Accepted);
-    assert_eq!(b.replica.engine.cluster_state().tokens, [(vec![2], 2000)], "what is over is forgotten");
+    assert_eq!(b.replica.engine.cluster_state().tokens, [(vec![2], 2000)], "expired tokens are removed");
     let late = Batch { proposer: MemberId(2), ..batch(0, 0, vec![add(establish(1, 1))]) };
     assert!(matches!(b.apply(&late)[..], [Outcome::Invalid(_)]));
     assert_eq!(b.sessions(), 0);
 }
 
 #[test]
-fn idle_sessions_are_found_piece_by_piece() {
-    let mut b = Bench::new();
+fn idle_sessions_are_reported_in_bounded_batches() {
+    let mut b = Fixture::new();
     for n in 0..3000 {
         b.one(add(establish(n, n as u16)));
     }
@@ -248,7 +248,7 @@ fn idle_sessions_are_found_piece_by_piece() {
     engine.tick(at(119), &mut Vec::new());
     assert!(!engine.idle(at(119), 10_000, &mut found));
     assert!(found.is_empty());
-    // Later by the resolutions of the stamp and of the wheel.
+    // The delay is the resolution of the stamp plus that of the wheel.
     engine.tick(at(121), &mut Vec::new());
     assert!(engine.idle(at(121), 300, &mut found), "there are more");
     assert_eq!(found.len(), 300);
@@ -257,7 +257,7 @@ fn idle_sessions_are_found_piece_by_piece() {
     assert_eq!((found.len(), all), (1000, (0..1000).map(id).collect()), "each once");
     let mut ids: Vec<SessionId> = [1, 2000, 99_999].map(id).to_vec();
     engine.confirm_idle(at(121), &mut ids);
-    assert_eq!(ids, [id(1), id(99_999)], "known and idle, or unknown");
+    assert_eq!(ids, [id(1), id(99_999)], "idle or unknown");
     b.one(Command::Expire(found));
     assert_eq!(b.sessions(), 2000);
 }

@@ -1,4 +1,4 @@
-//! The system's allocator, counting what this thread does with it.
+//! The system allocator with counters of this thread's allocations.
 #![allow(unsafe_code, reason = "counting needs a global allocator, which is an unsafe trait")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -11,18 +11,18 @@ thread_local! {
     static BYTES: Cell<i64> = const { Cell::new(0) };
 }
 
-// SAFETY: all calls go to the system's allocator unchanged; the counters neither allocate nor have destructors.
+// SAFETY: all calls go to the system allocator unchanged; the counters neither allocate nor have destructors.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.with(|n| n.set(n.get() + 1));
         BYTES.with(|n| n.set(n.get() + layout.size() as i64));
-        // SAFETY: the caller keeps the contract of `alloc`, which is the same.
+        // SAFETY: the caller upholds the contract of `alloc`, which is the same.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
         BYTES.with(|n| n.set(n.get() - layout.size() as i64));
-        // SAFETY: `at` came from `System` with this layout, by `alloc` above.
+        // SAFETY: `at` was allocated by `System` with this layout, in `alloc` above.
         unsafe { System.dealloc(at, layout) }
     }
 }
@@ -30,12 +30,12 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static GLOBAL: Counting = Counting;
 
-/// Allocations so far.
+/// The number of allocations so far.
 pub(crate) fn allocations() -> u64 {
     ALLOCATIONS.with(Cell::get)
 }
 
-/// Bytes that are allocated now.
+/// The number of bytes currently allocated.
 pub(crate) fn bytes() -> i64 {
     BYTES.with(Cell::get)
 }

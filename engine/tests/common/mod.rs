@@ -1,4 +1,4 @@
-//! What tests, benches and fuzz targets have in common: one member's engine, filled as from the log.
+//! The common parts of tests, benches and fuzz targets: the engine of one member, with commands applied as from the log.
 #![allow(dead_code, unreachable_pub, clippy::panic, reason = "each of them uses some of it, and fails by panicking")]
 
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use palisade_engine::{
     ZoneId,
 };
 
-/// One member.
+/// One member with its replica.
 pub struct Member {
     pub engine: Arc<Engine>,
     pub replica: Replica,
@@ -19,14 +19,14 @@ pub struct Member {
 }
 
 impl Member {
-    /// Of a new cluster: without a policy.
+    /// A member of a new cluster, without a policy.
     pub fn new(config: Config) -> Member {
         let engine = Engine::new(config);
         let replica = Replica::new(engine.clone());
         Member { engine, replica, events: Vec::with_capacity(1024), now: Time(1), next: 0 }
     }
 
-    /// With a policy in force.
+    /// A member with an active policy.
     pub fn with_policy(config: Config, text: String) -> Member {
         let mut member = Member::new(config);
         let outcomes = member.apply(vec![policy_change(0, text)]);
@@ -43,19 +43,19 @@ impl Member {
         Applied::outcomes(&self.replica.apply(self.now, &batch, &mut ()))
     }
 
-    /// The same, all of which must be accepted.
+    /// Applies commands that must all be accepted.
     pub fn accept(&mut self, commands: Vec<Command>) {
         let outcomes = self.apply(commands);
         assert!(outcomes.iter().all(|outcome| *outcome == Outcome::Accepted), "{outcomes:?}");
     }
 }
 
-/// Puts a policy in force after that of generation `base`.
+/// The command that replaces the policy of generation `base`.
 pub fn policy_change(base: u64, text: String) -> Command {
     Command::Policy(Box::new(PolicyChange { base: Generation(base), text, author: String::new() }))
 }
 
-/// Establishes the `n`th session, from zone 1 to zone 2, under the first policy.
+/// The command that establishes session `n` from zone 1 to zone 2, under the first policy.
 pub fn established(n: u32, original: Tuple) -> Command {
     let end = |isn| SynParams { isn, window: 64240, wscale: Some(7), sack: true };
     Command::Establish(Box::new(Establish {

@@ -1,4 +1,4 @@
-//! The harness.
+//! The test harness: a cluster of three members without a network.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,7 +46,7 @@ pub(crate) struct Member {
     pub(crate) replica: Replica,
     pub(crate) lease: LeaseState,
     pub(crate) woken: Woken,
-    /// Log entries applied.
+    /// The number of applied log entries.
     applied: usize,
     next: u64,
 }
@@ -54,9 +54,9 @@ pub(crate) struct Member {
 pub(crate) struct Cluster {
     pub(crate) now: Time,
     pub(crate) members: Vec<Member>,
-    /// Hints under way: from, to, hint.
+    /// Hints in flight: from, to, hint.
     pub(crate) hints: Vec<(usize, usize, Hint)>,
-    /// The proposals that are not yet committed, with their proposers.
+    /// Proposals not yet committed, each with its proposer.
     pub(crate) proposals: Vec<(usize, Proposal)>,
     pub(crate) log: Vec<Batch>,
 }
@@ -95,7 +95,7 @@ impl Cluster {
         cluster
     }
 
-    /// Puts a policy in force at all members.
+    /// Activates a policy on all members.
     pub(crate) fn policy(&mut self, text: &str) -> Vec<Outcome> {
         let base = self.members[A].engine.generation();
         let change = PolicyChange { base, text: text.to_owned(), author: "test".to_owned() };
@@ -111,7 +111,7 @@ impl Cluster {
         self.log.push(Batch { proposer, first_serial: first, lowest_outstanding: first, unix_ms: 0, commands });
     }
 
-    /// Commits what was proposed, in the order of proposing.
+    /// Commits the proposals, in order.
     pub(crate) fn commit(&mut self) {
         for (by, proposal) in std::mem::take(&mut self.proposals) {
             let command = match proposal {
@@ -123,7 +123,7 @@ impl Cluster {
         }
     }
 
-    /// Applies at one member what it has not yet applied; the outcomes.
+    /// Applies the rest of the log at one member and returns the outcomes.
     pub(crate) fn apply(&mut self, at: usize) -> Vec<Outcome> {
         let member = &mut self.members[at];
         let mut outcomes = Vec::new();
@@ -135,12 +135,12 @@ impl Cluster {
         outcomes
     }
 
-    /// How many log entries a member has applied.
+    /// The number of log entries that a member has applied.
     pub(crate) fn applied(&self, at: usize) -> usize {
         self.members[at].applied
     }
 
-    /// Restarts a member: it keeps the replicated state that it had applied, and loses its local state.
+    /// Restarts a member: it keeps the replicated state that it had applied, and loses all local state.
     pub(crate) fn restart(&mut self, at: usize) {
         let config = self.members[at].engine.config.clone();
         let engine = Engine::new(Config { start: config.start + 1, ..config });
@@ -151,23 +151,23 @@ impl Cluster {
         }
     }
 
-    /// The outcomes at the first member.
+    /// Applies the log at all members and returns the outcomes at the first one.
     pub(crate) fn apply_all(&mut self) -> Vec<Outcome> {
         let all: Vec<_> = (0..self.members.len()).map(|m| self.apply(m)).collect();
-        // Some may have applied a part before.
+        // Some members may have applied a part before.
         assert!(all.iter().all(|o| o.ends_with(&all[0]) || all[0].ends_with(o)), "members disagree: {all:?}");
         let digests: Vec<u64> = self.members.iter().map(|m| m.replica.digest()).collect();
         assert!(digests.iter().all(|d| *d == digests[0]));
         all[0].clone()
     }
 
-    /// Commits and applies everywhere.
+    /// Commits the proposals and applies the log at all members.
     pub(crate) fn settle(&mut self) -> Vec<Outcome> {
         self.commit();
         self.apply_all()
     }
 
-    /// Delivers the hints in flight and those that follow from them; unanswered keys are queried.
+    /// Delivers the hints in flight and those that result from them, and sends the queries that are due.
     pub(crate) fn deliver(&mut self) {
         self.deliver_all();
         self.ask();
@@ -180,7 +180,7 @@ impl Cluster {
         }
     }
 
-    /// Delivers the first hint under way.
+    /// Delivers the first hint in flight.
     pub(crate) fn deliver_one(&mut self) {
         let (from, to, hint) = self.hints.remove(0);
         let mut events = Vec::new();
@@ -202,7 +202,7 @@ impl Cluster {
         }
     }
 
-    /// As after the time that hints are under way, which does not pass for anybody else.
+    /// Makes all members send their due queries, as after the hint delay, without advancing the clock.
     pub(crate) fn ask(&mut self) {
         for at in 0..self.members.len() {
             let mut events = Vec::new();
@@ -229,7 +229,7 @@ impl Cluster {
         verdict
     }
 
-    /// A packet from its sender's zone, at worker 5.
+    /// Processes a packet from its sender's zone, at worker 5.
     pub(crate) fn pass(&mut self, at: usize, packet: Packet) -> Verdict {
         let ingress = Net.zone(packet.tuple.src).unwrap_or(OUTSIDE);
         self.process(at, 5, ingress, &packet)
@@ -246,7 +246,7 @@ impl Cluster {
         states
     }
 
-    /// Registers the three members, so that they ask one another.
+    /// Registers the three members, so that they query each other.
     pub(crate) fn register(&mut self) {
         use crate::cluster_state::{MemberInfo, Role};
         use crate::replica::MemberChange;
@@ -263,7 +263,7 @@ impl Cluster {
     }
 }
 
-/// A TCP connection's two ends, as the packets of a test need them.
+/// The two endpoints of a TCP connection, as far as tests need them to build packets.
 #[derive(Clone, Copy)]
 pub(crate) struct Conn {
     pub(crate) tuple: Tuple,
@@ -339,7 +339,7 @@ pub(crate) fn open(cluster: &mut Cluster, conn: &Conn) {
 }
 
 #[test]
-fn the_networks_zones_are_those_of_the_policy() {
+fn cluster_zones_match_the_policy() {
     let cluster = Cluster::new();
     let engine = &cluster.members[A].engine;
     assert_eq!((engine.zone("outside"), engine.zone("inside"), engine.zone("dmz")), (OUTSIDE, INSIDE, ZoneId::UNKNOWN));

@@ -1,4 +1,4 @@
-//! UDP, SCTP, echo, protocols without ports, ICMP errors, IPv4 options.
+//! UDP, SCTP, ICMP echo, protocols without ports, ICMP errors, IPv4 options.
 
 use super::cluster::*;
 use crate::event::{Event, Hint};
@@ -21,7 +21,7 @@ fn echo(id: u16) -> Tuple {
 }
 
 #[test]
-fn udp_becomes_assured_and_waits_for_nothing() {
+fn udp_session_becomes_assured_without_holding_packets() {
     let mut k = Cluster::new();
     let (ask, reply) = (other(udp(7), Kind::Udp), other(udp(7).inverse(), Kind::Udp));
     assert_eq!(k.pass(A, ask), FORWARD);
@@ -43,7 +43,7 @@ fn udp_becomes_assured_and_waits_for_nothing() {
 }
 
 #[test]
-fn a_reply_before_the_hint_is_held_and_a_forbidden_packet_is_held_once() {
+fn udp_reply_before_hint_is_held_and_denied_packet_is_held_once() {
     let mut k = Cluster::new();
     let (ask, reply) = (other(udp(7), Kind::Udp), other(udp(7).inverse(), Kind::Udp));
     k.pass(A, ask);
@@ -60,7 +60,7 @@ fn a_reply_before_the_hint_is_held_and_a_forbidden_packet_is_held_once() {
 }
 
 #[test]
-fn opposite_half_opens_merge_to_the_lower_id() {
+fn half_open_sessions_in_opposite_directions_merge_to_the_lower_id() {
     let mut k = Cluster::new();
     k.policy(&format!("{}accept \"back\" from inside to outside: any -> any udp\n", crate::testing::POLICY));
     let (ask, reply) = (other(udp(7), Kind::Udp), other(udp(7).inverse(), Kind::Udp));
@@ -78,17 +78,17 @@ fn opposite_half_opens_merge_to_the_lower_id() {
 }
 
 #[test]
-fn echo_requests_ask_and_replies_answer() {
+fn icmp_echo_request_opens_a_session_and_reply_does_not() {
     let mut k = Cluster::new();
     let (request, reply) = (other(echo(9), Kind::EchoRequest), other(echo(9).inverse(), Kind::EchoReply));
-    assert_eq!(k.pass(B, reply).held(), Some(HoldClass::Unmatched), "a reply opens nothing");
+    assert_eq!(k.pass(B, reply).held(), Some(HoldClass::Unmatched), "a reply opens no session");
     k.hints.clear();
     assert_eq!(k.pass(A, request), FORWARD);
     k.deliver();
     assert_eq!(k.pass(B, reply), FORWARD);
     assert_eq!(k.pass(B, other(echo(9).inverse(), Kind::EchoRequest)), Verdict::Drop(Reason::NoSession));
     let denied = other(Tuple { src: SERVER, dst: CLIENT, ..echo(4) }, Kind::EchoRequest);
-    assert_eq!(k.pass(A, denied), Verdict::Drop(Reason::Policy), "a request is nobody's reply");
+    assert_eq!(k.pass(A, denied), Verdict::Drop(Reason::Policy), "a request is not a reply");
 }
 
 fn error(embedded: Tuple, seq: Option<u32>) -> Packet {
@@ -98,12 +98,12 @@ fn error(embedded: Tuple, seq: Option<u32>) -> Packet {
 }
 
 #[test]
-fn errors_are_related_to_what_was_sent() {
+fn icmp_error_is_forwarded_only_for_a_packet_that_was_sent() {
     let (mut k, c) = established(1);
     let unrelated = Verdict::Drop(Reason::IcmpUnrelated);
     assert_eq!(k.pass(B, error(c.tuple, Some(c.client + 1))), FORWARD);
     assert_eq!(k.pass(B, error(c.tuple, Some(c.client + (1 << 30)))), unrelated);
-    // The hint of what it is about may be under way; once nobody knew it, it is nobody's.
+    // The hint of the embedded session may be in flight, so the error is held; if no member knows it, it is dropped.
     let strange = error(Conn::new(2).tuple, Some(1));
     assert_eq!(k.pass(B, strange).held(), Some(HoldClass::Unmatched));
     k.ask();
@@ -111,7 +111,7 @@ fn errors_are_related_to_what_was_sent() {
     k.deliver();
     k.now = k.now + 250 * MS;
     assert_eq!(k.pass(B, strange), unrelated);
-    // Another one comes with the hint.
+    // Here the hint arrives in time.
     let (asked, refused) = (Conn::new(3).syn(), error(Conn::new(3).tuple, Some(Conn::new(3).client)));
     assert_eq!(k.pass(C, refused).held(), Some(HoldClass::Unmatched));
     assert_eq!(k.pass(A, asked), FORWARD);
@@ -124,17 +124,21 @@ fn errors_are_related_to_what_was_sent() {
 
     let half = Conn::new(3);
     k.pass(A, half.syn());
-    assert_eq!(k.pass(A, error(half.tuple, Some(half.client))), FORWARD, "a SYN that is too big, or has no host");
+    assert_eq!(
+        k.pass(A, error(half.tuple, Some(half.client))),
+        FORWARD,
+        "the SYN is too big, or the host is unreachable"
+    );
     assert_eq!(k.pass(A, error(half.tuple, Some(half.client - 1))), unrelated);
 
     k.pass(A, other(udp(7), Kind::Udp));
     assert_eq!(k.pass(A, error(udp(7), None)), FORWARD);
-    assert!(k.members[A].engine.counts().sessions.iter().all(|s| s.0 != Protocol::ICMP), "an error opens nothing");
+    assert!(k.members[A].engine.counts().sessions.iter().all(|s| s.0 != Protocol::ICMP), "an error opens no session");
 }
 
-/// GRE, ESP and AH have no ports: one session between two addresses, which ends when it is idle.
+/// GRE, ESP and AH have no ports: one session per address pair, which ends when idle.
 #[test]
-fn protocols_without_ports_are_sessions_between_addresses() {
+fn portless_protocol_has_one_session_per_address_pair() {
     let mut k = Cluster::new();
     k.policy(
         "zone outside, inside\naccept \"tunnels\" from outside to inside: any -> any proto/47, proto/50, proto/51\n",
@@ -142,7 +146,7 @@ fn protocols_without_ports_are_sessions_between_addresses() {
     for protocol in [47, 50, 51].map(Protocol) {
         let tuple = Tuple { src: CLIENT, dst: SERVER, src_port: 0, dst_port: 0, protocol };
         let (ask, reply) = (other(tuple, Kind::Other), other(tuple.inverse(), Kind::Other));
-        assert_eq!(k.pass(B, reply).held(), Some(HoldClass::Unmatched), "{protocol} opens nothing from inside");
+        assert_eq!(k.pass(B, reply).held(), Some(HoldClass::Unmatched), "{protocol} opens no session from inside");
         assert_eq!(k.pass(A, ask), FORWARD);
         k.deliver();
         assert_eq!(k.pass(B, reply), FORWARD);
@@ -156,7 +160,7 @@ fn protocols_without_ports_are_sessions_between_addresses() {
     assert_eq!(k.states(A), ["ASSURED"; 3]);
     let other_protocol = Tuple { src: CLIENT, dst: SERVER, src_port: 0, dst_port: 0, protocol: Protocol(4) };
     assert_ne!(k.pass(A, other(other_protocol, Kind::Other)), FORWARD);
-    // Idle for longer than their timeouts, everywhere: GRE has one of its own.
+    // All members are idle for longer than the timeouts; GRE has its own.
     let engine = |k: &Cluster, m: usize| k.members[m].engine.clone();
     let opened = k.now;
     let mut idle = Vec::new();
@@ -167,7 +171,7 @@ fn protocols_without_ports_are_sessions_between_addresses() {
         idle.clear();
         engine(&k, A).idle(k.now, 10, &mut idle);
         assert!(idle.len() < found, "{timeout:?}: {idle:?}");
-        // The wheel's and the stamps' resolutions.
+        // The resolutions of the timer wheel and of the stamps.
         k.now = opened + timeout + 500 * MS;
         k.tick();
         idle.clear();
@@ -191,7 +195,7 @@ fn protocols_without_ports_are_sessions_between_addresses() {
 }
 
 #[test]
-fn sctp_is_a_session_with_ports() {
+fn sctp_session_has_ports() {
     let mut k = Cluster::new();
     k.policy("zone outside, inside\naccept \"s1ap\" from outside to inside: any -> any sctp/36412\n");
     let of = |port, dst_port| Tuple { src: CLIENT, dst: SERVER, src_port: port, dst_port, protocol: Protocol::SCTP };
@@ -217,14 +221,14 @@ fn sctp_is_a_session_with_ports() {
     assert_eq!(k.pass(B, forbidden), Verdict::Drop(Reason::Policy));
 }
 
-/// IPv4 options are the policy's business, on every packet; which of them it lets through changes with it.
+/// The current policy decides about the IPv4 options of every packet, also of existing sessions.
 #[test]
-fn ip_options_pass_as_the_policy_says() {
+fn ip_options_are_filtered_by_the_current_policy() {
     let mut k = Cluster::new();
     let with = |options: &[IpOption], packet| Packet { options: options.iter().copied().collect(), ..packet };
     let ask = other(udp(7), Kind::Udp);
     let dropped = Verdict::Drop(Reason::IpOption);
-    assert_eq!(k.pass(A, with(&[IpOption::RouterAlert], ask)), dropped, "by default none");
+    assert_eq!(k.pass(A, with(&[IpOption::RouterAlert], ask)), dropped, "none is allowed by default");
     assert_eq!(k.members[A].engine.counts().half_open, 0);
     assert!(k.hints.is_empty());
     k.policy(&format!("{}ip-options router-alert, timestamp\n", crate::testing::POLICY));
@@ -235,18 +239,18 @@ fn ip_options_pass_as_the_policy_says() {
         assert_eq!(k.pass(A, with(&[IpOption::Timestamp, option], ask)), dropped);
     }
     let about = error(udp(7), None);
-    assert_eq!(k.pass(A, with(&[IpOption::RecordRoute], about)), dropped, "nor an ICMP error");
+    assert_eq!(k.pass(A, with(&[IpOption::RecordRoute], about)), dropped, "also for an ICMP error");
     assert_eq!(k.pass(A, with(&[IpOption::Timestamp], about)), FORWARD);
     let tcp = Conn::new(1);
     assert_eq!(k.pass(A, with(&[IpOption::RouterAlert], tcp.syn())), FORWARD);
     k.policy(&format!("{}ip-options lsrr\n", crate::testing::POLICY));
-    assert_eq!(k.pass(A, with(&[IpOption::RouterAlert], ask)), dropped, "also of a session that exists");
+    assert_eq!(k.pass(A, with(&[IpOption::RouterAlert], ask)), dropped, "also for an existing session");
     assert_eq!(k.pass(A, with(&[IpOption::LooseSourceRoute], ask)), FORWARD);
     assert_eq!(k.pass(A, ask), FORWARD);
 }
 
 #[test]
-fn hints_that_make_no_sense_are_ignored() {
+fn hint_with_inconsistent_session_is_ignored() {
     let mut k = Cluster::new();
     let mut open = crate::testing::half_open(crate::testing::tuple(1), 7);
     open.reply = open.original;

@@ -1,8 +1,8 @@
-//! A reference model: two simple TCP endpoints, and a network between them that loses, copies and reorders. Everything that they
-//! send according to RFC 9293 must pass, at any members. A packet that is held and then forwarded passes.
+//! A reference model: two simple TCP endpoints, and a network between them that loses, duplicates and reorders. Every
+//! segment that they send according to RFC 9293 must be forwarded, by any member. Forwarding after a hold counts.
 //!
-//! Not legitimate, so not counted: packets of a connection that was reset, a RST with another number than the next one that
-//! passed, copies older than a whole window, copies of the handshake after the end, and a simultaneous open if every RST of
+//! Not legitimate, so not counted: packets of a connection that was reset, a RST whose number is not the next expected one,
+//! duplicates older than a whole window, duplicates of the handshake after the end, and a simultaneous open if every RST of
 //! an earlier connection was lost (`docs/security.md`).
 
 use std::collections::VecDeque;
@@ -56,7 +56,7 @@ impl Segment {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Life {
+enum EndpointState {
     Closed,
     Opening,
     Open,
@@ -65,15 +65,15 @@ enum Life {
 
 /// A TCP endpoint.
 #[derive(Debug)]
-struct End {
+struct Endpoint {
     isn: u32,
     offered: Option<u8>,
-    /// Whether both ends offered window scaling.
+    /// Whether both endpoints offered window scaling.
     scaled: bool,
-    life: Life,
+    state: EndpointState,
     next: u64,
     unacked: u64,
-    /// The right edge of the other end's window.
+    /// The right edge of the other endpoint's window.
     right: u64,
     fin: Option<u64>,
     /// The end of the data received without a gap.
@@ -86,15 +86,15 @@ struct End {
     granted: u64,
 }
 
-impl End {
-    fn new(random: &mut Random, isn: u32) -> End {
+impl Endpoint {
+    fn new(random: &mut Random, isn: u32) -> Endpoint {
         let offered = (!random.one_in(3)).then(|| random.below(15) as u8);
         let max_window = 65_535 << offered.unwrap_or(0);
-        End {
+        Endpoint {
             isn,
             offered,
             scaled: false,
-            life: Life::Closed,
+            state: EndpointState::Closed,
             next: 0,
             unacked: 0,
             right: 0,
@@ -125,12 +125,12 @@ impl End {
         self.buffer.min(65_535 << self.shift())
     }
 
-    /// The end of the data: where the FIN is.
+    /// The end of the data, which is the offset of the FIN.
     fn data_end(&self) -> u64 {
         self.fin.unwrap_or(self.next)
     }
 
-    /// A random segment that an open end may send.
+    /// A random segment that an open endpoint may send.
     fn speak(&mut self, random: &mut Random) -> Option<Segment> {
         let size = [1, 536, 1460, 9000, 65_000][random.below(5) as usize];
         let length = 1 + random.below(size);
@@ -172,7 +172,7 @@ impl End {
                 Some(self.segment(Tcp::ACK, self.next, 0))
             }
             10 if random.one_in(100) => {
-                self.life = Life::Dead;
+                self.state = EndpointState::Dead;
                 let flags = if random.one_in(2) { Tcp::RST } else { Tcp::RST | Tcp::ACK };
                 Some(self.segment(flags, self.next, 0))
             }
@@ -180,15 +180,15 @@ impl End {
         }
     }
 
-    /// Receives a segment of an open connection. Returns the answer.
+    /// Receives a segment of an open connection and returns the reply.
     fn receive(&mut self, segment: &Segment, their_shift: u32) -> Option<Segment> {
         if segment.flags & Tcp::RST != 0 {
             if segment.at == self.received {
-                self.life = Life::Dead;
+                self.state = EndpointState::Dead;
             }
             return None;
         }
-        if self.life == Life::Dead {
+        if self.state == EndpointState::Dead {
             return Some(Segment { at: segment.ack, ..self.segment(Tcp::RST, 0, 0) });
         }
         if segment.flags & Tcp::SYN != 0 {
@@ -216,7 +216,7 @@ impl End {
     }
 
     fn done(&self) -> bool {
-        self.life == Life::Dead
+        self.state == EndpointState::Dead
             || self.fin.is_some_and(|fin| self.unacked > fin) && self.their_fin.is_some_and(|fin| self.received > fin)
     }
 }
@@ -234,15 +234,15 @@ struct History<'a> {
     cluster: &'a mut Cluster,
     random: Random,
     tuple: Tuple,
-    ends: [End; 2],
-    /// Segments on the way to the firewall; `after`: on the way from there to the receiver.
+    ends: [Endpoint; 2],
+    /// Segments in flight to the firewall; `after`: from there to the receiver.
     before: [VecDeque<Segment>; 2],
     after: [VecDeque<Segment>; 2],
     paths: Paths,
     path: [usize; 2],
-    /// The highest offset that passed.
+    /// The highest forwarded offset.
     passed: [u64; 2],
-    /// Whether a RST passed.
+    /// Whether a RST was forwarded.
     reset: bool,
     /// Whether the firewall still has an earlier connection of the tuple, because its RSTs were lost.
     left_open: bool,
@@ -278,12 +278,12 @@ impl History<'_> {
         }
     }
 
-    /// A segment on the way arrives at the firewall.
+    /// A segment in flight arrives at the firewall.
     fn firewall(&mut self, from: usize) {
         if self.before[from].is_empty() {
             return;
         }
-        // Reordering: any of the first few.
+        // Reordering: takes any of the first few.
         let n = if self.random.one_in(4) { self.random.below(4.min(self.before[from].len() as u64)) } else { 0 };
         let Some(segment) = self.before[from].remove(n as usize) else { return };
         match self.random.below(20) {
@@ -323,10 +323,11 @@ impl History<'_> {
             return;
         }
         let rst = segment.flags & Tcp::RST != 0;
-        let inexact = rst && (segment.at != self.passed[from] || self.ends.iter().any(|e| e.life != Life::Open));
-        // Copies of the handshake after the end.
+        let inexact =
+            rst && (segment.at != self.passed[from] || self.ends.iter().any(|e| e.state != EndpointState::Open));
+        // Duplicates of the handshake after the end.
         let late = segment.flags & Tcp::SYN != 0 && self.ends.iter().all(|e| e.fin.is_some());
-        // Copies older than a whole window, which no end expects any more.
+        // Duplicates older than a whole window, which no endpoint expects any more.
         let old = segment.at + self.ends[1 - from].max_window() + 1 < self.passed[from]
             || segment.ack + 2 * self.ends[from].max_window() + 1 < self.passed[1 - from];
         if !self.reset && !inexact && !late && !old {
@@ -349,18 +350,18 @@ impl History<'_> {
         let both = self.ends[0].offered.is_some() && self.ends[1].offered.is_some();
         let their_shift = if both { u32::from(self.ends[from].offered.unwrap_or(0)) } else { 0 };
         let us = &mut self.ends[to];
-        let answer = match us.life {
-            Life::Closed if segment.flags == Tcp::SYN => {
-                us.life = Life::Opening;
+        let answer = match us.state {
+            EndpointState::Closed if segment.flags == Tcp::SYN => {
+                us.state = EndpointState::Opening;
                 us.scaled = both;
-                // Fast Open: the server accepts the data, or does not (RFC 7413).
+                // Fast Open: the server accepts or ignores the data (RFC 7413).
                 us.received = if self.random.one_in(2) { segment.end() } else { 1 };
                 us.next = 1;
                 us.right = 1 + u64::from(segment.window);
                 Some(us.segment(Tcp::SYN | Tcp::ACK, 0, 0))
             }
-            // A copy, or a simultaneous open (RFC 9293 section 3.5).
-            Life::Opening if segment.flags == Tcp::SYN => {
+            // A duplicate, or a simultaneous open (RFC 9293 section 3.5).
+            EndpointState::Opening if segment.flags == Tcp::SYN => {
                 if us.received == 0 {
                     us.scaled = both;
                     us.received = 1;
@@ -368,21 +369,21 @@ impl History<'_> {
                 }
                 Some(us.segment(Tcp::SYN | Tcp::ACK, 0, 0))
             }
-            Life::Opening if segment.flags == Tcp::SYN | Tcp::ACK => {
-                us.life = Life::Open;
+            EndpointState::Opening if segment.flags == Tcp::SYN | Tcp::ACK => {
+                us.state = EndpointState::Open;
                 us.scaled = both;
                 us.received = us.received.max(1);
                 us.unacked = segment.ack;
                 us.right = segment.ack + u64::from(segment.window);
                 Some(us.segment(Tcp::ACK, us.next, 0))
             }
-            Life::Opening if us.received > 0 && segment.flags & (Tcp::SYN | Tcp::RST) == 0 => {
-                us.life = Life::Open;
+            EndpointState::Opening if us.received > 0 && segment.flags & (Tcp::SYN | Tcp::RST) == 0 => {
+                us.state = EndpointState::Open;
                 us.unacked = 1;
                 us.receive(&segment, their_shift)
             }
-            Life::Open | Life::Dead => us.receive(&segment, their_shift),
-            Life::Closed | Life::Opening => None,
+            EndpointState::Open | EndpointState::Dead => us.receive(&segment, their_shift),
+            EndpointState::Closed | EndpointState::Opening => None,
         };
         self.before[to].extend(answer);
     }
@@ -390,7 +391,7 @@ impl History<'_> {
     fn run(&mut self) {
         let data = if self.random.one_in(8) { 1 + self.random.below(1400) } else { 0 };
         let crossing = self.random.one_in(4) && !self.left_open;
-        self.ends[0].life = Life::Opening;
+        self.ends[0].state = EndpointState::Opening;
         self.ends[0].next = 1 + data;
         let syn = self.ends[0].segment(Tcp::SYN, 0, data);
         self.before[0].push_back(syn);
@@ -406,23 +407,25 @@ impl History<'_> {
             match self.random.below(8) {
                 0..=2 => self.firewall(side),
                 3..=5 => self.arrive(side),
-                _ if self.ends[side].life == Life::Open => {
+                _ if self.ends[side].state == EndpointState::Open => {
                     let sent = self.ends[side].speak(&mut self.random);
                     self.before[side].extend(sent);
                 }
-                _ if side == 0 && self.ends[0].life == Life::Opening && self.random.one_in(3) => {
+                _ if side == 0 && self.ends[0].state == EndpointState::Opening && self.random.one_in(3) => {
                     self.before[0].push_back(syn);
                 }
-                // The server opens, too, while the client's SYN is on the way to it.
-                _ if side == 1 && crossing && self.passed[0] > 0 && self.ends[1].life == Life::Closed => {
+                // The server opens, too, while the client's SYN is in flight.
+                _ if side == 1 && crossing && self.passed[0] > 0 && self.ends[1].state == EndpointState::Closed => {
                     let end = &mut self.ends[1];
-                    (end.life, end.next) = (Life::Opening, 1);
+                    (end.state, end.next) = (EndpointState::Opening, 1);
                     let syn = end.segment(Tcp::SYN, 0, 0);
                     self.before[1].push_back(syn);
                 }
                 _ => {}
             }
-            if self.dropped.is_some() || self.ends.iter().all(End::done) && self.before.iter().all(VecDeque::is_empty) {
+            if self.dropped.is_some()
+                || self.ends.iter().all(Endpoint::done) && self.before.iter().all(VecDeque::is_empty)
+            {
                 break;
             }
         }
@@ -432,7 +435,7 @@ impl History<'_> {
     }
 }
 
-/// Runs histories. Returns the number of packets judged, and of those that were held for a while.
+/// Runs histories. Returns the number of packets judged, and of those held before they were forwarded.
 fn histories(first: u64, count: u64) -> (u64, u64) {
     let first = env::var("PALISADE_SEED").ok().and_then(|n| n.parse().ok()).unwrap_or(first);
     let (mut packets, mut held) = (0, 0);
@@ -453,7 +456,7 @@ fn histories(first: u64, count: u64) -> (u64, u64) {
         let mut left_open = false;
         for round in 0..reuses {
             let isns = isns.map(|isn| isn.wrapping_add((round as u32).wrapping_mul(0x1000_0000)));
-            let ends = isns.map(|isn| End::new(&mut random, isn));
+            let ends = isns.map(|isn| Endpoint::new(&mut random, isn));
             let mut history = History {
                 cluster: &mut cluster,
                 tuple: tuple((seed % 60_000) as u16),
@@ -473,11 +476,11 @@ fn histories(first: u64, count: u64) -> (u64, u64) {
                 random: Random::new(random.next()),
             };
             history.run();
-            left_open = !history.reset && history.ends.iter().any(|end| end.life == Life::Dead);
+            left_open = !history.reset && history.ends.iter().any(|end| end.state == EndpointState::Dead);
             packets += history.packets;
             held += history.held;
             dropped.extend(history.dropped.take());
-            if !history.ends.iter().all(End::done) {
+            if !history.ends.iter().all(Endpoint::done) {
                 break;
             }
         }
@@ -488,15 +491,15 @@ fn histories(first: u64, count: u64) -> (u64, u64) {
 }
 
 #[test]
-fn legitimate_histories_are_forwarded() {
+fn history_of_legitimate_segments_is_forwarded() {
     let (packets, _) = histories(0, 2000);
     assert!(packets > 50_000, "{packets}");
 }
 
-/// Runs `PALISADE_HISTORIES` histories, or 100,000.
+/// Runs `PALISADE_HISTORIES` histories (default 100,000).
 #[test]
 #[ignore = "takes minutes"]
-fn legitimate_histories_are_forwarded_for_long() {
+fn history_of_legitimate_segments_is_forwarded_long_run() {
     let count = env::var("PALISADE_HISTORIES").ok().and_then(|n| n.parse().ok()).unwrap_or(100_000);
     let (packets, held) = histories(1_000_000, count);
     println!("{count} histories, {packets} packets, {held} held for a while, 0 legitimate ones dropped");

@@ -1,5 +1,5 @@
-//! No session ends while a packet of it was forwarded within its timeout, on whatever member, in whatever order the leader's
-//! questions, the answers, packets and log entries come.
+//! Idle expiry: a session never expires if any member forwarded a packet of it within its timeout, for any order of the
+//! leader's probes, the replies, packets and log entries.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -21,7 +21,7 @@ const TIMEOUT: Duration = Duration::from_secs(3600);
 const POLICY: &str = "zone outside, inside\naccept \"all\" from any to any: any -> any\n\
                       timeout tcp.established 1h\ntimeout udp.assured 1h\n";
 
-/// An established session of which nothing has passed for longer than its timeout.
+/// An established session without a forwarded packet for longer than its timeout.
 fn idle(udp: bool) -> (Cluster, Packet, SessionId) {
     let mut k = Cluster::new();
     k.policy(POLICY);
@@ -52,8 +52,8 @@ fn idle(udp: bool) -> (Cluster, Packet, SessionId) {
     (k, packet, ids[0])
 }
 
-/// The leader A asks; B and C answer that it is idle.
-fn asked(k: &Cluster, id: SessionId) -> ExpireIdle {
+/// The leader A sends a probe; B and C confirm that the session is idle.
+fn probe_and_confirm(k: &Cluster, id: SessionId) -> ExpireIdle {
     let probe = k.members[A].engine.probe_idle(k.now, &[id]);
     let mut ids: Vec<SessionId> = probe.ids().collect();
     for m in [B, C] {
@@ -69,10 +69,10 @@ fn known(k: &Cluster, at: usize, id: SessionId) -> bool {
 }
 
 #[test]
-fn what_is_idle_everywhere_ends() {
+fn idle_session_on_all_members_expires() {
     for udp in [false, true] {
         let (mut k, _, id) = idle(udp);
-        let expire = asked(&k, id);
+        let expire = probe_and_confirm(&k, id);
         k.append(A, vec![Command::ExpireIdle(expire)]);
         assert_eq!(k.apply_all(), [Outcome::Accepted]);
         assert!((A..=C).all(|m| !known(&k, m, id)));
@@ -80,25 +80,25 @@ fn what_is_idle_everywhere_ends() {
 }
 
 #[test]
-fn a_packet_after_the_answer_waits_for_a_refresh_and_saves_the_session() {
+fn idle_session_packet_after_confirmation_waits_for_refresh_and_prevents_expiry() {
     for udp in [false, true] {
         let (mut k, packet, id) = idle(udp);
-        let expire = asked(&k, id);
+        let expire = probe_and_confirm(&k, id);
         assert!(matches!(k.pass(C, packet), Verdict::Hold(_, HoldClass::Matched)));
         assert!(matches!(k.pass(C, packet), Verdict::Hold(_, HoldClass::Matched)));
         assert_eq!(k.proposals, [(C, Proposal::Refresh(id))], "proposed once");
-        assert!(k.members[C].engine.session(k.now, id).unwrap().idle >= TIMEOUT, "it has not passed");
+        assert!(k.members[C].engine.session(k.now, id).unwrap().idle >= TIMEOUT, "the packet was not forwarded");
         k.settle();
         assert_eq!(k.members[C].woken.0.len(), 1);
         assert_eq!(k.pass(C, packet), Verdict::Forward);
-        // The command that the answers led to is late, and comes twice.
+        // The command that results from the probe is late and applied twice.
         k.append(A, vec![Command::ExpireIdle(expire.clone())]);
         k.append(A, vec![Command::ExpireIdle(expire)]);
         k.apply_all();
         assert!((A..=C).all(|m| known(&k, m, id)));
-        // It was the answers that bound the members, and those to the next question do again.
+        // A new probe marks the session again.
         k.now = k.now + TIMEOUT + Duration::from_secs(1);
-        let expire = asked(&k, id);
+        let expire = probe_and_confirm(&k, id);
         k.append(A, vec![Command::ExpireIdle(expire)]);
         k.apply_all();
         assert!(!known(&k, C, id));
@@ -106,30 +106,30 @@ fn a_packet_after_the_answer_waits_for_a_refresh_and_saves_the_session() {
 }
 
 #[test]
-fn a_packet_that_comes_too_late_is_judged_anew() {
+fn idle_session_packet_after_expiry_is_judged_as_new() {
     let (mut k, packet, id) = idle(false);
-    let expire = asked(&k, id);
+    let expire = probe_and_confirm(&k, id);
     k.append(A, vec![Command::ExpireIdle(expire)]);
     assert!(k.pass(C, packet).held().is_some());
     k.settle();
-    assert!(!known(&k, C, id), "the refresh was behind it in the log");
+    assert!(!known(&k, C, id), "the refresh follows the expiry in the log");
     assert_eq!(k.members[C].woken.0.len(), 1);
-    assert!(matches!(k.pass(C, packet), Verdict::Hold(_, HoldClass::Unmatched)), "nobody knows it any longer");
+    assert!(matches!(k.pass(C, packet), Verdict::Hold(_, HoldClass::Unmatched)), "the session is gone on all members");
 }
 
 #[test]
-fn a_member_that_is_cut_off_can_not_refresh() {
+fn idle_session_is_not_refreshed_without_valid_lease() {
     let (mut k, packet, id) = idle(false);
-    let _ = asked(&k, id);
+    let _ = probe_and_confirm(&k, id);
     k.members[C].lease = LeaseState::Grace;
     assert_eq!(k.pass(C, packet), Verdict::Drop(Reason::LeaseGrace));
     assert!(k.proposals.is_empty());
 }
 
 #[test]
-fn forgeries_refresh_nothing() {
+fn idle_session_is_not_refreshed_by_forged_packet() {
     let (mut k, _, id) = idle(false);
-    let _ = asked(&k, id);
+    let _ = probe_and_confirm(&k, id);
     let forged = Conn::new(1).of_client(crate::parse::Tcp::ACK, 1 << 30, 0, 500);
     let verdict = k.pass(C, forged);
     assert!(!matches!(verdict, Verdict::Forward | Verdict::Hold(_, HoldClass::Matched)), "{verdict:?}");
@@ -137,10 +137,10 @@ fn forgeries_refresh_nothing() {
 }
 
 #[test]
-fn a_closed_session_ends_as_before_whatever_was_asked() {
+fn idle_probe_does_not_delay_end_of_closed_session() {
     use crate::session::{Close, CloseCause};
     let (mut k, _, id) = idle(false);
-    let expire = asked(&k, id);
+    let expire = probe_and_confirm(&k, id);
     k.append(B, vec![Command::Close(Close { id, cause: CloseCause::Fin })]);
     k.append(A, vec![Command::ExpireIdle(expire)]);
     k.apply_all();
@@ -151,24 +151,24 @@ fn a_closed_session_ends_as_before_whatever_was_asked() {
     assert_eq!((open.len(), closed), (0, vec![vec![id]]));
 }
 
-/// A step of any interleaving. Numbers are members, or places in lists, modulo what there is.
+/// A step of an interleaving. Numbers are members, or indices into lists, modulo their length.
 #[derive(Clone, Copy, Debug)]
 enum Op {
-    /// A packet comes by a member.
+    /// A packet arrives at a member.
     Packet(usize),
-    /// A member, leading or believing that it leads, begins a probe.
+    /// A member that is leader, or believes to be, begins a probe.
     Probe(usize),
-    /// A member answers a probe.
+    /// A member replies to a probe.
     Answer(usize, usize),
-    /// A probe that all have answered leads to a command, which stays under way.
+    /// A probe with replies from all members results in a command, which stays in flight.
     Decide(usize),
-    /// A command under way gets into the log; a copy of it stays under way.
+    /// A command in flight is appended to the log; a copy of it stays in flight.
     Commit(usize),
-    /// What the members propose gets into the log.
+    /// The members' proposals are appended to the log.
     Propose,
     /// A member applies the log.
     Apply(usize),
-    /// A member restarts: it remembers no answers, and resumes before packets pass.
+    /// A member restarts: it loses its marks, and resumes before it forwards packets.
     Restart(usize),
     Step(u64),
 }
@@ -188,10 +188,10 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-struct Asking {
+struct ProbeState {
     by: usize,
     probe: IdleProbe,
-    /// What the leader had applied.
+    /// The number of log entries that the leader had applied.
     applied: usize,
     answered: BTreeSet<usize>,
     idle: bool,
@@ -201,14 +201,14 @@ struct World {
     k: Cluster,
     packet: Packet,
     id: SessionId,
-    /// What the log says: a replica that has applied all of it.
+    /// A replica that has applied the whole log.
     committed: Replica,
     applied_by_log: usize,
-    /// When a packet was last forwarded, by whichever member.
+    /// When any member last forwarded a packet.
     passed: Time,
     ended: bool,
-    asking: Vec<Asking>,
-    under_way: Vec<(usize, ExpireIdle)>,
+    probes: Vec<ProbeState>,
+    in_flight: Vec<(usize, ExpireIdle)>,
 }
 
 impl World {
@@ -224,14 +224,14 @@ impl World {
             applied_by_log: 0,
             passed,
             ended: false,
-            asking: Vec::new(),
-            under_way: Vec::new(),
+            probes: Vec::new(),
+            in_flight: Vec::new(),
         };
         world.commit();
         world
     }
 
-    /// Whatever got into the log has its effect at that moment, whenever members apply it.
+    /// Applies the log to `committed`: an entry counts as effective when appended, whenever members apply it.
     fn commit(&mut self) {
         let entries: Vec<Batch> = self.k.log[self.applied_by_log..].to_vec();
         for batch in &entries {
@@ -242,7 +242,7 @@ impl World {
         if !there && !self.ended {
             self.ended = true;
             let idle = self.k.now.since(self.passed);
-            assert!(idle >= TIMEOUT, "it ended though a packet had passed {idle:?} before");
+            assert!(idle >= TIMEOUT, "it ended although a packet was forwarded {idle:?} before");
         }
     }
 
@@ -251,9 +251,9 @@ impl World {
             Op::Packet(at) => {
                 let known = known(&self.k, at, self.id);
                 let verdict = self.k.pass(at, self.packet);
-                // An ended session's packet may open another one.
+                // After the end, the packet may open another session.
                 if verdict == Verdict::Forward && known {
-                    assert!(!self.ended, "it passed though the session has ended");
+                    assert!(!self.ended, "it was forwarded although the session has ended");
                     self.passed = self.k.now;
                 }
                 self.k.hints.clear();
@@ -262,29 +262,29 @@ impl World {
                 let probe = self.k.members[by].engine.probe_idle(self.k.now, &[self.id]);
                 if probe.ids().next().is_some() {
                     let (applied, answered) = (self.k.applied(by), BTreeSet::from([by]));
-                    self.asking.push(Asking { by, probe, applied, answered, idle: true });
+                    self.probes.push(ProbeState { by, probe, applied, answered, idle: true });
                 }
             }
-            Op::Answer(probe, by) if !self.asking.is_empty() => {
-                let n = self.asking.len();
-                let asking = &mut self.asking[probe % n];
-                // A member that has not applied what the leader had does not answer.
-                if self.k.applied(by) >= asking.applied && asking.answered.insert(by) {
+            Op::Answer(probe, by) if !self.probes.is_empty() => {
+                let n = self.probes.len();
+                let state = &mut self.probes[probe % n];
+                // A member that lags behind the leader does not reply.
+                if self.k.applied(by) >= state.applied && state.answered.insert(by) {
                     let mut ids = vec![self.id];
                     self.k.members[by].engine.confirm_idle(self.k.now, &mut ids);
-                    asking.idle &= !ids.is_empty();
+                    state.idle &= !ids.is_empty();
                 }
             }
-            Op::Decide(probe) if !self.asking.is_empty() => {
-                let at = probe % self.asking.len();
-                if self.asking[at].answered.len() == 3 {
-                    let asking = self.asking.swap_remove(at);
-                    let (open, _) = asking.probe.commands(|_| asking.idle, 10);
-                    self.under_way.extend(open.into_iter().map(|expire| (asking.by, expire)));
+            Op::Decide(probe) if !self.probes.is_empty() => {
+                let at = probe % self.probes.len();
+                if self.probes[at].answered.len() == 3 {
+                    let state = self.probes.swap_remove(at);
+                    let (open, _) = state.probe.commands(|_| state.idle, 10);
+                    self.in_flight.extend(open.into_iter().map(|expire| (state.by, expire)));
                 }
             }
-            Op::Commit(which) if !self.under_way.is_empty() => {
-                let (by, expire) = self.under_way[which % self.under_way.len()].clone();
+            Op::Commit(which) if !self.in_flight.is_empty() => {
+                let (by, expire) = self.in_flight[which % self.in_flight.len()].clone();
                 self.k.append(by, vec![Command::ExpireIdle(expire)]);
                 self.commit();
             }
@@ -298,7 +298,7 @@ impl World {
                 self.k.restart(at);
                 self.k.append(at, vec![Command::Resume]);
                 self.commit();
-                // Its lease is valid once it has applied that.
+                // Its lease is valid once it has applied its `Resume`.
                 self.k.apply(at);
             }
             Op::Step(seconds) => self.k.now = self.k.now + Duration::from_secs(seconds),
@@ -311,12 +311,12 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
     #[test]
-    fn no_session_ends_under_a_live_packet(udp: bool, ops in prop::collection::vec(op(), 1..120)) {
+    fn idle_session_never_expires_after_a_recent_packet(udp: bool, ops in prop::collection::vec(op(), 1..120)) {
         let mut world = World::new(udp);
         for op in ops {
             world.step(op);
         }
-        // In the end all agree.
+        // At the end all members agree.
         for at in [A, B, C] {
             world.k.apply(at);
             prop_assert_eq!(world.k.members[at].replica.digest(), world.committed.digest());
@@ -324,9 +324,9 @@ proptest! {
     }
 }
 
-/// Every order of what can happen between the answers and the end, up to a length: no sample.
+/// Exhaustive: every order of the steps between the replies and the end, up to a length.
 #[test]
-fn no_order_of_few_steps_ends_a_session_under_a_live_packet() {
+fn idle_session_never_expires_within_timeout_in_any_short_interleaving() {
     const STEPS: [Op; 7] =
         [Op::Packet(B), Op::Packet(C), Op::Answer(0, C), Op::Commit(0), Op::Propose, Op::Apply(C), Op::Restart(C)];
     const LENGTH: u32 = 4;
@@ -342,5 +342,5 @@ fn no_order_of_few_steps_ends_a_session_under_a_live_packet() {
         ended += u32::from(world.ended);
     }
     println!("{} orders, the session ended in {ended}", STEPS.len().pow(LENGTH));
-    assert!(ended > 0, "it never ended: the test shows nothing");
+    assert!(ended > 0, "it never ended, so the test shows nothing");
 }

@@ -1,5 +1,5 @@
-//! No race (P1), under any order of packets, hints, commits and applies, with hints lost and doubled: a packet of an
-//! honest connection is never dropped, and nothing of it passes a member before the establishment is applied there.
+//! Races (P1): for any order of packets, hints, commits and applies, with hints lost and duplicated, a packet of a
+//! legitimate connection is never dropped, and no member forwards its data before it has applied the establishment.
 
 use proptest::prelude::*;
 
@@ -11,7 +11,7 @@ use crate::verdict::Verdict;
 enum Step {
     Deliver(usize),
     Lose(usize),
-    Double(usize),
+    Duplicate(usize),
     Client(usize),
     Server(usize),
     Commit,
@@ -23,7 +23,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => (0_usize..100).prop_map(Step::Deliver),
         1 => (0_usize..100).prop_map(Step::Lose),
-        1 => (0_usize..100).prop_map(Step::Double),
+        1 => (0_usize..100).prop_map(Step::Duplicate),
         4 => (0_usize..3).prop_map(Step::Client),
         4 => (0_usize..3).prop_map(Step::Server),
         2 => Just(Step::Commit),
@@ -32,15 +32,15 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What the two ends know.
+/// The state of the two endpoints.
 #[derive(Default)]
-struct Ends {
+struct Endpoints {
     server_has_syn: bool,
     client_has_syn_ack: bool,
 }
 
-impl Ends {
-    /// The client sends what its state asks for.
+impl Endpoints {
+    /// The client sends the packet that its state requires.
     fn client(&mut self, k: &mut Cluster, c: &Conn, at: usize) -> Verdict {
         if !self.client_has_syn_ack {
             let verdict = k.pass(at, c.syn());
@@ -49,7 +49,7 @@ impl Ends {
         }
         let applied = k.members[at].engine.counts().sessions.iter().any(|s| s.2 > 0);
         let verdict = k.pass(at, c.data());
-        assert_eq!(verdict == Verdict::Forward, applied, "passes if, and only if, the establishment is applied");
+        assert_eq!(verdict == Verdict::Forward, applied, "forwarded if and only if the establishment is applied");
         verdict
     }
 
@@ -60,14 +60,14 @@ impl Ends {
     }
 }
 
-fn honest(verdict: Verdict) -> bool {
+fn legitimate(verdict: Verdict) -> bool {
     verdict == Verdict::Forward || verdict.held().is_some()
 }
 
 proptest! {
     #[test]
-    fn an_honest_connection_is_never_dropped(steps in prop::collection::vec(step(), 1..80)) {
-        let (mut k, c, mut ends) = (Cluster::new(), Conn::new(1), Ends::default());
+    fn race_never_drops_a_legitimate_connection(steps in prop::collection::vec(step(), 1..80)) {
+        let (mut k, c, mut endpoints) = (Cluster::new(), Conn::new(1), Endpoints::default());
         for step in steps {
             k.now = k.now + MS;
             let hint = |n: usize, k: &Cluster| n.checked_rem(k.hints.len());
@@ -85,14 +85,14 @@ proptest! {
                         k.hints.remove(at);
                     }
                 }
-                Step::Double(n) => {
+                Step::Duplicate(n) => {
                     if let Some(at) = hint(n, &k) {
                         let copy = k.hints[at].clone();
                         k.hints.push(copy);
                     }
                 }
-                Step::Client(at) => prop_assert!(honest(ends.client(&mut k, &c, at))),
-                Step::Server(at) => prop_assert!(ends.server(&mut k, &c, at).is_none_or(honest)),
+                Step::Client(at) => prop_assert!(legitimate(endpoints.client(&mut k, &c, at))),
+                Step::Server(at) => prop_assert!(endpoints.server(&mut k, &c, at).is_none_or(legitimate)),
                 Step::Commit => k.commit(),
                 Step::Apply(at) => drop(k.apply(at)),
                 Step::Policy => {
@@ -102,19 +102,19 @@ proptest! {
                 }
             }
         }
-        // Everything arrives in the end, if both ends try again.
+        // After retransmissions by both endpoints everything arrives.
         for _ in 0..4 {
             k.deliver();
-            ends.client(&mut k, &c, A);
+            endpoints.client(&mut k, &c, A);
             k.deliver();
-            ends.server(&mut k, &c, B);
+            endpoints.server(&mut k, &c, B);
             k.deliver();
             k.settle();
             k.now = k.now + 1000 * MS;
         }
-        prop_assert!(ends.client_has_syn_ack);
+        prop_assert!(endpoints.client_has_syn_ack);
         for m in [A, B, C] {
-            prop_assert_eq!(ends.client(&mut k, &c, m), Verdict::Forward);
+            prop_assert_eq!(endpoints.client(&mut k, &c, m), Verdict::Forward);
             prop_assert_eq!(k.members[m].engine.counts().half_open, 0);
         }
     }

@@ -1,4 +1,4 @@
-//! Every state has its timeout, and sessions that are idle are found: all of them, once their time is over, no others.
+//! Timeouts: every state has its own, and exactly the sessions that have been idle for longer are reported.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use crate::verdict::{Reason, Verdict};
 const FORWARD: Verdict = Verdict::Forward;
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A session that is idle is found at most so much later.
+/// Maximum delay until an idle session is reported.
 const RESOLUTION: Duration = wheel::UNIT.saturating_add(Stamp17ms::UNIT);
 
 const ALL: &str = "zone outside, inside\naccept \"all\" from any to any: any -> any\n";
@@ -30,7 +30,7 @@ fn with(timeouts: &str) -> String {
     format!("{ALL}timeout {timeouts}\n")
 }
 
-/// The packet that opens a session of a protocol, and its answer.
+/// The packet that opens a session of a protocol, and its reply.
 fn packets(protocol: Protocol) -> (Packet, Packet) {
     let port = if protocol == Protocol::UDP { 53 } else { 0 };
     let tuple = Tuple { src: CLIENT, dst: SERVER, src_port: port, dst_port: port, protocol };
@@ -104,7 +104,7 @@ fn generic(k: &mut Cluster, protocol: Protocol, state: &str) {
 }
 
 #[test]
-fn every_state_of_every_protocol_ends_after_its_timeout() {
+fn timeout_applies_to_every_state_of_every_protocol() {
     let mut cases: Vec<(Protocol, &str, Timeout)> = [
         ("SYN_SENT", Timeout::TcpSynSent),
         ("SYN_RECV", Timeout::TcpSynRecv),
@@ -125,7 +125,7 @@ fn every_state_of_every_protocol_ends_after_its_timeout() {
     ] {
         cases.extend([(protocol, "UNREPLIED", new), (protocol, "REPLIED", new), (protocol, "ASSURED", assured)]);
     }
-    // Each another one than the default.
+    // None of them is the default.
     let seconds = |timeout: Timeout| 40 + 7 * timeout as u64;
     let all: Vec<_> = Timeout::ALL.iter().map(|t| format!("{} {}s", t.name(), seconds(*t))).collect();
     for (protocol, state, timeout) in cases {
@@ -135,7 +135,7 @@ fn every_state_of_every_protocol_ends_after_its_timeout() {
             (Protocol::TCP, "CLOSE") => {
                 tcp(&mut k, "ESTABLISHED");
                 assert_eq!(k.pass(A, Conn::new(1).of_client(Tcp::RST, 0, 0, 0)), FORWARD);
-                assert_eq!(only(&k).unwrap().state, "CLOSE", "as soon as it was believed");
+                assert_eq!(only(&k).unwrap().state, "CLOSE", "as soon as the RST was accepted");
                 k.settle();
             }
             (Protocol::TCP, _) => tcp(&mut k, state),
@@ -162,7 +162,7 @@ fn every_state_of_every_protocol_ends_after_its_timeout() {
 }
 
 #[test]
-fn packets_hints_and_policies_move_the_deadline() {
+fn timeout_deadline_follows_packets_hints_and_policies() {
     let mut k = Cluster::new();
     k.policy(&with("tcp.established 1h"));
     let c = Conn::new(1);
@@ -175,7 +175,7 @@ fn packets_hints_and_policies_move_the_deadline() {
     };
     assert!(later(&mut k, 3599 * SECOND).is_empty());
     assert_eq!(k.pass(A, c.data()), FORWARD);
-    assert!(later(&mut k, 3599 * SECOND).is_empty(), "a packet passed");
+    assert!(later(&mut k, 3599 * SECOND).is_empty(), "a packet was forwarded");
     // Another member saw a FIN a minute after that packet.
     k.now = k.now + SECOND / 2;
     assert_eq!(k.pass(A, c.data()), FORWARD);
@@ -184,7 +184,7 @@ fn packets_hints_and_policies_move_the_deadline() {
     k.members[A].engine.hint(k.now, MemberId(2), &hint, &mut Vec::new(), &mut Woken::default());
     assert!(later(&mut k, 59 * SECOND).is_empty());
     assert_eq!(later(&mut k, 2 * SECOND), [id]);
-    // A policy with a longer timeout saves it, one with a shorter one does not.
+    // A policy with a longer timeout keeps the session alive; one with a shorter timeout does not.
     assert!(matches!(k.policy(&with("tcp.fin_wait 1h"))[..], [Outcome::Policy(_)]));
     let mut ids = vec![id];
     k.members[A].engine.confirm_idle(k.now, &mut ids);
@@ -195,13 +195,13 @@ fn packets_hints_and_policies_move_the_deadline() {
 }
 
 #[test]
-fn what_is_offered_in_vain_is_offered_again() {
+fn idle_session_is_reported_again_until_it_expires() {
     let mut k = Cluster::new();
     k.policy(&with("udp.assured 2m"));
     generic(&mut k, Protocol::UDP, "ASSURED");
     let id = only(&k).unwrap().id;
     k.now = k.now + 121 * SECOND;
-    // Not the leader yet: found, and kept for when it is.
+    // The member is not the leader yet, so it keeps the report until it is.
     for _ in 0..100 {
         k.tick();
         k.now = k.now + SECOND;
@@ -220,7 +220,7 @@ fn what_is_offered_in_vain_is_offered_again() {
         reported[0] >= 30 && reported.windows(2).all(|pair| (30..=60).contains(&(pair[1] - pair[0]))),
         "{reported:?}"
     );
-    // Used again, it is not reported any more.
+    // After another packet it is not reported any more.
     assert_eq!(k.pass(A, packets(Protocol::UDP).0), FORWARD);
     for _ in 0..119 {
         k.now = k.now + SECOND;
@@ -230,7 +230,7 @@ fn what_is_offered_in_vain_is_offered_again() {
 }
 
 #[test]
-fn shorter_timeouts_reach_many_sessions_piece_by_piece() {
+fn timeout_reduction_is_applied_to_many_sessions_in_batches() {
     const SESSIONS: u32 = 40_000;
     let mut k = Cluster::new();
     k.policy(ALL);
@@ -256,11 +256,11 @@ fn shorter_timeouts_reach_many_sessions_piece_by_piece() {
         found += some;
     }
     assert_eq!(found, SESSIONS as usize);
-    assert!(ticks >= 3, "in pieces");
+    assert!(ticks >= 3, "in batches");
 }
 
 #[test]
-fn a_restored_snapshot_ends_as_what_it_was_made_of() {
+fn timeout_after_snapshot_restore_counts_from_last_local_activity() {
     let mut k = Cluster::new();
     k.policy(&with("tcp.established 1h"));
     let commands = (0..100).map(|n| Command::Establish(Box::new(establish(n, Protocol::TCP, Generation(2)))));
@@ -268,7 +268,7 @@ fn a_restored_snapshot_ends_as_what_it_was_made_of() {
     k.apply(A);
     let mut snapshot = Vec::new();
     k.members[A].replica.begin_snapshot().write(&mut snapshot).unwrap();
-    // One has an older state, the other one the same.
+    // B has an older state, A has the same.
     for at in [B, A] {
         k.now = k.now + 60 * SECOND;
         let member = &mut k.members[at];
@@ -283,13 +283,13 @@ fn a_restored_snapshot_ends_as_what_it_was_made_of() {
     k.now = k.now + 3479 * SECOND;
     assert_eq!((found(&k, A), found(&k, B)), (0, 0));
     k.now = k.now + 2 * SECOND;
-    assert_eq!((found(&k, A), found(&k, B)), (100, 0), "what this member saw of them stays");
+    assert_eq!((found(&k, A), found(&k, B)), (100, 0), "local activity is preserved");
     k.now = k.now + 60 * SECOND;
     assert_eq!(found(&k, B), 100);
 }
 
 #[test]
-fn half_open_sessions_with_different_timeouts_are_evicted_oldest_first() {
+fn half_open_eviction_is_oldest_first_across_timeouts() {
     let mut k = Cluster::with(|config| (config.max_half_open, config.max_half_open_per_source) = (256, 1 << 20));
     k.policy(&with("generic 1h, tcp.syn_sent 1m, udp.unreplied 1s"));
     let mut opened = Vec::new();
@@ -304,7 +304,7 @@ fn half_open_sessions_with_different_timeouts_are_evicted_oldest_first() {
         k.now = k.now + Duration::from_nanos(1);
         opened.push(tuple);
     }
-    // Each shard has one: the newest one of it.
+    // Each shard keeps one: its newest.
     let mut newest = HashMap::new();
     for tuple in &opened {
         let hash = k.members[A].engine.table.hash(tuple);
@@ -319,7 +319,7 @@ fn half_open_sessions_with_different_timeouts_are_evicted_oldest_first() {
 }
 
 #[test]
-fn one_source_can_not_take_the_whole_half_open_table() {
+fn half_open_table_is_not_exhausted_by_one_source() {
     const TABLE: u32 = 4096;
     const SHARE: u32 = 512;
     let mut k = Cluster::with(|config| {
@@ -339,7 +339,7 @@ fn one_source_can_not_take_the_whole_half_open_table() {
                 dropped += 1;
             }
         }
-        // Meanwhile the others go on, and none of theirs is pushed out.
+        // Meanwhile other sources open connections, and none of theirs is evicted.
         if n % 64 == 0 {
             let c = from([10, 0, 1, 100 + (n / 64 % 100) as u8], 1024 + n);
             assert_eq!(k.pass(A, c.syn()), FORWARD);
@@ -384,7 +384,7 @@ fn establish(n: u32, protocol: Protocol, generation: Generation) -> Establish {
 #[derive(Clone, Copy, Debug)]
 enum Op {
     Add(Protocol),
-    /// A packet of the client passes here.
+    /// A packet of the client is forwarded by this member.
     Packet(usize),
     /// Another member saw a FIN.
     Fin(usize, Direction),
@@ -441,7 +441,7 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// What the engine should know of a session.
+/// The expected state of a session.
 #[derive(Clone, Copy, Debug)]
 struct Model {
     n: u32,
@@ -450,7 +450,7 @@ struct Model {
     reset: bool,
     closed: Option<CloseCause>,
     seen: Time,
-    /// The time until which it need not be reported again.
+    /// After a report: the time until which another report is not required.
     quiet: Time,
 }
 
@@ -469,7 +469,7 @@ impl Model {
         })
     }
 
-    /// A hint may have shortened the timeout, so the session may be reported again.
+    /// A hint may have shortened the timeout, so a report is required again.
     fn changed(&mut self, now: Time) {
         if self.closed.is_none() && !self.reset {
             self.quiet = now;
@@ -583,7 +583,7 @@ impl Pair {
         Ok(())
     }
 
-    /// The engine finds the same sessions idle as the model, within the resolution.
+    /// Compares the reported sessions with those of the model, within the resolution.
     fn compare(&mut self) -> Result<(), TestCaseError> {
         let now = self.k.now;
         let found = idle(&self.k);
@@ -615,7 +615,7 @@ impl Pair {
 
 proptest! {
     #[test]
-    fn the_idle_are_found_and_only_they(ops in prop::collection::vec(op(), 1..300)) {
+    fn idle_sessions_match_the_reference_model(ops in prop::collection::vec(op(), 1..300)) {
         let mut pair = Pair::new();
         for op in ops {
             pair.step(op)?;

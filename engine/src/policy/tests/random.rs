@@ -1,17 +1,17 @@
-//! Any policy, and any text, against the plainest possible reading.
+//! Random policies and texts, compared with a simple reference implementation.
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::policy::model::number;
 
-/// Does a prefix contain an address? Bit by bit.
+/// Whether a prefix contains an address, compared bit by bit.
 fn contains(prefix: &Prefix, address: Ip) -> bool {
     let ((first, bits), (address, other)) = (number(prefix.address), number(address));
     bits == other && (0..prefix.length).all(|bit| (first ^ address) >> (bits - 1 - u32::from(bit)) & 1 == 0)
 }
 
-/// The plainest possible reading of a policy: what [`Compiled`] must agree with.
+/// The reference implementation: tries rule after rule. [`Compiled`] must agree with it.
 fn reference(policy: &Policy, from: Option<&str>, to: Option<&str>, tuple: &Tuple) -> u32 {
     fn address(policy: &Policy, item: &Address, ip: Ip) -> bool {
         match item {
@@ -49,7 +49,7 @@ fn reference(policy: &Policy, from: Option<&str>, to: Option<&str>, tuple: &Tupl
     found.map_or(0, |index| index as u32 + 1)
 }
 
-/// Few different addresses, so that rules and packets meet.
+/// A small set of addresses, so that rules and packets often match.
 fn addresses(v4: bool) -> impl Strategy<Value = Ip> {
     let low = prop_oneof![0..4u8, Just(127), Just(128), Just(255)];
     (0..3u8, prop_oneof![Just(0u8), Just(255), Just(16)], low).prop_map(move |(a, b, c)| match v4 {
@@ -88,7 +88,7 @@ fn plain_services() -> impl Strategy<Value = Service> {
     ]
 }
 
-/// Policies with zones a, b, c; sets s0, s1, s2 and services w0, w1, each of which may name those before.
+/// Policies with zones a, b, c; sets s0, s1, s2 and services w0, w1, each of which may refer to earlier ones.
 fn policies() -> impl Strategy<Value = Policy> {
     let prefix = || any::<bool>().prop_flat_map(prefixes);
     let member = move || prop_oneof![3 => prefix().prop_map(Address::Prefix), 1 => (0..3usize).prop_map(|n| Address::Set(format!("s{n}")))];
@@ -164,7 +164,7 @@ fn policies() -> impl Strategy<Value = Policy> {
                 log: rest.1,
             });
         }
-        // Rules of mixed families are errors.
+        // Rules that mix address families are errors, so they are removed.
         while let Err(error) = Policy::parse("p", &policy.to_string()) {
             let text = policy.to_string();
             let ahead = text.lines().count() - policy.rules.len();
@@ -192,7 +192,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(500))]
 
     #[test]
-    fn the_canonical_form_reads_as_the_same_policy(policy in policies()) {
+    fn policy_canonical_form_parses_to_the_same_policy(policy in policies()) {
         let text = policy.to_string();
         prop_assert_eq!(&Policy::parse("p", &text).unwrap(), &policy);
         let json = serde_json::to_string(&policy).unwrap();
@@ -200,7 +200,7 @@ proptest! {
     }
 
     #[test]
-    fn compiled_decides_as_the_reference(
+    fn policy_compiled_decides_like_the_reference(
         policy in policies(),
         packets in prop::collection::vec((0..4u16, 0..4u16, tuples()), 200),
     ) {
@@ -218,9 +218,8 @@ proptest! {
         }
     }
 
-    /// A rule that is said to be shadowed matches nothing.
     #[test]
-    fn shadowed_rules_never_match(policy in policies(), packets in prop::collection::vec((0..4u16, 0..4u16, tuples()), 200)) {
+    fn rule_reported_as_shadowed_never_matches(policy in policies(), packets in prop::collection::vec((0..4u16, 0..4u16, tuples()), 200)) {
         let compiled = compiled(&policy);
         let shadowed: Vec<RuleId> = policy.warnings().into_iter().filter_map(|warning| match warning {
             Warning::Shadowed { rule, .. } => Some(rule.0),
@@ -232,9 +231,9 @@ proptest! {
         }
     }
 
-    /// Nothing panics, every error has a place in the text, and every error can be shown.
+    /// The parser never panics, and every error has a position and can be rendered.
     #[test]
-    fn any_text_is_read_or_refused(text in "(zone|set|service|timeout|icmp|5s|default|accept|drop|any|from|to|log|->|[@:,=\"#/\n .-]|[a-c]{1,2}|[0-9]{1,3}|\\PC| ){0,60}") {
+    fn policy_parser_accepts_or_refuses_any_text(text in "(zone|set|service|timeout|icmp|5s|default|accept|drop|any|from|to|log|->|[@:,=\"#/\n .-]|[a-c]{1,2}|[0-9]{1,3}|\\PC| ){0,60}") {
         match Policy::parse("p", &text) {
             Ok(policy) => prop_assert_eq!(Policy::parse("p", &policy.to_string()).unwrap(), policy),
             Err(error) => {
@@ -245,9 +244,9 @@ proptest! {
         }
     }
 
-    /// One change somewhere in a correct text.
+    /// One character of a valid text is replaced.
     #[test]
-    fn any_damaged_text_is_read_or_refused(at in 0..600usize, with in "\\PC|[\n\"@,]|") {
+    fn policy_parser_accepts_or_refuses_damaged_text(at in 0..600usize, with in "\\PC|[\n\"@,]|") {
         let text = EXAMPLE.replace("@bogons", "@admins");
         let mut damaged: String = text.chars().take(at).collect();
         damaged.push_str(&with);

@@ -1,4 +1,4 @@
-//! A re-proposed batch, whole or in part, whenever and how often, changes nothing.
+//! Deduplication: a batch proposed again, at any time and any number of times, has no effect.
 
 use proptest::prelude::*;
 
@@ -21,13 +21,13 @@ fn command() -> impl Strategy<Value = Command> {
 
 proptest! {
     #[test]
-    fn copies_change_nothing(
+    fn dedup_duplicate_batches_have_no_effect(
         batches in prop::collection::vec(prop::collection::vec(command(), 1..4), 1..20),
         copies in prop::collection::vec((0_usize..20, 0_usize..20), 0..40),
     ) {
-        let start = |b: &Bench| b.next;
-        let (mut once, mut often) = (Bench::new(), Bench::new());
-        // As a proposer does that has had no answer yet: the floor stays.
+        let start = |b: &Fixture| b.next;
+        let (mut once, mut often) = (Fixture::new(), Fixture::new());
+        // As from a proposer without a reply yet: the lowest outstanding serial stays the same.
         let floor = start(&once);
         let mut first = floor;
         let numbered: Vec<Batch> = batches
@@ -39,11 +39,11 @@ proptest! {
             })
             .collect();
         for (at, batch) in numbered.iter().enumerate() {
-            let outcomes = once.replica.apply(NOW, batch, &mut Nobody);
-            prop_assert_eq!(&often.replica.apply(NOW, batch, &mut Nobody), &outcomes);
+            let outcomes = once.replica.apply(NOW, batch, &mut NoWaiters);
+            prop_assert_eq!(&often.replica.apply(NOW, batch, &mut NoWaiters), &outcomes);
             for &(after, which) in &copies {
                 if after == at && which <= at {
-                    let copies = often.replica.apply(NOW, &numbered[which], &mut Nobody);
+                    let copies = often.replica.apply(NOW, &numbered[which], &mut NoWaiters);
                     prop_assert!(copies.iter().all(|copy| !copy.changed));
                 }
             }
@@ -53,8 +53,8 @@ proptest! {
     }
 
     #[test]
-    fn the_digest_is_that_of_the_content(commands in prop::collection::vec(command(), 1..60)) {
-        let mut b = Bench::new();
+    fn replica_digest_equals_sum_over_sessions(commands in prop::collection::vec(command(), 1..60)) {
+        let mut b = Fixture::new();
         for command in commands {
             b.one(command);
         }

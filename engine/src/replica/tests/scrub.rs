@@ -1,12 +1,14 @@
+//! Scrubbing: the check of the session table against its digest.
+
 use super::*;
 
-fn sound(b: &Bench) -> bool {
+fn sound(b: &Fixture) -> bool {
     (0..=u8::MAX).all(|part| b.replica.engine.scrub(part))
 }
 
-/// Adds, closes, supersedes, removes; and a snapshot.
-fn busy() -> Bench {
-    let mut b = Bench::new();
+/// A replica after establishments, closes, supersessions, expiries and a refresh.
+fn after_many_commands() -> Fixture {
+    let mut b = Fixture::new();
     for n in 0..600 {
         b.one(add(establish(n, n as u16)));
         assert!(n % 50 != 0 || sound(&b), "after {n} sessions");
@@ -25,33 +27,33 @@ fn busy() -> Bench {
 }
 
 #[test]
-fn a_table_that_only_commands_changed_is_sound() {
-    let mut b = busy();
+fn scrub_passes_after_commands_and_restore() {
+    let mut b = after_many_commands();
     assert!(sound(&b));
     let mut bytes = Vec::new();
     b.replica.begin_snapshot().write(&mut bytes).unwrap();
-    let mut again = Bench::new();
+    let mut again = Fixture::new();
     again.one(add(establish(9999, 9)));
-    again.replica.restore(NOW, &mut &bytes[..], &mut Nobody).unwrap();
+    again.replica.restore(NOW, &mut &bytes[..], &mut NoWaiters).unwrap();
     assert!(sound(&again));
     assert_eq!(again.replica.digest(), b.replica.digest());
 }
 
 #[test]
-fn damage_is_found_also_after_the_session_has_ended_and_a_snapshot_repairs_it() {
-    let mut good = busy();
-    let mut b = busy();
+fn scrub_finds_damage_even_after_session_end_and_snapshot_repairs_it() {
+    let mut good = after_many_commands();
+    let mut b = after_many_commands();
     let digest = b.replica.digest();
     assert!(b.replica.engine.damage(id(550)));
-    assert!(!b.replica.engine.damage(id(250)), "it is not there");
-    assert_eq!(b.replica.digest(), digest, "the digest alone does not show it");
+    assert!(!b.replica.engine.damage(id(250)), "the session does not exist");
+    assert_eq!(b.replica.digest(), digest, "the digest alone does not detect it");
     let wrong = (0..=u8::MAX).filter(|part| !b.replica.engine.scrub(*part)).count();
     assert_eq!(wrong, 1);
     b.one(Command::Revoke(vec![id(550)]));
     assert!(!sound(&b));
     let mut bytes = Vec::new();
     good.replica.begin_snapshot().write(&mut bytes).unwrap();
-    b.replica.restore(NOW, &mut &bytes[..], &mut Nobody).unwrap();
+    b.replica.restore(NOW, &mut &bytes[..], &mut NoWaiters).unwrap();
     assert!(sound(&b));
     assert_eq!(b.replica.digest(), digest);
 }

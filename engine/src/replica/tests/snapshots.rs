@@ -1,7 +1,9 @@
+//! Snapshots: writing, restoring, and refusal of damaged ones.
+
 use super::*;
 
-fn filled(sessions: u64) -> Bench {
-    let mut b = Bench::new();
+fn filled(sessions: u64) -> Fixture {
+    let mut b = Fixture::new();
     b.one(Command::Member(MemberChange::Init { cluster_id: "c".to_owned(), member: MemberInfo::default() }));
     for n in 0..sessions {
         b.one(add(establish(n, n as u16)));
@@ -19,14 +21,14 @@ fn written(job: SnapshotJob) -> Vec<u8> {
     bytes
 }
 
-fn restored(bytes: &[u8]) -> Result<Bench, RestoreError> {
+fn restored(bytes: &[u8]) -> Result<Fixture, RestoreError> {
     let mut replica = Replica::new(Engine::new(Config::new(MemberId(2), 1, 1234)));
-    replica.restore(NOW, &mut &bytes[..], &mut Nobody)?;
-    Ok(Bench { replica, next: 0 })
+    replica.restore(NOW, &mut &bytes[..], &mut NoWaiters)?;
+    Ok(Fixture { replica, next: 0 })
 }
 
 #[test]
-fn a_snapshot_restores_the_state() {
+fn snapshot_restores_the_state() {
     let mut b = filled(2000);
     let bytes = written(b.replica.begin_snapshot());
     let mut again = restored(&bytes).unwrap();
@@ -36,7 +38,7 @@ fn a_snapshot_restores_the_state() {
     assert_eq!(again.replica.engine.zone("inside"), INSIDE);
     assert_eq!(again.replica.engine.cluster_state().cluster_id, "c");
     assert_eq!(written(again.replica.begin_snapshot()).len(), bytes.len());
-    // What comes next has the same effect on both.
+    // Further commands have the same effect on both.
     again.next = b.next;
     for command in [add(establish(5000, 3)), close(900), add(establish(1, 5001)), add(establish(5001, 5001))] {
         assert_eq!(b.one(command.clone()), again.one(command));
@@ -45,7 +47,7 @@ fn a_snapshot_restores_the_state() {
 }
 
 #[test]
-fn it_is_exact_at_its_index_while_apply_goes_on() {
+fn snapshot_is_exact_at_its_index_while_apply_continues() {
     let mut b = filled(2000);
     let (digest, sessions) = (b.replica.digest(), b.sessions());
     let job = b.replica.begin_snapshot();
@@ -65,7 +67,7 @@ fn it_is_exact_at_its_index_while_apply_goes_on() {
 }
 
 #[test]
-fn a_second_one_ends_the_first() {
+fn snapshot_in_progress_is_interrupted_by_a_second_one() {
     let mut b = filled(10);
     let first = b.replica.begin_snapshot();
     let second = b.replica.begin_snapshot();
@@ -76,13 +78,13 @@ fn a_second_one_ends_the_first() {
 }
 
 #[test]
-fn damage_is_told_and_changes_nothing() {
+fn restore_refuses_damaged_snapshot_without_effect() {
     let mut source = filled(300);
     let bytes = written(source.replica.begin_snapshot());
     let mut b = filled(20);
     let before = b.replica.digest();
     let mut refused = |bytes: &[u8]| {
-        let result = b.replica.restore(NOW, &mut &bytes[..], &mut Nobody);
+        let result = b.replica.restore(NOW, &mut &bytes[..], &mut NoWaiters);
         assert!(result.is_err());
         assert_eq!(b.replica.digest(), before);
         assert_eq!(b.replica.engine.cluster_state().zones.len(), 3);
@@ -96,20 +98,20 @@ fn damage_is_told_and_changes_nothing() {
     refused(b"PALSNAP2\x01\xff\xff\xff\xff0000");
     refused(b"PALSNAP2\x01\x00\x00\x80\x000000");
     assert_eq!(b.sessions(), 18);
-    b.replica.restore(NOW, &mut &bytes[..], &mut Nobody).unwrap();
+    b.replica.restore(NOW, &mut &bytes[..], &mut NoWaiters).unwrap();
     assert_eq!(b.replica.digest(), source.replica.digest());
 }
 
 #[test]
-fn too_many_sessions_for_this_member_are_refused() {
+fn restore_refuses_more_sessions_than_max_sessions() {
     let mut source = filled(300);
     let bytes = written(source.replica.begin_snapshot());
-    let mut small = Bench::with(Config { max_sessions: 100, ..Config::new(MemberId(1), 1, 9) });
-    assert!(matches!(small.replica.restore(NOW, &mut &bytes[..], &mut Nobody), Err(RestoreError::Damaged(_))));
+    let mut small = Fixture::with(Config { max_sessions: 100, ..Config::new(MemberId(1), 1, 9) });
+    assert!(matches!(small.replica.restore(NOW, &mut &bytes[..], &mut NoWaiters), Err(RestoreError::Damaged(_))));
 }
 
 #[test]
-fn restore_keeps_half_opens_and_wakes_those_that_are_established_now() {
+fn restore_keeps_half_open_sessions_and_wakes_established_ones() {
     struct Count(usize);
     impl Wake for Count {
         fn wake(&mut self, _: WorkerSet, _: HoldKey) {
@@ -118,7 +120,7 @@ fn restore_keeps_half_opens_and_wakes_those_that_are_established_now() {
     }
     let mut source = filled(30);
     let bytes = written(source.replica.begin_snapshot());
-    let mut b = Bench::new();
+    let mut b = Fixture::new();
     let engine: Arc<Engine> = b.replica.engine.clone();
     for counter in [25, 500] {
         let open = crate::session::HalfOpen { id: id(counter), ..crate::testing::half_open(tuple(counter as u16), 0) };
