@@ -1,14 +1,14 @@
-//! IP addresses, small and comparable.
+//! IP addresses.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
-/// An IPv4 or IPv6 address. On the wire of the log an IPv4 address takes 5 bytes, an IPv6 address 17.
+/// An IPv4 or IPv6 address. In the log, an IPv4 address takes 5 bytes and an IPv6 address 17.
 ///
-/// An IPv4-mapped IPv6 address (`::ffff:0:0/96`) is a different address from the IPv4 address; packets that carry one
-/// are dropped at parsing anyway (RFC 4291 section 2.5.5.2 addresses never belong on a wire).
+/// An IPv4-mapped IPv6 address (`::ffff:0:0/96`, RFC 4291 section 2.5.5.2) differs from the IPv4 address. The parser drops
+/// packets with such addresses, which never belong on a wire.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Ip {
     /// An IPv4 address.
@@ -18,7 +18,7 @@ pub enum Ip {
 }
 
 impl Ip {
-    /// Is it an IPv4 address?
+    /// Whether this is an IPv4 address.
     #[must_use]
     pub fn is_v4(self) -> bool {
         matches!(self, Ip::V4(_))

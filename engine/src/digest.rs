@@ -1,15 +1,16 @@
-//! An order-independent hash of the replicated state, kept incrementally.
+//! The digest of the replicated state: an order-independent, incremental hash.
 //!
-//! Each element (a session, an outcome, a removed id) has a hash of its own, and the digest is their sum modulo 2^64:
-//! adding and removing an element is one addition, and the order in which members met them does not matter. It compares
-//! tables of members that trust each other; it is no defence against forgery. Its value is part of the snapshot's
-//! format: another function needs a new format version.
+//! The digest is the sum modulo 2^64 of the hashes of all elements (sessions, outcomes, removed ids). Adding or removing an
+//! element is one addition, and the order of the elements does not matter. The digest compares the tables of members that
+//! trust each other; it is no defence against forgery. It is part of the snapshot format: a different hash function needs a new
+//! format version.
 
 use serde::Serialize;
 
-const K: u64 = 0x9e37_79b9_7f4a_7c15;
+/// The multiplier of the hash: 2^64 divided by the golden ratio.
+const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// What kind of element is hashed, so that equal bytes of different kinds differ.
+/// The kind of a hashed element. Equal bytes of different kinds have different hashes.
 #[derive(Clone, Copy)]
 pub(crate) enum Kind {
     Session = 1,
@@ -20,9 +21,9 @@ pub(crate) enum Kind {
     ResumeEpoch = 6,
 }
 
-/// Hashes an element by its encoding.
+/// The hash of an element, from its encoding.
 pub(crate) fn element(kind: Kind, value: &impl Serialize) -> u64 {
-    // Sessions fit; others may be longer.
+    // Sessions fit. Other elements may be longer.
     let mut buffer = [0; 192];
     match postcard::to_slice(value, &mut buffer) {
         Ok(bytes) => hash(kind as u64, bytes),
@@ -31,14 +32,14 @@ pub(crate) fn element(kind: Kind, value: &impl Serialize) -> u64 {
 }
 
 fn hash(kind: u64, bytes: &[u8]) -> u64 {
-    let mix = |h: u64, word: u64| (h.rotate_left(29) ^ word).wrapping_mul(K);
-    let mut h = mix(mix(K, kind), bytes.len() as u64);
+    let mix = |h: u64, word: u64| (h.rotate_left(29) ^ word).wrapping_mul(MULTIPLIER);
+    let mut h = mix(mix(MULTIPLIER, kind), bytes.len() as u64);
     for chunk in bytes.chunks(8) {
         let mut word = [0; 8];
         word[..chunk.len()].copy_from_slice(chunk);
         h = mix(h, u64::from_le_bytes(word));
     }
-    // Sums of hashes need all bits well mixed: the finalizer of SplitMix64.
+    // Hashes that are summed up need all bits well mixed: the finalizer of SplitMix64.
     h = (h ^ h >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     h = (h ^ h >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
     h ^ h >> 31
@@ -49,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn differs_by_kind_length_and_content() {
+    fn digest_element_differs_by_kind_length_and_content() {
         let all = [
             element(Kind::Session, &0_u8),
             element(Kind::Outcome, &0_u8),
@@ -64,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn is_part_of_the_snapshots_format() {
+    fn digest_element_is_stable_for_the_snapshot_format() {
         assert_eq!(element(Kind::Session, &7_u64), 14_712_325_941_267_750_851);
     }
 }

@@ -67,10 +67,10 @@ pub enum Hint {
         id: SessionId,
         /// What the sender knows of it.
         snapshot: TcpSnapshot,
-        /// Its segments that lately passed provisionally, by direction.
+        /// Its recent segments that passed provisionally, with their directions.
         provisional: Vec<(Direction, ProvisionalSegment)>,
     },
-    /// The first fragment of a datagram was forwarded: the others may follow it through any member.
+    /// The first fragment of a datagram was forwarded: its later fragments may pass at any member.
     FirstFragment {
         /// The datagram.
         datagram: FragmentKey,

@@ -1,8 +1,8 @@
-//! What other members say of sessions that open and close.
+//! Hints: what peers report about sessions that open and close.
 //!
-//! A hint is trusted as far as its sender is, but never admits more than the packets of a handshake: an establishment
-//! needs the log. Hints may be lost, doubled and reordered; merging is monotonic (a server's end, once known, stays; a
-//! reply, once seen, stays seen), so that any order gives the same.
+//! A hint is trusted as far as its sender, but it never admits more than the packets of a handshake: an establishment needs
+//! the log. Hints may be lost, duplicated and reordered. Merging is monotonic, so the order does not matter: the server's SYN
+//! parameters, once known, stay, and so does a reply that was seen.
 
 use std::time::Duration;
 
@@ -20,10 +20,10 @@ use crate::types::Wake;
 use crate::verdict::HoldKey;
 use crate::worker_set::WorkerSet;
 
-/// A member that passed a packet of a session not longer ago sees it still.
-const LIVE: Duration = Duration::from_secs(2);
+/// The time since its last packet and its last confirmation within which a session's snapshot counts as first-hand.
+const FIRST_HAND_MAX_AGE: Duration = Duration::from_secs(2);
 
-/// The most provisional segments in one hint.
+/// Maximum number of provisional segments in one hint.
 const MAX_PROVISIONAL: usize = 16;
 
 impl Engine {
@@ -72,7 +72,7 @@ impl Engine {
         }
     }
 
-    /// Merges a hint into what is known; yields the workers that may have waited for it.
+    /// Merges a half-open session into the table. Returns the workers that may have waited for it.
     fn merge(&self, shard: &mut Shard, hash: u64, open: &HalfOpen, now: Time) -> WorkerSet {
         let session = shard.sessions.find(hash, &open.original).and_then(|slot| shard.sessions.get(slot));
         let told = (&open.original, &open.protocol);
@@ -81,12 +81,12 @@ impl Engine {
             return WorkerSet::EMPTY;
         }
         let same = |half: &HalfOpenEntry| {
-            // Under one id or two: two members may have seen copies of one SYN before either's hint arrived. And under one
-            // id there may be two: two members may have seen SYN-ACKs of different ISNs.
+            // The ids may differ: two members may have seen copies of one SYN before either hint arrived. And one id may have
+            // two entries: two members may have seen SYN-ACKs with different ISNs.
             half.open.original == open.original
                 && same_ends(&half.open.protocol, &open.protocol)
                 && (half.open.id == open.id || !half.aborted)
-                // Both ends of a protocol without handshakes spoke first, at different members.
+                // In a protocol without handshakes, both ends may have sent first, at different members.
                 || half.open.original == open.reply
                     && matches!(half.open.protocol, HandshakeState::Generic { .. })
                     && matches!(open.protocol, HandshakeState::Generic { .. })
@@ -111,7 +111,7 @@ impl Engine {
         let newer = open.generation > half.open.generation;
         let id = half.open.id.min(open.id);
         if opposite && open.id < half.open.id {
-            // The lower id wins, with its direction.
+            // The lower id wins, and its direction with it.
             half.open = HalfOpen { id: half.open.id, ..*open };
             half.proposed = None;
         } else if newer && !opposite {
@@ -194,7 +194,7 @@ impl Engine {
         }
     }
 
-    /// Sends what this member knows of a tuple.
+    /// Replies to a query with this member's state of a tuple.
     fn reply_to_query(&self, now: Time, tuple: &Tuple, events: &mut Vec<Event>) {
         let hash = self.table.hash(tuple);
         let shard = self.table.shard_for(hash);
@@ -205,8 +205,9 @@ impl Engine {
             // What this member knows is not authoritative if a silent member, or this one before a restart, may have forwarded
             // packets that are unknown here. Packets that passed provisionally do not count.
             let authoritative = !self.may_have_moved_unseen(track, now);
-            let saw_packets =
-                session.local.has_passed() && session.local.idle(now) < LIVE && track.is_confirmed_within(LIVE, now);
+            let saw_packets = session.local.has_passed()
+                && session.local.idle(now) < FIRST_HAND_MAX_AGE
+                && track.is_confirmed_within(FIRST_HAND_MAX_AGE, now);
             let mut snapshot = track.snapshot(now, authoritative && saw_packets);
             if !authoritative {
                 snapshot.endpoints = snapshot.endpoints.map(|end| EndpointSnapshot { age_ms: None, ..end });

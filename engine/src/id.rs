@@ -1,11 +1,11 @@
-//! The identities of members, sessions, policies, rules and zones.
+//! The ids of members, sessions, policy generations, rules and zones.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// A member's stable id, given at its join and never used again after it left. It is openraft's node id.
+/// A member's stable id, assigned at its join and never reused. It is openraft's node id.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 pub struct MemberId(pub u64);
 
@@ -21,16 +21,16 @@ impl fmt::Display for MemberId {
     }
 }
 
-/// A session's id: the member that opened it, and that member's counter. A counter is never used twice, also not
-/// across restarts: its upper half is the member's start count.
+/// A session's id: the member that opened it, and a counter of that member. A counter value is never reused, not even after
+/// a restart: its upper half is the number of the member's starts.
 ///
-/// The id is given with the half-open entry at the SYN, by the member that saw the SYN, and travels in its hints, so
-/// that whichever member sees the ACK proposes the same id: proposals of the same opening are idempotent by it.
+/// The member that sees the SYN assigns the id with the half-open entry, and sends it in its hints. So any member that sees
+/// the final ACK proposes the same id, which makes proposals of one handshake idempotent.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 pub struct SessionId {
     /// The member that saw the first packet.
     pub member: MemberId,
-    /// Its counter.
+    /// The counter of that member.
     pub counter: u64,
 }
 
@@ -40,7 +40,7 @@ impl fmt::Display for SessionId {
     }
 }
 
-/// A session id that does not read as `MEMBER-COUNTER` (decimal, hexadecimal).
+/// The error for a text that is not a session id: `MEMBER-COUNTER`, decimal and hexadecimal.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("a session id is MEMBER-COUNTER, such as 2-1a3f")]
 pub struct SessionIdError;
@@ -57,7 +57,7 @@ impl FromStr for SessionId {
     }
 }
 
-/// The number of a policy. Generation 0 is the policy of a new cluster: default drop, no rules.
+/// The number of an activated policy. Generation 0 is the policy of a new cluster: default drop, no rules.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 pub struct Generation(pub u64);
 
@@ -67,25 +67,25 @@ impl fmt::Display for Generation {
     }
 }
 
-/// A rule of one policy generation: its position from 1; 0 is the default action.
+/// A rule of one policy generation: its position, starting at 1. 0 is the default action.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 pub struct RuleId(pub u32);
 
-/// A zone. Zone names get their numbers when a policy first names them; the numbers stay for the life of the cluster,
-/// so that sessions outlive policies.
+/// The number of a zone. A zone gets its number when a policy first names it. The numbers never change, so that sessions outlive
+/// policies.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 pub struct ZoneId(pub u16);
 
 impl ZoneId {
-    /// The zone of interfaces whose zone no policy has named: no rule but `any` matches it.
+    /// The zone of interfaces whose zone no policy has named. Only `any` matches it.
     pub const UNKNOWN: ZoneId = ZoneId(0);
 }
 
-/// The zones that a session's original direction comes from and leaves to; the reply direction goes the other way.
+/// The zones of a session. The original direction goes from `ingress` to `egress`, the reply direction the other way.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ZonePair {
-    /// The zone of the client's side.
+    /// The client's zone.
     pub ingress: ZoneId,
-    /// The zone of the server's side.
+    /// The server's zone.
     pub egress: ZoneId,
 }

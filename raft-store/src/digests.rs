@@ -18,8 +18,8 @@ pub(crate) struct Digests {
 
 impl Digests {
     pub(crate) fn add(&mut self, index: u64, digest: u64) {
-        let push = |to: &mut VecDeque<_>, most| {
-            if to.len() >= most {
+        let push = |to: &mut VecDeque<_>, max_len| {
+            if to.len() >= max_len {
                 to.pop_front();
             }
             to.push_back((index, digest));

@@ -61,15 +61,15 @@ pub struct LogReader {
 }
 
 impl LogReader {
-    /// The entries of `from..to` that there are, until they weigh `most`; at least one if there is one.
-    async fn read(&self, from: u64, to: u64, most: usize) -> io::Result<Vec<Entry>> {
+    /// The entries of `from..to` that there are, until their size reaches `max_bytes`; at least one if there is one.
+    async fn read(&self, from: u64, to: u64, max_bytes: usize) -> io::Result<Vec<Entry>> {
         loop {
             let (epoch, from, to) = {
                 let state = self.tail.state.read();
                 let Some((from, to)) = state.clamp(from, to) else { return Ok(Vec::new()) };
                 let recent_from = state.recent_from();
                 if from >= recent_from {
-                    let entries = state.recent(from, to, most);
+                    let entries = state.recent(from, to, max_bytes);
                     drop(state);
                     return Ok(entries.iter().map(|entry| Entry::clone(entry)).collect());
                 }
@@ -77,8 +77,9 @@ impl LogReader {
             };
             let log = self.trees.log.clone();
             self.metrics.cold_reads.inc();
-            let read =
-                tokio::task::spawn_blocking(move || read_cold(&log, from, to, most)).await.map_err(io::Error::other)?;
+            let read = tokio::task::spawn_blocking(move || read_cold(&log, from, to, max_bytes))
+                .await
+                .map_err(io::Error::other)?;
             let state = self.tail.state.read();
             // A purge or a truncation in between explains a missing entry, and makes what was read stale.
             if state.epoch == epoch && state.clamp(from, to) == Some((from, to)) {
@@ -109,7 +110,7 @@ impl LogReader {
 }
 
 /// Entries from sled; all of `from..to` must be there.
-fn read_cold(log: &sled::Tree, from: u64, to: u64, most: usize) -> io::Result<Vec<Entry>> {
+fn read_cold(log: &sled::Tree, from: u64, to: u64, max_bytes: usize) -> io::Result<Vec<Entry>> {
     let mut entries = Vec::new();
     let mut bytes = 0;
     let mut found = Entries::new(log.range(key(from, 0)..key(to, 0)));
@@ -121,7 +122,7 @@ fn read_cold(log: &sled::Tree, from: u64, to: u64, most: usize) -> io::Result<Ve
             }
             _ => return Err(damaged(format!("entry {expected} is missing in the log"))),
         }
-        if bytes >= most {
+        if bytes >= max_bytes {
             break;
         }
     }

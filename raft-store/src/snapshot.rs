@@ -78,8 +78,8 @@ struct Part {
 
 impl Read for Part {
     fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
-        let most = usize::try_from(self.end - self.at).unwrap_or(usize::MAX).min(to.len());
-        let len = self.bytes.read_at(&mut to[..most], self.at)?;
+        let max_bytes = usize::try_from(self.end - self.at).unwrap_or(usize::MAX).min(to.len());
+        let len = self.bytes.read_at(&mut to[..max_bytes], self.at)?;
         self.at += len as u64;
         Ok(len)
     }
@@ -143,15 +143,15 @@ impl SnapshotFile {
         self.len
     }
 
-    /// At most `most` bytes from `offset` on, as they travel; empty at the end. Blocks on the disk.
+    /// At most `max_bytes` bytes from `offset` on, as they travel; empty at the end. Blocks on the disk.
     ///
     /// # Errors
     /// The disk's.
-    pub fn chunk(&self, offset: u64, most: usize) -> io::Result<Vec<u8>> {
-        let most = usize::try_from(self.len.saturating_sub(offset)).unwrap_or(usize::MAX).min(most);
-        let mut chunk = vec![0; most];
+    pub fn chunk(&self, offset: u64, max_bytes: usize) -> io::Result<Vec<u8>> {
+        let max_bytes = usize::try_from(self.len.saturating_sub(offset)).unwrap_or(usize::MAX).min(max_bytes);
+        let mut chunk = vec![0; max_bytes];
         let mut filled = 0;
-        while filled < most {
+        while filled < max_bytes {
             match self.bytes.read_at(&mut chunk[filled..], offset + filled as u64)? {
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
                 len => filled += len,
@@ -219,8 +219,8 @@ impl SnapshotFile {
         let mut buffer = vec![0; 1 << 18];
         let hashed = self.len - 4;
         while reader.at < hashed {
-            let most = usize::try_from(hashed - reader.at).unwrap_or(usize::MAX).min(buffer.len());
-            match reader.read(&mut buffer[..most])? {
+            let max_bytes = usize::try_from(hashed - reader.at).unwrap_or(usize::MAX).min(buffer.len());
+            match reader.read(&mut buffer[..max_bytes])? {
                 0 => return Err(damaged("it became shorter")),
                 len => hasher.update(&buffer[..len]),
             }

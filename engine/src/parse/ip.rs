@@ -9,10 +9,10 @@ use crate::addr::Ip;
 use crate::tuple::{Protocol, Tuple};
 use crate::verdict::Reason;
 
-/// The most extension headers in one packet. RFC 8504 section 5.3 lets a node set such a limit. No order that RFC 8200
+/// Maximum number of extension headers in one packet. RFC 8504 section 5.3 lets a node set such a limit. No order that RFC 8200
 /// section 4.1 recommends has as many.
 const MAX_EXTENSION_HEADERS: usize = 8;
-/// The most bytes of extension headers in one packet (RFC 8504 section 5.3).
+/// Maximum number of bytes of extension headers in one packet (RFC 8504 section 5.3).
 const MAX_EXTENSION_BYTES: usize = 512;
 
 const IPV6_HEADER: usize = 40;

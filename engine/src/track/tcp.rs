@@ -92,7 +92,8 @@ const MAX_RST_OFFSET: i64 = 1 << 19;
 /// The largest distance, in bytes, at which two sequence numbers can be compared. No window is larger (RFC 7323 section 2.3).
 const SEQ_COMPARABLE: i64 = 1 << 30;
 
-/// The most data, in bytes, that a SYN may carry (RFC 7413), or that may follow it before the server's SYN is known here.
+/// Maximum size of the data, in bytes, that a SYN may carry (RFC 7413), or that may follow it before the server's SYN is
+/// known here.
 pub(crate) const MAX_SYN_DATA: i64 = 1 << 16;
 
 /// For how long an unconfirmed `seq_end` is good enough to judge an ICMP error.
