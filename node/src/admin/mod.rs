@@ -88,7 +88,7 @@ fn refuse(code: Code, message: impl Into<String>, help: &str) -> Status {
 }
 
 /// The status of an error, with its causes and its help.
-fn status(code: Code, e: &(impl Diagnostic + std::error::Error)) -> Status {
+fn status(code: Code, e: &impl Diagnostic) -> Status {
     let message = crate::error::chain(e);
     match e.help() {
         Some(help) => refuse(code, message, &help.to_string()),
