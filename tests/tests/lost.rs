@@ -78,7 +78,7 @@ async fn recover(lab: &mut Lab) -> Result<()> {
     let config = lab.member(3).config().display().to_string();
     let command = ["cluster", "recover", "--config", &config, "-o", "json"];
     let running = lab.member(3).cli(&command).await.unwrap_err().to_string();
-    assert!(running.contains("exit status: 4") && running.contains("stop the daemon first"), "{running}");
+    assert!(running.contains("exit status: 4") && running.contains("in use by another process"), "{running}");
 
     lab.member_mut(2).kill().await?;
     erase(lab, 2)?;
