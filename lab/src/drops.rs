@@ -8,7 +8,7 @@ use crate::counters::metric;
 use anyhow::{Result, bail};
 use palisade_engine::Reason;
 
-/// Whether this reason says that the packet was INVALID: broken, or of no session? The others are the policy's, or those of a
+/// Whether this reason says that the packet was INVALID: broken, or of no session. The others are the policy's, or those of a
 /// member that cannot or must not do more. The list is complete: a new reason does not compile until it has its place.
 #[must_use]
 pub fn is_invalid(reason: Reason) -> bool {
@@ -43,7 +43,7 @@ pub fn is_invalid(reason: Reason) -> bool {
     }
 }
 
-/// Whether this reason says that the machine was too slow just then?
+/// Whether this reason says that the machine was too slow just then.
 #[must_use]
 pub fn is_overload(reason: Reason) -> bool {
     matches!(reason, Reason::HoldFull | Reason::HoldExpired | Reason::LeaseGrace | Reason::Stale)

@@ -141,7 +141,7 @@ impl Process {
         Ok(())
     }
 
-    /// Has it ended, and how?
+    /// How it ended, if it has.
     ///
     /// # Errors
     /// The kernel does not say.
