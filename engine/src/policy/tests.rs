@@ -351,7 +351,7 @@ fn set_and_service_can_refer_to_earlier_ones() {
 #[test]
 fn policy_over_a_limit_is_refused() {
     let long = "#".repeat(MAX_TEXT + 1);
-    assert_eq!(errors(&long), ["1:1: the policy has 4194305 bytes, more than the 4194304 that are allowed"]);
+    assert_eq!(errors(&long), ["1:1: the policy has 4194305 bytes; the maximum is 4194304"]);
     Policy::parse("p", &long[1..]).unwrap();
 
     let rule = |n| format!("drop \"{n}\" from any to any: any -> any\n");
@@ -409,7 +409,7 @@ fn policy_json_form_is_checked_like_the_text() {
         ("/zones/0", "b c".into(), "there is no zone"),
         ("/zones/0", "a\nzone b".into(), "contains characters"),
         ("/rules/0/name", "x\" from any to any: any -> any #".into(), "contains characters"),
-        ("/rules/0/name", "".into(), "cannot be a rule's name"),
+        ("/rules/0/name", "".into(), "invalid rule name"),
         ("/rules/0/source", serde_json::json!(["@t"]), "there is no set named `t`"),
         ("/rules/0/source", serde_json::json!([]), "expected"),
         ("/rules/0/source", serde_json::json!(["10.0.0.1/8"]), "did not match"),
