@@ -57,21 +57,22 @@ impl Node {
     }
 
     pub(crate) async fn start(&mut self) -> Result<()> {
-        let (hints, hint_rx) = mpsc::channel(1024);
-        let (proposals, proposal_rx) = mpsc::channel(1024);
         let lease = Arc::new(Lease::new(Duration::from_secs(300)));
-        let mut queues = Some((hint_rx, proposal_rx));
-        let mut opened = None;
+        let mut running = None;
         wait_until("the data folder to be free", async || {
-            let (hint_rx, proposal_rx) = queues.take().unwrap_or_else(|| (mpsc::channel(1).1, mpsc::channel(1).1));
+            let (hints, hint_rx) = mpsc::channel(1024);
+            let (proposals, proposal_rx) = mpsc::channel(1024);
             // The threads of one that was dropped hold it until they have ended.
             let open = Replication::open(self.options.clone(), hint_rx, proposal_rx, NoWake, Arc::clone(&lease));
-            opened = open.await.ok();
-            Ok(opened.is_some())
+            running = open.await.ok().map(|replication| Running {
+                replication,
+                lease: Arc::clone(&lease),
+                _queues: (hints, proposals),
+            });
+            Ok(running.is_some())
         })
         .await?;
-        let replication = opened.context("not opened")?;
-        self.running = Some(Running { replication, lease, _queues: (hints, proposals) });
+        self.running = Some(running.context("not opened")?);
         Ok(())
     }
 
