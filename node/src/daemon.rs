@@ -11,6 +11,7 @@ use palisade_engine::{LeaseState, Role};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::Config;
+use crate::datapath::Gate;
 use crate::drain::{Drain, DrainOutcome, DrainReason, Draining};
 use crate::member::{Member, MemberError, MemberFailure};
 use crate::replication::{self, MembershipError};
@@ -52,6 +53,8 @@ pub(crate) enum ChangeError {
 /// The state that the daemon's tasks share.
 pub(crate) struct Daemon {
     config: Arc<Config>,
+    /// The gate, where there is one: not on a witness.
+    gate: Option<Gate>,
     member: ArcSwapOption<Member>,
     /// Held by whatever creates, joins or leaves a cluster.
     change: tokio::sync::Mutex<()>,
@@ -61,9 +64,9 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     /// A daemon without a member. What ends a member later is sent to `failures`.
-    pub(crate) fn new(config: Config, failures: mpsc::Sender<MemberFailure>) -> Daemon {
+    pub(crate) fn new(config: Config, gate: Option<Gate>, failures: mpsc::Sender<MemberFailure>) -> Daemon {
         let (member, change) = (ArcSwapOption::empty(), tokio::sync::Mutex::new(()));
-        Daemon { config: Arc::new(config), member, change, drain: Drain::new(), failures }
+        Daemon { config: Arc::new(config), gate, member, change, drain: Drain::new(), failures }
     }
 
     pub(crate) fn config(&self) -> &Config {
@@ -172,7 +175,7 @@ impl Daemon {
     }
 
     async fn start(&self) -> Result<Arc<Member>, MemberError> {
-        let member = Member::open(&self.config, &self.failures).await?;
+        let member = Member::open(&self.config, self.gate.clone(), &self.failures).await?;
         self.member.store(Some(member.clone()));
         Ok(member)
     }

@@ -20,7 +20,7 @@ use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 
 use crate::clock;
 use crate::config::{self, Config, INJECT_DEVICE};
-use crate::datapath::{self, Datapath, Inject, Sinks, StartError, WorkerWake};
+use crate::datapath::{self, Datapath, Gate, Inject, Sinks, StartError, WorkerWake};
 use crate::drain::Drainable;
 use crate::lease::Lease;
 use crate::replication::{self, ElectionPriority, EndedError, OpenError, Replication, Timing, Voters};
@@ -98,6 +98,7 @@ impl Member {
     /// to `failures`.
     pub(crate) async fn open(
         config: &Arc<Config>,
+        gate: Option<Gate>,
         failures: &mpsc::Sender<MemberFailure>,
     ) -> Result<Arc<Member>, MemberError> {
         let workers = if config.role == Role::Witness { 0 } else { config.datapath.workers };
@@ -124,7 +125,7 @@ impl Member {
             }
         });
         if config.role == Role::Firewall {
-            let starting = run_datapath(config.clone(), Arc::downgrade(&member), wake, sinks, failures.clone());
+            let starting = run_datapath(config.clone(), gate, Arc::downgrade(&member), wake, sinks, failures.clone());
             *member.starter.lock() = Some(tokio::spawn(starting));
         }
         Ok(member)
@@ -309,6 +310,7 @@ fn stop_last_handle(mut datapath: Arc<Datapath>) {
 /// Waits until the member's lease is valid for the first time, starts its datapath, and watches its threads.
 async fn run_datapath(
     config: Arc<Config>,
+    gate: Option<Gate>,
     member: Weak<Member>,
     wake: WorkerWake,
     sinks: Sinks,
@@ -324,9 +326,9 @@ async fn run_datapath(
     }
     let Some(starting) = member.upgrade() else { return };
     let sinks = if config.lab.cut_replication { null_sinks() } else { sinks };
-    // The start queries the kernel and runs nft, so it blocks. If this task is aborted meanwhile, the blocking part goes on
+    // The start queries the kernel, so it blocks. If this task is aborted meanwhile, the blocking part goes on
     // and finds `Closed`.
-    let started = spawn_blocking(move || starting.start_datapath(&config, wake, sinks)).await;
+    let started = spawn_blocking(move || starting.start_datapath(&config, gate, wake, sinks)).await;
     let failure = match started {
         Ok(Ok(())) => {
             tracing::info!("the datapath runs");
@@ -341,9 +343,16 @@ async fn run_datapath(
 }
 
 impl Member {
-    fn start_datapath(&self, config: &Config, wake: WorkerWake, sinks: Sinks) -> Result<(), StartError> {
+    fn start_datapath(
+        &self,
+        config: &Config,
+        gate: Option<Gate>,
+        wake: WorkerWake,
+        sinks: Sinks,
+    ) -> Result<(), StartError> {
         let (engine, lease) = (self.engine.clone(), self.lease.clone());
-        let datapath = datapath::start(datapath::Options::from(config), engine, lease, wake, sinks)?;
+        let datapath =
+            datapath::start(datapath::Options { gate, ..datapath::Options::from(config) }, engine, lease, wake, sinks)?;
         let mut state = self.datapath.lock();
         match *state {
             DatapathState::Closed => drop(datapath),

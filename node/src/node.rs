@@ -114,12 +114,12 @@ impl Node {
         stop: impl Future<Output = S>,
         force_stop: impl FnOnce(S) -> F,
     ) -> Result<(), NodeError> {
-        install_gate(&config).await?;
+        let gate = install_gate(&config).await?;
         let listen = config.http.listen;
         let http = TcpListener::bind(listen).await.map_err(|source| NodeError::Http { address: listen, source })?;
         let socket = admin::Socket::bind(&config.admin.socket)?;
         let (failures, mut failure) = mpsc::channel(4);
-        let daemon = Arc::new(Daemon::new(config, failures));
+        let daemon = Arc::new(Daemon::new(config, gate, failures));
 
         let mut tasks = JoinSet::new();
         let pages: Arc<dyn HttpState> = daemon.clone();
@@ -159,19 +159,21 @@ impl Node {
     }
 }
 
-/// Installs the gate, but not on a witness: a witness forwards nothing for others.
-async fn install_gate(config: &Config) -> Result<(), NodeError> {
+/// Installs the gate, but not on a witness: a witness forwards nothing for others. Its table has an owner as long as the
+/// handle exists.
+async fn install_gate(config: &Config) -> Result<Option<Gate>, NodeError> {
     if config.role == Role::Witness {
-        return Ok(());
+        return Ok(None);
     }
     let gate = Gate::new(INJECT_DEVICE, &config.datapath.bypass_interfaces);
-    // It queries the kernel and runs nft.
-    let installed = spawn_blocking(move || gate.install()).await.map_err(NodeError::GateTask)?;
+    gate.set_data_interfaces(config.interfaces.iter().map(|interface| &interface.name));
+    let installing = gate.clone();
+    let installed = spawn_blocking(move || installing.install()).await.map_err(NodeError::GateTask)?;
     match installed.map_err(NodeError::Gate)?.nft {
-        Ok(_) => tracing::info!("the gate is installed"),
-        Err(reason) => tracing::warn!(reason, "the gate is installed, but without its second lock (nftables)"),
+        Ok(()) => tracing::info!("the gate is installed"),
+        Err(error) => tracing::warn!(%error, "the gate is installed, but without its second lock (nftables)"),
     }
-    Ok(())
+    Ok(Some(gate))
 }
 
 /// Tells systemd that the process lives, while no thread is stuck.

@@ -47,7 +47,7 @@ use parking_lot::Mutex;
 
 pub use error::StartError;
 pub(crate) use gate::valid_interface_name;
-pub use gate::{Gate, GateStatus, Installed, Nft};
+pub use gate::{Gate, GateStatus, Installed, Listener, Nft, NftError};
 pub use host::Family;
 pub use inject::Inject;
 pub use metrics::{DatapathMetrics, WorkerMetrics};
@@ -144,6 +144,7 @@ impl Datapath {
         let mut warnings: Vec<String> = health.problems().cloned().collect();
         warnings.extend(self.dead_thread().map(|name| format!("the datapath's thread {name} died")));
         warnings.extend(health.gate.problems.iter().cloned());
+        warnings.extend(health.notices.iter().flatten().cloned());
         match &health.gate.nft {
             Nft::Installed => {}
             Nft::Missing => warnings.push("the gate's nftables table is missing".to_owned()),

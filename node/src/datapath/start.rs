@@ -56,7 +56,8 @@ pub fn start_with<J: Judge>(
     check_options(&options, &wake)?;
     let mut machine = Machine::check(&options)?;
     let (device, injectors) = DeviceGuard::open(&mut machine.netlink, &options)?;
-    check::device(&options.device, machine.sysctls)?;
+    check::device(&options.device, machine.sysctls, &options.data_names())?;
+    machine.allow_forwarding(device.index);
     let installed = install_gate(&machine.gate)?;
     let (captures, indices) = open_captures(&mut machine, &options)?;
     let built = Built::new(&mut machine, options, wake, device.kind, indices, &installed)?;
@@ -84,7 +85,7 @@ pub fn start_with<J: Judge>(
         });
         datapath.spawn(format!("packets-{number}"), move || worker.run())?;
     }
-    let watcher = built.watcher(machine, installed);
+    let watcher = built.watcher(machine);
     datapath.spawn("watch".to_owned(), move || watcher.run())?;
     Ok(datapath)
 }
@@ -116,6 +117,8 @@ struct Machine {
     sysctls: SysctlPolicy,
     /// The data interfaces, in the order of the configuration.
     links: Vec<Link>,
+    /// The indices of the interfaces by which transit may leave: data interfaces and exempt ones.
+    exits: BTreeSet<u32>,
 }
 
 impl Machine {
@@ -124,8 +127,10 @@ impl Machine {
         let strict = Netlink::open().and_then(Netlink::strict).map_err(system("a netlink socket"))?;
         // Before anything is read, so that no change is missed.
         let monitor = Monitor::open().map_err(system("a netlink monitor"))?;
-        let gate = Gate::new(&options.device, &options.bypass_interfaces);
+        let gate = options.gate.clone().unwrap_or_else(|| Gate::new(&options.device, &options.bypass_interfaces));
+        gate.set_data_interfaces(options.interfaces.iter().map(|interface| &interface.name));
         check::before(&mut netlink, &gate)?;
+        check::interfaces(&mut netlink, &options.data_names())?;
         let all = links::links(&mut netlink).map_err(system("the list of interfaces"))?;
         let find = |i: &Interface| {
             let link = all.iter().find(|link| link.name == i.name);
@@ -133,7 +138,16 @@ impl Machine {
         };
         let links = options.interfaces.iter().map(find).collect::<Result<_, _>>()?;
         let sysctls = SysctlPolicy { rp_filter: options.manage_rp_filter, forwarding: options.manage_forwarding };
-        Ok(Machine { netlink, strict, monitor, gate, sysctls, links })
+        let exits = watch::exits(&all, &options.interfaces, &options.bypass_interfaces);
+        Ok(Machine { netlink, strict, monitor, gate, sysctls, links, exits })
+    }
+
+    /// Lets what is re-injected leave by data interfaces and exempt ones. Without the table there is nothing to allow.
+    fn allow_forwarding(&self, device: u32) {
+        let pairs = self.exits.iter().map(|exit| (device, *exit)).collect();
+        if let Err(error) = self.gate.set_forward_pairs(&pairs) {
+            tracing::error!(%error, "the kernel forwards nothing, because the gate's table cannot be changed");
+        }
     }
 }
 
@@ -165,8 +179,8 @@ impl Drop for DeviceGuard {
 
 fn install_gate(gate: &Gate) -> Result<Installed, StartError> {
     let installed = gate.install().map_err(|source| StartError::Gate { source })?;
-    if let Err(reason) = &installed.nft {
-        tracing::warn!(%reason, "the gate has no nftables lock, only its policy rules");
+    if let Err(error) = &installed.nft {
+        tracing::warn!(%error, "the gate has no nftables lock, only its policy rules");
     }
     Ok(installed)
 }
@@ -240,14 +254,16 @@ impl Built {
         let (rules, problems) =
             gate::rules_status(&mut machine.netlink, &machine.gate).map_err(system("the list of policy rules"))?;
         let nft = match &installed.nft {
-            Ok(_) => Nft::Installed,
-            Err(reason) => Nft::Unavailable(reason.clone()),
+            Ok(()) => Nft::Installed,
+            Err(error) => Nft::Unavailable(error.to_string()),
         };
         let health = Arc::new(Mutex::new(Health {
             gate: GateStatus { rules, nft, problems },
             up: machine.links.iter().map(|link| link.up).collect(),
             warnings: BTreeSet::new(),
             chains: [None, None],
+            taken: None,
+            notices: [Vec::new(), Vec::new(), Vec::new()],
         }));
         let stop_fd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|e| system("an eventfd")(e.into()))?;
@@ -271,18 +287,18 @@ impl Built {
         }
     }
 
-    fn watcher(self, machine: Machine, installed: Installed) -> Watcher {
-        let Machine { netlink, strict, monitor, gate, sysctls, links: _ } = machine;
+    fn watcher(self, machine: Machine) -> Watcher {
+        let Machine { netlink, strict, monitor, gate, sysctls, .. } = machine;
         Watcher {
             monitor,
             netlink,
             strict,
             gate,
-            nft: installed.nft,
             device: self.options.device,
             kind: self.kind,
             sysctls,
             interfaces: self.options.interfaces,
+            bypass_interfaces: self.options.bypass_interfaces,
             ring_slots: self.options.ring_slots,
             wake: self.wake,
             shared: self.shared,
