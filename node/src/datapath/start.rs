@@ -16,6 +16,7 @@ use super::gate::{self, Gate, GateStatus, Installed, Nft};
 use super::host::check::{self, SysctlPolicy};
 use super::host::links::{self, Link, LocalRoutes};
 use super::host::netlink::{Monitor, Netlink};
+use super::host::notices;
 use super::host::routes::{RouteZones, Topology};
 use super::host::watch::{self, Health, Watcher};
 use super::inject::{self, Device, Inject, Injector};
@@ -119,6 +120,8 @@ struct Machine {
     links: Vec<Link>,
     /// The indices of the interfaces by which transit may leave: data interfaces and exempt ones.
     exits: BTreeSet<u32>,
+    /// What forwarding will change.
+    notices: Vec<String>,
 }
 
 impl Machine {
@@ -139,7 +142,11 @@ impl Machine {
         let links = options.interfaces.iter().map(find).collect::<Result<_, _>>()?;
         let sysctls = SysctlPolicy { rp_filter: options.manage_rp_filter, forwarding: options.manage_forwarding };
         let exits = watch::exits(&all, &options.interfaces, &options.bypass_interfaces);
-        Ok(Machine { netlink, strict, monitor, gate, sysctls, links, exits })
+        // Before forwarding is switched on, after which these routes are gone.
+        let advertised = notices::advertised(&mut netlink).map_err(system("the list of IPv6 routes"))?;
+        let notices = watch::with_remedies(&advertised);
+        notices.iter().for_each(|notice| tracing::warn!("{notice}"));
+        Ok(Machine { netlink, strict, monitor, gate, sysctls, links, exits, notices })
     }
 
     /// Lets what is re-injected leave by data interfaces and exempt ones. Without the table there is nothing to allow.
@@ -263,7 +270,7 @@ impl Built {
             warnings: BTreeSet::new(),
             chains: [None, None],
             taken: None,
-            notices: [Vec::new(), Vec::new(), Vec::new()],
+            notices: [Vec::new(), Vec::new(), std::mem::take(&mut machine.notices)],
         }));
         let stop_fd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|e| system("an eventfd")(e.into()))?;

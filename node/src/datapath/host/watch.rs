@@ -16,7 +16,7 @@ use super::check::{self, SysctlPolicy};
 use super::links::{self, Link, LocalRoutes};
 use super::neighbours;
 use super::netlink::{Changes, Monitor, Netlink};
-use super::notices;
+use super::notices::{self, Notice};
 use super::routes::Topology;
 use super::ruleset::Ruleset;
 use crate::clock;
@@ -245,6 +245,7 @@ impl Watcher {
         health.chains[1] = legacy;
         if let Some((obstacle, notices)) = nft {
             health.chains[0] = obstacle;
+            log_new(&health.notices[0], &notices);
             health.notices[0] = notices;
         }
         for new in health.chains.iter().flatten().filter(|new| !old.iter().flatten().any(|o| o == *new)) {
@@ -263,7 +264,7 @@ impl Watcher {
         };
         let data: Vec<&str> = self.interfaces.iter().map(|interface| interface.name.as_str()).collect();
         let obstacle = check::nftables(&ruleset, std::slice::from_ref(&self.device), &data).err();
-        (obstacle.map(|error| with_remedy(&error)), notices::of_ruleset(&ruleset).iter().map(with_remedy).collect())
+        (obstacle.map(|error| with_remedy(&error)), with_remedies(&notices::of_ruleset(&ruleset)))
     }
 
     /// What others made of the data interfaces and of routing.
@@ -271,7 +272,7 @@ impl Watcher {
         let data: Vec<&str> = self.interfaces.iter().map(|interface| interface.name.as_str()).collect();
         let taken = check::interfaces(&mut self.netlink, &data).err().map(|error| with_remedy(&error));
         let routing = match notices::of_routing(&mut self.netlink, &self.gate, &data) {
-            Ok(notices) => notices.iter().map(with_remedy).collect(),
+            Ok(notices) => with_remedies(&notices),
             Err(error) => {
                 tracing::warn!(%error, "policy rules and IPsec policies cannot be read");
                 Vec::new()
@@ -284,6 +285,7 @@ impl Watcher {
             tracing::error!("{new}");
         }
         health.taken = taken;
+        log_new(&health.notices[1], &routing);
         health.notices[1] = routing;
     }
 
@@ -399,6 +401,18 @@ impl Watcher {
 pub(crate) fn exits(links: &[Link], interfaces: &[Interface], bypass: &[String]) -> BTreeSet<u32> {
     let is_exit = |name: &String| interfaces.iter().any(|i| i.name == *name) || bypass.contains(name);
     links.iter().filter(|link| is_exit(&link.name)).map(|link| link.index).collect()
+}
+
+/// Notices as text.
+pub(crate) fn with_remedies(notices: &[Notice]) -> Vec<String> {
+    notices.iter().map(with_remedy).collect()
+}
+
+/// Logs what is new among notices.
+fn log_new(old: &[String], new: &[String]) {
+    for notice in new.iter().filter(|notice| !old.contains(notice)) {
+        tracing::warn!("{notice}");
+    }
 }
 
 fn with_remedy<E: std::fmt::Display + miette::Diagnostic>(error: &E) -> String {
