@@ -156,6 +156,7 @@ mod tests {
             "palisade undrain",
             "palisade health",
             "palisade gate status",
+            "palisade gate install",
             "palisade gate remove --yes",
             "palisade completions bash",
             "palisade man /tmp/man",

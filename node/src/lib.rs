@@ -2,6 +2,7 @@
 
 mod admin;
 mod audit;
+pub mod boot;
 pub mod clock;
 pub mod config;
 mod daemon;

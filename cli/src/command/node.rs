@@ -1,9 +1,10 @@
 //! `palisade node`: the daemon.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use palisade_node::Node;
+use palisade_node::boot::{GateAtBoot, install_gate};
 use palisade_node::config::Config;
 
 use crate::args::Global;
@@ -25,11 +26,28 @@ pub struct Args {
 pub fn run(global: &Global, args: &Args) -> Result<ExitCode, Failure> {
     // openraft warns of each attempt to reach a member that is down, thousands of times a second.
     logging::start(global, "info,openraft=error")?;
-    let config = Config::load(&args.config).map_err(|e| Failure::diagnostic(Exit::Failure, e))?;
+    let config = Config::load(&args.config).map_err(|e| {
+        close_gate(&args.config);
+        Failure::diagnostic(Exit::Failure, e)
+    })?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("palisade-async").build()?;
     let result = runtime.block_on(Node::run(config));
     // Blocking tasks that hang (a dead disk) must not keep a stopped daemon alive.
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));
     result.map_err(|e| Failure::error(Exit::Failure, &e))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// A daemon that cannot start must not leave an open router behind.
+fn close_gate(config: &Path) {
+    match install_gate(config) {
+        Ok(GateAtBoot::Witness) => {}
+        Ok(GateAtBoot::Installed { bypass_interfaces, .. }) => tracing::warn!(
+            exempt = ?bypass_interfaces,
+            "the gate is installed: this machine forwards nothing until the configuration is valid (`palisade gate remove` opens it)"
+        ),
+        Err(error) => {
+            tracing::error!(%error, "the gate cannot be installed: this machine forwards as its kernel is set")
+        }
+    }
 }

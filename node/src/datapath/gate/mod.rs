@@ -96,6 +96,22 @@ impl Gate {
         Gate { shared: Arc::new(Shared { names: Mutex::new(names), table: Mutex::new(nft::Table::new(owned)) }) }
     }
 
+    /// The interfaces that the gate exempts as it is now, whoever installed it.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub fn exemptions() -> io::Result<Vec<String>> {
+        let mut netlink = Netlink::open()?;
+        let mut names = Vec::new();
+        for family in Family::present() {
+            names.extend(rules::exempt(&mut netlink, family)?);
+        }
+        names.retain(|name| !name.starts_with(nft::DEVICE_PREFIX));
+        names.sort_unstable();
+        names.dedup();
+        Ok(names)
+    }
+
     /// The names of which the policy rules know.
     fn pass(&self) -> Pass {
         let names = self.shared.names.lock();
