@@ -104,7 +104,7 @@ pub enum StartError {
         device: String,
     },
     /// A rule drops what has no route back by the interface that it came from.
-    #[error("a reverse path filter in the nftables chain {chain} drops what Palisade re-injects")]
+    #[error("a reverse path filter in the chain {chain} drops what Palisade re-injects")]
     #[diagnostic(help(
         "Palisade checks sources itself. Let the chain begin with an exception: `nft insert rule {chain} iifname \"palisade*\" accept`; of firewalld: `IPv6_rpfilter=no` in firewalld.conf"
     ))]

@@ -6,7 +6,7 @@ use std::io;
 use super::neighbours;
 use super::netlink::Netlink;
 use super::program;
-use super::ruleset::Ruleset;
+use super::ruleset::{self, Ruleset};
 use super::sysctl::{self, Family, Setting};
 use crate::datapath::StartError;
 use crate::datapath::gate::{self, Gate};
@@ -37,8 +37,9 @@ pub(crate) fn before(netlink: &mut Netlink, gate: &Gate) -> Result<(), StartErro
 pub(crate) fn device(device: &str, sysctls: SysctlPolicy, data: &[&str]) -> Result<(), StartError> {
     settings(device, sysctls)?;
     let ruleset = Ruleset::read().map_err(|source| StartError::System { what: "the nftables ruleset", source })?;
-    nftables(&ruleset, &[device.to_owned()], data)?;
-    legacy_chains(device)
+    let devices = [device.to_owned()];
+    nftables(&ruleset, &devices, data)?;
+    legacy_chains(&devices)
 }
 
 fn settings(device: &str, sysctls: SysctlPolicy) -> Result<(), StartError> {
@@ -159,40 +160,28 @@ fn labels() -> Result<(), StartError> {
     Ok(())
 }
 
-/// The same for iptables-legacy, whose chains nft does not show. Its program is run only where its kernel modules are in
-/// use, because running it would load them.
-pub(crate) fn legacy_chains(device: &str) -> Result<(), StartError> {
+/// The same for iptables-legacy, whose chains nftables does not show. Its program is run only where its kernel modules are
+/// in use, because running it would load them.
+pub(crate) fn legacy_chains(devices: &[String]) -> Result<(), StartError> {
     for (list, programs) in [
         ("/proc/thread-self/net/ip_tables_names", ["iptables-legacy", "/usr/sbin/iptables-legacy"]),
         ("/proc/thread-self/net/ip6_tables_names", ["ip6tables-legacy", "/usr/sbin/ip6tables-legacy"]),
     ] {
-        let used = std::fs::read_to_string(list).is_ok_and(|names| names.lines().any(|name| name == "filter"));
-        if used
-            && let Ok(rules) = program::run_any(&programs, &["-S", "FORWARD"])
-            && legacy_drops(&rules, device)
-        {
-            let chain = format!("chain FORWARD of {}", programs[0]);
-            return Err(StartError::ForwardChain { chain, device: device.to_owned() });
+        let names = std::fs::read_to_string(list).unwrap_or_default();
+        for table in names.lines().filter(|name| matches!(*name, "filter" | "raw" | "mangle")) {
+            if let Ok(listing) = program::run_any(&programs, &["-t", table, "-S"])
+                && let Some(error) = ruleset::legacy(&format!("{} {table}", programs[0]), &listing).obstacle(devices)
+            {
+                return Err(error);
+            }
         }
     }
     Ok(())
 }
 
-fn legacy_drops(rules: &str, device: &str) -> bool {
-    let accept = format!("-A FORWARD -i {device} -j ACCEPT");
-    rules.lines().any(|l| l == "-P FORWARD DROP") && !rules.lines().any(|l| l == accept)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn iptables_legacy_drop_policy_is_recognised() {
-        assert!(legacy_drops("-P FORWARD DROP\n", "palisade0"));
-        assert!(!legacy_drops("-P FORWARD DROP\n-A FORWARD -i palisade0 -j ACCEPT\n", "palisade0"));
-        assert!(!legacy_drops("-P FORWARD ACCEPT\n", "palisade0"));
-    }
 
     #[test]
     fn start_error_has_a_remedy() {

@@ -12,7 +12,9 @@ const GET_RULE: u16 = 7;
 const GET_FLOWTABLE: u16 = 23;
 
 /// `NFPROTO_*` of the families that IP packets pass.
-const FAMILIES: [(u8, &str); 3] = [(1, "inet"), (2, "ip"), (10, "ip6")];
+const FAMILIES: [(u8, &str); 4] = [(1, "inet"), (2, "ip"), (10, "ip6"), (LEGACY, "")];
+/// Not nftables, but iptables-legacy, whose table's name begins with its program's.
+const LEGACY: u8 = u8::MAX;
 /// `NF_INET_PRE_ROUTING`, `_FORWARD`, `_POST_ROUTING`: where re-injected packets pass.
 const HOOKS: [u32; 3] = [0, 2, 4];
 
@@ -29,8 +31,10 @@ struct Name {
 
 impl std::fmt::Display for Name {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let family = FAMILIES.iter().find(|(number, _)| *number == self.family).map_or("?", |(_, name)| name);
-        write!(f, "{family} {} {}", self.table, self.chain)
+        match FAMILIES.iter().find(|(number, _)| *number == self.family) {
+            Some((_, family)) if self.family != LEGACY => write!(f, "{family} {} {}", self.table, self.chain),
+            _ => write!(f, "{} {}", self.table, self.chain),
+        }
     }
 }
 
@@ -281,7 +285,7 @@ impl Ruleset {
                     Some(rule) if rule.conditions.contains(&Condition::NoRouteBack) => {
                         StartError::ReversePathRule { chain }
                     }
-                    _ => StartError::ForwardChain { chain: format!("nftables chain {chain}"), device },
+                    _ => StartError::ForwardChain { chain: format!("chain {chain}"), device },
                 })
             })
         })
@@ -326,6 +330,102 @@ impl Ruleset {
         tables.dedup();
         tables
     }
+}
+
+/// A table of iptables-legacy, from what its program lists with `-S`.
+pub(crate) fn legacy(table: &str, listing: &str) -> Ruleset {
+    let mut set = Ruleset::default();
+    let name = |chain: &str| Name { family: LEGACY, table: table.to_owned(), chain: chain.to_owned() };
+    for line in listing.lines() {
+        let words = words(line);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        match words.as_slice() {
+            ["-P", chain, policy] => {
+                let hook = match *chain {
+                    "PREROUTING" => Some(0),
+                    "FORWARD" => Some(2),
+                    "POSTROUTING" => Some(4),
+                    _ => None,
+                };
+                let drops = *policy == "DROP";
+                set.chains.push(Chain { name: name(chain), hook, kind: "filter".to_owned(), drops });
+            }
+            ["-A", chain, rest @ ..] => {
+                let (conditions, action) = legacy_rule(rest);
+                set.rules.push(Rule { chain: name(chain), conditions, action, translates: false });
+            }
+            _ => {}
+        }
+    }
+    set
+}
+
+/// What is behind `-A CHAIN`.
+fn legacy_rule(mut words: &[&str]) -> (Vec<Condition>, Action) {
+    let mut conditions = Vec::new();
+    let mut action = Action::Nothing;
+    loop {
+        words = match words {
+            [] => return (conditions, action),
+            ["!", "-i", name, rest @ ..] => {
+                conditions.push(Condition::From { name: pattern(name), equal: false });
+                rest
+            }
+            ["-i", name, rest @ ..] => {
+                conditions.push(Condition::From { name: pattern(name), equal: true });
+                rest
+            }
+            ["-m", "comment", "--comment", _, rest @ ..] => rest,
+            ["-m", "rpfilter", rest @ ..] => {
+                let inverted = rest.contains(&"--invert");
+                conditions.push(if inverted { Condition::NoRouteBack } else { Condition::Unknown });
+                rest
+            }
+            ["--invert" | "--loose" | "--validmark" | "--accept-local", rest @ ..] => rest,
+            ["-j", target, ..] => {
+                action = match *target {
+                    "ACCEPT" => Action::Accept,
+                    "DROP" | "REJECT" => Action::Drop,
+                    "RETURN" => Action::Return,
+                    chain => Action::Jump(chain.to_owned()),
+                };
+                return (conditions, action);
+            }
+            ["-g", chain, ..] => return (conditions, Action::Goto((*chain).to_owned())),
+            [_, rest @ ..] => {
+                conditions.push(Condition::Unknown);
+                rest
+            }
+        };
+    }
+}
+
+/// An interface's name with its zero byte; without it, where a plus sign stands for the rest.
+fn pattern(name: &str) -> Vec<u8> {
+    match name.strip_suffix('+') {
+        Some(beginning) => beginning.as_bytes().to_vec(),
+        None => [name.as_bytes(), &[0]].concat(),
+    }
+}
+
+/// A line's words; what is in quotes is one.
+fn words(line: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let mut quoted = false;
+    for c in line.chars() {
+        match (c, words.last_mut()) {
+            ('"', _) => quoted = !quoted,
+            (' ', Some(last)) if !quoted => {
+                if !last.is_empty() {
+                    words.push(String::new());
+                }
+            }
+            (c, Some(last)) => last.push(c),
+            (_, None) => {}
+        }
+    }
+    words.retain(|word| !word.is_empty());
+    words
 }
 
 /// A flowtable's name, with each of its devices.
@@ -400,6 +500,30 @@ mod tests {
         assert!(obstacle(false, std::slice::from_ref(&filter)).unwrap().contains("reverse path"));
         let exempt = rule("FORWARD", &[from(b"palisade", true)], Action::Return);
         assert_eq!(obstacle(false, &[exempt, filter]), None);
+    }
+
+    #[test]
+    fn ruleset_of_iptables_legacy_is_followed_too() {
+        let devices = ["palisade0".to_owned()];
+        let obstacle = |listing: &str| legacy("filter", listing).obstacle(&devices).map(|error| error.to_string());
+        let docker = "-P INPUT DROP\n-P FORWARD DROP\n-N DOCKER-USER\n-A FORWARD -j DOCKER-USER\n";
+        assert!(obstacle(docker).unwrap().contains("chain filter FORWARD"));
+        assert_eq!(obstacle("-P FORWARD ACCEPT\n-P INPUT DROP\n"), None);
+        for accepts in [
+            "-A FORWARD -i palisade0 -j ACCEPT",
+            "-A FORWARD -i palisade+ -j ACCEPT",
+            "-A DOCKER-USER -i palisade+ -m comment --comment \"for Palisade\" -j ACCEPT",
+            "-A DOCKER-USER ! -i eth0 -j ACCEPT",
+        ] {
+            assert_eq!(obstacle(&format!("{docker}{accepts}\n")), None, "{accepts}");
+        }
+        for narrower in
+            ["-A FORWARD -i palisade1 -j ACCEPT", "-A FORWARD -i palisade+ -p tcp -j ACCEPT", "-A FORWARD -j RETURN"]
+        {
+            assert!(obstacle(&format!("{docker}{narrower}\n")).is_some(), "{narrower}");
+        }
+        let filter = "-P PREROUTING ACCEPT\n-A PREROUTING -m rpfilter --loose --invert -j DROP\n";
+        assert!(obstacle(filter).unwrap().contains("reverse path"));
     }
 
     #[test]

@@ -238,7 +238,7 @@ impl Watcher {
     /// long, so it is read only if it has changed; iptables-legacy sends no notifications.
     fn check_chains(&mut self, changed: bool) {
         let found = |result: Result<(), StartError>| result.err().map(|error| with_remedy(&error));
-        let legacy = found(check::legacy_chains(&self.device));
+        let legacy = found(check::legacy_chains(std::slice::from_ref(&self.device)));
         let nft = changed.then(|| self.check_ruleset());
         let mut health = self.health.lock();
         let old = health.chains.clone();
