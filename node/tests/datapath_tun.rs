@@ -109,7 +109,8 @@ fn child_stranger() {
             nix::fcntl::fcntl(io::stdin(), nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK)).unwrap();
             let (mut held, mut tried, mut buffer) = (Vec::new(), 0, vec![0; 1 << 16]);
             while !matches!(io::stdin().read(&mut [0]), Ok(0)) {
-                let Ok(length) = nix::sys::socket::recv(news.as_raw_fd(), &mut buffer, nix::sys::socket::MsgFlags::empty())
+                let Ok(length) =
+                    nix::sys::socket::recv(news.as_raw_fd(), &mut buffer, nix::sys::socket::MsgFlags::empty())
                 else {
                     continue;
                 };
@@ -264,4 +265,3 @@ fn queue_that_a_stranger_holds_does_not_block_the_start() {
     running.datapath.stop();
     drop(stranger);
 }
-
