@@ -23,6 +23,7 @@ use rtnetlink::packet_route::route::RouteProtocol;
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
+use super::nft::DEVICE_PREFIX;
 use super::nft::wire::attributes;
 use crate::datapath::host::netlink::Netlink;
 use crate::datapath::host::sysctl::Family;
@@ -169,9 +170,11 @@ impl Listed {
         self.is_exemption() && self.plain.as_ref().is_some_and(|p| p.iif.is_some() && p.oif.is_none())
     }
 
-    /// One that lets no packet pass, for an interface of which this handle on the gate does not know.
+    /// One of which this handle on the gate need not know: it lets no packet pass, or those of another device of ours.
     fn harmless(&self) -> bool {
-        self.is_exemption() && self.plain.as_ref().is_some_and(|p| p.iif.is_none() && p.oif.is_some())
+        let ours = |name: &String| name.starts_with(DEVICE_PREFIX);
+        let of_lookups = |p: &Rule| p.iif.is_none() && p.oif.is_some();
+        self.is_exemption() && self.plain.as_ref().is_some_and(|p| of_lookups(p) || p.iif.as_ref().is_some_and(ours))
     }
 }
 
@@ -187,8 +190,8 @@ fn judge(rules: &[Listed], family: Family, pass: &Pass) -> Found {
     for rule in rules {
         match rule.plain.as_ref().filter(|p| wanted.contains(p)) {
             Some(ours) => found.present.push(ours.clone()),
-            None if rule.stale() => found.stale.extend(rule.plain.clone()),
             None if rule.harmless() => {}
+            None if rule.stale() => found.stale.extend(rule.plain.clone()),
             None if rule.is_local() => found.local_first |= rule.priority == 0,
             None if rule.priority < BEHIND => found.foreign.push(rule.priority),
             None => found.names.extend(rule.iif.clone().map(|name| (rule.priority, name))),
@@ -352,12 +355,12 @@ mod tests {
         for at in 1..gate().len() {
             let mut rules = gate();
             // FRA_DSCP: the rule holds for some packets only.
-            rules[at].attributes.push(RuleAttribute::Other(DefaultNla::new(27, vec![46])));
+            rules[at].attributes.push(RuleAttribute::Other(DefaultNla::new(25, vec![46])));
             assert!(!complete(&rules), "rule {at}");
             assert_eq!(judged(&rules).foreign.len(), usize::from(priority(&rules[at]) < BEHIND), "rule {at}");
         }
         let mut rules = gate();
-        rules[0].attributes.push(RuleAttribute::Other(DefaultNla::new(27, vec![46])));
+        rules[0].attributes.push(RuleAttribute::Other(DefaultNla::new(25, vec![46])));
         assert!(!judged(&rules).local_first);
     }
 
