@@ -5,6 +5,7 @@
 mod datapath_member;
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 use datapath_member::{Fixed, PROGRAMS, start, two_interfaces};
@@ -13,6 +14,13 @@ use palisade_engine::{Ip, Protocol, Tuple};
 use palisade_lab::frames::Wire;
 use palisade_lab::guard::can_run;
 use palisade_lab::small::{BlockingNetns, SmallLab, eventually};
+use palisade_node::datapath::{Gate, StartError};
+use rtnetlink::packet_core::{DefaultNla, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_route::route::RouteProtocol;
+use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::sys::Socket;
+use rtnetlink::sys::protocols::NETLINK_ROUTE;
 
 const SOON: Duration = Duration::from_secs(60);
 const NEVER: Duration = Duration::from_millis(300);
@@ -299,4 +307,125 @@ fn neighbours_that_work_otherwise_are_noticed() {
     }
     assert!(run.datapath.healthy() && started.datapath.healthy());
     assert!(before.passes(false, SOON) && during.passes(false, SOON));
+}
+
+/// Attaches an XDP program that passes everything; it goes with the descriptors. `None`: this kernel takes none.
+#[allow(unsafe_code, reason = "no crate here has this system call")]
+fn attach_xdp(index: u32) -> Option<[OwnedFd; 2]> {
+    // r0 = XDP_PASS; exit
+    let (program, license): ([u64; 2], [u8; 4]) = ([2 << 32 | 0xb7, 0x95], *b"GPL\0");
+    let bpf = |command: i64, attributes: [u64; 16]| {
+        // SAFETY: the kernel reads 128 bytes, which `attributes` has; the pointers in it are to live buffers.
+        let fd = unsafe { libc::syscall(libc::SYS_bpf, command, attributes.as_ptr(), 128) };
+        // SAFETY: a fresh descriptor that nobody else has.
+        i32::try_from(fd).ok().filter(|fd| *fd >= 0).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
+    };
+    // BPF_PROG_LOAD: type BPF_PROG_TYPE_XDP, two instructions, their place, the license's.
+    let mut load = [0; 16];
+    load[..3].copy_from_slice(&[2 << 32 | 6, program.as_ptr() as u64, license.as_ptr() as u64]);
+    let loaded = bpf(5, load)?;
+    // BPF_LINK_CREATE: program, interface, BPF_XDP, XDP_FLAGS_SKB_MODE.
+    let mut link = [0; 16];
+    link[..2].copy_from_slice(&[u64::from(index) << 32 | u64::try_from(loaded.as_raw_fd()).ok()?, 2 << 32 | 37]);
+    Some([bpf(28, link)?, loaded])
+}
+
+fn index(lab: &SmallLab, name: &str) -> u32 {
+    lab.member.ip(&format!("-o link show {name}")).split(':').next().unwrap().trim().parse().unwrap()
+}
+
+#[test]
+fn foreign_xdp_program_refuses_the_start_and_is_noticed() {
+    if !can_run("a_foreign_xdp_program", PROGRAMS) {
+        return;
+    }
+    let lab = SmallLab::new();
+    let f0 = index(&lab, "f0");
+    let Some(program) = lab.member.call(move || attach_xdp(f0)) else {
+        eprintln!("SKIPPED: a_foreign_xdp_program: a kernel that takes none");
+        return;
+    };
+    let error = start(&lab, two_interfaces(), &Fixed::forward()).err().expect("it starts behind an XDP program");
+    let help = miette::Diagnostic::help(&error).expect("a remedy").to_string();
+    println!("{error}\n  help: {help}");
+    assert!(matches!(error, StartError::Xdp { .. }) && help.contains("ip link set dev f0 xdp off"), "{error:?}");
+    drop(program);
+    let running = start(&lab, two_interfaces(), &Fixed::forward()).unwrap();
+    assert!(lab.passes(false, SOON) && running.datapath.healthy());
+    let program = lab.member.call(move || attach_xdp(f0));
+    eventually("it is noticed", || !running.datapath.healthy());
+    assert!(running.datapath.status().warnings.iter().any(|w| w.contains("XDP")));
+    drop(program);
+    eventually("and its end", || running.datapath.healthy());
+}
+
+#[test]
+fn data_interface_that_is_a_port_refuses_the_start() {
+    if !can_run("a_data_interface_that_is_a_port", PROGRAMS) {
+        return;
+    }
+    let lab = SmallLab::new();
+    lab.member.ip("link add br0 type bridge");
+    lab.member.ip("link set f0 master br0");
+    let error = start(&lab, two_interfaces(), &Fixed::forward()).err().expect("it starts on a bridge's port");
+    println!("{error}");
+    assert!(matches!(&error, StartError::Port { interface, of } if interface == "f0" && of == "bridge"), "{error:?}");
+    lab.member.ip("link set f0 nomaster");
+    start(&lab, two_interfaces(), &Fixed::forward()).unwrap();
+}
+
+/// With forwarding on, the kernel drops the default routes of router advertisements and takes no new ones.
+#[test]
+fn default_route_of_an_advertisement_is_noticed() {
+    if !can_run("a_default_route_of_an_advertisement", PROGRAMS) {
+        return;
+    }
+    let lab = SmallLab::new();
+    lab.member.exec("sysctl -qw net.ipv6.conf.f1.accept_ra=1");
+    lab.member.ip("-6 route add default via fd00:2::2 dev f1 proto ra");
+    let running = start(&lab, two_interfaces(), &Fixed::forward()).unwrap();
+    let warnings = running.datapath.status().warnings;
+    assert!(warnings.iter().any(|w| w.contains("net.ipv6.conf.f1.accept_ra=2")), "{warnings:?}");
+    running.datapath.stop();
+    lab.member.exec("sysctl -qw net.ipv6.conf.f1.accept_ra=2");
+    let running = start(&lab, two_interfaces(), &Fixed::forward()).unwrap();
+    assert_eq!(running.datapath.status().warnings, Vec::<String>::new());
+}
+
+/// A rule for some packets only must not pass as the gate's, whatever newer kernels select by.
+#[test]
+fn rule_with_an_unknown_selector_is_not_taken_for_the_gates() {
+    if !can_run("a_rule_with_an_unknown_selector", PROGRAMS) {
+        return;
+    }
+    let lab = SmallLab::new();
+    let made = lab.member.call(|| {
+        let mut rule = RuleMessage::default();
+        rule.header.family = AddressFamily::Inet;
+        rule.header.action = RuleAction::Blackhole;
+        // FRA_DSCP, since Linux 6.13.
+        let dscp = RuleAttribute::Other(DefaultNla::new(25, vec![46]));
+        rule.attributes = vec![RuleAttribute::Priority(2), RuleAttribute::Protocol(RouteProtocol::Kernel), dscp];
+        let inner = NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRule(rule));
+        let mut message = NetlinkMessage::new(NetlinkHeader::default(), inner);
+        message.header.flags = 0x1 | 0x4 | 0x400 | 0x200; // REQUEST, ACK, CREATE, EXCL
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        let mut socket = Socket::new(NETLINK_ROUTE).unwrap();
+        socket.bind_auto().unwrap();
+        socket.send(&bytes, 0).unwrap();
+        let (answer, _) = socket.recv_from_full().unwrap();
+        answer.get(16..20) == Some(&[0; 4])
+    });
+    if !made {
+        eprintln!("SKIPPED: a_rule_with_an_unknown_selector: a kernel whose rules select by no DSCP");
+        return;
+    }
+    let error = start(&lab, two_interfaces(), &Fixed::forward()).err().expect("it starts behind half a blackhole");
+    assert!(matches!(error, StartError::ForeignRule { priority: 2, .. }), "{error:?}");
+    // Whoever installs the gate alone has a whole one.
+    lab.member.call(|| Gate::new("palisade0", &[]).install().unwrap());
+    lab.member.exec("nft delete table inet palisade_gate");
+    assert!(!lab.passes(false, NEVER), "a blackhole for one DSCP was taken for the gate's");
 }

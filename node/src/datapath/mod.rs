@@ -64,7 +64,7 @@ use worker::Shared;
 
 /// Age of a worker's heartbeat from which the datapath is not healthy. An idle worker beats twice a second.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(2);
-/// The same for the watcher, which beats every ten seconds and may have to wait for `nft`.
+/// The same for the watcher, which beats every ten seconds and may have to wait for other programs' rules.
 const WATCHER_TIMEOUT: Duration = Duration::from_secs(40);
 
 /// A running datapath. Dropping it stops it; the gate stays.

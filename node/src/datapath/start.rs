@@ -12,7 +12,7 @@ use palisade_engine::{Engine, WorkerSet};
 use parking_lot::Mutex;
 
 use super::error::StartError;
-use super::gate::{self, Gate, GateStatus, Installed, Nft};
+use super::gate::{self, Gate, GateStatus, Installed, Nft, NftError};
 use super::host::check::{self, SysctlPolicy};
 use super::host::links::{self, Link, LocalRoutes};
 use super::host::netlink::{Monitor, Netlink};
@@ -262,6 +262,8 @@ impl Built {
             gate::rules_status(&mut machine.netlink, &machine.gate).map_err(system("the list of policy rules"))?;
         let nft = match &installed.nft {
             Ok(()) => Nft::Installed,
+            // Until the other process is gone; the watcher tries again.
+            Err(NftError::Owned) => Nft::Missing,
             Err(error) => Nft::Unavailable(error.to_string()),
         };
         let health = Arc::new(Mutex::new(Health {

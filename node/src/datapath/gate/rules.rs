@@ -223,11 +223,10 @@ pub(super) fn install(netlink: &mut Netlink, family: Family, pass: &Pass) -> io:
     let found = find(netlink, family, pass)?;
     let mut made = 0;
     for rule in wanted(family, pass).into_iter().filter(|rule| !found.present.contains(rule)) {
-        match netlink.create(RouteNetlinkMessage::NewRule(message(family, &rule))) {
-            Ok(()) => made += 1,
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(e) => return Err(e),
-        }
+        // Not exclusively: a rule that differs from it only by a selector that it does not have (a DSCP) is equal to it for the
+        // kernel.
+        netlink.add(RouteNetlinkMessage::NewRule(message(family, &rule)))?;
+        made += 1;
     }
     // An exemption that the configuration no longer has would leave a door open.
     for rule in &found.stale {

@@ -78,6 +78,11 @@ impl Netlink {
         self.request(message, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL).map(drop)
     }
 
+    /// Creates an object beside those that are there, whatever the kernel takes for equal.
+    pub(crate) fn add(&mut self, message: RouteNetlinkMessage) -> io::Result<()> {
+        self.request(message, NLM_F_ACK | NLM_F_CREATE).map(drop)
+    }
+
     /// Changes or deletes an object.
     pub(crate) fn change(&mut self, message: RouteNetlinkMessage) -> io::Result<()> {
         self.request(message, NLM_F_ACK).map(drop)
