@@ -181,7 +181,10 @@ impl Member {
     /// Whether the replicated state has this member's zones, as applied here.
     pub(crate) fn zones_are_registered(&self) -> bool {
         let cluster = self.engine.cluster_state();
-        cluster.member_zones.get(&self.replication.identity().member).map_or(self.zones.is_empty(), |z| *z == self.zones)
+        cluster
+            .member_zones
+            .get(&self.replication.identity().member)
+            .map_or(self.zones.is_empty(), |z| *z == self.zones)
     }
 
     /// The zones of this machine's interfaces that have no number yet: nothing passes there.

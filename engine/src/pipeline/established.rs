@@ -328,8 +328,8 @@ impl Session {
         };
         let outcome =
             track.check_segment(&syns, direction, tcp, self.replicated().closed(), WindowCheck::Relaxed, context.now);
-        let from_there = self.zone(direction) == context.ingress
-            || self.comes_from(direction, context.ingress, context.antispoof);
+        let from_there =
+            self.zone(direction) == context.ingress || self.comes_from(direction, context.ingress, context.antispoof);
         from_there && outcome.belongs()
     }
 }

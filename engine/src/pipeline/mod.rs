@@ -36,10 +36,10 @@ pub(crate) use established::CLOSE_OVERDUE;
 #[cfg(test)]
 pub(crate) use established::judge_syn;
 use half_open::{HalfOpenMatch, HandshakePacket};
-use parking_lot::MutexGuard;
-use zones::PacketRoutes;
 #[cfg(test)]
 pub(crate) use handshake_step::{HandshakeStep, TcpHandshake};
+use parking_lot::MutexGuard;
+use zones::PacketRoutes;
 
 /// The shortest time between SYNs of different connections that pass on the tuple of a live session.
 const MIN_SYN_INTERVAL: Duration = Duration::from_secs(1);

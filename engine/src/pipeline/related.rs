@@ -68,8 +68,7 @@ impl Engine {
         let generation = self.generation();
         for slot in shard.half_open.lookup(hash, &quoted.tuple) {
             let Some(entry) = shard.half_open.get_mut(slot) else { continue };
-            let direction =
-                if entry.open.original == quoted.tuple { Direction::Original } else { Direction::Reply };
+            let direction = if entry.open.original == quoted.tuple { Direction::Original } else { Direction::Reply };
             if !entry.aborted
                 && entry.open.generation >= generation
                 && half_open_may_have_sent(entry, direction, quoted)

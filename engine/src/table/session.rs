@@ -258,8 +258,7 @@ impl Session {
     }
 
     fn is_checked(&self, passed: &Passed) -> bool {
-        self.local.checked_topology == passed.topology
-            && self.local.checked_generation == low_bits(passed.generation)
+        self.local.checked_topology == passed.topology && self.local.checked_generation == low_bits(passed.generation)
     }
 
     /// Remembers that a packet of this direction passed. One zone besides the session's own is remembered.
