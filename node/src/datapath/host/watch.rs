@@ -49,6 +49,8 @@ pub(crate) struct Health {
     pub(crate) up: Vec<bool>,
     /// Settings with which packets are lost or bypass the datapath.
     pub(crate) warnings: BTreeSet<String>,
+    /// A data interface that the gate exempts.
+    pub(crate) bypassed: Option<String>,
     /// Chains that drop re-injected packets: of nftables, of iptables-legacy.
     pub(crate) chains: [Option<String>; 2],
     /// What others made of a data interface.
@@ -60,7 +62,7 @@ pub(crate) struct Health {
 impl Health {
     /// The problems apart from those of the gate.
     pub(crate) fn problems(&self) -> impl Iterator<Item = &String> {
-        self.warnings.iter().chain(self.chains.iter().flatten()).chain(&self.taken)
+        self.warnings.iter().chain(&self.bypassed).chain(self.chains.iter().flatten()).chain(&self.taken)
     }
 }
 
@@ -323,6 +325,8 @@ impl Watcher {
             Ok(links) => links,
             Err(error) => return tracing::warn!(%error, "the interfaces cannot be listed"),
         };
+        let bypassed = links::bypassed(&links, &self.interfaces, &self.bypass_interfaces);
+        self.health.lock().bypassed = bypassed.map(|error| with_remedy(&error));
         let gone = self.monitor.gone();
         self.allow_forwarding(&links);
         let old = self.topology.indices.load_full();
