@@ -21,6 +21,7 @@ use reader::{Table, Wrong};
 
 use crate::datapath::valid_interface_name;
 use crate::lease::LEASE_DURATION;
+use crate::listen::MAX_INTERFACES;
 use crate::replication::{Timing, Voters};
 
 /// Every key that there is, as `table.key`; `[]` marks a list of tables.
@@ -30,8 +31,10 @@ pub const KEYS: &[&str] = &[
     "role",
     "cluster.listen",
     "cluster.advertise",
+    "cluster.interfaces",
     "admin.socket",
     "http.listen",
+    "http.interfaces",
     "interface[].name",
     "interface[].zone",
     "interface[].antispoof",
@@ -101,6 +104,8 @@ pub struct Cluster {
     pub listen: SocketAddr,
     /// Where the other members reach it.
     pub advertise: SocketAddr,
+    /// By which interfaces they do; none: the one that has the address of `listen`.
+    pub interfaces: Vec<String>,
 }
 
 /// The local administration.
@@ -115,6 +120,8 @@ pub struct Admin {
 pub struct Http {
     /// Where it listens.
     pub listen: SocketAddr,
+    /// By which interfaces it is reached, beside this machine's own programs; none: the one that has the address of `listen`.
+    pub interfaces: Vec<String>,
 }
 
 /// A data interface.
@@ -280,11 +287,13 @@ impl Cluster {
                 "",
                 help,
             );
+            listening_interfaces(&mut t, None, problems);
             t.finish(problems);
             return None;
         }
+        let interfaces = listening_interfaces(&mut t, listen, problems);
         t.finish(problems);
-        Some(Cluster { listen: listen?, advertise: advertise?.unwrap_or(listen?) })
+        Some(Cluster { listen: listen?, advertise: advertise?.unwrap_or(listen?), interfaces: interfaces? })
     }
 }
 
@@ -321,9 +330,34 @@ impl Http {
                 "choose another port",
             );
         }
+        let interfaces = listening_interfaces(&mut t, listen, problems);
         t.finish(problems);
-        Some(Http { listen: listen? })
+        Some(Http { listen: listen?, interfaces: interfaces? })
     }
+}
+
+/// The interfaces by which a port may be reached.
+fn listening_interfaces(
+    t: &mut Table<'_>,
+    listen: Option<SocketAddr>,
+    problems: &mut Vec<Problem>,
+) -> Option<Vec<String>> {
+    let interfaces = t.or(problems, "interfaces", Vec::new(), |v| {
+        let names = v.strings(listening_interface)?;
+        if names.len() > MAX_INTERFACES {
+            let found = format!("{} names", names.len());
+            return Err(Wrong::new(&format!("at most {MAX_INTERFACES} interfaces"), &found, "name fewer"));
+        }
+        Ok(names)
+    });
+    if let (Some(listen), Some(names)) = (listen, &interfaces)
+        && listen.ip().is_unspecified()
+        && names.is_empty()
+    {
+        let help = "name the interfaces by which others may connect: `interfaces = [\"eth2\"]`; or listen on one address: then it is the interface that has it";
+        t.problem(problems, "interfaces", "the interfaces by which the port may be reached", "none, and `listen` names no address", help);
+    }
+    interfaces
 }
 
 /// Whether a machine cannot listen on both addresses.
@@ -564,6 +598,19 @@ fn interface_name(v: reader::Value<'_>) -> Result<String, Wrong> {
     if name == "lo" || name == INJECT_DEVICE {
         return Err(Wrong::new("a data interface", &v.found(), "this device is never filtered: remove it here"));
     }
+    if valid_interface_name(&name) {
+        Ok(name)
+    } else {
+        Err(Wrong::new(
+            "an interface name: 1 to 15 bytes without white space, quotes, slashes or colons",
+            &v.found(),
+            "use the name that `ip link` shows",
+        ))
+    }
+}
+
+fn listening_interface(v: reader::Value<'_>) -> Result<String, Wrong> {
+    let name = v.string()?;
     if valid_interface_name(&name) {
         Ok(name)
     } else {

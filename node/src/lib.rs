@@ -10,6 +10,7 @@ mod drain;
 pub mod error;
 mod http;
 pub mod lease;
+mod listen;
 mod member;
 mod membership;
 pub mod metrics;
@@ -28,5 +29,6 @@ mod systemd;
 mod wake;
 
 pub use admin::{HELP, SocketError};
+pub use listen::ListenError;
 pub use member::{MemberError, MemberFailure};
 pub use node::{Node, NodeError};

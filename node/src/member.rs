@@ -224,6 +224,7 @@ impl From<&Config> for replication::Options {
             data_dir: c.data_dir.clone(),
             name: c.name.clone(),
             listen: c.cluster.listen,
+            interfaces: c.cluster.interfaces.clone(),
             advertise: c.cluster.advertise.to_string(),
             role: c.role,
             engine,

@@ -28,12 +28,10 @@
 
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use miette::Diagnostic;
 use palisade_engine::Role;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet, spawn_blocking};
@@ -43,6 +41,7 @@ use crate::config::{Config, INJECT_DEVICE};
 use crate::daemon::Daemon;
 use crate::datapath::Gate;
 use crate::http::{self, HttpState};
+use crate::listen::ListenError;
 use crate::member::{MemberError, MemberFailure};
 use crate::replication::OpenError;
 use crate::systemd;
@@ -64,14 +63,9 @@ pub enum NodeError {
     #[diagnostic(transparent)]
     Socket(#[from] SocketError),
     /// The port of `/metrics`.
-    #[error("cannot listen on [http] {address}")]
-    #[diagnostic(help("set [http] listen to a free port and an address of this machine"))]
-    Http {
-        /// The address.
-        address: SocketAddr,
-        /// Why.
-        source: io::Error,
-    },
+    #[error("the HTTP port cannot be opened")]
+    #[diagnostic(transparent)]
+    Http(#[from] ListenError),
     /// SIGTERM, SIGINT.
     #[error("the signal handlers cannot be installed")]
     Signals(#[source] io::Error),
@@ -115,8 +109,7 @@ impl Node {
         force_stop: impl FnOnce(S) -> F,
     ) -> Result<(), NodeError> {
         install_gate(&config).await?;
-        let listen = config.http.listen;
-        let http = TcpListener::bind(listen).await.map_err(|source| NodeError::Http { address: listen, source })?;
+        let http = http::Server::bind(&config.http)?;
         let socket = admin::Socket::bind(&config.admin.socket)?;
         let (failures, mut failure) = mpsc::channel(4);
         let daemon = Arc::new(Daemon::new(config, failures));
@@ -124,7 +117,7 @@ impl Node {
         let mut tasks = JoinSet::new();
         let pages: Arc<dyn HttpState> = daemon.clone();
         tasks.spawn(async move {
-            http::serve(http, pages).await;
+            http.serve(pages).await;
         });
         tasks.spawn(admin::serve(socket, daemon.clone()));
         tasks.spawn(watchdog(daemon.clone()));

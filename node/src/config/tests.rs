@@ -86,7 +86,7 @@ grace = "5 weeks"
         ]
     );
     let help = |path: &str| error.problems().iter().find(|p| p.path == path).unwrap().help.clone();
-    assert_eq!(help("cluster.listn"), "did you mean `listen`? Keys here: `listen`, `advertise`");
+    assert_eq!(help("cluster.listn"), "did you mean `listen`? Keys here: `listen`, `advertise`, `interfaces`");
     assert!(help("datapath.mode").contains("not yet available"));
     assert!(help("raft.durability").contains("not yet available"));
     assert!(error.problems().iter().all(|p| !p.help.is_empty()), "every error says what to do");
@@ -102,6 +102,12 @@ fn syntax_errors_name_their_line() {
 fn values_that_contradict_each_other() {
     let any = GOOD.replace("10.9.0.1:7946", "0.0.0.0:7946");
     assert!(problems(&any)[0].contains("cluster.advertise: it is missing, and `listen` names no address"));
+    let any = any.replace("7946\"", "7946\"\nadvertise = \"10.9.0.1:7946\"");
+    assert!(problems(&any)[0].contains("cluster.interfaces: expected the interfaces by which the port may be reached"));
+    let named = any.replace("[[interface]]\nname = \"eth0\"", "interfaces = [\"eth2\"]\n[[interface]]\nname = \"eth0\"");
+    assert_eq!(Config::parse("node.toml", &named).unwrap().cluster.interfaces, ["eth2"]);
+    let any = format!("{GOOD}\n[http]\nlisten = \"[::]:9946\"\n");
+    assert!(problems(&any)[0].contains("http.interfaces: expected the interfaces by which the port may be reached"));
     let witness = GOOD.replace("\"firewall\"", "\"witness\"");
     assert!(problems(&witness)[0].contains("a witness forwards nothing"));
     let twice = GOOD.replace("eth1", "eth0");
@@ -184,10 +190,12 @@ role = "firewall"
 [cluster]
 listen = "0.0.0.0:1"
 advertise = "10.0.0.1:1"
+interfaces = ["eth2"]
 [admin]
 socket = "/s"
 [http]
 listen = "[::1]:1"
+interfaces = ["eth2", "eth3"]
 [[interface]]
 name = "eth0"
 zone = "outside"

@@ -21,6 +21,7 @@
 //! All threads live in the network namespace of the thread that calls [`start`].
 
 mod gate;
+pub(crate) mod ingress;
 pub(crate) mod metrics;
 
 mod capture;
