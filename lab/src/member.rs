@@ -88,8 +88,14 @@ impl Member {
             self.socket(),
             addr::HTTP_PORT,
             // The routers' checks come by the data interfaces.
-            if self.role == Role::Witness { vec!["eth-fabric"] } else { vec!["eth-fabric", "eth-client", "eth-server"] },
+            if self.role == Role::Witness {
+                vec!["eth-fabric"]
+            } else {
+                vec!["eth-fabric", "eth-client", "eth-server"]
+            },
         );
+        // Tests count connections that a member must not be given for long.
+        text += "\n[readiness]\nhold_down = \"0s\"\n";
         for side in SIDES.into_iter().filter(|_| self.role == Role::Firewall) {
             text += &format!("\n[[interface]]\nname = \"{}\"\nzone = \"{}\"\n", side.interface(), side.zone());
         }

@@ -9,7 +9,7 @@
 
 mod reader;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -35,6 +35,9 @@ pub const KEYS: &[&str] = &[
     "admin.socket",
     "http.listen",
     "http.interfaces",
+    "readiness.hold_down",
+    "readiness.routes",
+    "readiness.table",
     "interface[].name",
     "interface[].zone",
     "interface[].antispoof",
@@ -70,6 +73,9 @@ pub const INJECT_DEVICE: &str = "palisade0";
 /// socket under a longer name first: see [`crate::admin`].
 const MAX_SOCKET_PATH_BYTES: usize = 107 - ".4194304.new".len();
 
+/// The largest number of destinations in `readiness.routes`.
+const MAX_ROUTES: usize = 64;
+
 /// A checked `node.toml`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Config {
@@ -85,6 +91,8 @@ pub struct Config {
     pub admin: Admin,
     /// `[http]`
     pub http: Http,
+    /// `[readiness]`
+    pub readiness: Readiness,
     /// `[[interface]]`: none if the member is a witness, at least one if not.
     pub interfaces: Vec<Interface>,
     /// `[datapath]`
@@ -122,6 +130,17 @@ pub struct Http {
     pub listen: SocketAddr,
     /// By which interfaces it is reached, beside this machine's own programs; none: the one that has the address of `listen`.
     pub interfaces: Vec<String>,
+}
+
+/// How routers learn whether they should send traffic here.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Readiness {
+    /// How long a lower grade must last until it is announced.
+    pub hold_down: Duration,
+    /// Destinations for which a kernel route announces the grade: an address and the number of its significant bits.
+    pub routes: Vec<(IpAddr, u8)>,
+    /// The table of these routes.
+    pub table: u32,
 }
 
 /// A data interface.
@@ -236,6 +255,7 @@ impl Config {
         let cluster = Cluster::read(root.table(problems, "cluster"), problems);
         let admin = Admin::read(root.table(problems, "admin"), problems);
         let http = Http::read(root.table(problems, "http"), cluster.as_ref(), problems);
+        let readiness = Readiness::read(root.table(problems, "readiness"), role, problems);
         let interfaces = Interface::read_all(&mut root, role, problems);
         let datapath = Datapath::read(root.table(problems, "datapath"), problems);
         let raft = Raft::read(root.table(problems, "raft"), problems);
@@ -249,6 +269,7 @@ impl Config {
             cluster: cluster?,
             admin: admin?,
             http: http?,
+            readiness: readiness?,
             interfaces,
             datapath: datapath?,
             raft: raft?,
@@ -336,6 +357,35 @@ impl Http {
     }
 }
 
+impl Readiness {
+    fn read(mut t: Table<'_>, role: Option<Role>, problems: &mut Vec<Problem>) -> Option<Readiness> {
+        let hold_down = t.or(problems, "hold_down", Duration::from_secs(3), |v| {
+            v.duration(Duration::from_millis(0), Duration::from_secs(60))
+        });
+        let routes = t.or(problems, "routes", Vec::new(), |v| {
+            let prefixes = v.prefixes()?;
+            if prefixes.len() > MAX_ROUTES {
+                let found = format!("{} prefixes", prefixes.len());
+                return Err(Wrong::new(&format!("at most {MAX_ROUTES} prefixes"), &found, "name fewer"));
+            }
+            Ok(prefixes)
+        });
+        // 253 to 255 are the kernel's: default, main, local.
+        let table = t.or(problems, "table", 7946, |v| v.count(256, u32::MAX as usize));
+        if let (Some(Role::Witness), Some([_, ..])) = (role, routes.as_deref()) {
+            t.problem(
+                problems,
+                "routes",
+                "no routes, because a witness forwards nothing",
+                &routes.as_ref().map_or(0, Vec::len).to_string(),
+                "remove the key, or set `role = \"firewall\"`",
+            );
+        }
+        t.finish(problems);
+        Some(Readiness { hold_down: hold_down?, routes: routes?, table: u32::try_from(table?).ok()? })
+    }
+}
+
 /// The interfaces by which a port may be reached.
 fn listening_interfaces(
     t: &mut Table<'_>,
@@ -355,7 +405,13 @@ fn listening_interfaces(
         && names.is_empty()
     {
         let help = "name the interfaces by which others may connect: `interfaces = [\"eth2\"]`; or listen on one address: then it is the interface that has it";
-        t.problem(problems, "interfaces", "the interfaces by which the port may be reached", "none, and `listen` names no address", help);
+        t.problem(
+            problems,
+            "interfaces",
+            "the interfaces by which the port may be reached",
+            "none, and `listen` names no address",
+            help,
+        );
     }
     interfaces
 }

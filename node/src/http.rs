@@ -4,7 +4,7 @@
 //! arrives here can hold up the rest of the daemon. Only GET and HEAD of three paths exist, and no request has a body.
 //!
 //! - `/healthz`: the process lives and no thread of it is stuck. For the one who restarts processes.
-//! - `/readyz`: this member may be given traffic. For routers and load balancers; a witness: it takes part.
+//! - `/readyz`: how much traffic this member should be given. For routers and load balancers; a witness: it takes part.
 //! - `/metrics`: for Prometheus, as OpenMetrics if it asks for that, else as its older text format.
 
 mod places;
@@ -28,8 +28,9 @@ use palisade_engine::Time;
 use palisade_metrics::{MetricFamilies, MetricGroup};
 
 use crate::listen::{self, Connection, ListenError, Listener, Port};
-use crate::{clock, config};
 use crate::metrics::exposition;
+use crate::readiness::{Grade, Readiness};
+use crate::{clock, config};
 use places::{Places, Source, Taken};
 
 pub(crate) use places::HttpMetrics;
@@ -55,8 +56,8 @@ pub(crate) trait HttpState: Send + Sync + 'static {
     fn metrics(&self) -> MetricFamilies;
     /// Which threads are stuck; empty: none.
     fn stuck(&self) -> Vec<String>;
-    /// Why this member is not ready; empty: it is.
-    fn not_ready(&self) -> Vec<String>;
+    /// How much traffic this member should be given.
+    fn readiness(&self) -> Readiness;
 }
 
 /// The open port.
@@ -214,16 +215,24 @@ impl Pages {
 }
 
 async fn healthz(State(pages): State<Arc<Pages>>) -> Response {
-    verdict("healthy", &pages.state.stuck())
+    let reasons = pages.state.stuck();
+    answer(reasons.is_empty(), &serde_json::json!({ "healthy": reasons.is_empty(), "reasons": reasons }))
 }
 
-async fn readyz(State(pages): State<Arc<Pages>>) -> Response {
-    verdict("ready", &pages.state.not_ready())
+/// 200 for `full`; with `?for=established` for `fallback` too. The body says the grade and why.
+async fn readyz(State(pages): State<Arc<Pages>>, request: Request<Body>) -> Response {
+    let enough = match request.uri().query() {
+        None => Grade::Full,
+        Some("for=established") => Grade::Fallback,
+        Some(_) => return (StatusCode::BAD_REQUEST, "there are /readyz and /readyz?for=established\n").into_response(),
+    };
+    let Readiness { grade, reasons } = pages.state.readiness();
+    let body = serde_json::json!({ "ready": grade == Grade::Full, "grade": grade.name(), "reasons": reasons });
+    answer(grade >= enough, &body)
 }
 
-fn verdict(good: &str, reasons: &[String]) -> Response {
-    let code = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let body = serde_json::json!({ good: reasons.is_empty(), "reasons": reasons });
+fn answer(good: bool, body: &serde_json::Value) -> Response {
+    let code = if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let kind = HeaderValue::from_static("application/json");
     (code, [(header::CONTENT_TYPE, kind)], format!("{body}\n")).into_response()
 }

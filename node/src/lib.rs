@@ -19,6 +19,7 @@ mod peer;
 mod queue;
 mod raft;
 mod random;
+mod readiness;
 pub mod replication;
 mod replication_metrics;
 mod scrape;

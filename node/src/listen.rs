@@ -164,8 +164,7 @@ impl Listener {
         let restrict = |source| ListenError::Restrict { address, source };
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(bind)?;
         socket.set_reuseaddr(true).and_then(|()| socket.bind(address)).map_err(bind)?;
-        let ingress =
-            Ingress { address, names: port.interfaces.clone(), own_programs: port.own_programs };
+        let ingress = Ingress { address, names: port.interfaces.clone(), own_programs: port.own_programs };
         let mut watch = IngressWatch::open().map_err(restrict)?;
         let found = watch.find(&ingress).map_err(restrict)?;
         if found.only_loopback || (address.ip().is_unspecified() && ingress.names.is_empty()) {
@@ -248,7 +247,9 @@ fn follow(
         report(&shared.port, &now);
         match shared.allow(now.indices.clone()) {
             Ok(()) => found = now,
-            Err(error) => tracing::error!(%error, port = %ingress.address, "the filter of the port cannot be exchanged"),
+            Err(error) => {
+                tracing::error!(%error, port = %ingress.address, "the filter of the port cannot be exchanged")
+            }
         }
     }
 }

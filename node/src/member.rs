@@ -23,6 +23,7 @@ use crate::config::{self, Config, INJECT_DEVICE};
 use crate::datapath::{self, Datapath, Inject, Sinks, StartError, WorkerWake};
 use crate::drain::Drainable;
 use crate::lease::Lease;
+use crate::readiness::Cause;
 use crate::replication::{self, ElectionPriority, EndedError, OpenError, Replication, Timing, Voters};
 
 /// Length of the queues of hints and of proposals from the workers to the replication. What finds them full is dropped
@@ -165,25 +166,30 @@ impl Member {
         self.lease.state_at(clock::now())
     }
 
-    /// Why a member with this role should not be given traffic; empty if it should.
-    pub(crate) fn not_ready(&self, role: Role) -> Vec<String> {
-        let mut reasons = Vec::new();
-        match self.lease_state() {
-            LeaseState::Valid => {}
-            LeaseState::Grace => {
-                reasons.push("this member is cut off from the cluster: only established sessions pass".to_owned())
+    /// What keeps a member with this role from full readiness.
+    pub(crate) fn unready(&self, role: Role) -> Vec<Cause> {
+        let mut causes = Vec::new();
+        match (self.lease_state(), self.lease.is_suspect()) {
+            (LeaseState::Valid, _) => {}
+            (LeaseState::Grace, true) => {
+                causes.push(Cause::fallback(
+                    "what this member has applied is being repaired: only established sessions pass",
+                ));
             }
-            LeaseState::Expired => {
-                reasons.push("this member has not caught up with the cluster: nothing passes".to_owned())
+            (LeaseState::Grace, false) => {
+                causes.push(Cause::fallback("this member is cut off from the cluster: only established sessions pass"));
+            }
+            (LeaseState::Expired, _) => {
+                causes.push(Cause::withdraw("this member has not caught up with the cluster: nothing passes"));
             }
         }
         if role == Role::Firewall {
             match self.datapath() {
-                None => reasons.push("the datapath does not run yet".to_owned()),
-                Some(datapath) => reasons.extend(unhealthy(&datapath)),
+                None => causes.push(Cause::withdraw("the datapath does not run yet")),
+                Some(datapath) => causes.extend(unhealthy(&datapath)),
             }
         }
-        reasons
+        causes
     }
 
     /// The packet workers that make no progress.
@@ -276,15 +282,15 @@ fn seed() -> u64 {
 }
 
 /// What keeps a running datapath from being fit for traffic.
-fn unhealthy(datapath: &Datapath) -> Vec<String> {
+fn unhealthy(datapath: &Datapath) -> Vec<Cause> {
     if datapath.healthy() {
         return Vec::new();
     }
-    let mut reasons = datapath.status().warnings;
+    let reasons = datapath.status().warnings;
     if reasons.is_empty() {
-        reasons.push("a packet worker makes no progress".to_owned());
+        return vec![Cause::failed("a packet worker makes no progress")];
     }
-    reasons
+    reasons.into_iter().map(Cause::failed).collect()
 }
 
 fn report(failures: &mpsc::Sender<MemberFailure>, failure: MemberFailure) {

@@ -187,7 +187,8 @@ async fn loopback(lab: &mut Lab) -> Result<()> {
 
     write_http(lab.member(1), &to.to_string(), "")?;
     let text = std::fs::read_to_string(lab.member(1).config())?;
-    let named = text.replace(&format!("listen = \"{to}\""), &format!("listen = \"{to}\"\ninterfaces = [\"eth-fabric\"]"));
+    let named =
+        text.replace(&format!("listen = \"{to}\""), &format!("listen = \"{to}\"\ninterfaces = [\"eth-fabric\"]"));
     std::fs::write(lab.member(1).config(), named)?;
     lab.member_mut(1).start().await?;
     reaches(lab.member(1).netns(), to).await?;

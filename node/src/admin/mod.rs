@@ -27,6 +27,7 @@ use tonic::{Code, Request, Response, Status};
 use crate::daemon::{ChangeError, Daemon};
 use crate::datapath::Nft;
 use crate::member::Member;
+use crate::readiness::Grade;
 use crate::replication::{MembershipError, ProposeError, RaftRole, ReadBarrierError, TransferError};
 
 pub(crate) use socket::Socket;
@@ -186,8 +187,15 @@ impl Service {
 
     fn health_now(&self) -> v1::Health {
         let mut reasons = self.0.stuck_threads();
-        reasons.extend(self.0.not_ready());
-        v1::Health { ready: reasons.is_empty(), reasons }
+        let readiness = self.0.readiness();
+        let ready = reasons.is_empty() && readiness.grade == Grade::Full;
+        reasons.extend(readiness.reasons);
+        let grade = match readiness.grade {
+            Grade::Full => v1::Readiness::Full,
+            Grade::Fallback => v1::Readiness::Fallback,
+            Grade::Withdraw => v1::Readiness::Withdraw,
+        };
+        v1::Health { ready, reasons, readiness: grade.into() }
     }
 }
 

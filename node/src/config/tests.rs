@@ -104,10 +104,16 @@ fn values_that_contradict_each_other() {
     assert!(problems(&any)[0].contains("cluster.advertise: it is missing, and `listen` names no address"));
     let any = any.replace("7946\"", "7946\"\nadvertise = \"10.9.0.1:7946\"");
     assert!(problems(&any)[0].contains("cluster.interfaces: expected the interfaces by which the port may be reached"));
-    let named = any.replace("[[interface]]\nname = \"eth0\"", "interfaces = [\"eth2\"]\n[[interface]]\nname = \"eth0\"");
+    let named =
+        any.replace("[[interface]]\nname = \"eth0\"", "interfaces = [\"eth2\"]\n[[interface]]\nname = \"eth0\"");
     assert_eq!(Config::parse("node.toml", &named).unwrap().cluster.interfaces, ["eth2"]);
     let any = format!("{GOOD}\n[http]\nlisten = \"[::]:9946\"\n");
     assert!(problems(&any)[0].contains("http.interfaces: expected the interfaces by which the port may be reached"));
+    let route = |key: &str| problems(&format!("{GOOD}\n[readiness]\n{key}\n"));
+    assert!(route("table = 254")[0].contains("readiness.table: expected a number from 256"));
+    assert!(
+        route("routes = [\"192.0.2.1/24\"]")[0].contains("readiness.routes: expected a prefix, found \"192.0.2.1/24\"")
+    );
     let witness = GOOD.replace("\"firewall\"", "\"witness\"");
     assert!(problems(&witness)[0].contains("a witness forwards nothing"));
     let twice = GOOD.replace("eth1", "eth0");
@@ -196,6 +202,10 @@ socket = "/s"
 [http]
 listen = "[::1]:1"
 interfaces = ["eth2", "eth3"]
+[readiness]
+hold_down = "0s"
+routes = ["0.0.0.0/0", "2001:db8::/32"]
+table = 300
 [[interface]]
 name = "eth0"
 zone = "outside"
@@ -232,6 +242,8 @@ cut_replication = true
     assert_eq!((config.datapath.hold.matched.packets, config.datapath.hold.unmatched.packets), (100, 10));
     assert_eq!((config.datapath.hold.matched.bytes, config.datapath.hold.unmatched.bytes), (1_000_000, 65_536));
     assert_eq!(config.datapath.bypass_interfaces, ["mgmt0"]);
+    let routes = [("0.0.0.0", 0), ("2001:db8::", 32)].map(|(address, length)| (address.parse().unwrap(), length));
+    assert_eq!((config.readiness.routes, config.readiness.table), (routes.into(), 300));
     assert_eq!((config.limits.max_half_open, config.limits.max_half_open_per_source), (500, 400));
     assert_eq!((config.raft.max_voters, config.raft.replace_after), (3, Duration::from_secs(1800)));
     assert_eq!(config.limits.grace, Duration::from_secs(3600));

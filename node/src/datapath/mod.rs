@@ -20,6 +20,7 @@
 //!
 //! All threads live in the network namespace of the thread that calls [`start`].
 
+pub(crate) mod announce;
 mod gate;
 pub(crate) mod ingress;
 pub(crate) mod metrics;
@@ -58,6 +59,7 @@ pub use start::{start, start_with};
 pub use wake::WorkerWake;
 
 use crate::clock;
+use announce::Announcement;
 use host::netlink::Netlink;
 use host::routes::Topology;
 use host::watch::Health;
@@ -162,6 +164,18 @@ impl Datapath {
             interfaces,
             warnings,
         }
+    }
+
+    /// Has routes with this metric in the announcement's table, or none. Returns how many were added or removed.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub(crate) fn announce(&self, announcement: &Announcement, metric: Option<u32>) -> std::io::Result<usize> {
+        let mut netlink = Netlink::open()?.strict()?;
+        let Some(device) = inject::find(&mut Netlink::open()?, &self.device)? else { return Ok(0) };
+        // A veth pair outlives the process, and so would the routes: they would announce a dead member.
+        let metric = metric.filter(|_| self.kind != Inject::Veth);
+        announcement.set(&mut netlink, device, metric)
     }
 
     /// The datapath's counters.

@@ -57,7 +57,12 @@ pub(crate) fn accept_only(fd: BorrowedFd<'_>, indices: &BTreeSet<u32>) -> io::Re
     let mut program = vec![statement(0x20 /* BPF_LD | BPF_W | BPF_ABS */, INTERFACE)];
     for (index, left) in indices.iter().zip((0..count).rev()) {
         // Equal: to the last instruction, which accepts, behind those that are left and the one that drops.
-        program.push(libc::sock_filter { code: 0x15 /* BPF_JMP | BPF_JEQ | BPF_K */, jt: left + 1, jf: 0, k: *index });
+        program.push(libc::sock_filter {
+            code: 0x15, /* BPF_JMP | BPF_JEQ | BPF_K */
+            jt: left + 1,
+            jf: 0,
+            k: *index,
+        });
     }
     program.push(statement(0x06 /* BPF_RET | BPF_K */, 0));
     program.push(statement(0x06, u32::MAX));

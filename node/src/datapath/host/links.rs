@@ -159,7 +159,8 @@ pub(crate) fn holders(netlink: &mut Netlink, ip: IpAddr) -> io::Result<Vec<u32>>
     let answers = netlink.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
     let has = |address: &AddressMessage| {
         // On a point-to-point link `Address` is the other end.
-        let local = address.attributes.iter().find_map(|a| if let AddressAttribute::Local(ip) = a { Some(*ip) } else { None });
+        let local =
+            address.attributes.iter().find_map(|a| if let AddressAttribute::Local(ip) = a { Some(*ip) } else { None });
         let other = || address.attributes.iter().any(|a| matches!(a, AddressAttribute::Address(a) if *a == ip));
         local.map_or_else(other, |local| local == ip)
     };
