@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::clock;
 use crate::config::Config;
 use crate::drain::{Drain, DrainOutcome, DrainReason, Draining};
+use crate::limits::AdminLimits;
 use crate::member::{Member, MemberError, MemberFailure};
 use crate::readiness::{Announcer, Cause, Readiness};
 use crate::replication::{self, MembershipError};
@@ -60,6 +61,7 @@ pub(crate) struct Daemon {
     change: tokio::sync::Mutex<()>,
     drain: Drain,
     announcer: Mutex<Announcer>,
+    admin_limits: Arc<AdminLimits>,
     failures: mpsc::Sender<MemberFailure>,
 }
 
@@ -68,7 +70,20 @@ impl Daemon {
     pub(crate) fn new(config: Config, failures: mpsc::Sender<MemberFailure>) -> Daemon {
         let (member, change) = (ArcSwapOption::empty(), tokio::sync::Mutex::new(()));
         let announcer = Mutex::new(Announcer::new(config.readiness.hold_down));
-        Daemon { config: Arc::new(config), member, change, drain: Drain::new(), announcer, failures }
+        Daemon {
+            config: Arc::new(config),
+            member,
+            change,
+            drain: Drain::new(),
+            announcer,
+            admin_limits: Arc::default(),
+            failures,
+        }
+    }
+
+    /// The bounds of the administration.
+    pub(crate) fn admin_limits(&self) -> Arc<AdminLimits> {
+        self.admin_limits.clone()
     }
 
     pub(crate) fn config(&self) -> &Config {

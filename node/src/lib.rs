@@ -10,6 +10,7 @@ mod drain;
 pub mod error;
 mod http;
 pub mod lease;
+mod limits;
 mod listen;
 mod member;
 mod membership;

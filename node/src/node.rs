@@ -35,6 +35,7 @@ use std::io;
 use std::sync::Arc;
 
 use miette::Diagnostic;
+use nix::sys::stat::{Mode, umask};
 use palisade_engine::Role;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -84,6 +85,9 @@ pub enum NodeError {
         "a bug: report what was logged before this. The gate is closed and nothing passes this machine until the daemon is started again; its systemd unit does so"
     ))]
     Task(&'static str),
+    /// The admin socket's set-up panicked.
+    #[error("the set-up of the admin socket broke off")]
+    SocketTask(#[source] JoinError),
     /// The member ran and cannot go on.
     #[error(transparent)]
     #[diagnostic(transparent)]
@@ -119,9 +123,13 @@ impl Node {
         stop: impl Future<Output = S>,
         force_stop: impl FnOnce(S) -> F,
     ) -> Result<(), NodeError> {
+        // The log and the snapshots hold the policy and who talks to whom. A service manager may set this too; a shell does not.
+        umask(Mode::S_IRWXG | Mode::S_IRWXO);
         install_gate(&config).await?;
         let http = http::Server::bind(&config.http)?;
-        let socket = admin::Socket::bind(&config.admin.socket)?;
+        let path = config.admin.socket.clone();
+        // It asks the name service for the group.
+        let socket = spawn_blocking(move || admin::Socket::bind(&path)).await.map_err(NodeError::SocketTask)??;
         let (failures, mut failure) = mpsc::channel(4);
         let daemon = Arc::new(Daemon::new(config, failures));
 

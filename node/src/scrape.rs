@@ -25,6 +25,7 @@ impl HttpState for Daemon {
 fn collect(daemon: &Daemon) -> MetricFamilies {
     let mut families = MetricFamilies::default();
     metrics::process::collect(&mut families);
+    daemon.admin_limits().collect(&mut families);
     let member = daemon.member();
     let passing = daemon.draining().map(|drain| drain.packets);
     metrics::member_state(&mut families, daemon.readiness().grade, member.is_some(), passing);

@@ -16,6 +16,7 @@ pub(crate) mod provisional;
 pub(crate) mod session;
 pub(crate) mod slab;
 pub(crate) mod source_sketch;
+pub(crate) mod state_counts;
 mod store;
 pub(crate) mod wheel;
 
@@ -45,6 +46,7 @@ use provisional::ProvisionalSegments;
 use session::{Session, SessionFlag};
 use slab::Slab;
 use source_sketch::SourceSketch;
+use state_counts::StateCounts;
 use wheel::{Links, Wheel};
 
 /// The bounds of the time until an idle session that still exists is reported again: otherwise a quarter of its timeout.
@@ -106,6 +108,7 @@ pub(crate) struct Sessions {
     /// Sessions with progress that was not yet published, oldest first. The capacity suffices for all sessions.
     dirty: Vec<u32>,
     wheel: Wheel,
+    counts: StateCounts,
 }
 
 impl Sessions {
@@ -130,8 +133,27 @@ impl Sessions {
         self.slab.iter()
     }
 
+    /// The number of sessions by protocol and state. A session whose state changed is counted in the new one from its next
+    /// packet or timer on.
+    pub(crate) fn counts(&self) -> &StateCounts {
+        &self.counts
+    }
+
+    /// Counts a session in its present state.
+    pub(crate) fn recount(&mut self, slot: u32) {
+        let Some(session) = self.slab.get_mut(slot) else { return };
+        let (state, counted) = (session.state(), session.local.flags.counted());
+        if state != counted {
+            session.local.flags.set_counted(state);
+            let protocol = session.original().protocol;
+            self.counts.remove(protocol, counted);
+            self.counts.add(protocol, state);
+        }
+    }
+
     /// Records that a packet of the session passed.
     pub(crate) fn mark_dirty(&mut self, slot: u32) {
+        self.recount(slot);
         if let Some(session) = self.slab.get_mut(slot)
             && !session.local.flags.has(SessionFlag::Dirty)
             && self.dirty.len() < self.dirty.capacity()
@@ -148,7 +170,10 @@ impl Sessions {
         std::mem::replace(&mut self.dirty, empty)
     }
 
-    fn insert(&mut self, hasher: &FixedState, hash: u64, session: Session) -> u32 {
+    fn insert(&mut self, hasher: &FixedState, hash: u64, mut session: Session) -> u32 {
+        let state = session.state();
+        session.local.flags.set_counted(state);
+        self.counts.add(session.original().protocol, state);
         let slot = self.slab.insert(session);
         // Reserved here, so that no packet has to allocate.
         self.dirty.reserve(self.slab.len().saturating_sub(self.dirty.len()));
@@ -162,12 +187,15 @@ impl Sessions {
         if let Ok(entry) = self.index.find_entry(hash, |&s| s == slot) {
             entry.remove();
         }
-        self.slab.remove(slot)
+        let session = self.slab.remove(slot)?;
+        self.counts.remove(session.original().protocol, session.local.flags.counted());
+        Some(session)
     }
 
     /// Arms the timer of a session, or queues the session for [`Sessions::report_idle`] if its timeout is over. To be called
     /// when the session may expire earlier than before.
     pub(crate) fn arm(&mut self, slot: u32, now: Time, timeouts: &Timeouts) {
+        self.recount(slot);
         match self.slab.get(slot).map(|session| session.remaining(now, timeouts)) {
             Some(Duration::ZERO) => self.wheel.link_idle(&mut self.slab, slot),
             Some(remaining) => self.wheel.arm(&mut self.slab, slot, now, now + remaining),

@@ -52,7 +52,7 @@ pub(crate) enum SessionFlag {
     Dirty = 4,
 }
 
-/// A set of [`SessionFlag`]s, in one byte.
+/// A set of [`SessionFlag`]s and, in the upper half, the state as which the session is counted, in one byte.
 #[derive(Clone, Copy, Default, Debug)]
 pub(crate) struct SessionFlags(u8);
 
@@ -63,6 +63,15 @@ impl SessionFlags {
 
     pub(crate) fn set(&mut self, flag: SessionFlag, on: bool) {
         self.0 = if on { self.0 | flag as u8 } else { self.0 & !(flag as u8) };
+    }
+
+    /// The state as which the session is counted in its shard's [`StateCounts`](super::state_counts::StateCounts).
+    pub(super) fn counted(self) -> State {
+        State::ALL.get(usize::from(self.0 >> 4)).copied().unwrap_or(State::Assured)
+    }
+
+    pub(super) fn set_counted(&mut self, state: State) {
+        self.0 = self.0 & 0x0f | (state as u8) << 4;
     }
 }
 

@@ -22,24 +22,24 @@ const MAX_KNOWN_SOURCES: usize = 256;
 
 labelled! {
     /// Connections by class.
-    pub struct Classes: Gauge, "class" { stranger, known }
+    pub(crate) struct Classes: Gauge, "class" { stranger, known }
 }
 
 labelled! {
     /// Closed connections by cause.
-    pub struct Causes: Counter, "cause" { displaced, refused }
+    pub(crate) struct Causes: Counter, "cause" { displaced, refused }
 }
 
 metrics! {
     /// Metrics of the HTTP server.
-    pub struct HttpMetrics {
+    pub(crate) struct HttpMetrics {
         /// Connections to the HTTP server, by whether their source has asked before.
-        pub connections: Classes = "palisade_http_connections",
+        pub(crate) connections: Classes = "palisade_http_connections",
         /// Connections to the HTTP server that were closed for lack of room: idle ones that made room for others, and new ones.
-        pub closed: Causes = "palisade_http_connections_closed_total",
+        pub(crate) closed: Causes = "palisade_http_connections_closed_total",
         /// Packets to the HTTP port that the kernel dropped: from an interface that is not in `http.interfaces`, or for lack of
         /// room. Read every ten seconds.
-        pub dropped: Counter = "palisade_http_port_dropped_total",
+        pub(crate) dropped: Counter = "palisade_http_port_dropped_total",
     }
 }
 

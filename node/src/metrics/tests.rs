@@ -113,6 +113,7 @@ fn page() -> MetricFamilies {
     raft::collect(&mut families, &status);
     let (replication, store) = Default::default();
     counted(&mut families, &replication, &store, Some(&DatapathMetrics::new(2)));
+    crate::limits::AdminLimits::default().collect(&mut families);
     crate::http::HttpMetrics::collect(&[&crate::http::HttpMetrics::default()], &mut families);
     families
 }
