@@ -10,7 +10,8 @@ use palisade_lab::guard::require_lab;
 use palisade_lab::http::Connection;
 use palisade_lab::netlink::NextHop;
 use palisade_lab::netns::Netns;
-use palisade_lab::{Lab, Side, WAIT, addr};
+use palisade_lab::program::run;
+use palisade_lab::{Lab, Side, Spawn, WAIT, addr};
 use palisade_tests::{OPEN_POLICY, members};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
@@ -237,5 +238,50 @@ async fn silent(lab: &Lab) -> Result<()> {
         assert_eq!(answer.with_context(|| format!("request {n} beside 64 silent connections"))?.0, 200);
     }
     silent.iter().for_each(tokio::task::JoinHandle::abort);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn name_service_that_hangs_stops_nobody_but_its_user() {
+    let Some(_turn) = require_lab(&["unshare", "nsenter", "mount", "mkfifo"]) else { return };
+    // A daemon in a mount namespace of its own.
+    let dir = tempfile::tempdir().unwrap();
+    let binary = dir.path().join("palisade");
+    let script = format!("#!/bin/sh\nexec unshare --mount --propagation private {BINARY} \"$@\"\n");
+    std::fs::write(&binary, script).unwrap();
+    std::fs::set_permissions(&binary, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let mut lab = Lab::with_cluster(members(1, &binary.to_string_lossy()), OPEN_POLICY).await.unwrap();
+    let result = hanging_name_service(&lab).await;
+    lab.or_keep(result).unwrap();
+}
+
+/// The file of groups becomes a pipe into which nobody writes: who looks a group up waits for ever. Eight users do, which is more
+/// than the daemon has threads for its tasks.
+async fn hanging_name_service(lab: &Lab) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let member = lab.member(1);
+    let pipe = lab.dir().join("group").display().to_string();
+    run(member.netns(), lab.dir(), WAIT, "mkfifo", &[&pipe]).await?;
+    let pid = member.pid().context("no daemon")?.to_string();
+    let mount = ["-t", &pid, "-m", "mount", "--bind", &pipe, "/etc/group"];
+    run(member.netns(), lab.dir(), WAIT, "nsenter", &mount).await?;
+    for open in [lab.dir().to_owned(), member.dir().to_owned(), member.socket()] {
+        std::fs::set_permissions(open, PermissionsExt::from_mode(0o777))?;
+    }
+    let mut users = Vec::new();
+    for n in 0..8 {
+        let spawn = Spawn::new(BINARY, lab.dir().join(format!("user{n}"))).user(65_534, 65_534);
+        let socket = member.socket();
+        users.push(member.netns().start(spawn.args(["health", "--socket"]).arg(socket)).await?);
+    }
+    // A second for each to have connected.
+    for _ in 0..10 {
+        sleep(Duration::from_millis(500)).await;
+        assert_eq!(member.http("/readyz").await?.0, 200);
+        member.status().await?;
+    }
+    let waiting = member.metric("palisade_admin_connections", &["user=\"other\""]).await?;
+    ensure!(waiting == 8.0, "{waiting} users wait");
+    drop(users);
     Ok(())
 }
