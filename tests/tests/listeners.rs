@@ -184,7 +184,7 @@ async fn loopback(lab: &mut Lab) -> Result<()> {
             Ok(()) => sleep(Duration::from_millis(20)).await,
         }
     };
-    assert!(error.contains("on the loopback interface") && error.contains("http.interfaces"), "{error}");
+    assert!(error.contains("loopback") && error.contains("http.interfaces"), "{error}");
 
     write_http(lab.member(1), &to.to_string(), "")?;
     let text = std::fs::read_to_string(lab.member(1).config())?;
