@@ -257,7 +257,7 @@ impl Config {
         let http = Http::read(root.table(problems, "http"), cluster.as_ref(), problems);
         let readiness = Readiness::read(root.table(problems, "readiness"), role, problems);
         let interfaces = Interface::read_all(&mut root, role, problems);
-        let datapath = Datapath::read(root.table(problems, "datapath"), problems);
+        let datapath = Datapath::read(root.table(problems, "datapath"), &interfaces, problems);
         let raft = Raft::read(root.table(problems, "raft"), problems);
         let limits = Limits::read(root.table(problems, "limits"), problems);
         let lab = Lab::read(root.table(problems, "lab"), problems);
@@ -474,7 +474,7 @@ impl Interface {
 }
 
 impl Datapath {
-    fn read(mut t: Table<'_>, problems: &mut Vec<Problem>) -> Option<Datapath> {
+    fn read(mut t: Table<'_>, interfaces: &[Interface], problems: &mut Vec<Problem>) -> Option<Datapath> {
         let mode = t.or(problems, "mode", (), |v| {
             match v.choice(&[("auto", true), ("raw", true), ("tc", false), ("xdp", false)])? {
                 true => Ok(()),
@@ -499,6 +499,15 @@ impl Datapath {
                 None => Ok(names),
             }
         });
+        for name in bypass_interfaces.iter().flatten().filter(|name| interfaces.iter().any(|i| i.name == **name)) {
+            t.problem(
+                problems,
+                "bypass_interfaces",
+                "no data interface: the kernel would route what arrives on it without any filtering",
+                &format!("\"{name}\", which `[[interface]]` names too"),
+                "remove it from this list, or remove its `[[interface]]` table",
+            );
+        }
         let hold_time = t.or(problems, "hold_time", Duration::from_millis(250), |v| {
             v.duration(Duration::from_millis(10), Duration::from_secs(2))
         });

@@ -35,6 +35,7 @@ use crate::id::SessionId;
 use crate::session::HalfOpen;
 use crate::time::Time;
 use crate::timeouts::Timeouts;
+use crate::track::State;
 use crate::tuple::Tuple;
 use crate::types::{Config, Context};
 use copy_on_write::CopyOnWriteShards;
@@ -109,6 +110,8 @@ pub(crate) struct Sessions {
     dirty: Vec<u32>,
     wheel: Wheel,
     counts: StateCounts,
+    /// The state as which each session is counted, by slot.
+    counted: Vec<State>,
 }
 
 impl Sessions {
@@ -141,13 +144,14 @@ impl Sessions {
 
     /// Counts a session in its present state.
     pub(crate) fn recount(&mut self, slot: u32) {
-        let Some(session) = self.slab.get_mut(slot) else { return };
-        let (state, counted) = (session.state(), session.local.flags.counted());
-        if state != counted {
-            session.local.flags.set_counted(state);
-            let protocol = session.original().protocol;
-            self.counts.remove(protocol, counted);
-            self.counts.add(protocol, state);
+        if let (Some(session), Some(counted)) = (self.slab.get(slot), self.counted.get_mut(slot as usize)) {
+            let state = session.state();
+            if state != *counted {
+                let protocol = session.original().protocol;
+                self.counts.remove(protocol, *counted);
+                self.counts.add(protocol, state);
+                *counted = state;
+            }
         }
     }
 
@@ -170,11 +174,14 @@ impl Sessions {
         std::mem::replace(&mut self.dirty, empty)
     }
 
-    fn insert(&mut self, hasher: &FixedState, hash: u64, mut session: Session) -> u32 {
-        let state = session.state();
-        session.local.flags.set_counted(state);
-        self.counts.add(session.original().protocol, state);
+    fn insert(&mut self, hasher: &FixedState, hash: u64, session: Session) -> u32 {
+        let (state, protocol) = (session.state(), session.original().protocol);
         let slot = self.slab.insert(session);
+        self.counts.add(protocol, state);
+        if self.counted.len() <= slot as usize {
+            self.counted.resize(self.slab.slots() as usize, state);
+        }
+        self.counted[slot as usize] = state;
         // Reserved here, so that no packet has to allocate.
         self.dirty.reserve(self.slab.len().saturating_sub(self.dirty.len()));
         let slab = &self.slab;
@@ -188,7 +195,9 @@ impl Sessions {
             entry.remove();
         }
         let session = self.slab.remove(slot)?;
-        self.counts.remove(session.original().protocol, session.local.flags.counted());
+        if let Some(counted) = self.counted.get(slot as usize) {
+            self.counts.remove(session.original().protocol, *counted);
+        }
         Some(session)
     }
 

@@ -46,6 +46,8 @@ pub(crate) struct Health {
     pub(crate) up: Vec<bool>,
     /// Settings with which packets are lost or bypass the datapath.
     pub(crate) warnings: BTreeSet<String>,
+    /// A data interface that the gate exempts.
+    pub(crate) bypassed: Option<String>,
     /// Chains that drop re-injected packets: of nftables, of iptables-legacy.
     pub(crate) chains: [Option<String>; 2],
 }
@@ -53,7 +55,7 @@ pub(crate) struct Health {
 impl Health {
     /// The problems apart from those of the gate.
     pub(crate) fn problems(&self) -> impl Iterator<Item = &String> {
-        self.warnings.iter().chain(self.chains.iter().flatten())
+        self.warnings.iter().chain(&self.bypassed).chain(self.chains.iter().flatten())
     }
 }
 
@@ -116,6 +118,7 @@ pub(crate) struct Watcher {
     pub(crate) kind: Inject,
     pub(crate) sysctls: SysctlPolicy,
     pub(crate) interfaces: Vec<Interface>,
+    pub(crate) bypass_interfaces: Vec<String>,
     pub(crate) ring_slots: u32,
     pub(crate) wake: WorkerWake,
     pub(crate) shared: Arc<Shared>,
@@ -270,6 +273,8 @@ impl Watcher {
             Ok(links) => links,
             Err(error) => return tracing::warn!(%error, "the interfaces cannot be listed"),
         };
+        let bypassed = links::bypassed(&links, &self.interfaces, &self.bypass_interfaces);
+        self.health.lock().bypassed = bypassed.map(|error| with_remedy(&error));
         let gone = self.monitor.gone();
         let old = self.topology.indices.load_full();
         let mut indices = Vec::with_capacity(self.interfaces.len());
