@@ -180,7 +180,7 @@ impl Member {
         if role == Role::Firewall {
             match self.datapath() {
                 None => reasons.push("the datapath does not run yet".to_owned()),
-                Some(datapath) => reasons.extend(unhealthy(&datapath)),
+                Some(datapath) => reasons.extend(datapath.conditions().iter().map(ToString::to_string)),
             }
         }
         reasons
@@ -246,12 +246,15 @@ impl From<&Config> for datapath::Options {
             name: i.name.clone(),
             zone: i.zone.clone(),
             antispoof: i.antispoof,
+            track: i.track,
         };
         datapath::Options {
             interfaces: c.interfaces.iter().map(interface).collect(),
             bypass_interfaces: d.bypass_interfaces.clone(),
             workers: d.workers,
             hold: d.hold,
+            stale_after: d.stale_after,
+            ring_memory: d.ring_memory,
             device: INJECT_DEVICE.to_owned(),
             inject: match d.inject {
                 config::Inject::Auto => Inject::Auto,
@@ -272,18 +275,6 @@ fn seed() -> u64 {
         Ok(()) => u64::from_ne_bytes(bytes),
         Err(_) => clock::now().0 ^ u64::from(std::process::id()),
     }
-}
-
-/// What keeps a running datapath from being fit for traffic.
-fn unhealthy(datapath: &Datapath) -> Vec<String> {
-    if datapath.healthy() {
-        return Vec::new();
-    }
-    let mut reasons = datapath.status().warnings;
-    if reasons.is_empty() {
-        reasons.push("a packet worker makes no progress".to_owned());
-    }
-    reasons
 }
 
 fn report(failures: &mpsc::Sender<MemberFailure>, failure: MemberFailure) {
