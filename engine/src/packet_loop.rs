@@ -43,6 +43,10 @@ pub trait Judge: Send + Sync + 'static {
     fn generation(&self) -> Generation;
     /// See [`Engine::zone`].
     fn zone(&self, name: &str) -> ZoneId;
+    /// See [`Engine::zones_version`].
+    fn zones_version(&self) -> u64 {
+        0
+    }
 }
 
 impl Judge for Engine {
@@ -58,6 +62,11 @@ impl Judge for Engine {
 
     fn zone(&self, name: &str) -> ZoneId {
         Engine::zone(self, name)
+    }
+
+    #[inline]
+    fn zones_version(&self) -> u64 {
+        Engine::zones_version(self)
     }
 }
 
@@ -256,9 +265,10 @@ pub struct PacketLoop<J, E, S, M> {
     environment: E,
     sink: S,
     ports: Vec<PacketPort>,
-    /// The zones of the ports, as of `generation`.
+    /// The zones of the ports, as of `known`.
     zones: Vec<ZoneId>,
-    generation: Option<Generation>,
+    /// The policy and the zones' version that were seen last.
+    known: Option<(Generation, u64)>,
     hold: HoldBuffer<HeldPacket<M>>,
     /// The longest hold.
     max_time: Duration,
@@ -280,7 +290,7 @@ impl<J: Judge, E: Environment, S: PacketSink<M>, M: PacketMeta> PacketLoop<J, E,
             sink,
             zones: Vec::with_capacity(ports.len()),
             ports,
-            generation: None,
+            known: None,
             hold: HoldBuffer::new(limits),
             max_time: limits.max_time,
             stale_after: limits.max_time,
@@ -349,10 +359,10 @@ impl<J: Judge, E: Environment, S: PacketSink<M>, M: PacketMeta> PacketLoop<J, E,
 
     /// Looks the zones of the ports up again if they may have changed.
     fn refresh_zones(&mut self) {
-        let generation = self.judge.generation();
+        let now = (self.judge.generation(), self.judge.zones_version());
         let outdated = self.environment.zones_outdated();
-        if outdated || self.generation != Some(generation) {
-            self.generation = Some(generation);
+        if outdated || self.known != Some(now) {
+            self.known = Some(now);
             self.zones.clear();
             self.zones.extend(self.ports.iter().map(|port| self.judge.zone(&port.zone_name)));
             self.environment.set_zones(&self.zones);

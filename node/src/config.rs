@@ -419,6 +419,15 @@ impl Datapath {
                 None => Ok(names),
             }
         });
+        for name in bypass_interfaces.iter().flatten().filter(|name| interfaces.iter().any(|i| i.name == **name)) {
+            t.problem(
+                problems,
+                "bypass_interfaces",
+                "no data interface: the kernel would route what arrives on it without any filtering",
+                &format!("\"{name}\", which `[[interface]]` names too"),
+                "remove it from this list, or remove its `[[interface]]` table",
+            );
+        }
         let ring_memory = t.optional(problems, "ring_memory", |v| v.count(1 << 17, 1 << 40));
         if let (Some(Some(memory)), Some(workers)) = (ring_memory, workers)
             && let Err(needed) = Rings::share(interfaces.len(), workers, Some(memory))

@@ -1,7 +1,7 @@
 //! The packet path: from a parsed packet to its verdict.
 //!
 //! ```text
-//!   packet ─> session? ──yes──> established: zone, policy generation, windows ──────────────> Forward, Drop
+//!   packet ─> session? ──yes──> established: zones by policy and route, windows ────────────> Forward, Drop
 //!                │ no, or its tuple is contested
 //!                ├─> half-open session? ──yes──> half_open: SYN, SYN-ACK, ACK; first, reply ─> Forward, Hold, Drop
 //!                │ no
@@ -10,13 +10,14 @@
 //!                └─> hold unmatched, and query the other members
 //! ```
 //!
-//! The lookup takes one shard lock. Routes and policy, which may take longer, are asked without it.
+//! The lookup takes one shard lock. Routes, and the policy for a new session, which may take longer, are asked without it.
 
 mod established;
 mod fragment;
 mod half_open;
 mod handshake_step;
 mod related;
+mod zones;
 
 use std::time::Duration;
 
@@ -37,6 +38,8 @@ pub(crate) use established::judge_syn;
 use half_open::{HalfOpenMatch, HandshakePacket};
 #[cfg(test)]
 pub(crate) use handshake_step::{HandshakeStep, TcpHandshake};
+use parking_lot::MutexGuard;
+use zones::PacketRoutes;
 
 /// The shortest time between SYNs of different connections that pass on the tuple of a live session.
 const MIN_SYN_INTERVAL: Duration = Duration::from_secs(1);
@@ -46,6 +49,16 @@ struct Admission {
     egress: ZoneId,
     generation: Generation,
     rule: RuleId,
+}
+
+/// What is known of a packet: the verdict, if it is one of a session or half-open session.
+type Known = Result<Option<Verdict>, RoutesNeeded>;
+
+/// The routes must be asked, without the lock, before this can be decided. Nothing was changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct RoutesNeeded {
+    /// Also the route to the packet's source.
+    source: bool,
 }
 
 impl Engine {
@@ -73,51 +86,73 @@ impl Engine {
             _ => {}
         }
         let hash = self.table.hash(&packet.tuple);
-        let known = self.known(&mut self.table.shard_for(hash), hash, packet, context, events);
+        let known = self.known(hash, packet, context, events).1;
         known.unwrap_or_else(|| match context.lease {
             LeaseState::Valid => self.unknown(hash, packet, context, events),
             LeaseState::Grace | LeaseState::Expired => Verdict::Drop(Reason::LeaseGrace),
         })
     }
 
-    /// The verdict on a packet of a session or half-open session.
+    /// The verdict on a packet of a session or half-open session, and the lock of its shard.
     fn known(
+        &self,
+        hash: u64,
+        packet: &Packet,
+        context: &mut Context<'_>,
+        events: &mut Vec<Event>,
+    ) -> (MutexGuard<'_, Shard>, Option<Verdict>) {
+        let mut routes = None;
+        loop {
+            let mut shard = self.table.shard_for(hash);
+            match self.known_with(&mut shard, hash, packet, context, routes.as_ref(), events) {
+                Ok(known) => return (shard, known),
+                Err(needed) => {
+                    drop(shard);
+                    routes = Some(PacketRoutes::ask(packet, needed, context));
+                }
+            }
+        }
+    }
+
+    /// The verdict on a packet of a session or half-open session, given its routes if they have been asked.
+    fn known_with(
         &self,
         shard: &mut Shard,
         hash: u64,
         packet: &Packet,
         context: &Context<'_>,
+        routes: Option<&PacketRoutes>,
         events: &mut Vec<Event>,
-    ) -> Option<Verdict> {
+    ) -> Known {
         let session = shard.sessions.find(hash, &packet.tuple);
         let entry = session.and_then(|slot| shard.sessions.get(slot));
         let contested = entry.is_none_or(|s| s.local.flags.has(SessionFlag::Contested));
         let live = entry.is_some_and(|s| s.is_open());
         let mut half_open = HalfOpenMatch::Nothing;
         if contested {
-            half_open = self.match_half_open(shard, hash, packet, live, context);
+            half_open = self.match_half_open(shard, hash, packet, live, context, routes)?;
             // Many packets fit a half-open session by chance; what fits the connection itself is the connection's.
             if let HalfOpenMatch::Step(step, slot) = half_open
                 && !(step.could_match_other_connection() && entry_fits(shard, session, packet, context))
             {
                 let packet = HandshakePacket { engine: self, shard, hash, slot, packet, context, events };
-                return Some(packet.advance(step));
+                return Ok(Some(packet.advance(step)));
             }
         }
         let Some(slot) = session else {
-            return match (half_open, &packet.kind) {
+            return Ok(match (half_open, &packet.kind) {
                 // The hint of the SYN that it answers may be under way, whatever else is known of the tuple.
                 (_, Kind::Tcp(tcp)) if tcp.has(Tcp::SYN) => None,
                 (HalfOpenMatch::Implausible(reason), _) => Some(Verdict::Drop(reason)),
                 _ => None,
-            };
+            });
         };
         if matches!(half_open, HalfOpenMatch::Nothing)
             && let Some(session) = shard.sessions.get_mut(slot)
         {
             session.local.flags.set(SessionFlag::Contested, false);
         }
-        self.established(shard, slot, packet, context, events)
+        self.established(shard, slot, packet, context, routes, events)
     }
 
     /// The verdict on a packet that no session knows.
@@ -162,9 +197,9 @@ impl Engine {
             Err(denied) => return self.deny(hash, packet, denied, context, events),
         };
         let tuple = packet.tuple;
-        let mut shard = self.table.shard_for(hash);
         // Another worker, or a hint, may have been faster.
-        if let Some(verdict) = self.known(&mut shard, hash, packet, context, events) {
+        let (mut shard, known) = self.known(hash, packet, context, events);
+        if let Some(verdict) = known {
             return verdict;
         }
         if self.table.half_open_by_source.count(tuple.src) >= self.config.max_half_open_per_source {
@@ -205,10 +240,17 @@ impl Engine {
     /// What source, route and policy say of a packet that would open a session; or the verdict that denies it.
     fn admit(&self, packet: &Packet, context: &mut Context<'_>) -> Result<Admission, Verdict> {
         let tuple = packet.tuple;
+        if context.ingress == ZoneId::UNKNOWN {
+            return Err(Verdict::Drop(Reason::NoDataInterface));
+        }
         if context.antispoof && context.routes.zone(tuple.src) != Some(context.ingress) {
             return Err(Verdict::Drop(Reason::Antispoof));
         }
-        let egress = context.routes.zone(tuple.dst).ok_or(Verdict::Drop(Reason::NoRoute))?;
+        let egress = match context.routes.zone(tuple.dst) {
+            None => return Err(Verdict::Drop(Reason::NoRoute)),
+            Some(ZoneId::UNKNOWN) => return Err(Verdict::Drop(Reason::NoDataInterface)),
+            Some(egress) => egress,
+        };
         let policy = self.active_policy();
         let decision = policy.decide(context.ingress, egress, &tuple);
         match decision.action {
@@ -224,7 +266,7 @@ impl Engine {
         hash: u64,
         packet: &Packet,
         denied: Verdict,
-        context: &Context<'_>,
+        context: &mut Context<'_>,
         events: &mut Vec<Event>,
     ) -> Verdict {
         let by_policy = matches!(denied, Verdict::Drop(Reason::Policy) | Verdict::Reject(_));
@@ -240,10 +282,16 @@ impl Engine {
     }
 
     /// Holds a packet that matches nothing. The other members are queried, once for each key.
-    fn hold_unmatched(&self, hash: u64, packet: &Packet, context: &Context<'_>, events: &mut Vec<Event>) -> Verdict {
-        let mut shard = self.table.shard_for(hash);
+    fn hold_unmatched(
+        &self,
+        hash: u64,
+        packet: &Packet,
+        context: &mut Context<'_>,
+        events: &mut Vec<Event>,
+    ) -> Verdict {
         // What it waits for may have come since it was looked for.
-        if let Some(verdict) = self.known(&mut shard, hash, packet, context, events) {
+        let (mut shard, known) = self.known(hash, packet, context, events);
+        if let Some(verdict) = known {
             return verdict;
         }
         self.table.await_hint(&mut shard, hash, &packet.tuple, context);

@@ -14,3 +14,4 @@ mod rfc;
 mod takeover;
 mod tcp;
 mod timeouts;
+mod zones;

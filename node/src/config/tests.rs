@@ -133,6 +133,12 @@ fn config_check_refuses_what_the_start_refuses() {
         ["line 19: datapath.bypass_interfaces: expected each interface once, found \"mgmt0\" again"]
     );
     assert!(bypass(r#"["a\"b"]"#)[0].contains("expected an interface name"));
+    assert_eq!(
+        bypass(r#"["eth1", "mgmt0", "eth0"]"#),
+        ["eth1", "eth0"].map(|name| format!(
+            "line 19: datapath.bypass_interfaces: expected no data interface: the kernel would route what arrives on it without any filtering, found \"{name}\", which `[[interface]]` names too"
+        ))
+    );
 
     let ports = format!("{GOOD}\n[http]\nlisten = \"10.9.0.1:7946\"\n");
     assert!(problems(&ports)[0].contains("http.listen: expected another address than the member port's"));

@@ -23,6 +23,19 @@ pub enum StartError {
         /// The name.
         name: String,
     },
+    /// A data interface that the gate would exempt.
+    #[error(
+        "the data interface {interface} is among the bypass interfaces (as {bypass}): the kernel would route what arrives on it unfiltered"
+    )]
+    #[diagnostic(help(
+        "`ip link` shows all names of an interface; remove {bypass} from bypass_interfaces under [datapath] in node.toml, or remove the [[interface]] table of {interface}"
+    ))]
+    Bypassed {
+        /// The data interface.
+        interface: String,
+        /// The name among the bypass interfaces: the same one, or another one of the interface.
+        bypass: String,
+    },
     /// The policy rule `lookup local` is not the first.
     #[error("the {family} policy rule `lookup local` is not at priority 0, ahead of the gate")]
     #[diagnostic(help(

@@ -103,8 +103,11 @@ fn check_options(options: &Options, wake: &WorkerWake) -> Result<(), StartError>
         return Err(StartError::Workers { workers, handle: wake.workers() });
     }
     let names = options.interfaces.iter().map(|i| &i.name).chain(&options.bypass_interfaces).chain([&options.device]);
-    match names.into_iter().find(|name| !gate::valid_interface_name(name)) {
-        Some(name) => Err(StartError::Name { name: name.clone() }),
+    if let Some(name) = names.into_iter().find(|name| !gate::valid_interface_name(name)) {
+        return Err(StartError::Name { name: name.clone() });
+    }
+    match options.interfaces.iter().find(|i| options.bypass_interfaces.contains(&i.name)) {
+        Some(i) => Err(StartError::Bypassed { interface: i.name.clone(), bypass: i.name.clone() }),
         None => Ok(()),
     }
 }
@@ -132,6 +135,9 @@ impl Machine {
         let all = links::links(&mut netlink).map_err(system("the list of interfaces"))?;
         let find = |i: &Interface| all.iter().find(|link| link.name == i.name).cloned();
         let links = options.interfaces.iter().map(find).collect();
+        if let Some(error) = links::bypassed(&all, &options.interfaces, &options.bypass_interfaces) {
+            return Err(error);
+        }
         let sysctls = SysctlPolicy { rp_filter: options.manage_rp_filter, forwarding: options.manage_forwarding };
         Ok(Machine { netlink, strict, monitor, gate, sysctls, links })
     }
@@ -283,6 +289,7 @@ impl Built {
             gate: GateStatus { rules, nft, problems },
             links,
             warnings: BTreeSet::new(),
+            bypassed: None,
             chains: [None, None],
         }));
         let rings = rings(&options)?;

@@ -173,9 +173,13 @@ impl Routes for RouteZones {
     fn zone(&mut self, destination: Ip) -> Option<ZoneId> {
         match self.interface(destination) {
             0 => None,
-            // The outgoing interface has no zone: only rules for `any` zone match.
+            // The outgoing interface may be no data interface.
             index => Some(self.zones.iter().find(|(i, _)| *i == index).map_or(ZoneId::UNKNOWN, |(_, zone)| *zone)),
         }
+    }
+
+    fn topology(&self) -> u16 {
+        u16::try_from(self.generation % u64::from(u16::MAX)).map_or(u16::MAX, |n| n + 1)
     }
 }
 

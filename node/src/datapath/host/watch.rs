@@ -45,6 +45,8 @@ pub(crate) struct Health {
     pub(crate) links: Vec<LinkState>,
     /// Settings with which packets are lost or bypass the datapath.
     pub(crate) warnings: BTreeSet<String>,
+    /// A data interface that the gate exempts.
+    pub(crate) bypassed: Option<String>,
     /// Chains that drop re-injected packets: of nftables, of iptables-legacy.
     pub(crate) chains: [Option<String>; 2],
 }
@@ -52,7 +54,7 @@ pub(crate) struct Health {
 impl Health {
     /// The problems apart from those of the gate.
     pub(crate) fn problems(&self) -> impl Iterator<Item = &String> {
-        self.warnings.iter().chain(self.chains.iter().flatten())
+        self.warnings.iter().chain(&self.bypassed).chain(self.chains.iter().flatten())
     }
 }
 
@@ -273,6 +275,8 @@ impl Watcher {
             Ok(links) => links,
             Err(error) => return tracing::warn!(%error, "the interfaces cannot be listed"),
         };
+        let bypassed = links::bypassed(&links, &self.interfaces, &self.bypass_interfaces);
+        self.health.lock().bypassed = bypassed.map(|error| with_remedy(&error));
         self.follow_devices(&links);
         self.follow_interfaces(&links);
     }
