@@ -20,7 +20,7 @@ use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 
 use crate::clock;
 use crate::config::{self, Config, INJECT_DEVICE};
-use crate::datapath::{self, Datapath, Inject, Sinks, StartError, WorkerWake};
+use crate::datapath::{self, Condition, Datapath, Inject, Severity, Sinks, StartError, WorkerWake};
 use crate::drain::Drainable;
 use crate::lease::Lease;
 use crate::readiness::Cause;
@@ -219,7 +219,7 @@ impl Member {
             }));
             match self.datapath() {
                 None => causes.push(Cause::withdraw("the datapath does not run yet")),
-                Some(datapath) => causes.extend(unhealthy(&datapath)),
+                Some(datapath) => causes.extend(datapath.conditions().iter().map(cause)),
             }
         }
         causes
@@ -286,12 +286,15 @@ impl From<&Config> for datapath::Options {
             name: i.name.clone(),
             zone: i.zone.clone(),
             antispoof: i.antispoof,
+            track: i.track,
         };
         datapath::Options {
             interfaces: c.interfaces.iter().map(interface).collect(),
             bypass_interfaces: d.bypass_interfaces.clone(),
             workers: d.workers,
             hold: d.hold,
+            stale_after: d.stale_after,
+            ring_memory: d.ring_memory,
             device: INJECT_DEVICE.to_owned(),
             inject: match d.inject {
                 config::Inject::Auto => Inject::Auto,
@@ -314,16 +317,12 @@ fn seed() -> u64 {
     }
 }
 
-/// What keeps a running datapath from being fit for traffic.
-fn unhealthy(datapath: &Datapath) -> Vec<Cause> {
-    if datapath.healthy() {
-        return Vec::new();
+/// What a condition of the datapath means for routers.
+fn cause(condition: &Condition) -> Cause {
+    match condition.severity() {
+        Severity::Failed => Cause::failed(condition.to_string()),
+        Severity::Degraded => Cause::fallback(condition.to_string()),
     }
-    let reasons = datapath.status().warnings;
-    if reasons.is_empty() {
-        return vec![Cause::failed("a packet worker makes no progress")];
-    }
-    reasons.into_iter().map(Cause::failed).collect()
 }
 
 fn report(failures: &mpsc::Sender<MemberFailure>, failure: MemberFailure) {

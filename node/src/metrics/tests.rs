@@ -112,7 +112,7 @@ fn page() -> MetricFamilies {
     process::collect(&mut families);
     raft::collect(&mut families, &status);
     let (replication, store) = Default::default();
-    counted(&mut families, &replication, &store, Some(&DatapathMetrics::new(2)));
+    counted(&mut families, &replication, &store, Some(&DatapathMetrics::new(2, ["eth0"])));
     crate::limits::AdminLimits::default().collect(&mut families);
     crate::http::HttpMetrics::collect(&[&crate::http::HttpMetrics::default()], &mut families);
     families
