@@ -26,6 +26,7 @@ use crate::engine::Engine;
 use crate::event::{Event, Hint, Proposal};
 use crate::hold::{HoldBuffer, HoldCounts, HoldLimits};
 use crate::id::{Generation, ZoneId};
+use crate::parse::rejection::Unreachable;
 use crate::parse::{self, Checksum, Packet};
 use crate::time::Time;
 use crate::traffic::Traffic;
@@ -129,6 +130,11 @@ pub trait Environment {
     /// This router's own address on a port, as the source of an ICMP error about this packet.
     fn router_address(&self, port: usize, packet: &Tuple) -> Option<Ip>;
 
+    /// Why the kernel has no route for this packet. `None`: its sender is not to be told, as by a blackhole route.
+    fn unreachable(&mut self, _packet: &Tuple) -> Option<Unreachable> {
+        None
+    }
+
     /// Whether the numbers of the ports' zones must be looked up again, although no policy has changed.
     fn zones_outdated(&mut self) -> bool;
 
@@ -177,6 +183,17 @@ pub trait PacketSink<M> {
 
     /// Answers a rejected packet, from `router` if that is an ICMP error.
     fn reject(&mut self, now: Time, packet: &Packet, bytes: &[u8], router: Option<Ip>);
+
+    /// Tells the sender of a packet that there is no route, if it may be told now and there is a reason to give.
+    fn unreachable(
+        &mut self,
+        _now: Time,
+        _packet: &Packet,
+        _bytes: &[u8],
+        _router: Option<Ip>,
+        _why: &mut dyn FnMut() -> Option<Unreachable>,
+    ) {
+    }
 
     /// The room in the queue of hints.
     fn hint_room(&self) -> QueueRoom;
@@ -253,8 +270,10 @@ pub struct PacketLoop<J, E, S, M> {
     /// The policy and the zones' version that were seen last.
     known: Option<(Generation, u64)>,
     hold: HoldBuffer<HeldPacket<M>>,
-    /// The longest hold, and the age at which a captured packet is stale.
+    /// The longest hold.
     max_time: Duration,
+    /// The age at which a captured packet is stale.
+    stale_after: Duration,
     // Reused from packet to packet.
     events: Vec<Event>,
     keys: Vec<HoldKey>,
@@ -274,10 +293,18 @@ impl<J: Judge, E: Environment, S: PacketSink<M>, M: PacketMeta> PacketLoop<J, E,
             known: None,
             hold: HoldBuffer::new(limits),
             max_time: limits.max_time,
+            stale_after: limits.max_time,
             events: Vec::with_capacity(16),
             keys: Vec::new(),
             released: Vec::new(),
         }
+    }
+
+    /// Sets the age from which a captured packet is dropped as stale; without it, that is the longest hold.
+    #[must_use]
+    pub fn with_stale_after(mut self, age: Duration) -> Self {
+        self.stale_after = age;
+        self
     }
 
     /// When [`PacketLoop::turn`] must run at the latest, so that no packet is held for too long.
@@ -289,6 +316,11 @@ impl<J: Judge, E: Environment, S: PacketSink<M>, M: PacketMeta> PacketLoop<J, E,
     /// The sink.
     pub fn sink(&self) -> &S {
         &self.sink
+    }
+
+    /// The environment and the sink, for a change of what they work with.
+    pub fn parts_mut(&mut self) -> (&mut E, &mut S) {
+        (&mut self.environment, &mut self.sink)
     }
 
     /// Judges what was woken, receives a batch, and expires what waited for too long. Returns the number of frames received.
@@ -341,7 +373,7 @@ impl<J: Judge, E: Environment, S: PacketSink<M>, M: PacketMeta> PacketLoop<J, E,
     fn receive(&mut self, received: ReceivedPacket<'_, M>) {
         let ReceivedPacket { now, captured, port, meta, bytes } = received;
         let raw = Traffic { packets: 1, bytes: bytes.len() as u64 };
-        if now.since(captured) > self.max_time {
+        if now.since(captured) > self.stale_after {
             return self.sink.record(PacketOutcome::Dropped(Reason::Stale), &meta, raw);
         }
         let packet = match parse::parse(bytes, meta.checksum()) {
@@ -419,7 +451,15 @@ impl<J: Judge, E: Environment, S: PacketSink<M>, M: PacketMeta> PacketLoop<J, E,
                 };
                 self.sink.record(outcome, meta, traffic);
             }
-            Verdict::Drop(reason) => self.sink.record(PacketOutcome::Dropped(reason), meta, traffic),
+            Verdict::Drop(reason) => {
+                self.sink.record(PacketOutcome::Dropped(reason), meta, traffic);
+                if reason == Reason::NoRoute {
+                    let environment = &mut self.environment;
+                    let router = environment.router_address(port, &packet.tuple);
+                    let why = &mut || environment.unreachable(&packet.tuple);
+                    self.sink.unreachable(now, packet, bytes, router, why);
+                }
+            }
             Verdict::Reject(reason) => {
                 self.sink.record(PacketOutcome::Rejected(reason), meta, traffic);
                 let router = self.environment.router_address(port, &packet.tuple);

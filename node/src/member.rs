@@ -20,9 +20,10 @@ use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 
 use crate::clock;
 use crate::config::{self, Config, INJECT_DEVICE};
-use crate::datapath::{self, Datapath, Gate, Inject, Sinks, StartError, WorkerWake};
+use crate::datapath::{self, Condition, Datapath, Gate, Inject, Severity, Sinks, StartError, WorkerWake};
 use crate::drain::Drainable;
 use crate::lease::Lease;
+use crate::readiness::Cause;
 use crate::replication::{self, ElectionPriority, EndedError, OpenError, Replication, Timing, Voters};
 use crate::zone_registration;
 
@@ -194,28 +195,35 @@ impl Member {
         self.zones.iter().filter(|zone| cluster.zone(zone) == ZoneId::UNKNOWN).cloned().collect()
     }
 
-    /// Why a member with this role should not be given traffic; empty if it should.
-    pub(crate) fn not_ready(&self, role: Role) -> Vec<String> {
-        let mut reasons = Vec::new();
-        match self.lease_state() {
-            LeaseState::Valid => {}
-            LeaseState::Grace => {
-                reasons.push("this member is cut off from the cluster: only established sessions pass".to_owned())
+    /// What keeps a member with this role from full readiness.
+    pub(crate) fn unready(&self, role: Role) -> Vec<Cause> {
+        let mut causes = Vec::new();
+        match (self.lease_state(), self.lease.is_suspect()) {
+            (LeaseState::Valid, _) => {}
+            (LeaseState::Grace, true) => {
+                causes.push(Cause::fallback(
+                    "what this member has applied is being repaired: only established sessions pass",
+                ));
             }
-            LeaseState::Expired => {
-                reasons.push("this member has not caught up with the cluster: nothing passes".to_owned())
+            (LeaseState::Grace, false) => {
+                causes.push(Cause::fallback("this member is cut off from the cluster: only established sessions pass"));
+            }
+            (LeaseState::Expired, _) => {
+                causes.push(Cause::withdraw("this member has not caught up with the cluster: nothing passes"));
             }
         }
         if role == Role::Firewall {
-            reasons.extend(self.unregistered_zones().into_iter().map(|zone| {
-                format!("the zone {zone} is not registered in the cluster yet: nothing passes at its interfaces")
+            causes.extend(self.unregistered_zones().into_iter().map(|zone| {
+                let reason =
+                    format!("the zone {zone} is not registered in the cluster yet: nothing passes at its interfaces");
+                Cause::failed(reason)
             }));
             match self.datapath() {
-                None => reasons.push("the datapath does not run yet".to_owned()),
-                Some(datapath) => reasons.extend(unhealthy(&datapath)),
+                None => causes.push(Cause::withdraw("the datapath does not run yet")),
+                Some(datapath) => causes.extend(datapath.conditions().iter().map(cause)),
             }
         }
-        reasons
+        causes
     }
 
     /// The packet workers that make no progress.
@@ -256,6 +264,7 @@ impl From<&Config> for replication::Options {
             data_dir: c.data_dir.clone(),
             name: c.name.clone(),
             listen: c.cluster.listen,
+            interfaces: c.cluster.interfaces.clone(),
             advertise: c.cluster.advertise.to_string(),
             role: c.role,
             engine,
@@ -278,12 +287,15 @@ impl From<&Config> for datapath::Options {
             name: i.name.clone(),
             zone: i.zone.clone(),
             antispoof: i.antispoof,
+            track: i.track,
         };
         datapath::Options {
             interfaces: c.interfaces.iter().map(interface).collect(),
             bypass_interfaces: d.bypass_interfaces.clone(),
             workers: d.workers,
             hold: d.hold,
+            stale_after: d.stale_after,
+            ring_memory: d.ring_memory,
             device: INJECT_DEVICE.to_owned(),
             inject: match d.inject {
                 config::Inject::Auto => Inject::Auto,
@@ -306,16 +318,12 @@ fn seed() -> u64 {
     }
 }
 
-/// What keeps a running datapath from being fit for traffic.
-fn unhealthy(datapath: &Datapath) -> Vec<String> {
-    if datapath.healthy() {
-        return Vec::new();
+/// What a condition of the datapath means for routers.
+fn cause(condition: &Condition) -> Cause {
+    match condition.severity() {
+        Severity::Failed => Cause::failed(condition.to_string()),
+        Severity::Degraded => Cause::fallback(condition.to_string()),
     }
-    let mut reasons = datapath.status().warnings;
-    if reasons.is_empty() {
-        reasons.push("a packet worker makes no progress".to_owned());
-    }
-    reasons
 }
 
 fn report(failures: &mpsc::Sender<MemberFailure>, failure: MemberFailure) {

@@ -359,21 +359,6 @@ fn foreign_xdp_program_refuses_the_start_and_is_noticed() {
     eventually("and its end", || running.datapath.healthy());
 }
 
-#[test]
-fn data_interface_that_is_a_port_refuses_the_start() {
-    if !can_run("a_data_interface_that_is_a_port", PROGRAMS) {
-        return;
-    }
-    let lab = SmallLab::new();
-    lab.member.ip("link add br0 type bridge");
-    lab.member.ip("link set f0 master br0");
-    let error = start(&lab, two_interfaces(), &Fixed::forward()).err().expect("it starts on a bridge's port");
-    println!("{error}");
-    assert!(matches!(&error, StartError::Port { interface, of } if interface == "f0" && of == "bridge"), "{error:?}");
-    lab.member.ip("link set f0 nomaster");
-    start(&lab, two_interfaces(), &Fixed::forward()).unwrap();
-}
-
 /// With forwarding on, the kernel drops the default routes of router advertisements and takes no new ones.
 #[test]
 fn default_route_of_an_advertisement_is_noticed() {

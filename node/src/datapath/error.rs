@@ -23,15 +23,6 @@ pub enum StartError {
         /// The name.
         name: String,
     },
-    /// A data interface is not there.
-    #[error("there is no interface {name}")]
-    #[diagnostic(help(
-        "`ip link` lists this machine's interfaces; correct [[interface]] in node.toml, or bring the interface up before the daemon"
-    ))]
-    Interface {
-        /// Its name.
-        name: String,
-    },
     /// A data interface that the gate would exempt.
     #[error(
         "the data interface {interface} is among the bypass interfaces (as {bypass}): the kernel would route what arrives on it unfiltered"
@@ -132,14 +123,12 @@ pub enum StartError {
         /// The interface.
         interface: String,
     },
-    /// A data interface that is a part of another.
-    #[error("{interface} is a port of a {of}: its packets are that one's")]
-    #[diagnostic(help("name the bridge or bond in [[interface]] instead; with a VRF, Palisade cannot forward"))]
-    Port {
+    /// A data interface of a VRF.
+    #[error("{interface} belongs to a VRF, and Palisade routes in the main table")]
+    #[diagnostic(help("`ip link set dev {interface} nomaster`"))]
+    Vrf {
         /// The interface.
         interface: String,
-        /// Of what kind.
-        of: String,
     },
     /// The kernel forwards labelled packets.
     #[error("the kernel forwards MPLS packets past the gate: {setting} is 1")]
@@ -204,10 +193,23 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
+    /// The capture rings would be too small.
+    #[error(
+        "ring_memory is too small for {interfaces} interfaces and {workers} workers: they need {needed} bytes at least"
+    )]
+    #[diagnostic(help("raise ring_memory under [datapath] in node.toml, or lower workers"))]
+    RingMemory {
+        /// Data interfaces.
+        interfaces: usize,
+        /// Workers.
+        workers: usize,
+        /// The smallest budget.
+        needed: usize,
+    },
     /// A capture socket cannot be opened.
     #[error("{interface} cannot be captured")]
     #[diagnostic(help(
-        "the daemon needs CAP_NET_RAW, a kernel with CONFIG_PACKET, and memory for its rings (one for each interface, IP version and worker: fewer [datapath] workers need less)"
+        "the daemon needs CAP_NET_RAW, a kernel with CONFIG_PACKET, and memory for its rings ([datapath] ring_memory: one for each interface, IP version and worker)"
     ))]
     Capture {
         /// The interface.

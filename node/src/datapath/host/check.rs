@@ -3,6 +3,8 @@
 
 use std::io;
 
+use rtnetlink::packet_route::link::InfoPortKind;
+
 use super::neighbours;
 use super::netlink::Netlink;
 use super::program;
@@ -141,8 +143,9 @@ pub(crate) fn interfaces(netlink: &mut Netlink, data: &[&str]) -> Result<(), Sta
         if link.xdp {
             return Err(StartError::Xdp { interface });
         }
-        if let Some(port) = &link.port {
-            return Err(StartError::Port { interface, of: port.to_string() });
+        // A port of a bridge, bond or team may leave it again: it is a condition of readiness.
+        if link.port == Some(InfoPortKind::Vrf) {
+            return Err(StartError::Vrf { interface });
         }
     }
     labels()

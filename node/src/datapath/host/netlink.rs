@@ -328,6 +328,41 @@ impl Monitor {
     }
 }
 
+/// The kernel's notifications about interfaces and their addresses only: a socket that says that something changed.
+pub(crate) struct LinkMonitor(Socket);
+
+impl LinkMonitor {
+    /// Subscribes to notifications from now on.
+    pub(crate) fn open() -> io::Result<LinkMonitor> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind(&SocketAddr::new(0, 0))?;
+        // RTNLGRP_LINK, IPV4_IFADDR, IPV6_IFADDR (linux/rtnetlink.h).
+        for group in [1, 5, 9] {
+            socket.add_membership(group)?;
+        }
+        socket.set_non_blocking(true)?;
+        Ok(LinkMonitor(socket))
+    }
+
+    /// Discards the notifications that are there, and the error that some were lost.
+    pub(crate) fn clear(&mut self) {
+        let mut discarded = [0; 64];
+        // Bounded; what is left wakes the next wait.
+        for _ in 0..4096 {
+            match recv(self.0.as_raw_fd(), &mut discarded, MsgFlags::MSG_TRUNC) {
+                Err(Errno::EAGAIN) => return,
+                Ok(_) | Err(_) => {}
+            }
+        }
+    }
+}
+
+impl AsFd for LinkMonitor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
