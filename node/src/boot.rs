@@ -52,6 +52,20 @@ pub fn install_gate(file: &Path) -> io::Result<GateAtBoot> {
     Ok(GateAtBoot::Installed { bypass_interfaces, config, nft })
 }
 
+/// Installs the gate for a daemon that cannot start, and says so in the log: it must not leave an open router behind.
+pub fn close_gate(config: &Path) {
+    match install_gate(config) {
+        Ok(GateAtBoot::Witness) => {}
+        Ok(GateAtBoot::Installed { bypass_interfaces, .. }) => tracing::warn!(
+            exempt = ?bypass_interfaces,
+            "the gate is installed: this machine forwards nothing until the configuration is valid (`palisade gate remove` opens it)"
+        ),
+        Err(error) => {
+            tracing::error!(%error, "the gate cannot be installed: this machine forwards as its kernel is set")
+        }
+    }
+}
+
 /// Whether a configuration that is not valid says that it is a witness's.
 fn names_a_witness(text: &str) -> bool {
     text.lines().any(|line| {

@@ -1,10 +1,10 @@
 //! `palisade node`: the daemon.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use palisade_node::Node;
-use palisade_node::boot::{GateAtBoot, install_gate};
+use palisade_node::boot::close_gate;
 use palisade_node::config::Config;
 use palisade_node::datapath::nice;
 
@@ -38,18 +38,4 @@ pub fn run(global: &Global, args: &Args) -> Result<ExitCode, Failure> {
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));
     result.map_err(|e| Failure::error(Exit::Failure, &e))?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// A daemon that cannot start must not leave an open router behind.
-fn close_gate(config: &Path) {
-    match install_gate(config) {
-        Ok(GateAtBoot::Witness) => {}
-        Ok(GateAtBoot::Installed { bypass_interfaces, .. }) => tracing::warn!(
-            exempt = ?bypass_interfaces,
-            "the gate is installed: this machine forwards nothing until the configuration is valid (`palisade gate remove` opens it)"
-        ),
-        Err(error) => {
-            tracing::error!(%error, "the gate cannot be installed: this machine forwards as its kernel is set")
-        }
-    }
 }
