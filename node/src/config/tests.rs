@@ -135,7 +135,7 @@ fn values_that_contradict_each_other() {
 /// What the start of the daemon would refuse, `palisade config check` refuses before it.
 #[test]
 fn config_check_refuses_what_the_start_refuses() {
-    for name in [r#"a\"b"#, r"a\\b", "palisade0"] {
+    for name in [r#"a\"b"#, r"a\\b", "palisade0", "palisade-x"] {
         let named = GOOD.replace("eth0", name);
         assert!(problems(&named)[0].contains("interface[0].name: expected"), "{name}: {:?}", problems(&named));
     }
