@@ -25,8 +25,13 @@ use crate::datapath::worker::Shared;
 
 /// Most flows that are known.
 const MAX_FLOWS: usize = 2048;
-/// How long one is known after its last packet that left elsewhere. A session remembers its zone itself.
-const TTL: Duration = Duration::from_secs(600);
+/// How long one is known after its last packet that left elsewhere. A session remembers its zone itself, and a flow that is denied
+/// because of its exit tries again after this time.
+const TTL: Duration = Duration::from_secs(60);
+/// The same after a change of the kernel's routes, by which the exit may be another one.
+const TTL_AFTER_CHANGE: Duration = Duration::from_secs(5);
+/// How often the table is searched for exits that are too old.
+const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
 /// The shortest time between two changes of the table, which copy it.
 const MIN_INTERVAL: Duration = Duration::from_millis(10);
 
@@ -35,6 +40,15 @@ const MIN_INTERVAL: Duration = Duration::from_millis(10);
 struct Exit {
     interface: u32,
     seen: Time,
+    /// The number of the kernel's routes then.
+    topology: u64,
+}
+
+impl Exit {
+    fn is_known(&self, now: Time, topology: u64) -> bool {
+        let ttl = if self.topology == topology { TTL } else { TTL_AFTER_CHANGE };
+        now.since(self.seen) < ttl
+    }
 }
 
 /// The flows whose exits are known. The flow label is no part of the key: the sender changes it when it sends a segment
@@ -57,12 +71,19 @@ impl ObservedExits {
         self.flows.load().get(&key(*flow)).map(|exit| exit.interface)
     }
 
+    /// Forgets exits that are too old, so that the workers need not look at their age.
+    fn expire(&self, now: Time, topology: u64) {
+        if !self.flows.load().values().all(|exit| exit.is_known(now, topology)) {
+            self.learn(now, topology, &[]);
+        }
+    }
+
     /// Learns the exits of flows. There is one writer.
-    fn learn(&self, now: Time, learned: &[(Flow, u32)]) {
+    fn learn(&self, now: Time, topology: u64, learned: &[(Flow, u32)]) {
         let mut flows = HashMap::clone(&self.flows.load());
-        flows.retain(|_, exit| now.since(exit.seen) < TTL);
+        flows.retain(|_, exit| exit.is_known(now, topology));
         for (flow, interface) in learned {
-            flows.insert(key(*flow), Exit { interface: *interface, seen: now });
+            flows.insert(key(*flow), Exit { interface: *interface, seen: now, topology });
         }
         if let Some(excess) = flows.len().checked_sub(MAX_FLOWS).filter(|excess| *excess > 0) {
             let mut ages: Vec<Time> = flows.values().map(|exit| exit.seen).collect();
@@ -95,9 +116,11 @@ impl ExitObserver {
     pub(crate) fn run(mut self) {
         let mut learned = Vec::with_capacity(Nflog::MAX_PACKETS);
         while !self.shared.stop.load(Ordering::Relaxed) {
+            // Before what was logged is read: if the routes change meanwhile, it may be older than they.
+            let topology = self.topology.generation.load(Ordering::Acquire);
             self.read(&mut learned);
             if !learned.is_empty() {
-                self.topology.exits.learn(clock::now(), &learned);
+                self.topology.exits.learn(clock::now(), topology, &learned);
                 learned.clear();
                 std::thread::sleep(MIN_INTERVAL);
                 continue;
@@ -106,11 +129,10 @@ impl ExitObserver {
                 PollFd::new(self.log.as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.stop_fd.as_fd(), PollFlags::POLLIN),
             ];
-            let timeout = PollTimeout::try_from(TTL).unwrap_or(PollTimeout::MAX);
-            if poll(&mut fds, timeout).is_ok_and(|ready| ready == 0) && !self.topology.exits.is_empty() {
-                // What is too old goes, so that the workers need not look for it.
-                self.topology.exits.learn(clock::now(), &[]);
-            }
+            let exits = &self.topology.exits;
+            let interval = if exits.is_empty() { TTL } else { EXPIRY_INTERVAL };
+            let _ = poll(&mut fds, PollTimeout::try_from(interval).unwrap_or(PollTimeout::MAX));
+            exits.expire(clock::now(), topology);
         }
     }
 
@@ -153,10 +175,10 @@ mod tests {
     fn observed_exit_is_that_of_the_last_packet_whatever_its_flow_label() {
         let exits = ObservedExits::default();
         assert!(exits.is_empty() && exits.get(&flow(1, 0)).is_none());
-        exits.learn(at(1), &[(flow(1, 5), 3), (flow(2, 0), 4)]);
+        exits.learn(at(1), 1, &[(flow(1, 5), 3), (flow(2, 0), 4)]);
         assert!(!exits.is_empty());
         assert_eq!((exits.get(&flow(1, 9)), exits.get(&flow(2, 0)), exits.get(&flow(3, 0))), (Some(3), Some(4), None));
-        exits.learn(at(2), &[(flow(1, 7), 4)]);
+        exits.learn(at(2), 1, &[(flow(1, 7), 4)]);
         assert_eq!(exits.get(&flow(1, 5)), Some(4));
         let mut marked = flow(1, 5);
         marked.class.dscp = 0x10;
@@ -168,13 +190,25 @@ mod tests {
         let exits = ObservedExits::default();
         let all: Vec<(Flow, u32)> = (0..u16::try_from(MAX_FLOWS).unwrap()).map(|n| (flow(n, 0), 3)).collect();
         for (n, some) in all.chunks(64).enumerate() {
-            exits.learn(at(n as u64), some);
+            exits.learn(at(n as u64), 1, some);
         }
         assert_eq!(exits.get(&flow(0, 0)), Some(3));
-        exits.learn(at(100), &[(flow(60_000, 0), 4)]);
+        exits.learn(at(50), 1, &[(flow(60_000, 0), 4)]);
         assert!(exits.flows.load().len() <= MAX_FLOWS);
         assert_eq!((exits.get(&flow(0, 0)), exits.get(&flow(60_000, 0))), (None, Some(4)), "the oldest goes");
-        exits.learn(at(100) + TTL, &[]);
+        exits.expire(at(50) + TTL, 1);
+        assert!(exits.is_empty());
+    }
+
+    #[test]
+    fn observed_exit_is_doubted_after_a_change_of_routes() {
+        let exits = ObservedExits::default();
+        exits.learn(at(1), 1, &[(flow(1, 0), 3)]);
+        exits.expire(at(1) + TTL_AFTER_CHANGE, 1);
+        assert_eq!(exits.get(&flow(1, 0)), Some(3));
+        exits.expire(at(2), 2);
+        assert_eq!(exits.get(&flow(1, 0)), Some(3), "routes change all the time");
+        exits.expire(at(1) + TTL_AFTER_CHANGE, 2);
         assert!(exits.is_empty());
     }
 }
