@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::datapath::Gate;
 use crate::drain::{Drain, DrainOutcome, DrainReason, Draining};
 use crate::limits::AdminLimits;
+use crate::listen::SecondLock;
 use crate::member::{Member, MemberError, MemberFailure};
 use crate::readiness::{Announcer, Cause, Readiness};
 use crate::replication::{self, MembershipError};
@@ -59,6 +60,8 @@ pub(crate) struct Daemon {
     config: Arc<Config>,
     /// The gate, where there is one: not on a witness.
     gate: Option<Gate>,
+    /// Where the interfaces of listeners are enforced once more.
+    second_lock: SecondLock,
     member: ArcSwapOption<Member>,
     /// Held by whatever creates, joins or leaves a cluster.
     change: tokio::sync::Mutex<()>,
@@ -70,10 +73,16 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     /// A daemon without a member. What ends a member later is sent to `failures`.
-    pub(crate) fn new(config: Config, gate: Option<Gate>, failures: mpsc::Sender<MemberFailure>) -> Daemon {
+    pub(crate) fn new(
+        config: Config,
+        gate: Option<Gate>,
+        second_lock: SecondLock,
+        failures: mpsc::Sender<MemberFailure>,
+    ) -> Daemon {
         let (member, change) = (ArcSwapOption::empty(), tokio::sync::Mutex::new(()));
         let announcer = Mutex::new(Announcer::new(config.readiness.hold_down));
         Daemon {
+            second_lock,
             config: Arc::new(config),
             gate,
             member,
@@ -197,7 +206,7 @@ impl Daemon {
     }
 
     async fn start(&self) -> Result<Arc<Member>, MemberError> {
-        let member = Member::open(&self.config, self.gate.clone(), &self.failures).await?;
+        let member = Member::open(&self.config, self.gate.clone(), self.second_lock.clone(), &self.failures).await?;
         self.member.store(Some(member.clone()));
         Ok(member)
     }

@@ -23,6 +23,7 @@ use crate::config::{self, Config, INJECT_DEVICE};
 use crate::datapath::{self, Condition, Datapath, Gate, Inject, Severity, Sinks, StartError, WorkerWake};
 use crate::drain::Drainable;
 use crate::lease::Lease;
+use crate::listen::SecondLock;
 use crate::readiness::Cause;
 use crate::replication::{self, ElectionPriority, EndedError, OpenError, Replication, Timing, Voters};
 use crate::zone_registration;
@@ -106,13 +107,14 @@ impl Member {
     pub(crate) async fn open(
         config: &Arc<Config>,
         gate: Option<Gate>,
+        second_lock: SecondLock,
         failures: &mpsc::Sender<MemberFailure>,
     ) -> Result<Arc<Member>, MemberError> {
         let workers = if config.role == Role::Witness { 0 } else { config.datapath.workers };
         let wake = WorkerWake::new(workers).map_err(MemberError::Wake)?;
         let lease = Arc::new(Lease::new(config.limits.grace));
         let (sinks, hints, proposals) = queues();
-        let options = replication::Options::from(&**config);
+        let options = replication::Options { second_lock, ..replication::Options::from(&**config) };
         let replication = Replication::open(options, hints, proposals, wake.clone(), lease.clone()).await?;
         let engine = replication.engine();
         let identity = replication.identity();
@@ -265,6 +267,7 @@ impl From<&Config> for replication::Options {
             name: c.name.clone(),
             listen: c.cluster.listen,
             interfaces: c.cluster.interfaces.clone(),
+            second_lock: SecondLock::default(),
             advertise: c.cluster.advertise.to_string(),
             role: c.role,
             engine,

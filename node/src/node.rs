@@ -29,9 +29,10 @@
 //! | readiness | follows the grade of readiness, logs it, and announces it by kernel routes | yes |
 //! | watchdog | tells systemd that all threads make progress | yes |
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use miette::Diagnostic;
@@ -44,9 +45,9 @@ use tokio::task::{JoinError, JoinSet, spawn_blocking};
 use crate::admin::{self, SocketError};
 use crate::config::{Config, INJECT_DEVICE};
 use crate::daemon::Daemon;
-use crate::datapath::Gate;
+use crate::datapath::{self, Gate};
 use crate::http::{self, HttpState};
-use crate::listen::ListenError;
+use crate::listen::{ListenError, SecondLock};
 use crate::member::{MemberError, MemberFailure};
 use crate::readiness;
 use crate::replication::OpenError;
@@ -126,12 +127,13 @@ impl Node {
         // The log and the snapshots hold the policy and who talks to whom. A service manager may set this too; a shell does not.
         umask(Mode::S_IRWXG | Mode::S_IRWXO);
         let gate = install_gate(&config).await?;
-        let http = http::Server::bind(&config.http)?;
+        let second_lock = second_lock(gate.as_ref());
+        let http = http::Server::bind(&config.http, second_lock.clone())?;
         let path = config.admin.socket.clone();
         // It asks the name service for the group.
         let socket = spawn_blocking(move || admin::Socket::bind(&path)).await.map_err(NodeError::SocketTask)??;
         let (failures, mut failure) = mpsc::channel(4);
-        let daemon = Arc::new(Daemon::new(config, gate, failures));
+        let daemon = Arc::new(Daemon::new(config, gate, second_lock, failures));
 
         let mut tasks = Tasks::default();
         let pages: Arc<dyn HttpState> = daemon.clone();
@@ -218,6 +220,22 @@ async fn install_gate(config: &Config) -> Result<Option<Gate>, NodeError> {
         Err(error) => tracing::warn!(%error, "the gate is installed, but without its second lock (nftables)"),
     }
     Ok(Some(gate))
+}
+
+/// The gate's table, as the second lock of the listeners. A witness has none.
+fn second_lock(gate: Option<&Gate>) -> SecondLock {
+    let Some(gate) = gate.cloned() else { return SecondLock::default() };
+    SecondLock::new(move |listeners| {
+        let listener = |(address, indices): &(SocketAddr, BTreeSet<u32>)| datapath::Listener {
+            address: address.ip(),
+            port: address.port(),
+            interfaces: indices.iter().copied().collect(),
+        };
+        let listeners: Vec<_> = listeners.values().map(listener).collect();
+        if let Err(error) = gate.set_listeners(&listeners) {
+            tracing::warn!(%error, "the gate's table does not have the interfaces of the listeners: their socket filters do");
+        }
+    })
 }
 
 /// Tells systemd that the process lives, while no thread is stuck.

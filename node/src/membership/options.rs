@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use palisade_engine::{MemberInfo, Role};
 
+use crate::listen::SecondLock;
 use crate::raft::config::{LogSize, Timing};
 use crate::raft::voters::Voters;
 
@@ -19,6 +20,8 @@ pub struct Options {
     pub listen: SocketAddr,
     /// The interfaces by which they reach it there; none: the one that has the address.
     pub interfaces: Vec<String>,
+    /// Where these are enforced once more.
+    pub second_lock: SecondLock,
     /// The address at which they reach it, `host:port`.
     pub advertise: String,
     /// Its role.
