@@ -37,6 +37,15 @@ const POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// How long [`Member::close`] waits for other tasks to drop their handles, of the datapath and of the member.
 const HANDLES_DROPPED_WITHIN: Duration = Duration::from_secs(2);
 
+/// How a running member ends by itself.
+#[derive(Debug)]
+pub(crate) enum MemberEnd {
+    /// The cluster has removed it.
+    Removed,
+    /// It cannot go on.
+    Failed(MemberFailure),
+}
+
 /// Why a running member cannot go on.
 #[derive(Debug, thiserror::Error, Diagnostic)]
 pub enum MemberFailure {
@@ -95,10 +104,10 @@ enum DatapathState {
 
 impl Member {
     /// Starts the member that the data folder belongs to and, in the background, its datapath. What ends it later is sent
-    /// to `failures`.
+    /// to `ends`.
     pub(crate) async fn open(
         config: &Arc<Config>,
-        failures: &mpsc::Sender<MemberFailure>,
+        ends: &mpsc::Sender<MemberEnd>,
     ) -> Result<Arc<Member>, MemberError> {
         let workers = if config.role == Role::Witness { 0 } else { config.datapath.workers };
         let wake = WorkerWake::new(workers).map_err(MemberError::Wake)?;
@@ -117,14 +126,21 @@ impl Member {
             starter: Mutex::new(None),
             _sinks: sinks.clone(),
         });
-        let (ended, failed) = (member.replication.failed(), failures.clone());
+        let (ended, failed) = (member.replication.failed(), ends.clone());
+        let (removed, lease) = (member.replication.removed(), member.lease.clone());
         tokio::spawn(async move {
-            if let Some(why) = ended.await {
-                report(&failed, MemberFailure::Replication(why));
+            let mut ended = std::pin::pin!(ended);
+            tokio::select! {
+                why = &mut ended => return report_failure(&failed, why),
+                () = removed => {}
             }
+            // At once: nothing that it knows counts any longer.
+            lease.remove();
+            report(&failed, MemberEnd::Removed);
+            report_failure(&failed, ended.await);
         });
         if config.role == Role::Firewall {
-            let starting = run_datapath(config.clone(), Arc::downgrade(&member), wake, sinks, failures.clone());
+            let starting = run_datapath(config.clone(), Arc::downgrade(&member), wake, sinks, ends.clone());
             *member.starter.lock() = Some(tokio::spawn(starting));
         }
         Ok(member)
@@ -168,13 +184,16 @@ impl Member {
     /// Why a member with this role should not be given traffic; empty if it should.
     pub(crate) fn not_ready(&self, role: Role) -> Vec<String> {
         let mut reasons = Vec::new();
+        if self.lease.is_removed() {
+            return vec![replication::RemovedError::from(self.replication.identity()).to_string()];
+        }
         match self.lease_state() {
             LeaseState::Valid => {}
             LeaseState::Grace => {
-                reasons.push("this member is cut off from the cluster: only established sessions pass".to_owned())
+                reasons.push(format!("{}: only established sessions pass", self.without_lease("is cut off from")));
             }
             LeaseState::Expired => {
-                reasons.push("this member has not caught up with the cluster: nothing passes".to_owned())
+                reasons.push(format!("{}: nothing passes", self.without_lease("has not caught up with")));
             }
         }
         if role == Role::Firewall {
@@ -184,6 +203,14 @@ impl Member {
             }
         }
         reasons
+    }
+
+    /// Why there is no valid lease: there is no quorum, or this member alone lacks something.
+    fn without_lease(&self, what: &str) -> String {
+        if self.replication.has_quorum() {
+            return format!("this member {what} the cluster");
+        }
+        replication::explain_quorum(&self.replication.status().quorum)
     }
 
     /// The packet workers that make no progress.
@@ -286,9 +313,16 @@ fn unhealthy(datapath: &Datapath) -> Vec<String> {
     reasons
 }
 
-fn report(failures: &mpsc::Sender<MemberFailure>, failure: MemberFailure) {
-    // Full only while the daemon deals with an earlier failure.
-    drop(failures.try_send(failure));
+fn report(ends: &mpsc::Sender<MemberEnd>, end: MemberEnd) {
+    // Full only while the daemon deals with an earlier one.
+    drop(ends.try_send(end));
+}
+
+/// Reports why the replication ended; `None`: it was shut down.
+fn report_failure(ends: &mpsc::Sender<MemberEnd>, why: Option<EndedError>) {
+    if let Some(why) = why {
+        report(ends, MemberEnd::Failed(MemberFailure::Replication(why)));
+    }
 }
 
 /// Stops the datapath once all other handles to it are dropped; after [`HANDLES_DROPPED_WITHIN`] the last of them does so.
@@ -312,7 +346,7 @@ async fn run_datapath(
     member: Weak<Member>,
     wake: WorkerWake,
     sinks: Sinks,
-    failures: mpsc::Sender<MemberFailure>,
+    ends: mpsc::Sender<MemberEnd>,
 ) {
     loop {
         let Some(member) = member.upgrade() else { return };
@@ -336,7 +370,7 @@ async fn run_datapath(
         Err(error) => Some(MemberFailure::Starter(error)),
     };
     if let Some(failure) = failure {
-        report(&failures, failure);
+        report(&ends, MemberEnd::Failed(failure));
     }
 }
 

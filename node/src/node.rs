@@ -30,6 +30,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use miette::Diagnostic;
 use palisade_engine::Role;
@@ -39,11 +40,12 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet, spawn_blocking};
 
 use crate::admin::{self, SocketError};
+use crate::clock;
 use crate::config::{Config, INJECT_DEVICE};
 use crate::daemon::Daemon;
 use crate::datapath::Gate;
 use crate::http::{self, HttpState};
-use crate::member::{MemberError, MemberFailure};
+use crate::member::{MemberEnd, MemberError, MemberFailure};
 use crate::replication::OpenError;
 use crate::systemd;
 
@@ -85,6 +87,9 @@ pub enum NodeError {
     Failure(#[from] MemberFailure),
 }
 
+/// How long the daemon may take to stop, the time in which traffic moves away included.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// The daemon.
 #[derive(Debug)]
 pub struct Node;
@@ -118,8 +123,8 @@ impl Node {
         let listen = config.http.listen;
         let http = TcpListener::bind(listen).await.map_err(|source| NodeError::Http { address: listen, source })?;
         let socket = admin::Socket::bind(&config.admin.socket)?;
-        let (failures, mut failure) = mpsc::channel(4);
-        let daemon = Arc::new(Daemon::new(config, failures));
+        let (ends, mut ended) = mpsc::channel(4);
+        let daemon = Arc::new(Daemon::new(config, ends));
 
         let mut tasks = JoinSet::new();
         let pages: Arc<dyn HttpState> = daemon.clone();
@@ -136,27 +141,45 @@ impl Node {
                     "this machine is in no cluster: `palisade cluster init` creates one, `palisade cluster join` joins one"
                 );
             }
+            Err(MemberError::Replication(OpenError::Removed(removed))) => tracing::error!("{}", with_help(&removed)),
             Err(e) => return Err(e.into()),
         }
         systemd::notify("READY=1");
 
-        let force_stop = tokio::select! {
-            stopped = stop => force_stop(stopped),
-            Some(failure) = failure.recv() => {
-                systemd::notify("STOPPING=1");
-                daemon.close().await;
-                return Err(failure.into());
+        let mut stop = std::pin::pin!(stop);
+        let force_stop = loop {
+            tokio::select! {
+                stopped = &mut stop => break force_stop(stopped),
+                Some(end) = ended.recv() => match end {
+                    // The daemon stays: it says what has happened, and joins again on request.
+                    MemberEnd::Removed => drop(tokio::spawn(daemon.clone().on_removed())),
+                    MemberEnd::Failed(failure) => {
+                        systemd::notify("STOPPING=1");
+                        daemon.close().await;
+                        return Err(failure.into());
+                    }
+                },
             }
         };
         systemd::notify("STOPPING=1");
+        let begin = clock::now();
         tokio::select! {
             () = daemon.graceful_shutdown() => {}
             () = force_stop => tracing::info!("a second signal: ending at once"),
         }
-        daemon.close().await;
+        // The store is whole at any moment, as after a crash: what hangs is not waited for.
+        let left = STOP_TIMEOUT.saturating_sub(clock::now().since(begin));
+        if tokio::time::timeout(left, daemon.close()).await.is_err() {
+            tracing::warn!("not everything has ended within {STOP_TIMEOUT:?}: ending nevertheless");
+        }
         tracing::info!("stopped; the gate stays");
         Ok(())
     }
+}
+
+/// An error with what to do about it, on one line.
+fn with_help(error: &impl Diagnostic) -> String {
+    error.help().map_or_else(|| error.to_string(), |help| format!("{error}; {help}"))
 }
 
 /// Installs the gate, but not on a witness: a witness forwards nothing for others.

@@ -2,7 +2,7 @@
 
 use palisade_metrics::MetricFamilies;
 
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, Outside};
 use crate::http::HttpState;
 use crate::metrics;
 
@@ -26,7 +26,8 @@ fn collect(daemon: &Daemon) -> MetricFamilies {
     metrics::process::collect(&mut families);
     let member = daemon.member();
     let passing = daemon.draining().map(|drain| drain.packets);
-    metrics::member_state(&mut families, daemon.not_ready().is_empty(), member.is_some(), passing);
+    let removed = matches!(daemon.outside(), Some(Outside::Removed(_)));
+    metrics::member_state(&mut families, daemon.not_ready().is_empty(), member.is_some(), removed, passing);
     let Some(member) = member else { return families };
     let limits = &daemon.config().limits;
     metrics::sessions::table(&mut families, &member.engine.counts(), limits.max_sessions, limits.max_half_open);

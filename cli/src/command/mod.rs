@@ -11,3 +11,4 @@ pub mod node;
 pub mod policy;
 pub mod session;
 mod time;
+mod wait;

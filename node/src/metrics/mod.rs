@@ -34,9 +34,16 @@ pub(crate) fn counted(
 }
 
 /// Whether the member may be given traffic. `passing`: packets in the last second, if it is drained.
-pub(crate) fn member_state(families: &mut MetricFamilies, ready: bool, in_cluster: bool, passing: Option<u64>) {
+pub(crate) fn member_state(
+    families: &mut MetricFamilies,
+    ready: bool,
+    in_cluster: bool,
+    removed: bool,
+    passing: Option<u64>,
+) {
     families.gauge("palisade_ready", "Whether this member may be given traffic.", ready);
     families.gauge("palisade_in_cluster", "Whether this machine is a member of a cluster.", in_cluster);
+    families.gauge("palisade_removed", "Whether its cluster has removed this machine.", removed);
     families.gauge("palisade_drained", "Whether this member turns traffic away.", passing.is_some());
     families.gauge(
         "palisade_drain_passing_packets",
