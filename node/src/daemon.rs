@@ -10,9 +10,9 @@ use miette::Diagnostic;
 use palisade_engine::{LeaseState, Role};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::clock;
 use crate::config::Config;
 use crate::drain::{Drain, DrainOutcome, DrainReason, Draining};
-use crate::clock;
 use crate::member::{Member, MemberEnd, MemberError};
 use crate::replication::{self, MembershipError, NoQuorum, OpenError, RemovedError, Suffrage};
 
@@ -103,7 +103,14 @@ impl Daemon {
     /// A daemon without a member. What ends a member later is sent to `ends`.
     pub(crate) fn new(config: Config, ends: mpsc::Sender<MemberEnd>) -> Daemon {
         let (member, change) = (ArcSwapOption::empty(), tokio::sync::Mutex::new(()));
-        Daemon { config: Arc::new(config), member, change, drain: Drain::new(), outside: Outside::NoCluster.into(), ends }
+        Daemon {
+            config: Arc::new(config),
+            member,
+            change,
+            drain: Drain::new(),
+            outside: Outside::NoCluster.into(),
+            ends,
+        }
     }
 
     pub(crate) fn config(&self) -> &Config {
@@ -283,7 +290,9 @@ impl Daemon {
     }
 
     async fn start(&self) -> Result<Arc<Member>, MemberError> {
-        *self.outside.lock() = Outside::Starting;
+        if replication::has_identity(&self.config.data_dir) {
+            *self.outside.lock() = Outside::Starting;
+        }
         match Member::open(&self.config, &self.ends).await {
             Ok(member) => {
                 self.member.store(Some(member.clone()));

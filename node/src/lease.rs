@@ -286,7 +286,8 @@ mod tests {
             let (lease, now) = lease_in(age, suspect, replaced);
             lease.remove();
             assert_eq!(lease.state_at(now), Expired, "{age:?} suspect={suspect} replaced={replaced}");
-            for event in [Lease::renew as fn(&Lease, Time), |lease, _| lease.suspect(false), |lease, _| lease.resume(1)] {
+            for event in [Lease::renew as fn(&Lease, Time), |lease, _| lease.suspect(false), |lease, _| lease.resume(1)]
+            {
                 event(&lease, now);
                 assert_eq!(lease.state_at(now), Expired);
             }

@@ -105,10 +105,7 @@ enum DatapathState {
 impl Member {
     /// Starts the member that the data folder belongs to and, in the background, its datapath. What ends it later is sent
     /// to `ends`.
-    pub(crate) async fn open(
-        config: &Arc<Config>,
-        ends: &mpsc::Sender<MemberEnd>,
-    ) -> Result<Arc<Member>, MemberError> {
+    pub(crate) async fn open(config: &Arc<Config>, ends: &mpsc::Sender<MemberEnd>) -> Result<Arc<Member>, MemberError> {
         let workers = if config.role == Role::Witness { 0 } else { config.datapath.workers };
         let wake = WorkerWake::new(workers).map_err(MemberError::Wake)?;
         let lease = Arc::new(Lease::new(config.limits.grace));

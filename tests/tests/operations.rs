@@ -88,9 +88,10 @@ async fn remove_and_join_again(lab: &mut Lab) -> Result<()> {
 
 /// Status, health, `/readyz`, metrics and log say that it was removed.
 async fn removed_says_so(lab: &Lab, number: usize) -> Result<()> {
-    wait_until("the removed member to know it", async || {
-        Ok(lab.member(number).status().await?["outside"] == "removed")
-    })
+    wait_until(
+        "the removed member to know it",
+        async || Ok(lab.member(number).status().await?["outside"] == "removed"),
+    )
     .await?;
     let (code, text) = lab.member(number).http("/readyz").await?;
     assert!(code == 503 && text.contains("was removed from cluster"), "{code} {text}");
@@ -227,14 +228,13 @@ async fn drain_and_look(lab: &mut Lab) -> Result<()> {
     let table = lab.member(1).cli(&["cluster", "members"]).await?;
     assert!(table.lines().any(|l| l.contains("fw2") && l.contains("draining")), "{table}");
     lab.member(2).cli(&["undrain"]).await?;
-    wait_until("fw1 to see that it is not any longer", async || {
-        Ok(listed(lab, 1, "fw2").await?["draining"] == false)
-    })
-    .await?;
+    wait_until("fw1 to see that it is not any longer", async || Ok(listed(lab, 1, "fw2").await?["draining"] == false))
+        .await?;
     lab.member(2).cli(&["session", "kill", "--proto", "tcp", "--dport", "4711"]).await?;
     lab.member(2).cli(&["cluster", "token", "--valid", "90s"]).await?;
     let text = log(lab, 2);
-    for what in ["drain", "undrain", "session kill --proto tcp --dport 4711: 0 killed", "cluster token, valid for 90s"] {
+    for what in ["drain", "undrain", "session kill --proto tcp --dport 4711: 0 killed", "cluster token, valid for 90s"]
+    {
         let line = text.lines().find(|l| l.contains("palisade::audit") && l.contains(what));
         assert!(line.is_some_and(|l| l.contains("user=\"root\"")), "{what}: {line:?} in {text}");
     }

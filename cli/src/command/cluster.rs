@@ -114,7 +114,8 @@ pub fn run(global: &Global, command: Command) -> Result<ExitCode, Failure> {
             }
             Command::Leave { timeout, wait } => {
                 let request = v1::LeaveRequest { timeout_ms: millis(timeout), wait_ms: wait.millis() };
-                let mut stream = client.leave(within(wait.with(REQUEST_TIMEOUT + timeout), request)).await?.into_inner();
+                let mut stream =
+                    client.leave(within(wait.with(REQUEST_TIMEOUT + timeout), request)).await?.into_inner();
                 let mut progress = print::drain::Progress::new(output);
                 while let Some(v1::LeaveResponse { draining, left: _ }) = stream.message().await? {
                     draining.iter().for_each(|draining| progress.show(draining));
@@ -178,7 +179,11 @@ fn no_member(status: &v1::StatusResponse) -> Failure {
         }
         v1::Outside::Removed => {
             let help = "to come back as a new member: `palisade cluster join TOKEN`";
-            Failure::new(Exit::Refused, format!("this machine was removed from cluster {}", status.removed_from), Some(help))
+            Failure::new(
+                Exit::Refused,
+                format!("this machine was removed from cluster {}", status.removed_from),
+                Some(help),
+            )
         }
         v1::Outside::NoCluster | v1::Outside::Unspecified => {
             let help = "make a cluster with `palisade cluster init`, or join one with `palisade cluster join TOKEN`";

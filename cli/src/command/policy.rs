@@ -166,13 +166,8 @@ fn apply(global: &Global, file: &Path, base: Option<u64>, wait: Wait) -> Result<
     let source = read(file)?;
     let author = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_default();
     client::with_member(global, async |mut client| {
-        let request = v1::PolicyApplyRequest {
-            name: source.name,
-            text: source.text,
-            author,
-            base,
-            wait_ms: wait.millis(),
-        };
+        let request =
+            v1::PolicyApplyRequest { name: source.name, text: source.text, author, base, wait_ms: wait.millis() };
         let answer = client.policy_apply(within(wait.with(REQUEST_TIMEOUT), request)).await?.into_inner();
         print::policy::applied(global.output, &source.policy, &answer)?;
         Ok(ExitCode::SUCCESS)

@@ -178,10 +178,8 @@ pub fn run(global: &Global, command: Command) -> Result<ExitCode, Failure> {
             Command::Kill { ids, filter, all: _, wait } => {
                 let filter = ids.is_empty().then(|| filter.into());
                 let ids = ids.into_iter().map(Into::into).collect();
-                let request = within(
-                    wait.with(REQUEST_TIMEOUT),
-                    v1::SessionKillRequest { ids, filter, wait_ms: wait.millis() },
-                );
+                let request =
+                    within(wait.with(REQUEST_TIMEOUT), v1::SessionKillRequest { ids, filter, wait_ms: wait.millis() });
                 let answer = client.session_kill(request).await?.into_inner();
                 print::session::killed(output, &answer)?;
             }

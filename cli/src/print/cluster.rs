@@ -228,7 +228,10 @@ pub fn members(output: Output, membership: &v1::Membership) -> Result<(), Failur
         if !quorum.held {
             writeln!(out, "\n{}", no_quorum(&quorum))?;
         } else if quorum.changing {
-            writeln!(out, "\nthe voters change: until that is done, a majority of the old and one of the new ones is needed")?;
+            writeln!(
+                out,
+                "\nthe voters change: until that is done, a majority of the old and one of the new ones is needed"
+            )?;
         }
         Ok(())
     })
@@ -404,11 +407,13 @@ fn status_text(out: &mut dyn Write, answered: &v1::StatusResponse) -> io::Result
         },
         Some(c) => {
             let quorum = answered.membership.as_ref().and_then(|m| m.quorum).unwrap_or_default();
-            let leader =
-                c.leader.map_or_else(|| no_quorum(&quorum), |l| match c.members.iter().find(|m| m.id == l) {
+            let leader = c.leader.map_or_else(
+                || no_quorum(&quorum),
+                |l| match c.members.iter().find(|m| m.id == l) {
                     Some(m) => format!("leader {}", m.name),
                     None => format!("leader {l}"),
-                });
+                },
+            );
             writeln!(out, "cluster   {} (member {}, lease {})", c.id, c.member, c.lease)?;
             writeln!(
                 out,

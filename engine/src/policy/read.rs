@@ -446,7 +446,8 @@ impl<'s> Reader<'_, 's, '_> {
             Ok(value) => Ok(Some(Located { value, span })),
             Err(message) => {
                 let problem = Problem::new(span, message, format!("expected {WHAT}"));
-                let example = "as in tcp/443, tcp/1000-2000, udp/53, icmp/echo, icmp6/echo, proto/47, or a service's name";
+                let example =
+                    "as in tcp/443, tcp/1000-2000, udp/53, icmp/echo, icmp6/echo, proto/47, or a service's name";
                 let help = self.missing_protocol(word).or_else(|| instead_of(word).map(str::to_owned));
                 self.problems.push(problem.help(help.unwrap_or_else(|| example.to_owned())));
                 Ok(None)

@@ -354,10 +354,12 @@ fn policy_timeouts_are_parsed_and_validated() {
 
     let warned = |text: &str| policy(text).warnings().iter().map(ToString::to_string).collect::<Vec<_>>();
     assert_eq!(
-        warned("timeout tcp.established 123m, tcp.time_wait 59s, udp.assured 119s"),
+        warned("timeout tcp.established 123m, tcp.close_wait 1m, tcp.time_wait 59s, udp.assured 119s"),
         [
             "timeout tcp.established is below 124m: idle connections are dropped before their keep-alive packets arrive (RFC \
              5382 REQ-5)",
+            "timeout tcp.close_wait is below 124m: a connection that one end has closed is open in the other direction (RFC \
+             5382 section 5)",
             "timeout tcp.time_wait is below 1m: late packets of a closed connection may still arrive (RFC 9293 section \
              3.4.2; Linux waits 60 seconds itself)",
             "timeout udp.assured is below 2m: applications rely on two minutes (RFC 4787 REQ-5)",

@@ -108,10 +108,9 @@ fn status(code: Code, e: &impl Diagnostic) -> Status {
 impl From<ChangeError> for Status {
     fn from(e: ChangeError) -> Status {
         let code = match &e {
-            ChangeError::Busy
-            | ChangeError::NotAMember
-            | ChangeError::Removed(_)
-            | ChangeError::AlreadyMember(_) => Code::FailedPrecondition,
+            ChangeError::Busy | ChangeError::NotAMember | ChangeError::Removed(_) | ChangeError::AlreadyMember(_) => {
+                Code::FailedPrecondition
+            }
             ChangeError::Starting | ChangeError::NoQuorum(_) => Code::Unavailable,
             ChangeError::Timeout => Code::DeadlineExceeded,
             ChangeError::Membership(e) => code(e),
@@ -350,7 +349,11 @@ impl Admin for Service {
     async fn remove(&self, request: Request<v1::RemoveRequest>) -> Result<Response<v1::RemoveResponse>, Status> {
         let user = audit::user(&request);
         let request = request.into_inner();
-        let what = format!("cluster remove {}{}", request.member.escape_debug(), if request.alive_too { " --yes" } else { "" });
+        let what = format!(
+            "cluster remove {}{}",
+            request.member.escape_debug(),
+            if request.alive_too { " --yes" } else { "" }
+        );
         let removed = match self.remove_member(request).await {
             // Nothing was done yet: the caller is asked.
             Ok(answer) if answer.alive => Ok(answer),

@@ -53,7 +53,9 @@ pub enum MembershipError {
     #[diagnostic(help("stop it and delete its data folder instead"))]
     LastMember,
     /// The others would have no majority.
-    #[error("without this member the others are no majority: {silent} does not answer, so nothing could be decided any longer")]
+    #[error(
+        "without this member the others are no majority: {silent} does not answer, so nothing could be decided any longer"
+    )]
     #[diagnostic(help("start {silent}, or remove it first if it is gone for good (`palisade cluster remove`)"))]
     QuorumAtRisk {
         /// The voters that do not answer.

@@ -93,6 +93,12 @@ pub enum IdentityError {
     },
 }
 
+/// Whether a data folder belongs to a member.
+#[must_use]
+pub fn has_identity(data_dir: &Path) -> bool {
+    data_dir.join(IDENTITY_FILE).exists()
+}
+
 /// A data folder, locked for as long as this lives.
 #[derive(Debug)]
 pub(crate) struct DataDir {

@@ -1,8 +1,8 @@
 //! What is often asked of openraft. Whether this member leads, `Raft::is_leader` says.
 
-use openraft::{RaftMetrics, RaftState};
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::Fatal;
+use openraft::{RaftMetrics, RaftState};
 use palisade_engine::MemberId;
 use palisade_raft_store::TypeConfig;
 use tokio::sync::oneshot;

@@ -21,7 +21,9 @@ const PROPOSER_HANGS: Duration = Duration::from_millis(500);
 pub enum ProposeError {
     /// No answer in time.
     #[error("the cluster did not confirm the change in time; it may still happen")]
-    #[diagnostic(help("look first whether it has happened, then try again; `palisade cluster status` shows whether there is a quorum"))]
+    #[diagnostic(help(
+        "look first whether it has happened, then try again; `palisade cluster status` shows whether there is a quorum"
+    ))]
     Timeout,
     /// No leader was known in time.
     #[error("no leader was known in time: nothing was changed")]

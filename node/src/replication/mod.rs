@@ -46,7 +46,7 @@ use crate::replication::tasks::Tasks;
 use crate::sync::hints::Reachability;
 
 pub use crate::membership::error::MembershipError;
-pub use crate::membership::identity::{Identity, IdentityError};
+pub use crate::membership::identity::{Identity, IdentityError, has_identity};
 pub use crate::membership::join::{init, join};
 pub use crate::membership::options::Options;
 pub use crate::membership::recover::{RecoverError, Recovered, Recovery, RecoveryPlan, RemovedMember};

@@ -220,7 +220,13 @@ impl Proposer {
             self.pending.add(batch.first_serial);
             state.route.propose(&self.raft, &batch).await;
             let routed = !state.route.is_none();
-            state.in_flight.insert(InFlightBatch { batch, waiters, deadline, state: BatchState::new(now, routed), sent: routed });
+            state.in_flight.insert(InFlightBatch {
+                batch,
+                waiters,
+                deadline,
+                state: BatchState::new(now, routed),
+                sent: routed,
+            });
         }
     }
 

@@ -156,7 +156,8 @@ impl fmt::Display for SessionFilter {
             ("--state", self.state.as_deref().map(|s| s.escape_debug().to_string())),
             ("--zone", self.zone.as_deref().map(|z| z.escape_debug().to_string())),
         ];
-        let given: Vec<String> = parts.into_iter().filter_map(|(key, value)| Some(format!("{key} {}", value?))).collect();
+        let given: Vec<String> =
+            parts.into_iter().filter_map(|(key, value)| Some(format!("{key} {}", value?))).collect();
         f.write_str(&given.join(" "))
     }
 }

@@ -48,8 +48,7 @@ async fn ask_and_go<T>(question: impl Future<Output = T>) {
 #[tokio::test]
 async fn caller_that_goes_away_leaves_no_error_in_the_log() {
     let log = Log::default();
-    let subscriber =
-        tracing_subscriber::fmt().with_max_level(tracing::Level::ERROR).with_writer(log.clone()).finish();
+    let subscriber = tracing_subscriber::fmt().with_max_level(tracing::Level::ERROR).with_writer(log.clone()).finish();
     let _default = tracing::subscriber::set_default(subscriber);
     let mut node = Node::new("fw1");
     init(&node.options).await.unwrap();
