@@ -18,7 +18,7 @@ use crate::replication::{self, MembershipError, NoQuorum, OpenError, RemovedErro
 
 /// How long a member that ends waits until routers turn away and another member leads. The rest of the time for a stop is
 /// for closing.
-const SHUTDOWN_GRACE: Duration = Duration::from_secs(4);
+const SHUTDOWN_GRACE: Duration = Duration::from_millis(3500);
 /// How long the first member of a cluster may take until it is ready.
 const INIT_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a member that joins may take to catch up.
@@ -196,10 +196,10 @@ impl Daemon {
         let begin = clock::now();
         loop {
             let status = member.replication.status();
-            let own = status.members.iter().find(|m| m.id == status.member);
-            let voter = own.is_some_and(|m| m.suffrage == Suffrage::Voter);
+            let own = status.members.iter().find(|m| m.id == status.member).map(|m| m.suffrage);
+            let voter = own == Some(Suffrage::Voter);
             let voters = status.quorum.voters;
-            let enough = voters >= self.config.raft.max_voters;
+            let enough = own == Some(Suffrage::Learner) && voters >= self.config.raft.max_voters;
             if voter || enough || member.lease.is_removed() || clock::now().since(begin) > VOTE_TIMEOUT {
                 return Joined { member, voter, voters };
             }

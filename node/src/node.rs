@@ -87,8 +87,9 @@ pub enum NodeError {
     Failure(#[from] MemberFailure),
 }
 
-/// How long the daemon may take to stop, the time in which traffic moves away included.
-const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the daemon may take to stop, the time in which traffic moves away included. With what the process itself takes to
+/// end, it is gone within five seconds.
+const STOP_TIMEOUT: Duration = Duration::from_millis(4500);
 
 /// The daemon.
 #[derive(Debug)]

@@ -39,6 +39,9 @@ fn collect(daemon: &Daemon) -> MetricFamilies {
         &member.engine.cluster_state(),
     );
     metrics::raft::collect(&mut families, &member.replication.status());
+    if let Some(datapath) = member.datapath() {
+        metrics::gate(&mut families, &datapath.status().gate);
+    }
     metrics::counted(
         &mut families,
         &member.replication.metrics(),

@@ -220,7 +220,8 @@ fn count_frame<'a>(
     match frame {
         Received::Packet { packet, .. } if local.contains(packet) => metrics.local_packets.inc(),
         Received::Packet { at, vnet, packet } => return Some((at, vnet, packet)),
-        Received::NotForUs { length } => metrics.verdicts.dropped(Reason::NotForUs, 1, u64::from(length)),
+        Received::Group { packet, .. } if local.contains(packet) || is_of_the_link(packet) => metrics.local_packets.inc(),
+        Received::Group { length, .. } | Received::NotForUs { length } => metrics.verdicts.dropped(Reason::NotForUs, 1, u64::from(length)),
         Received::Truncated { length } => {
             metrics.capture_oversized_dropped.inc();
             metrics.verdicts.dropped(Reason::Truncated, 1, u64::from(length));
@@ -228,6 +229,18 @@ fn count_frame<'a>(
         Received::Nothing => {}
     }
     None
+}
+
+/// Whether a broadcast or multicast stays on its link by its nature, so that no router forwards it: neighbour discovery, DHCP,
+/// OSPF, VRRP, IGMP. That is the machine's own traffic, and no drop.
+fn is_of_the_link(packet: &[u8]) -> bool {
+    match packet.first().map(|byte| byte >> 4) {
+        // 224.0.0.0/24 (RFC 5771 section 4) and the limited broadcast.
+        Some(4) => packet.get(16..20).is_some_and(|to| to.starts_with(&[224, 0, 0]) || to == [255; 4]),
+        // The scopes of the interface and of the link (RFC 4291 section 2.7).
+        Some(6) => packet.get(24..26).is_some_and(|to| matches!(to, [0xff, flags] if matches!(flags & 0x0f, 1 | 2))),
+        _ => false,
+    }
 }
 
 impl CaptureSource {

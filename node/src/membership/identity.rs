@@ -167,12 +167,20 @@ impl DataDir {
         Ok(Some(identity))
     }
 
+    /// Refuses a folder with an identity.
+    pub(crate) fn check_unused(&self) -> Result<(), IdentityError> {
+        match self.identity()? {
+            Some(Identity { cluster, member, .. }) => {
+                Err(IdentityError::Taken { folder: self.path.clone(), member, cluster })
+            }
+            None => Ok(()),
+        }
+    }
+
     /// For `init` and `join`: refuses a folder with an identity. What an unfinished attempt left in the store was never part of
     /// a cluster and is removed. What belonged to a removed member is set aside.
     pub(crate) fn ensure_unused(&self) -> Result<(), IdentityError> {
-        if let Some(Identity { cluster, member, .. }) = self.identity()? {
-            return Err(IdentityError::Taken { folder: self.path.clone(), member, cluster });
-        }
+        self.check_unused()?;
         if let Some(removed) = self.removed_identity()? {
             self.set_aside(&removed)?;
         }

@@ -15,7 +15,7 @@ pub(crate) mod sessions;
 use palisade_metrics::{MetricFamilies, MetricGroup};
 use palisade_raft_store::{StoreCounters, StoreMetrics};
 
-use crate::datapath::DatapathMetrics;
+use crate::datapath::{DatapathMetrics, GateStatus, Nft};
 use crate::replication::ReplicationMetrics;
 
 /// Adds the metrics of the parts that count.
@@ -31,6 +31,14 @@ pub(crate) fn counted(
     if let Some(datapath) = datapath {
         datapath.collect(families);
     }
+}
+
+/// Which locks of the gate are in place.
+pub(crate) fn gate(families: &mut MetricFamilies, gate: &GateStatus) {
+    families.gauges("palisade_gate_lock", "Whether the lock of the gate is in place.", |samples| {
+        samples.with("lock", "rules").integer(gate.rules.into());
+        samples.with("lock", "nftables").integer((gate.nft == Nft::Installed).into());
+    });
 }
 
 /// Whether the member may be given traffic. `passing`: packets in the last second, if it is drained.

@@ -115,6 +115,7 @@ fn page() -> MetricFamilies {
     sessions::takeovers(&mut families, TakeoverCounts::default());
     sessions::cluster(&mut families, LeaseState::Valid, Generation(4), &ClusterState::default());
     process::collect(&mut families);
+    gate(&mut families, &GateStatus { rules: true, nft: Nft::Installed, problems: Vec::new() });
     raft::collect(&mut families, &status);
     let (replication, store) = Default::default();
     counted(&mut families, &replication, &store, Some(&DatapathMetrics::new(2)));
