@@ -187,6 +187,7 @@ async fn lose_the_quorum(lab: &mut Lab) -> Result<()> {
                     return;
                 }
             }
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
     let (token, ()) = tokio::join!(token, watch);
