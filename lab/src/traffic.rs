@@ -147,7 +147,7 @@ struct LongLived {
 #[derive(Debug)]
 pub struct Traffic {
     counts: Arc<Counts>,
-    standing: Vec<Arc<LongLived>>,
+    long_lived: Vec<Arc<LongLived>>,
     stop: Arc<AtomicBool>,
     running: Mutex<Vec<tokio::task::JoinHandle<()>>>,
     paths: Paths,
@@ -155,12 +155,12 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// Starts all traffic: `standing` connections that stay, half of them IPv4, half IPv6. Returns when they are
+    /// Starts all traffic: `long_lived` connections that stay, half of them IPv4, half IPv6. Returns when they are
     /// connected.
     ///
     /// # Errors
     /// The lab cannot carry it at all: a server that cannot listen.
-    pub async fn start(lab: &Lab, standing: usize) -> Result<Traffic> {
+    pub async fn start(lab: &Lab, long_lived: usize) -> Result<Traffic> {
         let counts = Arc::new(Counts::default());
         let stop = Arc::new(AtomicBool::new(false));
         let servers = lab.server().thread("servers")?;
@@ -170,19 +170,19 @@ impl Traffic {
 
         let mut traffic = Traffic {
             counts: Arc::clone(&counts),
-            standing: Vec::new(),
+            long_lived: Vec::new(),
             stop: Arc::clone(&stop),
             running: Mutex::default(),
             paths: lab.paths(),
             _threads: Vec::new(),
         };
-        for number in 0..standing {
+        for number in 0..long_lived {
             let one = Arc::new(LongLived {
                 flow: Mutex::new(None),
                 waiting_since: AtomicU64::new(0),
                 ended: AtomicBool::new(false),
             });
-            traffic.standing.push(Arc::clone(&one));
+            traffic.long_lived.push(Arc::clone(&one));
             let to = SocketAddr::new(Side::Server.hosts()[number % 2], ECHO_PORT);
             let task = stay(to, number as u64, one, Arc::clone(&counts), Arc::clone(&stop), lab.paths());
             traffic.running.lock().push(clients.spawn(task));
@@ -207,7 +207,7 @@ impl Traffic {
     /// Waits until the connections that stay have come up, or failed: these are counted, and the report tells of them.
     async fn wait_standing(&self) {
         let connected = async {
-            while !self.standing.iter().all(|s| s.flow.lock().is_some() || s.ended.load(Ordering::Relaxed)) {
+            while !self.long_lived.iter().all(|s| s.flow.lock().is_some() || s.ended.load(Ordering::Relaxed)) {
                 sleep(Duration::from_millis(10)).await;
             }
         };
@@ -224,21 +224,21 @@ impl Traffic {
     /// How many of the connections that stay still do.
     #[must_use]
     pub fn alive(&self) -> usize {
-        self.standing.iter().filter(|s| s.flow.lock().is_some() && !s.ended.load(Ordering::Relaxed)).count()
+        self.long_lived.iter().filter(|s| s.flow.lock().is_some() && !s.ended.load(Ordering::Relaxed)).count()
     }
 
     /// How long the block has been under way that has been longest.
     #[must_use]
     pub fn stalled_for(&self) -> Duration {
         let now = clock::now();
-        let since = self.standing.iter().map(|s| s.waiting_since.load(Ordering::Relaxed)).filter(|t| *t != 0).min();
+        let since = self.long_lived.iter().map(|s| s.waiting_since.load(Ordering::Relaxed)).filter(|t| *t != 0).min();
         since.map_or(Duration::ZERO, |t| now.since(Time(t)))
     }
 
     /// The members that the connections which stay go through now: to the server, and back.
     pub async fn ways(&self) -> Vec<[usize; 2]> {
         let mut ways = Vec::new();
-        for one in self.standing.iter().filter(|s| !s.ended.load(Ordering::Relaxed)) {
+        for one in self.long_lived.iter().filter(|s| !s.ended.load(Ordering::Relaxed)) {
             let flow = *one.flow.lock();
             if let Some(flow) = flow
                 && let Ok(way) = self.paths.of(flow).await

@@ -35,8 +35,8 @@ pub struct ReplicationMetrics {
     pub commit: DurationHistogram = "palisade_commit_seconds" buckets COMMIT_BUCKETS,
     /// Commands in a batch that this member proposed.
     pub batch_commands: Histogram = "palisade_batch_commands" buckets BATCH_BUCKETS,
-        /// Batches that this member proposed more than once, each time.
-        pub batches_retransmitted: Counter = "palisade_batches_retransmitted_total",
+    /// Batches that this member proposed more than once, each time.
+    pub batches_retransmitted: Counter = "palisade_batches_retransmitted_total",
     /// Batches of other members refused because this member does not lead.
     pub batches_refused: Counter = "palisade_batches_refused_total",
     /// Commands of this member, by what applying them did.

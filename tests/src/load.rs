@@ -58,7 +58,7 @@ struct Shared {
     slowdown: AtomicU32,
     /// New connections a second, at present.
     rate: AtomicU64,
-    standing: AtomicU64,
+    long_lived: AtomicU64,
     /// New connections that were begun, and the numbers of those that have neither an answer nor an error yet.
     begun: AtomicU64,
     pending: Mutex<BTreeSet<u64>>,
@@ -99,19 +99,19 @@ pub struct Load {
 }
 
 impl Load {
-    /// Opens `standing` connections, half of them IPv4, half IPv6, and returns when each has had an answer. `server` is the
+    /// Opens `long_lived` connections, half of them IPv4, half IPv6, and returns when each has had an answer. `server` is the
     /// path of the program `echo-server`.
     ///
     /// # Errors
     /// The server does not start, or the connections are not all there in time.
-    pub async fn start(lab: &Lab, server: &str, standing: usize) -> Result<Load> {
+    pub async fn start(lab: &Lab, server: &str, long_lived: usize) -> Result<Load> {
         let clients = lab.client().thread("load")?;
         let server = Spawn::new(server, lab.dir().join("echo-server")).arg(PORT.to_string());
         let mut server = lab.server().start(server).await?;
         wait_port(lab.server(), &mut server, PORT).await?;
         let shared = Arc::<Shared>::default();
         let mut tasks = Vec::new();
-        for number in 0..standing {
+        for number in 0..long_lived {
             let waiting = Arc::<AtomicU64>::default();
             shared.waiting.lock().push(Arc::clone(&waiting));
             tasks.push(clients.spawn(stay(number, shared.clone(), waiting)));
@@ -122,16 +122,16 @@ impl Load {
         }
         tasks.push(clients.spawn(come_and_go(shared.clone())));
         let load = Load { shared, tasks, _clients: clients, _server: server };
-        let all_there = || load.standing() == standing as u64 || load.is_whole().is_err();
+        let all_there = || load.long_lived() == long_lived as u64 || load.is_whole().is_err();
         // Not `?`: what went wrong is in the summary.
         let _ = wait_until("all connections to stand", async || Ok(all_there())).await;
-        let there = load.standing();
-        ensure!(there == standing as u64, "{there} of {standing} connections: {}", load.summary());
+        let there = load.long_lived();
+        ensure!(there == long_lived as u64, "{there} of {long_lived} connections: {}", load.summary());
         Ok(load)
     }
 
-    fn standing(&self) -> u64 {
-        self.shared.standing.load(Ordering::Relaxed)
+    fn long_lived(&self) -> u64 {
+        self.shared.long_lived.load(Ordering::Relaxed)
     }
 
     /// Opens this many new connections a second from now on.
@@ -312,7 +312,7 @@ async fn stay(number: usize, shared: Arc<Shared>, waiting: Arc<AtomicU64>) {
             Err(error) => return shared.problem(&shared.lost, &error, &format!("connection {number}")),
         }
         if !std::mem::replace(&mut spoken, true) {
-            shared.standing.fetch_add(1, Ordering::Relaxed);
+            shared.long_lived.fetch_add(1, Ordering::Relaxed);
         }
         // Not all at the same moment.
         let interval = BLOCK_INTERVAL * (1 << shared.slowdown.load(Ordering::Relaxed));

@@ -75,7 +75,7 @@ pub(crate) async fn kill() -> Result<Table> {
         ],
     );
     palisade(3, async |lab| {
-        let plan = Plan { standing: share(10_000), new: 50, window: Duration::from_secs(3) };
+        let plan = Plan { long_lived: share(10_000), new: 50, window: Duration::from_secs(3) };
         let (killed, load) = each_member(lab, SERVER, plan).await?;
         for mut one in killed {
             let name = format!("fw{}{}", one.number, if one.led { ", the leader" } else { "" });

@@ -37,7 +37,7 @@ pub struct Killed {
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
     /// Long-lived connections.
-    pub standing: usize,
+    pub long_lived: usize,
     /// New connections a second.
     pub new: usize,
     /// The time in which stalls are measured after each kill.
@@ -50,7 +50,7 @@ pub struct Plan {
 /// # Errors
 /// Something waits for a member that is dead, or a member does not come back.
 pub async fn each_member(lab: &mut Lab, server: &str, plan: Plan) -> Result<(Vec<Killed>, Load)> {
-    let mut load = Load::start(lab, server, plan.standing).await?;
+    let mut load = Load::start(lab, server, plan.long_lived).await?;
     load.open(plan.new);
     load.open_more(plan.new as u64).await?;
     load.fit(lab).await?;

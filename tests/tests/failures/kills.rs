@@ -20,7 +20,7 @@ async fn kill_of_each_member_loses_no_connection_and_none_waits_for_its_return()
 }
 
 async fn one_after_the_other(lab: &mut Lab) -> Result<()> {
-    let plan = Plan { standing: share(10_000), new: 50, window: Duration::from_secs(1) };
+    let plan = Plan { long_lived: share(10_000), new: 50, window: Duration::from_secs(1) };
     // That nothing waits for a dead member is asserted in there: each stays dead until everything has come to its end.
     let (killed, load) = each_member(lab, SERVER, plan).await?;
     eprintln!("{}", load.summary());
