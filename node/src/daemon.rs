@@ -158,11 +158,30 @@ impl Daemon {
         self.start().await.map(drop)
     }
 
+    /// Begins a change of the membership. Waits for the end of a removed member, which nobody asked for here.
+    async fn begin_change(&self) -> Result<tokio::sync::MutexGuard<'_, ()>, ChangeError> {
+        match self.change.try_lock() {
+            Ok(change) => Ok(change),
+            Err(_) if self.is_removed() => Ok(self.change.lock().await),
+            Err(_) => Err(ChangeError::Busy),
+        }
+    }
+
+    /// Why a change of the membership cannot begin now.
+    fn why_busy(&self) -> ChangeError {
+        if self.is_removed() { self.why_outside() } else { ChangeError::Busy }
+    }
+
+    /// Whether the cluster has removed this machine, also while its member still ends.
+    fn is_removed(&self) -> bool {
+        matches!(*self.outside.lock(), Outside::Removed(_)) && self.member.load().as_ref().is_none_or(|m| m.lease.is_removed())
+    }
+
     /// Creates a cluster. The work goes on if the caller drops the returned future.
     pub(crate) fn init(self: &Arc<Daemon>) -> impl Future<Output = Result<Arc<Member>, ChangeError>> + use<> {
         let daemon = self.clone();
         detached(async move {
-            let _change = daemon.change.try_lock().map_err(|_| ChangeError::Busy)?;
+            let _change = daemon.begin_change().await?;
             daemon.check_not_a_member()?;
             replication::init(&replication::Options::from(&*daemon.config)).await?;
             let member = daemon.start().await?;
@@ -179,7 +198,7 @@ impl Daemon {
     ) -> impl Future<Output = Result<Joined, ChangeError>> + use<> {
         let daemon = self.clone();
         detached(async move {
-            let _change = daemon.change.try_lock().map_err(|_| ChangeError::Busy)?;
+            let _change = daemon.begin_change().await?;
             match daemon.member() {
                 Some(member) if abandon => daemon.give_up(member).await?,
                 _ => daemon.check_not_a_member()?,
@@ -214,6 +233,7 @@ impl Daemon {
         // It may have left by itself meanwhile, or be another one.
         let Some(member) = self.member().filter(|member| member.lease.is_removed()) else { return };
         let removed = RemovedError::from(member.replication.identity());
+        *self.outside.lock() = Outside::Removed(removed.clone());
         tracing::error!("{removed}; to come back as a new member: `palisade cluster join TOKEN`");
         member.replication.wait_uncounted(REMOVAL_TIMEOUT).await;
         if let Err(error) = self.give_up(member).await {
@@ -240,7 +260,7 @@ impl Daemon {
     ) -> impl Future<Output = Result<(), ChangeError>> + use<> {
         let daemon = self.clone();
         detached(async move {
-            let _change = daemon.change.try_lock().map_err(|_| ChangeError::Busy)?;
+            let _change = daemon.begin_change().await?;
             let member = daemon.require_member()?;
             member.replication.require_quorum(wait).await?;
             // Before any router turns away for nothing.
@@ -330,7 +350,7 @@ impl Daemon {
         &self,
         timeout: Duration,
     ) -> Result<impl Future<Output = DrainOutcome> + Send + use<>, ChangeError> {
-        let _change = self.change.try_lock().map_err(|_| ChangeError::Busy)?;
+        let _change = self.change.try_lock().map_err(|_| self.why_busy())?;
         let member = self.require_member()?;
         self.drain.begin(DrainReason::Operator, &member);
         Ok(self.drain.wait_drained(timeout))
@@ -338,7 +358,7 @@ impl Daemon {
 
     /// Takes traffic again. Whether the member was drained before.
     pub(crate) fn undrain(&self) -> Result<bool, ChangeError> {
-        let _change = self.change.try_lock().map_err(|_| ChangeError::Busy)?;
+        let _change = self.change.try_lock().map_err(|_| self.why_busy())?;
         let member = self.require_member()?;
         let was_drained = self.drain.now().is_some();
         self.drain.end(Some(&*member));

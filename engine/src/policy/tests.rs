@@ -207,7 +207,7 @@ default reject
         "4:55: `256` is not an IP protocol number: it goes from 0 to 255",
         "4:66: `foo` is not a protocol",
         "4:73: the service `later` is declared below (a service can refer only to services above it: move `later` up)",
-        "6:9: expected `drop`, `reject` or `accept`, found `allow`",
+        "6:9: expected `drop`, `reject` or `accept`, found `allow` (that action is called `accept`)",
         "7:8: expected the rule's name in double quotes, found `from` (a rule is: accept \"name\" from ZONE to ZONE: SOURCE -> DESTINATION SERVICE)",
         "8:17: there is no zone named `inside` (declare it: zone inside)",
         "8:32: the source is IPv4 and the destination IPv6: no packet has both (write one rule for each family, or sets with addresses of both)",
