@@ -238,7 +238,7 @@ fn local_traffic_of_the_machine_is_left_alone() {
     lab.member.ip("addr add 10.1.0.77/32 dev f0");
     eventually("the new address answers", || lab.answers(&lab.client, "10.1.0.77"));
     let metrics = running.datapath.metrics();
-    assert!(metrics.total(|worker| worker.local_packets.get()) >= 4, "{metrics:?}");
+    eventually("they are counted", || metrics.total(|worker| worker.local_packets.get()) >= 4);
     assert!(!lab.passes(false, NEVER), "a dropped packet passes");
     assert!(running.datapath.metrics().dropped(Reason::Policy) >= 1);
 }
