@@ -27,7 +27,7 @@ pub struct ClusterState {
 pub struct PolicyRecord {
     /// Its generation.
     pub generation: Generation,
-    /// Its canonical text.
+    /// Its text, as its author wrote it.
     pub text: String,
     /// Who applied it.
     pub author: String,

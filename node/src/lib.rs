@@ -4,6 +4,7 @@ mod admin;
 mod audit;
 pub mod clock;
 pub mod config;
+pub mod connection_log;
 mod daemon;
 pub mod datapath;
 mod drain;

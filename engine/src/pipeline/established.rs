@@ -106,7 +106,7 @@ impl Engine {
             return session.is_open().then_some(Verdict::Drop(Reason::WrongZone));
         }
         if !self.still_allowed(session) {
-            return session.is_open().then_some(Verdict::Drop(Reason::Policy));
+            return session.is_open().then(|| self.revoked(session));
         }
         let Kind::Tcp(tcp) = &packet.kind else {
             if !generic::fits(&packet.kind, direction) {
@@ -317,6 +317,16 @@ impl Engine {
             session.local.set_checked_against(policy.generation);
         }
         allowed
+    }
+
+    /// The verdict on a packet of an open session that the active policy does not allow.
+    fn revoked(&self, session: &Session) -> Verdict {
+        let zone = |direction| session.zone(direction);
+        let (ingress, egress) = (zone(Direction::Original), zone(Direction::Reply));
+        match self.active_policy().decide(ingress, egress, session.original()).action {
+            Action::Reject => Verdict::Reject(Reason::PolicyReject),
+            Action::Accept | Action::Drop => Verdict::Drop(Reason::Policy),
+        }
     }
 }
 

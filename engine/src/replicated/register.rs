@@ -53,7 +53,7 @@ fn zone(zones: &[String], name: &str) -> ZoneId {
 /// The form of a policy that the packet path uses.
 pub(super) fn active_policy(generation: Generation, rules: Option<Compiled>, zones: &[String]) -> ActivePolicy {
     let zones = zones.iter().skip(1).map(|name| (name.clone(), zone(zones, name))).collect();
-    ActivePolicy { generation, rules, zones }
+    ActivePolicy { generation, rules, zones, ..ActivePolicy::default() }
 }
 
 impl StateMachine {

@@ -35,7 +35,7 @@ use crate::id::{Generation, MemberId, SessionId};
 use crate::policy::Compiled;
 
 /// Format version 1.
-const MAGIC: &[u8; 8] = b"PALSNAP2";
+const MAGIC: &[u8; 8] = b"PALSNAP3";
 
 /// Maximum length of a chunk's content: a policy with its record fits.
 const MAX_CHUNK_BYTES: u32 = (register::MAX_POLICY_BYTES as u32) + (1 << 20);

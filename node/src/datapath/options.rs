@@ -6,6 +6,7 @@ use tokio::sync::mpsc::Sender;
 
 use super::gate::GateStatus;
 use super::inject::Inject;
+use crate::connection_log::ConnectionLog;
 
 /// A data interface.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -37,6 +38,8 @@ pub struct Options {
     pub manage_rp_filter: bool,
     /// Whether the daemon may enable forwarding.
     pub manage_forwarding: bool,
+    /// Where decisions go whose rule says `log`.
+    pub connection_log: ConnectionLog,
     /// Slots (of 2 KiB) of each receive ring; there is one for each interface, family and worker.
     pub ring_slots: u32,
 }
@@ -52,6 +55,7 @@ impl Default for Options {
             inject: Inject::Auto,
             manage_rp_filter: false,
             manage_forwarding: false,
+            connection_log: ConnectionLog::default(),
             ring_slots: 2048,
         }
     }

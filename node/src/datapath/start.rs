@@ -78,6 +78,7 @@ pub fn start_with<J: Judge>(
             injector,
             limits: built.options.hold,
             sinks: sinks.clone(),
+            connection_log: built.options.connection_log.clone(),
             metrics,
             wake: built.wake.clone(),
             shared: built.shared.clone(),

@@ -31,6 +31,7 @@ use super::sink::InjectSink;
 use super::vnet::VnetHeader;
 use super::wake::WorkerWake;
 use crate::clock;
+use crate::connection_log::ConnectionLog;
 use crate::lease::Lease;
 
 /// Frames from one socket before the others have their turn.
@@ -73,6 +74,7 @@ pub(crate) struct WorkerConfig<J> {
     pub(crate) injector: Injector,
     pub(crate) limits: HoldLimits,
     pub(crate) sinks: Sinks,
+    pub(crate) connection_log: ConnectionLog,
     pub(crate) metrics: Arc<WorkerMetrics>,
     pub(crate) wake: WorkerWake,
     pub(crate) shared: Arc<Shared>,
@@ -80,9 +82,21 @@ pub(crate) struct WorkerConfig<J> {
 
 impl<J: Judge> Worker<J> {
     pub(crate) fn new(config: WorkerConfig<J>) -> Worker<J> {
-        let WorkerConfig { number, ports, judge, lease, routes, injector, limits, sinks, metrics, wake, shared } =
-            config;
-        let sink = InjectSink::new(clock::now(), injector, sinks, wake.clone(), metrics.clone());
+        let WorkerConfig {
+            number,
+            ports,
+            judge,
+            lease,
+            routes,
+            injector,
+            limits,
+            sinks,
+            connection_log,
+            metrics,
+            wake,
+            shared,
+        } = config;
+        let sink = InjectSink::new(clock::now(), injector, sinks, connection_log, wake.clone(), metrics.clone());
         let port = |port: &Port| PacketPort { zone_name: port.zone_name.clone(), antispoof: port.antispoof };
         let packet_ports = ports.iter().map(port).collect();
         let environment = HostEnvironment { lease, routes };
