@@ -23,6 +23,14 @@ impl Ip {
     pub fn is_v4(self) -> bool {
         matches!(self, Ip::V4(_))
     }
+
+    /// The address as a number, an IPv4 address as the IPv6 address that maps it.
+    pub(crate) fn to_bits(self) -> u128 {
+        match self {
+            Ip::V4(octets) => Ipv4Addr::from_octets(octets).to_ipv6_mapped().to_bits(),
+            Ip::V6(octets) => u128::from_be_bytes(octets),
+        }
+    }
 }
 
 impl From<IpAddr> for Ip {

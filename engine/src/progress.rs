@@ -148,8 +148,12 @@ impl Engine {
         if track.has_incomplete_history() {
             return true;
         }
-        // Nearly always there was no blind interval since the last packet.
-        let since_blind = now.since(Time(self.blind_until.load(Ordering::Relaxed)));
+        // Nearly always there was no blind interval at all, or none since the last packet.
+        let blind_until = Time(self.blind_until.load(Ordering::Relaxed));
+        if blind_until == Time::ZERO {
+            return false;
+        }
+        let since_blind = now.since(blind_until);
         let ages = track.confirmation_ages(now);
         let confirmed_before = |age: Option<Duration>| age.is_none_or(|age| age + Stamp17ms::UNIT >= since_blind);
         ages.iter().copied().any(confirmed_before) && self.max_unseen_bytes(ages, now) != PerDirection::default()

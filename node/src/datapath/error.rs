@@ -132,6 +132,15 @@ pub enum StartError {
         /// Its name.
         device: String,
     },
+    /// Other processes attach to each new device.
+    #[error("other processes attach themselves to every TUN device that is made for {device}, before it has an owner")]
+    #[diagnostic(help(
+        "what they write there would pass the gate. `grep -l '^iff:' /proc/[0-9]*/fdinfo/*` finds processes that have TUN devices open; end those that are not yours, or let only root open TUN devices: `chmod 600 /dev/net/tun`"
+    ))]
+    DeviceIntruder {
+        /// The device's name.
+        device: String,
+    },
     /// The policy rules of the gate cannot be installed.
     #[error("the gate's policy rules cannot be installed")]
     #[diagnostic(help(

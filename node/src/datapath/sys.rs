@@ -1,5 +1,7 @@
-//! The system calls that neither `std` nor `nix` has: packet-socket options, their bind, `TUNSETIFF`.
+//! The system calls that neither `std` nor `nix` has: packet-socket options, their bind, the ioctls of TUN devices.
 #![expect(unsafe_code, reason = "system calls that no safe library has")]
+
+pub(crate) mod tun;
 
 use std::io;
 use std::mem::{MaybeUninit, size_of};
@@ -51,21 +53,4 @@ pub(crate) fn drop_all(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
     let mut code = [libc::sock_filter { code: 0x06 /* BPF_RET | BPF_K */, jt: 0, jf: 0, k: 0 }];
     let program = libc::sock_fprog { len: 1, filter: code.as_mut_ptr() };
     set_option(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
-}
-
-/// Attaches an open `/dev/net/tun` to a queue of the TUN device of this name, making it if it is not there.
-pub(crate) fn attach_tun(fd: BorrowedFd<'_>, name: &str) -> io::Result<()> {
-    // SAFETY: `ifreq` is plain integers and bytes, for which zero is a value.
-    let mut request: libc::ifreq = unsafe { MaybeUninit::zeroed().assume_init() };
-    if name.is_empty() || name.len() >= request.ifr_name.len() {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = libc::c_char::from_ne_bytes([from]);
-    }
-    let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
-    request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).unwrap_or(0);
-    // SAFETY: `TUNSETIFF` reads and writes one `ifreq`, which `request` is.
-    let done = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

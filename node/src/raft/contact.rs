@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use crate::clock;
 
 /// How recent a contact must be to count: members renew their lease four times a second.
-const CONTACT_FRESH: Duration = Duration::from_secs(1);
+pub(crate) const CONTACT_FRESH: Duration = Duration::from_secs(1);
 
 /// When each member last renewed its lease with this one, while this one led. Without that a member's lease runs out.
 #[derive(Clone, Debug, Default)]

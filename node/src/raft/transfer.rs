@@ -13,8 +13,9 @@ use palisade_engine::MemberId;
 use palisade_raft_store::TypeConfig;
 use tokio::sync::watch;
 
+use crate::clock;
 use crate::raft::config::PalisadeRaft;
-use crate::raft::contact::LastContact;
+use crate::raft::contact::{CONTACT_FRESH, LastContact};
 use crate::raft::handle::matched_index;
 use crate::raft::priority::ElectionPriority;
 
@@ -22,6 +23,8 @@ use crate::raft::priority::ElectionPriority;
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a member that declines leadership looks whether it leads.
 const TRANSFER_INTERVAL: Duration = Duration::from_millis(100);
+/// How often a new leader looks whether it has heard from all voters.
+const CONTACT_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Why leadership was not transferred.
 #[derive(Debug, thiserror::Error, miette::Diagnostic)]
@@ -91,7 +94,7 @@ impl LeadershipTransfer {
                 ElectionPriority::Normal | ElectionPriority::LastResort => DrainedVoters::Excluded,
             };
             if self.raft.is_leader()
-                && let Some(to) = self.transferee(drained)
+                && let Some(to) = self.informed_transferee(drained).await
                 && let Err(error) = self.transfer_to(to).await
             {
                 tracing::info!(%error, %to, "leadership was not transferred; trying again");
@@ -113,6 +116,29 @@ impl LeadershipTransfer {
         transferee(&metrics, self.me, |id| self.contact.accepts_leadership(id, metrics.current_term), drained)
     }
 
+    /// The same, once this member can know it. A new leader has not heard from all voters yet: the first that answers may be a
+    /// drained one, while one that accepts leadership answers a moment later.
+    async fn informed_transferee(&self, drained: DrainedVoters) -> Option<MemberId> {
+        let begin = clock::now();
+        while drained == DrainedVoters::LastResort && clock::now().since(begin) < CONTACT_FRESH {
+            if let Some(to) = self.transferee(DrainedVoters::Excluded) {
+                return Some(to);
+            }
+            if self.knows_all_voters() {
+                break;
+            }
+            tokio::time::sleep(CONTACT_POLL_INTERVAL).await;
+        }
+        self.transferee(drained)
+    }
+
+    /// Whether every other voter has said lately whether it accepts leadership.
+    fn knows_all_voters(&self) -> bool {
+        let metrics = self.raft.metrics().borrow_watched().clone();
+        let mut others = metrics.membership_config.voter_ids().filter(|id| *id != self.me);
+        others.all(|id| self.contact.accepts_leadership(id, metrics.current_term).is_some())
+    }
+
     /// Whether a member accepts leadership, as far as this member, leading, knows.
     #[cfg(test)]
     pub(crate) fn accepts_leadership(&self, member: MemberId) -> Option<bool> {
@@ -126,7 +152,10 @@ impl LeadershipTransfer {
             let leader = metrics.current_leader;
             return if to.is_none() { Ok(()) } else { Err(TransferError::NotLeader { leader }) };
         }
-        let to = to.or_else(|| self.transferee(DrainedVoters::LastResort)).ok_or(TransferError::NoTransferee)?;
+        let to = match to {
+            Some(to) => to,
+            None => self.informed_transferee(DrainedVoters::LastResort).await.ok_or(TransferError::NoTransferee)?,
+        };
         if !metrics.membership_config.voter_ids().any(|id| id == to) {
             return Err(TransferError::NotVoter(to));
         }
@@ -144,7 +173,7 @@ impl LeadershipTransfer {
 
     /// Asks openraft to transfer leadership to another voter, drained ones last, so that this member can be repaired.
     pub(crate) async fn transfer_before_repair(&self) {
-        if let Some(to) = self.transferee(DrainedVoters::LastResort) {
+        if let Some(to) = self.informed_transferee(DrainedVoters::LastResort).await {
             tracing::warn!(%to, "leadership is transferred before the repair");
             // Fails only when Raft has stopped.
             drop(self.raft.trigger().transfer_leader(to).await);

@@ -76,6 +76,11 @@ pub(crate) fn up(netlink: &mut Netlink, index: u32) -> io::Result<()> {
     netlink.change(RouteNetlinkMessage::SetLink(message))
 }
 
+/// Renames an interface, which must be down.
+pub(crate) fn rename(netlink: &mut Netlink, index: u32, name: &str) -> io::Result<()> {
+    set(netlink, index, vec![LinkAttribute::IfName(name.to_owned())])
+}
+
 /// Removes an interface.
 pub(crate) fn delete(netlink: &mut Netlink, index: u32) -> io::Result<()> {
     let mut message = LinkMessage::default();

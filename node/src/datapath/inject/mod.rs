@@ -81,16 +81,21 @@ pub(crate) struct Device {
 pub(crate) fn open(netlink: &mut Netlink, kind: Inject, name: &str, queues: usize) -> Result<Device, StartError> {
     let failed = |source| StartError::Device { device: name.to_owned(), source };
     clear(netlink, name)?;
-    let (kind, fds) = match kind {
-        Inject::Tun => (Inject::Tun, tun::open(name, queues).map_err(failed)?),
-        Inject::Veth => (Inject::Veth, veth::open(netlink, name, queues).map_err(failed)?),
-        Inject::Auto => match tun::open(name, queues) {
-            Ok(fds) => (Inject::Tun, fds),
-            Err(error) => {
+    let opened = match kind {
+        Inject::Veth => None,
+        Inject::Tun | Inject::Auto => match tun::open(netlink, name, queues) {
+            Ok(fds) => Some(fds),
+            Err(tun::OpenError::Intruder) => return Err(StartError::DeviceIntruder { device: name.to_owned() }),
+            Err(tun::OpenError::System(error)) if kind == Inject::Tun => return Err(failed(error)),
+            Err(tun::OpenError::System(error)) => {
                 tracing::info!(%error, "no TUN device is available; re-injecting through a veth pair");
-                (Inject::Veth, veth::open(netlink, name, queues).map_err(failed)?)
+                None
             }
         },
+    };
+    let (kind, fds) = match opened {
+        Some(fds) => (Inject::Tun, fds),
+        None => (Inject::Veth, veth::open(netlink, name, queues).map_err(failed)?),
     };
     let ethernet = kind == Inject::Veth;
     let injectors = fds.into_iter().map(|fd| Injector { fd, ethernet }).collect();
@@ -154,7 +159,8 @@ fn find(netlink: &mut Netlink, name: &str) -> io::Result<Option<u32>> {
     Ok(links::links(netlink)?.into_iter().find(|link| link.name == name).map(|link| link.index))
 }
 
-/// Waits for a dying daemon's TUN device to go, removes its veth pair, and refuses if another daemon has the device.
+/// Waits for a dying daemon's TUN device to go, removes its veth pair and a device that only a stranger's queue keeps, and
+/// refuses if another daemon has the device.
 fn clear(netlink: &mut Netlink, name: &str) -> Result<(), StartError> {
     let failed = |source| StartError::Device { device: name.to_owned(), source };
     for attempt in 0..20 {
@@ -162,7 +168,9 @@ fn clear(netlink: &mut Netlink, name: &str) -> Result<(), StartError> {
             std::thread::sleep(Duration::from_millis(100));
         }
         let Some(index) = find(netlink, name).map_err(failed)? else { return Ok(()) };
-        if find(netlink, &veth::outer(name)).map_err(failed)?.is_some() {
+        if find(netlink, &veth::outer(name)).map_err(failed)?.is_some()
+            || tun::is_abandoned(netlink, name).map_err(failed)?
+        {
             links::delete(netlink, index).map_err(failed)?;
         }
     }
