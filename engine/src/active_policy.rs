@@ -1,7 +1,5 @@
 //! The policy in force, ready for the packet path.
 
-use std::collections::HashMap;
-
 use crate::id::{Generation, RuleId, ZoneId};
 use crate::parse::IpOptions;
 use crate::policy::{Action, Compiled, Decision};
@@ -9,13 +7,12 @@ use crate::rule_hits::HitCounters;
 use crate::timeouts::Timeouts;
 use crate::tuple::Tuple;
 
-/// One generation's policy, and the zone numbers that interfaces are bound by.
+/// One generation's policy.
 #[derive(Default)]
 pub(crate) struct ActivePolicy {
     pub(crate) generation: Generation,
     /// None: generation 0, default drop.
     pub(crate) rules: Option<Compiled>,
-    pub(crate) zones: HashMap<String, ZoneId>,
     /// Empty until it is activated.
     pub(crate) hits: HitCounters,
 }
@@ -45,9 +42,5 @@ impl ActivePolicy {
 
     pub(crate) fn timeouts(&self) -> &Timeouts {
         self.rules.as_ref().map_or(&Timeouts::DEFAULT, Compiled::timeouts)
-    }
-
-    pub(crate) fn zone(&self, name: &str) -> ZoneId {
-        self.zones.get(name).copied().unwrap_or(ZoneId::UNKNOWN)
     }
 }

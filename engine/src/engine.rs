@@ -32,6 +32,7 @@ pub struct Engine {
     active_policy: ArcSwap<ActivePolicy>,
     generation: AtomicU64,
     cluster: ArcSwap<ClusterState>,
+    zones_version: AtomicU64,
     /// The number of other members that forward packets.
     pub(crate) forwarding_peers: AtomicU32,
     /// The number of these members that are silent.
@@ -80,6 +81,7 @@ impl Engine {
             active_policy: ArcSwap::from_pointee(ActivePolicy::default()),
             generation: AtomicU64::new(0),
             cluster: ArcSwap::from_pointee(ClusterState::default()),
+            zones_version: AtomicU64::new(0),
             forwarding_peers: AtomicU32::new(0),
             silent_peers: AtomicU32::new(0),
             blind_intervals: ArcSwap::default(),
@@ -236,11 +238,17 @@ impl Engine {
         Generation(self.generation.load(Ordering::Acquire))
     }
 
-    /// The number of a zone, or [`ZoneId::UNKNOWN`] if no policy has named the zone yet. It changes only with
-    /// [`Engine::generation`].
+    /// The number of a zone, or [`ZoneId::UNKNOWN`] if neither a policy nor a member has named the zone yet. It changes only
+    /// with [`Engine::zones_version`].
     #[must_use]
     pub fn zone(&self, name: &str) -> ZoneId {
-        self.active_policy().zone(name)
+        self.cluster.load().zone(name)
+    }
+
+    /// Incremented when a zone gets a number, or is forgotten.
+    #[must_use]
+    pub fn zones_version(&self) -> u64 {
+        self.zones_version.load(Ordering::Acquire)
     }
 
     /// The committed members, policy and policy history, as applied here: a cheap, consistent copy.
@@ -374,7 +382,11 @@ impl Engine {
             |(id, info): &(&MemberId, &MemberInfo)| **id != self.config.member && info.role == Role::Firewall;
         let peers = cluster.members.iter().filter(forwards).count();
         self.forwarding_peers.store(u32::try_from(peers).unwrap_or(u32::MAX), Ordering::Relaxed);
+        let zones_changed = self.cluster.load().zones != cluster.zones;
         self.cluster.store(Arc::new(cluster));
+        if zones_changed {
+            self.zones_version.fetch_add(1, Ordering::AcqRel);
+        }
     }
 }
 

@@ -26,6 +26,7 @@ use crate::engine::Engine;
 use crate::event::{Event, Hint, LoggedDecision, Proposal};
 use crate::hold::{HoldBuffer, HoldCounts, HoldLimits};
 use crate::id::{Generation, ZoneId};
+use crate::parse::rejection::Unreachable;
 use crate::parse::{self, Checksum, Packet};
 use crate::time::Time;
 use crate::traffic::Traffic;
@@ -47,6 +48,10 @@ pub trait Judge: Send + Sync + 'static {
     fn generation(&self) -> Generation;
     /// See [`Engine::zone`].
     fn zone(&self, name: &str) -> ZoneId;
+    /// See [`Engine::zones_version`].
+    fn zones_version(&self) -> u64 {
+        0
+    }
 }
 
 impl Judge for Engine {
@@ -66,6 +71,11 @@ impl Judge for Engine {
 
     fn zone(&self, name: &str) -> ZoneId {
         Engine::zone(self, name)
+    }
+
+    #[inline]
+    fn zones_version(&self) -> u64 {
+        Engine::zones_version(self)
     }
 }
 
@@ -129,6 +139,11 @@ pub trait Environment {
     /// This router's own address on a port, as the source of an ICMP error about this packet.
     fn router_address(&self, port: usize, packet: &Tuple) -> Option<Ip>;
 
+    /// Why the kernel has no route for this packet. `None`: its sender is not to be told, as by a blackhole route.
+    fn unreachable(&mut self, _packet: &Tuple) -> Option<Unreachable> {
+        None
+    }
+
     /// Whether the numbers of the ports' zones must be looked up again, although no policy has changed.
     fn zones_outdated(&mut self) -> bool;
 
@@ -177,6 +192,17 @@ pub trait PacketSink<M> {
 
     /// Answers a rejected packet, from `router` if that is an ICMP error.
     fn reject(&mut self, now: Time, packet: &Packet, bytes: &[u8], router: Option<Ip>);
+
+    /// Tells the sender of a packet that there is no route, if it may be told now and there is a reason to give.
+    fn unreachable(
+        &mut self,
+        _now: Time,
+        _packet: &Packet,
+        _bytes: &[u8],
+        _router: Option<Ip>,
+        _why: &mut dyn FnMut() -> Option<Unreachable>,
+    ) {
+    }
 
     /// The room in the queue of hints.
     fn hint_room(&self) -> QueueRoom;
@@ -251,12 +277,15 @@ pub struct PacketLoop<J, E, S, M> {
     environment: E,
     sink: S,
     ports: Vec<PacketPort>,
-    /// The zones of the ports, as of `generation`.
+    /// The zones of the ports, as of `known`.
     zones: Vec<ZoneId>,
-    generation: Option<Generation>,
+    /// The policy and the zones' version that were seen last.
+    known: Option<(Generation, u64)>,
     hold: HoldBuffer<HeldPacket<M>>,
-    /// The longest hold, and the age at which a captured packet is stale.
+    /// The longest hold.
     max_time: Duration,
+    /// The age at which a captured packet is stale.
+    stale_after: Duration,
     // Reused from packet to packet.
     events: Vec<Event>,
     keys: Vec<HoldKey>,
@@ -274,14 +303,22 @@ impl<J: Judge, E: Environment, S: PacketSink<M>, M: PacketMeta> PacketLoop<J, E,
             sink,
             zones: Vec::with_capacity(ports.len()),
             ports,
-            generation: None,
+            known: None,
             hold: HoldBuffer::new(limits),
             max_time: limits.max_time,
+            stale_after: limits.max_time,
             events: Vec::with_capacity(16),
             keys: Vec::new(),
             released: Vec::new(),
             expired: Vec::new(),
         }
+    }
+
+    /// Sets the age from which a captured packet is dropped as stale; without it, that is the longest hold.
+    #[must_use]
+    pub fn with_stale_after(mut self, age: Duration) -> Self {
+        self.stale_after = age;
+        self
     }
 
     /// When [`PacketLoop::turn`] must run at the latest, so that no packet is held for too long.
@@ -293,6 +330,11 @@ impl<J: Judge, E: Environment, S: PacketSink<M>, M: PacketMeta> PacketLoop<J, E,
     /// The sink.
     pub fn sink(&self) -> &S {
         &self.sink
+    }
+
+    /// The environment and the sink, for a change of what they work with.
+    pub fn parts_mut(&mut self) -> (&mut E, &mut S) {
+        (&mut self.environment, &mut self.sink)
     }
 
     /// Judges what was woken, receives a batch, and expires what waited for too long. Returns the number of frames received.
@@ -331,10 +373,10 @@ impl<J: Judge, E: Environment, S: PacketSink<M>, M: PacketMeta> PacketLoop<J, E,
 
     /// Looks the zones of the ports up again if they may have changed.
     fn refresh_zones(&mut self) {
-        let generation = self.judge.generation();
+        let now = (self.judge.generation(), self.judge.zones_version());
         let outdated = self.environment.zones_outdated();
-        if outdated || self.generation != Some(generation) {
-            self.generation = Some(generation);
+        if outdated || self.known != Some(now) {
+            self.known = Some(now);
             self.zones.clear();
             self.zones.extend(self.ports.iter().map(|port| self.judge.zone(&port.zone_name)));
             self.environment.set_zones(&self.zones);
@@ -345,7 +387,7 @@ impl<J: Judge, E: Environment, S: PacketSink<M>, M: PacketMeta> PacketLoop<J, E,
     fn receive(&mut self, received: ReceivedPacket<'_, M>) {
         let ReceivedPacket { now, captured, port, meta, bytes } = received;
         let raw = Traffic { packets: 1, bytes: bytes.len() as u64 };
-        if now.since(captured) > self.max_time {
+        if now.since(captured) > self.stale_after {
             return self.sink.record(PacketOutcome::Dropped(Reason::Stale), &meta, raw);
         }
         let packet = match parse::parse(bytes, meta.checksum()) {
@@ -442,7 +484,15 @@ impl<J: Judge, E: Environment, S: PacketSink<M>, M: PacketMeta> PacketLoop<J, E,
                 };
                 self.sink.record(outcome, meta, traffic);
             }
-            Verdict::Drop(reason) => self.sink.record(PacketOutcome::Dropped(reason), meta, traffic),
+            Verdict::Drop(reason) => {
+                self.sink.record(PacketOutcome::Dropped(reason), meta, traffic);
+                if reason == Reason::NoRoute {
+                    let environment = &mut self.environment;
+                    let router = environment.router_address(port, &packet.tuple);
+                    let why = &mut || environment.unreachable(&packet.tuple);
+                    self.sink.unreachable(now, packet, bytes, router, why);
+                }
+            }
             Verdict::Reject(reason) => {
                 self.sink.record(PacketOutcome::Rejected(reason), meta, traffic);
                 let router = self.environment.router_address(port, &packet.tuple);

@@ -21,7 +21,7 @@ pub use log::{Log, SyslogProtocol, SyslogTarget};
 pub use reader::{ConfigError, Invalid, Problem};
 use reader::{Table, Wrong};
 
-use crate::datapath::valid_interface_name;
+use crate::datapath::{Rings, valid_interface_name};
 use crate::lease::LEASE_DURATION;
 use crate::replication::{Timing, Voters};
 
@@ -37,10 +37,13 @@ pub const KEYS: &[&str] = &[
     "interface[].name",
     "interface[].zone",
     "interface[].antispoof",
+    "interface[].track",
     "datapath.mode",
     "datapath.inject",
     "datapath.workers",
     "datapath.bypass_interfaces",
+    "datapath.ring_memory",
+    "datapath.stale_after",
     "datapath.hold_time",
     "datapath.hold_packets",
     "datapath.hold_bytes",
@@ -136,6 +139,8 @@ pub struct Interface {
     pub zone: String,
     /// Drop packets whose source the kernel would not route back this way.
     pub antispoof: bool,
+    /// This member is ready only if the interface is up and has a carrier.
+    pub track: bool,
 }
 
 /// How packets are put back into the kernel.
@@ -158,6 +163,10 @@ pub struct Datapath {
     pub workers: usize,
     /// Interfaces exempt from the gate: the kernel routes what arrives on them unfiltered.
     pub bypass_interfaces: Vec<String>,
+    /// The memory of all capture rings together, in bytes. `None`: by the number of rings.
+    pub ring_memory: Option<usize>,
+    /// The age from which a captured packet is dropped.
+    pub stale_after: Duration,
     /// Bounds of each worker's hold buffer.
     pub hold: HoldLimits,
     /// May the daemon set `rp_filter` as it needs it?
@@ -240,7 +249,7 @@ impl Config {
         let admin = Admin::read(root.table(problems, "admin"), problems);
         let http = Http::read(root.table(problems, "http"), cluster.as_ref(), problems);
         let interfaces = Interface::read_all(&mut root, role, problems);
-        let datapath = Datapath::read(root.table(problems, "datapath"), problems);
+        let datapath = Datapath::read(root.table(problems, "datapath"), &interfaces, problems);
         let raft = Raft::read(root.table(problems, "raft"), problems);
         let limits = Limits::read(root.table(problems, "limits"), problems);
         let log = Log::read(root.table(problems, "log"), problems);
@@ -375,6 +384,7 @@ impl Interface {
             let zone =
                 t.required(problems, "zone", "the policy's name for what is behind it, such as \"inside\"", zone_name);
             let antispoof = t.or(problems, "antispoof", true, |v| v.boolean());
+            let track = t.or(problems, "track", true, |v| v.boolean());
             if let Some(name) = &name
                 && found.iter().any(|i| i.name == *name)
             {
@@ -387,8 +397,8 @@ impl Interface {
                 );
             }
             t.finish(problems);
-            if let (Some(name), Some(zone), Some(antispoof)) = (name, zone, antispoof) {
-                found.push(Interface { name, zone, antispoof });
+            if let (Some(name), Some(zone), Some(antispoof), Some(track)) = (name, zone, antispoof, track) {
+                found.push(Interface { name, zone, antispoof, track });
             }
         }
         found
@@ -396,7 +406,7 @@ impl Interface {
 }
 
 impl Datapath {
-    fn read(mut t: Table<'_>, problems: &mut Vec<Problem>) -> Option<Datapath> {
+    fn read(mut t: Table<'_>, interfaces: &[Interface], problems: &mut Vec<Problem>) -> Option<Datapath> {
         let mode = t.or(problems, "mode", (), |v| {
             match v.choice(&[("auto", true), ("raw", true), ("tc", false), ("xdp", false)])? {
                 true => Ok(()),
@@ -421,6 +431,26 @@ impl Datapath {
                 None => Ok(names),
             }
         });
+        for name in bypass_interfaces.iter().flatten().filter(|name| interfaces.iter().any(|i| i.name == **name)) {
+            t.problem(
+                problems,
+                "bypass_interfaces",
+                "no data interface: the kernel would route what arrives on it without any filtering",
+                &format!("\"{name}\", which `[[interface]]` names too"),
+                "remove it from this list, or remove its `[[interface]]` table",
+            );
+        }
+        let ring_memory = t.optional(problems, "ring_memory", |v| v.count(1 << 17, 1 << 40));
+        if let (Some(Some(memory)), Some(workers)) = (ring_memory, workers)
+            && let Err(needed) = Rings::share(interfaces.len(), workers, Some(memory))
+        {
+            let found = format!("{memory}, with {} interfaces and {workers} workers", interfaces.len());
+            let help = "each interface, IP version and worker has a ring: raise it, or lower `workers`";
+            t.problem(problems, "ring_memory", &format!("at least {needed}"), &found, help);
+        }
+        let stale_after = t.or(problems, "stale_after", Duration::from_millis(250), |v| {
+            v.duration(Duration::from_millis(10), Duration::from_secs(10))
+        });
         let hold_time = t.or(problems, "hold_time", Duration::from_millis(250), |v| {
             v.duration(Duration::from_millis(10), Duration::from_secs(2))
         });
@@ -436,6 +466,8 @@ impl Datapath {
             inject: inject?,
             workers: workers?,
             bypass_interfaces: bypass_interfaces?,
+            ring_memory: ring_memory?,
+            stale_after: stale_after?,
             hold: HoldLimits {
                 matched: HoldBudget { packets: packets?, bytes: bytes? },
                 unmatched: HoldBudget { packets: unmatched_packets?, bytes: unmatched_bytes? },
@@ -535,8 +567,14 @@ impl Lab {
     }
 }
 
+/// All processors but one in eight, and at least one where there are two or more: Raft, the disk and the kernel's own packet
+/// work need some.
 fn default_workers() -> usize {
-    std::thread::available_parallelism().map_or(1, |n| n.get().min(64))
+    std::thread::available_parallelism().map_or(1, |n| workers_for(n.get()))
+}
+
+fn workers_for(processors: usize) -> usize {
+    (processors - processors.div_ceil(8).min(processors.saturating_sub(1))).clamp(1, 64)
 }
 
 fn member_name(v: reader::Value<'_>) -> Result<String, Wrong> {

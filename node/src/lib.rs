@@ -27,6 +27,7 @@ pub mod simulation;
 mod sync;
 mod systemd;
 mod wake;
+mod zone_registration;
 
 pub use admin::{HELP, SocketError};
 pub use member::{MemberError, MemberFailure};

@@ -13,7 +13,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use miette::Diagnostic;
-use palisade_engine::{Engine, Hint, LeaseState, MemberId, Proposal, Role};
+use palisade_engine::{Engine, Hint, LeaseState, MemberId, Proposal, Role, ZoneId};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinHandle, spawn_blocking};
@@ -25,6 +25,7 @@ use crate::datapath::{self, Datapath, Inject, Sinks, StartError, WorkerWake};
 use crate::drain::Drainable;
 use crate::lease::Lease;
 use crate::replication::{self, ElectionPriority, EndedError, OpenError, Replication, Timing, Voters};
+use crate::zone_registration;
 
 /// Length of the queues of hints and of proposals from the workers to the replication. What finds them full is dropped
 /// and counted.
@@ -35,6 +36,9 @@ const WORKER_STUCK_AFTER: Duration = Duration::from_secs(5);
 const THREAD_CHECK_INTERVAL: Duration = Duration::from_millis(200);
 /// Interval at which a task looks for a state of the member that nothing notifies it of.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
+/// How long the datapath's start waits for the registration of this machine's zones. Nothing passes at the interfaces of a
+/// zone that is not registered.
+const ZONES_REGISTERED_WITHIN: Duration = Duration::from_secs(3);
 /// How long [`Member::close`] waits for other tasks to drop their handles, of the datapath and of the member.
 const HANDLES_DROPPED_WITHIN: Duration = Duration::from_secs(2);
 
@@ -85,6 +89,8 @@ pub(crate) struct Member {
     pub(crate) lease: Arc<Lease>,
     pub(crate) connection_log: ConnectionLog,
     log_writer: Mutex<Option<connection_log::Running>>,
+    /// The zones of this machine's interfaces, sorted.
+    zones: Vec<String>,
     datapath: Mutex<DatapathState>,
     starter: Mutex<Option<JoinHandle<()>>>,
     /// Keeps the replication's queues open where the datapath has others ([`crate::config::Lab`]).
@@ -124,6 +130,7 @@ impl Member {
             lease,
             connection_log,
             log_writer: Mutex::new(Some(log_writer)),
+            zones: zone_registration::of(config),
             datapath: Mutex::new(DatapathState::NotStarted),
             starter: Mutex::new(None),
             _sinks: sinks.clone(),
@@ -134,6 +141,7 @@ impl Member {
                 report(&failed, MemberFailure::Replication(why));
             }
         });
+        tokio::spawn(zone_registration::run(Arc::downgrade(&member)));
         if config.role == Role::Firewall {
             let starting = run_datapath(config.clone(), Arc::downgrade(&member), wake, sinks, failures.clone());
             *member.starter.lock() = Some(tokio::spawn(starting));
@@ -180,6 +188,26 @@ impl Member {
         self.lease.state_at(clock::now())
     }
 
+    /// The zones of this machine's interfaces, sorted.
+    pub(crate) fn zones(&self) -> &[String] {
+        &self.zones
+    }
+
+    /// Whether the replicated state has this member's zones, as applied here.
+    pub(crate) fn zones_are_registered(&self) -> bool {
+        let cluster = self.engine.cluster_state();
+        cluster
+            .member_zones
+            .get(&self.replication.identity().member)
+            .map_or(self.zones.is_empty(), |z| *z == self.zones)
+    }
+
+    /// The zones of this machine's interfaces that have no number yet: nothing passes there.
+    fn unregistered_zones(&self) -> Vec<String> {
+        let cluster = self.engine.cluster_state();
+        self.zones.iter().filter(|zone| cluster.zone(zone) == ZoneId::UNKNOWN).cloned().collect()
+    }
+
     /// Why a member with this role should not be given traffic; empty if it should.
     pub(crate) fn not_ready(&self, role: Role) -> Vec<String> {
         let mut reasons = Vec::new();
@@ -193,9 +221,12 @@ impl Member {
             }
         }
         if role == Role::Firewall {
+            reasons.extend(self.unregistered_zones().into_iter().map(|zone| {
+                format!("the zone {zone} is not registered in the cluster yet: nothing passes at its interfaces")
+            }));
             match self.datapath() {
                 None => reasons.push("the datapath does not run yet".to_owned()),
-                Some(datapath) => reasons.extend(unhealthy(&datapath)),
+                Some(datapath) => reasons.extend(datapath.conditions().iter().map(ToString::to_string)),
             }
         }
         reasons
@@ -262,12 +293,15 @@ impl From<&Config> for datapath::Options {
             name: i.name.clone(),
             zone: i.zone.clone(),
             antispoof: i.antispoof,
+            track: i.track,
         };
         datapath::Options {
             interfaces: c.interfaces.iter().map(interface).collect(),
             bypass_interfaces: d.bypass_interfaces.clone(),
             workers: d.workers,
             hold: d.hold,
+            stale_after: d.stale_after,
+            ring_memory: d.ring_memory,
             device: INJECT_DEVICE.to_owned(),
             inject: match d.inject {
                 config::Inject::Auto => Inject::Auto,
@@ -288,18 +322,6 @@ fn seed() -> u64 {
         Ok(()) => u64::from_ne_bytes(bytes),
         Err(_) => clock::now().0 ^ u64::from(std::process::id()),
     }
-}
-
-/// What keeps a running datapath from being fit for traffic.
-fn unhealthy(datapath: &Datapath) -> Vec<String> {
-    if datapath.healthy() {
-        return Vec::new();
-    }
-    let mut reasons = datapath.status().warnings;
-    if reasons.is_empty() {
-        reasons.push("a packet worker makes no progress".to_owned());
-    }
-    reasons
 }
 
 fn report(failures: &mpsc::Sender<MemberFailure>, failure: MemberFailure) {
@@ -336,6 +358,10 @@ async fn run_datapath(
             break;
         }
         drop(member);
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+    let deadline = clock::now() + ZONES_REGISTERED_WITHIN;
+    while clock::now() < deadline && member.upgrade().is_some_and(|member| !member.unregistered_zones().is_empty()) {
         tokio::time::sleep(POLL_INTERVAL).await;
     }
     let Some(starting) = member.upgrade() else { return };

@@ -103,6 +103,7 @@ struct Member<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     lag: Option<u64>,
     reachable: bool,
+    zones: &'a [String],
 }
 
 impl<'a> Member<'a> {
@@ -117,6 +118,7 @@ impl<'a> Member<'a> {
             leader: m.leader,
             lag: m.lag,
             reachable: m.reachable,
+            zones: &m.zones,
         }
     }
 }
@@ -150,7 +152,7 @@ fn lease(as_of: &v1::AsOf) -> &'static str {
 }
 
 fn table(members: &[v1::Member], me: u64) -> Table {
-    let mut table = Table::new(&["ID", "NAME", "ADDRESS", "ROLE", "RAFT", "LAG", ""]);
+    let mut table = Table::new(&["ID", "NAME", "ADDRESS", "ROLE", "RAFT", "LAG", "ZONES", ""]);
     for m in members {
         let raft = match (m.leader, m.voter) {
             (true, _) => "leader",
@@ -170,6 +172,7 @@ fn table(members: &[v1::Member], me: u64) -> Table {
             role(m.role()).into(),
             raft.into(),
             lag,
+            if m.zones.is_empty() { "-".to_owned() } else { m.zones.join(",") },
             here.into(),
         ]);
     }

@@ -47,7 +47,7 @@ pub fn checked(
         warnings(policy).iter().try_for_each(|w| writeln!(out, "  warning: {w}"))?;
         let Some(online) = online else { return Ok(()) };
         for zone in &online.zones_without_interface {
-            writeln!(out, "  note: no interface of this member is in zone {zone}")?;
+            writeln!(out, "  note: no interface of any member is in zone {zone}")?;
         }
         for zone in &online.zones_not_named {
             writeln!(

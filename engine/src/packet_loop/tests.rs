@@ -287,6 +287,24 @@ fn packet_loop_drops_stale_and_malformed_packets_unjudged() {
     assert_eq!(counted, [(5, Dropped(Reason::Stale), 1), (6, Dropped(Reason::Truncated), 1), (7, Forwarded, 7)]);
 }
 
+/// A short hold, for connections that should fail soon, makes no fresh packet stale, and a long one no stale packet fresh.
+#[test]
+fn packet_loop_has_an_age_for_captured_packets_and_another_for_held_ones() {
+    let mut b = Bench::new();
+    b.packet_loop = b.packet_loop.with_stale_after(20 * MS);
+    b.source.packets = vec![(START - 21 * MS, 0, 1, bytes()), (START - 20 * MS, 0, 2, bytes())];
+    b.turn_received(&[HOLD]);
+    assert_eq!(b.outcomes(), [(1, Dropped(Reason::Stale)), (2, Held)]);
+    b.source.now = START + 200 * MS;
+    b.source.woken = Some(vec![KEY]);
+    b.turn(&[], &[Verdict::Forward]);
+    assert_eq!(b.outcomes(), [(2, Forwarded)]);
+    b.packet_loop = b.packet_loop.with_stale_after(1000 * MS);
+    b.source.packets = vec![(START - 700 * MS, 0, 3, bytes())];
+    b.turn_received(&[Verdict::Forward]);
+    assert_eq!(b.outcomes(), [(3, Forwarded)]);
+}
+
 #[test]
 fn held_packet_goes_on_when_its_key_is_woken() {
     let mut b = Bench::new();

@@ -1,7 +1,7 @@
 //! The packet path: from a parsed packet to its verdict.
 //!
 //! ```text
-//!   packet ─> session? ──yes──> established: zone, policy generation, windows ──────────────> Forward, Drop
+//!   packet ─> session? ──yes──> established: zones by policy and route, windows ────────────> Forward, Drop
 //!                │ no, or its tuple is contested
 //!                ├─> half-open session? ──yes──> half_open: SYN, SYN-ACK, ACK; first, reply ─> Forward, Hold, Drop
 //!                │ no
@@ -12,7 +12,7 @@
 //!                      └─────────────────────────────────────────────────────────────────────> Reject, Drop
 //! ```
 //!
-//! The lookup takes one shard lock. Routes and policy, which may take longer, are asked without it.
+//! The lookup takes one shard lock. Routes, and the policy for a new session, which may take longer, are asked without it.
 
 mod established;
 mod fragment;
@@ -20,6 +20,7 @@ mod half_open;
 mod handshake_step;
 mod related;
 mod stray;
+mod zones;
 
 use std::time::Duration;
 
@@ -40,6 +41,8 @@ pub(crate) use established::judge_syn;
 use half_open::{HalfOpenMatch, HandshakePacket};
 #[cfg(test)]
 pub(crate) use handshake_step::{HandshakeStep, TcpHandshake};
+use parking_lot::MutexGuard;
+use zones::PacketRoutes;
 
 /// The shortest time between SYNs of different connections that pass on the tuple of a live session.
 const MIN_SYN_INTERVAL: Duration = Duration::from_secs(1);
@@ -69,6 +72,16 @@ struct DenyingRule {
     log: bool,
 }
 
+/// What is known of a packet: the verdict, if it is one of a session or half-open session.
+type Known = Result<Option<Verdict>, RoutesNeeded>;
+
+/// The routes must be asked, without the lock, before this can be decided. Nothing was changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct RoutesNeeded {
+    /// Also the route to the packet's source.
+    source: bool,
+}
+
 impl Engine {
     /// See [`Engine::process`].
     pub(crate) fn judge(&self, packet: &Packet, context: &mut Context<'_>, events: &mut Vec<Event>) -> Verdict {
@@ -94,51 +107,73 @@ impl Engine {
             _ => {}
         }
         let hash = self.table.hash(&packet.tuple);
-        let known = self.known(&mut self.table.shard_for(hash), hash, packet, context, events);
+        let known = self.known(hash, packet, context, events).1;
         known.unwrap_or_else(|| match context.lease {
             LeaseState::Valid => self.unknown(hash, packet, context, events),
             LeaseState::Grace | LeaseState::Expired => Verdict::Drop(Reason::LeaseGrace),
         })
     }
 
-    /// The verdict on a packet of a session or half-open session.
+    /// The verdict on a packet of a session or half-open session, and the lock of its shard.
     fn known(
+        &self,
+        hash: u64,
+        packet: &Packet,
+        context: &mut Context<'_>,
+        events: &mut Vec<Event>,
+    ) -> (MutexGuard<'_, Shard>, Option<Verdict>) {
+        let mut routes = None;
+        loop {
+            let mut shard = self.table.shard_for(hash);
+            match self.known_with(&mut shard, hash, packet, context, routes.as_ref(), events) {
+                Ok(known) => return (shard, known),
+                Err(needed) => {
+                    drop(shard);
+                    routes = Some(PacketRoutes::ask(packet, needed, context));
+                }
+            }
+        }
+    }
+
+    /// The verdict on a packet of a session or half-open session, given its routes if they have been asked.
+    fn known_with(
         &self,
         shard: &mut Shard,
         hash: u64,
         packet: &Packet,
         context: &Context<'_>,
+        routes: Option<&PacketRoutes>,
         events: &mut Vec<Event>,
-    ) -> Option<Verdict> {
+    ) -> Known {
         let session = shard.sessions.find(hash, &packet.tuple);
         let entry = session.and_then(|slot| shard.sessions.get(slot));
         let contested = entry.is_none_or(|s| s.local.flags.has(SessionFlag::Contested));
         let live = entry.is_some_and(|s| s.is_open());
         let mut half_open = HalfOpenMatch::Nothing;
         if contested {
-            half_open = self.match_half_open(shard, hash, packet, live, context);
+            half_open = self.match_half_open(shard, hash, packet, live, context, routes)?;
             // Many packets fit a half-open session by chance; what fits the connection itself is the connection's.
             if let HalfOpenMatch::Step(step, slot) = half_open
                 && !(step.could_match_other_connection() && entry_fits(shard, session, packet, context))
             {
                 let packet = HandshakePacket { engine: self, shard, hash, slot, packet, context, events };
-                return Some(packet.advance(step));
+                return Ok(Some(packet.advance(step)));
             }
         }
         let Some(slot) = session else {
-            return match (half_open, &packet.kind) {
+            return Ok(match (half_open, &packet.kind) {
                 // The hint of the SYN that it answers may be under way, whatever else is known of the tuple.
                 (_, Kind::Tcp(tcp)) if tcp.has(Tcp::SYN) => None,
                 (HalfOpenMatch::Implausible(reason), _) => Some(Verdict::Drop(reason)),
                 _ => None,
-            };
+            });
         };
         if matches!(half_open, HalfOpenMatch::Nothing)
             && let Some(session) = shard.sessions.get_mut(slot)
         {
             session.local.flags.set(SessionFlag::Contested, false);
         }
-        self.established(shard, slot, packet, context, events)
+        self.established(shard, slot, packet, context, routes, events)
     }
 
     /// The verdict on a packet that no session knows.
@@ -176,9 +211,9 @@ impl Engine {
             Err(denial) => return self.deny(hash, packet, denial, context, events),
         };
         let tuple = packet.tuple;
-        let mut shard = self.table.shard_for(hash);
         // Another worker, or a hint, may have been faster.
-        if let Some(verdict) = self.known(&mut shard, hash, packet, context, events) {
+        let (mut shard, known) = self.known(hash, packet, context, events);
+        if let Some(verdict) = known {
             return verdict;
         }
         let zones = ZonePair { ingress: context.ingress, egress: admission.egress };
@@ -229,10 +264,17 @@ impl Engine {
     fn admit(&self, packet: &Packet, context: &mut Context<'_>) -> Result<Admission, Denial> {
         let tuple = packet.tuple;
         let denied = |reason| Denial { verdict: Verdict::Drop(reason), by: None };
+        if context.ingress == ZoneId::UNKNOWN {
+            return Err(denied(Reason::NoDataInterface));
+        }
         if context.antispoof && context.routes.zone(tuple.src) != Some(context.ingress) {
             return Err(denied(Reason::Antispoof));
         }
-        let egress = context.routes.zone(tuple.dst).ok_or(denied(Reason::NoRoute))?;
+        let egress = match context.routes.zone(tuple.dst) {
+            None => return Err(denied(Reason::NoRoute)),
+            Some(ZoneId::UNKNOWN) => return Err(denied(Reason::NoDataInterface)),
+            Some(egress) => egress,
+        };
         let policy = self.active_policy();
         let Decision { action, rule, log } = policy.decide(context.ingress, egress, &tuple);
         let generation = policy.generation;
@@ -250,7 +292,7 @@ impl Engine {
         hash: u64,
         packet: &Packet,
         denial: Denial,
-        context: &Context<'_>,
+        context: &mut Context<'_>,
         events: &mut Vec<Event>,
     ) -> Verdict {
         let Some(rule) = denial.by else { return denial.verdict };

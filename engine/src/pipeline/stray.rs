@@ -85,7 +85,7 @@ impl Engine {
 
     /// Whether the policy allows a session with the packet's tuple, in either direction.
     fn may_have_session(&self, packet: &Packet, context: &mut Context<'_>) -> bool {
-        let Some(egress) = context.routes.zone(packet.tuple.dst) else { return false };
+        let Some(egress) = egress(packet, context) else { return false };
         self.active_policy().decide(context.ingress, egress, &packet.tuple).action == Action::Accept
             || self.may_be_reply(packet, egress, context)
     }
@@ -96,7 +96,7 @@ impl Engine {
         let tuple = &packet.tuple;
         // No answer to what may come from somebody else.
         let is_spoofed = context.antispoof && context.routes.zone(tuple.src) != Some(context.ingress);
-        let Some(egress) = context.routes.zone(tuple.dst).filter(|_| !is_spoofed) else { return NO_SESSION };
+        let Some(egress) = egress(packet, context).filter(|_| !is_spoofed) else { return NO_SESSION };
         let policy = self.active_policy();
         let own = policy.decide(context.ingress, egress, tuple).action;
         let allowed = own == Action::Accept || self.may_be_reply(packet, egress, context);
@@ -110,15 +110,21 @@ impl Engine {
         &self,
         hash: u64,
         packet: &Packet,
-        context: &Context<'_>,
+        context: &mut Context<'_>,
         events: &mut Vec<Event>,
     ) -> Verdict {
-        let mut shard = self.table.shard_for(hash);
         // What it waits for may have come since it was looked for.
-        if let Some(verdict) = self.known(&mut shard, hash, packet, context, events) {
+        let (mut shard, known) = self.known(hash, packet, context, events);
+        if let Some(verdict) = known {
             return verdict;
         }
         self.table.await_hint(&mut shard, hash, &packet.tuple, context);
         Verdict::Hold(HoldKey(hash), HoldClass::Unmatched)
     }
+}
+
+/// The zone that a packet leaves to, if both its zones are those of data interfaces.
+fn egress(packet: &Packet, context: &mut Context<'_>) -> Option<ZoneId> {
+    let egress = context.routes.zone(packet.tuple.dst)?;
+    (egress != ZoneId::UNKNOWN && context.ingress != ZoneId::UNKNOWN).then_some(egress)
 }

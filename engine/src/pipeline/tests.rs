@@ -15,3 +15,4 @@ mod stray;
 mod takeover;
 mod tcp;
 mod timeouts;
+mod zones;

@@ -84,6 +84,10 @@ impl Command {
             Command::ExpireIdle(idle) => (16 + 14 * idle.sessions.len(), 48 + 24 * idle.sessions.len()),
             Command::Resume => (1, 16),
             Command::Policy(policy) => (64 + policy.text.len(), 96 + policy.text.len() + policy.author.len()),
+            Command::Member(MemberChange::Zones { zones, .. }) => {
+                let names: usize = zones.iter().map(String::len).sum();
+                (64 + 2 * zones.len() + names, 96 + 24 * zones.len() + names)
+            }
             Command::Member(_) => (512, 512),
         };
         CommandSize { encoded, in_memory }
@@ -134,6 +138,14 @@ pub enum MemberChange {
     Join(MemberInfo),
     /// Removes a member. Its id is never used again.
     Leave(MemberId),
+    /// Names the zones that a member's interfaces are in, in place of those that it named before. Each gets a number; one that
+    /// nobody names any longer is forgotten.
+    Zones {
+        /// The member.
+        member: MemberId,
+        /// Their names.
+        zones: Vec<String>,
+    },
 }
 
 /// What applying a command did. Committed is not accepted.

@@ -12,6 +12,7 @@ mod register;
 mod session;
 mod snapshot;
 mod store;
+mod zones;
 
 use std::collections::BTreeMap;
 
@@ -111,7 +112,7 @@ impl Settings {
     fn digest(&self) -> u64 {
         let cluster = &self.cluster;
         let policies: BTreeMap<_, _> =
-            cluster.policies.iter().map(|p| (p.generation, (&p.text, &p.author, p.unix_ms))).collect();
+            cluster.policies.iter().map(|p| (p.generation, (&p.text, &p.author, p.unix_ms, &p.zones))).collect();
         let members: &BTreeMap<MemberId, MemberInfo> = &cluster.members;
         element(
             Kind::Settings,
@@ -121,6 +122,7 @@ impl Settings {
                 &cluster.tokens,
                 policies,
                 &cluster.zones,
+                &cluster.member_zones,
                 self.generation,
                 self.next_member,
             ),

@@ -204,7 +204,9 @@ fn membership(member: &Member) -> v1::Membership {
         RaftRole::Learner => v1::RaftRole::Learner,
         RaftRole::Stopped => v1::RaftRole::Stopped,
     };
+    let cluster = member.engine.cluster_state();
     let one = |m: crate::replication::Member| v1::Member {
+        zones: cluster.member_zones.get(&m.id).cloned().unwrap_or_default(),
         id: m.id.0,
         name: m.info.name,
         address: m.info.address,
@@ -234,8 +236,9 @@ fn membership(member: &Member) -> v1::Membership {
 fn datapath(workers: usize, member: &Member) -> Option<v1::Datapath> {
     let status = member.datapath()?.status();
     let cluster = member.engine.cluster_state();
+    let in_force = cluster.policies.last();
     let interfaces = status.interfaces.into_iter().map(|i| v1::Interface {
-        zone_known: cluster.zones.contains(&i.zone),
+        zone_known: in_force.is_some_and(|policy| policy.zones.contains(&i.zone)),
         name: i.name,
         zone: i.zone,
         up: i.up,

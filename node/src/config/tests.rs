@@ -37,6 +37,7 @@ fn defaults_are_filled_in() {
     assert!(config.interfaces[0].antispoof);
     assert!(!config.interfaces[1].antispoof);
     assert_eq!(config.datapath.hold.max_time, Duration::from_millis(250));
+    assert_eq!((config.datapath.stale_after, config.datapath.ring_memory), (Duration::from_millis(250), None));
     assert_eq!(config.limits.grace, Duration::from_secs(300));
     assert!(config.raft.election_timeout * 4 < LEASE_DURATION);
 }
@@ -132,6 +133,12 @@ fn config_check_refuses_what_the_start_refuses() {
         ["line 19: datapath.bypass_interfaces: expected each interface once, found \"mgmt0\" again"]
     );
     assert!(bypass(r#"["a\"b"]"#)[0].contains("expected an interface name"));
+    assert_eq!(
+        bypass(r#"["eth1", "mgmt0", "eth0"]"#),
+        ["eth1", "eth0"].map(|name| format!(
+            "line 19: datapath.bypass_interfaces: expected no data interface: the kernel would route what arrives on it without any filtering, found \"{name}\", which `[[interface]]` names too"
+        ))
+    );
 
     let ports = format!("{GOOD}\n[http]\nlisten = \"10.9.0.1:7946\"\n");
     assert!(problems(&ports)[0].contains("http.listen: expected another address than the member port's"));
@@ -237,4 +244,22 @@ cut_replication = true
     assert_eq!((config.limits.progress_rate, config.limits.takeover_rate), (1_000_000, 0));
     let keys = text.lines().filter(|l| l.contains('=')).count();
     assert_eq!(keys, KEYS.len());
+}
+
+#[test]
+fn workers_leave_room_for_raft() {
+    for (processors, workers) in [(1, 1), (2, 1), (3, 2), (4, 3), (8, 7), (9, 7), (16, 14), (64, 56), (128, 64)] {
+        assert_eq!(workers_for(processors), workers, "{processors}");
+    }
+}
+
+#[test]
+fn memory_of_the_rings_is_enough_for_all_of_them() {
+    let with = |memory: usize| format!("{GOOD}\n[datapath]\nworkers = 4\nring_memory = {memory}\n");
+    assert_eq!(Config::parse("node.toml", &with(2 << 20)).unwrap().datapath.ring_memory, Some(2 << 20));
+    let found = problems(&with((2 << 20) - 1));
+    assert_eq!(
+        found,
+        ["line 20: datapath.ring_memory: expected at least 2097152, found 2097151, with 2 interfaces and 4 workers"]
+    );
 }

@@ -23,14 +23,18 @@ pub enum StartError {
         /// The name.
         name: String,
     },
-    /// A data interface is not there.
-    #[error("there is no interface {name}")]
+    /// A data interface that the gate would exempt.
+    #[error(
+        "the data interface {interface} is among the bypass interfaces (as {bypass}): the kernel would route what arrives on it unfiltered"
+    )]
     #[diagnostic(help(
-        "`ip link` lists this machine's interfaces; correct [[interface]] in node.toml, or bring the interface up before the daemon"
+        "`ip link` shows all names of an interface; remove {bypass} from bypass_interfaces under [datapath] in node.toml, or remove the [[interface]] table of {interface}"
     ))]
-    Interface {
-        /// Its name.
-        name: String,
+    Bypassed {
+        /// The data interface.
+        interface: String,
+        /// The name among the bypass interfaces: the same one, or another one of the interface.
+        bypass: String,
     },
     /// The policy rule `lookup local` is not the first.
     #[error("the {family} policy rule `lookup local` is not at priority 0, ahead of the gate")]
@@ -150,10 +154,23 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
+    /// The capture rings would be too small.
+    #[error(
+        "ring_memory is too small for {interfaces} interfaces and {workers} workers: they need {needed} bytes at least"
+    )]
+    #[diagnostic(help("raise ring_memory under [datapath] in node.toml, or lower workers"))]
+    RingMemory {
+        /// Data interfaces.
+        interfaces: usize,
+        /// Workers.
+        workers: usize,
+        /// The smallest budget.
+        needed: usize,
+    },
     /// A capture socket cannot be opened.
     #[error("{interface} cannot be captured")]
     #[diagnostic(help(
-        "the daemon needs CAP_NET_RAW, a kernel with CONFIG_PACKET, and memory for its rings (one for each interface, IP version and worker: fewer [datapath] workers need less)"
+        "the daemon needs CAP_NET_RAW, a kernel with CONFIG_PACKET, and memory for its rings ([datapath] ring_memory: one for each interface, IP version and worker)"
     ))]
     Capture {
         /// The interface.

@@ -54,3 +54,16 @@ pub(crate) fn drop_all(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
     let program = libc::sock_fprog { len: 1, filter: code.as_mut_ptr() };
     set_option(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
 }
+
+/// The calling thread's nice value.
+pub(crate) fn nice() -> i32 {
+    // SAFETY: no pointers. (-1 is a value as well as the error, which cannot occur for the calling thread.)
+    unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) }
+}
+
+/// Sets the calling thread's nice value. Threads that it makes later inherit it.
+pub(crate) fn set_nice(value: i32) -> io::Result<()> {
+    // SAFETY: no pointers.
+    let done = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, value) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

@@ -108,6 +108,11 @@ impl Membership {
         Ok(id)
     }
 
+    /// Names the zones that this member's interfaces are in.
+    pub(crate) async fn register_zones(&self, zones: &[String]) -> Result<(), MembershipError> {
+        self.change(MemberChange::Zones { member: self.identity.member, zones: zones.to_vec() }).await
+    }
+
     async fn change(&self, change: MemberChange) -> Result<(), MembershipError> {
         accepted(propose_and_wait(&self.requests, Command::Member(change), REQUEST_TIMEOUT).await?)
     }

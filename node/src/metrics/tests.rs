@@ -113,7 +113,7 @@ fn page() -> MetricFamilies {
     process::collect(&mut families);
     raft::collect(&mut families, &status);
     let (replication, store) = Default::default();
-    counted(&mut families, &replication, &store, Some(&DatapathMetrics::new(2)));
+    counted(&mut families, &replication, &store, Some(&DatapathMetrics::new(2, ["eth0"])));
     ConnectionLogMetrics::collect(&[&ConnectionLogMetrics::default()], &mut families);
     sessions::rule_hits(&mut families, &[], 0);
     families

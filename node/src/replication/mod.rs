@@ -254,6 +254,14 @@ impl Replication {
         self.membership.remove(name).await
     }
 
+    /// Names the zones that this member's interfaces are in: each gets a number that all members know.
+    ///
+    /// # Errors
+    /// [`MembershipError`]
+    pub async fn register_zones(&self, zones: &[String]) -> Result<(), MembershipError> {
+        self.membership.register_zones(zones).await
+    }
+
     /// Transfers leadership, to `to` or to the voter that is most up to date. Does nothing if this member does not lead and
     /// no one is named.
     ///

@@ -182,6 +182,10 @@ impl Judge for BrokenJudge {
     fn zone(&self, name: &str) -> ZoneId {
         self.engine.zone(name)
     }
+
+    fn zones_version(&self) -> u64 {
+        self.engine.zones_version()
+    }
 }
 
 /// The proposal of a member broken by [`Break::LogHalfOpen`].

@@ -245,6 +245,22 @@ impl Cluster {
         verdict
     }
 
+    /// Processes a packet with this member's own routes.
+    pub(crate) fn process_by(
+        &mut self,
+        at: usize,
+        (ingress, antispoof): (ZoneId, bool),
+        routes: &mut dyn Routes,
+        packet: &Packet,
+    ) -> Verdict {
+        let member = &self.members[at];
+        let mut context = Context { now: self.now, worker: 0, ingress, antispoof, lease: member.lease, routes };
+        let mut events = Vec::new();
+        let verdict = member.engine.process(packet, &mut context, &mut events);
+        self.consequences(at, events);
+        verdict
+    }
+
     /// Processes a packet from its sender's zone, at worker 5.
     pub(crate) fn pass(&mut self, at: usize, packet: Packet) -> Verdict {
         let ingress = Net.zone(packet.tuple.src).unwrap_or(OUTSIDE);

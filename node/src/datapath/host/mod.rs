@@ -2,6 +2,7 @@
 //! datapath needs them.
 
 pub(crate) mod check;
+pub(crate) mod interfaces;
 pub(crate) mod links;
 pub(crate) mod netlink;
 pub(crate) mod routes;

@@ -4,21 +4,20 @@
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::EventFd;
 use palisade_engine::Time;
 use parking_lot::Mutex;
 
 use super::check::{self, SysctlPolicy};
-use super::links::{self, Link, LocalRoutes};
+use super::interfaces::LinkState;
+use super::links::{self, LocalRoutes};
 use super::netlink::{Changes, Monitor, Netlink};
 use super::routes::Topology;
 use crate::clock;
-use crate::datapath::capture::{Capture, ETHERTYPES};
 use crate::datapath::gate::{self, Gate, GateStatus, Nft};
+use crate::datapath::health::Conditions;
 use crate::datapath::inject::{self, Inject};
 use crate::datapath::metrics::DatapathMetrics;
 use crate::datapath::wake::WorkerWake;
@@ -42,10 +41,12 @@ const CHAIN_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 pub(crate) struct Health {
     pub(crate) gate: GateStatus,
-    /// Whether each data interface is up, in the order of the configuration.
-    pub(crate) up: Vec<bool>,
+    /// The data interfaces, in the order of the configuration.
+    pub(crate) links: Vec<LinkState>,
     /// Settings with which packets are lost or bypass the datapath.
     pub(crate) warnings: BTreeSet<String>,
+    /// A data interface that the gate exempts.
+    pub(crate) bypassed: Option<String>,
     /// Chains that drop re-injected packets: of nftables, of iptables-legacy.
     pub(crate) chains: [Option<String>; 2],
 }
@@ -53,7 +54,7 @@ pub(crate) struct Health {
 impl Health {
     /// The problems apart from those of the gate.
     pub(crate) fn problems(&self) -> impl Iterator<Item = &String> {
-        self.warnings.iter().chain(self.chains.iter().flatten())
+        self.warnings.iter().chain(&self.bypassed).chain(self.chains.iter().flatten())
     }
 }
 
@@ -116,21 +117,24 @@ pub(crate) struct Watcher {
     pub(crate) kind: Inject,
     pub(crate) sysctls: SysctlPolicy,
     pub(crate) interfaces: Vec<Interface>,
+    pub(crate) bypass_interfaces: Vec<String>,
     pub(crate) ring_slots: u32,
     pub(crate) wake: WorkerWake,
     pub(crate) shared: Arc<Shared>,
     pub(crate) topology: Arc<Topology>,
     pub(crate) metrics: Arc<DatapathMetrics>,
     pub(crate) health: Arc<Mutex<Health>>,
-    pub(crate) stop_fd: Arc<EventFd>,
+    pub(crate) conditions: Arc<Conditions>,
 }
 
 impl Watcher {
     /// Watches until the datapath stops.
     pub(crate) fn run(mut self) {
         let mut schedule = Schedule::default();
-        while !self.shared.stop.load(Ordering::Relaxed) {
-            let changes = self.monitor.changes();
+        while !self.stopped() {
+            self.close_retired();
+            let mut changes = self.monitor.changes();
+            changes.links |= self.capture_requested();
             let now = clock::now();
             self.metrics.watcher.heartbeat.set(now);
             let due = schedule.due(now, changes);
@@ -147,8 +151,9 @@ impl Watcher {
 
     fn sleep(&self, timeout: Duration) {
         let mut fds: Vec<PollFd<'_>> = self.monitor.fds().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
-        fds.push(PollFd::new(self.stop_fd.as_fd(), PollFlags::POLLIN));
+        fds.push(PollFd::new(self.shared.watcher_fd.as_fd(), PollFlags::POLLIN));
         let _ = poll(&mut fds, PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX));
+        self.clear_signal();
         std::thread::sleep(BURST_DELAY);
     }
 
@@ -243,7 +248,7 @@ impl Watcher {
         }
     }
 
-    fn check_settings(&mut self) {
+    pub(super) fn check_settings(&mut self) {
         match inject::reconfigure(&self.device, self.kind) {
             Ok(0) => {}
             Ok(changed) => {
@@ -270,70 +275,14 @@ impl Watcher {
             Ok(links) => links,
             Err(error) => return tracing::warn!(%error, "the interfaces cannot be listed"),
         };
-        let gone = self.monitor.gone();
-        let old = self.topology.indices.load_full();
-        let mut indices = Vec::with_capacity(self.interfaces.len());
-        for (number, interface) in self.interfaces.iter().enumerate() {
-            let link = links.iter().find(|link| link.name == interface.name);
-            let was = old.get(number).copied().unwrap_or(0);
-            if let Some(up) = self.health.lock().up.get_mut(number) {
-                *up = link.is_some_and(|link| link.up);
-            }
-            if let Some(link) = link
-                && let Err(error) = links::limit_gro(&mut self.netlink, link)
-            {
-                tracing::warn!(%error, interface = link.name, "GRO cannot be limited to 64 KiB; larger packets will be lost");
-            }
-            indices.push(match link {
-                Some(link) if link.index == was && !gone.contains(&was) => was,
-                Some(link) => match open_captures(link, self.wake.workers(), self.ring_slots) {
-                    Ok(sets) => {
-                        tracing::info!(interface = link.name, index = link.index, "capturing the interface again");
-                        self.metrics.watcher.captures_reopened.inc();
-                        self.send_captures(number, sets);
-                        link.index
-                    }
-                    Err(error) => {
-                        tracing::error!(%error, interface = link.name, "the interface cannot be captured");
-                        0
-                    }
-                },
-                None => {
-                    if was != 0 {
-                        tracing::warn!(interface = interface.name, "the interface is gone");
-                        self.send_captures(number, (0..self.wake.workers()).map(|_| Vec::new()).collect());
-                    }
-                    0
-                }
-            });
-        }
-        if *old != indices {
-            self.topology.indices.store(Arc::new(indices));
-        }
-    }
-
-    fn send_captures(&self, number: usize, sets: Vec<Vec<Capture>>) {
-        for (worker, captures) in sets.into_iter().enumerate() {
-            if let Some(exchange) = self.shared.exchange.get(worker) {
-                exchange.lock().push((number, captures));
-            }
-            self.wake.notify(worker);
-        }
+        let bypassed = links::bypassed(&links, &self.interfaces, &self.bypass_interfaces);
+        self.health.lock().bypassed = bypassed.map(|error| with_remedy(&error));
+        self.follow_devices(&links);
+        self.follow_interfaces(&links);
     }
 }
 
 fn with_remedy(error: &StartError) -> String {
     let help = miette::Diagnostic::help(error).map(|h| format!("; {h}")).unwrap_or_default();
     format!("{error}{help}")
-}
-
-/// Opens the sockets of an interface: for each worker, one for each EtherType.
-pub(crate) fn open_captures(link: &Link, workers: usize, ring_slots: u32) -> std::io::Result<Vec<Vec<Capture>>> {
-    let mut sets: Vec<Vec<Capture>> = (0..workers).map(|_| Vec::with_capacity(ETHERTYPES.len())).collect();
-    for ethertype in ETHERTYPES {
-        for (set, capture) in sets.iter_mut().zip(Capture::open(link.index, ethertype, workers, ring_slots)?) {
-            set.push(capture);
-        }
-    }
-    Ok(sets)
 }
