@@ -162,6 +162,7 @@ mod tests {
             "palisade undrain",
             "palisade health",
             "palisade gate status",
+            "palisade gate install",
             "palisade gate remove --yes",
             "palisade completions bash",
             "palisade man /tmp/man",

@@ -284,15 +284,16 @@ impl Engine {
         shard.half_open.get(slot).map(|h| half_open_info(now, h, &self.timeouts()))
     }
 
-    /// The current number of sessions by protocol and state, and of half-open sessions.
+    /// The current number of sessions by protocol and state, and of half-open sessions. Its cost does not depend on how many
+    /// there are.
     #[must_use]
     pub fn counts(&self) -> Counts {
         let mut counts = Counts::default();
         let mut sessions: BTreeMap<(Protocol, &'static str), u64> = BTreeMap::new();
         for number in self.table.numbers() {
             let shard = self.table.shard(number);
-            for session in shard.sessions.iter() {
-                *sessions.entry((session.original().protocol, session.state().name())).or_default() += 1;
+            for (protocol, state, n) in shard.sessions.counts().iter() {
+                *sessions.entry((protocol, state.name())).or_default() += u64::from(n);
             }
             counts.half_open += shard.half_open.len() as u64;
             counts.half_open_evicted += shard.evicted;

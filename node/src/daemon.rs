@@ -8,11 +8,16 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use miette::Diagnostic;
 use palisade_engine::{LeaseState, Role};
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::clock;
 use crate::config::Config;
+use crate::datapath::Gate;
 use crate::drain::{Drain, DrainOutcome, DrainReason, Draining};
+use crate::limits::AdminLimits;
 use crate::member::{Member, MemberError, MemberFailure};
+use crate::readiness::{Announcer, Cause, Readiness};
 use crate::replication::{self, MembershipError};
 
 /// How long a member that ends waits until routers turn away and another member leads.
@@ -52,18 +57,37 @@ pub(crate) enum ChangeError {
 /// The state that the daemon's tasks share.
 pub(crate) struct Daemon {
     config: Arc<Config>,
+    /// The gate, where there is one: not on a witness.
+    gate: Option<Gate>,
     member: ArcSwapOption<Member>,
     /// Held by whatever creates, joins or leaves a cluster.
     change: tokio::sync::Mutex<()>,
     drain: Drain,
+    announcer: Mutex<Announcer>,
+    admin_limits: Arc<AdminLimits>,
     failures: mpsc::Sender<MemberFailure>,
 }
 
 impl Daemon {
     /// A daemon without a member. What ends a member later is sent to `failures`.
-    pub(crate) fn new(config: Config, failures: mpsc::Sender<MemberFailure>) -> Daemon {
+    pub(crate) fn new(config: Config, gate: Option<Gate>, failures: mpsc::Sender<MemberFailure>) -> Daemon {
         let (member, change) = (ArcSwapOption::empty(), tokio::sync::Mutex::new(()));
-        Daemon { config: Arc::new(config), member, change, drain: Drain::new(), failures }
+        let announcer = Mutex::new(Announcer::new(config.readiness.hold_down));
+        Daemon {
+            config: Arc::new(config),
+            gate,
+            member,
+            change,
+            drain: Drain::new(),
+            announcer,
+            admin_limits: Arc::default(),
+            failures,
+        }
+    }
+
+    /// The bounds of the administration.
+    pub(crate) fn admin_limits(&self) -> Arc<AdminLimits> {
+        self.admin_limits.clone()
     }
 
     pub(crate) fn config(&self) -> &Config {
@@ -137,6 +161,7 @@ impl Daemon {
             daemon.drain.begin(DrainReason::Leaving, &member);
             // Whether or not traffic has moved away in time, the member leaves.
             daemon.drain.wait_drained(timeout).await;
+            daemon.drain.withdraw();
             let left = member.replication.leave().await;
             match (&left, before) {
                 (Ok(()), _) => {
@@ -172,7 +197,7 @@ impl Daemon {
     }
 
     async fn start(&self) -> Result<Arc<Member>, MemberError> {
-        let member = Member::open(&self.config, &self.failures).await?;
+        let member = Member::open(&self.config, self.gate.clone(), &self.failures).await?;
         self.member.store(Some(member.clone()));
         Ok(member)
     }
@@ -192,6 +217,7 @@ impl Daemon {
             }
             DrainOutcome::Drained(_) | DrainOutcome::Cancelled => {}
         }
+        self.drain.withdraw();
     }
 
     /// Turns traffic away until [`Daemon::undrain`]. The future ends when traffic has moved away, or after `timeout`.
@@ -221,17 +247,18 @@ impl Daemon {
         }
     }
 
-    /// Why this member should not be given traffic; empty if it should.
-    pub(crate) fn not_ready(&self) -> Vec<String> {
-        let mut reasons = Vec::new();
+    /// How much of the traffic routers should give this member now.
+    pub(crate) fn readiness(&self) -> Readiness {
+        let mut causes = Vec::new();
         if let Some(draining) = self.drain.now() {
-            reasons.push(draining.reason.explanation().to_owned());
+            let reason = draining.reason.explanation();
+            causes.push(if draining.over { Cause::withdraw(reason) } else { Cause::turned_away(reason) });
         }
         match self.member() {
-            Some(member) => reasons.extend(member.not_ready(self.config.role)),
-            None => reasons.push(ChangeError::NotAMember.to_string()),
+            Some(member) => causes.extend(member.unready(self.config.role)),
+            None => causes.push(Cause::withdraw(ChangeError::NotAMember.to_string())),
         }
-        reasons
+        self.announcer.lock().announce(causes, clock::now())
     }
 
     /// The threads that make no progress.

@@ -21,9 +21,10 @@ use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 use crate::clock;
 use crate::config::{self, Config, INJECT_DEVICE};
 use crate::connection_log::{self, ConnectionLog};
-use crate::datapath::{self, Datapath, Inject, Sinks, StartError, WorkerWake};
+use crate::datapath::{self, Condition, Datapath, Gate, Inject, Severity, Sinks, StartError, WorkerWake};
 use crate::drain::Drainable;
 use crate::lease::Lease;
+use crate::readiness::Cause;
 use crate::replication::{self, ElectionPriority, EndedError, OpenError, Replication, Timing, Voters};
 use crate::zone_registration;
 
@@ -110,6 +111,7 @@ impl Member {
     /// to `failures`.
     pub(crate) async fn open(
         config: &Arc<Config>,
+        gate: Option<Gate>,
         failures: &mpsc::Sender<MemberFailure>,
     ) -> Result<Arc<Member>, MemberError> {
         let workers = if config.role == Role::Witness { 0 } else { config.datapath.workers };
@@ -143,7 +145,7 @@ impl Member {
         });
         tokio::spawn(zone_registration::run(Arc::downgrade(&member)));
         if config.role == Role::Firewall {
-            let starting = run_datapath(config.clone(), Arc::downgrade(&member), wake, sinks, failures.clone());
+            let starting = run_datapath(config.clone(), gate, Arc::downgrade(&member), wake, sinks, failures.clone());
             *member.starter.lock() = Some(tokio::spawn(starting));
         }
         Ok(member)
@@ -208,28 +210,35 @@ impl Member {
         self.zones.iter().filter(|zone| cluster.zone(zone) == ZoneId::UNKNOWN).cloned().collect()
     }
 
-    /// Why a member with this role should not be given traffic; empty if it should.
-    pub(crate) fn not_ready(&self, role: Role) -> Vec<String> {
-        let mut reasons = Vec::new();
-        match self.lease_state() {
-            LeaseState::Valid => {}
-            LeaseState::Grace => {
-                reasons.push("this member is cut off from the cluster: only established sessions pass".to_owned())
+    /// What keeps a member with this role from full readiness.
+    pub(crate) fn unready(&self, role: Role) -> Vec<Cause> {
+        let mut causes = Vec::new();
+        match (self.lease_state(), self.lease.is_suspect()) {
+            (LeaseState::Valid, _) => {}
+            (LeaseState::Grace, true) => {
+                causes.push(Cause::fallback(
+                    "what this member has applied is being repaired: only established sessions pass",
+                ));
             }
-            LeaseState::Expired => {
-                reasons.push("this member has not caught up with the cluster: nothing passes".to_owned())
+            (LeaseState::Grace, false) => {
+                causes.push(Cause::fallback("this member is cut off from the cluster: only established sessions pass"));
+            }
+            (LeaseState::Expired, _) => {
+                causes.push(Cause::withdraw("this member has not caught up with the cluster: nothing passes"));
             }
         }
         if role == Role::Firewall {
-            reasons.extend(self.unregistered_zones().into_iter().map(|zone| {
-                format!("the zone {zone} is not registered in the cluster yet: nothing passes at its interfaces")
+            causes.extend(self.unregistered_zones().into_iter().map(|zone| {
+                let reason =
+                    format!("the zone {zone} is not registered in the cluster yet: nothing passes at its interfaces");
+                Cause::failed(reason)
             }));
             match self.datapath() {
-                None => reasons.push("the datapath does not run yet".to_owned()),
-                Some(datapath) => reasons.extend(datapath.conditions().iter().map(ToString::to_string)),
+                None => causes.push(Cause::withdraw("the datapath does not run yet")),
+                Some(datapath) => causes.extend(datapath.conditions().iter().map(cause)),
             }
         }
-        reasons
+        causes
     }
 
     /// The packet workers that make no progress.
@@ -270,6 +279,7 @@ impl From<&Config> for replication::Options {
             data_dir: c.data_dir.clone(),
             name: c.name.clone(),
             listen: c.cluster.listen,
+            interfaces: c.cluster.interfaces.clone(),
             advertise: c.cluster.advertise.to_string(),
             role: c.role,
             engine,
@@ -324,6 +334,14 @@ fn seed() -> u64 {
     }
 }
 
+/// What a condition of the datapath means for routers.
+fn cause(condition: &Condition) -> Cause {
+    match condition.severity() {
+        Severity::Failed => Cause::failed(condition.to_string()),
+        Severity::Degraded => Cause::fallback(condition.to_string()),
+    }
+}
+
 fn report(failures: &mpsc::Sender<MemberFailure>, failure: MemberFailure) {
     // Full only while the daemon deals with an earlier failure.
     drop(failures.try_send(failure));
@@ -347,6 +365,7 @@ fn stop_last_handle(mut datapath: Arc<Datapath>) {
 /// Waits until the member's lease is valid for the first time, starts its datapath, and watches its threads.
 async fn run_datapath(
     config: Arc<Config>,
+    gate: Option<Gate>,
     member: Weak<Member>,
     wake: WorkerWake,
     sinks: Sinks,
@@ -366,9 +385,9 @@ async fn run_datapath(
     }
     let Some(starting) = member.upgrade() else { return };
     let sinks = if config.lab.cut_replication { null_sinks() } else { sinks };
-    // The start queries the kernel and runs nft, so it blocks. If this task is aborted meanwhile, the blocking part goes on
+    // The start queries the kernel, so it blocks. If this task is aborted meanwhile, the blocking part goes on
     // and finds `Closed`.
-    let started = spawn_blocking(move || starting.start_datapath(&config, wake, sinks)).await;
+    let started = spawn_blocking(move || starting.start_datapath(&config, gate, wake, sinks)).await;
     let failure = match started {
         Ok(Ok(())) => {
             tracing::info!("the datapath runs");
@@ -383,10 +402,16 @@ async fn run_datapath(
 }
 
 impl Member {
-    fn start_datapath(&self, config: &Config, wake: WorkerWake, sinks: Sinks) -> Result<(), StartError> {
+    fn start_datapath(
+        &self,
+        config: &Config,
+        gate: Option<Gate>,
+        wake: WorkerWake,
+        sinks: Sinks,
+    ) -> Result<(), StartError> {
         let (engine, lease) = (self.engine.clone(), self.lease.clone());
         let connection_log = self.connection_log.clone();
-        let options = datapath::Options { connection_log, ..datapath::Options::from(config) };
+        let options = datapath::Options { connection_log, gate, ..datapath::Options::from(config) };
         let datapath = datapath::start(options, engine, lease, wake, sinks)?;
         let mut state = self.datapath.lock();
         match *state {

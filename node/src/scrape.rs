@@ -6,6 +6,7 @@ use crate::connection_log::ConnectionLogMetrics;
 use crate::daemon::Daemon;
 use crate::http::HttpState;
 use crate::metrics;
+use crate::readiness::Readiness;
 
 impl HttpState for Daemon {
     fn metrics(&self) -> MetricFamilies {
@@ -16,8 +17,8 @@ impl HttpState for Daemon {
         self.stuck_threads()
     }
 
-    fn not_ready(&self) -> Vec<String> {
-        Daemon::not_ready(self)
+    fn readiness(&self) -> Readiness {
+        Daemon::readiness(self)
     }
 }
 
@@ -25,9 +26,10 @@ impl HttpState for Daemon {
 fn collect(daemon: &Daemon) -> MetricFamilies {
     let mut families = MetricFamilies::default();
     metrics::process::collect(&mut families);
+    daemon.admin_limits().collect(&mut families);
     let member = daemon.member();
     let passing = daemon.draining().map(|drain| drain.packets);
-    metrics::member_state(&mut families, daemon.not_ready().is_empty(), member.is_some(), passing);
+    metrics::member_state(&mut families, daemon.readiness().grade, member.is_some(), passing);
     let Some(member) = member else { return families };
     let limits = &daemon.config().limits;
     metrics::sessions::table(&mut families, &member.engine.counts(), limits.max_sessions, limits.max_half_open);

@@ -6,6 +6,7 @@ use palisade_proto::admin::v1;
 use serde::Serialize;
 
 use super::drain::Draining;
+use super::health::{self, readiness};
 use super::{Table, answer, date};
 use crate::args::Output;
 use crate::exit::Failure;
@@ -194,6 +195,7 @@ struct Status<'a> {
     version: &'a str,
     role: &'static str,
     ready: bool,
+    readiness: &'static str,
     reasons: &'a [String],
     /// The leader's name, if one is known.
     leader: Option<&'a str>,
@@ -249,6 +251,7 @@ impl<'a> Status<'a> {
             version: &s.version,
             role: role(s.role()),
             ready: health.is_some_and(|h| h.ready),
+            readiness: readiness(health.map_or(v1::Readiness::Unspecified, v1::Health::readiness)),
             reasons: health.map_or(&[], |h| &h.reasons),
             leader: s
                 .membership
@@ -301,8 +304,9 @@ pub fn status(output: Output, answered: &v1::StatusResponse) -> Result<(), Failu
 fn status_text(out: &mut dyn Write, answered: &v1::StatusResponse) -> io::Result<()> {
     let s = Status::new(answered);
     writeln!(out, "member    {} ({}, version {})", s.name, s.role, s.version)?;
-    let ready = if s.ready { "ready".to_owned() } else { format!("NOT READY: {}", s.reasons.join("; ")) };
-    writeln!(out, "health    {ready}")?;
+    let state = answered.health.as_ref().map_or("not ready", health::state);
+    let reasons = if s.reasons.is_empty() { String::new() } else { format!(": {}", s.reasons.join("; ")) };
+    writeln!(out, "health    {state}{reasons}")?;
     if let Some(d) = &s.draining {
         writeln!(out, "draining  {}", d.line())?;
     }

@@ -4,6 +4,7 @@
 //! Consistency of reads: `admin.proto` names it for each of them. A *local* read asks the engine. A *barrier* waits first until
 //! everything is applied here that was committed before the request ([`crate::replication::Replication::read_barrier`]).
 
+mod connections;
 mod drain;
 mod log;
 mod policy;
@@ -18,18 +19,18 @@ use palisade_engine::replica::Outcome;
 use palisade_engine::{LeaseState, Role};
 use palisade_proto::admin::v1;
 use palisade_proto::admin::v1::admin_server::{Admin, AdminServer};
-use tokio_stream::wrappers::UnixListenerStream;
 use tonic::codegen::Bytes;
 use tonic::metadata::MetadataMap;
 use tonic::transport::Server;
-use tonic::transport::server::UdsConnectInfo;
 use tonic::{Code, Request, Response, Status};
 
 use crate::daemon::{ChangeError, Daemon};
 use crate::datapath::Nft;
 use crate::member::Member;
+use crate::readiness::Grade;
 use crate::replication::{MembershipError, ProposeError, RaftRole, ReadBarrierError, TransferError};
 
+use connections::Caller;
 pub(crate) use socket::Socket;
 pub use socket::SocketError;
 
@@ -45,6 +46,7 @@ const REQUEST_BYTES: usize = palisade_engine::policy::MAX_TEXT + (64 << 10);
 
 /// Serves the socket until it is dropped.
 pub(crate) async fn serve(socket: Socket, daemon: Arc<Daemon>) {
+    let limits = daemon.admin_limits();
     let service = AdminServer::new(Service(daemon)).max_decoding_message_size(REQUEST_BYTES);
     let checked = tonic::service::interceptor::InterceptedService::new(service, check);
     let Socket { listener, .. } = &socket;
@@ -57,7 +59,7 @@ pub(crate) async fn serve(socket: Socket, daemon: Arc<Daemon>) {
         .max_concurrent_streams(REQUESTS)
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .add_service(checked)
-        .serve_with_incoming(UnixListenerStream::new(copy))
+        .serve_with_incoming(connections::incoming(copy, limits))
         .await;
     if let Err(error) = served {
         tracing::error!(%error, "the admin socket was closed");
@@ -73,10 +75,12 @@ fn duplicate(listener: &tokio::net::UnixListener) -> std::io::Result<tokio::net:
 
 /// Who calls?
 fn check(request: Request<()>) -> Result<Request<()>, Status> {
-    let peer = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
-    match peer {
-        Some(peer) if socket::allowed(peer.uid(), peer.gid()) => Ok(request),
-        Some(peer) => Err(Status::permission_denied(format!("user {} may not administrate", socket::user(peer.uid())))),
+    match request.extensions().get::<Caller>().cloned() {
+        Some(caller) if caller.allowed => Ok(request),
+        Some(Caller { uid, name, .. }) => {
+            let user = name.unwrap_or_else(|| format!("uid {uid}"));
+            Err(Status::permission_denied(format!("user {user} may not administrate")))
+        }
         None => Err(Status::permission_denied("who is calling is not known")),
     }
 }
@@ -187,8 +191,15 @@ impl Service {
 
     fn health_now(&self) -> v1::Health {
         let mut reasons = self.0.stuck_threads();
-        reasons.extend(self.0.not_ready());
-        v1::Health { ready: reasons.is_empty(), reasons }
+        let readiness = self.0.readiness();
+        let ready = reasons.is_empty() && readiness.grade == Grade::Full;
+        reasons.extend(readiness.reasons);
+        let grade = match readiness.grade {
+            Grade::Full => v1::Readiness::Full,
+            Grade::Fallback => v1::Readiness::Fallback,
+            Grade::Withdraw => v1::Readiness::Withdraw,
+        };
+        v1::Health { ready, reasons, readiness: grade.into() }
     }
 }
 
@@ -320,8 +331,11 @@ impl Admin for Service {
         &self,
         request: Request<v1::PolicyApplyRequest>,
     ) -> Result<Response<v1::PolicyApplyResponse>, Status> {
-        let peer = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
-        let user = peer.map_or_else(|| "unknown".to_owned(), |peer| socket::user(peer.uid()));
+        let caller = request.extensions().get::<Caller>().cloned();
+        let user = match caller {
+            Some(caller) => caller.user().await,
+            None => "unknown".to_owned(),
+        };
         self.apply_policy(request.into_inner(), &user).await.map(Response::new)
     }
 

@@ -7,7 +7,7 @@ use palisade_engine::{Hint, Proposal};
 use tokio::sync::mpsc::Sender;
 
 use super::capture::{ETHERTYPES, SLOT_BYTES};
-use super::gate::GateStatus;
+use super::gate::{Gate, GateStatus};
 use super::inject::Inject;
 use crate::connection_log::ConnectionLog;
 
@@ -29,6 +29,8 @@ pub struct Interface {
 pub struct Options {
     /// The data interfaces.
     pub interfaces: Vec<Interface>,
+    /// The gate, if it is installed already: whoever has a handle on it owns its table.
+    pub gate: Option<Gate>,
     /// Interfaces whose transit the kernel forwards without Palisade.
     pub bypass_interfaces: Vec<String>,
     /// Packet threads: 1 to 64.
@@ -51,10 +53,18 @@ pub struct Options {
     pub ring_memory: Option<usize>,
 }
 
+impl Options {
+    /// The names of the data interfaces.
+    pub(crate) fn data_names(&self) -> Vec<&str> {
+        self.interfaces.iter().map(|interface| interface.name.as_str()).collect()
+    }
+}
+
 impl Default for Options {
     fn default() -> Options {
         Options {
             interfaces: Vec::new(),
+            gate: None,
             bypass_interfaces: Vec::new(),
             workers: 1,
             hold: HoldLimits::default(),

@@ -18,6 +18,8 @@ pub struct Options {
     pub name: String,
     /// The address on which it listens for the other members.
     pub listen: SocketAddr,
+    /// The interfaces by which they reach it there; none: the one that has the address.
+    pub interfaces: Vec<String>,
     /// The address at which they reach it, `host:port`.
     pub advertise: String,
     /// Its role.

@@ -106,7 +106,7 @@ fn page() -> MetricFamilies {
     };
     let mut families = MetricFamilies::default();
     let counts = Counts { sessions: vec![(Protocol::TCP, "ESTABLISHED", 3)], half_open: 2, half_open_evicted: 5 };
-    member_state(&mut families, true, true, None);
+    member_state(&mut families, crate::readiness::Grade::Full, true, None);
     sessions::table(&mut families, &counts, 1000, 100);
     sessions::takeovers(&mut families, TakeoverCounts::default());
     sessions::cluster(&mut families, LeaseState::Valid, Generation(4), &ClusterState::default());
@@ -116,6 +116,8 @@ fn page() -> MetricFamilies {
     counted(&mut families, &replication, &store, Some(&DatapathMetrics::new(2, ["eth0"])));
     ConnectionLogMetrics::collect(&[&ConnectionLogMetrics::default()], &mut families);
     sessions::rule_hits(&mut families, &[], 0);
+    crate::limits::AdminLimits::default().collect(&mut families);
+    crate::http::HttpMetrics::collect(&[&crate::http::HttpMetrics::default()], &mut families);
     families
 }
 

@@ -14,6 +14,7 @@ use crate::audit::repair::Repairer;
 use crate::audit::scrub::Scrubber;
 use crate::audit::{self, Divergence};
 use crate::lease::Lease;
+use crate::listen::Port;
 use crate::membership::admission::Admission;
 use crate::membership::identity::{DataDir, Identity};
 use crate::membership::options::Options;
@@ -67,8 +68,14 @@ where
     let mut identity = data_dir.identity()?.ok_or(OpenError::NotMember)?;
     data_dir.start(&mut identity)?;
     let metrics = Arc::<ReplicationMetrics>::default();
-    let acceptor = transport::bind(options.listen, metrics.clone()).await;
-    let acceptor = acceptor.map_err(|source| OpenError::Listen { address: options.listen, source })?;
+    let port = Port {
+        table: "cluster",
+        address: options.listen,
+        interfaces: options.interfaces.clone(),
+        // No program of this machine but the member itself speaks to other members, and it does not call itself.
+        own_programs: false,
+    };
+    let acceptor = transport::bind(port, metrics.clone())?;
     let applied = AppliedBatches::new();
     let wake = Box::new(workers.wake.clone());
     let core = Core::start(&options, &data_dir, &identity, &applied, workers.lease.clone(), wake, metrics).await?;

@@ -86,6 +86,7 @@ impl Node {
             data_dir: dir.path().join("data"),
             name: name.to_owned(),
             listen,
+            interfaces: Vec::new(),
             advertise: listen.to_string(),
             role: Role::Firewall,
             engine: palisade_engine::Config { max_sessions: 10_000, ..palisade_engine::Config::new(MemberId(0), 0, 0) },

@@ -45,6 +45,7 @@ impl Node {
             data_dir: dir.path().join("data"),
             name: name.to_owned(),
             listen,
+            interfaces: Vec::new(),
             advertise: listen.to_string(),
             role: Role::Firewall,
             engine: Config { max_sessions: 1 << 21, ..Config::new(MemberId(0), 0, 0) },

@@ -617,6 +617,7 @@ impl Member {
             data_dir: folder.path().to_owned(),
             name: format!("fw{}", index + 1),
             listen: address(index),
+            interfaces: Vec::new(),
             advertise: address(index).to_string(),
             role: Role::Firewall,
             engine,

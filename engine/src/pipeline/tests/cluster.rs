@@ -274,8 +274,22 @@ impl Cluster {
             states.push(info.state);
             true
         });
+        self.check_counts(at);
         states.sort_unstable();
         states
+    }
+
+    /// The counts, which are kept as sessions change, are those of a walk over all sessions.
+    fn check_counts(&self, at: usize) {
+        let mut walked = std::collections::BTreeMap::<_, u64>::new();
+        self.members[at].engine.sessions(self.now, &mut |info| {
+            if !info.half_open {
+                *walked.entry((info.original.protocol, info.state)).or_default() += 1;
+            }
+            true
+        });
+        let walked: Vec<_> = walked.into_iter().map(|((protocol, state), n)| (protocol, state, n)).collect();
+        assert_eq!(self.members[at].engine.counts().sessions, walked);
     }
 
     /// Registers the three members, so that they query each other.
