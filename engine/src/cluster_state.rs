@@ -43,7 +43,7 @@ pub(crate) fn zone_number(zones: &[String], name: &str) -> ZoneId {
 pub struct PolicyRecord {
     /// Its generation.
     pub generation: Generation,
-    /// Its canonical text.
+    /// Its text, as its author wrote it.
     pub text: String,
     /// Who applied it.
     pub author: String,

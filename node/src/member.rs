@@ -20,6 +20,7 @@ use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 
 use crate::clock;
 use crate::config::{self, Config, INJECT_DEVICE};
+use crate::connection_log::{self, ConnectionLog};
 use crate::datapath::{self, Condition, Datapath, Gate, Inject, Severity, Sinks, StartError, WorkerWake};
 use crate::drain::Drainable;
 use crate::lease::Lease;
@@ -73,6 +74,9 @@ pub enum MemberError {
     /// The workers' eventfds.
     #[error("the packet workers' eventfds cannot be created")]
     Wake(#[source] io::Error),
+    /// The threads of the connection log.
+    #[error("the connection log cannot be started")]
+    Log(#[source] io::Error),
     /// The replication.
     #[error(transparent)]
     #[diagnostic(transparent)]
@@ -84,6 +88,8 @@ pub(crate) struct Member {
     pub(crate) replication: Replication,
     pub(crate) engine: Arc<Engine>,
     pub(crate) lease: Arc<Lease>,
+    pub(crate) connection_log: ConnectionLog,
+    log_writer: Mutex<Option<connection_log::Running>>,
     /// The zones of this machine's interfaces, sorted.
     zones: Vec<String>,
     datapath: Mutex<DatapathState>,
@@ -112,15 +118,20 @@ impl Member {
         let wake = WorkerWake::new(workers).map_err(MemberError::Wake)?;
         let lease = Arc::new(Lease::new(config.limits.grace));
         let (sinks, hints, proposals) = queues();
-        let options = replication::Options::from(&**config);
+        let (connection_log, log_queue) = ConnectionLog::new(&config.log);
+        let options =
+            replication::Options { connection_log: connection_log.clone(), ..replication::Options::from(&**config) };
         let replication = Replication::open(options, hints, proposals, wake.clone(), lease.clone()).await?;
         let engine = replication.engine();
+        let log_writer = log_queue.start(&config.name, &config.log, engine.clone()).map_err(MemberError::Log)?;
         let identity = replication.identity();
         tracing::info!(cluster = %identity.cluster, member = %identity.member, starts = identity.starts, "the member runs");
         let member = Arc::new(Member {
             replication,
             engine,
             lease,
+            connection_log,
+            log_writer: Mutex::new(Some(log_writer)),
             zones: zone_registration::of(config),
             datapath: Mutex::new(DatapathState::NotStarted),
             starter: Mutex::new(None),
@@ -154,6 +165,10 @@ impl Member {
             }
         }
         self.replication.shutdown().await;
+        let log_writer = self.log_writer.lock().take();
+        if spawn_blocking(move || drop(log_writer)).await.is_err() {
+            tracing::error!("the connection log did not stop as it should");
+        }
         // Requests that still use the member end within their deadlines. A `join` right after a `leave` needs the lock of
         // the data folder.
         let deadline = clock::now() + HANDLES_DROPPED_WITHIN;
@@ -276,6 +291,7 @@ impl From<&Config> for replication::Options {
             log: replication::LogSize::default(),
             voters: Voters { max: c.raft.max_voters, replace_after: c.raft.replace_after },
             progress_rate: c.limits.progress_rate as u64,
+            connection_log: ConnectionLog::default(),
         }
     }
 }
@@ -394,8 +410,9 @@ impl Member {
         sinks: Sinks,
     ) -> Result<(), StartError> {
         let (engine, lease) = (self.engine.clone(), self.lease.clone());
-        let datapath =
-            datapath::start(datapath::Options { gate, ..datapath::Options::from(config) }, engine, lease, wake, sinks)?;
+        let connection_log = self.connection_log.clone();
+        let options = datapath::Options { connection_log, gate, ..datapath::Options::from(config) };
+        let datapath = datapath::start(options, engine, lease, wake, sinks)?;
         let mut state = self.datapath.lock();
         match *state {
             DatapathState::Closed => drop(datapath),

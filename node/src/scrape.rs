@@ -1,7 +1,8 @@
 //! The HTTP pages from the daemon's state.
 
-use palisade_metrics::MetricFamilies;
+use palisade_metrics::{MetricFamilies, MetricGroup};
 
+use crate::connection_log::ConnectionLogMetrics;
 use crate::daemon::Daemon;
 use crate::http::HttpState;
 use crate::metrics;
@@ -46,5 +47,11 @@ fn collect(daemon: &Daemon) -> MetricFamilies {
         &member.replication.store_metrics(),
         member.datapath().map(|datapath| datapath.metrics()).as_deref(),
     );
+    if let Some(log) = member.connection_log.metrics() {
+        ConnectionLogMetrics::collect(&[log], &mut families);
+    }
+    let (_, hits) = member.engine.rule_hits(metrics::sessions::MAX_RULE_SERIES);
+    let beyond = member.engine.rule_hits_beyond(metrics::sessions::MAX_RULE_SERIES);
+    metrics::sessions::rule_hits(&mut families, &hits, beyond);
     families
 }

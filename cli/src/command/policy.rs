@@ -44,6 +44,12 @@ pub enum Command {
         /// Ask the leader first, so that the answer is not older than the question.
         #[arg(long)]
         barrier: bool,
+        /// Show the canonical form, not the text as it was applied.
+        #[arg(long)]
+        canonical: bool,
+        /// Show how often each rule of the policy in force decided, and when last, on all members.
+        #[arg(long, conflicts_with_all = ["generation", "barrier", "canonical"])]
+        hits: bool,
     },
     /// List the last policies: generation, author, time.
     History {
@@ -83,11 +89,18 @@ pub fn run(global: &Global, command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Check { file, online } => check(global, &file, online),
         Command::Apply { file, base } => apply(global, &file, base),
-        Command::Show { generation, barrier } => client::with_member(global, async |mut client| {
-            let answer = shown(&mut client, generation, barrier).await?;
-            print::policy::show(global.output, &answer)?;
+        Command::Show { hits: true, .. } => client::with_member(global, async |mut client| {
+            let request = within(REQUEST_TIMEOUT, v1::PolicyHitsRequest {});
+            print::policy::hits(global.output, &client.policy_hits(request).await?.into_inner())?;
             Ok(ExitCode::SUCCESS)
         }),
+        Command::Show { generation, barrier, canonical, hits: false } => {
+            client::with_member(global, async |mut client| {
+                let answer = shown(&mut client, generation, barrier).await?;
+                print::policy::show(global.output, &answer, canonical)?;
+                Ok(ExitCode::SUCCESS)
+            })
+        }
         Command::History { barrier } => client::with_member(global, async |mut client| {
             let request = within(REQUEST_TIMEOUT, v1::PolicyHistoryRequest { barrier });
             let answer = client.policy_history(request).await?.into_inner();

@@ -22,7 +22,7 @@ use crate::id::{Generation, MemberId};
 pub use command::{Applied, Batch, Command, CommandSize, ExpireIdle, MemberChange, Outcome, PolicyChange};
 use dedup::{DedupTable, Tombstones};
 pub use register::CompileError;
-pub(crate) use session::{Replicated, SessionRecord};
+pub(crate) use session::{Replicated, SessionRecord, WallTenths};
 pub use snapshot::RestoreError;
 pub(crate) use snapshot::{SnapshotContent, read};
 pub(crate) use store::{Admission, Effects, LocalContext, Refusal, Removal, SessionStore};

@@ -60,7 +60,8 @@ impl StateMachine {
         }));
         let old = settings.cluster.policies.len().saturating_sub(MAX_POLICY_HISTORY);
         settings.cluster.policies.drain(..old);
-        effects.active_policy = Some(Box::new(ActivePolicy { generation, rules: Some(rules) }));
+        effects.active_policy =
+            Some(Box::new(ActivePolicy { generation, rules: Some(rules), ..ActivePolicy::default() }));
         settings.cluster.zones = zones;
         settings.forget_zones();
         self.settings_changed(effects);

@@ -300,7 +300,7 @@ impl Parsed {
         }
         validate_sessions(&self.sessions)?;
         let rules = compile_active(&self.settings)?;
-        let active_policy = ActivePolicy { generation: self.settings.generation, rules };
+        let active_policy = ActivePolicy { generation: self.settings.generation, rules, ..ActivePolicy::default() };
         let state = StateMachine {
             sessions: self.sessions.len(),
             max_sessions,

@@ -6,6 +6,7 @@
 
 mod connections;
 mod drain;
+mod log;
 mod policy;
 mod sessions;
 mod socket;
@@ -389,6 +390,16 @@ impl Admin for Service {
         request: Request<v1::SessionCountRequest>,
     ) -> Result<Response<v1::SessionCountResponse>, Status> {
         self.count(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn policy_hits(&self, _: Request<v1::PolicyHitsRequest>) -> Result<Response<v1::PolicyHitsResponse>, Status> {
+        Service::policy_hits(self).await.map(Response::new)
+    }
+
+    type LogStream = sessions::Answers<v1::LogResponse>;
+
+    async fn log(&self, request: Request<v1::LogRequest>) -> Result<Response<Self::LogStream>, Status> {
+        self.follow_log(request.into_inner()).map(Response::new)
     }
 
     async fn gate(&self, _: Request<v1::GateRequest>) -> Result<Response<v1::GateResponse>, Status> {

@@ -50,7 +50,8 @@ impl Service {
         r: v1::PolicyApplyRequest,
         user: &str,
     ) -> Result<v1::PolicyApplyResponse, Status> {
-        let text = parse(&r.name, &r.text)?.to_string();
+        parse(&r.name, &r.text)?;
+        let text = r.text;
         let author = match r.author.as_str() {
             "" => user.to_owned(),
             author if author == user => user.to_owned(),

@@ -34,6 +34,7 @@ use super::sink::InjectSink;
 use super::vnet::VnetHeader;
 use super::wake::WorkerWake;
 use crate::clock;
+use crate::connection_log::ConnectionLog;
 use crate::datapath::nice;
 use crate::lease::Lease;
 
@@ -149,6 +150,7 @@ pub(crate) struct WorkerConfig<J> {
     pub(crate) limits: HoldLimits,
     pub(crate) stale_after: Duration,
     pub(crate) sinks: Sinks,
+    pub(crate) connection_log: ConnectionLog,
     pub(crate) metrics: Arc<WorkerMetrics>,
     pub(crate) wake: WorkerWake,
     pub(crate) shared: Arc<Shared>,
@@ -166,11 +168,12 @@ impl<J: Judge> Worker<J> {
             limits,
             stale_after,
             sinks,
+            connection_log,
             metrics,
             wake,
             shared,
         } = config;
-        let sink = InjectSink::new(clock::now(), injector, sinks, wake.clone(), metrics.clone());
+        let sink = InjectSink::new(clock::now(), injector, sinks, connection_log, wake.clone(), metrics.clone());
         let port = |port: &Port| PacketPort { zone_name: port.zone_name.clone(), antispoof: port.antispoof };
         let packet_ports = ports.iter().map(port).collect();
         let environment = HostEnvironment { lease, routes };

@@ -6,6 +6,7 @@ use palisade_engine::{ClusterState, Counts, Generation, LeaseState, Protocol, Ta
 use palisade_metrics::Kind;
 
 use super::*;
+use crate::connection_log::ConnectionLogMetrics;
 
 fn example() -> MetricFamilies {
     let mut families = MetricFamilies::default();
@@ -113,6 +114,8 @@ fn page() -> MetricFamilies {
     raft::collect(&mut families, &status);
     let (replication, store) = Default::default();
     counted(&mut families, &replication, &store, Some(&DatapathMetrics::new(2, ["eth0"])));
+    ConnectionLogMetrics::collect(&[&ConnectionLogMetrics::default()], &mut families);
+    sessions::rule_hits(&mut families, &[], 0);
     crate::limits::AdminLimits::default().collect(&mut families);
     crate::http::HttpMetrics::collect(&[&crate::http::HttpMetrics::default()], &mut families);
     families

@@ -82,7 +82,7 @@ where
 
     let mut tasks = Tasks::new();
     let (requests, request_queue) = mpsc::channel(REQUEST_QUEUE);
-    let (sink, hint_queue, proposal_queue) = EventSink::new(core.metrics.clone());
+    let (sink, hint_queue, proposal_queue) = EventSink::new(options.connection_log.clone(), core.metrics.clone());
     let raft = RaftSide::start(&core, &options, &requests, &mut tasks);
     let peer_liveness = PeerLiveness::default();
     let sources =
@@ -108,6 +108,7 @@ where
         peer_liveness,
         leader_contact: raft.leader_contact.clone(),
         audit: core.audit_handler(divergences),
+        connection_log: options.connection_log.clone(),
         stop: tasks.stopped(),
     });
     let check = AddressCheck { cluster: core.cluster.clone(), me: core.me, metrics: core.metrics.clone() };
@@ -146,12 +147,14 @@ impl AppliedBatches {
         AppliedBatches { reports, report_queue, pending: PendingBatches::default(), events }
     }
 
-    fn observer(&self, me: MemberId, metrics: Arc<ReplicationMetrics>) -> Arc<Events> {
+    fn observer(&self, identity: &Identity, options: &Options, metrics: Arc<ReplicationMetrics>) -> Arc<Events> {
         Arc::new(Events {
-            me,
+            me: identity.member,
+            start: identity.starts,
             reports: self.reports.clone(),
             pending: self.pending.clone(),
             watchers: self.events.clone(),
+            connection_log: options.connection_log.clone(),
             metrics,
         })
     }
@@ -200,7 +203,7 @@ impl Core {
                 metrics: metrics.clone(),
             },
             wake,
-            observer: applied.observer(me, metrics.clone()),
+            observer: applied.observer(identity, options, metrics.clone()),
         };
         let Started { raft, engine, snapshots, auditor, store } = start_raft(setup).await?;
         // The member port answers no request yet: this member must not ask for votes either.

@@ -21,13 +21,16 @@ mod tasks;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
 use openraft::async_runtime::WatchReceiver;
 use palisade_engine::replica::{Command, Outcome, Replica};
-use palisade_engine::{Engine, MemberId, Wake};
+use palisade_engine::{Engine, MemberId, MemberInfo, Wake};
 use palisade_engine::{Hint, Proposal};
+use palisade_proto::member::v1 as wire;
 use palisade_raft_store::{Auditor, StoreMetrics};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
@@ -35,6 +38,7 @@ use tokio::task::JoinHandle;
 use crate::clock;
 use crate::lease::Lease;
 use crate::membership::register::Membership;
+use crate::peer::connections::{Client, Lane};
 use crate::raft::barrier::ReadBarrier;
 use crate::raft::config::PalisadeRaft;
 use crate::raft::requests::{AdminRequest, propose_and_wait};
@@ -178,6 +182,26 @@ impl Replication {
     #[must_use]
     pub fn subscribe(&self) -> broadcast::Receiver<Arc<SessionEvent>> {
         self.events.subscribe()
+    }
+
+    /// The hits of other members' rules; a member that does not answer in time has an error.
+    pub(crate) async fn rule_hits(
+        &self,
+        members: &BTreeMap<MemberId, MemberInfo>,
+        timeout: Duration,
+    ) -> Vec<(MemberId, Result<wire::RuleHitsResponse, tonic::Status>)> {
+        let ask = |mut client: Client| async move { client.rule_hits(wire::RuleHitsRequest {}).await };
+        self.membership.peers.fan_out(members, Lane::Control, timeout, ask).collect().await
+    }
+
+    /// The connection log of another member from now on.
+    pub(crate) fn follow_connection_log(
+        &self,
+        id: MemberId,
+        info: &MemberInfo,
+    ) -> impl Future<Output = Result<tonic::Streaming<wire::ConnectionLogBatch>, tonic::Status>> + Send + use<> {
+        let client = self.membership.peers.client(id, &info.address, Lane::ConnectionLog);
+        async move { Ok(client?.connection_log(wire::ConnectionLogRequest {}).await?.into_inner()) }
     }
 
     /// The state of the member and its cluster.

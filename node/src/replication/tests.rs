@@ -94,6 +94,7 @@ impl Node {
             log: LogSize::default(),
             voters: Voters::default(),
             progress_rate: 4_000_000,
+            connection_log: crate::connection_log::ConnectionLog::default(),
         };
         Node { dir, options, grace: Duration::from_secs(300), running: None }
     }
