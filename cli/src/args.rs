@@ -88,6 +88,8 @@ pub enum Command {
     /// List, watch and kill sessions.
     #[command(subcommand)]
     Session(command::session::Command),
+    /// Print the connection log of all members, until interrupted.
+    Log(command::log::Args),
     /// Turn traffic away from this member before maintenance: not ready, and leadership to another member.
     Drain(command::drain::Args),
     /// Take traffic again after `drain`.
@@ -143,6 +145,10 @@ mod tests {
             "palisade policy check --online p.policy",
             "palisade policy apply p.policy --base 3",
             "palisade policy show 3",
+            "palisade policy show --canonical",
+            "palisade policy show --hits",
+            "palisade log",
+            "palisade log --event denied --rule default --local -n 10 -o json",
             "palisade policy history --barrier",
             "palisade policy fmt --check p.policy",
             "palisade policy diff p.policy",
@@ -159,6 +165,7 @@ mod tests {
             "palisade undrain",
             "palisade health",
             "palisade gate status",
+            "palisade gate install",
             "palisade gate remove --yes",
             "palisade completions bash",
             "palisade man /tmp/man",
@@ -190,6 +197,8 @@ mod tests {
             "palisade cluster token --wait 11m",
             "palisade cluster recover --yes",
             "palisade policy fmt --check --write p.policy",
+            "palisade policy show 3 --hits",
+            "palisade log --event lost",
             "palisade health -o xml",
         ] {
             assert!(!accepts(line), "{line}");

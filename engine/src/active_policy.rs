@@ -1,20 +1,20 @@
 //! The policy in force, ready for the packet path.
 
-use std::collections::HashMap;
-
 use crate::id::{Generation, RuleId, ZoneId};
 use crate::parse::IpOptions;
 use crate::policy::{Action, Compiled, Decision};
+use crate::rule_hits::HitCounters;
 use crate::timeouts::Timeouts;
 use crate::tuple::Tuple;
 
-/// One generation's policy, and the zone numbers that interfaces are bound by.
+/// One generation's policy.
 #[derive(Default)]
 pub(crate) struct ActivePolicy {
     pub(crate) generation: Generation,
     /// None: generation 0, default drop.
     pub(crate) rules: Option<Compiled>,
-    pub(crate) zones: HashMap<String, ZoneId>,
+    /// Empty until it is activated.
+    pub(crate) hits: HitCounters,
 }
 
 impl ActivePolicy {
@@ -25,6 +25,16 @@ impl ActivePolicy {
         }
     }
 
+    /// The action for connections that no rule matches.
+    pub(crate) fn default_action(&self) -> Action {
+        self.rules.as_ref().map_or(Action::Drop, Compiled::default_action)
+    }
+
+    /// Whether the decisions of a rule are logged.
+    pub(crate) fn is_logged(&self, rule: RuleId) -> bool {
+        self.rules.as_ref().is_some_and(|rules| rules.is_logged(rule))
+    }
+
     /// May a packet with these IPv4 options pass?
     pub(crate) fn allows_options(&self, options: IpOptions) -> bool {
         self.rules.as_ref().map_or(IpOptions::NONE, Compiled::ip_options).covers(options)
@@ -32,9 +42,5 @@ impl ActivePolicy {
 
     pub(crate) fn timeouts(&self) -> &Timeouts {
         self.rules.as_ref().map_or(&Timeouts::DEFAULT, Compiled::timeouts)
-    }
-
-    pub(crate) fn zone(&self, name: &str) -> ZoneId {
-        self.zones.get(name).copied().unwrap_or(ZoneId::UNKNOWN)
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{Generation, MemberId};
+use crate::id::{Generation, MemberId, ZoneId};
 
 /// What the cluster has agreed on.
 #[derive(Clone, Debug, Default)]
@@ -20,8 +20,24 @@ pub struct ClusterState {
     pub tokens: Vec<(Vec<u8>, u64)>,
     /// The policies, oldest first (at most the last 32), the last one in force.
     pub policies: Vec<Arc<PolicyRecord>>,
-    /// Zone names by number; number 0 is [`ZoneId::UNKNOWN`].
+    /// Zone names by number. Number 0 is [`ZoneId::UNKNOWN`]; it and those that were forgotten have no name.
     pub zones: Vec<String>,
+    /// The zones that each member's interfaces are in, sorted. A member that has not named them yet is missing.
+    pub member_zones: BTreeMap<MemberId, Vec<String>>,
+}
+
+impl ClusterState {
+    /// The number of a zone; [`ZoneId::UNKNOWN`] if neither a policy nor a member has named it.
+    #[must_use]
+    pub fn zone(&self, name: &str) -> ZoneId {
+        zone_number(&self.zones, name)
+    }
+}
+
+/// The number of a zone in a register of zones, or [`ZoneId::UNKNOWN`] if it has none.
+pub(crate) fn zone_number(zones: &[String], name: &str) -> ZoneId {
+    let number = zones.iter().position(|zone| zone == name).filter(|_| !name.is_empty());
+    number.and_then(|n| u16::try_from(n).ok()).map_or(ZoneId::UNKNOWN, ZoneId)
 }
 
 impl ClusterState {
@@ -37,12 +53,14 @@ impl ClusterState {
 pub struct PolicyRecord {
     /// Its generation.
     pub generation: Generation,
-    /// Its canonical text.
+    /// Its text, as its author wrote it.
     pub text: String,
     /// Who applied it.
     pub author: String,
     /// When, by the proposer's wall clock (Unix milliseconds).
     pub unix_ms: u64,
+    /// The zones that it names.
+    pub zones: Vec<String>,
 }
 
 /// What the cluster knows of a member.

@@ -10,11 +10,12 @@ use parking_lot::Mutex;
 use crate::active_policy::ActivePolicy;
 use crate::blind_intervals::BlindIntervals;
 use crate::cluster_state::{ClusterState, MemberInfo, Role};
-use crate::event::{Event, Hint, Proposal};
+use crate::event::{ConnectionDecision, Event, Hint, LoggedDecision, Proposal};
 use crate::id::{Generation, MemberId, SessionId, ZoneId, ZonePair};
 use crate::parse::Packet;
 use crate::progress::{ProgressCursor, TakeoverCounters};
-use crate::session::{Close, Counts, HalfOpen, SessionInfo};
+use crate::rule_hits::{HitCounters, RuleHits};
+use crate::session::{Close, Counts, HalfOpen, HandshakeState, SessionInfo};
 use crate::table::half_open::HalfOpenEntry;
 use crate::table::{IdleReport, SHARDS, Table};
 use crate::time::Time;
@@ -31,6 +32,7 @@ pub struct Engine {
     active_policy: ArcSwap<ActivePolicy>,
     generation: AtomicU64,
     cluster: ArcSwap<ClusterState>,
+    zones_version: AtomicU64,
     /// The number of other members that forward packets.
     pub(crate) forwarding_peers: AtomicU32,
     /// The number of these members that are silent.
@@ -79,6 +81,7 @@ impl Engine {
             active_policy: ArcSwap::from_pointee(ActivePolicy::default()),
             generation: AtomicU64::new(0),
             cluster: ArcSwap::from_pointee(ClusterState::default()),
+            zones_version: AtomicU64::new(0),
             forwarding_peers: AtomicU32::new(0),
             silent_peers: AtomicU32::new(0),
             blind_intervals: ArcSwap::default(),
@@ -98,6 +101,17 @@ impl Engine {
     /// Events are pushed to `events`, which the caller clears and reuses.
     pub fn process(&self, packet: &Packet, context: &mut Context<'_>, events: &mut Vec<Event>) -> Verdict {
         self.judge(packet, context, events)
+    }
+
+    /// Judges a packet that was held as [`HoldClass::Unmatched`](crate::HoldClass::Unmatched) and whose hold is over, by source,
+    /// route and policy. `None`: something known here explains it now, so it only came too late.
+    pub fn process_expired(
+        &self,
+        packet: &Packet,
+        context: &mut Context<'_>,
+        events: &mut Vec<Event>,
+    ) -> Option<Verdict> {
+        self.judge_expired(packet, context, events)
     }
 
     /// Merges a peer's hint. Events that follow, such as the reply to a query or a `Close` to propose, go to `events`.
@@ -156,7 +170,9 @@ impl Engine {
         while processed < max
             && let Some(slot) = shard.half_open.due(now, timeouts)
         {
-            self.table.remove_half_open(&mut shard, slot);
+            if let Some(entry) = self.table.remove_half_open(&mut shard, slot) {
+                self.log_unestablished(&entry, events);
+            }
             processed += 1;
         }
         while processed < max
@@ -173,6 +189,25 @@ impl Engine {
             processed += 1;
         }
         processed
+    }
+
+    /// Logs the end of a half-open session that this member opened, if its rule says so. One of TCP never opened.
+    fn log_unestablished(&self, entry: &HalfOpenEntry, events: &mut Vec<Event>) {
+        let open = &entry.open;
+        if open.id.member != self.config.member || matches!(open.protocol, HandshakeState::Tcp { .. }) {
+            return;
+        }
+        let policy = self.active_policy();
+        // The rule of an older policy may be logged: who writes the log finds out.
+        if open.generation != policy.generation || policy.is_logged(open.rule) {
+            events.push(Event::Log(LoggedDecision {
+                tuple: open.original,
+                zones: ZonePair { ingress: open.ingress, egress: open.egress },
+                generation: open.generation,
+                rule: open.rule,
+                decision: ConnectionDecision::Unestablished(open.id),
+            }));
+        }
     }
 
     /// Continues the rescan that re-arms the timers of all sessions with the timeouts of the active policy.
@@ -203,11 +238,17 @@ impl Engine {
         Generation(self.generation.load(Ordering::Acquire))
     }
 
-    /// The number of a zone, or [`ZoneId::UNKNOWN`] if no policy has named the zone yet. It changes only with
-    /// [`Engine::generation`].
+    /// The number of a zone, or [`ZoneId::UNKNOWN`] if neither a policy nor a member has named the zone yet. It changes only
+    /// with [`Engine::zones_version`].
     #[must_use]
     pub fn zone(&self, name: &str) -> ZoneId {
-        self.active_policy().zone(name)
+        self.cluster.load().zone(name)
+    }
+
+    /// Incremented when a zone gets a number, or is forgotten.
+    #[must_use]
+    pub fn zones_version(&self) -> u64 {
+        self.zones_version.load(Ordering::Acquire)
     }
 
     /// The committed members, policy and policy history, as applied here: a cheap, consistent copy.
@@ -243,15 +284,16 @@ impl Engine {
         shard.half_open.get(slot).map(|h| half_open_info(now, h, &self.timeouts()))
     }
 
-    /// The current number of sessions by protocol and state, and of half-open sessions.
+    /// The current number of sessions by protocol and state, and of half-open sessions. Its cost does not depend on how many
+    /// there are.
     #[must_use]
     pub fn counts(&self) -> Counts {
         let mut counts = Counts::default();
         let mut sessions: BTreeMap<(Protocol, &'static str), u64> = BTreeMap::new();
         for number in self.table.numbers() {
             let shard = self.table.shard(number);
-            for session in shard.sessions.iter() {
-                *sessions.entry((session.original().protocol, session.state().name())).or_default() += 1;
+            for (protocol, state, n) in shard.sessions.counts().iter() {
+                *sessions.entry((protocol, state.name())).or_default() += u64::from(n);
             }
             counts.half_open += shard.half_open.len() as u64;
             counts.half_open_evicted += shard.evicted;
@@ -292,6 +334,20 @@ impl Engine {
         false
     }
 
+    /// The generation of the active policy, and the hit counters of at most `max` of its rules on this member, the default's
+    /// first.
+    #[must_use]
+    pub fn rule_hits(&self, max: usize) -> (Generation, Vec<RuleHits>) {
+        let policy = self.active_policy();
+        (policy.generation, policy.hits.read(&policy, max))
+    }
+
+    /// The hits of all rules that [`Engine::rule_hits`] with the same `max` leaves out.
+    #[must_use]
+    pub fn rule_hits_beyond(&self, max: usize) -> u64 {
+        self.active_policy().hits.total_from(max)
+    }
+
     /// A new session id.
     pub(crate) fn next_id(&self) -> SessionId {
         let n = self.allocated_ids.fetch_add(1, Ordering::Relaxed);
@@ -309,8 +365,9 @@ impl Engine {
 
     /// Makes a policy the active one. The generation is stored last, so that a reader of the new generation also reads the
     /// new policy.
-    pub(crate) fn activate(&self, policy: ActivePolicy) {
+    pub(crate) fn activate(&self, mut policy: ActivePolicy) {
         let generation = policy.generation;
+        policy.hits = HitCounters::carried_over(&policy, &self.active_policy());
         let shorter = policy.timeouts().any_shorter_than(&self.timeouts());
         self.active_policy.store(Arc::new(policy));
         if shorter {
@@ -326,7 +383,11 @@ impl Engine {
             |(id, info): &(&MemberId, &MemberInfo)| **id != self.config.member && info.role == Role::Firewall;
         let peers = cluster.members.iter().filter(forwards).count();
         self.forwarding_peers.store(u32::try_from(peers).unwrap_or(u32::MAX), Ordering::Relaxed);
+        let zones_changed = self.cluster.load().zones != cluster.zones;
         self.cluster.store(Arc::new(cluster));
+        if zones_changed {
+            self.zones_version.fetch_add(1, Ordering::AcqRel);
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use crate::table::Shard;
 use crate::table::half_open::{HalfOpenEntry, same_connection, same_ends};
 use crate::table::session::Session;
 use crate::time::Time;
-use crate::tuple::{Direction, Protocol, Tuple};
+use crate::tuple::{Direction, PerDirection, Protocol, Tuple};
 use crate::types::Wake;
 use crate::verdict::HoldKey;
 use crate::worker_set::WorkerSet;
@@ -114,6 +114,7 @@ impl Engine {
             // The lower id wins, and its direction with it.
             half.open = HalfOpen { id: half.open.id, ..*open };
             half.proposed = None;
+            half.passed = PerDirection::default();
         } else if newer && !opposite {
             half.open.generation = open.generation;
             half.open.rule = open.rule;

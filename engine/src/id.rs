@@ -71,13 +71,13 @@ impl fmt::Display for Generation {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 pub struct RuleId(pub u32);
 
-/// The number of a zone. A zone gets its number when a policy first names it. The numbers never change, so that sessions outlive
-/// policies.
+/// The number of a zone. A zone gets its number when a policy, or a member's node.toml, first names it. It keeps the number as
+/// long as one of them does, so that sessions outlive policies.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 pub struct ZoneId(pub u16);
 
 impl ZoneId {
-    /// The zone of interfaces whose zone no policy has named. Only `any` matches it.
+    /// No zone: that of interfaces that are no data interfaces, or whose zone has no number yet. Nothing passes there.
     pub const UNKNOWN: ZoneId = ZoneId(0);
 }
 

@@ -99,6 +99,7 @@ impl Replica {
         let mut restored = read(snapshot, self.engine.config.max_sessions)?;
         // Nothing can fail from here on.
         let table = &self.engine.table;
+        self.engine.publish(restored.cluster_state().clone());
         self.engine.activate(std::mem::take(&mut restored.active_policy));
         let timeouts = self.engine.timeouts();
         let mut shards: Vec<Vec<Replicated>> = (0..SHARDS).map(|_| Vec::new()).collect();
@@ -134,11 +135,12 @@ impl Engine {
     /// Carries out what a command leads to on this member.
     fn carry_out(&self, effects: Effects, wake: &mut dyn Wake) {
         let Effects { wakes, closes, active_policy, cluster_state, resume_epoch } = effects;
-        if let Some(policy) = active_policy {
-            self.activate(*policy);
-        }
+        // The zones first: rules are about their numbers.
         if let Some(cluster) = cluster_state {
             self.publish(*cluster);
+        }
+        if let Some(policy) = active_policy {
+            self.activate(*policy);
         }
         if let Some(epoch) = resume_epoch {
             self.resume_epoch.store(epoch, Ordering::Release);

@@ -75,11 +75,16 @@ pub struct Context<'a> {
     pub routes: &'a mut dyn Routes,
 }
 
-/// The kernel's routes, asked only for packets that open a session.
+/// The kernel's routes, asked for packets that open a session, and for the first ones of a session after a change.
 pub trait Routes {
-    /// The zone of the interface that the kernel would send a packet for `destination` to; `None`: no route, or one to
-    /// this machine.
+    /// The zone of the interface that the kernel would send a packet for `destination` to. `None`: no route, or one to this
+    /// machine. [`ZoneId::UNKNOWN`]: the interface is no data interface.
     fn zone(&mut self, destination: Ip) -> Option<ZoneId>;
+
+    /// A number that changes when an answer may have changed. Never 0.
+    fn topology(&self) -> u16 {
+        1
+    }
 }
 
 /// Told which held packets may go on.

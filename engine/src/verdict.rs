@@ -81,6 +81,9 @@ reasons! {
     Fragment = "fragment",
     /// The kernel has no route to the destination.
     NoRoute = "no_route",
+    /// The route leads out of an interface that is no data interface (management, cluster, loopback), or the packet came in
+    /// by one: the interface has no zone.
+    NoDataInterface = "no_data_interface",
     /// A rule, or the default action, says drop.
     Policy = "policy",
     /// A rule says reject.
@@ -97,7 +100,8 @@ reasons! {
     IcmpUnrelated = "icmp_unrelated",
     /// An ICMP type that routers do not forward (redirects, router discovery, neighbour discovery).
     IcmpType = "icmp_type",
-    /// It arrived from a zone that this direction of its session does not come from.
+    /// It arrived from a zone that this direction of its session does not come from, and that the policy, or the route to its
+    /// source, does not allow either.
     WrongZone = "wrong_zone",
     /// The half-open table, or the source's share of it, is full.
     HalfOpenFull = "half_open_full",

@@ -28,6 +28,7 @@ pub fn is_invalid(reason: Reason) -> bool {
         | Reason::IcmpType
         | Reason::WrongZone => true,
         Reason::NoRoute
+        | Reason::NoDataInterface
         | Reason::Policy
         | Reason::PolicyReject
         | Reason::HalfOpenFull

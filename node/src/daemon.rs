@@ -8,12 +8,16 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use miette::Diagnostic;
 use palisade_engine::{LeaseState, Role};
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock;
 use crate::config::Config;
+use crate::datapath::Gate;
 use crate::drain::{Drain, DrainOutcome, DrainReason, Draining};
+use crate::limits::AdminLimits;
 use crate::member::{Member, MemberEnd, MemberError};
+use crate::readiness::{Announcer, Cause, Readiness};
 use crate::replication::{self, MembershipError, NoQuorum, OpenError, RemovedError, Suffrage};
 
 /// How long a member that ends waits until routers turn away and another member leads. The rest of the time for a stop is
@@ -90,27 +94,40 @@ pub(crate) enum ChangeError {
 /// The state that the daemon's tasks share.
 pub(crate) struct Daemon {
     config: Arc<Config>,
+    /// The gate, where there is one: not on a witness.
+    gate: Option<Gate>,
     member: ArcSwapOption<Member>,
     /// Held by whatever creates, joins or leaves a cluster.
     change: tokio::sync::Mutex<()>,
     drain: Drain,
+    announcer: Mutex<Announcer>,
+    admin_limits: Arc<AdminLimits>,
     /// What `member` is not there for.
-    outside: parking_lot::Mutex<Outside>,
+    outside: Mutex<Outside>,
     ends: mpsc::Sender<MemberEnd>,
 }
 
 impl Daemon {
     /// A daemon without a member. What ends a member later is sent to `ends`.
-    pub(crate) fn new(config: Config, ends: mpsc::Sender<MemberEnd>) -> Daemon {
+    pub(crate) fn new(config: Config, gate: Option<Gate>, ends: mpsc::Sender<MemberEnd>) -> Daemon {
         let (member, change) = (ArcSwapOption::empty(), tokio::sync::Mutex::new(()));
+        let announcer = Mutex::new(Announcer::new(config.readiness.hold_down));
         Daemon {
             config: Arc::new(config),
+            gate,
             member,
             change,
             drain: Drain::new(),
-            outside: Outside::NoCluster.into(),
+            announcer,
+            admin_limits: Arc::default(),
+            outside: Mutex::new(Outside::NoCluster),
             ends,
         }
+    }
+
+    /// The bounds of the administration.
+    pub(crate) fn admin_limits(&self) -> Arc<AdminLimits> {
+        self.admin_limits.clone()
     }
 
     pub(crate) fn config(&self) -> &Config {
@@ -271,6 +288,7 @@ impl Daemon {
             daemon.drain.begin(DrainReason::Leaving, &member);
             // Whether or not traffic has moved away in time, the member leaves.
             daemon.drain.wait_drained(timeout).await;
+            daemon.drain.withdraw();
             let left = member.replication.leave().await;
             match (&left, before) {
                 (Ok(()), _) => {
@@ -313,7 +331,7 @@ impl Daemon {
         if replication::has_identity(&self.config.data_dir) {
             *self.outside.lock() = Outside::Starting;
         }
-        match Member::open(&self.config, &self.ends).await {
+        match Member::open(&self.config, self.gate.clone(), &self.ends).await {
             Ok(member) => {
                 self.member.store(Some(member.clone()));
                 Ok(member)
@@ -343,6 +361,7 @@ impl Daemon {
             }
             DrainOutcome::Drained(_) | DrainOutcome::Cancelled => {}
         }
+        self.drain.withdraw();
     }
 
     /// Turns traffic away until [`Daemon::undrain`]. The future ends when traffic has moved away, or after `timeout`.
@@ -372,17 +391,18 @@ impl Daemon {
         }
     }
 
-    /// Why this member should not be given traffic; empty if it should.
-    pub(crate) fn not_ready(&self) -> Vec<String> {
-        let mut reasons = Vec::new();
+    /// How much of the traffic routers should give this member now.
+    pub(crate) fn readiness(&self) -> Readiness {
+        let mut causes = Vec::new();
         if let Some(draining) = self.drain.now() {
-            reasons.push(draining.reason.explanation().to_owned());
+            let reason = draining.reason.explanation();
+            causes.push(if draining.over { Cause::withdraw(reason) } else { Cause::turned_away(reason) });
         }
         match self.member() {
-            Some(member) => reasons.extend(member.not_ready(self.config.role)),
-            None => reasons.push(self.why_outside().to_string()),
+            Some(member) => causes.extend(member.unready(self.config.role)),
+            None => causes.push(Cause::withdraw(self.why_outside().to_string())),
         }
-        reasons
+        self.announcer.lock().announce(causes, clock::now())
     }
 
     /// The threads that make no progress.

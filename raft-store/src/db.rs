@@ -10,7 +10,7 @@ use crate::error::{StoreError, sled_io};
 use crate::record::{open_meta, seal_meta};
 
 /// The storage format that this program reads and writes.
-pub(crate) const FORMAT: u32 = 2;
+pub(crate) const FORMAT: u32 = 3;
 pub(crate) const FORMAT_RECORD: &str = "format";
 pub(crate) const STARTS: &str = "starts";
 pub(crate) const OWNER: &str = "owner";

@@ -6,6 +6,7 @@ pub mod config;
 pub mod drain;
 pub mod gate;
 pub mod health;
+pub mod log;
 pub mod man;
 pub mod node;
 pub mod policy;

@@ -51,6 +51,12 @@ pub enum Command {
         /// For a quorum, with `--barrier`.
         #[command(flatten)]
         wait: Wait,
+        /// Show the canonical form, not the text as it was applied.
+        #[arg(long)]
+        canonical: bool,
+        /// Show how often each rule of the policy in force decided, and when last, on all members.
+        #[arg(long, conflicts_with_all = ["generation", "barrier", "canonical"])]
+        hits: bool,
     },
     /// List the last policies: generation, author, time.
     History {
@@ -93,11 +99,18 @@ pub fn run(global: &Global, command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Check { file, online } => check(global, &file, online),
         Command::Apply { file, base, wait } => apply(global, &file, base, wait),
-        Command::Show { generation, barrier, wait } => client::with_member(global, async |mut client| {
-            let answer = shown(&mut client, generation, barrier, wait).await?;
-            print::policy::show(global.output, &answer)?;
+        Command::Show { hits: true, .. } => client::with_member(global, async |mut client| {
+            let request = within(REQUEST_TIMEOUT, v1::PolicyHitsRequest {});
+            print::policy::hits(global.output, &client.policy_hits(request).await?.into_inner())?;
             Ok(ExitCode::SUCCESS)
         }),
+        Command::Show { generation, barrier, wait, canonical, hits: false } => {
+            client::with_member(global, async |mut client| {
+                let answer = shown(&mut client, generation, barrier, wait).await?;
+                print::policy::show(global.output, &answer, canonical)?;
+                Ok(ExitCode::SUCCESS)
+            })
+        }
         Command::History { barrier, wait } => client::with_member(global, async |mut client| {
             let request = v1::PolicyHistoryRequest { barrier, wait_ms: wait.millis() };
             let request = within(wait.with(REQUEST_TIMEOUT), request);

@@ -6,6 +6,7 @@ use palisade_proto::admin::v1;
 use serde::Serialize;
 
 use super::drain::Draining;
+use super::health::{self, readiness};
 use super::{Table, answer, date, many};
 use crate::args::Output;
 use crate::exit::Failure;
@@ -130,6 +131,7 @@ struct Member<'a> {
     draining: bool,
     lease_valid: bool,
     removed: bool,
+    zones: &'a [String],
 }
 
 impl<'a> Member<'a> {
@@ -148,6 +150,7 @@ impl<'a> Member<'a> {
             draining: m.draining,
             lease_valid: m.lease_valid,
             removed: m.removed,
+            zones: &m.zones,
         }
     }
 }
@@ -191,7 +194,7 @@ fn lease(as_of: &v1::AsOf) -> &'static str {
 }
 
 fn table(members: &[v1::Member], me: u64) -> Table {
-    let mut table = Table::new(&["ID", "NAME", "ADDRESS", "ROLE", "RAFT", "LAG", ""]);
+    let mut table = Table::new(&["ID", "NAME", "ADDRESS", "ROLE", "RAFT", "LAG", "ZONES", ""]);
     for m in members {
         let raft = if m.leader { "leader" } else { suffrage(m) };
         let lag = m.lag.map_or("-".to_owned(), |l| l.to_string());
@@ -210,6 +213,7 @@ fn table(members: &[v1::Member], me: u64) -> Table {
             role(m.role()).into(),
             raft.into(),
             lag,
+            if m.zones.is_empty() { "-".to_owned() } else { m.zones.join(",") },
             notes.join(", "),
         ]);
     }
@@ -254,6 +258,7 @@ struct Status<'a> {
     version: &'a str,
     role: &'static str,
     ready: bool,
+    readiness: &'static str,
     reasons: &'a [String],
     /// Why no member runs: `no_cluster`, `starting`, `removed`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -330,6 +335,7 @@ impl<'a> Status<'a> {
             version: &s.version,
             role: role(s.role()),
             ready: health.is_some_and(|h| h.ready),
+            readiness: readiness(health.map_or(v1::Readiness::Unspecified, v1::Health::readiness)),
             reasons: health.map_or(&[], |h| &h.reasons),
             outside: match s.outside() {
                 v1::Outside::NoCluster => Some("no_cluster"),
@@ -390,8 +396,9 @@ pub fn status(output: Output, answered: &v1::StatusResponse) -> Result<(), Failu
 fn status_text(out: &mut dyn Write, answered: &v1::StatusResponse) -> io::Result<()> {
     let s = Status::new(answered);
     writeln!(out, "member    {} ({}, version {})", s.name, s.role, s.version)?;
-    let ready = if s.ready { "ready".to_owned() } else { format!("NOT READY: {}", s.reasons.join("; ")) };
-    writeln!(out, "health    {ready}")?;
+    let state = answered.health.as_ref().map_or("not ready", health::state);
+    let reasons = if s.reasons.is_empty() { String::new() } else { format!(": {}", s.reasons.join("; ")) };
+    writeln!(out, "health    {state}{reasons}")?;
     if let Some(d) = &s.draining {
         writeln!(out, "draining  {}", d.line())?;
     }

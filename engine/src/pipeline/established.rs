@@ -3,11 +3,12 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::Known;
+use super::zones::PacketRoutes;
 use crate::blind_intervals::MAX_UNSEEN_BYTES;
 use crate::engine::Engine;
 use crate::event::{Event, Hint, Proposal, ProvisionalSegment};
 use crate::parse::{Kind, Packet, Tcp};
-use crate::policy::Action;
 use crate::session::{Close, CloseCause, SynParams};
 use crate::table::Shard;
 use crate::table::session::{Session, SessionFlag};
@@ -59,17 +60,41 @@ impl Engine {
         slot: u32,
         packet: &Packet,
         context: &Context<'_>,
+        routes: Option<&PacketRoutes>,
+        events: &mut Vec<Event>,
+    ) -> Known {
+        let Some(session) = shard.sessions.get_mut(slot) else { return Ok(None) };
+        let Some(direction) = session.direction(&packet.tuple) else { return Ok(None) };
+        if let Err(reason) = self.judge_zones(session, direction, context, routes)? {
+            // A closed session's tuple may be taken over by a connection of other zones.
+            let verdict = match reason {
+                Reason::PolicyReject => Verdict::Reject(reason),
+                _ => Verdict::Drop(reason),
+            };
+            return Ok(session.is_open().then_some(verdict));
+        }
+        if session.local.flags.has(SessionFlag::Expiring) {
+            return Ok(self.expiring(shard, slot, packet, direction, context, events));
+        }
+        Ok(self.judge_session_packet(shard, slot, packet, direction, context, events))
+    }
+
+    /// The verdict on a packet of a session that this member reported as idle.
+    fn expiring(
+        &self,
+        shard: &mut Shard,
+        slot: u32,
+        packet: &Packet,
+        direction: Direction,
+        context: &Context<'_>,
         events: &mut Vec<Event>,
     ) -> Option<Verdict> {
         let session = shard.sessions.get(slot)?;
-        if !session.local.flags.has(SessionFlag::Expiring) {
-            return self.judge_session_packet(shard, slot, packet, context, events);
-        }
         // A packet that would pass is held until the cluster knows that the session is in use. It is judged again then, so this
         // time it must change nothing.
         let (before, id) = (session.local.clone(), session.id());
         let (events_before, finished_before) = (events.len(), shard.finished.len());
-        let verdict = self.judge_session_packet(shard, slot, packet, context, events);
+        let verdict = self.judge_session_packet(shard, slot, packet, direction, context, events);
         if verdict != Some(Verdict::Forward) {
             return verdict;
         }
@@ -96,18 +121,11 @@ impl Engine {
         shard: &mut Shard,
         slot: u32,
         packet: &Packet,
+        direction: Direction,
         context: &Context<'_>,
         events: &mut Vec<Event>,
     ) -> Option<Verdict> {
         let session = shard.sessions.get_mut(slot)?;
-        let direction = session.direction(&packet.tuple)?;
-        if session.zone(direction) != context.ingress {
-            // A closed session's tuple may be taken over by a connection from another zone.
-            return session.is_open().then_some(Verdict::Drop(Reason::WrongZone));
-        }
-        if !self.still_allowed(session) {
-            return session.is_open().then_some(Verdict::Drop(Reason::Policy));
-        }
         let Kind::Tcp(tcp) = &packet.kind else {
             if !generic::fits(&packet.kind, direction) {
                 return Some(Verdict::Drop(Reason::NoSession));
@@ -302,22 +320,6 @@ impl Engine {
     pub(crate) fn reachable_peers(&self) -> u32 {
         self.forwarding_peers.load(Ordering::Relaxed).saturating_sub(self.silent_peers.load(Ordering::Relaxed))
     }
-
-    /// Whether the active policy allows this session. Evaluated once per session and policy.
-    pub(super) fn still_allowed(&self, session: &mut Session) -> bool {
-        let generation = self.generation();
-        if session.local.is_checked_against(generation) {
-            return true;
-        }
-        let policy = self.active_policy();
-        let allowed =
-            policy.decide(session.zone(Direction::Original), session.zone(Direction::Reply), session.original()).action
-                == Action::Accept;
-        if allowed {
-            session.local.set_checked_against(policy.generation);
-        }
-        allowed
-    }
 }
 
 impl Session {
@@ -330,7 +332,9 @@ impl Session {
         };
         let outcome =
             track.check_segment(&syns, direction, tcp, self.replicated().closed(), WindowCheck::Relaxed, context.now);
-        self.zone(direction) == context.ingress && outcome.belongs()
+        let from_there =
+            self.zone(direction) == context.ingress || self.comes_from(direction, context.ingress, context.antispoof);
+        from_there && outcome.belongs()
     }
 }
 

@@ -40,7 +40,9 @@
 
 use std::time::Duration;
 
+use super::RoutesNeeded;
 use super::handshake_step::{HandshakeStep, TcpHandshake};
+use super::zones::PacketRoutes;
 use crate::engine::Engine;
 use crate::event::{Event, Hint, Proposal};
 use crate::parse::{Kind, Packet, Tcp};
@@ -73,26 +75,33 @@ impl Engine {
     /// Matches a packet with the half-open sessions of its tuple. `live`: an established session has the tuple, too.
     pub(super) fn match_half_open(
         &self,
-        shard: &Shard,
+        shard: &mut Shard,
         hash: u64,
         packet: &Packet,
         live: bool,
         context: &Context<'_>,
-    ) -> HalfOpenMatch {
+        routes: Option<&PacketRoutes>,
+    ) -> Result<HalfOpenMatch, RoutesNeeded> {
         let mut implausible = None;
         let mut best: Option<(HandshakeStep, u32)> = None;
         for slot in shard.half_open.lookup(hash, &packet.tuple) {
-            let Some(half) = shard.half_open.get(slot).filter(|h| !h.aborted) else { continue };
-            match classify(half, packet, context) {
-                Ok(step) if live && !step.identifies_connection() => implausible = Some(Reason::TcpWindow),
+            let Some(half) = shard.half_open.get_mut(slot).filter(|h| !h.aborted) else { continue };
+            let direction = direction(half, packet);
+            let judged = match classify(half, packet, direction) {
+                Ok(step) if live && !step.identifies_connection() => Err(Reason::TcpWindow),
+                // Last, because the kernel may have to be asked.
+                Ok(step) => self.judge_half_open_zones(half, direction, context, routes)?.map(|()| step),
+                Err(reason) => Err(reason),
+            };
+            match judged {
                 Ok(step) => best = best.max(Some((step, slot))),
                 Err(reason) => implausible = Some(reason),
             }
         }
-        match best {
+        Ok(match best {
             Some((step, slot)) => HalfOpenMatch::Step(step, slot),
             None => implausible.map_or(HalfOpenMatch::Nothing, HalfOpenMatch::Implausible),
-        }
+        })
     }
 
     /// Whether the active policy still allows this half-open session. Evaluated once per policy.
@@ -111,14 +120,14 @@ impl Engine {
     }
 }
 
-/// The step that a packet is of one half-open session.
-fn classify(half: &HalfOpenEntry, packet: &Packet, context: &Context<'_>) -> Result<HandshakeStep, Reason> {
-    let (direction, zone) = match half.open.original == packet.tuple {
-        true => (Direction::Original, half.open.ingress),
-        false => (Direction::Reply, half.open.egress),
-    };
+/// The direction of a packet with the tuple of a half-open session.
+fn direction(half: &HalfOpenEntry, packet: &Packet) -> Direction {
+    if half.open.original == packet.tuple { Direction::Original } else { Direction::Reply }
+}
+
+/// The step that a packet is of one half-open session, whatever its zones.
+fn classify(half: &HalfOpenEntry, packet: &Packet, direction: Direction) -> Result<HandshakeStep, Reason> {
     match (&packet.kind, &half.open.protocol) {
-        _ if zone != context.ingress => Err(Reason::WrongZone),
         (Kind::Tcp(tcp), HandshakeState::Tcp { client, server }) => {
             let (proposed, challenge) = (half.proposed.is_some(), half.open.challenge);
             TcpHandshake { client, server: server.as_ref(), proposed, challenge }.classify(direction, tcp)

@@ -11,6 +11,8 @@ mod idle;
 mod injection;
 mod race;
 mod rfc;
+mod stray;
 mod takeover;
 mod tcp;
 mod timeouts;
+mod zones;

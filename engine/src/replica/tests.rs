@@ -12,6 +12,7 @@ use crate::worker_set::WorkerSet;
 mod idempotent;
 mod scrub;
 mod snapshots;
+mod zones;
 
 const NOW: Time = Time(1_000_000_000);
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster_state::MemberInfo;
 use crate::id::{Generation, MemberId, SessionId};
-use crate::session::{Close, Establish};
+use crate::session::{Close, EndedSession, Establish};
 
 /// One entry of the log: the commands that one member proposed while its last batch was in flight.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -84,6 +84,10 @@ impl Command {
             Command::ExpireIdle(idle) => (16 + 14 * idle.sessions.len(), 48 + 24 * idle.sessions.len()),
             Command::Resume => (1, 16),
             Command::Policy(policy) => (64 + policy.text.len(), 96 + policy.text.len() + policy.author.len()),
+            Command::Member(MemberChange::Zones { zones, .. }) => {
+                let names: usize = zones.iter().map(String::len).sum();
+                (64 + 2 * zones.len() + names, 96 + 24 * zones.len() + names)
+            }
             Command::Member(_) => (512, 512),
         };
         CommandSize { encoded, in_memory }
@@ -106,7 +110,7 @@ pub struct ExpireIdle {
 pub struct PolicyChange {
     /// The generation that it replaces.
     pub base: Generation,
-    /// The policy's text in canonical form. It was checked before it was proposed. If it does not compile nevertheless, it is
+    /// The policy's text, as its author wrote it. It was checked before it was proposed. If it does not compile nevertheless, it is
     /// refused ([`Outcome::Invalid`]), and the active one stays.
     pub text: String,
     /// Who applied it, for the history.
@@ -134,6 +138,14 @@ pub enum MemberChange {
     Join(MemberInfo),
     /// Removes a member. Its id is never used again.
     Leave(MemberId),
+    /// Names the zones that a member's interfaces are in, in place of those that it named before. Each gets a number; one that
+    /// nobody names any longer is forgotten.
+    Zones {
+        /// The member.
+        member: MemberId,
+        /// Their names.
+        zones: Vec<String>,
+    },
 }
 
 /// What applying a command did. Committed is not accepted.
@@ -167,6 +179,8 @@ pub struct Applied {
     pub changed: bool,
     /// The sessions that it removed, without one that was superseded.
     pub removed: Vec<SessionId>,
+    /// The open sessions that it closed or removed.
+    pub ended: Vec<EndedSession>,
 }
 
 impl Applied {

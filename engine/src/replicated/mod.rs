@@ -12,6 +12,7 @@ mod register;
 mod session;
 mod snapshot;
 mod store;
+mod zones;
 
 use std::collections::BTreeMap;
 
@@ -21,7 +22,7 @@ use crate::id::{Generation, MemberId};
 pub use command::{Applied, Batch, Command, CommandSize, ExpireIdle, MemberChange, Outcome, PolicyChange};
 use dedup::{DedupTable, Tombstones};
 pub use register::CompileError;
-pub(crate) use session::{Replicated, SessionRecord};
+pub(crate) use session::{Replicated, SessionRecord, WallTenths};
 pub use snapshot::RestoreError;
 pub(crate) use snapshot::{SnapshotContent, read};
 pub(crate) use store::{Admission, Effects, LocalContext, Refusal, Removal, SessionStore};
@@ -109,7 +110,7 @@ impl Settings {
     fn digest(&self) -> u64 {
         let cluster = &self.cluster;
         let policies: BTreeMap<_, _> =
-            cluster.policies.iter().map(|p| (p.generation, (&p.text, &p.author, p.unix_ms))).collect();
+            cluster.policies.iter().map(|p| (p.generation, (&p.text, &p.author, p.unix_ms, &p.zones))).collect();
         let members: &BTreeMap<MemberId, MemberInfo> = &cluster.members;
         element(
             Kind::Settings,
@@ -119,6 +120,7 @@ impl Settings {
                 &cluster.tokens,
                 policies,
                 &cluster.zones,
+                &cluster.member_zones,
                 self.generation,
                 cluster.next_member,
             ),

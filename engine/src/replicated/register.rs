@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::{Effects, MemberChange, Outcome, PolicyChange, StateMachine};
+use super::{Effects, MemberChange, Outcome, PolicyChange, StateMachine, zones};
 use crate::active_policy::ActivePolicy;
-use crate::cluster_state::PolicyRecord;
-use crate::id::{Generation, MemberId, ZoneId};
+use crate::cluster_state::{PolicyRecord, zone_number};
+use crate::id::{Generation, MemberId};
 use crate::policy::{Compiled, Policy, PolicyError};
 
 /// Number of policies kept, the active one included.
@@ -28,32 +28,11 @@ pub enum CompileError {
     TooManyZones,
 }
 
-/// Numbers the zones that a policy names: known names keep their numbers, new ones are appended.
-fn number_zones(zones: &mut Vec<String>, names: &[String]) -> Result<(), CompileError> {
-    for name in names {
-        if !zones.contains(name) {
-            zones.push(name.clone());
-        }
-    }
-    u16::try_from(zones.len()).map(|_| ()).map_err(|_| CompileError::TooManyZones)
-}
-
-/// Parses and compiles a policy against the zone register.
-pub(super) fn compile(text: &str, zones: &mut Vec<String>) -> Result<Compiled, CompileError> {
+/// Parses and compiles a policy against the zone register. Also returns the names of its zones.
+pub(super) fn compile(text: &str, zones: &mut Vec<String>) -> Result<(Compiled, Vec<String>), CompileError> {
     let policy = Policy::parse("policy", text)?;
-    number_zones(zones, policy.zones())?;
-    Ok(policy.compile(&mut |name| zone(zones, name)))
-}
-
-fn zone(zones: &[String], name: &str) -> ZoneId {
-    let number = zones.iter().skip(1).position(|z| z == name).and_then(|n| u16::try_from(n + 1).ok());
-    number.map_or(ZoneId::UNKNOWN, ZoneId)
-}
-
-/// The form of a policy that the packet path uses.
-pub(super) fn active_policy(generation: Generation, rules: Option<Compiled>, zones: &[String]) -> ActivePolicy {
-    let zones = zones.iter().skip(1).map(|name| (name.clone(), zone(zones, name))).collect();
-    ActivePolicy { generation, rules, zones }
+    zones::register(zones, policy.zones())?;
+    Ok((policy.compile(&mut |name| zone_number(zones, name)), policy.zones().to_vec()))
 }
 
 impl StateMachine {
@@ -66,8 +45,8 @@ impl StateMachine {
             return Outcome::Invalid(format!("a policy can have at most {MAX_POLICY_BYTES} bytes"));
         }
         let mut zones = settings.cluster.zones.clone();
-        let rules = match compile(&change.text, &mut zones) {
-            Ok(rules) => rules,
+        let (rules, named) = match compile(&change.text, &mut zones) {
+            Ok(compiled) => compiled,
             Err(error) => return Outcome::Invalid(error.to_string()),
         };
         let generation = Generation(settings.generation.0 + 1);
@@ -77,11 +56,14 @@ impl StateMachine {
             text: change.text.clone(),
             author: change.author.clone(),
             unix_ms,
+            zones: named,
         }));
         let old = settings.cluster.policies.len().saturating_sub(MAX_POLICY_HISTORY);
         settings.cluster.policies.drain(..old);
-        effects.active_policy = Some(Box::new(active_policy(generation, Some(rules), &zones)));
+        effects.active_policy =
+            Some(Box::new(ActivePolicy { generation, rules: Some(rules), ..ActivePolicy::default() }));
         settings.cluster.zones = zones;
+        settings.forget_zones();
         self.settings_changed(effects);
         Outcome::Policy(generation)
     }
@@ -124,8 +106,11 @@ impl StateMachine {
                     return Outcome::Invalid(format!("there is no member {id}"));
                 }
                 self.dedup.remove(*id);
+                cluster.member_zones.remove(id);
+                settings.forget_zones();
                 Outcome::Accepted
             }
+            MemberChange::Zones { member, zones } => settings.set_member_zones(*member, zones),
         };
         self.settings_changed(effects);
         outcome
@@ -140,8 +125,10 @@ impl StateMachine {
         let gone: Vec<MemberId> = cluster.members.keys().copied().filter(|id| *id != member).collect();
         for id in gone {
             cluster.members.remove(&id);
+            cluster.member_zones.remove(&id);
             self.dedup.remove(id);
         }
+        self.settings.forget_zones();
         self.settings_changed(effects);
     }
 

@@ -7,7 +7,7 @@
 //!
 //! | kind | content | how many |
 //! |---|---|---|
-//! | 1 | cluster id, members, join tokens, zones, next member id, generation, resume epoch | one, first |
+//! | 1 | cluster id, members, join tokens, zones, the members' zones, next member id, generation, resume epoch | one, first |
 //! | 2 | a policy | up to 32, oldest first |
 //! | 3 | a proposer's outcomes from a serial number on | any |
 //! | 4 | ids of removed sessions, and how many older ones were dropped | any, in order |
@@ -34,8 +34,8 @@ use crate::cluster_state::{ClusterState, MemberInfo, PolicyRecord};
 use crate::id::{Generation, MemberId, SessionId};
 use crate::policy::Compiled;
 
-/// Format version 1.
-const MAGIC: &[u8; 8] = b"PALSNAP2";
+/// The last digit is the version of the format.
+const MAGIC: &[u8; 8] = b"PALSNAP3";
 
 /// Maximum length of a chunk's content: a policy with its record fits.
 const MAX_CHUNK_BYTES: u32 = (register::MAX_POLICY_BYTES as u32) + (1 << 20);
@@ -59,6 +59,7 @@ struct SettingsRecord {
     members: BTreeMap<MemberId, MemberInfo>,
     tokens: Vec<(Vec<u8>, u64)>,
     zones: Vec<String>,
+    member_zones: BTreeMap<MemberId, Vec<String>>,
     next_member: u64,
     generation: Generation,
     resume_epoch: u64,
@@ -70,6 +71,7 @@ struct PolicyText {
     text: String,
     author: String,
     unix_ms: u64,
+    zones: Vec<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -157,14 +159,15 @@ impl SnapshotContent {
             members: cluster.members.clone(),
             tokens: cluster.tokens.clone(),
             zones: cluster.zones.clone(),
+            member_zones: cluster.member_zones.clone(),
             next_member: cluster.next_member,
             generation: self.settings.generation,
             resume_epoch: self.resume_epoch,
         };
         write_chunk(to, kind::SETTINGS, &settings)?;
         for policy in &cluster.policies {
-            let PolicyRecord { generation, text, author, unix_ms } = PolicyRecord::clone(policy);
-            write_chunk(to, kind::POLICY, &PolicyText { generation, text, author, unix_ms })?;
+            let PolicyRecord { generation, text, author, unix_ms, zones } = PolicyRecord::clone(policy);
+            write_chunk(to, kind::POLICY, &PolicyText { generation, text, author, unix_ms, zones })?;
         }
         Ok(())
     }
@@ -234,6 +237,7 @@ impl Parsed {
             next_member: record.next_member,
             tokens: record.tokens,
             zones: record.zones,
+            member_zones: record.member_zones,
             policies: Vec::new(),
         };
         Parsed {
@@ -250,8 +254,8 @@ impl Parsed {
     fn add(&mut self, kind: u8, content: &[u8], max_sessions: usize) -> Result<(), RestoreError> {
         match kind {
             kind::POLICY => {
-                let PolicyText { generation, text, author, unix_ms } = decode(content)?;
-                let record = PolicyRecord { generation, text, author, unix_ms };
+                let PolicyText { generation, text, author, unix_ms, zones } = decode(content)?;
+                let record = PolicyRecord { generation, text, author, unix_ms, zones };
                 self.settings.cluster.policies.push(Arc::new(record));
             }
             kind::OUTCOMES => self.add_outcomes(decode(content)?)?,
@@ -297,7 +301,7 @@ impl Parsed {
         }
         validate_sessions(&self.sessions)?;
         let rules = compile_active(&self.settings)?;
-        let active_policy = register::active_policy(self.settings.generation, rules, &self.settings.cluster.zones);
+        let active_policy = ActivePolicy { generation: self.settings.generation, rules, ..ActivePolicy::default() };
         let state = StateMachine {
             sessions: self.sessions.len(),
             max_sessions,
@@ -336,8 +340,8 @@ fn compile_active(settings: &Settings) -> Result<Option<Compiled>, RestoreError>
         None if settings.generation == Generation(0) => Ok(None),
         Some(policy) if policy.generation == settings.generation => {
             let mut zones = settings.cluster.zones.clone();
-            let rules = register::compile(&policy.text, &mut zones)?;
-            if zones != settings.cluster.zones {
+            let (rules, named) = register::compile(&policy.text, &mut zones)?;
+            if zones != settings.cluster.zones || named != policy.zones {
                 return Err(damaged("zones are missing"));
             }
             Ok(Some(rules))
@@ -351,6 +355,12 @@ pub(crate) struct Restored {
     state: StateMachine,
     pub(crate) active_policy: ActivePolicy,
     pub(crate) sessions: Vec<Replicated>,
+}
+
+impl Restored {
+    pub(crate) fn cluster_state(&self) -> &ClusterState {
+        self.state.cluster_state()
+    }
 }
 
 /// Reads a snapshot. One with more sessions than `max_sessions` is refused.

@@ -5,6 +5,7 @@
 
 use hashbrown::HashTable;
 
+use super::session::Passed;
 use super::slab::Slab;
 use crate::addr::Ip;
 use crate::session::{HalfOpen, HandshakeState};
@@ -12,7 +13,7 @@ use crate::time::Time;
 use crate::timeouts::{Timeout, Timeouts};
 use crate::track::State;
 use crate::track::generic::half_open_state;
-use crate::tuple::Tuple;
+use crate::tuple::{PerDirection, Tuple};
 use crate::verdict::Reason;
 use crate::worker_set::WorkerSet;
 
@@ -35,6 +36,8 @@ pub(crate) struct HalfOpenEntry {
     pub(crate) waiters: WorkerSet,
     /// Why the establishment was refused when it was applied. A retransmitted SYN or SYN-ACK clears it.
     pub(crate) refused: Option<Reason>,
+    /// By what a packet of each direction last passed.
+    pub(crate) passed: PerDirection<Option<Passed>>,
     /// Whether it was reset. It is kept only to close an establishment that was already proposed.
     pub(crate) aborted: bool,
     /// The address that it is counted for. A hint may reverse the direction later.
@@ -154,6 +157,7 @@ impl HalfOpenTable {
             queried: None,
             waiters: WorkerSet::EMPTY,
             refused: None,
+            passed: PerDirection::default(),
             aborted: false,
             source: open.original.src,
             hash,

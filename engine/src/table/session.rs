@@ -25,8 +25,12 @@ pub(crate) struct Session {
 #[derive(Clone, Debug)]
 pub(crate) struct Local {
     pub(crate) flags: SessionFlags,
-    /// The lowest 24 bits of the policy generation that the session was last checked against.
+    /// The lowest 24 bits of the policy generation that the flags `…Passes` are about.
     checked_generation: [u8; 3],
+    /// The topology ([`Routes::topology`](crate::types::Routes::topology)) that they are about. 0: none.
+    checked_topology: u16,
+    /// The zone of the flags `…PassesElsewhere`.
+    other_zone: ZoneId,
     /// When a packet of the session last passed, or its replicated part last changed. Rounded up, so that the session is never
     /// taken for idle too early.
     pub(crate) last_active: Stamp17ms,
@@ -50,6 +54,45 @@ pub(crate) enum SessionFlag {
     Expiring = 2,
     /// The session is in the list of its shard's sessions with unpublished progress.
     Dirty = 4,
+    /// Packets of the original direction from the session's ingress zone pass here.
+    OriginalPasses = 8,
+    /// Packets of the reply direction from the session's egress zone pass here.
+    ReplyPasses = 16,
+    /// Packets of the original direction from another zone pass here: see `Local::other_zone`.
+    OriginalPassesElsewhere = 32,
+    /// Packets of the reply direction from another zone pass here.
+    ReplyPassesElsewhere = 64,
+    /// The other zone counts only for interfaces whose sources are not checked.
+    ElsewhereUnchecked = 128,
+}
+
+impl SessionFlag {
+    fn passes(direction: Direction) -> SessionFlag {
+        match direction {
+            Direction::Original => SessionFlag::OriginalPasses,
+            Direction::Reply => SessionFlag::ReplyPasses,
+        }
+    }
+
+    fn passes_elsewhere(direction: Direction) -> SessionFlag {
+        match direction {
+            Direction::Original => SessionFlag::OriginalPassesElsewhere,
+            Direction::Reply => SessionFlag::ReplyPassesElsewhere,
+        }
+    }
+}
+
+/// What a packet was found to pass by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Passed {
+    /// The policy.
+    pub(crate) generation: Generation,
+    /// The routes.
+    pub(crate) topology: u16,
+    /// The zone that it came in by.
+    pub(crate) ingress: ZoneId,
+    /// Whether the sources of packets that come in there are checked.
+    pub(crate) antispoof: bool,
 }
 
 /// A set of [`SessionFlag`]s, in one byte.
@@ -117,22 +160,18 @@ impl Local {
 
     /// Restores the state before a packet that is held after all. Positions in lists stay.
     pub(crate) fn rewind(&mut self, before: Local) {
-        *self = Local { links: self.links, flags: self.flags, checked_generation: self.checked_generation, ..before };
-    }
-
-    /// Whether the session was last checked against this policy generation.
-    pub(crate) fn is_checked_against(&self, generation: Generation) -> bool {
-        self.checked_generation == low_bits(generation)
-    }
-
-    /// Records that the session was checked against this policy generation.
-    pub(crate) fn set_checked_against(&mut self, generation: Generation) {
-        self.checked_generation = low_bits(generation);
+        let Local { links, flags, checked_generation, checked_topology, other_zone, .. } = *self;
+        *self = Local { links, flags, checked_generation, checked_topology, other_zone, ..before };
     }
 
     /// Whether any member has forwarded a packet of the session, as far as this one knows.
     pub(crate) fn has_passed(&self) -> bool {
         self.traffic.iter().any(|traffic| traffic.packets.get() > 0)
+    }
+
+    /// The traffic of all members, as far as this one knows.
+    pub(crate) fn traffic(&self) -> PerDirection<Traffic> {
+        self.traffic.map(PackedTraffic::unpacked)
     }
 
     /// Adds the traffic of a peer.
@@ -160,6 +199,8 @@ impl Session {
         let local = Local {
             flags: SessionFlags::default(),
             checked_generation: low_bits(replicated.generation()),
+            checked_topology: 0,
+            other_zone: ZoneId::UNKNOWN,
             last_active: Stamp17ms::rounded_up(now),
             links: Links::NONE,
             track,
@@ -207,6 +248,48 @@ impl Session {
         self.replicated.zone(direction)
     }
 
+    /// Whether packets of this direction were found to pass from where this one comes in, by this policy and these routes.
+    pub(crate) fn passed_before(&self, direction: Direction, passed: &Passed) -> bool {
+        self.is_checked(passed) && self.comes_from(direction, passed.ingress, passed.antispoof)
+    }
+
+    /// Whether packets of this direction were last found to pass from this zone.
+    pub(crate) fn comes_from(&self, direction: Direction, ingress: ZoneId, antispoof: bool) -> bool {
+        let flags = self.local.flags;
+        flags.has(SessionFlag::passes(direction)) && ingress == self.zone(direction)
+            || flags.has(SessionFlag::passes_elsewhere(direction))
+                && ingress == self.local.other_zone
+                && !(antispoof && flags.has(SessionFlag::ElsewhereUnchecked))
+    }
+
+    fn is_checked(&self, passed: &Passed) -> bool {
+        self.local.checked_topology == passed.topology && self.local.checked_generation == low_bits(passed.generation)
+    }
+
+    /// Remembers that a packet of this direction passed. One zone besides the session's own is remembered.
+    pub(crate) fn remember_passed(&mut self, direction: Direction, passed: &Passed) {
+        let (own, is_checked) = (passed.ingress == self.zone(direction), self.is_checked(passed));
+        let Local { flags, checked_generation, checked_topology, other_zone, .. } = &mut self.local;
+        let unchecked = flags.has(SessionFlag::ElsewhereUnchecked);
+        let new_zone = !own && (*other_zone != passed.ingress || unchecked && passed.antispoof);
+        for each in [Direction::Original, Direction::Reply] {
+            if !is_checked {
+                flags.set(SessionFlag::passes(each), false);
+            }
+            if !is_checked || new_zone {
+                flags.set(SessionFlag::passes_elsewhere(each), false);
+            }
+        }
+        (*checked_generation, *checked_topology) = (low_bits(passed.generation), passed.topology);
+        if own {
+            flags.set(SessionFlag::passes(direction), true);
+        } else {
+            *other_zone = passed.ingress;
+            flags.set(SessionFlag::ElsewhereUnchecked, !passed.antispoof);
+            flags.set(SessionFlag::passes_elsewhere(direction), true);
+        }
+    }
+
     pub(crate) fn handshake_state(&self) -> HandshakeState {
         self.replicated.handshake_state()
     }
@@ -242,7 +325,7 @@ impl Session {
             half_open: false,
             idle: self.local.idle(now),
             timeout: self.remaining(now, timeouts),
-            traffic: self.local.traffic.map(PackedTraffic::unpacked),
+            traffic: self.local.traffic(),
         }
     }
 }

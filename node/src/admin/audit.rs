@@ -3,15 +3,19 @@
 
 use std::fmt::Display;
 
-use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Status};
 
-use super::socket;
+use super::connections::Caller;
 
 /// The user who asks, as the kernel says.
-pub(super) fn user<T>(request: &Request<T>) -> String {
-    let peer = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
-    peer.map_or_else(|| "unknown".to_owned(), |peer| socket::user(peer.uid()))
+pub(super) fn user<T>(request: &Request<T>) -> impl Future<Output = String> + Send + use<T> {
+    let caller = request.extensions().get::<Caller>().cloned();
+    async move {
+        match caller {
+            Some(caller) => caller.user().await,
+            None => "unknown".to_owned(),
+        }
+    }
 }
 
 /// Logs a request that has been carried out or refused, and passes its result on.

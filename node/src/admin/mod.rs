@@ -5,7 +5,9 @@
 //! everything is applied here that was committed before the request ([`crate::replication::Replication::read_barrier`]).
 
 mod audit;
+mod connections;
 mod drain;
+mod log;
 mod policy;
 mod rule_names;
 mod sessions;
@@ -19,21 +21,21 @@ use palisade_engine::replica::Outcome;
 use palisade_engine::{LeaseState, Role};
 use palisade_proto::admin::v1;
 use palisade_proto::admin::v1::admin_server::{Admin, AdminServer};
-use tokio_stream::wrappers::UnixListenerStream;
 use tonic::codegen::Bytes;
 use tonic::metadata::MetadataMap;
 use tonic::transport::Server;
-use tonic::transport::server::UdsConnectInfo;
 use tonic::{Code, Request, Response, Status};
 
 use crate::clock;
 use crate::daemon::{ChangeError, Daemon, Outside};
 use crate::datapath::Nft;
 use crate::member::Member;
+use crate::readiness::Grade;
 use crate::replication::{
     MembershipError, NoQuorum, ProposeError, RaftRole, ReadBarrierError, Removal, Suffrage, TransferError,
 };
 
+use connections::Caller;
 pub(crate) use socket::Socket;
 pub use socket::SocketError;
 
@@ -53,6 +55,7 @@ const REQUEST_BYTES: usize = palisade_engine::policy::MAX_TEXT + (64 << 10);
 
 /// Serves the socket until it is dropped.
 pub(crate) async fn serve(socket: Socket, daemon: Arc<Daemon>) {
+    let limits = daemon.admin_limits();
     let service = AdminServer::new(Service(daemon)).max_decoding_message_size(REQUEST_BYTES);
     let checked = tonic::service::interceptor::InterceptedService::new(service, check);
     let Socket { listener, .. } = &socket;
@@ -65,7 +68,7 @@ pub(crate) async fn serve(socket: Socket, daemon: Arc<Daemon>) {
         .max_concurrent_streams(REQUESTS)
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .add_service(checked)
-        .serve_with_incoming(UnixListenerStream::new(copy))
+        .serve_with_incoming(connections::incoming(copy, limits))
         .await;
     if let Err(error) = served {
         tracing::error!(%error, "the admin socket was closed");
@@ -81,10 +84,12 @@ fn duplicate(listener: &tokio::net::UnixListener) -> std::io::Result<tokio::net:
 
 /// Who calls?
 fn check(request: Request<()>) -> Result<Request<()>, Status> {
-    let peer = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
-    match peer {
-        Some(peer) if socket::allowed(peer.uid(), peer.gid()) => Ok(request),
-        Some(peer) => Err(Status::permission_denied(format!("user {} may not administrate", socket::user(peer.uid())))),
+    match request.extensions().get::<Caller>().cloned() {
+        Some(caller) if caller.allowed => Ok(request),
+        Some(Caller { uid, name, .. }) => {
+            let user = name.unwrap_or_else(|| format!("uid {uid}"));
+            Err(Status::permission_denied(format!("user {user} may not administrate")))
+        }
         None => Err(Status::permission_denied("who is calling is not known")),
     }
 }
@@ -210,8 +215,15 @@ impl Service {
 
     fn health_now(&self) -> v1::Health {
         let mut reasons = self.0.stuck_threads();
-        reasons.extend(self.0.not_ready());
-        v1::Health { ready: reasons.is_empty(), reasons }
+        let readiness = self.0.readiness();
+        let ready = reasons.is_empty() && readiness.grade == Grade::Full;
+        reasons.extend(readiness.reasons);
+        let grade = match readiness.grade {
+            Grade::Full => v1::Readiness::Full,
+            Grade::Fallback => v1::Readiness::Fallback,
+            Grade::Withdraw => v1::Readiness::Withdraw,
+        };
+        v1::Health { ready, reasons, readiness: grade.into() }
     }
 }
 
@@ -227,7 +239,9 @@ fn membership(member: &Member) -> v1::Membership {
         RaftRole::Learner => v1::RaftRole::Learner,
         RaftRole::Stopped => v1::RaftRole::Stopped,
     };
+    let cluster = member.engine.cluster_state();
     let one = |m: crate::replication::Member| v1::Member {
+        zones: cluster.member_zones.get(&m.id).cloned().unwrap_or_default(),
         id: m.id.0,
         name: m.info.name,
         address: m.info.address,
@@ -277,8 +291,9 @@ fn count(n: usize) -> u32 {
 fn datapath(workers: usize, member: &Member) -> Option<v1::Datapath> {
     let status = member.datapath()?.status();
     let cluster = member.engine.cluster_state();
+    let in_force = cluster.policies.last();
     let interfaces = status.interfaces.into_iter().map(|i| v1::Interface {
-        zone_known: cluster.zones.contains(&i.zone),
+        zone_known: in_force.is_some_and(|policy| policy.zones.contains(&i.zone)),
         name: i.name,
         zone: i.zone,
         up: i.up,
@@ -301,21 +316,21 @@ fn datapath(workers: usize, member: &Member) -> Option<v1::Datapath> {
 #[tonic::async_trait]
 impl Admin for Service {
     async fn init(&self, request: Request<v1::InitRequest>) -> Result<Response<v1::InitResponse>, Status> {
-        let user = audit::user(&request);
+        let user = audit::user(&request).await;
         let member = audit::log(&user, "cluster init", self.0.init().await.map_err(Status::from))?;
         let identity = member.replication.identity();
         Ok(Response::new(v1::InitResponse { cluster: identity.cluster.clone(), member: identity.member.0 }))
     }
 
     async fn token(&self, request: Request<v1::TokenRequest>) -> Result<Response<v1::TokenResponse>, Status> {
-        let user = audit::user(&request);
+        let user = audit::user(&request).await;
         let v1::TokenRequest { valid_ms, wait_ms } = request.into_inner();
         let what = format!("cluster token, valid for {:?}", Duration::from_millis(valid_ms));
         audit::log(&user, what, self.create_token(valid_ms, wait_ms).await).map(Response::new)
     }
 
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
-        let user = audit::user(&request);
+        let user = audit::user(&request).await;
         let v1::JoinRequest { token, abandon } = request.into_inner();
         let what = if abandon { "cluster join --abandon" } else { "cluster join" };
         let joined = audit::log(&user, what, self.0.join(token, abandon).await.map_err(Status::from))?;
@@ -331,23 +346,23 @@ impl Admin for Service {
     type LeaveStream = sessions::Answers<v1::LeaveResponse>;
 
     async fn leave(&self, request: Request<v1::LeaveRequest>) -> Result<Response<Self::LeaveStream>, Status> {
-        let user = audit::user(&request);
+        let user = audit::user(&request).await;
         Ok(Response::new(Service::leave(self, user, request.into_inner())))
     }
 
     type DrainStream = sessions::Answers<v1::DrainResponse>;
 
     async fn drain(&self, request: Request<v1::DrainRequest>) -> Result<Response<Self::DrainStream>, Status> {
-        let user = audit::user(&request);
+        let user = audit::user(&request).await;
         audit::log(&user, "drain", Service::drain(self, request.into_inner())).map(Response::new)
     }
 
     async fn undrain(&self, request: Request<v1::UndrainRequest>) -> Result<Response<v1::UndrainResponse>, Status> {
-        audit::log(&audit::user(&request), "undrain", Service::undrain(self)).map(Response::new)
+        audit::log(&audit::user(&request).await, "undrain", Service::undrain(self)).map(Response::new)
     }
 
     async fn remove(&self, request: Request<v1::RemoveRequest>) -> Result<Response<v1::RemoveResponse>, Status> {
-        let user = audit::user(&request);
+        let user = audit::user(&request).await;
         let request = request.into_inner();
         let what = format!(
             "cluster remove {}{}",
@@ -381,7 +396,7 @@ impl Admin for Service {
         &self,
         request: Request<v1::PolicyApplyRequest>,
     ) -> Result<Response<v1::PolicyApplyResponse>, Status> {
-        let user = audit::user(&request);
+        let user = audit::user(&request).await;
         let request = request.into_inner();
         let what = format!("policy apply {}", request.name.escape_debug());
         audit::log(&user, what, self.apply_policy(request, &user).await).map(Response::new)
@@ -430,7 +445,7 @@ impl Admin for Service {
         &self,
         request: Request<v1::SessionKillRequest>,
     ) -> Result<Response<v1::SessionKillResponse>, Status> {
-        let user = audit::user(&request);
+        let user = audit::user(&request).await;
         let request = request.into_inner();
         let what = sessions::describe_kill(&request);
         let killed = self.kill(request).await;
@@ -443,6 +458,16 @@ impl Admin for Service {
         request: Request<v1::SessionCountRequest>,
     ) -> Result<Response<v1::SessionCountResponse>, Status> {
         self.count(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn policy_hits(&self, _: Request<v1::PolicyHitsRequest>) -> Result<Response<v1::PolicyHitsResponse>, Status> {
+        Service::policy_hits(self).await.map(Response::new)
+    }
+
+    type LogStream = sessions::Answers<v1::LogResponse>;
+
+    async fn log(&self, request: Request<v1::LogRequest>) -> Result<Response<Self::LogStream>, Status> {
+        self.follow_log(request.into_inner()).map(Response::new)
     }
 
     async fn gate(&self, _: Request<v1::GateRequest>) -> Result<Response<v1::GateResponse>, Status> {

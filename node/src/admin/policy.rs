@@ -32,7 +32,11 @@ impl Service {
         let mut not_named: Vec<String> = mine.iter().filter(|z| !named.contains(z)).cloned().collect();
         not_named.sort();
         not_named.dedup();
-        let without = |z: &&String| !mine.is_empty() && !mine.contains(z);
+        let cluster = self.0.member().map(|member| member.engine.cluster_state());
+        let registered = || cluster.iter().flat_map(|cluster| cluster.member_zones.values().flatten());
+        // On a machine in no cluster, or without interfaces, there may be nothing to compare with.
+        let comparable = !mine.is_empty() || registered().next().is_some();
+        let without = |z: &&String| comparable && !mine.contains(z) && !registered().any(|registered| registered == *z);
         Ok(v1::PolicyCheckResponse {
             canonical: policy.to_string(),
             zones_without_interface: named.iter().filter(without).cloned().collect(),
@@ -46,7 +50,8 @@ impl Service {
         r: v1::PolicyApplyRequest,
         user: &str,
     ) -> Result<v1::PolicyApplyResponse, Status> {
-        let text = parse(&r.name, &r.text)?.to_string();
+        parse(&r.name, &r.text)?;
+        let text = r.text;
         let author = match r.author.as_str() {
             "" => user.to_owned(),
             author if author == user => user.to_owned(),

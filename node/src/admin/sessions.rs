@@ -184,6 +184,13 @@ impl Service {
     pub(super) async fn watch(&self, r: v1::SessionWatchRequest) -> Result<Answers<v1::SessionWatchResponse>, Status> {
         let filter = filter(r.filter)?;
         let member = self.member()?;
+        let place = self.0.admin_limits().watch().ok_or_else(|| {
+            refuse(
+                Code::ResourceExhausted,
+                "there are too many watches of sessions already",
+                "end one of them, or list sessions",
+            )
+        })?;
         // First the events, then the table: so nothing falls between the two.
         let events = member.replication.subscribe();
         let known = Arc::new(parking_lot::Mutex::new(HashMap::new()));
@@ -199,7 +206,11 @@ impl Service {
         .await?;
         let known = std::mem::take(&mut *known.lock());
         let (to, answers) = mpsc::channel(PART);
-        tokio::spawn(follow(Arc::downgrade(&member), events, known, filter, to));
+        let following = follow(Arc::downgrade(&member), events, known, filter, to);
+        tokio::spawn(async move {
+            following.await;
+            drop(place);
+        });
         Ok(Box::pin(ReceiverStream::new(answers)))
     }
 }

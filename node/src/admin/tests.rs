@@ -42,6 +42,55 @@ async fn client(path: &Path) -> AdminClient<Channel> {
     panic!("the admin socket is not there");
 }
 
+/// Everything below a folder that others than its owner may read, write or enter.
+fn open_to_others(folder: &Path) -> Vec<std::path::PathBuf> {
+    use std::os::unix::fs::PermissionsExt;
+    let is_open = |path: &Path| std::fs::symlink_metadata(path).unwrap().permissions().mode() & 0o077 != 0;
+    let mut found: Vec<_> = is_open(folder).then(|| folder.to_owned()).into_iter().collect();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => found.extend(open_to_others(&path)),
+            false => found.extend(is_open(&path).then_some(path)),
+        }
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn data_folder_is_closed_to_other_users_and_watches_are_bounded() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(dir.path());
+    let (socket, data) = (config.admin.socket.clone(), config.data_dir.clone());
+    // As somebody may have made it by hand.
+    std::fs::create_dir(&data).unwrap();
+    std::fs::set_permissions(&data, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let node = tokio::spawn(Node::run(config));
+    let mut admin = client(&socket).await;
+    admin.init(v1::InitRequest {}).await.unwrap();
+    assert_eq!(open_to_others(&data), Vec::<std::path::PathBuf>::new());
+
+    let mut watches = Vec::new();
+    for n in 0..crate::limits::MAX_WATCHES {
+        // Several connections: each has room for few requests at once.
+        if n % 8 == 0 {
+            admin = client(&socket).await;
+        }
+        watches.push(admin.session_watch(v1::SessionWatchRequest::default()).await.unwrap());
+    }
+    let mut admin = client(&socket).await;
+    let refused = admin.session_watch(v1::SessionWatchRequest::default()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    drop(watches);
+    // Every watch ends with its reader.
+    let mut again = admin.session_watch(v1::SessionWatchRequest::default()).await;
+    while again.is_err() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        again = admin.session_watch(v1::SessionWatchRequest::default()).await;
+    }
+    node.abort();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_is_made_and_administrated_over_its_socket() {
     let dir = tempfile::tempdir().unwrap();

@@ -6,6 +6,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
@@ -107,9 +108,14 @@ pub(crate) struct DataDir {
 }
 
 impl DataDir {
-    /// Locks the data folder; creates it if need be.
+    /// Locks the data folder; creates it if need be. Nobody but its owner may enter it.
     pub(crate) fn lock(path: &Path) -> Result<DataDir, IdentityError> {
-        fs::create_dir_all(path).map_err(at(path))?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(at(path))?;
+        let mode = fs::metadata(path).map_err(at(path))?.permissions().mode();
+        if mode & 0o077 != 0 {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode & 0o700)).map_err(at(path))?;
+            tracing::info!(path = %path.display(), "the data folder was open to other users and is closed to them now");
+        }
         let name = path.join(LOCK_FILE);
         let file =
             OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&name).map_err(at(&name))?;

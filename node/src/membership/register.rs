@@ -162,6 +162,11 @@ impl Membership {
         Ok(self.data_dir.mark_removed()?)
     }
 
+    /// Names the zones that this member's interfaces are in.
+    pub(crate) async fn register_zones(&self, zones: &[String]) -> Result<(), MembershipError> {
+        self.change(MemberChange::Zones { member: self.identity.member, zones: zones.to_vec() }).await
+    }
+
     async fn change(&self, change: MemberChange) -> Result<(), MembershipError> {
         accepted(propose_and_wait(&self.requests, Command::Member(change), REQUEST_TIMEOUT).await?)
     }

@@ -16,6 +16,7 @@ use palisade_metrics::{MetricFamilies, MetricGroup};
 use palisade_raft_store::{StoreCounters, StoreMetrics};
 
 use crate::datapath::{DatapathMetrics, GateStatus, Nft};
+use crate::readiness::Grade;
 use crate::replication::ReplicationMetrics;
 
 /// Adds the metrics of the parts that count.
@@ -41,15 +42,18 @@ pub(crate) fn gate(families: &mut MetricFamilies, gate: &GateStatus) {
     });
 }
 
-/// Whether the member may be given traffic. `passing`: packets in the last second, if it is drained.
+/// How much traffic the member should be given. `passing`: packets in the last second, if it is drained.
 pub(crate) fn member_state(
     families: &mut MetricFamilies,
-    ready: bool,
+    grade: Grade,
     in_cluster: bool,
     removed: bool,
     passing: Option<u64>,
 ) {
-    families.gauge("palisade_ready", "Whether this member may be given traffic.", ready);
+    families.gauge("palisade_ready", "Whether this member's readiness is full.", grade == Grade::Full);
+    families.gauges("palisade_readiness", "Whether this member announces the grade of readiness.", |samples| {
+        Grade::ALL.iter().for_each(|g| samples.with("grade", g.name()).integer((*g == grade).into()));
+    });
     families.gauge("palisade_in_cluster", "Whether this machine is a member of a cluster.", in_cluster);
     families.gauge("palisade_removed", "Whether its cluster has removed this machine.", removed);
     families.gauge("palisade_drained", "Whether this member turns traffic away.", passing.is_some());

@@ -6,6 +6,7 @@ use palisade_engine::{ClusterState, Counts, Generation, LeaseState, Protocol, Ta
 use palisade_metrics::Kind;
 
 use super::*;
+use crate::connection_log::ConnectionLogMetrics;
 
 fn example() -> MetricFamilies {
     let mut families = MetricFamilies::default();
@@ -110,7 +111,7 @@ fn page() -> MetricFamilies {
     };
     let mut families = MetricFamilies::default();
     let counts = Counts { sessions: vec![(Protocol::TCP, "ESTABLISHED", 3)], half_open: 2, half_open_evicted: 5 };
-    member_state(&mut families, true, true, false, None);
+    member_state(&mut families, crate::readiness::Grade::Full, true, false, None);
     sessions::table(&mut families, &counts, 1000, 100);
     sessions::takeovers(&mut families, TakeoverCounts::default());
     sessions::cluster(&mut families, LeaseState::Valid, Generation(4), &ClusterState::default());
@@ -118,7 +119,11 @@ fn page() -> MetricFamilies {
     gate(&mut families, &GateStatus { rules: true, nft: Nft::Installed, problems: Vec::new() });
     raft::collect(&mut families, &status);
     let (replication, store) = Default::default();
-    counted(&mut families, &replication, &store, Some(&DatapathMetrics::new(2)));
+    counted(&mut families, &replication, &store, Some(&DatapathMetrics::new(2, ["eth0"])));
+    ConnectionLogMetrics::collect(&[&ConnectionLogMetrics::default()], &mut families);
+    sessions::rule_hits(&mut families, &[], 0);
+    crate::limits::AdminLimits::default().collect(&mut families);
+    crate::http::HttpMetrics::collect(&[&crate::http::HttpMetrics::default()], &mut families);
     families
 }
 

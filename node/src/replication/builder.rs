@@ -14,6 +14,7 @@ use crate::audit::repair::Repairer;
 use crate::audit::scrub::Scrubber;
 use crate::audit::{self, Divergence};
 use crate::lease::Lease;
+use crate::listen::Port;
 use crate::membership::admission::Admission;
 use crate::membership::identity::{DataDir, Identity};
 use crate::membership::options::Options;
@@ -69,15 +70,21 @@ where
     let mut identity = data_dir.identity()?.ok_or_else(|| OpenError::no_member(&data_dir))?;
     data_dir.start(&mut identity)?;
     let metrics = Arc::<ReplicationMetrics>::default();
-    let acceptor = transport::bind(options.listen, metrics.clone()).await;
-    let acceptor = acceptor.map_err(|source| OpenError::Listen { address: options.listen, source })?;
+    let port = Port {
+        table: "cluster",
+        address: options.listen,
+        interfaces: options.interfaces.clone(),
+        // No program of this machine but the member itself speaks to other members, and it does not call itself.
+        own_programs: false,
+    };
+    let acceptor = transport::bind(port, metrics.clone())?;
     let applied = AppliedBatches::new();
     let wake = Box::new(workers.wake.clone());
     let core = Core::start(&options, &data_dir, &identity, &applied, workers.lease.clone(), wake, metrics).await?;
 
     let mut tasks = Tasks::new();
     let (requests, request_queue) = mpsc::channel(REQUEST_QUEUE);
-    let (sink, hint_queue, proposal_queue) = EventSink::new(core.metrics.clone());
+    let (sink, hint_queue, proposal_queue) = EventSink::new(options.connection_log.clone(), core.metrics.clone());
     let raft = RaftSide::start(&core, &options, &requests, &mut tasks);
     let peer_liveness = PeerLiveness::default();
     let sources =
@@ -106,6 +113,7 @@ where
         audit: core.audit_handler(divergences),
         lease: core.lease.clone(),
         priority: raft.priority.subscribe(),
+        connection_log: options.connection_log.clone(),
         stop: tasks.stopped(),
     });
     let check = AddressCheck { cluster: core.cluster.clone(), me: core.me, metrics: core.metrics.clone() };
@@ -147,12 +155,14 @@ impl AppliedBatches {
         AppliedBatches { reports, report_queue, pending: PendingBatches::default(), events }
     }
 
-    fn observer(&self, me: MemberId, metrics: Arc<ReplicationMetrics>) -> Arc<Events> {
+    fn observer(&self, identity: &Identity, options: &Options, metrics: Arc<ReplicationMetrics>) -> Arc<Events> {
         Arc::new(Events {
-            me,
+            me: identity.member,
+            start: identity.starts,
             reports: self.reports.clone(),
             pending: self.pending.clone(),
             watchers: self.events.clone(),
+            connection_log: options.connection_log.clone(),
             metrics,
         })
     }
@@ -201,7 +211,7 @@ impl Core {
                 metrics: metrics.clone(),
             },
             wake,
-            observer: applied.observer(me, metrics.clone()),
+            observer: applied.observer(identity, options, metrics.clone()),
         };
         let Started { raft, engine, snapshots, auditor, store } = start_raft(setup).await?;
         // The member port answers no request yet: this member must not ask for votes either.

@@ -1,12 +1,10 @@
 //! Why a member could not be started.
 
-use std::io;
-use std::net::SocketAddr;
-
 use openraft::errors::Fatal;
 use palisade_engine::MemberId;
 use palisade_raft_store::TypeConfig;
 
+use crate::listen::ListenError;
 use crate::membership::identity::{DataDir, Identity, IdentityError};
 use crate::membership::rollback_check::RollbackError;
 use crate::peer::error::ClusterIdError;
@@ -38,14 +36,9 @@ pub enum OpenError {
     #[diagnostic(transparent)]
     Rollback(#[from] RollbackError),
     /// The member port.
-    #[error("cannot listen for the other members on {address}")]
-    #[diagnostic(help("set [cluster] listen to a free port and an address of this machine"))]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// Why.
-        source: io::Error,
-    },
+    #[error("the member port cannot be opened")]
+    #[diagnostic(transparent)]
+    Listen(#[from] ListenError),
     /// The cluster's id.
     #[error(transparent)]
     ClusterId(#[from] ClusterIdError),

@@ -21,13 +21,16 @@ mod tasks;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
 use openraft::async_runtime::WatchReceiver;
 use palisade_engine::replica::{Command, Outcome, Replica};
-use palisade_engine::{Engine, LeaseState, MemberId, Wake};
+use palisade_engine::{Engine, LeaseState, MemberId, MemberInfo, Wake};
 use palisade_engine::{Hint, Proposal};
+use palisade_proto::member::v1 as wire;
 use palisade_raft_store::{Auditor, StoreMetrics};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
@@ -36,6 +39,7 @@ use crate::clock;
 use crate::lease::Lease;
 use crate::membership::presence::{Presence, Roster};
 use crate::membership::register::Membership;
+use crate::peer::connections::{Client, Lane};
 use crate::raft::barrier::ReadBarrier;
 use crate::raft::config::PalisadeRaft;
 use crate::raft::quorum::{QUORUM_POLL_INTERVAL, QuorumContact};
@@ -188,6 +192,26 @@ impl Replication {
         self.events.subscribe()
     }
 
+    /// The hits of other members' rules; a member that does not answer in time has an error.
+    pub(crate) async fn rule_hits(
+        &self,
+        members: &BTreeMap<MemberId, MemberInfo>,
+        timeout: Duration,
+    ) -> Vec<(MemberId, Result<wire::RuleHitsResponse, tonic::Status>)> {
+        let ask = |mut client: Client| async move { client.rule_hits(wire::RuleHitsRequest {}).await };
+        self.membership.peers.fan_out(members, Lane::Control, timeout, ask).collect().await
+    }
+
+    /// The connection log of another member from now on.
+    pub(crate) fn follow_connection_log(
+        &self,
+        id: MemberId,
+        info: &MemberInfo,
+    ) -> impl Future<Output = Result<tonic::Streaming<wire::ConnectionLogBatch>, tonic::Status>> + Send + use<> {
+        let client = self.membership.peers.client(id, &info.address, Lane::ConnectionLog);
+        async move { Ok(client?.connection_log(wire::ConnectionLogRequest {}).await?.into_inner()) }
+    }
+
     /// The state of the member and its cluster.
     #[must_use]
     pub fn status(&self) -> Status {
@@ -290,6 +314,14 @@ impl Replication {
     /// [`MembershipError`]
     pub async fn remove(&self, name: &str, alive_too: bool) -> Result<Removal, MembershipError> {
         self.membership.remove(name, alive_too).await
+    }
+
+    /// Names the zones that this member's interfaces are in: each gets a number that all members know.
+    ///
+    /// # Errors
+    /// [`MembershipError`]
+    pub async fn register_zones(&self, zones: &[String]) -> Result<(), MembershipError> {
+        self.membership.register_zones(zones).await
     }
 
     /// Transfers leadership, to `to` or to the voter that is most up to date. Does nothing if this member does not lead and

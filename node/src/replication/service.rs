@@ -21,6 +21,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::audit::handler::AuditHandler;
 use crate::clock;
+use crate::connection_log::{ConnectionLog, follow};
 use crate::lease::Lease;
 use crate::membership::admission::Admission;
 use crate::peer::addressing::{AddressCheck, Caller};
@@ -76,6 +77,7 @@ pub(crate) struct ServiceContext {
     pub(crate) audit: AuditHandler,
     pub(crate) lease: Arc<Lease>,
     pub(crate) priority: watch::Receiver<ElectionPriority>,
+    pub(crate) connection_log: ConnectionLog,
     /// True once the member is to stop: ends the streams, which would otherwise keep their connections open.
     pub(crate) stop: watch::Receiver<bool>,
 }
@@ -331,6 +333,25 @@ impl MemberRpc for MemberService {
         same(vote.leader_id.node_id, from, "a question whether it leads")?;
         let follows = read_index::follows(&self.0.raft, vote).await.map_err(fatal)?;
         Ok(Response::new(wire::ConfirmResponse { follows }))
+    }
+
+    type ConnectionLogStream = Out<wire::ConnectionLogBatch>;
+
+    async fn connection_log(
+        &self,
+        request: Request<wire::ConnectionLogRequest>,
+    ) -> Result<Response<Self::ConnectionLogStream>, Status> {
+        self.0.require_member(Caller::from_request(&request)?)?;
+        let batches = follow::batches(&self.0.connection_log)?.map(Ok);
+        Ok(Response::new(Box::pin(batches.take_until(stopped(self.0.stop.clone())))))
+    }
+
+    async fn rule_hits(
+        &self,
+        request: Request<wire::RuleHitsRequest>,
+    ) -> Result<Response<wire::RuleHitsResponse>, Status> {
+        self.0.require_member(Caller::from_request(&request)?)?;
+        Ok(Response::new(follow::rule_hits(&self.0.engine)))
     }
 
     async fn confirm_idle(&self, request: Request<wire::Sessions>) -> Result<Response<wire::Sessions>, Status> {

@@ -87,6 +87,7 @@ impl Node {
             data_dir: dir.path().join("data"),
             name: name.to_owned(),
             listen,
+            interfaces: Vec::new(),
             advertise: listen.to_string(),
             role: Role::Firewall,
             engine: palisade_engine::Config { max_sessions: 10_000, ..palisade_engine::Config::new(MemberId(0), 0, 0) },
@@ -94,6 +95,7 @@ impl Node {
             log: LogSize::default(),
             voters: Voters::default(),
             progress_rate: 4_000_000,
+            connection_log: crate::connection_log::ConnectionLog::default(),
         };
         Node { dir, options, grace: Duration::from_secs(300), running: None }
     }
@@ -225,8 +227,8 @@ fn establish(n: u16) -> Establish {
         id: session(n),
         original: tuple(1, n, 2, 80),
         reply: tuple(2, 80, 1, n),
-        ingress: ZoneId(0),
-        egress: ZoneId(0),
+        ingress: ZoneId(1),
+        egress: ZoneId(1),
         generation: Generation(0),
         rule: RuleId(0),
         supersedes: None,

@@ -68,6 +68,14 @@ const MAX_WAITING_WITH_REQUESTS: usize = MAX_WAITING_COMMANDS + 1024;
 /// this time is judged again anyway.
 const SESSION_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// The serial numbers of a member's start are those whose upper bits, from this one on, are its number.
+const START_SHIFT: u32 = 40;
+
+/// The number of the start in which its proposer made a batch.
+pub(crate) fn proposed_by_start(batch: &Batch) -> u64 {
+    batch.first_serial >> START_SHIFT
+}
+
 /// The task that proposes.
 pub(crate) struct Proposer {
     pub(crate) me: MemberId,
@@ -103,7 +111,7 @@ struct State {
 impl Proposer {
     /// Runs until the queue of requests is closed: the replication is shut down then.
     pub(crate) async fn run(mut self) {
-        let in_flight = InFlightBatches::new(u64::from(self.start) << 40);
+        let in_flight = InFlightBatches::new(u64::from(self.start) << START_SHIFT);
         let mut state = State { waiting: VecDeque::new(), in_flight, route: self.route() };
         let mut arrived = Vec::with_capacity(MAX_BATCH_COMMANDS);
         let (mut workers_open, mut follow_ups_open) = (true, true);

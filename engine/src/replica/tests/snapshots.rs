@@ -95,8 +95,8 @@ fn restore_refuses_damaged_snapshot_without_effect() {
         flipped[at] ^= 0x10;
         refused(&flipped);
     }
-    refused(b"PALSNAP2\x01\xff\xff\xff\xff0000");
-    refused(b"PALSNAP2\x01\x00\x00\x80\x000000");
+    refused(b"PALSNAP3\x01\xff\xff\xff\xff0000");
+    refused(b"PALSNAP3\x01\x00\x00\x80\x000000");
     assert_eq!(b.sessions(), 18);
     b.replica.restore(NOW, &mut &bytes[..], &mut NoWaiters).unwrap();
     assert_eq!(b.replica.digest(), source.replica.digest());

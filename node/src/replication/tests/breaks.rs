@@ -328,11 +328,11 @@ pub(super) fn pass_segment(node: &Node, n: u16, seq: u32, payload: u32) -> Verdi
 
 /// The same, with what it leads to.
 pub(super) fn segment_events(node: &Node, n: u16, seq: u32, payload: u32) -> (Verdict, Vec<Event>) {
-    struct Nowhere;
+    struct OneZone;
 
-    impl Routes for Nowhere {
+    impl Routes for OneZone {
         fn zone(&mut self, _: Ip) -> Option<ZoneId> {
-            None
+            Some(ZoneId(1))
         }
     }
 
@@ -349,10 +349,10 @@ pub(super) fn segment_events(node: &Node, n: u16, seq: u32, payload: u32) -> (Ve
     let mut context = Context {
         now: clock::now(),
         worker: 0,
-        ingress: ZoneId(0),
+        ingress: ZoneId(1),
         antispoof: false,
         lease: LeaseState::Valid,
-        routes: &mut Nowhere,
+        routes: &mut OneZone,
     };
     let mut events = Vec::new();
     let verdict = node.run().engine().process(&packet, &mut context, &mut events);
