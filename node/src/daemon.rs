@@ -191,7 +191,8 @@ impl Daemon {
 
     /// Whether the cluster has removed this machine, also while its member still ends.
     fn is_removed(&self) -> bool {
-        matches!(*self.outside.lock(), Outside::Removed(_)) && self.member.load().as_ref().is_none_or(|m| m.lease.is_removed())
+        matches!(*self.outside.lock(), Outside::Removed(_))
+            && self.member.load().as_ref().is_none_or(|m| m.lease.is_removed())
     }
 
     /// Creates a cluster. The work goes on if the caller drops the returned future.

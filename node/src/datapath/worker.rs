@@ -348,7 +348,9 @@ fn count_frame<'a>(
         Received::Stacked { index, length, packet } if !handled.contains(&index) && !local.contains(packet) => {
             metrics.verdicts.dropped(Reason::NotForUs, 1, u64::from(length));
         }
-        Received::Group { packet, .. } if local.contains(packet) || is_of_the_link(packet) => metrics.local_packets.inc(),
+        Received::Group { packet, .. } if local.contains(packet) || is_of_the_link(packet) => {
+            metrics.local_packets.inc()
+        }
         Received::Group { length, .. } | Received::NotForUs { length } => {
             metrics.verdicts.dropped(Reason::NotForUs, 1, u64::from(length));
         }
