@@ -5,6 +5,7 @@ mod audit;
 pub mod boot;
 pub mod clock;
 pub mod config;
+pub mod connection_log;
 mod daemon;
 pub mod datapath;
 mod drain;

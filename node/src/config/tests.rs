@@ -245,6 +245,13 @@ max_half_open_per_source = 400
 grace = "1h"
 progress_rate = 1_000_000
 takeover_rate = 0
+[log]
+rate = 1000
+daemon = false
+syslog = "[fd00::1]:601"
+syslog_protocol = "tcp"
+file = "/var/log/palisade/connections"
+file_bytes = 1_000_000
 [lab]
 cut_replication = true
 "#;

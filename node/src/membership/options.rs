@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use palisade_engine::{MemberInfo, Role};
 
+use crate::connection_log::ConnectionLog;
 use crate::listen::SecondLock;
 use crate::raft::config::{LogSize, Timing};
 use crate::raft::voters::Voters;
@@ -36,6 +37,8 @@ pub struct Options {
     pub voters: Voters,
     /// Bytes per second of sessions' progress to each other member.
     pub progress_rate: u64,
+    /// Where the openings and ends of sessions go whose rule says `log`.
+    pub connection_log: ConnectionLog,
 }
 
 impl Options {

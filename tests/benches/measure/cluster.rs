@@ -54,6 +54,7 @@ impl Node {
             log: LogSize::default(),
             voters: Voters::default(),
             progress_rate: 4_000_000,
+            connection_log: palisade_node::connection_log::ConnectionLog::default(),
         };
         Ok(Node { _dir: dir, options, running: None })
     }
