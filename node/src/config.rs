@@ -7,6 +7,7 @@
 //!
 //! Every key, its unit and its default: `docs/config.md`, which a test compares with [`KEYS`].
 
+mod log;
 mod reader;
 
 use std::net::{IpAddr, SocketAddr};
@@ -16,6 +17,7 @@ use std::time::Duration;
 use palisade_engine::Role;
 use palisade_engine::hold::{HoldBudget, HoldLimits};
 
+pub use log::{Log, SyslogProtocol, SyslogTarget};
 pub use reader::{ConfigError, Invalid, Problem};
 use reader::{Table, Wrong};
 
@@ -66,6 +68,12 @@ pub const KEYS: &[&str] = &[
     "limits.grace",
     "limits.progress_rate",
     "limits.takeover_rate",
+    "log.rate",
+    "log.daemon",
+    "log.syslog",
+    "log.syslog_protocol",
+    "log.file",
+    "log.file_bytes",
     "lab.cut_replication",
 ];
 
@@ -105,6 +113,8 @@ pub struct Config {
     pub raft: Raft,
     /// `[limits]`
     pub limits: Limits,
+    /// `[log]`
+    pub log: Log,
     /// `[lab]`
     pub lab: Lab,
 }
@@ -270,6 +280,7 @@ impl Config {
         let datapath = Datapath::read(root.table(problems, "datapath"), &interfaces, problems);
         let raft = Raft::read(root.table(problems, "raft"), problems);
         let limits = Limits::read(root.table(problems, "limits"), problems);
+        let log = Log::read(root.table(problems, "log"), problems);
         let lab = Lab::read(root.table(problems, "lab"), problems);
         root.finish(problems);
         Some(Config {
@@ -284,6 +295,7 @@ impl Config {
             datapath: datapath?,
             raft: raft?,
             limits: limits?,
+            log: log?,
             lab: lab?,
         })
     }

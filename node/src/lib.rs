@@ -5,6 +5,7 @@ mod audit;
 pub mod boot;
 pub mod clock;
 pub mod config;
+pub mod connection_log;
 mod daemon;
 pub mod datapath;
 mod drain;
@@ -33,6 +34,6 @@ mod wake;
 mod zone_registration;
 
 pub use admin::{HELP, SocketError};
-pub use listen::ListenError;
+pub use listen::{ListenError, SecondLock};
 pub use member::{MemberError, MemberFailure};
 pub use node::{Node, NodeError};

@@ -9,6 +9,7 @@ use tokio::sync::mpsc::Sender;
 use super::capture::{ETHERTYPES, SLOT_BYTES};
 use super::gate::{Gate, GateStatus};
 use super::inject::Inject;
+use crate::connection_log::ConnectionLog;
 
 /// A data interface.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -46,6 +47,8 @@ pub struct Options {
     pub manage_rp_filter: bool,
     /// Whether the daemon may enable forwarding.
     pub manage_forwarding: bool,
+    /// Where decisions go whose rule says `log`.
+    pub connection_log: ConnectionLog,
     /// The memory of all receive rings together, in bytes. `None`: [`Rings::DEFAULT`].
     pub ring_memory: Option<usize>,
 }
@@ -70,6 +73,7 @@ impl Default for Options {
             inject: Inject::Auto,
             manage_rp_filter: false,
             manage_forwarding: false,
+            connection_log: ConnectionLog::default(),
             ring_memory: None,
         }
     }

@@ -86,6 +86,7 @@ pub fn start_with<J: Judge>(
             limits: built.options.hold,
             stale_after: built.options.stale_after,
             sinks: sinks.clone(),
+            connection_log: built.options.connection_log.clone(),
             metrics,
             wake: built.wake.clone(),
             shared: built.shared.clone(),

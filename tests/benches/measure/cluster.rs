@@ -46,6 +46,7 @@ impl Node {
             name: name.to_owned(),
             listen,
             interfaces: Vec::new(),
+            second_lock: palisade_node::SecondLock::default(),
             advertise: listen.to_string(),
             role: Role::Firewall,
             engine: Config { max_sessions: 1 << 21, ..Config::new(MemberId(0), 0, 0) },
@@ -53,6 +54,7 @@ impl Node {
             log: LogSize::default(),
             voters: Voters::default(),
             progress_rate: 4_000_000,
+            connection_log: palisade_node::connection_log::ConnectionLog::default(),
         };
         Ok(Node { _dir: dir, options, running: None })
     }

@@ -618,6 +618,7 @@ impl Member {
             name: format!("fw{}", index + 1),
             listen: address(index),
             interfaces: Vec::new(),
+            second_lock: palisade_node::SecondLock::default(),
             advertise: address(index).to_string(),
             role: Role::Firewall,
             engine,
@@ -625,6 +626,7 @@ impl Member {
             log: LogSize::default(),
             voters: Voters::default(),
             progress_rate: 4_000_000,
+            connection_log: palisade_node::connection_log::ConnectionLog::default(),
         };
         Member {
             host,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::addr::Ip;
 use crate::engine::Engine;
-use crate::event::{Event, Hint, Proposal};
+use crate::event::{Event, Hint, LoggedDecision, Proposal};
 use crate::id::{Generation, MemberId, ZoneId};
 use crate::parse::{IpOptions, Kind, Packet, RoutingClass, Tcp};
 use crate::replica::{Applied, Batch, Command, Outcome, PolicyChange, Replica};
@@ -78,6 +78,8 @@ pub(crate) struct Cluster {
     /// Proposals not yet committed, each with its proposer.
     pub(crate) proposals: Vec<(usize, Proposal)>,
     pub(crate) log: Vec<Batch>,
+    /// Decisions for the connection log, each with its member.
+    pub(crate) logged: Vec<(usize, LoggedDecision)>,
 }
 
 pub(crate) const A: usize = 0;
@@ -109,6 +111,7 @@ impl Cluster {
             hints: Vec::new(),
             proposals: Vec::new(),
             log: Vec::new(),
+            logged: Vec::new(),
         };
         assert_eq!(cluster.policy(POLICY), [Outcome::Policy(Generation(1))]);
         cluster
@@ -217,6 +220,7 @@ impl Cluster {
                 }
                 Event::Propose(proposal) => self.proposals.push((at, proposal)),
                 Event::Wake { workers, key } => self.members[at].woken.0.push((workers, key)),
+                Event::Log(decision) => self.logged.push((at, decision)),
             }
         }
     }
@@ -249,6 +253,18 @@ impl Cluster {
             // Whatever the packet is: it leaves by the zone that the verdict was about.
             assert_eq!(routes.egress(), Net.zone(packet.tuple.dst), "{packet:?}");
         }
+        self.consequences(at, events);
+        verdict
+    }
+
+    /// Judges a packet whose hold is over.
+    pub(crate) fn expire(&mut self, at: usize, packet: Packet) -> Option<Verdict> {
+        let ingress = Net.zone(packet.tuple.src).unwrap_or(OUTSIDE);
+        let member = &self.members[at];
+        let mut context =
+            Context { now: self.now, worker: 5, ingress, antispoof: true, lease: member.lease, routes: &mut Net };
+        let mut events = Vec::new();
+        let verdict = member.engine.process_expired(&packet, &mut context, &mut events);
         self.consequences(at, events);
         verdict
     }
