@@ -199,11 +199,14 @@ listen = "[::1]:1"
 name = "eth0"
 zone = "outside"
 antispoof = false
+track = false
 [datapath]
 mode = "raw"
 inject = "veth"
 workers = 3
 bypass_interfaces = ["mgmt0"]
+ring_memory = 100_000_000
+stale_after = "400ms"
 hold_time = "100ms"
 hold_packets = 100
 hold_bytes = 1_000_000
@@ -231,6 +234,11 @@ cut_replication = true
     assert_eq!((config.datapath.hold.matched.packets, config.datapath.hold.unmatched.packets), (100, 10));
     assert_eq!((config.datapath.hold.matched.bytes, config.datapath.hold.unmatched.bytes), (1_000_000, 65_536));
     assert_eq!(config.datapath.bypass_interfaces, ["mgmt0"]);
+    assert!(!config.interfaces[0].track);
+    assert_eq!(
+        (config.datapath.ring_memory, config.datapath.stale_after),
+        (Some(100_000_000), Duration::from_millis(400))
+    );
     assert_eq!((config.limits.max_half_open, config.limits.max_half_open_per_source), (500, 400));
     assert_eq!((config.raft.max_voters, config.raft.replace_after), (3, Duration::from_secs(1800)));
     assert_eq!(config.limits.grace, Duration::from_secs(3600));
