@@ -8,7 +8,7 @@
 //!                                   │              ├─ Drop ─────────────────> record
 //!                                   │              └─ Hold ──> hold buffer ─> record
 //!                                   └─ events ─────────────────────────────> send_hint, send_proposal, wake
-//!   the time ────> 3 expire ──> hold buffer: what waited for too long ──────> record
+//!   the time ────> 3 expire ──> hold buffer: what waited for too long ──────> reject, record
 //! ```
 //!
 //! [`PacketLoop::turn`] does the three steps once. The loop has no clock and no I/O: [`PacketSource`] hands in packets, woken
@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use crate::addr::Ip;
 use crate::engine::Engine;
-use crate::event::{Event, Hint, Proposal};
+use crate::event::{Event, Hint, LoggedDecision, Proposal};
 use crate::hold::{HoldBuffer, HoldCounts, HoldLimits};
 use crate::id::{Generation, ZoneId};
 use crate::parse::rejection::Unreachable;
@@ -39,6 +39,11 @@ use crate::worker_set::WorkerSet;
 pub trait Judge: Send + Sync + 'static {
     /// See [`Engine::process`].
     fn judge(&self, packet: &Packet, context: &mut Context<'_>, events: &mut Vec<Event>) -> Verdict;
+    /// See [`Engine::process_expired`].
+    fn judge_expired(&self, packet: &Packet, context: &mut Context<'_>, events: &mut Vec<Event>) -> Option<Verdict> {
+        let _ = (packet, context, events);
+        None
+    }
     /// See [`Engine::generation`].
     fn generation(&self) -> Generation;
     /// See [`Engine::zone`].
@@ -53,6 +58,10 @@ impl Judge for Engine {
     #[inline]
     fn judge(&self, packet: &Packet, context: &mut Context<'_>, events: &mut Vec<Event>) -> Verdict {
         self.process(packet, context, events)
+    }
+
+    fn judge_expired(&self, packet: &Packet, context: &mut Context<'_>, events: &mut Vec<Event>) -> Option<Verdict> {
+        self.process_expired(packet, context, events)
     }
 
     #[inline]
@@ -204,6 +213,9 @@ pub trait PacketSink<M> {
     /// Queues a proposal for the log. Whether there was room.
     fn send_proposal(&mut self, proposal: Proposal) -> bool;
 
+    /// Puts a decision into the connection log.
+    fn log(&mut self, now: Time, decision: &LoggedDecision);
+
     /// Wakes the packets that workers of this member hold for a key. This worker is woken as any other: through its source.
     fn wake(&mut self, workers: WorkerSet, key: HoldKey);
 
@@ -278,6 +290,7 @@ pub struct PacketLoop<J, E, S, M> {
     events: Vec<Event>,
     keys: Vec<HoldKey>,
     released: Vec<(Time, HeldPacket<M>)>,
+    expired: Vec<(Time, HoldClass, HeldPacket<M>)>,
 }
 
 impl<J: Judge, E: Environment, S: PacketSink<M>, M: PacketMeta> PacketLoop<J, E, S, M> {
@@ -297,6 +310,7 @@ impl<J: Judge, E: Environment, S: PacketSink<M>, M: PacketMeta> PacketLoop<J, E,
             events: Vec::with_capacity(16),
             keys: Vec::new(),
             released: Vec::new(),
+            expired: Vec::new(),
         }
     }
 
@@ -403,23 +417,42 @@ impl<J: Judge, E: Environment, S: PacketSink<M>, M: PacketMeta> PacketLoop<J, E,
         if self.hold.deadline().is_none_or(|deadline| now < deadline) {
             return;
         }
-        let sink = &mut self.sink;
-        self.hold.expire(now, &mut |held| record_expired(sink, &held));
+        let mut expired = std::mem::take(&mut self.expired);
+        self.hold.expire(now, &mut |since, class, held| expired.push((since, class, held)));
+        for (since, class, held) in expired.drain(..) {
+            let verdict = if class == HoldClass::Unmatched { self.judge_expired(&held, now) } else { None };
+            match verdict {
+                Some(verdict @ (Verdict::Drop(_) | Verdict::Reject(_))) => {
+                    let packet = held.packet;
+                    self.apply_verdict(verdict, PacketBytes::Held { since, held }, &packet, now);
+                }
+                Some(Verdict::Forward | Verdict::Hold(..)) | None => record_expired(&mut self.sink, &held),
+            }
+        }
+        self.expired = expired;
         self.sink.record_held_now(self.hold.counts());
+    }
+
+    /// The verdict on a packet that nothing has explained.
+    fn judge_expired(&mut self, held: &HeldPacket<M>, now: Time) -> Option<Verdict> {
+        let mut context =
+            context(self.worker, &self.zones, &self.ports, &mut self.environment, held.port, &held.packet, now);
+        let verdict = self.judge.judge_expired(&held.packet, &mut context, &mut self.events);
+        self.dispatch_events(now);
+        verdict
     }
 
     #[inline]
     fn judge(&mut self, port: usize, packet: &Packet, now: Time) -> Verdict {
-        let mut context = Context {
-            now,
-            worker: self.worker,
-            ingress: self.zones.get(port).copied().unwrap_or(ZoneId::UNKNOWN),
-            antispoof: self.ports.get(port).is_none_or(|port| port.antispoof),
-            lease: self.environment.lease_state(now),
-            routes: self.environment.routes(&packet.tuple),
-        };
+        let mut context = context(self.worker, &self.zones, &self.ports, &mut self.environment, port, packet, now);
         let verdict = self.judge.judge(packet, &mut context, &mut self.events);
         // Before the packet: what follows it at another member finds the hint there.
+        self.dispatch_events(now);
+        verdict
+    }
+
+    #[inline]
+    fn dispatch_events(&mut self, now: Time) {
         for event in self.events.drain(..) {
             match event {
                 Event::Hint(hint) => {
@@ -434,9 +467,9 @@ impl<J: Judge, E: Environment, S: PacketSink<M>, M: PacketMeta> PacketLoop<J, E,
                         self.sink.record_lost_proposal();
                     }
                 }
+                Event::Log(decision) => self.sink.log(now, &decision),
             }
         }
-        verdict
     }
 
     #[inline]
@@ -480,6 +513,27 @@ impl<J: Judge, E: Environment, S: PacketSink<M>, M: PacketMeta> PacketLoop<J, E,
         if let Err((held, reason)) = self.hold.hold(since, key, class, held.bytes.len(), held) {
             self.sink.record(PacketOutcome::Dropped(reason), &held.meta, traffic(&held.meta, packet));
         }
+    }
+}
+
+/// What a packet that arrived at `port` is judged by.
+#[inline]
+fn context<'a>(
+    worker: u8,
+    zones: &[ZoneId],
+    ports: &[PacketPort],
+    environment: &'a mut impl Environment,
+    port: usize,
+    packet: &Packet,
+    now: Time,
+) -> Context<'a> {
+    Context {
+        now,
+        worker,
+        ingress: zones.get(port).copied().unwrap_or(ZoneId::UNKNOWN),
+        antispoof: ports.get(port).is_none_or(|port| port.antispoof),
+        lease: environment.lease_state(now),
+        routes: environment.routes(&packet.tuple),
     }
 }
 

@@ -92,6 +92,7 @@ struct Seen {
     hints: usize,
     lost: (usize, usize),
     proposals: usize,
+    logged: Vec<LoggedDecision>,
     woken: Vec<(WorkerSet, HoldKey)>,
     hold_times: Vec<Duration>,
     held: Option<HoldCounts>,
@@ -128,6 +129,10 @@ impl PacketSink<u8> for Sink {
         let seen = &mut *self.0.borrow_mut();
         seen.proposals += 1;
         seen.proposals <= PROPOSALS
+    }
+
+    fn log(&mut self, _: Time, decision: &LoggedDecision) {
+        self.0.borrow_mut().logged.push(*decision);
     }
 
     fn wake(&mut self, workers: WorkerSet, key: HoldKey) {

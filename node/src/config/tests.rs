@@ -87,7 +87,7 @@ grace = "5 weeks"
         ]
     );
     let help = |path: &str| error.problems().iter().find(|p| p.path == path).unwrap().help.clone();
-    assert_eq!(help("cluster.listn"), "did you mean `listen`? Keys here: `listen`, `advertise`");
+    assert_eq!(help("cluster.listn"), "did you mean `listen`? Keys here: `listen`, `advertise`, `interfaces`");
     assert!(help("datapath.mode").contains("not yet available"));
     assert!(help("raft.durability").contains("not yet available"));
     assert!(error.problems().iter().all(|p| !p.help.is_empty()), "every error says what to do");
@@ -103,6 +103,18 @@ fn syntax_errors_name_their_line() {
 fn values_that_contradict_each_other() {
     let any = GOOD.replace("10.9.0.1:7946", "0.0.0.0:7946");
     assert!(problems(&any)[0].contains("cluster.advertise: it is missing, and `listen` names no address"));
+    let any = any.replace("7946\"", "7946\"\nadvertise = \"10.9.0.1:7946\"");
+    assert!(problems(&any)[0].contains("cluster.interfaces: expected the interfaces by which the port may be reached"));
+    let named =
+        any.replace("[[interface]]\nname = \"eth0\"", "interfaces = [\"eth2\"]\n[[interface]]\nname = \"eth0\"");
+    assert_eq!(Config::parse("node.toml", &named).unwrap().cluster.interfaces, ["eth2"]);
+    let any = format!("{GOOD}\n[http]\nlisten = \"[::]:9946\"\n");
+    assert!(problems(&any)[0].contains("http.interfaces: expected the interfaces by which the port may be reached"));
+    let route = |key: &str| problems(&format!("{GOOD}\n[readiness]\n{key}\n"));
+    assert!(route("table = 254")[0].contains("readiness.table: expected a number from 256"));
+    assert!(
+        route("routes = [\"192.0.2.1/24\"]")[0].contains("readiness.routes: expected a prefix, found \"192.0.2.1/24\"")
+    );
     let witness = GOOD.replace("\"firewall\"", "\"witness\"");
     assert!(problems(&witness)[0].contains("a witness forwards nothing"));
     let twice = GOOD.replace("eth1", "eth0");
@@ -191,10 +203,16 @@ role = "firewall"
 [cluster]
 listen = "0.0.0.0:1"
 advertise = "10.0.0.1:1"
+interfaces = ["eth2"]
 [admin]
 socket = "/s"
 [http]
 listen = "[::1]:1"
+interfaces = ["eth2", "eth3"]
+[readiness]
+hold_down = "0s"
+routes = ["0.0.0.0/0", "2001:db8::/32"]
+table = 300
 [[interface]]
 name = "eth0"
 zone = "outside"
@@ -227,6 +245,13 @@ max_half_open_per_source = 400
 grace = "1h"
 progress_rate = 1_000_000
 takeover_rate = 0
+[log]
+rate = 1000
+daemon = false
+syslog = "[fd00::1]:601"
+syslog_protocol = "tcp"
+file = "/var/log/palisade/connections"
+file_bytes = 1_000_000
 [lab]
 cut_replication = true
 "#;
@@ -239,6 +264,8 @@ cut_replication = true
         (config.datapath.ring_memory, config.datapath.stale_after),
         (Some(100_000_000), Duration::from_millis(400))
     );
+    let routes = [("0.0.0.0", 0), ("2001:db8::", 32)].map(|(address, length)| (address.parse().unwrap(), length));
+    assert_eq!((config.readiness.routes, config.readiness.table), (routes.into(), 300));
     assert_eq!((config.limits.max_half_open, config.limits.max_half_open_per_source), (500, 400));
     assert_eq!((config.raft.max_voters, config.raft.replace_after), (3, Duration::from_secs(1800)));
     assert_eq!(config.limits.grace, Duration::from_secs(3600));

@@ -37,6 +37,8 @@ metrics! {
         pub verdicts: VerdictCounters,
         /// Rejected packets that got no ICMP error, because of the rate limit.
         pub icmp_errors_suppressed: WorkerCounter = "palisade_icmp_errors_suppressed_total",
+        /// Segments of no session that got no RST, because of the rate limit.
+        pub resets_suppressed: WorkerCounter = "palisade_resets_suppressed_total",
         /// Packets that were held at least once.
         pub held_packets: WorkerCounter = "palisade_held_packets_total",
         /// Packets held now: those that match a half-open session, and others.

@@ -20,7 +20,9 @@
 //!
 //! All threads live in the network namespace of the thread that calls [`start`].
 
+pub(crate) mod announce;
 mod gate;
+pub(crate) mod ingress;
 pub(crate) mod metrics;
 
 mod capture;
@@ -49,7 +51,7 @@ use parking_lot::Mutex;
 
 pub use error::StartError;
 pub(crate) use gate::valid_interface_name;
-pub use gate::{Gate, GateStatus, Installed, Nft};
+pub use gate::{Gate, GateStatus, Installed, Listener, Nft, NftError};
 pub use health::{Condition, Severity};
 pub use host::Family;
 pub use inject::Inject;
@@ -60,6 +62,7 @@ pub use start::{start, start_with};
 pub use wake::WorkerWake;
 
 use crate::clock;
+use announce::Announcement;
 use health::Conditions;
 use host::netlink::Netlink;
 use host::routes::Topology;
@@ -68,7 +71,7 @@ use worker::Shared;
 
 /// Age of a worker's heartbeat from which the datapath is not healthy. An idle worker beats twice a second.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(2);
-/// The same for the watcher, which beats every ten seconds and may have to wait for `nft`.
+/// The same for the watcher, which beats every ten seconds and may have to wait for other programs' rules.
 const WATCHER_TIMEOUT: Duration = Duration::from_secs(40);
 
 /// A running datapath. Dropping it stops it; the gate stays.
@@ -158,6 +161,7 @@ impl Datapath {
             })
             .collect();
         let mut warnings: Vec<String> = self.conditions().iter().map(ToString::to_string).collect();
+        warnings.extend(health.notices.iter().flatten().cloned());
         match &health.gate.nft {
             Nft::Installed => {}
             Nft::Missing => warnings.push("the gate's nftables table is missing".to_owned()),
@@ -171,6 +175,18 @@ impl Datapath {
             interfaces,
             warnings,
         }
+    }
+
+    /// Has routes with this metric in the announcement's table, or none. Returns how many were added or removed.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub(crate) fn announce(&self, announcement: &Announcement, metric: Option<u32>) -> std::io::Result<usize> {
+        let mut netlink = Netlink::open()?.strict()?;
+        let Some(device) = inject::find(&mut Netlink::open()?, &self.device)? else { return Ok(0) };
+        // A veth pair outlives the process, and so would the routes: they would announce a dead member.
+        let metric = metric.filter(|_| self.kind != Inject::Veth);
+        announcement.set(&mut netlink, device, metric)
     }
 
     /// The datapath's counters.

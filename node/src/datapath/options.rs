@@ -7,8 +7,9 @@ use palisade_engine::{Hint, Proposal};
 use tokio::sync::mpsc::Sender;
 
 use super::capture::{ETHERTYPES, SLOT_BYTES};
-use super::gate::GateStatus;
+use super::gate::{Gate, GateStatus};
 use super::inject::Inject;
+use crate::connection_log::ConnectionLog;
 
 /// A data interface.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -28,6 +29,8 @@ pub struct Interface {
 pub struct Options {
     /// The data interfaces.
     pub interfaces: Vec<Interface>,
+    /// The gate, if it is installed already: whoever has a handle on it owns its table.
+    pub gate: Option<Gate>,
     /// Interfaces whose transit the kernel forwards without Palisade.
     pub bypass_interfaces: Vec<String>,
     /// Packet threads: 1 to 64.
@@ -44,14 +47,24 @@ pub struct Options {
     pub manage_rp_filter: bool,
     /// Whether the daemon may enable forwarding.
     pub manage_forwarding: bool,
+    /// Where decisions go whose rule says `log`.
+    pub connection_log: ConnectionLog,
     /// The memory of all receive rings together, in bytes. `None`: [`Rings::DEFAULT`].
     pub ring_memory: Option<usize>,
+}
+
+impl Options {
+    /// The names of the data interfaces.
+    pub(crate) fn data_names(&self) -> Vec<&str> {
+        self.interfaces.iter().map(|interface| interface.name.as_str()).collect()
+    }
 }
 
 impl Default for Options {
     fn default() -> Options {
         Options {
             interfaces: Vec::new(),
+            gate: None,
             bypass_interfaces: Vec::new(),
             workers: 1,
             hold: HoldLimits::default(),
@@ -60,6 +73,7 @@ impl Default for Options {
             inject: Inject::Auto,
             manage_rp_filter: false,
             manage_forwarding: false,
+            connection_log: ConnectionLog::default(),
             ring_memory: None,
         }
     }

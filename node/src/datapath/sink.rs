@@ -6,8 +6,8 @@ use std::time::Duration;
 use palisade_engine::hold::HoldCounts;
 use palisade_engine::packet_loop::{PacketMeta, PacketOutcome, PacketSink, QueueRoom};
 use palisade_engine::parse::rejection::Unreachable;
-use palisade_engine::parse::{self, Checksum, Kind, Packet, complete_sctp};
-use palisade_engine::{Hint, HoldKey, Ip, Proposal, Reason, Time, Traffic, WorkerSet};
+use palisade_engine::parse::{self, Checksum, Kind, Packet, Tcp, complete_sctp};
+use palisade_engine::{Hint, HoldKey, Ip, LoggedDecision, Proposal, Reason, Time, Traffic, WorkerSet};
 
 use super::Sinks;
 use super::capture::MAX_FRAME_BYTES;
@@ -17,6 +17,7 @@ use super::metrics::WorkerMetrics;
 use super::segment;
 use super::vnet::VnetHeader;
 use super::wake::WorkerWake;
+use crate::connection_log::ConnectionLog;
 use crate::queue;
 
 impl PacketMeta for VnetHeader {
@@ -35,10 +36,13 @@ impl PacketMeta for VnetHeader {
 pub(crate) struct InjectSink {
     injector: Injector,
     sinks: Sinks,
+    connection_log: ConnectionLog,
     wake: WorkerWake,
     metrics: Arc<WorkerMetrics>,
     /// Limits ICMP errors.
     errors: Bucket,
+    /// Limits RSTs that answer no SYN.
+    resets: Bucket,
     /// An answer to a rejected packet.
     answer: Box<[u8]>,
     /// A packet that must be changed before it is re-injected.
@@ -50,15 +54,18 @@ impl InjectSink {
         now: Time,
         injector: Injector,
         sinks: Sinks,
+        connection_log: ConnectionLog,
         wake: WorkerWake,
         metrics: Arc<WorkerMetrics>,
     ) -> InjectSink {
         InjectSink {
             injector,
             sinks,
+            connection_log,
             wake,
             metrics,
             errors: Bucket::new(now),
+            resets: Bucket::new(now),
             answer: vec![0; parse::rejection::MAX_LENGTH].into_boxed_slice(),
             scratch: Vec::with_capacity(MAX_FRAME_BYTES),
         }
@@ -142,12 +149,16 @@ impl PacketSink<VnetHeader> for InjectSink {
     }
 
     /// An ICMP error comes from our own address on the interface that the packet came in by (RFC 1812 section 4.3.2.4), if it
-    /// has one, and its rate is limited. A RST is no longer than the packet that it answers, and without it the other side
-    /// would only try again: it is not limited.
+    /// has one, and its rate is limited. So is that of RSTs to segments of no session. A RST that answers a SYN is not limited:
+    /// it is no longer than the SYN, and without it the other side would only try again.
     fn reject(&mut self, now: Time, packet: &Packet, bytes: &[u8], router: Option<Ip>) {
         let Some(length) = parse::rejection::build(bytes, packet, router, &mut self.answer) else { return };
-        if !matches!(packet.kind, Kind::Tcp(_)) && !self.errors.take(now) {
-            return self.metrics.icmp_errors_suppressed.inc();
+        match &packet.kind {
+            Kind::Tcp(tcp) if tcp.flags & (Tcp::SYN | Tcp::ACK) == Tcp::SYN => {}
+            Kind::Tcp(_) if self.resets.take(now) => {}
+            Kind::Tcp(_) => return self.metrics.resets_suppressed.inc(),
+            _ if self.errors.take(now) => {}
+            _ => return self.metrics.icmp_errors_suppressed.inc(),
         }
         self.send_answer(length);
     }
@@ -180,6 +191,10 @@ impl PacketSink<VnetHeader> for InjectSink {
 
     fn send_proposal(&mut self, proposal: Proposal) -> bool {
         self.sinks.proposals.try_send(proposal).is_ok()
+    }
+
+    fn log(&mut self, now: Time, decision: &LoggedDecision) {
+        self.connection_log.decided(now, decision);
     }
 
     fn wake(&mut self, workers: WorkerSet, key: HoldKey) {

@@ -12,14 +12,15 @@ use palisade_engine::{Engine, WorkerSet};
 use parking_lot::Mutex;
 
 use super::error::StartError;
-use super::gate::{self, Gate, GateStatus, Installed, Nft};
+use super::gate::{self, Gate, GateStatus, Installed, Nft, NftError};
 use super::health::{Conditions, Source};
 use super::host::check::{self, SysctlPolicy};
 use super::host::interfaces::{LinkState, open_sockets};
 use super::host::links::{self, Link, LocalRoutes};
 use super::host::netlink::{Monitor, Netlink};
+use super::host::notices;
 use super::host::routes::{RouteZones, Topology};
-use super::host::watch::{Health, Watcher};
+use super::host::watch::{self, Health, Watcher};
 use super::inject::{self, Device, Inject, Injector};
 use super::metrics::DatapathMetrics;
 use super::options::{Interface, Options, Rings, Sinks};
@@ -58,7 +59,8 @@ pub fn start_with<J: Judge>(
     check_options(&options, &wake)?;
     let mut machine = Machine::check(&options)?;
     let (device, injectors) = DeviceGuard::open(&mut machine.netlink, &options)?;
-    check::device(&options.device, machine.sysctls)?;
+    check::device(&options.device, machine.sysctls, &options.data_names())?;
+    machine.allow_forwarding(device.index);
     let installed = install_gate(&machine.gate)?;
     let (captures, indices) = open_captures(&mut machine, &options)?;
     let built = Built::new(&mut machine, options, wake, device.kind, indices, &installed)?;
@@ -81,13 +83,14 @@ pub fn start_with<J: Judge>(
             limits: built.options.hold,
             stale_after: built.options.stale_after,
             sinks: sinks.clone(),
+            connection_log: built.options.connection_log.clone(),
             metrics,
             wake: built.wake.clone(),
             shared: built.shared.clone(),
         });
         datapath.spawn(format!("packets-{number}"), move || worker.run())?;
     }
-    let watcher = built.watcher(machine, installed);
+    let watcher = built.watcher(machine);
     datapath.spawn("watch".to_owned(), move || watcher.run())?;
     Ok(datapath)
 }
@@ -122,6 +125,10 @@ struct Machine {
     sysctls: SysctlPolicy,
     /// The data interfaces that are there, in the order of the configuration.
     links: Vec<Option<Link>>,
+    /// The indices of the interfaces by which transit may leave: data interfaces and exempt ones.
+    exits: BTreeSet<u32>,
+    /// What forwarding will change.
+    notices: Vec<String>,
 }
 
 impl Machine {
@@ -130,8 +137,10 @@ impl Machine {
         let strict = Netlink::open().and_then(Netlink::strict).map_err(system("a netlink socket"))?;
         // Before anything is read, so that no change is missed.
         let monitor = Monitor::open().map_err(system("a netlink monitor"))?;
-        let gate = Gate::new(&options.device, &options.bypass_interfaces);
+        let gate = options.gate.clone().unwrap_or_else(|| Gate::new(&options.device, &options.bypass_interfaces));
+        gate.set_data_interfaces(options.interfaces.iter().map(|interface| &interface.name));
         check::before(&mut netlink, &gate)?;
+        check::interfaces(&mut netlink, &options.data_names())?;
         let all = links::links(&mut netlink).map_err(system("the list of interfaces"))?;
         let find = |i: &Interface| all.iter().find(|link| link.name == i.name).cloned();
         let links = options.interfaces.iter().map(find).collect();
@@ -139,7 +148,20 @@ impl Machine {
             return Err(error);
         }
         let sysctls = SysctlPolicy { rp_filter: options.manage_rp_filter, forwarding: options.manage_forwarding };
-        Ok(Machine { netlink, strict, monitor, gate, sysctls, links })
+        let exits = watch::exits(&all, &options.interfaces, &options.bypass_interfaces);
+        // Before forwarding is switched on, after which these routes are gone.
+        let advertised = notices::advertised(&mut netlink).map_err(system("the list of IPv6 routes"))?;
+        let notices = watch::with_remedies(&advertised);
+        notices.iter().for_each(|notice| tracing::warn!("{notice}"));
+        Ok(Machine { netlink, strict, monitor, gate, sysctls, links, exits, notices })
+    }
+
+    /// Lets what is re-injected leave by data interfaces and exempt ones. Without the table there is nothing to allow.
+    fn allow_forwarding(&self, device: u32) {
+        let pairs = self.exits.iter().map(|exit| (device, *exit)).collect();
+        if let Err(error) = self.gate.set_forward_pairs(&pairs) {
+            tracing::error!(%error, "the kernel forwards nothing, because the gate's table cannot be changed");
+        }
     }
 }
 
@@ -171,8 +193,8 @@ impl Drop for DeviceGuard {
 
 fn install_gate(gate: &Gate) -> Result<Installed, StartError> {
     let installed = gate.install().map_err(|source| StartError::Gate { source })?;
-    if let Err(reason) = &installed.nft {
-        tracing::warn!(%reason, "the gate has no nftables lock, only its policy rules");
+    if let Err(error) = &installed.nft {
+        tracing::warn!(%error, "the gate has no nftables lock, only its policy rules");
     }
     Ok(installed)
 }
@@ -282,8 +304,10 @@ impl Built {
         let (rules, problems) =
             gate::rules_status(&mut machine.netlink, &machine.gate).map_err(system("the list of policy rules"))?;
         let nft = match &installed.nft {
-            Ok(_) => Nft::Installed,
-            Err(reason) => Nft::Unavailable(reason.clone()),
+            Ok(()) => Nft::Installed,
+            // Until the other process is gone; the watcher tries again.
+            Err(NftError::Owned) => Nft::Missing,
+            Err(error) => Nft::Unavailable(error.to_string()),
         };
         let health = Arc::new(Mutex::new(Health {
             gate: GateStatus { rules, nft, problems },
@@ -291,6 +315,8 @@ impl Built {
             warnings: BTreeSet::new(),
             bypassed: None,
             chains: [None, None],
+            taken: None,
+            notices: [Vec::new(), Vec::new(), std::mem::take(&mut machine.notices)],
         }));
         let rings = rings(&options)?;
         Ok(Built { options, rings, kind, wake, shared, topology, metrics, health, conditions })
@@ -312,14 +338,13 @@ impl Built {
         }
     }
 
-    fn watcher(self, machine: Machine, installed: Installed) -> Watcher {
-        let Machine { netlink, strict, monitor, gate, sysctls, links: _ } = machine;
+    fn watcher(self, machine: Machine) -> Watcher {
+        let Machine { netlink, strict, monitor, gate, sysctls, .. } = machine;
         Watcher {
             monitor,
             netlink,
             strict,
             gate,
-            nft: installed.nft,
             device: self.options.device,
             kind: self.kind,
             sysctls,

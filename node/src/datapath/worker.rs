@@ -34,6 +34,7 @@ use super::sink::InjectSink;
 use super::vnet::VnetHeader;
 use super::wake::WorkerWake;
 use crate::clock;
+use crate::connection_log::ConnectionLog;
 use crate::datapath::nice;
 use crate::lease::Lease;
 
@@ -149,6 +150,7 @@ pub(crate) struct WorkerConfig<J> {
     pub(crate) limits: HoldLimits,
     pub(crate) stale_after: Duration,
     pub(crate) sinks: Sinks,
+    pub(crate) connection_log: ConnectionLog,
     pub(crate) metrics: Arc<WorkerMetrics>,
     pub(crate) wake: WorkerWake,
     pub(crate) shared: Arc<Shared>,
@@ -166,11 +168,12 @@ impl<J: Judge> Worker<J> {
             limits,
             stale_after,
             sinks,
+            connection_log,
             metrics,
             wake,
             shared,
         } = config;
-        let sink = InjectSink::new(clock::now(), injector, sinks, wake.clone(), metrics.clone());
+        let sink = InjectSink::new(clock::now(), injector, sinks, connection_log, wake.clone(), metrics.clone());
         let port = |port: &Port| PacketPort { zone_name: port.zone_name.clone(), antispoof: port.antispoof };
         let packet_ports = ports.iter().map(port).collect();
         let environment = HostEnvironment { lease, routes };
@@ -345,7 +348,12 @@ fn count_frame<'a>(
         Received::Stacked { index, length, packet } if !handled.contains(&index) && !local.contains(packet) => {
             metrics.verdicts.dropped(Reason::NotForUs, 1, u64::from(length));
         }
-        Received::NotForUs { length } => metrics.verdicts.dropped(Reason::NotForUs, 1, u64::from(length)),
+        Received::Group { packet, .. } if local.contains(packet) || is_of_the_link(packet) => {
+            metrics.local_packets.inc()
+        }
+        Received::Group { length, .. } | Received::NotForUs { length } => {
+            metrics.verdicts.dropped(Reason::NotForUs, 1, u64::from(length));
+        }
         Received::Truncated { length } => {
             metrics.capture_oversized_dropped.inc();
             metrics.verdicts.dropped(Reason::Truncated, 1, u64::from(length));
@@ -353,6 +361,18 @@ fn count_frame<'a>(
         Received::Stacked { .. } | Received::Nothing => {}
     }
     None
+}
+
+/// Whether a broadcast or multicast stays on its link by its nature, so that no router forwards it: neighbour discovery, DHCP,
+/// OSPF, VRRP, IGMP. That is the machine's own traffic, and no drop.
+fn is_of_the_link(packet: &[u8]) -> bool {
+    match packet.first().map(|byte| byte >> 4) {
+        // 224.0.0.0/24 (RFC 5771 section 4) and the limited broadcast.
+        Some(4) => packet.get(16..20).is_some_and(|to| to.starts_with(&[224, 0, 0]) || to == [255; 4]),
+        // The scopes of the interface and of the link (RFC 4291 section 2.7).
+        Some(6) => packet.get(24..26).is_some_and(|to| matches!(to, [0xff, flags] if matches!(flags & 0x0f, 1 | 2))),
+        _ => false,
+    }
 }
 
 impl CaptureSource {

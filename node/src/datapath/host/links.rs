@@ -212,6 +212,24 @@ pub(crate) fn addresses(netlink: &mut Netlink, indices: &[u32]) -> io::Result<Ve
     Ok(all)
 }
 
+/// The indices of the interfaces that have this address.
+pub(crate) fn holders(netlink: &mut Netlink, ip: IpAddr) -> io::Result<Vec<u32>> {
+    let answers = netlink.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
+    let has = |address: &AddressMessage| {
+        // On a point-to-point link `Address` is the other end.
+        let local =
+            address.attributes.iter().find_map(|a| if let AddressAttribute::Local(ip) = a { Some(*ip) } else { None });
+        let other = || address.attributes.iter().any(|a| matches!(a, AddressAttribute::Address(a) if *a == ip));
+        local.map_or_else(other, |local| local == ip)
+    };
+    Ok(answers
+        .into_iter()
+        .filter_map(|m| if let RouteNetlinkMessage::NewAddress(m) = m { Some(m) } else { None })
+        .filter(has)
+        .map(|address| address.header.index)
+        .collect())
+}
+
 /// The destinations that the kernel delivers to this machine: its routing table `local`. Packets to them are not transit
 /// traffic, and capture ignores them.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
