@@ -154,7 +154,7 @@ fn config_check_refuses_what_the_start_refuses() {
 
     let ports = format!("{GOOD}\n[http]\nlisten = \"10.9.0.1:7946\"\n");
     assert!(problems(&ports)[0].contains("http.listen: expected another address than the member port's"));
-    let any = format!("{GOOD}\n[http]\nlisten = \"0.0.0.0:7946\"\n");
+    let any = format!("{GOOD}\n[http]\nlisten = \"0.0.0.0:7946\"\ninterfaces = [\"eth2\"]\n");
     assert!(problems(&any)[0].contains("http.listen: expected another address than the member port's"));
     let other = format!("{GOOD}\n[http]\nlisten = \"127.0.0.1:7946\"\n");
     Config::parse("node.toml", &other).unwrap();
@@ -226,6 +226,8 @@ bypass_interfaces = ["mgmt0"]
 ring_memory = 100_000_000
 stale_after = "400ms"
 hold_time = "100ms"
+stale_after = "1s"
+ring_memory = 0x4000000
 hold_packets = 100
 hold_bytes = 1_000_000
 hold_unmatched_packets = 10
