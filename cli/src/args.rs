@@ -88,6 +88,8 @@ pub enum Command {
     /// List, watch and kill sessions.
     #[command(subcommand)]
     Session(command::session::Command),
+    /// Print the connection log of all members, until interrupted.
+    Log(command::log::Args),
     /// Turn traffic away from this member before maintenance: not ready, and leadership to another member.
     Drain(command::drain::Args),
     /// Take traffic again after `drain`.
@@ -133,6 +135,9 @@ mod tests {
             "palisade cluster leave",
             "palisade cluster leave --timeout 10s",
             "palisade cluster remove fw3",
+            "palisade cluster remove fw3 --yes --wait 30s",
+            "palisade cluster join --abandon TOKEN",
+            "palisade cluster token --wait 30s",
             "palisade cluster recover --config node.toml --yes",
             "palisade cluster members -o json",
             "palisade --socket /tmp/s cluster status",
@@ -140,6 +145,10 @@ mod tests {
             "palisade policy check --online p.policy",
             "palisade policy apply p.policy --base 3",
             "palisade policy show 3",
+            "palisade policy show --canonical",
+            "palisade policy show --hits",
+            "palisade log",
+            "palisade log --event denied --rule default --local -n 10 -o json",
             "palisade policy history --barrier",
             "palisade policy fmt --check p.policy",
             "palisade policy diff p.policy",
@@ -156,6 +165,7 @@ mod tests {
             "palisade undrain",
             "palisade health",
             "palisade gate status",
+            "palisade gate install",
             "palisade gate remove --yes",
             "palisade completions bash",
             "palisade man /tmp/man",
@@ -184,8 +194,11 @@ mod tests {
             "palisade drain --timeout 18446744073709551615s",
             "palisade drain --timeout 11m",
             "palisade drain --timeout 0s",
+            "palisade cluster token --wait 11m",
             "palisade cluster recover --yes",
             "palisade policy fmt --check --write p.policy",
+            "palisade policy show 3 --hits",
+            "palisade log --event lost",
             "palisade health -o xml",
         ] {
             assert!(!accepts(line), "{line}");

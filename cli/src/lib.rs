@@ -48,6 +48,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Cluster(c) => command::cluster::run(&global, c),
         Command::Policy(c) => command::policy::run(&global, c),
         Command::Session(c) => command::session::run(&global, c),
+        Command::Log(args) => command::log::run(&global, &args),
         Command::Drain(args) => command::drain::drain(&global, &args),
         Command::Undrain => command::drain::undrain(&global),
         Command::Health(args) => command::health::run(&global, &args),

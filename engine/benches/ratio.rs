@@ -1,8 +1,10 @@
 //! The cost of a new connection with 10,000 rules relative to 10 rules. Both are measured alternately, so that other load on
 //! the machine affects both equally. `cargo bench -p palisade-engine --bench ratio`
 //!
-//! Prints the medians of many short rounds. Fails if the total cost of a new connection is more than 1.2 times as high, or
-//! if one lookup takes a microsecond.
+//! Also the cost of counting the sessions, with few and with many of them.
+//!
+//! Prints the medians of many short rounds. Fails if the total cost of a new connection is more than 1.2 times as high, if
+//! one lookup takes a microsecond, or if the cost of counting depends on the number of sessions.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, reason = "a bench prints, and fails by panicking")]
 #![allow(clippy::disallowed_methods, reason = "and reads the clock")]
 
@@ -45,6 +47,25 @@ fn timed(work: impl FnOnce()) -> f64 {
     start.elapsed().as_secs_f64() * 1e9
 }
 
+/// The cost of counting the sessions of a member that has few, and of one that has many.
+fn counting(all: &[Connection]) -> [f64; 2] {
+    let members = [BATCH, all.len()].map(|n| {
+        let mut member = Member::with_rules(10, 1 << 16);
+        for batch in all[..n].chunks(BATCH) {
+            member.establish(batch);
+        }
+        assert_eq!(member.engine.counts().sessions.iter().map(|(.., n)| *n).sum::<u64>(), n as u64);
+        member
+    });
+    let mut times = [Vec::new(), Vec::new()];
+    for round in 0..ROUNDS {
+        for which in [round % 2, 1 - round % 2] {
+            times[which].push(timed(|| drop(black_box(members[which].engine.counts()))));
+        }
+    }
+    times.map(median)
+}
+
 fn main() {
     let all = connections(1 << 14);
     let mut policies: [Compiled; 2] = [10, MANY].map(|rules| {
@@ -82,6 +103,15 @@ fn main() {
     ] {
         println!("{name:44} {few:9.0} {many:9.0} {:6.2}", many / few);
     }
+    let counted = counting(&all);
+    println!(
+        "{:44} {:9.0} {:9.0} {:6.2}",
+        "counting 512 and 16,384 sessions",
+        counted[0],
+        counted[1],
+        counted[1] / counted[0]
+    );
+    assert!(counted[1] / counted[0] <= 1.5, "the cost of counting depends on the number of sessions");
     assert!(lookup[1] < 1000.0, "a lookup takes {} ns", lookup[1]);
     assert!(whole[1] / whole[0] <= 1.2, "a new connection costs too much with many rules");
 }

@@ -220,6 +220,7 @@ pub fn pipeline(data: &[u8]) {
                 Event::Propose(Proposal::Close(close)) => commands.push(Command::Close(close)),
                 Event::Propose(Proposal::Refresh(id)) => commands.push(Command::Refresh(vec![id])),
                 Event::Wake { workers, .. } => assert!(!workers.is_empty()),
+                Event::Log(_) => {}
             }
         }
         hints.drain(..hints.len().saturating_sub(16));

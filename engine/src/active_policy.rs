@@ -3,6 +3,7 @@
 use crate::id::{Generation, RuleId, ZoneId};
 use crate::parse::IpOptions;
 use crate::policy::{Action, Compiled, Decision};
+use crate::rule_hits::HitCounters;
 use crate::timeouts::Timeouts;
 use crate::tuple::Tuple;
 
@@ -12,6 +13,8 @@ pub(crate) struct ActivePolicy {
     pub(crate) generation: Generation,
     /// None: generation 0, default drop.
     pub(crate) rules: Option<Compiled>,
+    /// Empty until it is activated.
+    pub(crate) hits: HitCounters,
 }
 
 impl ActivePolicy {
@@ -20,6 +23,16 @@ impl ActivePolicy {
             Some(rules) => rules.decide(from, to, tuple),
             None => Decision { action: Action::Drop, rule: RuleId(0), log: false },
         }
+    }
+
+    /// The action for connections that no rule matches.
+    pub(crate) fn default_action(&self) -> Action {
+        self.rules.as_ref().map_or(Action::Drop, Compiled::default_action)
+    }
+
+    /// Whether the decisions of a rule are logged.
+    pub(crate) fn is_logged(&self, rule: RuleId) -> bool {
+        self.rules.as_ref().is_some_and(|rules| rules.is_logged(rule))
     }
 
     /// May a packet with these IPv4 options pass?

@@ -10,11 +10,12 @@ use parking_lot::Mutex;
 use crate::active_policy::ActivePolicy;
 use crate::blind_intervals::BlindIntervals;
 use crate::cluster_state::{ClusterState, MemberInfo, Role};
-use crate::event::{Event, Hint, Proposal};
+use crate::event::{ConnectionDecision, Event, Hint, LoggedDecision, Proposal};
 use crate::id::{Generation, MemberId, SessionId, ZoneId, ZonePair};
 use crate::parse::Packet;
 use crate::progress::{ProgressCursor, TakeoverCounters};
-use crate::session::{Close, Counts, HalfOpen, SessionInfo};
+use crate::rule_hits::{HitCounters, RuleHits};
+use crate::session::{Close, Counts, HalfOpen, HandshakeState, SessionInfo};
 use crate::table::half_open::HalfOpenEntry;
 use crate::table::{IdleReport, SHARDS, Table};
 use crate::time::Time;
@@ -102,6 +103,17 @@ impl Engine {
         self.judge(packet, context, events)
     }
 
+    /// Judges a packet that was held as [`HoldClass::Unmatched`](crate::HoldClass::Unmatched) and whose hold is over, by source,
+    /// route and policy. `None`: something known here explains it now, so it only came too late.
+    pub fn process_expired(
+        &self,
+        packet: &Packet,
+        context: &mut Context<'_>,
+        events: &mut Vec<Event>,
+    ) -> Option<Verdict> {
+        self.judge_expired(packet, context, events)
+    }
+
     /// Merges a peer's hint. Events that follow, such as the reply to a query or a `Close` to propose, go to `events`.
     pub fn hint(&self, now: Time, from: MemberId, hint: &Hint, events: &mut Vec<Event>, wake: &mut dyn Wake) {
         if from != self.config.member {
@@ -158,7 +170,9 @@ impl Engine {
         while processed < max
             && let Some(slot) = shard.half_open.due(now, timeouts)
         {
-            self.table.remove_half_open(&mut shard, slot);
+            if let Some(entry) = self.table.remove_half_open(&mut shard, slot) {
+                self.log_unestablished(&entry, events);
+            }
             processed += 1;
         }
         while processed < max
@@ -175,6 +189,25 @@ impl Engine {
             processed += 1;
         }
         processed
+    }
+
+    /// Logs the end of a half-open session that this member opened, if its rule says so. One of TCP never opened.
+    fn log_unestablished(&self, entry: &HalfOpenEntry, events: &mut Vec<Event>) {
+        let open = &entry.open;
+        if open.id.member != self.config.member || matches!(open.protocol, HandshakeState::Tcp { .. }) {
+            return;
+        }
+        let policy = self.active_policy();
+        // The rule of an older policy may be logged: who writes the log finds out.
+        if open.generation != policy.generation || policy.is_logged(open.rule) {
+            events.push(Event::Log(LoggedDecision {
+                tuple: open.original,
+                zones: ZonePair { ingress: open.ingress, egress: open.egress },
+                generation: open.generation,
+                rule: open.rule,
+                decision: ConnectionDecision::Unestablished(open.id),
+            }));
+        }
     }
 
     /// Continues the rescan that re-arms the timers of all sessions with the timeouts of the active policy.
@@ -251,15 +284,16 @@ impl Engine {
         shard.half_open.get(slot).map(|h| half_open_info(now, h, &self.timeouts()))
     }
 
-    /// The current number of sessions by protocol and state, and of half-open sessions.
+    /// The current number of sessions by protocol and state, and of half-open sessions. Its cost does not depend on how many
+    /// there are.
     #[must_use]
     pub fn counts(&self) -> Counts {
         let mut counts = Counts::default();
         let mut sessions: BTreeMap<(Protocol, &'static str), u64> = BTreeMap::new();
         for number in self.table.numbers() {
             let shard = self.table.shard(number);
-            for session in shard.sessions.iter() {
-                *sessions.entry((session.original().protocol, session.state().name())).or_default() += 1;
+            for (protocol, state, n) in shard.sessions.counts().iter() {
+                *sessions.entry((protocol, state.name())).or_default() += u64::from(n);
             }
             counts.half_open += shard.half_open.len() as u64;
             counts.half_open_evicted += shard.evicted;
@@ -300,6 +334,20 @@ impl Engine {
         false
     }
 
+    /// The generation of the active policy, and the hit counters of at most `max` of its rules on this member, the default's
+    /// first.
+    #[must_use]
+    pub fn rule_hits(&self, max: usize) -> (Generation, Vec<RuleHits>) {
+        let policy = self.active_policy();
+        (policy.generation, policy.hits.read(&policy, max))
+    }
+
+    /// The hits of all rules that [`Engine::rule_hits`] with the same `max` leaves out.
+    #[must_use]
+    pub fn rule_hits_beyond(&self, max: usize) -> u64 {
+        self.active_policy().hits.total_from(max)
+    }
+
     /// A new session id.
     pub(crate) fn next_id(&self) -> SessionId {
         let n = self.allocated_ids.fetch_add(1, Ordering::Relaxed);
@@ -317,8 +365,9 @@ impl Engine {
 
     /// Makes a policy the active one. The generation is stored last, so that a reader of the new generation also reads the
     /// new policy.
-    pub(crate) fn activate(&self, policy: ActivePolicy) {
+    pub(crate) fn activate(&self, mut policy: ActivePolicy) {
         let generation = policy.generation;
+        policy.hits = HitCounters::carried_over(&policy, &self.active_policy());
         let shorter = policy.timeouts().any_shorter_than(&self.timeouts());
         self.active_policy.store(Arc::new(policy));
         if shorter {

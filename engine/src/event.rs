@@ -3,11 +3,11 @@
 use serde::{Deserialize, Serialize};
 
 use crate::addr::Ip;
-use crate::id::{SessionId, ZoneId};
+use crate::id::{Generation, RuleId, SessionId, ZoneId, ZonePair};
 use crate::session::{Close, Establish, HalfOpen};
 use crate::traffic::TrafficDelta;
 use crate::tuple::{Direction, PerDirection, Protocol, Tuple};
-use crate::verdict::HoldKey;
+use crate::verdict::{HoldKey, Reason};
 use crate::worker_set::WorkerSet;
 
 /// A consequence of a packet, besides its verdict. The worker sends it on and does not wait for it.
@@ -24,6 +24,36 @@ pub enum Event {
         /// The key.
         key: HoldKey,
     },
+    /// Write it to the connection log: its rule says `log`.
+    Log(LoggedDecision),
+}
+
+/// A decision about a connection whose rule says `log`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LoggedDecision {
+    /// The tuple of the connection's first packet.
+    pub tuple: Tuple,
+    /// The zones that this packet came from, and would leave to.
+    pub zones: ZonePair,
+    /// The policy that decided.
+    pub generation: Generation,
+    /// The rule that decided.
+    pub rule: RuleId,
+    /// What was decided.
+    pub decision: ConnectionDecision,
+}
+
+/// What was decided about a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ConnectionDecision {
+    /// Its first packet passed. Not of TCP: a TCP connection is open when its establishment is applied.
+    Opened(SessionId),
+    /// It was idle for too long, and was not established before.
+    Unestablished(SessionId),
+    /// Its first packet was discarded.
+    Dropped(Reason),
+    /// Its first packet was discarded, and its sender is told.
+    Rejected(Reason),
 }
 
 /// A command that the packet path wants committed.

@@ -143,27 +143,27 @@ impl<P> HoldBuffer<P> {
     /// Takes out all packets, oldest first, each with the time when it was first held.
     pub fn release_all(&mut self, each: &mut dyn FnMut(Time, P)) {
         while let Some(((since, number), key)) = self.ages.pop_first() {
-            if let Some(packet) = self.take(key, number) {
+            if let Some((_, packet)) = self.take(key, number) {
                 each(since, packet);
             }
         }
     }
 
-    /// Takes out all expired packets.
-    pub fn expire(&mut self, now: Time, each: &mut dyn FnMut(P)) {
+    /// Takes out all expired packets, each with the time when it was first held and its budget.
+    pub fn expire(&mut self, now: Time, each: &mut dyn FnMut(Time, HoldClass, P)) {
         while let Some(age) = self.ages.first_entry() {
             if now < age.key().0 + self.limits.max_time {
                 return;
             }
-            let ((_, number), key) = age.remove_entry();
-            if let Some(packet) = self.take(key, number) {
-                each(packet);
+            let ((since, number), key) = age.remove_entry();
+            if let Some((class, packet)) = self.take(key, number) {
+                each(since, class, packet);
             }
         }
     }
 
     /// Takes out the packet with this number, whose age the caller has removed.
-    fn take(&mut self, key: HoldKey, number: u64) -> Option<P> {
+    fn take(&mut self, key: HoldKey, number: u64) -> Option<(HoldClass, P)> {
         let queue = self.queues.get_mut(&key)?;
         let held = queue.iter().position(|h| h.number == number).and_then(|at| queue.remove(at));
         if queue.is_empty() {
@@ -171,7 +171,7 @@ impl<P> HoldBuffer<P> {
         }
         let held = held?;
         self.free(held.class, held.bytes);
-        Some(held.packet)
+        Some((held.class, held.packet))
     }
 
     /// When [`HoldBuffer::expire`] has something to do next.
@@ -303,12 +303,12 @@ mod tests {
         b.hold(t, HoldKey(1), Matched, 1, 2).unwrap();
         assert_eq!(b.deadline(), Some(t + 250 * MS));
         let mut over = Vec::new();
-        b.expire(t + 249 * MS, &mut |p| over.push(p));
+        b.expire(t + 249 * MS, &mut |_, _, p| over.push(p));
         assert!(over.is_empty());
-        b.expire(t + 250 * MS, &mut |p| over.push(p));
+        b.expire(t + 250 * MS, &mut |_, _, p| over.push(p));
         assert_eq!(over, [2]);
         assert_eq!(b.deadline(), Some(t + 260 * MS));
-        b.expire(t + 300 * MS, &mut |p| over.push(p));
+        b.expire(t + 300 * MS, &mut |_, _, p| over.push(p));
         assert_eq!(over, [2, 1]);
         assert_eq!(b.counts(), held(0, 0));
     }

@@ -29,6 +29,7 @@ pub mod policy;
 mod progress;
 pub mod replica;
 mod replicated;
+mod rule_hits;
 mod session;
 mod table;
 #[cfg(test)]
@@ -46,12 +47,16 @@ pub use addr::Ip;
 pub use cluster_state::{ClusterState, MemberInfo, PolicyRecord, Role};
 pub use engine::Engine;
 pub use event::{
-    EndpointSnapshot, Event, FragmentKey, Hint, Progress, Proposal, ProvisionalSegment, TcpSnapshot, UnconfirmedEdge,
+    ConnectionDecision, EndpointSnapshot, Event, FragmentKey, Hint, LoggedDecision, Progress, Proposal,
+    ProvisionalSegment, TcpSnapshot, UnconfirmedEdge,
 };
 pub use id::{Generation, MemberId, RuleId, SessionId, SessionIdError, ZoneId, ZonePair};
 pub use idle::IdleProbe;
 pub use progress::TakeoverCounts;
-pub use session::{Close, CloseCause, Counts, Establish, HalfOpen, HandshakeState, SessionInfo, SynParams};
+pub use rule_hits::RuleHits;
+pub use session::{
+    Close, CloseCause, Counts, EndCause, EndedSession, Establish, HalfOpen, HandshakeState, SessionInfo, SynParams,
+};
 pub use time::Time;
 pub use timeouts::Timeouts;
 pub use traffic::{Traffic, TrafficDelta};

@@ -8,7 +8,7 @@
 //!                                   │              ├─ Drop ─────────────────> record
 //!                                   │              └─ Hold ──> hold buffer ─> record
 //!                                   └─ events ─────────────────────────────> send_hint, send_proposal, wake
-//!   the time ────> 3 expire ──> hold buffer: what waited for too long ──────> record
+//!   the time ────> 3 expire ──> hold buffer: what waited for too long ──────> reject, record
 //! ```
 //!
 //! [`PacketLoop::turn`] does the three steps once. The loop has no clock and no I/O: [`PacketSource`] hands in packets, woken
@@ -23,9 +23,10 @@ use std::time::Duration;
 
 use crate::addr::Ip;
 use crate::engine::Engine;
-use crate::event::{Event, Hint, Proposal};
+use crate::event::{Event, Hint, LoggedDecision, Proposal};
 use crate::hold::{HoldBuffer, HoldCounts, HoldLimits};
 use crate::id::{Generation, ZoneId};
+use crate::parse::rejection::Unreachable;
 use crate::parse::{self, Checksum, Packet};
 use crate::time::Time;
 use crate::traffic::Traffic;
@@ -38,6 +39,11 @@ use crate::worker_set::WorkerSet;
 pub trait Judge: Send + Sync + 'static {
     /// See [`Engine::process`].
     fn judge(&self, packet: &Packet, context: &mut Context<'_>, events: &mut Vec<Event>) -> Verdict;
+    /// See [`Engine::process_expired`].
+    fn judge_expired(&self, packet: &Packet, context: &mut Context<'_>, events: &mut Vec<Event>) -> Option<Verdict> {
+        let _ = (packet, context, events);
+        None
+    }
     /// See [`Engine::generation`].
     fn generation(&self) -> Generation;
     /// See [`Engine::zone`].
@@ -52,6 +58,10 @@ impl Judge for Engine {
     #[inline]
     fn judge(&self, packet: &Packet, context: &mut Context<'_>, events: &mut Vec<Event>) -> Verdict {
         self.process(packet, context, events)
+    }
+
+    fn judge_expired(&self, packet: &Packet, context: &mut Context<'_>, events: &mut Vec<Event>) -> Option<Verdict> {
+        self.process_expired(packet, context, events)
     }
 
     #[inline]
@@ -129,6 +139,11 @@ pub trait Environment {
     /// This router's own address on a port, as the source of an ICMP error about this packet.
     fn router_address(&self, port: usize, packet: &Tuple) -> Option<Ip>;
 
+    /// Why the kernel has no route for this packet. `None`: its sender is not to be told, as by a blackhole route.
+    fn unreachable(&mut self, _packet: &Tuple) -> Option<Unreachable> {
+        None
+    }
+
     /// Whether the numbers of the ports' zones must be looked up again, although no policy has changed.
     fn zones_outdated(&mut self) -> bool;
 
@@ -178,6 +193,17 @@ pub trait PacketSink<M> {
     /// Answers a rejected packet, from `router` if that is an ICMP error.
     fn reject(&mut self, now: Time, packet: &Packet, bytes: &[u8], router: Option<Ip>);
 
+    /// Tells the sender of a packet that there is no route, if it may be told now and there is a reason to give.
+    fn unreachable(
+        &mut self,
+        _now: Time,
+        _packet: &Packet,
+        _bytes: &[u8],
+        _router: Option<Ip>,
+        _why: &mut dyn FnMut() -> Option<Unreachable>,
+    ) {
+    }
+
     /// The room in the queue of hints.
     fn hint_room(&self) -> QueueRoom;
 
@@ -186,6 +212,9 @@ pub trait PacketSink<M> {
 
     /// Queues a proposal for the log. Whether there was room.
     fn send_proposal(&mut self, proposal: Proposal) -> bool;
+
+    /// Puts a decision into the connection log.
+    fn log(&mut self, now: Time, decision: &LoggedDecision);
 
     /// Wakes the packets that workers of this member hold for a key. This worker is woken as any other: through its source.
     fn wake(&mut self, workers: WorkerSet, key: HoldKey);
@@ -253,12 +282,15 @@ pub struct PacketLoop<J, E, S, M> {
     /// The policy and the zones' version that were seen last.
     known: Option<(Generation, u64)>,
     hold: HoldBuffer<HeldPacket<M>>,
-    /// The longest hold, and the age at which a captured packet is stale.
+    /// The longest hold.
     max_time: Duration,
+    /// The age at which a captured packet is stale.
+    stale_after: Duration,
     // Reused from packet to packet.
     events: Vec<Event>,
     keys: Vec<HoldKey>,
     released: Vec<(Time, HeldPacket<M>)>,
+    expired: Vec<(Time, HoldClass, HeldPacket<M>)>,
 }
 
 impl<J: Judge, E: Environment, S: PacketSink<M>, M: PacketMeta> PacketLoop<J, E, S, M> {
@@ -274,10 +306,19 @@ impl<J: Judge, E: Environment, S: PacketSink<M>, M: PacketMeta> PacketLoop<J, E,
             known: None,
             hold: HoldBuffer::new(limits),
             max_time: limits.max_time,
+            stale_after: limits.max_time,
             events: Vec::with_capacity(16),
             keys: Vec::new(),
             released: Vec::new(),
+            expired: Vec::new(),
         }
+    }
+
+    /// Sets the age from which a captured packet is dropped as stale; without it, that is the longest hold.
+    #[must_use]
+    pub fn with_stale_after(mut self, age: Duration) -> Self {
+        self.stale_after = age;
+        self
     }
 
     /// When [`PacketLoop::turn`] must run at the latest, so that no packet is held for too long.
@@ -289,6 +330,11 @@ impl<J: Judge, E: Environment, S: PacketSink<M>, M: PacketMeta> PacketLoop<J, E,
     /// The sink.
     pub fn sink(&self) -> &S {
         &self.sink
+    }
+
+    /// The environment and the sink, for a change of what they work with.
+    pub fn parts_mut(&mut self) -> (&mut E, &mut S) {
+        (&mut self.environment, &mut self.sink)
     }
 
     /// Judges what was woken, receives a batch, and expires what waited for too long. Returns the number of frames received.
@@ -341,7 +387,7 @@ impl<J: Judge, E: Environment, S: PacketSink<M>, M: PacketMeta> PacketLoop<J, E,
     fn receive(&mut self, received: ReceivedPacket<'_, M>) {
         let ReceivedPacket { now, captured, port, meta, bytes } = received;
         let raw = Traffic { packets: 1, bytes: bytes.len() as u64 };
-        if now.since(captured) > self.max_time {
+        if now.since(captured) > self.stale_after {
             return self.sink.record(PacketOutcome::Dropped(Reason::Stale), &meta, raw);
         }
         let packet = match parse::parse(bytes, meta.checksum()) {
@@ -371,23 +417,42 @@ impl<J: Judge, E: Environment, S: PacketSink<M>, M: PacketMeta> PacketLoop<J, E,
         if self.hold.deadline().is_none_or(|deadline| now < deadline) {
             return;
         }
-        let sink = &mut self.sink;
-        self.hold.expire(now, &mut |held| record_expired(sink, &held));
+        let mut expired = std::mem::take(&mut self.expired);
+        self.hold.expire(now, &mut |since, class, held| expired.push((since, class, held)));
+        for (since, class, held) in expired.drain(..) {
+            let verdict = if class == HoldClass::Unmatched { self.judge_expired(&held, now) } else { None };
+            match verdict {
+                Some(verdict @ (Verdict::Drop(_) | Verdict::Reject(_))) => {
+                    let packet = held.packet;
+                    self.apply_verdict(verdict, PacketBytes::Held { since, held }, &packet, now);
+                }
+                Some(Verdict::Forward | Verdict::Hold(..)) | None => record_expired(&mut self.sink, &held),
+            }
+        }
+        self.expired = expired;
         self.sink.record_held_now(self.hold.counts());
+    }
+
+    /// The verdict on a packet that nothing has explained.
+    fn judge_expired(&mut self, held: &HeldPacket<M>, now: Time) -> Option<Verdict> {
+        let mut context =
+            context(self.worker, &self.zones, &self.ports, &mut self.environment, held.port, &held.packet, now);
+        let verdict = self.judge.judge_expired(&held.packet, &mut context, &mut self.events);
+        self.dispatch_events(now);
+        verdict
     }
 
     #[inline]
     fn judge(&mut self, port: usize, packet: &Packet, now: Time) -> Verdict {
-        let mut context = Context {
-            now,
-            worker: self.worker,
-            ingress: self.zones.get(port).copied().unwrap_or(ZoneId::UNKNOWN),
-            antispoof: self.ports.get(port).is_none_or(|port| port.antispoof),
-            lease: self.environment.lease_state(now),
-            routes: self.environment.routes(&packet.tuple),
-        };
+        let mut context = context(self.worker, &self.zones, &self.ports, &mut self.environment, port, packet, now);
         let verdict = self.judge.judge(packet, &mut context, &mut self.events);
         // Before the packet: what follows it at another member finds the hint there.
+        self.dispatch_events(now);
+        verdict
+    }
+
+    #[inline]
+    fn dispatch_events(&mut self, now: Time) {
         for event in self.events.drain(..) {
             match event {
                 Event::Hint(hint) => {
@@ -402,9 +467,9 @@ impl<J: Judge, E: Environment, S: PacketSink<M>, M: PacketMeta> PacketLoop<J, E,
                         self.sink.record_lost_proposal();
                     }
                 }
+                Event::Log(decision) => self.sink.log(now, &decision),
             }
         }
-        verdict
     }
 
     #[inline]
@@ -419,7 +484,15 @@ impl<J: Judge, E: Environment, S: PacketSink<M>, M: PacketMeta> PacketLoop<J, E,
                 };
                 self.sink.record(outcome, meta, traffic);
             }
-            Verdict::Drop(reason) => self.sink.record(PacketOutcome::Dropped(reason), meta, traffic),
+            Verdict::Drop(reason) => {
+                self.sink.record(PacketOutcome::Dropped(reason), meta, traffic);
+                if reason == Reason::NoRoute {
+                    let environment = &mut self.environment;
+                    let router = environment.router_address(port, &packet.tuple);
+                    let why = &mut || environment.unreachable(&packet.tuple);
+                    self.sink.unreachable(now, packet, bytes, router, why);
+                }
+            }
             Verdict::Reject(reason) => {
                 self.sink.record(PacketOutcome::Rejected(reason), meta, traffic);
                 let router = self.environment.router_address(port, &packet.tuple);
@@ -440,6 +513,27 @@ impl<J: Judge, E: Environment, S: PacketSink<M>, M: PacketMeta> PacketLoop<J, E,
         if let Err((held, reason)) = self.hold.hold(since, key, class, held.bytes.len(), held) {
             self.sink.record(PacketOutcome::Dropped(reason), &held.meta, traffic(&held.meta, packet));
         }
+    }
+}
+
+/// What a packet that arrived at `port` is judged by.
+#[inline]
+fn context<'a>(
+    worker: u8,
+    zones: &[ZoneId],
+    ports: &[PacketPort],
+    environment: &'a mut impl Environment,
+    port: usize,
+    packet: &Packet,
+    now: Time,
+) -> Context<'a> {
+    Context {
+        now,
+        worker,
+        ingress: zones.get(port).copied().unwrap_or(ZoneId::UNKNOWN),
+        antispoof: ports.get(port).is_none_or(|port| port.antispoof),
+        lease: environment.lease_state(now),
+        routes: environment.routes(&packet.tuple),
     }
 }
 

@@ -108,6 +108,7 @@ impl Engine {
         if let Some(traffic) = &progress.traffic {
             session.local.add_traffic(traffic);
         }
+        shard.sessions.recount(slot);
     }
 
     /// Notes that the traffic of another member between `from` and `until` is unknown here.

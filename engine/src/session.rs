@@ -131,6 +131,48 @@ pub enum CloseCause {
     Rst,
 }
 
+/// Why an open session ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EndCause {
+    /// Both FINs were seen.
+    Fin,
+    /// A valid RST was seen, or both ends began another connection with its tuple.
+    Rst,
+    /// It was idle for its timeout.
+    Idle,
+    /// An administrator ended it.
+    Revoked,
+}
+
+impl From<CloseCause> for EndCause {
+    fn from(cause: CloseCause) -> EndCause {
+        match cause {
+            CloseCause::Fin => EndCause::Fin,
+            CloseCause::Rst => EndCause::Rst,
+        }
+    }
+}
+
+/// An open session that a command ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct EndedSession {
+    /// Its id.
+    pub id: SessionId,
+    /// Client to server.
+    pub original: Tuple,
+    /// The zones of the original direction.
+    pub zones: ZonePair,
+    /// The policy and rule that allowed it.
+    pub rule: (Generation, RuleId),
+    /// How long it was open, by the wall clocks of the members that proposed its establishment and its end; to a tenth of
+    /// a second.
+    pub duration: Duration,
+    /// Why it ended.
+    pub cause: EndCause,
+    /// What all members forwarded, as far as this member knows. `None`: it is still in the table.
+    pub traffic: Option<PerDirection<Traffic>>,
+}
+
 /// A session as an administrator sees it.
 #[derive(Clone, Debug)]
 pub struct SessionInfo {

@@ -119,7 +119,7 @@ reasons! {
     LeaseExpired = "lease_expired",
     /// It was captured too long ago (a stall).
     Stale = "stale",
-    /// The frame was not for this router (foreign MAC, VLAN tag, broadcast, multicast).
+    /// The frame was not for this router (foreign MAC, VLAN tag, a broadcast or multicast that is not of its link only).
     NotForUs = "not_for_us",
     /// It could not be re-injected.
     InjectFailed = "inject_failed",

@@ -21,7 +21,14 @@ impl Connection {
     /// # Errors
     /// As connect(2).
     pub async fn open(to: SocketAddr) -> io::Result<Connection> {
-        let stream = TcpStream::connect(to).await?;
+        Connection::new(TcpStream::connect(to).await?)
+    }
+
+    /// Takes a connection that is open.
+    ///
+    /// # Errors
+    /// It is closed again.
+    pub fn new(stream: TcpStream) -> io::Result<Connection> {
         stream.set_nodelay(true)?;
         Ok(Connection { stream: BufReader::new(stream) })
     }

@@ -89,6 +89,20 @@ impl Lab {
         Ok(lab)
     }
 
+    /// As [`Lab::with_cluster`], with more lines at the end of each member's `node.toml`.
+    ///
+    /// # Errors
+    /// What did not work.
+    pub async fn with_config(options: Options, policy: &str, extra: impl Fn(&Member) -> String) -> Result<Lab> {
+        let mut lab = Lab::new(options).await?;
+        for member in &lab.members {
+            member.write_config(&extra(member))?;
+        }
+        let formed = lab.form(policy).await;
+        lab.or_keep(formed)?;
+        Ok(lab)
+    }
+
     async fn form(&mut self, policy: &str) -> Result<()> {
         for member in &mut self.members {
             member.start().await?;

@@ -81,13 +81,21 @@ impl Member {
         let cluster = SocketAddr::new(addr::fabric(self.number), addr::CLUSTER_PORT);
         let mut text = format!(
             "name = \"{}\"\ndata_dir = {:?}\nrole = \"{}\"\n\n[cluster]\nlisten = \"{cluster}\"\nadvertise = \"{cluster}\"\n\n\
-             [admin]\nsocket = {:?}\n\n[http]\nlisten = \"0.0.0.0:{}\"\n",
+             [admin]\nsocket = {:?}\n\n[http]\nlisten = \"0.0.0.0:{}\"\ninterfaces = {:?}\n",
             self.name,
             self.dir.join("data"),
             if self.role == Role::Witness { "witness" } else { "firewall" },
             self.socket(),
             addr::HTTP_PORT,
+            // The routers' checks come by the data interfaces.
+            if self.role == Role::Witness {
+                vec!["eth-fabric"]
+            } else {
+                vec!["eth-fabric", "eth-client", "eth-server"]
+            },
         );
+        // Tests count connections that a member must not be given for long.
+        text += "\n[readiness]\nhold_down = \"0s\"\n";
         for side in SIDES.into_iter().filter(|_| self.role == Role::Firewall) {
             text += &format!("\n[[interface]]\nname = \"{}\"\nzone = \"{}\"\n", side.interface(), side.zone());
         }
@@ -306,6 +314,8 @@ impl Member {
         let what = args.first().copied().unwrap_or_default();
         let mut command = Command::new(&self.binary);
         command.args(args).arg("--socket").arg(self.socket()).kill_on_drop(true);
+        // Nobody can be asked.
+        command.stdin(std::process::Stdio::null());
         // Where an administrator would run it: on the member's machine.
         let run = async move { tokio::time::timeout(WAIT, command.output()).await };
         let output = self.netns.run(run).await?;

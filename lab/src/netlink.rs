@@ -133,6 +133,15 @@ impl Netlink {
         self.handle.link().set(message).execute().await.with_context(|| format!("{name} down"))
     }
 
+    /// Removes an interface, and with it the other end of a veth pair.
+    ///
+    /// # Errors
+    /// There is no such interface.
+    pub async fn delete(&self, name: &str) -> Result<()> {
+        let index = self.index(name).await?;
+        self.handle.link().del(index).execute().await.with_context(|| format!("remove {name}"))
+    }
+
     /// Sets the largest packet that an interface sends, in bytes.
     ///
     /// # Errors

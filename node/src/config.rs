@@ -7,20 +7,23 @@
 //!
 //! Every key, its unit and its default: `docs/config.md`, which a test compares with [`KEYS`].
 
+mod log;
 mod reader;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use palisade_engine::Role;
 use palisade_engine::hold::{HoldBudget, HoldLimits};
 
+pub use log::{Log, SyslogProtocol, SyslogTarget};
 pub use reader::{ConfigError, Invalid, Problem};
 use reader::{Table, Wrong};
 
-use crate::datapath::valid_interface_name;
+use crate::datapath::{Rings, valid_interface_name};
 use crate::lease::LEASE_DURATION;
+use crate::listen::MAX_INTERFACES;
 use crate::replication::{Timing, Voters};
 
 /// Every key that there is, as `table.key`; `[]` marks a list of tables.
@@ -30,15 +33,23 @@ pub const KEYS: &[&str] = &[
     "role",
     "cluster.listen",
     "cluster.advertise",
+    "cluster.interfaces",
     "admin.socket",
     "http.listen",
+    "http.interfaces",
+    "readiness.hold_down",
+    "readiness.routes",
+    "readiness.table",
     "interface[].name",
     "interface[].zone",
     "interface[].antispoof",
+    "interface[].track",
     "datapath.mode",
     "datapath.inject",
     "datapath.workers",
     "datapath.bypass_interfaces",
+    "datapath.ring_memory",
+    "datapath.stale_after",
     "datapath.hold_time",
     "datapath.hold_packets",
     "datapath.hold_bytes",
@@ -57,6 +68,12 @@ pub const KEYS: &[&str] = &[
     "limits.grace",
     "limits.progress_rate",
     "limits.takeover_rate",
+    "log.rate",
+    "log.daemon",
+    "log.syslog",
+    "log.syslog_protocol",
+    "log.file",
+    "log.file_bytes",
     "lab.cut_replication",
 ];
 
@@ -66,6 +83,9 @@ pub const INJECT_DEVICE: &str = "palisade0";
 /// The longest path of the admin socket. A unix socket's path has at most 107 bytes (unix(7)), and the daemon creates the
 /// socket under a longer name first: see [`crate::admin`].
 const MAX_SOCKET_PATH_BYTES: usize = 107 - ".4194304.new".len();
+
+/// The largest number of destinations in `readiness.routes`.
+const MAX_ROUTES: usize = 64;
 
 /// A checked `node.toml`.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -82,6 +102,8 @@ pub struct Config {
     pub admin: Admin,
     /// `[http]`
     pub http: Http,
+    /// `[readiness]`
+    pub readiness: Readiness,
     /// `[[interface]]`: none if the member is a witness, at least one if not.
     pub interfaces: Vec<Interface>,
     /// `[datapath]`
@@ -90,6 +112,8 @@ pub struct Config {
     pub raft: Raft,
     /// `[limits]`
     pub limits: Limits,
+    /// `[log]`
+    pub log: Log,
     /// `[lab]`
     pub lab: Lab,
 }
@@ -101,6 +125,8 @@ pub struct Cluster {
     pub listen: SocketAddr,
     /// Where the other members reach it.
     pub advertise: SocketAddr,
+    /// By which interfaces they do; none: the one that has the address of `listen`.
+    pub interfaces: Vec<String>,
 }
 
 /// The local administration.
@@ -115,6 +141,19 @@ pub struct Admin {
 pub struct Http {
     /// Where it listens.
     pub listen: SocketAddr,
+    /// By which interfaces it is reached, beside this machine's own programs; none: the one that has the address of `listen`.
+    pub interfaces: Vec<String>,
+}
+
+/// How routers learn whether they should send traffic here.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Readiness {
+    /// How long a lower grade must last until it is announced.
+    pub hold_down: Duration,
+    /// Destinations for which a kernel route announces the grade: an address and the number of its significant bits.
+    pub routes: Vec<(IpAddr, u8)>,
+    /// The table of these routes.
+    pub table: u32,
 }
 
 /// A data interface.
@@ -126,6 +165,8 @@ pub struct Interface {
     pub zone: String,
     /// Drop packets whose source the kernel would not route back this way.
     pub antispoof: bool,
+    /// This member is ready only if the interface is up and has a carrier.
+    pub track: bool,
 }
 
 /// How packets are put back into the kernel.
@@ -148,6 +189,10 @@ pub struct Datapath {
     pub workers: usize,
     /// Interfaces exempt from the gate: the kernel routes what arrives on them unfiltered.
     pub bypass_interfaces: Vec<String>,
+    /// The memory of all capture rings together, in bytes. `None`: by the number of rings.
+    pub ring_memory: Option<usize>,
+    /// The age from which a captured packet is dropped.
+    pub stale_after: Duration,
     /// Bounds of each worker's hold buffer.
     pub hold: HoldLimits,
     /// May the daemon set `rp_filter` as it needs it?
@@ -229,10 +274,12 @@ impl Config {
         let cluster = Cluster::read(root.table(problems, "cluster"), problems);
         let admin = Admin::read(root.table(problems, "admin"), problems);
         let http = Http::read(root.table(problems, "http"), cluster.as_ref(), problems);
+        let readiness = Readiness::read(root.table(problems, "readiness"), role, problems);
         let interfaces = Interface::read_all(&mut root, role, problems);
         let datapath = Datapath::read(root.table(problems, "datapath"), &interfaces, problems);
         let raft = Raft::read(root.table(problems, "raft"), problems);
         let limits = Limits::read(root.table(problems, "limits"), problems);
+        let log = Log::read(root.table(problems, "log"), problems);
         let lab = Lab::read(root.table(problems, "lab"), problems);
         root.finish(problems);
         Some(Config {
@@ -242,10 +289,12 @@ impl Config {
             cluster: cluster?,
             admin: admin?,
             http: http?,
+            readiness: readiness?,
             interfaces,
             datapath: datapath?,
             raft: raft?,
             limits: limits?,
+            log: log?,
             lab: lab?,
         })
     }
@@ -280,11 +329,13 @@ impl Cluster {
                 "",
                 help,
             );
+            listening_interfaces(&mut t, None, problems);
             t.finish(problems);
             return None;
         }
+        let interfaces = listening_interfaces(&mut t, listen, problems);
         t.finish(problems);
-        Some(Cluster { listen: listen?, advertise: advertise?.unwrap_or(listen?) })
+        Some(Cluster { listen: listen?, advertise: advertise?.unwrap_or(listen?), interfaces: interfaces? })
     }
 }
 
@@ -321,9 +372,69 @@ impl Http {
                 "choose another port",
             );
         }
+        let interfaces = listening_interfaces(&mut t, listen, problems);
         t.finish(problems);
-        Some(Http { listen: listen? })
+        Some(Http { listen: listen?, interfaces: interfaces? })
     }
+}
+
+impl Readiness {
+    fn read(mut t: Table<'_>, role: Option<Role>, problems: &mut Vec<Problem>) -> Option<Readiness> {
+        let hold_down = t.or(problems, "hold_down", Duration::from_secs(3), |v| {
+            v.duration(Duration::from_millis(0), Duration::from_secs(60))
+        });
+        let routes = t.or(problems, "routes", Vec::new(), |v| {
+            let prefixes = v.prefixes()?;
+            if prefixes.len() > MAX_ROUTES {
+                let found = format!("{} prefixes", prefixes.len());
+                return Err(Wrong::new(&format!("at most {MAX_ROUTES} prefixes"), &found, "name fewer"));
+            }
+            Ok(prefixes)
+        });
+        // 253 to 255 are the kernel's: default, main, local.
+        let table = t.or(problems, "table", 7946, |v| v.count(256, u32::MAX as usize));
+        if let (Some(Role::Witness), Some([_, ..])) = (role, routes.as_deref()) {
+            t.problem(
+                problems,
+                "routes",
+                "no routes, because a witness forwards nothing",
+                &routes.as_ref().map_or(0, Vec::len).to_string(),
+                "remove the key, or set `role = \"firewall\"`",
+            );
+        }
+        t.finish(problems);
+        Some(Readiness { hold_down: hold_down?, routes: routes?, table: u32::try_from(table?).ok()? })
+    }
+}
+
+/// The interfaces by which a port may be reached.
+fn listening_interfaces(
+    t: &mut Table<'_>,
+    listen: Option<SocketAddr>,
+    problems: &mut Vec<Problem>,
+) -> Option<Vec<String>> {
+    let interfaces = t.or(problems, "interfaces", Vec::new(), |v| {
+        let names = v.strings(listening_interface)?;
+        if names.len() > MAX_INTERFACES {
+            let found = format!("{} names", names.len());
+            return Err(Wrong::new(&format!("at most {MAX_INTERFACES} interfaces"), &found, "name fewer"));
+        }
+        Ok(names)
+    });
+    if let (Some(listen), Some(names)) = (listen, &interfaces)
+        && listen.ip().is_unspecified()
+        && names.is_empty()
+    {
+        let help = "name the interfaces by which others may connect: `interfaces = [\"eth2\"]`; or listen on one address: then it is the interface that has it";
+        t.problem(
+            problems,
+            "interfaces",
+            "the interfaces by which the port may be reached",
+            "none, and `listen` names no address",
+            help,
+        );
+    }
+    interfaces
 }
 
 /// Whether a machine cannot listen on both addresses.
@@ -363,6 +474,7 @@ impl Interface {
             let zone =
                 t.required(problems, "zone", "the policy's name for what is behind it, such as \"inside\"", zone_name);
             let antispoof = t.or(problems, "antispoof", true, |v| v.boolean());
+            let track = t.or(problems, "track", true, |v| v.boolean());
             if let Some(name) = &name
                 && found.iter().any(|i| i.name == *name)
             {
@@ -375,8 +487,8 @@ impl Interface {
                 );
             }
             t.finish(problems);
-            if let (Some(name), Some(zone), Some(antispoof)) = (name, zone, antispoof) {
-                found.push(Interface { name, zone, antispoof });
+            if let (Some(name), Some(zone), Some(antispoof), Some(track)) = (name, zone, antispoof, track) {
+                found.push(Interface { name, zone, antispoof, track });
             }
         }
         found
@@ -418,6 +530,17 @@ impl Datapath {
                 "remove it from this list, or remove its `[[interface]]` table",
             );
         }
+        let ring_memory = t.optional(problems, "ring_memory", |v| v.count(1 << 17, 1 << 40));
+        if let (Some(Some(memory)), Some(workers)) = (ring_memory, workers)
+            && let Err(needed) = Rings::share(interfaces.len(), workers, Some(memory))
+        {
+            let found = format!("{memory}, with {} interfaces and {workers} workers", interfaces.len());
+            let help = "each interface, IP version and worker has a ring: raise it, or lower `workers`";
+            t.problem(problems, "ring_memory", &format!("at least {needed}"), &found, help);
+        }
+        let stale_after = t.or(problems, "stale_after", Duration::from_millis(250), |v| {
+            v.duration(Duration::from_millis(10), Duration::from_secs(10))
+        });
         let hold_time = t.or(problems, "hold_time", Duration::from_millis(250), |v| {
             v.duration(Duration::from_millis(10), Duration::from_secs(2))
         });
@@ -433,6 +556,8 @@ impl Datapath {
             inject: inject?,
             workers: workers?,
             bypass_interfaces: bypass_interfaces?,
+            ring_memory: ring_memory?,
+            stale_after: stale_after?,
             hold: HoldLimits {
                 matched: HoldBudget { packets: packets?, bytes: bytes? },
                 unmatched: HoldBudget { packets: unmatched_packets?, bytes: unmatched_bytes? },
@@ -532,8 +657,14 @@ impl Lab {
     }
 }
 
+/// All processors but one in eight, and at least one where there are two or more: Raft, the disk and the kernel's own packet
+/// work need some.
 fn default_workers() -> usize {
-    std::thread::available_parallelism().map_or(1, |n| n.get().min(64))
+    std::thread::available_parallelism().map_or(1, |n| workers_for(n.get()))
+}
+
+fn workers_for(processors: usize) -> usize {
+    (processors - processors.div_ceil(8).min(processors.saturating_sub(1))).clamp(1, 64)
 }
 
 fn member_name(v: reader::Value<'_>) -> Result<String, Wrong> {
@@ -573,6 +704,19 @@ fn interface_name(v: reader::Value<'_>) -> Result<String, Wrong> {
     if name == "lo" || name == INJECT_DEVICE {
         return Err(Wrong::new("a data interface", &v.found(), "this device is never filtered: remove it here"));
     }
+    if valid_interface_name(&name) {
+        Ok(name)
+    } else {
+        Err(Wrong::new(
+            "an interface name: 1 to 15 bytes without white space, quotes, slashes or colons",
+            &v.found(),
+            "use the name that `ip link` shows",
+        ))
+    }
+}
+
+fn listening_interface(v: reader::Value<'_>) -> Result<String, Wrong> {
+    let name = v.string()?;
     if valid_interface_name(&name) {
         Ok(name)
     } else {

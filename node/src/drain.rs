@@ -1,12 +1,13 @@
 //! Draining: `palisade drain`, `palisade cluster leave` and SIGTERM turn traffic away in the same sequence.
 //!
 //! ```text
-//!  not ready (/readyz, health) ──┬── routers turn away, until hardly any packet is forwarded here ──┬── drained
+//!  fallback (/readyz, health) ───┬── routers turn away, until hardly any packet is forwarded here ──┬── drained
 //!                                └── leadership goes to another member, which keeps it ─────────────┘
 //! ```
 //!
-//! Packets that still arrive are forwarded during a drain and after it: a drained member is only not ready. It leads only
-//! if no other member can. A restart ends the drain, because nothing of it is stored.
+//! Packets that still arrive are forwarded during a drain and after it: routers only prefer other members. Before the member
+//! stops or leaves, the rest of its readiness is withdrawn. It leads only if no other member can. A restart ends the drain,
+//! because nothing of it is stored.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
@@ -80,6 +81,8 @@ pub(crate) struct Draining {
     pub(crate) quiet: bool,
     /// Whether the member still leads although others could.
     pub(crate) leader: bool,
+    /// Whether the wait for traffic to move away is over, and the member is about to stop or to leave.
+    pub(crate) over: bool,
 }
 
 impl Draining {
@@ -127,16 +130,25 @@ impl Drain {
         member.set_election_priority(reason.election_priority());
         let mut sampler = self.sampler.lock();
         self.state.send_modify(|state| match state {
-            Some(draining) => draining.reason = reason,
+            Some(draining) => (draining.reason, draining.over) = (reason, false),
             None => {
                 let since = clock::now();
-                *state = Some(Draining { reason, since, packets: 0, quiet: false, leader: true });
+                *state = Some(Draining { reason, since, packets: 0, quiet: false, leader: true, over: false });
             }
         });
         if sampler.as_ref().is_none_or(AbortHandle::is_finished) {
             let sampling = sample(Arc::downgrade(member), self.state.clone());
             *sampler = Some(tokio::spawn(sampling).abort_handle());
         }
+    }
+
+    /// Withdraws what is left of the readiness, because nothing passes soon.
+    pub(crate) fn withdraw(&self) {
+        self.state.send_modify(|state| {
+            if let Some(draining) = state {
+                draining.over = true;
+            }
+        });
     }
 
     /// Takes traffic again.
@@ -234,7 +246,7 @@ mod tests {
     #[test]
     fn drain_waits_for_a_leadership_transfer_until_its_timeout() {
         let since = Time(1_000_000_000);
-        let at = |reason, leader, quiet| Draining { reason, since, packets: 0, quiet, leader };
+        let at = |reason, leader, quiet| Draining { reason, since, packets: 0, quiet, leader, over: false };
         let soon = since + Duration::from_secs(1);
         assert!(at(DrainReason::Operator, false, true).is_done(soon));
         assert!(!at(DrainReason::Operator, true, true).is_done(soon));

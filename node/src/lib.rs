@@ -2,14 +2,18 @@
 
 mod admin;
 mod audit;
+pub mod boot;
 pub mod clock;
 pub mod config;
+pub mod connection_log;
 mod daemon;
 pub mod datapath;
 mod drain;
 pub mod error;
 mod http;
 pub mod lease;
+mod limits;
+mod listen;
 mod member;
 mod membership;
 pub mod metrics;
@@ -18,6 +22,7 @@ mod peer;
 mod queue;
 mod raft;
 mod random;
+mod readiness;
 pub mod replication;
 mod replication_metrics;
 mod scrape;
@@ -29,5 +34,6 @@ mod wake;
 mod zone_registration;
 
 pub use admin::{HELP, SocketError};
+pub use listen::ListenError;
 pub use member::{MemberError, MemberFailure};
 pub use node::{Node, NodeError};

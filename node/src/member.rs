@@ -20,9 +20,11 @@ use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 
 use crate::clock;
 use crate::config::{self, Config, INJECT_DEVICE};
-use crate::datapath::{self, Datapath, Inject, Sinks, StartError, WorkerWake};
+use crate::connection_log::{self, ConnectionLog};
+use crate::datapath::{self, Condition, Datapath, Gate, Inject, Severity, Sinks, StartError, WorkerWake};
 use crate::drain::Drainable;
 use crate::lease::Lease;
+use crate::readiness::Cause;
 use crate::replication::{self, ElectionPriority, EndedError, OpenError, Replication, Timing, Voters};
 use crate::zone_registration;
 
@@ -40,6 +42,15 @@ const POLL_INTERVAL: Duration = Duration::from_millis(10);
 const ZONES_REGISTERED_WITHIN: Duration = Duration::from_secs(3);
 /// How long [`Member::close`] waits for other tasks to drop their handles, of the datapath and of the member.
 const HANDLES_DROPPED_WITHIN: Duration = Duration::from_secs(2);
+
+/// How a running member ends by itself.
+#[derive(Debug)]
+pub(crate) enum MemberEnd {
+    /// The cluster has removed it.
+    Removed,
+    /// It cannot go on.
+    Failed(MemberFailure),
+}
 
 /// Why a running member cannot go on.
 #[derive(Debug, thiserror::Error, Diagnostic)]
@@ -72,6 +83,9 @@ pub enum MemberError {
     /// The workers' eventfds.
     #[error("the packet workers' eventfds cannot be created")]
     Wake(#[source] io::Error),
+    /// The threads of the connection log.
+    #[error("the connection log cannot be started")]
+    Log(#[source] io::Error),
     /// The replication.
     #[error(transparent)]
     #[diagnostic(transparent)]
@@ -83,6 +97,8 @@ pub(crate) struct Member {
     pub(crate) replication: Replication,
     pub(crate) engine: Arc<Engine>,
     pub(crate) lease: Arc<Lease>,
+    pub(crate) connection_log: ConnectionLog,
+    log_writer: Mutex<Option<connection_log::Running>>,
     /// The zones of this machine's interfaces, sorted.
     zones: Vec<String>,
     datapath: Mutex<DatapathState>,
@@ -101,38 +117,51 @@ enum DatapathState {
 
 impl Member {
     /// Starts the member that the data folder belongs to and, in the background, its datapath. What ends it later is sent
-    /// to `failures`.
+    /// to `ends`.
     pub(crate) async fn open(
         config: &Arc<Config>,
-        failures: &mpsc::Sender<MemberFailure>,
+        gate: Option<Gate>,
+        ends: &mpsc::Sender<MemberEnd>,
     ) -> Result<Arc<Member>, MemberError> {
         let workers = if config.role == Role::Witness { 0 } else { config.datapath.workers };
         let wake = WorkerWake::new(workers).map_err(MemberError::Wake)?;
         let lease = Arc::new(Lease::new(config.limits.grace));
         let (sinks, hints, proposals) = queues();
-        let options = replication::Options::from(&**config);
+        let (connection_log, log_queue) = ConnectionLog::new(&config.log);
+        let options =
+            replication::Options { connection_log: connection_log.clone(), ..replication::Options::from(&**config) };
         let replication = Replication::open(options, hints, proposals, wake.clone(), lease.clone()).await?;
         let engine = replication.engine();
+        let log_writer = log_queue.start(&config.name, &config.log, engine.clone()).map_err(MemberError::Log)?;
         let identity = replication.identity();
         tracing::info!(cluster = %identity.cluster, member = %identity.member, starts = identity.starts, "the member runs");
         let member = Arc::new(Member {
             replication,
             engine,
             lease,
+            connection_log,
+            log_writer: Mutex::new(Some(log_writer)),
             zones: zone_registration::of(config),
             datapath: Mutex::new(DatapathState::NotStarted),
             starter: Mutex::new(None),
             _sinks: sinks.clone(),
         });
-        let (ended, failed) = (member.replication.failed(), failures.clone());
+        let (ended, failed) = (member.replication.failed(), ends.clone());
+        let (removed, lease) = (member.replication.removed(), member.lease.clone());
         tokio::spawn(async move {
-            if let Some(why) = ended.await {
-                report(&failed, MemberFailure::Replication(why));
+            let mut ended = std::pin::pin!(ended);
+            tokio::select! {
+                why = &mut ended => return report_failure(&failed, why),
+                () = removed => {}
             }
+            // At once: nothing that it knows counts any longer.
+            lease.remove();
+            report(&failed, MemberEnd::Removed);
+            report_failure(&failed, ended.await);
         });
         tokio::spawn(zone_registration::run(Arc::downgrade(&member)));
         if config.role == Role::Firewall {
-            let starting = run_datapath(config.clone(), Arc::downgrade(&member), wake, sinks, failures.clone());
+            let starting = run_datapath(config.clone(), gate, Arc::downgrade(&member), wake, sinks, ends.clone());
             *member.starter.lock() = Some(tokio::spawn(starting));
         }
         Ok(member)
@@ -152,6 +181,10 @@ impl Member {
             }
         }
         self.replication.shutdown().await;
+        let log_writer = self.log_writer.lock().take();
+        if spawn_blocking(move || drop(log_writer)).await.is_err() {
+            tracing::error!("the connection log did not stop as it should");
+        }
         // Requests that still use the member end within their deadlines. A `join` right after a `leave` needs the lock of
         // the data folder.
         let deadline = clock::now() + HANDLES_DROPPED_WITHIN;
@@ -193,28 +226,48 @@ impl Member {
         self.zones.iter().filter(|zone| cluster.zone(zone) == ZoneId::UNKNOWN).cloned().collect()
     }
 
-    /// Why a member with this role should not be given traffic; empty if it should.
-    pub(crate) fn not_ready(&self, role: Role) -> Vec<String> {
-        let mut reasons = Vec::new();
-        match self.lease_state() {
-            LeaseState::Valid => {}
-            LeaseState::Grace => {
-                reasons.push("this member is cut off from the cluster: only established sessions pass".to_owned())
+    /// What keeps a member with this role from full readiness.
+    pub(crate) fn unready(&self, role: Role) -> Vec<Cause> {
+        let mut causes = Vec::new();
+        if self.lease.is_removed() {
+            return vec![Cause::withdraw(replication::RemovedError::from(self.replication.identity()).to_string())];
+        }
+        match (self.lease_state(), self.lease.is_suspect()) {
+            (LeaseState::Valid, _) => {}
+            (LeaseState::Grace, true) => {
+                causes.push(Cause::fallback(
+                    "what this member has applied is being repaired: only established sessions pass",
+                ));
             }
-            LeaseState::Expired => {
-                reasons.push("this member has not caught up with the cluster: nothing passes".to_owned())
+            (LeaseState::Grace, false) => {
+                let why = self.without_lease("is cut off from");
+                causes.push(Cause::fallback(format!("{why}: only established sessions pass")));
+            }
+            (LeaseState::Expired, _) => {
+                let why = self.without_lease("has not caught up with");
+                causes.push(Cause::withdraw(format!("{why}: nothing passes")));
             }
         }
         if role == Role::Firewall {
-            reasons.extend(self.unregistered_zones().into_iter().map(|zone| {
-                format!("the zone {zone} is not registered in the cluster yet: nothing passes at its interfaces")
+            causes.extend(self.unregistered_zones().into_iter().map(|zone| {
+                let reason =
+                    format!("the zone {zone} is not registered in the cluster yet: nothing passes at its interfaces");
+                Cause::failed(reason)
             }));
             match self.datapath() {
-                None => reasons.push("the datapath does not run yet".to_owned()),
-                Some(datapath) => reasons.extend(unhealthy(&datapath)),
+                None => causes.push(Cause::withdraw("the datapath does not run yet")),
+                Some(datapath) => causes.extend(datapath.conditions().iter().map(cause)),
             }
         }
-        reasons
+        causes
+    }
+
+    /// Why there is no valid lease: there is no quorum, or this member alone lacks something.
+    fn without_lease(&self, what: &str) -> String {
+        if self.replication.has_quorum() {
+            return format!("this member {what} the cluster");
+        }
+        replication::explain_quorum(&self.replication.status().quorum)
     }
 
     /// The packet workers that make no progress.
@@ -255,6 +308,7 @@ impl From<&Config> for replication::Options {
             data_dir: c.data_dir.clone(),
             name: c.name.clone(),
             listen: c.cluster.listen,
+            interfaces: c.cluster.interfaces.clone(),
             advertise: c.cluster.advertise.to_string(),
             role: c.role,
             engine,
@@ -266,6 +320,7 @@ impl From<&Config> for replication::Options {
             log: replication::LogSize::default(),
             voters: Voters { max: c.raft.max_voters, replace_after: c.raft.replace_after },
             progress_rate: c.limits.progress_rate as u64,
+            connection_log: ConnectionLog::default(),
         }
     }
 }
@@ -277,12 +332,15 @@ impl From<&Config> for datapath::Options {
             name: i.name.clone(),
             zone: i.zone.clone(),
             antispoof: i.antispoof,
+            track: i.track,
         };
         datapath::Options {
             interfaces: c.interfaces.iter().map(interface).collect(),
             bypass_interfaces: d.bypass_interfaces.clone(),
             workers: d.workers,
             hold: d.hold,
+            stale_after: d.stale_after,
+            ring_memory: d.ring_memory,
             device: INJECT_DEVICE.to_owned(),
             inject: match d.inject {
                 config::Inject::Auto => Inject::Auto,
@@ -305,21 +363,24 @@ fn seed() -> u64 {
     }
 }
 
-/// What keeps a running datapath from being fit for traffic.
-fn unhealthy(datapath: &Datapath) -> Vec<String> {
-    if datapath.healthy() {
-        return Vec::new();
+/// What a condition of the datapath means for routers.
+fn cause(condition: &Condition) -> Cause {
+    match condition.severity() {
+        Severity::Failed => Cause::failed(condition.to_string()),
+        Severity::Degraded => Cause::fallback(condition.to_string()),
     }
-    let mut reasons = datapath.status().warnings;
-    if reasons.is_empty() {
-        reasons.push("a packet worker makes no progress".to_owned());
-    }
-    reasons
 }
 
-fn report(failures: &mpsc::Sender<MemberFailure>, failure: MemberFailure) {
-    // Full only while the daemon deals with an earlier failure.
-    drop(failures.try_send(failure));
+fn report(ends: &mpsc::Sender<MemberEnd>, end: MemberEnd) {
+    // Full only while the daemon deals with an earlier one.
+    drop(ends.try_send(end));
+}
+
+/// Reports why the replication ended; `None`: it was shut down.
+fn report_failure(ends: &mpsc::Sender<MemberEnd>, why: Option<EndedError>) {
+    if let Some(why) = why {
+        report(ends, MemberEnd::Failed(MemberFailure::Replication(why)));
+    }
 }
 
 /// Stops the datapath once all other handles to it are dropped; after [`HANDLES_DROPPED_WITHIN`] the last of them does so.
@@ -340,10 +401,11 @@ fn stop_last_handle(mut datapath: Arc<Datapath>) {
 /// Waits until the member's lease is valid for the first time, starts its datapath, and watches its threads.
 async fn run_datapath(
     config: Arc<Config>,
+    gate: Option<Gate>,
     member: Weak<Member>,
     wake: WorkerWake,
     sinks: Sinks,
-    failures: mpsc::Sender<MemberFailure>,
+    ends: mpsc::Sender<MemberEnd>,
 ) {
     loop {
         let Some(member) = member.upgrade() else { return };
@@ -359,9 +421,9 @@ async fn run_datapath(
     }
     let Some(starting) = member.upgrade() else { return };
     let sinks = if config.lab.cut_replication { null_sinks() } else { sinks };
-    // The start queries the kernel and runs nft, so it blocks. If this task is aborted meanwhile, the blocking part goes on
+    // The start queries the kernel, so it blocks. If this task is aborted meanwhile, the blocking part goes on
     // and finds `Closed`.
-    let started = spawn_blocking(move || starting.start_datapath(&config, wake, sinks)).await;
+    let started = spawn_blocking(move || starting.start_datapath(&config, gate, wake, sinks)).await;
     let failure = match started {
         Ok(Ok(())) => {
             tracing::info!("the datapath runs");
@@ -371,14 +433,22 @@ async fn run_datapath(
         Err(error) => Some(MemberFailure::Starter(error)),
     };
     if let Some(failure) = failure {
-        report(&failures, failure);
+        report(&ends, MemberEnd::Failed(failure));
     }
 }
 
 impl Member {
-    fn start_datapath(&self, config: &Config, wake: WorkerWake, sinks: Sinks) -> Result<(), StartError> {
+    fn start_datapath(
+        &self,
+        config: &Config,
+        gate: Option<Gate>,
+        wake: WorkerWake,
+        sinks: Sinks,
+    ) -> Result<(), StartError> {
         let (engine, lease) = (self.engine.clone(), self.lease.clone());
-        let datapath = datapath::start(datapath::Options::from(config), engine, lease, wake, sinks)?;
+        let connection_log = self.connection_log.clone();
+        let options = datapath::Options { connection_log, gate, ..datapath::Options::from(config) };
+        let datapath = datapath::start(options, engine, lease, wake, sinks)?;
         let mut state = self.datapath.lock();
         match *state {
             DatapathState::Closed => drop(datapath),

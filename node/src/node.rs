@@ -3,7 +3,7 @@
 //! ```text
 //!            node.toml                                       SIGTERM, SIGINT
 //!                │                                                 │
-//!  gate ──> [Daemon] ── admin socket ── http ── watchdog      [run] waits
+//!  gate ──> [Daemon] ── admin socket ── http ── readiness ── watchdog      [run] waits
 //!                │ the data folder has an identity, or `init`, `join`
 //!                v
 //!            [Member]: replication, then the datapath
@@ -16,7 +16,9 @@
 //! **Order at the end.** The member is drained ([`crate::drain`]): not ready, and leadership to another member, while routers
 //! turn away. Then the datapath stops, then the replication. The gate stays.
 //!
-//! **Tasks.** All of them end when the future of [`Node::run`] is dropped.
+//! **Tasks.** All of them end when the future of [`Node::run`] is dropped. One that ends by itself ends the daemon: without its
+//! admin socket nobody could stop it in good order, without HTTP routers would not learn of its state. A panic while one
+//! connection is served ends that connection only.
 //!
 //! | task | does | cancel-safe |
 //! |---|---|---|
@@ -24,26 +26,31 @@
 //! | admin server | answers the unix socket; one task a connection | an `init`, `join` or `leave` goes on in a task of its own |
 //! | http server | `/metrics`, `/healthz`, `/readyz` | yes |
 //! | the member's starter | waits for the lease, starts the datapath, ends the daemon if one of its threads dies | yes: a datapath that was started is stored or stopped |
+//! | readiness | follows the grade of readiness, logs it, and announces it by kernel routes | yes |
 //! | watchdog | tells systemd that all threads make progress | yes |
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use miette::Diagnostic;
+use nix::sys::stat::{Mode, umask};
 use palisade_engine::Role;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet, spawn_blocking};
 
 use crate::admin::{self, SocketError};
+use crate::clock;
 use crate::config::{Config, INJECT_DEVICE};
 use crate::daemon::Daemon;
 use crate::datapath::Gate;
 use crate::http::{self, HttpState};
-use crate::member::{MemberError, MemberFailure};
+use crate::listen::ListenError;
+use crate::member::{MemberEnd, MemberError, MemberFailure};
+use crate::readiness;
 use crate::replication::OpenError;
 use crate::systemd;
 
@@ -64,14 +71,9 @@ pub enum NodeError {
     #[diagnostic(transparent)]
     Socket(#[from] SocketError),
     /// The port of `/metrics`.
-    #[error("cannot listen on [http] {address}")]
-    #[diagnostic(help("set [http] listen to a free port and an address of this machine"))]
-    Http {
-        /// The address.
-        address: SocketAddr,
-        /// Why.
-        source: io::Error,
-    },
+    #[error("the HTTP port cannot be opened")]
+    #[diagnostic(transparent)]
+    Http(#[from] ListenError),
     /// SIGTERM, SIGINT.
     #[error("the signal handlers cannot be installed")]
     Signals(#[source] io::Error),
@@ -79,11 +81,24 @@ pub enum NodeError {
     #[error("the member cannot be started")]
     #[diagnostic(transparent)]
     Start(#[from] MemberError),
+    /// A task ended by itself.
+    #[error("the task `{0}` ended")]
+    #[diagnostic(help(
+        "a bug: report what was logged before this. The gate is closed and nothing passes this machine until the daemon is started again; its systemd unit does so"
+    ))]
+    Task(&'static str),
+    /// The admin socket's set-up panicked.
+    #[error("the set-up of the admin socket broke off")]
+    SocketTask(#[source] JoinError),
     /// The member ran and cannot go on.
     #[error(transparent)]
     #[diagnostic(transparent)]
     Failure(#[from] MemberFailure),
 }
+
+/// How long the daemon may take to stop, the time in which traffic moves away included. With what the process itself takes to
+/// end, it is gone within five seconds.
+const STOP_TIMEOUT: Duration = Duration::from_millis(4500);
 
 /// The daemon.
 #[derive(Debug)]
@@ -114,20 +129,24 @@ impl Node {
         stop: impl Future<Output = S>,
         force_stop: impl FnOnce(S) -> F,
     ) -> Result<(), NodeError> {
-        install_gate(&config).await?;
-        let listen = config.http.listen;
-        let http = TcpListener::bind(listen).await.map_err(|source| NodeError::Http { address: listen, source })?;
-        let socket = admin::Socket::bind(&config.admin.socket)?;
-        let (failures, mut failure) = mpsc::channel(4);
-        let daemon = Arc::new(Daemon::new(config, failures));
+        // The log and the snapshots hold the policy and who talks to whom. A service manager may set this too; a shell does not.
+        umask(Mode::S_IRWXG | Mode::S_IRWXO);
+        let gate = install_gate(&config).await?;
+        let http = http::Server::bind(&config.http)?;
+        let path = config.admin.socket.clone();
+        // It asks the name service for the group.
+        let socket = spawn_blocking(move || admin::Socket::bind(&path)).await.map_err(NodeError::SocketTask)??;
+        let (ends, mut ended) = mpsc::channel(4);
+        let daemon = Arc::new(Daemon::new(config, gate, ends));
 
-        let mut tasks = JoinSet::new();
+        let mut tasks = Tasks::default();
         let pages: Arc<dyn HttpState> = daemon.clone();
-        tasks.spawn(async move {
-            http::serve(http, pages).await;
+        tasks.spawn("http", async move {
+            http.serve(pages).await;
         });
-        tasks.spawn(admin::serve(socket, daemon.clone()));
-        tasks.spawn(watchdog(daemon.clone()));
+        tasks.spawn("admin", admin::serve(socket, daemon.clone()));
+        tasks.spawn("readiness", readiness::follow(daemon.clone()));
+        tasks.spawn("watchdog", watchdog(daemon.clone()));
 
         match daemon.open().await {
             Ok(()) => {}
@@ -136,47 +155,98 @@ impl Node {
                     "this machine is in no cluster: `palisade cluster init` creates one, `palisade cluster join` joins one"
                 );
             }
+            Err(MemberError::Replication(OpenError::Removed(removed))) => tracing::error!("{}", with_help(&removed)),
             Err(e) => return Err(e.into()),
         }
         systemd::notify("READY=1");
 
-        let force_stop = tokio::select! {
-            stopped = stop => force_stop(stopped),
-            Some(failure) = failure.recv() => {
-                systemd::notify("STOPPING=1");
-                daemon.close().await;
-                return Err(failure.into());
+        let mut stop = std::pin::pin!(stop);
+        let force_stop = loop {
+            tokio::select! {
+                stopped = &mut stop => break force_stop(stopped),
+                Some(end) = ended.recv() => match end {
+                    // The daemon stays: it says what has happened, and joins again on request.
+                    MemberEnd::Removed => drop(tokio::spawn(daemon.clone().on_removed())),
+                    MemberEnd::Failed(failure) => {
+                        systemd::notify("STOPPING=1");
+                        daemon.close().await;
+                        return Err(failure.into());
+                    }
+                },
+                ended = tasks.ended() => {
+                    systemd::notify("STOPPING=1");
+                    daemon.close().await;
+                    return Err(NodeError::Task(ended));
+                }
             }
         };
         systemd::notify("STOPPING=1");
+        let begin = clock::now();
         tokio::select! {
             () = daemon.graceful_shutdown() => {}
             () = force_stop => tracing::info!("a second signal: ending at once"),
         }
-        daemon.close().await;
+        // The store is whole at any moment, as after a crash: what hangs is not waited for.
+        let left = STOP_TIMEOUT.saturating_sub(clock::now().since(begin));
+        if tokio::time::timeout(left, daemon.close()).await.is_err() {
+            tracing::warn!("not everything has ended within {STOP_TIMEOUT:?}: ending nevertheless");
+        }
         tracing::info!("stopped; the gate stays");
         Ok(())
     }
 }
 
-/// Installs the gate, but not on a witness: a witness forwards nothing for others.
-async fn install_gate(config: &Config) -> Result<(), NodeError> {
+/// An error with what to do about it, on one line.
+fn with_help(error: &impl Diagnostic) -> String {
+    error.help().map_or_else(|| error.to_string(), |help| format!("{error}; {help}"))
+}
+
+/// The daemon's own tasks, by name.
+#[derive(Default)]
+struct Tasks {
+    set: JoinSet<()>,
+    names: HashMap<tokio::task::Id, &'static str>,
+}
+
+impl Tasks {
+    fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.names.insert(self.set.spawn(task).id(), name);
+    }
+
+    /// Waits until one of them ends, which none should. Cancel-safe.
+    async fn ended(&mut self) -> &'static str {
+        let id = match self.set.join_next_with_id().await {
+            Some(Ok((id, ()))) => id,
+            Some(Err(error)) => {
+                tracing::error!(%error, "a task of the daemon died");
+                error.id()
+            }
+            None => return std::future::pending().await,
+        };
+        self.names.get(&id).copied().unwrap_or("unnamed")
+    }
+}
+
+/// Installs the gate, but not on a witness: a witness forwards nothing for others. Its table has an owner as long as the
+/// handle exists.
+async fn install_gate(config: &Config) -> Result<Option<Gate>, NodeError> {
     if config.role == Role::Witness {
-        return Ok(());
+        return Ok(None);
     }
     let gate = Gate::new(INJECT_DEVICE, &config.datapath.bypass_interfaces);
-    // It queries the kernel and runs nft.
-    let installed = spawn_blocking(move || gate.install()).await.map_err(NodeError::GateTask)?;
+    gate.set_data_interfaces(config.interfaces.iter().map(|interface| &interface.name));
+    let installing = gate.clone();
+    let installed = spawn_blocking(move || installing.install()).await.map_err(NodeError::GateTask)?;
     match installed.map_err(NodeError::Gate)?.nft {
-        Ok(_) => tracing::info!("the gate is installed"),
-        Err(reason) => tracing::warn!(reason, "the gate is installed, but without its second lock (nftables)"),
+        Ok(()) => tracing::info!("the gate is installed"),
+        Err(error) => tracing::warn!(%error, "the gate is installed, but without its second lock (nftables)"),
     }
-    Ok(())
+    Ok(Some(gate))
 }
 
 /// Tells systemd that the process lives, while no thread is stuck.
 async fn watchdog(daemon: Arc<Daemon>) {
-    let Some(interval) = systemd::watchdog_interval() else { return };
+    let Some(interval) = systemd::watchdog_interval() else { return std::future::pending().await };
     loop {
         if daemon.stuck_threads().is_empty() {
             systemd::notify("WATCHDOG=1");

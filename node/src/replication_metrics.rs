@@ -75,6 +75,9 @@ pub struct ReplicationMetrics {
     pub snapshots: Directions = "palisade_snapshots_total",
     /// Requests refused because they were for another member or cluster.
     pub wrong_destination_requests: Counter = "palisade_wrong_destination_requests_total",
+    /// Packets to the member port that the kernel dropped: from an interface that is not in `cluster.interfaces`, or for lack
+    /// of room. Read every ten seconds.
+    pub port_dropped: Counter = "palisade_member_port_dropped_total",
     /// Connections to the member port closed because they did not speak its protocol.
     pub rejected_connections: Counter = "palisade_rejected_connections_total",
     /// Times that a new leader was seen.

@@ -1,10 +1,12 @@
 //! The HTTP pages from the daemon's state.
 
-use palisade_metrics::MetricFamilies;
+use palisade_metrics::{MetricFamilies, MetricGroup};
 
-use crate::daemon::Daemon;
+use crate::connection_log::ConnectionLogMetrics;
+use crate::daemon::{Daemon, Outside};
 use crate::http::HttpState;
 use crate::metrics;
+use crate::readiness::Readiness;
 
 impl HttpState for Daemon {
     fn metrics(&self) -> MetricFamilies {
@@ -15,8 +17,8 @@ impl HttpState for Daemon {
         self.stuck_threads()
     }
 
-    fn not_ready(&self) -> Vec<String> {
-        Daemon::not_ready(self)
+    fn readiness(&self) -> Readiness {
+        Daemon::readiness(self)
     }
 }
 
@@ -24,9 +26,11 @@ impl HttpState for Daemon {
 fn collect(daemon: &Daemon) -> MetricFamilies {
     let mut families = MetricFamilies::default();
     metrics::process::collect(&mut families);
+    daemon.admin_limits().collect(&mut families);
     let member = daemon.member();
     let passing = daemon.draining().map(|drain| drain.packets);
-    metrics::member_state(&mut families, daemon.not_ready().is_empty(), member.is_some(), passing);
+    let removed = matches!(daemon.outside(), Some(Outside::Removed(_)));
+    metrics::member_state(&mut families, daemon.readiness().grade, member.is_some(), removed, passing);
     let Some(member) = member else { return families };
     let limits = &daemon.config().limits;
     metrics::sessions::table(&mut families, &member.engine.counts(), limits.max_sessions, limits.max_half_open);
@@ -38,11 +42,20 @@ fn collect(daemon: &Daemon) -> MetricFamilies {
         &member.engine.cluster_state(),
     );
     metrics::raft::collect(&mut families, &member.replication.status());
+    if let Some(datapath) = member.datapath() {
+        metrics::gate(&mut families, &datapath.status().gate);
+    }
     metrics::counted(
         &mut families,
         &member.replication.metrics(),
         &member.replication.store_metrics(),
         member.datapath().map(|datapath| datapath.metrics()).as_deref(),
     );
+    if let Some(log) = member.connection_log.metrics() {
+        ConnectionLogMetrics::collect(&[log], &mut families);
+    }
+    let (_, hits) = member.engine.rule_hits(metrics::sessions::MAX_RULE_SERIES);
+    let beyond = member.engine.rule_hits_beyond(metrics::sessions::MAX_RULE_SERIES);
+    metrics::sessions::rule_hits(&mut families, &hits, beyond);
     families
 }

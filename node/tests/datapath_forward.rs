@@ -161,6 +161,12 @@ fn rejected_packet_is_answered() {
 /// The sources of the ICMP errors that come back for datagrams to an address and are seen on the client's link, until none
 /// comes for a while.
 fn errors_for(lab: &SmallLab, address: &'static str, count: usize) -> Vec<IpAddr> {
+    // Administratively prohibited.
+    unreachable_for(lab, address, count, (13, 1))
+}
+
+/// The same, with these codes of "destination unreachable" over IPv4 and IPv6.
+fn unreachable_for(lab: &SmallLab, address: &'static str, count: usize, codes: (u8, u8)) -> Vec<IpAddr> {
     lab.client.call(move || {
         let interface = datalink::interfaces().into_iter().find(|i| i.name == "c0").unwrap();
         let config = datalink::Config { read_timeout: Some(Duration::from_millis(300)), ..Default::default() };
@@ -185,11 +191,10 @@ fn errors_for(lab: &SmallLab, address: &'static str, count: usize) -> Vec<IpAddr
                 Err(_) => break,
             };
             match (&frame[12..14], frame.get(23), frame.get(20)) {
-                // Destination unreachable, administratively prohibited.
-                ([8, 0], Some(1), _) if frame[34..36] == [3, 13] => {
+                ([8, 0], Some(1), _) if frame[34..36] == [3, codes.0] => {
                     sources.push(IpAddr::from(*frame[26..].first_chunk::<4>().unwrap()));
                 }
-                ([0x86, 0xdd], _, Some(58)) if frame[54..56] == [1, 1] => {
+                ([0x86, 0xdd], _, Some(58)) if frame[54..56] == [1, codes.1] => {
                     sources.push(IpAddr::from(*frame[22..].first_chunk::<16>().unwrap()));
                 }
                 _ => {}
@@ -197,6 +202,41 @@ fn errors_for(lab: &SmallLab, address: &'static str, count: usize) -> Vec<IpAddr
         }
         sources
     })
+}
+
+#[test]
+fn packet_without_a_route_is_answered_as_the_kernel_would() {
+    if !can_run("a_packet_without_a_route", PROGRAMS) {
+        return;
+    }
+    let lab = SmallLab::new();
+    let judge = Fixed::forward();
+    judge.say(4);
+    let running = start(&lab, two_interfaces(), &judge).unwrap();
+    assert!(lab.passes(false, SOON) && lab.passes(true, SOON));
+    lab.member.ip("route add blackhole 10.9.3.0/24");
+    for (kind, codes, v4, v6) in [
+        ("", (0, 0), "10.9.0.1:7", "[fd00:9::1]:7"),
+        ("unreachable", (1, 3), "10.9.1.1:7", "[fd00:9:1::1]:7"),
+        ("prohibit", (13, 1), "10.9.2.1:7", "[fd00:9:2::1]:7"),
+    ] {
+        if !kind.is_empty() {
+            lab.member.ip(&format!("route add {kind} 10.9.{}.0/24", if codes.0 == 1 { 1 } else { 2 }));
+            lab.member.ip(&format!("route add {kind} fd00:9:{}::/48", if codes.0 == 1 { 1 } else { 2 }));
+        }
+        for (to, own) in [(v4, "10.1.0.1"), (v6, "fd00:1::1")] {
+            assert!(lab.answers(&lab.client, own));
+            let sources = unreachable_for(&lab, to, 5, codes);
+            assert!(!sources.is_empty(), "{to}: the sender is told nothing");
+            assert!(sources.iter().all(|source| *source == own.parse::<IpAddr>().unwrap()), "{to}: {sources:?}");
+        }
+    }
+    let dropped = || running.datapath.metrics().dropped(Reason::NoRoute);
+    let before = dropped();
+    for codes in [(0, 0), (1, 3), (13, 1)] {
+        assert_eq!(unreachable_for(&lab, "10.9.3.1:7", 1, codes), [] as [IpAddr; 0], "a blackhole says nothing");
+    }
+    assert!(dropped() > before, "and counts");
 }
 
 #[test]

@@ -4,9 +4,9 @@
 mod datapath_member;
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
+use datapath_member::virtio::unfinished;
 use datapath_member::{Fixed, PROGRAMS, arrives, start, two_interfaces};
 use palisade_engine::parse::{self, Checksum, Kind, Packet, build};
 use palisade_engine::{Ip, Protocol, Reason, Tuple};
@@ -65,7 +65,7 @@ fn frames_of_a_vlan_device_are_that_devices_and_no_others() {
     }
     // Number 6 is a device of the member, but no data interface; of number 7 it knows nothing.
     assert!(add_vlan(&lab, 6, true) && add_vlan(&lab, 7, false));
-    let vlan = Interface { name: "f0.5".into(), zone: "outside".into(), antispoof: true };
+    let vlan = Interface { name: "f0.5".into(), zone: "outside".into(), antispoof: true, track: true };
     let mut options = two_interfaces();
     options.interfaces.push(vlan);
     let judge = Fixed::forward();
@@ -152,37 +152,6 @@ fn next(frames: &mut dyn DataLinkReceiver) -> Option<(Packet, Vec<u8>)> {
         }
     }
     None
-}
-
-/// A packet socket that leaves the checksum to the device that sends the frame.
-#[allow(unsafe_code, reason = "no crate here has this socket option")]
-fn unfinished(interface: &str) -> OwnedFd {
-    // SAFETY: no pointers; the result is checked.
-    let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
-    assert!(fd >= 0, "a packet socket");
-    // SAFETY: a fresh descriptor that nobody else has.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    let one = 1i32;
-    // SAFETY: the pointer is to four readable bytes that outlive the call.
-    let done = unsafe {
-        libc::setsockopt(socket.as_raw_fd(), libc::SOL_PACKET, libc::PACKET_VNET_HDR, (&raw const one).cast(), 4)
-    };
-    assert_eq!(done, 0, "PACKET_VNET_HDR: {}", std::io::Error::last_os_error());
-    let index = nix::net::if_::if_nametoindex(interface).unwrap();
-    let address = libc::sockaddr_ll {
-        sll_family: u16::try_from(libc::AF_PACKET).unwrap(),
-        sll_protocol: 0,
-        sll_ifindex: i32::try_from(index).unwrap(),
-        sll_hatype: 0,
-        sll_pkttype: 0,
-        sll_halen: 0,
-        sll_addr: [0; 8],
-    };
-    let length = u32::try_from(size_of_val(&address)).unwrap();
-    // SAFETY: the pointer is to an address of this length that outlives the call.
-    let done = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) };
-    assert_eq!(done, 0, "bind: {}", std::io::Error::last_os_error());
-    socket
 }
 
 #[test]

@@ -5,6 +5,8 @@
 
 pub mod convert;
 
+pub use prost::Message;
+
 /// Between members: Raft, hints, proposals, membership.
 pub mod member {
     /// Version 1.

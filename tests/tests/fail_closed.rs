@@ -240,3 +240,48 @@ async fn late_interface(lab: &Lab) -> Result<()> {
     assert_eq!(arrived(&server).await, Vec::<String>::new(), "forwarded past the gate");
     Ok(())
 }
+
+/// Runs `ip` on a member's machine.
+async fn ip(lab: &Lab, arguments: &str) -> Result<()> {
+    let mut command = tokio::process::Command::new("ip");
+    command.args(arguments.split(' '));
+    let output = lab.member(1).netns().run(async move { command.output().await }).await??;
+    anyhow::ensure!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// It votes and leads, is not ready and says why, and forwards when the interface appears.
+#[tokio::test(flavor = "multi_thread")]
+async fn missing_interface_ends_nothing() {
+    let Some(_turn) = require_lab(&["ip"]) else { return };
+    let mut lab = one_member().await;
+    let result = missing(&mut lab).await;
+    lab.or_keep(result).unwrap();
+}
+
+async fn missing(lab: &mut Lab) -> Result<()> {
+    let name = Side::Server.interface();
+    lab.member_mut(1).terminate(WAIT).await?;
+    ip(lab, &format!("link set {name} down")).await?;
+    ip(lab, &format!("link set {name} name later")).await?;
+    lab.member_mut(1).start().await?;
+    lab.member_mut(1).wait_up(WAIT).await?;
+    for (change, reason) in [
+        (None, format!("the interface {name} is missing")),
+        (Some(format!("link set later name {name}")), format!("the interface {name} is down")),
+    ] {
+        if let Some(change) = change {
+            ip(lab, &change).await?;
+        }
+        wait_until(&reason, async || {
+            lab.member_mut(1).check()?;
+            let (status, body) = lab.member(1).http("/readyz").await?;
+            Ok(status == 503 && body.contains(&reason))
+        })
+        .await?;
+        assert_eq!(lab.leader().await?, 1, "it votes and leads");
+        assert_eq!(lab.member(1).metric("palisade_interface_up", &[&format!("interface=\"{name}\"")]).await?, 0.0);
+    }
+    ip(lab, &format!("link set {name} up")).await?;
+    lab.member_mut(1).wait_ready(WAIT).await
+}

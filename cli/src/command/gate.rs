@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use palisade_node::boot::install_gate;
 use palisade_node::config::{Config, INJECT_DEVICE};
 use palisade_node::datapath::Gate;
 use palisade_proto::admin::v1;
@@ -22,6 +23,13 @@ pub enum Command {
         /// has, else /etc/palisade/node.toml.
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
+    },
+    /// Install the gate: from now on this machine forwards nothing that no daemon has judged. For the boot, before there is
+    /// a network. If the configuration is not valid, a gate that is there stays, and a new one exempts no interface.
+    Install {
+        /// The configuration file that names the exempt interfaces (`bypass_interfaces`).
+        #[arg(long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
+        config: PathBuf,
     },
     /// Remove the gate: this machine's kernel then forwards everything, UNFILTERED. Only while the daemon is stopped.
     Remove {
@@ -54,6 +62,12 @@ pub fn run(global: &Global, command: &Command) -> Result<ExitCode, Failure> {
                 .map_err(|e| Failure::new(Exit::Failure, format!("the gate cannot be read: {e}"), Some(ROOT)))?;
             let whole = print::gate::status(global.output, &status)?;
             Ok(if whole { ExitCode::SUCCESS } else { Exit::Failure.into() })
+        }
+        Command::Install { config } => {
+            let installed = install_gate(config)
+                .map_err(|e| Failure::new(Exit::Failure, format!("the gate cannot be installed: {e}"), Some(ROOT)))?;
+            print::gate::installed(global.output, &installed)?;
+            Ok(ExitCode::SUCCESS)
         }
         Command::Remove { yes } => {
             if !yes {

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use palisade_node::Node;
+use palisade_node::boot::close_gate;
 use palisade_node::config::Config;
+use palisade_node::datapath::nice;
 
 use crate::args::Global;
 use crate::exit::{Exit, Failure};
@@ -25,11 +27,15 @@ pub struct Args {
 pub fn run(global: &Global, args: &Args) -> Result<ExitCode, Failure> {
     // openraft warns of each attempt to reach a member that is down, thousands of times a second.
     logging::start(global, "info,openraft=error")?;
-    let config = Config::load(&args.config).map_err(|e| Failure::diagnostic(Exit::Failure, e))?;
+    let config = Config::load(&args.config).map_err(|e| {
+        close_gate(&args.config);
+        Failure::diagnostic(Exit::Failure, e)
+    })?;
+    nice::prefer_raft();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("palisade-async").build()?;
     let result = runtime.block_on(Node::run(config));
     // Blocking tasks that hang (a dead disk) must not keep a stopped daemon alive.
-    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    runtime.shutdown_timeout(std::time::Duration::from_millis(500));
     result.map_err(|e| Failure::error(Exit::Failure, &e))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,5 +1,7 @@
 //! What `palisade gate` prints.
 
+use miette::Diagnostic;
+use palisade_node::boot::GateAtBoot;
 use palisade_node::datapath::{GateStatus, Nft};
 use serde::Serialize;
 
@@ -37,6 +39,39 @@ pub fn status(output: Output, s: &GateStatus) -> Result<bool, Failure> {
         },
     )?;
     Ok(whole)
+}
+
+#[derive(Serialize)]
+struct Installed<'a> {
+    installed: bool,
+    bypass_interfaces: &'a [String],
+    problems: Vec<String>,
+}
+
+/// After `install`.
+///
+/// # Errors
+/// Standard output cannot be written.
+pub fn installed(output: Output, gate: &GateAtBoot) -> Result<(), Failure> {
+    let GateAtBoot::Installed { bypass_interfaces, config, nft } = gate else {
+        let none = || Installed { installed: false, bypass_interfaces: &[], problems: Vec::new() };
+        return answer(output, none, |out| writeln!(out, "a witness forwards nothing for others, and has no gate"));
+    };
+    let mut problems: Vec<String> =
+        config.iter().map(|error| format!("the configuration is not used: {error}")).collect();
+    problems.extend(nft.iter().map(|error| {
+        let help = error.help().map(|help| format!("; {help}")).unwrap_or_default();
+        format!("only the policy rules are installed: {error}{help}")
+    }));
+    answer(
+        output,
+        || Installed { installed: true, bypass_interfaces, problems: problems.clone() },
+        |out| {
+            writeln!(out, "the gate is installed: this machine forwards nothing that Palisade has not judged")?;
+            bypass_interfaces.iter().try_for_each(|name| writeln!(out, "exempt        {name}"))?;
+            problems.iter().try_for_each(|problem| writeln!(out, "problem       {problem}"))
+        },
+    )
 }
 
 #[derive(Serialize)]

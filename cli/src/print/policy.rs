@@ -94,6 +94,8 @@ struct Record<'a> {
     unix_ms: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     text: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    canonical: Option<String>,
     /// The same for machines; `apply` takes it as a file that ends in `.json`.
     #[serde(skip_serializing_if = "Option::is_none")]
     policy: Option<Policy>,
@@ -102,17 +104,80 @@ struct Record<'a> {
 impl<'a> Record<'a> {
     fn new(r: &'a v1::PolicyRecord, text: Option<&'a str>) -> Record<'a> {
         let policy = text.and_then(|t| Policy::parse("policy", t).ok());
-        Record { generation: r.generation, author: &r.author, time: date(r.unix_ms), unix_ms: r.unix_ms, text, policy }
+        let canonical = policy.as_ref().map(Policy::to_string);
+        let time = date(r.unix_ms);
+        Record { generation: r.generation, author: &r.author, time, unix_ms: r.unix_ms, text, canonical, policy }
     }
 }
 
-/// A policy: for people its text alone, which `apply` takes again.
+/// The canonical form of a policy that is or was in force.
+fn canonical(text: &str) -> String {
+    Policy::parse("policy", text).map_or_else(|_| text.to_owned(), |policy| policy.to_string())
+}
+
+/// A policy: for people its text alone, as it was applied or in its canonical form; `apply` takes it again.
 ///
 /// # Errors
 /// Standard output cannot be written.
-pub fn show(output: Output, answered: &v1::PolicyShowResponse) -> Result<(), Failure> {
+pub fn show(output: Output, answered: &v1::PolicyShowResponse, in_canonical_form: bool) -> Result<(), Failure> {
     let record = answered.policy.clone().unwrap_or_default();
-    answer(output, || Record::new(&record, Some(&answered.text)), |out| out.write_all(answered.text.as_bytes()))
+    answer(
+        output,
+        || Record::new(&record, Some(&answered.text)),
+        |out| match in_canonical_form {
+            true => out.write_all(canonical(&answered.text).as_bytes()),
+            false => out.write_all(answered.text.as_bytes()),
+        },
+    )
+}
+
+#[derive(Serialize)]
+struct Hits<'a> {
+    generation: u64,
+    rules: Vec<RuleHits<'a>>,
+    missing_members: &'a [String],
+}
+
+#[derive(Serialize)]
+struct RuleHits<'a> {
+    rule: u32,
+    name: &'a str,
+    text: &'a str,
+    hits: u64,
+    last: Option<String>,
+    last_unix_ms: Option<u64>,
+}
+
+/// How often each rule decided, and when last.
+///
+/// # Errors
+/// Standard output cannot be written.
+pub fn hits(output: Output, answered: &v1::PolicyHitsResponse) -> Result<(), Failure> {
+    let json = || Hits {
+        generation: answered.generation,
+        rules: (answered.rules.iter())
+            .map(|r| RuleHits {
+                rule: r.rule,
+                name: &r.name,
+                text: &r.text,
+                hits: r.hits,
+                last: r.last_unix_ms.map(date),
+                last_unix_ms: r.last_unix_ms,
+            })
+            .collect(),
+        missing_members: &answered.missing_members,
+    };
+    answer(output, json, |out| {
+        let mut table = Table::new(&["HITS", "LAST", "RULE"]);
+        for r in &answered.rules {
+            table.row([r.hits.to_string(), r.last_unix_ms.map_or_else(|| "-".to_owned(), date), r.text.clone()]);
+        }
+        table.write(out)?;
+        match answered.missing_members.as_slice() {
+            [] => Ok(()),
+            missing => writeln!(out, "(without {})", missing.join(", ")),
+        }
+    })
 }
 
 /// The last policies.
@@ -158,7 +223,8 @@ enum Line<'a> {
 /// Standard output cannot be written.
 pub fn diff(output: Output, old: &v1::PolicyShowResponse, name: &str, new: &str) -> Result<bool, Failure> {
     let generation = old.policy.as_ref().map_or(0, |p| p.generation);
-    let lines = lines(&old.text, new);
+    let old_text = canonical(&old.text);
+    let lines = lines(&old_text, new);
     let same = lines.iter().all(|l| matches!(l, Line::Same(_)));
     let json = || {
         let lines = lines.iter().filter_map(|l| match l {

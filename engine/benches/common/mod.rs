@@ -126,7 +126,7 @@ impl Member {
             Event::Propose(Proposal::Establish(establish)) => Some(Command::Establish(establish)),
             Event::Propose(Proposal::Close(close)) => Some(Command::Close(close)),
             Event::Propose(Proposal::Refresh(id)) => Some(Command::Refresh(vec![id])),
-            Event::Hint(_) | Event::Wake { .. } => None,
+            Event::Hint(_) | Event::Wake { .. } | Event::Log(_) => None,
         };
         self.events.drain(..).filter_map(command).collect()
     }

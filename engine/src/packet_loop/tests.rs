@@ -92,6 +92,7 @@ struct Seen {
     hints: usize,
     lost: (usize, usize),
     proposals: usize,
+    logged: Vec<LoggedDecision>,
     woken: Vec<(WorkerSet, HoldKey)>,
     hold_times: Vec<Duration>,
     held: Option<HoldCounts>,
@@ -128,6 +129,10 @@ impl PacketSink<u8> for Sink {
         let seen = &mut *self.0.borrow_mut();
         seen.proposals += 1;
         seen.proposals <= PROPOSALS
+    }
+
+    fn log(&mut self, _: Time, decision: &LoggedDecision) {
+        self.0.borrow_mut().logged.push(*decision);
     }
 
     fn wake(&mut self, workers: WorkerSet, key: HoldKey) {
@@ -280,6 +285,24 @@ fn packet_loop_drops_stale_and_malformed_packets_unjudged() {
     b.turn_received(&[Verdict::Forward]);
     let counted: Vec<_> = b.sink.0.borrow_mut().outcomes.drain(..).collect();
     assert_eq!(counted, [(5, Dropped(Reason::Stale), 1), (6, Dropped(Reason::Truncated), 1), (7, Forwarded, 7)]);
+}
+
+/// A short hold, for connections that should fail soon, makes no fresh packet stale, and a long one no stale packet fresh.
+#[test]
+fn packet_loop_has_an_age_for_captured_packets_and_another_for_held_ones() {
+    let mut b = Bench::new();
+    b.packet_loop = b.packet_loop.with_stale_after(20 * MS);
+    b.source.packets = vec![(START - 21 * MS, 0, 1, bytes()), (START - 20 * MS, 0, 2, bytes())];
+    b.turn_received(&[HOLD]);
+    assert_eq!(b.outcomes(), [(1, Dropped(Reason::Stale)), (2, Held)]);
+    b.source.now = START + 200 * MS;
+    b.source.woken = Some(vec![KEY]);
+    b.turn(&[], &[Verdict::Forward]);
+    assert_eq!(b.outcomes(), [(2, Forwarded)]);
+    b.packet_loop = b.packet_loop.with_stale_after(1000 * MS);
+    b.source.packets = vec![(START - 700 * MS, 0, 3, bytes())];
+    b.turn_received(&[Verdict::Forward]);
+    assert_eq!(b.outcomes(), [(3, Forwarded)]);
 }
 
 #[test]

@@ -15,7 +15,7 @@ const MAX_EXTENSION_HEADERS: usize = 8;
 /// Maximum number of bytes of extension headers in one packet (RFC 8504 section 5.3).
 const MAX_EXTENSION_BYTES: usize = 512;
 
-const IPV6_HEADER: usize = 40;
+pub(super) const IPV6_HEADER: usize = 40;
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
@@ -72,7 +72,9 @@ pub(super) fn v4(bytes: &[u8]) -> Result<Network, Reason> {
         return Err(Reason::Malformed);
     }
     let (src, dst) = (header.get_source().octets(), header.get_destination().octets());
-    if src == dst || martian_v4(src) || martian_v4(dst) {
+    let martian_source =
+        martian_v4(src) && !(link_local_v4(src) && is_error(header.get_next_level_protocol().0, bytes.get(transport)));
+    if src == dst || martian_source || martian_v4(dst) {
         return Err(Reason::Martian);
     }
     let options = IpOptions::read(all.get(Ipv4Packet::minimum_packet_size()..).unwrap_or_default())?;
@@ -273,7 +275,18 @@ fn fragment(part: Fragment, protocol: Protocol, length: usize) -> Result<Option<
 /// Whether an address is never a source or destination across a router (RFC 6890, RFC 1122 section 3.2.1.3, RFC 5771):
 /// "this network", loopback, link-local, multicast, reserved and limited broadcast.
 fn martian_v4(address: [u8; 4]) -> bool {
-    matches!(address, [0 | 127 | 224..=255, ..] | [169, 254, ..])
+    matches!(address, [0 | 127 | 224..=255, ..]) || link_local_v4(address)
+}
+
+fn link_local_v4(address: [u8; 4]) -> bool {
+    matches!(address, [169, 254, ..])
+}
+
+/// Whether it is an ICMP error. A router on the path whose links have link-local addresses only sends them from there (RFC 3927
+/// section 2.7 forbids to forward them, routers do, and without them path MTU discovery and traceroute fail). They pass if
+/// they quote a packet of a session.
+fn is_error(protocol: u8, kind: Option<&u8>) -> bool {
+    Protocol(protocol) == Protocol::ICMP && matches!(kind, Some(3 | 11 | 12))
 }
 
 /// As [`martian_v4`], for IPv6 (RFC 4291 section 2.4): unspecified, loopback, IPv4-mapped, link-local, multicast.

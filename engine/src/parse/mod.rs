@@ -30,7 +30,7 @@ pub use checksum::complete_sctp;
 pub use frame::{Frame, frame};
 pub use options::{IpOption, IpOptions};
 
-use crate::tuple::Tuple;
+use crate::tuple::{Protocol, Tuple};
 use crate::verdict::Reason;
 
 /// The state of a packet's checksums when it arrives (`virtio_net_hdr`).
@@ -170,6 +170,41 @@ pub fn parse(bytes: &[u8], checksum: Checksum) -> Result<Packet, Reason> {
     let fragment = network.fragment.filter(|fragment| fragment.offset == 0);
     let (tuple, options) = (network.tuple(ports), network.options);
     Ok(Packet { tuple, length, transport, kind, fragment, options })
+}
+
+/// The transport header of a whole packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TransportHeader {
+    /// Its offset.
+    pub at: usize,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Whether it lies in an IPv4 packet.
+    pub v4: bool,
+}
+
+/// Finds the transport header of a packet, at the offset that [`parse`] gives. `None` for a fragment, and for a packet whose IP
+/// header is INVALID.
+#[must_use]
+pub fn transport_header(bytes: &[u8]) -> Option<TransportHeader> {
+    let network = match bytes.first()? >> 4 {
+        4 => ip::v4(bytes).ok()?,
+        6 => ip::v6(bytes).ok()?,
+        _ => return None,
+    };
+    let ip::Network { transport: at, protocol, src, fragment, .. } = network;
+    fragment.is_none().then_some(TransportHeader { at, protocol, v4: src.is_v4() })
+}
+
+/// The length of the packet that begins at `bytes[0]`, as its IP header has it. `None` if not all of it is there.
+#[must_use]
+pub fn length(bytes: &[u8]) -> Option<usize> {
+    let length = match bytes.first()? >> 4 {
+        4 => usize::from(ip::u16_at(bytes, 2).ok()?),
+        6 => usize::from(ip::u16_at(bytes, 4).ok()?) + ip::IPV6_HEADER,
+        _ => return None,
+    };
+    (length <= bytes.len()).then_some(length)
 }
 
 #[cfg(test)]

@@ -24,8 +24,34 @@ pub fn build(bytes: &[u8], packet: &Packet, router: Option<Ip>, out: &mut [u8]) 
         Kind::Tcp(tcp) => reset(packet, tcp, out),
         Kind::IcmpError(_) | Kind::Fragment(_) => None,
         Kind::Udp | Kind::Sctp | Kind::EchoRequest | Kind::EchoReply | Kind::Other => {
-            prohibited(bytes, packet, router, out)
+            error(bytes, packet, Unreachable::Prohibited, router, out)
         }
+    }
+}
+
+/// Why a packet reaches nobody, in the words of ICMP.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Unreachable {
+    /// There is no route.
+    Network,
+    /// The route says so.
+    Host,
+    /// It is administratively prohibited.
+    Prohibited,
+}
+
+/// As [`build`], for a packet that cannot be forwarded, of whatever protocol: "destination unreachable".
+#[must_use]
+pub fn unreachable(
+    bytes: &[u8],
+    packet: &Packet,
+    why: Unreachable,
+    router: Option<Ip>,
+    out: &mut [u8],
+) -> Option<usize> {
+    match &packet.kind {
+        Kind::IcmpError(_) | Kind::Fragment(_) => None,
+        _ => error(bytes, packet, why, router, out),
     }
 }
 
@@ -52,16 +78,20 @@ fn reset(packet: &Packet, tcp: &Tcp, out: &mut [u8]) -> Option<usize> {
 }
 
 /// An ICMP error with as much of the packet as it may quote.
-fn prohibited(bytes: &[u8], packet: &Packet, router: Option<Ip>, out: &mut [u8]) -> Option<usize> {
+fn error(bytes: &[u8], packet: &Packet, why: Unreachable, router: Option<Ip>, out: &mut [u8]) -> Option<usize> {
     let to = packet.tuple.src;
     let v4 = to.is_v4();
     let from = router.filter(|router| router.is_v4() == v4).unwrap_or(packet.tuple.dst);
-    // Communication administratively prohibited: RFC 1812 section 5.2.7.1, RFC 4443 section 3.1.
-    let (protocol, kind, code, max_quoted) = if v4 {
-        (Protocol::ICMP, 3, 13, MAX_V4_LENGTH - 20 - 8)
-    } else {
-        (Protocol::ICMPV6, 1, 1, MAX_LENGTH - 40 - 8)
+    // The codes of destination unreachable: RFC 1812 section 5.2.7.1, RFC 4443 section 3.1.
+    let code = match (why, v4) {
+        (Unreachable::Network, _) => 0,
+        (Unreachable::Host, true) => 1,
+        (Unreachable::Host, false) => 3,
+        (Unreachable::Prohibited, true) => 13,
+        (Unreachable::Prohibited, false) => 1,
     };
+    let (protocol, kind, max_quoted) =
+        if v4 { (Protocol::ICMP, 3, MAX_V4_LENGTH - 20 - 8) } else { (Protocol::ICMPV6, 1, MAX_LENGTH - 40 - 8) };
     let original = bytes.get(..(packet.length as usize).min(max_quoted))?;
     let at = build::header(out, from, to, protocol, 8 + original.len())?;
     let end = at + 8 + original.len();

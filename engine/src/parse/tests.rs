@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::build::{self, Echo};
+use super::rejection::Unreachable;
 use super::*;
 use crate::addr::Ip;
 use crate::tuple::Protocol;
@@ -292,6 +293,42 @@ fn ip_addresses_that_never_cross_a_router_are_errors() {
         let good = if fine.is_v4() { v4().0 } else { v6().0 };
         check(&udp((fine, good), b"x")).unwrap();
         assert_eq!(check(&udp((fine, fine), b"x")), Err(Reason::Martian), "{text} to itself");
+    }
+}
+
+/// Routers whose links have only link-local addresses report from there.
+#[test]
+fn icmp_errors_of_link_local_routers_are_no_martians() {
+    let (router, host) = (ip("169.254.0.1"), v4().0);
+    let quoted = udp(v4(), b"quoted");
+    let icmp = |src, dst, kind| build::icmp(src, dst, kind, 0, 0, &quoted).unwrap();
+    for kind in [3, 11, 12] {
+        let packet = check(&icmp(router, host, kind)).unwrap();
+        assert!(matches!(packet.kind, Kind::IcmpError(_)));
+        assert_eq!(check(&icmp(host, router, kind)), Err(Reason::Martian), "nobody answers to there");
+    }
+    for kind in [0, 5, 8] {
+        assert_eq!(check(&icmp(router, host, kind)), Err(Reason::Martian), "type {kind}");
+    }
+    assert_eq!(check(&icmp(ip("127.0.0.1"), host, 3)), Err(Reason::Martian));
+}
+
+#[test]
+fn unreachable_answers_every_packet_that_may_be_answered() {
+    let mut out = [0; rejection::MAX_LENGTH];
+    for (ends, codes) in [(v4(), [0, 1, 13]), (v6(), [0, 3, 1])] {
+        for bytes in [tcp(ends, &syn(), b""), udp(ends, b"x"), sctp(ends, &[0; 4])] {
+            let packet = check(&bytes).unwrap();
+            for (why, code) in [Unreachable::Network, Unreachable::Host, Unreachable::Prohibited].into_iter().zip(codes)
+            {
+                let length = rejection::unreachable(&bytes, &packet, why, None, &mut out).unwrap();
+                let error = check(&out[..length]).unwrap();
+                let quoted = if let Kind::IcmpError(quoted) = error.kind { Some(quoted.tuple) } else { None };
+                assert_eq!((quoted, error.tuple.dst), (Some(packet.tuple), ends.0));
+                assert_eq!(out[usize::from(error.transport) + 1], code, "{why:?}");
+                assert_eq!(rejection::unreachable(&out.clone()[..length], &error, why, None, &mut out), None);
+            }
+        }
     }
 }
 

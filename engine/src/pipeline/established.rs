@@ -67,7 +67,11 @@ impl Engine {
         let Some(direction) = session.direction(&packet.tuple) else { return Ok(None) };
         if let Err(reason) = self.judge_zones(session, direction, context, routes)? {
             // A closed session's tuple may be taken over by a connection of other zones.
-            return Ok(session.is_open().then_some(Verdict::Drop(reason)));
+            let verdict = match reason {
+                Reason::PolicyReject => Verdict::Reject(reason),
+                _ => Verdict::Drop(reason),
+            };
+            return Ok(session.is_open().then_some(verdict));
         }
         if session.local.flags.has(SessionFlag::Expiring) {
             return Ok(self.expiring(shard, slot, packet, direction, context, events));

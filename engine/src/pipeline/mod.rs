@@ -6,8 +6,10 @@
 //!                ├─> half-open session? ──yes──> half_open: SYN, SYN-ACK, ACK; first, reply ─> Forward, Hold, Drop
 //!                │ no
 //!                ├─> opens one? ──yes──> source, route, policy ──────────────────────────────> Forward, Reject, Drop
-//!                │ no
-//!                └─> hold unmatched, and query the other members
+//!                │ no, or denied
+//!                └─> may a session that is not known here explain it? ──yes──> hold unmatched, and query the other members
+//!                      │ no, or nobody knew one                                     (stray)
+//!                      └─────────────────────────────────────────────────────────────────────> Reject, Drop
 //! ```
 //!
 //! The lookup takes one shard lock. Routes, and the policy for a new session, which may take longer, are asked without it.
@@ -17,21 +19,22 @@ mod fragment;
 mod half_open;
 mod handshake_step;
 mod related;
+mod stray;
 mod zones;
 
 use std::time::Duration;
 
 use crate::engine::Engine;
-use crate::event::{Event, Hint};
-use crate::id::{Generation, RuleId, ZoneId};
+use crate::event::{ConnectionDecision, Event, Hint, LoggedDecision};
+use crate::id::{Generation, RuleId, ZoneId, ZonePair};
 use crate::parse::{Kind, Packet, Tcp};
-use crate::policy::Action;
+use crate::policy::{Action, Decision};
 use crate::session::{HalfOpen, HandshakeState, SynParams};
 use crate::table::Shard;
 use crate::table::peer_queries::QueryState;
 use crate::table::session::SessionFlag;
 use crate::types::{Context, LeaseState};
-use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
+use crate::verdict::{HoldKey, Reason, Verdict};
 pub(crate) use established::CLOSE_OVERDUE;
 #[cfg(test)]
 pub(crate) use established::judge_syn;
@@ -49,6 +52,24 @@ struct Admission {
     egress: ZoneId,
     generation: Generation,
     rule: RuleId,
+    log: bool,
+}
+
+/// Why a packet may not open a session.
+#[derive(Clone, Copy)]
+struct Denial {
+    verdict: Verdict,
+    /// Unless it did not get as far as the policy.
+    by: Option<DenyingRule>,
+}
+
+/// The rule that denies a packet.
+#[derive(Clone, Copy)]
+struct DenyingRule {
+    egress: ZoneId,
+    generation: Generation,
+    rule: RuleId,
+    log: bool,
 }
 
 /// What is known of a packet: the verdict, if it is one of a session or half-open session.
@@ -163,22 +184,15 @@ impl Engine {
                     let protocol = HandshakeState::Tcp { client: SynParams::from(tcp), server: None };
                     self.open(hash, packet, protocol, context, events)
                 }
-                // It may refuse a connection whose hint is under way.
-                flags if flags & Tcp::RST != 0 => {
-                    let query = self.table.shard_for(hash).queries.state(hash, context.now);
-                    match query {
-                        QueryState::Unanswered => Verdict::Drop(Reason::NoSession),
-                        QueryState::NotSent | QueryState::Outstanding => {
-                            self.hold_unmatched(hash, packet, context, events)
-                        }
-                    }
-                }
-                flags if flags & Tcp::ACK == 0 || flags & (Tcp::SYN | Tcp::FIN) == Tcp::SYN | Tcp::FIN => {
+                flags
+                    if flags & Tcp::RST == 0
+                        && (flags & Tcp::ACK == 0 || flags & (Tcp::SYN | Tcp::FIN) == Tcp::SYN | Tcp::FIN) =>
+                {
                     Verdict::Drop(Reason::TcpFlags)
                 }
-                _ => self.hold_unmatched(hash, packet, context, events),
+                _ => self.stray(hash, packet, context, events),
             },
-            Kind::EchoReply => self.hold_unmatched(hash, packet, context, events),
+            Kind::EchoReply => self.stray(hash, packet, context, events),
             _ => self.open(hash, packet, HandshakeState::Generic { replied: false }, context, events),
         }
     }
@@ -194,7 +208,7 @@ impl Engine {
     ) -> Verdict {
         let admission = match self.admit(packet, context) {
             Ok(admission) => admission,
-            Err(denied) => return self.deny(hash, packet, denied, context, events),
+            Err(denial) => return self.deny(hash, packet, denial, context, events),
         };
         let tuple = packet.tuple;
         // Another worker, or a hint, may have been faster.
@@ -202,7 +216,12 @@ impl Engine {
         if let Some(verdict) = known {
             return verdict;
         }
+        let zones = ZonePair { ingress: context.ingress, egress: admission.egress };
+        let Admission { generation, rule, .. } = admission;
+        let logged = |decision| Event::Log(LoggedDecision { tuple, zones, generation, rule, decision });
         if self.table.half_open_by_source.count(tuple.src) >= self.config.max_half_open_per_source {
+            let dropped = ConnectionDecision::Dropped(Reason::HalfOpenFull);
+            events.extend(admission.log.then(|| logged(dropped)));
             return Verdict::Drop(Reason::HalfOpenFull);
         }
         let occupant = shard.sessions.find(hash, &tuple).and_then(|slot| shard.sessions.get(slot));
@@ -234,30 +253,37 @@ impl Engine {
             events.push(Event::Wake { workers, key: HoldKey(hash) });
         }
         events.push(Event::Hint(Hint::HalfOpen(Box::new(open))));
+        if admission.log && matches!(protocol, HandshakeState::Generic { .. }) {
+            events.push(logged(ConnectionDecision::Opened(open.id)));
+        }
+        self.count_hit(generation, rule, context);
         Verdict::Forward
     }
 
-    /// What source, route and policy say of a packet that would open a session; or the verdict that denies it.
-    fn admit(&self, packet: &Packet, context: &mut Context<'_>) -> Result<Admission, Verdict> {
+    /// What source, route and policy say of a packet that would open a session.
+    fn admit(&self, packet: &Packet, context: &mut Context<'_>) -> Result<Admission, Denial> {
         let tuple = packet.tuple;
+        let denied = |reason| Denial { verdict: Verdict::Drop(reason), by: None };
         if context.ingress == ZoneId::UNKNOWN {
-            return Err(Verdict::Drop(Reason::NoDataInterface));
+            return Err(denied(Reason::NoDataInterface));
         }
         if context.antispoof && context.routes.zone(tuple.src) != Some(context.ingress) {
-            return Err(Verdict::Drop(Reason::Antispoof));
+            return Err(denied(Reason::Antispoof));
         }
         let egress = match context.routes.zone(tuple.dst) {
-            None => return Err(Verdict::Drop(Reason::NoRoute)),
-            Some(ZoneId::UNKNOWN) => return Err(Verdict::Drop(Reason::NoDataInterface)),
+            None => return Err(denied(Reason::NoRoute)),
+            Some(ZoneId::UNKNOWN) => return Err(denied(Reason::NoDataInterface)),
             Some(egress) => egress,
         };
         let policy = self.active_policy();
-        let decision = policy.decide(context.ingress, egress, &tuple);
-        match decision.action {
-            Action::Accept => Ok(Admission { egress, generation: policy.generation, rule: decision.rule }),
-            Action::Drop => Err(Verdict::Drop(Reason::Policy)),
-            Action::Reject => Err(Verdict::Reject(Reason::PolicyReject)),
-        }
+        let Decision { action, rule, log } = policy.decide(context.ingress, egress, &tuple);
+        let generation = policy.generation;
+        let verdict = match action {
+            Action::Accept => return Ok(Admission { egress, generation, rule, log }),
+            Action::Drop => Verdict::Drop(Reason::Policy),
+            Action::Reject => Verdict::Reject(Reason::PolicyReject),
+        };
+        Err(Denial { verdict, by: Some(DenyingRule { egress, generation, rule, log }) })
     }
 
     /// The verdict on a packet that may not open a session.
@@ -265,37 +291,50 @@ impl Engine {
         &self,
         hash: u64,
         packet: &Packet,
-        denied: Verdict,
+        denial: Denial,
         context: &mut Context<'_>,
         events: &mut Vec<Event>,
     ) -> Verdict {
-        let by_policy = matches!(denied, Verdict::Drop(Reason::Policy) | Verdict::Reject(_));
-        if !by_policy || matches!(packet.kind, Kind::Tcp(_) | Kind::EchoRequest) {
-            return denied;
+        let Some(rule) = denial.by else { return denial.verdict };
+        let is_request = matches!(packet.kind, Kind::Tcp(_) | Kind::EchoRequest);
+        if !is_request && self.may_be_reply(packet, rule.egress, context) {
+            // The hint of its session may be under way. If no member claims it, the policy decides.
+            let query = self.table.shard_for(hash).queries.state(hash, context.now);
+            if query != QueryState::Unanswered {
+                return self.hold_unmatched(hash, packet, context, events);
+            }
         }
-        // It may be the reply of a session whose hint is under way. If no member claims it, the policy decides.
-        let query = self.table.shard_for(hash).queries.state(hash, context.now);
-        match query {
-            QueryState::Unanswered => denied,
-            QueryState::NotSent | QueryState::Outstanding => self.hold_unmatched(hash, packet, context, events),
+        self.record_denial(packet, &denial, context, events)
+    }
+
+    /// Counts a decision of a rule, unless its policy was replaced meanwhile.
+    fn count_hit(&self, generation: Generation, rule: RuleId, context: &Context<'_>) {
+        let policy = self.active_policy();
+        if policy.generation == generation {
+            policy.hits.count(rule, context.now);
         }
     }
 
-    /// Holds a packet that matches nothing. The other members are queried, once for each key.
-    fn hold_unmatched(
+    /// Counts a denial for its rule, logs it if the rule says so, and returns its verdict.
+    fn record_denial(
         &self,
-        hash: u64,
         packet: &Packet,
-        context: &mut Context<'_>,
+        denial: &Denial,
+        context: &Context<'_>,
         events: &mut Vec<Event>,
     ) -> Verdict {
-        // What it waits for may have come since it was looked for.
-        let (mut shard, known) = self.known(hash, packet, context, events);
-        if let Some(verdict) = known {
-            return verdict;
+        let Some(DenyingRule { egress, generation, rule, log }) = denial.by else { return denial.verdict };
+        self.count_hit(generation, rule, context);
+        let decision = match denial.verdict {
+            Verdict::Drop(reason) => ConnectionDecision::Dropped(reason),
+            Verdict::Reject(reason) => ConnectionDecision::Rejected(reason),
+            Verdict::Forward | Verdict::Hold(..) => return denial.verdict,
+        };
+        if log {
+            let zones = ZonePair { ingress: context.ingress, egress };
+            events.push(Event::Log(LoggedDecision { tuple: packet.tuple, zones, generation, rule, decision }));
         }
-        self.table.await_hint(&mut shard, hash, &packet.tuple, context);
-        Verdict::Hold(HoldKey(hash), HoldClass::Unmatched)
+        denial.verdict
     }
 }
 

@@ -1,7 +1,7 @@
 //! ICMP errors: RELATED to the session that sent the packet they quote (RFC 5508 section 3 has the same for NAT).
 
 use super::RoutesNeeded;
-use super::zones::PacketRoutes;
+use super::zones::{PacketRoutes, in_silence};
 use crate::engine::Engine;
 use crate::parse::{Embedded, Packet};
 use crate::session::HandshakeState;
@@ -48,7 +48,7 @@ impl Engine {
             && may_have_sent(session, direction, quoted, context)
         {
             let judged = self.judge_zones(session, direction.flip(), context, routes)?;
-            return Ok(judged.map_or_else(Verdict::Drop, |()| Verdict::Forward));
+            return Ok(judged.map_or_else(|reason| Verdict::Drop(in_silence(reason)), |()| Verdict::Forward));
         }
         if context.lease != LeaseState::Valid {
             return Ok(UNRELATED);

@@ -11,6 +11,7 @@ mod idle;
 mod injection;
 mod race;
 mod rfc;
+mod stray;
 mod takeover;
 mod tcp;
 mod timeouts;

@@ -59,6 +59,11 @@ struct Opening<'a> {
     accepted: bool,
 }
 
+/// The reason of a packet that is dropped where a rule rejects: nobody is told.
+pub(super) fn in_silence(reason: Reason) -> Reason {
+    if reason == Reason::PolicyReject { Reason::Policy } else { reason }
+}
+
 impl Engine {
     /// Judges the zones of a packet of an established session.
     pub(super) fn judge_zones(
@@ -100,7 +105,7 @@ impl Engine {
         let zones = ZonePair { ingress: open.ingress, egress: open.egress };
         // Where the policy has changed, the zones of its opening are judged again when its next step is taken.
         let opening = Opening { original: &open.original, zones, accepted: true };
-        let judged = self.judge_opening(&opening, direction, context, routes)?;
+        let judged = self.judge_opening(&opening, direction, context, routes)?.map_err(in_silence);
         if judged.is_ok() {
             half.passed[direction] = Some(passes);
         }
@@ -153,7 +158,8 @@ impl Engine {
         Ok(match self.active_policy().decide(zones.ingress, zones.egress, opening.original).action {
             Action::Accept => Ok(()),
             Action::Drop | Action::Reject if elsewhere => Err(Reason::WrongZone),
-            Action::Drop | Action::Reject => Err(Reason::Policy),
+            Action::Drop => Err(Reason::Policy),
+            Action::Reject => Err(Reason::PolicyReject),
         })
     }
 }

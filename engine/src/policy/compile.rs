@@ -190,6 +190,27 @@ impl Compiled {
         &self.timeouts
     }
 
+    /// The number of rules.
+    #[must_use]
+    pub fn rule_count(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// The action of the default.
+    #[must_use]
+    pub fn default_action(&self) -> Action {
+        self.default.action
+    }
+
+    /// Whether the decisions of a rule are logged. Rule 0 is the default.
+    #[must_use]
+    pub fn is_logged(&self, rule: RuleId) -> bool {
+        match self.rows.get(index(rule)) {
+            Some(row) => row.log,
+            None => rule.0 == 0 && self.default.log,
+        }
+    }
+
     /// A rule's canonical text, for `session show` and the log. Rule 0 is the default.
     #[must_use]
     pub fn rule_text(&self, rule: RuleId) -> &str {

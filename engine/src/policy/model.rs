@@ -190,6 +190,18 @@ pub struct Prefix {
 }
 
 impl Prefix {
+    /// The first address.
+    #[must_use]
+    pub fn address(self) -> Ip {
+        self.address
+    }
+
+    /// The number of significant bits.
+    #[must_use]
+    pub fn length(self) -> u8 {
+        self.length
+    }
+
     /// The first and last address, as numbers; IPv4 addresses are in the lower 32 bits.
     pub(super) fn range(self) -> (u128, u128) {
         let (first, bits) = number(self.address);

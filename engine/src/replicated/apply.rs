@@ -2,10 +2,18 @@
 
 use super::dedup::SerialStatus;
 use super::store::{Admission, Effects, LocalContext, Refusal, SessionStore};
-use super::{Applied, Batch, Command, ExpireIdle, Outcome, Replicated, StateMachine};
+use super::{Applied, Batch, Command, ExpireIdle, Outcome, Replicated, StateMachine, WallTenths};
 use crate::id::SessionId;
-use crate::session::{Close, Establish, HandshakeState};
+use crate::session::{Close, EndCause, EndedSession, Establish, HandshakeState};
 use crate::tuple::{Protocol, Tuple};
+
+/// The sessions that a command ends.
+struct Over {
+    /// The proposer's wall clock.
+    now: WallTenths,
+    removed: Vec<SessionId>,
+    ended: Vec<EndedSession>,
+}
 
 impl StateMachine {
     /// Begins a batch. A batch of a member that has left is not applied: all its commands have the outcome that is the error.
@@ -34,11 +42,12 @@ impl StateMachine {
             (SerialStatus::New, Some(serial), Some(command)) => {
                 // The digest is that of everything that is replicated.
                 let before = self.digest();
-                let mut removed = Vec::new();
-                let outcome = self.command(store, local, batch, command, &mut removed, &mut effects);
+                let mut over =
+                    Over { now: WallTenths::from_unix_ms(batch.unix_ms), removed: Vec::new(), ended: Vec::new() };
+                let outcome = self.command(store, local, batch, command, &mut over, &mut effects);
                 let changed = self.digest() != before;
                 self.dedup.record(batch.proposer, serial, &outcome);
-                Applied { outcome, changed, removed }
+                Applied { outcome, changed, removed: over.removed, ended: over.ended }
             }
             _ => Applied::unchanged(Outcome::Invalid(
                 "the serial number is too far above the proposer's lowest outstanding one".to_owned(),
@@ -53,13 +62,17 @@ impl StateMachine {
         local: LocalContext<'_>,
         batch: &Batch,
         command: &Command,
-        removed: &mut Vec<SessionId>,
+        over: &mut Over,
         effects: &mut Effects,
     ) -> Outcome {
         match command {
-            Command::Establish(establish) => return self.establish(store, local, establish, effects),
+            Command::Establish(establish) => return self.establish(store, local, establish, over.now, effects),
             Command::Close(Close { id, cause }) => {
-                let change = store.change(local, *id, &mut |session| session.close(*cause), effects);
+                let close = &mut |session: &mut Replicated| {
+                    session.close(*cause);
+                    over.ended.push(session.ended(over.now, (*cause).into(), None));
+                };
+                let change = store.change(local, *id, close, effects);
                 self.add_to_digest(change);
             }
             Command::Refresh(ids) => {
@@ -68,12 +81,13 @@ impl StateMachine {
                     self.add_to_digest(change);
                 }
             }
-            Command::Expire(ids) | Command::Revoke(ids) => {
-                for id in ids {
-                    self.remove(store, *id, &|_| true, removed);
-                }
-            }
-            Command::ExpireIdle(idle) => self.expire_idle(store, idle, removed, effects),
+            Command::Expire(ids) => ids.iter().for_each(|id| {
+                self.remove(store, *id, &|_| true, EndCause::Idle, over);
+            }),
+            Command::Revoke(ids) => ids.iter().for_each(|id| {
+                self.remove(store, *id, &|_| true, EndCause::Revoked, over);
+            }),
+            Command::ExpireIdle(idle) => self.expire_idle(store, idle, over, effects),
             Command::Resume => {
                 self.resume_epoch = self.resume_epoch.wrapping_add(1);
                 effects.resume_epoch = Some(self.resume_epoch);
@@ -89,6 +103,7 @@ impl StateMachine {
         store: &impl SessionStore,
         local: LocalContext<'_>,
         establish: &Establish,
+        now: WallTenths,
         effects: &mut Effects,
     ) -> Outcome {
         if let Some(why) = invalid(establish) {
@@ -100,7 +115,7 @@ impl StateMachine {
             local,
             establish,
             &mut |occupant| {
-                let (outcome, admission) = self.judge(establish, occupant, id_is_taken);
+                let (outcome, admission) = self.judge(establish, occupant, id_is_taken, now);
                 let superseded = occupant.map(Replicated::id).filter(|_| matches!(admission, Admission::Insert(_)));
                 judged = (outcome, matches!(admission, Admission::Insert(_)).then_some(superseded));
                 admission
@@ -117,7 +132,13 @@ impl StateMachine {
     }
 
     /// Judges an establishment. `occupant` is the session that has its tuple.
-    fn judge(&self, establish: &Establish, occupant: Option<&Replicated>, id_is_taken: bool) -> (Outcome, Admission) {
+    fn judge(
+        &self,
+        establish: &Establish,
+        occupant: Option<&Replicated>,
+        id_is_taken: bool,
+        now: WallTenths,
+    ) -> (Outcome, Admission) {
         if occupant.is_some_and(|session| session.id() == establish.id) {
             return (Outcome::Accepted, Admission::Present);
         }
@@ -133,23 +154,17 @@ impl StateMachine {
                 (Outcome::Conflict, Admission::Refuse(Refusal::Conflict))
             }
             None if self.sessions >= self.max_sessions => (Outcome::Full, Admission::Refuse(Refusal::Full)),
-            _ => (Outcome::Accepted, Admission::Insert(Replicated::new(establish))),
+            _ => (Outcome::Accepted, Admission::Insert(Replicated::new(establish, now))),
         }
     }
 
-    fn expire_idle(
-        &mut self,
-        store: &impl SessionStore,
-        idle: &ExpireIdle,
-        removed: &mut Vec<SessionId>,
-        effects: &mut Effects,
-    ) {
+    fn expire_idle(&mut self, store: &impl SessionStore, idle: &ExpireIdle, over: &mut Over, effects: &mut Effects) {
         if idle.resume_epoch != self.resume_epoch {
             return;
         }
         for &(id, epoch) in &idle.sessions {
             let confirm_idle = |session: &Replicated| session.is_open() && session.activity_epoch() == epoch;
-            if let Some(tuple) = self.remove(store, id, &confirm_idle, removed) {
+            if let Some(tuple) = self.remove(store, id, &confirm_idle, EndCause::Idle, over) {
                 // A packet that came too late may open another session.
                 store.wake_waiting(&tuple, effects);
             }
@@ -161,12 +176,15 @@ impl StateMachine {
         store: &impl SessionStore,
         id: SessionId,
         condition: &dyn Fn(&Replicated) -> bool,
-        removed: &mut Vec<SessionId>,
+        cause: EndCause,
+        over: &mut Over,
     ) -> Option<Tuple> {
-        let removal = store.remove(id, condition)?;
+        let now = over.now;
+        let removal = store.remove(id, condition, &|session, traffic| session.ended(now, cause, Some(traffic)))?;
         self.add_to_digest(removal.digest_change);
         self.release(id);
-        removed.push(id);
+        over.removed.push(id);
+        over.ended.extend(removal.ended);
         Some(removal.tuple)
     }
 
@@ -184,7 +202,7 @@ impl StateMachine {
 impl Applied {
     /// A command without an effect.
     pub(crate) fn unchanged(outcome: Outcome) -> Applied {
-        Applied { outcome, changed: false, removed: Vec::new() }
+        Applied { outcome, changed: false, removed: Vec::new(), ended: Vec::new() }
     }
 }
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster_state::MemberInfo;
 use crate::id::{Generation, MemberId, SessionId};
-use crate::session::{Close, Establish};
+use crate::session::{Close, EndedSession, Establish};
 
 /// One entry of the log: the commands that one member proposed while its last batch was in flight.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -110,7 +110,7 @@ pub struct ExpireIdle {
 pub struct PolicyChange {
     /// The generation that it replaces.
     pub base: Generation,
-    /// The policy's text in canonical form. It was checked before it was proposed. If it does not compile nevertheless, it is
+    /// The policy's text, as its author wrote it. It was checked before it was proposed. If it does not compile nevertheless, it is
     /// refused ([`Outcome::Invalid`]), and the active one stays.
     pub text: String,
     /// Who applied it, for the history.
@@ -179,6 +179,8 @@ pub struct Applied {
     pub changed: bool,
     /// The sessions that it removed, without one that was superseded.
     pub removed: Vec<SessionId>,
+    /// The open sessions that it closed or removed.
+    pub ended: Vec<EndedSession>,
 }
 
 impl Applied {

@@ -1,10 +1,13 @@
 //! The replicated part of a session: what all members have in common.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::digest::{Kind, element};
 use crate::id::{Generation, MemberId, RuleId, SessionId, ZoneId, ZonePair};
-use crate::session::{CloseCause, Establish, HandshakeState, SynParams};
+use crate::session::{CloseCause, EndCause, EndedSession, Establish, HandshakeState, SynParams};
+use crate::traffic::Traffic;
 use crate::tuple::{Direction, PerDirection, Tuple};
 
 /// The replicated part of a session, equal on all members at equal index.
@@ -21,7 +24,24 @@ pub(crate) struct Replicated {
     egress: ZoneId,
     closed: Option<CloseCause>,
     activity_epoch: u16,
+    opened: WallTenths,
     handshake: CompactHandshake,
+}
+
+/// A time on the wall clock, in tenths of a second since 1970, modulo 2^32: it wraps every 13 years.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct WallTenths(u32);
+
+impl WallTenths {
+    pub(crate) fn from_unix_ms(unix_ms: u64) -> WallTenths {
+        WallTenths((unix_ms / 100) as u32)
+    }
+
+    /// The time since `earlier`, at most six years; zero if `earlier` is later, because clocks of members differ.
+    pub(crate) fn since(self, earlier: WallTenths) -> Duration {
+        let tenths = self.0.wrapping_sub(earlier.0) as i32;
+        Duration::from_millis(u64::try_from(tenths).unwrap_or(0) * 100)
+    }
 }
 
 /// A `u64` in the alignment of a `u32`: a session has no room for padding.
@@ -92,6 +112,7 @@ pub(crate) struct SessionRecord {
     pub(super) establish: Establish,
     pub(super) closed: Option<CloseCause>,
     pub(super) activity_epoch: u16,
+    pub(super) opened: WallTenths,
 }
 
 impl SessionRecord {
@@ -102,8 +123,8 @@ impl SessionRecord {
 }
 
 impl Replicated {
-    pub(super) fn new(establish: &Establish) -> Replicated {
-        Replicated::restored(&SessionRecord { establish: *establish, closed: None, activity_epoch: 0 })
+    pub(super) fn new(establish: &Establish, opened: WallTenths) -> Replicated {
+        Replicated::restored(&SessionRecord { establish: *establish, closed: None, activity_epoch: 0, opened })
     }
 
     pub(super) fn restored(record: &SessionRecord) -> Replicated {
@@ -118,12 +139,31 @@ impl Replicated {
             egress,
             closed: record.closed,
             activity_epoch: record.activity_epoch,
+            opened: record.opened,
             handshake: CompactHandshake::new(&protocol),
         }
     }
 
     pub(super) fn close(&mut self, cause: CloseCause) {
         self.closed = Some(cause);
+    }
+
+    /// The session as it ends now.
+    pub(crate) fn ended(
+        &self,
+        now: WallTenths,
+        cause: EndCause,
+        traffic: Option<PerDirection<Traffic>>,
+    ) -> EndedSession {
+        EndedSession {
+            id: self.id(),
+            original: self.original,
+            zones: self.zones(),
+            rule: (self.generation(), self.rule),
+            duration: now.since(self.opened),
+            cause,
+            traffic,
+        }
     }
 
     /// Begins the next activity epoch.
@@ -213,7 +253,7 @@ impl Replicated {
             supersedes: None,
             protocol: self.handshake_state(),
         };
-        SessionRecord { establish, closed: self.closed, activity_epoch: self.activity_epoch }
+        SessionRecord { establish, closed: self.closed, activity_epoch: self.activity_epoch, opened: self.opened }
     }
 
     /// Its part of the digest.

@@ -4,10 +4,11 @@ use crate::active_policy::ActivePolicy;
 use crate::cluster_state::ClusterState;
 use crate::id::SessionId;
 use crate::replicated::Replicated;
-use crate::session::{Close, Establish};
+use crate::session::{Close, EndedSession, Establish};
 use crate::time::Time;
 use crate::timeouts::Timeouts;
-use crate::tuple::Tuple;
+use crate::traffic::Traffic;
+use crate::tuple::{PerDirection, Tuple};
 use crate::verdict::HoldKey;
 use crate::worker_set::WorkerSet;
 
@@ -39,8 +40,14 @@ pub(crate) trait SessionStore {
         effects: &mut Effects,
     ) -> u64;
 
-    /// Removes a session if `condition` holds of it.
-    fn remove(&self, id: SessionId, condition: &dyn Fn(&Replicated) -> bool) -> Option<Removal>;
+    /// Removes a session if `condition` holds of it. `ended` makes what is told of one that was open, from its replicated part
+    /// and its traffic.
+    fn remove(
+        &self,
+        id: SessionId,
+        condition: &dyn Fn(&Replicated) -> bool,
+        ended: &dyn Fn(&Replicated, PerDirection<Traffic>) -> EndedSession,
+    ) -> Option<Removal>;
 
     /// Has the packets that wait for the log because of this tuple judged again.
     fn wake_waiting(&self, tuple: &Tuple, effects: &mut Effects);
@@ -81,6 +88,8 @@ pub(crate) enum Refusal {
 /// A session that was removed.
 pub(crate) struct Removal {
     pub(crate) tuple: Tuple,
+    /// Unless it was closed before.
+    pub(crate) ended: Option<EndedSession>,
     /// By how much the sum of the sessions' digests has changed.
     pub(crate) digest_change: u64,
 }

@@ -16,6 +16,7 @@ pub(crate) mod provisional;
 pub(crate) mod session;
 pub(crate) mod slab;
 pub(crate) mod source_sketch;
+pub(crate) mod state_counts;
 mod store;
 pub(crate) mod wheel;
 
@@ -34,6 +35,7 @@ use crate::id::SessionId;
 use crate::session::HalfOpen;
 use crate::time::Time;
 use crate::timeouts::Timeouts;
+use crate::track::State;
 use crate::tuple::Tuple;
 use crate::types::{Config, Context};
 use copy_on_write::CopyOnWriteShards;
@@ -45,6 +47,7 @@ use provisional::ProvisionalSegments;
 use session::{Session, SessionFlag};
 use slab::Slab;
 use source_sketch::SourceSketch;
+use state_counts::StateCounts;
 use wheel::{Links, Wheel};
 
 /// The bounds of the time until an idle session that still exists is reported again: otherwise a quarter of its timeout.
@@ -106,6 +109,9 @@ pub(crate) struct Sessions {
     /// Sessions with progress that was not yet published, oldest first. The capacity suffices for all sessions.
     dirty: Vec<u32>,
     wheel: Wheel,
+    counts: StateCounts,
+    /// The state as which each session is counted, by slot.
+    counted: Vec<State>,
 }
 
 impl Sessions {
@@ -130,8 +136,28 @@ impl Sessions {
         self.slab.iter()
     }
 
+    /// The number of sessions by protocol and state. A session whose state changed is counted in the new one from its next
+    /// packet or timer on.
+    pub(crate) fn counts(&self) -> &StateCounts {
+        &self.counts
+    }
+
+    /// Counts a session in its present state.
+    pub(crate) fn recount(&mut self, slot: u32) {
+        if let (Some(session), Some(counted)) = (self.slab.get(slot), self.counted.get_mut(slot as usize)) {
+            let state = session.state();
+            if state != *counted {
+                let protocol = session.original().protocol;
+                self.counts.remove(protocol, *counted);
+                self.counts.add(protocol, state);
+                *counted = state;
+            }
+        }
+    }
+
     /// Records that a packet of the session passed.
     pub(crate) fn mark_dirty(&mut self, slot: u32) {
+        self.recount(slot);
         if let Some(session) = self.slab.get_mut(slot)
             && !session.local.flags.has(SessionFlag::Dirty)
             && self.dirty.len() < self.dirty.capacity()
@@ -149,7 +175,13 @@ impl Sessions {
     }
 
     fn insert(&mut self, hasher: &FixedState, hash: u64, session: Session) -> u32 {
+        let (state, protocol) = (session.state(), session.original().protocol);
         let slot = self.slab.insert(session);
+        self.counts.add(protocol, state);
+        if self.counted.len() <= slot as usize {
+            self.counted.resize(self.slab.slots() as usize, state);
+        }
+        self.counted[slot as usize] = state;
         // Reserved here, so that no packet has to allocate.
         self.dirty.reserve(self.slab.len().saturating_sub(self.dirty.len()));
         let slab = &self.slab;
@@ -162,12 +194,17 @@ impl Sessions {
         if let Ok(entry) = self.index.find_entry(hash, |&s| s == slot) {
             entry.remove();
         }
-        self.slab.remove(slot)
+        let session = self.slab.remove(slot)?;
+        if let Some(counted) = self.counted.get(slot as usize) {
+            self.counts.remove(session.original().protocol, *counted);
+        }
+        Some(session)
     }
 
     /// Arms the timer of a session, or queues the session for [`Sessions::report_idle`] if its timeout is over. To be called
     /// when the session may expire earlier than before.
     pub(crate) fn arm(&mut self, slot: u32, now: Time, timeouts: &Timeouts) {
+        self.recount(slot);
         match self.slab.get(slot).map(|session| session.remaining(now, timeouts)) {
             Some(Duration::ZERO) => self.wheel.link_idle(&mut self.slab, slot),
             Some(remaining) => self.wheel.arm(&mut self.slab, slot, now, now + remaining),

@@ -169,6 +169,11 @@ impl Local {
         self.traffic.iter().any(|traffic| traffic.packets.get() > 0)
     }
 
+    /// The traffic of all members, as far as this one knows.
+    pub(crate) fn traffic(&self) -> PerDirection<Traffic> {
+        self.traffic.map(PackedTraffic::unpacked)
+    }
+
     /// Adds the traffic of a peer.
     pub(crate) fn add_traffic(&mut self, more: &PerDirection<TrafficDelta>) {
         for direction in [Direction::Original, Direction::Reply] {
@@ -320,7 +325,7 @@ impl Session {
             half_open: false,
             idle: self.local.idle(now),
             timeout: self.remaining(now, timeouts),
-            traffic: self.local.traffic.map(PackedTraffic::unpacked),
+            traffic: self.local.traffic(),
         }
     }
 }

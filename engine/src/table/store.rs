@@ -7,9 +7,10 @@ use super::session::{Session, SessionFlag};
 use super::{Shard, Table};
 use crate::id::SessionId;
 use crate::replicated::{Admission, Effects, LocalContext, Refusal, Removal, Replicated, SessionStore};
-use crate::session::{Close, CloseCause, Establish};
+use crate::session::{Close, CloseCause, EndedSession, Establish};
 use crate::time::Stamp17ms;
-use crate::tuple::Tuple;
+use crate::traffic::Traffic;
+use crate::tuple::{PerDirection, Tuple};
 use crate::verdict::Reason;
 use crate::worker_set::WorkerSet;
 
@@ -77,7 +78,12 @@ impl SessionStore for Table {
         digest_change
     }
 
-    fn remove(&self, id: SessionId, condition: &dyn Fn(&Replicated) -> bool) -> Option<Removal> {
+    fn remove(
+        &self,
+        id: SessionId,
+        condition: &dyn Fn(&Replicated) -> bool,
+        ended: &dyn Fn(&Replicated, PerDirection<Traffic>) -> EndedSession,
+    ) -> Option<Removal> {
         let (mut shard, slot) = self.locate(id)?;
         let session = shard.sessions.get(slot).filter(|session| condition(session.replicated()))?;
         let tuple = *session.original();
@@ -93,7 +99,8 @@ impl SessionStore for Table {
             }
             shard.finished.pop_front();
         }
-        Some(Removal { tuple, digest_change })
+        let ended = session.is_open().then(|| ended(session.replicated(), session.local.traffic()));
+        Some(Removal { tuple, ended, digest_change })
     }
 
     fn wake_waiting(&self, tuple: &Tuple, effects: &mut Effects) {

@@ -23,6 +23,21 @@ pub(crate) enum State {
 }
 
 impl State {
+    /// All states, in the order of their numbers.
+    pub(crate) const ALL: [State; 11] = [
+        State::SynSent,
+        State::SynRecv,
+        State::Established,
+        State::FinWait,
+        State::CloseWait,
+        State::LastAck,
+        State::TimeWait,
+        State::Close,
+        State::Unreplied,
+        State::Replied,
+        State::Assured,
+    ];
+
     /// The name, as in conntrack(8).
     pub(crate) const fn name(self) -> &'static str {
         match self {

@@ -49,7 +49,7 @@ impl Socket {
 
 fn bind(path: &Path) -> io::Result<UnixListener> {
     if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
+        create_folder(folder)?;
     }
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
         return Err(io::ErrorKind::AddrInUse.into());
@@ -72,6 +72,15 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     UnixListener::from_std(listener)
 }
 
+/// Creates the socket's folder if need be. All may enter it, whatever the umask: the socket itself says who may connect.
+fn create_folder(folder: &Path) -> io::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    fs::create_dir_all(folder)?;
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o755))
+}
+
 impl Drop for Socket {
     fn drop(&mut self) {
         // It may be gone already.
@@ -83,9 +92,14 @@ fn group() -> Option<Gid> {
     Group::from_name(GROUP).ok().flatten().map(|g| g.gid)
 }
 
-/// Whether this user may administrate. The socket's mode says so already; this check holds even if someone loosens the mode.
+/// Whether this user needs no group to administrate.
+pub(crate) fn is_root(uid: u32) -> bool {
+    uid == 0 || Uid::from_raw(uid) == Uid::effective()
+}
+
+/// Whether this user may administrate. Asks the name service, so it may block. The socket's mode says so already; this check holds even if someone loosens the mode.
 pub(crate) fn allowed(uid: u32, gid: u32) -> bool {
-    if uid == 0 || Uid::from_raw(uid) == Uid::effective() {
+    if is_root(uid) {
         return true;
     }
     let Some(group) = Group::from_name(GROUP).ok().flatten() else { return false };
@@ -93,7 +107,7 @@ pub(crate) fn allowed(uid: u32, gid: u32) -> bool {
     group.gid == Gid::from_raw(gid) || name().is_some_and(|name| group.mem.contains(&name))
 }
 
-/// A user's name, for the policy's history.
+/// A user's name, for the policy's history. Asks the name service, so it may block.
 pub(crate) fn user(uid: u32) -> String {
     let name = User::from_uid(Uid::from_raw(uid)).ok().flatten().map(|u| u.name);
     name.unwrap_or_else(|| format!("uid {uid}"))

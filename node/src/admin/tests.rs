@@ -42,6 +42,55 @@ async fn client(path: &Path) -> AdminClient<Channel> {
     panic!("the admin socket is not there");
 }
 
+/// Everything below a folder that others than its owner may read, write or enter.
+fn open_to_others(folder: &Path) -> Vec<std::path::PathBuf> {
+    use std::os::unix::fs::PermissionsExt;
+    let is_open = |path: &Path| std::fs::symlink_metadata(path).unwrap().permissions().mode() & 0o077 != 0;
+    let mut found: Vec<_> = is_open(folder).then(|| folder.to_owned()).into_iter().collect();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => found.extend(open_to_others(&path)),
+            false => found.extend(is_open(&path).then_some(path)),
+        }
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn data_folder_is_closed_to_other_users_and_watches_are_bounded() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(dir.path());
+    let (socket, data) = (config.admin.socket.clone(), config.data_dir.clone());
+    // As somebody may have made it by hand.
+    std::fs::create_dir(&data).unwrap();
+    std::fs::set_permissions(&data, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let node = tokio::spawn(Node::run(config));
+    let mut admin = client(&socket).await;
+    admin.init(v1::InitRequest {}).await.unwrap();
+    assert_eq!(open_to_others(&data), Vec::<std::path::PathBuf>::new());
+
+    let mut watches = Vec::new();
+    for n in 0..crate::limits::MAX_WATCHES {
+        // Several connections: each has room for few requests at once.
+        if n % 8 == 0 {
+            admin = client(&socket).await;
+        }
+        watches.push(admin.session_watch(v1::SessionWatchRequest::default()).await.unwrap());
+    }
+    let mut admin = client(&socket).await;
+    let refused = admin.session_watch(v1::SessionWatchRequest::default()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    drop(watches);
+    // Every watch ends with its reader.
+    let mut again = admin.session_watch(v1::SessionWatchRequest::default()).await;
+    while again.is_err() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        again = admin.session_watch(v1::SessionWatchRequest::default()).await;
+    }
+    node.abort();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_is_made_and_administrated_over_its_socket() {
     let dir = tempfile::tempdir().unwrap();
@@ -53,7 +102,7 @@ async fn a_member_is_made_and_administrated_over_its_socket() {
     // Outside: what needs a cluster is refused, with what to do.
     let health = admin.health(v1::HealthRequest {}).await.unwrap().into_inner().health.unwrap();
     assert_eq!(health.reasons, ["this machine is in no cluster"]);
-    let refused = admin.token(v1::TokenRequest { valid_ms: 1000 }).await.unwrap_err();
+    let refused = admin.token(v1::TokenRequest { valid_ms: 1000, wait_ms: 0 }).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
     assert!(refused.metadata().get_bin(HELP).is_some(), "{refused:?}");
 
@@ -67,8 +116,13 @@ async fn a_member_is_made_and_administrated_over_its_socket() {
     assert!(status.datapath.is_none(), "a witness has none");
 
     // A policy: wrong, right, again, on a wrong base.
-    let apply =
-        |text: &str, base| v1::PolicyApplyRequest { name: "p".into(), text: text.into(), author: "alice".into(), base };
+    let apply = |text: &str, base| v1::PolicyApplyRequest {
+        name: "p".into(),
+        text: text.into(),
+        author: "alice".into(),
+        base,
+        wait_ms: 0,
+    };
     let wrong = admin.policy_apply(apply("accept nonsense", None)).await.unwrap_err();
     assert_eq!(wrong.code(), Code::InvalidArgument);
     let text = "zone a, b\ndefault drop\naccept \"x\" from a to b: any -> any tcp/80\n";
@@ -82,14 +136,15 @@ async fn a_member_is_made_and_administrated_over_its_socket() {
     };
     let before = last_log(&mut admin).await;
     for _ in 0..3 {
-        admin.policy_history(v1::PolicyHistoryRequest { barrier: true }).await.unwrap();
+        admin.policy_history(v1::PolicyHistoryRequest { barrier: true, wait_ms: 0 }).await.unwrap();
     }
     assert_eq!(last_log(&mut admin).await, before, "a barrier read adds nothing to the log");
-    let show = v1::PolicyShowRequest { generation: None, barrier: true };
+    let show = v1::PolicyShowRequest { generation: None, barrier: true, wait_ms: 0 };
     let shown = admin.policy_show(show).await.unwrap().into_inner();
     assert!(shown.text.contains("tcp/80"), "{}", shown.text);
     assert!(shown.policy.unwrap().author.starts_with("alice"));
-    let missing = admin.policy_show(v1::PolicyShowRequest { generation: Some(7), barrier: false }).await.unwrap_err();
+    let missing =
+        admin.policy_show(v1::PolicyShowRequest { generation: Some(7), barrier: false, wait_ms: 0 }).await.unwrap_err();
     assert_eq!(missing.code(), Code::NotFound);
 
     // The leader has compared all members.
@@ -111,9 +166,9 @@ async fn a_member_is_made_and_administrated_over_its_socket() {
     assert_eq!((count.sessions, count.half_open), (0, 0));
     let id = Some(v1::SessionId { member: 1, counter: 1 });
     assert_eq!(admin.session_show(v1::SessionShowRequest { id }).await.unwrap_err().code(), Code::NotFound);
-    let all = v1::SessionKillRequest { ids: Vec::new(), filter: Some(v1::SessionFilter::default()) };
+    let all = v1::SessionKillRequest { ids: Vec::new(), filter: Some(v1::SessionFilter::default()), wait_ms: 0 };
     assert_eq!(admin.session_kill(all).await.unwrap().into_inner().killed, 0);
-    let mut leaving = admin.leave(v1::LeaveRequest { timeout_ms: 0 }).await.unwrap().into_inner();
+    let mut leaving = admin.leave(v1::LeaveRequest { timeout_ms: 0, wait_ms: 0 }).await.unwrap().into_inner();
     assert_eq!(leaving.message().await.unwrap_err().code(), Code::FailedPrecondition);
 
     // Drained: not ready, though nobody else could lead; and back again.

@@ -2,12 +2,13 @@
 //! reports the rest as unknown when it is finished.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::time::Duration;
 
 use miette::{Diagnostic, NamedSource, SourceSpan};
 use palisade_engine::duration::{self, Unit};
+use palisade_engine::policy::Prefix;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -332,6 +333,18 @@ impl Value<'_> {
                 "write a number and its unit (ms, s, m or h) in quotes: \"250ms\"",
             )
         })
+    }
+
+    /// A list of network prefixes.
+    pub(super) fn prefixes(&self) -> Result<Vec<(IpAddr, u8)>, Wrong> {
+        let list = self.0.as_array();
+        let list = list.ok_or_else(|| Wrong::new("a list of prefixes", &self.found(), "write [\"192.0.2.0/24\"]"))?;
+        let prefix = |value: Value<'_>| {
+            let text = value.string()?;
+            let prefix: Prefix = text.parse().map_err(|why: String| Wrong::new("a prefix", &value.found(), &why))?;
+            Ok((prefix.address().into(), prefix.length()))
+        };
+        list.iter().map(|item| prefix(Value(item.get_ref()))).collect()
     }
 
     pub(super) fn strings(&self, read: impl Fn(Value<'_>) -> Result<String, Wrong>) -> Result<Vec<String>, Wrong> {

@@ -37,6 +37,7 @@ fn defaults_are_filled_in() {
     assert!(config.interfaces[0].antispoof);
     assert!(!config.interfaces[1].antispoof);
     assert_eq!(config.datapath.hold.max_time, Duration::from_millis(250));
+    assert_eq!((config.datapath.stale_after, config.datapath.ring_memory), (Duration::from_millis(250), None));
     assert_eq!(config.limits.grace, Duration::from_secs(300));
     assert!(config.raft.election_timeout * 4 < LEASE_DURATION);
 }
@@ -86,7 +87,7 @@ grace = "5 weeks"
         ]
     );
     let help = |path: &str| error.problems().iter().find(|p| p.path == path).unwrap().help.clone();
-    assert_eq!(help("cluster.listn"), "did you mean `listen`? Keys here: `listen`, `advertise`");
+    assert_eq!(help("cluster.listn"), "did you mean `listen`? Keys here: `listen`, `advertise`, `interfaces`");
     assert!(help("datapath.mode").contains("not yet available"));
     assert!(help("raft.durability").contains("not yet available"));
     assert!(error.problems().iter().all(|p| !p.help.is_empty()), "every error says what to do");
@@ -102,6 +103,18 @@ fn syntax_errors_name_their_line() {
 fn values_that_contradict_each_other() {
     let any = GOOD.replace("10.9.0.1:7946", "0.0.0.0:7946");
     assert!(problems(&any)[0].contains("cluster.advertise: it is missing, and `listen` names no address"));
+    let any = any.replace("7946\"", "7946\"\nadvertise = \"10.9.0.1:7946\"");
+    assert!(problems(&any)[0].contains("cluster.interfaces: expected the interfaces by which the port may be reached"));
+    let named =
+        any.replace("[[interface]]\nname = \"eth0\"", "interfaces = [\"eth2\"]\n[[interface]]\nname = \"eth0\"");
+    assert_eq!(Config::parse("node.toml", &named).unwrap().cluster.interfaces, ["eth2"]);
+    let any = format!("{GOOD}\n[http]\nlisten = \"[::]:9946\"\n");
+    assert!(problems(&any)[0].contains("http.interfaces: expected the interfaces by which the port may be reached"));
+    let route = |key: &str| problems(&format!("{GOOD}\n[readiness]\n{key}\n"));
+    assert!(route("table = 254")[0].contains("readiness.table: expected a number from 256"));
+    assert!(
+        route("routes = [\"192.0.2.1/24\"]")[0].contains("readiness.routes: expected a prefix, found \"192.0.2.1/24\"")
+    );
     let witness = GOOD.replace("\"firewall\"", "\"witness\"");
     assert!(problems(&witness)[0].contains("a witness forwards nothing"));
     let twice = GOOD.replace("eth1", "eth0");
@@ -190,14 +203,21 @@ role = "firewall"
 [cluster]
 listen = "0.0.0.0:1"
 advertise = "10.0.0.1:1"
+interfaces = ["eth2"]
 [admin]
 socket = "/s"
 [http]
 listen = "[::1]:1"
+interfaces = ["eth2", "eth3"]
+[readiness]
+hold_down = "0s"
+routes = ["0.0.0.0/0", "2001:db8::/32"]
+table = 300
 [[interface]]
 name = "eth0"
 zone = "outside"
 antispoof = false
+track = false
 [datapath]
 mode = "raw"
 inject = "veth"
@@ -223,6 +243,13 @@ max_half_open_per_source = 400
 grace = "1h"
 progress_rate = 1_000_000
 takeover_rate = 0
+[log]
+rate = 1000
+daemon = false
+syslog = "[fd00::1]:601"
+syslog_protocol = "tcp"
+file = "/var/log/palisade/connections"
+file_bytes = 1_000_000
 [lab]
 cut_replication = true
 "#;
@@ -230,10 +257,30 @@ cut_replication = true
     assert_eq!((config.datapath.hold.matched.packets, config.datapath.hold.unmatched.packets), (100, 10));
     assert_eq!((config.datapath.hold.matched.bytes, config.datapath.hold.unmatched.bytes), (1_000_000, 65_536));
     assert_eq!(config.datapath.bypass_interfaces, ["mgmt0"]);
+    let routes = [("0.0.0.0", 0), ("2001:db8::", 32)].map(|(address, length)| (address.parse().unwrap(), length));
+    assert_eq!((config.readiness.routes, config.readiness.table), (routes.into(), 300));
     assert_eq!((config.limits.max_half_open, config.limits.max_half_open_per_source), (500, 400));
     assert_eq!((config.raft.max_voters, config.raft.replace_after), (3, Duration::from_secs(1800)));
     assert_eq!(config.limits.grace, Duration::from_secs(3600));
     assert_eq!((config.limits.progress_rate, config.limits.takeover_rate), (1_000_000, 0));
     let keys = text.lines().filter(|l| l.contains('=')).count();
     assert_eq!(keys, KEYS.len());
+}
+
+#[test]
+fn workers_leave_room_for_raft() {
+    for (processors, workers) in [(1, 1), (2, 1), (3, 2), (4, 3), (8, 7), (9, 7), (16, 14), (64, 56), (128, 64)] {
+        assert_eq!(workers_for(processors), workers, "{processors}");
+    }
+}
+
+#[test]
+fn memory_of_the_rings_is_enough_for_all_of_them() {
+    let with = |memory: usize| format!("{GOOD}\n[datapath]\nworkers = 4\nring_memory = {memory}\n");
+    assert_eq!(Config::parse("node.toml", &with(2 << 20)).unwrap().datapath.ring_memory, Some(2 << 20));
+    let found = problems(&with((2 << 20) - 1));
+    assert_eq!(
+        found,
+        ["line 20: datapath.ring_memory: expected at least 2097152, found 2097151, with 2 interfaces and 4 workers"]
+    );
 }

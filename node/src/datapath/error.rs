@@ -23,15 +23,6 @@ pub enum StartError {
         /// The name.
         name: String,
     },
-    /// A data interface is not there.
-    #[error("there is no interface {name}")]
-    #[diagnostic(help(
-        "`ip link` lists this machine's interfaces; correct [[interface]] in node.toml, or bring the interface up before the daemon"
-    ))]
-    Interface {
-        /// Its name.
-        name: String,
-    },
     /// A data interface that the gate would exempt.
     #[error(
         "the data interface {interface} is among the bypass interfaces (as {bypass}): the kernel would route what arrives on it unfiltered"
@@ -108,13 +99,52 @@ pub enum StartError {
     /// A FORWARD chain drops what was re-injected.
     #[error("the {chain} drops what nothing accepts, and so every packet that Palisade allows")]
     #[diagnostic(help(
-        "Docker, ufw and firewalld do this. Accept what Palisade has judged: `iptables -I FORWARD -i {device} -j ACCEPT` (`ip6tables` likewise), in nftables `nft insert rule FAMILY TABLE CHAIN iifname {device} accept`; or set the policy to accept"
+        "Docker, ufw and firewalld do this. Accept what Palisade has judged: `iptables -I FORWARD -i palisade+ -j ACCEPT` (`ip6tables` likewise), in nftables `nft insert rule FAMILY TABLE CHAIN iifname \"palisade*\" accept`; or set the policy to accept"
     ))]
     ForwardChain {
         /// Family, table and chain.
         chain: String,
         /// palisade0.
         device: String,
+    },
+    /// A rule drops what has no route back by the interface that it came from.
+    #[error("a reverse path filter in the chain {chain} drops what Palisade re-injects")]
+    #[diagnostic(help(
+        "Palisade checks sources itself. Let the chain begin with an exception: `nft insert rule {chain} iifname \"palisade*\" accept`; of firewalld: `IPv6_rpfilter=no` in firewalld.conf"
+    ))]
+    ReversePathRule {
+        /// Family, table and chain.
+        chain: String,
+    },
+    /// An XDP program on a data interface.
+    #[error("an XDP program on {interface} sees packets before Palisade, and may forward them")]
+    #[diagnostic(help("`ip link set dev {interface} xdp off`, and stop what attached it"))]
+    Xdp {
+        /// The interface.
+        interface: String,
+    },
+    /// A data interface of a VRF.
+    #[error("{interface} belongs to a VRF, and Palisade routes in the main table")]
+    #[diagnostic(help("`ip link set dev {interface} nomaster`"))]
+    Vrf {
+        /// The interface.
+        interface: String,
+    },
+    /// The kernel forwards labelled packets.
+    #[error("the kernel forwards MPLS packets past the gate: {setting} is 1")]
+    #[diagnostic(help("`sysctl -w {setting}=0`"))]
+    Labels {
+        /// The setting.
+        setting: String,
+    },
+    /// Flows that the kernel forwards by itself.
+    #[error("the nftables flowtable {name} forwards flows of {interface} past Palisade")]
+    #[diagnostic(help("take {interface} out of it, or remove it: `nft delete flowtable FAMILY {name}`"))]
+    Flowtable {
+        /// Table and name.
+        name: String,
+        /// The data interface.
+        interface: String,
     },
     /// A sysctl of palisade0 cannot be set.
     #[error("{setting} cannot be set to {value}")]
@@ -163,10 +193,23 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
+    /// The capture rings would be too small.
+    #[error(
+        "ring_memory is too small for {interfaces} interfaces and {workers} workers: they need {needed} bytes at least"
+    )]
+    #[diagnostic(help("raise ring_memory under [datapath] in node.toml, or lower workers"))]
+    RingMemory {
+        /// Data interfaces.
+        interfaces: usize,
+        /// Workers.
+        workers: usize,
+        /// The smallest budget.
+        needed: usize,
+    },
     /// A capture socket cannot be opened.
     #[error("{interface} cannot be captured")]
     #[diagnostic(help(
-        "the daemon needs CAP_NET_RAW, a kernel with CONFIG_PACKET, and memory for its rings (one for each interface, IP version and worker: fewer [datapath] workers need less)"
+        "the daemon needs CAP_NET_RAW, a kernel with CONFIG_PACKET, and memory for its rings ([datapath] ring_memory: one for each interface, IP version and worker)"
     ))]
     Capture {
         /// The interface.

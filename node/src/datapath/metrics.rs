@@ -6,8 +6,11 @@ use std::time::Duration;
 
 use palisade_engine::{Reason, Time};
 use palisade_metrics::{
-    Counter, DurationHistogram, MetricFamilies, MetricGroup, Samples, WorkerCounter, WorkerGauge, labelled, metrics,
+    Counter, DurationHistogram, Gauge, MetricFamilies, MetricGroup, Samples, WorkerCounter, WorkerGauge, labelled,
+    metrics,
 };
+
+use super::host::interfaces::LinkState;
 
 /// Durations of holds; the last bound is the longest hold.
 const HOLD_BUCKETS: &[Duration] = &[
@@ -34,6 +37,8 @@ metrics! {
         pub verdicts: VerdictCounters,
         /// Rejected packets that got no ICMP error, because of the rate limit.
         pub icmp_errors_suppressed: WorkerCounter = "palisade_icmp_errors_suppressed_total",
+        /// Segments of no session that got no RST, because of the rate limit.
+        pub resets_suppressed: WorkerCounter = "palisade_resets_suppressed_total",
         /// Packets that were held at least once.
         pub held_packets: WorkerCounter = "palisade_held_packets_total",
         /// Packets held now: those that match a half-open session, and others.
@@ -48,8 +53,10 @@ metrics! {
         pub capture_dropped: WorkerCounter = "palisade_capture_dropped_total",
         /// Frames larger than a ring slot that the kernel dropped, because the socket's buffer was full.
         pub capture_oversized_dropped: WorkerCounter = "palisade_capture_oversized_dropped_total",
-        /// Packets segmented in user space (tunnels).
+        /// Merged packets that the kernel does not take back as they are: cut in user space (tunnels), or given the form that it takes.
         pub segmented_packets: WorkerCounter = "palisade_segmented_packets_total",
+        /// Packets whose checksum was completed in user space before they were judged, because it is not that of their own header.
+        pub completed_checksums: WorkerCounter = "palisade_completed_checksums_total",
         /// Hints and proposals of the packet path dropped because the queue to the replication was full, by kind.
         pub queue_dropped: QueueDropped = "palisade_queue_dropped_total",
         /// Batches of packets that workers received.
@@ -68,8 +75,12 @@ metrics! {
         pub gate_restored: Counter = "palisade_gate_restored_total",
         /// Times that a kernel setting was found changed and was restored.
         pub kernel_settings_restored: Counter = "palisade_kernel_settings_restored_total",
+        /// Times that a re-injection device was down or missing, and was restored.
+        pub devices_restored: Counter = "palisade_devices_restored_total",
         /// Times that an interface's sockets were opened again.
         pub captures_reopened: Counter = "palisade_captures_reopened_total",
+        /// Times that a capture ring had stalled, and was opened again.
+        pub captures_stalled: Counter = "palisade_captures_stalled_total",
         /// When the watcher last made progress.
         pub heartbeat: Heartbeat,
     }
@@ -183,9 +194,31 @@ impl MetricGroup for Heartbeat {
     fn collect(_: &[&Self], _: &mut MetricFamilies) {}
 }
 
+/// The state of a data interface, as the watcher has found it last.
+#[derive(Debug, Default)]
+pub struct InterfaceGauges {
+    name: String,
+    /// Whether it is up.
+    pub up: Gauge,
+    /// Whether it has a carrier.
+    pub carrier: Gauge,
+    /// Whether its frames are captured.
+    pub captured: Gauge,
+}
+
+impl InterfaceGauges {
+    pub(crate) fn set(&self, link: LinkState, captured: bool) {
+        self.up.set(link.up);
+        self.carrier.set(link.carrier);
+        self.captured.set(captured);
+    }
+}
+
 /// The datapath's metrics; any thread may read them at any time.
 #[derive(Debug)]
 pub struct DatapathMetrics {
+    /// One for each data interface, in the order of the configuration.
+    pub interfaces: Vec<InterfaceGauges>,
     /// One for each worker.
     pub workers: Vec<Arc<WorkerMetrics>>,
     /// The watcher's.
@@ -193,14 +226,29 @@ pub struct DatapathMetrics {
 }
 
 impl DatapathMetrics {
-    pub(crate) fn new(workers: usize) -> DatapathMetrics {
-        DatapathMetrics { workers: (0..workers).map(|_| Arc::default()).collect(), watcher: WatcherMetrics::default() }
+    pub(crate) fn new<'a>(workers: usize, interfaces: impl IntoIterator<Item = &'a str>) -> DatapathMetrics {
+        let gauges = |name: &str| InterfaceGauges { name: name.to_owned(), ..InterfaceGauges::default() };
+        DatapathMetrics {
+            interfaces: interfaces.into_iter().map(gauges).collect(),
+            workers: (0..workers).map(|_| Arc::default()).collect(),
+            watcher: WatcherMetrics::default(),
+        }
     }
 
     /// Adds all metrics, each the sum over the workers.
     pub fn collect(&self, families: &mut MetricFamilies) {
         WorkerMetrics::collect(&self.workers.iter().map(|worker| &**worker).collect::<Vec<_>>(), families);
         WatcherMetrics::collect(&[&self.watcher], families);
+        let mut gauges = |name, help, of: fn(&InterfaceGauges) -> &Gauge| {
+            families.gauges(name, help, |samples| {
+                for interface in &self.interfaces {
+                    samples.with("interface", &interface.name).integer(of(interface).get());
+                }
+            });
+        };
+        gauges("palisade_interface_up", "Whether a data interface is up.", |interface| &interface.up);
+        gauges("palisade_interface_carrier", "Whether a data interface has a carrier.", |interface| &interface.carrier);
+        gauges("palisade_interface_captured", "Whether a data interface's frames are captured.", |i| &i.captured);
     }
 
     /// A number, summed over the workers.
@@ -246,7 +294,7 @@ mod tests {
 
     #[test]
     fn datapath_metrics_are_summed_over_the_workers() {
-        let metrics = DatapathMetrics::new(2);
+        let metrics = DatapathMetrics::new(2, []);
         for worker in &metrics.workers {
             worker.verdicts.forwarded(2, 100);
             worker.verdicts.dropped(Reason::Stale, 1, 60);

@@ -20,14 +20,19 @@
 //!
 //! All threads live in the network namespace of the thread that calls [`start`].
 
+pub(crate) mod announce;
 mod gate;
+pub(crate) mod ingress;
 pub(crate) mod metrics;
 
 mod capture;
 mod error;
+mod health;
 mod host;
 mod inject;
 mod limit;
+pub mod nice;
+mod offload;
 mod options;
 mod segment;
 mod sink;
@@ -42,21 +47,23 @@ use std::sync::atomic::Ordering;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
-use nix::sys::eventfd::EventFd;
 use parking_lot::Mutex;
 
 pub use error::StartError;
 pub(crate) use gate::valid_interface_name;
-pub use gate::{Gate, GateStatus, Installed, Nft};
+pub use gate::{Gate, GateStatus, Installed, Listener, Nft, NftError};
+pub use health::{Condition, Severity};
 pub use host::Family;
 pub use inject::Inject;
 pub use metrics::{DatapathMetrics, WorkerMetrics};
-pub use options::{DatapathStatus, Interface, InterfaceStatus, Options, Sinks};
+pub use options::{DatapathStatus, Interface, InterfaceStatus, Options, Rings, Sinks};
 pub use palisade_engine::packet_loop::Judge;
 pub use start::{start, start_with};
 pub use wake::WorkerWake;
 
 use crate::clock;
+use announce::Announcement;
+use health::Conditions;
 use host::netlink::Netlink;
 use host::routes::Topology;
 use host::watch::Health;
@@ -64,7 +71,7 @@ use worker::Shared;
 
 /// Age of a worker's heartbeat from which the datapath is not healthy. An idle worker beats twice a second.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(2);
-/// The same for the watcher, which beats every ten seconds and may have to wait for `nft`.
+/// The same for the watcher, which beats every ten seconds and may have to wait for other programs' rules.
 const WATCHER_TIMEOUT: Duration = Duration::from_secs(40);
 
 /// A running datapath. Dropping it stops it; the gate stays.
@@ -77,8 +84,7 @@ pub struct Datapath {
     topology: Arc<Topology>,
     metrics: Arc<DatapathMetrics>,
     health: Arc<Mutex<Health>>,
-    /// Wakes the watcher when the datapath stops.
-    stop_fd: Arc<EventFd>,
+    conditions: Arc<Conditions>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -101,21 +107,33 @@ impl Datapath {
         self.wake.clone()
     }
 
-    /// Whether all threads make progress, all interfaces that are up are captured, and the gate's first lock is in place.
+    /// Whether nothing keeps this member from being fit for traffic.
     #[must_use]
     pub fn healthy(&self) -> bool {
+        self.conditions().is_empty()
+    }
+
+    /// What keeps this member from being fit for traffic: links, captures, devices, threads, the gate, settings.
+    #[must_use]
+    pub fn conditions(&self) -> Vec<Condition> {
         let now = clock::now();
-        let alive = |w: &Arc<WorkerMetrics>| now.since(w.heartbeat.get()) < HEARTBEAT_TIMEOUT;
-        let watched = self.metrics.watcher.heartbeat.get();
+        let mut all = self.conditions.all();
+        let name = |port: usize| self.interfaces.get(port).map(|interface| interface.name.clone());
+        all.extend(self.shared.stalled.ports().filter_map(name).map(Condition::CaptureStalled));
+        all.extend(self.dead_thread().map(Condition::ThreadDied));
+        let workers = self.metrics.workers.iter().enumerate();
+        let stuck = workers.filter(|(_, worker)| now.since(worker.heartbeat.get()) >= HEARTBEAT_TIMEOUT);
+        all.extend(stuck.map(|(number, _)| Condition::WorkerStuck(number)));
+        if now.since(self.metrics.watcher.heartbeat.get()) >= WATCHER_TIMEOUT {
+            all.push(Condition::WatcherStuck);
+        }
         let health = self.health.lock();
-        let indices = self.topology.indices.load();
-        self.metrics.workers.iter().all(alive)
-            && now.since(watched) < WATCHER_TIMEOUT
-            && self.dead_thread().is_none()
-            && health.up.iter().zip(indices.iter()).all(|(up, index)| !up || *index != 0)
-            && health.gate.rules
-            && health.gate.problems.is_empty()
-            && health.problems().next().is_none()
+        if !health.gate.rules {
+            all.push(Condition::Gate("the gate's policy rules are missing".to_owned()));
+        }
+        all.extend(health.gate.problems.iter().cloned().map(Condition::Gate));
+        all.extend(health.problems().cloned().map(Condition::Setting));
+        all
     }
 
     /// The name of a thread that has panicked. The datapath cannot go on without it: its owner must drop it.
@@ -138,12 +156,12 @@ impl Datapath {
                 name: interface.name.clone(),
                 zone: interface.zone.clone(),
                 index: indices.get(number).copied().unwrap_or(0),
-                up: health.up.get(number).copied().unwrap_or(false),
+                up: health.links.get(number).is_some_and(|link| link.up),
+                carrier: health.links.get(number).is_some_and(|link| link.carrier),
             })
             .collect();
-        let mut warnings: Vec<String> = health.problems().cloned().collect();
-        warnings.extend(self.dead_thread().map(|name| format!("the datapath's thread {name} died")));
-        warnings.extend(health.gate.problems.iter().cloned());
+        let mut warnings: Vec<String> = self.conditions().iter().map(ToString::to_string).collect();
+        warnings.extend(health.notices.iter().flatten().cloned());
         match &health.gate.nft {
             Nft::Installed => {}
             Nft::Missing => warnings.push("the gate's nftables table is missing".to_owned()),
@@ -151,16 +169,24 @@ impl Datapath {
                 warnings.push(format!("the gate has no nftables lock, only its policy rules: {reason}"));
             }
         }
-        warnings.extend(interfaces.iter().filter(|i| i.index == 0).map(|i| match i.up {
-            true => format!("the interface {} is up, but cannot be captured", i.name),
-            false => format!("the interface {} is missing or down", i.name),
-        }));
         DatapathStatus {
             mode: if self.kind == Inject::Veth { "raw/veth" } else { "raw/tun" },
             gate: health.gate,
             interfaces,
             warnings,
         }
+    }
+
+    /// Has routes with this metric in the announcement's table, or none. Returns how many were added or removed.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub(crate) fn announce(&self, announcement: &Announcement, metric: Option<u32>) -> std::io::Result<usize> {
+        let mut netlink = Netlink::open()?.strict()?;
+        let Some(device) = inject::find(&mut Netlink::open()?, &self.device)? else { return Ok(0) };
+        // A veth pair outlives the process, and so would the routes: they would announce a dead member.
+        let metric = metric.filter(|_| self.kind != Inject::Veth);
+        announcement.set(&mut netlink, device, metric)
     }
 
     /// The datapath's counters.
@@ -181,7 +207,7 @@ impl Drop for Datapath {
         for worker in 0..self.wake.workers() {
             self.wake.notify(worker);
         }
-        let _ = self.stop_fd.write(1);
+        self.shared.wake_watcher();
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
                 tracing::error!("a thread of the datapath panicked");

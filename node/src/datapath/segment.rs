@@ -3,6 +3,7 @@
 //!
 //! One tunnel around TCP or UDP is cut; anything else is refused. The segments have complete checksums.
 
+use palisade_engine::parse::{TransportHeader, transport_header};
 use palisade_engine::{Protocol, Reason};
 
 use super::vnet::{GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, VnetHeader};
@@ -32,11 +33,7 @@ struct Layout {
 }
 
 fn layout(vnet: &VnetHeader, packet: &[u8]) -> Option<Layout> {
-    let (tunnel, outer_transport) = match packet.first()? >> 4 {
-        4 => (*packet.get(9)?, usize::from(packet.first()? & 15) * 4),
-        6 => (*packet.get(6)?, 40),
-        _ => return None,
-    };
+    let TransportHeader { at: outer_transport, protocol: Protocol(tunnel), .. } = transport_header(packet)?;
     let transport = usize::from(vnet.csum_start);
     let (protocol, csum_offset) = match vnet.segmentation() {
         GSO_TCPV4 | GSO_TCPV6 => (TCP, 16),
@@ -60,7 +57,9 @@ fn layout(vnet: &VnetHeader, packet: &[u8]) -> Option<Layout> {
     };
     let fits = match tunnel {
         IPIP | IPV6 => inner == outer_transport,
-        UDP | GRE => inner >= outer_transport + 4,
+        // The inner packet's sums must not reach into the header that was judged.
+        UDP => inner >= outer_transport + 8,
+        GRE => inner >= outer_transport + 4,
         _ => false,
     };
     let size = usize::from(vnet.gso_size);
@@ -70,6 +69,11 @@ fn layout(vnet: &VnetHeader, packet: &[u8]) -> Option<Layout> {
         && payload >= transport + 8
         && payload < packet.len();
     sound.then_some(Layout { tunnel, outer_transport, inner, transport, protocol, payload, size })
+}
+
+/// Whether [`segment`] can cut the packet.
+pub(crate) fn can_segment(vnet: &VnetHeader, packet: &[u8]) -> bool {
+    layout(vnet, packet).is_some()
 }
 
 /// Cuts `packet` and hands each segment on, in order.
@@ -133,7 +137,7 @@ fn finish(out: &mut [u8], at: &Layout, number: usize, last: bool) -> Option<()> 
     Some(())
 }
 
-fn put(out: &mut [u8], at: usize, value: u16) -> Option<()> {
+pub(super) fn put(out: &mut [u8], at: usize, value: u16) -> Option<()> {
     out.get_mut(at..at + 2)?.copy_from_slice(&value.to_be_bytes());
     Some(())
 }
@@ -153,12 +157,24 @@ fn finish_ip(out: &mut [u8], at: usize, number: usize) -> Option<()> {
     put(out, at + 10, sum)
 }
 
+/// The sum over the pseudo-header of the IP header at `ip` and the transport header at `transport`.
+fn pseudo_header(out: &[u8], ip: usize, transport: usize, protocol: u8) -> Option<u64> {
+    let addresses = if out.get(ip)? >> 4 == 4 { ip + 12..ip + 20 } else { ip + 8..ip + 40 };
+    let length = out.len().checked_sub(transport)?;
+    Some(sum(out.get(addresses)?) + u64::from(protocol) + u64::try_from(length).ok()?)
+}
+
+/// Leaves the checksum of a merged packet to the kernel, as for one of its own: the field has the pseudo-header's sum.
+pub(crate) fn leave_checksum(out: &mut [u8], transport: usize, protocol: Protocol, offset: usize) -> Option<()> {
+    let pseudo = pseudo_header(out, 0, transport, protocol.0)?;
+    put(out, transport + offset, fold(pseudo))
+}
+
 /// The transport checksum with the pseudo-header of the IP header at `ip` (RFC 9293 section 3.1, RFC 8200 section 8.1).
 fn checksum(out: &mut [u8], ip: usize, transport: usize, protocol: u8, offset: usize) -> Option<()> {
     put(out, transport + offset, 0)?;
-    let addresses = if out.get(ip)? >> 4 == 4 { ip + 12..ip + 20 } else { ip + 8..ip + 40 };
+    let pseudo = pseudo_header(out, ip, transport, protocol)?;
     let body = out.get(transport..)?;
-    let pseudo = sum(out.get(addresses)?) + u64::from(protocol) + u64::try_from(body.len()).ok()?;
     let sum = match !fold(pseudo + sum(body)) {
         0 if protocol == UDP => u16::MAX,
         sum => sum,
@@ -166,13 +182,13 @@ fn checksum(out: &mut [u8], ip: usize, transport: usize, protocol: u8, offset: u
     put(out, transport + offset, sum)
 }
 
-fn sum(bytes: &[u8]) -> u64 {
+pub(super) fn sum(bytes: &[u8]) -> u64 {
     let (pairs, rest) = bytes.as_chunks::<2>();
     let last = rest.first().map_or(0, |b| u64::from(*b) << 8);
     pairs.iter().map(|pair| u64::from(u16::from_be_bytes(*pair))).sum::<u64>() + last
 }
 
-fn fold(mut sum: u64) -> u16 {
+pub(super) fn fold(mut sum: u64) -> u16 {
     while sum > u64::from(u16::MAX) {
         sum = (sum & u64::from(u16::MAX)) + (sum >> 16);
     }
@@ -218,7 +234,7 @@ mod tests {
             csum_start: u16::try_from(transport).unwrap(),
             csum_offset: 16,
         };
-        assert!(!vnet.matches(outer, 20));
+        assert!(!vnet.completes(20, Protocol(outer[9])) && can_segment(&vnet, outer));
         let mut out = Vec::new();
         segment(&vnet, outer, &mut |segment| {
             let parsed = parse::parse(segment, Checksum::Complete).expect("a valid outer packet");
@@ -266,6 +282,37 @@ mod tests {
         let outer = build::packet(ENDS.0, ENDS.1, Protocol(GRE), &body).unwrap();
         let segments = cut(&outer, 8);
         check(&segments, 201);
+    }
+
+    #[test]
+    fn segment_writes_nothing_that_was_judged() {
+        let outer = build::packet(ENDS.0, ENDS.1, Protocol(IPIP), &inner(950)).unwrap();
+        let vnet = VnetHeader {
+            flags: 1,
+            gso_type: GSO_TCPV4,
+            gso_size: 100,
+            csum_start: 40,
+            csum_offset: 16,
+            ..VnetHeader::default()
+        };
+        assert!(can_segment(&vnet, &outer));
+        // More fragments follow: each piece would be the same one.
+        assert!(!can_segment(&vnet, &changed(outer, 6, 0x20)));
+        // An inner header that begins inside of the UDP header that was judged.
+        let mut body = vec![0; 4];
+        body.extend(inner(300));
+        let outer = build::packet(ENDS.0, ENDS.1, Protocol(GRE), &body).unwrap();
+        let vnet = VnetHeader { csum_start: 44, ..vnet };
+        assert!(can_segment(&vnet, &outer) && !can_segment(&vnet, &changed(outer, 9, UDP)));
+    }
+
+    /// The packet with another byte in its IPv4 header.
+    fn changed(mut packet: Vec<u8>, at: usize, byte: u8) -> Vec<u8> {
+        packet[at] = byte;
+        put(&mut packet, 10, 0).unwrap();
+        let sum = !fold(sum(&packet[..20]));
+        put(&mut packet, 10, sum).unwrap();
+        packet
     }
 
     #[test]

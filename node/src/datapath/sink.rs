@@ -5,16 +5,19 @@ use std::time::Duration;
 
 use palisade_engine::hold::HoldCounts;
 use palisade_engine::packet_loop::{PacketMeta, PacketOutcome, PacketSink, QueueRoom};
-use palisade_engine::parse::{self, Checksum, Kind, Packet, complete_sctp};
-use palisade_engine::{Hint, HoldKey, Ip, Proposal, Reason, Time, Traffic, WorkerSet};
+use palisade_engine::parse::rejection::Unreachable;
+use palisade_engine::parse::{self, Checksum, Kind, Packet, Tcp, complete_sctp};
+use palisade_engine::{Hint, HoldKey, Ip, LoggedDecision, Proposal, Reason, Time, Traffic, WorkerSet};
 
 use super::Sinks;
+use super::capture::MAX_FRAME_BYTES;
 use super::inject::Injector;
 use super::limit::Bucket;
 use super::metrics::WorkerMetrics;
 use super::segment;
 use super::vnet::VnetHeader;
 use super::wake::WorkerWake;
+use crate::connection_log::ConnectionLog;
 use crate::queue;
 
 impl PacketMeta for VnetHeader {
@@ -33,10 +36,13 @@ impl PacketMeta for VnetHeader {
 pub(crate) struct InjectSink {
     injector: Injector,
     sinks: Sinks,
+    connection_log: ConnectionLog,
     wake: WorkerWake,
     metrics: Arc<WorkerMetrics>,
     /// Limits ICMP errors.
     errors: Bucket,
+    /// Limits RSTs that answer no SYN.
+    resets: Bucket,
     /// An answer to a rejected packet.
     answer: Box<[u8]>,
     /// A packet that must be changed before it is re-injected.
@@ -48,17 +54,46 @@ impl InjectSink {
         now: Time,
         injector: Injector,
         sinks: Sinks,
+        connection_log: ConnectionLog,
         wake: WorkerWake,
         metrics: Arc<WorkerMetrics>,
     ) -> InjectSink {
         InjectSink {
             injector,
             sinks,
+            connection_log,
             wake,
             metrics,
             errors: Bucket::new(now),
+            resets: Bucket::new(now),
             answer: vec![0; parse::rejection::MAX_LENGTH].into_boxed_slice(),
-            scratch: Vec::new(),
+            scratch: Vec::with_capacity(MAX_FRAME_BYTES),
+        }
+    }
+
+    /// A packet that was merged with complete checksums. The kernel cuts only what leaves them to it, so they are left to it.
+    fn forward_merged(&mut self, packet: &Packet, vnet: &VnetHeader, bytes: &[u8]) -> Result<(), Reason> {
+        let (at, protocol) = (usize::from(packet.transport), packet.tuple.protocol);
+        let vnet = vnet.to_complete(at, protocol).ok_or(Reason::InjectFailed)?;
+        self.metrics.segmented_packets.inc();
+        self.scratch.clear();
+        self.scratch.extend_from_slice(bytes);
+        segment::leave_checksum(&mut self.scratch, at, protocol, usize::from(vnet.csum_offset))
+            .ok_or(Reason::InjectFailed)?;
+        inject(&mut self.injector, &vnet, &self.scratch)
+    }
+
+    /// Re-injects through another queue from now on.
+    pub(crate) fn set_injector(&mut self, injector: Injector) {
+        self.injector = injector;
+    }
+
+    /// Sends the first bytes of `answer`.
+    fn send_answer(&mut self, length: usize) {
+        if let Some(answer) = self.answer.get(..length)
+            && let Err(error) = self.injector.send(&VnetHeader::default(), answer)
+        {
+            tracing::debug!(%error, "an answer to a packet could not be sent");
         }
     }
 
@@ -76,38 +111,73 @@ impl InjectSink {
     }
 }
 
+#[inline]
+fn inject(injector: &mut Injector, vnet: &VnetHeader, bytes: &[u8]) -> Result<(), Reason> {
+    injector.send(vnet, bytes).map_err(|error| {
+        tracing::trace!(%error, ?vnet, length = bytes.len(), "a packet could not be re-injected");
+        Reason::InjectFailed
+    })
+}
+
 impl PacketSink<VnetHeader> for InjectSink {
     #[inline]
     fn forward(&mut self, packet: &Packet, vnet: &VnetHeader, bytes: &[u8]) -> Result<(), Reason> {
-        if !vnet.matches(bytes, packet.transport) {
-            return self.forward_segmented(vnet, bytes);
+        let (transport, protocol) = (usize::from(packet.transport), packet.tuple.protocol);
+        if !vnet.needs_checksum() && !vnet.is_gso() {
+            return inject(&mut self.injector, vnet, bytes);
         }
-        let (mut vnet, mut bytes) = (*vnet, bytes);
-        if packet.kind == Kind::Sctp && vnet.checksum() == Checksum::Partial {
+        if vnet.is_gso() {
+            let own = vnet.merges(packet.tuple.src.is_v4(), protocol);
+            return match (own, vnet.needs_checksum()) {
+                (true, true) if vnet.completes(transport, protocol) => inject(&mut self.injector, vnet, bytes),
+                (true, false) => self.forward_merged(packet, vnet, bytes),
+                _ => self.forward_segmented(vnet, bytes),
+            };
+        }
+        // `offload` has completed any other checksum.
+        if !vnet.completes(transport, protocol) {
+            return Err(Reason::InjectFailed);
+        }
+        if packet.kind == Kind::Sctp {
             // The kernel would complete it as an Internet checksum: `virtio_net_hdr` knows no other.
             self.scratch.clear();
             self.scratch.extend_from_slice(bytes);
-            complete_sctp(self.scratch.get_mut(usize::from(packet.transport)..).unwrap_or_default());
-            (vnet, bytes) = (VnetHeader::default(), &self.scratch);
+            complete_sctp(self.scratch.get_mut(transport..).unwrap_or_default());
+            return inject(&mut self.injector, &VnetHeader::default(), &self.scratch);
         }
-        self.injector.send(&vnet, bytes).map_err(|error| {
-            tracing::trace!(%error, ?vnet, length = bytes.len(), "a packet could not be re-injected");
-            Reason::InjectFailed
-        })
+        inject(&mut self.injector, vnet, bytes)
     }
 
     /// An ICMP error comes from our own address on the interface that the packet came in by (RFC 1812 section 4.3.2.4), if it
-    /// has one, and its rate is limited. A RST is no longer than the packet that it answers, and without it the other side
-    /// would only try again: it is not limited.
+    /// has one, and its rate is limited. So is that of RSTs to segments of no session. A RST that answers a SYN is not limited:
+    /// it is no longer than the SYN, and without it the other side would only try again.
     fn reject(&mut self, now: Time, packet: &Packet, bytes: &[u8], router: Option<Ip>) {
         let Some(length) = parse::rejection::build(bytes, packet, router, &mut self.answer) else { return };
-        if !matches!(packet.kind, Kind::Tcp(_)) && !self.errors.take(now) {
+        match &packet.kind {
+            Kind::Tcp(tcp) if tcp.flags & (Tcp::SYN | Tcp::ACK) == Tcp::SYN => {}
+            Kind::Tcp(_) if self.resets.take(now) => {}
+            Kind::Tcp(_) => return self.metrics.resets_suppressed.inc(),
+            _ if self.errors.take(now) => {}
+            _ => return self.metrics.icmp_errors_suppressed.inc(),
+        }
+        self.send_answer(length);
+    }
+
+    /// As the kernel does for what it would route itself: an ICMP error, its rate limited with the others'.
+    fn unreachable(
+        &mut self,
+        now: Time,
+        packet: &Packet,
+        bytes: &[u8],
+        router: Option<Ip>,
+        why: &mut dyn FnMut() -> Option<Unreachable>,
+    ) {
+        if !self.errors.take(now) {
             return self.metrics.icmp_errors_suppressed.inc();
         }
-        if let Some(answer) = self.answer.get(..length)
-            && let Err(error) = self.injector.send(&VnetHeader::default(), answer)
-        {
-            tracing::debug!(%error, "an answer to a rejected packet could not be sent");
+        let Some(why) = why() else { return };
+        if let Some(length) = parse::rejection::unreachable(bytes, packet, why, router, &mut self.answer) {
+            self.send_answer(length);
         }
     }
 
@@ -121,6 +191,10 @@ impl PacketSink<VnetHeader> for InjectSink {
 
     fn send_proposal(&mut self, proposal: Proposal) -> bool {
         self.sinks.proposals.try_send(proposal).is_ok()
+    }
+
+    fn log(&mut self, now: Time, decision: &LoggedDecision) {
+        self.connection_log.decided(now, decision);
     }
 
     fn wake(&mut self, workers: WorkerSet, key: HoldKey) {

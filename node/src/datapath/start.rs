@@ -12,17 +12,20 @@ use palisade_engine::{Engine, WorkerSet};
 use parking_lot::Mutex;
 
 use super::error::StartError;
-use super::gate::{self, Gate, GateStatus, Installed, Nft};
+use super::gate::{self, Gate, GateStatus, Installed, Nft, NftError};
+use super::health::{Conditions, Source};
 use super::host::check::{self, SysctlPolicy};
+use super::host::interfaces::{LinkState, open_sockets};
 use super::host::links::{self, Link, LocalRoutes};
 use super::host::netlink::{Monitor, Netlink};
+use super::host::notices;
 use super::host::routes::{RouteZones, Topology};
 use super::host::watch::{self, Health, Watcher};
 use super::inject::{self, Device, Inject, Injector};
 use super::metrics::DatapathMetrics;
-use super::options::{Interface, Options, Sinks};
+use super::options::{Interface, Options, Rings, Sinks};
 use super::wake::WorkerWake;
-use super::worker::{Port, Shared, Worker, WorkerConfig};
+use super::worker::{Port, Shared, Stalled, Worker, WorkerConfig};
 use super::{Datapath, remove_device};
 use crate::clock;
 use crate::lease::Lease;
@@ -56,7 +59,8 @@ pub fn start_with<J: Judge>(
     check_options(&options, &wake)?;
     let mut machine = Machine::check(&options)?;
     let (device, injectors) = DeviceGuard::open(&mut machine.netlink, &options)?;
-    check::device(&options.device, machine.sysctls)?;
+    check::device(&options.device, machine.sysctls, &options.data_names())?;
+    machine.allow_forwarding(device.index);
     let installed = install_gate(&machine.gate)?;
     let (captures, indices) = open_captures(&mut machine, &options)?;
     let built = Built::new(&mut machine, options, wake, device.kind, indices, &installed)?;
@@ -77,14 +81,16 @@ pub fn start_with<J: Judge>(
             routes,
             injector,
             limits: built.options.hold,
+            stale_after: built.options.stale_after,
             sinks: sinks.clone(),
+            connection_log: built.options.connection_log.clone(),
             metrics,
             wake: built.wake.clone(),
             shared: built.shared.clone(),
         });
         datapath.spawn(format!("packets-{number}"), move || worker.run())?;
     }
-    let watcher = built.watcher(machine, installed);
+    let watcher = built.watcher(machine);
     datapath.spawn("watch".to_owned(), move || watcher.run())?;
     Ok(datapath)
 }
@@ -117,8 +123,12 @@ struct Machine {
     monitor: Monitor,
     gate: Gate,
     sysctls: SysctlPolicy,
-    /// The data interfaces, in the order of the configuration.
-    links: Vec<Link>,
+    /// The data interfaces that are there, in the order of the configuration.
+    links: Vec<Option<Link>>,
+    /// The indices of the interfaces by which transit may leave: data interfaces and exempt ones.
+    exits: BTreeSet<u32>,
+    /// What forwarding will change.
+    notices: Vec<String>,
 }
 
 impl Machine {
@@ -127,19 +137,31 @@ impl Machine {
         let strict = Netlink::open().and_then(Netlink::strict).map_err(system("a netlink socket"))?;
         // Before anything is read, so that no change is missed.
         let monitor = Monitor::open().map_err(system("a netlink monitor"))?;
-        let gate = Gate::new(&options.device, &options.bypass_interfaces);
+        let gate = options.gate.clone().unwrap_or_else(|| Gate::new(&options.device, &options.bypass_interfaces));
+        gate.set_data_interfaces(options.interfaces.iter().map(|interface| &interface.name));
         check::before(&mut netlink, &gate)?;
+        check::interfaces(&mut netlink, &options.data_names())?;
         let all = links::links(&mut netlink).map_err(system("the list of interfaces"))?;
-        let find = |i: &Interface| {
-            let link = all.iter().find(|link| link.name == i.name);
-            link.cloned().ok_or_else(|| StartError::Interface { name: i.name.clone() })
-        };
-        let links = options.interfaces.iter().map(find).collect::<Result<_, _>>()?;
+        let find = |i: &Interface| all.iter().find(|link| link.name == i.name).cloned();
+        let links = options.interfaces.iter().map(find).collect();
         if let Some(error) = links::bypassed(&all, &options.interfaces, &options.bypass_interfaces) {
             return Err(error);
         }
         let sysctls = SysctlPolicy { rp_filter: options.manage_rp_filter, forwarding: options.manage_forwarding };
-        Ok(Machine { netlink, strict, monitor, gate, sysctls, links })
+        let exits = watch::exits(&all, &options.interfaces, &options.bypass_interfaces);
+        // Before forwarding is switched on, after which these routes are gone.
+        let advertised = notices::advertised(&mut netlink).map_err(system("the list of IPv6 routes"))?;
+        let notices = watch::with_remedies(&advertised);
+        notices.iter().for_each(|notice| tracing::warn!("{notice}"));
+        Ok(Machine { netlink, strict, monitor, gate, sysctls, links, exits, notices })
+    }
+
+    /// Lets what is re-injected leave by data interfaces and exempt ones. Without the table there is nothing to allow.
+    fn allow_forwarding(&self, device: u32) {
+        let pairs = self.exits.iter().map(|exit| (device, *exit)).collect();
+        if let Err(error) = self.gate.set_forward_pairs(&pairs) {
+            tracing::error!(%error, "the kernel forwards nothing, because the gate's table cannot be changed");
+        }
     }
 }
 
@@ -171,8 +193,8 @@ impl Drop for DeviceGuard {
 
 fn install_gate(gate: &Gate) -> Result<Installed, StartError> {
     let installed = gate.install().map_err(|source| StartError::Gate { source })?;
-    if let Err(reason) = &installed.nft {
-        tracing::warn!(%reason, "the gate has no nftables lock, only its policy rules");
+    if let Err(error) = &installed.nft {
+        tracing::warn!(%error, "the gate has no nftables lock, only its policy rules");
     }
     Ok(installed)
 }
@@ -180,28 +202,48 @@ fn install_gate(gate: &Gate) -> Result<Installed, StartError> {
 /// The ports of each worker.
 type PortsOfWorkers = Vec<Vec<Port>>;
 
+fn rings(options: &Options) -> Result<Rings, StartError> {
+    let (interfaces, workers) = (options.interfaces.len(), options.workers);
+    let rings = Rings::share(interfaces, workers, options.ring_memory).map_err(|needed| StartError::RingMemory {
+        interfaces,
+        workers,
+        needed,
+    })?;
+    if options.ring_memory.is_none() && rings.memory() > Rings::DEFAULT {
+        let (rings, mebibytes) = (rings.count, rings.memory() >> 20);
+        tracing::warn!(
+            rings,
+            mebibytes,
+            "many interfaces and workers: the capture rings take more memory than by default"
+        );
+    }
+    Ok(rings)
+}
+
 /// Opens the sockets of all data interfaces: the ports of each worker, and the interface indices that are captured (0 for an
-/// interface that is down).
+/// interface that is missing or down).
 fn open_captures(machine: &mut Machine, options: &Options) -> Result<(PortsOfWorkers, Vec<u32>), StartError> {
-    let Options { interfaces, workers, ring_slots, .. } = options;
+    let Options { interfaces, workers, .. } = options;
+    let rings = rings(options)?;
     let mut ports: PortsOfWorkers = (0..*workers).map(|_| Vec::with_capacity(interfaces.len())).collect();
     let mut indices = Vec::with_capacity(interfaces.len());
     for (interface, link) in interfaces.iter().zip(&machine.links) {
-        links::limit_gro(&mut machine.netlink, link).map_err(system("a limit to GRO"))?;
-        let sets = match watch::open_captures(link, *workers, *ring_slots) {
-            Ok(sets) => {
-                indices.push(link.index);
-                sets
+        let sets = match link {
+            // The watcher opens its sockets when it appears.
+            None => None,
+            Some(link) => {
+                links::limit_gro(&mut machine.netlink, link).map_err(system("a limit to GRO"))?;
+                match open_sockets(link, *workers, rings.slots) {
+                    Ok(sets) => Some((link.index, sets)),
+                    // Before Linux 6.13, a socket on an interface that is down can join no fanout group. The watcher opens
+                    // it when the interface comes up.
+                    Err(_) if !link.up => None,
+                    Err(source) => return Err(StartError::Capture { interface: interface.name.clone(), source }),
+                }
             }
-            // Before Linux 6.13, a socket on an interface that is down can join no fanout group. The watcher opens it when
-            // the interface comes up.
-            Err(error) if !link.up => {
-                tracing::warn!(%error, interface = link.name, "the interface is down and will be captured when it is up");
-                indices.push(0);
-                (0..*workers).map(|_| Vec::new()).collect()
-            }
-            Err(source) => return Err(StartError::Capture { interface: interface.name.clone(), source }),
         };
+        let (index, sets) = sets.unwrap_or_else(|| (0, (0..*workers).map(|_| Vec::new()).collect()));
+        indices.push(index);
         for (ports, captures) in ports.iter_mut().zip(sets) {
             ports.push(Port { zone_name: interface.zone.clone(), antispoof: interface.antispoof, captures });
         }
@@ -212,13 +254,14 @@ fn open_captures(machine: &mut Machine, options: &Options) -> Result<(PortsOfWor
 /// What the threads of the datapath share.
 struct Built {
     options: Options,
+    rings: Rings,
     kind: Inject,
     wake: WorkerWake,
     shared: Arc<Shared>,
     topology: Arc<Topology>,
     metrics: Arc<DatapathMetrics>,
     health: Arc<Mutex<Health>>,
-    stop_fd: Arc<EventFd>,
+    conditions: Arc<Conditions>,
 }
 
 impl Built {
@@ -234,32 +277,49 @@ impl Built {
         let topology = Arc::new(Topology::default());
         let addresses = links::addresses(&mut machine.netlink, &indices).map_err(system("the list of addresses"))?;
         topology.addresses.store(Arc::new(addresses));
+        let metrics = Arc::new(DatapathMetrics::new(options.workers, options.interfaces.iter().map(|i| &*i.name)));
+        let links: Vec<LinkState> = machine.links.iter().map(|link| LinkState::of(link.as_ref())).collect();
+        for ((gauges, link), index) in metrics.interfaces.iter().zip(&links).zip(&indices) {
+            gauges.set(*link, *index != 0);
+        }
+        let conditions = Arc::new(Conditions::default());
+        conditions.replace(
+            Source::Interfaces,
+            links.iter().zip(&options.interfaces).filter_map(|(link, interface)| link.condition(interface)),
+        );
         topology.indices.store(Arc::new(indices));
         topology.changed();
-        let metrics = Arc::new(DatapathMetrics::new(options.workers));
         metrics.watcher.heartbeat.set(clock::now());
         let shared = Arc::new(Shared {
             stop: AtomicBool::new(false),
             local: ArcSwap::from_pointee(local),
+            // The watcher adds those that the gate exempts.
+            handled: ArcSwap::new(topology.indices.load_full()),
             exchange: (0..options.workers).map(|_| Mutex::default()).collect(),
+            retired: Mutex::default(),
+            stalled: Stalled::new(options.interfaces.len()),
+            watcher_fd: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+                .map_err(|e| system("an eventfd")(e.into()))?,
         });
         let (rules, problems) =
             gate::rules_status(&mut machine.netlink, &machine.gate).map_err(system("the list of policy rules"))?;
         let nft = match &installed.nft {
-            Ok(_) => Nft::Installed,
-            Err(reason) => Nft::Unavailable(reason.clone()),
+            Ok(()) => Nft::Installed,
+            // Until the other process is gone; the watcher tries again.
+            Err(NftError::Owned) => Nft::Missing,
+            Err(error) => Nft::Unavailable(error.to_string()),
         };
         let health = Arc::new(Mutex::new(Health {
             gate: GateStatus { rules, nft, problems },
-            up: machine.links.iter().map(|link| link.up).collect(),
+            links,
             warnings: BTreeSet::new(),
             bypassed: None,
             chains: [None, None],
+            taken: None,
+            notices: [Vec::new(), Vec::new(), std::mem::take(&mut machine.notices)],
         }));
-        let stop_fd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-            .map_err(|e| system("an eventfd")(e.into()))?;
-        let stop_fd = Arc::new(stop_fd);
-        Ok(Built { options, kind, wake, shared, topology, metrics, health, stop_fd })
+        let rings = rings(&options)?;
+        Ok(Built { options, rings, kind, wake, shared, topology, metrics, health, conditions })
     }
 
     /// The handle, without threads yet.
@@ -273,31 +333,30 @@ impl Built {
             topology: self.topology.clone(),
             metrics: self.metrics.clone(),
             health: self.health.clone(),
-            stop_fd: self.stop_fd.clone(),
+            conditions: self.conditions.clone(),
             threads: Vec::with_capacity(self.options.workers + 1),
         }
     }
 
-    fn watcher(self, machine: Machine, installed: Installed) -> Watcher {
-        let Machine { netlink, strict, monitor, gate, sysctls, links: _ } = machine;
+    fn watcher(self, machine: Machine) -> Watcher {
+        let Machine { netlink, strict, monitor, gate, sysctls, .. } = machine;
         Watcher {
             monitor,
             netlink,
             strict,
             gate,
-            nft: installed.nft,
             device: self.options.device,
             kind: self.kind,
             sysctls,
             interfaces: self.options.interfaces,
             bypass_interfaces: self.options.bypass_interfaces,
-            ring_slots: self.options.ring_slots,
+            ring_slots: self.rings.slots,
             wake: self.wake,
             shared: self.shared,
             topology: self.topology,
             metrics: self.metrics,
             health: self.health,
-            stop_fd: self.stop_fd,
+            conditions: self.conditions,
         }
     }
 }

@@ -3,6 +3,7 @@
 
 pub(crate) mod tun;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -45,6 +46,41 @@ pub(crate) fn bind_packet(fd: BorrowedFd<'_>, index: u32, ethertype: u16) -> io:
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// The largest number of interfaces in a filter of [`accept_only`]: a jump of the filter's language reaches 255 instructions.
+pub(crate) const MAX_INDICES: usize = 64;
+
+/// Lets the socket receive only what came in by the interfaces with these indices.
+pub(crate) fn accept_only(fd: BorrowedFd<'_>, indices: &BTreeSet<u32>) -> io::Result<()> {
+    // `SKF_AD_OFF + SKF_AD_IFINDEX` (linux/filter.h): the index of the interface by which the packet came.
+    const INTERFACE: u32 = (-0x1000_i32).cast_unsigned() + 8;
+    let statement = |code: u16, k: u32| libc::sock_filter { code, jt: 0, jf: 0, k };
+    let count = u8::try_from(indices.len()).ok().filter(|n| usize::from(*n) <= MAX_INDICES);
+    let count = count.ok_or(io::ErrorKind::InvalidInput)?;
+    let mut program = vec![statement(0x20 /* BPF_LD | BPF_W | BPF_ABS */, INTERFACE)];
+    for (index, left) in indices.iter().zip((0..count).rev()) {
+        // Equal: to the last instruction, which accepts, behind those that are left and the one that drops.
+        program.push(libc::sock_filter {
+            code: 0x15, /* BPF_JMP | BPF_JEQ | BPF_K */
+            jt: left + 1,
+            jf: 0,
+            k: *index,
+        });
+    }
+    program.push(statement(0x06 /* BPF_RET | BPF_K */, 0));
+    program.push(statement(0x06, u32::MAX));
+    let length = libc::c_ushort::try_from(program.len()).unwrap_or(0);
+    let program = libc::sock_fprog { len: length, filter: program.as_mut_ptr() };
+    set_option(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
+}
+
+/// `SO_MEMINFO` (asm-generic/socket.h), which the crate lacks.
+const SO_MEMINFO: i32 = 55;
+
+/// Packets to a socket that the kernel dropped: `SK_MEMINFO_DROPS`, the last word of `SO_MEMINFO`. Zero if it does not say.
+pub(crate) fn dropped(fd: BorrowedFd<'_>) -> u32 {
+    option_words::<9>(fd, libc::SOL_SOCKET, SO_MEMINFO).map_or(0, |words| words[8])
+}
+
 /// Lets the socket discard everything (`true`) or nothing (`false`).
 pub(crate) fn drop_all(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
     if !on {
@@ -53,4 +89,17 @@ pub(crate) fn drop_all(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
     let mut code = [libc::sock_filter { code: 0x06 /* BPF_RET | BPF_K */, jt: 0, jf: 0, k: 0 }];
     let program = libc::sock_fprog { len: 1, filter: code.as_mut_ptr() };
     set_option(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
+}
+
+/// The calling thread's nice value.
+pub(crate) fn nice() -> i32 {
+    // SAFETY: no pointers. (-1 is a value as well as the error, which cannot occur for the calling thread.)
+    unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) }
+}
+
+/// Sets the calling thread's nice value. Threads that it makes later inherit it.
+pub(crate) fn set_nice(value: i32) -> io::Result<()> {
+    // SAFETY: no pointers.
+    let done = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, value) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

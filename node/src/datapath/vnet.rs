@@ -1,6 +1,7 @@
 //! `virtio_net_hdr`: what the kernel and we tell each other about a packet's checksum and segmentation
 //! (Virtual I/O Device specification 1.2, section 5.1.6; here always the 10-byte legacy form in native byte order).
 
+use palisade_engine::Protocol;
 use palisade_engine::parse::Checksum;
 
 /// The length of the header.
@@ -16,6 +17,16 @@ pub(crate) const GSO_TCPV6: u8 = 4;
 /// UDP, in datagrams of equal size.
 pub(crate) const GSO_UDP_L4: u8 = 5;
 const GSO_ECN: u8 = 0x80;
+
+/// Where the checksum lies that the kernel completes in a transport header of this protocol (SCTP's CRC32c: we do).
+pub(crate) fn checksum_offset(protocol: Protocol) -> Option<u16> {
+    match protocol {
+        Protocol::TCP => Some(16),
+        Protocol::UDP => Some(6),
+        Protocol::SCTP => Some(8),
+        _ => None,
+    }
+}
 
 /// The header. Offsets count from the beginning of the IP packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -43,7 +54,8 @@ impl VnetHeader {
             gso_type: b[1],
             header_length: word(2).saturating_sub(link),
             gso_size: word(4),
-            csum_start: if b[0] & NEEDS_CSUM == 0 { 0 } else { word(6).saturating_sub(link) },
+            // No packet reaches to `u16::MAX`: a place in the link-layer header is refused later.
+            csum_start: if b[0] & NEEDS_CSUM == 0 { 0 } else { word(6).checked_sub(link).unwrap_or(u16::MAX) },
             csum_offset: word(8),
         }
     }
@@ -88,21 +100,38 @@ impl VnetHeader {
         self.gso_type & !GSO_ECN
     }
 
-    /// Is the segmentation that of this packet's own transport header, and not of one that lies in a tunnel inside? The
-    /// kernel reports VXLAN, GRE and IP-in-IP by their innermost protocol, but takes no such packet back.
-    pub(crate) fn matches(&self, packet: &[u8], transport: u16) -> bool {
-        if !self.is_gso() {
-            return true;
-        }
-        let version = packet.first().map_or(0, |b| b >> 4);
-        let own = self.flags & NEEDS_CSUM != 0 && self.csum_start == transport;
-        // With its sum where TCP or UDP has it, and at the packet's own transport header, it is that protocol.
+    /// Whether a checksum is left to be completed.
+    pub(crate) fn needs_checksum(&self) -> bool {
+        self.flags & NEEDS_CSUM != 0
+    }
+
+    /// Whether the checksum that is left to be completed is that of the transport header at `at`.
+    pub(crate) fn completes(&self, at: usize, protocol: Protocol) -> bool {
+        self.needs_checksum()
+            && usize::from(self.csum_start) == at
+            && checksum_offset(protocol) == Some(self.csum_offset)
+    }
+
+    /// Whether the segmentation is that of this transport protocol over IPv4 or IPv6. In a tunnel it may still be that of the
+    /// packet inside: the kernel reports VXLAN, GRE and IP in IP by their innermost protocol, but takes no such packet back.
+    pub(crate) fn merges(&self, v4: bool, protocol: Protocol) -> bool {
         match self.segmentation() {
-            GSO_TCPV4 => own && version == 4 && self.csum_offset == 16,
-            GSO_TCPV6 => own && version == 6 && self.csum_offset == 16,
-            GSO_UDP_L4 => own && self.csum_offset == 6,
+            GSO_TCPV4 => v4 && protocol == Protocol::TCP,
+            GSO_TCPV6 => !v4 && protocol == Protocol::TCP,
+            GSO_UDP_L4 => protocol == Protocol::UDP,
             _ => false,
         }
+    }
+
+    /// The header for a merged packet whose checksum, that of the transport header at `at`, is left to be completed.
+    pub(crate) fn to_complete(self, at: usize, protocol: Protocol) -> Option<VnetHeader> {
+        let (csum_start, csum_offset) = (u16::try_from(at).ok()?, checksum_offset(protocol)?);
+        Some(VnetHeader { flags: NEEDS_CSUM, csum_start, csum_offset, ..self })
+    }
+
+    /// The same, its checksum counted as verified: GRO merges no packet whose checksum is wrong.
+    pub(crate) fn verified(self, at: usize) -> VnetHeader {
+        VnetHeader { flags: DATA_VALID, csum_start: u16::try_from(at).unwrap_or(u16::MAX), ..self }
     }
 
     /// Into how many packets it will be cut, `length` being the IP packet's.
@@ -143,7 +172,13 @@ mod tests {
     }
 
     #[test]
-    fn vnet_segmentation_of_a_tunnel_does_not_match() {
+    fn vnet_checksum_in_the_link_header_is_nowhere() {
+        let header = VnetHeader { flags: NEEDS_CSUM, csum_start: 12, csum_offset: 2, ..VnetHeader::default() };
+        assert_eq!(VnetHeader::read(header.write(0), 14).csum_start, u16::MAX);
+    }
+
+    #[test]
+    fn vnet_checksum_and_segmentation_of_a_tunnel_are_not_its_own() {
         let mut header = VnetHeader {
             flags: NEEDS_CSUM,
             gso_type: GSO_TCPV4 | GSO_ECN,
@@ -152,10 +187,11 @@ mod tests {
             csum_start: 20,
             csum_offset: 16,
         };
-        assert!(header.matches(&[0x45], 20));
-        assert!(!header.matches(&[0x60], 20), "TCPv4 segmentation on an IPv6 packet");
+        assert!(header.merges(true, Protocol::TCP) && header.completes(20, Protocol::TCP));
+        assert!(!header.merges(false, Protocol::TCP), "TCPv4 segmentation of an IPv6 packet");
+        assert!(!header.merges(true, Protocol::UDP) && !header.completes(20, Protocol::UDP));
         header.csum_start = 70;
-        assert!(!header.matches(&[0x45], 20), "the checksum of an inner header");
+        assert!(!header.completes(20, Protocol::TCP), "the checksum of an inner header");
         assert_eq!(header.segments(90 + 2 * 1448 + 1), 3);
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use palisade_engine::{MemberInfo, Role};
 
+use crate::connection_log::ConnectionLog;
 use crate::raft::config::{LogSize, Timing};
 use crate::raft::voters::Voters;
 
@@ -17,6 +18,8 @@ pub struct Options {
     pub name: String,
     /// The address on which it listens for the other members.
     pub listen: SocketAddr,
+    /// The interfaces by which they reach it there; none: the one that has the address.
+    pub interfaces: Vec<String>,
     /// The address at which they reach it, `host:port`.
     pub advertise: String,
     /// Its role.
@@ -31,6 +34,8 @@ pub struct Options {
     pub voters: Voters,
     /// Bytes per second of sessions' progress to each other member.
     pub progress_rate: u64,
+    /// Where the openings and ends of sessions go whose rule says `log`.
+    pub connection_log: ConnectionLog,
 }
 
 impl Options {

@@ -1,7 +1,28 @@
 //! Metrics of the session table and the replicated state, read from the engine.
 
-use palisade_engine::{ClusterState, Counts, Generation, LeaseState, Role, TakeoverCounts};
+use palisade_engine::{ClusterState, Counts, Generation, LeaseState, Role, RuleHits, TakeoverCounts};
 use palisade_metrics::MetricFamilies;
+
+/// The rules, the default included, that have series of their own.
+pub(crate) const MAX_RULE_SERIES: usize = 513;
+
+/// Adds the hits of the rules, by name. `beyond` is the sum of all further rules.
+pub(crate) fn rule_hits(families: &mut MetricFamilies, hits: &[RuleHits], beyond: u64) {
+    families.counters(
+        "palisade_rule_hits_total",
+        "Connections that a rule of the active policy opened or denied on this member, by name.",
+        |samples| {
+            for rule in hits.iter().filter(|rule| rule.rule.0 != 0) {
+                samples.with("default", "false").with("rule", &rule.name).integer(rule.hits);
+            }
+            let default = hits.iter().find(|rule| rule.rule.0 == 0).map_or(0, |rule| rule.hits);
+            samples.with("default", "true").with("rule", "").integer(default);
+            if beyond > 0 {
+                samples.with("default", "false").with("rule", "").integer(beyond);
+            }
+        },
+    );
+}
 
 /// Adds those of the session table.
 pub(crate) fn table(families: &mut MetricFamilies, counts: &Counts, max_sessions: usize, max_half_open: usize) {

@@ -38,6 +38,8 @@ pub(crate) enum Lane {
     Hints,
     /// Progress of live sessions.
     Progress,
+    /// The connection log.
+    ConnectionLog,
     /// Proposals, and unary questions.
     Control,
 }

@@ -18,12 +18,12 @@ use futures::{FutureExt, StreamExt};
 use hyper_util::rt::TokioIo;
 use palisade_engine::MemberId;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
-use tokio_stream::wrappers::TcpListenerStream;
+use tokio::net::TcpStream;
 use tonic::codegen::http::Uri;
 use tonic::transport::server::Connected;
 use tonic::transport::{Channel, Endpoint, Server};
 
+use crate::listen::{self, Connection, ListenError, Listener, Port};
 use crate::replication_metrics::ReplicationMetrics;
 
 /// How long making a connection may take: on a cluster's own network a slower one is not worth waiting for.
@@ -130,12 +130,15 @@ pub(crate) fn connector() -> Arc<dyn Connector> {
 }
 
 /// Opens the member port.
-pub(crate) async fn bind(at: SocketAddr, metrics: Arc<ReplicationMetrics>) -> io::Result<Box<dyn Acceptor>> {
+pub(crate) fn bind(port: Port, metrics: Arc<ReplicationMetrics>) -> Result<Box<dyn Acceptor>, ListenError> {
     #[cfg(feature = "simulation")]
-    if let Some(incoming) = crate::simulation::with(|host| host.listen(at)) {
-        return Ok(Box::new(simulated::SimulatedAcceptor(incoming?)));
+    if let Some(incoming) = crate::simulation::with(|host| host.listen(port.address)) {
+        let (table, address) = (port.table, port.address);
+        let incoming = incoming.map_err(|source| ListenError::Bind { table, address, source })?;
+        return Ok(Box::new(simulated::SimulatedAcceptor(incoming)));
     }
-    Ok(Box::new(TcpAcceptor { listener: TcpListener::bind(at).await?, metrics }))
+    let dropped = listen::counting(metrics.clone(), |metrics: &ReplicationMetrics| &metrics.port_dropped);
+    Ok(Box::new(TcpAcceptor { listener: Listener::bind(port, dropped)?, metrics }))
 }
 
 /// A channel to `to` at `address` (`host:port`). The connection is made when it is first used, and again when it broke.
@@ -199,7 +202,7 @@ impl Connector for TcpConnector {
 
 /// Accepts connections over TCP.
 struct TcpAcceptor {
-    listener: TcpListener,
+    listener: Listener,
     metrics: Arc<ReplicationMetrics>,
 }
 
@@ -208,7 +211,7 @@ impl Acceptor for TcpAcceptor {
     /// memory for as long as it stays open, and no metric would show it.
     fn incoming(self: Box<Self>) -> BoxStream<'static, io::Result<Stream>> {
         let TcpAcceptor { listener, metrics } = *self;
-        TcpListenerStream::new(listener)
+        futures::stream::unfold(listener, async |listener| Some((next(&listener).await, listener)))
             .map(move |stream| accept(stream, metrics.clone()))
             .buffer_unordered(MAX_AWAITED_PREFACES)
             .filter_map(std::future::ready)
@@ -216,15 +219,20 @@ impl Acceptor for TcpAcceptor {
     }
 }
 
-async fn accept(stream: io::Result<TcpStream>, metrics: Arc<ReplicationMetrics>) -> Option<io::Result<Stream>> {
-    let stream = match stream {
-        Ok(stream) => stream,
-        Err(error) => {
-            tracing::warn!(%error, "a connection to the member port could not be accepted");
-            tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
-            return None;
+/// The next connection that can be accepted.
+async fn next(listener: &Listener) -> Connection {
+    loop {
+        match listener.accept().await {
+            Ok((connection, _)) => return connection,
+            Err(error) => {
+                tracing::warn!(%error, "a connection to the member port could not be accepted");
+                tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
+            }
         }
-    };
+    }
+}
+
+async fn accept(stream: Connection, metrics: Arc<ReplicationMetrics>) -> Option<io::Result<Stream>> {
     match tokio::time::timeout(PREFACE_TIMEOUT, begins_with_preface(&stream)).await {
         Ok(Ok(true)) => {
             Some(stream.set_nodelay(true).map(|()| Stream { bytes: Box::new(stream), peer: Peer::Unknown }))
@@ -237,7 +245,7 @@ async fn accept(stream: io::Result<TcpStream>, metrics: Arc<ReplicationMetrics>)
 }
 
 /// Whether a connection begins with the preface. Only peeks: the bytes stay for the next reader.
-async fn begins_with_preface(stream: &TcpStream) -> io::Result<bool> {
+async fn begins_with_preface(stream: &Connection) -> io::Result<bool> {
     let mut seen = [0; PREFACE.len()];
     loop {
         let n = stream.peek(&mut seen).await?;

@@ -14,9 +14,11 @@ use crate::audit::repair::Repairer;
 use crate::audit::scrub::Scrubber;
 use crate::audit::{self, Divergence};
 use crate::lease::Lease;
+use crate::listen::Port;
 use crate::membership::admission::Admission;
 use crate::membership::identity::{DataDir, Identity};
 use crate::membership::options::Options;
+use crate::membership::presence::{PresencePoller, Roster};
 use crate::membership::reconcile::Reconciler;
 use crate::membership::register::Membership;
 use crate::membership::rollback_check;
@@ -31,6 +33,7 @@ use crate::raft::leadership::{self, Leadership};
 use crate::raft::lease::LeaseRenewer;
 use crate::raft::network::Network;
 use crate::raft::priority::ElectionPriority;
+use crate::raft::quorum::QuorumContact;
 use crate::raft::read_index::ReadIndex;
 use crate::raft::requests::{AdminRequest, REQUEST_QUEUE};
 use crate::raft::start::{RaftSetup, Started, start_raft};
@@ -64,24 +67,31 @@ where
     W: Wake + Clone + Send + Sync + 'static,
 {
     let data_dir = DataDir::lock(&options.data_dir)?;
-    let mut identity = data_dir.identity()?.ok_or(OpenError::NotMember)?;
+    let mut identity = data_dir.identity()?.ok_or_else(|| OpenError::no_member(&data_dir))?;
     data_dir.start(&mut identity)?;
     let metrics = Arc::<ReplicationMetrics>::default();
-    let acceptor = transport::bind(options.listen, metrics.clone()).await;
-    let acceptor = acceptor.map_err(|source| OpenError::Listen { address: options.listen, source })?;
+    let port = Port {
+        table: "cluster",
+        address: options.listen,
+        interfaces: options.interfaces.clone(),
+        // No program of this machine but the member itself speaks to other members, and it does not call itself.
+        own_programs: false,
+    };
+    let acceptor = transport::bind(port, metrics.clone())?;
     let applied = AppliedBatches::new();
     let wake = Box::new(workers.wake.clone());
     let core = Core::start(&options, &data_dir, &identity, &applied, workers.lease.clone(), wake, metrics).await?;
 
     let mut tasks = Tasks::new();
     let (requests, request_queue) = mpsc::channel(REQUEST_QUEUE);
-    let (sink, hint_queue, proposal_queue) = EventSink::new(core.metrics.clone());
+    let (sink, hint_queue, proposal_queue) = EventSink::new(options.connection_log.clone(), core.metrics.clone());
     let raft = RaftSide::start(&core, &options, &requests, &mut tasks);
     let peer_liveness = PeerLiveness::default();
     let sources =
         Sources { hints: workers.hints, proposals: workers.proposals, hint_queue, proposal_queue, request_queue };
     let events = applied.events.clone();
     let reachability = start_sync(&core, &options, &raft, sources, applied, &mut tasks);
+    let (roster, removed) = start_presence(&core, &raft, &mut tasks);
     start_liveness(&core, &peer_liveness, SharedWake::copy(&workers.wake), &mut tasks);
     start_leader_tasks(&core, &options, &raft, &requests, &mut tasks);
     tasks.spawn("tick", tick(core.engine.clone(), sink.clone()));
@@ -101,6 +111,9 @@ where
         peer_liveness,
         leader_contact: raft.leader_contact.clone(),
         audit: core.audit_handler(divergences),
+        lease: core.lease.clone(),
+        priority: raft.priority.subscribe(),
+        connection_log: options.connection_log.clone(),
         stop: tasks.stopped(),
     });
     let check = AddressCheck { cluster: core.cluster.clone(), me: core.me, metrics: core.metrics.clone() };
@@ -117,6 +130,9 @@ where
         barrier: raft.barrier,
         events,
         reachability,
+        roster,
+        removed,
+        quorum: raft.quorum,
         transfer: raft.transfer,
         priority: raft.priority,
         server: parking_lot::Mutex::new(Some(server)),
@@ -139,12 +155,14 @@ impl AppliedBatches {
         AppliedBatches { reports, report_queue, pending: PendingBatches::default(), events }
     }
 
-    fn observer(&self, me: MemberId, metrics: Arc<ReplicationMetrics>) -> Arc<Events> {
+    fn observer(&self, identity: &Identity, options: &Options, metrics: Arc<ReplicationMetrics>) -> Arc<Events> {
         Arc::new(Events {
-            me,
+            me: identity.member,
+            start: identity.starts,
             reports: self.reports.clone(),
             pending: self.pending.clone(),
             watchers: self.events.clone(),
+            connection_log: options.connection_log.clone(),
             metrics,
         })
     }
@@ -193,7 +211,7 @@ impl Core {
                 metrics: metrics.clone(),
             },
             wake,
-            observer: applied.observer(me, metrics.clone()),
+            observer: applied.observer(identity, options, metrics.clone()),
         };
         let Started { raft, engine, snapshots, auditor, store } = start_raft(setup).await?;
         // The member port answers no request yet: this member must not ask for votes either.
@@ -251,6 +269,7 @@ struct RaftSide {
     leader_contact: LeaderContact,
     transfer: LeadershipTransfer,
     priority: watch::Sender<ElectionPriority>,
+    quorum: QuorumContact,
 }
 
 impl RaftSide {
@@ -261,6 +280,7 @@ impl RaftSide {
         let (leadership_sender, leadership) = watch::channel(Leadership::default());
         let (members_sender, members) = watch::channel(Members::new());
         let (priority, priority_receiver) = watch::channel(ElectionPriority::default());
+        let quorum = QuorumContact::default();
         let (contact, leader_contact) = (LastContact::default(), LeaderContact::default());
         let read_index = ReadIndex { me, raft: raft.clone(), peers: core.peers.clone() };
         let barrier = ReadBarrier {
@@ -270,6 +290,7 @@ impl RaftSide {
             peers: core.peers.clone(),
             leadership: leadership.clone(),
             priority: priority_receiver.clone(),
+            quorum: quorum.clone(),
         };
         let renewer = LeaseRenewer {
             barrier: barrier.clone(),
@@ -303,7 +324,7 @@ impl RaftSide {
         tasks.spawn("lease", renewer.run());
         tasks.spawn("election", election.run());
         tasks.spawn("leadership transfer", transfer.clone().run());
-        RaftSide { leadership, members, read_index, barrier, contact, leader_contact, transfer, priority }
+        RaftSide { leadership, members, read_index, barrier, contact, leader_contact, transfer, priority, quorum }
     }
 }
 
@@ -357,6 +378,22 @@ fn start_sync(
     tasks.spawn("hints", streams::run(hints, core.me, raft.members.clone()));
     tasks.spawn("progress", streams::run(progress, core.me, raft.members.clone()));
     reachability
+}
+
+/// Starts asking the others how they are. Returns who answers, and what becomes true when this member was removed.
+fn start_presence(core: &Core, raft: &RaftSide, tasks: &mut Tasks) -> (Roster, watch::Receiver<bool>) {
+    let roster = Roster::default();
+    let (removed, was_removed) = watch::channel(false);
+    let poller = PresencePoller {
+        me: core.me,
+        engine: core.engine.clone(),
+        peers: core.peers.clone(),
+        members: raft.members.clone(),
+        roster: roster.clone(),
+        removed,
+    };
+    tasks.spawn("presence", poller.run());
+    (roster, was_removed)
 }
 
 /// Starts the failure detector.

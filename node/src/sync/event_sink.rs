@@ -8,6 +8,7 @@ use palisade_engine::{Event, Hint, Proposal};
 use tokio::sync::mpsc;
 
 use crate::clock;
+use crate::connection_log::ConnectionLog;
 use crate::queue::offer_hint;
 use crate::replication_metrics::ReplicationMetrics;
 
@@ -23,15 +24,19 @@ const INTERVALS_PER_TICK: u32 = 20;
 pub(crate) struct EventSink {
     hints: mpsc::Sender<Hint>,
     proposals: mpsc::Sender<Proposal>,
+    connection_log: ConnectionLog,
     metrics: Arc<ReplicationMetrics>,
 }
 
 impl EventSink {
     /// A sink, and the queues that it fills.
-    pub(crate) fn new(metrics: Arc<ReplicationMetrics>) -> (EventSink, mpsc::Receiver<Hint>, mpsc::Receiver<Proposal>) {
+    pub(crate) fn new(
+        connection_log: ConnectionLog,
+        metrics: Arc<ReplicationMetrics>,
+    ) -> (EventSink, mpsc::Receiver<Hint>, mpsc::Receiver<Proposal>) {
         let (hints, hint_queue) = mpsc::channel(EVENT_QUEUE);
         let (proposals, proposal_queue) = mpsc::channel(EVENT_QUEUE);
-        (EventSink { hints, proposals, metrics }, hint_queue, proposal_queue)
+        (EventSink { hints, proposals, connection_log, metrics }, hint_queue, proposal_queue)
     }
 
     /// Puts the events into their queues.
@@ -50,6 +55,7 @@ impl EventSink {
                 }
                 // Only packets cause it: what hints bring is woken via `Wake`.
                 Event::Wake { .. } => {}
+                Event::Log(decision) => self.connection_log.decided(clock::now(), &decision),
             }
         }
     }

@@ -7,8 +7,9 @@ use palisade_engine::{Close, Establish, MemberId, SessionId};
 use palisade_raft_store::Observer;
 use tokio::sync::{broadcast, mpsc};
 
+use crate::connection_log::ConnectionLog;
 use crate::replication_metrics::ReplicationMetrics;
-use crate::sync::proposals::{BatchApplied, PendingBatches};
+use crate::sync::proposals::{BatchApplied, PendingBatches, proposed_by_start};
 
 /// Maximum number of session events waiting for a slow watcher; then it loses the oldest.
 pub(crate) const WATCHER_QUEUE: usize = 4096;
@@ -40,9 +41,12 @@ pub enum SessionChange {
 /// The store's observer.
 pub(crate) struct Events {
     pub(crate) me: MemberId,
+    /// The number of this start.
+    pub(crate) start: u32,
     pub(crate) reports: mpsc::Sender<BatchApplied>,
     pub(crate) pending: PendingBatches,
     pub(crate) watchers: broadcast::Sender<Arc<SessionEvent>>,
+    pub(crate) connection_log: ConnectionLog,
     pub(crate) metrics: Arc<ReplicationMetrics>,
 }
 
@@ -53,6 +57,9 @@ impl Observer for Events {
         if batch.proposer == self.me {
             self.pending.report(batch.first_serial, applied, &self.reports);
         }
+        // The batches of an earlier start are applied again when the log is replayed: their events were logged then.
+        let own = batch.proposer == self.me && proposed_by_start(batch) == u64::from(self.start);
+        self.connection_log.applied(own, batch, applied);
         // Not copies of a batch, and not what two members proposed alike: these changed nothing.
         let (mut established, mut refreshed) = (0, 0);
         for (command, _) in batch.commands.iter().zip(applied).filter(|(_, applied)| applied.changed) {

@@ -68,6 +68,14 @@ const MAX_WAITING_WITH_REQUESTS: usize = MAX_WAITING_COMMANDS + 1024;
 /// this time is judged again anyway.
 const SESSION_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// The serial numbers of a member's start are those whose upper bits, from this one on, are its number.
+const START_SHIFT: u32 = 40;
+
+/// The number of the start in which its proposer made a batch.
+pub(crate) fn proposed_by_start(batch: &Batch) -> u64 {
+    batch.first_serial >> START_SHIFT
+}
+
 /// The task that proposes.
 pub(crate) struct Proposer {
     pub(crate) me: MemberId,
@@ -103,7 +111,7 @@ struct State {
 impl Proposer {
     /// Runs until the queue of requests is closed: the replication is shut down then.
     pub(crate) async fn run(mut self) {
-        let in_flight = InFlightBatches::new(u64::from(self.start) << 40);
+        let in_flight = InFlightBatches::new(u64::from(self.start) << START_SHIFT);
         let mut state = State { waiting: VecDeque::new(), in_flight, route: self.route() };
         let mut arrived = Vec::with_capacity(MAX_BATCH_COMMANDS);
         let (mut workers_open, mut follow_ups_open) = (true, true);
@@ -220,7 +228,13 @@ impl Proposer {
             self.pending.add(batch.first_serial);
             state.route.propose(&self.raft, &batch).await;
             let routed = !state.route.is_none();
-            state.in_flight.insert(InFlightBatch { batch, waiters, deadline, state: BatchState::new(now, routed) });
+            state.in_flight.insert(InFlightBatch {
+                batch,
+                waiters,
+                deadline,
+                state: BatchState::new(now, routed),
+                sent: routed,
+            });
         }
     }
 
@@ -235,7 +249,7 @@ impl Proposer {
             }
             let Some(next) = waiting.pop_front() else { break };
             if next.deadline <= now {
-                self.give_up(next.reply);
+                self.give_up(next.reply, false);
                 continue;
             }
             deadline = deadline.max(next.deadline);
@@ -245,10 +259,13 @@ impl Proposer {
         (commands, waiters, deadline)
     }
 
-    fn give_up(&self, reply: Option<Reply>) {
+    /// `sent`: whether a leader may have it.
+    fn give_up(&self, reply: Option<Reply>, sent: bool) {
         match reply {
             // The caller may be gone.
-            Some(reply) => drop(reply.send(Err(ProposeError::Timeout))),
+            Some(reply) => {
+                drop(reply.send(Err(if sent { ProposeError::Timeout } else { ProposeError::NotSent })));
+            }
             None => self.metrics.proposals_dropped.deadline.inc(),
         }
     }
@@ -258,10 +275,10 @@ impl Proposer {
         let now = clock::now();
         while let Some(batch) = state.in_flight.timed_out(now) {
             self.pending.remove(batch.batch.first_serial);
-            batch.waiters.into_iter().for_each(|(_, reply)| self.give_up(reply));
+            batch.waiters.into_iter().for_each(|(_, reply)| self.give_up(reply, batch.sent));
         }
         while let Some(command) = state.waiting.pop_front_if(|command| command.deadline <= now) {
-            self.give_up(command.reply);
+            self.give_up(command.reply, false);
         }
         // A stream may have ended without a change of the leader.
         if state.route.has_ended() {

@@ -1,5 +1,7 @@
 //! The member of a [`SmallLab`]: a datapath with a judge that the test controls.
 
+pub mod virtio;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
@@ -24,7 +26,8 @@ pub fn arrives(mut send: impl FnMut() -> bool, receiver: &std::net::UdpSocket) -
 
 /// Both interfaces of the lab's member, and defaults for the rest.
 pub fn two_interfaces() -> Options {
-    let interface = |name: &str, zone: &str| Interface { name: name.into(), zone: zone.into(), antispoof: true };
+    let interface =
+        |name: &str, zone: &str| Interface { name: name.into(), zone: zone.into(), antispoof: true, track: true };
     Options { interfaces: vec![interface("f0", "outside"), interface("f1", "inside")], ..Options::default() }
 }
 
@@ -67,7 +70,8 @@ impl Fixed {
         Arc::default()
     }
 
-    /// 0 forward, 1 drop, 2 hold, 3 reject, 4 forward if there is a route to a known zone, 5 panic.
+    /// 0 forward, 1 drop, 2 hold, 3 reject, 4 forward if there is a route to a known zone, 5 panic,
+    /// 6 forward what goes to port 80.
     pub fn say(&self, what: u8) {
         self.0.store(what, Ordering::SeqCst);
     }
@@ -80,6 +84,8 @@ impl Judge for Fixed {
             1 => Verdict::Drop(Reason::Policy),
             2 => Verdict::Hold(KEY, HoldClass::Matched),
             3 => Verdict::Reject(Reason::PolicyReject),
+            6 if packet.tuple.dst_port == 80 => Verdict::Forward,
+            6 => Verdict::Drop(Reason::Policy),
             5 => panic!("a judge that fails, as this test wants it"),
             _ => match context.routes.zone(packet.tuple.dst) {
                 // f0 is zone 1, f1 zone 2: the two ends must lie on different sides.

@@ -61,7 +61,7 @@ impl ReplicatedState for Map {
         batch
             .commands
             .iter()
-            .map(|_| Applied { outcome: Outcome::Accepted, changed: true, removed: Vec::new() })
+            .map(|_| Applied { outcome: Outcome::Accepted, changed: true, removed: Vec::new(), ended: Vec::new() })
             .collect()
     }
 

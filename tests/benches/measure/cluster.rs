@@ -45,6 +45,7 @@ impl Node {
             data_dir: dir.path().join("data"),
             name: name.to_owned(),
             listen,
+            interfaces: Vec::new(),
             advertise: listen.to_string(),
             role: Role::Firewall,
             engine: Config { max_sessions: 1 << 21, ..Config::new(MemberId(0), 0, 0) },
@@ -52,6 +53,7 @@ impl Node {
             log: LogSize::default(),
             voters: Voters::default(),
             progress_rate: 4_000_000,
+            connection_log: palisade_node::connection_log::ConnectionLog::default(),
         };
         Ok(Node { _dir: dir, options, running: None })
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use palisade_lab::frames::{self, Wire};
-use palisade_lab::packets::{IPV4, ethernet, udp_packet};
+use palisade_lab::packets::{IPV4, ethernet, syn, udp_packet};
 use palisade_lab::{Lab, Options, Side, clock, wait_until};
 use palisade_tests::figures::{Table, ms, percentile};
 use palisade_tests::load::Load;
@@ -128,6 +128,79 @@ pub(crate) async fn web() -> Result<Table> {
         table.row(rates.into_iter().chain([ratio, ours.errors.join("; ")]));
     }
     Ok(table)
+}
+
+/// Everything that is denied is logged.
+const LOGGED_POLICY: &str = "\
+zone outside, inside
+default drop log
+accept \"echo\" from outside to inside: any -> any tcp/7007
+";
+
+pub(crate) async fn denied() -> Result<Table> {
+    const RATE: usize = 5000;
+    const TIME: Duration = Duration::from_secs(10);
+    let mut table = Table::new(
+        "Setup of 200 new connections/s for 10 s, three members, without and with 5,000 denied and logged packets/s at one member",
+        &["denied packets", "connect(2) p50", "p99", "longest", "events logged", "left out by the rate", "dropped"],
+    );
+    in_lab(members(3, BINARY), LOGGED_POLICY, async |lab| {
+        let mut load = Load::start(lab, SERVER, share(240)).await?;
+        load.open(share(200));
+        sleep(Duration::from_secs(2)).await;
+        for flooded in [false, true] {
+            let figures = async || -> Result<[f64; 4]> {
+                let mut sums = [0.0; 4];
+                for member in lab.members() {
+                    for (sum, (name, labels)) in sums.iter_mut().zip([
+                        ("palisade_packets_total", &["reason=\"policy\""][..]),
+                        ("palisade_connection_log_events_total", &[]),
+                        ("palisade_connection_log_limited_total", &[]),
+                        ("palisade_connection_log_dropped_total", &[]),
+                    ]) {
+                        *sum += member.metric(name, labels).await?;
+                    }
+                }
+                Ok(sums)
+            };
+            let before = figures().await?;
+            let from = clock::now();
+            match flooded {
+                true => deny(lab, share(RATE), TIME).await?,
+                false => sleep(TIME).await,
+            }
+            let until = clock::now();
+            load.settle(until).await?;
+            let after = figures().await?;
+            let [denied, logged, limited, dropped] = [0, 1, 2, 3].map(|n| format!("{:.0}", after[n] - before[n]));
+            let times = percentiles(&mut load.setups(from, until));
+            table.row([denied].into_iter().chain(times).chain([logged, limited, dropped]));
+        }
+        load.finish().await?;
+        eprintln!("{}", load.summary());
+        Ok(())
+    })
+    .await?;
+    Ok(table)
+}
+
+/// SYNs to a port that is not allowed, at a steady rate.
+async fn deny(lab: &Lab, per_second: usize, time: Duration) -> Result<()> {
+    let mut wire = Wire::open(lab.client(), "fw1").await?;
+    let to = frames::mac(lab.member(1).netns(), Side::Client.interface()).await?;
+    let server = SocketAddrV4::new([10, 20, 0, 1].into(), 7666);
+    let begun = clock::now();
+    let mut sent = 0_u32;
+    while clock::now().since(begun) < time {
+        let due = (clock::now().since(begun).as_secs_f64() * per_second as f64) as u32;
+        while sent < due {
+            let from = SocketAddrV4::new([10, 10, 0, 1].into(), 10_000 + (sent % 50_000) as u16);
+            wire.send(&ethernet(to, wire.mac(), IPV4, &syn(from, server, sent)))?;
+            sent += 1;
+        }
+        sleep(Duration::from_millis(2)).await;
+    }
+    Ok(())
 }
 
 pub(crate) async fn bulk() -> Result<Table> {

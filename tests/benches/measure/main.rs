@@ -56,6 +56,13 @@ const MEASUREMENTS: &[Measurement] = &[
         run: || lab::web().boxed_local(),
     },
     Measurement {
+        name: "denied",
+        what: "setup time of connections beside 5,000 denied packets a second whose rule is logged",
+        lab: true,
+        programs: &[],
+        run: || lab::denied().boxed_local(),
+    },
+    Measurement {
         name: "bulk",
         what: "one TCP stream through one member, against plain forwarding",
         lab: true,

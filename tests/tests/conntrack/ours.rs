@@ -167,7 +167,7 @@ impl Engines {
     fn pause(&mut self, time: Duration) {
         self.now = self.now + time;
         let done = &mut self.done;
-        self.hold.expire(self.now, &mut |held| done.push((held.number, Ours::Drop(Reason::HoldExpired))));
+        self.hold.expire(self.now, &mut |_, _, held| done.push((held.number, Ours::Drop(Reason::HoldExpired))));
         let mut events = Vec::new();
         self.engine.tick(self.now, &mut events);
         self.settle(events);
@@ -191,7 +191,7 @@ fn command(event: Event) -> Option<Command> {
         Event::Propose(Proposal::Establish(establish)) => Some(Command::Establish(establish)),
         Event::Propose(Proposal::Close(close)) => Some(Command::Close(close)),
         Event::Propose(Proposal::Refresh(id)) => Some(Command::Refresh(vec![id])),
-        Event::Hint(_) | Event::Wake { .. } => None,
+        Event::Hint(_) | Event::Wake { .. } | Event::Log(_) => None,
     }
 }
 
@@ -199,6 +199,6 @@ fn command(event: Event) -> Option<Command> {
 fn woken(event: &Event) -> Option<HoldKey> {
     match event {
         Event::Wake { key, .. } => Some(*key),
-        Event::Hint(_) | Event::Propose(_) => None,
+        Event::Hint(_) | Event::Propose(_) | Event::Log(_) => None,
     }
 }

@@ -617,6 +617,7 @@ impl Member {
             data_dir: folder.path().to_owned(),
             name: format!("fw{}", index + 1),
             listen: address(index),
+            interfaces: Vec::new(),
             advertise: address(index).to_string(),
             role: Role::Firewall,
             engine,
@@ -624,6 +625,7 @@ impl Member {
             log: LogSize::default(),
             voters: Voters::default(),
             progress_rate: 4_000_000,
+            connection_log: palisade_node::connection_log::ConnectionLog::default(),
         };
         Member {
             host,

@@ -16,8 +16,8 @@ use palisade_engine::packet_loop::{
 };
 use palisade_engine::parse::{Checksum, Packet};
 use palisade_engine::{
-    Context, Engine, Establish, Event, Generation, Hint, HoldKey, Ip, LeaseState, Proposal, Reason, Routes, Time,
-    Traffic, Tuple, Verdict, Wake, WorkerSet, ZoneId,
+    Context, Engine, Establish, Event, Generation, Hint, HoldKey, Ip, LeaseState, LoggedDecision, Proposal, Reason,
+    Routes, Time, Traffic, Tuple, Verdict, Wake, WorkerSet, ZoneId,
 };
 use palisade_node::lease::Lease;
 use parking_lot::Mutex;
@@ -171,6 +171,10 @@ impl Judge for BrokenJudge {
         }
     }
 
+    fn judge_expired(&self, packet: &Packet, context: &mut Context<'_>, events: &mut Vec<Event>) -> Option<Verdict> {
+        self.engine.process_expired(packet, context, events)
+    }
+
     fn generation(&self) -> Generation {
         self.engine.generation()
     }
@@ -319,6 +323,8 @@ impl PacketSink<Segment> for SimulatedSink {
     fn send_proposal(&mut self, proposal: Proposal) -> bool {
         self.proposals.try_send(proposal).is_ok()
     }
+
+    fn log(&mut self, _: Time, _: &LoggedDecision) {}
 
     fn wake(&mut self, workers: WorkerSet, key: HoldKey) {
         Waker(self.port.clone()).wake(workers, key);

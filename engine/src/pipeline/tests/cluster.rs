@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::addr::Ip;
 use crate::engine::Engine;
-use crate::event::{Event, Hint, Proposal};
+use crate::event::{Event, Hint, LoggedDecision, Proposal};
 use crate::id::{Generation, MemberId, ZoneId};
 use crate::parse::{IpOptions, Kind, Packet, Tcp};
 use crate::replica::{Applied, Batch, Command, Outcome, PolicyChange, Replica};
@@ -59,6 +59,8 @@ pub(crate) struct Cluster {
     /// Proposals not yet committed, each with its proposer.
     pub(crate) proposals: Vec<(usize, Proposal)>,
     pub(crate) log: Vec<Batch>,
+    /// Decisions for the connection log, each with its member.
+    pub(crate) logged: Vec<(usize, LoggedDecision)>,
 }
 
 pub(crate) const A: usize = 0;
@@ -90,6 +92,7 @@ impl Cluster {
             hints: Vec::new(),
             proposals: Vec::new(),
             log: Vec::new(),
+            logged: Vec::new(),
         };
         assert_eq!(cluster.policy(POLICY), [Outcome::Policy(Generation(1))]);
         cluster
@@ -198,6 +201,7 @@ impl Cluster {
                 }
                 Event::Propose(proposal) => self.proposals.push((at, proposal)),
                 Event::Wake { workers, key } => self.members[at].woken.0.push((workers, key)),
+                Event::Log(decision) => self.logged.push((at, decision)),
             }
         }
     }
@@ -225,6 +229,18 @@ impl Cluster {
             Context { now: self.now, worker, ingress, antispoof: true, lease: member.lease, routes: &mut Net };
         let mut events = Vec::new();
         let verdict = member.engine.process(packet, &mut context, &mut events);
+        self.consequences(at, events);
+        verdict
+    }
+
+    /// Judges a packet whose hold is over.
+    pub(crate) fn expire(&mut self, at: usize, packet: Packet) -> Option<Verdict> {
+        let ingress = Net.zone(packet.tuple.src).unwrap_or(OUTSIDE);
+        let member = &self.members[at];
+        let mut context =
+            Context { now: self.now, worker: 5, ingress, antispoof: true, lease: member.lease, routes: &mut Net };
+        let mut events = Vec::new();
+        let verdict = member.engine.process_expired(&packet, &mut context, &mut events);
         self.consequences(at, events);
         verdict
     }
@@ -258,8 +274,22 @@ impl Cluster {
             states.push(info.state);
             true
         });
+        self.check_counts(at);
         states.sort_unstable();
         states
+    }
+
+    /// The counts, which are kept as sessions change, are those of a walk over all sessions.
+    fn check_counts(&self, at: usize) {
+        let mut walked = std::collections::BTreeMap::<_, u64>::new();
+        self.members[at].engine.sessions(self.now, &mut |info| {
+            if !info.half_open {
+                *walked.entry((info.original.protocol, info.state)).or_default() += 1;
+            }
+            true
+        });
+        let walked: Vec<_> = walked.into_iter().map(|((protocol, state), n)| (protocol, state, n)).collect();
+        assert_eq!(self.members[at].engine.counts().sessions, walked);
     }
 
     /// Registers the three members, so that they query each other.

@@ -3,6 +3,7 @@
 pub(crate) mod ring;
 pub(crate) mod socket;
 
+pub(crate) use ring::SLOT_BYTES;
 pub(crate) use socket::{Capture, MAX_FRAME_BYTES, Received};
 
 /// The EtherTypes that are captured. Never `ETH_P_ALL`: that also sees what TC redirected, tagged frames as if they

@@ -110,9 +110,9 @@ pub(crate) struct Ring {
 unsafe impl Send for Ring {}
 
 impl Ring {
-    /// Gives the socket a ring of about this many slots and maps it.
+    /// Gives the socket a ring of at most this many slots, in whole blocks but at least one, and maps it.
     pub(crate) fn map(fd: BorrowedFd<'_>, slots: u32) -> io::Result<Ring> {
-        let blocks = slots.div_ceil(BLOCK_SLOTS).max(1);
+        let blocks = (slots / BLOCK_SLOTS).max(1);
         let slots = blocks * BLOCK_SLOTS;
         let slot_size = u32::try_from(SLOT_BYTES).unwrap_or(0);
         let request = libc::tpacket_req {
@@ -142,7 +142,7 @@ impl Ring {
     }
 
     /// Whether there is a frame.
-    fn ready(&self) -> bool {
+    pub(super) fn ready(&self) -> bool {
         self.status().load(Ordering::Acquire) != 0
     }
 

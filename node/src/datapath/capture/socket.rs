@@ -18,6 +18,9 @@ const RECEIVE_BUFFER_BYTES: i32 = 16 << 20;
 
 /// A frame for this interface's own MAC address.
 const PACKET_HOST: u8 = 0;
+/// A broadcast, and a multicast that this machine listens to or not.
+const PACKET_BROADCAST: u8 = 1;
+const PACKET_MULTICAST: u8 = 2;
 /// One that this machine sends.
 const PACKET_OUTGOING: u8 = 4;
 
@@ -33,7 +36,14 @@ pub(crate) enum Received<'a> {
         /// Its bytes from the IP header on, perhaps with Ethernet padding.
         packet: &'a [u8],
     },
-    /// A frame with a foreign MAC address or a VLAN tag, a broadcast, or a multicast.
+    /// A broadcast or a multicast.
+    Group {
+        /// Its length.
+        length: u32,
+        /// Its bytes from the IP header on, as far as the slot has them.
+        packet: &'a [u8],
+    },
+    /// A frame with a foreign MAC address or a VLAN tag.
     NotForUs {
         /// Its length.
         length: u32,
@@ -42,6 +52,15 @@ pub(crate) enum Received<'a> {
     Truncated {
         /// Its length.
         length: u32,
+    },
+    /// A packet for a device that is stacked on this interface: a VLAN, a macvlan, a bond.
+    Stacked {
+        /// That device's index.
+        index: u32,
+        /// The frame's length.
+        length: u32,
+        /// Its bytes from the IP header on, as far as the slot has them.
+        packet: &'a [u8],
     },
     /// Nothing of interest.
     Nothing,
@@ -54,11 +73,25 @@ pub(crate) struct Capture {
     ring: Ring,
     fd: OwnedFd,
     index: u32,
+    /// Whether a frame was there since [`Capture::missed`] was called last.
+    received: bool,
+}
+
+/// What a socket has lost.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Missed {
+    /// Frames that the kernel dropped.
+    pub(crate) frames: u64,
+    /// It dropped them although the ring was empty all the time. It will do so for ever: when the virtio header cannot
+    /// express a frame's segmentation (UFO, SCTP, before Linux 6.2 UDP), the kernel drops it and never again uses the slot
+    /// that it had chosen.
+    pub(crate) stalled: bool,
 }
 
 impl Capture {
     /// Opens the sockets for an interface and an EtherType, one for each worker. All are in one fanout group, in the
-    /// workers' order: so both directions of a flow, by whatever interface, meet the same worker.
+    /// workers' order: so both directions of a flow, by whatever interface, meet the same worker. They discard everything until
+    /// [`Capture::start`].
     pub(crate) fn open(index: u32, ethertype: u16, workers: usize, slots: u32) -> io::Result<Vec<Capture>> {
         let mut group = None;
         (0..workers).map(|_| Capture::open_one(index, ethertype, slots, (workers > 1).then_some(&mut group))).collect()
@@ -67,7 +100,7 @@ impl Capture {
     fn open_one(index: u32, ethertype: u16, slots: u32, group: Option<&mut Option<u16>>) -> io::Result<Capture> {
         let socket = sys::packet_socket()?;
         let fd = socket.as_fd();
-        // Between its bind and its joining the group, a socket receives what the others also receive.
+        // Between its bind and its joining the group, a socket would receive what the others also receive.
         sys::drop_all(fd, true)?;
         let set = |name: i32, value: i32| sys::set_option(fd, libc::SOL_PACKET, name, &value);
         set(libc::PACKET_VERSION, 1 /* TPACKET_V2 */)?;
@@ -84,8 +117,17 @@ impl Capture {
         if let Some(group) = group {
             join(fd, group)?;
         }
-        sys::drop_all(fd, false)?;
-        Ok(Capture { ring, fd: socket, index })
+        Ok(Capture { ring, fd: socket, index, received: false })
+    }
+
+    /// Receives from now on.
+    pub(crate) fn start(&self) -> io::Result<()> {
+        sys::drop_all(self.fd.as_fd(), false)
+    }
+
+    /// Receives nothing more.
+    pub(crate) fn stop(&self) -> io::Result<()> {
+        sys::drop_all(self.fd.as_fd(), true)
     }
 
     /// Receives one frame, if there is one. `large` (of [`MAX_FRAME_BYTES`] bytes) takes what does not fit into a slot.
@@ -93,6 +135,7 @@ impl Capture {
         let slot = self.ring.peek()?;
         let result = take(slot.map_or(Received::Nothing, |slot| classify(slot, self.index, self.fd.as_fd(), large)));
         self.ring.release();
+        self.received = true;
         Some(result)
     }
 
@@ -101,11 +144,14 @@ impl Capture {
         let _ = sys::option_words::<1>(self.fd.as_fd(), libc::SOL_SOCKET, libc::SO_ERROR);
     }
 
-    /// Frames that the kernel found no room for since the last call.
-    pub(crate) fn missed(&self) -> u64 {
+    /// What was lost since the last call.
+    pub(crate) fn missed(&mut self) -> Missed {
         // `struct tpacket_stats`: packets, drops; reading sets them to zero.
-        sys::option_words::<2>(self.fd.as_fd(), libc::SOL_PACKET, libc::PACKET_STATISTICS)
-            .map_or(0, |[_, drops]| u64::from(drops))
+        let frames = sys::option_words::<2>(self.fd.as_fd(), libc::SOL_PACKET, libc::PACKET_STATISTICS)
+            .map_or(0, |[_, drops]| u64::from(drops));
+        // A ring that was full has frames still, or had some since the last call.
+        let received = std::mem::take(&mut self.received) || self.ring.ready();
+        Missed { frames, stalled: frames > 0 && !received }
     }
 }
 
@@ -130,13 +176,23 @@ fn classify<'a>(slot: Slot<'a>, bound: u32, fd: BorrowedFd<'_>, large: &'a mut [
     let Slot { frame, vnet, packet } = slot;
     // The queue goes in step with the ring: its part must be taken whatever becomes of the frame.
     let oversized = frame.queued.then(|| dequeue(fd, large));
-    // Frames of a device stacked on this one (a VLAN, a bond) are seen here too, but belong to that: to its own sockets if it is
-    // a data interface, else to the gate.
-    if frame.kind == PACKET_OUTGOING || frame.index != bound {
+    if frame.kind == PACKET_OUTGOING {
         return Received::Nothing;
     }
+    // Frames of a device stacked on this one are seen here too, but belong to that: to its own sockets if it is a data
+    // interface, else to the gate.
+    if frame.index != bound {
+        return match frame.kind {
+            PACKET_HOST => Received::Stacked { index: frame.index, length: frame.length, packet },
+            _ => Received::Nothing,
+        };
+    }
     if frame.kind != PACKET_HOST || frame.tagged {
-        return Received::NotForUs { length: frame.length };
+        let group = matches!(frame.kind, PACKET_BROADCAST | PACKET_MULTICAST) && !frame.tagged;
+        return match group {
+            true => Received::Group { length: frame.length, packet },
+            false => Received::NotForUs { length: frame.length },
+        };
     }
     if frame.captured >= frame.length {
         return Received::Packet { at: frame.at, vnet, packet };

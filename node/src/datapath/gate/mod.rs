@@ -7,17 +7,43 @@
 mod nft;
 mod rules;
 
-pub(crate) use nft::{run, run_any};
+pub(crate) use nft::{Bridge, Connection, TABLE, wire};
+pub use nft::{Listener, NftError};
 
+use std::collections::BTreeSet;
 use std::io;
+use std::sync::Arc;
 
+use parking_lot::Mutex;
+
+use rules::Pass;
+
+use super::host::neighbours;
 use super::host::netlink::Netlink;
 use super::host::sysctl::Family;
 
-/// The interfaces that the gate lets pass: the loopback, Palisade's own device, and those that the operator exempted.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// A handle on the gate. Its copies are one gate. While one of them exists after [`Gate::install`], nobody else can change
+/// the second lock, where the kernel can do that.
+#[derive(Clone, Debug)]
 pub struct Gate {
-    pass: Vec<String>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    names: Mutex<Names>,
+    table: Mutex<nft::Table>,
+}
+
+/// The interfaces that the gate lets pass, besides the loopback.
+#[derive(Debug)]
+struct Names {
+    /// Palisade's own devices.
+    devices: Vec<String>,
+    /// Those that the operator exempted.
+    bypass: Vec<String>,
+    /// Data interfaces, of which the policy rules know for lookups without a packet.
+    data: Vec<String>,
 }
 
 /// The state of the second lock, the nftables table.
@@ -27,7 +53,7 @@ pub enum Nft {
     Installed,
     /// The table is missing.
     Missing,
-    /// The machine has no nftables; the first lock stands alone.
+    /// The kernel has no nftables or refuses the table; the first lock stands alone.
     Unavailable(String),
 }
 
@@ -42,21 +68,60 @@ pub struct GateStatus {
     pub problems: Vec<String>,
 }
 
-/// What [`install`] did.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// What [`Gate::install`] did.
+#[derive(Debug)]
 pub struct Installed {
     /// Policy rules that were missing.
     pub rules_made: usize,
-    /// The listing of the nftables table, from which changes are noticed; or why there is none.
-    pub nft: Result<String, String>,
+    /// Why there is no nftables table.
+    pub nft: Result<(), NftError>,
 }
 
 impl Gate {
     /// The gate around `device`. Names of interfaces are at most 15 bytes and never contain quotes or white space.
     #[must_use]
     pub fn new(device: &str, bypass_interfaces: &[String]) -> Gate {
-        let names = ["lo", device].into_iter().map(str::to_owned).chain(bypass_interfaces.iter().cloned());
-        Gate { pass: names.filter(|name| valid_interface_name(name)).collect() }
+        Gate::with(device, bypass_interfaces, true)
+    }
+
+    /// As [`Gate::new`], but everybody may change its table, as on a kernel before Linux 6.9.
+    #[must_use]
+    pub fn without_owner(device: &str, bypass_interfaces: &[String]) -> Gate {
+        Gate::with(device, bypass_interfaces, false)
+    }
+
+    fn with(device: &str, bypass_interfaces: &[String], owned: bool) -> Gate {
+        let valid = |names: &[String]| names.iter().filter(|name| valid_interface_name(name)).cloned().collect();
+        let names = Names { devices: valid(&[device.to_owned()]), bypass: valid(bypass_interfaces), data: Vec::new() };
+        Gate { shared: Arc::new(Shared { names: Mutex::new(names), table: Mutex::new(nft::Table::new(owned)) }) }
+    }
+
+    /// The interfaces that the gate exempts as it is now, whoever installed it.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub fn exemptions() -> io::Result<Vec<String>> {
+        let mut netlink = Netlink::open()?;
+        let mut names = Vec::new();
+        for family in Family::present() {
+            names.extend(rules::exempt(&mut netlink, family)?);
+        }
+        names.retain(|name| !name.starts_with(nft::DEVICE_PREFIX));
+        names.sort_unstable();
+        names.dedup();
+        Ok(names)
+    }
+
+    /// The names of which the policy rules know.
+    fn pass(&self) -> Pass {
+        let names = self.shared.names.lock();
+        let from = std::iter::once("lo".to_owned()).chain(names.devices.iter().chain(&names.bypass).cloned()).collect();
+        Pass { from, data: names.data.clone() }
+    }
+
+    /// The names that the table exempts: all that begin as our devices do it knows without.
+    fn exempt(&self) -> Vec<String> {
+        self.pass().from.into_iter().filter(|name| !name.starts_with(nft::DEVICE_PREFIX)).collect()
     }
 
     /// Installs both locks, or restores what is missing of them.
@@ -64,8 +129,49 @@ impl Gate {
     /// # Errors
     /// The kernel refuses a policy rule: then the machine is open. A failure of the second lock is no error.
     pub fn install(&self) -> io::Result<Installed> {
-        let rules_made = install_rules(&mut Netlink::open()?, self)?;
-        Ok(Installed { rules_made, nft: install_nft(self) })
+        let mut netlink = Netlink::open()?;
+        let rules_made = install_rules(&mut netlink, self)?;
+        let bridges = neighbours::bridges(&neighbours::neighbours(&mut netlink)?);
+        let nft = self.set_bridges(bridges).and_then(|()| self.install_nft());
+        Ok(Installed { rules_made, nft })
+    }
+
+    /// Which of our devices (by index) may lead to which interface. Everything else that was re-injected is dropped where
+    /// the kernel has routed it, and logged to NFLOG. May be called before [`Gate::install`].
+    ///
+    /// # Errors
+    /// The kernel refuses; the table has the old pairs then, or is not there.
+    pub fn set_forward_pairs(&self, pairs: &BTreeSet<(u32, u32)>) -> Result<(), NftError> {
+        self.shared.table.lock().set_pairs(pairs)
+    }
+
+    /// Which sockets of this machine may be reached only from which interfaces: all of them, each time. May be called before
+    /// [`Gate::install`].
+    ///
+    /// # Errors
+    /// The kernel refuses; the table has the old listeners then, or is not there.
+    pub fn set_listeners(&self, listeners: &[Listener]) -> Result<(), NftError> {
+        self.shared.table.lock().set_listeners(listeners)
+    }
+
+    /// The bridges of this machine, whose frames for others are none of the gate's business.
+    pub(crate) fn set_bridges(&self, bridges: Vec<Bridge>) -> Result<(), NftError> {
+        self.shared.table.lock().set_bridges(bridges)
+    }
+
+    /// Names the data interfaces, before [`Gate::install`]: only so IPv6 routes via a global gateway can be added to other
+    /// tables than `main`.
+    pub fn set_data_interfaces<'a>(&self, names: impl IntoIterator<Item = &'a String>) {
+        self.shared.names.lock().data = names.into_iter().filter(|name| valid_interface_name(name)).cloned().collect();
+    }
+
+    /// Our devices, by name, whose packets pass the first lock.
+    ///
+    /// # Errors
+    /// The kernel refuses a policy rule.
+    pub fn set_devices(&self, devices: &[String]) -> io::Result<()> {
+        self.shared.names.lock().devices = devices.iter().filter(|name| valid_interface_name(name)).cloned().collect();
+        install_rules(&mut Netlink::open()?, self).map(drop)
     }
 
     /// The state of both locks.
@@ -75,10 +181,10 @@ impl Gate {
     pub fn status(&self) -> io::Result<GateStatus> {
         let mut netlink = Netlink::open()?;
         let (rules, problems) = rules_status(&mut netlink, self)?;
-        let nft = match nft::list() {
-            Ok(_) => Nft::Installed,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Nft::Unavailable(reason(e)),
-            Err(_) => Nft::Missing,
+        let nft = match nft::find() {
+            Ok(nft::Found::Whole) => Nft::Installed,
+            Ok(nft::Found::Missing) => Nft::Missing,
+            Err(error) => Nft::Unavailable(error.to_string()),
         };
         Ok(GateStatus { rules, nft, problems })
     }
@@ -89,11 +195,21 @@ impl Gate {
     /// The kernel refuses.
     pub fn remove() -> io::Result<()> {
         match nft::remove() {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            Err(error) if !matches!(error, NftError::Unavailable) => return Err(io::Error::other(error)),
             _ => {}
         }
         let mut netlink = Netlink::open()?;
         Family::present().try_for_each(|family| rules::remove(&mut netlink, family))
+    }
+
+    pub(crate) fn install_nft(&self) -> Result<(), NftError> {
+        let exempt = self.exempt();
+        self.shared.table.lock().install(exempt)
+    }
+
+    /// Whether the table is as it was installed.
+    pub(crate) fn nft_unchanged(&self) -> io::Result<bool> {
+        self.shared.table.lock().unchanged()
     }
 }
 
@@ -109,32 +225,18 @@ pub(crate) fn valid_interface_name(name: &str) -> bool {
 }
 
 pub(crate) fn install_rules(netlink: &mut Netlink, gate: &Gate) -> io::Result<usize> {
-    Family::present().try_fold(0, |made, family| Ok(made + rules::install(netlink, family, &gate.pass)?))
-}
-
-pub(crate) fn install_nft(gate: &Gate) -> Result<String, String> {
-    nft::install(&gate.pass).map_err(reason)
-}
-
-/// The nftables table as it is now.
-pub(crate) fn list_nft() -> io::Result<String> {
-    nft::list()
-}
-
-fn reason(e: io::Error) -> String {
-    match e.kind() {
-        io::ErrorKind::NotFound => "the program nft is not installed".to_owned(),
-        _ => e.to_string(),
-    }
+    let pass = gate.pass();
+    Family::present().try_fold(0, |made, family| Ok(made + rules::install(netlink, family, &pass)?))
 }
 
 /// Whether the first lock is complete, and its problems.
 pub(crate) fn rules_status(netlink: &mut Netlink, gate: &Gate) -> io::Result<(bool, Vec<String>)> {
+    let pass = gate.pass();
     let mut whole = true;
     let mut problems = Vec::new();
     for family in Family::present() {
-        let found = rules::find(netlink, family, &gate.pass)?;
-        if !found.complete(&gate.pass) {
+        let found = rules::find(netlink, family, &pass)?;
+        if !found.complete(family, &pass) {
             whole = false;
             problems.push(format!("a policy rule of the gate is missing for {family}, or an old exemption is left"));
         }
@@ -151,10 +253,15 @@ pub(crate) fn rules_status(netlink: &mut Netlink, gate: &Gate) -> io::Result<(bo
     Ok((whole, problems))
 }
 
+/// The rules behind the gate that name an incoming interface: priority and interface.
+pub(crate) fn named(netlink: &mut Netlink, gate: &Gate, family: Family) -> io::Result<Vec<(u32, String)>> {
+    Ok(rules::find(netlink, family, &gate.pass())?.names)
+}
+
 /// The order of a family's policy rules, for the start checks: whether `local` is first, and the priorities of foreign rules
 /// ahead of the gate.
 pub(crate) fn order(netlink: &mut Netlink, gate: &Gate, family: Family) -> io::Result<(bool, Vec<u32>)> {
-    let found = rules::find(netlink, family, &gate.pass)?;
+    let found = rules::find(netlink, family, &gate.pass())?;
     Ok((found.local_first, found.foreign))
 }
 
@@ -171,6 +278,6 @@ mod tests {
             assert!(!valid_interface_name(bad), "{bad}");
         }
         let gate = Gate::new("palisade0", &["mgmt0".to_owned(), "x\" } accept".to_owned()]);
-        assert_eq!(gate.pass, ["lo", "palisade0", "mgmt0"]);
+        assert_eq!(gate.pass().from, ["lo", "palisade0", "mgmt0"]);
     }
 }

@@ -3,9 +3,12 @@
 
 use std::io;
 
-use serde_json::Value;
+use rtnetlink::packet_route::link::InfoPortKind;
 
+use super::neighbours;
 use super::netlink::Netlink;
+use super::program;
+use super::ruleset::{self, Ruleset};
 use super::sysctl::{self, Family, Setting};
 use crate::datapath::StartError;
 use crate::datapath::gate::{self, Gate};
@@ -33,10 +36,12 @@ pub(crate) fn before(netlink: &mut Netlink, gate: &Gate) -> Result<(), StartErro
 }
 
 /// The checks of the device and of other programs' forward chains.
-pub(crate) fn device(device: &str, sysctls: SysctlPolicy) -> Result<(), StartError> {
+pub(crate) fn device(device: &str, sysctls: SysctlPolicy, data: &[&str]) -> Result<(), StartError> {
     settings(device, sysctls)?;
-    nft_chains(device)?;
-    legacy_chains(device)
+    let ruleset = Ruleset::read().map_err(|source| StartError::System { what: "the nftables ruleset", source })?;
+    let devices = [device.to_owned()];
+    nftables(&ruleset, &devices, data)?;
+    legacy_chains(&devices)
 }
 
 fn settings(device: &str, sysctls: SysctlPolicy) -> Result<(), StartError> {
@@ -124,137 +129,62 @@ fn forwards_past_the_gate() -> Result<(), StartError> {
     Ok(())
 }
 
-/// Refuses an nftables chain on the forward hook that drops everything without accepting palisade0's packets first.
-pub(crate) fn nft_chains(device: &str) -> Result<(), StartError> {
-    if let Ok(ruleset) = gate::run(&["-j", "list", "ruleset"], "")
-        && let Ok(ruleset) = serde_json::from_str(&ruleset)
-        && let Some(chain) = dropping_chain(&ruleset, device)
-    {
-        return Err(StartError::ForwardChain { chain: format!("nftables chain {chain}"), device: device.to_owned() });
+/// Refuses nftables rules of other programs that drop what our devices re-inject, and flowtables that forward past them.
+pub(crate) fn nftables(ruleset: &Ruleset, devices: &[String], data: &[&str]) -> Result<(), StartError> {
+    ruleset.obstacle(devices).or_else(|| ruleset.flowtable(data)).map_or(Ok(()), Err)
+}
+
+/// Refuses what others made of a data interface.
+pub(crate) fn interfaces(netlink: &mut Netlink, data: &[&str]) -> Result<(), StartError> {
+    let all = neighbours::neighbours(netlink)
+        .map_err(|source| StartError::System { what: "the list of interfaces", source })?;
+    for link in all.iter().filter(|link| data.contains(&link.name.as_str())) {
+        let interface = link.name.clone();
+        if link.xdp {
+            return Err(StartError::Xdp { interface });
+        }
+        // A port of a bridge, bond or team may leave it again: it is a condition of readiness.
+        if link.port == Some(InfoPortKind::Vrf) {
+            return Err(StartError::Vrf { interface });
+        }
+    }
+    labels()
+}
+
+/// Refuses MPLS input: a label leads to a route of its own, past IP's.
+fn labels() -> Result<(), StartError> {
+    let Ok(folder) = std::fs::read_dir("/proc/sys/net/mpls/conf") else { return Ok(()) };
+    for entry in folder.flatten() {
+        let interface = entry.file_name().to_string_lossy().into_owned();
+        if std::fs::read_to_string(entry.path().join("input")).is_ok_and(|on| on.trim() == "1") {
+            return Err(StartError::Labels { setting: format!("net.mpls.conf.{}.input", interface.replace('.', "/")) });
+        }
     }
     Ok(())
 }
 
-/// The same for iptables-legacy, whose chains nft does not show. Its program is run only where its kernel modules are in
-/// use, because running it would load them.
-pub(crate) fn legacy_chains(device: &str) -> Result<(), StartError> {
+/// The same for iptables-legacy, whose chains nftables does not show. Its program is run only where its kernel modules are
+/// in use, because running it would load them.
+pub(crate) fn legacy_chains(devices: &[String]) -> Result<(), StartError> {
     for (list, programs) in [
         ("/proc/thread-self/net/ip_tables_names", ["iptables-legacy", "/usr/sbin/iptables-legacy"]),
         ("/proc/thread-self/net/ip6_tables_names", ["ip6tables-legacy", "/usr/sbin/ip6tables-legacy"]),
     ] {
-        let used = std::fs::read_to_string(list).is_ok_and(|names| names.lines().any(|name| name == "filter"));
-        if used
-            && let Ok(rules) = gate::run_any(&programs, &["-S", "FORWARD"], "")
-            && legacy_drops(&rules, device)
-        {
-            let chain = format!("chain FORWARD of {}", programs[0]);
-            return Err(StartError::ForwardChain { chain, device: device.to_owned() });
+        let names = std::fs::read_to_string(list).unwrap_or_default();
+        for table in names.lines().filter(|name| matches!(*name, "filter" | "raw" | "mangle")) {
+            if let Ok(listing) = program::run_any(&programs, &["-t", table, "-S"])
+                && let Some(error) = ruleset::legacy(&format!("{} {table}", programs[0]), &listing).obstacle(devices)
+            {
+                return Err(error);
+            }
         }
     }
     Ok(())
 }
 
-fn legacy_drops(rules: &str, device: &str) -> bool {
-    let accept = format!("-A FORWARD -i {device} -j ACCEPT");
-    rules.lines().any(|l| l == "-P FORWARD DROP") && !rules.lines().any(|l| l == accept)
-}
-
-/// The first forward chain of `nft -j list ruleset` that drops by its policy or with a rule for everything (firewalld), and
-/// does not accept what arrives on `device`.
-fn dropping_chain(ruleset: &Value, device: &str) -> Option<String> {
-    let items = ruleset.get("nftables")?.as_array()?;
-    let text = |v: &Value, key: &str| v.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
-    items.iter().filter_map(|item| item.get("chain")).find_map(|chain| {
-        if text(chain, "hook") != "forward" {
-            return None;
-        }
-        let (family, table, name) = (text(chain, "family"), text(chain, "table"), text(chain, "name"));
-        if !matches!(family.as_str(), "ip" | "ip6" | "inet") {
-            return None;
-        }
-        let mut rules = items.iter().filter_map(|item| item.get("rule")).filter(|rule| {
-            text(rule, "family") == family && text(rule, "table") == table && text(rule, "chain") == name
-        });
-        let drops = text(chain, "policy") == "drop" || rules.clone().any(drops_all);
-        (drops && !rules.any(|rule| accepts(rule, device))).then(|| format!("{family} {table} {name}"))
-    })
-}
-
-/// Whether a rule is `drop` or `reject` of everything, at most with a counter.
-fn drops_all(rule: &Value) -> bool {
-    let Some(parts) = rule.get("expr").and_then(Value::as_array) else { return false };
-    let verdict = |part: &Value| part.get("drop").is_some() || part.get("reject").is_some();
-    parts.iter().any(verdict) && parts.iter().all(|part| verdict(part) || part.get("counter").is_some())
-}
-
-/// Whether a rule is `iifname DEVICE accept`, at most with a counter or a comment.
-fn accepts(rule: &Value, device: &str) -> bool {
-    let Some(parts) = rule.get("expr").and_then(Value::as_array) else { return false };
-    let (mut from_device, mut accept, mut more) = (false, false, false);
-    for part in parts {
-        if part.get("accept").is_some() {
-            accept = true;
-        } else if let Some(m) = part.get("match") {
-            let key = m.pointer("/left/meta/key").and_then(Value::as_str);
-            let this = matches!(key, Some("iifname" | "iif"))
-                && m.get("op").and_then(Value::as_str) == Some("==")
-                && m.get("right").and_then(Value::as_str) == Some(device);
-            from_device |= this;
-            more |= !this;
-        } else if part.get("counter").is_none() {
-            more = true;
-        }
-    }
-    from_device && accept && !more
-}
-
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
-
-    fn ruleset(policy: &str, rules: &[Value]) -> Value {
-        let mut items = vec![
-            json!({"metainfo": {"version": "1.0"}}),
-            json!({"chain": {"family": "ip", "table": "filter", "name": "FORWARD", "hook": "forward", "policy": policy}}),
-        ];
-        for expr in rules {
-            items.push(json!({"rule": {"family": "ip", "table": "filter", "chain": "FORWARD", "expr": expr}}));
-        }
-        json!({"nftables": items})
-    }
-
-    fn from_device(op: &str) -> Value {
-        json!({"match": {"op": op, "left": {"meta": {"key": "iifname"}}, "right": "palisade0"}})
-    }
-
-    #[test]
-    fn forward_chain_that_drops_is_found_unless_it_accepts_the_device() {
-        let found = |rules: &[Value]| dropping_chain(&ruleset("drop", rules), "palisade0");
-        assert_eq!(found(&[]), Some("ip filter FORWARD".to_owned()));
-        assert_eq!(found(&[json!([from_device("=="), {"counter": {}}, {"accept": null}])]), None);
-        assert!(found(&[json!([from_device("!="), {"accept": null}])]).is_some());
-        assert!(found(&[json!([from_device("=="), {"drop": null}])]).is_some());
-        let narrower = json!({"match": {"op": "==", "left": {"payload": {}}, "right": 80}});
-        assert!(found(&[json!([from_device("=="), narrower, {"accept": null}])]).is_some());
-        assert_eq!(dropping_chain(&ruleset("accept", &[]), "palisade0"), None);
-        // As firewalld does it: with a last rule for everything.
-        let narrow = json!({"match": {"op": "==", "left": {"payload": {}}, "right": 80}});
-        let last = |rules: &[Value]| dropping_chain(&ruleset("accept", rules), "palisade0");
-        assert!(last(&[json!([{"counter": {}}, {"reject": {"type": "icmpx"}}])]).is_some());
-        assert!(last(&[json!([{"drop": null}])]).is_some());
-        assert_eq!(last(&[json!([narrow, {"drop": null}])]), None);
-        assert_eq!(last(&[json!([from_device("=="), {"accept": null}]), json!([{"drop": null}])]), None);
-        assert_eq!(dropping_chain(&json!({}), "palisade0"), None);
-    }
-
-    #[test]
-    fn iptables_legacy_drop_policy_is_recognised() {
-        assert!(legacy_drops("-P FORWARD DROP\n", "palisade0"));
-        assert!(!legacy_drops("-P FORWARD DROP\n-A FORWARD -i palisade0 -j ACCEPT\n", "palisade0"));
-        assert!(!legacy_drops("-P FORWARD ACCEPT\n", "palisade0"));
-    }
 
     #[test]
     fn start_error_has_a_remedy() {

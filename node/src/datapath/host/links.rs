@@ -27,6 +27,12 @@ pub(crate) struct Link {
     pub(crate) up: bool,
     /// Its other names (`ip link property add`). A policy rule that names one of them matches the interface.
     alternative_names: Vec<String>,
+    /// Whether the layer below works: a cable, a peer.
+    pub(crate) carrier: bool,
+    /// The index of the interface that it belongs to.
+    master: Option<u32>,
+    /// Whether it takes all frames of those that belong to it.
+    takes_frames: bool,
     gro: Option<u32>,
     gro_ipv4: Option<u32>,
 }
@@ -39,11 +45,15 @@ pub(crate) fn links(netlink: &mut Netlink) -> io::Result<Vec<Link>> {
         .filter_map(|m| if let RouteNetlinkMessage::NewLink(m) = m { Some(m) } else { None })
         .map(|m| {
             let up = m.header.flags.contains(LinkFlags::Up);
+            let carrier = m.header.flags.contains(LinkFlags::LowerUp);
             let mut link = Link {
                 index: m.header.index,
                 name: String::new(),
                 up,
                 alternative_names: Vec::new(),
+                carrier,
+                master: None,
+                takes_frames: false,
                 gro: None,
                 gro_ipv4: None,
             };
@@ -56,6 +66,8 @@ pub(crate) fn links(netlink: &mut Netlink) -> io::Result<Vec<Link>> {
                             _ => None,
                         }));
                     }
+                    LinkAttribute::Controller(index) => link.master = Some(index),
+                    LinkAttribute::LinkInfo(info) => link.takes_frames = info.iter().any(takes_frames),
                     LinkAttribute::GroMaxSize(n) => link.gro = Some(n),
                     LinkAttribute::GroIpv4MaxSize(n) => link.gro_ipv4 = Some(n),
                     _ => {}
@@ -74,6 +86,19 @@ pub(crate) fn bypassed(links: &[Link], data: &[Interface], bypass: &[String]) ->
         let name = bypass.iter().find(is_name)?;
         Some(StartError::Bypassed { interface: link.name.clone(), bypass: name.clone() })
     })
+}
+
+fn takes_frames(info: &LinkInfo) -> bool {
+    match info {
+        LinkInfo::Kind(InfoKind::Bridge | InfoKind::Bond | InfoKind::Team) => true,
+        _ => false,
+    }
+}
+
+/// The bridge, bond or team that a link belongs to: frames that arrive by the link are that one's.
+pub(crate) fn taken_by<'a>(link: &Link, all: &'a [Link]) -> Option<&'a Link> {
+    let master = link.master?;
+    all.iter().find(|other| other.index == master && other.takes_frames)
 }
 
 /// Limits GRO on a data interface to packets that can be re-injected.
@@ -185,6 +210,24 @@ pub(crate) fn addresses(netlink: &mut Netlink, indices: &[u32]) -> io::Result<Ve
         }
     }
     Ok(all)
+}
+
+/// The indices of the interfaces that have this address.
+pub(crate) fn holders(netlink: &mut Netlink, ip: IpAddr) -> io::Result<Vec<u32>> {
+    let answers = netlink.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
+    let has = |address: &AddressMessage| {
+        // On a point-to-point link `Address` is the other end.
+        let local =
+            address.attributes.iter().find_map(|a| if let AddressAttribute::Local(ip) = a { Some(*ip) } else { None });
+        let other = || address.attributes.iter().any(|a| matches!(a, AddressAttribute::Address(a) if *a == ip));
+        local.map_or_else(other, |local| local == ip)
+    };
+    Ok(answers
+        .into_iter()
+        .filter_map(|m| if let RouteNetlinkMessage::NewAddress(m) = m { Some(m) } else { None })
+        .filter(has)
+        .map(|address| address.header.index)
+        .collect())
 }
 
 /// The destinations that the kernel delivers to this machine: its routing table `local`. Packets to them are not transit

@@ -2,9 +2,14 @@
 //! datapath needs them.
 
 pub(crate) mod check;
+pub(crate) mod interfaces;
 pub(crate) mod links;
+pub(crate) mod neighbours;
 pub(crate) mod netlink;
+pub(crate) mod notices;
+mod program;
 pub(crate) mod routes;
+mod ruleset;
 pub(crate) mod sysctl;
 pub(crate) mod watch;
 

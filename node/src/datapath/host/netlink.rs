@@ -9,11 +9,11 @@ use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 use rtnetlink::packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_MULTIPART, NLM_F_REQUEST, NetlinkHeader,
-    NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_MULTIPART, NLM_F_REQUEST,
+    NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use rtnetlink::packet_route::RouteNetlinkMessage;
-use rtnetlink::sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
+use rtnetlink::sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE, NETLINK_XFRM};
 use rtnetlink::sys::{Socket, SocketAddr};
 
 use crate::datapath::sys;
@@ -51,6 +51,12 @@ impl Netlink {
 
     /// All objects of a kind.
     pub(crate) fn dump(&mut self, message: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+        // One that the crate cannot parse (from a newer kernel) is no answer to a request made here.
+        Ok(self.dump_bytes(message)?.iter().filter_map(parse).collect())
+    }
+
+    /// All objects of a kind: the message type of each, and its bytes behind the netlink header.
+    pub(crate) fn dump_bytes(&mut self, message: RouteNetlinkMessage) -> io::Result<Vec<(u16, Vec<u8>)>> {
         // A list that changed while it was written may lack objects that were there all the time. After three attempts the
         // last list is used: each change is also a notification, after which everything is read again.
         for _ in 0..3 {
@@ -64,7 +70,7 @@ impl Netlink {
 
     /// One object.
     pub(crate) fn get(&mut self, message: RouteNetlinkMessage) -> io::Result<Option<RouteNetlinkMessage>> {
-        Ok(self.request(message, 0)?.pop())
+        Ok(self.request(message, 0)?.iter().rev().find_map(parse))
     }
 
     /// Creates an object that must not exist yet.
@@ -72,12 +78,17 @@ impl Netlink {
         self.request(message, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL).map(drop)
     }
 
+    /// Creates an object beside those that are there, whatever the kernel takes for equal.
+    pub(crate) fn add(&mut self, message: RouteNetlinkMessage) -> io::Result<()> {
+        self.request(message, NLM_F_ACK | NLM_F_CREATE).map(drop)
+    }
+
     /// Changes or deletes an object.
     pub(crate) fn change(&mut self, message: RouteNetlinkMessage) -> io::Result<()> {
         self.request(message, NLM_F_ACK).map(drop)
     }
 
-    fn request(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+    fn request(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<(u16, Vec<u8>)>> {
         self.sequence = self.sequence.wrapping_add(1);
         self.interrupted = false;
         let mut header = NetlinkHeader::default();
@@ -95,32 +106,92 @@ impl Netlink {
                 other => other?,
             };
             for one in messages(self.buffer.get(..length).unwrap_or_default()) {
-                // A message that the crate cannot parse (from a newer kernel) is no answer to a request made here.
-                let Ok(answer) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(one) else { continue };
-                if answer.header.sequence_number != self.sequence {
+                let Some(header) = Header::read(one).filter(|h| h.sequence == self.sequence) else {
                     continue; // a late answer to a request that timed out
-                }
-                self.interrupted |= answer.header.flags & NLM_F_DUMP_INTR != 0;
-                let multipart = answer.header.flags & NLM_F_MULTIPART != 0;
-                match answer.payload {
-                    NetlinkPayload::Done(_) => return Ok(found),
-                    NetlinkPayload::Error(e) if e.code.is_some() => return Err(e.to_io()),
-                    NetlinkPayload::Error(_) => return Ok(found),
-                    NetlinkPayload::InnerMessage(m) => {
-                        found.push(m);
-                        if !multipart && flags & NLM_F_ACK == 0 {
+                };
+                self.interrupted |= header.flags & NLM_F_DUMP_INTR != 0;
+                let body = one.get(HEADER..).unwrap_or_default();
+                match header.kind {
+                    DONE => return Ok(found),
+                    ERROR => {
+                        let code = body.first_chunk().map_or(0, |b| i32::from_ne_bytes(*b));
+                        return if code == 0 { Ok(found) } else { Err(io::Error::from_raw_os_error(-code)) };
+                    }
+                    kind => {
+                        found.push((kind, body.to_vec()));
+                        if header.flags & NLM_F_MULTIPART == 0 && flags & NLM_F_ACK == 0 {
                             return Ok(found);
                         }
                     }
-                    _ => {}
                 }
             }
         }
     }
 }
 
+/// `NLMSG_ERROR`, `NLMSG_DONE`.
+const ERROR: u16 = 2;
+const DONE: u16 = 3;
+
+/// The part of `struct nlmsghdr` that answers are told apart by.
+struct Header {
+    kind: u16,
+    flags: u16,
+    sequence: u32,
+}
+
+impl Header {
+    fn read(message: &[u8]) -> Option<Header> {
+        let short = |at: usize| message.get(at..)?.first_chunk().map(|b| u16::from_ne_bytes(*b));
+        let sequence = u32::from_ne_bytes(*message.get(8..)?.first_chunk()?);
+        Some(Header { kind: short(4)?, flags: short(6)?, sequence })
+    }
+}
+
+/// An object as the crate has it.
+fn parse((kind, body): &(u16, Vec<u8>)) -> Option<RouteNetlinkMessage> {
+    let mut header = NetlinkHeader::default();
+    header.message_type = *kind;
+    RouteNetlinkMessage::deserialize(&header, body).ok()
+}
+
+/// The IPsec policies or states, each behind its netlink header.
+pub(crate) fn dump_xfrm(kind: u16, flags: u16) -> io::Result<Vec<Vec<u8>>> {
+    let mut socket = Socket::new(NETLINK_XFRM)?;
+    socket.bind_auto()?;
+    let timeout = TimeVal::milliseconds(i64::try_from(REQUEST_TIMEOUT.as_millis()).unwrap_or(i64::MAX));
+    setsockopt(&socket, sockopt::ReceiveTimeout, &timeout)?;
+    let mut request = Vec::with_capacity(HEADER);
+    request.extend(16u32.to_ne_bytes());
+    request.extend(kind.to_ne_bytes());
+    request.extend(flags.to_ne_bytes());
+    request.extend(1u32.to_ne_bytes());
+    request.extend([0; 4]);
+    socket.send(&request, 0)?;
+    let mut found = Vec::new();
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let length = match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+            Err(Errno::EINTR) => continue,
+            other => other?,
+        };
+        for one in messages(buffer.get(..length).unwrap_or_default()) {
+            let Some(header) = Header::read(one) else { continue };
+            let body = one.get(HEADER..).unwrap_or_default();
+            match header.kind {
+                DONE => return Ok(found),
+                ERROR => {
+                    let code = body.first_chunk().map_or(0, |b| i32::from_ne_bytes(*b));
+                    return if code == 0 { Ok(found) } else { Err(io::Error::from_raw_os_error(-code)) };
+                }
+                _ => found.push(body.to_vec()),
+            }
+        }
+    }
+}
+
 /// The netlink messages in a datagram.
-fn messages(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let length = usize::try_from(u32::from_ne_bytes(*bytes.first_chunk()?)).ok()?;
         let one = bytes.get(..length).filter(|one| one.len() >= HEADER)?;
@@ -254,6 +325,41 @@ impl Monitor {
     /// namespace may have the same index, but the sockets on it stay dead.
     pub(crate) fn gone(&mut self) -> Vec<u32> {
         std::mem::take(&mut self.gone)
+    }
+}
+
+/// The kernel's notifications about interfaces and their addresses only: a socket that says that something changed.
+pub(crate) struct LinkMonitor(Socket);
+
+impl LinkMonitor {
+    /// Subscribes to notifications from now on.
+    pub(crate) fn open() -> io::Result<LinkMonitor> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind(&SocketAddr::new(0, 0))?;
+        // RTNLGRP_LINK, IPV4_IFADDR, IPV6_IFADDR (linux/rtnetlink.h).
+        for group in [1, 5, 9] {
+            socket.add_membership(group)?;
+        }
+        socket.set_non_blocking(true)?;
+        Ok(LinkMonitor(socket))
+    }
+
+    /// Discards the notifications that are there, and the error that some were lost.
+    pub(crate) fn clear(&mut self) {
+        let mut discarded = [0; 64];
+        // Bounded; what is left wakes the next wait.
+        for _ in 0..4096 {
+            match recv(self.0.as_raw_fd(), &mut discarded, MsgFlags::MSG_TRUNC) {
+                Err(Errno::EAGAIN) => return,
+                Ok(_) | Err(_) => {}
+            }
+        }
+    }
+}
+
+impl AsFd for LinkMonitor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
+use palisade_engine::parse::rejection::Unreachable;
 use palisade_engine::{Ip, Routes, Tuple, ZoneId};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope, RouteType};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
@@ -79,6 +80,12 @@ impl RouteZones {
         self.zones.extend(indices.iter().copied().zip(zones.iter().copied()).filter(|(index, _)| *index != 0));
     }
 
+    /// Sets palisade0's index, after it was made anew.
+    pub(crate) fn set_incoming(&mut self, index: u32) {
+        self.incoming = index;
+        self.cache.fill(None);
+    }
+
     /// Whether [`RouteZones::set_zones`] must be called again.
     pub(crate) fn outdated(&mut self) -> bool {
         let now = self.topology.generation.load(Ordering::Acquire);
@@ -118,8 +125,33 @@ impl RouteZones {
         interface
     }
 
+    /// Why there is no route. `None`: its sender is not to be told (a blackhole), or there is one now.
+    pub(crate) fn unreachable(&mut self, destination: Ip, source: Ip) -> Option<Unreachable> {
+        match self.ask(destination, source).err()?.raw_os_error()? {
+            libc::ENETUNREACH => Some(Unreachable::Network),
+            libc::EHOSTUNREACH => Some(Unreachable::Host),
+            libc::EACCES => Some(Unreachable::Prohibited),
+            _ => None,
+        }
+    }
+
     /// The interface, 0 if there is no route; `None` if the kernel gave no answer.
     fn query(&mut self, destination: Ip, source: Ip) -> Option<u32> {
+        let answer = match self.ask(destination, source) {
+            Ok(answer) => answer?,
+            Err(error) if unanswered(&error) => return None,
+            // Any other error means that there is no route.
+            Err(_) => return Some(0),
+        };
+        let RouteNetlinkMessage::NewRoute(route) = answer else { return None };
+        if route.header.kind != RouteType::Unicast {
+            return Some(0);
+        }
+        let oif = route.attributes.iter().find_map(|a| if let RouteAttribute::Oif(i) = a { Some(*i) } else { None });
+        Some(oif.unwrap_or(0))
+    }
+
+    fn ask(&mut self, destination: Ip, source: Ip) -> std::io::Result<Option<RouteNetlinkMessage>> {
         let (family, length) =
             if destination.is_v4() { (AddressFamily::Inet, 32) } else { (AddressFamily::Inet6, 128) };
         let address = |ip: Ip| RouteAddress::from(IpAddr::from(ip));
@@ -133,18 +165,7 @@ impl RouteZones {
             RouteAttribute::Source(address(source)),
             RouteAttribute::Iif(self.incoming),
         ];
-        let answer = match self.netlink.get(RouteNetlinkMessage::GetRoute(query)) {
-            Ok(answer) => answer?,
-            Err(error) if unanswered(&error) => return None,
-            // Any other error means that there is no route.
-            Err(_) => return Some(0),
-        };
-        let RouteNetlinkMessage::NewRoute(route) = answer else { return None };
-        if route.header.kind != RouteType::Unicast {
-            return Some(0);
-        }
-        let oif = route.attributes.iter().find_map(|a| if let RouteAttribute::Oif(i) = a { Some(*i) } else { None });
-        Some(oif.unwrap_or(0))
+        self.netlink.get(RouteNetlinkMessage::GetRoute(query))
     }
 }
 

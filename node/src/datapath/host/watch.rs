@@ -4,21 +4,23 @@
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::EventFd;
 use palisade_engine::Time;
 use parking_lot::Mutex;
 
 use super::check::{self, SysctlPolicy};
+use super::interfaces::LinkState;
 use super::links::{self, Link, LocalRoutes};
+use super::neighbours;
 use super::netlink::{Changes, Monitor, Netlink};
+use super::notices::{self, Notice};
 use super::routes::Topology;
+use super::ruleset::Ruleset;
 use crate::clock;
-use crate::datapath::capture::{Capture, ETHERTYPES};
 use crate::datapath::gate::{self, Gate, GateStatus, Nft};
+use crate::datapath::health::Conditions;
 use crate::datapath::inject::{self, Inject};
 use crate::datapath::metrics::DatapathMetrics;
 use crate::datapath::wake::WorkerWake;
@@ -31,8 +33,8 @@ const FULL_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 /// Notifications come in bursts; those of this time are handled together.
 const BURST_DELAY: Duration = Duration::from_millis(5);
 
-/// Minimum time between two checks of the nftables table: each runs `nft`, and other programs may change their tables
-/// all the time. The policy rules keep the gate closed meanwhile.
+/// Minimum time between two checks of the nftables table: other programs may change their tables all the time. The policy
+/// rules keep the gate closed meanwhile.
 const NFT_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Minimum time between two checks of other programs' forward chains: each lists the whole ruleset.
@@ -42,20 +44,24 @@ const CHAIN_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 pub(crate) struct Health {
     pub(crate) gate: GateStatus,
-    /// Whether each data interface is up, in the order of the configuration.
-    pub(crate) up: Vec<bool>,
+    /// The data interfaces, in the order of the configuration.
+    pub(crate) links: Vec<LinkState>,
     /// Settings with which packets are lost or bypass the datapath.
     pub(crate) warnings: BTreeSet<String>,
     /// A data interface that the gate exempts.
     pub(crate) bypassed: Option<String>,
     /// Chains that drop re-injected packets: of nftables, of iptables-legacy.
     pub(crate) chains: [Option<String>; 2],
+    /// What others made of a data interface.
+    pub(crate) taken: Option<String>,
+    /// What works otherwise than an operator may expect: in nftables, in routing, at the start.
+    pub(crate) notices: [Vec<String>; 3],
 }
 
 impl Health {
     /// The problems apart from those of the gate.
     pub(crate) fn problems(&self) -> impl Iterator<Item = &String> {
-        self.warnings.iter().chain(&self.bypassed).chain(self.chains.iter().flatten())
+        self.warnings.iter().chain(&self.bypassed).chain(self.chains.iter().flatten()).chain(&self.taken)
     }
 }
 
@@ -112,8 +118,6 @@ pub(crate) struct Watcher {
     /// For the routing table `local` only.
     pub(crate) strict: Netlink,
     pub(crate) gate: Gate,
-    /// The listing of the nftables table as installed; why there is none otherwise.
-    pub(crate) nft: Result<String, String>,
     pub(crate) device: String,
     pub(crate) kind: Inject,
     pub(crate) sysctls: SysctlPolicy,
@@ -125,15 +129,17 @@ pub(crate) struct Watcher {
     pub(crate) topology: Arc<Topology>,
     pub(crate) metrics: Arc<DatapathMetrics>,
     pub(crate) health: Arc<Mutex<Health>>,
-    pub(crate) stop_fd: Arc<EventFd>,
+    pub(crate) conditions: Arc<Conditions>,
 }
 
 impl Watcher {
     /// Watches until the datapath stops.
     pub(crate) fn run(mut self) {
         let mut schedule = Schedule::default();
-        while !self.shared.stop.load(Ordering::Relaxed) {
-            let changes = self.monitor.changes();
+        while !self.stopped() {
+            self.close_retired();
+            let mut changes = self.monitor.changes();
+            changes.links |= self.capture_requested();
             let now = clock::now();
             self.metrics.watcher.heartbeat.set(now);
             let due = schedule.due(now, changes);
@@ -150,8 +156,9 @@ impl Watcher {
 
     fn sleep(&self, timeout: Duration) {
         let mut fds: Vec<PollFd<'_>> = self.monitor.fds().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
-        fds.push(PollFd::new(self.stop_fd.as_fd(), PollFlags::POLLIN));
+        fds.push(PollFd::new(self.shared.watcher_fd.as_fd(), PollFlags::POLLIN));
         let _ = poll(&mut fds, PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX));
+        self.clear_signal();
         std::thread::sleep(BURST_DELAY);
     }
 
@@ -167,6 +174,7 @@ impl Watcher {
             self.check_settings();
         }
         if changes.links {
+            self.update_bridges();
             self.update_links();
         }
         if changes.local || changes.links {
@@ -182,6 +190,9 @@ impl Watcher {
         }
         if changes.links || changes.local || changes.routes || changes.rules {
             self.topology.changed();
+        }
+        if changes.links || changes.rules {
+            self.check_neighbours();
         }
     }
 
@@ -205,38 +216,81 @@ impl Watcher {
     }
 
     fn check_nft(&mut self) {
-        let Ok(ours) = &self.nft else { return };
-        if gate::list_nft().is_ok_and(|now| now == *ours) {
+        if matches!(self.health.lock().gate.nft, Nft::Unavailable(_)) {
             return;
         }
-        self.nft = gate::install_nft(&self.gate).or_else(|reason| {
-            tracing::error!(%reason, "the gate's nftables table is gone and cannot be restored");
-            // An empty listing matches no table, so the next check tries again.
-            self.health.lock().gate.nft = Nft::Missing;
-            Ok(String::new())
-        });
-        if self.nft.as_ref().is_ok_and(|listing| !listing.is_empty()) {
-            tracing::warn!("the gate's nftables table was changed and has been restored");
-            self.health.lock().gate.nft = Nft::Installed;
-            self.metrics.watcher.gate_restored.inc();
+        match self.gate.nft_unchanged() {
+            Ok(true) => return,
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, "the gate's nftables table cannot be read"),
         }
+        let nft = match self.gate.install_nft() {
+            Ok(()) => {
+                tracing::warn!("the gate's nftables table was changed and has been restored");
+                self.metrics.watcher.gate_restored.inc();
+                Nft::Installed
+            }
+            Err(error) => {
+                tracing::error!(%error, "the gate's nftables table is gone and cannot be restored");
+                Nft::Missing
+            }
+        };
+        self.health.lock().gate.nft = nft;
     }
 
     /// Checks the forward chains of other programs: Docker or ufw may start after this daemon. The nftables ruleset may be
     /// long, so it is read only if it has changed; iptables-legacy sends no notifications.
     fn check_chains(&mut self, changed: bool) {
         let found = |result: Result<(), StartError>| result.err().map(|error| with_remedy(&error));
-        let legacy = found(check::legacy_chains(&self.device));
-        let nft = changed.then(|| found(check::nft_chains(&self.device)));
+        let legacy = found(check::legacy_chains(std::slice::from_ref(&self.device)));
+        let nft = changed.then(|| self.check_ruleset());
         let mut health = self.health.lock();
         let old = health.chains.clone();
         health.chains[1] = legacy;
-        if let Some(nft) = nft {
-            health.chains[0] = nft;
+        if let Some((obstacle, notices)) = nft {
+            health.chains[0] = obstacle;
+            log_new(&health.notices[0], &notices);
+            health.notices[0] = notices;
         }
         for new in health.chains.iter().flatten().filter(|new| !old.iter().flatten().any(|o| o == *new)) {
             tracing::error!("{new}");
         }
+    }
+
+    /// What in the nftables ruleset drops re-injected packets, and what else is to be said of it.
+    fn check_ruleset(&self) -> (Option<String>, Vec<String>) {
+        let ruleset = match Ruleset::read() {
+            Ok(ruleset) => ruleset,
+            Err(error) => {
+                tracing::warn!(%error, "the nftables ruleset cannot be read");
+                return (None, Vec::new());
+            }
+        };
+        let data: Vec<&str> = self.interfaces.iter().map(|interface| interface.name.as_str()).collect();
+        let obstacle = check::nftables(&ruleset, std::slice::from_ref(&self.device), &data).err();
+        (obstacle.map(|error| with_remedy(&error)), with_remedies(&notices::of_ruleset(&ruleset)))
+    }
+
+    /// What others made of the data interfaces and of routing.
+    fn check_neighbours(&mut self) {
+        let data: Vec<&str> = self.interfaces.iter().map(|interface| interface.name.as_str()).collect();
+        let taken = check::interfaces(&mut self.netlink, &data).err().map(|error| with_remedy(&error));
+        let routing = match notices::of_routing(&mut self.netlink, &self.gate, &data) {
+            Ok(notices) => with_remedies(&notices),
+            Err(error) => {
+                tracing::warn!(%error, "policy rules and IPsec policies cannot be read");
+                Vec::new()
+            }
+        };
+        let mut health = self.health.lock();
+        if health.taken != taken
+            && let Some(new) = &taken
+        {
+            tracing::error!("{new}");
+        }
+        health.taken = taken;
+        log_new(&health.notices[1], &routing);
+        health.notices[1] = routing;
     }
 
     fn update_addresses(&mut self) {
@@ -246,7 +300,7 @@ impl Watcher {
         }
     }
 
-    fn check_settings(&mut self) {
+    pub(super) fn check_settings(&mut self) {
         match inject::reconfigure(&self.device, self.kind) {
             Ok(0) => {}
             Ok(changed) => {
@@ -275,70 +329,52 @@ impl Watcher {
         };
         let bypassed = links::bypassed(&links, &self.interfaces, &self.bypass_interfaces);
         self.health.lock().bypassed = bypassed.map(|error| with_remedy(&error));
-        let gone = self.monitor.gone();
-        let old = self.topology.indices.load_full();
-        let mut indices = Vec::with_capacity(self.interfaces.len());
-        for (number, interface) in self.interfaces.iter().enumerate() {
-            let link = links.iter().find(|link| link.name == interface.name);
-            let was = old.get(number).copied().unwrap_or(0);
-            if let Some(up) = self.health.lock().up.get_mut(number) {
-                *up = link.is_some_and(|link| link.up);
-            }
-            if let Some(link) = link
-                && let Err(error) = links::limit_gro(&mut self.netlink, link)
-            {
-                tracing::warn!(%error, interface = link.name, "GRO cannot be limited to 64 KiB; larger packets will be lost");
-            }
-            indices.push(match link {
-                Some(link) if link.index == was && !gone.contains(&was) => was,
-                Some(link) => match open_captures(link, self.wake.workers(), self.ring_slots) {
-                    Ok(sets) => {
-                        tracing::info!(interface = link.name, index = link.index, "capturing the interface again");
-                        self.metrics.watcher.captures_reopened.inc();
-                        self.send_captures(number, sets);
-                        link.index
-                    }
-                    Err(error) => {
-                        tracing::error!(%error, interface = link.name, "the interface cannot be captured");
-                        0
-                    }
-                },
-                None => {
-                    if was != 0 {
-                        tracing::warn!(interface = interface.name, "the interface is gone");
-                        self.send_captures(number, (0..self.wake.workers()).map(|_| Vec::new()).collect());
-                    }
-                    0
+        self.follow_devices(&links);
+        self.allow_forwarding(&links);
+        self.follow_interfaces(&links);
+    }
+
+    /// An interface that was made anew has another index: nothing leaves by it until the gate knows it.
+    fn allow_forwarding(&self, links: &[Link]) {
+        let exits = exits(links, &self.interfaces, &self.bypass_interfaces);
+        let devices = links.iter().filter(|link| link.name == self.device);
+        let pairs = devices.flat_map(|device| exits.iter().map(|exit| (device.index, *exit))).collect();
+        if let Err(error) = self.gate.set_forward_pairs(&pairs) {
+            tracing::error!(%error, "the gate's table cannot be changed");
+        }
+    }
+
+    fn update_bridges(&mut self) {
+        match neighbours::neighbours(&mut self.netlink) {
+            Ok(links) => {
+                if let Err(error) = self.gate.set_bridges(neighbours::bridges(&links)) {
+                    tracing::error!(%error, "the gate's table cannot be changed");
                 }
-            });
-        }
-        if *old != indices {
-            self.topology.indices.store(Arc::new(indices));
-        }
-    }
-
-    fn send_captures(&self, number: usize, sets: Vec<Vec<Capture>>) {
-        for (worker, captures) in sets.into_iter().enumerate() {
-            if let Some(exchange) = self.shared.exchange.get(worker) {
-                exchange.lock().push((number, captures));
             }
-            self.wake.notify(worker);
+            Err(error) => tracing::warn!(%error, "the interfaces cannot be listed"),
         }
     }
 }
 
-fn with_remedy(error: &StartError) -> String {
-    let help = miette::Diagnostic::help(error).map(|h| format!("; {h}")).unwrap_or_default();
+/// The indices of the interfaces by which transit may leave: data interfaces, and those that the gate exempts.
+pub(crate) fn exits(links: &[Link], interfaces: &[Interface], bypass: &[String]) -> BTreeSet<u32> {
+    let is_exit = |name: &String| interfaces.iter().any(|i| i.name == *name) || bypass.contains(name);
+    links.iter().filter(|link| is_exit(&link.name)).map(|link| link.index).collect()
+}
+
+/// Notices as text.
+pub(crate) fn with_remedies(notices: &[Notice]) -> Vec<String> {
+    notices.iter().map(with_remedy).collect()
+}
+
+/// Logs what is new among notices.
+fn log_new(old: &[String], new: &[String]) {
+    for notice in new.iter().filter(|notice| !old.contains(notice)) {
+        tracing::warn!("{notice}");
+    }
+}
+
+fn with_remedy<E: std::fmt::Display + miette::Diagnostic>(error: &E) -> String {
+    let help = error.help().map(|h| format!("; {h}")).unwrap_or_default();
     format!("{error}{help}")
-}
-
-/// Opens the sockets of an interface: for each worker, one for each EtherType.
-pub(crate) fn open_captures(link: &Link, workers: usize, ring_slots: u32) -> std::io::Result<Vec<Vec<Capture>>> {
-    let mut sets: Vec<Vec<Capture>> = (0..workers).map(|_| Vec::with_capacity(ETHERTYPES.len())).collect();
-    for ethertype in ETHERTYPES {
-        for (set, capture) in sets.iter_mut().zip(Capture::open(link.index, ethertype, workers, ring_slots)?) {
-            set.push(capture);
-        }
-    }
-    Ok(sets)
 }

@@ -155,7 +155,7 @@ pub(crate) fn reconfigure(name: &str, kind: Inject) -> Result<usize, StartError>
     configure(name, &veth::outer(name), kind)
 }
 
-fn find(netlink: &mut Netlink, name: &str) -> io::Result<Option<u32>> {
+pub(crate) fn find(netlink: &mut Netlink, name: &str) -> io::Result<Option<u32>> {
     Ok(links::links(netlink)?.into_iter().find(|link| link.name == name).map(|link| link.index))
 }
 
