@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::datapath::Gate;
 use crate::drain::{Drain, DrainOutcome, DrainReason, Draining};
 use crate::limits::AdminLimits;
+use crate::listen::SecondLock;
 use crate::member::{Member, MemberEnd, MemberError};
 use crate::readiness::{Announcer, Cause, Readiness};
 use crate::replication::{self, MembershipError, NoQuorum, OpenError, RemovedError, Suffrage};
@@ -96,6 +97,8 @@ pub(crate) struct Daemon {
     config: Arc<Config>,
     /// The gate, where there is one: not on a witness.
     gate: Option<Gate>,
+    /// Where the interfaces of listeners are enforced once more.
+    second_lock: SecondLock,
     member: ArcSwapOption<Member>,
     /// Held by whatever creates, joins or leaves a cluster.
     change: tokio::sync::Mutex<()>,
@@ -109,10 +112,16 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     /// A daemon without a member. What ends a member later is sent to `ends`.
-    pub(crate) fn new(config: Config, gate: Option<Gate>, ends: mpsc::Sender<MemberEnd>) -> Daemon {
+    pub(crate) fn new(
+        config: Config,
+        gate: Option<Gate>,
+        second_lock: SecondLock,
+        ends: mpsc::Sender<MemberEnd>,
+    ) -> Daemon {
         let (member, change) = (ArcSwapOption::empty(), tokio::sync::Mutex::new(()));
         let announcer = Mutex::new(Announcer::new(config.readiness.hold_down));
         Daemon {
+            second_lock,
             config: Arc::new(config),
             gate,
             member,
@@ -332,7 +341,7 @@ impl Daemon {
         if replication::has_identity(&self.config.data_dir) {
             *self.outside.lock() = Outside::Starting;
         }
-        match Member::open(&self.config, self.gate.clone(), &self.ends).await {
+        match Member::open(&self.config, self.gate.clone(), self.second_lock.clone(), &self.ends).await {
             Ok(member) => {
                 self.member.store(Some(member.clone()));
                 Ok(member)

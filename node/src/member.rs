@@ -24,6 +24,7 @@ use crate::connection_log::{self, ConnectionLog};
 use crate::datapath::{self, Condition, Datapath, Gate, Inject, Severity, Sinks, StartError, WorkerWake};
 use crate::drain::Drainable;
 use crate::lease::Lease;
+use crate::listen::SecondLock;
 use crate::readiness::Cause;
 use crate::replication::{self, ElectionPriority, EndedError, OpenError, Replication, Timing, Voters};
 use crate::zone_registration;
@@ -121,6 +122,7 @@ impl Member {
     pub(crate) async fn open(
         config: &Arc<Config>,
         gate: Option<Gate>,
+        second_lock: SecondLock,
         ends: &mpsc::Sender<MemberEnd>,
     ) -> Result<Arc<Member>, MemberError> {
         let workers = if config.role == Role::Witness { 0 } else { config.datapath.workers };
@@ -128,8 +130,11 @@ impl Member {
         let lease = Arc::new(Lease::new(config.limits.grace));
         let (sinks, hints, proposals) = queues();
         let (connection_log, log_queue) = ConnectionLog::new(&config.log);
-        let options =
-            replication::Options { connection_log: connection_log.clone(), ..replication::Options::from(&**config) };
+        let options = replication::Options {
+            connection_log: connection_log.clone(),
+            second_lock,
+            ..replication::Options::from(&**config)
+        };
         let replication = Replication::open(options, hints, proposals, wake.clone(), lease.clone()).await?;
         let engine = replication.engine();
         let log_writer = log_queue.start(&config.name, &config.log, engine.clone()).map_err(MemberError::Log)?;
@@ -309,6 +314,7 @@ impl From<&Config> for replication::Options {
             name: c.name.clone(),
             listen: c.cluster.listen,
             interfaces: c.cluster.interfaces.clone(),
+            second_lock: SecondLock::default(),
             advertise: c.cluster.advertise.to_string(),
             role: c.role,
             engine,

@@ -29,9 +29,10 @@
 //! | readiness | follows the grade of readiness, logs it, and announces it by kernel routes | yes |
 //! | watchdog | tells systemd that all threads make progress | yes |
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,9 +47,9 @@ use crate::admin::{self, SocketError};
 use crate::clock;
 use crate::config::{Config, INJECT_DEVICE};
 use crate::daemon::Daemon;
-use crate::datapath::Gate;
+use crate::datapath::{self, Gate};
 use crate::http::{self, HttpState};
-use crate::listen::ListenError;
+use crate::listen::{ListenError, SecondLock};
 use crate::member::{MemberEnd, MemberError, MemberFailure};
 use crate::readiness;
 use crate::replication::OpenError;
@@ -132,12 +133,13 @@ impl Node {
         // The log and the snapshots hold the policy and who talks to whom. A service manager may set this too; a shell does not.
         umask(Mode::S_IRWXG | Mode::S_IRWXO);
         let gate = install_gate(&config).await?;
-        let http = http::Server::bind(&config.http)?;
+        let second_lock = second_lock(gate.as_ref());
+        let http = http::Server::bind(&config.http, second_lock.clone())?;
         let path = config.admin.socket.clone();
         // It asks the name service for the group.
         let socket = spawn_blocking(move || admin::Socket::bind(&path)).await.map_err(NodeError::SocketTask)??;
         let (ends, mut ended) = mpsc::channel(4);
-        let daemon = Arc::new(Daemon::new(config, gate, ends));
+        let daemon = Arc::new(Daemon::new(config, gate, second_lock, ends));
 
         let mut tasks = Tasks::default();
         let pages: Arc<dyn HttpState> = daemon.clone();
@@ -242,6 +244,28 @@ async fn install_gate(config: &Config) -> Result<Option<Gate>, NodeError> {
         Err(error) => tracing::warn!(%error, "the gate is installed, but without its second lock (nftables)"),
     }
     Ok(Some(gate))
+}
+
+/// The gate's table, as the second lock of the listeners. A witness has none.
+fn second_lock(gate: Option<&Gate>) -> SecondLock {
+    let Some(gate) = gate.cloned() else { return SecondLock::default() };
+    SecondLock::new(move |listeners| {
+        let listener = |address: IpAddr, port: u16, indices: &BTreeSet<u32>| datapath::Listener {
+            address,
+            port,
+            interfaces: indices.iter().copied().collect(),
+        };
+        let all = |(address, indices): &(SocketAddr, BTreeSet<u32>)| {
+            // A socket on `[::]` also takes IPv4 connections.
+            let v4 = (address.ip() == Ipv6Addr::UNSPECIFIED).then_some(Ipv4Addr::UNSPECIFIED.into());
+            let addresses = std::iter::once(address.ip()).chain(v4);
+            addresses.map(|ip| listener(ip, address.port(), indices)).collect::<Vec<_>>()
+        };
+        let listeners: Vec<_> = listeners.values().flat_map(all).collect();
+        if let Err(error) = gate.set_listeners(&listeners) {
+            tracing::warn!(%error, "the gate's table does not have the interfaces of the listeners: their socket filters do");
+        }
+    })
 }
 
 /// Tells systemd that the process lives, while no thread is stuck.

@@ -76,6 +76,7 @@ where
         interfaces: options.interfaces.clone(),
         // No program of this machine but the member itself speaks to other members, and it does not call itself.
         own_programs: false,
+        second_lock: options.second_lock.clone(),
     };
     let acceptor = transport::bind(port, metrics.clone())?;
     let applied = AppliedBatches::new();

@@ -15,6 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use super::*;
+use crate::listen::SecondLock;
 use crate::peer::connections::{Lane, MAX_MESSAGE_BYTES, Peers};
 
 mod audits;
@@ -88,6 +89,7 @@ impl Node {
             name: name.to_owned(),
             listen,
             interfaces: Vec::new(),
+            second_lock: SecondLock::default(),
             advertise: listen.to_string(),
             role: Role::Firewall,
             engine: palisade_engine::Config { max_sessions: 10_000, ..palisade_engine::Config::new(MemberId(0), 0, 0) },
