@@ -189,9 +189,9 @@ async fn change_uplinks(lab: &Lab) -> Result<()> {
     ISP2.lead_there(lab).await?;
     ends.pass().await?;
     let ids = |text: &str| -> Vec<Value> {
-        let list: Value = serde_json::from_str(text).unwrap();
-        let sessions = list["sessions"].as_array().cloned().unwrap();
-        let mut ids: Vec<Value> = sessions.iter().map(|session| session["id"].clone()).collect();
+        let id = |line: &str| serde_json::from_str::<Value>(line).unwrap()["id"].clone();
+        let mut ids: Vec<Value> = text.lines().map(id).collect();
+        assert!(ids.len() >= 2 && ids.iter().all(Value::is_string), "{text}");
         ids.sort_by_key(Value::to_string);
         ids
     };
