@@ -84,6 +84,8 @@ reasons! {
     /// The route leads out of an interface that is no data interface (management, cluster, loopback), or the packet came in
     /// by one: the interface has no zone.
     NoDataInterface = "no_data_interface",
+    /// It was allowed to leave by a zone in which this member has no interface.
+    EgressMismatch = "egress_mismatch",
     /// A rule, or the default action, says drop.
     Policy = "policy",
     /// A rule says reject.

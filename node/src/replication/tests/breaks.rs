@@ -345,6 +345,7 @@ pub(super) fn segment_events(node: &Node, n: u16, seq: u32, payload: u32) -> (Ve
         kind: Kind::Tcp(tcp),
         fragment: None,
         options: IpOptions::NONE,
+        class: palisade_engine::parse::RoutingClass::default(),
     };
     let mut context = Context {
         now: clock::now(),
