@@ -12,7 +12,9 @@
 mod common;
 
 use common::{Member, policy_change};
-use palisade_engine::parse::{Checksum, Embedded, Fragment, IpOption, Kind, Packet, Tcp, frame, rejection};
+use palisade_engine::parse::{
+    Checksum, Embedded, Fragment, IpOption, Kind, Packet, RoutingClass, Tcp, frame, rejection,
+};
 use palisade_engine::policy::Policy;
 use palisade_engine::replica::{Command, Outcome, Replica};
 use palisade_engine::{
@@ -271,7 +273,7 @@ fn hint(which: u8, kind: u8, a: u8, b: u8, flags: u8) -> Hint {
             let datagram =
                 FragmentKey { src, dst, protocol, id: u32::from(b & 3), ingress: ZoneId(1 + u16::from(a & 1)) };
             match flags & 1 {
-                0 => Hint::FirstFragment { datagram, end: u16::from(a) * 8 },
+                0 => Hint::FirstFragment { datagram, end: u16::from(a) * 8, egress: ZoneId(2) },
                 _ => Hint::FragmentQuery(datagram),
             }
         }
@@ -310,5 +312,13 @@ fn packet(which: u8, kind: u8, a: u8, b: u8, flags: u8, c: u8, d: u8) -> Packet 
         _ => Kind::EchoReply,
     };
     let options = IpOption::ALL.get(usize::from(b)).copied().filter(|_| flags & 0x40 != 0).into_iter().collect();
-    Packet { tuple, length: 40 + u32::from(d) * 10, transport: 20, kind, fragment, options }
+    Packet {
+        tuple,
+        length: 40 + u32::from(d) * 10,
+        transport: 20,
+        kind,
+        fragment,
+        options,
+        class: RoutingClass::default(),
+    }
 }

@@ -14,6 +14,8 @@ pub struct ClusterState {
     pub cluster_id: String,
     /// The members by id.
     pub members: BTreeMap<MemberId, MemberInfo>,
+    /// The id of the next machine that joins. Ids are never used again.
+    pub next_member: u64,
     /// Join secrets: digest and end (Unix milliseconds).
     pub tokens: Vec<(Vec<u8>, u64)>,
     /// The policies, oldest first (at most the last 32), the last one in force.
@@ -36,6 +38,14 @@ impl ClusterState {
 pub(crate) fn zone_number(zones: &[String], name: &str) -> ZoneId {
     let number = zones.iter().position(|zone| zone == name).filter(|_| !name.is_empty());
     number.and_then(|n| u16::try_from(n).ok()).map_or(ZoneId::UNKNOWN, ZoneId)
+}
+
+impl ClusterState {
+    /// Whether this id was that of a member that has left or was removed. Ids are never used again, so it stays so.
+    #[must_use]
+    pub fn has_left(&self, id: MemberId) -> bool {
+        !self.cluster_id.is_empty() && id.0 < self.next_member && !self.members.contains_key(&id)
+    }
 }
 
 /// A policy that is or was in force.

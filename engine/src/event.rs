@@ -106,6 +106,8 @@ pub enum Hint {
         datagram: FragmentKey,
         /// Where the first fragment's data end, in bytes.
         end: u16,
+        /// The zone that it was forwarded to. The later ones may leave by no other.
+        egress: ZoneId,
     },
     /// A fragment waits for the first one: members that know it send its hint again.
     FragmentQuery(FragmentKey),

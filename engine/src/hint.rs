@@ -12,6 +12,7 @@ use crate::id::{MemberId, SessionId};
 use crate::pipeline::CLOSE_OVERDUE;
 use crate::session::{Close, CloseCause, HalfOpen, HandshakeState};
 use crate::table::Shard;
+use crate::table::fragments::FirstFragment;
 use crate::table::half_open::{HalfOpenEntry, same_connection, same_ends};
 use crate::table::session::Session;
 use crate::time::Time;
@@ -52,7 +53,10 @@ impl Engine {
             Hint::Progress { id, snapshot, provisional } => {
                 self.hint_progress(now, from, *id, snapshot, provisional, wake)
             }
-            Hint::FirstFragment { datagram, end } => self.hint_first_fragment(now, datagram, *end, wake),
+            Hint::FirstFragment { datagram, end, egress } => {
+                let first = FirstFragment { end: *end, egress: *egress };
+                self.hint_first_fragment(now, datagram, first, wake);
+            }
             Hint::FragmentQuery(datagram) => self.reply_to_fragment_query(now, datagram, events),
         }
     }
@@ -115,9 +119,15 @@ impl Engine {
             half.open = HalfOpen { id: half.open.id, ..*open };
             half.proposed = None;
             half.passed = PerDirection::default();
-        } else if newer && !opposite {
-            half.open.generation = open.generation;
-            half.open.rule = open.rule;
+        } else if !opposite {
+            if newer {
+                half.open.generation = open.generation;
+                half.open.rule = open.rule;
+            }
+            // The member that forwards the client's packets learns where they leave.
+            if half.open.id == open.id && !half.open.protocol.is_answered() {
+                half.open.egress = open.egress;
+            }
         }
         half.open.protocol = protocol;
         half.open.challenge = open.challenge.or(half.open.challenge);

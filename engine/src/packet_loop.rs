@@ -134,7 +134,12 @@ pub trait Environment {
     fn lease_state(&self, now: Time) -> LeaseState;
 
     /// The routes, to be asked about this packet.
-    fn routes(&mut self, packet: &Tuple) -> &mut dyn Routes;
+    fn routes(&mut self, packet: &Packet) -> &mut dyn Routes;
+
+    /// The zone that the verdict on the packet was about, as the judge told the routes. `None`: it told none.
+    fn egress(&mut self) -> Option<ZoneId> {
+        None
+    }
 
     /// This router's own address on a port, as the source of an ICMP error about this packet.
     fn router_address(&self, port: usize, packet: &Tuple) -> Option<Ip>;
@@ -184,11 +189,14 @@ impl QueueRoom {
 
 /// Where packets and their consequences go. Nothing here may block.
 pub trait PacketSink<M> {
-    /// Re-injects a packet.
+    /// Re-injects a packet that is to leave by the zone `egress`.
     ///
     /// # Errors
     /// The reason with which the packet is counted as dropped.
-    fn forward(&mut self, packet: &Packet, meta: &M, bytes: &[u8]) -> Result<(), Reason>;
+    fn forward(&mut self, packet: &Packet, meta: &M, bytes: &[u8], egress: Option<ZoneId>) -> Result<(), Reason>;
+
+    /// Takes the zones of the ports, in their order.
+    fn set_zones(&mut self, _zones: &[ZoneId]) {}
 
     /// Answers a rejected packet, from `router` if that is an ICMP error.
     fn reject(&mut self, now: Time, packet: &Packet, bytes: &[u8], router: Option<Ip>);
@@ -380,6 +388,7 @@ impl<J: Judge, E: Environment, S: PacketSink<M>, M: PacketMeta> PacketLoop<J, E,
             self.zones.clear();
             self.zones.extend(self.ports.iter().map(|port| self.judge.zone(&port.zone_name)));
             self.environment.set_zones(&self.zones);
+            self.sink.set_zones(&self.zones);
         }
     }
 
@@ -478,7 +487,8 @@ impl<J: Judge, E: Environment, S: PacketSink<M>, M: PacketMeta> PacketLoop<J, E,
         let traffic = traffic(meta, packet);
         match verdict {
             Verdict::Forward => {
-                let outcome = match self.sink.forward(packet, meta, bytes) {
+                let egress = self.environment.egress();
+                let outcome = match self.sink.forward(packet, meta, bytes, egress) {
                     Ok(()) => PacketOutcome::Forwarded,
                     Err(reason) => PacketOutcome::Dropped(reason),
                 };
@@ -533,7 +543,7 @@ fn context<'a>(
         ingress: zones.get(port).copied().unwrap_or(ZoneId::UNKNOWN),
         antispoof: ports.get(port).is_none_or(|port| port.antispoof),
         lease: environment.lease_state(now),
-        routes: environment.routes(&packet.tuple),
+        routes: environment.routes(packet),
     }
 }
 

@@ -53,6 +53,16 @@ pub enum HandshakeState {
     },
 }
 
+impl HandshakeState {
+    /// Whether a packet of the server was seen.
+    pub(crate) fn is_answered(&self) -> bool {
+        match self {
+            HandshakeState::Tcp { server, .. } => server.is_some(),
+            HandshakeState::Generic { replied } => *replied,
+        }
+    }
+}
+
 /// What one end of a TCP connection said in its SYN.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct SynParams {

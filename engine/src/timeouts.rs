@@ -1,4 +1,4 @@
-//! Idle timeouts of sessions: one for each state, as in nf_conntrack.
+//! Idle timeouts of sessions: one for each state, as in nf_conntrack. `docs/policy.md` says why each default is as it is.
 //!
 //! They are part of the policy, so that all members have the same ones from the same log index on.
 
@@ -45,7 +45,7 @@ macro_rules! timeouts {
         }
 
         impl Timeouts {
-            /// The defaults: those of Linux's nf_conntrack.
+            /// The defaults.
             pub const DEFAULT: Timeouts = Timeouts([$($default,)*]);
         }
     };
@@ -58,12 +58,13 @@ timeouts! {
     TcpSynRecv = "tcp.syn_recv", 60;
     /// TCP: established.
     TcpEstablished = "tcp.established", 5 * DAY;
-    /// TCP: one end's FIN was seen.
-    TcpFinWait = "tcp.fin_wait", 120;
-    /// TCP: one end's FIN was seen and acknowledged.
-    TcpCloseWait = "tcp.close_wait", 60;
-    /// TCP: both ends' FINs were seen.
-    TcpLastAck = "tcp.last_ack", 30;
+    /// TCP: one end's FIN was seen. The other end may go on sending for as long as it likes, so this is as long as the minimum of
+    /// an open connection (RFC 5382 section 5, RFC 6092 REC-35).
+    TcpFinWait = "tcp.fin_wait", 2 * HOUR + 4 * MINUTE;
+    /// TCP: one end's FIN was seen and acknowledged. The same.
+    TcpCloseWait = "tcp.close_wait", 2 * HOUR + 4 * MINUTE;
+    /// TCP: both ends' FINs were seen. Longer than the pause between two retransmissions of a FIN (RFC 7857 section 2.1).
+    TcpLastAck = "tcp.last_ack", 4 * MINUTE;
     /// TCP: closed by FINs, in the log.
     TcpTimeWait = "tcp.time_wait", 120;
     /// TCP: ended by a RST.
@@ -71,9 +72,9 @@ timeouts! {
     /// UDP, until the session is assured.
     UdpUnreplied = "udp.unreplied", 30;
     /// UDP, assured.
-    UdpAssured = "udp.assured", 120;
+    UdpAssured = "udp.assured", 5 * MINUTE;
     /// ICMP and ICMPv6 echo.
-    Icmp = "icmp", 30;
+    Icmp = "icmp", MINUTE;
     /// GRE, until the session is assured.
     GreUnreplied = "gre.unreplied", 30;
     /// GRE, assured.
@@ -272,6 +273,24 @@ mod tests {
         }
     }
 
+    /// What the RFCs demand of translators and firewalls, of the sessions that are not easily forged.
+    #[test]
+    fn timeout_defaults_are_not_below_what_rfcs_demand() {
+        for (timeout, minimum, why) in [
+            (Timeout::TcpEstablished, 7440, "RFC 5382 REQ-5: an open connection"),
+            (Timeout::TcpFinWait, 7440, "RFC 5382 section 5: closed by one end, it is open"),
+            (Timeout::TcpCloseWait, 7440, "the same"),
+            (Timeout::TcpLastAck, 240, "RFC 5382 REQ-5: a connection that closes"),
+            (Timeout::UdpAssured, 300, "RFC 4787 REQ-5: five minutes are recommended"),
+            (Timeout::Icmp, 60, "RFC 5508 REQ-2"),
+            // Retransmissions of a SYN are at most 64 s apart, those of a SYN-ACK 32 s.
+            (Timeout::TcpSynSent, 65, "Linux' tcp_syn_retries"),
+            (Timeout::TcpSynRecv, 33, "Linux' tcp_synack_retries"),
+        ] {
+            assert!(Timeouts::DEFAULT.seconds(timeout) >= minimum, "{}: {why}", timeout.name());
+        }
+    }
+
     #[test]
     fn timeout_names_are_unique_and_defaults_within_bounds() {
         for timeout in Timeout::ALL {
@@ -281,24 +300,24 @@ mod tests {
         assert_eq!(Timeout::named("tcp"), None);
     }
 
-    /// Every state of every protocol, with nf_conntrack's timeout.
+    /// Every state of every protocol.
     #[test]
     fn timeout_exists_for_every_state() {
         let tcp = [
             (State::SynSent, "tcp.syn_sent", 120),
             (State::SynRecv, "tcp.syn_recv", 60),
             (State::Established, "tcp.established", 432_000),
-            (State::FinWait, "tcp.fin_wait", 120),
-            (State::CloseWait, "tcp.close_wait", 60),
-            (State::LastAck, "tcp.last_ack", 30),
+            (State::FinWait, "tcp.fin_wait", 7440),
+            (State::CloseWait, "tcp.close_wait", 7440),
+            (State::LastAck, "tcp.last_ack", 240),
             (State::TimeWait, "tcp.time_wait", 120),
             (State::Close, "tcp.close", 10),
         ];
         let others = [
-            (Protocol::UDP, [("udp.unreplied", 30), ("udp.unreplied", 30), ("udp.assured", 120)]),
+            (Protocol::UDP, [("udp.unreplied", 30), ("udp.unreplied", 30), ("udp.assured", 300)]),
             (Protocol::GRE, [("gre.unreplied", 30), ("gre.unreplied", 30), ("gre.assured", 180)]),
-            (Protocol::ICMP, [("icmp", 30); 3]),
-            (Protocol::ICMPV6, [("icmp", 30); 3]),
+            (Protocol::ICMP, [("icmp", 60); 3]),
+            (Protocol::ICMPV6, [("icmp", 60); 3]),
             (Protocol(132), [("generic", 600); 3]),
         ];
         let states = [State::Unreplied, State::Replied, State::Assured];

@@ -85,6 +85,21 @@ pub trait Routes {
     fn topology(&self) -> u16 {
         1
     }
+
+    /// The zone by which the kernel was seen to send a packet of this flow, where that was not the one that the verdict was
+    /// about. [`Routes::zone`] answers with it.
+    fn observed_egress(&self) -> Option<ZoneId> {
+        None
+    }
+
+    /// Takes the zone that the verdict is about: if it is [`Verdict::Forward`](crate::Verdict::Forward), the packet leaves by
+    /// this zone or not at all.
+    fn set_egress(&self, _zone: ZoneId) {}
+
+    /// The zone that [`Routes::set_egress`] took for this packet.
+    fn egress(&self) -> Option<ZoneId> {
+        None
+    }
 }
 
 /// Told which held packets may go on.

@@ -84,6 +84,8 @@ reasons! {
     /// The route leads out of an interface that is no data interface (management, cluster, loopback), or the packet came in
     /// by one: the interface has no zone.
     NoDataInterface = "no_data_interface",
+    /// It was allowed to leave by a zone in which this member has no interface.
+    EgressMismatch = "egress_mismatch",
     /// A rule, or the default action, says drop.
     Policy = "policy",
     /// A rule says reject.
@@ -119,7 +121,7 @@ reasons! {
     LeaseExpired = "lease_expired",
     /// It was captured too long ago (a stall).
     Stale = "stale",
-    /// The frame was not for this router (foreign MAC, VLAN tag, broadcast, multicast).
+    /// The frame was not for this router (foreign MAC, VLAN tag, a broadcast or multicast that is not of its link only).
     NotForUs = "not_for_us",
     /// It could not be re-injected.
     InjectFailed = "inject_failed",

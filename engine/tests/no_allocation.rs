@@ -9,7 +9,7 @@ mod counting;
 
 use common::{Member, established};
 use counting::allocations;
-use palisade_engine::parse::{Fragment, IpOptions, Kind, Packet, Tcp};
+use palisade_engine::parse::{Fragment, IpOptions, Kind, Packet, RoutingClass, Tcp};
 use palisade_engine::{
     Config, Context, Direction, Engine, Ip, LeaseState, MemberId, Protocol, Routes, Time, Tuple, Verdict, ZoneId,
 };
@@ -45,7 +45,8 @@ fn packet(n: u32, direction: Direction, seq: u32, ack: u32) -> Packet {
         Direction::Original => tuple(n),
         Direction::Reply => tuple(n).inverse(),
     };
-    Packet { tuple, length: 140, transport: 20, kind: Kind::Tcp(tcp), fragment: None, options: IpOptions::NONE }
+    let (options, class) = (IpOptions::NONE, RoutingClass::default());
+    Packet { tuple, length: 140, transport: 20, kind: Kind::Tcp(tcp), fragment: None, options, class }
 }
 
 /// The first or second fragment of a datagram of a session.

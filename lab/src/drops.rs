@@ -29,6 +29,7 @@ pub fn is_invalid(reason: Reason) -> bool {
         | Reason::WrongZone => true,
         Reason::NoRoute
         | Reason::NoDataInterface
+        | Reason::EgressMismatch
         | Reason::Policy
         | Reason::PolicyReject
         | Reason::HalfOpenFull

@@ -314,6 +314,8 @@ impl Member {
         let what = args.first().copied().unwrap_or_default();
         let mut command = Command::new(&self.binary);
         command.args(args).arg("--socket").arg(self.socket()).kill_on_drop(true);
+        // Nobody can be asked.
+        command.stdin(std::process::Stdio::null());
         // Where an administrator would run it: on the member's machine.
         let run = async move { tokio::time::timeout(WAIT, command.output()).await };
         let output = self.netns.run(run).await?;

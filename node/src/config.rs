@@ -77,7 +77,8 @@ pub const KEYS: &[&str] = &[
     "lab.cut_replication",
 ];
 
-/// The device that packets are re-injected by; no data interface can have its name.
+/// The device that the firewall's own answers are sent by. The names of the other devices for re-injection begin as its name does:
+/// see [`DeviceNames`](crate::datapath::DeviceNames).
 pub const INJECT_DEVICE: &str = "palisade0";
 
 /// The longest path of the admin socket. A unix socket's path has at most 107 bytes (unix(7)), and the daemon creates the
@@ -701,8 +702,12 @@ fn zone_name(v: reader::Value<'_>) -> Result<String, Wrong> {
 
 fn interface_name(v: reader::Value<'_>) -> Result<String, Wrong> {
     let name = v.string()?;
-    if name == "lo" || name == INJECT_DEVICE {
+    if name == "lo" {
         return Err(Wrong::new("a data interface", &v.found(), "this device is never filtered: remove it here"));
+    }
+    if name.starts_with(INJECT_DEVICE.trim_end_matches('0')) {
+        let help = "Palisade's own devices begin so, and the gate lets them pass: rename the interface";
+        return Err(Wrong::new("an interface whose name does not begin with `palisade`", &v.found(), help));
     }
     if valid_interface_name(&name) {
         Ok(name)

@@ -27,7 +27,7 @@ use tower::Service;
 use palisade_engine::Time;
 use palisade_metrics::{MetricFamilies, MetricGroup};
 
-use crate::listen::{self, Connection, ListenError, Listener, Port};
+use crate::listen::{self, Connection, ListenError, Listener, Port, SecondLock};
 use crate::metrics::exposition;
 use crate::readiness::{Grade, Readiness};
 use crate::{clock, config};
@@ -68,7 +68,7 @@ pub(crate) struct Server {
 
 impl Server {
     /// Opens the port.
-    pub(crate) fn bind(config: &config::Http) -> Result<Server, ListenError> {
+    pub(crate) fn bind(config: &config::Http, second_lock: SecondLock) -> Result<Server, ListenError> {
         let places = Arc::<Places>::default();
         let dropped = listen::counting(places.clone(), |places: &Places| &places.metrics.dropped);
         let port = Port {
@@ -77,6 +77,7 @@ impl Server {
             interfaces: config.interfaces.clone(),
             // Monitoring on the machine itself, and people who are logged in there.
             own_programs: true,
+            second_lock,
         };
         Ok(Server { listener: Listener::bind(port, dropped)?, places })
     }

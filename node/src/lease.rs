@@ -9,7 +9,8 @@
 //!     ^                     ^                                              │ │
 //!     │                     └───────────────── renew, while sound ─────────┘ │
 //!     ├────────────────────────────────── the grace period is over ──────────┘
-//!     └── replace, from every state; until the member has resumed
+//!     ├── replace, from every state; until the member has resumed
+//!     └── remove, from every state; for ever
 //! ```
 //!
 //! The state is a function of the age of the last renewal and of the integrity of what is applied here:
@@ -19,6 +20,7 @@
 //! | sound | Valid | Grace | Expired |
 //! | suspect: known to differ from the majority | Grace | Grace | Expired |
 //! | replaced, and not yet resumed by the log | Expired | Expired | Expired |
+//! | removed from the cluster | Expired | Expired | Expired |
 //!
 //! While the member is suspect, a renewal has no effect. [`state`] is the only place where these meet.
 
@@ -40,6 +42,7 @@ pub struct Lease {
     replaced: AtomicU64,
     /// The number of replacements after which the member last resumed.
     resumed: AtomicU64,
+    removed: AtomicBool,
     grace: Duration,
 }
 
@@ -51,12 +54,14 @@ enum Integrity {
     Suspect,
     /// Replaced by a repair; the log does not have yet that the member resumes.
     Replaced,
+    /// The cluster has removed this member: nothing that it knows counts any longer.
+    Removed,
 }
 
 /// The state of a lease that was renewed `age` ago, or never.
 fn state(age: Option<Duration>, integrity: Integrity, grace: Duration) -> LeaseState {
     match (age, integrity) {
-        (None, _) | (_, Integrity::Replaced) => LeaseState::Expired,
+        (None, _) | (_, Integrity::Replaced | Integrity::Removed) => LeaseState::Expired,
         (Some(age), Integrity::Sound) if age <= LEASE_DURATION => LeaseState::Valid,
         (Some(age), _) if age <= grace => LeaseState::Grace,
         (Some(_), _) => LeaseState::Expired,
@@ -72,6 +77,7 @@ impl Lease {
             suspect: AtomicBool::new(false),
             replaced: AtomicU64::new(0),
             resumed: AtomicU64::new(0),
+            removed: AtomicBool::new(false),
             grace,
         }
     }
@@ -110,13 +116,25 @@ impl Lease {
         self.resumed.store(replacements, Ordering::Release);
     }
 
+    /// Notes that the cluster has removed this member: nothing passes from now on.
+    pub(crate) fn remove(&self) {
+        self.removed.store(true, Ordering::Release);
+    }
+
+    /// Whether the cluster has removed this member.
+    pub(crate) fn is_removed(&self) -> bool {
+        self.removed.load(Ordering::Acquire)
+    }
+
     /// Whether this member's state is known to be wrong.
     pub(crate) fn is_suspect(&self) -> bool {
         self.suspect.load(Ordering::Acquire)
     }
 
     fn integrity(&self) -> Integrity {
-        if self.replacements() != self.resumed.load(Ordering::Acquire) {
+        if self.is_removed() {
+            Integrity::Removed
+        } else if self.replacements() != self.resumed.load(Ordering::Acquire) {
             Integrity::Replaced
         } else if self.is_suspect() {
             Integrity::Suspect
@@ -258,6 +276,20 @@ mod tests {
                 }
                 let then = expected(after(event, (age, suspect, replaced)));
                 assert_eq!(lease.state_at(now), then, "{event:?} in {age:?} suspect={suspect} replaced={replaced}");
+            }
+        }
+    }
+
+    #[test]
+    fn lease_of_a_removed_member_is_expired_for_ever() {
+        for (age, suspect, replaced, _) in STATES {
+            let (lease, now) = lease_in(age, suspect, replaced);
+            lease.remove();
+            assert_eq!(lease.state_at(now), Expired, "{age:?} suspect={suspect} replaced={replaced}");
+            for event in [Lease::renew as fn(&Lease, Time), |lease, _| lease.suspect(false), |lease, _| lease.resume(1)]
+            {
+                event(&lease, now);
+                assert_eq!(lease.state_at(now), Expired);
             }
         }
     }

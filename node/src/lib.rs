@@ -34,6 +34,6 @@ mod wake;
 mod zone_registration;
 
 pub use admin::{HELP, SocketError};
-pub use listen::ListenError;
+pub use listen::{ListenError, SecondLock};
 pub use member::{MemberError, MemberFailure};
 pub use node::{Node, NodeError};

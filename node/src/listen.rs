@@ -12,7 +12,8 @@
 //! An accepted connection inherits the filter of its listener. Its own is exchanged together with the listener's: with the old
 //! one, a connection would fall silent when its interface is removed and made again, under a new index.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -73,6 +74,42 @@ pub enum ListenError {
     },
 }
 
+/// The listeners of this machine, each with the indices of its interfaces.
+type Listeners = BTreeMap<&'static str, (SocketAddr, BTreeSet<u32>)>;
+
+/// The second lock: where the interfaces of all listeners are enforced once more. The default one does nothing.
+#[derive(Clone, Default)]
+pub struct SecondLock(Option<Arc<Lock>>);
+
+struct Lock {
+    listeners: Mutex<Listeners>,
+    apply: Box<dyn Fn(&Listeners) + Send + Sync>,
+}
+
+impl SecondLock {
+    /// A lock that `apply` sets: it is given all listeners at each change.
+    pub(crate) fn new(apply: impl Fn(&Listeners) + Send + Sync + 'static) -> SecondLock {
+        SecondLock(Some(Arc::new(Lock { listeners: Mutex::default(), apply: Box::new(apply) })))
+    }
+
+    /// Changes, adds or (`None`) removes a listener.
+    fn set(&self, port: &Port, indices: Option<BTreeSet<u32>>) {
+        let Some(lock) = &self.0 else { return };
+        let mut listeners = lock.listeners.lock();
+        match indices {
+            Some(indices) => drop(listeners.insert(port.table, (port.address, indices))),
+            None => drop(listeners.remove(port.table)),
+        }
+        (lock.apply)(&listeners);
+    }
+}
+
+impl fmt::Debug for SecondLock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("SecondLock").field(&self.0.is_some()).finish()
+    }
+}
+
 /// What is listened on.
 #[derive(Clone, Debug)]
 pub(crate) struct Port {
@@ -84,6 +121,8 @@ pub(crate) struct Port {
     pub(crate) interfaces: Vec<String>,
     /// Whether this machine's own programs may connect.
     pub(crate) own_programs: bool,
+    /// Where its interfaces are enforced once more.
+    pub(crate) second_lock: SecondLock,
 }
 
 /// The sockets with one filter.
@@ -177,6 +216,7 @@ impl Listener {
         let shared = Arc::new(Shared { port, sockets, stop: AtomicBool::new(false), stop_fd });
         // Before it listens: no SYN is answered without the filter.
         let registration = shared.register(&socket).map_err(restrict)?;
+        shared.port.second_lock.set(&shared.port, Some(found.indices.clone()));
         let socket = socket.listen(BACKLOG).map_err(bind)?;
         let counted = socket.as_fd().try_clone_to_owned().map_err(restrict)?;
         let watched = shared.clone();
@@ -213,6 +253,7 @@ impl Drop for Listener {
         {
             tracing::error!(port = %self.shared.port.address, "the thread that follows the interfaces panicked");
         }
+        self.shared.port.second_lock.set(&self.shared.port, None);
     }
 }
 
@@ -245,6 +286,7 @@ fn follow(
             continue;
         }
         report(&shared.port, &now);
+        shared.port.second_lock.set(&shared.port, Some(now.indices.clone()));
         match shared.allow(now.indices.clone()) {
             Ok(()) => found = now,
             Err(error) => {

@@ -24,6 +24,7 @@ use crate::connection_log::{self, ConnectionLog};
 use crate::datapath::{self, Condition, Datapath, Gate, Inject, Severity, Sinks, StartError, WorkerWake};
 use crate::drain::Drainable;
 use crate::lease::Lease;
+use crate::listen::SecondLock;
 use crate::readiness::Cause;
 use crate::replication::{self, ElectionPriority, EndedError, OpenError, Replication, Timing, Voters};
 use crate::zone_registration;
@@ -42,6 +43,15 @@ const POLL_INTERVAL: Duration = Duration::from_millis(10);
 const ZONES_REGISTERED_WITHIN: Duration = Duration::from_secs(3);
 /// How long [`Member::close`] waits for other tasks to drop their handles, of the datapath and of the member.
 const HANDLES_DROPPED_WITHIN: Duration = Duration::from_secs(2);
+
+/// How a running member ends by itself.
+#[derive(Debug)]
+pub(crate) enum MemberEnd {
+    /// The cluster has removed it.
+    Removed,
+    /// It cannot go on.
+    Failed(MemberFailure),
+}
 
 /// Why a running member cannot go on.
 #[derive(Debug, thiserror::Error, Diagnostic)]
@@ -108,19 +118,23 @@ enum DatapathState {
 
 impl Member {
     /// Starts the member that the data folder belongs to and, in the background, its datapath. What ends it later is sent
-    /// to `failures`.
+    /// to `ends`.
     pub(crate) async fn open(
         config: &Arc<Config>,
         gate: Option<Gate>,
-        failures: &mpsc::Sender<MemberFailure>,
+        second_lock: SecondLock,
+        ends: &mpsc::Sender<MemberEnd>,
     ) -> Result<Arc<Member>, MemberError> {
         let workers = if config.role == Role::Witness { 0 } else { config.datapath.workers };
         let wake = WorkerWake::new(workers).map_err(MemberError::Wake)?;
         let lease = Arc::new(Lease::new(config.limits.grace));
         let (sinks, hints, proposals) = queues();
         let (connection_log, log_queue) = ConnectionLog::new(&config.log);
-        let options =
-            replication::Options { connection_log: connection_log.clone(), ..replication::Options::from(&**config) };
+        let options = replication::Options {
+            connection_log: connection_log.clone(),
+            second_lock,
+            ..replication::Options::from(&**config)
+        };
         let replication = Replication::open(options, hints, proposals, wake.clone(), lease.clone()).await?;
         let engine = replication.engine();
         let log_writer = log_queue.start(&config.name, &config.log, engine.clone()).map_err(MemberError::Log)?;
@@ -137,15 +151,22 @@ impl Member {
             starter: Mutex::new(None),
             _sinks: sinks.clone(),
         });
-        let (ended, failed) = (member.replication.failed(), failures.clone());
+        let (ended, failed) = (member.replication.failed(), ends.clone());
+        let (removed, lease) = (member.replication.removed(), member.lease.clone());
         tokio::spawn(async move {
-            if let Some(why) = ended.await {
-                report(&failed, MemberFailure::Replication(why));
+            let mut ended = std::pin::pin!(ended);
+            tokio::select! {
+                why = &mut ended => return report_failure(&failed, why),
+                () = removed => {}
             }
+            // At once: nothing that it knows counts any longer.
+            lease.remove();
+            report(&failed, MemberEnd::Removed);
+            report_failure(&failed, ended.await);
         });
         tokio::spawn(zone_registration::run(Arc::downgrade(&member)));
         if config.role == Role::Firewall {
-            let starting = run_datapath(config.clone(), gate, Arc::downgrade(&member), wake, sinks, failures.clone());
+            let starting = run_datapath(config.clone(), gate, Arc::downgrade(&member), wake, sinks, ends.clone());
             *member.starter.lock() = Some(tokio::spawn(starting));
         }
         Ok(member)
@@ -213,6 +234,9 @@ impl Member {
     /// What keeps a member with this role from full readiness.
     pub(crate) fn unready(&self, role: Role) -> Vec<Cause> {
         let mut causes = Vec::new();
+        if self.lease.is_removed() {
+            return vec![Cause::withdraw(replication::RemovedError::from(self.replication.identity()).to_string())];
+        }
         match (self.lease_state(), self.lease.is_suspect()) {
             (LeaseState::Valid, _) => {}
             (LeaseState::Grace, true) => {
@@ -221,10 +245,12 @@ impl Member {
                 ));
             }
             (LeaseState::Grace, false) => {
-                causes.push(Cause::fallback("this member is cut off from the cluster: only established sessions pass"));
+                let why = self.without_lease("is cut off from");
+                causes.push(Cause::fallback(format!("{why}: only established sessions pass")));
             }
             (LeaseState::Expired, _) => {
-                causes.push(Cause::withdraw("this member has not caught up with the cluster: nothing passes"));
+                let why = self.without_lease("has not caught up with");
+                causes.push(Cause::withdraw(format!("{why}: nothing passes")));
             }
         }
         if role == Role::Firewall {
@@ -239,6 +265,14 @@ impl Member {
             }
         }
         causes
+    }
+
+    /// Why there is no valid lease: there is no quorum, or this member alone lacks something.
+    fn without_lease(&self, what: &str) -> String {
+        if self.replication.has_quorum() {
+            return format!("this member {what} the cluster");
+        }
+        replication::explain_quorum(&self.replication.status().quorum)
     }
 
     /// The packet workers that make no progress.
@@ -280,6 +314,7 @@ impl From<&Config> for replication::Options {
             name: c.name.clone(),
             listen: c.cluster.listen,
             interfaces: c.cluster.interfaces.clone(),
+            second_lock: SecondLock::default(),
             advertise: c.cluster.advertise.to_string(),
             role: c.role,
             engine,
@@ -342,9 +377,16 @@ fn cause(condition: &Condition) -> Cause {
     }
 }
 
-fn report(failures: &mpsc::Sender<MemberFailure>, failure: MemberFailure) {
-    // Full only while the daemon deals with an earlier failure.
-    drop(failures.try_send(failure));
+fn report(ends: &mpsc::Sender<MemberEnd>, end: MemberEnd) {
+    // Full only while the daemon deals with an earlier one.
+    drop(ends.try_send(end));
+}
+
+/// Reports why the replication ended; `None`: it was shut down.
+fn report_failure(ends: &mpsc::Sender<MemberEnd>, why: Option<EndedError>) {
+    if let Some(why) = why {
+        report(ends, MemberEnd::Failed(MemberFailure::Replication(why)));
+    }
 }
 
 /// Stops the datapath once all other handles to it are dropped; after [`HANDLES_DROPPED_WITHIN`] the last of them does so.
@@ -369,7 +411,7 @@ async fn run_datapath(
     member: Weak<Member>,
     wake: WorkerWake,
     sinks: Sinks,
-    failures: mpsc::Sender<MemberFailure>,
+    ends: mpsc::Sender<MemberEnd>,
 ) {
     loop {
         let Some(member) = member.upgrade() else { return };
@@ -397,7 +439,7 @@ async fn run_datapath(
         Err(error) => Some(MemberFailure::Starter(error)),
     };
     if let Some(failure) = failure {
-        report(&failures, failure);
+        report(&ends, MemberEnd::Failed(failure));
     }
 }
 

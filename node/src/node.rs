@@ -29,10 +29,12 @@
 //! | readiness | follows the grade of readiness, logs it, and announces it by kernel routes | yes |
 //! | watchdog | tells systemd that all threads make progress | yes |
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use miette::Diagnostic;
 use nix::sys::stat::{Mode, umask};
@@ -42,12 +44,13 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet, spawn_blocking};
 
 use crate::admin::{self, SocketError};
+use crate::clock;
 use crate::config::{Config, INJECT_DEVICE};
 use crate::daemon::Daemon;
-use crate::datapath::Gate;
+use crate::datapath::{self, Gate};
 use crate::http::{self, HttpState};
-use crate::listen::ListenError;
-use crate::member::{MemberError, MemberFailure};
+use crate::listen::{ListenError, SecondLock};
+use crate::member::{MemberEnd, MemberError, MemberFailure};
 use crate::readiness;
 use crate::replication::OpenError;
 use crate::systemd;
@@ -94,6 +97,10 @@ pub enum NodeError {
     Failure(#[from] MemberFailure),
 }
 
+/// How long the daemon may take to stop, the time in which traffic moves away included. With what the process itself takes to
+/// end, it is gone within five seconds.
+const STOP_TIMEOUT: Duration = Duration::from_millis(4500);
+
 /// The daemon.
 #[derive(Debug)]
 pub struct Node;
@@ -126,12 +133,13 @@ impl Node {
         // The log and the snapshots hold the policy and who talks to whom. A service manager may set this too; a shell does not.
         umask(Mode::S_IRWXG | Mode::S_IRWXO);
         let gate = install_gate(&config).await?;
-        let http = http::Server::bind(&config.http)?;
+        let second_lock = second_lock(gate.as_ref());
+        let http = http::Server::bind(&config.http, second_lock.clone())?;
         let path = config.admin.socket.clone();
         // It asks the name service for the group.
         let socket = spawn_blocking(move || admin::Socket::bind(&path)).await.map_err(NodeError::SocketTask)??;
-        let (failures, mut failure) = mpsc::channel(4);
-        let daemon = Arc::new(Daemon::new(config, gate, failures));
+        let (ends, mut ended) = mpsc::channel(4);
+        let daemon = Arc::new(Daemon::new(config, gate, second_lock, ends));
 
         let mut tasks = Tasks::default();
         let pages: Arc<dyn HttpState> = daemon.clone();
@@ -149,32 +157,50 @@ impl Node {
                     "this machine is in no cluster: `palisade cluster init` creates one, `palisade cluster join` joins one"
                 );
             }
+            Err(MemberError::Replication(OpenError::Removed(removed))) => tracing::error!("{}", with_help(&removed)),
             Err(e) => return Err(e.into()),
         }
         systemd::notify("READY=1");
 
-        let force_stop = tokio::select! {
-            stopped = stop => force_stop(stopped),
-            Some(failure) = failure.recv() => {
-                systemd::notify("STOPPING=1");
-                daemon.close().await;
-                return Err(failure.into());
-            }
-            ended = tasks.ended() => {
-                systemd::notify("STOPPING=1");
-                daemon.close().await;
-                return Err(NodeError::Task(ended));
+        let mut stop = std::pin::pin!(stop);
+        let force_stop = loop {
+            tokio::select! {
+                stopped = &mut stop => break force_stop(stopped),
+                Some(end) = ended.recv() => match end {
+                    // The daemon stays: it says what has happened, and joins again on request.
+                    MemberEnd::Removed => drop(tokio::spawn(daemon.clone().on_removed())),
+                    MemberEnd::Failed(failure) => {
+                        systemd::notify("STOPPING=1");
+                        daemon.close().await;
+                        return Err(failure.into());
+                    }
+                },
+                ended = tasks.ended() => {
+                    systemd::notify("STOPPING=1");
+                    daemon.close().await;
+                    return Err(NodeError::Task(ended));
+                }
             }
         };
         systemd::notify("STOPPING=1");
+        let begin = clock::now();
         tokio::select! {
             () = daemon.graceful_shutdown() => {}
             () = force_stop => tracing::info!("a second signal: ending at once"),
         }
-        daemon.close().await;
+        // The store is whole at any moment, as after a crash: what hangs is not waited for.
+        let left = STOP_TIMEOUT.saturating_sub(clock::now().since(begin));
+        if tokio::time::timeout(left, daemon.close()).await.is_err() {
+            tracing::warn!("not everything has ended within {STOP_TIMEOUT:?}: ending nevertheless");
+        }
         tracing::info!("stopped; the gate stays");
         Ok(())
     }
+}
+
+/// An error with what to do about it, on one line.
+fn with_help(error: &impl Diagnostic) -> String {
+    error.help().map_or_else(|| error.to_string(), |help| format!("{error}; {help}"))
 }
 
 /// The daemon's own tasks, by name.
@@ -218,6 +244,28 @@ async fn install_gate(config: &Config) -> Result<Option<Gate>, NodeError> {
         Err(error) => tracing::warn!(%error, "the gate is installed, but without its second lock (nftables)"),
     }
     Ok(Some(gate))
+}
+
+/// The gate's table, as the second lock of the listeners. A witness has none.
+fn second_lock(gate: Option<&Gate>) -> SecondLock {
+    let Some(gate) = gate.cloned() else { return SecondLock::default() };
+    SecondLock::new(move |listeners| {
+        let listener = |address: IpAddr, port: u16, indices: &BTreeSet<u32>| datapath::Listener {
+            address,
+            port,
+            interfaces: indices.iter().copied().collect(),
+        };
+        let all = |(address, indices): &(SocketAddr, BTreeSet<u32>)| {
+            // A socket on `[::]` also takes IPv4 connections.
+            let v4 = (address.ip() == Ipv6Addr::UNSPECIFIED).then_some(Ipv4Addr::UNSPECIFIED.into());
+            let addresses = std::iter::once(address.ip()).chain(v4);
+            addresses.map(|ip| listener(ip, address.port(), indices)).collect::<Vec<_>>()
+        };
+        let listeners: Vec<_> = listeners.values().flat_map(all).collect();
+        if let Err(error) = gate.set_listeners(&listeners) {
+            tracing::warn!(%error, "the gate's table does not have the interfaces of the listeners: their socket filters do");
+        }
+    })
 }
 
 /// Tells systemd that the process lives, while no thread is stuck.

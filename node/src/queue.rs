@@ -29,7 +29,7 @@ mod tests {
     fn hint_queue_keeps_half_for_high_priority() {
         let (src, dst) = (Ip::V4([10, 0, 0, 1]), Ip::V4([10, 0, 0, 2]));
         let datagram = FragmentKey { src, dst, protocol: Protocol::UDP, id: 7, ingress: ZoneId(1) };
-        let fragments = [Hint::FirstFragment { datagram, end: 1480 }, Hint::FragmentQuery(datagram)];
+        let fragments = [Hint::FirstFragment { datagram, end: 1480, egress: ZoneId(2) }, Hint::FragmentQuery(datagram)];
         let abort = Hint::Abort(SessionId { member: MemberId(1), counter: 1 });
         let (queue, _kept) = tokio::sync::mpsc::channel(8);
         let taken = (0..100).filter(|n| offer_hint(&queue, fragments[n % 2].clone())).count();

@@ -3,7 +3,7 @@
 use palisade_metrics::{MetricFamilies, MetricGroup};
 
 use crate::connection_log::ConnectionLogMetrics;
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, Outside};
 use crate::http::HttpState;
 use crate::metrics;
 use crate::readiness::Readiness;
@@ -29,7 +29,8 @@ fn collect(daemon: &Daemon) -> MetricFamilies {
     daemon.admin_limits().collect(&mut families);
     let member = daemon.member();
     let passing = daemon.draining().map(|drain| drain.packets);
-    metrics::member_state(&mut families, daemon.readiness().grade, member.is_some(), passing);
+    let removed = matches!(daemon.outside(), Some(Outside::Removed(_)));
+    metrics::member_state(&mut families, daemon.readiness().grade, member.is_some(), removed, passing);
     let Some(member) = member else { return families };
     let limits = &daemon.config().limits;
     metrics::sessions::table(&mut families, &member.engine.counts(), limits.max_sessions, limits.max_half_open);
@@ -41,6 +42,9 @@ fn collect(daemon: &Daemon) -> MetricFamilies {
         &member.engine.cluster_state(),
     );
     metrics::raft::collect(&mut families, &member.replication.status());
+    if let Some(datapath) = member.datapath() {
+        metrics::gate(&mut families, &datapath.status().gate);
+    }
     metrics::counted(
         &mut families,
         &member.replication.metrics(),

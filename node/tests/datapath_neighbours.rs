@@ -272,6 +272,10 @@ const NOTICED: &[(&str, &str)] = &[
     ),
     ("ip rule add pref 100 iif f0 lookup 100", "from NETWORK"),
     (
+        "tc qdisc add dev f0 clsact; tc filter add dev f0 ingress protocol ip u32 match ip dst 203.0.113.9/32 flowid 1:1",
+        "tc filter show dev f0 ingress",
+    ),
+    (
         "nft add table ip dockerlike; nft add chain ip dockerlike post {type nat hook postrouting priority 100;}; nft add rule ip dockerlike post ip saddr 172.17.0.0/16 masquerade",
         "ip dockerlike",
     ),

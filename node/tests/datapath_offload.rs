@@ -110,7 +110,8 @@ fn frame_of_many_segments_is_dropped_as_one() {
     assert_eq!((dropped(), metrics.forwarded() - before), (2, 0), "dropped, forwarded");
     let fair = Virtio { gso_size: 1000, ..inside };
     send(&socket, fair, &frame(mac, &tunnel));
-    eventually("a fair one passes", || metrics.forwarded() == before + 60);
+    // The server has no tunnel and answers with ICMP errors.
+    eventually("a fair one passes", || metrics.forwarded() >= before + 60);
     assert_eq!(metrics.dropped(Reason::InjectFailed), 0);
 }
 

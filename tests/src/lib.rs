@@ -12,10 +12,12 @@ use std::path::PathBuf;
 use anyhow::Result;
 use palisade_lab::{Lab, Mode, Options, wait_until};
 
-/// A lab of real members that run `binary`, which a test knows as `env!("CARGO_BIN_EXE_palisade-under-test")`.
+/// A lab of real members that run `binary`, which a test knows as `env!("CARGO_BIN_EXE_palisade-under-test")`; or another
+/// one, such as an older version, that `PALISADE_BINARY` names.
 #[must_use]
 pub fn members(count: usize, binary: &str) -> Options {
-    Options { members: count, binary: PathBuf::from(binary), mode: Mode::Palisade }
+    let binary = std::env::var_os("PALISADE_BINARY").map_or_else(|| PathBuf::from(binary), PathBuf::from);
+    Options { members: count, binary, mode: Mode::Palisade }
 }
 
 /// A lab in whose middle plain kernels forward: what the machine can do at this moment.

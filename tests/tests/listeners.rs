@@ -88,7 +88,7 @@ fn write_http(member: &palisade_lab::Member, listen: &str, interfaces: &str) -> 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ports_answer_on_their_own_interfaces_only() {
-    let Some(_turn) = require_lab(&[]) else { return };
+    let Some(_turn) = require_lab(&["nft"]) else { return };
     let mut lab = Lab::with_cluster(members(1, BINARY), OPEN_POLICY).await.unwrap();
     let result = strangers(&mut lab).await;
     lab.or_keep(result).unwrap();
@@ -118,6 +118,9 @@ async fn strangers(lab: &mut Lab) -> Result<()> {
         for to in ports(number).into_iter().chain([own]) {
             assert_eq!(syn(lab.client(), to).await?, Answer::None, "from zone outside to {to} of fw{number}");
         }
+        if number == 1 {
+            second_lock(lab, number).await?;
+        }
         for to in ports(number) {
             assert_eq!(syn(lab.fabric(), to).await?, Answer::SynAck, "from the cluster network to {to}");
         }
@@ -129,6 +132,20 @@ async fn strangers(lab: &mut Lab) -> Result<()> {
         assert_eq!(syn(here, SocketAddr::new(Ipv4Addr::LOCALHOST.into(), addr::HTTP_PORT)).await?, Answer::SynAck);
     }
     remade(lab, witness).await
+}
+
+/// The gate's table has both ports, each with its interface.
+async fn second_lock(lab: &Lab, number: usize) -> Result<()> {
+    let chain = ["list", "chain", "inet", "palisade_gate", "listeners"];
+    let chain = run(lab.member(number).netns(), lab.dir(), WAIT, "nft", &chain).await?;
+    for port in [addr::CLUSTER_PORT, addr::HTTP_PORT] {
+        let rules: Vec<&str> = chain.lines().filter(|line| line.contains(&format!("tcp dport {port} "))).collect();
+        let [accepts @ .., drop] = &rules[..] else { bail!("port {port}: {chain}") };
+        let named = |rule: &&str| rule.ends_with("iif \"lo\" accept") || rule.ends_with("iif \"eth-fabric\" accept");
+        assert!(accepts.iter().all(named) && accepts.iter().any(|rule| rule.contains("eth-fabric")), "{chain}");
+        assert!(drop.contains(&format!("tcp dport {port} drop")), "{chain}");
+    }
+    Ok(())
 }
 
 /// The cluster interface of a member is removed and made again, as by `netplan apply`: it has another index then.

@@ -11,6 +11,7 @@ use palisade_proto::admin::v1;
 
 use super::drain::MAX_DRAIN_TIMEOUT;
 use super::time::{self, millis};
+use super::wait::Wait;
 use crate::args::{Global, Output};
 use crate::client::{self, within};
 use crate::exit::{Exit, Failure};
@@ -18,7 +19,7 @@ use crate::print;
 
 /// The time for a join. The new member fetches the whole table first: with a million sessions that takes seconds, on a bad
 /// network minutes.
-const JOIN_TIMEOUT: Duration = Duration::from_secs(600);
+const JOIN_TIMEOUT: Duration = Duration::from_secs(660);
 /// The time for any other request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// The longest validity of a join token.
@@ -34,9 +35,16 @@ pub enum Command {
         /// How long it can be used: 90s, 30m, 1h. At most 365d.
         #[arg(long, value_name = "TIME", default_value = "1h", value_parser = time::up_to(MAX_TOKEN_TTL))]
         valid: Duration,
+        /// For a quorum.
+        #[command(flatten)]
+        wait: Wait,
     },
-    /// Join this machine to the cluster that the token is of.
+    /// Join this machine to the cluster that the token is of. Waits until it votes, or says that it is a learner.
     Join {
+        /// Give up the membership that this machine has, without asking its cluster: for a cluster that is lost, or cannot be
+        /// reached. Remove the old member there, if it is still there.
+        #[arg(long)]
+        abandon: bool,
         /// The token that `palisade cluster token` printed on a member; `-` reads it from standard input.
         #[arg(value_name = "TOKEN")]
         token: String,
@@ -46,12 +54,21 @@ pub enum Command {
         /// How long to wait for traffic to move away; then the member leaves anyway. At most 10m.
         #[arg(long, value_name = "TIME", default_value = "30s", value_parser = time::up_to(MAX_DRAIN_TIMEOUT))]
         timeout: Duration,
+        /// For a quorum.
+        #[command(flatten)]
+        wait: Wait,
     },
-    /// Remove another member that is dead and will not come back.
+    /// Remove another member that is dead and will not come back. Asks before it removes one that answers.
     Remove {
         /// Its name.
         #[arg(value_name = "NAME")]
         name: String,
+        /// Remove it although it answers, without asking.
+        #[arg(long)]
+        yes: bool,
+        /// For a quorum.
+        #[command(flatten)]
+        wait: Wait,
     },
     /// When a majority is lost for good: go on alone with what this machine has, as a new cluster. The daemon must be
     /// stopped. Says first what will be lost.
@@ -85,19 +102,20 @@ pub fn run(global: &Global, command: Command) -> Result<ExitCode, Failure> {
                 let answer = client.init(within(REQUEST_TIMEOUT, v1::InitRequest {})).await?.into_inner();
                 print::cluster::initialised(output, &answer)?;
             }
-            Command::Token { valid } => {
-                let request = v1::TokenRequest { valid_ms: millis(valid) };
-                let answer = client.token(within(REQUEST_TIMEOUT, request)).await?.into_inner();
+            Command::Token { valid, wait } => {
+                let request = v1::TokenRequest { valid_ms: millis(valid), wait_ms: wait.millis() };
+                let answer = client.token(within(wait.with(REQUEST_TIMEOUT), request)).await?.into_inner();
                 print::cluster::token(output, &answer)?;
             }
-            Command::Join { token } => {
+            Command::Join { abandon, token } => {
                 let token = if token == "-" { from_stdin()? } else { token };
-                let answer = client.join(within(JOIN_TIMEOUT, v1::JoinRequest { token })).await?.into_inner();
+                let answer = client.join(within(JOIN_TIMEOUT, v1::JoinRequest { token, abandon })).await?.into_inner();
                 print::cluster::joined(output, &answer)?;
             }
-            Command::Leave { timeout } => {
-                let request = v1::LeaveRequest { timeout_ms: millis(timeout) };
-                let mut stream = client.leave(within(REQUEST_TIMEOUT + timeout, request)).await?.into_inner();
+            Command::Leave { timeout, wait } => {
+                let request = v1::LeaveRequest { timeout_ms: millis(timeout), wait_ms: wait.millis() };
+                let mut stream =
+                    client.leave(within(wait.with(REQUEST_TIMEOUT + timeout), request)).await?.into_inner();
                 let mut progress = print::drain::Progress::new(output);
                 while let Some(v1::LeaveResponse { draining, left: _ }) = stream.message().await? {
                     draining.iter().for_each(|draining| progress.show(draining));
@@ -105,21 +123,24 @@ pub fn run(global: &Global, command: Command) -> Result<ExitCode, Failure> {
                 drop(progress);
                 print::cluster::left(output)?;
             }
-            Command::Remove { name } => {
-                let request = within(REQUEST_TIMEOUT, v1::RemoveRequest { member: name.clone() });
-                let answer = client.remove(request).await?.into_inner();
+            Command::Remove { name, yes, wait } => {
+                let request = |alive_too| {
+                    let request = v1::RemoveRequest { member: name.clone(), alive_too, wait_ms: wait.millis() };
+                    within(wait.with(REQUEST_TIMEOUT), request)
+                };
+                let mut answer = client.remove(request(yes)).await?.into_inner();
+                if answer.alive {
+                    confirm_removal(output, &name)?;
+                    answer = client.remove(request(true)).await?.into_inner();
+                }
                 print::cluster::removed(output, &name, answer.member)?;
             }
             // It needs no daemon: done above.
             Command::Recover { .. } => {}
             Command::Members => {
                 let status = client.status(v1::StatusRequest {}).await?.into_inner();
-                let membership = status.membership.ok_or_else(|| {
-                    let help =
-                        "make a cluster with `palisade cluster init`, or join one with `palisade cluster join TOKEN`";
-                    Failure::new(Exit::Refused, "this machine is in no cluster", Some(help))
-                })?;
-                print::cluster::members(output, &membership)?;
+                let Some(membership) = &status.membership else { return Err(no_member(&status)) };
+                print::cluster::members(output, membership)?;
             }
             Command::Status => {
                 let status = client.status(v1::StatusRequest {}).await?.into_inner();
@@ -150,13 +171,53 @@ fn recover(global: &Global, config: &Path, yes: bool) -> Result<ExitCode, Failur
     })
 }
 
+/// Why there are no members to list.
+fn no_member(status: &v1::StatusResponse) -> Failure {
+    match status.outside() {
+        v1::Outside::Starting => {
+            Failure::new(Exit::Refused, "this member is starting: it reads its log", Some("wait a moment"))
+        }
+        v1::Outside::Removed => {
+            let help = "to come back as a new member: `palisade cluster join TOKEN`";
+            Failure::new(
+                Exit::Refused,
+                format!("this machine was removed from cluster {}", status.removed_from),
+                Some(help),
+            )
+        }
+        v1::Outside::NoCluster | v1::Outside::Unspecified => {
+            let help = "make a cluster with `palisade cluster init`, or join one with `palisade cluster join TOKEN`";
+            Failure::new(Exit::Refused, "this machine is in no cluster", Some(help))
+        }
+    }
+}
+
+/// Asks, or refuses where nobody can be asked: the member to be removed answers.
+fn confirm_removal(output: Output, name: &str) -> Result<(), Failure> {
+    if output == Output::Table && std::io::stdin().is_terminal() {
+        eprintln!(
+            "{name} answers: it is alive. Removed like this, it drops all that passes it at once.\n\
+             To lose nothing, run there instead: palisade cluster leave"
+        );
+        if typed("the name of the member to remove it nevertheless", name)? {
+            return Ok(());
+        }
+        return Err(Failure::new(Exit::Refused, "not confirmed: nothing was changed", None));
+    }
+    let help = format!(
+        "on {name}: `palisade cluster leave`, which moves traffic away first. To remove it nevertheless: `palisade cluster remove {name} --yes`"
+    );
+    Err(Failure::new(Exit::Refused, format!("{name} answers: it is alive, and was not removed"), Some(&help)))
+}
+
 /// Has somebody at a terminal typed the member's name?
 fn agreed(name: &str) -> Result<bool, Failure> {
+    Ok(std::io::stdin().is_terminal() && typed("the name of this member to go on", name)?)
+}
+
+fn typed(what: &str, name: &str) -> Result<bool, Failure> {
     let mut stdin = std::io::stdin().lock();
-    if !stdin.is_terminal() {
-        return Ok(false);
-    }
-    eprint!("\ntype the name of this member to go on ({name}): ");
+    eprint!("\ntype {what} ({name}): ");
     let mut line = String::new();
     // Far above any name.
     stdin.by_ref().take(256).read_line(&mut line)?;

@@ -56,7 +56,8 @@ pub fn undrain(global: &Global) -> Result<ExitCode, Failure> {
     crate::logging::start(global, "warn")?;
     client::with_member(global, async |mut client| {
         let answer = client.undrain(within(REQUEST_TIMEOUT, v1::UndrainRequest {})).await?.into_inner();
-        print::drain::undrained(global.output, answer.was_drained)?;
+        let health = answer.health.unwrap_or_default();
+        print::drain::undrained(global.output, answer.was_drained, &health)?;
         Ok(ExitCode::SUCCESS)
     })
 }

@@ -43,7 +43,7 @@ pub enum Command {
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// The configuration file that the systemd unit starts the daemon with.
 const DEFAULT_CONFIG: &str = "/etc/palisade/node.toml";
-pub const ROOT: &str = "run this as root, in the network namespace of the daemon";
+const ROOT: &str = "run this as root, in the network namespace of the daemon";
 
 /// Runs it.
 ///

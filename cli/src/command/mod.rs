@@ -12,3 +12,4 @@ pub mod node;
 pub mod policy;
 pub mod session;
 mod time;
+mod wait;

@@ -35,7 +35,7 @@ pub fn run(global: &Global, args: &Args) -> Result<ExitCode, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("palisade-async").build()?;
     let result = runtime.block_on(Node::run(config));
     // Blocking tasks that hang (a dead disk) must not keep a stopped daemon alive.
-    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    runtime.shutdown_timeout(std::time::Duration::from_millis(500));
     result.map_err(|e| Failure::error(Exit::Failure, &e))?;
     Ok(ExitCode::SUCCESS)
 }

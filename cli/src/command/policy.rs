@@ -7,6 +7,7 @@ use std::time::Duration;
 use palisade_engine::policy::Policy;
 use palisade_proto::admin::v1;
 
+use super::wait::Wait;
 use crate::args::Global;
 use crate::client::{self, Client, within};
 use crate::exit::{Exit, Failure};
@@ -35,6 +36,9 @@ pub enum Command {
         /// Refuse unless this generation is in force, so that nobody's change is overwritten.
         #[arg(long, value_name = "GENERATION")]
         base: Option<u64>,
+        /// For a quorum.
+        #[command(flatten)]
+        wait: Wait,
     },
     /// Show a policy's text.
     Show {
@@ -44,6 +48,9 @@ pub enum Command {
         /// Ask the leader first, so that the answer is not older than the question.
         #[arg(long)]
         barrier: bool,
+        /// For a quorum, with `--barrier`.
+        #[command(flatten)]
+        wait: Wait,
         /// Show the canonical form, not the text as it was applied.
         #[arg(long)]
         canonical: bool,
@@ -56,6 +63,9 @@ pub enum Command {
         /// Ask the leader first, so that the answer is not older than the question.
         #[arg(long)]
         barrier: bool,
+        /// For a quorum, with `--barrier`.
+        #[command(flatten)]
+        wait: Wait,
     },
     /// Print a policy in the one canonical form.
     Fmt {
@@ -88,21 +98,22 @@ pub fn run(global: &Global, command: Command) -> Result<ExitCode, Failure> {
     crate::logging::start(global, "warn")?;
     match command {
         Command::Check { file, online } => check(global, &file, online),
-        Command::Apply { file, base } => apply(global, &file, base),
+        Command::Apply { file, base, wait } => apply(global, &file, base, wait),
         Command::Show { hits: true, .. } => client::with_member(global, async |mut client| {
             let request = within(REQUEST_TIMEOUT, v1::PolicyHitsRequest {});
             print::policy::hits(global.output, &client.policy_hits(request).await?.into_inner())?;
             Ok(ExitCode::SUCCESS)
         }),
-        Command::Show { generation, barrier, canonical, hits: false } => {
+        Command::Show { generation, barrier, wait, canonical, hits: false } => {
             client::with_member(global, async |mut client| {
-                let answer = shown(&mut client, generation, barrier).await?;
+                let answer = shown(&mut client, generation, barrier, wait).await?;
                 print::policy::show(global.output, &answer, canonical)?;
                 Ok(ExitCode::SUCCESS)
             })
         }
-        Command::History { barrier } => client::with_member(global, async |mut client| {
-            let request = within(REQUEST_TIMEOUT, v1::PolicyHistoryRequest { barrier });
+        Command::History { barrier, wait } => client::with_member(global, async |mut client| {
+            let request = v1::PolicyHistoryRequest { barrier, wait_ms: wait.millis() };
+            let request = within(wait.with(REQUEST_TIMEOUT), request);
             let answer = client.policy_history(request).await?.into_inner();
             print::policy::history(global.output, &answer.policies)?;
             Ok(ExitCode::SUCCESS)
@@ -164,19 +175,26 @@ fn check(global: &Global, file: &Path, online: bool) -> Result<ExitCode, Failure
     })
 }
 
-fn apply(global: &Global, file: &Path, base: Option<u64>) -> Result<ExitCode, Failure> {
+fn apply(global: &Global, file: &Path, base: Option<u64>, wait: Wait) -> Result<ExitCode, Failure> {
     let source = read(file)?;
     let author = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_default();
     client::with_member(global, async |mut client| {
-        let request = v1::PolicyApplyRequest { name: source.name, text: source.text, author, base };
-        let answer = client.policy_apply(within(REQUEST_TIMEOUT, request)).await?.into_inner();
+        let request =
+            v1::PolicyApplyRequest { name: source.name, text: source.text, author, base, wait_ms: wait.millis() };
+        let answer = client.policy_apply(within(wait.with(REQUEST_TIMEOUT), request)).await?.into_inner();
         print::policy::applied(global.output, &source.policy, &answer)?;
         Ok(ExitCode::SUCCESS)
     })
 }
 
-async fn shown(client: &mut Client, generation: Option<u64>, barrier: bool) -> Result<v1::PolicyShowResponse, Failure> {
-    let request = within(REQUEST_TIMEOUT, v1::PolicyShowRequest { generation, barrier });
+async fn shown(
+    client: &mut Client,
+    generation: Option<u64>,
+    barrier: bool,
+    wait: Wait,
+) -> Result<v1::PolicyShowResponse, Failure> {
+    let request = v1::PolicyShowRequest { generation, barrier, wait_ms: wait.millis() };
+    let request = within(wait.with(REQUEST_TIMEOUT), request);
     Ok(client.policy_show(request).await?.into_inner())
 }
 
@@ -201,7 +219,7 @@ fn fmt(file: &Path, write: bool, check: bool) -> Result<ExitCode, Failure> {
 fn diff(global: &Global, file: &Path, generation: Option<u64>) -> Result<ExitCode, Failure> {
     let source = read(file)?;
     client::with_member(global, async |mut client| {
-        let old = shown(&mut client, generation, false).await?;
+        let old = shown(&mut client, generation, false, Wait::default()).await?;
         let new = source.policy.to_string();
         let same = print::policy::diff(global.output, &old, &source.name, &new)?;
         Ok(if same { ExitCode::SUCCESS } else { Exit::Failure.into() })

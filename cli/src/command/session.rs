@@ -8,6 +8,7 @@ use palisade_proto::admin::v1;
 use palisade_proto::admin::v1::session_watch_response::What;
 use palisade_proto::convert::admin::{Prefix, SessionFilter};
 
+use super::wait::Wait;
 use crate::args::Global;
 use crate::client::{self, within};
 use crate::exit::{Exit, Failure};
@@ -52,6 +53,9 @@ pub enum Command {
         /// All sessions of the cluster.
         #[arg(long, conflicts_with_all = ["proto", "src", "dst", "sport", "dport", "state", "zone"])]
         all: bool,
+        /// For a quorum.
+        #[command(flatten)]
+        wait: Wait,
     },
     /// Count the sessions of this member.
     Count {
@@ -171,10 +175,11 @@ pub fn run(global: &Global, command: Command) -> Result<ExitCode, Failure> {
                 // A watch ends only with its member.
                 return Err(Failure::new(Exit::Unreachable, "the member has stopped, or left its cluster", None));
             }
-            Command::Kill { ids, filter, all: _ } => {
+            Command::Kill { ids, filter, all: _, wait } => {
                 let filter = ids.is_empty().then(|| filter.into());
                 let ids = ids.into_iter().map(Into::into).collect();
-                let request = within(REQUEST_TIMEOUT, v1::SessionKillRequest { ids, filter });
+                let request =
+                    within(wait.with(REQUEST_TIMEOUT), v1::SessionKillRequest { ids, filter, wait_ms: wait.millis() });
                 let answer = client.session_kill(request).await?.into_inner();
                 print::session::killed(output, &answer)?;
             }

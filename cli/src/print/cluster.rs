@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::drain::Draining;
 use super::health::{self, readiness};
-use super::{Table, answer, date};
+use super::{Table, answer, date, many};
 use crate::args::Output;
 use crate::exit::Failure;
 
@@ -42,9 +42,31 @@ pub fn initialised(output: Output, answered: &v1::InitResponse) -> Result<(), Fa
 pub fn joined(output: Output, answered: &v1::JoinResponse) -> Result<(), Failure> {
     answer(
         output,
-        || Joined { cluster: &answered.cluster, member: answered.member },
-        |out| writeln!(out, "joined cluster {} as member {}", answered.cluster, answered.member),
+        || JoinedAs {
+            joined: Joined { cluster: &answered.cluster, member: answered.member },
+            voter: answered.voter,
+            voters: answered.voters,
+        },
+        |out| {
+            writeln!(out, "joined cluster {} as member {}", answered.cluster, answered.member)?;
+            match answered.voter {
+                true => writeln!(out, "it votes: the cluster has {}", many(answered.voters.into(), "voter")),
+                false => writeln!(
+                    out,
+                    "it is a learner: it stores and forwards, but does not count for a majority ({}; see `palisade cluster members`)",
+                    many(answered.voters.into(), "voter")
+                ),
+            }
+        },
     )
+}
+
+#[derive(Serialize)]
+struct JoinedAs<'a> {
+    #[serde(flatten)]
+    joined: Joined<'a>,
+    voter: bool,
+    voters: u32,
 }
 
 #[derive(Serialize)]
@@ -100,10 +122,15 @@ struct Member<'a> {
     address: &'a str,
     role: &'static str,
     voter: bool,
+    /// The same while the voters change.
+    suffrage: &'static str,
     leader: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     lag: Option<u64>,
     reachable: bool,
+    draining: bool,
+    lease_valid: bool,
+    removed: bool,
     zones: &'a [String],
 }
 
@@ -116,9 +143,13 @@ impl<'a> Member<'a> {
             address,
             role: role(m.role()),
             voter: m.voter,
+            suffrage: suffrage(m),
             leader: m.leader,
             lag: m.lag,
             reachable: m.reachable,
+            draining: m.draining,
+            lease_valid: m.lease_valid,
+            removed: m.removed,
             zones: &m.zones,
         }
     }
@@ -129,6 +160,16 @@ fn role(role: v1::Role) -> &'static str {
         v1::Role::Firewall => "firewall",
         v1::Role::Witness => "witness",
         v1::Role::Unspecified => "unknown",
+    }
+}
+
+fn suffrage(m: &v1::Member) -> &'static str {
+    match m.suffrage() {
+        v1::Suffrage::Learner => "learner",
+        v1::Suffrage::Voter => "voter",
+        v1::Suffrage::BecomingVoter => "becoming voter",
+        v1::Suffrage::BecomingLearner => "becoming learner",
+        v1::Suffrage::Unspecified => "unknown",
     }
 }
 
@@ -155,17 +196,16 @@ fn lease(as_of: &v1::AsOf) -> &'static str {
 fn table(members: &[v1::Member], me: u64) -> Table {
     let mut table = Table::new(&["ID", "NAME", "ADDRESS", "ROLE", "RAFT", "LAG", "ZONES", ""]);
     for m in members {
-        let raft = match (m.leader, m.voter) {
-            (true, _) => "leader",
-            (false, true) => "voter",
-            (false, false) => "learner",
-        };
+        let raft = if m.leader { "leader" } else { suffrage(m) };
         let lag = m.lag.map_or("-".to_owned(), |l| l.to_string());
-        let here = match (m.id == me, m.reachable) {
-            (true, _) => "(this)",
-            (false, true) => "",
-            (false, false) => "not reachable",
-        };
+        let notes = [
+            (m.id == me, "this"),
+            (m.id != me && !m.reachable, "not reachable"),
+            (m.removed, "removed, and counted until the voters have changed"),
+            (m.draining, "draining"),
+            (m.id != me && m.reachable && !m.lease_valid, "no valid lease"),
+        ];
+        let notes: Vec<&str> = notes.into_iter().filter_map(|(is, note)| is.then_some(note)).collect();
         table.row([
             m.id.to_string(),
             m.name.clone(),
@@ -174,7 +214,7 @@ fn table(members: &[v1::Member], me: u64) -> Table {
             raft.into(),
             lag,
             if m.zones.is_empty() { "-".to_owned() } else { m.zones.join(",") },
-            here.into(),
+            notes.join(", "),
         ]);
     }
     table
@@ -186,7 +226,30 @@ fn table(members: &[v1::Member], me: u64) -> Table {
 /// Standard output cannot be written.
 pub fn members(output: Output, membership: &v1::Membership) -> Result<(), Failure> {
     let json = || membership.members.iter().map(Member::new).collect::<Vec<_>>();
-    answer(output, json, |out| table(&membership.members, membership.id).write(out))
+    answer(output, json, |out| {
+        table(&membership.members, membership.id).write(out)?;
+        let quorum = membership.quorum.unwrap_or_default();
+        if !quorum.held {
+            writeln!(out, "\n{}", no_quorum(&quorum))?;
+        } else if quorum.changing {
+            writeln!(
+                out,
+                "\nthe voters change: until that is done, a majority of the old and one of the new ones is needed"
+            )?;
+        }
+        Ok(())
+    })
+}
+
+/// The state of a cluster without quorum, as the daemon words it.
+fn no_quorum(quorum: &v1::Quorum) -> String {
+    let size = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
+    palisade_node::replication::explain_quorum(&palisade_node::replication::Quorum {
+        held: quorum.held,
+        voters: size(quorum.voters),
+        answering: size(quorum.answering),
+        changing: quorum.changing,
+    })
 }
 
 #[derive(Serialize)]
@@ -197,7 +260,13 @@ struct Status<'a> {
     ready: bool,
     readiness: &'static str,
     reasons: &'a [String],
-    /// The leader's name, if one is known.
+    /// Why no member runs: `no_cluster`, `starting`, `removed`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    outside: Option<&'static str>,
+    /// The cluster that removed this machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    removed_from: Option<&'a str>,
+    /// The leader's name, if one is known that a majority follows.
     leader: Option<&'a str>,
     cluster: Option<Cluster<'a>>,
     datapath: Option<Datapath<'a>>,
@@ -213,6 +282,7 @@ struct Cluster<'a> {
     lease: &'static str,
     raft_role: &'static str,
     term: u64,
+    quorum: Quorum,
     leader: Option<u64>,
     last_log: u64,
     applied: u64,
@@ -224,6 +294,20 @@ struct Cluster<'a> {
     /// This member's state was found wrong, and is being repaired.
     suspect: bool,
     members: Vec<Member<'a>>,
+}
+
+#[derive(Serialize)]
+struct Quorum {
+    held: bool,
+    voters: u32,
+    answering: u32,
+    changing: bool,
+}
+
+impl From<v1::Quorum> for Quorum {
+    fn from(q: v1::Quorum) -> Quorum {
+        Quorum { held: q.held, voters: q.voters, answering: q.answering, changing: q.changing }
+    }
 }
 
 #[derive(Serialize)]
@@ -253,6 +337,13 @@ impl<'a> Status<'a> {
             ready: health.is_some_and(|h| h.ready),
             readiness: readiness(health.map_or(v1::Readiness::Unspecified, v1::Health::readiness)),
             reasons: health.map_or(&[], |h| &h.reasons),
+            outside: match s.outside() {
+                v1::Outside::NoCluster => Some("no_cluster"),
+                v1::Outside::Starting => Some("starting"),
+                v1::Outside::Removed => Some("removed"),
+                v1::Outside::Unspecified => None,
+            },
+            removed_from: (!s.removed_from.is_empty()).then_some(s.removed_from.as_str()),
             leader: s
                 .membership
                 .as_ref()
@@ -266,6 +357,7 @@ impl<'a> Status<'a> {
                     lease: lease(&as_of),
                     raft_role: raft_role(m.raft_role()),
                     term: m.term,
+                    quorum: m.quorum.unwrap_or_default().into(),
                     leader: (m.leader != 0).then_some(m.leader),
                     last_log: m.last_log,
                     applied: as_of.applied,
@@ -311,13 +403,24 @@ fn status_text(out: &mut dyn Write, answered: &v1::StatusResponse) -> io::Result
         writeln!(out, "draining  {}", d.line())?;
     }
     match &s.cluster {
-        None => writeln!(out, "cluster   none: `palisade cluster init` or `palisade cluster join TOKEN`")?,
+        None => match (answered.outside(), s.removed_from) {
+            (v1::Outside::Starting, _) => writeln!(out, "cluster   this member is starting: it reads its log")?,
+            (_, Some(cluster)) => writeln!(
+                out,
+                "cluster   REMOVED from {cluster}, where it was member {}; to come back as a new one: `palisade cluster join TOKEN`",
+                answered.removed_member
+            )?,
+            _ => writeln!(out, "cluster   none: `palisade cluster init` or `palisade cluster join TOKEN`")?,
+        },
         Some(c) => {
-            let leader =
-                c.leader.map_or("no leader known".to_owned(), |l| match c.members.iter().find(|m| m.id == l) {
+            let quorum = answered.membership.as_ref().and_then(|m| m.quorum).unwrap_or_default();
+            let leader = c.leader.map_or_else(
+                || no_quorum(&quorum),
+                |l| match c.members.iter().find(|m| m.id == l) {
                     Some(m) => format!("leader {}", m.name),
                     None => format!("leader {l}"),
-                });
+                },
+            );
             writeln!(out, "cluster   {} (member {}, lease {})", c.id, c.member, c.lease)?;
             writeln!(
                 out,

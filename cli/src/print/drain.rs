@@ -117,15 +117,26 @@ pub fn drained(output: Output, d: &v1::Draining) -> Result<(), Failure> {
 }
 
 #[derive(Serialize)]
-struct Undrained {
+struct Undrained<'a> {
     was_drained: bool,
+    ready: bool,
+    reasons: &'a [String],
 }
 
 /// After `undrain`.
 ///
 /// # Errors
 /// Standard output cannot be written.
-pub fn undrained(output: Output, was_drained: bool) -> Result<(), Failure> {
-    let text = if was_drained { "undrained: ready for traffic again" } else { "was not drained: nothing to take back" };
-    answer(output, || Undrained { was_drained }, |out| writeln!(out, "{text}"))
+pub fn undrained(output: Output, was_drained: bool, health: &v1::Health) -> Result<(), Failure> {
+    let was = if was_drained { "undrained" } else { "was not drained: nothing to take back" };
+    let now = match (health.ready, was_drained) {
+        (true, true) => ": ready for traffic again".to_owned(),
+        (true, false) => String::new(),
+        (false, _) => format!("; but this member is NOT READY: {}", health.reasons.join("; ")),
+    };
+    answer(
+        output,
+        || Undrained { was_drained, ready: health.ready, reasons: &health.reasons },
+        |out| writeln!(out, "{was}{now}"),
+    )
 }

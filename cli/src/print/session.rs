@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use palisade_engine::{PerDirection, Tuple};
+use palisade_engine::{PerDirection, SessionId, Tuple};
 use palisade_proto::admin::v1;
 use palisade_proto::convert::admin::{AdminError, Session};
 use serde::Serialize;
@@ -24,6 +24,7 @@ struct Json<'a> {
     egress: &'a str,
     generation: u64,
     rule: u32,
+    rule_name: &'a str,
     idle_ms: u128,
     timeout_ms: u128,
     original_packets: u64,
@@ -59,6 +60,7 @@ impl<'a> Json<'a> {
             egress: &s.egress,
             generation: s.generation.0,
             rule: s.rule.0,
+            rule_name: &s.rule_name,
             idle_ms: s.idle.as_millis(),
             timeout_ms: s.timeout.as_millis(),
             original_packets: s.traffic.original.packets,
@@ -69,7 +71,8 @@ impl<'a> Json<'a> {
     }
 }
 
-/// A list that is printed in parts, so that a million sessions need no memory: columns are aligned within each part.
+/// A sorted list. One of more than [`PART`] sessions is sorted, aligned and printed in parts, so that millions of them need no
+/// memory.
 #[derive(Debug)]
 pub struct List {
     output: Output,
@@ -77,7 +80,8 @@ pub struct List {
     printed: u64,
 }
 
-const PART: usize = 1000;
+/// Some hundred bytes each.
+const PART: usize = 100_000;
 
 impl List {
     /// An empty one.
@@ -96,13 +100,14 @@ impl List {
     }
 
     fn print(&mut self) -> Result<(), Failure> {
-        let rows = std::mem::take(&mut self.rows);
+        let mut rows = std::mem::take(&mut self.rows);
+        rows.sort_unstable_by_key(order);
         let first = self.printed == 0;
         self.printed += rows.len() as u64;
         match self.output {
             Output::Table => {
                 let mut table =
-                    Table::new(&["ID", "PROTO", "SOURCE", "DESTINATION", "ZONES", "STATE", "IDLE", "TIMEOUT"]);
+                    Table::new(&["ID", "PROTO", "SOURCE", "DESTINATION", "ZONES", "STATE", "IDLE", "TIMEOUT", "RULE"]);
                 rows.iter().for_each(|s| table.row(cells(s)));
                 let mut text = Vec::new();
                 table.write(&mut text)?;
@@ -128,6 +133,17 @@ impl List {
     }
 }
 
+/// Sessions of one client are together, and among them those to one server.
+fn order(s: &Session) -> (IpAddr, IpAddr, u8, u16, u16, SessionId) {
+    let t = &s.original;
+    (t.src.into(), t.dst.into(), t.protocol.0, t.dst_port, t.src_port, s.id)
+}
+
+/// The rule's name, or its number where the name is not known any longer.
+fn rule(s: &Session) -> String {
+    if s.rule_name.is_empty() { format!("rule {}", s.rule.0) } else { s.rule_name.clone() }
+}
+
 fn ends(t: &Tuple) -> (String, String) {
     let end = |ip: palisade_engine::Ip, port: u16| match (ip.is_v4(), port) {
         (_, 0) => ip.to_string(),
@@ -137,11 +153,11 @@ fn ends(t: &Tuple) -> (String, String) {
     (end(t.src, t.src_port), end(t.dst, t.dst_port))
 }
 
-fn cells(s: &Session) -> [String; 8] {
+fn cells(s: &Session) -> [String; 9] {
     let (src, dst) = ends(&s.original);
     let zones = format!("{}>{}", s.ingress, s.egress);
     let protocol = s.original.protocol.to_string();
-    [s.id.to_string(), protocol, src, dst, zones, s.state.clone(), time(s.idle), time(s.timeout)]
+    [s.id.to_string(), protocol, src, dst, zones, s.state.clone(), time(s.idle), time(s.timeout), rule(s)]
 }
 
 #[derive(Serialize)]
@@ -166,7 +182,8 @@ pub fn show(output: Output, s: &Session, rule_text: Option<&str>) -> Result<(), 
             writeln!(out, "zones     {} > {}", s.ingress, s.egress)?;
             writeln!(out, "state     {}{}", s.state, if s.half_open { " (half-open)" } else { "" })?;
             let text = rule_text.map_or(String::new(), |t| format!(": {t}"));
-            writeln!(out, "rule      {} of policy generation {}{text}", s.rule.0, s.generation)?;
+            let name = if s.rule_name.is_empty() { String::new() } else { format!(" ({})", s.rule_name) };
+            writeln!(out, "rule      {}{name} of policy generation {}{text}", s.rule.0, s.generation)?;
             writeln!(out, "idle      {} (as known here), ends after {} more", time(s.idle), time(s.timeout))?;
             let PerDirection { original, reply } = s.traffic;
             writeln!(
@@ -203,8 +220,8 @@ pub fn event(output: Output, event: v1::SessionEvent) -> Result<(), Failure> {
     match output {
         Output::Json => json_line(&Event { change, time, index, session: Json::new(&s) }),
         Output::Table => {
-            let [id, protocol, src, dst, zones, ..] = cells(&s);
-            out(|out| writeln!(out, "{time}  {change:<11}  {id:<14}  {protocol:<5}  {src} -> {dst}  {zones}"))
+            let [id, protocol, src, dst, zones, .., rule] = cells(&s);
+            out(|out| writeln!(out, "{time}  {change:<11}  {id:<14}  {protocol:<5}  {src} -> {dst}  {zones}  {rule}"))
         }
     }
 }
@@ -279,7 +296,7 @@ pub fn count(output: Output, c: &v1::SessionCountResponse) -> Result<(), Failure
 
 #[cfg(test)]
 mod tests {
-    use palisade_engine::{Generation, Ip, MemberId, Protocol, RuleId, SessionId, Traffic};
+    use palisade_engine::{Generation, Ip, MemberId, Protocol, RuleId, Traffic};
 
     use super::*;
 
@@ -299,6 +316,7 @@ mod tests {
             egress: "dmz".into(),
             generation: Generation(4),
             rule: RuleId(3),
+            rule_name: "public web".into(),
             state: "ESTABLISHED".into(),
             half_open: false,
             idle: Duration::from_millis(1500),
@@ -318,10 +336,25 @@ mod tests {
             "id": "2-1a3f", "protocol": "tcp", "state": "ESTABLISHED", "half_open": false,
             "original": {"src": "192.0.2.7", "dst": "2020:2020:2020:2020:2020:2020:2020:2020", "src_port": 40000, "dst_port": 443},
             "reply": {"src": "2020:2020:2020:2020:2020:2020:2020:2020", "dst": "192.0.2.7", "src_port": 443, "dst_port": 40000},
-            "ingress": "outside", "egress": "dmz", "generation": 4, "rule": 3, "idle_ms": 1500, "timeout_ms": 7_200_000,
+            "ingress": "outside", "egress": "dmz", "generation": 4, "rule": 3, "rule_name": "public web", "idle_ms": 1500, "timeout_ms": 7_200_000,
             "original_packets": 10, "original_bytes": 1000, "reply_packets": 9, "reply_bytes": 9000
         });
         assert_eq!(value, expected);
+    }
+
+    #[test]
+    fn sessions_are_in_the_order_of_their_addresses() {
+        let with = |src: u8, dst_port, counter| {
+            let mut s = session();
+            s.original = Tuple { src: Ip::V4([192, 0, 2, src]), dst_port, ..s.original };
+            s.id.counter = counter;
+            s
+        };
+        let mut list = [with(9, 80, 1), with(10, 80, 2), with(9, 443, 4), with(9, 80, 3)];
+        list.sort_unstable_by_key(order);
+        assert_eq!(list.map(|s| s.id.counter), [1, 3, 4, 2]);
+        let nameless = Session { rule_name: String::new(), ..session() };
+        assert_eq!(rule(&nameless), "rule 3", "its policy is not in the history any longer");
     }
 
     #[test]
@@ -329,7 +362,7 @@ mod tests {
         let row = cells(&session()).join(" ");
         assert_eq!(
             row,
-            "2-1a3f tcp 192.0.2.7:40000 [2020:2020:2020:2020:2020:2020:2020:2020]:443 outside>dmz ESTABLISHED 1s 2h0m"
+            "2-1a3f tcp 192.0.2.7:40000 [2020:2020:2020:2020:2020:2020:2020:2020]:443 outside>dmz ESTABLISHED 1s 2h0m public web"
         );
     }
 }

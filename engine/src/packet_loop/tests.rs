@@ -57,7 +57,7 @@ impl Environment for Everywhere {
         LeaseState::Valid
     }
 
-    fn routes(&mut self, _: &Tuple) -> &mut dyn Routes {
+    fn routes(&mut self, _: &Packet) -> &mut dyn Routes {
         self
     }
 
@@ -106,7 +106,7 @@ const HINTS: usize = 4;
 const PROPOSALS: usize = 1;
 
 impl PacketSink<u8> for Sink {
-    fn forward(&mut self, _: &Packet, meta: &u8, bytes: &[u8]) -> Result<(), Reason> {
+    fn forward(&mut self, _: &Packet, meta: &u8, bytes: &[u8], _: Option<ZoneId>) -> Result<(), Reason> {
         self.0.borrow_mut().sent.push((*meta, bytes.len()));
         if *meta == 99 { Err(Reason::InjectFailed) } else { Ok(()) }
     }
@@ -364,7 +364,7 @@ fn held_packet_that_does_not_fit_is_dropped() {
 fn hints_about_fragments_leave_half_of_the_queue_to_others() {
     let mut b = Bench::new();
     let key = FragmentKey { src: CLIENT, dst: SERVER, protocol: Protocol::UDP, id: 7, ingress: OUTSIDE };
-    let fragment = || Event::Hint(Hint::FirstFragment { datagram: key, end: 1480 });
+    let fragment = || Event::Hint(Hint::FirstFragment { datagram: key, end: 1480, egress: ZoneId(2) });
     let abort = || Event::Hint(Hint::Abort(SessionId { member: MemberId(1), counter: 1 }));
     b.judge.events.lock().extend((0..HINTS).map(|_| fragment()));
     b.turn(&[1], &[Verdict::Forward]);

@@ -4,7 +4,7 @@ use pnet_packet::ipv4::Ipv4Packet;
 use pnet_packet::ipv6::Ipv6Packet;
 
 use super::checksum::Sum;
-use super::{Fragment, IpOptions};
+use super::{Fragment, IpOptions, RoutingClass};
 use crate::addr::Ip;
 use crate::tuple::{Protocol, Tuple};
 use crate::verdict::Reason;
@@ -35,6 +35,18 @@ pub(super) struct Network {
     pub(super) fragment: Option<Fragment>,
     /// IPv4 only.
     pub(super) options: IpOptions,
+    pub(super) class: RoutingClass,
+}
+
+/// The upper six bits of the traffic class (RFC 2474).
+const DSCP: u8 = 0xfc;
+
+fn class_v4(header: &Ipv4Packet<'_>) -> RoutingClass {
+    RoutingClass { dscp: header.get_dscp() << 2, flow_label: 0 }
+}
+
+fn class_v6(header: &Ipv6Packet<'_>) -> RoutingClass {
+    RoutingClass { dscp: header.get_traffic_class() & DSCP, flow_label: header.get_flow_label() }
 }
 
 impl Network {
@@ -82,7 +94,8 @@ pub(super) fn v4(bytes: &[u8]) -> Result<Network, Reason> {
     let (offset, more) = (header.get_fragment_offset() * 8, flags & 0b001 != 0);
     let id = u32::from(header.get_identification());
     let fragment = fragment(Fragment { id, offset, length: 0, more }, protocol, end - transport)?;
-    Ok(Network { src: Ip::V4(src), dst: Ip::V4(dst), protocol, transport, end, fragment, options })
+    let class = class_v4(&header);
+    Ok(Network { src: Ip::V4(src), dst: Ip::V4(dst), protocol, transport, end, fragment, options, class })
 }
 
 /// Reads and checks an IPv6 header and its extension headers.
@@ -104,16 +117,29 @@ pub(super) fn v6(bytes: &[u8]) -> Result<Network, Reason> {
     }
     let chain = extensions(bytes.get(..end).ok_or(Reason::Truncated)?, next, Strictness::All)?;
     let Chain { protocol, transport, fragment } = chain;
-    Ok(Network { src: Ip::V6(src), dst: Ip::V6(dst), protocol, transport, end, fragment, options: IpOptions::NONE })
+    let (options, class) = (IpOptions::NONE, class_v6(&header));
+    Ok(Network { src: Ip::V6(src), dst: Ip::V6(dst), protocol, transport, end, fragment, options, class })
 }
 
 /// Reads the IP header inside an ICMP error of the same family. It was checked when it passed as a packet of its own, and
 /// routers change it on the way (time to live, checksum). So only its structure is checked. `end` is the end of `bytes`.
 pub(super) fn embedded(bytes: &[u8], v4: bool) -> Result<Network, Reason> {
+    let network = quoted(bytes)?;
+    // Only a first fragment is answered with an error (RFC 1122 section 3.2.2, RFC 4443 section 2.4).
+    match network.fragment {
+        _ if network.src.is_v4() != v4 => Err(Reason::Malformed),
+        Some(fragment) if fragment.offset > 0 => Err(Reason::Malformed),
+        _ => Ok(network),
+    }
+}
+
+/// Reads the IP header of a packet that was checked when it passed, or of its beginning: only the structure is checked. `end` is
+/// the end of `bytes`.
+pub(super) fn quoted(bytes: &[u8]) -> Result<Network, Reason> {
     let version = bytes.first().ok_or(Reason::Truncated)? >> 4;
     let end = bytes.len();
-    let network = match (version, v4) {
-        (4, true) => {
+    Ok(match version {
+        4 => {
             let header = Ipv4Packet::new(bytes).ok_or(Reason::Truncated)?;
             let transport = usize::from(header.get_header_length()) * 4;
             if transport < Ipv4Packet::minimum_packet_size() {
@@ -132,9 +158,10 @@ pub(super) fn embedded(bytes: &[u8], v4: bool) -> Result<Network, Reason> {
                 end,
                 fragment: (offset > 0 || more).then_some(fragment),
                 options: IpOptions::NONE,
+                class: class_v4(&header),
             }
         }
-        (6, false) => {
+        6 => {
             let header = Ipv6Packet::new(bytes).ok_or(Reason::Truncated)?;
             let chain = extensions(bytes, header.get_next_header().0, Strictness::Structure)?;
             Network {
@@ -145,15 +172,11 @@ pub(super) fn embedded(bytes: &[u8], v4: bool) -> Result<Network, Reason> {
                 end,
                 fragment: chain.fragment,
                 options: IpOptions::NONE,
+                class: class_v6(&header),
             }
         }
         _ => return Err(Reason::Malformed),
-    };
-    // Only a first fragment is answered with an error (RFC 1122 section 3.2.2, RFC 4443 section 2.4).
-    match network.fragment {
-        Some(fragment) if fragment.offset > 0 => Err(Reason::Malformed),
-        _ => Ok(network),
-    }
+    })
 }
 
 /// How much of the extension headers is checked.

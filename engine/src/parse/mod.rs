@@ -59,6 +59,34 @@ pub struct Packet {
     pub fragment: Option<Fragment>,
     /// The IPv4 options.
     pub options: IpOptions,
+    /// What else of the IP header a router may choose the route by.
+    pub class: RoutingClass,
+}
+
+/// What a router may choose a route by, besides addresses, protocol and ports.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct RoutingClass {
+    /// The DSCP in the upper six bits (RFC 2474); the others, which are ECN's, are 0.
+    pub dscp: u8,
+    /// IPv6: the flow label, 20 bits.
+    pub flow_label: u32,
+}
+
+/// What a router routes a packet by, as far as its headers are complete.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Flow {
+    /// Source, destination, ports: as in [`Packet::tuple`], 0 where there are none.
+    pub tuple: Tuple,
+    /// The rest.
+    pub class: RoutingClass,
+}
+
+/// The flow of a packet that was checked when it passed, of which this is the beginning.
+#[must_use]
+pub fn flow(bytes: &[u8]) -> Option<Flow> {
+    let network = ip::quoted(bytes).ok()?;
+    let tuple = network.tuple(transport::ports(bytes, &network));
+    Some(Flow { tuple, class: network.class })
 }
 
 /// A transport header.
@@ -168,8 +196,8 @@ pub fn parse(bytes: &[u8], checksum: Checksum) -> Result<Packet, Reason> {
     let transport = u16::try_from(network.transport).map_err(|_| Reason::Malformed)?;
     let (ports, kind) = transport::parse(bytes, &network, checksum)?;
     let fragment = network.fragment.filter(|fragment| fragment.offset == 0);
-    let (tuple, options) = (network.tuple(ports), network.options);
-    Ok(Packet { tuple, length, transport, kind, fragment, options })
+    let (tuple, options, class) = (network.tuple(ports), network.options, network.class);
+    Ok(Packet { tuple, length, transport, kind, fragment, options, class })
 }
 
 /// The transport header of a whole packet.

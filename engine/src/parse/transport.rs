@@ -214,6 +214,26 @@ fn icmp(body: &[u8], network: &Network, checksum: Checksum) -> Result<(Ports, Ki
     }
 }
 
+/// The ports of a packet that was checked before, or of its beginning: 0 where there are none.
+pub(super) fn ports(bytes: &[u8], network: &Network) -> Ports {
+    let body = bytes.get(network.transport..).unwrap_or_default();
+    let word = |at| u16_at(body, at).unwrap_or(0);
+    match (network.protocol, network.src.is_v4()) {
+        // The kernel looks for none in fragments, not even in the first one.
+        _ if network.fragment.is_some() => (0, 0),
+        (Protocol::TCP | Protocol::UDP | Protocol::SCTP, _) => (word(0), word(2)),
+        (Protocol::ICMP, v4 @ true) | (Protocol::ICMPV6, v4 @ false) => {
+            let [kind, code] = word(0).to_be_bytes();
+            match icmp_class(v4, kind, code) {
+                Some(IcmpClass::Request) => (word(4), 0),
+                Some(IcmpClass::Reply) => (0, word(4)),
+                Some(IcmpClass::Error) | None => (0, 0),
+            }
+        }
+        _ => (0, 0),
+    }
+}
+
 /// Reads the packet that an ICMP error quotes: at least 8 bytes behind its IP header.
 fn embedded(bytes: &[u8], error: &Network) -> Result<Embedded, Reason> {
     let network = ip::embedded(bytes, error.src.is_v4())?;

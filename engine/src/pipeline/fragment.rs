@@ -22,8 +22,9 @@ use std::hash::BuildHasher;
 
 use crate::engine::Engine;
 use crate::event::{Event, FragmentKey, Hint};
+use crate::id::ZoneId;
 use crate::parse::{Fragment, Packet};
-use crate::table::fragments::{FragmentOutcome, WaitOutcome};
+use crate::table::fragments::{FirstFragment, FragmentOutcome, WaitOutcome};
 use crate::time::Time;
 use crate::tuple::{Protocol, Tuple};
 use crate::types::{Context, LeaseState, Wake};
@@ -38,7 +39,10 @@ impl Engine {
         let mut shard = self.table.shard_for(shard);
         let trusting = context.lease == LeaseState::Valid;
         match shard.fragments.judge_later(key, fragment, trusting, context.now) {
-            FragmentOutcome::Pass => Verdict::Forward,
+            FragmentOutcome::Pass(egress) => {
+                context.routes.set_egress(egress);
+                Verdict::Forward
+            }
             FragmentOutcome::Invalid => Verdict::Drop(Reason::Fragment),
             FragmentOutcome::FirstElsewhere => Verdict::Drop(Reason::LeaseGrace),
             FragmentOutcome::FirstUnknown => match shard.fragments.wait(key, &datagram, context.worker, context.now) {
@@ -65,10 +69,12 @@ impl Engine {
             Verdict::Hold(..) => WorkerSet::EMPTY,
             Verdict::Drop(_) | Verdict::Reject(_) => shard.fragments.record_first_dropped(key, &datagram, context.now),
             Verdict::Forward => {
-                if !shard.fragments.record_first(key, fragment.length, context.now) {
+                let egress = context.routes.egress().unwrap_or(ZoneId::UNKNOWN);
+                let first = FirstFragment { end: fragment.length, egress };
+                if !shard.fragments.record_first(key, first, context.now) {
                     return Verdict::Drop(Reason::Fragment);
                 }
-                events.push(Event::Hint(Hint::FirstFragment { datagram, end: fragment.length }));
+                events.push(Event::Hint(Hint::FirstFragment { datagram, end: first.end, egress }));
                 shard.fragments.take(key)
             }
         };
@@ -79,14 +85,20 @@ impl Engine {
     }
 
     /// Another member forwarded a first fragment.
-    pub(crate) fn hint_first_fragment(&self, now: Time, datagram: &FragmentKey, end: u16, wake: &mut dyn Wake) {
-        if end == 0 || datagram.src.is_v4() != datagram.dst.is_v4() {
+    pub(crate) fn hint_first_fragment(
+        &self,
+        now: Time,
+        datagram: &FragmentKey,
+        first: FirstFragment,
+        wake: &mut dyn Wake,
+    ) {
+        if first.end == 0 || datagram.src.is_v4() != datagram.dst.is_v4() {
             return;
         }
         let (shard, key) = self.datagram(datagram);
         let workers = {
             let mut shard = self.table.shard_for(shard);
-            shard.fragments.record_peer_first(key, end, now);
+            shard.fragments.record_peer_first(key, first, now);
             shard.fragments.take(key)
         };
         if !workers.is_empty() {
@@ -97,8 +109,10 @@ impl Engine {
     /// Answers a query with what is known of a datagram's first fragment.
     pub(crate) fn reply_to_fragment_query(&self, now: Time, datagram: &FragmentKey, events: &mut Vec<Event>) {
         let (shard, key) = self.datagram(datagram);
-        let end = self.table.shard_for(shard).fragments.first_end(key, now);
-        events.extend(end.map(|end| Event::Hint(Hint::FirstFragment { datagram: *datagram, end })));
+        let first = self.table.shard_for(shard).fragments.first(key, now);
+        events.extend(first.map(|FirstFragment { end, egress }| {
+            Event::Hint(Hint::FirstFragment { datagram: *datagram, end, egress })
+        }));
     }
 
     /// The hash that selects a datagram's shard, and its key. All datagrams between two addresses share one shard, so that they

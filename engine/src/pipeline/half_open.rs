@@ -164,6 +164,7 @@ impl HandshakePacket<'_, '_> {
             }
             return Verdict::Drop(Reason::Policy);
         }
+        self.set_egress();
         match step {
             HandshakeStep::SynRetransmit => {
                 if let Some(half) = self.shard.half_open.get_mut(self.slot) {
@@ -185,6 +186,24 @@ impl HandshakePacket<'_, '_> {
             HandshakeStep::AckInWindow | HandshakeStep::FinalAck => self.on_ack(),
             HandshakeStep::ClientPacket => self.on_client_packet(),
             HandshakeStep::ServerPacket => self.on_server_packet(),
+        }
+    }
+
+    /// Sets the zone that the packet leaves to. If the kernel was seen to send the client's packets elsewhere than it had said, and
+    /// the server has not answered yet, its answers will come from there.
+    fn set_egress(&mut self) {
+        let Some(half) = self.shard.half_open.get_mut(self.slot) else { return };
+        let direction = direction(half, self.packet);
+        let egress = half.egress[direction];
+        self.context.routes.set_egress(egress);
+        let follows = direction == Direction::Original
+            && egress != half.open.egress
+            && !half.open.protocol.is_answered()
+            && self.context.routes.observed_egress().is_some();
+        if follows {
+            half.open.egress = egress;
+            half.open.rule = self.engine.active_policy().decide(half.open.ingress, egress, &half.open.original).rule;
+            self.hint();
         }
     }
 

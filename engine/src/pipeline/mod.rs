@@ -245,6 +245,7 @@ impl Engine {
             challenge: None,
             protocol,
         };
+        context.routes.set_egress(admission.egress);
         self.table.insert_half_open(&mut shard, hash, open, context.now);
         let workers = shard.queries.take(hash);
         drop(shard);

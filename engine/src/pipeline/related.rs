@@ -74,6 +74,7 @@ impl Engine {
                 && half_open_may_have_sent(entry, direction, quoted)
                 && self.judge_half_open_zones(entry, direction.flip(), context, routes)?.is_ok()
             {
+                context.routes.set_egress(entry.egress[direction.flip()]);
                 return Ok(Verdict::Forward);
             }
         }

@@ -2,6 +2,7 @@
 //! when the test says so.
 
 mod cluster;
+mod egress;
 mod forgotten;
 mod fragments;
 mod generic;

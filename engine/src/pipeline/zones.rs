@@ -59,6 +59,12 @@ struct Opening<'a> {
     accepted: bool,
 }
 
+/// Whether the kernel sends this packet to the zone, as far as it is known: it was asked once for the session, and may decide by
+/// what nobody can ask for.
+fn leaves_by(context: &Context<'_>, egress: ZoneId) -> bool {
+    context.routes.observed_egress().is_none_or(|observed| observed == egress)
+}
+
 /// The reason of a packet that is dropped where a rule rejects: nobody is told.
 pub(super) fn in_silence(reason: Reason) -> Reason {
     if reason == Reason::PolicyReject { Reason::Policy } else { reason }
@@ -74,7 +80,9 @@ impl Engine {
         routes: Option<&PacketRoutes>,
     ) -> Result<Result<(), Reason>, RoutesNeeded> {
         let passes = self.passes(context);
-        if session.passed_before(direction, &passes) {
+        let egress = session.local.egress[direction];
+        if session.passed_before(direction, &passes) && leaves_by(context, egress) {
+            context.routes.set_egress(egress);
             return Ok(Ok(()));
         }
         let opening = Opening {
@@ -83,10 +91,12 @@ impl Engine {
             accepted: session.replicated().generation() == passes.generation,
         };
         let judged = self.judge_opening(&opening, direction, context, routes)?;
-        if judged.is_ok() {
+        if let Ok(egress) = judged {
             session.remember_passed(direction, &passes);
+            session.local.egress[direction] = egress;
+            context.routes.set_egress(egress);
         }
-        Ok(judged)
+        Ok(judged.map(drop))
     }
 
     /// Judges the zones of a packet of a half-open session.
@@ -98,7 +108,7 @@ impl Engine {
         routes: Option<&PacketRoutes>,
     ) -> Result<Result<(), Reason>, RoutesNeeded> {
         let passes = self.passes(context);
-        if half.passed[direction] == Some(passes) {
+        if half.passed[direction] == Some(passes) && leaves_by(context, half.egress[direction]) {
             return Ok(Ok(()));
         }
         let open = &half.open;
@@ -106,10 +116,11 @@ impl Engine {
         // Where the policy has changed, the zones of its opening are judged again when its next step is taken.
         let opening = Opening { original: &open.original, zones, accepted: true };
         let judged = self.judge_opening(&opening, direction, context, routes)?.map_err(in_silence);
-        if judged.is_ok() {
+        if let Ok(egress) = judged {
             half.passed[direction] = Some(passes);
+            half.egress[direction] = egress;
         }
-        Ok(judged)
+        Ok(judged.map(drop))
     }
 
     /// What a packet passes by, if it passes.
@@ -122,13 +133,14 @@ impl Engine {
         }
     }
 
+    /// The zone that the packet leaves to, if it passes.
     fn judge_opening(
         &self,
         opening: &Opening<'_>,
         direction: Direction,
         context: &Context<'_>,
         routes: Option<&PacketRoutes>,
-    ) -> Result<Result<(), Reason>, RoutesNeeded> {
+    ) -> Result<Result<ZoneId, Reason>, RoutesNeeded> {
         let ingress = context.ingress;
         let expected = match direction {
             Direction::Original => opening.zones.ingress,
@@ -153,10 +165,10 @@ impl Engine {
             Direction::Reply => ZonePair { ingress: egress, egress: ingress },
         };
         if opening.accepted && zones == opening.zones {
-            return Ok(Ok(()));
+            return Ok(Ok(egress));
         }
         Ok(match self.active_policy().decide(zones.ingress, zones.egress, opening.original).action {
-            Action::Accept => Ok(()),
+            Action::Accept => Ok(egress),
             Action::Drop | Action::Reject if elsewhere => Err(Reason::WrongZone),
             Action::Drop => Err(Reason::Policy),
             Action::Reject => Err(Reason::PolicyReject),

@@ -8,6 +8,7 @@ use std::ops::Range;
 use miette::NamedSource;
 
 use super::error::{PolicyError, Problem, similar};
+use super::foreign::instead_of;
 use super::model::{Action, Address, Default, List, Named, Policy, Rule, Service};
 use super::ranges::{self, Addresses, Ranges};
 use super::read::{Draft, DraftNamed, DraftRule, Located, read};
@@ -163,7 +164,10 @@ impl Checker<'_> {
             (Some(meant), _) => format!("did you mean {sign}{meant}?"),
             (None, "zone") => format!("declare it: zone {name}"),
             (None, "set") => format!("declare it: set {name} = ADDRESS, …"),
-            (None, _) => format!("declare it: service {name} = tcp/PORT, …"),
+            (None, _) => match instead_of(name) {
+                Some(instead) => instead.to_owned(),
+                None => format!("declare it: service {name} = tcp/PORT, …"),
+            },
         };
         self.problems.push(problem.help(help));
     }

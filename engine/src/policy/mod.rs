@@ -13,6 +13,7 @@
 mod check;
 mod compile;
 mod error;
+mod foreign;
 mod model;
 mod ranges;
 mod read;

@@ -7,6 +7,7 @@ use std::fmt;
 use std::ops::Range;
 
 use super::error::{Problem, similar};
+use super::foreign::{instead_of, instead_of_host};
 use super::model::{Action, Address, Default, KEYWORDS, NAME_MAX, RULE_NAME_MAX, Service, is_name};
 use super::token::{Spanned, Token, tokens};
 use crate::parse::IpOption;
@@ -130,7 +131,11 @@ impl<'s> Reader<'_, 's, '_> {
     fn expected_with(&mut self, what: impl fmt::Display, help: Option<String>) -> StatementSkipped {
         let message = format!("expected {what}, found {}", self.peek());
         let problem = Problem::new(self.span(), message, format!("expected {what}"));
-        self.problems.push(Problem { help, ..problem });
+        let foreign = match self.peek() {
+            Token::Word(word) => instead_of(word).map(str::to_owned),
+            _ => None,
+        };
+        self.problems.push(Problem { help: foreign.or(help), ..problem });
         StatementSkipped
     }
 
@@ -363,9 +368,15 @@ impl<'s> Reader<'_, 's, '_> {
     fn address(&mut self) -> Result<Option<Located<Address>>, StatementSkipped> {
         const WHAT: &str = "an address, a prefix or @SET";
         let span = self.span();
+        let foreign = match self.peek() {
+            Token::Word(word) => instead_of_host(word),
+            _ => None,
+        };
         let read = match self.peek() {
             Token::Set(name) => format!("@{name}").parse(),
             Token::Word(word) if KEYWORDS.contains(&word) => return Err(self.expected(WHAT)),
+            Token::Word(word) if instead_of(word).is_some() => return Err(self.expected(WHAT)),
+            Token::Word(word) if foreign.is_some() => Err(format!("`{word}` is not an address")),
             Token::Word(word) if is_name(word) => {
                 Err(format!("`{word}` is not an address: to name a set, write @{word}"))
             }
@@ -377,7 +388,8 @@ impl<'s> Reader<'_, 's, '_> {
             Ok(value) => Ok(Some(Located { value, span })),
             Err(message) => {
                 let problem = Problem::new(span, message, format!("expected {WHAT}"));
-                self.problems.push(problem.help("as in 192.0.2.1, 192.0.2.0/24, 2001:db8::/32, @web"));
+                let help = foreign.unwrap_or("as in 192.0.2.1, 192.0.2.0/24, 2001:db8::/32, @web");
+                self.problems.push(problem.help(help));
                 Ok(None)
             }
         }
@@ -407,6 +419,19 @@ impl<'s> Reader<'_, 's, '_> {
         }
     }
 
+    /// The help for a port without protocol, as in `tcp/22,3389`; the next token is the one after it.
+    fn missing_protocol(&self, port: &str) -> Option<String> {
+        if !port.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-') {
+            return None;
+        }
+        let before = self.at.checked_sub(3).and_then(|at| self.tokens.get(at));
+        let protocol = match before {
+            Some((Token::Word(word), _)) => word.split_once('/').map(|(protocol, _)| protocol),
+            _ => None,
+        };
+        Some(format!("each port has its protocol: {}/{port}", protocol.unwrap_or("tcp")))
+    }
+
     /// Parses a service. Returns `None` if it is invalid, after reporting the error.
     fn service(&mut self) -> Result<Option<Located<Service>>, StatementSkipped> {
         const WHAT: &str = "a service";
@@ -421,8 +446,10 @@ impl<'s> Reader<'_, 's, '_> {
             Ok(value) => Ok(Some(Located { value, span })),
             Err(message) => {
                 let problem = Problem::new(span, message, format!("expected {WHAT}"));
-                let help = "as in tcp/443, tcp/1000-2000, udp/53, icmp/echo, icmp6/echo, proto/47, or a service's name";
-                self.problems.push(problem.help(help));
+                let example =
+                    "as in tcp/443, tcp/1000-2000, udp/53, icmp/echo, icmp6/echo, proto/47, or a service's name";
+                let help = self.missing_protocol(word).or_else(|| instead_of(word).map(str::to_owned));
+                self.problems.push(problem.help(help.unwrap_or_else(|| example.to_owned())));
                 Ok(None)
             }
         }

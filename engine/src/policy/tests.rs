@@ -207,7 +207,7 @@ default reject
         "4:55: `256` is not an IP protocol number: it goes from 0 to 255",
         "4:66: `foo` is not a protocol",
         "4:73: the service `later` is declared below (a service can refer only to services above it: move `later` up)",
-        "6:9: expected `drop`, `reject` or `accept`, found `allow`",
+        "6:9: expected `drop`, `reject` or `accept`, found `allow` (that action is called `accept`)",
         "7:8: expected the rule's name in double quotes, found `from` (a rule is: accept \"name\" from ZONE to ZONE: SOURCE -> DESTINATION SERVICE)",
         "8:17: there is no zone named `inside` (declare it: zone inside)",
         "8:32: the source is IPv4 and the destination IPv6: no packet has both (write one rule for each family, or sets with addresses of both)",
@@ -261,6 +261,42 @@ fn policy_error_causes_no_follow_up_errors() {
     ];
     for (text, count) in cases {
         assert_eq!(errors(text).len(), count, "{text}: {:#?}", errors(text));
+    }
+}
+
+/// What other firewalls have is told apart from a typing mistake: one error for each, with what there is instead.
+#[test]
+fn words_of_other_firewalls_get_what_there_is_instead() {
+    let rule = |rest: &str| format!("zone a, b\naccept \"r\" from a to b: {rest}\n");
+    let cases = [
+        ("nat on eth0 from any to any -> 192.0.2.1".to_owned(), "does not translate addresses"),
+        ("masquerade".to_owned(), "does not translate addresses"),
+        ("rdr pass on em0 proto tcp".to_owned(), "does not translate addresses"),
+        (rule("any -> any tcp/80 dnat"), "does not translate addresses"),
+        ("pass in quick on em0".to_owned(), "called `accept`"),
+        ("block in all".to_owned(), "called `drop`"),
+        ("chain input".to_owned(), "the first rule that matches decides"),
+        (rule("any -> any tcp/22 limit rate 5/minute"), "limits.max_half_open_per_source"),
+        (rule("any -> any limit"), "limits.max_half_open_per_source"),
+        (rule("any -> !192.0.2.1 tcp/80"), "there is no negation"),
+        (rule("not 192.0.2.1 -> any tcp/80"), "there is no negation"),
+        (rule("any -> any tcp/22,3389"), "each port has its protocol: tcp/3389"),
+        (rule("any -> any udp/53, 5353, tcp/80"), "each port has its protocol: udp/5353"),
+        (rule("any -> any 443"), "each port has its protocol: tcp/443"),
+        (rule("any -> any tcp/{80, 443}"), "no braces, and each port its protocol: tcp/80, tcp/443"),
+        (rule("any -> any tcp/{80"), "no braces, and each port its protocol"),
+        ("set s = { 192.0.2.1, 192.0.2.2 }".to_owned(), "a list has no braces"),
+        (rule("any -> any tcp dport 443"), "written with its protocol"),
+        (rule("any -> any tcp/80 ct state established"), "need no rule"),
+        (rule("any -> any icmp type echo-request"), "icmp/echo"),
+        ("set s = 192.0.2.1, www.example.com".to_owned(), "names are not looked up"),
+        (rule("any -> db.example.com tcp/80"), "names are not looked up"),
+        ("accept \"r\" from a on eth0".to_owned(), "zones, not interfaces"),
+    ];
+    for (text, instead) in cases {
+        let errors = errors(&text);
+        assert!(errors.iter().any(|error| error.contains(instead)), "{text}: {errors:#?}");
+        assert_eq!(errors.len(), 1, "{text}: {errors:#?}");
     }
 }
 
@@ -318,10 +354,12 @@ fn policy_timeouts_are_parsed_and_validated() {
 
     let warned = |text: &str| policy(text).warnings().iter().map(ToString::to_string).collect::<Vec<_>>();
     assert_eq!(
-        warned("timeout tcp.established 123m, tcp.time_wait 59s, udp.assured 119s"),
+        warned("timeout tcp.established 123m, tcp.close_wait 1m, tcp.time_wait 59s, udp.assured 119s"),
         [
             "timeout tcp.established is below 124m: idle connections are dropped before their keep-alive packets arrive (RFC \
              5382 REQ-5)",
+            "timeout tcp.close_wait is below 124m: a connection that one end has closed is open in the other direction (RFC \
+             5382 section 5)",
             "timeout tcp.time_wait is below 1m: late packets of a closed connection may still arrive (RFC 9293 section \
              3.4.2; Linux waits 60 seconds itself)",
             "timeout udp.assured is below 2m: applications rely on two minutes (RFC 4787 REQ-5)",

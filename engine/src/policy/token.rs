@@ -3,13 +3,14 @@
 use std::fmt;
 use std::ops::Range;
 
-use winnow::combinator::{alt, delimited, dispatch, fail, peek, preceded, repeat};
+use winnow::combinator::{alt, delimited, dispatch, fail, opt, peek, preceded, repeat};
 use winnow::error::EmptyError;
 use winnow::prelude::*;
 use winnow::stream::LocatingSlice;
 use winnow::token::{any, take, take_till, take_while};
 
 use super::error::Problem;
+use super::foreign::NO_NEGATION;
 
 /// A token of a policy text.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,6 +58,7 @@ type Result<T> = winnow::Result<T, EmptyError>;
 pub(super) fn tokens<'s>(text: &'s str, mut problem: impl FnMut(Problem)) -> Vec<Spanned<'s>> {
     let mut input = Input::new(text);
     let mut tokens: Vec<Spanned<'s>> = Vec::new();
+    let mut braces = Braces::default();
     // `skip_blank` cannot fail.
     while skip_blank(&mut input).is_ok() && !input.is_empty() {
         let before = input;
@@ -69,15 +71,58 @@ pub(super) fn tokens<'s>(text: &'s str, mut problem: impl FnMut(Problem)) -> Vec
             Ok(found) => found,
             Err(EmptyError) => break,
         };
+        if wrong.starts_with(['{', '}']) {
+            let (found, ports) = braces.found(wrong, span, &mut tokens);
+            found.into_iter().for_each(&mut problem);
+            if ports && skip_ports.parse_next(&mut input).is_ok() {
+                braces = Braces::default();
+            }
+            continue;
+        }
         problem(if wrong.starts_with('"') {
             Problem::new(span, "the name is not terminated", "starts here")
                 .help("a rule's name ends with \" on the same line")
         } else {
-            Problem::new(span, format!("unexpected `{}`", wrong.escape_debug()), "not expected")
+            let found = Problem::new(span, format!("unexpected `{}`", wrong.escape_debug()), "not expected");
+            if wrong == "!" { found.help(NO_NEGATION) } else { found }
         });
     }
     tokens.push((Token::End, text.len()..text.len()));
     tokens
+}
+
+/// Braces, in which other languages put lists: one error for a pair of them.
+#[derive(Default)]
+struct Braces {
+    open: bool,
+}
+
+impl Braces {
+    /// Handles a brace, which is skipped. Returns whether ports follow, as in `tcp/{80, 443}`: then the word before it becomes a
+    /// service, and they are skipped, too, so that nothing else is wrong.
+    fn found(&mut self, brace: &str, span: Range<usize>, tokens: &mut [Spanned<'_>]) -> (Option<Problem>, bool) {
+        let opens = brace == "{";
+        let closes_another = !opens && self.open;
+        self.open = opens;
+        if closes_another {
+            return (None, false);
+        }
+        let mut ports = false;
+        let mut help = "a list has no braces: its members are separated by commas".to_owned();
+        if let Some((Token::Word(word), before)) = tokens.last_mut()
+            && before.end == span.start
+            && let Some(protocol) = word.strip_suffix('/')
+        {
+            (*word, ports) = (protocol, true);
+            help = format!("a list has no braces, and each port its protocol: {protocol}/80, {protocol}/443");
+        }
+        (Some(Problem::new(span, format!("unexpected `{brace}`"), "not expected").help(help)), ports)
+    }
+}
+
+/// Skips what is in braces, to the end of the line at most.
+fn skip_ports(input: &mut Input<'_>) -> Result<()> {
+    (take_till(0.., ['}', '\n']), opt('}')).void().parse_next(input)
 }
 
 /// Skips blanks and comments.

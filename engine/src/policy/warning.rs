@@ -49,6 +49,16 @@ const MIN_TIMEOUTS: &[(Timeout, u32, &str)] = &[
         "idle connections are dropped before their keep-alive packets arrive (RFC 5382 REQ-5)",
     ),
     (
+        Timeout::TcpFinWait,
+        2 * 3600 + 4 * 60,
+        "a connection that one end has closed is open in the other direction (RFC 5382 section 5)",
+    ),
+    (
+        Timeout::TcpCloseWait,
+        2 * 3600 + 4 * 60,
+        "a connection that one end has closed is open in the other direction (RFC 5382 section 5)",
+    ),
+    (
         Timeout::TcpTimeWait,
         60,
         "late packets of a closed connection may still arrive (RFC 9293 section 3.4.2; Linux waits 60 seconds itself)",

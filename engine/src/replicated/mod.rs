@@ -47,15 +47,13 @@ pub(crate) struct StateMachine {
 struct Settings {
     cluster: ClusterState,
     generation: Generation,
-    /// Ids are never used again.
-    next_member: u64,
 }
 
 impl StateMachine {
     /// The state of a new cluster.
     pub(crate) fn new(max_sessions: usize) -> StateMachine {
-        let cluster = ClusterState { zones: vec![String::new()], ..ClusterState::default() };
-        let settings = Settings { cluster, generation: Generation(0), next_member: 1 };
+        let cluster = ClusterState { zones: vec![String::new()], next_member: 1, ..ClusterState::default() };
+        let settings = Settings { cluster, generation: Generation(0) };
         StateMachine {
             settings_digest: settings.digest(),
             settings,
@@ -124,7 +122,7 @@ impl Settings {
                 &cluster.zones,
                 &cluster.member_zones,
                 self.generation,
-                self.next_member,
+                cluster.next_member,
             ),
         )
     }

@@ -80,7 +80,7 @@ impl StateMachine {
             MemberChange::Init { cluster_id, member } => {
                 cluster.cluster_id.clone_from(cluster_id);
                 cluster.members.insert(MemberId(1), member.clone());
-                settings.next_member = 2;
+                cluster.next_member = 2;
                 Outcome::Member(MemberId(1))
             }
             _ if !initialized => Outcome::Invalid("the cluster is not initialized".to_owned()),
@@ -96,8 +96,8 @@ impl StateMachine {
                 if cluster.members.values().any(|m| m.name == member.name) {
                     return Outcome::Conflict;
                 }
-                let id = MemberId(settings.next_member);
-                settings.next_member += 1;
+                let id = MemberId(cluster.next_member);
+                cluster.next_member += 1;
                 cluster.members.insert(id, member.clone());
                 Outcome::Member(id)
             }
@@ -134,7 +134,6 @@ impl StateMachine {
 
     /// Whether this id was that of a member that has left. Its late batches have no effect.
     pub(super) fn has_left(&self, id: MemberId) -> bool {
-        let cluster = &self.settings.cluster;
-        !cluster.cluster_id.is_empty() && id.0 < self.settings.next_member && !cluster.members.contains_key(&id)
+        self.settings.cluster.has_left(id)
     }
 }

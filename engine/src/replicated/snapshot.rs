@@ -160,7 +160,7 @@ impl SnapshotContent {
             tokens: cluster.tokens.clone(),
             zones: cluster.zones.clone(),
             member_zones: cluster.member_zones.clone(),
-            next_member: self.settings.next_member,
+            next_member: cluster.next_member,
             generation: self.settings.generation,
             resume_epoch: self.resume_epoch,
         };
@@ -234,13 +234,14 @@ impl Parsed {
         let cluster = ClusterState {
             cluster_id: record.cluster_id,
             members: record.members,
+            next_member: record.next_member,
             tokens: record.tokens,
             zones: record.zones,
             member_zones: record.member_zones,
             policies: Vec::new(),
         };
         Parsed {
-            settings: Settings { cluster, generation: record.generation, next_member: record.next_member },
+            settings: Settings { cluster, generation: record.generation },
             resume_epoch: record.resume_epoch,
             proposers: BTreeMap::new(),
             dropped_tombstones: 0,

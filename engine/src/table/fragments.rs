@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::event::{Event, FragmentKey, Hint};
+use crate::id::ZoneId;
 use crate::parse::Fragment;
 use crate::time::Time;
 use crate::worker_set::WorkerSet;
@@ -30,6 +31,15 @@ const PENDING_TTL: Duration = Duration::from_secs(2);
 /// The time in which the hint about a first fragment usually arrives. The query is sent after it.
 const FIRST_HINT_DELAY: Duration = Duration::from_millis(20);
 
+/// What the later fragments must know of the first one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct FirstFragment {
+    /// Where its data end.
+    pub(crate) end: u16,
+    /// The zone that it was forwarded to.
+    pub(crate) egress: ZoneId,
+}
+
 /// A datagram whose first fragment was forwarded.
 #[derive(Clone, Copy)]
 struct ForwardedFirst {
@@ -39,6 +49,8 @@ struct ForwardedFirst {
     here: bool,
     /// The end of the first fragment.
     first_end: u16,
+    /// The zone that it was forwarded to.
+    egress: ZoneId,
     /// Start and end, in bytes, of the runs that passed, including the first fragment. An unused entry is empty.
     runs: [(u16, u16); MAX_RUNS],
     /// The end of the datagram, once the last fragment has passed.
@@ -46,10 +58,11 @@ struct ForwardedFirst {
 }
 
 impl ForwardedFirst {
-    fn new(key: u64, first_end: u16, here: bool, forwarded_at: Time) -> ForwardedFirst {
+    fn new(key: u64, first: FirstFragment, here: bool, forwarded_at: Time) -> ForwardedFirst {
+        let FirstFragment { end: first_end, egress } = first;
         let mut runs = [(0, 0); MAX_RUNS];
         runs[0] = (0, first_end);
-        ForwardedFirst { key, forwarded_at, here, first_end, runs, end: None }
+        ForwardedFirst { key, forwarded_at, here, first_end, egress, runs, end: None }
     }
 
     /// Adds a fragment if it overlaps no other one, does not exceed the datagram, and leaves at most [`MAX_RUNS`] runs. Returns
@@ -105,8 +118,8 @@ struct PendingFragments {
 /// The result for a fragment that is not the first.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum FragmentOutcome {
-    /// It may pass.
-    Pass,
+    /// It may pass, to the zone that the first one was forwarded to.
+    Pass(ZoneId),
     /// It overlaps another one, exceeds the datagram, or leaves too many gaps.
     Invalid,
     /// The first one passed at a peer, and hints are not trusted now.
@@ -136,15 +149,14 @@ pub(crate) struct FragmentTable {
 }
 
 impl FragmentTable {
-    /// Records that the first fragment passes here and ends at `end`. Returns false if a first fragment of this datagram has
-    /// already passed.
-    pub(crate) fn record_first(&mut self, key: u64, end: u16, now: Time) -> bool {
-        self.record(ForwardedFirst::new(key, end, true, now))
+    /// Records that the first fragment passes here. Returns false if a first fragment of this datagram has already passed.
+    pub(crate) fn record_first(&mut self, key: u64, first: FirstFragment, now: Time) -> bool {
+        self.record(ForwardedFirst::new(key, first, true, now))
     }
 
     /// Records that the first fragment passed at a peer.
-    pub(crate) fn record_peer_first(&mut self, key: u64, end: u16, now: Time) {
-        self.record(ForwardedFirst::new(key, end, false, now));
+    pub(crate) fn record_peer_first(&mut self, key: u64, first: FirstFragment, now: Time) {
+        self.record(ForwardedFirst::new(key, first, false, now));
     }
 
     fn record(&mut self, new: ForwardedFirst) -> bool {
@@ -180,17 +192,18 @@ impl FragmentTable {
         if !known.here && !trust_hints {
             return FragmentOutcome::FirstElsewhere;
         }
-        let passes = known.add(fragment);
+        let (passes, egress) = (known.add(fragment), known.egress);
         if known.is_whole() {
             self.forwarded.remove(index);
         }
-        if passes { FragmentOutcome::Pass } else { FragmentOutcome::Invalid }
+        if passes { FragmentOutcome::Pass(egress) } else { FragmentOutcome::Invalid }
     }
 
-    /// The end of the first fragment of a datagram, if it passed.
-    pub(crate) fn first_end(&self, key: u64, now: Time) -> Option<u16> {
+    /// The first fragment of a datagram, if it passed.
+    pub(crate) fn first(&self, key: u64, now: Time) -> Option<FirstFragment> {
         let known = self.forwarded.iter().rev().find(|known| known.key == key)?;
-        (now.since(known.forwarded_at) <= FORWARDED_FIRST_TTL).then_some(known.first_end)
+        let first = FirstFragment { end: known.first_end, egress: known.egress };
+        (now.since(known.forwarded_at) <= FORWARDED_FIRST_TTL).then_some(first)
     }
 
     /// Registers a worker that holds a fragment of a datagram whose first fragment is not known.
@@ -208,7 +221,7 @@ impl FragmentTable {
     /// Records that the first fragment was dropped. Returns the workers that wait for it.
     pub(crate) fn record_first_dropped(&mut self, key: u64, datagram: &FragmentKey, now: Time) -> WorkerSet {
         // If another first fragment of the datagram has passed, that one counts.
-        if self.first_end(key, now).is_some() {
+        if self.first(key, now).is_some() {
             return WorkerSet::EMPTY;
         }
         self.pending(key, datagram, now).map_or(WorkerSet::EMPTY, |pending| {

@@ -8,6 +8,7 @@ use hashbrown::HashTable;
 use super::session::Passed;
 use super::slab::Slab;
 use crate::addr::Ip;
+use crate::id::ZoneId;
 use crate::session::{HalfOpen, HandshakeState};
 use crate::time::Time;
 use crate::timeouts::{Timeout, Timeouts};
@@ -38,6 +39,8 @@ pub(crate) struct HalfOpenEntry {
     pub(crate) refused: Option<Reason>,
     /// By what a packet of each direction last passed.
     pub(crate) passed: PerDirection<Option<Passed>>,
+    /// The zone that it passed to.
+    pub(crate) egress: PerDirection<ZoneId>,
     /// Whether it was reset. It is kept only to close an establishment that was already proposed.
     pub(crate) aborted: bool,
     /// The address that it is counted for. A hint may reverse the direction later.
@@ -158,6 +161,7 @@ impl HalfOpenTable {
             waiters: WorkerSet::EMPTY,
             refused: None,
             passed: PerDirection::default(),
+            egress: PerDirection::default(),
             aborted: false,
             source: open.original.src,
             hash,

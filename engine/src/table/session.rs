@@ -31,6 +31,8 @@ pub(crate) struct Local {
     checked_topology: u16,
     /// The zone of the flags `…PassesElsewhere`.
     other_zone: ZoneId,
+    /// The zone that a packet of each direction last passed to.
+    pub(crate) egress: PerDirection<ZoneId>,
     /// When a packet of the session last passed, or its replicated part last changed. Rounded up, so that the session is never
     /// taken for idle too early.
     pub(crate) last_active: Stamp17ms,
@@ -160,8 +162,8 @@ impl Local {
 
     /// Restores the state before a packet that is held after all. Positions in lists stay.
     pub(crate) fn rewind(&mut self, before: Local) {
-        let Local { links, flags, checked_generation, checked_topology, other_zone, .. } = *self;
-        *self = Local { links, flags, checked_generation, checked_topology, other_zone, ..before };
+        let Local { links, flags, checked_generation, checked_topology, other_zone, egress, .. } = *self;
+        *self = Local { links, flags, checked_generation, checked_topology, other_zone, egress, ..before };
     }
 
     /// Whether any member has forwarded a packet of the session, as far as this one knows.
@@ -201,6 +203,7 @@ impl Session {
             checked_generation: low_bits(replicated.generation()),
             checked_topology: 0,
             other_zone: ZoneId::UNKNOWN,
+            egress: PerDirection::default(),
             last_active: Stamp17ms::rounded_up(now),
             links: Links::NONE,
             track,

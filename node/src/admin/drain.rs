@@ -7,8 +7,8 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
-use super::Service;
 use super::sessions::Answers;
+use super::{Service, audit, quorum_wait};
 use crate::clock;
 use crate::drain::{DrainOutcome, DrainReason, Draining};
 
@@ -36,13 +36,13 @@ impl Service {
 
     pub(super) fn undrain(&self) -> Result<v1::UndrainResponse, Status> {
         let was_drained = self.0.undrain()?;
-        Ok(v1::UndrainResponse { was_drained })
+        Ok(v1::UndrainResponse { was_drained, health: Some(self.health_now()) })
     }
 
-    pub(super) fn leave(&self, r: v1::LeaveRequest) -> Answers<v1::LeaveResponse> {
-        let leaving = self.0.leave(limit(r.timeout_ms));
+    pub(super) fn leave(&self, user: String, r: v1::LeaveRequest) -> Answers<v1::LeaveResponse> {
+        let leaving = self.0.leave(limit(r.timeout_ms), quorum_wait(r.wait_ms));
         let last = async move {
-            leaving.await?;
+            audit::log(&user, "cluster leave", leaving.await.map_err(Status::from))?;
             Ok(v1::LeaveResponse { draining: None, left: true })
         };
         let progress = |draining| v1::LeaveResponse { draining: Some(draining), left: false };

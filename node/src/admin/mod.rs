@@ -4,10 +4,12 @@
 //! Consistency of reads: `admin.proto` names it for each of them. A *local* read asks the engine. A *barrier* waits first until
 //! everything is applied here that was committed before the request ([`crate::replication::Replication::read_barrier`]).
 
+mod audit;
 mod connections;
 mod drain;
 mod log;
 mod policy;
+mod rule_names;
 mod sessions;
 mod socket;
 
@@ -24,11 +26,14 @@ use tonic::metadata::MetadataMap;
 use tonic::transport::Server;
 use tonic::{Code, Request, Response, Status};
 
-use crate::daemon::{ChangeError, Daemon};
+use crate::clock;
+use crate::daemon::{ChangeError, Daemon, Outside};
 use crate::datapath::Nft;
 use crate::member::Member;
 use crate::readiness::Grade;
-use crate::replication::{MembershipError, ProposeError, RaftRole, ReadBarrierError, TransferError};
+use crate::replication::{
+    MembershipError, NoQuorum, ProposeError, RaftRole, ReadBarrierError, Removal, Suffrage, TransferError,
+};
 
 use connections::Caller;
 pub(crate) use socket::Socket;
@@ -39,6 +44,10 @@ pub const HELP: &str = "palisade-help-bin";
 
 /// How long a command may take, an election included.
 const COMMAND: Duration = Duration::from_secs(10);
+/// The longest wait for a quorum.
+const MAX_QUORUM_WAIT: Duration = Duration::from_secs(600);
+/// Interval at which a request that waits looks whether the lease is valid.
+const LEASE_POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// Requests at once on one connection, of which people need one.
 const REQUESTS: u32 = 16;
 /// The largest request is a policy.
@@ -104,7 +113,10 @@ fn status(code: Code, e: &impl Diagnostic) -> Status {
 impl From<ChangeError> for Status {
     fn from(e: ChangeError) -> Status {
         let code = match &e {
-            ChangeError::Busy | ChangeError::NotAMember | ChangeError::AlreadyMember(_) => Code::FailedPrecondition,
+            ChangeError::Busy | ChangeError::NotAMember | ChangeError::Removed(_) | ChangeError::AlreadyMember(_) => {
+                Code::FailedPrecondition
+            }
+            ChangeError::Starting | ChangeError::NoQuorum(_) => Code::Unavailable,
             ChangeError::Timeout => Code::DeadlineExceeded,
             ChangeError::Membership(e) => code(e),
             ChangeError::Start(_) => Code::Internal,
@@ -131,6 +143,7 @@ fn code(e: &MembershipError) -> Code {
         | MembershipError::Refused(_)
         | MembershipError::CannotRemoveSelf(_)
         | MembershipError::LastMember
+        | MembershipError::QuorumAtRisk { .. }
         | MembershipError::Transfer(_)
         | MembershipError::Raft(_) => Code::FailedPrecondition,
         MembershipError::Start(_) | MembershipError::ClusterId(_) | MembershipError::Random(_) => Code::Internal,
@@ -144,10 +157,6 @@ fn unconfirmed(e: &ProposeError) -> Status {
 fn stale(e: &ReadBarrierError) -> Status {
     let help = "see `palisade cluster status`; without `--barrier` this member answers with what it has";
     refuse(Code::Unavailable, format!("the answer could be out of date: {e}"), help)
-}
-
-fn outside() -> Status {
-    ChangeError::NotAMember.into()
 }
 
 /// What an outcome that is not the expected one means to an admin.
@@ -164,12 +173,13 @@ struct Service(Arc<Daemon>);
 
 impl Service {
     fn member(&self) -> Result<Arc<Member>, Status> {
-        self.0.member().ok_or_else(outside)
+        Ok(self.0.require_member()?)
     }
 
-    async fn member_at(&self, barrier: bool) -> Result<Arc<Member>, Status> {
+    async fn member_at(&self, barrier: bool, wait_ms: u64) -> Result<Arc<Member>, Status> {
         let member = self.member()?;
         if barrier {
+            require_quorum(&member, wait_ms).await?;
             member.replication.read_barrier(COMMAND).await.map_err(|e| stale(&e))?;
         }
         Ok(member)
@@ -178,6 +188,11 @@ impl Service {
     fn status(&self) -> v1::StatusResponse {
         let config = self.0.config();
         let member = self.0.member();
+        let outside = self.0.outside();
+        let removed = match &outside {
+            Some(Outside::Removed(removed)) => Some(removed),
+            _ => None,
+        };
         v1::StatusResponse {
             name: config.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -186,6 +201,15 @@ impl Service {
             health: Some(self.health_now()),
             datapath: member.as_ref().and_then(|m| datapath(config.datapath.workers, m)),
             draining: self.0.draining().as_ref().map(drain::message),
+            outside: match &outside {
+                None => v1::Outside::Unspecified,
+                Some(Outside::NoCluster) => v1::Outside::NoCluster,
+                Some(Outside::Starting) => v1::Outside::Starting,
+                Some(Outside::Removed(_)) => v1::Outside::Removed,
+            }
+            .into(),
+            removed_from: removed.map(|r| r.cluster.clone()).unwrap_or_default(),
+            removed_member: removed.map_or(0, |r| r.member.0),
         }
     }
 
@@ -226,6 +250,16 @@ fn membership(member: &Member) -> v1::Membership {
         voter: m.voter,
         lag: m.lag,
         reachable: m.reachable,
+        suffrage: match m.suffrage {
+            Suffrage::Learner => v1::Suffrage::Learner,
+            Suffrage::Voter => v1::Suffrage::Voter,
+            Suffrage::BecomingVoter => v1::Suffrage::BecomingVoter,
+            Suffrage::BecomingLearner => v1::Suffrage::BecomingLearner,
+        }
+        .into(),
+        draining: m.draining,
+        lease_valid: m.lease_valid,
+        removed: m.removed,
     };
     v1::Membership {
         cluster: s.cluster,
@@ -241,7 +275,17 @@ fn membership(member: &Member) -> v1::Membership {
         half_open: counts.half_open,
         audited_index: if leads { metrics.audited_index.get() } else { 0 },
         suspect: metrics.state_suspect.get() != 0,
+        quorum: Some(v1::Quorum {
+            held: s.quorum.held,
+            voters: count(s.quorum.voters),
+            answering: count(s.quorum.answering),
+            changing: s.quorum.changing,
+        }),
     }
+}
+
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
 }
 
 fn datapath(workers: usize, member: &Member) -> Option<v1::Datapath> {
@@ -271,45 +315,66 @@ fn datapath(workers: usize, member: &Member) -> Option<v1::Datapath> {
 
 #[tonic::async_trait]
 impl Admin for Service {
-    async fn init(&self, _: Request<v1::InitRequest>) -> Result<Response<v1::InitResponse>, Status> {
-        let member = self.0.init().await?;
+    async fn init(&self, request: Request<v1::InitRequest>) -> Result<Response<v1::InitResponse>, Status> {
+        let user = audit::user(&request).await;
+        let member = audit::log(&user, "cluster init", self.0.init().await.map_err(Status::from))?;
         let identity = member.replication.identity();
         Ok(Response::new(v1::InitResponse { cluster: identity.cluster.clone(), member: identity.member.0 }))
     }
 
     async fn token(&self, request: Request<v1::TokenRequest>) -> Result<Response<v1::TokenResponse>, Status> {
-        let valid_ms = request.into_inner().valid_ms;
-        let member = self.member()?;
-        let expires_unix_ms = crate::clock::unix_ms().saturating_add(valid_ms);
-        let token = member.replication.token(Duration::from_millis(valid_ms)).await?;
-        Ok(Response::new(v1::TokenResponse { token, expires_unix_ms }))
+        let user = audit::user(&request).await;
+        let v1::TokenRequest { valid_ms, wait_ms } = request.into_inner();
+        let what = format!("cluster token, valid for {:?}", Duration::from_millis(valid_ms));
+        audit::log(&user, what, self.create_token(valid_ms, wait_ms).await).map(Response::new)
     }
 
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
-        let member = self.0.join(request.into_inner().token).await?;
-        let identity = member.replication.identity();
-        Ok(Response::new(v1::JoinResponse { cluster: identity.cluster.clone(), member: identity.member.0 }))
+        let user = audit::user(&request).await;
+        let v1::JoinRequest { token, abandon } = request.into_inner();
+        let what = if abandon { "cluster join --abandon" } else { "cluster join" };
+        let joined = audit::log(&user, what, self.0.join(token, abandon).await.map_err(Status::from))?;
+        let identity = joined.member.replication.identity();
+        Ok(Response::new(v1::JoinResponse {
+            cluster: identity.cluster.clone(),
+            member: identity.member.0,
+            voter: joined.voter,
+            voters: count(joined.voters),
+        }))
     }
 
     type LeaveStream = sessions::Answers<v1::LeaveResponse>;
 
     async fn leave(&self, request: Request<v1::LeaveRequest>) -> Result<Response<Self::LeaveStream>, Status> {
-        Ok(Response::new(Service::leave(self, request.into_inner())))
+        let user = audit::user(&request).await;
+        Ok(Response::new(Service::leave(self, user, request.into_inner())))
     }
 
     type DrainStream = sessions::Answers<v1::DrainResponse>;
 
     async fn drain(&self, request: Request<v1::DrainRequest>) -> Result<Response<Self::DrainStream>, Status> {
-        Service::drain(self, request.into_inner()).map(Response::new)
+        let user = audit::user(&request).await;
+        audit::log(&user, "drain", Service::drain(self, request.into_inner())).map(Response::new)
     }
 
-    async fn undrain(&self, _: Request<v1::UndrainRequest>) -> Result<Response<v1::UndrainResponse>, Status> {
-        Service::undrain(self).map(Response::new)
+    async fn undrain(&self, request: Request<v1::UndrainRequest>) -> Result<Response<v1::UndrainResponse>, Status> {
+        audit::log(&audit::user(&request).await, "undrain", Service::undrain(self)).map(Response::new)
     }
 
     async fn remove(&self, request: Request<v1::RemoveRequest>) -> Result<Response<v1::RemoveResponse>, Status> {
-        let member = self.member()?.replication.remove(&request.into_inner().member).await?.0;
-        Ok(Response::new(v1::RemoveResponse { member }))
+        let user = audit::user(&request).await;
+        let request = request.into_inner();
+        let what = format!(
+            "cluster remove {}{}",
+            request.member.escape_debug(),
+            if request.alive_too { " --yes" } else { "" }
+        );
+        let removed = match self.remove_member(request).await {
+            // Nothing was done yet: the caller is asked.
+            Ok(answer) if answer.alive => Ok(answer),
+            result => audit::log(&user, what, result),
+        };
+        removed.map(Response::new)
     }
 
     async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
@@ -331,12 +396,10 @@ impl Admin for Service {
         &self,
         request: Request<v1::PolicyApplyRequest>,
     ) -> Result<Response<v1::PolicyApplyResponse>, Status> {
-        let caller = request.extensions().get::<Caller>().cloned();
-        let user = match caller {
-            Some(caller) => caller.user().await,
-            None => "unknown".to_owned(),
-        };
-        self.apply_policy(request.into_inner(), &user).await.map(Response::new)
+        let user = audit::user(&request).await;
+        let request = request.into_inner();
+        let what = format!("policy apply {}", request.name.escape_debug());
+        audit::log(&user, what, self.apply_policy(request, &user).await).map(Response::new)
     }
 
     async fn policy_show(
@@ -382,7 +445,12 @@ impl Admin for Service {
         &self,
         request: Request<v1::SessionKillRequest>,
     ) -> Result<Response<v1::SessionKillResponse>, Status> {
-        self.kill(request.into_inner()).await.map(Response::new)
+        let user = audit::user(&request).await;
+        let request = request.into_inner();
+        let what = sessions::describe_kill(&request);
+        let killed = self.kill(request).await;
+        let what = format!("{what}: {} killed", killed.as_ref().map_or(0, |k| k.killed));
+        audit::log(&user, what, killed).map(Response::new)
     }
 
     async fn session_count(
@@ -416,19 +484,51 @@ fn own_zones(daemon: &Daemon) -> Vec<String> {
     daemon.config().interfaces.iter().map(|i| i.zone.clone()).collect()
 }
 
-/// Refuses changes on a member without a valid lease, which could not see them applied in time.
-fn current(member: &Member) -> Result<(), Status> {
-    match member.lease_state() {
-        LeaseState::Valid => Ok(()),
-        LeaseState::Grace | LeaseState::Expired => {
-            let help = "see `palisade cluster status`; ask another member, or wait until a majority is there";
-            Err(refuse(
-                Code::Unavailable,
-                "this member has no valid lease: it cannot have anything committed now",
-                help,
-            ))
-        }
+impl Service {
+    async fn create_token(&self, valid_ms: u64, wait_ms: u64) -> Result<v1::TokenResponse, Status> {
+        let member = self.member()?;
+        require_quorum(&member, wait_ms).await?;
+        let expires_unix_ms = clock::unix_ms().saturating_add(valid_ms);
+        let token = member.replication.token(Duration::from_millis(valid_ms)).await?;
+        Ok(v1::TokenResponse { token, expires_unix_ms })
     }
+
+    async fn remove_member(&self, r: v1::RemoveRequest) -> Result<v1::RemoveResponse, Status> {
+        let member = self.member()?;
+        require_quorum(&member, r.wait_ms).await?;
+        Ok(match member.replication.remove(&r.member, r.alive_too).await? {
+            Removal::Removed(id) => v1::RemoveResponse { member: id.0, alive: false },
+            Removal::Alive(id) => v1::RemoveResponse { member: id.0, alive: true },
+        })
+    }
+}
+
+fn quorum_wait(wait_ms: u64) -> Duration {
+    Duration::from_millis(wait_ms).min(MAX_QUORUM_WAIT)
+}
+
+/// The one rule for all requests that need a quorum: without one they are refused at once, unless they want to wait.
+async fn require_quorum(member: &Member, wait_ms: u64) -> Result<(), Status> {
+    member.replication.require_quorum(quorum_wait(wait_ms)).await.map_err(|e| no_quorum(&e))
+}
+
+fn no_quorum(e: &NoQuorum) -> Status {
+    status(Code::Unavailable, e)
+}
+
+/// The same for changes that are decided on what this member has applied: it must have a valid lease.
+async fn require_lease(member: &Member, wait_ms: u64) -> Result<(), Status> {
+    let (begin, wait) = (clock::now(), quorum_wait(wait_ms));
+    require_quorum(member, wait_ms).await?;
+    while member.lease_state() != LeaseState::Valid {
+        if clock::now().since(begin) >= wait {
+            let help = "see `palisade cluster status`; ask another member, or wait: `--wait 30s`";
+            let message = "this member has no valid lease, although there is a quorum: nothing was changed";
+            return Err(refuse(Code::Unavailable, message, help));
+        }
+        tokio::time::sleep(LEASE_POLL_INTERVAL).await;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use palisade_engine::{Generation, PolicyRecord};
 use palisade_proto::admin::v1;
 use tonic::{Code, Status};
 
-use super::{COMMAND, Service, current, own_zones, refuse, unconfirmed, unexpected};
+use super::{COMMAND, Service, own_zones, refuse, require_lease, unconfirmed, unexpected};
 
 /// The policy of a new cluster, which nobody applied and so no history has.
 const FIRST: &str = "default drop\n";
@@ -59,7 +59,7 @@ impl Service {
         };
         let member = self.member()?;
         for _ in 0..TRIES {
-            current(&member)?;
+            require_lease(&member, r.wait_ms).await?;
             let cluster = member.engine.cluster_state();
             let in_force = cluster.policies.last();
             let base = r.base.unwrap_or_else(|| in_force.map_or(0, |p| p.generation.0));
@@ -87,7 +87,7 @@ impl Service {
     }
 
     pub(super) async fn show_policy(&self, r: v1::PolicyShowRequest) -> Result<v1::PolicyShowResponse, Status> {
-        let member = self.member_at(r.barrier).await?;
+        let member = self.member_at(r.barrier, r.wait_ms).await?;
         let cluster = member.engine.cluster_state();
         let found = match r.generation {
             None => cluster.policies.last(),
@@ -106,7 +106,7 @@ impl Service {
     }
 
     pub(super) async fn policies(&self, r: v1::PolicyHistoryRequest) -> Result<v1::PolicyHistoryResponse, Status> {
-        let member = self.member_at(r.barrier).await?;
+        let member = self.member_at(r.barrier, r.wait_ms).await?;
         let policies = member.engine.cluster_state().policies.iter().map(|p| record(p)).collect();
         Ok(v1::PolicyHistoryResponse { policies })
     }

@@ -16,7 +16,8 @@ use tokio::sync::{broadcast, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
-use super::{COMMAND, Service, current, refuse, unconfirmed, unexpected};
+use super::rule_names::RuleNames;
+use super::{COMMAND, Service, refuse, require_lease, unconfirmed, unexpected};
 use crate::clock;
 use crate::member::Member;
 use crate::replication::SessionChange;
@@ -30,6 +31,8 @@ const PART: usize = 256;
 const PARTS: usize = 4;
 /// Session ids in one command: within one record of the log.
 const REVOKE: usize = 256;
+/// Session ids that the log names of one `kill`.
+const LOGGED_IDS: usize = 8;
 /// Sessions that a watch remembers, so that it can tell what they were when they end.
 const WATCHED: usize = 1_000_000;
 /// A shard of the table is copied under its lock, so a walk goes on between shards; how long is only the reader's business.
@@ -37,6 +40,21 @@ const SLOW_READER: Duration = Duration::from_secs(30);
 
 fn filter(f: Option<v1::SessionFilter>) -> Result<SessionFilter, Status> {
     f.unwrap_or_default().try_into().map_err(|e: AdminError| Status::invalid_argument(e.to_string()))
+}
+
+/// A `kill` in words, for the log.
+pub(super) fn describe_kill(r: &v1::SessionKillRequest) -> String {
+    let Some(f) = &r.filter else {
+        let ids: Vec<String> = r.ids.iter().take(LOGGED_IDS).map(|id| SessionId::from(*id).to_string()).collect();
+        let more = r.ids.len().saturating_sub(LOGGED_IDS);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        return format!("session kill {}{more}", ids.join(" "));
+    };
+    match SessionFilter::try_from(f.clone()) {
+        Ok(filter) if filter.is_empty() => "session kill --all".to_owned(),
+        Ok(filter) => format!("session kill {filter}"),
+        Err(_) => "session kill".to_owned(),
+    }
 }
 
 fn no_session(id: SessionId) -> Status {
@@ -59,7 +77,7 @@ impl Service {
         let mut left = if r.limit == 0 { u64::MAX } else { r.limit };
         let (to, parts) = mpsc::channel(PARTS);
         tokio::task::spawn_blocking(move || {
-            let mut part = Vec::with_capacity(PART);
+            let (mut part, mut names) = (Vec::with_capacity(PART), RuleNames::default());
             let send = |sessions| {
                 // A reader that stalls must not keep this thread for ever.
                 let send = tokio::time::timeout(SLOW_READER, to.send(Ok(v1::SessionListResponse { sessions })));
@@ -68,7 +86,7 @@ impl Service {
             let mut open = true;
             member.engine.sessions(clock::now(), &mut |info| {
                 if filter.matches(info, &cluster.zones) {
-                    part.push(Session::new(info, &cluster.zones).into());
+                    part.push(Session::new(info, &cluster.zones, names.name(&cluster, info.rule)).into());
                     left -= 1;
                 }
                 if part.len() >= PART {
@@ -89,7 +107,9 @@ impl Service {
         let cluster = member.engine.cluster_state();
         let info = member.engine.session(clock::now(), id).ok_or_else(|| no_session(id))?;
         let rule_text = rule_text(&cluster, &info);
-        Ok(v1::SessionShowResponse { session: Some(Session::new(&info, &cluster.zones).into()), rule_text })
+        let mut names = RuleNames::default();
+        let session = Session::new(&info, &cluster.zones, names.name(&cluster, info.rule));
+        Ok(v1::SessionShowResponse { session: Some(session.into()), rule_text })
     }
 
     pub(super) async fn count(&self, r: v1::SessionCountRequest) -> Result<v1::SessionCountResponse, Status> {
@@ -117,7 +137,7 @@ impl Service {
 
     pub(super) async fn kill(&self, r: v1::SessionKillRequest) -> Result<v1::SessionKillResponse, Status> {
         let member = self.member()?;
-        current(&member)?;
+        require_lease(&member, r.wait_ms).await?;
         let (mut ids, mut half_open_skipped) = (Vec::new(), 0);
         match r.filter {
             None => {
@@ -175,10 +195,11 @@ impl Service {
         let events = member.replication.subscribe();
         let known = Arc::new(parking_lot::Mutex::new(HashMap::new()));
         let (collected, of, cluster) = (known.clone(), filter.clone(), member.engine.cluster_state());
+        let mut names = RuleNames::default();
         walk(&member, move |info| {
             let mut known = collected.lock();
             if !info.half_open && of.matches(info, &cluster.zones) {
-                known.insert(info.id, Session::new(info, &cluster.zones));
+                known.insert(info.id, Session::new(info, &cluster.zones, names.name(&cluster, info.rule)));
             }
             known.len() < WATCHED
         })
@@ -203,6 +224,7 @@ async fn follow(
     to: mpsc::Sender<Result<v1::SessionWatchResponse, Status>>,
 ) {
     use v1::session_watch_response::What;
+    let mut names = RuleNames::default();
     loop {
         let event = tokio::select! {
             event = events.recv() => event,
@@ -222,7 +244,7 @@ async fn follow(
                         if !filter.matches(&info, &cluster.zones) {
                             continue;
                         }
-                        let session = Session::new(&info, &cluster.zones);
+                        let session = Session::new(&info, &cluster.zones, names.name(&cluster, info.rule));
                         if known.len() >= WATCHED {
                             let message = "more than a million sessions match";
                             let _ = to.send(Err(refuse(Code::ResourceExhausted, message, "narrow the filter"))).await;

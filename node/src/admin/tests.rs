@@ -102,7 +102,7 @@ async fn a_member_is_made_and_administrated_over_its_socket() {
     // Outside: what needs a cluster is refused, with what to do.
     let health = admin.health(v1::HealthRequest {}).await.unwrap().into_inner().health.unwrap();
     assert_eq!(health.reasons, ["this machine is in no cluster"]);
-    let refused = admin.token(v1::TokenRequest { valid_ms: 1000 }).await.unwrap_err();
+    let refused = admin.token(v1::TokenRequest { valid_ms: 1000, wait_ms: 0 }).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
     assert!(refused.metadata().get_bin(HELP).is_some(), "{refused:?}");
 
@@ -116,8 +116,13 @@ async fn a_member_is_made_and_administrated_over_its_socket() {
     assert!(status.datapath.is_none(), "a witness has none");
 
     // A policy: wrong, right, again, on a wrong base.
-    let apply =
-        |text: &str, base| v1::PolicyApplyRequest { name: "p".into(), text: text.into(), author: "alice".into(), base };
+    let apply = |text: &str, base| v1::PolicyApplyRequest {
+        name: "p".into(),
+        text: text.into(),
+        author: "alice".into(),
+        base,
+        wait_ms: 0,
+    };
     let wrong = admin.policy_apply(apply("accept nonsense", None)).await.unwrap_err();
     assert_eq!(wrong.code(), Code::InvalidArgument);
     let text = "zone a, b\ndefault drop\naccept \"x\" from a to b: any -> any tcp/80\n";
@@ -131,14 +136,15 @@ async fn a_member_is_made_and_administrated_over_its_socket() {
     };
     let before = last_log(&mut admin).await;
     for _ in 0..3 {
-        admin.policy_history(v1::PolicyHistoryRequest { barrier: true }).await.unwrap();
+        admin.policy_history(v1::PolicyHistoryRequest { barrier: true, wait_ms: 0 }).await.unwrap();
     }
     assert_eq!(last_log(&mut admin).await, before, "a barrier read adds nothing to the log");
-    let show = v1::PolicyShowRequest { generation: None, barrier: true };
+    let show = v1::PolicyShowRequest { generation: None, barrier: true, wait_ms: 0 };
     let shown = admin.policy_show(show).await.unwrap().into_inner();
     assert!(shown.text.contains("tcp/80"), "{}", shown.text);
     assert!(shown.policy.unwrap().author.starts_with("alice"));
-    let missing = admin.policy_show(v1::PolicyShowRequest { generation: Some(7), barrier: false }).await.unwrap_err();
+    let missing =
+        admin.policy_show(v1::PolicyShowRequest { generation: Some(7), barrier: false, wait_ms: 0 }).await.unwrap_err();
     assert_eq!(missing.code(), Code::NotFound);
 
     // The leader has compared all members.
@@ -160,9 +166,9 @@ async fn a_member_is_made_and_administrated_over_its_socket() {
     assert_eq!((count.sessions, count.half_open), (0, 0));
     let id = Some(v1::SessionId { member: 1, counter: 1 });
     assert_eq!(admin.session_show(v1::SessionShowRequest { id }).await.unwrap_err().code(), Code::NotFound);
-    let all = v1::SessionKillRequest { ids: Vec::new(), filter: Some(v1::SessionFilter::default()) };
+    let all = v1::SessionKillRequest { ids: Vec::new(), filter: Some(v1::SessionFilter::default()), wait_ms: 0 };
     assert_eq!(admin.session_kill(all).await.unwrap().into_inner().killed, 0);
-    let mut leaving = admin.leave(v1::LeaveRequest { timeout_ms: 0 }).await.unwrap().into_inner();
+    let mut leaving = admin.leave(v1::LeaveRequest { timeout_ms: 0, wait_ms: 0 }).await.unwrap().into_inner();
     assert_eq!(leaving.message().await.unwrap_err().code(), Code::FailedPrecondition);
 
     // Drained: not ready, though nobody else could lead; and back again.

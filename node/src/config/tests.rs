@@ -135,7 +135,7 @@ fn values_that_contradict_each_other() {
 /// What the start of the daemon would refuse, `palisade config check` refuses before it.
 #[test]
 fn config_check_refuses_what_the_start_refuses() {
-    for name in [r#"a\"b"#, r"a\\b", "palisade0"] {
+    for name in [r#"a\"b"#, r"a\\b", "palisade0", "palisade-x"] {
         let named = GOOD.replace("eth0", name);
         assert!(problems(&named)[0].contains("interface[0].name: expected"), "{name}: {:?}", problems(&named));
     }
@@ -154,7 +154,7 @@ fn config_check_refuses_what_the_start_refuses() {
 
     let ports = format!("{GOOD}\n[http]\nlisten = \"10.9.0.1:7946\"\n");
     assert!(problems(&ports)[0].contains("http.listen: expected another address than the member port's"));
-    let any = format!("{GOOD}\n[http]\nlisten = \"0.0.0.0:7946\"\n");
+    let any = format!("{GOOD}\n[http]\nlisten = \"0.0.0.0:7946\"\ninterfaces = [\"eth2\"]\n");
     assert!(problems(&any)[0].contains("http.listen: expected another address than the member port's"));
     let other = format!("{GOOD}\n[http]\nlisten = \"127.0.0.1:7946\"\n");
     Config::parse("node.toml", &other).unwrap();
@@ -224,8 +224,10 @@ inject = "veth"
 workers = 3
 bypass_interfaces = ["mgmt0"]
 ring_memory = 100_000_000
-stale_after = "500ms"
+stale_after = "400ms"
 hold_time = "100ms"
+stale_after = "1s"
+ring_memory = 0x4000000
 hold_packets = 100
 hold_bytes = 1_000_000
 hold_unmatched_packets = 10
@@ -259,6 +261,11 @@ cut_replication = true
     assert_eq!((config.datapath.hold.matched.packets, config.datapath.hold.unmatched.packets), (100, 10));
     assert_eq!((config.datapath.hold.matched.bytes, config.datapath.hold.unmatched.bytes), (1_000_000, 65_536));
     assert_eq!(config.datapath.bypass_interfaces, ["mgmt0"]);
+    assert!(!config.interfaces[0].track);
+    assert_eq!(
+        (config.datapath.ring_memory, config.datapath.stale_after),
+        (Some(100_000_000), Duration::from_millis(400))
+    );
     let routes = [("0.0.0.0", 0), ("2001:db8::", 32)].map(|(address, length)| (address.parse().unwrap(), length));
     assert_eq!((config.readiness.routes, config.readiness.table), (routes.into(), 300));
     assert_eq!((config.limits.max_half_open, config.limits.max_half_open_per_source), (500, 400));

@@ -79,6 +79,11 @@ metrics! {
         pub devices_restored: Counter = "palisade_devices_restored_total",
         /// Times that an interface's sockets were opened again.
         pub captures_reopened: Counter = "palisade_captures_reopened_total",
+        /// Packets that the kernel would have sent to another zone than the one that the verdict was about, and that the gate
+        /// dropped: those that it logged, at most a limited number a second.
+        pub egress_mismatches: Counter = "palisade_egress_mismatches_total",
+        /// Such packets that were logged and lost, because they came too fast.
+        pub egress_mismatches_lost: Counter = "palisade_egress_mismatches_lost_total",
         /// Times that a capture ring had stalled, and was opened again.
         pub captures_stalled: Counter = "palisade_captures_stalled_total",
         /// When the watcher last made progress.

@@ -1,19 +1,19 @@
 //! The datapath: from the wire to the engine, and from there to the kernel's own forwarding.
 //!
 //! ```text
-//!  wire ─> raw socket ─> worker: parse, engine ─> palisade0 ─> kernel routes ─> wire
-//!            capture         │ hold                  inject
+//!  wire ─> raw socket ─> worker: parse, engine ─> device of the zone ─> kernel routes ─> gate ─> wire
+//!            capture         │ hold                    inject
 //!                            └─ hints, proposals ─> replication
 //! ```
 //!
 //! - [`capture`]: sockets that receive packets before the kernel would route them;
 //! - [`gate`]: rules that keep the kernel from routing them itself, even if this daemon is dead;
-//! - [`inject`]: the device through which allowed packets return to the kernel;
+//! - [`inject`]: the devices through which allowed packets return to the kernel, one for each zone;
 //! - [`host`]: what the machine's kernel must be like; settings that would break any of these refuse the start.
 //!
 //! # Threads
 //!
-//! Each of `Options::workers` *workers* owns a socket per interface and family, one queue of palisade0, one hold buffer
+//! Each of `Options::workers` *workers* owns a socket per interface and family, one queue of each device, one hold buffer
 //! and one set of counters. One *watcher* listens to netlink: it publishes the kernel's own addresses and the interfaces
 //! ([`arc_swap`]), reopens sockets and restores the gate. No thread waits for another: workers receive through mailboxes
 //! ([`WorkerWake`]) and send into bounded queues ([`Sinks`]), which count what they drop.
@@ -47,6 +47,7 @@ use std::sync::atomic::Ordering;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
+use nix::sys::eventfd::EventFd;
 use parking_lot::Mutex;
 
 pub use error::StartError;
@@ -54,7 +55,7 @@ pub(crate) use gate::valid_interface_name;
 pub use gate::{Gate, GateStatus, Installed, Listener, Nft, NftError};
 pub use health::{Condition, Severity};
 pub use host::Family;
-pub use inject::Inject;
+pub use inject::{DeviceNames, Inject};
 pub use metrics::{DatapathMetrics, WorkerMetrics};
 pub use options::{DatapathStatus, Interface, InterfaceStatus, Options, Rings, Sinks};
 pub use palisade_engine::packet_loop::Judge;
@@ -67,6 +68,7 @@ use health::Conditions;
 use host::netlink::Netlink;
 use host::routes::Topology;
 use host::watch::Health;
+use inject::Devices;
 use worker::Shared;
 
 /// Age of a worker's heartbeat from which the datapath is not healthy. An idle worker beats twice a second.
@@ -77,20 +79,21 @@ const WATCHER_TIMEOUT: Duration = Duration::from_secs(40);
 /// A running datapath. Dropping it stops it; the gate stays.
 pub struct Datapath {
     interfaces: Vec<Interface>,
-    device: String,
-    kind: Inject,
+    devices: Devices,
     wake: WorkerWake,
     shared: Arc<Shared>,
     topology: Arc<Topology>,
     metrics: Arc<DatapathMetrics>,
     health: Arc<Mutex<Health>>,
     conditions: Arc<Conditions>,
+    /// Wakes the observer of exits when the datapath stops.
+    observer_fd: Option<Arc<EventFd>>,
     threads: Vec<JoinHandle<()>>,
 }
 
-fn remove_device(kind: Inject, device: &str) {
-    if let Err(error) = Netlink::open().and_then(|mut netlink| inject::remove(&mut netlink, kind, device)) {
-        tracing::warn!(%error, device, "the device cannot be removed");
+fn remove_devices(devices: &Devices) {
+    if let Err(error) = Netlink::open().and_then(|mut netlink| devices.remove(&mut netlink)) {
+        tracing::warn!(%error, "the devices for re-injection cannot be removed");
     }
 }
 
@@ -170,7 +173,7 @@ impl Datapath {
             }
         }
         DatapathStatus {
-            mode: if self.kind == Inject::Veth { "raw/veth" } else { "raw/tun" },
+            mode: if self.devices.kind == Inject::Veth { "raw/veth" } else { "raw/tun" },
             gate: health.gate,
             interfaces,
             warnings,
@@ -183,9 +186,9 @@ impl Datapath {
     /// What the kernel refused.
     pub(crate) fn announce(&self, announcement: &Announcement, metric: Option<u32>) -> std::io::Result<usize> {
         let mut netlink = Netlink::open()?.strict()?;
-        let Some(device) = inject::find(&mut Netlink::open()?, &self.device)? else { return Ok(0) };
+        let Some(device) = inject::find(&mut Netlink::open()?, self.devices.names.control())? else { return Ok(0) };
         // A veth pair outlives the process, and so would the routes: they would announce a dead member.
-        let metric = metric.filter(|_| self.kind != Inject::Veth);
+        let metric = metric.filter(|_| self.devices.kind != Inject::Veth);
         announcement.set(&mut netlink, device, metric)
     }
 
@@ -208,11 +211,14 @@ impl Drop for Datapath {
             self.wake.notify(worker);
         }
         self.shared.wake_watcher();
+        if let Some(fd) = &self.observer_fd {
+            let _ = fd.write(1);
+        }
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
                 tracing::error!("a thread of the datapath panicked");
             }
         }
-        remove_device(self.kind, &self.device);
+        remove_devices(&self.devices);
     }
 }

@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn checksum_of_a_fragment_is_completed() {
-        let mut first = tcp(V4, 48);
+        let mut first = tcp(V4, 44);
         first[6] = 0x20;
         put(&mut first, 10, 0).unwrap();
         let header = !fold(sum(&first[..20]));

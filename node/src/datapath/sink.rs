@@ -7,11 +7,11 @@ use palisade_engine::hold::HoldCounts;
 use palisade_engine::packet_loop::{PacketMeta, PacketOutcome, PacketSink, QueueRoom};
 use palisade_engine::parse::rejection::Unreachable;
 use palisade_engine::parse::{self, Checksum, Kind, Packet, Tcp, complete_sctp};
-use palisade_engine::{Hint, HoldKey, Ip, LoggedDecision, Proposal, Reason, Time, Traffic, WorkerSet};
+use palisade_engine::{Hint, HoldKey, Ip, LoggedDecision, Proposal, Reason, Time, Traffic, WorkerSet, ZoneId};
 
 use super::Sinks;
 use super::capture::MAX_FRAME_BYTES;
-use super::inject::Injector;
+use super::inject::{Injector, Injectors};
 use super::limit::Bucket;
 use super::metrics::WorkerMetrics;
 use super::segment;
@@ -34,7 +34,7 @@ impl PacketMeta for VnetHeader {
 
 /// Where a worker's packets go.
 pub(crate) struct InjectSink {
-    injector: Injector,
+    injectors: Injectors,
     sinks: Sinks,
     connection_log: ConnectionLog,
     wake: WorkerWake,
@@ -52,14 +52,14 @@ pub(crate) struct InjectSink {
 impl InjectSink {
     pub(crate) fn new(
         now: Time,
-        injector: Injector,
+        injectors: Injectors,
         sinks: Sinks,
         connection_log: ConnectionLog,
         wake: WorkerWake,
         metrics: Arc<WorkerMetrics>,
     ) -> InjectSink {
         InjectSink {
-            injector,
+            injectors,
             sinks,
             connection_log,
             wake,
@@ -71,44 +71,53 @@ impl InjectSink {
         }
     }
 
-    /// A packet that was merged with complete checksums. The kernel cuts only what leaves them to it, so they are left to it.
-    fn forward_merged(&mut self, packet: &Packet, vnet: &VnetHeader, bytes: &[u8]) -> Result<(), Reason> {
-        let (at, protocol) = (usize::from(packet.transport), packet.tuple.protocol);
-        let vnet = vnet.to_complete(at, protocol).ok_or(Reason::InjectFailed)?;
-        self.metrics.segmented_packets.inc();
-        self.scratch.clear();
-        self.scratch.extend_from_slice(bytes);
-        segment::leave_checksum(&mut self.scratch, at, protocol, usize::from(vnet.csum_offset))
-            .ok_or(Reason::InjectFailed)?;
-        inject(&mut self.injector, &vnet, &self.scratch)
-    }
-
-    /// Re-injects through another queue from now on.
-    pub(crate) fn set_injector(&mut self, injector: Injector) {
-        self.injector = injector;
+    /// Re-injects through another queue of a device from now on.
+    pub(crate) fn set_injector(&mut self, place: Option<usize>, injector: Injector) {
+        self.injectors.replace(place, injector);
     }
 
     /// Sends the first bytes of `answer`.
     fn send_answer(&mut self, length: usize) {
         if let Some(answer) = self.answer.get(..length)
-            && let Err(error) = self.injector.send(&VnetHeader::default(), answer)
+            && let Err(error) = self.injectors.answers().send(&VnetHeader::default(), answer)
         {
             tracing::debug!(%error, "an answer to a packet could not be sent");
         }
     }
+}
 
-    /// Cuts a merged packet of a tunnel, which the kernel does not take back in one piece.
-    fn forward_segmented(&mut self, vnet: &VnetHeader, bytes: &[u8]) -> Result<(), Reason> {
-        self.metrics.segmented_packets.inc();
-        let injector = &mut self.injector;
-        let mut sent = Ok(());
-        segment::segment(vnet, bytes, &mut |segment| {
-            if injector.send(&VnetHeader::default(), segment).is_err() {
-                sent = Err(Reason::InjectFailed);
-            }
-        })?;
-        sent
-    }
+/// A packet that was merged with complete checksums. The kernel cuts only what leaves them to it, so they are left to it.
+fn forward_merged(
+    injector: &mut Injector,
+    scratch: &mut Vec<u8>,
+    metrics: &WorkerMetrics,
+    packet: &Packet,
+    (vnet, bytes): (&VnetHeader, &[u8]),
+) -> Result<(), Reason> {
+    let (at, protocol) = (usize::from(packet.transport), packet.tuple.protocol);
+    let vnet = vnet.to_complete(at, protocol).ok_or(Reason::InjectFailed)?;
+    metrics.segmented_packets.inc();
+    scratch.clear();
+    scratch.extend_from_slice(bytes);
+    segment::leave_checksum(scratch, at, protocol, usize::from(vnet.csum_offset)).ok_or(Reason::InjectFailed)?;
+    inject(injector, &vnet, scratch)
+}
+
+/// Cuts a merged packet of a tunnel, which the kernel does not take back in one piece.
+fn forward_segmented(
+    injector: &mut Injector,
+    metrics: &WorkerMetrics,
+    vnet: &VnetHeader,
+    bytes: &[u8],
+) -> Result<(), Reason> {
+    metrics.segmented_packets.inc();
+    let mut sent = Ok(());
+    segment::segment(vnet, bytes, &mut |segment| {
+        if injector.send(&VnetHeader::default(), segment).is_err() {
+            sent = Err(Reason::InjectFailed);
+        }
+    })?;
+    sent
 }
 
 #[inline]
@@ -121,17 +130,28 @@ fn inject(injector: &mut Injector, vnet: &VnetHeader, bytes: &[u8]) -> Result<()
 
 impl PacketSink<VnetHeader> for InjectSink {
     #[inline]
-    fn forward(&mut self, packet: &Packet, vnet: &VnetHeader, bytes: &[u8]) -> Result<(), Reason> {
+    fn forward(
+        &mut self,
+        packet: &Packet,
+        vnet: &VnetHeader,
+        bytes: &[u8],
+        egress: Option<ZoneId>,
+    ) -> Result<(), Reason> {
+        let InjectSink { injectors, scratch, metrics, .. } = self;
+        // Without a device there is no interface of this zone.
+        let Some(injector) = injectors.to_zone(egress.unwrap_or(ZoneId::UNKNOWN)) else {
+            return Err(Reason::EgressMismatch);
+        };
         let (transport, protocol) = (usize::from(packet.transport), packet.tuple.protocol);
         if !vnet.needs_checksum() && !vnet.is_gso() {
-            return inject(&mut self.injector, vnet, bytes);
+            return inject(injector, vnet, bytes);
         }
         if vnet.is_gso() {
             let own = vnet.merges(packet.tuple.src.is_v4(), protocol);
             return match (own, vnet.needs_checksum()) {
-                (true, true) if vnet.completes(transport, protocol) => inject(&mut self.injector, vnet, bytes),
-                (true, false) => self.forward_merged(packet, vnet, bytes),
-                _ => self.forward_segmented(vnet, bytes),
+                (true, true) if vnet.completes(transport, protocol) => inject(injector, vnet, bytes),
+                (true, false) => forward_merged(injector, scratch, metrics, packet, (vnet, bytes)),
+                _ => forward_segmented(injector, metrics, vnet, bytes),
             };
         }
         // `offload` has completed any other checksum.
@@ -140,12 +160,12 @@ impl PacketSink<VnetHeader> for InjectSink {
         }
         if packet.kind == Kind::Sctp {
             // The kernel would complete it as an Internet checksum: `virtio_net_hdr` knows no other.
-            self.scratch.clear();
-            self.scratch.extend_from_slice(bytes);
-            complete_sctp(self.scratch.get_mut(transport..).unwrap_or_default());
-            return inject(&mut self.injector, &VnetHeader::default(), &self.scratch);
+            scratch.clear();
+            scratch.extend_from_slice(bytes);
+            complete_sctp(scratch.get_mut(transport..).unwrap_or_default());
+            return inject(injector, &VnetHeader::default(), scratch);
         }
-        inject(&mut self.injector, vnet, bytes)
+        inject(injector, vnet, bytes)
     }
 
     /// An ICMP error comes from our own address on the interface that the packet came in by (RFC 1812 section 4.3.2.4), if it
@@ -179,6 +199,10 @@ impl PacketSink<VnetHeader> for InjectSink {
         if let Some(length) = parse::rejection::unreachable(bytes, packet, why, router, &mut self.answer) {
             self.send_answer(length);
         }
+    }
+
+    fn set_zones(&mut self, zones: &[ZoneId]) {
+        self.injectors.set_zones(zones);
     }
 
     fn hint_room(&self) -> QueueRoom {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -15,18 +15,20 @@ use super::error::StartError;
 use super::gate::{self, Gate, GateStatus, Installed, Nft, NftError};
 use super::health::{Conditions, Source};
 use super::host::check::{self, SysctlPolicy};
+use super::host::exits::ExitObserver;
 use super::host::interfaces::{LinkState, open_sockets};
 use super::host::links::{self, Link, LocalRoutes};
 use super::host::netlink::{Monitor, Netlink};
+use super::host::nflog::Nflog;
 use super::host::notices;
-use super::host::routes::{RouteZones, Topology};
+use super::host::routes::{self, RouteZones, Topology};
 use super::host::watch::{self, Health, Watcher};
-use super::inject::{self, Device, Inject, Injector};
+use super::inject::{self, DeviceNames, Devices, Injectors};
 use super::metrics::DatapathMetrics;
 use super::options::{Interface, Options, Rings, Sinks};
 use super::wake::WorkerWake;
 use super::worker::{Port, Shared, Stalled, Worker, WorkerConfig};
-use super::{Datapath, remove_device};
+use super::{Datapath, remove_devices};
 use crate::clock;
 use crate::lease::Lease;
 
@@ -58,19 +60,20 @@ pub fn start_with<J: Judge>(
 ) -> Result<Datapath, StartError> {
     check_options(&options, &wake)?;
     let mut machine = Machine::check(&options)?;
-    let (device, injectors) = DeviceGuard::open(&mut machine.netlink, &options)?;
-    check::device(&options.device, machine.sysctls, &options.data_names())?;
-    machine.allow_forwarding(device.index);
+    let (guard, injectors) = DeviceGuard::open(&mut machine.netlink, &options)?;
+    let devices = &guard.devices;
+    check::devices(&devices.names, machine.sysctls, &options.data_names())?;
+    machine.let_through(&options, &devices.names)?;
     let installed = install_gate(&machine.gate)?;
     let (captures, indices) = open_captures(&mut machine, &options)?;
-    let built = Built::new(&mut machine, options, wake, device.kind, indices, &installed)?;
-    let index = device.index;
-    // From here on the device goes with the datapath.
-    device.keep();
+    let built = Built::new(&mut machine, options, wake, devices.clone(), indices, &installed)?;
+    let incoming = devices.incoming();
+    // From here on the devices go with the datapath.
+    guard.keep();
     let mut datapath = built.datapath();
     // If a thread cannot be started, dropping `datapath` stops those before it.
-    for (number, (ports, injector)) in captures.into_iter().zip(injectors).enumerate() {
-        let routes = RouteZones::new(index, built.topology.clone()).map_err(system("a netlink socket"))?;
+    for (number, (ports, injectors)) in captures.into_iter().zip(injectors).enumerate() {
+        let routes = RouteZones::new(incoming, built.topology.clone()).map_err(system("a netlink socket"))?;
         let metrics = built.metrics.workers.get(number).map(Arc::clone).unwrap_or_default();
         metrics.heartbeat.set(clock::now());
         let worker = Worker::new(WorkerConfig {
@@ -79,7 +82,7 @@ pub fn start_with<J: Judge>(
             judge: judge.clone(),
             lease: lease.clone(),
             routes,
-            injector,
+            injectors,
             limits: built.options.hold,
             stale_after: built.options.stale_after,
             sinks: sinks.clone(),
@@ -89,6 +92,10 @@ pub fn start_with<J: Judge>(
             shared: built.shared.clone(),
         });
         datapath.spawn(format!("packets-{number}"), move || worker.run())?;
+    }
+    if let Some(observer) = built.exit_observer()? {
+        datapath.observer_fd = Some(observer.stop_fd.clone());
+        datapath.spawn("exits".to_owned(), move || observer.run())?;
     }
     let watcher = built.watcher(machine);
     datapath.spawn("watch".to_owned(), move || watcher.run())?;
@@ -125,8 +132,6 @@ struct Machine {
     sysctls: SysctlPolicy,
     /// The data interfaces that are there, in the order of the configuration.
     links: Vec<Option<Link>>,
-    /// The indices of the interfaces by which transit may leave: data interfaces and exempt ones.
-    exits: BTreeSet<u32>,
     /// What forwarding will change.
     notices: Vec<String>,
 }
@@ -148,46 +153,50 @@ impl Machine {
             return Err(error);
         }
         let sysctls = SysctlPolicy { rp_filter: options.manage_rp_filter, forwarding: options.manage_forwarding };
-        let exits = watch::exits(&all, &options.interfaces, &options.bypass_interfaces);
         // Before forwarding is switched on, after which these routes are gone.
         let advertised = notices::advertised(&mut netlink).map_err(system("the list of IPv6 routes"))?;
         let notices = watch::with_remedies(&advertised);
         notices.iter().for_each(|notice| tracing::warn!("{notice}"));
-        Ok(Machine { netlink, strict, monitor, gate, sysctls, links, exits, notices })
+        Ok(Machine { netlink, strict, monitor, gate, sysctls, links, notices })
     }
 
-    /// Lets what is re-injected leave by data interfaces and exempt ones. Without the table there is nothing to allow.
-    fn allow_forwarding(&self, device: u32) {
-        let pairs = self.exits.iter().map(|exit| (device, *exit)).collect();
-        if let Err(error) = self.gate.set_forward_pairs(&pairs) {
+    /// Lets what is re-injected by each device leave by the interfaces of its zone.
+    fn let_through(&mut self, options: &Options, names: &DeviceNames) -> Result<(), StartError> {
+        let all: Vec<String> = names.all().collect();
+        self.gate.set_devices(&all).map_err(|source| StartError::Gate { source })?;
+        let links = links::links(&mut self.netlink).map_err(system("the list of interfaces"))?;
+        // Without the table there is nothing to allow.
+        if let Err(error) = self.gate.set_forward_pairs(&watch::forward_pairs(names, &options.interfaces, &links)) {
             tracing::error!(%error, "the kernel forwards nothing, because the gate's table cannot be changed");
         }
+        Ok(())
     }
 }
 
-/// The device for re-injection, which is removed again if the start fails.
+/// The devices for re-injection, which are removed again if the start fails.
 struct DeviceGuard {
-    name: String,
-    kind: Inject,
-    index: u32,
+    devices: Devices,
+    kept: bool,
 }
 
 impl DeviceGuard {
-    fn open(netlink: &mut Netlink, options: &Options) -> Result<(DeviceGuard, Vec<Injector>), StartError> {
-        let Device { kind, index, injectors } =
-            inject::open(netlink, options.inject, &options.device, options.workers)?;
-        Ok((DeviceGuard { name: options.device.clone(), kind, index }, injectors))
+    fn open(netlink: &mut Netlink, options: &Options) -> Result<(DeviceGuard, Vec<Injectors>), StartError> {
+        let zones: Vec<&str> = options.interfaces.iter().map(|interface| interface.zone.as_str()).collect();
+        let (devices, injectors) = inject::open(netlink, options.inject, &options.device, &zones, options.workers)?;
+        Ok((DeviceGuard { devices, kept: false }, injectors))
     }
 
-    /// Leaves the device to the datapath.
-    fn keep(self) {
-        std::mem::forget(self);
+    /// Leaves the devices to the datapath.
+    fn keep(mut self) {
+        self.kept = true;
     }
 }
 
 impl Drop for DeviceGuard {
     fn drop(&mut self) {
-        remove_device(self.kind, &self.name);
+        if !self.kept {
+            remove_devices(&self.devices);
+        }
     }
 }
 
@@ -255,7 +264,7 @@ fn open_captures(machine: &mut Machine, options: &Options) -> Result<(PortsOfWor
 struct Built {
     options: Options,
     rings: Rings,
-    kind: Inject,
+    devices: Devices,
     wake: WorkerWake,
     shared: Arc<Shared>,
     topology: Arc<Topology>,
@@ -269,7 +278,7 @@ impl Built {
         machine: &mut Machine,
         options: Options,
         wake: WorkerWake,
-        kind: Inject,
+        devices: Devices,
         indices: Vec<u32>,
         installed: &Installed,
     ) -> Result<Built, StartError> {
@@ -288,6 +297,8 @@ impl Built {
             links.iter().zip(&options.interfaces).filter_map(|(link, interface)| link.condition(interface)),
         );
         topology.indices.store(Arc::new(indices));
+        let by_flow = routes::rules_by_flow(&mut machine.netlink).map_err(system("the list of policy rules"))?;
+        topology.rules_by_flow.store(by_flow, Ordering::Relaxed);
         topology.changed();
         metrics.watcher.heartbeat.set(clock::now());
         let shared = Arc::new(Shared {
@@ -319,23 +330,43 @@ impl Built {
             notices: [Vec::new(), Vec::new(), std::mem::take(&mut machine.notices)],
         }));
         let rings = rings(&options)?;
-        Ok(Built { options, rings, kind, wake, shared, topology, metrics, health, conditions })
+        Ok(Built { options, rings, devices, wake, shared, topology, metrics, health, conditions })
     }
 
     /// The handle, without threads yet.
     fn datapath(&self) -> Datapath {
         Datapath {
             interfaces: self.options.interfaces.clone(),
-            device: self.options.device.clone(),
-            kind: self.kind,
+            devices: self.devices.clone(),
             wake: self.wake.clone(),
             shared: self.shared.clone(),
             topology: self.topology.clone(),
             metrics: self.metrics.clone(),
             health: self.health.clone(),
             conditions: self.conditions.clone(),
+            observer_fd: None,
             threads: Vec::with_capacity(self.options.workers + 1),
         }
+    }
+
+    /// What learns the exits of packets that the gate drops. Without it, a flow whose route cannot be asked for stays lost.
+    fn exit_observer(&self) -> Result<Option<ExitObserver>, StartError> {
+        let log = match Nflog::open(gate::EGRESS_LOG_GROUP) {
+            Ok(log) => log,
+            Err(error) => {
+                tracing::warn!(%error, "the gate's log of packets that would leave elsewhere cannot be read");
+                return Ok(None);
+            }
+        };
+        let stop_fd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map_err(|e| system("an eventfd")(e.into()))?;
+        Ok(Some(ExitObserver {
+            log,
+            topology: self.topology.clone(),
+            metrics: self.metrics.clone(),
+            shared: self.shared.clone(),
+            stop_fd: Arc::new(stop_fd),
+        }))
     }
 
     fn watcher(self, machine: Machine) -> Watcher {
@@ -345,8 +376,7 @@ impl Built {
             netlink,
             strict,
             gate,
-            device: self.options.device,
-            kind: self.kind,
+            devices: self.devices,
             sysctls,
             interfaces: self.options.interfaces,
             bypass_interfaces: self.options.bypass_interfaces,

@@ -19,6 +19,7 @@ use palisade_engine::hold::HoldLimits;
 use palisade_engine::packet_loop::{
     Environment, Judge, PacketLoop, PacketPort, PacketSource, ReceivedPacket, WokenKeys,
 };
+use palisade_engine::parse::Packet;
 use palisade_engine::parse::rejection::Unreachable;
 use palisade_engine::{HoldKey, Ip, LeaseState, Reason, Routes, Time, Tuple, ZoneId};
 use parking_lot::Mutex;
@@ -27,7 +28,7 @@ use super::Sinks;
 use super::capture::{Capture, MAX_FRAME_BYTES, Received};
 use super::host::links::LocalRoutes;
 use super::host::routes::RouteZones;
-use super::inject::Injector;
+use super::inject::{Injector, Injectors};
 use super::metrics::WorkerMetrics;
 use super::offload::prepare;
 use super::sink::InjectSink;
@@ -51,12 +52,21 @@ pub(crate) struct Port {
     pub(crate) captures: Vec<Capture>,
 }
 
+/// A worker's queue of a re-injection device that was made anew.
+pub(crate) struct NewInjector {
+    /// Which of the devices: see [`Injectors::replace`].
+    pub(crate) place: Option<usize>,
+    pub(crate) injector: Injector,
+    /// The index of the device that the routes are asked for.
+    pub(crate) incoming: u32,
+}
+
 /// What the watcher sends to a worker.
 pub(crate) enum NewPart {
     /// New sockets for the interface with this number.
     Captures(usize, Vec<Capture>),
-    /// A queue of the re-injection device that was made anew, and that device's index.
-    Injector(Injector, u32),
+    /// A queue of a re-injection device that was made anew.
+    Injector(NewInjector),
 }
 
 /// What a worker shares with the watcher and with [`super::Datapath`].
@@ -146,7 +156,7 @@ pub(crate) struct WorkerConfig<J> {
     pub(crate) judge: Arc<J>,
     pub(crate) lease: Arc<Lease>,
     pub(crate) routes: RouteZones,
-    pub(crate) injector: Injector,
+    pub(crate) injectors: Injectors,
     pub(crate) limits: HoldLimits,
     pub(crate) stale_after: Duration,
     pub(crate) sinks: Sinks,
@@ -164,7 +174,7 @@ impl<J: Judge> Worker<J> {
             judge,
             lease,
             routes,
-            injector,
+            injectors,
             limits,
             stale_after,
             sinks,
@@ -173,7 +183,7 @@ impl<J: Judge> Worker<J> {
             wake,
             shared,
         } = config;
-        let sink = InjectSink::new(clock::now(), injector, sinks, connection_log, wake.clone(), metrics.clone());
+        let sink = InjectSink::new(clock::now(), injectors, sinks, connection_log, wake.clone(), metrics.clone());
         let port = |port: &Port| PacketPort { zone_name: port.zone_name.clone(), antispoof: port.antispoof };
         let packet_ports = ports.iter().map(port).collect();
         let environment = HostEnvironment { lease, routes };
@@ -189,7 +199,7 @@ impl<J: Judge> Worker<J> {
                 shared,
                 metrics,
                 drops_read: Time::ZERO,
-                new_injector: None,
+                new_injectors: Vec::new(),
             },
         }
     }
@@ -202,10 +212,10 @@ impl<J: Judge> Worker<J> {
             let now = clock::now();
             self.source.metrics.heartbeat.set(now);
             self.source.read_drops(now);
-            if let Some((injector, index)) = self.source.new_injector.take() {
+            for new in self.source.new_injectors.drain(..) {
                 let (environment, sink) = self.packet_loop.parts_mut();
-                environment.routes.set_incoming(index);
-                sink.set_injector(injector);
+                environment.routes.set_incoming(new.incoming);
+                sink.set_injector(new.place, new.injector);
             }
             if self.packet_loop.turn(&mut self.source) == 0 {
                 self.source.sleep(self.packet_loop.deadline());
@@ -228,17 +238,23 @@ impl Environment for HostEnvironment {
     }
 
     #[inline]
-    fn routes(&mut self, packet: &Tuple) -> &mut dyn Routes {
-        self.routes.set_packet(packet.src, packet.dst);
+    fn routes(&mut self, packet: &Packet) -> &mut dyn Routes {
+        self.routes.set_packet(packet);
         &mut self.routes
+    }
+
+    #[inline]
+    fn egress(&mut self) -> Option<ZoneId> {
+        self.routes.egress()
     }
 
     fn router_address(&self, port: usize, packet: &Tuple) -> Option<Ip> {
         self.routes.router(port, packet)
     }
 
-    fn unreachable(&mut self, packet: &Tuple) -> Option<Unreachable> {
-        self.routes.unreachable(packet.dst, packet.src)
+    fn unreachable(&mut self, _: &Tuple) -> Option<Unreachable> {
+        // It is the packet that the routes were last asked about.
+        self.routes.unreachable()
     }
 
     #[inline]
@@ -265,7 +281,7 @@ struct CaptureSource {
     /// When the kernel's drop counters were read last.
     drops_read: Time,
     /// For the sink, from the next turn on.
-    new_injector: Option<(Injector, u32)>,
+    new_injectors: Vec<NewInjector>,
 }
 
 impl PacketSource<VnetHeader> for CaptureSource {
@@ -348,7 +364,12 @@ fn count_frame<'a>(
         Received::Stacked { index, length, packet } if !handled.contains(&index) && !local.contains(packet) => {
             metrics.verdicts.dropped(Reason::NotForUs, 1, u64::from(length));
         }
-        Received::NotForUs { length } => metrics.verdicts.dropped(Reason::NotForUs, 1, u64::from(length)),
+        Received::Group { packet, .. } if local.contains(packet) || is_of_the_link(packet) => {
+            metrics.local_packets.inc()
+        }
+        Received::Group { length, .. } | Received::NotForUs { length } => {
+            metrics.verdicts.dropped(Reason::NotForUs, 1, u64::from(length));
+        }
         Received::Truncated { length } => {
             metrics.capture_oversized_dropped.inc();
             metrics.verdicts.dropped(Reason::Truncated, 1, u64::from(length));
@@ -356,6 +377,18 @@ fn count_frame<'a>(
         Received::Stacked { .. } | Received::Nothing => {}
     }
     None
+}
+
+/// Whether a broadcast or multicast stays on its link by its nature, so that no router forwards it: neighbour discovery, DHCP,
+/// OSPF, VRRP, IGMP. That is the machine's own traffic, and no drop.
+fn is_of_the_link(packet: &[u8]) -> bool {
+    match packet.first().map(|byte| byte >> 4) {
+        // 224.0.0.0/24 (RFC 5771 section 4) and the limited broadcast.
+        Some(4) => packet.get(16..20).is_some_and(|to| to.starts_with(&[224, 0, 0]) || to == [255; 4]),
+        // The scopes of the interface and of the link (RFC 4291 section 2.7).
+        Some(6) => packet.get(24..26).is_some_and(|to| matches!(to, [0xff, flags] if matches!(flags & 0x0f, 1 | 2))),
+        _ => false,
+    }
 }
 
 impl CaptureSource {
@@ -366,8 +399,8 @@ impl CaptureSource {
         for part in parts {
             let (port, captures) = match part {
                 NewPart::Captures(port, captures) => (port, captures),
-                NewPart::Injector(injector, index) => {
-                    self.new_injector = Some((injector, index));
+                NewPart::Injector(injector) => {
+                    self.new_injectors.push(injector);
                     continue;
                 }
             };

@@ -23,7 +23,7 @@ impl HttpState for Fake {
 
 async fn start(grade: Grade, reasons: &[&str]) -> SocketAddr {
     let config = config::Http { listen: "127.0.0.1:0".parse().unwrap(), interfaces: Vec::new() };
-    let server = Server::bind(&config).unwrap();
+    let server = Server::bind(&config, SecondLock::default()).unwrap();
     let address = server.local_addr().unwrap();
     let state = Fake(Readiness { grade, reasons: reasons.iter().map(ToString::to_string).collect() });
     tokio::spawn(server.serve(Arc::new(state)));

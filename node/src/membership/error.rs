@@ -52,13 +52,22 @@ pub enum MembershipError {
     #[error("this is the cluster's last member: there is nothing to leave")]
     #[diagnostic(help("stop it and delete its data folder instead"))]
     LastMember,
+    /// The others would have no majority.
+    #[error(
+        "without this member the others are no majority: {silent} does not answer, so nothing could be decided any longer"
+    )]
+    #[diagnostic(help("start {silent}, or remove it first if it is gone for good (`palisade cluster remove`)"))]
+    QuorumAtRisk {
+        /// The voters that do not answer.
+        silent: String,
+    },
     /// The transfer of leadership.
     #[error(transparent)]
     #[diagnostic(transparent)]
     Transfer(#[from] TransferError),
     /// It took too long.
     #[error("{0} did not happen in time; it may still happen")]
-    #[diagnostic(help("is a majority of the members up (`palisade cluster members`)?"))]
+    #[diagnostic(help("look first whether it has happened (`palisade cluster members`), then try again"))]
     Timeout(&'static str),
     /// Random numbers.
     #[error(transparent)]

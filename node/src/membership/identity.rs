@@ -14,6 +14,10 @@ use palisade_engine::MemberId;
 use serde::{Deserialize, Serialize};
 
 const IDENTITY_FILE: &str = "identity.toml";
+/// The identity of a member that the cluster removed, or that gave its membership up.
+const REMOVED_FILE: &str = "identity.toml.removed";
+/// Where the log of such a member is kept when the machine joins again.
+const SET_ASIDE_PREFIX: &str = "removed-";
 const LOCK_FILE: &str = "lock";
 const STORE_DIR: &str = "raft";
 const IDENTITY_VERSION: u32 = 1;
@@ -90,6 +94,12 @@ pub enum IdentityError {
     },
 }
 
+/// Whether a data folder belongs to a member.
+#[must_use]
+pub fn has_identity(data_dir: &Path) -> bool {
+    data_dir.join(IDENTITY_FILE).exists()
+}
+
 /// A data folder, locked for as long as this lives.
 #[derive(Debug)]
 pub(crate) struct DataDir {
@@ -140,7 +150,16 @@ impl DataDir {
 
     /// The identity, if this folder has one.
     pub(crate) fn identity(&self) -> Result<Option<Identity>, IdentityError> {
-        let path = self.path.join(IDENTITY_FILE);
+        self.read(IDENTITY_FILE)
+    }
+
+    /// The identity of the removed member that this folder belonged to last, if it did.
+    pub(crate) fn removed_identity(&self) -> Result<Option<Identity>, IdentityError> {
+        self.read(REMOVED_FILE)
+    }
+
+    fn read(&self, file: &str) -> Result<Option<Identity>, IdentityError> {
+        let path = self.path.join(file);
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -154,17 +173,56 @@ impl DataDir {
         Ok(Some(identity))
     }
 
+    /// Refuses a folder with an identity.
+    pub(crate) fn check_unused(&self) -> Result<(), IdentityError> {
+        match self.identity()? {
+            Some(Identity { cluster, member, .. }) => {
+                Err(IdentityError::Taken { folder: self.path.clone(), member, cluster })
+            }
+            None => Ok(()),
+        }
+    }
+
     /// For `init` and `join`: refuses a folder with an identity. What an unfinished attempt left in the store was never part of
-    /// a cluster and is removed.
+    /// a cluster and is removed. What belonged to a removed member is set aside.
     pub(crate) fn ensure_unused(&self) -> Result<(), IdentityError> {
-        if let Some(Identity { cluster, member, .. }) = self.identity()? {
-            return Err(IdentityError::Taken { folder: self.path.clone(), member, cluster });
+        self.check_unused()?;
+        if let Some(removed) = self.removed_identity()? {
+            self.set_aside(&removed)?;
         }
         let store = self.new_store();
         match fs::remove_dir_all(&store) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(at(&store)(e)),
             _ => Ok(()),
         }
+    }
+
+    /// Moves the store of a removed member into a folder of its own, `removed-ID`, for somebody who wants to look at it. Only the
+    /// newest one is kept: logs are large. The identity goes last, so that an interrupted move is taken up again.
+    fn set_aside(&self, removed: &Identity) -> Result<(), IdentityError> {
+        let aside = self.path.join(format!("{SET_ASIDE_PREFIX}{}", removed.member));
+        let remove = |path: &Path| match fs::remove_dir_all(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(at(path)(e)),
+            _ => Ok(()),
+        };
+        for entry in fs::read_dir(&self.path).map_err(at(&self.path))? {
+            let path = entry.map_err(at(&self.path))?.path();
+            let old = path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with(SET_ASIDE_PREFIX));
+            if old && path != aside {
+                remove(&path)?;
+            }
+        }
+        fs::create_dir_all(&aside).map_err(at(&aside))?;
+        let store = self.store(removed);
+        if store.exists() {
+            let to = aside.join(STORE_DIR);
+            remove(&to)?;
+            fs::rename(&store, &to).map_err(at(&store))?;
+        }
+        let from = self.path.join(REMOVED_FILE);
+        fs::rename(&from, aside.join(IDENTITY_FILE)).map_err(at(&from))?;
+        tracing::info!(folder = %aside.display(), "the data of the removed member were set aside");
+        self.sync()
     }
 
     /// Writes a new identity. From now on the folder belongs to a member.
@@ -204,6 +262,13 @@ impl DataDir {
         let from = self.path.join(IDENTITY_FILE);
         let to = self.path.join(format!("{IDENTITY_FILE}.left"));
         fs::rename(&from, &to).map_err(at(&from))?;
+        self.sync()
+    }
+
+    /// Marks the identity as that of a removed member: it is never started again. The store stays until the next `join`.
+    pub(crate) fn mark_removed(&self) -> Result<(), IdentityError> {
+        let from = self.path.join(IDENTITY_FILE);
+        fs::rename(&from, self.path.join(REMOVED_FILE)).map_err(at(&from))?;
         self.sync()
     }
 
@@ -269,6 +334,32 @@ mod tests {
         assert!(matches!(data_dir.ensure_unused(), Err(IdentityError::Taken { member: MemberId(3), .. })));
         data_dir.archive_identity().unwrap();
         data_dir.ensure_unused().unwrap();
+    }
+
+    #[test]
+    fn data_of_a_removed_member_are_set_aside_and_only_the_newest_are_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let data_dir = DataDir::lock(dir.path()).unwrap();
+        for member in [3, 7] {
+            let identity = data_dir.write_identity("c0ffee", MemberId(member), "fw3").unwrap();
+            fs::create_dir(data_dir.new_store()).unwrap();
+            fs::write(data_dir.new_store().join("log"), member.to_string()).unwrap();
+            data_dir.mark_removed().unwrap();
+            assert_eq!(data_dir.identity().unwrap(), None);
+            assert_eq!(data_dir.removed_identity().unwrap(), Some(identity));
+            data_dir.ensure_unused().unwrap();
+            assert_eq!(data_dir.removed_identity().unwrap(), None);
+            assert!(!data_dir.new_store().exists());
+            let aside = dir.path().join(format!("removed-{member}"));
+            assert_eq!(fs::read_to_string(aside.join("raft/log")).unwrap(), member.to_string());
+            assert!(aside.join(IDENTITY_FILE).exists());
+        }
+        assert!(!dir.path().join("removed-3").exists(), "only the newest");
+        // As after a crash between the two moves.
+        data_dir.write_identity("c0ffee", MemberId(9), "fw3").unwrap();
+        data_dir.mark_removed().unwrap();
+        data_dir.ensure_unused().unwrap();
+        assert!(dir.path().join("removed-9").join(IDENTITY_FILE).exists());
     }
 
     #[test]

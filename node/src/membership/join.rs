@@ -100,13 +100,15 @@ async fn write_first_entries(
 pub async fn join(options: &Options, token: &str) -> Result<Identity, MembershipError> {
     let token = Token::from_str(token)?;
     let data_dir = DataDir::lock(&options.data_dir)?;
-    data_dir.ensure_unused()?;
+    data_dir.check_unused()?;
     let admitted = tokio::time::timeout(JOIN_TIMEOUT, ask_to_join(options, &token)).await;
     let admitted = admitted.map_err(|_| MembershipError::Timeout("joining"))??;
     if admitted.cluster != token.cluster {
         return Err(MembershipError::Refused(format!("it is cluster {}, not {}", admitted.cluster, token.cluster)));
     }
     let member = MemberId(admitted.member);
+    // Not before: until a cluster has admitted this machine, the folder says what became of the last member here.
+    data_dir.ensure_unused()?;
     mark_store(&data_dir, &admitted.cluster, member).await?;
     Ok(data_dir.write_identity(&admitted.cluster, member, &options.name)?)
 }

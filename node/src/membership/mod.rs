@@ -10,6 +10,7 @@ pub(crate) mod error;
 pub(crate) mod identity;
 pub(crate) mod join;
 pub(crate) mod options;
+pub(crate) mod presence;
 pub(crate) mod reconcile;
 pub(crate) mod recover;
 pub(crate) mod register;

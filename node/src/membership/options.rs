@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use palisade_engine::{MemberInfo, Role};
 
 use crate::connection_log::ConnectionLog;
+use crate::listen::SecondLock;
 use crate::raft::config::{LogSize, Timing};
 use crate::raft::voters::Voters;
 
@@ -20,6 +21,8 @@ pub struct Options {
     pub listen: SocketAddr,
     /// The interfaces by which they reach it there; none: the one that has the address.
     pub interfaces: Vec<String>,
+    /// Where these are enforced once more.
+    pub second_lock: SecondLock,
     /// The address at which they reach it, `host:port`.
     pub advertise: String,
     /// Its role.

@@ -1,8 +1,10 @@
 //! Changes of the register that begin at this member: tokens, leaving, removing.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
 use openraft::async_runtime::WatchReceiver;
 use palisade_engine::replica::{Command, MemberChange};
 use palisade_engine::{Engine, MemberId};
@@ -12,10 +14,12 @@ use tokio::sync::{mpsc, watch};
 use crate::clock;
 use crate::membership::error::{MembershipError, accepted};
 use crate::membership::identity::{DataDir, Identity};
+use crate::membership::presence::PRESENCE_TIMEOUT;
 use crate::membership::token::{self, Token};
-use crate::peer::connections::{Lane, Peers};
+use crate::peer::connections::{Lane, Members, Peers};
 use crate::raft::config::PalisadeRaft;
 use crate::raft::leadership::Leadership;
+use crate::raft::quorum::lacks_majority;
 use crate::raft::requests::{AdminRequest, REQUEST_TIMEOUT, propose_and_wait};
 use crate::raft::transfer::LeadershipTransfer;
 use crate::random::random;
@@ -37,6 +41,15 @@ pub(crate) struct Membership {
     pub(crate) leadership: watch::Receiver<Leadership>,
     pub(crate) peers: Peers,
     pub(crate) transfer: LeadershipTransfer,
+}
+
+/// What a request to remove a member did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Removal {
+    /// It is no member any longer.
+    Removed(MemberId),
+    /// It answers, so it can leave by itself: nothing was changed.
+    Alive(MemberId),
 }
 
 impl Membership {
@@ -62,18 +75,19 @@ impl Membership {
         if self.engine.cluster_state().members.keys().all(|id| *id == me) {
             return Err(MembershipError::LastMember);
         }
+        self.check_quorum_without(me).await?;
         // Best effort: a leader that is removed transfers leadership too, only later.
         if let Err(error) = self.transfer.transfer(None).await {
             tracing::debug!(%error, "leaving without a transfer of leadership");
         }
         self.change(MemberChange::Leave(me)).await?;
-        let removed = tokio::time::timeout(2 * REQUEST_TIMEOUT, self.removed()).await;
+        let removed = tokio::time::timeout(2 * REQUEST_TIMEOUT, self.wait_removed()).await;
         removed.map_err(|_| MembershipError::Timeout("leaving"))?;
         Ok(self.data_dir.archive_identity()?)
     }
 
     /// Waits until this member neither votes nor is replicated to.
-    async fn removed(&self) {
+    pub(crate) async fn wait_removed(&self) {
         let me = self.identity.member;
         loop {
             let metrics = self.raft.server_metrics().borrow_watched().clone();
@@ -96,16 +110,56 @@ impl Membership {
         }
     }
 
-    /// Removes a dead member.
-    pub(crate) async fn remove(&self, name: &str) -> Result<MemberId, MembershipError> {
+    /// Removes another member. One that answers only if it is to be removed alive: it could leave by itself, and lose nothing.
+    pub(crate) async fn remove(&self, name: &str, alive_too: bool) -> Result<Removal, MembershipError> {
         let cluster = self.engine.cluster_state();
         let found = cluster.members.iter().find(|(_, info)| info.name == name);
         let id = *found.ok_or_else(|| MembershipError::NoSuchMember(name.to_owned()))?.0;
         if id == self.identity.member {
             return Err(MembershipError::CannotRemoveSelf(name.to_owned()));
         }
+        if self.answering(&cluster.members).await.contains(&id) {
+            if !alive_too {
+                return Ok(Removal::Alive(id));
+            }
+            self.check_quorum_without(id).await?;
+        }
         self.change(MemberChange::Leave(id)).await?;
-        Ok(id)
+        Ok(Removal::Removed(id))
+    }
+
+    /// The members that answer now, this one among them.
+    async fn answering(&self, members: &Members) -> BTreeSet<MemberId> {
+        let answers = self.peers.fan_out(members, Lane::Control, PRESENCE_TIMEOUT, |mut client| async move {
+            client.presence(wire::PresenceRequest {}).await
+        });
+        let mut answering: BTreeSet<MemberId> =
+            answers.filter_map(async |(id, answer)| answer.is_ok().then_some(id)).collect().await;
+        answering.insert(self.identity.member);
+        answering
+    }
+
+    /// Refuses to take a voter away that answers if the others are no majority without it: the change of the voters itself
+    /// needs a majority of the new ones, so it could not end, and nothing else could be decided.
+    async fn check_quorum_without(&self, leaving: MemberId) -> Result<(), MembershipError> {
+        let metrics = self.raft.server_metrics().borrow_watched().clone();
+        let mut rest: BTreeSet<MemberId> = metrics.membership_config.voter_ids().collect();
+        if !rest.remove(&leaving) || rest.is_empty() {
+            return Ok(());
+        }
+        let cluster = self.engine.cluster_state();
+        let answering = self.answering(&cluster.members).await;
+        if !lacks_majority(&rest, |id| answering.contains(&id)) {
+            return Ok(());
+        }
+        let silent = rest.difference(&answering);
+        let silent = silent.map(|id| cluster.members.get(id).map_or_else(|| id.to_string(), |info| info.name.clone()));
+        Err(MembershipError::QuorumAtRisk { silent: silent.collect::<Vec<_>>().join(", ") })
+    }
+
+    /// Marks the data folder as that of a removed member.
+    pub(crate) fn mark_removed(&self) -> Result<(), MembershipError> {
+        Ok(self.data_dir.mark_removed()?)
     }
 
     /// Names the zones that this member's interfaces are in.

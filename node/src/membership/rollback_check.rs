@@ -51,7 +51,7 @@ pub enum RollbackError {
 /// Fails if the leader knows of entries that this member once had and does not have now. Without a leader nothing is found.
 pub(crate) async fn check(raft: &PalisadeRaft, peers: &Peers) -> Result<(), RollbackError> {
     // openraft answers this once it has read its state; before that its metrics say nothing.
-    raft.with_raft_state(|_| ()).await?;
+    raft.read_state(|_| ()).await?;
     let metrics = raft.metrics().borrow_watched().clone();
     let members = raft.members();
     // Only the leader answers.

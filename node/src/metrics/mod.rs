@@ -15,7 +15,7 @@ pub(crate) mod sessions;
 use palisade_metrics::{MetricFamilies, MetricGroup};
 use palisade_raft_store::{StoreCounters, StoreMetrics};
 
-use crate::datapath::DatapathMetrics;
+use crate::datapath::{DatapathMetrics, GateStatus, Nft};
 use crate::readiness::Grade;
 use crate::replication::ReplicationMetrics;
 
@@ -34,13 +34,28 @@ pub(crate) fn counted(
     }
 }
 
+/// Which locks of the gate are in place.
+pub(crate) fn gate(families: &mut MetricFamilies, gate: &GateStatus) {
+    families.gauges("palisade_gate_lock", "Whether the lock of the gate is in place.", |samples| {
+        samples.with("lock", "rules").integer(gate.rules.into());
+        samples.with("lock", "nftables").integer((gate.nft == Nft::Installed).into());
+    });
+}
+
 /// How much traffic the member should be given. `passing`: packets in the last second, if it is drained.
-pub(crate) fn member_state(families: &mut MetricFamilies, grade: Grade, in_cluster: bool, passing: Option<u64>) {
+pub(crate) fn member_state(
+    families: &mut MetricFamilies,
+    grade: Grade,
+    in_cluster: bool,
+    removed: bool,
+    passing: Option<u64>,
+) {
     families.gauge("palisade_ready", "Whether this member's readiness is full.", grade == Grade::Full);
     families.gauges("palisade_readiness", "Whether this member announces the grade of readiness.", |samples| {
         Grade::ALL.iter().for_each(|g| samples.with("grade", g.name()).integer((*g == grade).into()));
     });
     families.gauge("palisade_in_cluster", "Whether this machine is a member of a cluster.", in_cluster);
+    families.gauge("palisade_removed", "Whether its cluster has removed this machine.", removed);
     families.gauge("palisade_drained", "Whether this member turns traffic away.", passing.is_some());
     families.gauge(
         "palisade_drain_passing_packets",

@@ -12,7 +12,11 @@ pub(crate) fn collect(families: &mut MetricFamilies, s: &Status) {
     });
     families.gauge("palisade_member_id", "This member's id.", s.member.0);
     families.gauge("palisade_raft_term", "Raft's term.", s.term);
-    families.gauge("palisade_raft_leader_known", "Whether this member knows a leader.", s.leader.is_some());
+    families.gauge(
+        "palisade_raft_leader_known",
+        "Whether this member knows a leader that a majority follows.",
+        s.leader.is_some(),
+    );
     families.gauge("palisade_raft_leader_id", "The leader's id; 0 if none is known.", s.leader.map_or(0, |id| id.0));
     families.gauge("palisade_raft_last_log_index", "The last entry in this member's log.", s.last_log.unwrap_or(0));
     families.gauge(
@@ -23,8 +27,17 @@ pub(crate) fn collect(families: &mut MetricFamilies, s: &Status) {
     families.gauge("palisade_raft_applied_index", "The last entry applied here.", s.applied.unwrap_or(0));
     families.gauge("palisade_raft_snapshot_index", "The last entry in the newest snapshot.", s.snapshot.unwrap_or(0));
     families.gauge("palisade_raft_purged_index", "The last entry purged from the log.", s.purged.unwrap_or(0));
-    let voters = s.members.iter().filter(|m| m.voter).count();
-    families.gauge("palisade_raft_voters", "Members that vote.", voters as u64);
+    families.gauge("palisade_raft_voters", "Members that vote.", s.quorum.voters as u64);
+    families.gauge(
+        "palisade_quorum",
+        "Whether a majority was seen behind the leader in the last second.",
+        s.quorum.held,
+    );
+    families.gauge(
+        "palisade_voters_answering",
+        "Voters that answer this member, itself included.",
+        s.quorum.answering as u64,
+    );
     // Labels by member: few, and chosen by the operator, not by traffic.
     families.gauges(
         "palisade_raft_lag_entries",
@@ -40,4 +53,13 @@ pub(crate) fn collect(families: &mut MetricFamilies, s: &Status) {
             samples.with("member", &member.info.name).integer(member.reachable.into());
         }
     });
+    families.gauges(
+        "palisade_member_draining",
+        "Whether the other member turns traffic away, as it says.",
+        |samples| {
+            for member in s.members.iter().filter(|m| m.id != s.member) {
+                samples.with("member", &member.info.name).integer(member.draining.into());
+            }
+        },
+    );
 }

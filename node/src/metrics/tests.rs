@@ -83,10 +83,14 @@ fn page() -> MetricFamilies {
         id: MemberId(id),
         info: MemberInfo { name: format!("fw{id}"), address: "10.9.0.1:7946".into(), role: Role::Firewall },
         voter: true,
+        suffrage: crate::replication::Suffrage::Voter,
         leader: id == 1,
         matched: Some(1),
         lag: Some(0),
         reachable: true,
+        draining: false,
+        lease_valid: true,
+        removed: false,
     };
     let status = crate::replication::Status {
         cluster: String::new(),
@@ -96,6 +100,7 @@ fn page() -> MetricFamilies {
         role: crate::replication::RaftRole::Leader,
         term: 1,
         leader: Some(MemberId(1)),
+        quorum: crate::replication::Quorum { held: true, voters: 2, answering: 2, changing: false },
         last_log: Some(1),
         committed: Some(1),
         applied: Some(1),
@@ -106,11 +111,12 @@ fn page() -> MetricFamilies {
     };
     let mut families = MetricFamilies::default();
     let counts = Counts { sessions: vec![(Protocol::TCP, "ESTABLISHED", 3)], half_open: 2, half_open_evicted: 5 };
-    member_state(&mut families, crate::readiness::Grade::Full, true, None);
+    member_state(&mut families, crate::readiness::Grade::Full, true, false, None);
     sessions::table(&mut families, &counts, 1000, 100);
     sessions::takeovers(&mut families, TakeoverCounts::default());
     sessions::cluster(&mut families, LeaseState::Valid, Generation(4), &ClusterState::default());
     process::collect(&mut families);
+    gate(&mut families, &GateStatus { rules: true, nft: Nft::Installed, problems: Vec::new() });
     raft::collect(&mut families, &status);
     let (replication, store) = Default::default();
     counted(&mut families, &replication, &store, Some(&DatapathMetrics::new(2, ["eth0"])));
@@ -198,6 +204,25 @@ fn alerts_ask_for_metrics_that_exist() {
 fn promtool_accepts_the_alerts() {
     let rules = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/prometheus/palisade-alerts.yml");
     match Command::new("promtool").args(["check", "rules", rules]).output() {
+        Ok(output) => assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr)),
+        Err(_) => eprintln!("SKIPPED: promtool is not installed (Debian: prometheus)"),
+    }
+}
+
+/// Each alert fires in its test, and is silent before: an alert without one may never fire.
+#[test]
+fn promtool_tests_each_alert() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/prometheus");
+    let read = |name: &str| std::fs::read_to_string(format!("{folder}/{name}")).unwrap();
+    let (alerts, tests) = (read("palisade-alerts.yml"), read("palisade-alerts.test.yml"));
+    let names: BTreeSet<&str> = alerts.lines().filter_map(|l| l.trim().strip_prefix("- alert: ")).collect();
+    let silent: BTreeSet<&str> =
+        tests.lines().filter_map(|l| l.trim().split_once(", alertname: ")?.1.strip_suffix('}')).collect();
+    let firing: BTreeSet<&str> = tests.lines().filter_map(|l| l.trim().strip_prefix("alertname: ")).collect();
+    assert!(names.len() > 20, "{names:?}");
+    assert_eq!(names.difference(&firing).collect::<Vec<_>>(), Vec::<&&str>::new(), "do not fire in any test");
+    assert_eq!(names.difference(&silent).collect::<Vec<_>>(), Vec::<&&str>::new(), "are not silent in any test");
+    match Command::new("promtool").args(["test", "rules", "palisade-alerts.test.yml"]).current_dir(folder).output() {
         Ok(output) => assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr)),
         Err(_) => eprintln!("SKIPPED: promtool is not installed (Debian: prometheus)"),
     }

@@ -7,11 +7,13 @@ use palisade_engine::MemberId;
 use palisade_proto::member::v1 as wire;
 use tokio::sync::watch;
 
+use crate::clock;
 use crate::peer::connections::{Lane, Peers};
 use crate::peer::error::PeerError;
 use crate::raft::config::PalisadeRaft;
 use crate::raft::leadership::Leadership;
 use crate::raft::priority::ElectionPriority;
+use crate::raft::quorum::QuorumContact;
 use crate::raft::read_index::{READ_INDEX_TIMEOUT, ReadIndex, ReadIndexError};
 
 /// Time between two attempts while there is no leader that answers.
@@ -55,6 +57,7 @@ pub(crate) struct ReadBarrier {
     pub(crate) peers: Peers,
     pub(crate) leadership: watch::Receiver<Leadership>,
     pub(crate) priority: watch::Receiver<ElectionPriority>,
+    pub(crate) quorum: QuorumContact,
 }
 
 impl ReadBarrier {
@@ -91,6 +94,13 @@ impl ReadBarrier {
 
     /// The index up to which the log was committed when this was called.
     async fn committed_index(&self) -> Result<u64, ReadBarrierError> {
+        let asked = clock::now();
+        let index = self.ask_leader().await?;
+        self.quorum.record(asked);
+        Ok(index)
+    }
+
+    async fn ask_leader(&self) -> Result<u64, ReadBarrierError> {
         let leader = self.leadership.borrow().leader.clone().ok_or(ReadBarrierError::NoLeader)?;
         if leader.id == self.me {
             return Ok(self.read_index.read().await?);

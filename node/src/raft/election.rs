@@ -30,6 +30,7 @@ use tokio::sync::watch;
 
 use crate::clock;
 use crate::raft::config::PalisadeRaft;
+use crate::raft::handle::RaftHandle;
 use crate::raft::priority::ElectionPriority;
 
 /// How much later the member of the next rank campaigns. By then it knows that another member campaigns.
@@ -135,7 +136,7 @@ impl Election {
     /// The vote as it is, not as the metrics show it once it is on the disk. openraft handles nothing while it saves a vote. A
     /// request to campaign that is sent meanwhile would be handled afterwards, and start the next election during this one.
     async fn vote_now(&self) -> Result<Vote, Fatal<TypeConfig>> {
-        self.raft.with_raft_state(|state| *state.vote_ref()).await
+        self.raft.read_state(|state| *state.vote_ref()).await
     }
 
     /// The silence after which a member of this rank campaigns, after this number of campaigns in vain.

@@ -9,6 +9,7 @@ pub(crate) mod leadership;
 pub(crate) mod lease;
 pub(crate) mod network;
 pub(crate) mod priority;
+pub(crate) mod quorum;
 pub(crate) mod read_index;
 pub(crate) mod requests;
 pub(crate) mod snapshot;

@@ -18,6 +18,7 @@ use palisade_raft_store::TypeConfig;
 
 use crate::peer::connections::{Lane, Members, Peers};
 use crate::raft::config::PalisadeRaft;
+use crate::raft::handle::RaftHandle;
 use crate::raft::wire::vote_out;
 
 /// How long the voters may take. A lease that is renewed later than that would be almost over.
@@ -56,7 +57,7 @@ struct Reading {
 impl ReadIndex {
     /// The index that a member must have applied to know everything that was committed before this call.
     pub(crate) async fn read(&self) -> Result<u64, ReadIndexError> {
-        let reading = self.raft.with_raft_state(|state| {
+        let reading = self.raft.read_state(|state| {
             let vote = *state.vote_ref();
             // An index of its own term: only then does a leader know what earlier leaders committed.
             let committed = state.cluster_committed().filter(|id| id.leader_id == vote.leader_id);
@@ -105,7 +106,7 @@ fn is_majority(of: &BTreeSet<MemberId>, configs: &[BTreeSet<MemberId>]) -> bool 
 
 /// On a voter: whether it still follows this leader. A vote counts as soon as it is cast, before it is on the disk.
 pub(crate) async fn follows(raft: &PalisadeRaft, vote: VoteOf<TypeConfig>) -> Result<bool, Fatal<TypeConfig>> {
-    raft.with_raft_state(move |state| state.vote_ref().leader_id == vote.leader_id).await
+    raft.read_state(move |state| state.vote_ref().leader_id == vote.leader_id).await
 }
 
 #[cfg(test)]

@@ -21,8 +21,14 @@ const PROPOSER_HANGS: Duration = Duration::from_millis(500);
 pub enum ProposeError {
     /// No answer in time.
     #[error("the cluster did not confirm the change in time; it may still happen")]
-    #[diagnostic(help("is a majority of the members up (`palisade cluster members`)?"))]
+    #[diagnostic(help(
+        "look first whether it has happened, then try again; `palisade cluster status` shows whether there is a quorum"
+    ))]
     Timeout,
+    /// No leader was known in time.
+    #[error("no leader was known in time: nothing was changed")]
+    #[diagnostic(help("see `palisade cluster status`; with `--wait 30s` the command waits for a quorum"))]
+    NotSent,
     /// The replication is being shut down.
     #[error("this member is shutting down")]
     Stopped,
@@ -50,6 +56,6 @@ pub(crate) async fn propose_and_wait(
         requests.send(AdminRequest { command, deadline, reply }).await.map_err(|_| ProposeError::Stopped)?;
         outcome.await.map_err(|_| ProposeError::Stopped)?
     };
-    // The proposer keeps the deadline.
+    // The proposer keeps the deadline, and knows whether the command has left this member.
     tokio::time::timeout(timeout + PROPOSER_HANGS, done).await.unwrap_or(Err(ProposeError::Timeout))
 }

@@ -18,6 +18,7 @@ use crate::listen::Port;
 use crate::membership::admission::Admission;
 use crate::membership::identity::{DataDir, Identity};
 use crate::membership::options::Options;
+use crate::membership::presence::{PresencePoller, Roster};
 use crate::membership::reconcile::Reconciler;
 use crate::membership::register::Membership;
 use crate::membership::rollback_check;
@@ -32,6 +33,7 @@ use crate::raft::leadership::{self, Leadership};
 use crate::raft::lease::LeaseRenewer;
 use crate::raft::network::Network;
 use crate::raft::priority::ElectionPriority;
+use crate::raft::quorum::QuorumContact;
 use crate::raft::read_index::ReadIndex;
 use crate::raft::requests::{AdminRequest, REQUEST_QUEUE};
 use crate::raft::start::{RaftSetup, Started, start_raft};
@@ -65,7 +67,7 @@ where
     W: Wake + Clone + Send + Sync + 'static,
 {
     let data_dir = DataDir::lock(&options.data_dir)?;
-    let mut identity = data_dir.identity()?.ok_or(OpenError::NotMember)?;
+    let mut identity = data_dir.identity()?.ok_or_else(|| OpenError::no_member(&data_dir))?;
     data_dir.start(&mut identity)?;
     let metrics = Arc::<ReplicationMetrics>::default();
     let port = Port {
@@ -74,6 +76,7 @@ where
         interfaces: options.interfaces.clone(),
         // No program of this machine but the member itself speaks to other members, and it does not call itself.
         own_programs: false,
+        second_lock: options.second_lock.clone(),
     };
     let acceptor = transport::bind(port, metrics.clone())?;
     let applied = AppliedBatches::new();
@@ -89,6 +92,7 @@ where
         Sources { hints: workers.hints, proposals: workers.proposals, hint_queue, proposal_queue, request_queue };
     let events = applied.events.clone();
     let reachability = start_sync(&core, &options, &raft, sources, applied, &mut tasks);
+    let (roster, removed) = start_presence(&core, &raft, &mut tasks);
     start_liveness(&core, &peer_liveness, SharedWake::copy(&workers.wake), &mut tasks);
     start_leader_tasks(&core, &options, &raft, &requests, &mut tasks);
     tasks.spawn("tick", tick(core.engine.clone(), sink.clone()));
@@ -108,6 +112,8 @@ where
         peer_liveness,
         leader_contact: raft.leader_contact.clone(),
         audit: core.audit_handler(divergences),
+        lease: core.lease.clone(),
+        priority: raft.priority.subscribe(),
         connection_log: options.connection_log.clone(),
         stop: tasks.stopped(),
     });
@@ -125,6 +131,9 @@ where
         barrier: raft.barrier,
         events,
         reachability,
+        roster,
+        removed,
+        quorum: raft.quorum,
         transfer: raft.transfer,
         priority: raft.priority,
         server: parking_lot::Mutex::new(Some(server)),
@@ -261,6 +270,7 @@ struct RaftSide {
     leader_contact: LeaderContact,
     transfer: LeadershipTransfer,
     priority: watch::Sender<ElectionPriority>,
+    quorum: QuorumContact,
 }
 
 impl RaftSide {
@@ -271,6 +281,7 @@ impl RaftSide {
         let (leadership_sender, leadership) = watch::channel(Leadership::default());
         let (members_sender, members) = watch::channel(Members::new());
         let (priority, priority_receiver) = watch::channel(ElectionPriority::default());
+        let quorum = QuorumContact::default();
         let (contact, leader_contact) = (LastContact::default(), LeaderContact::default());
         let read_index = ReadIndex { me, raft: raft.clone(), peers: core.peers.clone() };
         let barrier = ReadBarrier {
@@ -280,6 +291,7 @@ impl RaftSide {
             peers: core.peers.clone(),
             leadership: leadership.clone(),
             priority: priority_receiver.clone(),
+            quorum: quorum.clone(),
         };
         let renewer = LeaseRenewer {
             barrier: barrier.clone(),
@@ -313,7 +325,7 @@ impl RaftSide {
         tasks.spawn("lease", renewer.run());
         tasks.spawn("election", election.run());
         tasks.spawn("leadership transfer", transfer.clone().run());
-        RaftSide { leadership, members, read_index, barrier, contact, leader_contact, transfer, priority }
+        RaftSide { leadership, members, read_index, barrier, contact, leader_contact, transfer, priority, quorum }
     }
 }
 
@@ -367,6 +379,22 @@ fn start_sync(
     tasks.spawn("hints", streams::run(hints, core.me, raft.members.clone()));
     tasks.spawn("progress", streams::run(progress, core.me, raft.members.clone()));
     reachability
+}
+
+/// Starts asking the others how they are. Returns who answers, and what becomes true when this member was removed.
+fn start_presence(core: &Core, raft: &RaftSide, tasks: &mut Tasks) -> (Roster, watch::Receiver<bool>) {
+    let roster = Roster::default();
+    let (removed, was_removed) = watch::channel(false);
+    let poller = PresencePoller {
+        me: core.me,
+        engine: core.engine.clone(),
+        peers: core.peers.clone(),
+        members: raft.members.clone(),
+        roster: roster.clone(),
+        removed,
+    };
+    tasks.spawn("presence", poller.run());
+    (roster, was_removed)
 }
 
 /// Starts the failure detector.

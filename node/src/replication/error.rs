@@ -1,10 +1,11 @@
 //! Why a member could not be started.
 
 use openraft::errors::Fatal;
+use palisade_engine::MemberId;
 use palisade_raft_store::TypeConfig;
 
 use crate::listen::ListenError;
-use crate::membership::identity::IdentityError;
+use crate::membership::identity::{DataDir, Identity, IdentityError};
 use crate::membership::rollback_check::RollbackError;
 use crate::peer::error::ClusterIdError;
 use crate::raft::start::RaftStartError;
@@ -22,6 +23,10 @@ pub enum OpenError {
         "create a cluster with `palisade cluster init`, or join one with `palisade cluster join TOKEN`"
     ))]
     NotMember,
+    /// It was a member, and the cluster removed it.
+    #[error(transparent)]
+    #[diagnostic(transparent)]
+    Removed(#[from] RemovedError),
     /// The store, or Raft on it.
     #[error(transparent)]
     #[diagnostic(transparent)]
@@ -37,6 +42,36 @@ pub enum OpenError {
     /// The cluster's id.
     #[error(transparent)]
     ClusterId(#[from] ClusterIdError),
+}
+
+impl OpenError {
+    /// Why a folder without identity has none.
+    pub(crate) fn no_member(data_dir: &DataDir) -> OpenError {
+        match data_dir.removed_identity() {
+            Ok(Some(removed)) => OpenError::Removed(RemovedError::from(&removed)),
+            Ok(None) => OpenError::NotMember,
+            Err(error) => error.into(),
+        }
+    }
+}
+
+/// This machine was removed from its cluster.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error, miette::Diagnostic)]
+#[error("this machine was removed from cluster {cluster}, in which it was member {member}: nothing passes it")]
+#[diagnostic(help(
+    "to come back as a new member: `palisade cluster token` on a member, then `palisade cluster join TOKEN` here; no folder has to be emptied"
+))]
+pub struct RemovedError {
+    /// The cluster.
+    pub cluster: String,
+    /// The member that it was.
+    pub member: MemberId,
+}
+
+impl From<&Identity> for RemovedError {
+    fn from(identity: &Identity) -> RemovedError {
+        RemovedError { cluster: identity.cluster.clone(), member: identity.member }
+    }
 }
 
 /// Why a running member's replication ended by itself.

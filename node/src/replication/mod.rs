@@ -28,7 +28,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use openraft::async_runtime::WatchReceiver;
 use palisade_engine::replica::{Command, Outcome, Replica};
-use palisade_engine::{Engine, MemberId, MemberInfo, Wake};
+use palisade_engine::{Engine, LeaseState, MemberId, MemberInfo, Wake};
 use palisade_engine::{Hint, Proposal};
 use palisade_proto::member::v1 as wire;
 use palisade_raft_store::{Auditor, StoreMetrics};
@@ -37,10 +37,12 @@ use tokio::task::JoinHandle;
 
 use crate::clock;
 use crate::lease::Lease;
+use crate::membership::presence::{Presence, Roster};
 use crate::membership::register::Membership;
 use crate::peer::connections::{Client, Lane};
 use crate::raft::barrier::ReadBarrier;
 use crate::raft::config::PalisadeRaft;
+use crate::raft::quorum::{QUORUM_POLL_INTERVAL, QuorumContact};
 use crate::raft::requests::{AdminRequest, propose_and_wait};
 use crate::raft::transfer::LeadershipTransfer;
 use crate::replication::builder::WorkerSide;
@@ -48,21 +50,23 @@ use crate::replication::tasks::Tasks;
 use crate::sync::hints::Reachability;
 
 pub use crate::membership::error::MembershipError;
-pub use crate::membership::identity::{Identity, IdentityError};
+pub use crate::membership::identity::{Identity, IdentityError, has_identity};
 pub use crate::membership::join::{init, join};
 pub use crate::membership::options::Options;
 pub use crate::membership::recover::{RecoverError, Recovered, Recovery, RecoveryPlan, RemovedMember};
+pub use crate::membership::register::Removal;
 pub use crate::membership::rollback_check::RollbackError;
 pub use crate::membership::token::{Token, TokenError};
 pub use crate::raft::barrier::ReadBarrierError;
 pub use crate::raft::config::{LogSize, Timing};
 pub use crate::raft::priority::ElectionPriority;
+pub use crate::raft::quorum::{NoQuorum, Quorum, explain as explain_quorum};
 pub use crate::raft::requests::ProposeError;
 pub use crate::raft::start::RaftStartError;
 pub use crate::raft::transfer::TransferError;
 pub use crate::raft::voters::Voters;
-pub use crate::replication::error::{EndedError, OpenError};
-pub use crate::replication::status::{Member, RaftRole, Status};
+pub use crate::replication::error::{EndedError, OpenError, RemovedError};
+pub use crate::replication::status::{Member, RaftRole, Status, Suffrage};
 pub use crate::replication_metrics::ReplicationMetrics;
 pub use crate::sync::events::{SessionChange, SessionEvent};
 
@@ -84,6 +88,10 @@ pub struct Replication {
     barrier: ReadBarrier,
     events: broadcast::Sender<Arc<SessionEvent>>,
     reachability: Reachability,
+    roster: Roster,
+    /// True once this member was removed.
+    removed: watch::Receiver<bool>,
+    quorum: QuorumContact,
     transfer: LeadershipTransfer,
     priority: watch::Sender<ElectionPriority>,
     server: parking_lot::Mutex<Option<JoinHandle<()>>>,
@@ -209,7 +217,61 @@ impl Replication {
     pub fn status(&self) -> Status {
         let metrics = self.raft.metrics().borrow_watched().clone();
         let lease = self.lease.state_at(clock::now());
-        status::status(self.identity(), &metrics, &self.engine.cluster_state(), &self.reachability, lease)
+        let draining = *self.priority.borrow() != ElectionPriority::Normal;
+        let seen = status::Seen {
+            reachability: &self.reachability,
+            roster: &self.roster,
+            quorum_held: self.has_quorum(),
+            own: Presence { draining, lease_valid: lease == LeaseState::Valid },
+            lease,
+        };
+        status::status(self.identity(), &metrics, &self.engine.cluster_state(), &seen)
+    }
+
+    /// Whether a majority was seen behind the leader in the last second.
+    #[must_use]
+    pub fn has_quorum(&self) -> bool {
+        self.quorum.is_fresh(clock::now())
+    }
+
+    /// Waits for a quorum, at most for `wait`.
+    ///
+    /// # Errors
+    /// [`NoQuorum`]
+    pub async fn require_quorum(&self, wait: Duration) -> Result<(), NoQuorum> {
+        let begin = clock::now();
+        while !self.has_quorum() {
+            if clock::now().since(begin) >= wait {
+                return Err(NoQuorum(self.status().quorum));
+            }
+            tokio::time::sleep(QUORUM_POLL_INTERVAL).await;
+        }
+        Ok(())
+    }
+
+    /// Waits until the cluster has removed this member; forever, if it does not.
+    pub fn removed(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut removed = self.removed.clone();
+        async move {
+            // The sender is gone when the replication is shut down.
+            if removed.wait_for(|removed| *removed).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Waits until Raft does not count this removed member any longer: the change of the voters may need its vote.
+    pub async fn wait_uncounted(&self, timeout: Duration) {
+        // Without a majority that does not happen; then nothing is lost by going.
+        drop(tokio::time::timeout(timeout, self.membership.wait_removed()).await);
+    }
+
+    /// Marks the data folder as that of a removed member. Afterwards the replication is to be shut down.
+    ///
+    /// # Errors
+    /// [`MembershipError`]
+    pub fn mark_removed(&self) -> Result<(), MembershipError> {
+        self.membership.mark_removed()
     }
 
     /// Has a command committed and applied here, and returns its outcome: committed is not accepted.
@@ -246,12 +308,12 @@ impl Replication {
         self.membership.leave().await
     }
 
-    /// Removes a dead member.
+    /// Removes another member; one that answers only with `alive_too`.
     ///
     /// # Errors
     /// [`MembershipError`]
-    pub async fn remove(&self, name: &str) -> Result<MemberId, MembershipError> {
-        self.membership.remove(name).await
+    pub async fn remove(&self, name: &str, alive_too: bool) -> Result<Removal, MembershipError> {
+        self.membership.remove(name, alive_too).await
     }
 
     /// Names the zones that this member's interfaces are in: each gets a number that all members know.
@@ -279,7 +341,8 @@ impl Replication {
     /// Whether this member leads although others could.
     #[must_use]
     pub fn is_replaceable_leader(&self) -> bool {
-        self.raft.is_leader() && self.transfer.has_peers()
+        // Without a quorum no other member can take over.
+        self.raft.is_leader() && self.transfer.has_peers() && self.has_quorum()
     }
 
     /// Stops taking part. Established sessions of this machine are the workers' business.

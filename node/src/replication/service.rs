@@ -9,7 +9,7 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::raft::AppendEntriesRequest;
 use palisade_engine::Event;
 use palisade_engine::MemberInfo;
-use palisade_engine::{Engine, MemberId, SessionId};
+use palisade_engine::{Engine, LeaseState, MemberId, SessionId};
 use palisade_proto::convert::{decode_batch, decode_hint};
 use palisade_proto::member::v1 as wire;
 use palisade_proto::member::v1::admission_server::{Admission as AdmissionRpc, AdmissionServer};
@@ -22,6 +22,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::audit::handler::AuditHandler;
 use crate::clock;
 use crate::connection_log::{ConnectionLog, follow};
+use crate::lease::Lease;
 use crate::membership::admission::Admission;
 use crate::peer::addressing::{AddressCheck, Caller};
 use crate::peer::connections::MAX_MESSAGE_BYTES;
@@ -31,6 +32,7 @@ use crate::raft::contact::LastContact;
 use crate::raft::election::LeaderContact;
 use crate::raft::handle::{RaftHandle, matched_index};
 use crate::raft::leadership::Leadership;
+use crate::raft::priority::ElectionPriority;
 use crate::raft::read_index::{self, ReadIndex};
 use crate::raft::{snapshot, wire as convert};
 use crate::replication_metrics::ReplicationMetrics;
@@ -73,6 +75,8 @@ pub(crate) struct ServiceContext {
     pub(crate) peer_liveness: PeerLiveness,
     pub(crate) leader_contact: LeaderContact,
     pub(crate) audit: AuditHandler,
+    pub(crate) lease: Arc<Lease>,
+    pub(crate) priority: watch::Receiver<ElectionPriority>,
     pub(crate) connection_log: ConnectionLog,
     /// True once the member is to stop: ends the streams, which would otherwise keep their connections open.
     pub(crate) stop: watch::Receiver<bool>,
@@ -312,6 +316,10 @@ impl MemberRpc for MemberService {
         if !self.0.raft.is_member(from) {
             return Err(not_a_member(from));
         }
+        // Raft counts it until the voters have changed: it must take part until then, but not forward.
+        if self.0.engine.cluster_state().has_left(from) {
+            return Err(Status::unavailable(format!("member {from} is being removed from this cluster")));
+        }
         let term = self.0.raft.server_metrics().borrow_watched().vote.leader_id.term;
         self.0.contact.record(from, term, accepts_leadership);
         let metrics = self.0.raft.metrics().borrow_watched().clone();
@@ -358,6 +366,18 @@ impl MemberRpc for MemberService {
         reached.map_err(|e| Status::unavailable(format!("this member is behind: {e}")))?;
         self.0.engine.confirm_idle(clock::now(), &mut ids);
         Ok(Response::new(wire::Sessions::from(&*ids)))
+    }
+
+    async fn presence(
+        &self,
+        request: Request<wire::PresenceRequest>,
+    ) -> Result<Response<wire::PresenceResponse>, Status> {
+        let from = Caller::from_request(&request)?;
+        Ok(Response::new(wire::PresenceResponse {
+            removed: self.0.engine.cluster_state().has_left(from),
+            draining: *self.0.priority.borrow() != ElectionPriority::Normal,
+            lease_valid: self.0.lease.state_at(clock::now()) == LeaseState::Valid,
+        }))
     }
 
     async fn digests(&self, request: Request<wire::DigestsRequest>) -> Result<Response<wire::DigestsResponse>, Status> {

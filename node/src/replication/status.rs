@@ -1,11 +1,15 @@
 //! The status of a member and its cluster, for people and for `/metrics`.
 
+use std::collections::BTreeSet;
+
 use openraft::{RaftMetrics, ServerState};
 use palisade_engine::{ClusterState, LeaseState, MemberId, MemberInfo};
 use palisade_raft_store::TypeConfig;
 
 use crate::membership::identity::Identity;
+use crate::membership::presence::{Presence, Roster};
 use crate::raft::handle::matched_index;
+use crate::raft::quorum::Quorum;
 use crate::sync::hints::Reachability;
 
 /// A member's role in Raft.
@@ -53,8 +57,10 @@ pub struct Status {
     pub role: RaftRole,
     /// The term of Raft.
     pub term: u64,
-    /// The leader, if known.
+    /// The leader, if one is known that a majority was seen behind lately.
     pub leader: Option<MemberId>,
+    /// Whether decisions can be made, and who answers.
+    pub quorum: Quorum,
     /// The index of the last entry in its log.
     pub last_log: Option<u64>,
     /// The index of the last entry known to be committed.
@@ -71,6 +77,31 @@ pub struct Status {
     pub lease: LeaseState,
 }
 
+/// Whether a member votes, also while the voters change.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Suffrage {
+    /// It does not vote.
+    Learner,
+    /// It votes.
+    Voter,
+    /// It votes among the new voters, whose majority is needed as well as that of the old ones.
+    BecomingVoter,
+    /// It votes among the old ones only.
+    BecomingLearner,
+}
+
+impl Suffrage {
+    fn of(id: MemberId, configs: &[BTreeSet<MemberId>]) -> Suffrage {
+        let votes = |config: Option<&BTreeSet<MemberId>>| config.is_some_and(|voters| voters.contains(&id));
+        match (votes(configs.first()), votes(configs.last())) {
+            (true, true) => Suffrage::Voter,
+            (true, false) => Suffrage::BecomingLearner,
+            (false, true) => Suffrage::BecomingVoter,
+            (false, false) => Suffrage::Learner,
+        }
+    }
+}
+
 /// A member as another one sees it.
 #[derive(Clone, Debug)]
 pub struct Member {
@@ -80,23 +111,41 @@ pub struct Member {
     pub info: MemberInfo,
     /// Whether it votes.
     pub voter: bool,
+    /// The same in detail.
+    pub suffrage: Suffrage,
     /// Whether it leads.
     pub leader: bool,
     /// The index up to which its log matches the leader's; known only to the leader.
     pub matched: Option<u64>,
     /// The number of entries that it is behind; known only to the leader.
     pub lag: Option<u64>,
-    /// Whether this member reaches it.
+    /// Whether it answers this member, and takes its hints.
     pub reachable: bool,
+    /// Whether it turns traffic away, as it says.
+    pub draining: bool,
+    /// Whether its lease is valid, as it says.
+    pub lease_valid: bool,
+    /// Whether it was removed, and Raft counts it still.
+    pub removed: bool,
+}
+
+/// What this member sees of the others, and knows of itself.
+pub(crate) struct Seen<'a> {
+    pub(crate) reachability: &'a Reachability,
+    pub(crate) roster: &'a Roster,
+    /// Whether a majority was seen behind the leader lately.
+    pub(crate) quorum_held: bool,
+    pub(crate) own: Presence,
+    pub(crate) lease: LeaseState,
 }
 
 pub(crate) fn status(
     identity: &Identity,
     metrics: &RaftMetrics<TypeConfig>,
     cluster: &ClusterState,
-    reachability: &Reachability,
-    lease: LeaseState,
+    seen: &Seen<'_>,
 ) -> Status {
+    let Seen { reachability, roster, quorum_held, own, lease } = *seen;
     let me = identity.member;
     let index = |id: &Option<palisade_raft_store::LogId>| id.as_ref().map(|id| id.index);
     let role = match (&metrics.running_state, metrics.state) {
@@ -106,6 +155,9 @@ pub(crate) fn status(
         (_, ServerState::Learner) => RaftRole::Learner,
         (_, ServerState::Candidate) => RaftRole::Candidate,
     };
+    let presence = |id: MemberId| if id == me { Some(own) } else { roster.get(id) };
+    let configs = metrics.membership_config.membership().get_joint_config();
+    let leader = metrics.current_leader.filter(|_| quorum_held);
     let member = |id: MemberId, info: &MemberInfo| {
         let matched =
             if role == RaftRole::Leader && id == me { metrics.last_log_index } else { matched_index(metrics, id) };
@@ -113,12 +165,20 @@ pub(crate) fn status(
             id,
             info: info.clone(),
             voter: metrics.membership_config.voter_ids().any(|voter| voter == id),
-            leader: metrics.current_leader == Some(id),
+            suffrage: Suffrage::of(id, configs),
+            leader: leader == Some(id),
             matched,
             lag: matched.map(|m| metrics.last_log_index.unwrap_or(0).saturating_sub(m)),
-            reachable: id == me || reachability.get(id),
+            reachable: id == me || (presence(id).is_some() && reachability.get(id)),
+            draining: presence(id).is_some_and(|p| p.draining),
+            lease_valid: presence(id).is_some_and(|p| p.lease_valid),
+            removed: cluster.has_left(id),
         }
     };
+    // A member that was removed counts until the voters have changed: as long as that takes, it is seen.
+    let mut counted = cluster.members.clone();
+    let leaving = metrics.membership_config.nodes().filter(|(id, _)| cluster.has_left(**id));
+    counted.extend(leaving.map(|(id, info)| (*id, info.clone())));
     Status {
         cluster: identity.cluster.clone(),
         member: me,
@@ -126,13 +186,29 @@ pub(crate) fn status(
         starts: identity.starts,
         role,
         term: metrics.current_term,
-        leader: metrics.current_leader,
+        leader,
+        quorum: Quorum::count(configs, quorum_held, |id| presence(id).is_some()),
         last_log: metrics.last_log_index,
         committed: index(&metrics.local_committed),
         applied: index(&metrics.last_applied),
         snapshot: index(&metrics.snapshot),
         purged: index(&metrics.purged),
-        members: cluster.members.iter().map(|(id, info)| member(*id, info)).collect(),
+        members: counted.iter().map(|(id, info)| member(*id, info)).collect(),
         lease,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn suffrage_is_that_of_the_old_and_the_new_voters() {
+        let set = |ids: &[u64]| ids.iter().copied().map(MemberId).collect::<BTreeSet<_>>();
+        let all = |configs: &[BTreeSet<MemberId>]| [1, 2, 3, 4].map(|id| Suffrage::of(MemberId(id), configs));
+        use Suffrage::{BecomingLearner, BecomingVoter, Learner, Voter};
+        assert_eq!(all(&[set(&[1, 2, 3])]), [Voter, Voter, Voter, Learner]);
+        assert_eq!(all(&[set(&[1, 2, 3]), set(&[1, 2, 4])]), [Voter, Voter, BecomingLearner, BecomingVoter]);
+        assert_eq!(all(&[]), [Learner; 4], "nothing is known yet");
     }
 }

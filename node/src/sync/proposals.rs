@@ -228,7 +228,13 @@ impl Proposer {
             self.pending.add(batch.first_serial);
             state.route.propose(&self.raft, &batch).await;
             let routed = !state.route.is_none();
-            state.in_flight.insert(InFlightBatch { batch, waiters, deadline, state: BatchState::new(now, routed) });
+            state.in_flight.insert(InFlightBatch {
+                batch,
+                waiters,
+                deadline,
+                state: BatchState::new(now, routed),
+                sent: routed,
+            });
         }
     }
 
@@ -243,7 +249,7 @@ impl Proposer {
             }
             let Some(next) = waiting.pop_front() else { break };
             if next.deadline <= now {
-                self.give_up(next.reply);
+                self.give_up(next.reply, false);
                 continue;
             }
             deadline = deadline.max(next.deadline);
@@ -253,10 +259,13 @@ impl Proposer {
         (commands, waiters, deadline)
     }
 
-    fn give_up(&self, reply: Option<Reply>) {
+    /// `sent`: whether a leader may have it.
+    fn give_up(&self, reply: Option<Reply>, sent: bool) {
         match reply {
             // The caller may be gone.
-            Some(reply) => drop(reply.send(Err(ProposeError::Timeout))),
+            Some(reply) => {
+                drop(reply.send(Err(if sent { ProposeError::Timeout } else { ProposeError::NotSent })));
+            }
             None => self.metrics.proposals_dropped.deadline.inc(),
         }
     }
@@ -266,10 +275,10 @@ impl Proposer {
         let now = clock::now();
         while let Some(batch) = state.in_flight.timed_out(now) {
             self.pending.remove(batch.batch.first_serial);
-            batch.waiters.into_iter().for_each(|(_, reply)| self.give_up(reply));
+            batch.waiters.into_iter().for_each(|(_, reply)| self.give_up(reply, batch.sent));
         }
         while let Some(command) = state.waiting.pop_front_if(|command| command.deadline <= now) {
-            self.give_up(command.reply);
+            self.give_up(command.reply, false);
         }
         // A stream may have ended without a change of the leader.
         if state.route.has_ended() {

@@ -80,7 +80,11 @@ impl Fixed {
 impl Judge for Fixed {
     fn judge(&self, packet: &Packet, context: &mut Context<'_>, _: &mut Vec<Event>) -> Verdict {
         match self.0.load(Ordering::Relaxed) {
-            0 => Verdict::Forward,
+            0 => {
+                let egress = context.routes.zone(packet.tuple.dst);
+                egress.into_iter().for_each(|zone| context.routes.set_egress(zone));
+                Verdict::Forward
+            }
             1 => Verdict::Drop(Reason::Policy),
             2 => Verdict::Hold(KEY, HoldClass::Matched),
             3 => Verdict::Reject(Reason::PolicyReject),
@@ -89,7 +93,10 @@ impl Judge for Fixed {
             5 => panic!("a judge that fails, as this test wants it"),
             _ => match context.routes.zone(packet.tuple.dst) {
                 // f0 is zone 1, f1 zone 2: the two ends must lie on different sides.
-                Some(zone) if zone != ZoneId::UNKNOWN && zone != context.ingress => Verdict::Forward,
+                Some(zone) if zone != ZoneId::UNKNOWN && zone != context.ingress => {
+                    context.routes.set_egress(zone);
+                    Verdict::Forward
+                }
                 Some(_) => Verdict::Drop(Reason::WrongZone),
                 None => Verdict::Drop(Reason::NoRoute),
             },

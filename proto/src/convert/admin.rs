@@ -1,5 +1,6 @@
 //! Conversion of what the command line and its member say to each other.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -59,6 +60,8 @@ pub struct Session {
     pub generation: Generation,
     /// The rule that allowed it.
     pub rule: RuleId,
+    /// Its name; empty if its policy is not in the history any longer.
+    pub rule_name: String,
     /// The protocol's state as conntrack(8) names it.
     pub state: String,
     /// Not yet in the log.
@@ -72,9 +75,9 @@ pub struct Session {
 }
 
 impl Session {
-    /// From the engine's view; `zones` are the zone names by number.
+    /// From the engine's view; `zones` are the zone names by number, `rule_name` the name of its rule.
     #[must_use]
-    pub fn new(info: &SessionInfo, zones: &[String]) -> Session {
+    pub fn new(info: &SessionInfo, zones: &[String], rule_name: &str) -> Session {
         let zone = |id: palisade_engine::ZoneId| match zones.get(usize::from(id.0)) {
             Some(name) if !name.is_empty() && id != palisade_engine::ZoneId::UNKNOWN => name.clone(),
             _ => "-".to_owned(),
@@ -87,6 +90,7 @@ impl Session {
             egress: zone(info.zones.egress),
             generation: info.rule.0,
             rule: info.rule.1,
+            rule_name: rule_name.to_owned(),
             state: info.state.to_owned(),
             half_open: info.half_open,
             idle: info.idle,
@@ -137,6 +141,30 @@ impl SessionFilter {
                 .zone
                 .as_deref()
                 .is_none_or(|z| zone(info.zones.ingress) == Some(z) || zone(info.zones.egress) == Some(z))
+    }
+}
+
+impl fmt::Display for SessionFilter {
+    /// As the command line has it. Texts are escaped: they come from a caller, and go into the log.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts = [
+            ("--proto", self.protocol.map(|p| p.to_string())),
+            ("--src", self.src.map(|p| p.to_string())),
+            ("--dst", self.dst.map(|p| p.to_string())),
+            ("--sport", self.src_port.map(|p| p.to_string())),
+            ("--dport", self.dst_port.map(|p| p.to_string())),
+            ("--state", self.state.as_deref().map(|s| s.escape_debug().to_string())),
+            ("--zone", self.zone.as_deref().map(|z| z.escape_debug().to_string())),
+        ];
+        let given: Vec<String> =
+            parts.into_iter().filter_map(|(key, value)| Some(format!("{key} {}", value?))).collect();
+        f.write_str(&given.join(" "))
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.length)
     }
 }
 
@@ -320,6 +348,7 @@ impl From<Session> for v1::Session {
             egress: s.egress,
             generation: s.generation.0,
             rule: s.rule.0,
+            rule_name: s.rule_name,
             state: s.state,
             half_open: s.half_open,
             idle_ms: millis(s.idle),
@@ -344,6 +373,7 @@ impl TryFrom<v1::Session> for Session {
             egress: s.egress,
             generation: Generation(s.generation),
             rule: RuleId(s.rule),
+            rule_name: s.rule_name,
             state: s.state,
             half_open: s.half_open,
             idle: Duration::from_millis(s.idle_ms),

@@ -173,7 +173,9 @@ mod tests {
         let datagram =
             FragmentKey { src: ip(1), dst: ip(2), protocol: Protocol::IPV6_FRAG, id: u32::MAX, ingress: ZoneId(3) };
         let abort = Hint::Abort(SessionId { member: MemberId(1), counter: u64::MAX });
-        for hint in [abort, Hint::FirstFragment { datagram, end: 1448 }, Hint::FragmentQuery(datagram)] {
+        for hint in
+            [abort, Hint::FirstFragment { datagram, end: 1448, egress: ZoneId(2) }, Hint::FragmentQuery(datagram)]
+        {
             assert_eq!(decode_hint(&encode_hint(&hint).unwrap()).unwrap(), hint);
         }
     }

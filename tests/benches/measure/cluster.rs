@@ -46,6 +46,7 @@ impl Node {
             name: name.to_owned(),
             listen,
             interfaces: Vec::new(),
+            second_lock: palisade_node::SecondLock::default(),
             advertise: listen.to_string(),
             role: Role::Firewall,
             engine: Config { max_sessions: 1 << 21, ..Config::new(MemberId(0), 0, 0) },

@@ -618,6 +618,7 @@ impl Member {
             name: format!("fw{}", index + 1),
             listen: address(index),
             interfaces: Vec::new(),
+            second_lock: palisade_node::SecondLock::default(),
             advertise: address(index).to_string(),
             role: Role::Firewall,
             engine,

@@ -215,7 +215,7 @@ impl Environment for SimulatedEnvironment {
         self.lease.state_at(now)
     }
 
-    fn routes(&mut self, _: &Tuple) -> &mut dyn Routes {
+    fn routes(&mut self, _: &Packet) -> &mut dyn Routes {
         self
     }
 
@@ -291,7 +291,7 @@ struct SimulatedSink {
 }
 
 impl PacketSink<Segment> for SimulatedSink {
-    fn forward(&mut self, _: &Packet, _: &Segment, _: &[u8]) -> Result<(), Reason> {
+    fn forward(&mut self, _: &Packet, _: &Segment, _: &[u8], _: Option<ZoneId>) -> Result<(), Reason> {
         Ok(())
     }
 

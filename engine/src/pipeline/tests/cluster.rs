@@ -1,5 +1,6 @@
 //! The test harness: a cluster of three members without a network.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use crate::addr::Ip;
 use crate::engine::Engine;
 use crate::event::{Event, Hint, LoggedDecision, Proposal};
 use crate::id::{Generation, MemberId, ZoneId};
-use crate::parse::{IpOptions, Kind, Packet, Tcp};
+use crate::parse::{IpOptions, Kind, Packet, RoutingClass, Tcp};
 use crate::replica::{Applied, Batch, Command, Outcome, PolicyChange, Replica};
 use crate::table::peer_queries::HINT_DELAY;
 use crate::testing::{CLIENT, INSIDE, OUTSIDE, POLICY, SERVER, tuple};
@@ -29,6 +30,24 @@ impl Routes for Net {
             Ip::V4([10, 0, 2, _]) => Some(INSIDE),
             _ => None,
         }
+    }
+}
+
+/// The same, with the zone that a verdict was about.
+#[derive(Default)]
+struct NetWithEgress(Cell<Option<ZoneId>>);
+
+impl Routes for NetWithEgress {
+    fn zone(&mut self, destination: Ip) -> Option<ZoneId> {
+        Net.zone(destination)
+    }
+
+    fn set_egress(&self, zone: ZoneId) {
+        self.0.set(Some(zone));
+    }
+
+    fn egress(&self) -> Option<ZoneId> {
+        self.0.get()
     }
 }
 
@@ -225,10 +244,15 @@ impl Cluster {
 
     pub(crate) fn process(&mut self, at: usize, worker: u8, ingress: ZoneId, packet: &Packet) -> Verdict {
         let member = &self.members[at];
+        let mut routes = NetWithEgress::default();
         let mut context =
-            Context { now: self.now, worker, ingress, antispoof: true, lease: member.lease, routes: &mut Net };
+            Context { now: self.now, worker, ingress, antispoof: true, lease: member.lease, routes: &mut routes };
         let mut events = Vec::new();
         let verdict = member.engine.process(packet, &mut context, &mut events);
+        if verdict == Verdict::Forward {
+            // Whatever the packet is: it leaves by the zone that the verdict was about.
+            assert_eq!(routes.egress(), Net.zone(packet.tuple.dst), "{packet:?}");
+        }
         self.consequences(at, events);
         verdict
     }
@@ -331,6 +355,7 @@ impl Conn {
             kind: Kind::Tcp(tcp),
             fragment: None,
             options: IpOptions::NONE,
+            class: RoutingClass::default(),
         }
     }
 
@@ -362,7 +387,15 @@ impl Conn {
 
 /// A packet of another protocol.
 pub(crate) fn other(tuple: Tuple, kind: Kind) -> Packet {
-    Packet { tuple, length: 60, transport: 20, kind, fragment: None, options: IpOptions::NONE }
+    Packet {
+        tuple,
+        length: 60,
+        transport: 20,
+        kind,
+        fragment: None,
+        options: IpOptions::NONE,
+        class: RoutingClass::default(),
+    }
 }
 
 /// Establishes a connection through all three members.

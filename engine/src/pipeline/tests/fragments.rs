@@ -101,7 +101,7 @@ fn fragment_is_forwarded_by_member_that_learned_of_the_first_from_a_hint() {
     let key = held(k.process(B, 3, OUTSIDE, &follows(1, 1480)));
     assert_eq!(k.pass(A, first(1, 53)), FORWARD);
     let datagram = FragmentKey { src: CLIENT, dst: SERVER, protocol: Protocol::UDP, id: 1, ingress: OUTSIDE };
-    assert_eq!(hints(&k), [&Hint::FirstFragment { datagram, end: 1480 }; 2]);
+    assert_eq!(hints(&k), [&Hint::FirstFragment { datagram, end: 1480, egress: INSIDE }; 2]);
     k.deliver();
     assert_eq!(k.members[B].woken.0, [(WorkerSet::of(3), key)]);
     assert_eq!(k.pass(B, follows(1, 1480)), FORWARD);
@@ -200,15 +200,15 @@ fn fragment_hint_with_inconsistent_content_is_ignored() {
     let mut k = Cluster::new();
     let datagram = FragmentKey { src: CLIENT, dst: SERVER, protocol: Protocol::UDP, id: 1, ingress: OUTSIDE };
     let mixed = FragmentKey { dst: Ip::V6([1; 16]), ..datagram };
-    k.hints.push((A, B, Hint::FirstFragment { datagram, end: 0 }));
-    k.hints.push((A, B, Hint::FirstFragment { datagram: mixed, end: 8 }));
+    k.hints.push((A, B, Hint::FirstFragment { datagram, end: 0, egress: INSIDE }));
+    k.hints.push((A, B, Hint::FirstFragment { datagram: mixed, end: 8, egress: INSIDE }));
     k.hints.push((A, B, Hint::FragmentQuery(mixed)));
     k.deliver();
     held(k.pass(B, follows(1, 1480)));
     // A hint that contradicts local state has no effect.
     assert_eq!(k.pass(B, first(2, 53)), FORWARD);
     k.hints.clear();
-    k.hints.push((A, B, Hint::FirstFragment { datagram: FragmentKey { id: 2, ..datagram }, end: 8 }));
+    k.hints.push((A, B, Hint::FirstFragment { datagram: FragmentKey { id: 2, ..datagram }, end: 8, egress: INSIDE }));
     k.deliver();
     assert_eq!(k.pass(B, follows(2, 8)), DROP);
 }

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::env;
 
 use super::cluster::*;
-use crate::parse::{IpOptions, Kind, Packet, Tcp};
+use crate::parse::{IpOptions, Kind, Packet, RoutingClass, Tcp};
 use crate::testing::tuple;
 use crate::tuple::Tuple;
 use crate::verdict::Verdict;
@@ -275,6 +275,7 @@ impl History<'_> {
             kind: Kind::Tcp(tcp),
             fragment: None,
             options: IpOptions::NONE,
+            class: RoutingClass::default(),
         }
     }
 

@@ -164,7 +164,7 @@ fn timeout_applies_to_every_state_of_every_protocol() {
 #[test]
 fn timeout_deadline_follows_packets_hints_and_policies() {
     let mut k = Cluster::new();
-    k.policy(&with("tcp.established 1h"));
+    k.policy(&with("tcp.established 1h, tcp.fin_wait 2m"));
     let c = Conn::new(1);
     open(&mut k, &c);
     let id = only(&k).unwrap().id;

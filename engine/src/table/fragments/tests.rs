@@ -4,6 +4,11 @@ use crate::tuple::Protocol;
 
 const NOW: Time = Time(1);
 const MS: Duration = Duration::from_millis(1);
+const EGRESS: ZoneId = ZoneId(2);
+
+fn first(end: u16) -> FirstFragment {
+    FirstFragment { end, egress: EGRESS }
+}
 
 fn datagram(id: u32) -> FragmentKey {
     FragmentKey { src: CLIENT, dst: SERVER, protocol: Protocol::UDP, id, ingress: OUTSIDE }
@@ -16,7 +21,7 @@ fn part(begin: u16, end: u16, last: bool) -> Fragment {
 
 fn with_forwarded_first() -> FragmentTable {
     let mut table = FragmentTable::default();
-    assert!(table.record_first(1, 80, NOW));
+    assert!(table.record_first(1, first(80), NOW));
     table
 }
 
@@ -24,7 +29,7 @@ fn with_forwarded_first() -> FragmentTable {
 fn fragments_pass_once_in_any_order() {
     let mut table = with_forwarded_first();
     let mut passes =
-        |begin, end, last| table.judge_later(1, &part(begin, end, last), true, NOW) == FragmentOutcome::Pass;
+        |begin, end, last| table.judge_later(1, &part(begin, end, last), true, NOW) == FragmentOutcome::Pass(EGRESS);
     assert!(passes(160, 240, false));
     assert!(passes(320, 400, true));
     assert!(passes(80, 160, false));
@@ -37,9 +42,9 @@ fn fragments_pass_once_in_any_order() {
 #[test]
 fn fragment_that_overlaps_is_invalid() {
     let mut table = with_forwarded_first();
-    assert!(!table.record_first(1, 80, NOW), "a second first one");
+    assert!(!table.record_first(1, first(80), NOW), "a second first one");
     let mut passes =
-        |begin, end, last| table.judge_later(1, &part(begin, end, last), true, NOW) == FragmentOutcome::Pass;
+        |begin, end, last| table.judge_later(1, &part(begin, end, last), true, NOW) == FragmentOutcome::Pass(EGRESS);
     assert!(!passes(72, 160, false));
     assert!(passes(160, 240, false));
     for (begin, end) in [(160, 240), (152, 248), (168, 176), (80, 168), (232, 248), (8, 16)] {
@@ -58,30 +63,30 @@ fn fragment_that_overlaps_is_invalid() {
 fn fragment_table_is_bounded_in_size_and_time() {
     let mut table = with_forwarded_first();
     let mut passes =
-        |n: u16| table.judge_later(1, &part(n * 160, n * 160 + 80, false), true, NOW) == FragmentOutcome::Pass;
+        |n: u16| table.judge_later(1, &part(n * 160, n * 160 + 80, false), true, NOW) == FragmentOutcome::Pass(EGRESS);
     assert_eq!((1..20).filter(|&n| passes(n)).count(), MAX_RUNS - 1);
     let late = NOW + FORWARDED_FIRST_TTL + Duration::from_nanos(1);
     let next = part(80, 160, false);
-    assert_eq!(table.first_end(1, NOW), Some(80));
-    assert_eq!(table.first_end(1, late), None);
+    assert_eq!(table.first(1, NOW), Some(first(80)));
+    assert_eq!(table.first(1, late), None);
     assert_eq!(table.judge_later(1, &next, true, late), FragmentOutcome::FirstUnknown);
-    assert!(table.record_first(1, 80, late), "the identification may be used again");
+    assert!(table.record_first(1, first(80), late), "the identification may be used again");
     for key in 2..200 {
-        assert!(table.record_first(key, 80, late));
+        assert!(table.record_first(key, first(80), late));
     }
     assert_eq!(table.forwarded.len(), MAX_FORWARDED_FIRSTS);
     assert_eq!(table.judge_later(1, &next, true, late), FragmentOutcome::FirstUnknown, "the oldest made room");
-    assert_eq!(table.judge_later(199, &part(80, 160, true), true, late), FragmentOutcome::Pass);
+    assert_eq!(table.judge_later(199, &part(80, 160, true), true, late), FragmentOutcome::Pass(EGRESS));
     assert_eq!(table.forwarded.len(), MAX_FORWARDED_FIRSTS - 1);
 }
 
 #[test]
 fn fragment_after_first_at_a_peer_needs_trust_in_hints() {
     let mut table = with_forwarded_first();
-    table.record_peer_first(1, 800, NOW);
-    assert_eq!(table.first_end(1, NOW), Some(80));
-    table.record_peer_first(2, 80, NOW);
-    assert!(!table.record_first(2, 88, NOW), "a second first one, at another member");
+    table.record_peer_first(1, first(800), NOW);
+    assert_eq!(table.first(1, NOW), Some(first(80)));
+    table.record_peer_first(2, first(80), NOW);
+    assert!(!table.record_first(2, first(88), NOW), "a second first one, at another member");
     let next = part(80, 160, false);
     assert_eq!(table.judge_later(2, &next, false, NOW), FragmentOutcome::FirstElsewhere);
     assert_eq!(
@@ -89,8 +94,8 @@ fn fragment_after_first_at_a_peer_needs_trust_in_hints() {
         FragmentOutcome::Invalid,
         "it overlaps the first one"
     );
-    assert_eq!(table.judge_later(2, &next, true, NOW), FragmentOutcome::Pass);
-    assert_eq!(table.judge_later(1, &next, false, NOW), FragmentOutcome::Pass);
+    assert_eq!(table.judge_later(2, &next, true, NOW), FragmentOutcome::Pass(EGRESS));
+    assert_eq!(table.judge_later(1, &next, false, NOW), FragmentOutcome::Pass(EGRESS));
 }
 
 #[test]
@@ -123,10 +128,10 @@ fn fragment_after_dropped_first_does_not_wait() {
     table.send_queries(NOW + 40 * MS, &mut events);
     assert_eq!(events, []);
     // One that passes counts more.
-    assert!(table.record_first(1, 80, NOW));
+    assert!(table.record_first(1, first(80), NOW));
     assert_eq!(table.take(1), WorkerSet::EMPTY);
     assert_eq!(table.record_first_dropped(1, &datagram(1), NOW), WorkerSet::EMPTY);
-    assert_eq!(table.judge_later(1, &part(80, 160, false), true, NOW), FragmentOutcome::Pass);
+    assert_eq!(table.judge_later(1, &part(80, 160, false), true, NOW), FragmentOutcome::Pass(EGRESS));
 }
 
 #[test]

@@ -18,6 +18,9 @@ const RECEIVE_BUFFER_BYTES: i32 = 16 << 20;
 
 /// A frame for this interface's own MAC address.
 const PACKET_HOST: u8 = 0;
+/// A broadcast, and a multicast that this machine listens to or not.
+const PACKET_BROADCAST: u8 = 1;
+const PACKET_MULTICAST: u8 = 2;
 /// One that this machine sends.
 const PACKET_OUTGOING: u8 = 4;
 
@@ -33,7 +36,14 @@ pub(crate) enum Received<'a> {
         /// Its bytes from the IP header on, perhaps with Ethernet padding.
         packet: &'a [u8],
     },
-    /// A frame with a foreign MAC address or a VLAN tag, a broadcast, or a multicast.
+    /// A broadcast or a multicast.
+    Group {
+        /// Its length.
+        length: u32,
+        /// Its bytes from the IP header on, as far as the slot has them.
+        packet: &'a [u8],
+    },
+    /// A frame with a foreign MAC address or a VLAN tag.
     NotForUs {
         /// Its length.
         length: u32,
@@ -178,7 +188,11 @@ fn classify<'a>(slot: Slot<'a>, bound: u32, fd: BorrowedFd<'_>, large: &'a mut [
         };
     }
     if frame.kind != PACKET_HOST || frame.tagged {
-        return Received::NotForUs { length: frame.length };
+        let group = matches!(frame.kind, PACKET_BROADCAST | PACKET_MULTICAST) && !frame.tagged;
+        return match group {
+            true => Received::Group { length: frame.length, packet },
+            false => Received::NotForUs { length: frame.length },
+        };
     }
     if frame.captured >= frame.length {
         return Received::Packet { at: frame.at, vnet, packet };

@@ -12,6 +12,7 @@ use super::ruleset::{self, Ruleset};
 use super::sysctl::{self, Family, Setting};
 use crate::datapath::StartError;
 use crate::datapath::gate::{self, Gate};
+use crate::datapath::inject::DeviceNames;
 
 /// The sysctls that the daemon may change itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -35,23 +36,27 @@ pub(crate) fn before(netlink: &mut Netlink, gate: &Gate) -> Result<(), StartErro
     forwards_past_the_gate()
 }
 
-/// The checks of the device and of other programs' forward chains.
-pub(crate) fn device(device: &str, sysctls: SysctlPolicy, data: &[&str]) -> Result<(), StartError> {
-    settings(device, sysctls)?;
+/// The checks of the devices for re-injection and of other programs' forward chains.
+pub(crate) fn devices(devices: &DeviceNames, sysctls: SysctlPolicy, data: &[&str]) -> Result<(), StartError> {
+    settings(devices, sysctls)?;
     let ruleset = Ruleset::read().map_err(|source| StartError::System { what: "the nftables ruleset", source })?;
-    let devices = [device.to_owned()];
-    nftables(&ruleset, &devices, data)?;
-    legacy_chains(&devices)
+    let names: Vec<String> = devices.all().collect();
+    nftables(&ruleset, &names, data)?;
+    legacy_chains(&names)
 }
 
-fn settings(device: &str, sysctls: SysctlPolicy) -> Result<(), StartError> {
+fn settings(devices: &DeviceNames, sysctls: SysctlPolicy) -> Result<(), StartError> {
     if sysctls.rp_filter {
-        push_down_rp_filter(device).map_err(|source| StartError::Setting {
+        push_down_rp_filter(devices).map_err(|source| StartError::Setting {
             setting: Setting::new(Family::V4, "all", "rp_filter").to_string(),
             value: 0,
             source,
         })?;
     }
+    devices.all().try_for_each(|device| settings_of(&device, sysctls))
+}
+
+fn settings_of(device: &str, sysctls: SysctlPolicy) -> Result<(), StartError> {
     for family in Family::present() {
         match family {
             Family::V4 => {
@@ -71,10 +76,10 @@ fn settings(device: &str, sysctls: SysctlPolicy) -> Result<(), StartError> {
 }
 
 /// The settings that are wrong now, while the datapath runs. Those that the daemon may change have been corrected.
-pub(crate) fn running(device: &str, sysctls: SysctlPolicy) -> Vec<StartError> {
+pub(crate) fn running(devices: &DeviceNames, sysctls: SysctlPolicy) -> Vec<StartError> {
     // Without the forward chains: listing them at each notification costs too much on a machine with many rules. See
     // `Watcher::check_chains`.
-    [settings(device, sysctls), forwards_past_the_gate()].into_iter().filter_map(Result::err).collect()
+    [settings(devices, sysctls), forwards_past_the_gate()].into_iter().filter_map(Result::err).collect()
 }
 
 /// Whether the kernel's reverse path filter would drop what arrives on palisade0.
@@ -89,12 +94,12 @@ pub(crate) fn rp_filter(device: &str) -> Result<(), StartError> {
 ///
 /// # Errors
 /// The settings cannot be written.
-pub(crate) fn push_down_rp_filter(device: &str) -> io::Result<()> {
+pub(crate) fn push_down_rp_filter(devices: &DeviceNames) -> io::Result<()> {
     let all = Setting::new(Family::V4, "all", "rp_filter");
     let value = all.value();
     if value != 0 {
         for interface in sysctl::interfaces(Family::V4)? {
-            if interface != "all" && interface != device {
+            if interface != "all" && !devices.contains(&interface) {
                 let setting = Setting::new(Family::V4, &interface, "rp_filter");
                 // The kernel, too, takes the greater number, although strict (1) is less than loose (2).
                 setting.set(value.max(setting.value()))?;
@@ -102,8 +107,7 @@ pub(crate) fn push_down_rp_filter(device: &str) -> io::Result<()> {
         }
         all.set(0)?;
     }
-    Setting::new(Family::V4, device, "rp_filter").set(0)?;
-    Ok(())
+    devices.all().try_for_each(|device| Setting::new(Family::V4, &device, "rp_filter").set(0).map(drop))
 }
 
 fn forwarding(setting: &Setting, sysctls: SysctlPolicy) -> Result<(), StartError> {

@@ -7,9 +7,8 @@ use super::links::{self, Link};
 use super::watch::Watcher;
 use crate::datapath::capture::{Capture, ETHERTYPES};
 use crate::datapath::health::{Condition, Source};
-use crate::datapath::inject;
 use crate::datapath::options::Interface;
-use crate::datapath::worker::NewPart;
+use crate::datapath::worker::{NewInjector, NewPart};
 
 /// The state of a data interface.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -98,11 +97,14 @@ impl Watcher {
         self.conditions.replace(Source::Interfaces, conditions);
     }
 
-    /// Looks after the re-injection devices: one that is down is set up again.
-    pub(super) fn follow_devices(&mut self, all: &[Link]) {
+    /// Looks after the re-injection devices: one that is down is set up again, one that is gone is made anew. Whether one was gone.
+    pub(super) fn follow_devices(&mut self, all: &[Link]) -> bool {
+        let mut made = false;
         let mut conditions = Vec::new();
-        for name in [self.device.clone()] {
+        let names: Vec<String> = self.devices.names.all().collect();
+        for name in names {
             let Some(link) = all.iter().find(|link| link.name == name) else {
+                made = true;
                 conditions.extend(self.make_device(&name).err());
                 continue;
             };
@@ -123,18 +125,20 @@ impl Watcher {
             }
         }
         self.conditions.replace(Source::Devices, conditions);
+        made
     }
 
     /// Makes a re-injection device anew, which somebody has removed, and sends its queues to the workers.
     fn make_device(&mut self, name: &str) -> Result<(), Condition> {
-        let device = inject::open(&mut self.netlink, self.kind, name, self.wake.workers()).map_err(|error| {
+        let made = self.devices.make_again(&mut self.netlink, name, self.wake.workers()).map_err(|error| {
             tracing::error!(%error, device = name, "the device is gone and cannot be made again");
             Condition::DeviceMissing(name.to_owned())
         })?;
         tracing::warn!(device = name, "the device was gone and has been made again");
         self.metrics.watcher.devices_restored.inc();
-        for (worker, injector) in device.injectors.into_iter().enumerate() {
-            self.send(worker, NewPart::Injector(injector, device.index));
+        let incoming = self.devices.incoming();
+        for (worker, injector) in made.injectors.into_iter().enumerate() {
+            self.send(worker, NewPart::Injector(NewInjector { place: made.place, injector, incoming }));
         }
         self.check_settings();
         Ok(())

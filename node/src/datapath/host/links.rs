@@ -134,6 +134,11 @@ pub(crate) fn rename(netlink: &mut Netlink, index: u32, name: &str) -> io::Resul
     set(netlink, index, vec![LinkAttribute::IfName(name.to_owned())])
 }
 
+/// Gives an interface an alias, which `ip link` shows.
+pub(crate) fn set_alias(netlink: &mut Netlink, index: u32, alias: String) -> io::Result<()> {
+    set(netlink, index, vec![LinkAttribute::IfAlias(alias)])
+}
+
 /// Removes an interface.
 pub(crate) fn delete(netlink: &mut Netlink, index: u32) -> io::Result<()> {
     let mut message = LinkMessage::default();

@@ -2,10 +2,12 @@
 //! datapath needs them.
 
 pub(crate) mod check;
+pub(crate) mod exits;
 pub(crate) mod interfaces;
 pub(crate) mod links;
 pub(crate) mod neighbours;
 pub(crate) mod netlink;
+pub(crate) mod nflog;
 pub(crate) mod notices;
 mod program;
 pub(crate) mod routes;

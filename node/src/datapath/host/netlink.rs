@@ -52,7 +52,7 @@ impl Netlink {
     /// All objects of a kind.
     pub(crate) fn dump(&mut self, message: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
         // One that the crate cannot parse (from a newer kernel) is no answer to a request made here.
-        Ok(self.dump_bytes(message)?.iter().filter_map(|answer| parse(answer)).collect())
+        Ok(self.dump_bytes(message)?.iter().filter_map(parse).collect())
     }
 
     /// All objects of a kind: the message type of each, and its bytes behind the netlink header.

@@ -6,7 +6,9 @@ use rtnetlink::packet_core::{NLM_F_DUMP, NLM_F_REQUEST};
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol};
+use rtnetlink::packet_route::tc::{TcHandle, TcMessage};
 
+use super::links::Link;
 use super::netlink::{self, Netlink};
 use super::ruleset::Ruleset;
 use super::sysctl::{Family, Setting};
@@ -30,6 +32,13 @@ pub(crate) enum Notice {
     )]
     #[diagnostic(help("`sysctl -w {setting}=2`, or a static route"))]
     Advertised { setting: String },
+    #[error(
+        "traffic control has filters for what arrives on {interface}; they see packets before Palisade, and may redirect them"
+    )]
+    #[diagnostic(help(
+        "see `tc filter show dev {interface} ingress`; filters that only count, shape or drop may stay"
+    ))]
+    Filters { interface: String },
     #[error(
         "an IPsec policy is for forwarded packets: what Palisade re-injects has lost that it came through the tunnel, and is dropped"
     )]
@@ -55,7 +64,24 @@ pub(crate) fn of_routing(netlink: &mut Netlink, gate: &Gate, data: &[&str]) -> i
         );
     }
     notices.extend(forwarding_policy()?.then_some(Notice::Ipsec));
+    for link in super::links::links(netlink)?.iter().filter(|link| data.contains(&link.name.as_str())) {
+        notices.extend(filters(netlink, link)?.then(|| Notice::Filters { interface: link.name.clone() }));
+    }
     Ok(notices)
+}
+
+/// Whether traffic control has filters for what arrives on an interface.
+fn filters(netlink: &mut Netlink, link: &Link) -> io::Result<bool> {
+    let mut request = TcMessage::default();
+    request.header.index = i32::try_from(link.index).unwrap_or(0);
+    // TC_H_CLSACT with TC_H_MIN_INGRESS, which the older qdisc `ingress` takes as well.
+    request.header.parent = TcHandle { major: 0xffff, minor: 0xfff2 };
+    match netlink.dump_bytes(RouteNetlinkMessage::GetTrafficFilter(request)) {
+        Ok(found) => Ok(!found.is_empty()),
+        // A kernel without traffic control.
+        Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(false),
+        Err(e) => Err(e),
+    }
 }
 
 /// Default routes that go as soon as forwarding is switched on.

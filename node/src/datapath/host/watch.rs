@@ -1,9 +1,10 @@
 //! The watcher: a thread that follows the kernel's notifications. It updates what the workers know, reopens the sockets of
-//! interfaces that were removed and came back, and restores the gate and the sysctls of palisade0.
+//! interfaces that were removed and came back, and restores the gate and the sysctls of our devices.
 
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -16,12 +17,12 @@ use super::links::{self, Link, LocalRoutes};
 use super::neighbours;
 use super::netlink::{Changes, Monitor, Netlink};
 use super::notices::{self, Notice};
-use super::routes::Topology;
+use super::routes::{self, Topology};
 use super::ruleset::Ruleset;
 use crate::clock;
 use crate::datapath::gate::{self, Gate, GateStatus, Nft};
 use crate::datapath::health::Conditions;
-use crate::datapath::inject::{self, Inject};
+use crate::datapath::inject::{DeviceNames, Devices};
 use crate::datapath::metrics::DatapathMetrics;
 use crate::datapath::wake::WorkerWake;
 use crate::datapath::worker::Shared;
@@ -118,8 +119,7 @@ pub(crate) struct Watcher {
     /// For the routing table `local` only.
     pub(crate) strict: Netlink,
     pub(crate) gate: Gate,
-    pub(crate) device: String,
-    pub(crate) kind: Inject,
+    pub(crate) devices: Devices,
     pub(crate) sysctls: SysctlPolicy,
     pub(crate) interfaces: Vec<Interface>,
     pub(crate) bypass_interfaces: Vec<String>,
@@ -188,6 +188,12 @@ impl Watcher {
                 Err(error) => tracing::warn!(%error, "the kernel's own addresses cannot be read"),
             }
         }
+        if changes.rules {
+            match routes::rules_by_flow(&mut self.netlink) {
+                Ok(by_flow) => self.topology.rules_by_flow.store(by_flow, Ordering::Relaxed),
+                Err(error) => tracing::warn!(%error, "the policy rules cannot be read"),
+            }
+        }
         if changes.links || changes.local || changes.routes || changes.rules {
             self.topology.changed();
         }
@@ -242,7 +248,8 @@ impl Watcher {
     /// long, so it is read only if it has changed; iptables-legacy sends no notifications.
     fn check_chains(&mut self, changed: bool) {
         let found = |result: Result<(), StartError>| result.err().map(|error| with_remedy(&error));
-        let legacy = found(check::legacy_chains(std::slice::from_ref(&self.device)));
+        let devices: Vec<String> = self.devices.names.all().collect();
+        let legacy = found(check::legacy_chains(&devices));
         let nft = changed.then(|| self.check_ruleset());
         let mut health = self.health.lock();
         let old = health.chains.clone();
@@ -267,7 +274,8 @@ impl Watcher {
             }
         };
         let data: Vec<&str> = self.interfaces.iter().map(|interface| interface.name.as_str()).collect();
-        let obstacle = check::nftables(&ruleset, std::slice::from_ref(&self.device), &data).err();
+        let devices: Vec<String> = self.devices.names.all().collect();
+        let obstacle = check::nftables(&ruleset, &devices, &data).err();
         (obstacle.map(|error| with_remedy(&error)), with_remedies(&notices::of_ruleset(&ruleset)))
     }
 
@@ -301,20 +309,16 @@ impl Watcher {
     }
 
     pub(super) fn check_settings(&mut self) {
-        match inject::reconfigure(&self.device, self.kind) {
+        match self.devices.reconfigure() {
             Ok(0) => {}
             Ok(changed) => {
-                tracing::warn!(
-                    changed,
-                    device = self.device,
-                    "settings of the device were changed and have been restored"
-                );
+                tracing::warn!(changed, "settings of the devices for re-injection were changed and have been restored");
                 self.metrics.watcher.kernel_settings_restored.inc();
             }
-            Err(error) => tracing::warn!(%error, "settings of the device cannot be restored"),
+            Err(error) => tracing::warn!(%error, "settings of the devices for re-injection cannot be restored"),
         }
         let warnings: BTreeSet<String> =
-            check::running(&self.device, self.sysctls).into_iter().map(|error| with_remedy(&error)).collect();
+            check::running(&self.devices.names, self.sysctls).into_iter().map(|error| with_remedy(&error)).collect();
         let mut health = self.health.lock();
         for new in warnings.difference(&health.warnings) {
             tracing::error!("{new}");
@@ -329,16 +333,21 @@ impl Watcher {
         };
         let bypassed = links::bypassed(&links, &self.interfaces, &self.bypass_interfaces);
         self.health.lock().bypassed = bypassed.map(|error| with_remedy(&error));
-        self.follow_devices(&links);
-        self.allow_forwarding(&links);
+        if self.follow_devices(&links) {
+            // Made anew, with other indices.
+            match links::links(&mut self.netlink) {
+                Ok(links) => self.allow_forwarding(&links),
+                Err(error) => tracing::warn!(%error, "the interfaces cannot be listed"),
+            }
+        } else {
+            self.allow_forwarding(&links);
+        }
         self.follow_interfaces(&links);
     }
 
     /// An interface that was made anew has another index: nothing leaves by it until the gate knows it.
     fn allow_forwarding(&self, links: &[Link]) {
-        let exits = exits(links, &self.interfaces, &self.bypass_interfaces);
-        let devices = links.iter().filter(|link| link.name == self.device);
-        let pairs = devices.flat_map(|device| exits.iter().map(|exit| (device.index, *exit))).collect();
+        let pairs = forward_pairs(&self.devices.names, &self.interfaces, links);
         if let Err(error) = self.gate.set_forward_pairs(&pairs) {
             tracing::error!(%error, "the gate's table cannot be changed");
         }
@@ -356,10 +365,9 @@ impl Watcher {
     }
 }
 
-/// The indices of the interfaces by which transit may leave: data interfaces, and those that the gate exempts.
-pub(crate) fn exits(links: &[Link], interfaces: &[Interface], bypass: &[String]) -> BTreeSet<u32> {
-    let is_exit = |name: &String| interfaces.iter().any(|i| i.name == *name) || bypass.contains(name);
-    links.iter().filter(|link| is_exit(&link.name)).map(|link| link.index).collect()
+/// Which of our devices may lead to which data interfaces, as they are now.
+pub(crate) fn forward_pairs(names: &DeviceNames, interfaces: &[Interface], links: &[Link]) -> BTreeSet<(u32, u32)> {
+    names.forward_pairs(interfaces, |name| links.iter().find(|link| link.name == name).map(|link| link.index))
 }
 
 /// Notices as text.

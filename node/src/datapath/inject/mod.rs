@@ -1,6 +1,10 @@
-//! Re-injection: allowed packets go to the device `palisade0`, from which the kernel routes them. FIB, ECMP, neighbours, TTL,
-//! ICMP errors and fragmentation are the kernel's own.
+//! Re-injection: allowed packets go to a device from which the kernel routes them. FIB, ECMP, neighbours, TTL, ICMP errors and
+//! fragmentation are the kernel's own.
+//!
+//! Each zone of this machine has a device, and the gate lets what comes from it leave by the interfaces of that zone only. So
+//! a packet leaves by the zone that its verdict was about, or not at all, whatever the kernel's routes say.
 
+mod names;
 mod tun;
 mod veth;
 
@@ -10,6 +14,9 @@ use std::time::Duration;
 
 use nix::sys::uio::writev;
 use nix::unistd::write;
+use palisade_engine::ZoneId;
+
+pub use names::DeviceNames;
 
 use super::error::StartError;
 use super::host::links;
@@ -22,19 +29,19 @@ const MAX_COPIED_BYTES: usize = 256;
 /// The length of an Ethernet header.
 const ETHERNET: u16 = 14;
 
-/// The kind of the re-injection device.
+/// The kind of the re-injection devices.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Inject {
     /// TUN if `/dev/net/tun` can be opened, else veth.
     #[default]
     Auto,
-    /// A multi-queue TUN device.
+    /// Multi-queue TUN devices.
     Tun,
-    /// A pair of veth interfaces.
+    /// Pairs of veth interfaces.
     Veth,
 }
 
-/// A worker's queue of the re-injection device.
+/// A worker's queue of a re-injection device.
 #[derive(Debug)]
 pub(crate) struct Injector {
     fd: OwnedFd,
@@ -67,18 +74,178 @@ impl Injector {
     }
 }
 
-/// The device, set up and ready.
-pub(crate) struct Device {
+/// A worker's queues of all devices.
+#[derive(Debug)]
+pub(crate) struct Injectors {
+    control: Injector,
+    /// By the zone's place in [`DeviceNames::zones`].
+    zones: Vec<Injector>,
+    /// The zone of each port, as its place in `zones`.
+    zone_of_port: Vec<usize>,
+    /// By zone number, the place in `zones`.
+    by_number: Vec<Option<u16>>,
+}
+
+impl Injectors {
+    /// Sets the numbers that the zones of the ports have now. A zone without a number of its own has no device.
+    pub(crate) fn set_zones(&mut self, numbers: &[ZoneId]) {
+        self.by_number.clear();
+        for (number, place) in numbers.iter().zip(&self.zone_of_port) {
+            let (at, place) = (usize::from(number.0), u16::try_from(*place).ok());
+            if *number == ZoneId::UNKNOWN {
+                continue;
+            }
+            if self.by_number.len() <= at {
+                self.by_number.resize(at + 1, None);
+            }
+            if let Some(entry) = self.by_number.get_mut(at) {
+                *entry = place;
+            }
+        }
+    }
+
+    /// The device that leads to a zone.
+    #[inline]
+    pub(crate) fn to_zone(&mut self, zone: ZoneId) -> Option<&mut Injector> {
+        let place = self.by_number.get(usize::from(zone.0)).copied().flatten()?;
+        self.zones.get_mut(usize::from(place))
+    }
+
+    /// Replaces the queue of a device: of the zone with this place, or of the one for answers.
+    pub(crate) fn replace(&mut self, place: Option<usize>, injector: Injector) {
+        match place {
+            None => self.control = injector,
+            Some(place) => {
+                if let Some(old) = self.zones.get_mut(place) {
+                    *old = injector;
+                }
+            }
+        }
+    }
+
+    /// The device for what the firewall itself sends. It leads to all data interfaces.
+    pub(crate) fn answers(&mut self) -> &mut Injector {
+        &mut self.control
+    }
+}
+
+/// The devices, set up and ready.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Devices {
     /// [`Inject::Tun`] or [`Inject::Veth`].
     pub(crate) kind: Inject,
-    /// Its interface index.
-    pub(crate) index: u32,
+    pub(crate) names: DeviceNames,
+    /// The index of the device for answers.
+    control: u32,
+    /// The indices of the zones' devices, in the order of [`DeviceNames::zones`].
+    zones: Vec<u32>,
+}
+
+impl Devices {
+    /// The device that the routes are asked for: what is re-injected comes in by one like it. Rules of the operator that name
+    /// one of the devices as the incoming interface are not supported.
+    pub(crate) fn incoming(&self) -> u32 {
+        self.zones.first().copied().unwrap_or(self.control)
+    }
+
+    /// Makes a device anew that somebody has removed, with a queue for each worker.
+    pub(crate) fn make_again(
+        &mut self,
+        netlink: &mut Netlink,
+        name: &str,
+        workers: usize,
+    ) -> Result<MadeAgain, StartError> {
+        let zone = self.names.zones().enumerate().find(|(_, (_, device))| device == name);
+        let zone = zone.map(|(place, (zone, _))| (place, zone.to_owned()));
+        let opened = open_one(netlink, self.kind, name, zone.as_ref().map(|(_, zone)| zone.as_str()), workers)?;
+        let place = zone.map(|(place, _)| place);
+        match place {
+            None => self.control = opened.index,
+            Some(place) => {
+                if let Some(index) = self.zones.get_mut(place) {
+                    *index = opened.index;
+                }
+            }
+        }
+        Ok(MadeAgain { place, injectors: opened.injectors })
+    }
+
+    /// Re-applies the settings of all devices, and returns how many had to be changed.
+    pub(crate) fn reconfigure(&self) -> Result<usize, StartError> {
+        self.names.all().try_fold(0, |changed, name| Ok(changed + configure(&name, self.kind)?))
+    }
+
+    /// Removes the devices, where closing their queues does not.
+    pub(crate) fn remove(&self, netlink: &mut Netlink) -> io::Result<()> {
+        if self.kind != Inject::Veth {
+            return Ok(());
+        }
+        self.names.all().try_for_each(|name| match find(netlink, &name)? {
+            Some(index) => links::delete(netlink, index),
+            None => Ok(()),
+        })
+    }
+}
+
+/// Creates the devices and sets them up, with a queue of each for each worker. Devices that a dead daemon left are replaced.
+/// `zones` are those of the data interfaces, in the order of the configuration.
+pub(crate) fn open(
+    netlink: &mut Netlink,
+    kind: Inject,
+    control: &str,
+    zones: &[&str],
+    workers: usize,
+) -> Result<(Devices, Vec<Injectors>), StartError> {
+    let names = DeviceNames::new(control, zones.iter().copied());
+    names.check()?;
+    let first = open_one(netlink, kind, control, None, workers)?;
+    let mut devices = Devices { kind: first.kind, control: first.index, zones: Vec::new(), names };
+    let zone_of_port: Vec<usize> = zones.iter().filter_map(|zone| devices.names.zone(zone)).collect();
+    let injectors =
+        |control| Injectors { control, zones: Vec::new(), zone_of_port: zone_of_port.clone(), by_number: Vec::new() };
+    let mut workers_injectors: Vec<Injectors> = first.injectors.into_iter().map(injectors).collect();
+    let zone_devices: Vec<(String, String)> =
+        devices.names.zones().map(|(zone, device)| (zone.to_owned(), device)).collect();
+    for (zone, name) in zone_devices {
+        let opened = match open_one(netlink, devices.kind, &name, Some(&zone), workers) {
+            Ok(opened) => opened,
+            Err(error) => {
+                let _ = devices.remove(netlink);
+                return Err(error);
+            }
+        };
+        devices.zones.push(opened.index);
+        for (all, one) in workers_injectors.iter_mut().zip(opened.injectors) {
+            all.zones.push(one);
+        }
+    }
+    Ok((devices, workers_injectors))
+}
+
+/// A device that was made anew.
+pub(crate) struct MadeAgain {
+    /// Which one: see [`Injectors::replace`].
+    pub(crate) place: Option<usize>,
     /// One for each worker.
     pub(crate) injectors: Vec<Injector>,
 }
 
-/// Creates the device `name` and sets it up. A device that a dead daemon left is replaced.
-pub(crate) fn open(netlink: &mut Netlink, kind: Inject, name: &str, queues: usize) -> Result<Device, StartError> {
+/// One device, set up and ready.
+struct Opened {
+    kind: Inject,
+    index: u32,
+    /// One for each worker.
+    injectors: Vec<Injector>,
+}
+
+/// Creates the device `name`, for a zone or for answers.
+fn open_one(
+    netlink: &mut Netlink,
+    kind: Inject,
+    name: &str,
+    zone: Option<&str>,
+    queues: usize,
+) -> Result<Opened, StartError> {
     let failed = |source| StartError::Device { device: name.to_owned(), source };
     clear(netlink, name)?;
     let opened = match kind {
@@ -88,7 +255,7 @@ pub(crate) fn open(netlink: &mut Netlink, kind: Inject, name: &str, queues: usiz
             Err(tun::OpenError::Intruder) => return Err(StartError::DeviceIntruder { device: name.to_owned() }),
             Err(tun::OpenError::System(error)) if kind == Inject::Tun => return Err(failed(error)),
             Err(tun::OpenError::System(error)) => {
-                tracing::info!(%error, "no TUN device is available; re-injecting through a veth pair");
+                tracing::info!(%error, "no TUN device is available; re-injecting through pairs of veth interfaces");
                 None
             }
         },
@@ -99,24 +266,18 @@ pub(crate) fn open(netlink: &mut Netlink, kind: Inject, name: &str, queues: usiz
     };
     let ethernet = kind == Inject::Veth;
     let injectors = fds.into_iter().map(|fd| Injector { fd, ethernet }).collect();
-    configure(name, &veth::outer(name), kind)?;
+    configure(name, kind)?;
     let index = find(netlink, name).map_err(failed)?.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+    let alias = zone.map_or_else(|| "palisade: answers".to_owned(), |zone| format!("palisade: to zone {zone}"));
+    links::set_alias(netlink, index, alias).map_err(failed)?;
     links::up(netlink, index).map_err(failed)?;
     // Setting the link up may change some of them.
-    configure(name, &veth::outer(name), kind)?;
-    Ok(Device { kind, index, injectors })
+    configure(name, kind)?;
+    Ok(Opened { kind, index, injectors })
 }
 
-/// Removes the device, where closing its queues does not.
-pub(crate) fn remove(netlink: &mut Netlink, kind: Inject, name: &str) -> io::Result<()> {
-    match find(netlink, name)? {
-        Some(index) if kind == Inject::Veth => links::delete(netlink, index),
-        _ => Ok(()),
-    }
-}
-
-/// Makes the settings of the device itself, and returns how many had to be changed.
-pub(crate) fn configure(name: &str, outer: &str, kind: Inject) -> Result<usize, StartError> {
+/// Makes the settings of a device itself, and returns how many had to be changed.
+fn configure(name: &str, kind: Inject) -> Result<usize, StartError> {
     let mut changed = 0;
     let mut set = |family, interface: &str, key, value| {
         let setting = Setting::new(family, interface, key);
@@ -142,17 +303,12 @@ pub(crate) fn configure(name: &str, outer: &str, kind: Inject) -> Result<usize, 
                 }
                 if kind == Inject::Veth {
                     // The sending end speaks no IP at all.
-                    set(family, outer, "disable_ipv6", 1)?;
+                    set(family, &veth::outer(name), "disable_ipv6", 1)?;
                 }
             }
         }
     }
     Ok(changed)
-}
-
-/// Re-applies [`configure`] for a running device.
-pub(crate) fn reconfigure(name: &str, kind: Inject) -> Result<usize, StartError> {
-    configure(name, &veth::outer(name), kind)
 }
 
 pub(crate) fn find(netlink: &mut Netlink, name: &str) -> io::Result<Option<u32>> {

@@ -187,8 +187,15 @@ async fn members_can_join_at_once() {
     let gone = (0..4).find(|i| nodes[*i].role() != Some(RaftRole::Leader)).unwrap();
     let (name, id) = (nodes[gone].options.name.clone(), nodes[gone].run().identity().member);
     let other = (gone + 1) % 4;
-    assert_eq!(nodes[other].run().remove(&name).await.unwrap(), id);
+    assert_eq!(nodes[other].run().remove(&name, false).await.unwrap(), Removal::Alive(id), "it can leave by itself");
+    assert!(nodes[other].run().status().members.iter().any(|m| m.id == id), "nothing was changed");
+    assert_eq!(nodes[other].run().remove(&name, true).await.unwrap(), Removal::Removed(id));
+    until("the removed one learns of it", || *nodes[gone].run().replication.removed.borrow()).await;
     until("the removed one has no valid lease", || !nodes[gone].has_valid_lease()).await;
+    // Also one that was stopped meanwhile, whom nobody sends the log any longer.
+    nodes[gone].stop().await;
+    nodes[gone].start().await;
+    until("it learns of it again", || *nodes[gone].run().replication.removed.borrow()).await;
     let peers = Peers::new(&nodes[other].run().identity().cluster, id).unwrap();
     let to = nodes[other].run().identity().member;
     let mut client = peers.client(to, &nodes[other].options.advertise, Lane::Control).unwrap();
@@ -338,6 +345,7 @@ pub(super) fn segment_events(node: &Node, n: u16, seq: u32, payload: u32) -> (Ve
         kind: Kind::Tcp(tcp),
         fragment: None,
         options: IpOptions::NONE,
+        class: palisade_engine::parse::RoutingClass::default(),
     };
     let mut context = Context {
         now: clock::now(),

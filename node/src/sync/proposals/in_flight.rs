@@ -124,6 +124,8 @@ pub(super) struct InFlightBatch {
     /// The latest deadline of its commands.
     pub(super) deadline: Time,
     pub(super) state: BatchState,
+    /// Whether it was ever proposed to a leader: if so, it may be applied although this member gave it up.
+    pub(super) sent: bool,
 }
 
 /// The batches in flight, by the number of their first command.
@@ -213,6 +215,7 @@ impl InFlightBatches {
             let (state, action) = batch.state.on(event, now);
             batch.state = state;
             if action == Action::Transmit {
+                batch.sent = true;
                 batch.batch.lowest_outstanding = lowest;
                 transmit.push(batch.batch.clone());
             }

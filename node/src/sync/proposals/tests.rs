@@ -72,7 +72,7 @@ fn batch(first: u64, commands: usize, waiters: Vec<Waiter>, deadline: Duration) 
         unix_ms: 0,
         commands: vec![Command::Resume; commands],
     };
-    InFlightBatch { batch, waiters, deadline: NOW + deadline, state: BatchState::new(NOW, true) }
+    InFlightBatch { batch, waiters, deadline: NOW + deadline, state: BatchState::new(NOW, true), sent: true }
 }
 
 #[test]

@@ -32,14 +32,14 @@ fn zones() -> Vec<String> {
 
 #[test]
 fn a_session_survives_the_wire() {
-    let session = Session::new(&info(), &zones());
+    let session = Session::new(&info(), &zones(), "public web");
     assert_eq!((session.ingress.as_str(), session.egress.as_str()), ("outside", "dmz"));
     assert_eq!(Session::try_from(v1::Session::from(session.clone())), Ok(session));
 }
 
 #[test]
 fn each_bad_field_has_its_error() {
-    let good = v1::Session::from(Session::new(&info(), &zones()));
+    let good = v1::Session::from(Session::new(&info(), &zones(), "public web"));
     let without_id = v1::Session { id: None, ..good.clone() };
     assert_eq!(Session::try_from(without_id), Err(AdminError::Missing("session.id")));
     let tuple = v1::Tuple { src: vec![1, 2, 3].into(), ..good.original.clone().unwrap() };

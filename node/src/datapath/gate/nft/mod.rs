@@ -12,7 +12,7 @@ pub(crate) mod wire;
 pub(crate) use socket::Connection;
 pub(crate) use table::Bridge;
 pub use table::Listener;
-pub(crate) use table::{DEVICE_PREFIX, TABLE};
+pub(crate) use table::{DEVICE_PREFIX, EGRESS_LOG_GROUP, TABLE};
 
 use std::collections::BTreeSet;
 use std::io;
