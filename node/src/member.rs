@@ -257,7 +257,7 @@ impl Member {
             causes.extend(self.unregistered_zones().into_iter().map(|zone| {
                 let reason =
                     format!("the zone {zone} is not registered in the cluster yet: nothing passes at its interfaces");
-                Cause::failed(reason)
+                Cause::fallback(reason)
             }));
             match self.datapath() {
                 None => causes.push(Cause::withdraw("the datapath does not run yet")),

@@ -126,9 +126,7 @@ impl Announcer {
         };
         self.announced = self.announced.min(demanded(true));
         let all = demanded(false);
-        if all >= self.announced {
-            (self.announced, self.lower_since) = (all, None);
-        } else if now.since(*self.lower_since.get_or_insert(now)) >= self.hold_down {
+        if all >= self.announced || now.since(*self.lower_since.get_or_insert(now)) >= self.hold_down {
             (self.announced, self.lower_since) = (all, None);
         }
         Readiness { grade: self.announced, reasons: causes.into_iter().map(|cause| cause.reason).collect() }
@@ -146,9 +144,12 @@ mod tests {
         Time(1_000_000_000 + ms * 1_000_000)
     }
 
-    fn grades(steps: &[(u64, &[fn(&'static str) -> Cause])]) -> Vec<Grade> {
+    /// Milliseconds, and the causes then.
+    type Step<'a> = (u64, &'a [fn(&'static str) -> Cause]);
+
+    fn grades(steps: &[Step<'_>]) -> Vec<Grade> {
         let mut announcer = Announcer::new(HOLD_DOWN);
-        let step = |(ms, causes): &(u64, &[fn(&'static str) -> Cause])| {
+        let step = |(ms, causes): &Step<'_>| {
             announcer.announce(causes.iter().map(|cause| cause("why")).collect(), at(*ms)).grade
         };
         steps.iter().map(step).collect()

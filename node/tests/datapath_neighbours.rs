@@ -418,3 +418,23 @@ fn rule_with_an_unknown_selector_is_not_taken_for_the_gates() {
     lab.member.exec("nft delete table inet palisade_gate");
     assert!(!lab.passes(false, NEVER), "a blackhole for one DSCP was taken for the gate's");
 }
+
+/// The gate knows Palisade's own devices by the beginning of their names.
+#[test]
+fn interface_with_the_name_of_a_device_of_ours_refuses_the_start() {
+    if !can_run("an_interface_with_the_name_of_a_device", PROGRAMS) {
+        return;
+    }
+    let lab = SmallLab::new();
+    lab.member.ip("link set f0 down");
+    lab.member.ip("link set f0 name palisade-lan");
+    lab.member.ip("link set palisade-lan up");
+    let mut options = two_interfaces();
+    options.interfaces[0].name = "palisade-lan".to_owned();
+    let bypass =
+        palisade_node::datapath::Options { bypass_interfaces: vec!["palisade-lan".to_owned()], ..two_interfaces() };
+    for options in [options, bypass] {
+        let error = start(&lab, options, &Fixed::forward()).err().expect("it starts");
+        assert!(matches!(&error, StartError::Reserved { name } if name == "palisade-lan"), "{error:?}");
+    }
+}

@@ -47,7 +47,7 @@ async fn leaderless(lab: &mut Lab) -> Result<()> {
     wait_learned(&birds, &[1000; MEMBERS]).await?;
     let (_, body) = lab.member(1).http("/readyz").await?;
     let body: Value = serde_json::from_str(&body)?;
-    assert!(body["reasons"][0].as_str().is_some_and(|why| why.contains("cut off")), "{body}");
+    assert!(body["reasons"][0].as_str().is_some_and(|why| why.contains("only established sessions pass")), "{body}");
     let health = lab.member(1).cli(&["health", "-o", "json"]).await;
     assert!(health.is_err_and(|e| e.to_string().contains("\"readiness\": \"fallback\"")));
     assert_eq!(lab.member(1).metric("palisade_readiness", &["grade=\"fallback\""]).await?, 1.0);

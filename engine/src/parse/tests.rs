@@ -326,7 +326,8 @@ fn unreachable_answers_every_packet_that_may_be_answered() {
                 let quoted = if let Kind::IcmpError(quoted) = error.kind { Some(quoted.tuple) } else { None };
                 assert_eq!((quoted, error.tuple.dst), (Some(packet.tuple), ends.0));
                 assert_eq!(out[usize::from(error.transport) + 1], code, "{why:?}");
-                assert_eq!(rejection::unreachable(&out.clone()[..length], &error, why, None, &mut out), None);
+                let sent = out;
+                assert_eq!(rejection::unreachable(&sent[..length], &error, why, None, &mut out), None);
             }
         }
     }

@@ -36,6 +36,13 @@ pub enum StartError {
         /// The name among the bypass interfaces: the same one, or another one of the interface.
         bypass: String,
     },
+    /// An interface whose packets the gate would take for what Palisade re-injects.
+    #[error("the interface {name} has a name as Palisade's own devices have")]
+    #[diagnostic(help("rename it: names that begin with `palisade` are for re-injection"))]
+    Reserved {
+        /// Its name.
+        name: String,
+    },
     /// The policy rule `lookup local` is not the first.
     #[error("the {family} policy rule `lookup local` is not at priority 0, ahead of the gate")]
     #[diagnostic(help(

@@ -116,6 +116,10 @@ fn check_options(options: &Options, wake: &WorkerWake) -> Result<(), StartError>
     if let Some(name) = names.into_iter().find(|name| !gate::valid_interface_name(name)) {
         return Err(StartError::Name { name: name.clone() });
     }
+    let mut others = options.interfaces.iter().map(|i| &i.name).chain(&options.bypass_interfaces);
+    if let Some(name) = others.find(|name| name.starts_with(gate::DEVICE_PREFIX)) {
+        return Err(StartError::Reserved { name: name.clone() });
+    }
     match options.interfaces.iter().find(|i| options.bypass_interfaces.contains(&i.name)) {
         Some(i) => Err(StartError::Bypassed { interface: i.name.clone(), bypass: i.name.clone() }),
         None => Ok(()),

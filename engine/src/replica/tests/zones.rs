@@ -122,7 +122,7 @@ fn zones_are_refused_that_cannot_be() {
 #[test]
 fn zone_numbers_are_given_again_when_all_have_been_given() {
     let mut b = cluster(16);
-    let names = |member: u64, count: usize| (0..count).map(|n| format!("z{member}-{n}")).collect::<Vec<_>>();
+    let names = |member: u64, count: usize| (0..count).map(|n| format!("z{member}-{n:04}")).collect::<Vec<_>>();
     let register = |b: &mut Fixture, member: u64, count: usize| {
         let zones = names(member, count);
         b.one(Command::Member(MemberChange::Zones { member: MemberId(member), zones }))
@@ -134,8 +134,8 @@ fn zone_numbers_are_given_again_when_all_have_been_given() {
     let left = 65_534 - 2 - 15 * 4096;
     assert!(matches!(register(&mut b, 16, left + 1), Outcome::Invalid(_)));
     assert_eq!(register(&mut b, 16, left), Outcome::Accepted);
-    assert_eq!(b.zone(&format!("z16-{}", left - 1)), 65_534);
-    let freed = b.zone("z3-0");
+    assert_eq!(b.zone(&format!("z16-{:04}", left - 1)), 65_534);
+    let freed = b.zone("z3-0000");
     b.zones(3, &[]);
     assert_eq!(b.zones(3, &["new"]), Outcome::Accepted);
     assert_eq!(b.zone("new"), freed, "the first of the forgotten ones");

@@ -7,6 +7,7 @@
 mod nft;
 mod rules;
 
+pub(crate) use nft::DEVICE_PREFIX;
 pub(crate) use nft::{Bridge, Connection, EGRESS_LOG_GROUP, TABLE, wire};
 pub use nft::{Listener, NftError};
 

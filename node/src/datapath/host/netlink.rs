@@ -349,9 +349,8 @@ impl LinkMonitor {
         let mut discarded = [0; 64];
         // Bounded; what is left wakes the next wait.
         for _ in 0..4096 {
-            match recv(self.0.as_raw_fd(), &mut discarded, MsgFlags::MSG_TRUNC) {
-                Err(Errno::EAGAIN) => return,
-                Ok(_) | Err(_) => {}
+            if let Err(Errno::EAGAIN) = recv(self.0.as_raw_fd(), &mut discarded, MsgFlags::MSG_TRUNC) {
+                return;
             }
         }
     }
