@@ -139,7 +139,7 @@ impl PacketSink<VnetHeader> for InjectSink {
     ) -> Result<(), Reason> {
         let InjectSink { injectors, scratch, metrics, .. } = self;
         // Without a device there is no interface of this zone.
-        let Some(injector) = injectors.to_zone(egress.unwrap_or(ZoneId::UNKNOWN)) else {
+        let Some(injector) = injectors.for_zone(egress.unwrap_or(ZoneId::UNKNOWN)) else {
             return Err(Reason::EgressMismatch);
         };
         let (transport, protocol) = (usize::from(packet.transport), packet.tuple.protocol);

@@ -89,10 +89,7 @@ pub(crate) fn bypassed(links: &[Link], data: &[Interface], bypass: &[String]) ->
 }
 
 fn takes_frames(info: &LinkInfo) -> bool {
-    match info {
-        LinkInfo::Kind(InfoKind::Bridge | InfoKind::Bond | InfoKind::Team) => true,
-        _ => false,
-    }
+    matches!(info, LinkInfo::Kind(InfoKind::Bridge | InfoKind::Bond | InfoKind::Team))
 }
 
 /// The bridge, bond or team that a link belongs to: frames that arrive by the link are that one's.

@@ -106,7 +106,7 @@ impl Injectors {
 
     /// The device that leads to a zone.
     #[inline]
-    pub(crate) fn to_zone(&mut self, zone: ZoneId) -> Option<&mut Injector> {
+    pub(crate) fn for_zone(&mut self, zone: ZoneId) -> Option<&mut Injector> {
         let place = self.by_number.get(usize::from(zone.0)).copied().flatten()?;
         self.zones.get_mut(usize::from(place))
     }
