@@ -15,10 +15,10 @@ use crate::tuple::{Direction, PerDirection, Tuple};
 /// Only this module's parent, which applies commands, can make or change one. Everybody else reads.
 #[derive(Debug)]
 pub(crate) struct Replicated {
-    member: Packed,
+    member: Packed48,
     counter: Packed,
     original: Tuple,
-    generation: Packed,
+    generation: Packed48,
     rule: RuleId,
     ingress: ZoneId,
     egress: ZoneId,
@@ -55,6 +55,21 @@ impl Packed {
 
     fn get(self) -> u64 {
         u64::from(self.0[0]) | u64::from(self.0[1]) << 32
+    }
+}
+
+/// A number that counts from 1 by single steps, of members and policies, in six bytes.
+#[derive(Clone, Copy, Debug)]
+struct Packed48([u16; 3]);
+
+impl Packed48 {
+    fn new(value: u64) -> Packed48 {
+        Packed48([value as u16, (value >> 16) as u16, (value >> 32) as u16])
+    }
+
+    fn get(self) -> u64 {
+        let [low, middle, high] = self.0.map(u64::from);
+        low | middle << 16 | high << 32
     }
 }
 
@@ -130,10 +145,10 @@ impl Replicated {
     pub(super) fn restored(record: &SessionRecord) -> Replicated {
         let Establish { id, original, ingress, egress, generation, rule, protocol, .. } = record.establish;
         Replicated {
-            member: Packed::new(id.member.0),
+            member: Packed48::new(id.member.0),
             counter: Packed::new(id.counter),
             original,
-            generation: Packed::new(generation.0),
+            generation: Packed48::new(generation.0),
             rule,
             ingress,
             egress,

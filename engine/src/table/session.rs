@@ -13,7 +13,7 @@ use crate::track::tcp::Track;
 use crate::traffic::{Traffic, TrafficDelta};
 use crate::tuple::{Direction, PerDirection, Tuple};
 
-/// One session. At most 260 bytes including its share of the indices, which a test asserts.
+/// One session. At most 256 bytes including its share of the indices, which a test asserts.
 #[derive(Debug)]
 pub(crate) struct Session {
     /// Only the table's [`SessionStore`](crate::replicated::SessionStore) hands it out to be changed.
