@@ -54,8 +54,11 @@ fn attach(device: &str) -> io::Result<OwnedFd> {
 /// The name of the interface in a notification.
 fn name_of(message: &[u8]) -> Option<String> {
     let kind = u16::from_ne_bytes(*message.get(4..)?.first_chunk()?);
+    if kind != libc::RTM_NEWLINK {
+        return None;
+    }
     let mut attributes = message.get(32..)?;
-    while kind == libc::RTM_NEWLINK {
+    loop {
         let length = usize::from(u16::from_ne_bytes(*attributes.first_chunk()?));
         let attribute = u16::from_ne_bytes(*attributes.get(2..)?.first_chunk()?);
         if attribute == libc::IFLA_IFNAME {
@@ -63,7 +66,6 @@ fn name_of(message: &[u8]) -> Option<String> {
         }
         attributes = attributes.get(length.next_multiple_of(4)..)?;
     }
-    None
 }
 
 /// A packet that nobody judged, as the device takes it.
