@@ -77,18 +77,21 @@ impl Fixed {
     }
 }
 
+/// Forwards a packet to where its route leads.
+fn forward(packet: &Packet, context: &mut Context<'_>) -> Verdict {
+    let egress = context.routes.zone(packet.tuple.dst);
+    egress.into_iter().for_each(|zone| context.routes.set_egress(zone));
+    Verdict::Forward
+}
+
 impl Judge for Fixed {
     fn judge(&self, packet: &Packet, context: &mut Context<'_>, _: &mut Vec<Event>) -> Verdict {
         match self.0.load(Ordering::Relaxed) {
-            0 => {
-                let egress = context.routes.zone(packet.tuple.dst);
-                egress.into_iter().for_each(|zone| context.routes.set_egress(zone));
-                Verdict::Forward
-            }
+            0 => forward(packet, context),
             1 => Verdict::Drop(Reason::Policy),
             2 => Verdict::Hold(KEY, HoldClass::Matched),
             3 => Verdict::Reject(Reason::PolicyReject),
-            6 if packet.tuple.dst_port == 80 => Verdict::Forward,
+            6 if packet.tuple.dst_port == 80 => forward(packet, context),
             6 => Verdict::Drop(Reason::Policy),
             5 => panic!("a judge that fails, as this test wants it"),
             _ => match context.routes.zone(packet.tuple.dst) {
