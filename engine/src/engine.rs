@@ -41,6 +41,8 @@ pub struct Engine {
     pub(crate) blind_intervals: ArcSwap<BlindIntervals>,
     /// The end of the last blind interval.
     pub(crate) blind_until: AtomicU64,
+    /// See [`Engine::set_applied_as_of`].
+    pub(crate) applied_as_of: AtomicU64,
     /// Where the next publication of progress starts.
     pub(crate) progress_cursor: Mutex<ProgressCursor>,
     pub(crate) takeover_counters: TakeoverCounters,
@@ -86,6 +88,7 @@ impl Engine {
             silent_peers: AtomicU32::new(0),
             blind_intervals: ArcSwap::default(),
             blind_until: AtomicU64::new(0),
+            applied_as_of: AtomicU64::new(0),
             progress_cursor: Mutex::default(),
             takeover_counters: TakeoverCounters::default(),
             allocated_ids: AtomicU32::new(0),

@@ -4,6 +4,8 @@
 //! are queried. If no member knows a session, it is judged without one: what the policy says of it, or that there is no
 //! session.
 
+use std::sync::atomic::Ordering;
+
 use super::Denial;
 use crate::engine::Engine;
 use crate::event::Event;
@@ -11,6 +13,7 @@ use crate::id::ZoneId;
 use crate::parse::{Kind, Packet, Tcp};
 use crate::policy::Action;
 use crate::table::peer_queries::QueryState;
+use crate::time::Time;
 use crate::types::{Context, LeaseState};
 use crate::verdict::{HoldClass, HoldKey, Reason, Verdict};
 
@@ -36,7 +39,16 @@ impl Engine {
         if is_answer || self.may_have_session(packet, context) {
             return self.hold_unmatched(hash, packet, context, events);
         }
-        self.refuse_stray(packet, context)
+        match self.refuse_stray(packet, context) {
+            // A RST ends the connection: first it has to be known that there is none.
+            Verdict::Reject(_) => self.hold_unmatched(hash, packet, context, events),
+            verdict => verdict,
+        }
+    }
+
+    /// Notes that everything that was committed at `time` is applied here.
+    pub fn set_applied_as_of(&self, time: Time) {
+        self.applied_as_of.fetch_max(time.0, Ordering::AcqRel);
     }
 
     /// The verdict on a packet that was held because it matched nothing, and whose hold is over. `None`: a session is known
@@ -59,12 +71,17 @@ impl Engine {
         let shard = self.table.shard_for(hash);
         let is_known = shard.sessions.find(hash, &packet.tuple).is_some()
             || shard.half_open.lookup(hash, &packet.tuple).next().is_some();
+        // An established session was committed before its first packet could come. This member may be late, as it is allowed to
+        // be for as long as its lease is valid.
+        let as_of = Time(self.applied_as_of.load(Ordering::Acquire));
+        let has_applied_it = shard.queries.waiting_since(hash).is_some_and(|since| since <= as_of);
         drop(shard);
         if is_known {
             return None;
         }
         let verdict = match &packet.kind {
-            Kind::Tcp(_) => self.refuse_stray(packet, context),
+            Kind::Tcp(_) if has_applied_it => self.refuse_stray(packet, context),
+            Kind::Tcp(_) => NO_SESSION,
             Kind::EchoReply => NO_SESSION,
             _ => {
                 // If the policy was changed meanwhile and allows it, its sender will try again.

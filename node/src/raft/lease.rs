@@ -11,8 +11,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use palisade_engine::LeaseState;
 use palisade_engine::replica::{Command, Outcome};
+use palisade_engine::{Engine, LeaseState};
 use tokio::sync::{mpsc, watch};
 
 use crate::clock;
@@ -33,6 +33,7 @@ pub(crate) struct LeaseRenewer {
     pub(crate) barrier: ReadBarrier,
     pub(crate) leadership: watch::Receiver<Leadership>,
     pub(crate) lease: Arc<Lease>,
+    pub(crate) engine: Arc<Engine>,
     pub(crate) requests: mpsc::Sender<AdminRequest>,
     pub(crate) metrics: Arc<ReplicationMetrics>,
 }
@@ -75,6 +76,7 @@ impl LeaseRenewer {
             let pause = match renewal {
                 Ok(()) => {
                     self.lease.renew(asked);
+                    self.engine.set_applied_as_of(asked);
                     self.metrics.lease_renewals.renewed.add(1);
                     RENEWAL_INTERVAL
                 }

@@ -297,6 +297,7 @@ impl RaftSide {
             barrier: barrier.clone(),
             leadership: leadership.clone(),
             lease: core.lease.clone(),
+            engine: core.engine.clone(),
             requests: requests.clone(),
             metrics: core.metrics.clone(),
         };

@@ -21,7 +21,7 @@ fn is_temporary(reason: Reason) -> bool {
     use Reason as R;
     matches!(
         reason,
-        R::HoldFull | R::HoldExpired | Reason::LeaseGrace | Reason::LeaseExpired | R::Stale | R::HalfOpenFull
+        R::HoldFull | R::HoldExpired | R::NoSession | R::LeaseGrace | R::LeaseExpired | R::Stale | R::HalfOpenFull
     )
 }
 
@@ -37,10 +37,13 @@ impl Invariant for NoLostConnection {
         let judged = segment.kind == Kind::Legitimate && connection.port() == WEB && connection.lives();
         match seen.outcome {
             // A late copy of the handshake is no packet of the connection any longer.
-            PacketOutcome::Dropped(reason) | PacketOutcome::Rejected(reason)
+            PacketOutcome::Dropped(reason)
                 if judged && !is_temporary(reason) && !segment.has(palisade_engine::parse::Tcp::SYN) =>
             {
                 Err(format!("a packet of a living connection was dropped, {reason:?}: {seen:?}"))
+            }
+            PacketOutcome::Rejected(reason) if judged && !segment.has(palisade_engine::parse::Tcp::SYN) => {
+                Err(format!("a living connection was reset, {reason:?}: {seen:?}"))
             }
             _ => Ok(()),
         }
