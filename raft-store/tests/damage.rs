@@ -166,7 +166,7 @@ async fn format_of_another_version_is_named() {
     db.flush().unwrap();
     drop((meta, db));
     match open(dir.path()) {
-        Err(error @ StoreError::Version { found: 9, known: 2, .. }) => assert!(error.to_string().contains("format 9")),
+        Err(error @ StoreError::Version { found: 9, known: 3, .. }) => assert!(error.to_string().contains("format 9")),
         other => panic!("{other:?}"),
     }
 }
