@@ -537,8 +537,9 @@ impl Sim {
     /// Do this member and a majority reach each other, as far as the network and the hosts are concerned?
     pub(crate) fn has_majority(&self, index: usize) -> bool {
         let up = |n: usize| self.members[n].is_on() && self.members[n].stalled.is_none();
-        let linked = |a: usize, b: usize| !self.network.link(a, b).cut && !self.network.link(b, a).cut;
-        let others = (0..MEMBERS).filter(|n| *n != index && up(*n) && linked(index, *n)).count();
+        // A lease counts from its question. If that reached a majority, the answers may come later: a cut link keeps them.
+        let reaches = |n: usize| !self.network.link(index, n).cut;
+        let others = (0..MEMBERS).filter(|n| *n != index && up(*n) && reaches(*n)).count();
         up(index) && others + 1 > MEMBERS / 2
     }
 
