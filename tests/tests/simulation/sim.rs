@@ -534,7 +534,7 @@ impl Sim {
         member.port = port;
     }
 
-    /// Do this member and a majority reach each other, as far as the network and the hosts are concerned?
+    /// Whether this member reaches a majority, as far as the network and the hosts are concerned.
     pub(crate) fn has_majority(&self, index: usize) -> bool {
         let up = |n: usize| self.members[n].is_on() && self.members[n].stalled.is_none();
         // A lease counts from its question. If that reached a majority, the answers may come later: a cut link keeps them.
