@@ -415,7 +415,7 @@ fn listening_interfaces(
     problems: &mut Vec<Problem>,
 ) -> Option<Vec<String>> {
     let interfaces = t.or(problems, "interfaces", Vec::new(), |v| {
-        let names = v.strings(listening_interface)?;
+        let names = v.strings(any_interface_name)?;
         if names.len() > MAX_INTERFACES {
             let found = format!("{} names", names.len());
             return Err(Wrong::new(&format!("at most {MAX_INTERFACES} interfaces"), &found, "name fewer"));
@@ -709,18 +709,11 @@ fn interface_name(v: reader::Value<'_>) -> Result<String, Wrong> {
         let help = "Palisade's own devices begin so, and the gate lets them pass: rename the interface";
         return Err(Wrong::new("an interface whose name does not begin with `palisade`", &v.found(), help));
     }
-    if valid_interface_name(&name) {
-        Ok(name)
-    } else {
-        Err(Wrong::new(
-            "an interface name: 1 to 15 bytes without white space, quotes, slashes or colons",
-            &v.found(),
-            "use the name that `ip link` shows",
-        ))
-    }
+    any_interface_name(v)
 }
 
-fn listening_interface(v: reader::Value<'_>) -> Result<String, Wrong> {
+/// The name of an interface that may also be `lo`, or not be Palisade's to filter.
+fn any_interface_name(v: reader::Value<'_>) -> Result<String, Wrong> {
     let name = v.string()?;
     if valid_interface_name(&name) {
         Ok(name)

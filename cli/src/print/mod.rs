@@ -13,6 +13,7 @@ pub mod session;
 use std::io::{self, Write};
 use std::time::Duration;
 
+use palisade_node::connection_log::date_and_time;
 use serde::Serialize;
 
 use crate::args::Output;
@@ -107,18 +108,7 @@ pub fn time(t: Duration) -> String {
 /// Milliseconds since 1970 as RFC 3339 in UTC, to the second.
 #[must_use]
 pub fn date(unix_ms: u64) -> String {
-    let seconds = unix_ms / 1000;
-    let (days, rest) = (seconds / 86_400, seconds % 86_400);
-    // Howard Hinnant's days-to-civil, for days since 1970-03-01 shifted to the 400-year cycle's begin.
-    let z = days + 719_468;
-    let (era, day_of_era) = (z / 146_097, z % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest % 3600 / 60, rest % 60)
+    format!("{}Z", date_and_time(unix_ms))
 }
 
 #[cfg(test)]

@@ -41,7 +41,7 @@ use tokio::sync::broadcast;
 use crate::clock;
 use crate::config::Log;
 use limit::RuleLimits;
-pub use record::{ConnectionEvent, End, Record};
+pub use record::{ConnectionEvent, End, Record, date_and_time};
 use writer::Writer;
 
 /// Events that wait for the writer.

@@ -189,7 +189,13 @@ impl Record {
 
 /// Milliseconds since 1970 as RFC 3339 in UTC.
 pub(super) fn rfc3339(unix_ms: u64) -> String {
-    let (seconds, ms) = (unix_ms / 1000, unix_ms % 1000);
+    format!("{}.{:03}Z", date_and_time(unix_ms), unix_ms % 1000)
+}
+
+/// Milliseconds since 1970 as date and time in UTC, to the second: RFC 3339 without what follows the second.
+#[must_use]
+pub fn date_and_time(unix_ms: u64) -> String {
+    let seconds = unix_ms / 1000;
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
     // Days to a civil date: the calendar repeats every 400 years, and a year begins in March, so that the leap day is its last.
     let z = days + 719_468;
@@ -200,7 +206,7 @@ pub(super) fn rfc3339(unix_ms: u64) -> String {
     let day = day_of_year - (153 * month + 2) / 5 + 1;
     let month = if month < 10 { month + 3 } else { month - 9 };
     let year = era * 400 + year_of_era + u64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{ms:03}Z", rest / 3600, rest % 3600 / 60, rest % 60)
+    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}", rest / 3600, rest % 3600 / 60, rest % 60)
 }
 
 #[cfg(test)]
