@@ -17,7 +17,7 @@ pub(crate) enum Kind {
     Outcome = 2,
     LowestOutstanding = 3,
     Tombstone = 4,
-    Settings = 5,
+    Register = 5,
     ResumeEpoch = 6,
 }
 

@@ -145,7 +145,7 @@ impl StateMachine {
         if id_is_taken || self.tombstones.contains(establish.id) {
             return (Outcome::Conflict, Admission::Refuse(Refusal::Conflict));
         }
-        let active = self.settings.generation;
+        let active = self.register.generation;
         if establish.generation != active {
             return (Outcome::Stale(active), Admission::Refuse(Refusal::Stale));
         }

@@ -8,20 +8,21 @@
 mod apply;
 mod command;
 mod dedup;
+mod members;
+mod policies;
 mod register;
 mod session;
 mod snapshot;
 mod store;
 mod zones;
 
-use std::collections::BTreeMap;
-
-use crate::cluster_state::{ClusterState, MemberInfo};
+use crate::cluster_state::ClusterState;
 use crate::digest::{Kind, element};
-use crate::id::{Generation, MemberId};
+use crate::id::Generation;
 pub use command::{Applied, Batch, Command, CommandSize, ExpireIdle, MemberChange, Outcome, PolicyChange};
 use dedup::{DedupTable, Tombstones};
-pub use register::CompileError;
+pub use policies::CompileError;
+use register::Register;
 pub(crate) use session::{Replicated, SessionRecord, WallTenths};
 pub use snapshot::RestoreError;
 pub(crate) use snapshot::{SnapshotContent, read};
@@ -29,7 +30,7 @@ pub(crate) use store::{Admission, Effects, LocalContext, Refusal, Removal, Sessi
 
 /// The replicated state machine, without the sessions themselves.
 pub(crate) struct StateMachine {
-    settings: Settings,
+    register: Register,
     dedup: DedupTable,
     tombstones: Tombstones,
     /// Number of sessions in the store.
@@ -37,26 +38,19 @@ pub(crate) struct StateMachine {
     max_sessions: usize,
     /// Sum of the sessions' digests.
     sessions_digest: u64,
-    settings_digest: u64,
+    register_digest: u64,
     /// How many times members began to forward packets (again).
     resume_epoch: u64,
-}
-
-/// The part of the state that only administrators change.
-#[derive(Clone, Default)]
-struct Settings {
-    cluster: ClusterState,
-    generation: Generation,
 }
 
 impl StateMachine {
     /// The state of a new cluster.
     pub(crate) fn new(max_sessions: usize) -> StateMachine {
         let cluster = ClusterState { zones: vec![String::new()], next_member: 1, ..ClusterState::default() };
-        let settings = Settings { cluster, generation: Generation(0) };
+        let register = Register { cluster, generation: Generation(0) };
         StateMachine {
-            settings_digest: settings.digest(),
-            settings,
+            register_digest: register.digest(),
+            register,
             dedup: DedupTable::default(),
             tombstones: Tombstones::default(),
             sessions: 0,
@@ -67,14 +61,14 @@ impl StateMachine {
     }
 
     pub(crate) fn cluster_state(&self) -> &ClusterState {
-        &self.settings.cluster
+        &self.register.cluster
     }
 
     /// An order-independent hash of the whole replicated state.
     pub(crate) fn digest(&self) -> u64 {
         sum([
             self.sessions_digest,
-            self.settings_digest,
+            self.register_digest,
             self.dedup.digest(),
             self.tombstones.digest(),
             resume_digest(self.resume_epoch),
@@ -91,10 +85,10 @@ impl StateMachine {
         self.sessions_digest
     }
 
-    /// Makes the digest, and the engine, know changed settings.
-    fn settings_changed(&mut self, effects: &mut Effects) {
-        self.settings_digest = self.settings.digest();
-        effects.cluster_state = Some(Box::new(self.settings.cluster.clone()));
+    /// Makes the digest, and the engine, know changed register.
+    fn register_changed(&mut self, effects: &mut Effects) {
+        self.register_digest = self.register.digest();
+        effects.cluster_state = Some(Box::new(self.register.cluster.clone()));
     }
 }
 
@@ -104,26 +98,4 @@ fn sum<const N: usize>(digests: [u64; N]) -> u64 {
 
 fn resume_digest(resume_epoch: u64) -> u64 {
     element(Kind::ResumeEpoch, &resume_epoch)
-}
-
-impl Settings {
-    fn digest(&self) -> u64 {
-        let cluster = &self.cluster;
-        let policies: BTreeMap<_, _> =
-            cluster.policies.iter().map(|p| (p.generation, (&p.text, &p.author, p.unix_ms, &p.zones))).collect();
-        let members: &BTreeMap<MemberId, MemberInfo> = &cluster.members;
-        element(
-            Kind::Settings,
-            &(
-                &cluster.cluster_id,
-                members,
-                &cluster.tokens,
-                policies,
-                &cluster.zones,
-                &cluster.member_zones,
-                self.generation,
-                cluster.next_member,
-            ),
-        )
-    }
 }

@@ -27,8 +27,8 @@ use serde::{Deserialize, Serialize};
 
 use super::apply::invalid;
 use super::dedup::{DedupTable, MAX_OUTSTANDING, MAX_TOMBSTONES, ProposerSession, Tombstones};
-use super::register::{self, CompileError};
-use super::{Effects, Outcome, Replicated, SessionRecord, Settings, StateMachine};
+use super::policies::{self, CompileError};
+use super::{Effects, Outcome, Register, Replicated, SessionRecord, StateMachine};
 use crate::active_policy::ActivePolicy;
 use crate::cluster_state::{ClusterState, MemberInfo, PolicyRecord};
 use crate::id::{Generation, MemberId, SessionId};
@@ -38,14 +38,14 @@ use crate::policy::Compiled;
 const MAGIC: &[u8; 8] = b"PALSNAP3";
 
 /// Maximum length of a chunk's content: a policy with its record fits.
-const MAX_CHUNK_BYTES: u32 = (register::MAX_POLICY_BYTES as u32) + (1 << 20);
+const MAX_CHUNK_BYTES: u32 = (policies::MAX_POLICY_BYTES as u32) + (1 << 20);
 
 const SESSIONS_PER_CHUNK: usize = 256;
 const OUTCOMES_PER_CHUNK: usize = 1024;
 const TOMBSTONES_PER_CHUNK: usize = 4096;
 
 mod kind {
-    pub(super) const SETTINGS: u8 = 1;
+    pub(super) const REGISTER: u8 = 1;
     pub(super) const POLICY: u8 = 2;
     pub(super) const OUTCOMES: u8 = 3;
     pub(super) const TOMBSTONES: u8 = 4;
@@ -54,7 +54,7 @@ mod kind {
 }
 
 #[derive(Serialize, Deserialize)]
-struct SettingsRecord {
+struct RegisterRecord {
     cluster_id: String,
     members: BTreeMap<MemberId, MemberInfo>,
     tokens: Vec<(Vec<u8>, u64)>,
@@ -108,7 +108,7 @@ fn damaged(why: impl Into<String>) -> RestoreError {
 
 /// The state as it is at one index, without the sessions themselves.
 pub(crate) struct SnapshotContent {
-    settings: Settings,
+    register: Register,
     dedup: DedupTable,
     tombstones: Tombstones,
     sessions: usize,
@@ -142,7 +142,7 @@ impl SnapshotContent {
         shard: &mut dyn FnMut(u8) -> io::Result<Vec<SessionRecord>>,
     ) -> io::Result<()> {
         to.write_all(MAGIC)?;
-        self.write_settings(to)?;
+        self.write_register(to)?;
         self.write_dedup(to)?;
         for number in 0..=u8::MAX {
             for chunk in shard(number)?.chunks(SESSIONS_PER_CHUNK) {
@@ -152,19 +152,19 @@ impl SnapshotContent {
         write_chunk(to, kind::END, &End { sessions: self.sessions as u64, digest: self.digest })
     }
 
-    fn write_settings(&self, to: &mut dyn Write) -> io::Result<()> {
-        let cluster = &self.settings.cluster;
-        let settings = SettingsRecord {
+    fn write_register(&self, to: &mut dyn Write) -> io::Result<()> {
+        let cluster = &self.register.cluster;
+        let register = RegisterRecord {
             cluster_id: cluster.cluster_id.clone(),
             members: cluster.members.clone(),
             tokens: cluster.tokens.clone(),
             zones: cluster.zones.clone(),
             member_zones: cluster.member_zones.clone(),
             next_member: cluster.next_member,
-            generation: self.settings.generation,
+            generation: self.register.generation,
             resume_epoch: self.resume_epoch,
         };
-        write_chunk(to, kind::SETTINGS, &settings)?;
+        write_chunk(to, kind::REGISTER, &register)?;
         for policy in &cluster.policies {
             let PolicyRecord { generation, text, author, unix_ms, zones } = PolicyRecord::clone(policy);
             write_chunk(to, kind::POLICY, &PolicyText { generation, text, author, unix_ms, zones })?;
@@ -221,7 +221,7 @@ fn decode<T: DeserializeOwned>(content: &[u8]) -> Result<T, RestoreError> {
 
 /// The content of a snapshot's chunks, each valid by itself.
 struct Parsed {
-    settings: Settings,
+    register: Register,
     resume_epoch: u64,
     proposers: BTreeMap<MemberId, ProposerSession>,
     dropped_tombstones: u64,
@@ -230,7 +230,7 @@ struct Parsed {
 }
 
 impl Parsed {
-    fn new(record: SettingsRecord) -> Parsed {
+    fn new(record: RegisterRecord) -> Parsed {
         let cluster = ClusterState {
             cluster_id: record.cluster_id,
             members: record.members,
@@ -241,7 +241,7 @@ impl Parsed {
             policies: Vec::new(),
         };
         Parsed {
-            settings: Settings { cluster, generation: record.generation },
+            register: Register { cluster, generation: record.generation },
             resume_epoch: record.resume_epoch,
             proposers: BTreeMap::new(),
             dropped_tombstones: 0,
@@ -256,7 +256,7 @@ impl Parsed {
             kind::POLICY => {
                 let PolicyText { generation, text, author, unix_ms, zones } = decode(content)?;
                 let record = PolicyRecord { generation, text, author, unix_ms, zones };
-                self.settings.cluster.policies.push(Arc::new(record));
+                self.register.cluster.policies.push(Arc::new(record));
             }
             kind::OUTCOMES => self.add_outcomes(decode(content)?)?,
             kind::TOMBSTONES => {
@@ -300,14 +300,14 @@ impl Parsed {
             return Err(damaged("sessions are missing"));
         }
         validate_sessions(&self.sessions)?;
-        let rules = compile_active(&self.settings)?;
-        let active_policy = ActivePolicy { generation: self.settings.generation, rules, ..ActivePolicy::default() };
+        let rules = compile_active(&self.register)?;
+        let active_policy = ActivePolicy { generation: self.register.generation, rules, ..ActivePolicy::default() };
         let state = StateMachine {
             sessions: self.sessions.len(),
             max_sessions,
             sessions_digest: self.sessions.iter().fold(0, |sum, record| sum.wrapping_add(record.digest())),
-            settings_digest: self.settings.digest(),
-            settings: self.settings,
+            register_digest: self.register.digest(),
+            register: self.register,
             dedup: DedupTable::rebuild(self.proposers),
             tombstones: Tombstones::rebuild(self.dropped_tombstones, self.tombstones),
             resume_epoch: self.resume_epoch,
@@ -335,13 +335,13 @@ fn validate_sessions(sessions: &[SessionRecord]) -> Result<(), RestoreError> {
 }
 
 /// Compiles the active policy. `None`: generation 0, which has no rules.
-fn compile_active(settings: &Settings) -> Result<Option<Compiled>, RestoreError> {
-    match settings.cluster.policies.last() {
-        None if settings.generation == Generation(0) => Ok(None),
-        Some(policy) if policy.generation == settings.generation => {
-            let mut zones = settings.cluster.zones.clone();
-            let (rules, named) = register::compile(&policy.text, &mut zones)?;
-            if zones != settings.cluster.zones || named != policy.zones {
+fn compile_active(register: &Register) -> Result<Option<Compiled>, RestoreError> {
+    match register.cluster.policies.last() {
+        None if register.generation == Generation(0) => Ok(None),
+        Some(policy) if policy.generation == register.generation => {
+            let mut zones = register.cluster.zones.clone();
+            let (rules, named) = policies::compile(&policy.text, &mut zones)?;
+            if zones != register.cluster.zones || named != policy.zones {
                 return Err(damaged("zones are missing"));
             }
             Ok(Some(rules))
@@ -371,8 +371,8 @@ pub(crate) fn read(from: &mut dyn Read, max_sessions: usize) -> Result<Restored,
         return Err(damaged("it is not a snapshot of this format"));
     }
     let (first, content) = read_chunk(from)?;
-    if first != kind::SETTINGS {
-        return Err(damaged("it does not begin with the settings"));
+    if first != kind::REGISTER {
+        return Err(damaged("it does not begin with the register"));
     }
     let mut parsed = Parsed::new(decode(&content)?);
     loop {
@@ -388,7 +388,7 @@ impl StateMachine {
     /// The state as it is now, for a snapshot.
     pub(crate) fn snapshot(&self) -> SnapshotContent {
         SnapshotContent {
-            settings: self.settings.clone(),
+            register: self.register.clone(),
             dedup: self.dedup.clone(),
             tombstones: self.tombstones.clone(),
             sessions: self.sessions,
@@ -401,7 +401,7 @@ impl StateMachine {
     pub(crate) fn install(&mut self, restored: Restored) -> Effects {
         *self = restored.state;
         Effects {
-            cluster_state: Some(Box::new(self.settings.cluster.clone())),
+            cluster_state: Some(Box::new(self.register.cluster.clone())),
             resume_epoch: Some(self.resume_epoch),
             ..Effects::default()
         }

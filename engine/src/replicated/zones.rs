@@ -6,8 +6,8 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use super::register::CompileError;
-use super::{Outcome, Settings};
+use super::policies::CompileError;
+use super::{Outcome, Register};
 use crate::id::MemberId;
 
 /// Maximum number of zones that one member's interfaces can be in.
@@ -51,7 +51,7 @@ fn is_valid(name: &str) -> bool {
         && name != "any"
 }
 
-impl Settings {
+impl Register {
     /// Takes the zones that a member's interfaces are in, in place of those that it named before.
     pub(super) fn set_member_zones(&mut self, member: MemberId, names: &[String]) -> Outcome {
         if !self.cluster.members.contains_key(&member) {
