@@ -173,11 +173,11 @@ impl<M: ReplicatedState> Core<M> {
         let _guard = self.snapshot_lock.lock().await;
         let (core, last) = (Arc::clone(self), snapshot.meta().last_log_id);
         tokio::task::spawn_blocking(move || {
-            core.inner.lock().restore((core.clock)(), &snapshot).map_err(|error| match error {
-                RestoreError::Io(error) => error,
-                error @ (RestoreError::Damaged(_) | RestoreError::Policy(_)) => {
-                    io::Error::new(io::ErrorKind::InvalidData, error)
-                }
+            let restored = core.inner.lock().restore((core.clock)(), &snapshot);
+            restored.map_err(|error| match (snapshot.unreadable(&error), error) {
+                (Some(unreadable), _) => unreadable.into(),
+                (None, RestoreError::Io(error)) => error,
+                (None, error) => io::Error::new(io::ErrorKind::InvalidData, error),
             })?;
             core.snapshots.adopt(snapshot)
         })

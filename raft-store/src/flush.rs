@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::clock::Clock;
 use crate::db::{Barrier, COMMITTED, PURGED, Trees, VOTE, durable};
 use crate::durable_watermark::DurableWatermark;
+use crate::encoding::Encoded;
 use crate::error::{WriteFailed, sled_io};
 use crate::metrics::{Flush, StoreMetrics};
 use crate::record::{key, parse_key, seal_entry, seal_meta};
@@ -231,7 +232,7 @@ impl Worker {
                     return Ok(());
                 }
                 for entry in &entries {
-                    let records = seal_entry(entry.log_id.index, &**entry)?;
+                    let records = seal_entry(entry.log_id.index, &entry.encode()?)?;
                     // The first part last: an entry that has its beginning is whole, whenever the power goes.
                     self.appended += records.len();
                     for (key, record) in records.into_iter().rev() {
@@ -303,7 +304,7 @@ impl Worker {
         Ok(())
     }
 
-    fn put(&self, name: &str, value: &impl serde::Serialize) -> io::Result<()> {
+    fn put(&self, name: &str, value: &impl Encoded) -> io::Result<()> {
         self.trees.meta.insert(name, seal_meta(name, value)?).map(|_| ()).map_err(sled_io)
     }
 

@@ -14,11 +14,13 @@ use palisade_engine::{MemberId, MemberInfo};
 
 use crate::core::{ReplicatedState, Setup};
 use crate::db::{COMMITTED, PURGED, VOTE, durable, put};
+use crate::encoding::Encoded;
 use crate::error::{StoreError, StoreOwner};
-use crate::record::{Entries, decode, key};
+use crate::record::{Entries, key};
 use crate::state_machine::StateMachine;
 use crate::store::{Options, Store};
 use crate::types::{Entry, LogId, SnapshotMeta, StoredMembership, Vote};
+use crate::unreadable::Thing;
 
 /// All that a store has: its snapshot, and every entry of its log, also those that are not known to be committed.
 #[derive(Debug)]
@@ -45,8 +47,8 @@ impl Store {
         let from = machine.last_applied().or(state.purged).map_or(0, |id| id.index + 1);
         let replay = || {
             let mut entries = Entries::new(trees.log.range(key(from, 0)..));
-            while let Some((_, content)) = entries.next_entry()? {
-                machine.replay(&decode::<Entry>(&content)?);
+            while let Some((index, content)) = entries.next_entry()? {
+                machine.replay(&Entry::decode(Thing::Entry(index), &content)?);
             }
             Ok(())
         };

@@ -1,10 +1,12 @@
 //! Snapshots as files.
 //!
 //! ```text
-//! "PALISNAP" · version (u32) · length of meta (u32) · meta (postcard) · crc32 of all this (u32)
+//! "PALISNAP" · version (u16) · level (u16) · length of meta (u32) · meta · crc32 of all this (u32)
 //! body: what the machine wrote
 //! length of body (u64) · crc32 of everything before (u32)                       integers big endian
 //! ```
+//!
+//! The level is that in force when it was made. It is checked before anything else of the file is decoded.
 //!
 //! A snapshot is written under a temporary name, synced, renamed, and its folder synced: under its name it is whole or
 //! not there. What travels between members is the file as it is, so a receiver checks what the builder wrote.
@@ -21,16 +23,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use palisade_engine::Time;
+use palisade_engine::replica::RestoreError;
 use parking_lot::Mutex;
 
+use crate::batch::{LOWEST, check_level};
 use crate::clock::Clock;
+use crate::encoding::Encoded;
 use crate::error::StoreError;
 use crate::fs::sync;
-use crate::record::{damaged, decode};
+use crate::record::damaged;
 use crate::types::SnapshotMeta;
+use crate::unreadable::{Thing, Unknown, Unreadable};
 
 const MAGIC: &[u8; 8] = b"PALISNAP";
-const VERSION: u32 = 1;
+const VERSION: u16 = 2;
 const PREAMBLE: usize = 16;
 const TRAILER: u64 = 12;
 /// Longer than any membership.
@@ -119,6 +125,7 @@ pub struct SnapshotPin(#[expect(dead_code, reason = "counted")] Arc<()>);
 #[derive(Debug)]
 pub struct SnapshotFile {
     meta: SnapshotMeta,
+    level: u16,
     bytes: Bytes,
     len: u64,
     body: (u64, u64),
@@ -160,6 +167,19 @@ impl SnapshotFile {
         Ok(chunk)
     }
 
+    /// The level in force when it was made.
+    #[must_use]
+    pub fn level(&self) -> u16 {
+        self.level
+    }
+
+    /// What of its content this program does not know, if `error` says so.
+    pub(crate) fn unreadable(&self, error: &RestoreError) -> Option<Unreadable> {
+        let RestoreError::Unknown(_) = error else { return None };
+        let thing = Thing::Snapshot(self.meta.last_log_id.as_ref().map(|id| id.index));
+        Some(Unreadable { thing, unknown: Unknown::Content { level: self.level, error: error.to_string() } })
+    }
+
     /// What keeps it lent out: see [`SnapshotPin`].
     #[must_use]
     pub fn pin(&self) -> SnapshotPin {
@@ -181,10 +201,6 @@ impl SnapshotFile {
         if preamble[..8] != *MAGIC {
             return Err(damaged("it does not begin as a snapshot"));
         }
-        let version = be32(&preamble[8..12]);
-        if version != VERSION {
-            return Err(damaged(format!("it has version {version}, expected {VERSION}")));
-        }
         let meta_len = be32(&preamble[12..16]);
         if meta_len > META_MAX {
             return Err(damaged("its header is too long"));
@@ -199,10 +215,12 @@ impl SnapshotFile {
         if hasher.finalize() != be32(&crc) {
             return Err(damaged("the checksum of its header is wrong"));
         }
+        let level = check_header(&preamble)?;
         let begin = reader.at;
         let end = len.checked_sub(TRAILER).filter(|end| *end >= begin).ok_or_else(|| damaged("it has no end"))?;
         Ok(SnapshotFile {
-            meta: decode(&meta)?,
+            meta: SnapshotMeta::decode(Thing::Snapshot(None), &meta)?,
+            level,
             bytes,
             len,
             body: (begin, end),
@@ -237,6 +255,19 @@ impl SnapshotFile {
     }
 }
 
+/// Checks version and level, of a header whose checksum is right. Returns the level.
+fn check_header(preamble: &[u8; PREAMBLE]) -> io::Result<u16> {
+    let [.., version_high, version_low, level_high, level_low, _, _, _, _] = *preamble;
+    let (version, level) =
+        (u16::from_be_bytes([version_high, version_low]), u16::from_be_bytes([level_high, level_low]));
+    let unknown = match version {
+        VERSION => check_level(level),
+        _ => Err(Unknown::Layout(version)),
+    };
+    unknown.map_err(|unknown| Unreadable { thing: Thing::Snapshot(None), unknown })?;
+    Ok(level)
+}
+
 fn be32(bytes: &[u8]) -> u32 {
     bytes.first_chunk::<4>().map_or(0, |bytes| u32::from_be_bytes(*bytes))
 }
@@ -264,12 +295,13 @@ impl<W: Write> Write for Hashing<W> {
 /// Writes a whole snapshot.
 fn encode<W: Write>(to: W, meta: &SnapshotMeta, body: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<W> {
     let mut to = Hashing { to, hasher: crc32fast::Hasher::new(), written: 0 };
-    let meta = postcard::to_stdvec(meta).map_err(io::Error::other)?;
+    let meta = meta.encode()?;
     let meta_len = u32::try_from(meta.len()).ok().filter(|len| *len <= META_MAX);
     let meta_len =
         meta_len.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a membership that is too long"))?;
     to.write_all(MAGIC)?;
     to.write_all(&VERSION.to_be_bytes())?;
+    to.write_all(&LOWEST.to_be_bytes())?;
     to.write_all(&meta_len.to_be_bytes())?;
     to.write_all(&meta)?;
     let crc = to.hasher.clone().finalize();
@@ -345,25 +377,31 @@ impl Snapshots {
         Ok(Snapshots::new(Some(folder.to_owned()), clock))
     }
 
-    /// The good snapshots, newest first, each checked when its turn comes; damaged ones are left out, with a warning.
-    pub(crate) fn good(&self) -> io::Result<impl Iterator<Item = SnapshotFile>> {
+    /// The good snapshots, newest first, each checked when its turn comes; damaged ones are left out, with a warning. One that
+    /// another version of Palisade wrote is an error: an older one in its place would be a step back unnoticed.
+    pub(crate) fn good(&self) -> io::Result<impl Iterator<Item = Result<SnapshotFile, Unreadable>>> {
         let mut paths = match &self.0.folder {
             Some(folder) => files(folder)?,
             None => Vec::new(),
         };
         paths.reverse();
         let from_memory = if self.0.folder.is_none() { self.current()? } else { None };
-        Ok(from_memory.into_iter().chain(paths.into_iter().filter_map(|path| {
+        let from_files = paths.into_iter().filter_map(|path| {
             let snapshot = File::open(&path).and_then(|file| {
                 let home = path.parent().map(Path::to_owned);
                 let snapshot = SnapshotFile::parse(Bytes::File(Arc::new(file)), home)?;
                 snapshot.verify()?;
                 Ok(snapshot)
             });
-            snapshot
-                .inspect_err(|error| tracing::warn!(path = %path.display(), %error, "a snapshot is damaged: skipped"))
-                .ok()
-        })))
+            snapshot.map(Ok).or_else(|error| Unreadable::find(&error).cloned().map(Err).ok_or(error)).map_or_else(
+                |error| {
+                    tracing::warn!(path = %path.display(), %error, "a snapshot is damaged: skipped");
+                    None
+                },
+                Some,
+            )
+        });
+        Ok(from_memory.into_iter().map(Ok).chain(from_files))
     }
 
     /// Makes `snapshot` the one that is handed out.

@@ -44,8 +44,10 @@ impl<M: ReplicatedState> StateMachine<M> {
         let Setup { state, wake, observer } = setup;
         let membership = StoredMembership::default();
         let mut inner = Inner { state, wake, applied: None, membership, digests: Digests::default() };
-        let good = snapshots.good().map_err(StoreError::io("read", std::path::Path::new("the snapshots")))?;
-        for snapshot in good {
+        let folder = std::path::Path::new("the snapshots");
+        let unreadable = |unreadable| StoreError::Unreadable { dir: folder.to_owned(), unreadable };
+        for snapshot in snapshots.good().map_err(StoreError::io("read", folder))? {
+            let snapshot = snapshot.map_err(unreadable)?;
             match inner.restore(clock(), &snapshot) {
                 Ok(()) => {
                     snapshots.set_current(&snapshot);
@@ -55,7 +57,10 @@ impl<M: ReplicatedState> StateMachine<M> {
                     }
                     break;
                 }
-                Err(error) => tracing::warn!(meta = %snapshot.meta(), %error, "a snapshot was refused: skipped"),
+                Err(error) => match snapshot.unreadable(&error) {
+                    Some(found) => return Err(unreadable(found)),
+                    None => tracing::warn!(meta = %snapshot.meta(), %error, "a snapshot was refused: skipped"),
+                },
             }
         }
         let inner = Mutex::new(inner);

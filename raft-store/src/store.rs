@@ -12,16 +12,18 @@ use crate::db::{
     get, put,
 };
 use crate::durable_watermark::DurableWatermark;
+use crate::encoding::{Encoded, check_entry};
 use crate::error::{StoreError, StoreOwner, sled_io};
 use crate::flush::Flusher;
 use crate::fs::{Lock, sync};
 use crate::log::{LogReader, LogStore};
 use crate::metrics::StoreMetrics;
-use crate::record::{Entries, damaged, damaged_by, decode, key, parse_key};
+use crate::record::{Entries, damaged, key, parse_key, within};
 use crate::snapshot::Snapshots;
 use crate::state_machine::StateMachine;
 use crate::tail::{Tail, TailState};
 use crate::types::{Entry, LogId};
+use crate::unreadable::Thing;
 
 /// How a store works. The format on disk does not depend on it.
 pub struct Options {
@@ -276,11 +278,14 @@ fn scan_entries(trees: &Trees, state: &mut TailState) -> io::Result<()> {
             return Err(damaged(format!("entry {next} is missing; the next one there is entry {index}")));
         }
         state.first.get_or_insert(index);
+        // Each one, also those that the state has already: whatever lies here may have to be sent to another member.
+        check_entry(Thing::Entry(index), &content).map_err(|error| within(format!("entry {index}"), error))?;
         next = Some(index + 1);
         last = Some((index, content));
     }
     if let Some((index, content)) = last {
-        let entry: Entry = decode(&content).map_err(|error| damaged_by(format!("entry {index}"), error))?;
+        let entry = Entry::decode(Thing::Entry(index), &content);
+        let entry = entry.map_err(|error| within(format!("entry {index}"), error))?;
         if entry.log_id.index != index {
             return Err(damaged(format!("entry {index} says that it is entry {}", entry.log_id.index)));
         }

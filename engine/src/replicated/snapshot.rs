@@ -14,6 +14,8 @@
 //! | 5 | sessions | any |
 //! | 9 | number of sessions, digest | one, last |
 //!
+//! A chunk of an unknown kind of 128 and above is skipped; any other one makes the snapshot unreadable ([`RestoreError::Unknown`]).
+//!
 //! # Reading
 //!
 //! [`read`] parses the chunks into [`Parsed`], and validates that as a whole. Only then does anything change.
@@ -51,6 +53,8 @@ mod kind {
     pub(super) const TOMBSTONES: u8 = 4;
     pub(super) const SESSIONS: u8 = 5;
     pub(super) const END: u8 = 9;
+    /// The bit of a kind that a version which does not know it may leave out.
+    pub(super) const OPTIONAL: u8 = 0x80;
 }
 
 #[derive(Serialize, Deserialize)]
@@ -97,6 +101,9 @@ pub enum RestoreError {
     /// It is not what it should be.
     #[error("the snapshot is damaged: {0}")]
     Damaged(String),
+    /// It has something that this version does not know and must not leave out.
+    #[error("the snapshot has a chunk of the unknown kind {0}")]
+    Unknown(u8),
     /// Its policy does not compile.
     #[error("the snapshot's policy does not compile")]
     Policy(#[from] CompileError),
@@ -273,7 +280,8 @@ impl Parsed {
                     return Err(damaged(format!("it has more than {max_sessions} sessions")));
                 }
             }
-            other => return Err(damaged(format!("it has a chunk of the unknown kind {other}"))),
+            other if other & kind::OPTIONAL != 0 => {}
+            other => return Err(RestoreError::Unknown(other)),
         }
         Ok(())
     }
