@@ -44,7 +44,11 @@ fn stray_udp_is_held_only_as_a_possible_reply_and_then_denied_by_the_policy() {
     k.now = k.now + 250 * MS;
     assert_eq!(k.expire(A, stray), Some(Verdict::Drop(Reason::NoSession)), "its session may be committed");
     assert_eq!(logged(&mut k), []);
-    assert_eq!(k.pass(A, stray).held(), Some(HoldClass::Unmatched), "no other member knew it, but this one may be late");
+    assert_eq!(
+        k.pass(A, stray).held(),
+        Some(HoldClass::Unmatched),
+        "no other member knew it, but this one may be late"
+    );
     k.members[A].engine.set_applied_as_of(k.now);
     k.now = k.now + 250 * MS;
     assert_eq!(k.expire(A, stray), Some(rejected));
