@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use crate::engine::Engine;
 use crate::event::{Event, Proposal};
 use crate::id::MemberId;
+use crate::level::Level;
 #[cfg(any(test, feature = "testing"))]
 use crate::id::SessionId;
 pub use crate::replicated::{
@@ -121,6 +122,12 @@ impl Replica {
     #[must_use]
     pub fn digest(&self) -> u64 {
         self.state.digest()
+    }
+
+    /// The level in force.
+    #[must_use]
+    pub fn level(&self) -> Level {
+        self.state.cluster_state().level
     }
 
     /// Makes this the state of a new cluster with one member: the others are removed, their ids are never used again, and

@@ -10,7 +10,7 @@ use std::{fmt, io};
 
 use tokio::sync::OwnedMutexGuard;
 
-use crate::core::{Core, Job, ReplicatedState};
+use crate::core::{Begun, Core, Job, ReplicatedState};
 use crate::snapshot::SnapshotFile;
 use crate::types::LogId;
 
@@ -63,8 +63,8 @@ impl<M: ReplicatedState> Auditor<M> {
         tokio::task::spawn_blocking(move || {
             // Until it is done, not until somebody has waited for it.
             let _guard = guard;
-            let (meta, job) = core.inner.lock().begin();
-            core.snapshots.write(&meta, |to| job.write(to))
+            let Begun { level, meta, job } = core.inner.lock().begin();
+            core.snapshots.write(level, &meta, |to| job.write(to))
         })
         .await
         .map_err(io::Error::other)?

@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use openraft::EntryPayload;
 use palisade_engine::replica::{Applied, Batch, Replica, RestoreError, SnapshotJob};
-use palisade_engine::{Time, Wake};
+use palisade_engine::{Level, Time, Wake};
 use parking_lot::Mutex;
 
+use crate::batch::LevelInForce;
 use crate::clock::Clock;
 use crate::digests::Digests;
 use crate::snapshot::{SnapshotFile, Snapshots};
@@ -28,6 +29,11 @@ pub trait ReplicatedState: Send + 'static {
     /// A digest of the whole state: equal on all members that have applied the same. Quick, as it is asked for after
     /// every entry.
     fn digest(&self) -> u64;
+
+    /// The level in force.
+    fn level(&self) -> Level {
+        Level::FIRST
+    }
 
     /// Replaces the state by a snapshot's.
     ///
@@ -58,6 +64,10 @@ impl ReplicatedState for Replica {
 
     fn digest(&self) -> u64 {
         Replica::digest(self)
+    }
+
+    fn level(&self) -> Level {
+        Replica::level(self)
     }
 
     fn restore(&mut self, now: Time, snapshot: &mut dyn Read, wake: &mut dyn Wake) -> Result<(), RestoreError> {
@@ -114,6 +124,7 @@ pub(crate) struct Inner<M> {
     pub(crate) applied: Option<LogId>,
     pub(crate) membership: StoredMembership,
     pub(crate) digests: Digests,
+    pub(crate) level: LevelInForce,
 }
 
 impl<M: ReplicatedState> Inner<M> {
@@ -127,7 +138,9 @@ impl<M: ReplicatedState> Inner<M> {
         Ok(())
     }
 
+    /// The state has changed.
     fn digested(&mut self) {
+        self.level.set(self.state.level());
         if let Some(id) = self.applied {
             self.digests.add(id.index, self.state.digest());
         }
@@ -149,10 +162,17 @@ impl<M: ReplicatedState> Inner<M> {
     }
 
     /// Begins a snapshot, with what it will cover.
-    pub(crate) fn begin(&mut self) -> (SnapshotMeta, M::Job) {
+    pub(crate) fn begin(&mut self) -> Begun<M::Job> {
         let meta = SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() };
-        (meta, self.state.begin_snapshot())
+        Begun { level: self.state.level(), meta, job: self.state.begin_snapshot() }
     }
+}
+
+/// A snapshot in the making, what it will cover, and the level that it is written at.
+pub(crate) struct Begun<J> {
+    pub(crate) level: Level,
+    pub(crate) meta: SnapshotMeta,
+    pub(crate) job: J,
 }
 
 /// What a state machine and its auditor have in common.

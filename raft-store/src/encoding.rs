@@ -13,11 +13,12 @@ use std::io;
 use openraft::entry::RaftEntry;
 use openraft::vote::RaftLeaderId;
 use openraft::{EntryPayload, Membership};
-use palisade_engine::{MemberId, MemberInfo, Role};
+use palisade_engine::replica::Batch;
+use palisade_engine::{DecodeError, Level, MemberId, MemberInfo, Role};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::batch::{check_level, decode_batch, encode_batch, level_of};
+use crate::batch::decode_batch;
 use crate::error::StoreOwner;
 use crate::record::{damaged, damaged_by};
 use crate::types::{Entry, LogId, SnapshotMeta, StoredMembership, Vote};
@@ -25,8 +26,8 @@ use crate::unreadable::{Thing, Unknown, Unreadable};
 
 /// A value of the disk.
 pub(crate) trait Encoded: Sized {
-    /// The bytes.
-    fn encode(&self) -> io::Result<Vec<u8>>;
+    /// The bytes, written at the level in force.
+    fn encode(&self, level: Level) -> io::Result<Vec<u8>>;
 
     /// The reverse. Bytes left over are an error.
     ///
@@ -185,12 +186,12 @@ const OWNER: u8 = 1;
 const SNAPSHOT_META: u8 = 1;
 
 impl Encoded for Entry {
-    fn encode(&self) -> io::Result<Vec<u8>> {
+    fn encode(&self, level: Level) -> io::Result<Vec<u8>> {
         let batch;
         let payload = match &self.payload {
             EntryPayload::Blank => PayloadRecord::Blank,
             EntryPayload::Normal(commands) => {
-                batch = encode_batch(commands).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+                batch = commands.encode(level).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
                 PayloadRecord::Batch(&batch)
             }
             EntryPayload::Membership(membership) => PayloadRecord::Membership(membership.into()),
@@ -217,14 +218,19 @@ pub(crate) fn check_entry(thing: Thing, bytes: &[u8]) -> io::Result<()> {
     let record: EntryRecord<'_> = take(content(thing, ENTRY, bytes)?)?;
     match record.payload {
         PayloadRecord::Batch(batch) => {
-            check_level(level_of(batch)).map_err(|unknown| Unreadable { thing, unknown }.into())
+            let unknown = match Batch::level_of(batch) {
+                Ok(_) => return Ok(()),
+                Err(DecodeError::Level(unknown)) => Unknown::Level(unknown.level),
+                Err(error) => return Err(damaged_by("a batch".to_owned(), error)),
+            };
+            Err(Unreadable { thing, unknown }.into())
         }
         PayloadRecord::Blank | PayloadRecord::Membership(_) => Ok(()),
     }
 }
 
 impl Encoded for Vote {
-    fn encode(&self) -> io::Result<Vec<u8>> {
+    fn encode(&self, _: Level) -> io::Result<Vec<u8>> {
         let (term, member) = (self.leader_id.term, self.leader_id.node_id.0);
         versioned(VOTE, &VoteRecord { term, member, committed: self.committed })
     }
@@ -236,7 +242,7 @@ impl Encoded for Vote {
 }
 
 impl Encoded for LogId {
-    fn encode(&self) -> io::Result<Vec<u8>> {
+    fn encode(&self, _: Level) -> io::Result<Vec<u8>> {
         versioned(POSITION, &PositionRecord::from(self))
     }
 
@@ -246,7 +252,7 @@ impl Encoded for LogId {
 }
 
 impl Encoded for Option<LogId> {
-    fn encode(&self) -> io::Result<Vec<u8>> {
+    fn encode(&self, _: Level) -> io::Result<Vec<u8>> {
         versioned(POSITION, &self.as_ref().map(PositionRecord::from))
     }
 
@@ -256,7 +262,7 @@ impl Encoded for Option<LogId> {
 }
 
 impl Encoded for StoreOwner {
-    fn encode(&self) -> io::Result<Vec<u8>> {
+    fn encode(&self, _: Level) -> io::Result<Vec<u8>> {
         versioned(OWNER, &OwnerRecord { cluster: self.cluster.clone(), member: self.member.0 })
     }
 
@@ -267,7 +273,7 @@ impl Encoded for StoreOwner {
 }
 
 impl Encoded for SnapshotMeta {
-    fn encode(&self) -> io::Result<Vec<u8>> {
+    fn encode(&self, _: Level) -> io::Result<Vec<u8>> {
         let membership = StoredMembershipRecord {
             position: self.last_membership.log_id().as_ref().map(PositionRecord::from),
             membership: self.last_membership.membership().into(),
@@ -290,7 +296,7 @@ impl Encoded for SnapshotMeta {
 macro_rules! number {
     ($($number:ty),*) => {
         $(impl Encoded for $number {
-            fn encode(&self) -> io::Result<Vec<u8>> {
+            fn encode(&self, _: Level) -> io::Result<Vec<u8>> {
                 postcard::to_stdvec(self).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))
             }
 

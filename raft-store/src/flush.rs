@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use openraft::storage::IOFlushed;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::batch::LevelInForce;
 use crate::clock::Clock;
 use crate::db::{Barrier, COMMITTED, PURGED, Trees, VOTE, durable};
 use crate::durable_watermark::DurableWatermark;
@@ -74,6 +75,7 @@ impl Flusher {
         watermark: DurableWatermark,
         metrics: StoreMetrics,
         clock: Clock,
+        level: LevelInForce,
     ) -> io::Result<Flusher> {
         let (operations, queue) = mpsc::channel(1024);
         let purge = tail.purged().map(|id| id.index);
@@ -84,6 +86,7 @@ impl Flusher {
             watermark,
             metrics,
             clock,
+            level,
             queue,
             purge,
             unflushed: 0,
@@ -122,6 +125,7 @@ struct Worker {
     watermark: DurableWatermark,
     metrics: StoreMetrics,
     clock: Clock,
+    level: LevelInForce,
     queue: mpsc::Receiver<Operation>,
     /// Entries up to this index are still to be removed.
     purge: Option<u64>,
@@ -232,7 +236,7 @@ impl Worker {
                     return Ok(());
                 }
                 for entry in &entries {
-                    let records = seal_entry(entry.log_id.index, &entry.encode()?)?;
+                    let records = seal_entry(entry.log_id.index, &entry.encode(self.level.get())?)?;
                     // The first part last: an entry that has its beginning is whole, whenever the power goes.
                     self.appended += records.len();
                     for (key, record) in records.into_iter().rev() {

@@ -13,6 +13,7 @@
 
 use std::io;
 
+use palisade_engine::Level;
 use sled::IVec;
 
 use crate::encoding::Encoded;
@@ -86,7 +87,7 @@ pub(crate) fn seal_entry(index: u64, content: &[u8]) -> io::Result<Vec<([u8; 10]
 
 /// The record of a value of the meta tree.
 pub(crate) fn seal_meta(name: &str, value: &impl Encoded) -> io::Result<Vec<u8>> {
-    let content = value.encode()?;
+    let content = value.encode(Level::FIRST)?;
     if content.len() > MAX_PART_BYTES {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "a meta record that is too long"));
     }

@@ -91,7 +91,8 @@ impl<M: ReplicatedState> SurvivingState<M> {
         }
         let mut store = Store::open(dir, options)?;
         let job = self.state(M::begin_snapshot);
-        let built = store.snapshots.build(&meta, |to| crate::core::Job::write(job, to));
+        let level = self.state(|state| state.level());
+        let built = store.snapshots.build(level, &meta, |to| crate::core::Job::write(job, to));
         built.map_err(StoreError::io("write a snapshot into", dir))?;
         put(dir, &store.trees, VOTE, &Vote::new(term, me))?;
         put(dir, &store.trees, COMMITTED, &Some(at))?;

@@ -22,11 +22,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use palisade_engine::Time;
+use palisade_engine::{Level, Time};
 use palisade_engine::replica::RestoreError;
 use parking_lot::Mutex;
 
-use crate::batch::{LOWEST, check_level};
 use crate::clock::Clock;
 use crate::encoding::Encoded;
 use crate::error::StoreError;
@@ -125,7 +124,7 @@ pub struct SnapshotPin(#[expect(dead_code, reason = "counted")] Arc<()>);
 #[derive(Debug)]
 pub struct SnapshotFile {
     meta: SnapshotMeta,
-    level: u16,
+    level: Level,
     bytes: Bytes,
     len: u64,
     body: (u64, u64),
@@ -169,7 +168,7 @@ impl SnapshotFile {
 
     /// The level in force when it was made.
     #[must_use]
-    pub fn level(&self) -> u16 {
+    pub fn level(&self) -> Level {
         self.level
     }
 
@@ -256,16 +255,16 @@ impl SnapshotFile {
 }
 
 /// Checks version and level, of a header whose checksum is right. Returns the level.
-fn check_header(preamble: &[u8; PREAMBLE]) -> io::Result<u16> {
+fn check_header(preamble: &[u8; PREAMBLE]) -> io::Result<Level> {
     let [.., version_high, version_low, level_high, level_low, _, _, _, _] = *preamble;
-    let (version, level) =
-        (u16::from_be_bytes([version_high, version_low]), u16::from_be_bytes([level_high, level_low]));
-    let unknown = match version {
-        VERSION => check_level(level),
-        _ => Err(Unknown::Layout(version)),
+    let version = u16::from_be_bytes([version_high, version_low]);
+    let level = Level(u16::from_be_bytes([level_high, level_low]));
+    let unknown = match (version, level.check()) {
+        (VERSION, Ok(level)) => return Ok(level),
+        (VERSION, Err(unknown)) => Unknown::Level(unknown.level),
+        _ => Unknown::Layout(version),
     };
-    unknown.map_err(|unknown| Unreadable { thing: Thing::Snapshot(None), unknown })?;
-    Ok(level)
+    Err(Unreadable { thing: Thing::Snapshot(None), unknown }.into())
 }
 
 fn be32(bytes: &[u8]) -> u32 {
@@ -293,15 +292,15 @@ impl<W: Write> Write for Hashing<W> {
 }
 
 /// Writes a whole snapshot.
-fn encode<W: Write>(to: W, meta: &SnapshotMeta, body: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<W> {
+fn encode<W: Write>(to: W, level: Level, meta: &SnapshotMeta, body: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<W> {
     let mut to = Hashing { to, hasher: crc32fast::Hasher::new(), written: 0 };
-    let meta = meta.encode()?;
+    let meta = meta.encode(level)?;
     let meta_len = u32::try_from(meta.len()).ok().filter(|len| *len <= META_MAX);
     let meta_len =
         meta_len.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a membership that is too long"))?;
     to.write_all(MAGIC)?;
     to.write_all(&VERSION.to_be_bytes())?;
-    to.write_all(&LOWEST.to_be_bytes())?;
+    to.write_all(&level.0.to_be_bytes())?;
     to.write_all(&meta_len.to_be_bytes())?;
     to.write_all(&meta)?;
     let crc = to.hasher.clone().finalize();
@@ -442,10 +441,11 @@ impl Snapshots {
     /// that the receiver needs next, and a cluster that is always building would send it one snapshot after the other.
     pub(crate) fn build(
         &self,
+        level: Level,
         meta: &SnapshotMeta,
         body: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> io::Result<SnapshotFile> {
-        let built = self.keep(self.write(meta, body)?)?;
+        let built = self.keep(self.write(level, meta, body)?)?;
         let now = (self.0.clock)();
         {
             let mut current = self.0.current.lock();
@@ -459,14 +459,15 @@ impl Snapshots {
     /// Writes a snapshot that goes when it is dropped. Blocks.
     pub(crate) fn write(
         &self,
+        level: Level,
         meta: &SnapshotMeta,
         body: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> io::Result<SnapshotFile> {
         Ok(match &self.0.folder {
-            None => SnapshotFile::parse(Bytes::Memory(Arc::new(encode(Vec::new(), meta, body)?)), None)?,
+            None => SnapshotFile::parse(Bytes::Memory(Arc::new(encode(Vec::new(), level, meta, body)?)), None)?,
             Some(folder) => {
                 let (temporary, file) = self.temporary(folder)?;
-                let file = encode(BufWriter::with_capacity(1 << 18, file), meta, body)?;
+                let file = encode(BufWriter::with_capacity(1 << 18, file), level, meta, body)?;
                 let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
                 let mut snapshot = SnapshotFile::parse(Bytes::File(Arc::new(file)), None)?;
                 snapshot.temporary = Some(temporary);

@@ -19,8 +19,9 @@ use parking_lot::Mutex;
 use tokio::sync::OwnedMutexGuard;
 
 use crate::audit::Auditor;
+use crate::batch::LevelInForce;
 use crate::clock::Clock;
-use crate::core::{Core, Inner, Job, ReplicatedState, Setup};
+use crate::core::{Begun, Core, Inner, Job, ReplicatedState, Setup};
 use crate::digests::Digests;
 use crate::error::StoreError;
 use crate::snapshot::{SnapshotFile, Snapshots};
@@ -43,7 +44,8 @@ impl<M: ReplicatedState> StateMachine<M> {
     pub fn restore(setup: Setup<M>, snapshots: Snapshots, clock: Clock) -> Result<StateMachine<M>, StoreError> {
         let Setup { state, wake, observer } = setup;
         let membership = StoredMembership::default();
-        let mut inner = Inner { state, wake, applied: None, membership, digests: Digests::default() };
+        let level = LevelInForce::default();
+        let mut inner = Inner { state, wake, applied: None, membership, digests: Digests::default(), level };
         let folder = std::path::Path::new("the snapshots");
         let unreadable = |unreadable| StoreError::Unreadable { dir: folder.to_owned(), unreadable };
         for snapshot in snapshots.good().map_err(StoreError::io("read", folder))? {
@@ -72,6 +74,11 @@ impl<M: ReplicatedState> StateMachine<M> {
     #[must_use]
     pub fn last_applied(&self) -> Option<LogId> {
         self.0.inner.lock().applied
+    }
+
+    /// The level in force, for those that write.
+    pub(crate) fn level_in_force(&self) -> LevelInForce {
+        self.0.inner.lock().level.clone()
     }
 
     /// Applies an entry that openraft does not know of: what is left of a log.
@@ -103,8 +110,8 @@ impl<M: ReplicatedState> StateMachine<M> {
     }
 
     fn begin(&self, guard: OwnedMutexGuard<()>) -> Builder<M> {
-        let (meta, job) = self.0.inner.lock().begin();
-        Builder { begun: Mutex::new(Some((meta, job, guard))), snapshots: self.0.snapshots.clone() }
+        let begun = self.0.inner.lock().begin();
+        Builder { begun: Mutex::new(Some((begun, guard))), snapshots: self.0.snapshots.clone() }
     }
 }
 
@@ -200,13 +207,10 @@ impl<M: ReplicatedState> RaftStateMachine<TypeConfig> for StateMachine<M> {
     }
 }
 
-/// What it will cover, its content, and the turn to build.
-type Begun<J> = (SnapshotMeta, J, OwnedMutexGuard<()>);
-
 /// Builds one snapshot: of the state as it was when the builder was made.
 pub struct Builder<M: ReplicatedState> {
     // A mutex only because openraft wants builders to be `Sync`, which jobs need not be.
-    begun: Mutex<Option<Begun<M::Job>>>,
+    begun: Mutex<Option<(Begun<M::Job>, OwnedMutexGuard<()>)>>,
     snapshots: Snapshots,
 }
 
@@ -220,14 +224,14 @@ impl<M: ReplicatedState> RaftSnapshotBuilder<TypeConfig> for Builder<M> {
     type SnapshotData = SnapshotFile;
 
     async fn build_snapshot(&mut self) -> Result<SnapshotOf<TypeConfig, SnapshotFile>, io::Error> {
-        let Some((meta, job, guard)) = self.begun.get_mut().take() else {
+        let Some((Begun { level, meta, job }, guard)) = self.begun.get_mut().take() else {
             return Err(io::Error::other("this snapshot has been built already"));
         };
         let snapshots = self.snapshots.clone();
         let snapshot = tokio::task::spawn_blocking(move || {
             // Until it is done, not until somebody has waited for it.
             let _guard = guard;
-            snapshots.build(&meta, |to| job.write(to))
+            snapshots.build(level, &meta, |to| job.write(to))
         })
         .await
         .map_err(io::Error::other)??;

@@ -204,6 +204,7 @@ impl Store {
             watermark,
             metrics.clone(),
             Arc::clone(&options.clock),
+            machine.level_in_force(),
         )
         .map_err(StoreError::io("start the flusher of", &dir))?;
         let reader = LogReader { tail, trees, metrics, _lock: lock };

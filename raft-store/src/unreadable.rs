@@ -6,7 +6,7 @@
 use std::fmt;
 use std::io;
 
-use crate::batch::{HIGHEST, LOWEST};
+use palisade_engine::{Level, Levels};
 
 /// What was to be read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,13 +37,13 @@ impl fmt::Display for Thing {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Unknown {
     /// Its level is above, or below, what this program reads.
-    Level(u16),
+    Level(Level),
     /// Its layout has a version that this program does not know.
     Layout(u16),
     /// Its level is known, but something in it is not.
     Content {
         /// Its level.
-        level: u16,
+        level: Level,
         /// What the decoder said.
         error: String,
     },
@@ -66,7 +66,7 @@ impl fmt::Display for Unreadable {
             Unknown::Layout(version) => write!(f, "{thing} has layout {version}, which this program does not know")?,
             Unknown::Content { level, error } => write!(f, "{thing} (level {level}) has something unknown: {error}")?,
         }
-        write!(f, "; this program, Palisade {}, reads levels {LOWEST} to {HIGHEST}", env!("CARGO_PKG_VERSION"))
+        write!(f, "; this program, Palisade {}, reads {}", env!("CARGO_PKG_VERSION"), Levels::PROGRAM)
     }
 }
 
@@ -103,11 +103,11 @@ mod tests {
 
     #[test]
     fn unreadable_is_found_behind_other_errors_and_says_all() {
-        let unreadable = Unreadable { thing: Thing::Entry(7), unknown: Unknown::Level(2) };
+        let unreadable = Unreadable { thing: Thing::Entry(7), unknown: Unknown::Level(Level::HIGHEST.next()) };
         let outer = crate::record::damaged_by("the log".to_owned(), io::Error::from(unreadable.clone()));
         assert_eq!(Unreadable::find(&outer), Some(&unreadable));
         assert_eq!(Unreadable::find(&io::Error::other("another")), None);
         let text = unreadable.to_string();
-        assert!(text.contains("entry 7") && text.contains("level 2") && text.contains("reads levels 1 to"), "{text}");
+        assert!(text.contains("entry 7") && text.contains("has level ") && text.contains(&Levels::PROGRAM.to_string()), "{text}");
     }
 }

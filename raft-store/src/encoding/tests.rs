@@ -38,7 +38,7 @@ fn batch() -> Batch {
 
 /// Encoded as these bytes, and decoded from them.
 fn golden<T: Encoded + PartialEq + std::fmt::Debug>(value: &T, bytes: &str) {
-    let encoded = value.encode().unwrap();
+    let encoded = value.encode(Level::FIRST).unwrap();
     assert_eq!(hex(&encoded), bytes);
     assert_eq!(T::decode(Thing::Record("test"), &encoded).unwrap(), *value);
 }
@@ -85,15 +85,15 @@ fn decoded(bytes: &[u8]) -> io::Error {
 
 #[test]
 fn entry_of_another_level_or_layout_is_unreadable_and_nothing_else() {
-    let entry = Entry::new(position(258), EntryPayload::Normal(batch())).encode().unwrap();
+    let entry = Entry::new(position(258), EntryPayload::Normal(batch())).encode(Level::FIRST).unwrap();
     let unreadable = |bytes: &[u8]| Unreadable::find(&decoded(bytes)).cloned().map(|found| found.unknown);
 
     // Version, position (1 + 1 + 2 bytes), kind, length, then the level.
     let level = 7;
-    assert_eq!(entry[level..level + 2], [0, 1]);
+    assert_eq!(entry[level..level + 2], [1, 0]);
     let mut newer = entry.clone();
-    newer[level + 1] = 2;
-    assert_eq!(unreadable(&newer), Some(Unknown::Level(2)));
+    newer[level] = 77;
+    assert_eq!(unreadable(&newer), Some(Unknown::Level(Level(77))));
     assert!(Unreadable::find(&check_entry(Thing::Entry(258), &newer).unwrap_err()).is_some());
     let mut layout = entry.clone();
     layout[0] = 2;
@@ -103,7 +103,7 @@ fn entry_of_another_level_or_layout_is_unreadable_and_nothing_else() {
     let mut command = entry.clone();
     let resume = command.len() - 1;
     command[resume] = 0x7f;
-    assert!(matches!(unreadable(&command), Some(Unknown::Content { level: 1, .. })), "{:?}", unreadable(&command));
+    assert!(matches!(unreadable(&command), Some(Unknown::Content { level: Level(1), .. })), "{:?}", unreadable(&command));
 
     check_entry(Thing::Entry(258), &entry).unwrap();
     assert_eq!(decoded(&entry[..level - 2]).kind(), io::ErrorKind::InvalidData, "damage");
@@ -113,7 +113,7 @@ fn entry_of_another_level_or_layout_is_unreadable_and_nothing_else() {
 
 #[test]
 fn membership_with_an_unknown_role_is_an_error() {
-    let mut bytes = Entry::new(position(258), EntryPayload::Membership(membership())).encode().unwrap();
+    let mut bytes = Entry::new(position(258), EntryPayload::Membership(membership())).encode(Level::FIRST).unwrap();
     *bytes.last_mut().unwrap() = 3;
     assert!(decoded(&bytes).to_string().contains("unknown role"));
 }
