@@ -23,6 +23,7 @@ pub mod hold;
 mod id;
 mod idle;
 mod level;
+mod messages;
 
 pub mod packet_loop;
 pub mod parse;

@@ -17,7 +17,7 @@ pub fn decode_batch(bytes: &[u8]) -> Result<Batch, Unknown> {
     Batch::decode(bytes).map_err(|error| match error {
         DecodeError::Level(unknown) => Unknown::Level(unknown.level),
         error => Unknown::Content {
-            level: Batch::level_of(bytes).unwrap_or(Level::FIRST),
+            level: Batch::level_of(bytes).ok(),
             error: std::error::Error::source(&error).map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}")),
         },
     })
@@ -25,7 +25,7 @@ pub fn decode_batch(bytes: &[u8]) -> Result<Batch, Unknown> {
 
 /// The level in force, as the state machine has applied it: shared by those that write.
 #[derive(Clone, Debug)]
-pub(crate) struct LevelInForce(Arc<AtomicU16>);
+pub struct LevelInForce(Arc<AtomicU16>);
 
 impl Default for LevelInForce {
     fn default() -> LevelInForce {
@@ -34,7 +34,9 @@ impl Default for LevelInForce {
 }
 
 impl LevelInForce {
-    pub(crate) fn get(&self) -> Level {
+    /// It.
+    #[must_use]
+    pub fn get(&self) -> Level {
         Level(self.0.load(Ordering::Relaxed))
     }
 

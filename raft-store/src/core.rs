@@ -14,6 +14,7 @@ use crate::clock::Clock;
 use crate::digests::Digests;
 use crate::snapshot::{SnapshotFile, Snapshots};
 use crate::types::{Entry, LogId, SnapshotMeta, StoredMembership};
+use crate::unreadable::{Thing, Unknown, Unreadable};
 
 /// What is replicated: [`Replica`], or a fake of it in tests and simulation.
 pub trait ReplicatedState: Send + 'static {
@@ -92,6 +93,11 @@ pub trait Observer: Send + Sync + 'static {
         let _ = index;
     }
 
+    /// An entry or a snapshot cannot be applied, because this program does not know all that is in it. The member is to stop.
+    fn unreadable(&self, unreadable: &Unreadable) {
+        let _ = unreadable;
+    }
+
     /// The state was replaced by a snapshot that reaches `index`: what is in it was not told one by one.
     fn installed(&self, index: u64) {
         let _ = index;
@@ -161,6 +167,13 @@ impl<M: ReplicatedState> Inner<M> {
         answers
     }
 
+    /// Fails if the level in force is none that this program knows: it was applied, but nothing after it can be trusted.
+    pub(crate) fn check_level(&self) -> Result<(), Unreadable> {
+        let thing = Thing::Entry(self.applied.as_ref().map_or(0, |id| id.index));
+        let checked = self.state.level().check();
+        checked.map(drop).map_err(|unknown| Unreadable { thing, unknown: Unknown::Level(unknown.level) })
+    }
+
     /// Begins a snapshot, with what it will cover.
     pub(crate) fn begin(&mut self) -> Begun<M::Job> {
         let meta = SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() };
@@ -188,11 +201,18 @@ pub(crate) struct Core<M> {
 }
 
 impl<M: ReplicatedState> Core<M> {
+    /// Tells the observer if an error says that something cannot be read.
+    pub(crate) fn unreadable(&self, error: &io::Error) {
+        if let Some(unreadable) = Unreadable::find(error) {
+            self.observer.unreadable(unreadable);
+        }
+    }
+
     /// Replaces the state by a snapshot's, and keeps that. The caller has the turn.
     pub(crate) async fn replace(self: &Arc<Self>, snapshot: SnapshotFile) -> Result<(), io::Error> {
         let _guard = self.snapshot_lock.lock().await;
         let (core, last) = (Arc::clone(self), snapshot.meta().last_log_id);
-        tokio::task::spawn_blocking(move || {
+        let replaced = tokio::task::spawn_blocking(move || {
             let restored = core.inner.lock().restore((core.clock)(), &snapshot);
             restored.map_err(|error| match (snapshot.unreadable(&error), error) {
                 (Some(unreadable), _) => unreadable.into(),
@@ -202,7 +222,8 @@ impl<M: ReplicatedState> Core<M> {
             core.snapshots.adopt(snapshot)
         })
         .await
-        .map_err(io::Error::other)??;
+        .map_err(io::Error::other)?;
+        replaced.inspect_err(|error| self.unreadable(error))?;
         if let Some(id) = last {
             self.observer.installed(id.index);
             self.observer.advanced(id.index);

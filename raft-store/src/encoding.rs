@@ -13,8 +13,7 @@ use std::io;
 use openraft::entry::RaftEntry;
 use openraft::vote::RaftLeaderId;
 use openraft::{EntryPayload, Membership};
-use palisade_engine::replica::Batch;
-use palisade_engine::{DecodeError, Level, MemberId, MemberInfo, Role};
+use palisade_engine::{Level, MemberId, MemberInfo, Role};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -132,7 +131,7 @@ impl From<&Membership<MemberId, MemberInfo>> for MembershipRecord {
 }
 
 impl MembershipRecord {
-    fn membership(self) -> io::Result<Membership<MemberId, MemberInfo>> {
+    fn membership(self, thing: Thing) -> io::Result<Membership<MemberId, MemberInfo>> {
         let configs: Vec<BTreeSet<MemberId>> =
             self.configs.into_iter().map(|voters| voters.into_iter().map(MemberId).collect()).collect();
         let mut nodes = BTreeMap::new();
@@ -140,7 +139,10 @@ impl MembershipRecord {
             let role = match node.role {
                 1 => Role::Firewall,
                 2 => Role::Witness,
-                role => return Err(damaged(format!("member {} has the unknown role {role}", node.member))),
+                role => {
+                    let error = format!("member {} has the unknown role {role}", node.member);
+                    return Err(Unreadable { thing, unknown: Unknown::Content { level: None, error } }.into());
+                }
             };
             let info = MemberInfo { name: node.name, address: node.address, role };
             nodes.insert(MemberId(node.member), info);
@@ -207,25 +209,9 @@ impl Encoded for Entry {
                 let batch = decode_batch(bytes);
                 EntryPayload::Normal(batch.map_err(|unknown| io::Error::from(Unreadable { thing, unknown }))?)
             }
-            PayloadRecord::Membership(membership) => EntryPayload::Membership(membership.membership()?),
+            PayloadRecord::Membership(membership) => EntryPayload::Membership(membership.membership(thing)?),
         };
         Ok(Entry::new(record.position.into(), payload))
-    }
-}
-
-/// Checks that an entry's layout and level are known, without decoding its commands.
-pub(crate) fn check_entry(thing: Thing, bytes: &[u8]) -> io::Result<()> {
-    let record: EntryRecord<'_> = take(content(thing, ENTRY, bytes)?)?;
-    match record.payload {
-        PayloadRecord::Batch(batch) => {
-            let unknown = match Batch::level_of(batch) {
-                Ok(_) => return Ok(()),
-                Err(DecodeError::Level(unknown)) => Unknown::Level(unknown.level),
-                Err(error) => return Err(damaged_by("a batch".to_owned(), error)),
-            };
-            Err(Unreadable { thing, unknown }.into())
-        }
-        PayloadRecord::Blank | PayloadRecord::Membership(_) => Ok(()),
     }
 }
 
@@ -287,7 +273,7 @@ impl Encoded for SnapshotMeta {
         let StoredMembershipRecord { position, membership } = record.membership;
         Ok(SnapshotMeta {
             last_log_id: record.last.map(LogId::from),
-            last_membership: StoredMembership::new(position.map(LogId::from), membership.membership()?),
+            last_membership: StoredMembership::new(position.map(LogId::from), membership.membership(thing)?),
         })
     }
 }

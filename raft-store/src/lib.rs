@@ -87,7 +87,7 @@ mod unreadable;
 pub use self::core::{Job, Observer, ReplicatedState, Setup};
 pub use self::log::{LogReader, LogStore};
 pub use audit::{ApplyPause, Auditor};
-pub use batch::decode_batch;
+pub use batch::{LevelInForce, decode_batch};
 pub use clock::Clock;
 pub use db::{Barrier, DiskBarrier, flush};
 pub use error::{StoreError, StoreOwner};

@@ -176,7 +176,7 @@ impl SnapshotFile {
     pub(crate) fn unreadable(&self, error: &RestoreError) -> Option<Unreadable> {
         let RestoreError::Unknown(_) = error else { return None };
         let thing = Thing::Snapshot(self.meta.last_log_id.as_ref().map(|id| id.index));
-        Some(Unreadable { thing, unknown: Unknown::Content { level: self.level, error: error.to_string() } })
+        Some(Unreadable { thing, unknown: Unknown::Content { level: Some(self.level), error: error.to_string() } })
     }
 
     /// What keeps it lent out: see [`SnapshotPin`].

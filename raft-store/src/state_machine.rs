@@ -77,7 +77,8 @@ impl<M: ReplicatedState> StateMachine<M> {
     }
 
     /// The level in force, for those that write.
-    pub(crate) fn level_in_force(&self) -> LevelInForce {
+    #[must_use]
+    pub fn level_in_force(&self) -> LevelInForce {
         self.0.inner.lock().level.clone()
     }
 
@@ -154,7 +155,7 @@ impl<M: ReplicatedState> RaftStateMachine<TypeConfig> for StateMachine<M> {
         while let Some((entry, responder)) = entries.try_next().await? {
             let id = entry.log_id;
             let _lock = self.0.apply_lock.lock().await;
-            let answers = {
+            let (answers, level) = {
                 let mut inner = self.0.inner.lock();
                 if inner.applied.is_some_and(|applied| applied.index >= id.index) {
                     // The snapshot that repaired the state included it. A caller that waits for the answer asks again.
@@ -163,8 +164,13 @@ impl<M: ReplicatedState> RaftStateMachine<TypeConfig> for StateMachine<M> {
                     }
                     continue;
                 }
-                inner.apply((self.0.clock)(), &entry)
+                (inner.apply((self.0.clock)(), &entry), inner.check_level())
             };
+            if let Err(unreadable) = level {
+                // The log raised the level beyond what this program knows.
+                self.0.observer.unreadable(&unreadable);
+                return Err(unreadable.into());
+            }
             if let EntryPayload::Normal(batch) = &entry.payload {
                 self.0.observer.applied(id.index, batch, &answers);
             }

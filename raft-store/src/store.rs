@@ -12,7 +12,7 @@ use crate::db::{
     get, put,
 };
 use crate::durable_watermark::DurableWatermark;
-use crate::encoding::{Encoded, check_entry};
+use crate::encoding::Encoded;
 use crate::error::{StoreError, StoreOwner, sled_io};
 use crate::flush::Flusher;
 use crate::fs::{Lock, sync};
@@ -279,19 +279,19 @@ fn scan_entries(trees: &Trees, state: &mut TailState) -> io::Result<()> {
             return Err(damaged(format!("entry {next} is missing; the next one there is entry {index}")));
         }
         state.first.get_or_insert(index);
-        // Each one, also those that the state has already: whatever lies here may have to be sent to another member.
-        check_entry(Thing::Entry(index), &content).map_err(|error| within(format!("entry {index}"), error))?;
-        next = Some(index + 1);
-        last = Some((index, content));
-    }
-    if let Some((index, content)) = last {
+        // Each one, also those that the state has already: whatever lies here may have to be sent to another member. One that
+        // cannot be read is found now, and not when it is to be applied.
         let entry = Entry::decode(Thing::Entry(index), &content);
         let entry = entry.map_err(|error| within(format!("entry {index}"), error))?;
         if entry.log_id.index != index {
             return Err(damaged(format!("entry {index} says that it is entry {}", entry.log_id.index)));
         }
-        state.last = Some(entry.log_id);
-        state.written = Some(index);
+        next = Some(index + 1);
+        last = Some(entry.log_id);
+    }
+    if let Some(id) = last {
+        state.last = Some(id);
+        state.written = Some(id.index);
     }
     Ok(())
 }

@@ -42,8 +42,8 @@ pub enum Unknown {
     Layout(u16),
     /// Its level is known, but something in it is not.
     Content {
-        /// Its level.
-        level: Level,
+        /// Its level, if it says one.
+        level: Option<Level>,
         /// What the decoder said.
         error: String,
     },
@@ -62,9 +62,12 @@ impl fmt::Display for Unreadable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Unreadable { thing, unknown } = self;
         match unknown {
-            Unknown::Level(level) => write!(f, "{thing} has level {level}")?,
-            Unknown::Layout(version) => write!(f, "{thing} has layout {version}, which this program does not know")?,
-            Unknown::Content { level, error } => write!(f, "{thing} (level {level}) has something unknown: {error}")?,
+            Unknown::Level(level) => write!(f, "{thing}, which has level {level}")?,
+            Unknown::Layout(version) => write!(f, "{thing}, which has the unknown layout {version}")?,
+            Unknown::Content { level: Some(level), error } => {
+                write!(f, "{thing}, which has level {level} and something unknown: {error}")?;
+            }
+            Unknown::Content { level: None, error } => write!(f, "{thing}, which has something unknown: {error}")?,
         }
         write!(f, "; this program, Palisade {}, reads {}", env!("CARGO_PKG_VERSION"), Levels::PROGRAM)
     }

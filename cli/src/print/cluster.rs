@@ -131,6 +131,8 @@ struct Member<'a> {
     draining: bool,
     lease_valid: bool,
     removed: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cannot_read: Option<&'a str>,
     zones: &'a [String],
 }
 
@@ -150,6 +152,7 @@ impl<'a> Member<'a> {
             draining: m.draining,
             lease_valid: m.lease_valid,
             removed: m.removed,
+            cannot_read: m.cannot_read.as_deref(),
             zones: &m.zones,
         }
     }
@@ -201,6 +204,7 @@ fn table(members: &[v1::Member], me: u64) -> Table {
         let notes = [
             (m.id == me, "this"),
             (m.id != me && !m.reachable, "not reachable"),
+            (m.cannot_read.is_some(), "cannot read the log"),
             (m.removed, "removed, and counted until the voters have changed"),
             (m.draining, "draining"),
             (m.id != me && m.reachable && !m.lease_valid, "no valid lease"),

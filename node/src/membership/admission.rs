@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use palisade_engine::MemberInfo;
 use palisade_engine::replica::{Command, MemberChange, Outcome};
-use palisade_engine::{Engine, MemberId};
+use palisade_engine::{Engine, Level, Levels, MemberId};
 use tokio::sync::mpsc;
 use tonic::Status;
 
@@ -29,7 +29,13 @@ pub(crate) struct Admission {
 
 impl Admission {
     /// On the leader: admits a machine that knows a token's secret. Returns the cluster and the new member's id.
-    pub(crate) async fn admit(&self, secret: &[u8], info: MemberInfo) -> Result<(String, MemberId), Status> {
+    /// Its program must know the level in force: else it could not read the log.
+    pub(crate) async fn admit(
+        &self,
+        secret: &[u8],
+        info: MemberInfo,
+        levels: Option<Levels>,
+    ) -> Result<(String, MemberId), Status> {
         self.register_is_recent().await?;
         let digest = token::digest(secret);
         let now = clock::unix_ms();
@@ -38,6 +44,9 @@ impl Admission {
             return Err(Status::permission_denied(
                 "the join token is unknown or has expired; make a new one with `palisade cluster token`",
             ));
+        }
+        if !levels.is_some_and(|levels| levels.contains(cluster.level)) {
+            return Err(unknown_level(&info.name, levels, cluster.level));
         }
         let name = info.name.clone();
         let join = Command::Member(MemberChange::Join(info.clone()));
@@ -63,4 +72,18 @@ impl Admission {
         let applied = self.raft.wait(Some(ADMISSION_TIMEOUT)).applied_index_at_least(Some(index), "an admission").await;
         applied.map(drop).map_err(|e| Status::unavailable(e.to_string()))
     }
+}
+
+/// Refuses a machine whose program does not know the level in force.
+fn unknown_level(name: &str, levels: Option<Levels>, in_force: Level) -> Status {
+    let known = levels.map_or_else(|| "no level".to_owned(), |levels| levels.to_string());
+    let advice = match levels {
+        Some(levels) if levels.lowest > in_force => {
+            "raise the level of the cluster first, or install an older version of Palisade there"
+        }
+        _ => "install the version of Palisade that the members run there, and join again",
+    };
+    Status::invalid_argument(format!(
+        "the cluster is at level {in_force}, and the program on `{name}` knows {known}: {advice}"
+    ))
 }

@@ -5,13 +5,11 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use palisade_engine::Level;
-use palisade_engine::MemberId;
-use palisade_engine::MemberInfo;
 use palisade_engine::replica::{Batch, Command, MemberChange, Outcome};
+use palisade_engine::{Level, Levels, MemberId, MemberInfo};
 use palisade_proto::member::v1 as wire;
 use palisade_proto::member::v1::admission_client::AdmissionClient;
-use palisade_raft_store::StoreOwner;
+use palisade_raft_store::{LevelInForce, StoreOwner};
 use tonic::Status;
 
 use crate::clock;
@@ -25,6 +23,7 @@ use crate::peer::transport::{self, Peer};
 use crate::raft::config::PalisadeRaft;
 use crate::raft::network::Network;
 use crate::raft::start::{RaftSetup, RaftStartError, open_store, start_raft};
+use crate::raft::unreadable::Refusals;
 use crate::random::{RandomError, random};
 use crate::wake::NoWake;
 use tokio::task::spawn_blocking;
@@ -60,7 +59,14 @@ pub async fn init(options: &Options) -> Result<Identity, MembershipError> {
         store: data_dir.new_store(),
         owner: StoreOwner { cluster: cluster.clone(), member: me },
         start: 0,
-        network: Network { me, peers, response_timeout: options.timing.response_timeout, metrics: Arc::default() },
+        network: Network {
+            me,
+            peers,
+            response_timeout: options.timing.response_timeout,
+            metrics: Arc::default(),
+            level: LevelInForce::default(),
+            refusals: Refusals::default(),
+        },
         wake: Box::new(NoWake),
         observer: Arc::new(()),
     };
@@ -153,6 +159,7 @@ async fn ask_member(
         let request = wire::JoinRequest {
             secret: token.secret().to_vec().into(),
             member: Some(wire::MemberInfo::from(&options.info())),
+            levels: Some(Levels::PROGRAM.into()),
         };
         match ask_to_admit(&address, request).await {
             Ok(Some(Answer::Admitted(admitted))) => return Ok(Some(admitted)),

@@ -19,7 +19,7 @@ use openraft::raft::{
 use openraft::type_config::alias::{SnapshotOf, VoteOf};
 use palisade_engine::{MemberId, MemberInfo, Time};
 use palisade_proto::member::v1 as proto;
-use palisade_raft_store::{SnapshotFile, TypeConfig};
+use palisade_raft_store::{LevelInForce, SnapshotFile, TypeConfig};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
@@ -27,6 +27,7 @@ use tonic::{Code, Status};
 use crate::clock;
 use crate::peer::connections::{Client, Lane, Peers};
 use crate::raft::snapshot;
+use crate::raft::unreadable::Refusals;
 use crate::raft::wire;
 use crate::replication_metrics::ReplicationMetrics;
 
@@ -47,18 +48,32 @@ pub(crate) struct Network {
     pub(crate) peers: Peers,
     pub(crate) response_timeout: Duration,
     pub(crate) metrics: Arc<ReplicationMetrics>,
+    /// The level at which appends are written.
+    pub(crate) level: LevelInForce,
+    pub(crate) refusals: Refusals,
 }
 
 /// A client of one member, for one kind of traffic.
 pub(crate) struct RaftClient {
     network: Network,
     to: MemberId,
+    lane: Lane,
     client: Result<Client, Status>,
 }
 
 impl Network {
     fn peer(&self, to: MemberId, info: &MemberInfo, lane: Lane) -> RaftClient {
-        RaftClient { network: self.clone(), to, client: self.peers.client(to, &info.address, lane) }
+        RaftClient { network: self.clone(), to, lane, client: self.peers.client(to, &info.address, lane) }
+    }
+}
+
+impl Network {
+    /// As [`failed`], and keeps in mind what the member cannot read.
+    fn refused(&self, by: MemberId, status: &Status) -> RPCError<TypeConfig> {
+        if self.refusals.record(by, status) {
+            self.metrics.unreadable_refusals.inc();
+        }
+        failed(status)
     }
 }
 
@@ -97,6 +112,18 @@ impl RaftClient {
         self.client.clone().map_err(|status| failed(&status))
     }
 
+    /// As [`failed`], and keeps in mind what the member cannot read.
+    fn failed(&self, status: &Status) -> RPCError<TypeConfig> {
+        self.network.refused(self.to, status)
+    }
+
+    /// Waits until the member may be asked again, if it cannot read what it was sent. Heartbeats have nothing to read.
+    async fn pause(&self) {
+        if self.lane != Lane::Heartbeat {
+            self.network.refusals.pause(self.to).await;
+        }
+    }
+
     fn timeout(&self, action: RPCTypes, timeout: Duration) -> Timeout<TypeConfig> {
         Timeout { action, id: self.network.me, target: self.to, timeout }
     }
@@ -127,7 +154,7 @@ impl RaftClient {
         let limit = self.network.response_timeout;
         let responses = match tokio::time::timeout(limit, client.append(ReceiverStream::new(queue))).await {
             Ok(Ok(response)) => response.into_inner(),
-            Ok(Err(status)) => return Err(failed(&status)),
+            Ok(Err(status)) => return Err(self.failed(&status)),
             Err(_) => return Err(RPCError::Timeout(self.timeout(RPCTypes::AppendEntries, limit))),
         };
         let timed_out = self.timeout(RPCTypes::AppendEntries, limit);
@@ -138,19 +165,24 @@ impl RaftClient {
             outstanding: 0,
             waiting_since: Time::ZERO,
             limit,
+            level: self.network.level.clone(),
         };
-        let stream = futures::stream::unfold(Some((flow, timed_out)), |state| async move {
-            let (mut flow, timed_out) = state?;
+        let (network, to) = (self.network.clone(), self.to);
+        let stream = futures::stream::unfold(Some((flow, timed_out, network)), move |state| async move {
+            let (mut flow, timed_out, network) = state?;
             let result = match flow.next().await {
                 Ok(response) => match wire::appended_in(response?) {
                     Ok(result) => Ok(result),
                     Err(error) => Err(garbled(error)),
                 },
-                Err(FlowError::Broken(status)) => Err(failed(&status)),
+                Err(FlowError::Broken(status)) => Err(network.refused(to, &status)),
                 Err(FlowError::Timeout) => Err(RPCError::Timeout(timed_out.clone())),
             };
+            if let Ok(Ok(Some(id))) = &result {
+                network.refusals.acknowledged(to, id.index);
+            }
             let go_on = matches!(result, Ok(Ok(_)));
-            Some((result, go_on.then_some((flow, timed_out))))
+            Some((result, go_on.then_some((flow, timed_out, network))))
         });
         Ok(Box::pin(stream))
     }
@@ -166,6 +198,7 @@ struct Flow<I, R> {
     outstanding: u64,
     waiting_since: Time,
     limit: Duration,
+    level: LevelInForce,
 }
 
 enum FlowError {
@@ -207,7 +240,7 @@ where
     }
 
     fn send(&mut self, request: Option<AppendEntriesRequest<TypeConfig>>) {
-        let request = request.map(|request| wire::append_out(&request));
+        let request = request.map(|request| wire::append_out(&request, self.level.get()));
         match (request, &self.requests) {
             (Some(Ok(request)), Some(requests)) => {
                 if self.outstanding == 0 {
@@ -258,6 +291,7 @@ impl RaftNetworkV2<TypeConfig> for RaftClient {
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
     {
         Box::pin(async move {
+            self.pause().await;
             match self.open_append(input).await {
                 Ok(stream) => {
                     let stream: BoxStream<'s, _> = stream;
@@ -292,7 +326,9 @@ impl RaftNetworkV2<TypeConfig> for RaftClient {
         cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
         option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        self.pause().await;
         let mut client = self.client().map_err(StreamingError::from)?;
+        let last = snapshot.meta.last_log_id.as_ref().map_or(0, |id| id.index);
         let pin = snapshot.snapshot.pin();
         let send = client.install_snapshot(snapshot::chunks(Some(vote), snapshot.snapshot));
         let sent = tokio::select! {
@@ -302,11 +338,12 @@ impl RaftNetworkV2<TypeConfig> for RaftClient {
         };
         let response = match sent {
             Ok(Ok(response)) => response.into_inner(),
-            Ok(Err(status)) => return Err(failed(&status).into()),
+            Ok(Err(status)) => return Err(self.failed(&status).into()),
             Err(_) => return Err(StreamingError::Timeout(self.timeout(RPCTypes::InstallSnapshot, option.hard_ttl()))),
         };
         let vote = wire::vote_in(response.vote).map_err(|e| StreamingError::Network(NetworkError::new(&e)))?;
         self.network.metrics.snapshots.sent.add(1);
+        self.network.refusals.acknowledged(self.to, last);
         // The entries since the snapshot are still to be sent, from a log that a newer snapshot would cut off: on a busy
         // cluster the new member would get one snapshot after another.
         tokio::spawn(async move {
@@ -342,6 +379,7 @@ mod tests {
             outstanding,
             waiting_since: clock::now(),
             limit: Duration::from_millis(80),
+            level: LevelInForce::default(),
         }
     }
 
@@ -370,6 +408,7 @@ mod tests {
             outstanding: 0,
             waiting_since: clock::now(),
             limit: flow.limit,
+            level: LevelInForce::default(),
         };
         let end = tokio::time::timeout(Duration::from_secs(5), flow.next()).await.unwrap();
         assert!(matches!(end, Err(FlowError::Timeout)));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use palisade_engine::replica::Replica;
 use palisade_engine::{Engine, MemberId, Wake};
 use palisade_engine::{Hint, Proposal};
-use palisade_raft_store::{Auditor, Snapshots, StoreMetrics, StoreOwner};
+use palisade_raft_store::{Auditor, LevelInForce, Snapshots, StoreMetrics, StoreOwner};
 use tokio::sync::{broadcast, mpsc, watch};
 
 use crate::audit::comparison::Comparer;
@@ -38,6 +38,7 @@ use crate::raft::read_index::ReadIndex;
 use crate::raft::requests::{AdminRequest, REQUEST_QUEUE};
 use crate::raft::start::{RaftSetup, Started, start_raft};
 use crate::raft::transfer::LeadershipTransfer;
+use crate::raft::unreadable::{Refusals, UnreadableAlarm};
 use crate::replication::Replication;
 use crate::replication::error::OpenError;
 use crate::replication::service::{MemberService, ServiceContext, serve};
@@ -115,6 +116,7 @@ where
         lease: core.lease.clone(),
         priority: raft.priority.subscribe(),
         connection_log: options.connection_log.clone(),
+        alarm: core.alarm.clone(),
         stop: tasks.stopped(),
     });
     let check = AddressCheck { cluster: core.cluster.clone(), me: core.me, metrics: core.metrics.clone() };
@@ -125,6 +127,8 @@ where
         engine: core.engine,
         auditor: core.auditor,
         metrics: core.metrics,
+        alarm: core.alarm,
+        refusals: core.refusals,
         store: core.store,
         lease: core.lease,
         requests,
@@ -156,7 +160,13 @@ impl AppliedBatches {
         AppliedBatches { reports, report_queue, pending: PendingBatches::default(), events }
     }
 
-    fn observer(&self, identity: &Identity, options: &Options, metrics: Arc<ReplicationMetrics>) -> Arc<Events> {
+    fn observer(
+        &self,
+        identity: &Identity,
+        options: &Options,
+        metrics: Arc<ReplicationMetrics>,
+        alarm: UnreadableAlarm,
+    ) -> Arc<Events> {
         Arc::new(Events {
             me: identity.member,
             start: identity.starts,
@@ -165,6 +175,7 @@ impl AppliedBatches {
             watchers: self.events.clone(),
             connection_log: options.connection_log.clone(),
             metrics,
+            alarm,
         })
     }
 }
@@ -183,6 +194,12 @@ struct Core {
     store: StoreMetrics,
     lease: Arc<Lease>,
     metrics: Arc<ReplicationMetrics>,
+    /// At which this member writes.
+    level: LevelInForce,
+    /// Raised when this member cannot read what it is to store or to apply.
+    alarm: UnreadableAlarm,
+    /// What other members cannot read.
+    refusals: Refusals,
 }
 
 impl Core {
@@ -198,6 +215,7 @@ impl Core {
     ) -> Result<Core, OpenError> {
         let me = identity.member;
         let peers = Peers::new(&identity.cluster, me)?;
+        let (alarm, refusals) = (UnreadableAlarm::default(), Refusals::default());
         let setup = RaftSetup {
             timing: &options.timing,
             log: options.log,
@@ -210,11 +228,13 @@ impl Core {
                 peers: peers.clone(),
                 response_timeout: options.timing.response_timeout,
                 metrics: metrics.clone(),
+                level: LevelInForce::default(),
+                refusals: refusals.clone(),
             },
             wake,
-            observer: applied.observer(identity, options, metrics.clone()),
+            observer: applied.observer(identity, options, metrics.clone(), alarm.clone()),
         };
-        let Started { raft, engine, snapshots, auditor, store } = start_raft(setup).await?;
+        let Started { raft, engine, snapshots, auditor, store, level } = start_raft(setup).await?;
         // The member port answers no request yet: this member must not ask for votes either.
         raft.runtime_config().elect(false);
         if let Err(error) = rollback_check::check(&raft, &peers).await {
@@ -223,7 +243,22 @@ impl Core {
             return Err(error.into());
         }
         let cluster = identity.cluster.as_str().into();
-        Ok(Core { me, start: identity.starts, cluster, peers, raft, engine, snapshots, auditor, store, lease, metrics })
+        Ok(Core {
+            me,
+            start: identity.starts,
+            cluster,
+            peers,
+            raft,
+            engine,
+            snapshots,
+            auditor,
+            store,
+            lease,
+            metrics,
+            level,
+            alarm,
+            refusals,
+        })
     }
 
     fn admission(&self, raft: &RaftSide, requests: &mpsc::Sender<AdminRequest>) -> Admission {
@@ -360,6 +395,7 @@ fn start_sync(
         leadership: raft.leadership.clone(),
         lease: core.lease.clone(),
         metrics: core.metrics.clone(),
+        level: core.level.clone(),
         proposals: sources.proposals,
         follow_up_proposals: sources.proposal_queue,
         requests: sources.request_queue,
@@ -371,11 +407,12 @@ fn start_sync(
         engine: core.engine.clone(),
         metrics: core.metrics.clone(),
         reachability: reachability.clone(),
+        level: core.level.clone(),
         hints: Some(sources.hints),
         replies: Some(sources.hint_queue),
     };
     let (peers, engine, metrics) = (core.peers.clone(), core.engine.clone(), core.metrics.clone());
-    let progress = ProgressPublisher::new(peers, engine, metrics, options.progress_rate);
+    let progress = ProgressPublisher::new(peers, engine, metrics, core.level.clone(), options.progress_rate);
     tasks.spawn("proposals", proposer.run());
     tasks.spawn("hints", streams::run(hints, core.me, raft.members.clone()));
     tasks.spawn("progress", streams::run(progress, core.me, raft.members.clone()));

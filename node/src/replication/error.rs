@@ -2,7 +2,7 @@
 
 use openraft::errors::Fatal;
 use palisade_engine::MemberId;
-use palisade_raft_store::TypeConfig;
+use palisade_raft_store::{TypeConfig, Unreadable};
 
 use crate::listen::ListenError;
 use crate::membership::identity::{DataDir, Identity, IdentityError};
@@ -80,6 +80,9 @@ pub enum EndedError {
     /// One of its tasks ended: a defect.
     #[error("its task `{0}` ended")]
     Task(&'static str),
+    /// It cannot read an entry or a snapshot: another version wrote it.
+    #[error("it cannot read what the others write")]
+    Unreadable(#[source] Unreadable),
     /// Raft ended: a disk that fails, or a defect.
     #[error("Raft ended")]
     Raft(#[source] Box<Fatal<TypeConfig>>),

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use palisade_engine::replica::{Applied, Batch, Command};
 use palisade_engine::{Close, Establish, MemberId, SessionId};
-use palisade_raft_store::Observer;
+use palisade_raft_store::{Observer, Unreadable};
 use tokio::sync::{broadcast, mpsc};
 
 use crate::connection_log::ConnectionLog;
+use crate::raft::unreadable::UnreadableAlarm;
 use crate::replication_metrics::ReplicationMetrics;
 use crate::sync::proposals::{BatchApplied, PendingBatches, proposed_by_start};
 
@@ -48,9 +49,14 @@ pub(crate) struct Events {
     pub(crate) watchers: broadcast::Sender<Arc<SessionEvent>>,
     pub(crate) connection_log: ConnectionLog,
     pub(crate) metrics: Arc<ReplicationMetrics>,
+    pub(crate) alarm: UnreadableAlarm,
 }
 
 impl Observer for Events {
+    fn unreadable(&self, unreadable: &Unreadable) {
+        self.alarm.raise(unreadable);
+    }
+
     fn applied(&self, index: u64, batch: &Batch, applied: &[Applied]) {
         self.metrics.applied_batches.inc();
         self.metrics.applied_commands.add(batch.commands.len() as u64);

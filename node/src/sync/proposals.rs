@@ -38,6 +38,7 @@ use std::time::Duration;
 use futures::stream::FuturesUnordered;
 use palisade_engine::replica::{Batch, Command};
 use palisade_engine::{LeaseState, MemberId, Proposal, Time};
+use palisade_raft_store::LevelInForce;
 use tokio::sync::{mpsc, watch};
 
 use crate::clock;
@@ -85,6 +86,7 @@ pub(crate) struct Proposer {
     pub(crate) leadership: watch::Receiver<Leadership>,
     pub(crate) lease: Arc<Lease>,
     pub(crate) metrics: Arc<ReplicationMetrics>,
+    pub(crate) level: LevelInForce,
     /// From the workers.
     pub(crate) proposals: mpsc::Receiver<Proposal>,
     /// From hints of peers, and from timers.
@@ -226,7 +228,7 @@ impl Proposer {
             };
             self.metrics.batch_commands.observe(batch.commands.len() as u64);
             self.pending.add(batch.first_serial);
-            state.route.propose(&self.raft, &batch).await;
+            state.route.propose(&self.raft, self.level.get(), &batch).await;
             let routed = !state.route.is_none();
             state.in_flight.insert(InFlightBatch {
                 batch,
@@ -291,7 +293,7 @@ impl Proposer {
     async fn retransmit(&self, state: &mut State, batches: &[Batch]) {
         for batch in batches {
             self.metrics.batches_retransmitted.inc();
-            state.route.propose(&self.raft, batch).await;
+            state.route.propose(&self.raft, self.level.get(), batch).await;
         }
     }
 

@@ -199,10 +199,10 @@ async fn members_can_join_at_once() {
     let peers = Peers::new(&nodes[other].run().identity().cluster, id).unwrap();
     let to = nodes[other].run().identity().member;
     let mut client = peers.client(to, &nodes[other].options.advertise, Lane::Control).unwrap();
-    let hints = futures::stream::iter([proto::HintBatch { hints: Vec::new() }]);
+    let hints = futures::stream::iter([proto::HintBatch { hints: Vec::new(), level: 1 }]);
     assert_eq!(client.hints(hints).await.unwrap_err().code(), tonic::Code::PermissionDenied);
     let batch = Batch { proposer: id, first_serial: 0, lowest_outstanding: 0, unix_ms: 0, commands: vec![command(1)] };
-    let batch = palisade_proto::convert::encode_batch(&batch).unwrap();
+    let batch = batch.encode(palisade_engine::Level::FIRST).unwrap().into();
     let proposals = futures::stream::iter([proto::Proposal { batch }]);
     let mut refusals = client.propose(proposals).await.unwrap().into_inner();
     assert_eq!(refusals.message().await.unwrap_err().code(), tonic::Code::PermissionDenied);
