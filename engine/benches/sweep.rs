@@ -51,11 +51,7 @@ fn main() {
     let Command::Establish(forbidden) = session(SESSIONS / 2) else { return };
     let block = format!("drop \"block\" from any to any: {} -> any\n", forbidden.original.src);
     let text = policy(MANY).replace("default drop\n", &format!("default drop\n{block}"));
-    member.apply(vec![Command::Policy(Box::new(PolicyChange {
-        base: Generation(1),
-        text,
-        author: String::new(),
-    }))]);
+    member.apply(vec![Command::Policy(Box::new(PolicyChange { base: Generation(1), text, author: String::new() }))]);
     // From here on the policy is in force.
     let began = Instant::now();
     let (mut sweep, mut sessions) = (member.engine.begin_sweep().unwrap(), Vec::new());

@@ -121,11 +121,7 @@ impl Sweep {
             let replicated = session.replicated();
             // What was opened under this policy was judged by it.
             if session.is_open() && replicated.generation() < generation {
-                self.piece.push(Opening {
-                    id: session.id(),
-                    original: *session.original(),
-                    zones: replicated.zones(),
-                });
+                self.piece.push(Opening { id: session.id(), original: *session.original(), zones: replicated.zones() });
             }
         }
         (self.shard, self.slot) = if end >= slots { (self.shard + 1, 0) } else { (self.shard, end) };

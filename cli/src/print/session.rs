@@ -223,7 +223,8 @@ pub fn event(output: Output, event: v1::SessionEvent) -> Result<(), Failure> {
         Output::Json => json_line(&Event { change, time, index, forbidden_by, session: Json::new(&s) }),
         Output::Table => {
             let [id, protocol, src, dst, zones, .., rule] = cells(&s);
-            let by = forbidden_by.map_or(String::new(), |generation| format!("  forbidden by policy generation {generation}"));
+            let by = forbidden_by
+                .map_or(String::new(), |generation| format!("  forbidden by policy generation {generation}"));
             out(|out| {
                 writeln!(out, "{time}  {change:<11}  {id:<14}  {protocol:<5}  {src} -> {dst}  {zones}  {rule}{by}")
             })

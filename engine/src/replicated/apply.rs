@@ -3,7 +3,8 @@
 use super::dedup::SerialStatus;
 use super::store::{Admission, Effects, LocalContext, Refusal, SessionStore};
 use super::{
-    Applied, Batch, Command, ExpireIdle, ForbiddenSessions, InvalidReason, MemberChange, Outcome, Replicated, StateMachine, WallTenths,
+    Applied, Batch, Command, ExpireIdle, ForbiddenSessions, InvalidReason, MemberChange, Outcome, Replicated,
+    StateMachine, WallTenths,
 };
 use crate::id::SessionId;
 use crate::session::{Close, EndCause, EndedSession, Establish, HandshakeState};

@@ -81,7 +81,10 @@ async fn propose(
     let (reply, outcome) = oneshot::channel();
     let deadline = clock::now() + timeout;
     let done = async {
-        requests.send(AdminRequest { command, precedence, deadline, reply }).await.map_err(|_| ProposeError::Stopped)?;
+        requests
+            .send(AdminRequest { command, precedence, deadline, reply })
+            .await
+            .map_err(|_| ProposeError::Stopped)?;
         outcome.await.map_err(|_| ProposeError::Stopped)?
     };
     // The proposer keeps the deadline, and knows whether the command has left this member.

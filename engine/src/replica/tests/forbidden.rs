@@ -93,7 +93,8 @@ fn sweep_keeps_what_some_member_may_carry_by_another_uplink() {
     assert_eq!(b.swept().0, [0; 0]);
     // A witness carries nothing.
     let mut b = Fixture::with_two_members(None);
-    let witness = MemberInfo { name: "w".to_owned(), role: crate::cluster_state::Role::Witness, ..MemberInfo::default() };
+    let witness =
+        MemberInfo { name: "w".to_owned(), role: crate::cluster_state::Role::Witness, ..MemberInfo::default() };
     b.one(Command::Member(MemberChange::Join(witness)));
     b.one(add(establish(1, 1)));
     b.policy(1, BY_UPLINK);
