@@ -51,7 +51,10 @@ impl Progress {
                 return None;
             }
             let record = split_record(bytes);
-            bytes = record.as_ref().map_or(&[], |(_, rest)| *rest);
+            bytes = match &record {
+                Ok((_, rest)) => rest,
+                Err(_) => &[],
+            };
             Some(record.and_then(|(content, _)| {
                 level.check()?;
                 read_content(content)

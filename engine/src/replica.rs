@@ -9,9 +9,9 @@ use std::sync::atomic::Ordering;
 use crate::engine::Engine;
 use crate::event::{Event, Proposal};
 use crate::id::MemberId;
-use crate::level::Level;
 #[cfg(any(test, feature = "testing"))]
 use crate::id::SessionId;
+use crate::level::Level;
 pub use crate::replicated::{
     Applied, Batch, Command, CommandSize, CompileError, ExpireIdle, ForbiddenSessions, InvalidReason, MemberChange,
     Outcome, PolicyChange, RestoreError,

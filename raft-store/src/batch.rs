@@ -18,7 +18,8 @@ pub fn decode_batch(bytes: &[u8]) -> Result<Batch, Unknown> {
         DecodeError::Level(unknown) => Unknown::Level(unknown.level),
         error => Unknown::Content {
             level: Batch::level_of(bytes).ok(),
-            error: std::error::Error::source(&error).map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}")),
+            error: std::error::Error::source(&error)
+                .map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}")),
         },
     })
 }
@@ -34,7 +35,7 @@ impl Default for LevelInForce {
 }
 
 impl LevelInForce {
-    /// It.
+    /// The level that is in force now.
     #[must_use]
     pub fn get(&self) -> Level {
         Level(self.0.load(Ordering::Relaxed))

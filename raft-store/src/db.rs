@@ -122,11 +122,7 @@ pub(crate) fn from_sled(dir: &Path, error: sled::Error) -> StoreError {
     }
 }
 
-pub(crate) fn get<T: Encoded>(
-    dir: &Path,
-    trees: &Trees,
-    name: &'static str,
-) -> Result<Option<T>, StoreError> {
+pub(crate) fn get<T: Encoded>(dir: &Path, trees: &Trees, name: &'static str) -> Result<Option<T>, StoreError> {
     let Some(record) = trees.meta.get(name).map_err(|error| from_sled(dir, error))? else { return Ok(None) };
     open_meta(name, &record).map(Some).map_err(|error| StoreError::damaged_by(dir, "the database", error))
 }

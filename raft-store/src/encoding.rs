@@ -296,4 +296,4 @@ macro_rules! number {
 number!(u32, u64);
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

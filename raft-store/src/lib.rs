@@ -72,6 +72,8 @@ mod encoding;
 mod error;
 mod flush;
 mod fs;
+#[cfg(test)]
+mod fuzz;
 mod log;
 mod memory;
 mod metrics;

@@ -22,8 +22,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use palisade_engine::{Level, Time};
 use palisade_engine::replica::RestoreError;
+use palisade_engine::{Level, Time};
 use parking_lot::Mutex;
 
 use crate::clock::Clock;
@@ -174,7 +174,7 @@ impl SnapshotFile {
 
     /// What of its content this program does not know, if `error` says so.
     pub(crate) fn unreadable(&self, error: &RestoreError) -> Option<Unreadable> {
-        let RestoreError::Unknown(_) = error else { return None };
+        let RestoreError::Kind(_) = error else { return None };
         let thing = Thing::Snapshot(self.meta.last_log_id.as_ref().map(|id| id.index));
         Some(Unreadable { thing, unknown: Unknown::Content { level: Some(self.level), error: error.to_string() } })
     }
@@ -201,7 +201,7 @@ impl SnapshotFile {
             return Err(damaged("it does not begin as a snapshot"));
         }
         let meta_len = be32(&preamble[12..16]);
-        if meta_len > META_MAX {
+        if meta_len > META_MAX || u64::from(meta_len) > len {
             return Err(damaged("its header is too long"));
         }
         let mut meta = vec![0; meta_len as usize];
@@ -227,6 +227,14 @@ impl SnapshotFile {
             temporary: None,
             pin: Arc::new(()),
         })
+    }
+
+    /// One in memory, checked.
+    #[cfg(test)]
+    pub(crate) fn from_memory(bytes: Vec<u8>) -> io::Result<SnapshotFile> {
+        let snapshot = SnapshotFile::parse(Bytes::Memory(Arc::new(bytes)), None)?;
+        snapshot.verify()?;
+        Ok(snapshot)
     }
 
     /// Reads all of it and checks it.
@@ -292,7 +300,12 @@ impl<W: Write> Write for Hashing<W> {
 }
 
 /// Writes a whole snapshot.
-fn encode<W: Write>(to: W, level: Level, meta: &SnapshotMeta, body: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<W> {
+fn encode<W: Write>(
+    to: W,
+    level: Level,
+    meta: &SnapshotMeta,
+    body: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> io::Result<W> {
     let mut to = Hashing { to, hasher: crc32fast::Hasher::new(), written: 0 };
     let meta = meta.encode(level)?;
     let meta_len = u32::try_from(meta.len()).ok().filter(|len| *len <= META_MAX);

@@ -111,6 +111,9 @@ mod tests {
         assert_eq!(Unreadable::find(&outer), Some(&unreadable));
         assert_eq!(Unreadable::find(&io::Error::other("another")), None);
         let text = unreadable.to_string();
-        assert!(text.contains("entry 7") && text.contains("has level ") && text.contains(&Levels::PROGRAM.to_string()), "{text}");
+        assert!(
+            text.contains("entry 7") && text.contains("has level ") && text.contains(&Levels::PROGRAM.to_string()),
+            "{text}"
+        );
     }
 }

@@ -14,7 +14,7 @@
 //! | 5 | sessions | any |
 //! | 9 | number of sessions, digest | one, last |
 //!
-//! A chunk of an unknown kind of 128 and above is skipped; any other one makes the snapshot unreadable ([`RestoreError::Unknown`]).
+//! A chunk of an unknown kind of 128 and above is skipped; any other one makes the snapshot unreadable ([`RestoreError::Kind`]).
 //!
 //! # Reading
 //!
@@ -104,9 +104,9 @@ pub enum RestoreError {
     /// It is not what it should be.
     #[error("the snapshot is damaged: {0}")]
     Damaged(String),
-    /// It has something that this version does not know and must not leave out.
-    #[error("the snapshot has a chunk of the unknown kind {0}")]
-    Unknown(u8),
+    /// A part of it is unknown to this program, and the state is not whole without it.
+    #[error("the snapshot has a part of the unknown kind {0}: a program that knows it is needed")]
+    Kind(u8),
     /// Its policy does not compile.
     #[error("the snapshot's policy does not compile")]
     Policy(#[from] CompileError),
@@ -288,7 +288,7 @@ impl Parsed {
                 }
             }
             other if other & kind::OPTIONAL != 0 => {}
-            other => return Err(RestoreError::Unknown(other)),
+            other => return Err(RestoreError::Kind(other)),
         }
         Ok(())
     }

@@ -157,6 +157,40 @@ impl Refusals {
     }
 }
 
+/// For tests: the entries that this member takes for those of a version with the next level. Its leader has them as any others.
+#[cfg(test)]
+#[derive(Clone, Default)]
+pub(crate) struct ForeignEntries(Arc<Mutex<Foreign>>);
+
+#[cfg(test)]
+#[derive(Default)]
+struct Foreign {
+    from: Option<u64>,
+    refused: u64,
+}
+
+#[cfg(test)]
+impl ForeignEntries {
+    /// Takes the entries from this index on for such ones; `None`: none, as after an update of the program.
+    pub(crate) fn set(&self, from: Option<u64>) {
+        self.0.lock().from = from;
+    }
+
+    /// How often such an entry was refused.
+    pub(crate) fn refused(&self) -> u64 {
+        self.0.lock().refused
+    }
+
+    pub(crate) fn find(&self, entries: &[palisade_raft_store::Entry]) -> Option<Unreadable> {
+        let mut foreign = self.0.lock();
+        let from = foreign.from?;
+        let found = entries.iter().find(|entry| entry.log_id.index >= from)?;
+        foreign.refused += 1;
+        let unknown = palisade_raft_store::Unknown::Level(palisade_engine::Level::HIGHEST.next());
+        Some(Unreadable { thing: Thing::Entry(found.log_id.index), unknown })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use palisade_engine::Level;

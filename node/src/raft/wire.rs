@@ -248,3 +248,6 @@ pub(crate) fn transferred_in(
         }),
     })
 }
+
+#[cfg(test)]
+mod fuzz;

@@ -101,6 +101,8 @@ where
     tasks.spawn("tick", tick(core.engine.clone(), sink.clone()));
     let divergences = start_audit(&core, &raft, &mut tasks);
 
+    #[cfg(test)]
+    let foreign = crate::raft::unreadable::ForeignEntries::default();
     let service = MemberService::new(ServiceContext {
         raft: core.raft.clone(),
         read_index: raft.read_index.clone(),
@@ -119,6 +121,8 @@ where
         priority: raft.priority.subscribe(),
         connection_log: options.connection_log.clone(),
         alarm: core.alarm.clone(),
+        #[cfg(test)]
+        foreign: foreign.clone(),
         stop: tasks.stopped(),
     });
     let check = AddressCheck { cluster: core.cluster.clone(), me: core.me, metrics: core.metrics.clone() };
@@ -130,6 +134,8 @@ where
         auditor: core.auditor,
         metrics: core.metrics,
         alarm: core.alarm,
+        #[cfg(test)]
+        foreign,
         refusals: core.refusals,
         store: core.store,
         lease: core.lease,

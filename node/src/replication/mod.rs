@@ -84,6 +84,9 @@ pub struct Replication {
     auditor: Auditor<Replica>,
     metrics: Arc<ReplicationMetrics>,
     alarm: UnreadableAlarm,
+    /// Which entries this member is to take for those of another version.
+    #[cfg(test)]
+    foreign: crate::raft::unreadable::ForeignEntries,
     refusals: Refusals,
     store: StoreMetrics,
     lease: Arc<Lease>,

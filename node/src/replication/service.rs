@@ -81,6 +81,8 @@ pub(crate) struct ServiceContext {
     pub(crate) priority: watch::Receiver<ElectionPriority>,
     pub(crate) connection_log: ConnectionLog,
     pub(crate) alarm: UnreadableAlarm,
+    #[cfg(test)]
+    pub(crate) foreign: crate::raft::unreadable::ForeignEntries,
     /// True once the member is to stop: ends the streams, which would otherwise keep their connections open.
     pub(crate) stop: watch::Receiver<bool>,
 }
@@ -127,7 +129,13 @@ impl ServiceContext {
     ) -> Result<AppendEntriesRequest<TypeConfig>, Status> {
         let vote = convert::append_vote(&request)?;
         same(vote.leader_id.node_id, from, "an append")?;
-        match convert::append_in(request) {
+        let read = convert::append_in(request);
+        #[cfg(test)]
+        let read = read.and_then(|request| match self.foreign.find(&request.entries) {
+            Some(unreadable) => Err(WireError::Unreadable(unreadable)),
+            None => Ok(request),
+        });
+        match read {
             Ok(request) => {
                 self.leader_contact.record(vote.leader_id.term);
                 Ok(request)

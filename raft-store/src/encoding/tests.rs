@@ -10,11 +10,11 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn position(index: u64) -> LogId {
+pub(crate) fn position(index: u64) -> LogId {
     LogId { leader_id: Leader::new(3, MemberId(2)), index }
 }
 
-fn membership() -> Membership<MemberId, MemberInfo> {
+pub(crate) fn membership() -> Membership<MemberId, MemberInfo> {
     let info = |name: &str, role| MemberInfo { name: name.to_owned(), address: format!("{name}:7946"), role };
     let nodes = BTreeMap::from([
         (MemberId(1), info("fw1", Role::Firewall)),
@@ -25,14 +25,18 @@ fn membership() -> Membership<MemberId, MemberInfo> {
     Membership::new(vec![voters(&[1, 2]), voters(&[1, 300])], nodes).unwrap()
 }
 
-fn batch() -> Batch {
+pub(crate) fn batch() -> Batch {
     let id = SessionId { member: MemberId(3), counter: 7 };
     Batch {
         proposer: MemberId(2),
         first_serial: (5 << 40) | 17,
         lowest_outstanding: 5 << 40,
         unix_ms: 1,
-        commands: vec![Command::Close(Close { id, cause: CloseCause::Rst }), Command::Expire(vec![id]), Command::Resume],
+        commands: vec![
+            Command::Close(Close { id, cause: CloseCause::Rst }),
+            Command::Expire(vec![id]),
+            Command::Resume,
+        ],
     }
 }
 
@@ -46,7 +50,10 @@ fn golden<T: Encoded + PartialEq + std::fmt::Debug>(value: &T, bytes: &str) {
 #[test]
 fn entries_have_these_bytes() {
     golden(&Entry::new(position(258), EntryPayload::Blank), "010302820200");
-    golden(&Entry::new(position(258), EntryPayload::Normal(batch())), "0103028202011c0001029180808080a0018080808080a0010103010307010201030708");
+    golden(
+        &Entry::new(position(258), EntryPayload::Normal(batch())),
+        "01030282020120010011029180808080a0018080808080a0010103040103070104020103070108",
+    );
     golden(
         &Entry::new(position(258), EntryPayload::Membership(membership())),
         "010302820202020201020201ac02030103667731086677313a37393436010203667732086677323a3739343601ac02017706773a3739343602",
@@ -102,7 +109,11 @@ fn entry_of_another_level_or_layout_is_unreadable_and_nothing_else() {
     let mut command = entry.clone();
     let resume = command.len() - 1;
     command[resume] = 0x7f;
-    assert!(matches!(unreadable(&command), Some(Unknown::Content { level: Some(Level(1)), .. })), "{:?}", unreadable(&command));
+    assert!(
+        matches!(unreadable(&command), Some(Unknown::Content { level: Some(Level(1)), .. })),
+        "{:?}",
+        unreadable(&command)
+    );
 
     assert_eq!(decoded(&entry[..level - 2]).kind(), io::ErrorKind::InvalidData, "damage");
     assert_eq!(decoded(&[&entry[..], &[0]].concat()).kind(), io::ErrorKind::InvalidData, "damage");

@@ -276,11 +276,13 @@ async fn messages_that_are_forged_or_garbled_change_nothing() {
     let append = proto::AppendRequest { vote: Some(vote(77)), previous: None, entries: Vec::new(), commit: None };
     let mut answers = client.append(futures::stream::iter([append])).await.unwrap().into_inner();
     assert_eq!(code(answers.message().await.unwrap_err()), tonic::Code::InvalidArgument);
-    let chunk = proto::SnapshotChunk { vote: Some(vote(77)), offset: 0, data: Vec::new().into(), last: false };
+    let chunk =
+        proto::SnapshotChunk { vote: Some(vote(77)), offset: 0, data: Vec::new().into(), last: false, level: 1 };
     let sent = client.install_snapshot(futures::stream::iter([chunk])).await;
     assert_eq!(code(sent.unwrap_err()), tonic::Code::InvalidArgument);
     // In its own, but it is no snapshot.
-    let chunk = proto::SnapshotChunk { vote: Some(vote(from.0)), offset: 0, data: vec![7; 1000].into(), last: true };
+    let chunk =
+        proto::SnapshotChunk { vote: Some(vote(from.0)), offset: 0, data: vec![7; 1000].into(), last: true, level: 1 };
     let sent = client.install_snapshot(futures::stream::iter([chunk])).await;
     assert_eq!(code(sent.unwrap_err()), tonic::Code::DataLoss);
     // Incomplete, empty, garbled.
@@ -291,12 +293,12 @@ async fn messages_that_are_forged_or_garbled_change_nothing() {
         .await
         .unwrap()
         .into_inner();
-    assert_eq!(code(refusals.message().await.unwrap_err()), tonic::Code::InvalidArgument);
-    let garbled = proto::HintBatch { hints: vec![vec![0xff; 9].into()] };
+    assert_eq!(code(refusals.message().await.unwrap_err()), tonic::Code::FailedPrecondition, "its level is unknown");
+    let garbled = proto::HintBatch { hints: vec![vec![0xff; 9].into()], level: 1 };
     client.hints(futures::stream::iter([garbled])).await.unwrap();
     assert_eq!(nodes[node].run().metrics().hints_invalid.get(), 1);
     // Larger than any message may be.
-    let huge = proto::HintBatch { hints: vec![vec![0; MAX_MESSAGE_BYTES].into()] };
+    let huge = proto::HintBatch { hints: vec![vec![0; MAX_MESSAGE_BYTES].into()], level: 1 };
     let mut client = client.max_encoding_message_size(usize::MAX);
     assert_eq!(code(client.hints(futures::stream::iter([huge])).await.unwrap_err()), tonic::Code::OutOfRange);
 
