@@ -44,7 +44,7 @@ mod verdict;
 mod worker_set;
 
 pub use addr::Ip;
-pub use cluster_state::{ClusterState, MemberInfo, PolicyRecord, Role};
+pub use cluster_state::{ClusterState, JoinRequest, MemberInfo, PolicyRecord, Role};
 pub use engine::Engine;
 pub use event::{
     ConnectionDecision, EndpointSnapshot, Event, FragmentKey, Hint, LoggedDecision, Progress, Proposal,

@@ -12,7 +12,8 @@ use crate::id::MemberId;
 #[cfg(any(test, feature = "testing"))]
 use crate::id::SessionId;
 pub use crate::replicated::{
-    Applied, Batch, Command, CommandSize, CompileError, ExpireIdle, MemberChange, Outcome, PolicyChange, RestoreError,
+    Applied, Batch, Command, CommandSize, CompileError, ExpireIdle, Join, MemberChange, Outcome, PolicyChange,
+    RestoreError,
 };
 use crate::replicated::{Effects, LocalContext, Replicated, SessionStore, SnapshotContent, StateMachine, read};
 use crate::table::SHARDS;
@@ -135,7 +136,7 @@ impl Engine {
     /// Carries out what a command leads to on this member.
     fn carry_out(&self, effects: Effects, wake: &mut dyn Wake) {
         let Effects { wakes, closes, active_policy, cluster_state, resume_epoch } = effects;
-        // The zones first: rules are about their numbers.
+        // First: rules are about the numbers of zones, and who reads a resume epoch must see that its member has come.
         if let Some(cluster) = cluster_state {
             self.publish(*cluster);
         }

@@ -19,7 +19,7 @@ mod zones;
 use crate::cluster_state::ClusterState;
 use crate::digest::{Kind, element};
 use crate::id::Generation;
-pub use command::{Applied, Batch, Command, CommandSize, ExpireIdle, MemberChange, Outcome, PolicyChange};
+pub use command::{Applied, Batch, Command, CommandSize, ExpireIdle, Join, MemberChange, Outcome, PolicyChange};
 use dedup::{DedupTable, Tombstones};
 pub use policies::CompileError;
 use register::Register;

@@ -24,6 +24,7 @@ impl Register {
             &(
                 &cluster.cluster_id,
                 members,
+                &cluster.joining,
                 &cluster.tokens,
                 policies,
                 &cluster.zones,

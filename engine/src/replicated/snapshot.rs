@@ -7,7 +7,7 @@
 //!
 //! | kind | content | how many |
 //! |---|---|---|
-//! | 1 | cluster id, members, join tokens, zones, the members' zones, next member id, generation, resume epoch | one, first |
+//! | 1 | cluster id, members, joins under way, join tokens, zones, the members' zones, next member id, generation, resume epoch | one, first |
 //! | 2 | a policy | up to 32, oldest first |
 //! | 3 | a proposer's outcomes from a serial number on | any |
 //! | 4 | ids of removed sessions, and how many older ones were dropped | any, in order |
@@ -30,12 +30,12 @@ use super::dedup::{DedupTable, MAX_OUTSTANDING, MAX_TOMBSTONES, ProposerSession,
 use super::policies::{self, CompileError};
 use super::{Effects, Outcome, Register, Replicated, SessionRecord, StateMachine};
 use crate::active_policy::ActivePolicy;
-use crate::cluster_state::{ClusterState, MemberInfo, PolicyRecord};
+use crate::cluster_state::{ClusterState, JoinRequest, MemberInfo, PolicyRecord};
 use crate::id::{Generation, MemberId, SessionId};
 use crate::policy::Compiled;
 
 /// The last digit is the version of the format.
-const MAGIC: &[u8; 8] = b"PALSNAP3";
+const MAGIC: &[u8; 8] = b"PALSNAP4";
 
 /// Maximum length of a chunk's content: a policy with its record fits.
 const MAX_CHUNK_BYTES: u32 = (policies::MAX_POLICY_BYTES as u32) + (1 << 20);
@@ -57,6 +57,7 @@ mod kind {
 struct RegisterRecord {
     cluster_id: String,
     members: BTreeMap<MemberId, MemberInfo>,
+    joining: BTreeMap<MemberId, JoinRequest>,
     tokens: Vec<(Vec<u8>, u64)>,
     zones: Vec<String>,
     member_zones: BTreeMap<MemberId, Vec<String>>,
@@ -157,6 +158,7 @@ impl SnapshotContent {
         let register = RegisterRecord {
             cluster_id: cluster.cluster_id.clone(),
             members: cluster.members.clone(),
+            joining: cluster.joining.clone(),
             tokens: cluster.tokens.clone(),
             zones: cluster.zones.clone(),
             member_zones: cluster.member_zones.clone(),
@@ -234,6 +236,7 @@ impl Parsed {
         let cluster = ClusterState {
             cluster_id: record.cluster_id,
             members: record.members,
+            joining: record.joining,
             next_member: record.next_member,
             tokens: record.tokens,
             zones: record.zones,

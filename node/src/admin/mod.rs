@@ -260,6 +260,7 @@ fn membership(member: &Member) -> v1::Membership {
         draining: m.draining,
         lease_valid: m.lease_valid,
         removed: m.removed,
+        joining: m.joining,
     };
     v1::Membership {
         cluster: s.cluster,
@@ -377,6 +378,16 @@ impl Admin for Service {
         removed.map(Response::new)
     }
 
+    async fn update(&self, request: Request<v1::UpdateRequest>) -> Result<Response<v1::UpdateResponse>, Status> {
+        let user = audit::user(&request).await;
+        let request = request.into_inner();
+        let what = format!(
+            "cluster update, member {:?}, name {:?}, address {:?}",
+            request.member, request.name, request.address
+        );
+        audit::log(&user, what, self.update_member(request).await).map(Response::new)
+    }
+
     async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
         Ok(Response::new(Service::status(self)))
     }
@@ -491,6 +502,23 @@ impl Service {
         let expires_unix_ms = clock::unix_ms().saturating_add(valid_ms);
         let token = member.replication.token(Duration::from_millis(valid_ms)).await?;
         Ok(v1::TokenResponse { token, expires_unix_ms })
+    }
+
+    /// Without a name and an address: what this member's node.toml says.
+    async fn update_member(&self, r: v1::UpdateRequest) -> Result<v1::UpdateResponse, Status> {
+        let member = self.member()?;
+        let (name, address) = match (r.name, r.address, &r.member) {
+            (None, None, None) => (Some(member.info().name.clone()), Some(member.info().address.clone())),
+            (name, address, _) => (name, address),
+        };
+        let id = member.replication.update(r.member.as_deref(), name, address).await?;
+        let cluster = member.engine.cluster_state();
+        let info = cluster.members.get(&id);
+        Ok(v1::UpdateResponse {
+            member: id.0,
+            name: info.map(|info| info.name.clone()).unwrap_or_default(),
+            address: info.map(|info| info.address.clone()).unwrap_or_default(),
+        })
     }
 
     async fn remove_member(&self, r: v1::RemoveRequest) -> Result<v1::RemoveResponse, Status> {

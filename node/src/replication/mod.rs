@@ -316,6 +316,24 @@ impl Replication {
         self.membership.remove(name, alive_too).await
     }
 
+    /// Gives a member another name or another address; this one, if none is named.
+    ///
+    /// # Errors
+    /// [`MembershipError`]; it may still happen, if it took too long.
+    pub async fn update(
+        &self,
+        member: Option<&str>,
+        name: Option<String>,
+        address: Option<String>,
+    ) -> Result<MemberId, MembershipError> {
+        self.membership.update(member, name, address).await
+    }
+
+    /// How the cluster knows this member, if its node.toml says another name or another address.
+    pub(crate) fn registered_otherwise(&self, own: &MemberInfo) -> Option<MemberInfo> {
+        self.membership.registered_otherwise(own)
+    }
+
     /// Names the zones that this member's interfaces are in: each gets a number that all members know.
     ///
     /// # Errors
