@@ -1,8 +1,9 @@
 //! The members: who may join, who is there, who has left.
 
-use super::{Effects, Join, MemberChange, Outcome, StateMachine};
+use super::{Effects, InvalidReason, Join, MemberChange, Outcome, StateMachine};
 use crate::cluster_state::{ClusterState, MemberInfo};
 use crate::id::MemberId;
+use crate::level::Level;
 
 /// Maximum number of join tokens.
 const MAX_JOIN_TOKENS: usize = 64;
@@ -19,15 +20,16 @@ impl StateMachine {
         let outcome = match change {
             MemberChange::Init { .. } if initialized => Outcome::Conflict,
             MemberChange::Init { cluster_id, .. } if cluster_id.is_empty() => {
-                Outcome::Invalid("the cluster id cannot be empty".to_owned())
+                Outcome::Invalid(InvalidReason::NoClusterId)
             }
-            MemberChange::Init { cluster_id, member } => {
+            MemberChange::Init { cluster_id, member, level } => {
+                cluster.level = (*level).max(Level::FIRST);
                 cluster.cluster_id.clone_from(cluster_id);
                 cluster.members.insert(MemberId(1), member.clone());
                 cluster.next_member = 2;
                 Outcome::Member(MemberId(1))
             }
-            _ if !initialized => Outcome::Invalid("the cluster is not initialized".to_owned()),
+            _ if !initialized => Outcome::Invalid(InvalidReason::NotInitialized),
             MemberChange::Token { secret_digest, expires_unix_ms } => {
                 cluster.tokens.retain(|(digest, end)| *end > unix_ms && digest != secret_digest);
                 if cluster.tokens.len() >= MAX_JOIN_TOKENS {
@@ -42,15 +44,17 @@ impl StateMachine {
             }
             MemberChange::Leave(id) => {
                 if cluster.members.remove(id).is_none() {
-                    return Outcome::Invalid(format!("there is no member {id}"));
+                    return Outcome::Invalid(InvalidReason::NoMember(*id));
                 }
                 self.dedup.remove(*id);
                 cluster.joining.remove(id);
                 cluster.member_zones.remove(id);
+                cluster.capabilities.remove(id);
                 register.forget_zones();
                 Outcome::Accepted
             }
             MemberChange::Zones { member, zones } => register.set_member_zones(*member, zones),
+            MemberChange::Capabilities { member, capabilities } => register.set_capabilities(*member, capabilities),
         };
         self.register_changed(effects);
         outcome
@@ -67,6 +71,7 @@ impl StateMachine {
         for id in gone {
             cluster.members.remove(&id);
             cluster.member_zones.remove(&id);
+            cluster.capabilities.remove(&id);
             self.dedup.remove(id);
         }
         self.register.forget_zones();
@@ -92,10 +97,10 @@ impl ClusterState {
         let known = self.joining.iter().find(|(_, joined)| *joined == request).map(|(id, _)| *id);
         let valid = |(digest, end): &(Vec<u8>, u64)| digest == secret_digest && *end > unix_ms;
         if known.is_none() && !self.tokens.iter().any(valid) {
-            return Outcome::Invalid("the join token is unknown or has expired".to_owned());
+            return Outcome::Invalid(InvalidReason::JoinToken);
         }
         if !is_valid(&member.name, &member.address) {
-            return Outcome::Invalid(INVALID_INFO.to_owned());
+            return Outcome::Invalid(InvalidReason::MemberInfo);
         }
         if self.is_taken(known, member) {
             return Outcome::Conflict;
@@ -108,7 +113,7 @@ impl ClusterState {
     }
 
     fn update(&mut self, id: MemberId, name: Option<&str>, address: Option<&str>) -> Outcome {
-        let Some(member) = self.members.get(&id) else { return Outcome::Invalid(format!("there is no member {id}")) };
+        let Some(member) = self.members.get(&id) else { return Outcome::Invalid(InvalidReason::NoMember(id)) };
         let mut new = member.clone();
         if let Some(name) = name {
             name.clone_into(&mut new.name);
@@ -117,7 +122,7 @@ impl ClusterState {
             address.clone_into(&mut new.address);
         }
         if !is_valid(&new.name, &new.address) {
-            return Outcome::Invalid(INVALID_INFO.to_owned());
+            return Outcome::Invalid(InvalidReason::MemberInfo);
         }
         if self.is_taken(Some(id), &new) {
             return Outcome::Conflict;
@@ -132,8 +137,6 @@ impl ClusterState {
         others.any(|(_, other)| other.name == info.name || other.address == info.address)
     }
 }
-
-const INVALID_INFO: &str = "a member's name has 1 to 63 characters, its address is `host:port`";
 
 /// Whether a member can have this name and this address. Deliberately less strict than node.toml, which has the exact rules.
 fn is_valid(name: &str, address: &str) -> bool {

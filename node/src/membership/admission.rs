@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use palisade_engine::replica::{Command, Join, MemberChange, Outcome};
+use palisade_engine::replica::{Command, InvalidReason, Join, MemberChange, Outcome};
 use palisade_engine::{ClusterState, Engine, MemberId, MemberInfo};
 use tokio::sync::mpsc;
 use tonic::Status;
@@ -46,7 +46,7 @@ impl Admission {
                 Ok((self.cluster.to_string(), id))
             }
             Outcome::Conflict => Err(Status::already_exists(conflict(&self.engine.cluster_state(), None, &info))),
-            Outcome::Invalid(why) => Err(Status::permission_denied(why)),
+            Outcome::Invalid(why) => Err(Status::permission_denied(why.to_string())),
             other => Err(Status::internal(format!("the log answered {other:?}"))),
         }
     }
@@ -79,7 +79,7 @@ pub(crate) async fn update(
             };
             Err(Status::already_exists(conflict(&engine.cluster_state(), Some(member), &info)))
         }
-        Outcome::Invalid(why) => Err(Status::invalid_argument(why)),
+        Outcome::Invalid(why) => Err(Status::invalid_argument(why.to_string())),
         other => Err(Status::internal(format!("the log answered {other:?}"))),
     }
 }
@@ -91,7 +91,7 @@ fn may_join(cluster: &ClusterState, join: &Join, now: u64) -> bool {
 }
 
 fn no_valid_token() -> Status {
-    Status::permission_denied("the join token is unknown or has expired; make a new one with `palisade cluster token`")
+    Status::permission_denied(InvalidReason::JoinToken.to_string())
 }
 
 /// Who has the name, or the address, that another member was to get.

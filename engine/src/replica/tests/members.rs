@@ -8,7 +8,11 @@ impl Fixture {
     /// A cluster of member 1, `fw1`, with a token that is good for ever.
     fn founded() -> Fixture {
         let mut b = Fixture::new();
-        b.one(Command::Member(MemberChange::Init { cluster_id: "c".to_owned(), member: named("fw1") }));
+        b.one(Command::Member(MemberChange::Init {
+            cluster_id: "c".to_owned(),
+            member: named("fw1"),
+            level: Level::FIRST,
+        }));
         b.one(Command::Member(token(1, u64::MAX)));
         b
     }

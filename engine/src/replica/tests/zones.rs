@@ -7,7 +7,11 @@ use crate::id::ZoneId;
 /// A cluster of members 1 to `members`, under the usual policy: zones `outside` (1) and `inside` (2).
 fn cluster(members: u64) -> Fixture {
     let mut b = Fixture::new();
-    b.one(Command::Member(MemberChange::Init { cluster_id: "c".to_owned(), member: named("fw1") }));
+    b.one(Command::Member(MemberChange::Init {
+        cluster_id: "c".to_owned(),
+        member: named("fw1"),
+        level: Level::FIRST,
+    }));
     b.one(Command::Member(token(1, u64::MAX)));
     for n in 2..=members {
         let join = join(1, n as u8, &format!("fw{n}"));
