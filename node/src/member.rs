@@ -155,7 +155,7 @@ impl Member {
             starter: Mutex::new(None),
             _sinks: sinks.clone(),
         });
-        if let Some(why) = member.registered_otherwise() {
+        if let Some(why) = member.registered_otherwise(false) {
             tracing::warn!("{why}");
         }
         let (ended, failed) = (member.replication.failed(), ends.clone());
@@ -279,20 +279,21 @@ impl Member {
         causes
     }
 
-    /// What the cluster should be told, because node.toml says otherwise.
-    pub(crate) fn registered_otherwise(&self) -> Option<String> {
-        let MemberInfo { name, address, .. } = self.replication.registered_otherwise(&self.info)?;
+    /// What the cluster should be told, because node.toml says otherwise. `only_address`: only if nobody reaches this member therefore.
+    fn registered_otherwise(&self, only_address: bool) -> Option<String> {
         let own = &self.info;
+        let MemberInfo { name, address, .. } =
+            self.replication.registered_otherwise(own).filter(|info| !only_address || info.address != own.address)?;
         Some(format!(
-            "node.toml says that this member is {} at {}, the cluster knows it as {name} at {address}: \
-             tell the cluster with `palisade cluster update`",
+            "node.toml says that this member is {} at {}, the cluster knows it as {name} at {address}: tell the cluster with \
+             `palisade cluster update`",
             own.name, own.address
         ))
     }
 
     /// Why there is no valid lease: there is no quorum, or this member alone lacks something.
     fn without_lease(&self, what: &str) -> String {
-        if let Some(moved) = self.registered_otherwise() {
+        if let Some(moved) = self.registered_otherwise(true) {
             return moved;
         }
         if self.replication.has_quorum() {

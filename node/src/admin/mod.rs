@@ -155,7 +155,7 @@ fn unconfirmed(e: &ProposeError) -> Status {
 }
 
 fn stale(e: &ReadBarrierError) -> Status {
-    let help = "see `palisade cluster status`; without `--barrier` this member answers with what it has";
+    let help = "see `palisade cluster status`; a read without `--barrier` answers with what this member has";
     refuse(Code::Unavailable, format!("the answer could be out of date: {e}"), help)
 }
 
@@ -386,6 +386,15 @@ impl Admin for Service {
             request.member, request.name, request.address
         );
         audit::log(&user, what, self.update_member(request).await).map(Response::new)
+    }
+
+    async fn audit(&self, request: Request<v1::AuditRequest>) -> Result<Response<v1::AuditResponse>, Status> {
+        let member = self.member()?;
+        require_quorum(&member, request.into_inner().wait_ms).await?;
+        let report = member.replication.audit(COMMAND).await.map_err(|e| stale(&e))?;
+        let members = report.members.into_iter();
+        let members = members.map(|(id, info, digest)| v1::MemberDigest { id: id.0, name: info.name, digest });
+        Ok(Response::new(v1::AuditResponse { index: report.index, members: members.collect() }))
     }
 
     async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {

@@ -35,6 +35,7 @@ use palisade_raft_store::{Auditor, StoreMetrics};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
 
+use crate::audit::on_request;
 use crate::clock;
 use crate::lease::Lease;
 use crate::membership::presence::{Presence, Roster};
@@ -49,6 +50,7 @@ use crate::replication::builder::WorkerSide;
 use crate::replication::tasks::Tasks;
 use crate::sync::hints::Reachability;
 
+pub use crate::audit::on_request::AuditReport;
 pub use crate::membership::error::MembershipError;
 pub use crate::membership::identity::{Identity, IdentityError, has_identity};
 pub use crate::membership::join::{init, join};
@@ -184,6 +186,16 @@ impl Replication {
     #[must_use]
     pub fn digest_at(&self, index: u64) -> Option<u64> {
         self.auditor.digest_at(index)
+    }
+
+    /// Compares the states of all members that have come, at an index that is not older than this call.
+    ///
+    /// # Errors
+    /// [`ReadBarrierError`]
+    pub async fn audit(&self, timeout: Duration) -> Result<AuditReport, ReadBarrierError> {
+        self.barrier.wait(timeout).await?;
+        let report = on_request::audit(&self.engine, &self.auditor, &self.membership.peers).await;
+        report.ok_or(ReadBarrierError::NoLeader)
     }
 
     /// The changes of sessions from now on, in the order of the log. A watcher that is too slow loses some and is told so.
