@@ -520,13 +520,13 @@ impl Service {
             (None, None, None) => (Some(member.info().name.clone()), Some(member.info().address.clone())),
             (name, address, _) => (name, address),
         };
-        let id = member.replication.update(r.member.as_deref(), name, address).await?;
-        let cluster = member.engine.cluster_state();
-        let info = cluster.members.get(&id);
+        let id = member.replication.update(r.member.as_deref(), name.clone(), address.clone()).await?;
+        // One that has moved may not have applied it yet.
+        let info = member.engine.cluster_state().members.get(&id).cloned().unwrap_or_default();
         Ok(v1::UpdateResponse {
             member: id.0,
-            name: info.map(|info| info.name.clone()).unwrap_or_default(),
-            address: info.map(|info| info.address.clone()).unwrap_or_default(),
+            name: name.unwrap_or(info.name),
+            address: address.unwrap_or(info.address),
         })
     }
 

@@ -31,6 +31,8 @@ const REMOVAL_POLL_INTERVAL: Duration = Duration::from_millis(50);
 const REMOVAL_QUERY_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a change of a name or an address may take: an election may be under way.
 const UPDATE_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long one member may take to answer: the leader waits for the log at most for [`ADMISSION_TIMEOUT`].
+const UPDATE_ANSWER_TIMEOUT: Duration = ADMISSION_TIMEOUT.saturating_add(Duration::from_secs(1));
 /// Time between two rounds over the members.
 const UPDATE_RETRY_DELAY: Duration = Duration::from_millis(500);
 /// Members that are asked one after the other: the first one, the leader that it knows of, perhaps the next leader.
@@ -161,8 +163,14 @@ impl Membership {
         loop {
             if self.raft.is_leader() {
                 let wire::UpdateRequest { member, name, address } = request.clone();
-                let update = admission::update(&self.requests, &self.engine, MemberId(member), name, address).await;
-                return update.map_err(|status| MembershipError::Refused(status.message().to_owned()));
+                match admission::update(&self.requests, &self.engine, MemberId(member), name, address).await {
+                    Ok(()) => return Ok(()),
+                    Err(status) if is_final(&status) => {
+                        return Err(MembershipError::Refused(status.message().to_owned()));
+                    }
+                    // It does not lead any longer, or has no majority now.
+                    Err(status) => tracing::info!(%status, "a change of a member was not confirmed; trying again"),
+                }
             }
             for (id, info) in members.iter().filter(|(id, _)| **id != me) {
                 if self.ask_one_to_update(*id, info.address.clone(), &request).await? {
@@ -180,23 +188,17 @@ impl Membership {
         mut address: String,
         request: &wire::UpdateRequest,
     ) -> Result<bool, MembershipError> {
-        use tonic::Code;
         use wire::update_response::Answer;
         for _ in 0..MAX_REDIRECTS {
             let answer = async {
                 let mut client = self.peers.client_at(member, &address, Lane::Control)?;
                 client.update(request.clone()).await
             };
-            let answer = tokio::time::timeout(2 * ADMISSION_TIMEOUT, answer).await;
+            let answer = tokio::time::timeout(UPDATE_ANSWER_TIMEOUT, answer).await;
             match answer.map(|answer| answer.map(|response| response.into_inner().answer)) {
                 Ok(Ok(Some(Answer::Updated(_)))) => return Ok(true),
                 Ok(Ok(Some(Answer::Leader(leader)))) => (member, address) = (MemberId(leader.member), leader.address),
-                Ok(Err(status))
-                    if matches!(
-                        status.code(),
-                        Code::AlreadyExists | Code::InvalidArgument | Code::PermissionDenied
-                    ) =>
-                {
+                Ok(Err(status)) if is_final(&status) => {
                     return Err(MembershipError::Refused(status.message().to_owned()));
                 }
                 Ok(Ok(None) | Err(_)) | Err(_) => return Ok(false),
@@ -255,4 +257,10 @@ impl Membership {
     async fn change(&self, change: MemberChange) -> Result<(), MembershipError> {
         accepted(propose_and_wait(&self.requests, Command::Member(change), REQUEST_TIMEOUT).await?)
     }
+}
+
+/// Whether a refusal is the cluster's answer, and not only that of a member which cannot do it now.
+fn is_final(status: &tonic::Status) -> bool {
+    use tonic::Code;
+    matches!(status.code(), Code::AlreadyExists | Code::InvalidArgument | Code::PermissionDenied)
 }

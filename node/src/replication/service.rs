@@ -117,6 +117,15 @@ impl ServiceContext {
         Err(not_a_member(from))
     }
 
+    /// Who leads, and where it is, for one that is to ask there.
+    fn leader(&self) -> Result<wire::Leader, Status> {
+        let leader = self.leadership.borrow().leader.clone();
+        let leader = leader.ok_or_else(|| Status::unavailable("the cluster has no leader now"))?;
+        let cluster = self.engine.cluster_state();
+        let address = cluster.members.get(&leader.id).map_or(leader.address, |info| info.address.clone());
+        Ok(wire::Leader { member: leader.id.0, address })
+    }
+
     /// Gives openraft a batch that another member proposes.
     async fn take(&self, from: MemberId, proposal: wire::Proposal) -> Result<Refused, Status> {
         let batch = decode_batch(&proposal.batch).map_err(|e| Status::invalid_argument(e.to_string()))?;
@@ -389,9 +398,7 @@ impl MemberRpc for MemberService {
             admission::update(&self.0.admission.requests, &self.0.engine, MemberId(member), name, address).await?;
             Answer::Updated(wire::Empty {})
         } else {
-            let leader = self.0.leadership.borrow().leader.clone();
-            let leader = leader.ok_or_else(|| Status::unavailable("the cluster has no leader now"))?;
-            Answer::Leader(wire::Leader { member: leader.id.0, address: leader.address })
+            Answer::Leader(self.0.leader()?)
         };
         Ok(Response::new(wire::UpdateResponse { answer: Some(answer) }))
     }
@@ -438,9 +445,7 @@ impl AdmissionRpc for MemberService {
             let (cluster, member) = self.0.admission.admit(join).await?;
             Answer::Admitted(wire::Admitted { cluster, member: member.0 })
         } else {
-            let leader = self.0.leadership.borrow().leader.clone();
-            let leader = leader.ok_or_else(|| Status::unavailable("the cluster has no leader now"))?;
-            Answer::LeaderAddress(leader.address)
+            Answer::LeaderAddress(self.0.leader()?.address)
         };
         Ok(Response::new(wire::JoinResponse { answer: Some(answer) }))
     }
