@@ -9,7 +9,7 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use palisade_lab::guard::{require_lab, skip};
 use palisade_lab::{Lab, WAIT, clock, wait_until};
 use palisade_tests::load::Load;

@@ -341,10 +341,7 @@ impl Cluster {
         let commands = [init, token, join(1, "b"), join(2, "c")];
         self.append(A, commands.map(Command::Member).into());
         self.apply_all();
-        assert!(
-            self.members.iter().all(|m| m.engine.reachable_peers() <= 1),
-            "nobody has come yet but the first member"
-        );
+        // Before that nobody expects them to have forwarded anything.
         for member in [B, C] {
             self.append(member, vec![Command::Resume]);
         }
