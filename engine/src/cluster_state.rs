@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{Generation, MemberId, ZoneId};
+use crate::replicated::SettingsRecord;
 
 /// What the cluster has agreed on.
 #[derive(Clone, Debug, Default)]
@@ -24,6 +25,8 @@ pub struct ClusterState {
     pub zones: Vec<String>,
     /// The zones that each member's interfaces are in, sorted. A member that has not named them yet is missing.
     pub member_zones: BTreeMap<MemberId, Vec<String>>,
+    /// The settings.
+    pub settings: SettingsRecord,
 }
 
 impl ClusterState {

@@ -19,6 +19,7 @@ pub(crate) enum Kind {
     Tombstone = 4,
     Register = 5,
     ResumeEpoch = 6,
+    Settings = 9,
 }
 
 /// The hash of an element, from its encoding.

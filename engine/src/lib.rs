@@ -21,6 +21,7 @@ mod hint;
 pub mod hold;
 mod id;
 mod idle;
+mod limits;
 
 pub mod packet_loop;
 pub mod parse;
@@ -52,6 +53,7 @@ pub use event::{
 };
 pub use id::{Generation, MemberId, RuleId, SessionId, SessionIdError, ZoneId, ZonePair};
 pub use idle::IdleProbe;
+pub use limits::Grace;
 pub use progress::TakeoverCounts;
 pub use rule_hits::RuleHits;
 pub use session::{

@@ -101,8 +101,12 @@ impl Connection {
 impl Member {
     /// A member with a policy of `rules` rules and capacity for `max_half_open` half-open sessions.
     pub fn with_rules(rules: u32, max_half_open: usize) -> Member {
-        let config = Config { max_half_open, max_sessions: 2_000_000, ..Config::new(MemberId(1), 1, 5) };
-        Member::with_policy(config, policy(rules))
+        let settings = [
+            "table.sessions=2000000".to_owned(),
+            format!("table.half_open={max_half_open}"),
+            format!("table.half_open_per_source={}", max_half_open.min(1 << 13)),
+        ];
+        Member::with_settings(&settings.each_ref().map(String::as_str), policy(rules))
     }
 
     /// Parses and judges a packet.

@@ -94,6 +94,7 @@ impl StateMachine {
             }
             Command::Policy(change) => return self.change_policy(change, batch.unix_ms, effects),
             Command::Member(change) => return self.change_members(change, batch.unix_ms, effects),
+            Command::Settings(change) => return self.change_settings(change, batch.unix_ms, effects),
         }
         Outcome::Accepted
     }
@@ -153,7 +154,7 @@ impl StateMachine {
             Some(old) if old.is_open() || establish.supersedes != Some(old.id()) => {
                 (Outcome::Conflict, Admission::Refuse(Refusal::Conflict))
             }
-            None if self.sessions >= self.max_sessions => (Outcome::Full, Admission::Refuse(Refusal::Full)),
+            None if self.sessions >= self.register.cluster.settings.values.max_sessions() => (Outcome::Full, Admission::Refuse(Refusal::Full)),
             _ => (Outcome::Accepted, Admission::Insert(Replicated::new(establish, now))),
         }
     }

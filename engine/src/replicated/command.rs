@@ -7,6 +7,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::settings::SettingsChange;
 use crate::cluster_state::MemberInfo;
 use crate::id::{Generation, MemberId, SessionId};
 use crate::session::{Close, EndedSession, Establish};
@@ -60,6 +61,8 @@ pub enum Command {
     /// Begins the next resume epoch: the proposer forwards packets (again), and is not bound by what it reported about idle
     /// sessions before.
     Resume,
+    /// Changes settings, if the members afford them and nobody else changed them meanwhile ([`Outcome::Invalid`] otherwise).
+    Settings(Box<SettingsChange>),
 }
 
 /// The approximate size of a command in bytes, for bounds only.
@@ -89,6 +92,7 @@ impl Command {
                 (64 + 2 * zones.len() + names, 96 + 24 * zones.len() + names)
             }
             Command::Member(_) => (512, 512),
+            Command::Settings(change) => (64 + change.len(), 128 + 2 * change.len()),
         };
         CommandSize { encoded, in_memory }
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::cluster_state::{ClusterState, MemberInfo};
+use super::settings::SettingsChunk;
 use crate::digest::{Kind, element};
 use crate::id::{Generation, MemberId};
 
@@ -19,7 +20,7 @@ impl Register {
         let policies: BTreeMap<_, _> =
             cluster.policies.iter().map(|p| (p.generation, (&p.text, &p.author, p.unix_ms, &p.zones))).collect();
         let members: &BTreeMap<MemberId, MemberInfo> = &cluster.members;
-        element(
+        let sum = element(
             Kind::Register,
             &(
                 &cluster.cluster_id,
@@ -31,6 +32,7 @@ impl Register {
                 self.generation,
                 cluster.next_member,
             ),
-        )
+        );
+        sum.wrapping_add(element(Kind::Settings, &SettingsChunk::from(&cluster.settings)))
     }
 }

@@ -112,10 +112,18 @@ pub(crate) fn same_connection(a: (&Tuple, &HandshakeState), b: (&Tuple, &Handsha
     }
 }
 
-impl HalfOpenTable {
-    pub(crate) fn new(max_entries: usize) -> HalfOpenTable {
+impl Default for HalfOpenTable {
+    /// A table without room.
+    fn default() -> HalfOpenTable {
         let lists = [List { oldest: NONE, newest: NONE }; Timeout::COUNT];
-        HalfOpenTable { slab: Slab::default(), index: HashTable::new(), lists, max_entries }
+        HalfOpenTable { slab: Slab::default(), index: HashTable::new(), lists, max_entries: 0 }
+    }
+}
+
+impl HalfOpenTable {
+    /// Sets the maximum number of entries.
+    pub(crate) fn set_max_entries(&mut self, max_entries: usize) {
+        self.max_entries = max_entries;
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -208,7 +208,7 @@ fn rst_during_the_commit_closes_the_session() {
 
 #[test]
 fn half_open_sessions_are_bounded_and_expire() {
-    let mut cluster = Cluster::with(|config| config.max_half_open = 256);
+    let mut cluster = Cluster::with(&["table.half_open=256", "table.half_open_per_source=256"]);
     for port in 0..5000 {
         cluster.pass(A, Conn::new(port).syn());
     }
@@ -264,7 +264,7 @@ fn policy_change_stops_established_sessions_at_once() {
 
 #[test]
 fn establish_in_a_full_table_is_reported() {
-    let mut cluster = Cluster::with(|config| config.max_sessions = 1);
+    let mut cluster = Cluster::with(&["table.sessions=1"]);
     open(&mut cluster, &Conn::new(1));
     let conn = Conn::new(2);
     cluster.pass(A, conn.syn());
