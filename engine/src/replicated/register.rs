@@ -6,6 +6,7 @@ use crate::cluster_state::{ClusterState, MemberInfo};
 use super::settings::SettingsChunk;
 use crate::digest::{Kind, element};
 use crate::id::{Generation, MemberId};
+use crate::level::Level;
 
 /// The part of the state that only administrators change.
 #[derive(Clone, Default)]
@@ -20,7 +21,9 @@ impl Register {
         let policies: BTreeMap<_, _> =
             cluster.policies.iter().map(|p| (p.generation, (&p.text, &p.author, p.unix_ms, &p.zones))).collect();
         let members: &BTreeMap<MemberId, MemberInfo> = &cluster.members;
-        let sum = element(
+        // What later levels add has elements of its own, and none while it has its default: so a raise of the level changes no
+        // existing hash.
+        let mut sum = element(
             Kind::Register,
             &(
                 &cluster.cluster_id,
@@ -33,6 +36,13 @@ impl Register {
                 cluster.next_member,
             ),
         );
-        sum.wrapping_add(element(Kind::Settings, &SettingsChunk::from(&cluster.settings)))
+        if cluster.level != Level::FIRST {
+            sum = sum.wrapping_add(element(Kind::Level, &cluster.level));
+        }
+        if cluster.settings.revision > 0 {
+            sum = sum.wrapping_add(element(Kind::Settings, &SettingsChunk::from(&cluster.settings)));
+        }
+        let capabilities = cluster.capabilities.iter().map(|entry| element(Kind::Capabilities, &entry));
+        capabilities.fold(sum, u64::wrapping_add)
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Effects, Outcome, StateMachine};
+use super::{Effects, InvalidReason, Outcome, StateMachine};
 use crate::duration::{self, Unit};
 use crate::id::MemberId;
 
@@ -35,7 +35,8 @@ const MINUTE: u64 = 60 * SECOND;
 const HOUR: u64 = 60 * MINUTE;
 const DAY: u64 = 24 * HOUR;
 
-/// A setting. The number is its tag.
+/// A setting. The number is its tag. A change of a setting that a later level adds exists from that level on only:
+/// `Command::level` says so.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum SettingKey {
     /// Maximum number of sessions. One more is refused when the log is applied.
@@ -508,12 +509,13 @@ impl StateMachine {
     pub(super) fn change_settings(&mut self, change: &SettingsChange, unix_ms: u64, effects: &mut Effects) -> Outcome {
         match self.checked_settings(change) {
             Ok(values) => self.adopt_settings(values, change, unix_ms),
-            Err(refusal) => return Outcome::Invalid(refusal.to_string()),
+            Err(refusal) => return Outcome::Invalid(InvalidReason::Settings(refusal)),
         }
         self.register_changed(effects);
         Outcome::Accepted
     }
 
+    /// Checks a change against the state, and returns the settings that it leads to.
     fn checked_settings(&self, change: &SettingsChange) -> Result<Settings, SettingsRefusal> {
         let settings = &self.register.cluster.settings;
         if change.base != settings.revision {
@@ -528,7 +530,26 @@ impl StateMachine {
             let (sessions, wanted) = (self.sessions as u64, values.get(SettingKey::TableSessions));
             return Err(SettingsRefusal::Occupied { sessions, wanted });
         }
+        self.check_affordable(&settings.values, &values, &change.without)?;
         Ok(values)
+    }
+
+    /// Whether all members afford the new settings, except those that are overridden. Settings that ask for no more than the
+    /// present ones are not checked: a member that does not afford these is no reason against less.
+    fn check_affordable(&self, old: &Settings, new: &Settings, without: &[MemberId]) -> Result<(), SettingsRefusal> {
+        let needed = new.affordable_sessions();
+        if needed <= old.affordable_sessions() {
+            return Ok(());
+        }
+        let cluster = &self.register.cluster;
+        for &member in cluster.members.keys().filter(|id| !without.contains(id)) {
+            let registered = cluster.capabilities.get(&member).ok_or(SettingsRefusal::Unregistered(member))?;
+            let affords = registered.max_sessions;
+            if affords < needed {
+                return Err(SettingsRefusal::Unaffordable { member, affords, needed });
+            }
+        }
+        Ok(())
     }
 
     fn adopt_settings(&mut self, values: Settings, change: &SettingsChange, unix_ms: u64) {

@@ -2,6 +2,7 @@
 
 use super::snapshots::written;
 use super::*;
+use crate::level::Capabilities;
 
 /// A member whose node.toml, seed and start differ from those of [`Fixture::new`].
 fn other() -> Fixture {
@@ -111,6 +112,40 @@ fn settings_change_is_checked_as_a_whole() {
 }
 
 #[test]
+fn settings_that_a_member_does_not_afford_are_refused_with_its_number() {
+    let mut b = Fixture::new();
+    let named = |name: &str| MemberInfo { name: name.to_owned(), ..MemberInfo::default() };
+    b.one(Command::Member(MemberChange::Init { cluster_id: "c".to_owned(), member: named("a"), level: Level::FIRST }));
+    b.one(Command::Member(MemberChange::Join(named("b"))));
+    let registered = |member, max_sessions| {
+        let capabilities = Capabilities::of_program(max_sessions, "1");
+        Command::Member(MemberChange::Capabilities { member: MemberId(member), capabilities })
+    };
+    b.one(registered(1, 5_000_000));
+    let refusal = refused(b.settings(0, &["table.sessions=1000001"]));
+    assert!(refusal.contains("member 2 has not said yet"), "{refusal}");
+    b.one(registered(2, 2_000_000));
+    let refusal = refused(b.settings(0, &["table.sessions=2000001"]));
+    assert!(refusal.contains("member 2 affords 2000000 sessions") && refusal.contains("2000001 are needed"), "{refusal}");
+    let refusal = refused(b.settings(0, &["table.half_open=2000001"]));
+    assert!(refusal.contains("member 2 affords 2000000 sessions"), "{refusal}");
+    assert_eq!(b.settings(0, &["table.sessions=2000000"]), Outcome::Accepted);
+    // It affords less from its next start on: no reason against other changes, or less.
+    b.one(registered(2, 1_500_000));
+    assert_eq!(b.settings(1, &["lease.grace=1m"]), Outcome::Accepted);
+    assert_eq!(b.settings(2, &["table.sessions=1900000"]), Outcome::Accepted);
+    let mut without = |without: &[u64]| {
+        let values = Assignment::parse_all(["table.sessions=3000000"]).unwrap();
+        let without = without.iter().copied().map(MemberId).collect();
+        b.one(Command::Settings(Box::new(SettingsChange::new(3, &values, without, "me".to_owned()))))
+    };
+    assert!(refused(without(&[1])).contains("member 2"));
+    assert_eq!(without(&[2]), Outcome::Accepted);
+    let last = in_force(&b).history.last().unwrap().clone();
+    assert_eq!((last.revision, last.without.as_slice()), (4, &[MemberId(2)][..]));
+}
+
+#[test]
 fn settings_at_their_defaults_leave_nothing_behind() {
     let mut b = Fixture::new();
     let default = in_force(&b).values;
@@ -124,7 +159,7 @@ fn settings_at_their_defaults_leave_nothing_behind() {
 fn settings_keep_the_largest_grace_and_the_last_changes() {
     let mut b = Fixture::new();
     let named = |name: &str| MemberInfo { name: name.to_owned(), ..MemberInfo::default() };
-    b.one(Command::Member(MemberChange::Init { cluster_id: "c".to_owned(), member: named("a") }));
+    b.one(Command::Member(MemberChange::Init { cluster_id: "c".to_owned(), member: named("a"), level: Level::FIRST }));
     let secs = |b: &Fixture| in_force(b).largest_grace.as_secs();
     assert_eq!(secs(&b), 300);
     b.settings(0, &["lease.grace=10s"]);
