@@ -16,7 +16,7 @@ pub use member::Member;
 use palisade_engine::parse::{Checksum, Tcp, build, parse};
 use palisade_engine::replica::Command;
 use palisade_engine::{
-    Config, Context, Event, Ip, LeaseState, MemberId, Proposal, Protocol, Routes, Tuple, Verdict, ZoneId,
+    Context, Event, Ip, LeaseState, Proposal, Protocol, Routes, Tuple, Verdict, ZoneId,
 };
 
 pub const OUTSIDE: ZoneId = ZoneId(1);

@@ -15,6 +15,7 @@ mod levels;
 mod scrub;
 mod settings;
 mod snapshots;
+mod unequal;
 mod zones;
 
 const NOW: Time = Time(1_000_000_000);

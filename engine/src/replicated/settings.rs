@@ -90,7 +90,7 @@ impl SettingKey {
         SettingKey::LevelRaise,
     ];
 
-    const fn spec(self) -> Spec {
+    fn spec(self) -> Spec {
         let number = |name, unit, min, max, default| Spec { name, form: Form::Number, unit, min, max, default };
         let time = |name, min, max, default| Spec { name, form: Form::Time, unit: "", min, max, default };
         match self {
@@ -119,13 +119,13 @@ impl SettingKey {
 
     /// Its name, as in `palisade cluster settings set`.
     #[must_use]
-    pub const fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         self.spec().name
     }
 
     /// What its number counts; empty for times.
     #[must_use]
-    pub const fn unit(self) -> &'static str {
+    pub fn unit(self) -> &'static str {
         self.spec().unit
     }
 
@@ -143,7 +143,7 @@ impl SettingKey {
 
     /// Its default.
     #[must_use]
-    pub const fn default(self) -> u64 {
+    pub fn default(self) -> u64 {
         self.spec().default
     }
 
@@ -212,10 +212,10 @@ pub enum AssignmentError {
     #[error("`{0}` is no KEY=VALUE")]
     Syntax(String),
     /// There is no such setting.
-    #[error("there is no setting `{0}`; the settings are {}", names())]
+    #[error("there is no setting `{}`; the settings are {}", .0, names())]
     Unknown(String),
     /// The value is not one of those that the setting can have.
-    #[error("{}: expected {}, found `{found}`", key.name(), key.expected())]
+    #[error("{}: expected {}, found `{found}`", .key.name(), .key.expected())]
     Value {
         /// The setting.
         key: SettingKey,
@@ -450,7 +450,7 @@ pub enum SettingsRefusal {
     #[error("there is no setting with the number {0}, or it is there twice")]
     Key(u16),
     /// The setting cannot have this value.
-    #[error("{} cannot be {1}", SettingKey::from_tag(*.0).map_or("it", SettingKey::name))]
+    #[error("{} cannot be {}", SettingKey::from_tag(*.0).map_or("it", SettingKey::name), .1)]
     Value(u16, u64),
     /// One source could take the whole table of half-open sessions.
     #[error(

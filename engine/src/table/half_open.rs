@@ -257,7 +257,8 @@ mod tests {
 
     #[test]
     fn half_open_entries_are_ordered_by_last_progress() {
-        let mut table = HalfOpenTable::new(3);
+        let mut table = HalfOpenTable::default();
+        table.set_max_entries(3);
         let slots: Vec<u32> = (0..3).map(|n| table.insert(n, half_open(tuple(n as u16), 5), Time(n))).collect();
         assert!(table.is_full());
         assert_eq!(table.oldest(), Some(slots[0]));
