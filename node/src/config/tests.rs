@@ -181,6 +181,7 @@ fn an_unreadable_file_is_an_error() {
 #[test]
 fn docs_name_every_key() {
     let docs = include_str!("../../../docs/config.md");
+    let docs = docs.split("## Keys that are settings now").next().unwrap();
     let documented: std::collections::BTreeSet<&str> =
         docs.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`')).map(|(key, _)| key).collect();
     assert_eq!(documented, KEYS.iter().copied().collect());
