@@ -8,7 +8,7 @@ use palisade_engine::Engine;
 const BYTES_PER_SESSION: u64 = 1024;
 
 /// The `limits.memory` that is enough for this number of sessions.
-fn bytes_for(sessions: u64) -> u64 {
+pub(crate) fn bytes_for(sessions: u64) -> u64 {
     sessions.saturating_mul(BYTES_PER_SESSION)
 }
 

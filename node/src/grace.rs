@@ -104,7 +104,8 @@ impl State {
             self.until = now + with_margin(self.earlier);
             (self.revision, self.present) = (settings.revision, settings.values.grace());
         }
-        self.at(now)
+        // This member may have begun with the state of a new cluster, and the defaults, before it applied the log.
+        self.at(now).min(settings.largest_grace)
     }
 
     fn at(&self, now: Time) -> Duration {
@@ -171,6 +172,12 @@ mod tests {
         // Two changes at once, as from a snapshot: 600 s may have been in force between them.
         assert_eq!(state.largest(&settings(9, 20, 600), 0, at(1000)), secs(600));
         assert_eq!(state.largest(&settings(9, 20, 600), 0, at(1700)), secs(20));
+    }
+
+    #[test]
+    fn grace_that_was_never_in_force_does_not_count() {
+        let mut state = State::new(&settings(0, 300, 300), 0, at(0));
+        assert_eq!(state.largest(&settings(1, 4, 4), 0, at(1)), secs(4), "the log begins with 4 s");
     }
 
     #[test]
