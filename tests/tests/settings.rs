@@ -53,7 +53,8 @@ async fn change(lab: &mut Lab) -> Result<()> {
     let done = settings(lab, follower, &["set", "table.sessions=1_200_000", "lease.grace=10m"]).await?;
     assert_eq!(done, json!({ "revision": 1, "changed": true, "stopping": [] }));
     for number in 1..=3 {
-        wait_until("all members have it", async || Ok(value(lab, number, "table.sessions").await? == "1200000")).await?;
+        wait_until("all members have it", async || Ok(value(lab, number, "table.sessions").await? == "1200000"))
+            .await?;
         assert_eq!(value(lab, number, "lease.grace").await?, "10m");
     }
     let (status, metrics) = lab.member(1).http("/metrics").await?;

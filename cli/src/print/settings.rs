@@ -88,7 +88,13 @@ pub fn show(output: Output, answered: &v1::SettingsShowResponse) -> Result<(), F
             match answered.history.last() {
                 Some(last) => {
                     let changes = last.changes.join(" ");
-                    writeln!(out, "\nrevision {}: {changes}, by {}, {}", last.revision, last.author, date(last.unix_ms))?;
+                    writeln!(
+                        out,
+                        "\nrevision {}: {changes}, by {}, {}",
+                        last.revision,
+                        last.author,
+                        date(last.unix_ms)
+                    )?;
                 }
                 None => writeln!(out, "\nrevision 0: nobody has changed them")?,
             }
@@ -123,7 +129,10 @@ pub fn set(output: Output, answered: &v1::SettingsSetResponse) -> Result<(), Fai
                 false => writeln!(out, "revision {revision} of the settings is in force")?,
             }
             for name in stopping {
-                writeln!(out, "{name} does not afford them: it stops, and does not start until its limits.memory is raised")?;
+                writeln!(
+                    out,
+                    "{name} does not afford them: it stops, and does not start until its limits.memory is raised"
+                )?;
             }
             Ok(())
         },

@@ -15,9 +15,7 @@ use std::fmt::Write as _;
 pub use member::Member;
 use palisade_engine::parse::{Checksum, Tcp, build, parse};
 use palisade_engine::replica::Command;
-use palisade_engine::{
-    Context, Event, Ip, LeaseState, Proposal, Protocol, Routes, Tuple, Verdict, ZoneId,
-};
+use palisade_engine::{Context, Event, Ip, LeaseState, Proposal, Protocol, Routes, Tuple, Verdict, ZoneId};
 
 pub const OUTSIDE: ZoneId = ZoneId(1);
 pub const INSIDE: ZoneId = ZoneId(2);

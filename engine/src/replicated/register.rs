@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::cluster_state::{ClusterState, MemberInfo};
 use super::settings::SettingsChunk;
+use crate::cluster_state::{ClusterState, MemberInfo};
 use crate::digest::{Kind, element};
 use crate::id::{Generation, MemberId};
 use crate::level::Level;

@@ -106,14 +106,9 @@ impl SettingKey {
             SettingKey::MembersVoters => number("members.voters", "members", 1, 9, 5),
             // Longer than any restart of a daemon; a machine that boots takes some minutes.
             SettingKey::MembersReplaceAfter => time("members.replace_after", 5 * SECOND, 7 * DAY, 10 * MINUTE),
-            SettingKey::LevelRaise => Spec {
-                name: "level.raise",
-                form: Form::Raise,
-                unit: "",
-                min: MINUTE,
-                max: 30 * DAY,
-                default: 0,
-            },
+            SettingKey::LevelRaise => {
+                Spec { name: "level.raise", form: Form::Raise, unit: "", min: MINUTE, max: 30 * DAY, default: 0 }
+            }
         }
     }
 
@@ -444,7 +439,9 @@ pub enum SettingsRefusal {
     #[error("revision {0} of the settings is in force: somebody else changed them")]
     Base(u64),
     /// It has no value, or too many.
-    #[error("a change of settings must have from 1 to {MAX_CHANGED} values, and override at most {MAX_OVERRIDDEN} members")]
+    #[error(
+        "a change of settings must have from 1 to {MAX_CHANGED} values, and override at most {MAX_OVERRIDDEN} members"
+    )]
     Size,
     /// There is no setting with this tag, or two values for it.
     #[error("there is no setting with the number {0}, or it is there twice")]

@@ -3,9 +3,7 @@
 
 use std::sync::Arc;
 
-use palisade_engine::replica::{
-    Applied, Assignment, Batch, Command, Outcome, PolicyChange, Replica, SettingsChange,
-};
+use palisade_engine::replica::{Applied, Assignment, Batch, Command, Outcome, PolicyChange, Replica, SettingsChange};
 use palisade_engine::{
     Config, Engine, Establish, Event, Generation, HandshakeState, MemberId, RuleId, SessionId, SynParams, Time, Tuple,
     ZoneId,

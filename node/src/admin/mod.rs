@@ -320,7 +320,8 @@ impl Admin for Service {
     async fn init(&self, request: Request<v1::InitRequest>) -> Result<Response<v1::InitResponse>, Status> {
         let user = audit::user(&request).await;
         let texts = request.into_inner().settings;
-        let what = ["cluster init"].into_iter().chain(texts.iter().map(String::as_str)).collect::<Vec<_>>().join(" --set ");
+        let what =
+            ["cluster init"].into_iter().chain(texts.iter().map(String::as_str)).collect::<Vec<_>>().join(" --set ");
         let made = match settings::parse(&texts) {
             Ok(values) => self.0.init(values, user.clone()).await.map_err(Status::from),
             Err(refused) => Err(refused),

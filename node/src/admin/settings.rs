@@ -60,7 +60,8 @@ fn refused(cluster: &ClusterState, refusal: SettingsRefusal) -> Status {
         }
         SettingsRefusal::Unregistered(member) => {
             let name = name(cluster, member);
-            let help = format!("start it; or override it: `--without {name}`: if it does not afford them, it does not start");
+            let help =
+                format!("start it; or override it: `--without {name}`: if it does not afford them, it does not start");
             refuse(Code::FailedPrecondition, format!("{name} has not said yet how many sessions it affords"), &help)
         }
         SettingsRefusal::Occupied { .. } => {
@@ -112,7 +113,9 @@ impl Service {
         let mut without = Vec::new();
         for name in &r.without {
             let found = cluster.members.iter().find(|(_, info)| info.name == *name);
-            let no_member = || refuse(Code::NotFound, format!("no member is named `{name}`"), "`palisade cluster members` lists them");
+            let no_member = || {
+                refuse(Code::NotFound, format!("no member is named `{name}`"), "`palisade cluster members` lists them")
+            };
             without.push(*found.ok_or_else(no_member)?.0);
         }
         let settings = &cluster.settings;
@@ -130,7 +133,8 @@ impl Service {
         }
         let now = member.engine.cluster_state();
         let needed = now.settings.values.affordable_sessions();
-        let short = |id: &&MemberId| now.capabilities.get(*id).is_none_or(|registered| registered.max_sessions < needed);
+        let short =
+            |id: &&MemberId| now.capabilities.get(*id).is_none_or(|registered| registered.max_sessions < needed);
         let stopping = without.iter().filter(short).map(|id| name(&now, *id)).collect();
         Ok(v1::SettingsSetResponse { revision: base + 1, unchanged: false, stopping })
     }

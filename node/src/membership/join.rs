@@ -5,10 +5,9 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use palisade_engine::{Capabilities, Level};
 use palisade_engine::MemberId;
-use palisade_engine::MemberInfo;
 use palisade_engine::replica::{Assignment, Batch, Command, MemberChange, Outcome, Settings, SettingsChange};
+use palisade_engine::{Capabilities, Level};
 use palisade_proto::member::v1 as wire;
 use palisade_proto::member::v1::admission_client::AdmissionClient;
 use palisade_raft_store::StoreOwner;
@@ -54,11 +53,7 @@ pub async fn init(options: &Options) -> Result<Identity, MembershipError> {
 ///
 /// # Errors
 /// [`MembershipError`]; the data folder then belongs to no cluster.
-pub async fn init_with(
-    options: &Options,
-    settings: &[Assignment],
-    author: &str,
-) -> Result<Identity, MembershipError> {
+pub async fn init_with(options: &Options, settings: &[Assignment], author: &str) -> Result<Identity, MembershipError> {
     let values = settings.iter().fold(Settings::default(), |all, one| all.with(one.key, one.value));
     let (needed, affords) = (values.affordable_sessions(), options.engine.affordable_sessions);
     if needed > affords {
@@ -105,8 +100,7 @@ async fn write_first_entries(
     led.map_err(|_| MembershipError::Timeout("the first election"))?;
     let init =
         Command::Member(MemberChange::Init { cluster_id: cluster.to_owned(), member: info, level: Level::HIGHEST });
-    let capabilities =
-        Capabilities::of_program(options.engine.affordable_sessions, env!("CARGO_PKG_VERSION"));
+    let capabilities = Capabilities::of_program(options.engine.affordable_sessions, env!("CARGO_PKG_VERSION"));
     let mut commands = vec![init, Command::Member(MemberChange::Capabilities { member: me, capabilities })];
     if !settings.is_empty() {
         let change = SettingsChange::new(0, settings, Vec::new(), author.to_owned());

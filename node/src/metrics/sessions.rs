@@ -1,7 +1,7 @@
 //! Metrics of the session table and the replicated state, read from the engine.
 
-use palisade_engine::{ClusterState, Counts, Generation, LeaseState, Role, RuleHits, TakeoverCounts};
 use palisade_engine::replica::Settings;
+use palisade_engine::{ClusterState, Counts, Generation, LeaseState, Role, RuleHits, TakeoverCounts};
 use palisade_metrics::MetricFamilies;
 
 /// The rules, the default included, that have series of their own.

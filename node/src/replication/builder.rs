@@ -8,12 +8,12 @@ use palisade_engine::{Hint, Proposal};
 use palisade_raft_store::{Auditor, Snapshots, StoreMetrics, StoreOwner};
 use tokio::sync::{broadcast, mpsc, watch};
 
+use crate::affordable::UnaffordableError;
 use crate::audit::comparison::Comparer;
 use crate::audit::handler::AuditHandler;
 use crate::audit::repair::Repairer;
 use crate::audit::scrub::Scrubber;
 use crate::audit::{self, Divergence};
-use crate::affordable::UnaffordableError;
 use crate::grace::PeerGrace;
 use crate::lease::Lease;
 use crate::listen::Port;
@@ -434,12 +434,8 @@ fn start_leader_tasks(
     requests: &mpsc::Sender<AdminRequest>,
     tasks: &mut Tasks,
 ) {
-    let reconciler = Reconciler {
-        me: core.me,
-        raft: core.raft.clone(),
-        engine: core.engine.clone(),
-        contact: raft.contact.clone(),
-    };
+    let reconciler =
+        Reconciler { me: core.me, raft: core.raft.clone(), engine: core.engine.clone(), contact: raft.contact.clone() };
     let idle = IdleExpiry {
         raft: core.raft.clone(),
         engine: core.engine.clone(),

@@ -94,7 +94,10 @@ impl Node {
             second_lock: SecondLock::default(),
             advertise: listen.to_string(),
             role: Role::Firewall,
-            engine: palisade_engine::Config { affordable_sessions: 3_000_000, ..palisade_engine::Config::new(MemberId(0), 0, 0) },
+            engine: palisade_engine::Config {
+                affordable_sessions: 3_000_000,
+                ..palisade_engine::Config::new(MemberId(0), 0, 0)
+            },
             timing: Timing::default(),
             log: LogSize::default(),
             progress_rate: 4_000_000,

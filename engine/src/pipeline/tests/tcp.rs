@@ -1,12 +1,13 @@
 //! TCP through three members.
 
 use super::cluster::*;
+use crate::addr::Ip;
 use crate::event::{Hint, Proposal};
 use crate::parse::Tcp;
 use crate::replica::{Command, Outcome};
 use crate::session::{CloseCause, HandshakeState};
 use crate::testing::POLICY;
-use crate::tuple::Direction;
+use crate::tuple::{Direction, Tuple};
 use crate::types::LeaseState;
 use crate::verdict::{HoldClass, Reason, Verdict};
 use crate::worker_set::WorkerSet;
@@ -209,8 +210,9 @@ fn rst_during_the_commit_closes_the_session() {
 #[test]
 fn half_open_sessions_are_bounded_and_expire() {
     let mut cluster = Cluster::with(&["table.half_open=256", "table.half_open_per_source=256"]);
-    for port in 0..5000 {
-        cluster.pass(A, Conn::new(port).syn());
+    for port in 0..5000_u16 {
+        let tuple = Tuple { src: Ip::V4([10, 0, 1, port as u8]), ..Conn::new(port).tuple };
+        cluster.pass(A, Conn { tuple, ..Conn::new(port) }.syn());
     }
     let counts = cluster.members[A].engine.counts();
     assert!(counts.half_open <= 256);

@@ -35,7 +35,10 @@ fn settings_decide_how_many_sessions_there_are_and_node_toml_does_not() {
 #[test]
 fn settings_go_with_a_snapshot() {
     let mut a = Fixture::new();
-    a.settings(0, &["table.sessions=300000", "table.half_open=5000", "table.half_open_per_source=500", "lease.grace=1m"]);
+    a.settings(
+        0,
+        &["table.sessions=300000", "table.half_open=5000", "table.half_open_per_source=500", "lease.grace=1m"],
+    );
     for n in 1..=5 {
         a.one(add(establish(n, n as u16)));
     }
@@ -86,7 +89,7 @@ fn settings_change_is_checked_as_a_whole() {
     for n in 1..=5 {
         b.one(add(establish(n, n as u16)));
     }
-    let before = (b.replica.state.register_digest, in_force(&b));
+    let before = (b.replica.state.register_digest(), in_force(&b));
     let mut change = |values: &[(u16, u64)]| {
         let change = SettingsChange { base: 0, values: values.to_vec(), without: Vec::new(), author: String::new() };
         refused(b.one(Command::Settings(Box::new(change))))
@@ -107,8 +110,11 @@ fn settings_change_is_checked_as_a_whole() {
     }
     let too_many: Vec<(u16, u64)> = (0..65).map(|n| (n, 1)).collect();
     assert!(change(&too_many).contains("values"));
-    assert_eq!((b.replica.state.register_digest, in_force(&b)), before);
-    assert_eq!(b.settings(0, &["table.sessions=5", "table.half_open=300", "table.half_open_per_source=300"]), Outcome::Accepted);
+    assert_eq!((b.replica.state.register_digest(), in_force(&b)), before);
+    assert_eq!(
+        b.settings(0, &["table.sessions=5", "table.half_open=300", "table.half_open_per_source=300"]),
+        Outcome::Accepted
+    );
 }
 
 #[test]
@@ -126,7 +132,10 @@ fn settings_that_a_member_does_not_afford_are_refused_with_its_number() {
     assert!(refusal.contains("member 2 has not said yet"), "{refusal}");
     b.one(registered(2, 2_000_000));
     let refusal = refused(b.settings(0, &["table.sessions=2000001"]));
-    assert!(refusal.contains("member 2 affords 2000000 sessions") && refusal.contains("2000001 are needed"), "{refusal}");
+    assert!(
+        refusal.contains("member 2 affords 2000000 sessions") && refusal.contains("2000001 are needed"),
+        "{refusal}"
+    );
     let refusal = refused(b.settings(0, &["table.half_open=2000001"]));
     assert!(refusal.contains("member 2 affords 2000000 sessions"), "{refusal}");
     assert_eq!(b.settings(0, &["table.sessions=2000000"]), Outcome::Accepted);

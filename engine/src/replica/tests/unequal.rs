@@ -11,7 +11,7 @@ const BATCH: usize = 40;
 /// Batches between two exchanges of snapshots.
 const EXCHANGE: usize = 250;
 
-struct Random(u64);
+struct Random(u64, u64);
 
 impl Random {
     fn below(&mut self, n: u64) -> u64 {
@@ -21,8 +21,13 @@ impl Random {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) % n
     }
 
+    /// The id of a session that was opened lately, or of none.
+    fn id(&mut self) -> SessionId {
+        id(self.1.saturating_sub(self.below(600)))
+    }
+
     fn ids(&mut self) -> Vec<SessionId> {
-        (0..=self.below(4)).map(|_| id(self.below(4000))).collect()
+        (0..=self.below(4)).map(|_| self.id()).collect()
     }
 }
 
@@ -31,13 +36,14 @@ fn command(random: &mut Random, engine: &Engine) -> Command {
     let cluster = engine.cluster_state();
     match random.below(100) {
         0..45 => {
-            let (counter, port) = (random.below(4000), random.below(1500) as u16);
+            random.1 += u64::from(random.below(10) > 0);
+            let (counter, port) = (random.1, random.below(1500) as u16);
             let old = random.below(20) == 0;
             let generation = Generation(engine.generation().0 - u64::from(old));
-            let supersedes = (random.below(3) == 0).then(|| id(random.below(4000)));
+            let supersedes = (random.below(3) == 0).then(|| random.id());
             add(Establish { generation, supersedes, ..establish(counter, port) })
         }
-        45..65 => close(random.below(4000)),
+        45..65 => Command::Close(Close { id: random.id(), cause: CloseCause::Fin }),
         65..73 => Command::Expire(random.ids()),
         73..76 => Command::Revoke(random.ids()),
         76..82 => Command::Refresh(random.ids()),
@@ -90,11 +96,9 @@ fn copy(from: &mut Replica, config: Config) -> Replica {
 
 #[test]
 fn members_that_differ_in_all_that_is_local_have_equal_states_after_100_000_commands() {
-    let config = |n: u64| Config {
-        affordable_sessions: 10_000_000 * n,
-        ..Config::new(MemberId(n), n as u32 * 3, 7 * n + 1)
-    };
-    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let config =
+        |n: u64| Config { affordable_sessions: 10_000_000 * n, ..Config::new(MemberId(n), n as u32 * 3, 7 * n + 1) };
+    let mut random = Random(0x9e37_79b9_7f4a_7c15, 0);
     let (mut a, mut b) = (Replica::new(Engine::new(config(1))), Replica::new(Engine::new(config(2))));
     let first = MemberInfo { name: "fw0".to_owned(), ..MemberInfo::default() };
     let init = MemberChange::Init { cluster_id: "c".to_owned(), member: first, level: Level::FIRST };
@@ -118,6 +122,7 @@ fn members_that_differ_in_all_that_is_local_have_equal_states_after_100_000_comm
         }
     }
     let settings = a.engine().cluster_state().settings.clone();
-    println!("{accepted} of {COMMANDS} changed something; {} sessions, {settings:?}", a.state.sessions());
-    assert!(accepted > COMMANDS / 4 && settings.revision > 100, "{accepted}, {settings:?}");
+    let (revision, sessions) = (settings.revision, a.state.sessions());
+    println!("{accepted} of {COMMANDS} changed something; {sessions} sessions, revision {revision}");
+    assert!(accepted > COMMANDS / 4 && revision > 100 && sessions > 100);
 }

@@ -1,6 +1,6 @@
 //! Settings: changed by the log, and nothing that one member's node.toml says decides.
 
-use palisade_engine::replica::{InvalidReason, SettingsChange, SettingsRefusal};
+use palisade_engine::replica::{InvalidReason, MemberChange, SettingsChange, SettingsRefusal};
 
 use super::*;
 
