@@ -1,6 +1,5 @@
 //! What `palisade cluster settings` prints.
 
-use std::io::Write;
 
 use palisade_proto::admin::v1;
 use serde::Serialize;
