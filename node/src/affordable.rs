@@ -21,7 +21,7 @@ pub(crate) fn sessions(bytes: u64) -> u64 {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error, miette::Diagnostic)]
 #[error("the cluster's settings ask for room for {needed} sessions, and this member affords {affords}")]
 #[diagnostic(help(
-    "set `limits.memory` in its node.toml to {} bytes or more and start it again; or lower the setting: `palisade cluster settings set table.sessions={affords}` on another member",
+    "set `limits.memory` in its node.toml to {} bytes or more, and start it again",
     bytes_for(*needed)
 ))]
 pub struct UnaffordableError {

@@ -1,6 +1,5 @@
 //! What `palisade cluster settings` prints.
 
-
 use palisade_proto::admin::v1;
 use serde::Serialize;
 

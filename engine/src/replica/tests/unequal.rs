@@ -124,5 +124,5 @@ fn members_that_differ_in_all_that_is_local_have_equal_states_after_100_000_comm
     let settings = a.engine().cluster_state().settings.clone();
     let (revision, sessions) = (settings.revision, a.state.sessions());
     println!("{accepted} of {COMMANDS} changed something; {sessions} sessions, revision {revision}");
-    assert!(accepted > COMMANDS / 4 && revision > 100 && sessions > 100);
+    assert!(accepted > COMMANDS / 20 && revision > 100 && sessions > 100);
 }

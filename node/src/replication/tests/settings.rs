@@ -75,6 +75,7 @@ async fn member_that_affords_less_refuses_settings_by_name_and_does_not_start_wi
     let help = miette::Diagnostic::help(&error).unwrap().to_string();
     assert!(help.contains("1024000000 bytes"), "{help}");
     assert_eq!(nodes[0].run().command(change(0, &["table.sessions=900000"], &[]), LONG).await, Ok(Outcome::Accepted));
+    nodes[1].options.engine.affordable_sessions = error.needed;
     nodes[1].start().await;
     until("it is back", || nodes[1].has_valid_lease()).await;
 
