@@ -246,6 +246,23 @@ fn member_ids_are_never_reused() {
     assert_eq!(b.sessions(), 0);
 }
 
+impl Fixture {
+    /// Another member joins, and comes.
+    fn another(&mut self, info: MemberInfo) -> MemberId {
+        self.one(Command::Member(token(200, u64::MAX)));
+        let address = format!("{}.example:7946", info.name);
+        let member = MemberInfo { address, ..info };
+        let request = JoinRequest(u128::from(self.next).to_be_bytes());
+        let join = Join { request, secret_digest: vec![200], member };
+        let Outcome::Member(id) = self.one(Command::Member(MemberChange::Join(Box::new(join)))) else {
+            panic!("it is not admitted");
+        };
+        let resume = Batch { proposer: id, ..batch(0, 0, vec![Command::Resume]) };
+        assert_eq!(self.apply(&resume), [Outcome::Accepted]);
+        id
+    }
+}
+
 fn named(name: &str) -> MemberInfo {
     MemberInfo { name: name.to_owned(), address: format!("{name}.example:7946"), ..MemberInfo::default() }
 }
