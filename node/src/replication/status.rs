@@ -130,6 +130,8 @@ pub struct Member {
     pub removed: bool,
     /// The entry or snapshot that it cannot read, as it says; known only to the leader.
     pub cannot_read: Option<String>,
+    /// Whether it has joined, and has not come yet: it has never forwarded a packet.
+    pub joining: bool,
 }
 
 /// What this member sees of the others, and knows of itself.
@@ -178,6 +180,7 @@ pub(crate) fn status(
             lease_valid: presence(id).is_some_and(|p| p.lease_valid),
             removed: cluster.has_left(id),
             cannot_read: refusals.get(id).filter(|_| role == RaftRole::Leader),
+            joining: cluster.joining.contains_key(&id),
         }
     };
     // A member that was removed counts until the voters have changed: as long as that takes, it is seen.
@@ -187,7 +190,7 @@ pub(crate) fn status(
     Status {
         cluster: identity.cluster.clone(),
         member: me,
-        name: identity.name.clone(),
+        name: cluster.members.get(&me).map_or_else(|| identity.name.clone(), |info| info.name.clone()),
         starts: identity.starts,
         role,
         term: metrics.current_term,

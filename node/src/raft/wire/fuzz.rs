@@ -109,6 +109,7 @@ fn decoder_of_requests_to_join_survives_mutations() {
     let request = wire::JoinRequest {
         secret: vec![7; 32].into(),
         member: Some(wire::MemberInfo::from(&info)),
+        request: vec![9; 16].into(),
         levels: Some(Levels::PROGRAM.into()),
     };
     fuzz("requests to join", &[request.encode_to_vec()], |bytes| {

@@ -210,7 +210,8 @@ async fn machine_whose_program_does_not_know_the_level_in_force_is_not_admitted(
         (None, "knows no level"),
     ] {
         let member = proto::MemberInfo { name: "fw2".into(), address: "192.0.2.1:7946".into(), role: 1 };
-        let request = proto::JoinRequest { secret: token.secret().to_vec().into(), member: Some(member), levels };
+        let secret = token.secret().to_vec().into();
+        let request = proto::JoinRequest { secret, member: Some(member), request: vec![7; 16].into(), levels };
         let refused = client.join(request).await.unwrap_err();
         assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{refused}");
         assert!(refused.message().contains(says), "{}", refused.message());
