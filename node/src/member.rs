@@ -13,7 +13,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use miette::Diagnostic;
-use palisade_engine::{Engine, Hint, LeaseState, MemberId, Proposal, Role, ZoneId};
+use palisade_engine::{Capabilities, Engine, Hint, LeaseState, MemberId, Proposal, Role, ZoneId};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinHandle, spawn_blocking};
@@ -43,6 +43,13 @@ const POLL_INTERVAL: Duration = Duration::from_millis(10);
 const ZONES_REGISTERED_WITHIN: Duration = Duration::from_secs(3);
 /// How long [`Member::close`] waits for other tasks to drop their handles, of the datapath and of the member.
 const HANDLES_DROPPED_WITHIN: Duration = Duration::from_secs(2);
+
+/// The version of this program.
+pub(crate) const PROGRAM_VERSION: &str = if cfg!(feature = "next-level") {
+    concat!(env!("CARGO_PKG_VERSION"), "+next-level")
+} else {
+    env!("CARGO_PKG_VERSION")
+};
 
 /// How a running member ends by itself.
 #[derive(Debug)]
@@ -326,6 +333,7 @@ impl From<&Config> for replication::Options {
             log: replication::LogSize::default(),
             voters: Voters { max: c.raft.max_voters, replace_after: c.raft.replace_after },
             progress_rate: c.limits.progress_rate as u64,
+            capabilities: Capabilities::of_program(c.limits.max_sessions as u64, PROGRAM_VERSION),
             connection_log: ConnectionLog::default(),
         }
     }

@@ -38,6 +38,10 @@ impl Register {
         if cluster.level != Level::FIRST {
             sum = sum.wrapping_add(element(Kind::Level, &cluster.level));
         }
+        #[cfg(feature = "next-level")]
+        if cluster.note != 0 {
+            sum = sum.wrapping_add(element(Kind::Note, &cluster.note));
+        }
         let capabilities = cluster.capabilities.iter().map(|entry| element(Kind::Capabilities, &entry));
         capabilities.fold(sum, u64::wrapping_add)
     }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use palisade_engine::{MemberInfo, Role};
+use palisade_engine::{Capabilities, MemberInfo, Role};
 
 use crate::connection_log::ConnectionLog;
 use crate::listen::SecondLock;
@@ -37,6 +37,8 @@ pub struct Options {
     pub voters: Voters,
     /// Bytes per second of sessions' progress to each other member.
     pub progress_rate: u64,
+    /// What it registers that it can.
+    pub capabilities: Capabilities,
     /// Where the openings and ends of sessions go whose rule says `log`.
     pub connection_log: ConnectionLog,
 }

@@ -294,6 +294,8 @@ impl RaftSide {
             quorum: quorum.clone(),
         };
         let renewer = LeaseRenewer {
+            me,
+            capabilities: options.capabilities.clone(),
             barrier: barrier.clone(),
             leadership: leadership.clone(),
             lease: core.lease.clone(),

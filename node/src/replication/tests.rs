@@ -97,6 +97,7 @@ impl Node {
             log: LogSize::default(),
             voters: Voters::default(),
             progress_rate: 4_000_000,
+            capabilities: palisade_engine::Capabilities::of_program(10_000, "test"),
             connection_log: crate::connection_log::ConnectionLog::default(),
         };
         Node { dir, options, grace: Duration::from_secs(300), running: None }
@@ -234,6 +235,8 @@ fn establish(n: u16) -> Establish {
         generation: Generation(0),
         rule: RuleId(0),
         supersedes: None,
+        #[cfg(feature = "next-level")]
+        tag: 0,
         protocol: HandshakeState::Tcp { client: end, server: Some(end) },
     }
 }

@@ -54,6 +54,7 @@ impl Node {
             log: LogSize::default(),
             voters: Voters::default(),
             progress_rate: 4_000_000,
+            capabilities: palisade_engine::Capabilities::of_program(10_000, "test"),
             connection_log: palisade_node::connection_log::ConnectionLog::default(),
         };
         Ok(Node { _dir: dir, options, running: None })
@@ -147,6 +148,8 @@ pub(crate) fn establish(n: u32) -> Command {
         generation: Generation(0),
         rule: RuleId(0),
         supersedes: None,
+        #[cfg(feature = "next-level")]
+        tag: 0,
         protocol: HandshakeState::Tcp { client: end, server: Some(end) },
     }))
 }

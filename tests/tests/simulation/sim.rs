@@ -627,6 +627,7 @@ impl Member {
             log: LogSize::default(),
             voters: Voters::default(),
             progress_rate: 4_000_000,
+            capabilities: palisade_engine::Capabilities::of_program(10_000, "test"),
             connection_log: palisade_node::connection_log::ConnectionLog::default(),
         };
         Member {
