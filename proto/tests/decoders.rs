@@ -288,7 +288,10 @@ fn decoder_of_snapshots_survives_mutations() {
                 0 => drop(mutated.remove(at)),
                 1 => mutated.push(parts[random.below(parts.len())].clone()),
                 2 => mutated[at].0 = random.next() as u8,
-                3 => mutated.swap(at, random.below(parts.len()).min(mutated.len() - 1)),
+                3 => {
+                    let other = random.below(mutated.len());
+                    mutated.swap(at, other);
+                }
                 _ => random.mutate(&mut mutated[at].1, &contents),
             }
             if mutated.is_empty() {
