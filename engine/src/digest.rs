@@ -27,6 +27,7 @@ pub(crate) enum Kind {
     ResumeEpoch = 6,
     Level = 7,
     Capabilities = 8,
+    Settings = 9,
     #[cfg(feature = "next-level")]
     Note = 0xffff,
 }

@@ -267,7 +267,7 @@ const SNAPSHOT_HEAD: usize = 10;
 
 #[test]
 fn decoder_of_snapshots_survives_mutations() {
-    let config = || Config { max_half_open: 256, ..Config::new(MemberId(1), 1, 7) };
+    let config = || Config::new(MemberId(1), 1, 7);
     let mut replica = Replica::new(Engine::new(config()));
     replica.apply(Time(1), &batch(0, commands()), &mut ());
     replica.apply(Time(1), &batch(100, (10..40).map(establish).collect()), &mut ());

@@ -2,6 +2,7 @@
 
 use palisade_engine::replica::Outcome;
 
+use crate::affordable::UnaffordableError;
 use crate::membership::identity::IdentityError;
 use crate::membership::level::RaiseError;
 use crate::membership::token::TokenError;
@@ -21,6 +22,10 @@ pub enum MembershipError {
     /// The store, or starting Raft on it.
     #[error(transparent)]
     Start(#[from] Box<RaftStartError>),
+    /// The settings ask for more than this machine affords.
+    #[error(transparent)]
+    #[diagnostic(transparent)]
+    Unaffordable(#[from] UnaffordableError),
     /// The token.
     #[error(transparent)]
     #[diagnostic(transparent)]

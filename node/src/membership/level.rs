@@ -1,11 +1,20 @@
-//! Raising the level in force.
+//! Raising the level in force: by an administrator, or by the leader if the setting `level.raise` says so.
 
-use palisade_engine::replica::{Command, InvalidReason, Outcome};
-use palisade_engine::{ClusterState, Level, Levels, MemberId};
+use std::sync::Arc;
+use std::time::Duration;
 
+use palisade_engine::replica::{Command, InvalidReason, LevelRaise, Outcome};
+use palisade_engine::{ClusterState, Engine, Level, Levels, MemberId};
+use tokio::sync::mpsc;
+
+use crate::clock;
 use crate::membership::error::MembershipError;
 use crate::membership::register::Membership;
-use crate::raft::requests::{REQUEST_TIMEOUT, propose_and_wait};
+use crate::raft::config::PalisadeRaft;
+use crate::raft::requests::{AdminRequest, REQUEST_TIMEOUT, propose_and_wait};
+
+/// Time between two looks of the leader at what the members can.
+const LEVEL_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Why the level in force was not raised.
 #[derive(Debug, thiserror::Error, miette::Diagnostic)]
@@ -77,6 +86,46 @@ impl Membership {
                 Outcome::Invalid(InvalidReason::LevelNotNext { in_force: now, .. }) if now > in_force => {}
                 Outcome::Invalid(reason) => return Err(RaiseError::new(reason, &self.engine.cluster_state())),
                 other => return Err(MembershipError::Refused(format!("{other:?}"))),
+            }
+        }
+    }
+}
+
+/// The leader's task that raises the level in force when every member has known the next one for as long as the setting says. A
+/// new leader counts from its own election.
+pub(crate) struct LevelRaiser {
+    pub(crate) raft: PalisadeRaft,
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) requests: mpsc::Sender<AdminRequest>,
+}
+
+impl LevelRaiser {
+    pub(crate) async fn run(self) {
+        let mut possible_since = None;
+        loop {
+            tokio::time::sleep(LEVEL_CHECK_INTERVAL).await;
+            let cluster = self.engine.cluster_state();
+            let is_possible = self.raft.is_leader() && cluster.possible_level() > cluster.level;
+            let LevelRaise::After(delay) = cluster.settings.values.level_raise() else {
+                possible_since = None;
+                continue;
+            };
+            if !is_possible {
+                possible_since = None;
+                continue;
+            }
+            let now = clock::now();
+            if now.since(*possible_since.get_or_insert(now)) < delay {
+                continue;
+            }
+            possible_since = None;
+            let level = cluster.level.next();
+            match propose_and_wait(&self.requests, Command::Level(level), REQUEST_TIMEOUT).await {
+                Ok(Outcome::Accepted) => {
+                    tracing::info!(%level, "the level in force was raised, as the setting level.raise says")
+                }
+                Ok(outcome) => tracing::warn!(%level, ?outcome, "the level in force was not raised"),
+                Err(error) => tracing::info!(%level, %error, "the level in force was not raised; trying again"),
             }
         }
     }

@@ -5,6 +5,7 @@ use super::*;
 use crate::cluster_state::Role;
 use crate::level::Capabilities;
 use crate::replicated::ExpireIdle;
+use crate::replicated::{Assignment, SettingsChange};
 use crate::time::Time;
 use crate::tuple::Protocol;
 
@@ -16,6 +17,8 @@ struct Random {
     state: u64,
     /// The lowest number of a session. It rises, because the id of a session that has ended does not come back.
     lowest: u64,
+    /// The revision of the settings.
+    settings: u64,
 }
 
 impl Random {
@@ -60,7 +63,12 @@ struct Commands {
 
 impl Commands {
     fn new(seed: u64) -> Commands {
-        Commands { random: Random { state: seed, lowest: 0 }, next: [0; 4], sent: Vec::new(), unix_ms: 1 << 41 }
+        Commands {
+            random: Random { state: seed, lowest: 0, settings: 0 },
+            next: [0; 4],
+            sent: Vec::new(),
+            unix_ms: 1 << 41,
+        }
     }
 
     fn batch(&mut self, generation: u64) -> Batch {
@@ -123,6 +131,24 @@ fn command(random: &mut Random, generation: u64) -> Command {
         }
         88 => Command::Resume,
         89 => Command::Level(Level(random.below(4) as u16)),
+        92 => {
+            let settings = [
+                format!("table.sessions={}", random.below(200) + 100),
+                format!("table.half_open={}", random.below(400) + 100),
+                format!("table.half_open_per_source={}", random.below(5)),
+                format!("lease.grace={}s", random.below(3000)),
+                format!("takeover.rate={}", random.below(1000)),
+            ];
+            let assignments = [random.one_of(&settings), random.one_of(&settings)];
+            let assignments: Vec<Assignment> = assignments.iter().filter_map(|text| text.parse().ok()).collect();
+            let without = (0..random.below(3)).map(|_| random.member()).collect();
+            Command::Settings(Box::new(SettingsChange::new(
+                random.settings + random.below(2),
+                &assignments,
+                without,
+                "somebody".to_owned(),
+            )))
+        }
         90 | 91 => {
             let text = *random.one_of(&[POLICY, "zone dmz, inside\ndefault reject\n", "this is none", "zone x\n"]);
             let change = PolicyChange {
@@ -151,8 +177,12 @@ fn member_change(random: &mut Random) -> MemberChange {
         }
         9..14 => {
             let (lowest, highest) = (Level::FIRST, Level(random.below(Level::HIGHEST.0.into()) as u16 + 1));
-            let capabilities =
-                Capabilities { lowest, highest, max_sessions: random.below(1 << 30), program: "1.2.3".to_owned() };
+            let capabilities = Capabilities {
+                lowest,
+                highest,
+                max_sessions: 1000 + random.below(1 << 30),
+                program: "1.2.3".to_owned(),
+            };
             MemberChange::Capabilities { member: random.member(), capabilities }
         }
         _ => {
@@ -164,17 +194,9 @@ fn member_change(random: &mut Random) -> MemberChange {
 
 /// Two members with as little in common as can be.
 fn different() -> [Config; 2] {
-    let first = Config { max_sessions: 200, ..Config::new(MemberId(1), 1, 9) };
-    let second = Config {
-        member: MemberId(7),
-        start: 99,
-        seed: 0xdead_beef_0000_0001,
-        max_half_open: 256,
-        takeover_rate: 1,
-        max_half_open_per_source: 1,
-        ..first.clone()
-    };
-    [first, second]
+    let first = Config::new(MemberId(1), 1, 9);
+    let affordable_sessions = 100_000_000;
+    [first, Config { member: MemberId(7), start: 99, seed: 0xdead_beef_0000_0001, affordable_sessions }]
 }
 
 /// What a member's own packets do, which no other member knows of.
@@ -202,10 +224,11 @@ fn copy(of: &mut Replica, config: Config, now: Time) -> Replica {
 fn first_difference(seed: u64, commands: u64, meddle: impl Fn(u64, &mut Batch)) -> Option<u64> {
     let configs = different();
     let mut replicas = configs.clone().map(|config| Replica::new(Engine::new(config)));
-    let (mut log, mut life) = (Commands::new(seed), Random { state: !seed, lowest: 0 });
+    let (mut log, mut life) = (Commands::new(seed), Random { state: !seed, lowest: 0, settings: 0 });
     let mut clocks = [NOW, Time(7 * NOW.0)];
     let (mut applied, mut next_copy) = (0, commands / 10);
     while applied < commands {
+        log.random.settings = replicas[0].engine.cluster_state().settings.revision;
         let batch = log.batch(replicas[0].engine.generation().0);
         let mut other = batch.clone();
         meddle(applied, &mut other);
@@ -233,6 +256,7 @@ fn first_difference(seed: u64, commands: u64, meddle: impl Fn(u64, &mut Batch)) 
     let cluster = replicas[0].engine.cluster_state();
     assert!(replicas[0].state.sessions() > 50, "{}", replicas[0].state.sessions());
     assert!(cluster.members.len() > 3, "{}", cluster.members.len());
+    assert!(cluster.settings.revision > 20, "{}", cluster.settings.revision);
     assert!(cluster.policies.len() > 20, "{}", cluster.policies.len());
     assert_eq!(cluster.level, Level::HIGHEST);
     assert!(!cluster.capabilities.is_empty() && !cluster.member_zones.is_empty());
