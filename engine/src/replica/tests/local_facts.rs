@@ -140,7 +140,8 @@ fn command(random: &mut Random, generation: u64) -> Command {
                 format!("takeover.rate={}", random.below(1000)),
             ];
             let assignments = [random.one_of(&settings), random.one_of(&settings)];
-            let assignments: Vec<Assignment> = assignments.iter().filter_map(|text| text.parse().ok()).collect();
+            let assignments: Vec<Assignment> =
+                assignments.iter().filter_map(|text| Assignment::parse(text).ok()).collect();
             let without = (0..random.below(3)).map(|_| random.member()).collect();
             Command::Settings(Box::new(SettingsChange::new(
                 random.settings + random.below(2),
