@@ -13,8 +13,8 @@ use crate::id::MemberId;
 use crate::id::SessionId;
 pub use crate::replicated::{
     Applied, Assignment, AssignmentError, Batch, Command, CommandSize, CompileError, ExpireIdle, ForbiddenSessions,
-    InvalidReason, LevelRaise, MemberChange, Outcome, PolicyChange, RestoreError, SettingKey, Settings, SettingsChange,
-    SettingsRecord, SettingsRefusal, SettingsRevision,
+    InvalidReason, Join, LevelRaise, MemberChange, Outcome, PolicyChange, RestoreError, SettingKey, Settings,
+    SettingsChange, SettingsRecord, SettingsRefusal, SettingsRevision,
 };
 use crate::replicated::{Effects, LocalContext, Replicated, SessionStore, SnapshotContent, StateMachine, read};
 use crate::table::SHARDS;
@@ -137,7 +137,7 @@ impl Engine {
     /// Carries out what a command leads to on this member.
     fn carry_out(&self, effects: Effects, wake: &mut dyn Wake) {
         let Effects { wakes, closes, active_policy, cluster_state, resume_epoch } = effects;
-        // The zones first: rules are about their numbers.
+        // First: rules are about the numbers of zones, and who reads a resume epoch must see that its member has come.
         if let Some(cluster) = cluster_state {
             self.publish(*cluster);
         }

@@ -9,10 +9,10 @@
 #[expect(dead_code, reason = "another test counts allocations")]
 mod counting;
 
-use palisade_engine::replica::{Batch, Command, ExpireIdle, MemberChange, PolicyChange, Replica};
+use palisade_engine::replica::{Batch, Command, ExpireIdle, Join, MemberChange, PolicyChange, Replica};
 use palisade_engine::{
     Capabilities, Close, CloseCause, Config, Direction, EndpointSnapshot, Engine, Establish, FragmentKey, Generation,
-    HalfOpen, HandshakeState, Hint, Ip, Level, MemberId, MemberInfo, PerDirection, Progress, Protocol,
+    HalfOpen, HandshakeState, Hint, Ip, JoinRequest, Level, MemberId, MemberInfo, PerDirection, Progress, Protocol,
     ProvisionalSegment, Role, RuleId, SessionId, SynParams, TcpSnapshot, Time, TrafficDelta, Tuple, UnconfirmedEdge,
     ZoneId,
 };
@@ -135,7 +135,12 @@ fn commands() -> Vec<Command> {
         Command::Member(MemberChange::Init { cluster_id: "c".to_owned(), member: info.clone(), level: Level::FIRST }),
         Command::Policy(Box::new(policy)),
         Command::Member(MemberChange::Token { secret_digest: vec![7; 32], expires_unix_ms: 1 << 41 }),
-        Command::Member(MemberChange::Join(info)),
+        Command::Member(MemberChange::Join(Box::new(Join {
+            request: JoinRequest([9; 16]),
+            secret_digest: vec![7; 32],
+            member: MemberInfo { name: "fw3".to_owned(), address: "192.0.2.3:7946".to_owned(), ..info },
+        }))),
+        Command::Member(MemberChange::Update { member: MemberId(1), name: None, address: Some("h:1".to_owned()) }),
         Command::Member(MemberChange::Zones {
             member: MemberId(1),
             zones: vec!["inside".to_owned(), "dmz".to_owned()],

@@ -26,7 +26,7 @@ use crate::cluster_state::ClusterState;
 use crate::digest::{Kind, element};
 use crate::id::Generation;
 pub use command::{
-    Applied, Batch, Command, CommandSize, ExpireIdle, ForbiddenSessions, MemberChange, Outcome, PolicyChange,
+    Applied, Batch, Command, CommandSize, ExpireIdle, ForbiddenSessions, Join, MemberChange, Outcome, PolicyChange,
 };
 use dedup::{DedupTable, Tombstones};
 pub use invalid::InvalidReason;

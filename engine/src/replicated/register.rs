@@ -28,6 +28,7 @@ impl Register {
             &(
                 &cluster.cluster_id,
                 members,
+                &cluster.joining,
                 &cluster.tokens,
                 policies,
                 &cluster.zones,

@@ -168,8 +168,10 @@ fn member_change(random: &mut Random) -> MemberChange {
         0 => MemberChange::Init { cluster_id: "c".to_owned(), member: MemberInfo::default(), level: Level::FIRST },
         1..4 => {
             let role = *random.one_of(&[Role::Firewall, Role::Witness]);
-            let name = format!("fw{}", random.below(9));
-            MemberChange::Join(MemberInfo { name, address: "192.0.2.1:1".to_owned(), role })
+            let (name, address) = (format!("fw{}", random.below(9)), format!("192.0.2.{}:1", random.below(12)));
+            let request = JoinRequest([random.below(30) as u8; 16]);
+            let secret_digest = vec![random.below(4) as u8];
+            MemberChange::Join(Box::new(Join { request, secret_digest, member: MemberInfo { name, address, role } }))
         }
         4 => MemberChange::Leave(MemberId(random.below(9) + 4)),
         5..9 => {
@@ -186,10 +188,12 @@ fn member_change(random: &mut Random) -> MemberChange {
             };
             MemberChange::Capabilities { member: random.member(), capabilities }
         }
-        _ => {
-            let expires_unix_ms = (1 << 41) + random.below(1 << 24);
-            MemberChange::Token { secret_digest: vec![random.next() as u8; 32], expires_unix_ms }
-        }
+        14 => MemberChange::Update {
+            member: random.member(),
+            name: (random.below(2) == 0).then(|| format!("fw{}", random.below(9))),
+            address: (random.below(2) == 0).then(|| format!("192.0.2.{}:1", random.below(12))),
+        },
+        _ => token(random.below(4) as u8, (1 << 41) + random.below(1 << 27)),
     }
 }
 
