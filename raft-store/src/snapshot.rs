@@ -174,9 +174,13 @@ impl SnapshotFile {
 
     /// What of its content this program does not know, if `error` says so.
     pub(crate) fn unreadable(&self, error: &RestoreError) -> Option<Unreadable> {
-        let RestoreError::Kind(_) = error else { return None };
+        let unknown = match error {
+            RestoreError::Level(unknown) => Unknown::Level(unknown.level),
+            RestoreError::Kind(_) => Unknown::Content { level: Some(self.level), error: error.to_string() },
+            _ => return None,
+        };
         let thing = Thing::Snapshot(self.meta.last_log_id.as_ref().map(|id| id.index));
-        Some(Unreadable { thing, unknown: Unknown::Content { level: Some(self.level), error: error.to_string() } })
+        Some(Unreadable { thing, unknown })
     }
 
     /// What keeps it lent out: see [`SnapshotPin`].
