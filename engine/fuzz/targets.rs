@@ -274,6 +274,7 @@ fn hint(which: u8, kind: u8, a: u8, b: u8, flags: u8) -> Hint {
                 FragmentKey { src, dst, protocol, id: u32::from(b & 3), ingress: ZoneId(1 + u16::from(a & 1)) };
             match flags & 1 {
                 0 => Hint::FirstFragment { datagram, end: u16::from(a) * 8, egress: ZoneId(2) },
+                _ if a & 2 != 0 => Hint::Reset(original),
                 _ => Hint::FragmentQuery(datagram),
             }
         }

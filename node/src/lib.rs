@@ -25,6 +25,7 @@ mod random;
 mod readiness;
 pub mod replication;
 mod replication_metrics;
+mod resets;
 mod scrape;
 #[cfg(feature = "simulation")]
 pub mod simulation;

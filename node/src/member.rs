@@ -27,6 +27,7 @@ use crate::lease::Lease;
 use crate::listen::SecondLock;
 use crate::readiness::Cause;
 use crate::replication::{self, ElectionPriority, EndedError, OpenError, Replication, Timing, Voters};
+use crate::resets::{self, ResetQueue};
 use crate::zone_registration;
 
 /// Length of the queues of hints and of proposals from the workers to the replication. What finds them full is dropped
@@ -100,6 +101,7 @@ pub(crate) struct Member {
     pub(crate) lease: Arc<Lease>,
     pub(crate) connection_log: ConnectionLog,
     log_writer: Mutex<Option<connection_log::Running>>,
+    pub(crate) resets: ResetQueue,
     /// The zones of this machine's interfaces, sorted.
     zones: Vec<String>,
     datapath: Mutex<DatapathState>,
@@ -140,12 +142,14 @@ impl Member {
         let log_writer = log_queue.start(&config.name, &config.log, engine.clone()).map_err(MemberError::Log)?;
         let identity = replication.identity();
         tracing::info!(cluster = %identity.cluster, member = %identity.member, starts = identity.starts, "the member runs");
+        let (reset_queue, resets) = ResetQueue::new(sinks.hints.clone(), replication.metrics());
         let member = Arc::new(Member {
             replication,
             engine,
             lease,
             connection_log,
             log_writer: Mutex::new(Some(log_writer)),
+            resets: reset_queue,
             zones: zone_registration::of(config),
             datapath: Mutex::new(DatapathState::NotStarted),
             starter: Mutex::new(None),
@@ -165,6 +169,7 @@ impl Member {
             report_failure(&failed, ended.await);
         });
         tokio::spawn(zone_registration::run(Arc::downgrade(&member)));
+        tokio::spawn(resets::run(Arc::downgrade(&member), resets));
         if config.role == Role::Firewall {
             let starting = run_datapath(config.clone(), gate, Arc::downgrade(&member), wake, sinks, ends.clone());
             *member.starter.lock() = Some(tokio::spawn(starting));

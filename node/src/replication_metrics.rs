@@ -69,6 +69,8 @@ pub struct ReplicationMetrics {
     pub sessions_established: Counter = "palisade_sessions_established_total",
     /// Idle sessions of all members that a packet kept alive, as applied here.
     pub sessions_refreshed: Counter = "palisade_sessions_refreshed_total",
+    /// RSTs to the ends of connections that were killed here with `--reset`, by result.
+    pub kill_resets: KillResets = "palisade_kill_resets_total",
     /// Renewals of this member's lease, by result.
     pub lease_renewals: LeaseRenewals = "palisade_lease_renewals_total",
     /// Snapshots exchanged with other members completely, by direction.
@@ -104,6 +106,12 @@ pub struct Outcomes: Counter, "outcome" { accepted, stale, conflict, full, inval
 labelled! {
     /// Dropped proposals by reason.
     pub struct ProposalsDropped: Counter, "reason" { lease_not_valid, deadline, queue_full }
+}
+
+labelled! {
+    /// RSTs of `session kill --reset`: handed to the datapath; without room in the queue, or without a datapath; not sent, because
+    /// the tuple had another connection meanwhile.
+    pub struct KillResets: Counter, "result" { sent, dropped, superseded }
 }
 
 labelled! {

@@ -587,6 +587,14 @@ impl Track {
         self.confirmation_ages(now).iter().flatten().any(|age| *age < within)
     }
 
+    /// What the receiver of this direction may expect next: what it has acknowledged last and, if that is more, all that was
+    /// sent to it. Nothing, if this member does not know.
+    pub(crate) fn expected_next(&self, direction: Direction) -> impl Iterator<Item = u32> + use<> {
+        let DirectionState { seq_end, snd_una, .. } = self.directions[direction];
+        let known = self.directions[direction].is_confirmed();
+        [Some(snd_una), Some(seq_end).filter(|end| *end != snd_una)].into_iter().flatten().filter(move |_| known)
+    }
+
     /// Records a FIN that another member saw and that ends at `end`.
     pub(crate) fn record_peer_fin(&mut self, direction: Direction, end: u32) {
         let sender = &mut self.directions[direction];

@@ -44,16 +44,17 @@ fn filter(f: Option<v1::SessionFilter>) -> Result<SessionFilter, Status> {
 
 /// A `kill` in words, for the log.
 pub(super) fn describe_kill(r: &v1::SessionKillRequest) -> String {
+    let reset = if r.reset { " --reset" } else { "" };
     let Some(f) = &r.filter else {
         let ids: Vec<String> = r.ids.iter().take(LOGGED_IDS).map(|id| SessionId::from(*id).to_string()).collect();
         let more = r.ids.len().saturating_sub(LOGGED_IDS);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        return format!("session kill {}{more}", ids.join(" "));
+        return format!("session kill{reset} {}{more}", ids.join(" "));
     };
     match SessionFilter::try_from(f.clone()) {
-        Ok(filter) if filter.is_empty() => "session kill --all".to_owned(),
-        Ok(filter) => format!("session kill {filter}"),
-        Err(_) => "session kill".to_owned(),
+        Ok(filter) if filter.is_empty() => format!("session kill{reset} --all"),
+        Ok(filter) => format!("session kill{reset} {filter}"),
+        Err(_) => format!("session kill{reset}"),
     }
 }
 
@@ -166,11 +167,18 @@ impl Service {
                 (ids, half_open_skipped) = std::mem::take(&mut *found.lock());
             }
         }
+        let (mut reset, mut reset_later) = (0, 0);
         for part in ids.chunks(REVOKE) {
+            // Before they are gone.
+            let connections = part.iter().filter(|_| r.reset).filter_map(|id| member.engine.connection_resets(*id));
+            let connections: Vec<_> = connections.collect();
             let command = Command::Revoke(part.to_vec());
             match member.replication.command(command, COMMAND).await.map_err(|e| unconfirmed(&e))? {
                 Outcome::Accepted => {}
                 other => return Err(unexpected(other)),
+            }
+            for ended in &connections {
+                if member.resets.tell(&member, ended) { reset += 1 } else { reset_later += 1 }
             }
         }
         let limit = self.0.config().limits.grace;
@@ -178,6 +186,8 @@ impl Service {
             killed: ids.len() as u64,
             half_open_skipped,
             certain_after_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
+            reset,
+            reset_later,
         })
     }
 

@@ -48,6 +48,7 @@ use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use nix::sys::eventfd::EventFd;
+use palisade_engine::Reset;
 use parking_lot::Mutex;
 
 pub use error::StartError;
@@ -69,7 +70,7 @@ use host::netlink::Netlink;
 use host::routes::Topology;
 use host::watch::Health;
 use inject::Devices;
-use worker::Shared;
+use worker::{NewPart, Shared};
 
 /// Age of a worker's heartbeat from which the datapath is not healthy. An idle worker beats twice a second.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -190,6 +191,14 @@ impl Datapath {
         // A veth pair outlives the process, and so would the routes: they would announce a dead member.
         let metric = metric.filter(|_| self.devices.kind != Inject::Veth);
         announcement.set(&mut netlink, device, metric)
+    }
+
+    /// Has a worker send these RSTs. Their rate is the caller's business.
+    pub(crate) fn send_resets(&self, resets: Vec<Reset>) {
+        if let Some(exchange) = self.shared.exchange.first() {
+            exchange.lock().push(NewPart::Resets(resets));
+            self.wake.notify(0);
+        }
     }
 
     /// The datapath's counters.

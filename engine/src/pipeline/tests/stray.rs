@@ -2,10 +2,11 @@
 //! counted of denied ones.
 
 use super::cluster::*;
-use crate::event::{ConnectionDecision, LoggedDecision};
+use crate::event::{ConnectionDecision, Hint, LoggedDecision};
 use crate::id::{Generation, RuleId, SessionId, ZonePair};
 use crate::parse::{Kind, Packet, Tcp};
 use crate::replica::{Command, Outcome};
+use crate::reset::Reset;
 use crate::testing::{CLIENT, INSIDE, OUTSIDE, POLICY, SERVER};
 use crate::tuple::{Protocol, Tuple};
 use crate::verdict::{HoldClass, Reason, Verdict};
@@ -126,6 +127,52 @@ fn session_that_a_policy_rejects_is_answered() {
     assert_eq!((k.pass(A, c.data()), k.pass(B, c.of_server(Tcp::ACK, 0, 0, 9))), (rejected, rejected));
     k.policy(&POLICY.replace("accept \"web\"", "drop \"web\""));
     assert_eq!(k.pass(A, c.data()), Verdict::Drop(Reason::Policy));
+}
+
+#[test]
+fn connection_that_is_ended_with_resets_is_answered_by_all_members_whatever_the_default() {
+    let (mut k, c) = established(1);
+    assert_eq!(k.pass(A, c.data()), FORWARD);
+    let id = session(&k, A);
+    // What the client has sent is not acknowledged yet: its server may have got it, or not.
+    let resets = k.members[A].engine.connection_resets(id).unwrap();
+    let to = |tuple, seq| Reset { tuple, seq };
+    assert_eq!(
+        resets.resets,
+        [to(c.tuple, c.client + 1), to(c.tuple, c.client + 501), to(c.tuple.inverse(), c.server + 1)]
+    );
+    assert_eq!(resets.original, c.tuple);
+    k.append(A, vec![Command::Revoke(vec![id])]);
+    k.apply_all();
+    assert_eq!(k.members[A].engine.connection_resets(id), None);
+    assert!(!k.members[A].engine.is_known(&c.tuple));
+
+    let end = |k: &mut Cluster, at: usize, packet| {
+        assert_eq!(k.pass(at, packet).held(), Some(HoldClass::Unmatched));
+        k.members[at].engine.set_applied_as_of(k.now);
+        k.now = k.now + 250 * MS;
+        k.expire(at, packet)
+    };
+    let challenge = c.of_server(Tcp::ACK, 0, 0, 0);
+    let silent = Some(Verdict::Drop(Reason::NoSession));
+    assert_eq!(end(&mut k, B, challenge), silent, "the default is to drop, and nobody said anything else");
+    k.members[A].engine.answer_with_resets(k.now, &c.tuple);
+    k.hints.extend([(A, B, Hint::Reset(c.tuple)), (A, C, Hint::Reset(c.tuple))]);
+    k.deliver();
+    let reset = Some(Verdict::Reject(Reason::NoSession));
+    for at in [A, B, C] {
+        assert_eq!((end(&mut k, at, challenge), end(&mut k, at, c.data())), (reset, reset));
+    }
+    // Not what belongs to another connection, and no longer than a minute.
+    let again = Conn { tuple: c.tuple, client: c.client ^ 1 << 30, ..c };
+    assert_eq!(k.pass(A, again.syn()), FORWARD);
+    k.deliver();
+    assert!([A, B, C].iter().all(|at| !k.members[*at].engine.is_to_be_reset(&c.tuple, k.now)));
+    let engine = &k.members[A].engine;
+    engine.answer_with_resets(k.now, &c.tuple);
+    assert!(
+        engine.is_to_be_reset(&c.tuple, k.now + 59_000 * MS) && !engine.is_to_be_reset(&c.tuple, k.now + 60_000 * MS)
+    );
 }
 
 /// The only session.
