@@ -30,8 +30,10 @@ use palisade_metrics::Counter;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::watch;
 
 use crate::datapath::ingress::{self, Found, Ingress, IngressWatch};
+use crate::lab_panic;
 
 /// Interval at which the interfaces are looked up even without a notification.
 const CHECK_INTERVAL: Duration = Duration::from_secs(10);
@@ -189,6 +191,8 @@ pub(crate) struct Listener {
     socket: TcpListener,
     shared: Arc<Shared>,
     watcher: Option<JoinHandle<()>>,
+    /// Closed when the watcher ends.
+    watcher_died: watch::Receiver<()>,
     _registration: Registration,
 }
 
@@ -220,19 +224,31 @@ impl Listener {
         let socket = socket.listen(BACKLOG).map_err(bind)?;
         let counted = socket.as_fd().try_clone_to_owned().map_err(restrict)?;
         let watched = shared.clone();
+        let (lives, watcher_died) = watch::channel(());
         let watcher = std::thread::Builder::new()
             .name(format!("{table}-interfaces"))
-            .spawn(move || follow(&watched, watch, &ingress, found, &counted, &dropped))
+            .spawn(move || {
+                let _lives = lives;
+                lab_panic::thread(&format!("{table}-interfaces"));
+                follow(&watched, watch, &ingress, found, &counted, &dropped);
+            })
             .map_err(restrict)?;
-        Ok(Listener { socket, shared, watcher: Some(watcher), _registration: registration })
+        Ok(Listener { socket, shared, watcher: Some(watcher), watcher_died, _registration: registration })
     }
 
-    /// Takes the next connection. Cancel-safe.
+    /// Takes the next connection. Cancel-safe. Without the thread that follows the interfaces the port would be open to the
+    /// wrong ones sooner or later: its panic goes on in the caller, whose end is noticed.
     pub(crate) async fn accept(&self) -> io::Result<(Connection, SocketAddr)> {
-        if self.watcher.as_ref().is_none_or(JoinHandle::is_finished) {
-            return Err(io::Error::other("the thread that follows the interfaces died"));
-        }
-        let (stream, peer) = self.socket.accept().await?;
+        let mut died = self.watcher_died.clone();
+        let (stream, peer) = tokio::select! {
+            biased;
+            _ = died.changed() => {
+                let what = "the thread that follows the interfaces of a port died";
+                tracing::error!(port = %self.shared.port.address, what);
+                std::panic::resume_unwind(Box::new(what))
+            }
+            accepted = self.socket.accept() => accepted?,
+        };
         let registration = self.shared.register(&stream)?;
         Ok((Connection { stream, _registration: registration }, peer))
     }

@@ -285,3 +285,67 @@ async fn missing(lab: &mut Lab) -> Result<()> {
     ip(lab, &format!("link set {name} up")).await?;
     lab.member_mut(1).wait_ready(WAIT).await
 }
+
+/// Tasks and threads of the daemon, of each kind: its own, of the member, of its replication, of its datapath, of its log, of its
+/// ports.
+const MORTAL: [&str; 14] = [
+    "http",
+    "readiness",
+    "proposals",
+    "hints",
+    "peer stream",
+    "lease",
+    "tick",
+    "resets",
+    "connection-log",
+    "packets-0",
+    "exits",
+    "watch",
+    "http-interfaces",
+    "cluster-interfaces",
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn task_or_thread_that_dies_ends_the_daemon_with_its_name() {
+    let Some(_turn) = require_lab(&[]) else { return };
+    let mut lab = Lab::with_cluster(members(2, BINARY), OPEN_POLICY).await.unwrap();
+    let result = deaths(&mut lab).await;
+    lab.or_keep(result).unwrap();
+}
+
+async fn deaths(lab: &mut Lab) -> Result<()> {
+    let mut unseen = Vec::new();
+    for name in MORTAL {
+        let member = lab.member_mut(2);
+        member.terminate(WAIT).await?;
+        member.write_config(&format!("\n[lab]\npanic = \"{name}\"\n"))?;
+        member.start().await?;
+        let mut why = None;
+        let end = wait_until("the daemon to end", async || {
+            why = member.check().err();
+            Ok(why.is_some())
+        });
+        if end.await.is_err() {
+            unseen.push(format!("{name}: the daemon goes on"));
+            continue;
+        }
+        let why = why.map(|why| why.to_string()).unwrap_or_default();
+        // What died, or the task that cannot go on without it.
+        let named = match name {
+            "peer stream" => ["`hints`", "`progress`"],
+            "http-interfaces" => ["`http`"; 2],
+            "cluster-interfaces" => ["`member port`"; 2],
+            name => [name; 2],
+        };
+        let says =
+            |line: &str| named.iter().any(|n| line.contains(n)) && (line.contains("ended") || line.contains(" died"));
+        if !why.lines().any(says) {
+            unseen.push(format!("{name}: {why}"));
+        }
+        member.write_config("")?;
+        member.start().await?;
+        member.wait_ready(WAIT).await?;
+    }
+    assert!(unseen.is_empty(), "{}", unseen.join("\n"));
+    Ok(())
+}

@@ -63,7 +63,7 @@ pub use palisade_engine::packet_loop::Judge;
 pub use start::{start, start_with};
 pub use wake::WorkerWake;
 
-use crate::clock;
+use crate::{clock, lab_panic};
 use announce::Announcement;
 use health::Conditions;
 use host::netlink::Netlink;
@@ -100,7 +100,10 @@ fn remove_devices(devices: &Devices) {
 
 impl Datapath {
     fn spawn(&mut self, name: String, run: impl FnOnce() + Send + 'static) -> Result<(), StartError> {
-        let thread = Builder::new().name(name).spawn(run);
+        let thread = Builder::new().name(name.clone()).spawn(move || {
+            lab_panic::thread(&name);
+            run();
+        });
         self.threads.push(thread.map_err(|source| StartError::System { what: "a thread", source })?);
         Ok(())
     }
