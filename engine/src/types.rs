@@ -81,6 +81,12 @@ pub trait Routes {
     /// machine. [`ZoneId::UNKNOWN`]: the interface is no data interface.
     fn zone(&mut self, destination: Ip) -> Option<ZoneId>;
 
+    /// Whether the kernel may send a packet for `destination` to this zone: by one of several next hops, where its route has
+    /// several. Which of them a packet takes depends on its ports; a source is genuine at each.
+    fn may_lead_to(&mut self, destination: Ip, zone: ZoneId) -> bool {
+        self.zone(destination) == Some(zone)
+    }
+
     /// A number that changes when an answer may have changed. Never 0.
     fn topology(&self) -> u16 {
         1

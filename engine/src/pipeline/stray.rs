@@ -116,7 +116,7 @@ impl Engine {
     fn refuse_stray(&self, packet: &Packet, context: &mut Context<'_>) -> Verdict {
         let tuple = &packet.tuple;
         // No answer to what may come from somebody else.
-        let is_spoofed = context.antispoof && context.routes.zone(tuple.src) != Some(context.ingress);
+        let is_spoofed = context.antispoof && !context.routes.may_lead_to(tuple.src, context.ingress);
         let Some(egress) = egress(packet, context).filter(|_| !is_spoofed) else { return NO_SESSION };
         let policy = self.active_policy();
         let own = policy.decide(context.ingress, egress, tuple).action;
