@@ -11,6 +11,7 @@ pub mod datapath;
 mod drain;
 pub mod error;
 mod http;
+mod kept;
 mod lab_panic;
 pub mod lease;
 mod limits;

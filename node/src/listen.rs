@@ -17,10 +17,8 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -28,11 +26,11 @@ use miette::Diagnostic;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use palisade_metrics::Counter;
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 
 use crate::datapath::ingress::{self, Found, Ingress, IngressWatch};
+use crate::kept::Kept;
 use crate::lab_panic;
 
 /// Interval at which the interfaces are looked up even without a notification.
@@ -174,7 +172,7 @@ impl Shared {
 
 /// A socket whose filter is kept up to date.
 #[derive(Debug)]
-struct Registration {
+pub(crate) struct Registration {
     shared: Arc<Shared>,
     number: u64,
 }
@@ -250,7 +248,7 @@ impl Listener {
             accepted = self.socket.accept() => accepted?,
         };
         let registration = self.shared.register(&stream)?;
-        Ok((Connection { stream, _registration: registration }, peer))
+        Ok((Kept { stream, with: registration }, peer))
     }
 
     /// The address.
@@ -326,11 +324,7 @@ fn report(port: &Port, found: &Found) {
 }
 
 /// An accepted connection.
-#[derive(Debug)]
-pub(crate) struct Connection {
-    stream: TcpStream,
-    _registration: Registration,
-}
+pub(crate) type Connection = Kept<TcpStream, Registration>;
 
 impl Connection {
     pub(crate) fn set_nodelay(&self, on: bool) -> io::Result<()> {
@@ -345,38 +339,6 @@ impl Connection {
     /// The address at this end.
     pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
         self.stream.local_addr()
-    }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_read(context, to)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write_vectored(context, slices)
     }
 }
 

@@ -13,7 +13,7 @@ use palisade_engine::parse::{Tcp, build};
 use palisade_engine::{Ip, Protocol, Tuple};
 use palisade_lab::frames::Wire;
 use palisade_lab::guard::can_run;
-use palisade_lab::small::{BlockingNetns, SmallLab, eventually};
+use palisade_lab::small::{BlockingNetns, SOON, SmallLab, eventually};
 use palisade_node::datapath::{Gate, StartError};
 use rtnetlink::packet_core::{DefaultNla, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::route::RouteProtocol;
@@ -22,7 +22,6 @@ use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::sys::Socket;
 use rtnetlink::sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 
-const SOON: Duration = Duration::from_secs(60);
 const NEVER: Duration = Duration::from_millis(300);
 
 fn ip(bytes: [u8; 4]) -> Ip {

@@ -2,19 +2,15 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
 
 use palisade_engine::policy::Policy;
 use palisade_proto::admin::v1;
 
 use super::wait::Wait;
 use crate::args::Global;
-use crate::client::{self, Client, within};
+use crate::client::{self, Client, REQUEST_TIMEOUT, within};
 use crate::exit::{Exit, Failure};
 use crate::print;
-
-/// The time for a request.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What to do with the policy.
 #[derive(clap::Subcommand, Debug)]

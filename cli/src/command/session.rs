@@ -15,7 +15,7 @@ use crate::exit::{Exit, Failure};
 use crate::print;
 
 /// The time for `kill`.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+const KILL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What to do with sessions.
 #[derive(clap::Subcommand, Debug)]
@@ -182,7 +182,7 @@ pub fn run(global: &Global, command: Command) -> Result<ExitCode, Failure> {
                 let filter = ids.is_empty().then(|| filter.into());
                 let ids = ids.into_iter().map(Into::into).collect();
                 let request = v1::SessionKillRequest { ids, filter, wait_ms: wait.millis(), reset };
-                let request = within(wait.with(REQUEST_TIMEOUT), request);
+                let request = within(wait.with(KILL_TIMEOUT), request);
                 let answer = client.session_kill(request).await?.into_inner();
                 print::session::killed(output, &answer, reset)?;
             }
