@@ -18,7 +18,7 @@ use palisade_engine::parse::{
 use palisade_engine::policy::Policy;
 use palisade_engine::replica::{Command, Outcome, Replica};
 use palisade_engine::{
-    Close, CloseCause, Config, Context, Direction, Engine, Event, FragmentKey, Generation, HalfOpen, HandshakeState,
+    Close, CloseCause, Config, Context, Edges, Direction, Engine, Event, FragmentKey, Generation, HalfOpen, HandshakeState,
     Hint, Ip, LeaseState, MemberId, Proposal, Protocol, Routes, RuleId, SessionId, SynParams, Time, Tuple, Verdict,
     ZoneId,
 };
@@ -274,7 +274,14 @@ fn hint(which: u8, kind: u8, a: u8, b: u8, flags: u8) -> Hint {
                 FragmentKey { src, dst, protocol, id: u32::from(b & 3), ingress: ZoneId(1 + u16::from(a & 1)) };
             match flags & 1 {
                 0 => Hint::FirstFragment { datagram, end: u16::from(a) * 8, egress: ZoneId(2) },
-                _ if a & 2 != 0 => Hint::Reset(original),
+                _ if a & 6 == 2 => Hint::Reset(original),
+                _ if a & 6 == 6 => {
+                    let edges = PerDirection {
+                        original: Some(Edges { acknowledged: number(a), sent: number(b) }),
+                        reply: None,
+                    };
+                    Hint::Ended { original, edges }
+                }
                 _ => Hint::FragmentQuery(datagram),
             }
         }

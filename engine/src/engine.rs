@@ -170,6 +170,7 @@ impl Engine {
     fn process_due(&self, number: u8, now: Time, timeouts: &Timeouts, max: u32, events: &mut Vec<Event>) -> u32 {
         let mut shard = self.table.shard(number);
         shard.fragments.send_queries(now, events);
+        shard.ended.tell(events);
         let mut processed = 0;
         while processed < max
             && let Some(slot) = shard.half_open.due(now, timeouts)

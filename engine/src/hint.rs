@@ -58,8 +58,10 @@ impl Engine {
                 self.hint_first_fragment(now, datagram, first, wake);
             }
             Hint::FragmentQuery(datagram) => self.reply_to_fragment_query(now, datagram, events),
-            Hint::Reset(tuple) if tuple.protocol == Protocol::TCP => self.answer_with_resets(now, tuple),
-            Hint::Reset(_) => {}
+            Hint::Reset(original) => {
+                self.answer_ended(now, original, true);
+            }
+            Hint::Ended { original, edges } => self.merge_edges(original, edges),
         }
     }
 

@@ -54,7 +54,7 @@ pub use event::{
 pub use id::{Generation, MemberId, RuleId, SessionId, SessionIdError, ZoneId, ZonePair};
 pub use idle::IdleProbe;
 pub use progress::TakeoverCounts;
-pub use reset::{ConnectionResets, Reset};
+pub use reset::{BothEdges, Edges, Reset};
 pub use rule_hits::RuleHits;
 pub use session::{
     Close, CloseCause, Counts, EndCause, EndedSession, Establish, HalfOpen, HandshakeState, SessionInfo, SynParams,

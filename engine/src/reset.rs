@@ -1,30 +1,39 @@
 //! RSTs to both ends of a connection that an administrator ends (`palisade session kill --reset`).
 //!
-//! An end accepts a RST only if it carries exactly the number that the end expects next (RFC 5961 section 3.2). That is known for
-//! sure only to the end itself. So there are two steps:
+//! An end accepts a RST only if it carries exactly the number that the end expects next (RFC 5961 section 3.2).
 //!
-//! 1. The member that got the command sends each end a RST with what that end has acknowledged, as far as this member knows,
-//!    and another one with all that was sent to it, where that is more. Between segments the two are equal, and exact.
-//! 2. If neither is what the end expects (a segment was lost, or passed at another member a moment ago), the end answers with a
-//!    challenge ACK, or goes on with its own segments. They name what it expects, and whichever member gets one answers it by
-//!    a RST with this number, whatever the policy says of strays: all members are told the tuple by a hint, and remember it for
-//!    [`REMEMBERED`], or until another connection begins with it.
+//! ```text
+//!   member that got the command            the others
+//!   Revoke is applied: edges kept          Revoke is applied: edges kept
+//!   Hint::Reset ─────────────────────────> segments of the tuple are answered from now on
+//!   edges merged <───────────── Hint::Ended
+//!   a RST to each end
+//! ```
 //!
-//! Each RST answers one command or one segment, which is with one member. So no two members send the same one.
+//! The *edges* are, for each direction, what its receiver has acknowledged and what was sent to it, as far as a member has seen
+//! packets of the connection. Nothing passes any more, so with the edges of all members one of the two is what the receiver
+//! expects, unless a segment was lost. In that case, and if a member does not answer, the end ignores the RST or answers it with
+//! a challenge ACK. Whatever it still sends names what it expects, and the member that gets it answers with exactly
+//! that, whatever the policy says of strays.
+//!
+//! Each RST is caused by one command or by one segment, which is with one member. So no two members send the same one.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::engine::Engine;
-use crate::id::SessionId;
+use crate::event::{Event, Hint};
 use crate::parse::{Tcp, rejection};
 use crate::time::Time;
-use crate::tuple::{Direction, Tuple};
+use crate::track::tcp::seq_diff;
+use crate::tuple::{Direction, PerDirection, Protocol, Tuple};
 
 /// How long segments of an ended connection are answered.
 const REMEMBERED: Duration = Duration::from_secs(60);
 
-/// The tuples that a shard remembers. The oldest is forgotten for another one.
+/// The connections that a shard remembers.
 const MAX_REMEMBERED: usize = 64;
 
 /// A RST to one end of a connection.
@@ -44,72 +53,160 @@ impl Reset {
     }
 }
 
-/// What ends a connection at both ends.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct ConnectionResets {
-    /// The connection's tuple, client to server.
-    pub original: Tuple,
-    /// At most two to each end. None to an end of which this member does not know what was sent to it.
-    pub resets: Vec<Reset>,
+/// What the receiver of one direction may expect next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Edges {
+    /// What it has acknowledged.
+    pub acknowledged: u32,
+    /// All that was sent to it.
+    pub sent: u32,
 }
 
-/// The connections of one shard whose segments are answered by RSTs.
-#[derive(Default)]
-pub(crate) struct EndedTuples(VecDeque<(u64, Time)>);
+impl Edges {
+    fn merge(&mut self, other: Edges) {
+        let later = |a: u32, b: u32| if seq_diff(b, a) > 0 { b } else { a };
+        self.acknowledged = later(self.acknowledged, other.acknowledged);
+        self.sent = later(self.sent, other.sent);
+    }
+}
 
-impl EndedTuples {
-    fn insert(&mut self, hash: u64, now: Time) {
-        self.forget(hash);
-        if self.0.len() >= MAX_REMEMBERED {
-            self.0.pop_front();
+/// The edges of both directions. `None`: nothing is known of a direction.
+pub type BothEdges = PerDirection<Option<Edges>>;
+
+/// A TCP connection that has ended while it was open.
+#[derive(Clone, Copy)]
+struct EndedConnection {
+    hash: u64,
+    /// Client to server.
+    original: Tuple,
+    edges: BothEdges,
+    /// Until when its segments are answered. `None`: nobody has asked for that.
+    answered_until: Option<Time>,
+    /// Whether the edges are still to be told to the member that asked.
+    asked: bool,
+}
+
+/// The connections of one shard that have ended last.
+#[derive(Default)]
+pub(crate) struct EndedConnections(VecDeque<EndedConnection>);
+
+impl EndedConnections {
+    /// Records a connection that was removed while it was open.
+    pub(crate) fn record(&mut self, hash: u64, original: Tuple, edges: BothEdges) {
+        if let Some(known) = self.find(hash, &original) {
+            known.original = original;
+            known.merge(&edges);
+            return;
         }
-        self.0.push_back((hash, now + REMEMBERED));
+        self.push(EndedConnection { hash, original, edges, answered_until: None, asked: false });
+    }
+
+    /// Has its segments answered. `asks`: another member, which is to be told the edges. False if too many are.
+    fn answer(&mut self, hash: u64, tuple: &Tuple, now: Time, asks: bool) -> bool {
+        let answered_until = Some(now + REMEMBERED);
+        self.0.retain(|ended| ended.answered_until.is_none_or(|until| now < until));
+        if let Some(known) = self.find(hash, tuple) {
+            known.answered_until = answered_until;
+            known.asked |= asks;
+            return true;
+        }
+        // The log has not come that far here.
+        let edges = PerDirection::default();
+        self.push(EndedConnection { hash, original: *tuple, edges, answered_until, asked: asks })
+    }
+
+    /// Adds one, in the place of the oldest of those that nobody has asked for.
+    fn push(&mut self, ended: EndedConnection) -> bool {
+        if self.0.len() >= MAX_REMEMBERED {
+            let Some(oldest) = self.0.iter().position(|known| known.answered_until.is_none()) else { return false };
+            self.0.remove(oldest);
+        }
+        self.0.push_back(ended);
+        true
+    }
+
+    fn find(&mut self, hash: u64, tuple: &Tuple) -> Option<&mut EndedConnection> {
+        self.0.iter_mut().find(|ended| ended.is(hash, tuple))
     }
 
     /// Another connection begins with the tuple.
     pub(crate) fn forget(&mut self, hash: u64) {
         if !self.0.is_empty() {
-            self.0.retain(|(ended, _)| *ended != hash);
+            self.0.retain(|ended| ended.hash != hash);
         }
     }
 
-    fn contains(&self, hash: u64, now: Time) -> bool {
-        self.0.iter().any(|(ended, until)| *ended == hash && now < *until)
+    /// Tells the edges that another member has asked for.
+    pub(crate) fn tell(&mut self, events: &mut Vec<Event>) {
+        for ended in self.0.iter_mut().filter(|ended| ended.asked && ended.edges.iter().any(Option::is_some)) {
+            ended.asked = false;
+            events.push(Event::Hint(Hint::Ended { original: ended.original, edges: ended.edges }));
+        }
+    }
+}
+
+impl EndedConnection {
+    fn is(&self, hash: u64, tuple: &Tuple) -> bool {
+        self.hash == hash && (self.original == *tuple || self.original.inverse() == *tuple)
+    }
+
+    fn merge(&mut self, edges: &BothEdges) {
+        for direction in [Direction::Original, Direction::Reply] {
+            match (&mut self.edges[direction], edges[direction]) {
+                (Some(known), Some(other)) => known.merge(other),
+                (known @ None, other) => *known = other,
+                (Some(_), None) => {}
+            }
+        }
     }
 }
 
 impl Engine {
-    /// The RSTs that end an open TCP connection, as far as this member knows its numbers.
-    #[must_use]
-    pub fn connection_resets(&self, id: SessionId) -> Option<ConnectionResets> {
-        let (shard, slot) = self.table.locate(id)?;
-        let session = shard.sessions.get(slot).filter(|session| session.is_open())?;
-        let track = session.local.track.as_ref()?;
-        let original = *session.original();
-        let resets = [(Direction::Original, original), (Direction::Reply, original.inverse())]
-            .into_iter()
-            .flat_map(|(direction, tuple)| track.expected_next(direction).map(move |seq| Reset { tuple, seq }))
-            .collect();
-        Some(ConnectionResets { original, resets })
+    /// Has segments answered by RSTs that still come of a TCP connection which was ended here. False if too many connections
+    /// are answered already, or it is not TCP.
+    pub fn answer_with_resets(&self, now: Time, original: &Tuple) -> bool {
+        self.answer_ended(now, original, false)
     }
 
-    /// Has segments that still come of an ended TCP connection answered by RSTs.
-    pub fn answer_with_resets(&self, now: Time, tuple: &Tuple) {
-        let hash = self.table.hash(tuple);
-        self.table.shard_for(hash).ended.insert(hash, now);
+    pub(crate) fn answer_ended(&self, now: Time, original: &Tuple, asks: bool) -> bool {
+        let hash = self.table.hash(original);
+        original.protocol == Protocol::TCP && self.table.shard_for(hash).ended.answer(hash, original, now, asks)
     }
 
-    /// Whether a session or half-open session has this tuple.
-    #[must_use]
-    pub fn is_known(&self, tuple: &Tuple) -> bool {
-        let hash = self.table.hash(tuple);
-        let shard = self.table.shard_for(hash);
-        shard.sessions.find(hash, tuple).is_some() || shard.half_open.lookup(hash, tuple).next().is_some()
+    /// Takes what another member has seen of an ended connection.
+    pub(crate) fn merge_edges(&self, original: &Tuple, edges: &BothEdges) {
+        let hash = self.table.hash(original);
+        if let Some(ended) = self.table.shard_for(hash).ended.find(hash, original)
+            && ended.original == *original
+        {
+            ended.merge(edges);
+        }
+    }
+
+    /// The RSTs that end a connection whose segments are answered, at most two to each end: by what this member knows now.
+    /// None, if another connection has begun with the tuple.
+    pub fn resets(&self, original: &Tuple, each: &mut dyn FnMut(Reset)) {
+        let hash = self.table.hash(original);
+        let mut shard = self.table.shard_for(hash);
+        if shard.sessions.find(hash, original).is_some() || shard.half_open.lookup(hash, original).next().is_some() {
+            return;
+        }
+        let Some(ended) = shard.ended.find(hash, original).filter(|ended| ended.answered_until.is_some()) else {
+            return;
+        };
+        for (direction, tuple) in [(Direction::Original, *original), (Direction::Reply, original.inverse())] {
+            let Some(Edges { acknowledged, sent }) = ended.edges[direction] else { continue };
+            each(Reset { tuple, seq: sent });
+            if acknowledged != sent {
+                each(Reset { tuple, seq: acknowledged });
+            }
+        }
     }
 
     /// Whether segments of this tuple are those of an ended connection, to be answered by RSTs.
     pub(crate) fn is_to_be_reset(&self, tuple: &Tuple, now: Time) -> bool {
         let hash = self.table.hash(tuple);
-        self.table.shard_for(hash).ended.contains(hash, now)
+        let mut shard = self.table.shard_for(hash);
+        shard.ended.find(hash, tuple).is_some_and(|ended| ended.answered_until.is_some_and(|until| now < until))
     }
 }

@@ -9,7 +9,7 @@ use crate::worker_set::WorkerSet;
 /// Sizes and times of one member's engine.
 ///
 /// All memory is bounded by it: about 256 bytes for each of `max_sessions`, 256 for each of `max_half_open`, and per shard
-/// (there are 256) 64 awaited keys, 64 tuples of connections that were ended with a reset, 64 provisional segments, 64 fragmented datagrams, 32 that wait for their first fragment, and a
+/// (there are 256) 64 awaited keys, 64 connections that have ended, 64 provisional segments, 64 fragmented datagrams, 32 that wait for their first fragment, and a
 /// timing wheel of 1 KiB; 512 KiB count the half-open sessions of each source.
 #[derive(Clone, Debug)]
 pub struct Config {

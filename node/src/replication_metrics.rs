@@ -69,7 +69,7 @@ pub struct ReplicationMetrics {
     pub sessions_established: Counter = "palisade_sessions_established_total",
     /// Idle sessions of all members that a packet kept alive, as applied here.
     pub sessions_refreshed: Counter = "palisade_sessions_refreshed_total",
-    /// RSTs to the ends of connections that were killed here with `--reset`, by result.
+    /// RSTs to the ends of connections that were killed here with `--reset`, and connections left out.
     pub kill_resets: KillResets = "palisade_kill_resets_total",
     /// Renewals of this member's lease, by result.
     pub lease_renewals: LeaseRenewals = "palisade_lease_renewals_total",
@@ -109,9 +109,9 @@ labelled! {
 }
 
 labelled! {
-    /// RSTs of `session kill --reset`: handed to the datapath; without room in the queue, or without a datapath; not sent, because
-    /// the tuple had another connection meanwhile.
-    pub struct KillResets: Counter, "result" { sent, dropped, superseded }
+    /// RSTs of `session kill --reset` that were handed to the datapath; connections for which there were none: too many waited,
+    /// nothing was known of them, or another one had begun with the tuple.
+    pub struct KillResets: Counter, "result" { sent, left_out }
 }
 
 labelled! {

@@ -3,8 +3,6 @@
 
 mod datapath_member;
 
-use std::time::Duration;
-
 use datapath_member::{Fixed, PROGRAMS, Running, start, two_interfaces};
 use palisade_lab::guard::can_run;
 use palisade_lab::small::{SOON, SmallLab, eventually};

@@ -32,7 +32,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::event::Event;
 use crate::id::SessionId;
-use crate::reset::EndedTuples;
+use crate::reset::EndedConnections;
 use crate::session::HalfOpen;
 use crate::time::Time;
 use crate::timeouts::Timeouts;
@@ -81,8 +81,8 @@ pub(crate) struct Shard {
     pub(crate) queries: PeerQueries,
     pub(crate) provisional: ProvisionalSegments,
     pub(crate) fragments: FragmentTable,
-    /// Ended connections whose segments are answered.
-    pub(crate) ended: EndedTuples,
+    /// Connections that have ended, whose segments may be answered.
+    pub(crate) ended: EndedConnections,
     /// Sessions that have both FINs or a RST, with the time from which on a peer's close is overdue.
     pub(crate) finished: VecDeque<(Time, SessionId, u32)>,
     /// The number of half-open sessions that were evicted for lack of room.
@@ -253,7 +253,7 @@ impl Table {
                         queries: PeerQueries::default(),
                         provisional: ProvisionalSegments::default(),
                         fragments: FragmentTable::default(),
-                        ended: EndedTuples::default(),
+                        ended: EndedConnections::default(),
                         finished: VecDeque::new(),
                         evicted: 0,
                         snapshot_epoch: 0,

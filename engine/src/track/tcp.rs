@@ -74,6 +74,7 @@ use std::time::Duration;
 use super::State;
 
 use crate::parse::Tcp;
+use crate::reset::{BothEdges, Edges};
 use crate::session::{CloseCause, SynParams};
 use crate::time::{Stamp17ms, Time};
 use crate::tuple::{Direction, PerDirection};
@@ -587,12 +588,9 @@ impl Track {
         self.confirmation_ages(now).iter().flatten().any(|age| *age < within)
     }
 
-    /// What the receiver of this direction may expect next: what it has acknowledged last and, if that is more, all that was
-    /// sent to it. Nothing, if this member does not know.
-    pub(crate) fn expected_next(&self, direction: Direction) -> impl Iterator<Item = u32> + use<> {
-        let DirectionState { seq_end, snd_una, .. } = self.directions[direction];
-        let known = self.directions[direction].is_confirmed();
-        [Some(snd_una), Some(seq_end).filter(|end| *end != snd_una)].into_iter().flatten().filter(move |_| known)
+    /// What the receiver of each direction may expect next.
+    pub(crate) fn edges(&self) -> BothEdges {
+        self.directions.map(|d| d.is_confirmed().then_some(Edges { acknowledged: d.snd_una, sent: d.seq_end }))
     }
 
     /// Records a FIN that another member saw and that ends at `end`.

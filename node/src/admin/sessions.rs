@@ -9,7 +9,7 @@ use futures::Stream;
 use palisade_engine::PerDirection;
 use palisade_engine::policy::Policy;
 use palisade_engine::replica::{Command, Outcome};
-use palisade_engine::{ClusterState, Establish, SessionId, SessionInfo, ZonePair};
+use palisade_engine::{ClusterState, Establish, Protocol, SessionId, SessionInfo, Tuple, ZonePair};
 use palisade_proto::admin::v1;
 use palisade_proto::convert::admin::{AdminError, Session, SessionFilter};
 use tokio::sync::{broadcast, mpsc};
@@ -170,15 +170,16 @@ impl Service {
         let (mut reset, mut reset_later) = (0, 0);
         for part in ids.chunks(REVOKE) {
             // Before they are gone.
-            let connections = part.iter().filter(|_| r.reset).filter_map(|id| member.engine.connection_resets(*id));
-            let connections: Vec<_> = connections.collect();
+            let connections = part.iter().filter(|_| r.reset).filter_map(|id| member.engine.session(clock::now(), *id));
+            let tuples = connections.map(|info| info.original);
+            let tuples: Vec<Tuple> = tuples.filter(|tuple| tuple.protocol == Protocol::TCP).collect();
             let command = Command::Revoke(part.to_vec());
             match member.replication.command(command, COMMAND).await.map_err(|e| unconfirmed(&e))? {
                 Outcome::Accepted => {}
                 other => return Err(unexpected(other)),
             }
-            for ended in &connections {
-                if member.resets.tell(&member, ended) { reset += 1 } else { reset_later += 1 }
+            for tuple in tuples {
+                if member.resets.tell(&member, tuple) { reset += 1 } else { reset_later += 1 }
             }
         }
         let limit = self.0.config().limits.grace;

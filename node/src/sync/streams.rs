@@ -78,7 +78,7 @@ impl Drop for Alarm {
     fn drop(&mut self) {
         if std::thread::panicking() {
             // One is enough.
-            drop(self.0.try_send(()));
+            let _ = self.0.try_send(());
         }
     }
 }

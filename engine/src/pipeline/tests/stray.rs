@@ -6,7 +6,6 @@ use crate::event::{ConnectionDecision, Hint, LoggedDecision};
 use crate::id::{Generation, RuleId, SessionId, ZonePair};
 use crate::parse::{Kind, Packet, Tcp};
 use crate::replica::{Command, Outcome};
-use crate::reset::Reset;
 use crate::testing::{CLIENT, INSIDE, OUTSIDE, POLICY, SERVER};
 use crate::tuple::{Protocol, Tuple};
 use crate::verdict::{HoldClass, Reason, Verdict};
@@ -132,20 +131,13 @@ fn session_that_a_policy_rejects_is_answered() {
 #[test]
 fn connection_that_is_ended_with_resets_is_answered_by_all_members_whatever_the_default() {
     let (mut k, c) = established(1);
+    // A has seen the client's data only, B their acknowledgement, and C neither.
     assert_eq!(k.pass(A, c.data()), FORWARD);
-    let id = session(&k, A);
-    // What the client has sent is not acknowledged yet: its server may have got it, or not.
-    let resets = k.members[A].engine.connection_resets(id).unwrap();
-    let to = |tuple, seq| Reset { tuple, seq };
-    assert_eq!(
-        resets.resets,
-        [to(c.tuple, c.client + 1), to(c.tuple, c.client + 501), to(c.tuple.inverse(), c.server + 1)]
-    );
-    assert_eq!(resets.original, c.tuple);
-    k.append(A, vec![Command::Revoke(vec![id])]);
+    assert_eq!(k.pass(B, c.of_server(Tcp::ACK, 0, 500, 0)), FORWARD);
+    assert_eq!(k.pass(A, c.of_client(Tcp::ACK, 500, 0, 300)), FORWARD);
+    let id = session(&k, C);
+    k.append(C, vec![Command::Revoke(vec![id])]);
     k.apply_all();
-    assert_eq!(k.members[A].engine.connection_resets(id), None);
-    assert!(!k.members[A].engine.is_known(&c.tuple));
 
     let end = |k: &mut Cluster, at: usize, packet| {
         assert_eq!(k.pass(at, packet).held(), Some(HoldClass::Unmatched));
@@ -156,9 +148,16 @@ fn connection_that_is_ended_with_resets_is_answered_by_all_members_whatever_the_
     let challenge = c.of_server(Tcp::ACK, 0, 0, 0);
     let silent = Some(Verdict::Drop(Reason::NoSession));
     assert_eq!(end(&mut k, B, challenge), silent, "the default is to drop, and nobody said anything else");
-    k.members[A].engine.answer_with_resets(k.now, &c.tuple);
-    k.hints.extend([(A, B, Hint::Reset(c.tuple)), (A, C, Hint::Reset(c.tuple))]);
+    assert!(k.members[C].engine.answer_with_resets(k.now, &c.tuple));
+    k.hints.extend([(C, A, Hint::Reset(c.tuple)), (C, B, Hint::Reset(c.tuple))]);
     k.deliver();
+    k.tick();
+    k.deliver();
+    let mut resets = Vec::new();
+    k.members[C].engine.resets(&c.tuple, &mut |reset| resets.push((reset.tuple, reset.seq)));
+    // What the client sent last is not acknowledged: its server may have got it, or not.
+    let (to_server, to_client) = (c.tuple, c.tuple.inverse());
+    assert_eq!(resets, [(to_server, c.client + 801), (to_server, c.client + 501), (to_client, c.server + 1)]);
     let reset = Some(Verdict::Reject(Reason::NoSession));
     for at in [A, B, C] {
         assert_eq!((end(&mut k, at, challenge), end(&mut k, at, c.data())), (reset, reset));
@@ -169,7 +168,8 @@ fn connection_that_is_ended_with_resets_is_answered_by_all_members_whatever_the_
     k.deliver();
     assert!([A, B, C].iter().all(|at| !k.members[*at].engine.is_to_be_reset(&c.tuple, k.now)));
     let engine = &k.members[A].engine;
-    engine.answer_with_resets(k.now, &c.tuple);
+    assert!(engine.answer_with_resets(k.now, &c.tuple));
+    engine.resets(&c.tuple, &mut |reset| panic!("{reset:?} to another connection"));
     assert!(
         engine.is_to_be_reset(&c.tuple, k.now + 59_000 * MS) && !engine.is_to_be_reset(&c.tuple, k.now + 60_000 * MS)
     );
