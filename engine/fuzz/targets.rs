@@ -18,9 +18,9 @@ use palisade_engine::parse::{
 use palisade_engine::policy::Policy;
 use palisade_engine::replica::{Command, Outcome, Replica};
 use palisade_engine::{
-    Close, CloseCause, Config, Context, Edges, Direction, Engine, Event, FragmentKey, Generation, HalfOpen, HandshakeState,
-    Hint, Ip, LeaseState, MemberId, Proposal, Protocol, Routes, RuleId, SessionId, SynParams, Time, Tuple, Verdict,
-    ZoneId,
+    Close, CloseCause, Config, Context, Direction, Edges, Engine, Event, FragmentKey, Generation, HalfOpen,
+    HandshakeState, Hint, Ip, LeaseState, MemberId, Proposal, Protocol, Routes, RuleId, SessionId, SynParams, Time,
+    Tuple, Verdict, ZoneId,
 };
 
 /// Parses a packet: with its checksums verified, with them ignored (most are wrong), and with a corrected IPv4 header

@@ -15,12 +15,14 @@ mod blind_intervals;
 mod cluster_state;
 mod digest;
 pub mod duration;
+mod encoding;
 mod engine;
 mod event;
 mod hint;
 pub mod hold;
 mod id;
 mod idle;
+mod level;
 
 pub mod packet_loop;
 pub mod parse;
@@ -32,6 +34,7 @@ mod replicated;
 mod reset;
 mod rule_hits;
 mod session;
+mod sweep;
 mod table;
 #[cfg(test)]
 mod testing;
@@ -46,19 +49,24 @@ mod worker_set;
 
 pub use addr::Ip;
 pub use cluster_state::{ClusterState, MemberInfo, PolicyRecord, Role};
+pub use encoding::{DecodeError, EncodeError};
 pub use engine::Engine;
 pub use event::{
     ConnectionDecision, EndpointSnapshot, Event, FragmentKey, Hint, LoggedDecision, Progress, Proposal,
     ProvisionalSegment, TcpSnapshot, UnconfirmedEdge,
 };
-pub use id::{Generation, MemberId, RuleId, SessionId, SessionIdError, ZoneId, ZonePair};
+pub use id::{
+    Generation, MemberId, RuleId, SessionId, SessionIdError, ZoneId, ZonePair, first_number, start_of_number,
+};
 pub use idle::IdleProbe;
+pub use level::{Capabilities, Level, Levels, UnknownLevel};
 pub use progress::TakeoverCounts;
 pub use reset::{BothEdges, Edges, Reset};
 pub use rule_hits::RuleHits;
 pub use session::{
     Close, CloseCause, Counts, EndCause, EndedSession, Establish, HalfOpen, HandshakeState, SessionInfo, SynParams,
 };
+pub use sweep::Sweep;
 pub use time::Time;
 pub use timeouts::Timeouts;
 pub use traffic::{Traffic, TrafficDelta};

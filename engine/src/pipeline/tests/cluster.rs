@@ -327,7 +327,8 @@ impl Cluster {
         use crate::cluster_state::{MemberInfo, Role};
         use crate::replica::MemberChange;
         let info = |name: &str| MemberInfo { name: name.to_owned(), address: String::new(), role: Role::Firewall };
-        let init = MemberChange::Init { cluster_id: "c".to_owned(), member: info("a") };
+        let init =
+            MemberChange::Init { cluster_id: "c".to_owned(), member: info("a"), level: crate::level::Level::FIRST };
         let commands = [init, MemberChange::Join(info("b")), MemberChange::Join(info("c"))];
         self.append(A, commands.map(Command::Member).into());
         self.apply_all();

@@ -4,7 +4,11 @@ use super::*;
 
 fn filled(sessions: u64) -> Fixture {
     let mut b = Fixture::new();
-    b.one(Command::Member(MemberChange::Init { cluster_id: "c".to_owned(), member: MemberInfo::default() }));
+    b.one(Command::Member(MemberChange::Init {
+        cluster_id: "c".to_owned(),
+        member: MemberInfo::default(),
+        level: Level::FIRST,
+    }));
     for n in 0..sessions {
         b.one(add(establish(n, n as u16)));
     }
@@ -95,8 +99,8 @@ fn restore_refuses_damaged_snapshot_without_effect() {
         flipped[at] ^= 0x10;
         refused(&flipped);
     }
-    refused(b"PALSNAP3\x01\xff\xff\xff\xff0000");
-    refused(b"PALSNAP3\x01\x00\x00\x80\x000000");
+    refused(b"PALSNAP4\x01\xff\xff\xff\xff0000");
+    refused(b"PALSNAP4\x01\x00\x00\x80\x000000");
     assert_eq!(b.sessions(), 18);
     b.replica.restore(NOW, &mut &bytes[..], &mut NoWaiters).unwrap();
     assert_eq!(b.replica.digest(), source.replica.digest());
@@ -135,4 +139,23 @@ fn restore_keeps_half_open_sessions_and_wakes_established_ones() {
     assert_eq!(engine.counts().half_open, 1);
     assert!(engine.session(NOW, id(25)).is_some_and(|s| !s.half_open));
     assert!(engine.session(NOW, id(500)).is_some_and(|s| s.half_open));
+}
+
+#[test]
+fn session_id_of_full_width_survives_log_table_and_snapshot() {
+    let mut b = filled(0);
+    let wide = SessionId { member: MemberId((1 << 48) - 1), counter: u64::MAX - 1 };
+    let batch = batch(b.next, b.next, vec![add(Establish { id: wide, ..establish(1, 1) })]);
+    let decoded = Batch::decode(&batch.encode(Level::FIRST).unwrap()).unwrap();
+    assert_eq!(decoded, batch);
+    b.next += 1;
+    assert_eq!(b.apply(&decoded), [Outcome::Accepted]);
+    let mut again = restored(&written(b.replica.begin_snapshot())).unwrap();
+    again.next = b.next;
+    for known in [&b, &again] {
+        assert_eq!(known.replica.engine.session(NOW, wide).map(|info| info.id), Some(wide));
+        assert_eq!(wide.to_string().parse(), Ok(wide));
+    }
+    assert_eq!(again.one(Command::Revoke(vec![wide])), Outcome::Accepted);
+    assert_eq!(again.sessions(), 0);
 }
