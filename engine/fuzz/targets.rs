@@ -19,8 +19,8 @@ use palisade_engine::policy::Policy;
 use palisade_engine::replica::{Command, Outcome, Replica};
 use palisade_engine::{
     Close, CloseCause, Config, Context, Direction, Edges, Engine, Event, FragmentKey, Generation, HalfOpen,
-    HandshakeState, Hint, Ip, LeaseState, MemberId, Proposal, Protocol, Routes, RuleId, SessionId, SynParams, Time,
-    Tuple, Verdict, ZoneId,
+    HandshakeState, Hint, Ip, LeaseState, MemberId, PerDirection, Proposal, Protocol, Routes, RuleId, SessionId,
+    SynParams, Time, Tuple, Verdict, ZoneId,
 };
 
 /// Parses a packet: with its checksums verified, with them ignored (most are wrong), and with a corrected IPv4 header

@@ -212,7 +212,8 @@ impl Queue {
 impl Running {
     /// The name of a thread that has panicked: none ends before this is dropped.
     pub(crate) fn dead_thread(&self) -> Option<String> {
-        let dead = self.threads.iter().find(|thread| thread.is_finished())?;
+        // The writer first, which is the last one: without it the others end.
+        let dead = self.threads.iter().rev().find(|thread| thread.is_finished())?;
         Some(dead.thread().name().unwrap_or("unnamed").to_owned())
     }
 }
