@@ -27,7 +27,11 @@ const MAX_TOKEN_TTL: Duration = Duration::from_secs(365 * 86_400);
 #[derive(clap::Subcommand, Debug)]
 pub enum Command {
     /// Make this machine the first member of a new cluster.
-    Init,
+    Init {
+        /// A setting that is to differ from its default; can be repeated. `palisade cluster settings show` lists them.
+        #[arg(long = "set", value_name = "KEY=VALUE")]
+        settings: Vec<String>,
+    },
     /// Print a join token, for `palisade cluster join` on a new machine.
     Token {
         /// How long it can be used: 90s, 30m, 1h. At most 365d.
@@ -68,6 +72,19 @@ pub enum Command {
         #[command(flatten)]
         wait: Wait,
     },
+    /// Tell the cluster another name or another address of a member. Without options: what this member's node.toml says, after it
+    /// was changed and the daemon restarted.
+    Update {
+        /// The member, by the name that it has now. Without this: the one that is asked.
+        #[arg(long, value_name = "NAME")]
+        member: Option<String>,
+        /// Its new name. The same is to stand in its node.toml.
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
+        /// Where the others reach it from now on. The same is to stand in its node.toml, as `cluster.advertise`.
+        #[arg(long, value_name = "ADDRESS:PORT", visible_alias = "advertise")]
+        address: Option<String>,
+    },
     /// When a majority is lost for good: go on alone with what this machine has, as a new cluster. The daemon must be
     /// stopped. Says first what will be lost.
     Recover {
@@ -78,6 +95,9 @@ pub enum Command {
         #[arg(long)]
         yes: bool,
     },
+    /// Show or change what all members do alike: sizes of tables, the grace of leases, who votes.
+    #[command(subcommand)]
+    Settings(super::settings::Command),
     /// List the members.
     Members,
     /// How this member is, and how it sees the cluster.
@@ -96,8 +116,8 @@ pub fn run(global: &Global, command: Command) -> Result<ExitCode, Failure> {
     client::with_member(global, async |mut client| {
         let output = global.output;
         match command {
-            Command::Init => {
-                let answer = client.init(within(REQUEST_TIMEOUT, v1::InitRequest {})).await?.into_inner();
+            Command::Init { settings } => {
+                let answer = client.init(within(REQUEST_TIMEOUT, v1::InitRequest { settings })).await?.into_inner();
                 print::cluster::initialised(output, &answer)?;
             }
             Command::Token { valid, wait } => {
@@ -133,8 +153,18 @@ pub fn run(global: &Global, command: Command) -> Result<ExitCode, Failure> {
                 }
                 print::cluster::removed(output, &name, answer.member)?;
             }
+            Command::Update { member, name, address } => {
+                if member.is_some() && name.is_none() && address.is_none() {
+                    let help = "name it: `--name NEW`, `--address ADDRESS:PORT`, or both";
+                    return Err(Failure::new(Exit::Usage, "nothing was said that is to change", Some(help)));
+                }
+                let request = v1::UpdateRequest { member, name, address };
+                let answer = client.update(within(REQUEST_TIMEOUT, request)).await?.into_inner();
+                print::cluster::updated(output, &answer)?;
+            }
             // It needs no daemon: done above.
             Command::Recover { .. } => {}
+            Command::Settings(command) => super::settings::run(client, output, command).await?,
             Command::Members => {
                 let status = client.status(v1::StatusRequest {}).await?.into_inner();
                 let Some(membership) = &status.membership else { return Err(no_member(&status)) };

@@ -1,5 +1,6 @@
 //! Printers: what commands answer, for people or for machines. The JSON's field names are part of the interface.
 
+pub mod audit;
 pub mod cluster;
 pub mod config;
 pub mod drain;
@@ -9,6 +10,7 @@ pub mod log;
 pub mod policy;
 pub mod recover;
 pub mod session;
+pub mod settings;
 
 use std::io::{self, Write};
 use std::time::Duration;

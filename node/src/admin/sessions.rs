@@ -182,7 +182,7 @@ impl Service {
                 if member.resets.tell(&member, tuple) { reset += 1 } else { reset_later += 1 }
             }
         }
-        let limit = self.0.config().limits.grace;
+        let limit = member.replication.certain_after();
         Ok(v1::SessionKillResponse {
             killed: ids.len() as u64,
             half_open_skipped,
