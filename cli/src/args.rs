@@ -96,6 +96,8 @@ pub enum Command {
     Undrain,
     /// Show whether this member is ready to carry traffic. Exit code 0 or 1.
     Health(command::health::Args),
+    /// Compare the states of all members now. Exit code 0: all are equal.
+    Audit(command::audit::Args),
     /// The lock that keeps this machine's kernel from forwarding past Palisade.
     #[command(subcommand)]
     Gate(command::gate::Command),
@@ -130,12 +132,20 @@ mod tests {
             "palisade node --config node.toml --log debug --log-format json",
             "palisade config check node.toml",
             "palisade cluster init",
+            "palisade cluster init --set table.sessions=2000000 --set lease.grace=10m",
+            "palisade cluster settings show --barrier -o json",
+            "palisade cluster settings set table.sessions=2000000 lease.grace=10m --base 3 --without fw2 --wait 10s",
             "palisade cluster token --valid 30m",
             "palisade cluster join TOKEN",
             "palisade cluster leave",
             "palisade cluster leave --timeout 10s",
             "palisade cluster remove fw3",
             "palisade cluster remove fw3 --yes --wait 30s",
+            "palisade cluster update",
+            "palisade audit",
+            "palisade audit --wait 10s -o json",
+            "palisade cluster update --member fw3 --name edge3 --address 10.9.1.3:7946",
+            "palisade cluster update --advertise [2001:db8::3]:7946",
             "palisade cluster join --abandon TOKEN",
             "palisade cluster token --wait 30s",
             "palisade cluster recover --config node.toml --yes",
@@ -196,6 +206,7 @@ mod tests {
             "palisade drain --timeout 0s",
             "palisade cluster token --wait 11m",
             "palisade cluster recover --yes",
+            "palisade cluster settings set",
             "palisade policy fmt --check --write p.policy",
             "palisade policy show 3 --hits",
             "palisade log --event lost",

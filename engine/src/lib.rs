@@ -23,6 +23,7 @@ pub mod hold;
 mod id;
 mod idle;
 mod level;
+mod limits;
 
 pub mod packet_loop;
 pub mod parse;
@@ -47,7 +48,7 @@ mod verdict;
 mod worker_set;
 
 pub use addr::Ip;
-pub use cluster_state::{ClusterState, MemberInfo, PolicyRecord, Role};
+pub use cluster_state::{ClusterState, JoinRequest, MemberInfo, PolicyRecord, Role};
 pub use encoding::{DecodeError, EncodeError};
 pub use engine::Engine;
 pub use event::{
@@ -59,6 +60,7 @@ pub use id::{
 };
 pub use idle::IdleProbe;
 pub use level::{Capabilities, Level, Levels, UnknownLevel};
+pub use limits::Grace;
 pub use progress::TakeoverCounts;
 pub use rule_hits::RuleHits;
 pub use session::{

@@ -2,11 +2,13 @@
 //! and the HTTP port work on it; [`crate::node`] composes it.
 
 use std::future::Future;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use miette::Diagnostic;
+use palisade_engine::replica::Assignment;
 use palisade_engine::{LeaseState, Role};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -205,12 +207,17 @@ impl Daemon {
     }
 
     /// Creates a cluster. The work goes on if the caller drops the returned future.
-    pub(crate) fn init(self: &Arc<Daemon>) -> impl Future<Output = Result<Arc<Member>, ChangeError>> + use<> {
+    pub(crate) fn init(
+        self: &Arc<Daemon>,
+        settings: Vec<Assignment>,
+        author: String,
+    ) -> impl Future<Output = Result<Arc<Member>, ChangeError>> + use<> {
         let daemon = self.clone();
         detached(async move {
             let _change = daemon.begin_change().await?;
             daemon.check_not_a_member()?;
-            replication::init(&replication::Options::from(&*daemon.config)).await?;
+            let options = replication::Options::from(&*daemon.config);
+            replication::init_with(&options, &settings, &author).await?;
             let member = daemon.start().await?;
             daemon.wait_ready(&member, INIT_TIMEOUT).await?;
             Ok(member)
@@ -228,6 +235,11 @@ impl Daemon {
             let _change = daemon.begin_change().await?;
             match daemon.member() {
                 Some(member) if abandon => daemon.give_up(member).await?,
+                // An attempt before has come so far, and its answer was lost.
+                Some(member) if is_of(&token, &member) => {
+                    daemon.wait_ready(&member, CATCH_UP_TIMEOUT).await?;
+                    return Ok(daemon.wait_vote(member).await);
+                }
                 _ => daemon.check_not_a_member()?,
             }
             replication::join(&replication::Options::from(&*daemon.config), &token).await?;
@@ -245,7 +257,7 @@ impl Daemon {
             let own = status.members.iter().find(|m| m.id == status.member).map(|m| m.suffrage);
             let voter = own == Some(Suffrage::Voter);
             let voters = status.quorum.voters;
-            let enough = own == Some(Suffrage::Learner) && voters >= self.config.raft.max_voters;
+            let enough = own == Some(Suffrage::Learner) && voters >= member.engine.settings().max_voters();
             if voter || enough || member.lease.is_removed() || clock::now().since(begin) > VOTE_TIMEOUT {
                 return Joined { member, voter, voters };
             }
@@ -291,7 +303,7 @@ impl Daemon {
             let member = daemon.require_member()?;
             member.replication.require_quorum(wait).await?;
             // Before any router turns away for nothing.
-            if member.engine.cluster_state().members.len() < 2 {
+            if member.engine.cluster_state().is_last(member.replication.identity().member) {
                 return Err(MembershipError::LastMember.into());
             }
             let before = daemon.drain.now();
@@ -419,6 +431,11 @@ impl Daemon {
     pub(crate) fn stuck_threads(&self) -> Vec<String> {
         self.member().map(|member| member.stuck_threads()).unwrap_or_default()
     }
+}
+
+/// Whether a join token is of the cluster that this member is in.
+fn is_of(token: &str, member: &Member) -> bool {
+    replication::Token::from_str(token).is_ok_and(|token| token.cluster == member.replication.identity().cluster)
 }
 
 /// Runs a future to its end even if the caller drops the one that is returned.

@@ -13,11 +13,12 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use miette::Diagnostic;
-use palisade_engine::{Engine, Hint, LeaseState, MemberId, Proposal, Role, ZoneId};
+use palisade_engine::{Engine, Hint, LeaseState, MemberId, MemberInfo, Proposal, Role, ZoneId};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 
+use crate::affordable::UnaffordableError;
 use crate::clock;
 use crate::config::{self, Config, INJECT_DEVICE};
 use crate::connection_log::{self, ConnectionLog};
@@ -26,7 +27,7 @@ use crate::drain::Drainable;
 use crate::lease::Lease;
 use crate::listen::SecondLock;
 use crate::readiness::Cause;
-use crate::replication::{self, ElectionPriority, EndedError, OpenError, Replication, Timing, Voters};
+use crate::replication::{self, ElectionPriority, EndedError, OpenError, Replication, Timing};
 use crate::zone_registration;
 
 /// Length of the queues of hints and of proposals from the workers to the replication. What finds them full is dropped
@@ -44,6 +45,13 @@ const ZONES_REGISTERED_WITHIN: Duration = Duration::from_secs(3);
 /// How long [`Member::close`] waits for other tasks to drop their handles, of the datapath and of the member.
 const HANDLES_DROPPED_WITHIN: Duration = Duration::from_secs(2);
 
+/// The version of this program.
+pub(crate) const PROGRAM_VERSION: &str = if cfg!(feature = "next-level") {
+    concat!(env!("CARGO_PKG_VERSION"), "+next-level")
+} else {
+    env!("CARGO_PKG_VERSION")
+};
+
 /// How a running member ends by itself.
 #[derive(Debug)]
 pub(crate) enum MemberEnd {
@@ -60,6 +68,10 @@ pub enum MemberFailure {
     #[error("the replication ended")]
     #[diagnostic(help("the daemon's log says more; its systemd unit starts it again"))]
     Replication(#[source] EndedError),
+    /// The settings ask for more than this machine affords.
+    #[error(transparent)]
+    #[diagnostic(transparent)]
+    Unaffordable(#[from] UnaffordableError),
     /// The datapath does not start.
     #[error("the datapath does not start")]
     #[diagnostic(transparent)]
@@ -100,6 +112,8 @@ pub(crate) struct Member {
     pub(crate) lease: Arc<Lease>,
     pub(crate) connection_log: ConnectionLog,
     log_writer: Mutex<Option<connection_log::Running>>,
+    /// The name and the address of node.toml.
+    info: MemberInfo,
     /// The zones of this machine's interfaces, sorted.
     zones: Vec<String>,
     datapath: Mutex<DatapathState>,
@@ -127,7 +141,7 @@ impl Member {
     ) -> Result<Arc<Member>, MemberError> {
         let workers = if config.role == Role::Witness { 0 } else { config.datapath.workers };
         let wake = WorkerWake::new(workers).map_err(MemberError::Wake)?;
-        let lease = Arc::new(Lease::new(config.limits.grace));
+        let lease = Arc::new(Lease::default());
         let (sinks, hints, proposals) = queues();
         let (connection_log, log_queue) = ConnectionLog::new(&config.log);
         let options = replication::Options {
@@ -135,6 +149,7 @@ impl Member {
             second_lock,
             ..replication::Options::from(&**config)
         };
+        let info = options.info();
         let replication = Replication::open(options, hints, proposals, wake.clone(), lease.clone()).await?;
         let engine = replication.engine();
         let log_writer = log_queue.start(&config.name, &config.log, engine.clone()).map_err(MemberError::Log)?;
@@ -146,11 +161,15 @@ impl Member {
             lease,
             connection_log,
             log_writer: Mutex::new(Some(log_writer)),
+            info,
             zones: zone_registration::of(config),
             datapath: Mutex::new(DatapathState::NotStarted),
             starter: Mutex::new(None),
             _sinks: sinks.clone(),
         });
+        if let Some(why) = member.registered_otherwise(false) {
+            tracing::warn!("{why}");
+        }
         let (ended, failed) = (member.replication.failed(), ends.clone());
         let (removed, lease) = (member.replication.removed(), member.lease.clone());
         tokio::spawn(async move {
@@ -165,6 +184,7 @@ impl Member {
             report_failure(&failed, ended.await);
         });
         tokio::spawn(zone_registration::run(Arc::downgrade(&member)));
+        tokio::spawn(watch_settings(Arc::downgrade(&member), ends.clone()));
         if config.role == Role::Firewall {
             let starting = run_datapath(config.clone(), gate, Arc::downgrade(&member), wake, sinks, ends.clone());
             *member.starter.lock() = Some(tokio::spawn(starting));
@@ -209,6 +229,11 @@ impl Member {
     /// Where this member stands now.
     pub(crate) fn lease_state(&self) -> LeaseState {
         self.lease.state_at(clock::now())
+    }
+
+    /// The name and the address of node.toml.
+    pub(crate) fn info(&self) -> &MemberInfo {
+        &self.info
     }
 
     /// The zones of this machine's interfaces, sorted.
@@ -267,8 +292,23 @@ impl Member {
         causes
     }
 
+    /// What the cluster should be told, because node.toml says otherwise. `only_address`: only if nobody reaches this member therefore.
+    fn registered_otherwise(&self, only_address: bool) -> Option<String> {
+        let own = &self.info;
+        let MemberInfo { name, address, .. } =
+            self.replication.registered_otherwise(own).filter(|info| !only_address || info.address != own.address)?;
+        Some(format!(
+            "node.toml says that this member is {} at {}, the cluster knows it as {name} at {address}: tell the cluster with \
+             `palisade cluster update`",
+            own.name, own.address
+        ))
+    }
+
     /// Why there is no valid lease: there is no quorum, or this member alone lacks something.
     fn without_lease(&self, what: &str) -> String {
+        if let Some(moved) = self.registered_otherwise(true) {
+            return moved;
+        }
         if self.replication.has_quorum() {
             return format!("this member {what} the cluster");
         }
@@ -304,11 +344,7 @@ impl Drainable for Member {
 impl From<&Config> for replication::Options {
     fn from(c: &Config) -> replication::Options {
         let mut engine = palisade_engine::Config::new(MemberId(0), 0, seed());
-        engine.max_sessions = c.limits.max_sessions;
-        engine.max_half_open = c.limits.max_half_open;
-        // The configuration allows at most ten million.
-        engine.max_half_open_per_source = u32::try_from(c.limits.max_half_open_per_source).unwrap_or(u32::MAX);
-        engine.takeover_rate = c.limits.takeover_rate as u64;
+        engine.affordable_sessions = c.limits.affordable_sessions();
         replication::Options {
             data_dir: c.data_dir.clone(),
             name: c.name.clone(),
@@ -324,7 +360,6 @@ impl From<&Config> for replication::Options {
                 ..Timing::default()
             },
             log: replication::LogSize::default(),
-            voters: Voters { max: c.raft.max_voters, replace_after: c.raft.replace_after },
             progress_rate: c.limits.progress_rate as u64,
             connection_log: ConnectionLog::default(),
         }
@@ -463,6 +498,20 @@ impl Member {
             }
         }
         Ok(())
+    }
+}
+
+/// Ends a member whose settings ask for more than it affords: an administrator has overridden it. It would take memory that it
+/// has not. At its next start it says the same, until its node.toml has changed or the settings have.
+async fn watch_settings(member: Weak<Member>, ends: mpsc::Sender<MemberEnd>) {
+    loop {
+        let Some(member) = member.upgrade() else { return };
+        if let Err(error) = UnaffordableError::check(&member.engine) {
+            return report(&ends, MemberEnd::Failed(error.into()));
+        }
+        // No handle is kept during the wait: the member's end waits until all are dropped.
+        drop(member);
+        tokio::time::sleep(THREAD_CHECK_INTERVAL).await;
     }
 }
 

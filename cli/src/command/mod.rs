@@ -1,5 +1,6 @@
 //! The commands: one file per noun.
 
+pub mod audit;
 pub mod cluster;
 pub mod completions;
 pub mod config;
@@ -11,5 +12,6 @@ pub mod man;
 pub mod node;
 pub mod policy;
 pub mod session;
+pub mod settings;
 mod time;
 mod wait;

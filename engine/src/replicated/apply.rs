@@ -97,14 +97,21 @@ impl StateMachine {
             Command::Resume => {
                 self.resume_epoch = self.resume_epoch.wrapping_add(1);
                 effects.resume_epoch = Some(self.resume_epoch);
+                self.has_come(batch.proposer, effects);
             }
             Command::Policy(change) => return self.change_policy(change, batch.unix_ms, effects),
             Command::Member(change) => return self.change_members(change, batch.unix_ms, effects),
+            #[cfg(feature = "next-level")]
+            Command::Note(note) => {
+                self.register.cluster.note = *note;
+                self.register_changed(effects);
+            }
             Command::Level(level) => {
                 let outcome = self.register.raise_level(*level);
                 self.register_changed(effects);
                 return outcome;
             }
+            Command::Settings(change) => return self.change_settings(change, batch.unix_ms, effects),
         }
         Outcome::Accepted
     }
@@ -164,7 +171,9 @@ impl StateMachine {
             Some(old) if old.is_open() || establish.supersedes != Some(old.id()) => {
                 (Outcome::Conflict, Admission::Refuse(Refusal::Conflict))
             }
-            None if self.sessions >= self.max_sessions => (Outcome::Full, Admission::Refuse(Refusal::Full)),
+            None if self.sessions >= self.register.cluster.settings.values.max_sessions() => {
+                (Outcome::Full, Admission::Refuse(Refusal::Full))
+            }
             _ => (Outcome::Accepted, Admission::Insert(Replicated::new(establish, now))),
         }
     }

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::dedup::MAX_OUTSTANDING;
 use super::policies::MAX_POLICY_BYTES;
+use super::settings::SettingsRefusal;
 use super::zones::MAX_MEMBER_ZONES;
 use crate::id::MemberId;
 use crate::level::{Level, Levels};
@@ -91,6 +92,15 @@ pub enum InvalidReason {
     /// The command, or something in it, exists from this level on only.
     #[error("this exists from level {0} on (`palisade cluster level`)")]
     NeedsLevel(Level),
+    /// A change of settings.
+    #[error(transparent)]
+    Settings(SettingsRefusal),
+    /// A join without a valid token.
+    #[error("the join token is unknown or has expired; make a new one with `palisade cluster token`")]
+    JoinToken,
+    /// A member cannot have this name or this address.
+    #[error("a member's name has 1 to 63 characters, and its address is `host:port`")]
+    MemberInfo,
 }
 
 /// Maximum length of a program's version, in bytes.

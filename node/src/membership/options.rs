@@ -3,12 +3,12 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use palisade_engine::{MemberInfo, Role};
+use palisade_engine::{Capabilities, MemberInfo, Role};
 
 use crate::connection_log::ConnectionLog;
 use crate::listen::SecondLock;
+use crate::member::PROGRAM_VERSION;
 use crate::raft::config::{LogSize, Timing};
-use crate::raft::voters::Voters;
 
 /// What a member is started with.
 #[derive(Clone, Debug)]
@@ -33,8 +33,6 @@ pub struct Options {
     pub timing: Timing,
     /// The part of the log that is kept.
     pub log: LogSize,
-    /// The maximum number of voters, and when a dead one is replaced.
-    pub voters: Voters,
     /// Bytes per second of sessions' progress to each other member.
     pub progress_rate: u64,
     /// Where the openings and ends of sessions go whose rule says `log`.
@@ -42,6 +40,11 @@ pub struct Options {
 }
 
 impl Options {
+    /// What the member registers that it can.
+    pub(crate) fn capabilities(&self) -> Capabilities {
+        Capabilities::of_program(self.engine.affordable_sessions, PROGRAM_VERSION)
+    }
+
     pub(crate) fn info(&self) -> MemberInfo {
         MemberInfo { name: self.name.clone(), address: self.advertise.clone(), role: self.role }
     }

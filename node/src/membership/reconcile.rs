@@ -1,6 +1,6 @@
 //! Reconciliation: the leader makes openraft's membership match the register of members, step by step.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::clock;
 use crate::raft::config::PalisadeRaft;
 use crate::raft::contact::LastContact;
 use crate::raft::handle::matched_index;
-use crate::raft::voters::{VoterChange, VoterView, Voters};
+use crate::raft::voters::{VoterChange, VoterView};
 
 /// A learner that is at most this many entries behind has caught up.
 const MAX_LEARNER_LAG: u64 = 256;
@@ -31,7 +31,6 @@ pub(crate) struct Reconciler {
     pub(crate) raft: PalisadeRaft,
     pub(crate) engine: Arc<Engine>,
     pub(crate) contact: LastContact,
-    pub(crate) voters: Voters,
 }
 
 /// One step towards the register.
@@ -40,6 +39,8 @@ enum Step {
     /// Finishes a change of the voters that an earlier leader left half done.
     LeaveJoint,
     AddLearner(MemberId, MemberInfo),
+    /// Its name or its address has changed.
+    Update(MemberId, MemberInfo),
     Promote(MemberId),
     Demote(MemberId),
     Remove(MemberId),
@@ -50,7 +51,6 @@ enum Step {
 fn step(
     metrics: &RaftMetrics<TypeConfig>,
     cluster: &ClusterState,
-    max_voters: usize,
     seen: impl FnOnce(BTreeSet<MemberId>, BTreeSet<MemberId>) -> VoterView,
 ) -> Option<Step> {
     let stored = &metrics.membership_config;
@@ -75,11 +75,16 @@ fn step(
     if let Some((id, info)) = cluster.members.iter().find(|(id, _)| !known.contains(id)) {
         return Some(Step::AddLearner(*id, info.clone()));
     }
+    let changed =
+        stored.nodes().find_map(|(id, node)| Some((id, cluster.members.get(id).filter(|info| *info != node)?)));
+    if let Some((id, info)) = changed {
+        return Some(Step::Update(*id, info.clone()));
+    }
     let last = metrics.last_log_index.unwrap_or(0);
     let ready =
         |id: &&MemberId| matched_index(metrics, **id).is_some_and(|m| m.saturating_add(MAX_LEARNER_LAG) >= last);
     let caught_up = known.difference(&voters).filter(ready).copied().collect();
-    seen(voters, caught_up).change(max_voters).map(|change| match change {
+    seen(voters, caught_up).change(cluster.settings.values.max_voters()).map(|change| match change {
         VoterChange::Promote(id) => Step::Promote(id),
         VoterChange::Demote(id) => Step::Demote(id),
     })
@@ -99,7 +104,7 @@ impl Reconciler {
                 leads_since = (clock::now(), metrics.current_term);
             }
             let seen = |voters, caught_up| self.seen(voters, caught_up, metrics.current_term, leads_since.0);
-            let Some(step) = step(&metrics, &self.engine.cluster_state(), self.voters.max, seen) else { continue };
+            let Some(step) = step(&metrics, &self.engine.cluster_state(), seen) else { continue };
             tracing::info!(?step, "changing the membership");
             match tokio::time::timeout(STEP_TIMEOUT, self.take(&step)).await {
                 Ok(Ok(())) => {}
@@ -121,7 +126,8 @@ impl Reconciler {
         let answers = |id: &&MemberId| **id == self.me || self.contact.accepts_leadership(**id, term).is_some();
         let answering = all.clone().filter(answers).copied().collect();
         let silent = |id: &MemberId| clock::now().since(self.contact.since(*id, leads_since));
-        let dead = all.copied().filter(|id| *id != self.me && silent(id) > self.voters.replace_after).collect();
+        let replace_after = self.engine.settings().replace_after();
+        let dead = all.copied().filter(|id| *id != self.me && silent(id) > replace_after).collect();
         VoterView { me: self.me, voters, caught_up, answering, dead }
     }
 
@@ -130,6 +136,11 @@ impl Reconciler {
             // An empty change leaves the joint configuration. Members that it makes learners are removed in steps of their own.
             Step::LeaveJoint => self.raft.change_membership(ChangeMembers::AddVoterIds(BTreeSet::new()), true).await,
             Step::AddLearner(id, info) => self.raft.add_learner(*id, info.clone(), false).await,
+            // Two members with one address would be one to openraft; here each request names its addressee.
+            Step::Update(id, info) => {
+                let nodes = BTreeMap::from([(*id, info.clone())]);
+                self.raft.change_membership(ChangeMembers::SetNodes(nodes), true).await
+            }
             Step::Promote(id) => {
                 self.raft.change_membership(ChangeMembers::AddVoterIds(BTreeSet::from([*id])), true).await
             }

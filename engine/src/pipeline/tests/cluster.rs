@@ -9,7 +9,7 @@ use crate::engine::Engine;
 use crate::event::{Event, Hint, LoggedDecision, Proposal};
 use crate::id::{Generation, MemberId, ZoneId};
 use crate::parse::{IpOptions, Kind, Packet, RoutingClass, Tcp};
-use crate::replica::{Applied, Batch, Command, Outcome, PolicyChange, Replica};
+use crate::replica::{Applied, Assignment, Batch, Command, Outcome, PolicyChange, Replica, SettingsChange};
 use crate::table::peer_queries::HINT_DELAY;
 use crate::testing::{CLIENT, INSIDE, OUTSIDE, POLICY, SERVER, tuple};
 use crate::time::Time;
@@ -90,14 +90,13 @@ pub(crate) const C: usize = 2;
 
 impl Cluster {
     pub(crate) fn new() -> Cluster {
-        Cluster::with(|_| {})
+        Cluster::with(&[])
     }
 
-    pub(crate) fn with(change: impl Fn(&mut Config)) -> Cluster {
+    /// A cluster with these settings.
+    pub(crate) fn with(settings: &[&str]) -> Cluster {
         let member = |n: u64| {
-            let mut config = Config::new(MemberId(n), 1, 40 + n);
-            change(&mut config);
-            let engine = Engine::new(config);
+            let engine = Engine::new(Config::new(MemberId(n), 1, 40 + n));
             Member {
                 replica: Replica::new(engine.clone()),
                 engine,
@@ -116,6 +115,12 @@ impl Cluster {
             log: Vec::new(),
             logged: Vec::new(),
         };
+        if !settings.is_empty() {
+            let values = Assignment::parse_all(settings.iter().copied()).unwrap();
+            let change = SettingsChange::new(0, &values, Vec::new(), "test".to_owned());
+            cluster.append(A, vec![Command::Settings(Box::new(change))]);
+            assert_eq!(cluster.apply_all(), [Outcome::Accepted]);
+        }
         assert_eq!(cluster.policy(POLICY), [Outcome::Policy(Generation(1))]);
         cluster
     }
@@ -324,13 +329,27 @@ impl Cluster {
 
     /// Registers the three members, so that they query each other.
     pub(crate) fn register(&mut self) {
-        use crate::cluster_state::{MemberInfo, Role};
-        use crate::replica::MemberChange;
-        let info = |name: &str| MemberInfo { name: name.to_owned(), address: String::new(), role: Role::Firewall };
+        use crate::cluster_state::{JoinRequest, MemberInfo, Role};
+        use crate::replica::{Join, MemberChange};
+        let info =
+            |name: &str| MemberInfo { name: name.to_owned(), address: format!("{name}:1"), role: Role::Firewall };
         let init =
             MemberChange::Init { cluster_id: "c".to_owned(), member: info("a"), level: crate::level::Level::FIRST };
-        let commands = [init, MemberChange::Join(info("b")), MemberChange::Join(info("c"))];
+        let token = MemberChange::Token { secret_digest: vec![1], expires_unix_ms: u64::MAX };
+        let join = |n, name| {
+            MemberChange::Join(Box::new(Join {
+                request: JoinRequest([n; 16]),
+                secret_digest: vec![1],
+                member: info(name),
+            }))
+        };
+        let commands = [init, token, join(1, "b"), join(2, "c")];
         self.append(A, commands.map(Command::Member).into());
+        self.apply_all();
+        // Before that nobody expects them to have forwarded anything.
+        for member in [B, C] {
+            self.append(member, vec![Command::Resume]);
+        }
         self.apply_all();
         assert!(self.members.iter().all(|m| m.engine.reachable_peers() == 2));
     }
