@@ -29,7 +29,10 @@ async fn progress_of_a_lost_member_is_bounded_and_what_it_may_have_passed_is_acc
     assert!(!early || clock::now().since(passed) >= SUSPECT_AFTER);
     until("its silence is noticed", || nodes[1..].iter().all(|n| silent(n) == 1)).await;
     assert_eq!(pass_segment(&nodes[2], 1, unseen, 500), Verdict::Forward);
-    assert_eq!(nodes[2].run().engine().takeover_counts(), TakeoverCounts { within_bound: 1 + u64::from(early), provisional: 0 });
+    assert_eq!(
+        nodes[2].run().engine().takeover_counts(),
+        TakeoverCounts { within_bound: 1 + u64::from(early), provisional: 0 }
+    );
 
     nodes[0].start().await;
     until("it is heard again", || nodes[1..].iter().all(|n| silent(n) == 0)).await;
