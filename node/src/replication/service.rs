@@ -136,6 +136,10 @@ impl ServiceContext {
         if batch.proposer != from {
             return Err(Status::invalid_argument("a proposal in another member's name"));
         }
+        // Members that do not know that level could not read it; nor would it be applied.
+        if batch.level() > self.engine.cluster_state().level {
+            return Err(Status::invalid_argument("a proposal that needs a higher level than that in force"));
+        }
         self.require_member(from)?;
         proposals::submit(&self.raft, batch).await.map_err(fatal)
     }
@@ -443,7 +447,7 @@ impl AdmissionRpc for MemberService {
         let answer = if self.0.raft.is_leader() {
             let secret_digest = token::digest(&request.secret);
             let join = Join { request: JoinRequest(number), secret_digest, member: info };
-            let (cluster, member) = self.0.admission.admit(join).await?;
+            let (cluster, member) = self.0.admission.admit(join, request.affordable_sessions).await?;
             Answer::Admitted(wire::Admitted { cluster, member: member.0 })
         } else {
             Answer::LeaderAddress(self.0.leader()?.address)
