@@ -69,6 +69,9 @@ pub enum Command {
     RevokeForbidden(ForbiddenSessions),
     /// Changes settings, if the members afford them and nobody else changed them meanwhile ([`Outcome::Invalid`] otherwise).
     Settings(Box<SettingsChange>),
+    /// A command of level 2: notes a number. It must stay the last one.
+    #[cfg(feature = "next-level")]
+    Note(u64),
 }
 
 /// The approximate size of a command in bytes, for bounds only.
@@ -95,6 +98,8 @@ impl Command {
             }
             Command::ExpireIdle(idle) => (16 + 14 * idle.sessions.len(), 48 + 24 * idle.sessions.len()),
             Command::Resume | Command::Level(_) => (4, 16),
+            #[cfg(feature = "next-level")]
+            Command::Note(_) => (10, 16),
             Command::Policy(policy) => (64 + policy.text.len(), 96 + policy.text.len() + policy.author.len()),
             Command::Member(MemberChange::Zones { zones, .. }) => {
                 let names: usize = zones.iter().map(String::len).sum();
