@@ -26,6 +26,7 @@ pub mod packet_loop;
 pub mod parse;
 mod pipeline;
 pub mod policy;
+mod policy_slots;
 mod progress;
 pub mod replica;
 mod replicated;
@@ -44,7 +45,7 @@ mod verdict;
 mod worker_set;
 
 pub use addr::Ip;
-pub use cluster_state::{ClusterState, MemberInfo, PolicyRecord, Role};
+pub use cluster_state::{Candidate, ClusterState, MemberInfo, PolicyRecord, Role};
 pub use engine::Engine;
 pub use event::{
     ConnectionDecision, EndpointSnapshot, Event, FragmentKey, Hint, LoggedDecision, Progress, Proposal,
@@ -52,6 +53,7 @@ pub use event::{
 };
 pub use id::{Generation, MemberId, RuleId, SessionId, SessionIdError, ZoneId, ZonePair};
 pub use idle::IdleProbe;
+pub use policy_slots::{CompileRefusal, CompiledPolicy, PolicyReport, PolicyTask};
 pub use progress::TakeoverCounts;
 pub use rule_hits::RuleHits;
 pub use session::{

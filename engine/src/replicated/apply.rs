@@ -39,12 +39,12 @@ impl StateMachine {
         let applied = match (status, serial, batch.commands.get(at)) {
             (SerialStatus::Duplicate(outcome), ..) => Applied::unchanged(outcome),
             (SerialStatus::Expired, ..) => Applied::unchanged(Outcome::SerialExpired),
-            (SerialStatus::New, Some(serial), Some(command)) => {
+            (SerialStatus::New, Some(serial), Some(_)) => {
                 // The digest is that of everything that is replicated.
                 let before = self.digest();
                 let mut over =
                     Over { now: WallTenths::from_unix_ms(batch.unix_ms), removed: Vec::new(), ended: Vec::new() };
-                let outcome = self.command(store, local, batch, command, &mut over, &mut effects);
+                let outcome = self.command(store, local, batch, at, &mut over, &mut effects);
                 let changed = self.digest() != before;
                 self.dedup.record(batch.proposer, serial, &outcome);
                 Applied { outcome, changed, removed: over.removed, ended: over.ended }
@@ -61,10 +61,11 @@ impl StateMachine {
         store: &impl SessionStore,
         local: LocalContext<'_>,
         batch: &Batch,
-        command: &Command,
+        at: usize,
         over: &mut Over,
         effects: &mut Effects,
     ) -> Outcome {
+        let Some(command) = batch.commands.get(at) else { return Outcome::Accepted };
         match command {
             Command::Establish(establish) => return self.establish(store, local, establish, over.now, effects),
             Command::Close(Close { id, cause }) => {
@@ -92,7 +93,9 @@ impl StateMachine {
                 self.resume_epoch = self.resume_epoch.wrapping_add(1);
                 effects.resume_epoch = Some(self.resume_epoch);
             }
-            Command::Policy(change) => return self.change_policy(change, batch.unix_ms, effects),
+            Command::Policy(change) => return self.take_candidate(change, batch.unix_ms, effects),
+            Command::Enact(enact) => return self.enact(enact, batch, at, effects),
+            Command::Withdraw(withdraw) => return self.withdraw(withdraw, effects),
             Command::Member(change) => return self.change_members(change, batch.unix_ms, effects),
         }
         Outcome::Accepted

@@ -61,6 +61,8 @@ impl StateMachine {
         let cluster = &mut self.register.cluster;
         cluster_id.clone_into(&mut cluster.cluster_id);
         cluster.tokens.clear();
+        // Nobody is left who said that it should come into force.
+        cluster.candidate = None;
         let gone: Vec<MemberId> = cluster.members.keys().copied().filter(|id| *id != member).collect();
         for id in gone {
             cluster.members.remove(&id);

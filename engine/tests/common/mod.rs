@@ -29,9 +29,17 @@ impl Member {
     /// A member with an active policy.
     pub fn with_policy(config: Config, text: String) -> Member {
         let mut member = Member::new(config);
-        let outcomes = member.apply(vec![policy_change(0, text)]);
-        assert_eq!(outcomes, [Outcome::Policy(Generation(1))]);
+        assert_eq!(member.policy(0, text), Outcome::Policy(Generation(1)));
         member
+    }
+
+    /// Puts the policy after generation `base` in force, in its two steps.
+    pub fn policy(&mut self, base: u64, text: String) -> Outcome {
+        let change = PolicyChange::new(Generation(base), text, String::new());
+        let enact = Command::Enact(Box::new(change.enactment()));
+        assert_eq!(self.apply(vec![Command::Policy(Box::new(change))]), [Outcome::Accepted]);
+        self.engine.compile_policies();
+        self.apply(vec![enact]).remove(0)
     }
 
     /// Applies commands, as if they came from the log.
@@ -48,11 +56,6 @@ impl Member {
         let outcomes = self.apply(commands);
         assert!(outcomes.iter().all(|outcome| *outcome == Outcome::Accepted), "{outcomes:?}");
     }
-}
-
-/// The command that replaces the policy of generation `base`.
-pub fn policy_change(base: u64, text: String) -> Command {
-    Command::Policy(Box::new(PolicyChange { base: Generation(base), text, author: String::new() }))
 }
 
 /// The command that establishes session `n` from zone 1 to zone 2, under the first policy.

@@ -24,6 +24,7 @@ fn written(job: SnapshotJob) -> Vec<u8> {
 fn restored(bytes: &[u8]) -> Result<Fixture, RestoreError> {
     let mut replica = Replica::new(Engine::new(Config::new(MemberId(2), 1, 1234)));
     replica.restore(NOW, &mut &bytes[..], &mut NoWaiters)?;
+    replica.engine.compile_policies();
     Ok(Fixture { replica, next: 0 })
 }
 
@@ -95,8 +96,8 @@ fn restore_refuses_damaged_snapshot_without_effect() {
         flipped[at] ^= 0x10;
         refused(&flipped);
     }
-    refused(b"PALSNAP3\x01\xff\xff\xff\xff0000");
-    refused(b"PALSNAP3\x01\x00\x00\x80\x000000");
+    refused(b"PALSNAP4\x01\xff\xff\xff\xff0000");
+    refused(b"PALSNAP4\x01\x00\x00\x80\x000000");
     assert_eq!(b.sessions(), 18);
     b.replica.restore(NOW, &mut &bytes[..], &mut NoWaiters).unwrap();
     assert_eq!(b.replica.digest(), source.replica.digest());
