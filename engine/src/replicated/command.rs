@@ -1,7 +1,7 @@
 //! Commands: entries of the replicated log, applied in its order.
 //!
 //! Everything that had to be chosen (ids, times, ports) is in the command, so that applying it is a function of the state
-//! and the command alone. The encoding is `postcard`'s: variants and fields are identified by their order.
+//! and the command alone. How they are encoded: [`crate::encoding`]. New variants are added at the end.
 
 use std::fmt;
 
@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster_state::MemberInfo;
 use crate::id::{Generation, MemberId, SessionId};
+use crate::level::{Capabilities, Level};
+use crate::replicated::InvalidReason;
 use crate::policy::{Policy, PolicyHash};
 use crate::session::{Close, EndedSession, Establish};
 
@@ -62,6 +64,8 @@ pub enum Command {
     /// Begins the next resume epoch: the proposer forwards packets (again), and is not bound by what it reported about idle
     /// sessions before.
     Resume,
+    /// Raises the level in force to the next one, if every member has registered that its program knows it.
+    Level(Level),
     /// Puts the candidate in force from this index on ([`Outcome::Policy`]), if it has this hash and `base` is the generation in
     /// force ([`Outcome::Stale`] otherwise). A candidate of the same batch is refused: a member looks once, before it applies
     /// a batch, whether it has compiled what the batch puts in force.
@@ -90,7 +94,7 @@ impl Command {
                 (8 + 12 * ids.len(), 48 + 16 * ids.len())
             }
             Command::ExpireIdle(idle) => (16 + 14 * idle.sessions.len(), 48 + 24 * idle.sessions.len()),
-            Command::Resume => (1, 16),
+            Command::Resume | Command::Level(_) => (4, 16),
             Command::Policy(policy) => {
                 let names: usize = policy.zones.iter().map(|name| name.len() + 2).sum();
                 let more = policy.text.len() + policy.author.len() + names + 8 * policy.overridden.len();
@@ -183,6 +187,8 @@ pub enum MemberChange {
         cluster_id: String,
         /// The member: id 1.
         member: MemberInfo,
+        /// The first level in force: the highest one that the member's program knows.
+        level: Level,
     },
     /// Accepts a join secret until `expires_unix_ms`.
     Token {
@@ -203,6 +209,14 @@ pub enum MemberChange {
         /// Their names.
         zones: Vec<String>,
     },
+    /// Registers what a member can, in place of what it registered before. Each member proposes it at its start, before
+    /// anything else, if it has changed.
+    Capabilities {
+        /// The member.
+        member: MemberId,
+        /// What it can.
+        capabilities: Capabilities,
+    },
 }
 
 /// What applying a command did. Committed is not accepted.
@@ -217,7 +231,7 @@ pub enum Outcome {
     /// No room.
     Full,
     /// The command cannot be applied, for this reason.
-    Invalid(String),
+    Invalid(InvalidReason),
     /// The policy is in force under this generation.
     Policy(Generation),
     /// The member is registered under this id.

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::{Batch, Command, Effects, Enact, Outcome, PolicyChange, StateMachine, Withdraw, zones};
+use super::{Batch, Command, Effects, Enact, InvalidReason, Outcome, PolicyChange, StateMachine, Withdraw, zones};
 use crate::cluster_state::{Candidate, PolicyRecord};
 use crate::id::Generation;
 use crate::policy::{MAX_TEXT, MAX_ZONES};
@@ -31,20 +31,20 @@ impl StateMachine {
             return Outcome::Stale(register.generation);
         }
         if change.text.len() > MAX_TEXT {
-            return Outcome::Invalid(format!("a policy can have at most {MAX_TEXT} bytes"));
+            return Outcome::Invalid(InvalidReason::PolicyLength);
         }
         if change.author.len() > MAX_AUTHOR_BYTES || change.overridden.len() > MAX_NAMED_MEMBERS {
-            return Outcome::Invalid("what is said of the policy is too long".to_owned());
+            return Outcome::Invalid(InvalidReason::PolicyRemarks);
         }
         if change.zones.len() > MAX_ZONES {
-            return Outcome::Invalid(format!("a policy can have at most {MAX_ZONES} zones"));
+            return Outcome::Invalid(InvalidReason::TooManyPolicyZones);
         }
-        if let Some(bad) = change.zones.iter().find(|name| !zones::is_valid(name)) {
-            return Outcome::Invalid(format!("{bad:?} cannot be the name of a zone"));
+        if let Some(at) = change.zones.iter().position(|name| !zones::is_valid(name)) {
+            return Outcome::Invalid(InvalidReason::ZoneName(u32::try_from(at).unwrap_or(u32::MAX)));
         }
         let mut zones = register.cluster.zones.clone();
         if let Err(error) = zones::register(&mut zones, &change.zones) {
-            return Outcome::Invalid(error.to_string());
+            return Outcome::Invalid(error.into());
         }
         register.cluster.zones = zones;
         register.cluster.candidate = Some(Arc::new(Candidate {
@@ -64,17 +64,17 @@ impl StateMachine {
     /// Puts the candidate in force.
     pub(super) fn enact(&mut self, enact: &Enact, batch: &Batch, at: usize, effects: &mut Effects) -> Outcome {
         if follows_policy(batch, at) {
-            return Outcome::Invalid("the candidate is of the same batch".to_owned());
+            return Outcome::Invalid(InvalidReason::CandidateOfBatch);
         }
         if enact.without.len() > MAX_NAMED_MEMBERS {
-            return Outcome::Invalid(format!("more than {MAX_NAMED_MEMBERS} members"));
+            return Outcome::Invalid(InvalidReason::PolicyRemarks);
         }
         let register = &mut self.register;
         if enact.base != register.generation {
             return Outcome::Stale(register.generation);
         }
         let Some(candidate) = register.cluster.candidate.take_if(|candidate| candidate.hash == enact.hash) else {
-            return Outcome::Invalid("there is no such candidate".to_owned());
+            return Outcome::Invalid(InvalidReason::NoCandidate);
         };
         let generation = Generation(register.generation.0 + 1);
         register.generation = generation;
@@ -101,7 +101,7 @@ impl StateMachine {
         let register = &mut self.register;
         let named = |candidate: &Arc<Candidate>| candidate.hash == withdraw.hash && candidate.base == withdraw.base;
         if !register.cluster.candidate.as_ref().is_some_and(named) {
-            return Outcome::Invalid("there is no such candidate".to_owned());
+            return Outcome::Invalid(InvalidReason::NoCandidate);
         }
         register.cluster.candidate = None;
         register.forget_zones();

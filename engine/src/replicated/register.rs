@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use crate::cluster_state::{ClusterState, MemberInfo};
 use crate::digest::{Kind, element};
 use crate::id::{Generation, MemberId};
+use crate::level::Level;
 
 /// The part of the state that only administrators change.
 #[derive(Clone, Default)]
@@ -22,7 +23,9 @@ impl Register {
         let candidate = cluster.candidate.as_ref();
         let candidate = candidate.map(|c| (c.base, &c.hash, &c.author, c.unix_ms, &c.zones, &c.overridden));
         let members: &BTreeMap<MemberId, MemberInfo> = &cluster.members;
-        element(
+        // What later levels add has elements of its own, and none while it has its default: so a raise of the level changes no
+        // existing hash.
+        let mut sum = element(
             Kind::Register,
             &(
                 &cluster.cluster_id,
@@ -35,6 +38,11 @@ impl Register {
                 self.generation,
                 cluster.next_member,
             ),
-        )
+        );
+        if cluster.level != Level::FIRST {
+            sum = sum.wrapping_add(element(Kind::Level, &cluster.level));
+        }
+        let capabilities = cluster.capabilities.iter().map(|entry| element(Kind::Capabilities, &entry));
+        capabilities.fold(sum, u64::wrapping_add)
     }
 }

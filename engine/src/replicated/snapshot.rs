@@ -7,7 +7,7 @@
 //!
 //! | kind | content | how many |
 //! |---|---|---|
-//! | 1 | cluster id, members, join tokens, zones, the members' zones, next member id, generation, resume epoch | one, first |
+//! | 1 | cluster id, members, join tokens, zones, the members' zones, level in force, the members' capabilities, next member id, generation, resume epoch | one, first |
 //! | 2 | a policy | up to 32, oldest first |
 //! | 3 | a proposer's outcomes from a serial number on | any |
 //! | 4 | ids of removed sessions, and how many older ones were dropped | any, in order |
@@ -32,6 +32,7 @@ use super::policies;
 use super::{Effects, Outcome, Register, Replicated, SessionRecord, StateMachine};
 use crate::cluster_state::{Candidate, ClusterState, MemberInfo, PolicyRecord};
 use crate::id::{Generation, MemberId, SessionId};
+use crate::level::{Capabilities, Level};
 use crate::policy::PolicyHash;
 
 /// The last digit is the version of the format.
@@ -61,6 +62,8 @@ struct RegisterRecord {
     tokens: Vec<(Vec<u8>, u64)>,
     zones: Vec<String>,
     member_zones: BTreeMap<MemberId, Vec<String>>,
+    level: Level,
+    capabilities: BTreeMap<MemberId, Capabilities>,
     next_member: u64,
     generation: Generation,
     resume_epoch: u64,
@@ -170,6 +173,8 @@ impl SnapshotContent {
             tokens: cluster.tokens.clone(),
             zones: cluster.zones.clone(),
             member_zones: cluster.member_zones.clone(),
+            level: cluster.level,
+            capabilities: cluster.capabilities.clone(),
             next_member: cluster.next_member,
             generation: self.register.generation,
             resume_epoch: self.resume_epoch,
@@ -255,6 +260,8 @@ impl Parsed {
             tokens: record.tokens,
             zones: record.zones,
             member_zones: record.member_zones,
+            level: record.level,
+            capabilities: record.capabilities,
             policies: Vec::new(),
             candidate: None,
         };
@@ -349,7 +356,7 @@ fn validate_sessions(sessions: &[SessionRecord]) -> Result<(), RestoreError> {
     let (mut ids, mut tuples) = (HashSet::new(), HashSet::new());
     for SessionRecord { establish, .. } in sessions {
         if let Some(why) = invalid(establish) {
-            return Err(damaged(why));
+            return Err(damaged(why.to_string()));
         }
         let tuple = establish.original.min(establish.reply);
         if !ids.insert(establish.id) || !tuples.insert(tuple) {

@@ -4,7 +4,11 @@ use super::*;
 
 fn filled(sessions: u64) -> Fixture {
     let mut b = Fixture::new();
-    b.one(Command::Member(MemberChange::Init { cluster_id: "c".to_owned(), member: MemberInfo::default() }));
+    b.one(Command::Member(MemberChange::Init {
+        cluster_id: "c".to_owned(),
+        member: MemberInfo::default(),
+        level: Level::FIRST,
+    }));
     for n in 0..sessions {
         b.one(add(establish(n, n as u16)));
     }
