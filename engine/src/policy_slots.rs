@@ -238,8 +238,14 @@ impl Engine {
         slots.candidate.take_if(|of| matches!(&of.result, Err(refusal) if refusal.is_temporary()));
     }
 
-    /// Frees policies that are not used any longer. Whether there were any.
-    pub fn free_policies(&self) -> bool {
+    /// Whether there are policies to free.
+    #[must_use]
+    pub fn has_unused_policies(&self) -> bool {
+        !self.policy_slots.lock().retired.is_empty()
+    }
+
+    /// Frees policies that are not used any longer.
+    pub fn free_policies(&self) {
         let unused = {
             let mut slots = self.policy_slots.lock();
             let (unused, used) = std::mem::take(&mut slots.retired).into_iter().partition(|p| Arc::strong_count(p) == 1);
@@ -247,7 +253,8 @@ impl Engine {
             let unused: Vec<Arc<ActivePolicy>> = unused;
             unused
         };
-        !unused.is_empty()
+        // Not under the lock.
+        drop(unused);
     }
 
     /// What this member reports of the candidate; `None`: nothing yet, or there is none.

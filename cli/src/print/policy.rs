@@ -60,10 +60,12 @@ pub fn checked(
 }
 
 #[derive(Serialize)]
-struct Applied {
+struct Applied<'a> {
     generation: u64,
     changed: bool,
     warnings: Vec<String>,
+    /// Members that had not compiled it.
+    without: &'a [String],
 }
 
 fn warnings(policy: &Policy) -> Vec<String> {
@@ -76,11 +78,15 @@ fn warnings(policy: &Policy) -> Vec<String> {
 /// Standard output cannot be written.
 pub fn applied(output: Output, policy: &Policy, answered: &v1::PolicyApplyResponse) -> Result<(), Failure> {
     let generation = answered.generation;
-    let json = || Applied { generation, changed: !answered.unchanged, warnings: warnings(policy) };
+    let (changed, without) = (!answered.unchanged, answered.without.as_slice());
+    let json = || Applied { generation, changed, warnings: warnings(policy), without };
     answer(output, json, |out| {
         match answered.unchanged {
             true => writeln!(out, "generation {generation} is this policy already: nothing to do")?,
             false => writeln!(out, "generation {generation} is in force")?,
+        }
+        for name in without {
+            writeln!(out, "  note: {name} had not compiled it: it opens nothing until it has, and passes nothing once its grace is over")?;
         }
         warnings(policy).iter().try_for_each(|w| writeln!(out, "  warning: {w}"))
     })

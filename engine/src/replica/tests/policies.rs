@@ -45,7 +45,7 @@ fn apply_never_takes_as_long_as_compiling() {
     drop(Policy::parse("policy", &text).unwrap().compile(&mut |_| ZoneId(1)));
     let compiling = begin.elapsed();
     let change = change(1, &text);
-    let mut longest = |b: &mut Fixture, command| {
+    let longest = |b: &mut Fixture, command| {
         let begin = Instant::now();
         let outcome = b.one(command);
         (begin.elapsed(), outcome)
