@@ -12,8 +12,8 @@ use crate::id::MemberId;
 #[cfg(any(test, feature = "testing"))]
 use crate::id::SessionId;
 pub use crate::replicated::{
-    Applied, Batch, Command, CommandSize, Enact, ExpireIdle, InvalidReason, MemberChange, Outcome, PolicyChange,
-    RestoreError, Withdraw,
+    Applied, Batch, Command, CommandSize, Enact, ExpireIdle, ForbiddenSessions, InvalidReason, MemberChange, Outcome,
+    PolicyChange, RestoreError, Withdraw,
 };
 use crate::replicated::{Effects, LocalContext, Replicated, SessionStore, SnapshotContent, StateMachine, read};
 use crate::table::SHARDS;

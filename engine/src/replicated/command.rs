@@ -49,7 +49,7 @@ pub enum Command {
     Close(Close),
     /// Removes sessions whose TIME_WAIT is over. Unknown ids have no effect.
     Expire(Vec<SessionId>),
-    /// Removes sessions that an administrator or a new policy revokes. Unknown ids have no effect.
+    /// Removes sessions that an administrator revokes. Unknown ids have no effect.
     Revoke(Vec<SessionId>),
     /// Makes a policy the candidate, in place of the one before, if `base` is the generation in force ([`Outcome::Stale`]
     /// otherwise). Members compile it, each beside its packet path; [`Command::Enact`] puts it in force.
@@ -66,6 +66,8 @@ pub enum Command {
     Resume,
     /// Raises the level in force to the next one, if every member has registered that its program knows it.
     Level(Level),
+    /// Removes open sessions that an older policy allowed and the one in force forbids.
+    RevokeForbidden(ForbiddenSessions),
     /// Puts the candidate in force from this index on ([`Outcome::Policy`]), if it has this hash and `base` is the generation in
     /// force ([`Outcome::Stale`] otherwise). A candidate of the same batch is refused: a member looks once, before it applies
     /// a batch, whether it has compiled what the batch puts in force.
@@ -92,6 +94,9 @@ impl Command {
             Command::Close(_) => (16, 48),
             Command::Expire(ids) | Command::Revoke(ids) | Command::Refresh(ids) => {
                 (8 + 12 * ids.len(), 48 + 16 * ids.len())
+            }
+            Command::RevokeForbidden(forbidden) => {
+                (16 + 12 * forbidden.sessions.len(), 64 + 16 * forbidden.sessions.len())
             }
             Command::ExpireIdle(idle) => (16 + 14 * idle.sessions.len(), 48 + 24 * idle.sessions.len()),
             Command::Resume | Command::Level(_) => (4, 16),
@@ -121,6 +126,15 @@ pub struct ExpireIdle {
     /// The sessions, with their activity epochs when the first member was asked. One that was refreshed since
     /// ([`Command::Refresh`]) stays.
     pub sessions: Vec<(SessionId, u16)>,
+}
+
+/// Sessions that a policy forbids.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ForbiddenSessions {
+    /// The policy's generation. If another one is in force, nothing is removed ([`Outcome::Stale`]).
+    pub generation: Generation,
+    /// The sessions. One that was opened under this policy stays, and one that is closed.
+    pub sessions: Vec<SessionId>,
 }
 
 /// A new policy.

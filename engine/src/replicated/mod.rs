@@ -22,7 +22,10 @@ mod zones;
 use crate::cluster_state::ClusterState;
 use crate::digest::{Kind, element};
 use crate::id::Generation;
-pub use command::{Applied, Batch, Command, CommandSize, Enact, ExpireIdle, MemberChange, Outcome, PolicyChange, Withdraw};
+pub use command::{
+    Applied, Batch, Command, CommandSize, Enact, ExpireIdle, ForbiddenSessions, MemberChange, Outcome, PolicyChange,
+    Withdraw,
+};
 use dedup::{DedupTable, Tombstones};
 pub use invalid::InvalidReason;
 use register::Register;

@@ -141,3 +141,22 @@ fn restore_keeps_half_open_sessions_and_wakes_established_ones() {
     assert!(engine.session(NOW, id(25)).is_some_and(|s| !s.half_open));
     assert!(engine.session(NOW, id(500)).is_some_and(|s| s.half_open));
 }
+
+#[test]
+fn session_id_of_full_width_survives_log_table_and_snapshot() {
+    let mut b = filled(0);
+    let wide = SessionId { member: MemberId((1 << 48) - 1), counter: u64::MAX - 1 };
+    let batch = batch(b.next, b.next, vec![add(Establish { id: wide, ..establish(1, 1) })]);
+    let decoded = Batch::decode(&batch.encode(Level::FIRST).unwrap()).unwrap();
+    assert_eq!(decoded, batch);
+    b.next += 1;
+    assert_eq!(b.apply(&decoded), [Outcome::Accepted]);
+    let mut again = restored(&written(b.replica.begin_snapshot())).unwrap();
+    again.next = b.next;
+    for known in [&b, &again] {
+        assert_eq!(known.replica.engine.session(NOW, wide).map(|info| info.id), Some(wide));
+        assert_eq!(wide.to_string().parse(), Ok(wide));
+    }
+    assert_eq!(again.one(Command::Revoke(vec![wide])), Outcome::Accepted);
+    assert_eq!(again.sessions(), 0);
+}
