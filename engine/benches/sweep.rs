@@ -10,7 +10,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{Connection, INSIDE, MANY, Member, OUTSIDE, policy};
-use palisade_engine::replica::{Command, ForbiddenSessions, PolicyChange};
+use palisade_engine::replica::{Command, ForbiddenSessions, Outcome};
 use palisade_engine::{
     Establish, Generation, HandshakeState, Ip, MemberId, RuleId, SessionId, SynParams, Tuple, Verdict,
 };

@@ -11,7 +11,6 @@ use tokio::sync::watch;
 use crate::clock;
 use crate::peer::connections::{Lane, Peers};
 use crate::peer::error::PeerError;
-use crate::policy::reports::report_out;
 use crate::raft::config::PalisadeRaft;
 use crate::raft::leadership::Leadership;
 use crate::raft::priority::ElectionPriority;
@@ -111,7 +110,7 @@ impl ReadBarrier {
         }
         let mut client = self.peers.client(leader.id, &leader.address, Lane::Control)?;
         let declines_leadership = *self.priority.borrow() != ElectionPriority::Normal;
-        let policy = self.engine.policy_report().map(report_out);
+        let policy = self.engine.policy_report().map(wire::PolicyReport::from);
         Ok(client.read_index(wire::ReadIndexRequest { declines_leadership, policy }).await?.into_inner().index)
     }
 

@@ -10,7 +10,7 @@ use openraft::raft::AppendEntriesRequest;
 use palisade_engine::Event;
 use palisade_engine::MemberInfo;
 use palisade_engine::{Engine, LeaseState, MemberId, SessionId};
-use palisade_proto::convert::{decode_batch, decode_hint};
+use palisade_proto::convert::{MemberError, decode_batch, decode_hint, policy_hash};
 use palisade_proto::member::v1 as wire;
 use palisade_proto::member::v1::admission_server::{Admission as AdmissionRpc, AdmissionServer};
 use palisade_proto::member::v1::member_server::{Member as MemberRpc, MemberServer};
@@ -28,7 +28,7 @@ use crate::peer::addressing::{AddressCheck, Caller};
 use crate::peer::connections::MAX_MESSAGE_BYTES;
 use crate::peer::transport::{self, Acceptor};
 use crate::policy::put;
-use crate::policy::reports::{Reports, hash_in, report_in};
+use crate::policy::reports::Reports;
 use crate::raft::config::PalisadeRaft;
 use crate::raft::contact::LastContact;
 use crate::raft::election::LeaderContact;
@@ -326,7 +326,8 @@ impl MemberRpc for MemberService {
         }
         let term = self.0.raft.server_metrics().borrow_watched().vote.leader_id.term;
         self.0.contact.record(from, term, accepts_leadership);
-        if let Some(report) = policy.and_then(report_in) {
+        if let Some(report) = policy {
+            let report = report.try_into().map_err(|e: MemberError| Status::invalid_argument(e.to_string()))?;
             self.0.policy_reports.record(from, report, |id| self.0.raft.is_member(id));
         }
         let metrics = self.0.raft.metrics().borrow_watched().clone();
@@ -339,8 +340,7 @@ impl MemberRpc for MemberService {
         request: Request<wire::PolicyReportsRequest>,
     ) -> Result<Response<wire::PolicyReportsResponse>, Status> {
         self.0.require_member(Caller::from_request(&request)?)?;
-        let hash = hash_in(&request.into_inner().hash);
-        let hash = hash.ok_or_else(|| Status::invalid_argument("the hash is not one of a policy"))?;
+        let hash = policy_hash(&request.into_inner().hash).map_err(|e| Status::invalid_argument(e.to_string()))?;
         Ok(Response::new(put::answer(&self.0.engine, &self.0.policy_reports, hash)))
     }
 
