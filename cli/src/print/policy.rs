@@ -98,6 +98,8 @@ struct Record<'a> {
     author: &'a str,
     time: String,
     unix_ms: u64,
+    /// Members that had not compiled it when it came into force.
+    without: &'a [String],
     #[serde(skip_serializing_if = "Option::is_none")]
     text: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -112,7 +114,8 @@ impl<'a> Record<'a> {
         let policy = text.and_then(|t| Policy::parse("policy", t).ok());
         let canonical = policy.as_ref().map(Policy::to_string);
         let time = date(r.unix_ms);
-        Record { generation: r.generation, author: &r.author, time, unix_ms: r.unix_ms, text, canonical, policy }
+        let (generation, author, unix_ms, without) = (r.generation, r.author.as_str(), r.unix_ms, r.without.as_slice());
+        Record { generation, author, time, unix_ms, without, text, canonical, policy }
     }
 }
 

@@ -80,9 +80,9 @@ impl PolicyCompiler {
 async fn compiled(engine: Arc<Engine>, task: Arc<PolicyTask>) -> Result<CompiledPolicy, CompileRefusal> {
     #[cfg(feature = "simulation")]
     if crate::simulation::host().is_some() {
-        // There are no threads in a simulation, but what a slow one leads to: up to a second.
+        // There are no threads in a simulation, but what a slow one leads to: up to half a second.
         let [byte] = crate::random::random::<1>().unwrap_or_default();
-        tokio::time::sleep(Duration::from_millis(4) * u32::from(byte)).await;
+        tokio::time::sleep(Duration::from_millis(2) * u32::from(byte)).await;
         return task.compile(None);
     }
     let (done, result) = oneshot::channel();

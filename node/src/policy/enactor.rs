@@ -124,10 +124,11 @@ impl Enactor {
     }
 
     fn tally(&self, candidate: &Candidate, members: BTreeSet<MemberId>, leads_since: Time) -> Tally {
-        let mut reports = self.reports.of(candidate.hash);
-        if let Some(own) = self.engine.policy_report().filter(|report| report.hash == candidate.hash) {
-            reports.insert(self.me, own.refused);
+        // This member's own is kept with the others', for those who ask afterwards.
+        if let Some(own) = self.engine.policy_report() {
+            self.reports.record(self.me, own, |id| members.contains(&id));
         }
+        let mut reports = self.reports.of(candidate.hash);
         reports.retain(|id, _| members.contains(id));
         let refused = |report: &Option<String>| report.is_some();
         let metrics = self.raft.server_metrics().borrow_watched().clone();
