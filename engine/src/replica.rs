@@ -12,8 +12,9 @@ use crate::id::MemberId;
 #[cfg(any(test, feature = "testing"))]
 use crate::id::SessionId;
 pub use crate::replicated::{
-    Applied, Batch, Command, CommandSize, Enact, ExpireIdle, ForbiddenSessions, InvalidReason, MemberChange, Outcome,
-    PolicyChange, RestoreError, Withdraw,
+    Applied, Assignment, AssignmentError, Batch, Command, CommandSize, Enact, ExpireIdle, ForbiddenSessions, InvalidReason,
+    LevelRaise, MemberChange, Outcome, PolicyChange, RestoreError, SettingKey, Settings, SettingsChange, SettingsRecord,
+    SettingsRefusal, SettingsRevision, Withdraw,
 };
 use crate::replicated::{Effects, LocalContext, Replicated, SessionStore, SnapshotContent, StateMachine, read};
 use crate::table::SHARDS;
@@ -57,7 +58,7 @@ impl Replica {
     /// The state of a new cluster, which writes to `engine`'s table.
     #[must_use]
     pub fn new(engine: Arc<Engine>) -> Replica {
-        let state = StateMachine::new(engine.config.max_sessions);
+        let state = StateMachine::new();
         engine.publish(state.cluster_state().clone());
         Replica { engine, state }
     }
@@ -105,7 +106,7 @@ impl Replica {
     /// # Errors
     /// [`RestoreError`]; the state is then as before.
     pub fn restore(&mut self, now: Time, snapshot: &mut dyn Read, wake: &mut dyn Wake) -> Result<(), RestoreError> {
-        let mut restored = read(snapshot, self.engine.config.max_sessions)?;
+        let mut restored = read(snapshot, self.engine.config.affordable_sessions)?;
         // Nothing can fail from here on.
         let table = &self.engine.table;
         self.engine.install_policy(restored.cluster_state().clone(), restored.generation());

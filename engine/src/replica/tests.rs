@@ -15,7 +15,9 @@ mod idempotent;
 mod levels;
 mod policies;
 mod scrub;
+mod settings;
 mod snapshots;
+mod unequal;
 mod zones;
 
 const NOW: Time = Time(1_000_000_000);
@@ -67,6 +69,11 @@ impl Fixture {
         self.one(enact)
     }
 
+    fn settings(&mut self, base: u64, values: &[&str]) -> Outcome {
+        let values = Assignment::parse_all(values.iter().copied()).unwrap();
+        self.one(Command::Settings(Box::new(SettingsChange::new(base, &values, Vec::new(), "me".to_owned()))))
+    }
+
     fn sessions(&self) -> usize {
         let mut count = 0;
         self.replica.engine.sessions(NOW, &mut |_| {
@@ -111,7 +118,8 @@ fn close(counter: u64) -> Command {
 
 #[test]
 fn establish_has_each_outcome() {
-    let mut b = Fixture::with(Config { max_sessions: 2, ..Config::new(MemberId(1), 1, 9) });
+    let mut b = Fixture::new();
+    assert_eq!(b.settings(0, &["table.sessions=2"]), Outcome::Accepted);
     assert_eq!(b.one(add(establish(1, 1))), Outcome::Accepted);
     assert_eq!(b.one(add(establish(1, 1))), Outcome::Accepted, "the same id again");
     assert_eq!(b.one(add(establish(2, 1))), Outcome::Conflict);

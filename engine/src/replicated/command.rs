@@ -7,6 +7,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::settings::SettingsChange;
 use crate::cluster_state::MemberInfo;
 use crate::id::{Generation, MemberId, SessionId};
 use crate::level::{Capabilities, Level};
@@ -68,6 +69,8 @@ pub enum Command {
     Level(Level),
     /// Removes open sessions that an older policy allowed and the one in force forbids.
     RevokeForbidden(ForbiddenSessions),
+    /// Changes settings, if the members afford them and nobody else changed them meanwhile ([`Outcome::Invalid`] otherwise).
+    Settings(Box<SettingsChange>),
     /// Puts the candidate in force from this index on ([`Outcome::Policy`]), if it has this hash and `base` is the generation in
     /// force ([`Outcome::Stale`] otherwise). A candidate of the same batch is refused: a member looks once, before it applies
     /// a batch, whether it has compiled what the batch puts in force.
@@ -112,6 +115,7 @@ impl Command {
                 (64 + 2 * zones.len() + names, 96 + 24 * zones.len() + names)
             }
             Command::Member(_) => (512, 512),
+            Command::Settings(change) => (64 + change.len(), 128 + 2 * change.len()),
         };
         CommandSize { encoded, in_memory }
     }

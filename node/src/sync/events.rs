@@ -121,8 +121,8 @@ impl Observer for Events {
                 | Command::Enact(_)
                 | Command::Withdraw(_)
                 | Command::Member(_)
-                | Command::Level(_) => {
-                }
+                | Command::Level(_)
+                | Command::Settings(_) => {}
             }
         }
     }
