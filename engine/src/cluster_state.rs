@@ -17,6 +17,9 @@ pub struct ClusterState {
     pub cluster_id: String,
     /// The members by id.
     pub members: BTreeMap<MemberId, MemberInfo>,
+    /// Those of them that have joined and never forwarded a packet, each with the request by which it joined. A member leaves this
+    /// list when the log takes that it resumes, which is before its first lease.
+    pub joining: BTreeMap<MemberId, JoinRequest>,
     /// The id of the next machine that joins. Ids are never used again.
     pub next_member: u64,
     /// Join secrets: digest and end (Unix milliseconds).
@@ -57,6 +60,18 @@ impl ClusterState {
     pub fn has_left(&self, id: MemberId) -> bool {
         !self.cluster_id.is_empty() && id.0 < self.next_member && !self.members.contains_key(&id)
     }
+
+    /// Whether no other member has come yet: if this one leaves, nothing is left.
+    #[must_use]
+    pub fn is_last(&self, id: MemberId) -> bool {
+        self.members.keys().all(|other| *other == id || self.joining.contains_key(other))
+    }
+
+    /// Whether this member may forward packets: it is a firewall, and has held a lease.
+    #[must_use]
+    pub fn may_forward(&self, id: MemberId) -> bool {
+        self.members.get(&id).is_some_and(|info| info.role == Role::Firewall) && !self.joining.contains_key(&id)
+    }
 }
 
 /// A policy that is or was in force.
@@ -96,6 +111,10 @@ pub struct Candidate {
     /// Members whose refusal does not stop it.
     pub overridden: Vec<MemberId>,
 }
+
+/// The random number of a join, which the joining machine makes once: however often it asks, it is registered once.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct JoinRequest(pub [u8; 16]);
 
 /// What the cluster knows of a member.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]

@@ -49,7 +49,7 @@ mod verdict;
 mod worker_set;
 
 pub use addr::Ip;
-pub use cluster_state::{Candidate, ClusterState, MemberInfo, PolicyRecord, Role};
+pub use cluster_state::{Candidate, ClusterState, JoinRequest, MemberInfo, PolicyRecord, Role};
 pub use encoding::{DecodeError, EncodeError};
 pub use engine::Engine;
 pub use event::{

@@ -13,8 +13,8 @@ use crate::id::MemberId;
 use crate::id::SessionId;
 pub use crate::replicated::{
     Applied, Assignment, AssignmentError, Batch, Command, CommandSize, Enact, ExpireIdle, ForbiddenSessions, InvalidReason,
-    LevelRaise, MemberChange, Outcome, PolicyChange, RestoreError, SettingKey, Settings, SettingsChange, SettingsRecord,
-    SettingsRefusal, SettingsRevision, Withdraw,
+    Join, LevelRaise, MemberChange, Outcome, PolicyChange, RestoreError, SettingKey, Settings, SettingsChange,
+    SettingsRecord, SettingsRefusal, SettingsRevision, Withdraw,
 };
 use crate::replicated::{Effects, LocalContext, Replicated, SessionStore, SnapshotContent, StateMachine, read};
 use crate::table::SHARDS;
@@ -145,6 +145,7 @@ impl Engine {
     /// Carries out what a command leads to on this member.
     fn carry_out(&self, effects: Effects, wake: &mut dyn Wake) {
         let Effects { wakes, closes, enacted, cluster_state, resume_epoch } = effects;
+        // First: rules are about the numbers of zones, and who reads a resume epoch must see that its member has come.
         if let Some(cluster) = cluster_state {
             match enacted {
                 Some(enacted) => self.enact_policy(enacted, || self.publish(*cluster)),

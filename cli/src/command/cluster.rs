@@ -74,6 +74,19 @@ pub enum Command {
         #[command(flatten)]
         wait: Wait,
     },
+    /// Tell the cluster another name or another address of a member. Without options: what this member's node.toml says, after it
+    /// was changed and the daemon restarted.
+    Update {
+        /// The member, by the name that it has now. Without this: the one that is asked.
+        #[arg(long, value_name = "NAME")]
+        member: Option<String>,
+        /// Its new name. The same is to stand in its node.toml.
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
+        /// Where the others reach it from now on. The same is to stand in its node.toml, as `cluster.advertise`.
+        #[arg(long, value_name = "ADDRESS:PORT", visible_alias = "advertise")]
+        address: Option<String>,
+    },
     /// When a majority is lost for good: go on alone with what this machine has, as a new cluster. The daemon must be
     /// stopped. Says first what will be lost.
     Recover {
@@ -141,6 +154,15 @@ pub fn run(global: &Global, command: Command) -> Result<ExitCode, Failure> {
                     answer = client.remove(request(true)).await?.into_inner();
                 }
                 print::cluster::removed(output, &name, answer.member)?;
+            }
+            Command::Update { member, name, address } => {
+                if member.is_some() && name.is_none() && address.is_none() {
+                    let help = "name it: `--name NEW`, `--address ADDRESS:PORT`, or both";
+                    return Err(Failure::new(Exit::Usage, "nothing was said that is to change", Some(help)));
+                }
+                let request = v1::UpdateRequest { member, name, address };
+                let answer = client.update(within(REQUEST_TIMEOUT, request)).await?.into_inner();
+                print::cluster::updated(output, &answer)?;
             }
             // It needs no daemon: done above.
             Command::Recover { .. } => {}

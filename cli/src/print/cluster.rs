@@ -131,6 +131,7 @@ struct Member<'a> {
     draining: bool,
     lease_valid: bool,
     removed: bool,
+    joining: bool,
     zones: &'a [String],
 }
 
@@ -150,6 +151,7 @@ impl<'a> Member<'a> {
             draining: m.draining,
             lease_valid: m.lease_valid,
             removed: m.removed,
+            joining: m.joining,
             zones: &m.zones,
         }
     }
@@ -201,9 +203,10 @@ fn table(members: &[v1::Member], me: u64) -> Table {
         let notes = [
             (m.id == me, "this"),
             (m.id != me && !m.reachable, "not reachable"),
+            (m.joining, "joining"),
             (m.removed, "removed, and counted until the voters have changed"),
             (m.draining, "draining"),
-            (m.id != me && m.reachable && !m.lease_valid, "no valid lease"),
+            (m.id != me && m.reachable && !m.lease_valid && !m.joining, "no valid lease"),
         ];
         let notes: Vec<&str> = notes.into_iter().filter_map(|(is, note)| is.then_some(note)).collect();
         table.row([
@@ -218,6 +221,27 @@ fn table(members: &[v1::Member], me: u64) -> Table {
         ]);
     }
     table
+}
+
+#[derive(Serialize)]
+struct Updated<'a> {
+    updated: bool,
+    member: u64,
+    name: &'a str,
+    address: &'a str,
+}
+
+/// A member that has another name or another address.
+///
+/// # Errors
+/// Standard output cannot be written.
+pub fn updated(output: Output, answer: &v1::UpdateResponse) -> Result<(), Failure> {
+    let v1::UpdateResponse { member, name, address } = answer;
+    super::answer(
+        output,
+        || Updated { updated: true, member: *member, name, address },
+        |out| writeln!(out, "member {member} is {name} at {address} now"),
+    )
 }
 
 /// The list of members.

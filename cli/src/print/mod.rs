@@ -1,5 +1,6 @@
 //! Printers: what commands answer, for people or for machines. The JSON's field names are part of the interface.
 
+pub mod audit;
 pub mod cluster;
 pub mod config;
 pub mod drain;

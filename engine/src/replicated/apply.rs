@@ -98,6 +98,7 @@ impl StateMachine {
             Command::Resume => {
                 self.resume_epoch = self.resume_epoch.wrapping_add(1);
                 effects.resume_epoch = Some(self.resume_epoch);
+                self.has_come(batch.proposer, effects);
             }
             Command::Policy(change) => return self.take_candidate(change, batch.unix_ms, effects),
             Command::Enact(enact) => return self.enact(enact, batch, at, effects),

@@ -24,7 +24,7 @@ use crate::cluster_state::ClusterState;
 use crate::digest::{Kind, element};
 use crate::id::Generation;
 pub use command::{
-    Applied, Batch, Command, CommandSize, Enact, ExpireIdle, ForbiddenSessions, MemberChange, Outcome, PolicyChange,
+    Applied, Batch, Command, CommandSize, Enact, ExpireIdle, ForbiddenSessions, Join, MemberChange, Outcome, PolicyChange,
     Withdraw,
 };
 use dedup::{DedupTable, Tombstones};

@@ -31,6 +31,7 @@ impl Register {
             &(
                 &cluster.cluster_id,
                 members,
+                &cluster.joining,
                 &cluster.tokens,
                 policies,
                 candidate,

@@ -7,7 +7,7 @@
 //!
 //! | kind | content | how many |
 //! |---|---|---|
-//! | 1 | cluster id, members, join tokens, zones, the members' zones, level in force, the members' capabilities, next member id, generation, resume epoch | one, first |
+//! | 1 | cluster id, members, joins under way, join tokens, zones, the members' zones, level in force, the members' capabilities, next member id, generation, resume epoch | one, first |
 //! | 2 | a policy | up to 32, oldest first |
 //! | 3 | a proposer's outcomes from a serial number on | any |
 //! | 4 | ids of removed sessions, and how many older ones were dropped | any, in order |
@@ -32,7 +32,7 @@ use super::dedup::{DedupTable, MAX_OUTSTANDING, MAX_TOMBSTONES, ProposerSession,
 use super::policies;
 use super::settings::{SettingsChunk, SettingsRecord};
 use super::{Effects, Outcome, Register, Replicated, SessionRecord, StateMachine};
-use crate::cluster_state::{Candidate, ClusterState, MemberInfo, PolicyRecord};
+use crate::cluster_state::{Candidate, ClusterState, JoinRequest, MemberInfo, PolicyRecord};
 use crate::id::{Generation, MemberId, SessionId};
 use crate::level::{Capabilities, Level};
 use crate::policy::PolicyHash;
@@ -62,6 +62,7 @@ mod kind {
 struct RegisterRecord {
     cluster_id: String,
     members: BTreeMap<MemberId, MemberInfo>,
+    joining: BTreeMap<MemberId, JoinRequest>,
     tokens: Vec<(Vec<u8>, u64)>,
     zones: Vec<String>,
     member_zones: BTreeMap<MemberId, Vec<String>>,
@@ -181,6 +182,7 @@ impl SnapshotContent {
         let register = RegisterRecord {
             cluster_id: cluster.cluster_id.clone(),
             members: cluster.members.clone(),
+            joining: cluster.joining.clone(),
             tokens: cluster.tokens.clone(),
             zones: cluster.zones.clone(),
             member_zones: cluster.member_zones.clone(),
@@ -268,6 +270,7 @@ impl Parsed {
         let cluster = ClusterState {
             cluster_id: record.cluster_id,
             members: record.members,
+            joining: record.joining,
             next_member: record.next_member,
             tokens: record.tokens,
             zones: record.zones,

@@ -157,7 +157,7 @@ fn unconfirmed(e: &ProposeError) -> Status {
 }
 
 fn stale(e: &ReadBarrierError) -> Status {
-    let help = "see `palisade cluster status`; without `--barrier` this member answers with what it has";
+    let help = "see `palisade cluster status`; a read without `--barrier` answers with what this member has";
     refuse(Code::Unavailable, format!("the answer could be out of date: {e}"), help)
 }
 
@@ -262,6 +262,7 @@ fn membership(member: &Member) -> v1::Membership {
         draining: m.draining,
         lease_valid: m.lease_valid,
         removed: m.removed,
+        joining: m.joining,
     };
     v1::Membership {
         cluster: s.cluster,
@@ -384,6 +385,25 @@ impl Admin for Service {
             result => audit::log(&user, what, result),
         };
         removed.map(Response::new)
+    }
+
+    async fn update(&self, request: Request<v1::UpdateRequest>) -> Result<Response<v1::UpdateResponse>, Status> {
+        let user = audit::user(&request).await;
+        let request = request.into_inner();
+        let what = format!(
+            "cluster update, member {:?}, name {:?}, address {:?}",
+            request.member, request.name, request.address
+        );
+        audit::log(&user, what, self.update_member(request).await).map(Response::new)
+    }
+
+    async fn audit(&self, request: Request<v1::AuditRequest>) -> Result<Response<v1::AuditResponse>, Status> {
+        let member = self.member()?;
+        require_quorum(&member, request.into_inner().wait_ms).await?;
+        let report = member.replication.audit(COMMAND).await.map_err(|e| stale(&e))?;
+        let members = report.members.into_iter();
+        let members = members.map(|(id, info, digest)| v1::MemberDigest { id: id.0, name: info.name, digest });
+        Ok(Response::new(v1::AuditResponse { index: report.index, members: members.collect() }))
     }
 
     async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
@@ -517,6 +537,23 @@ impl Service {
         let expires_unix_ms = clock::unix_ms().saturating_add(valid_ms);
         let token = member.replication.token(Duration::from_millis(valid_ms)).await?;
         Ok(v1::TokenResponse { token, expires_unix_ms })
+    }
+
+    /// Without a name and an address: what this member's node.toml says.
+    async fn update_member(&self, r: v1::UpdateRequest) -> Result<v1::UpdateResponse, Status> {
+        let member = self.member()?;
+        let (name, address) = match (r.name, r.address, &r.member) {
+            (None, None, None) => (Some(member.info().name.clone()), Some(member.info().address.clone())),
+            (name, address, _) => (name, address),
+        };
+        let id = member.replication.update(r.member.as_deref(), name.clone(), address.clone()).await?;
+        // One that has moved may not have applied it yet.
+        let info = member.engine.cluster_state().members.get(&id).cloned().unwrap_or_default();
+        Ok(v1::UpdateResponse {
+            member: id.0,
+            name: name.unwrap_or(info.name),
+            address: address.unwrap_or(info.address),
+        })
     }
 
     async fn remove_member(&self, r: v1::RemoveRequest) -> Result<v1::RemoveResponse, Status> {

@@ -520,6 +520,7 @@ fn start_audit(core: &Core, raft: &RaftSide, tasks: &mut Tasks) -> mpsc::Sender<
     let comparer = Comparer {
         me: core.me,
         raft: core.raft.clone(),
+        engine: core.engine.clone(),
         auditor: core.auditor.clone(),
         peers: core.peers.clone(),
         metrics: core.metrics.clone(),

@@ -18,6 +18,7 @@ use super::*;
 use crate::listen::SecondLock;
 use crate::peer::connections::{Lane, MAX_MESSAGE_BYTES, Peers};
 
+mod admission;
 mod audits;
 mod barrier;
 mod breaks;
