@@ -38,6 +38,9 @@ pub struct ClusterState {
     pub capabilities: BTreeMap<MemberId, Capabilities>,
     /// The settings.
     pub settings: SettingsRecord,
+    /// A field of level 2. 0: none.
+    #[cfg(feature = "next-level")]
+    pub note: u64,
 }
 
 impl ClusterState {
@@ -45,6 +48,15 @@ impl ClusterState {
     #[must_use]
     pub fn zone(&self, name: &str) -> ZoneId {
         zone_number(&self.zones, name)
+    }
+}
+
+impl ClusterState {
+    /// The highest level that every member knows; that in force while one has not registered what it can.
+    #[must_use]
+    pub fn possible_level(&self) -> Level {
+        let known = |id| self.capabilities.get(id).map_or(self.level, |capabilities| capabilities.highest);
+        self.members.keys().map(known).min().unwrap_or(self.level).max(self.level)
     }
 }
 

@@ -79,6 +79,15 @@ const MAX_PER_TICK: u32 = 1 << 14;
 /// Maximum number of entries processed under one lock, because packets wait for it.
 const LOCK_BATCH: u32 = 1 << 8;
 
+#[cfg(feature = "next-level")]
+impl Engine {
+    /// The field of level 2, once that is in force.
+    pub(crate) fn next_level_tag(&self, establish: &crate::session::Establish) -> u32 {
+        let is_in_force = self.cluster_state().level >= crate::replicated::next_level::NEXT;
+        if is_in_force { establish.rule.0 + 1 } else { 0 }
+    }
+}
+
 impl Engine {
     /// An empty engine with policy generation 0: default drop.
     #[must_use]

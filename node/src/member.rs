@@ -45,6 +45,13 @@ const ZONES_REGISTERED_WITHIN: Duration = Duration::from_secs(3);
 /// How long [`Member::close`] waits for other tasks to drop their handles, of the datapath and of the member.
 const HANDLES_DROPPED_WITHIN: Duration = Duration::from_secs(2);
 
+/// The version of this program.
+pub(crate) const PROGRAM_VERSION: &str = if cfg!(feature = "next-level") {
+    concat!(env!("CARGO_PKG_VERSION"), "+next-level")
+} else {
+    env!("CARGO_PKG_VERSION")
+};
+
 /// How a running member ends by itself.
 #[derive(Debug)]
 pub(crate) enum MemberEnd {

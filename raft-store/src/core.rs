@@ -232,9 +232,7 @@ impl<M: ReplicatedState> Core<M> {
         tokio::task::spawn_blocking(move || {
             core.inner.lock().restore((core.clock)(), &snapshot).map_err(|error| match error {
                 RestoreError::Io(error) => error,
-                error @ (RestoreError::Damaged(_) | RestoreError::Unaffordable { .. }) => {
-                    io::Error::new(io::ErrorKind::InvalidData, error)
-                }
+                error => io::Error::new(io::ErrorKind::InvalidData, error),
             })?;
             core.snapshots.adopt(snapshot)
         })

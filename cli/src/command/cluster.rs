@@ -97,6 +97,12 @@ pub enum Command {
         #[arg(long)]
         yes: bool,
     },
+    /// The level in force: which commands and formats the members use together.
+    Level {
+        /// What to do with it.
+        #[command(subcommand)]
+        command: LevelCommand,
+    },
     /// Show or change what all members do alike: sizes of tables, the grace of leases, who votes.
     #[command(subcommand)]
     Settings(super::settings::Command),
@@ -104,6 +110,23 @@ pub enum Command {
     Members,
     /// How this member is, and how it sees the cluster.
     Status,
+}
+
+/// What to do with the level in force.
+#[derive(clap::Subcommand, Debug)]
+pub enum LevelCommand {
+    /// The level in force, and the levels that each member's program knows.
+    Show,
+    /// Raise it, after all members have been upgraded and nobody wants to go back: it cannot be lowered again, and programs that
+    /// do not know the new level cannot be members any longer.
+    Raise {
+        /// The level that is to be in force.
+        #[arg(value_name = "LEVEL")]
+        level: u16,
+        /// For a quorum.
+        #[command(flatten)]
+        wait: Wait,
+    },
 }
 
 /// Runs it.
@@ -166,6 +189,16 @@ pub fn run(global: &Global, command: Command) -> Result<ExitCode, Failure> {
             }
             // It needs no daemon: done above.
             Command::Recover { .. } => {}
+            Command::Level { command: LevelCommand::Show } => {
+                let status = client.status(v1::StatusRequest {}).await?.into_inner();
+                let Some(membership) = &status.membership else { return Err(no_member(&status)) };
+                print::level::show(output, membership)?;
+            }
+            Command::Level { command: LevelCommand::Raise { level, wait } } => {
+                let request = v1::LevelRaiseRequest { level: level.into(), wait_ms: wait.millis() };
+                let answer = client.level_raise(within(wait.with(REQUEST_TIMEOUT), request)).await?.into_inner();
+                print::level::raised(output, &answer)?;
+            }
             Command::Settings(command) => super::settings::run(client, output, command).await?,
             Command::Members => {
                 let status = client.status(v1::StatusRequest {}).await?.into_inner();

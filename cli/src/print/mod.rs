@@ -6,6 +6,7 @@ pub mod config;
 pub mod drain;
 pub mod gate;
 pub mod health;
+pub mod level;
 pub mod log;
 pub mod policy;
 pub mod recover;

@@ -13,6 +13,7 @@ use crate::worker_set::WorkerSet;
 mod forbidden;
 mod idempotent;
 mod levels;
+mod local_facts;
 mod members;
 mod policies;
 mod scrub;
@@ -105,6 +106,8 @@ fn establish(counter: u64, port: u16) -> Establish {
         generation: Generation(1),
         rule: RuleId(1),
         supersedes: None,
+        #[cfg(feature = "next-level")]
+        tag: 0,
         protocol: HandshakeState::Tcp { client: end(counter as u32), server: Some(end(7)) },
     }
 }

@@ -104,6 +104,11 @@ impl StateMachine {
             Command::Enact(enact) => return self.enact(enact, batch, at, effects),
             Command::Withdraw(withdraw) => return self.withdraw(withdraw, effects),
             Command::Member(change) => return self.change_members(change, batch.unix_ms, effects),
+            #[cfg(feature = "next-level")]
+            Command::Note(note) => {
+                self.register.cluster.note = *note;
+                self.register_changed(effects);
+            }
             Command::Level(level) => {
                 let outcome = self.register.raise_level(*level);
                 self.register_changed(effects);

@@ -77,6 +77,9 @@ pub enum Command {
     Enact(Box<Enact>),
     /// Removes the candidate, if it has this hash and base: a member refused it, or too few have compiled it in time.
     Withdraw(Withdraw),
+    /// A command of level 2: notes a number. It must stay the last one.
+    #[cfg(feature = "next-level")]
+    Note(u64),
 }
 
 /// The approximate size of a command in bytes, for bounds only.
@@ -103,6 +106,8 @@ impl Command {
             }
             Command::ExpireIdle(idle) => (16 + 14 * idle.sessions.len(), 48 + 24 * idle.sessions.len()),
             Command::Resume | Command::Level(_) => (4, 16),
+            #[cfg(feature = "next-level")]
+            Command::Note(_) => (10, 16),
             Command::Policy(policy) => {
                 let names: usize = policy.zones.iter().map(|name| name.len() + 2).sum();
                 let more = policy.text.len() + policy.author.len() + names + 8 * policy.overridden.len();

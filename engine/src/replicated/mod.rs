@@ -12,6 +12,8 @@ mod dedup;
 mod invalid;
 mod levels;
 mod members;
+#[cfg(feature = "next-level")]
+pub(crate) mod next_level;
 mod policies;
 mod register;
 mod session;

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use miette::Diagnostic;
 use palisade_engine::replica::Outcome;
-use palisade_engine::{LeaseState, Role};
+use palisade_engine::{LeaseState, Level, Role};
 use palisade_proto::admin::v1;
 use palisade_proto::admin::v1::admin_server::{Admin, AdminServer};
 use tonic::codegen::Bytes;
@@ -30,7 +30,7 @@ use tonic::{Code, Request, Response, Status};
 use crate::clock;
 use crate::daemon::{ChangeError, Daemon, Outside};
 use crate::datapath::Nft;
-use crate::member::Member;
+use crate::member::{Member, PROGRAM_VERSION};
 use crate::readiness::Grade;
 use crate::replication::{
     MembershipError, NoQuorum, ProposeError, RaftRole, ReadBarrierError, Removal, Suffrage, TransferError,
@@ -146,6 +146,7 @@ fn code(e: &MembershipError) -> Code {
         | MembershipError::CannotRemoveSelf(_)
         | MembershipError::LastMember
         | MembershipError::QuorumAtRisk { .. }
+        | MembershipError::Raise(_)
         | MembershipError::Transfer(_)
         | MembershipError::Raft(_) => Code::FailedPrecondition,
         MembershipError::Start(_) | MembershipError::ClusterId(_) | MembershipError::Random(_) => Code::Internal,
@@ -197,7 +198,7 @@ impl Service {
         };
         v1::StatusResponse {
             name: config.name.clone(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: PROGRAM_VERSION.to_owned(),
             role: v1::Role::from(config.role).into(),
             membership: member.as_ref().map(|m| membership(m)),
             health: Some(self.health_now()),
@@ -244,6 +245,12 @@ fn membership(member: &Member) -> v1::Membership {
     let cluster = member.engine.cluster_state();
     let one = |m: crate::replication::Member| v1::Member {
         zones: cluster.member_zones.get(&m.id).cloned().unwrap_or_default(),
+        capabilities: cluster.capabilities.get(&m.id).map(|known| v1::Capabilities {
+            lowest_level: known.lowest.0.into(),
+            highest_level: known.highest.0.into(),
+            program: known.program.clone(),
+            max_sessions: known.max_sessions,
+        }),
         id: m.id.0,
         name: m.info.name,
         address: m.info.address,
@@ -274,6 +281,8 @@ fn membership(member: &Member) -> v1::Membership {
         last_log: s.last_log.unwrap_or(0),
         generation: member.engine.generation().0,
         members: s.members.into_iter().map(one).collect(),
+        level: cluster.level.0.into(),
+        possible_level: cluster.possible_level().0.into(),
         sessions: counts.sessions.iter().map(|(_, _, n)| n).sum(),
         half_open: counts.half_open,
         audited_index: if leads { metrics.audited_index.get() } else { 0 },
@@ -385,6 +394,16 @@ impl Admin for Service {
             result => audit::log(&user, what, result),
         };
         removed.map(Response::new)
+    }
+
+    async fn level_raise(
+        &self,
+        request: Request<v1::LevelRaiseRequest>,
+    ) -> Result<Response<v1::LevelRaiseResponse>, Status> {
+        let user = audit::user(&request).await;
+        let v1::LevelRaiseRequest { level, wait_ms } = request.into_inner();
+        let what = format!("cluster level raise {level}");
+        audit::log(&user, what, self.raise_level(level, wait_ms).await).map(Response::new)
     }
 
     async fn update(&self, request: Request<v1::UpdateRequest>) -> Result<Response<v1::UpdateResponse>, Status> {
@@ -537,6 +556,15 @@ impl Service {
         let expires_unix_ms = clock::unix_ms().saturating_add(valid_ms);
         let token = member.replication.token(Duration::from_millis(valid_ms)).await?;
         Ok(v1::TokenResponse { token, expires_unix_ms })
+    }
+
+    async fn raise_level(&self, level: u32, wait_ms: u64) -> Result<v1::LevelRaiseResponse, Status> {
+        let member = self.member()?;
+        let to = u16::try_from(level).map_err(|_| Status::invalid_argument("there is no such level"))?;
+        // Decided on what this member has applied.
+        require_lease(&member, wait_ms).await?;
+        member.replication.raise_level(Level(to)).await?;
+        Ok(v1::LevelRaiseResponse { level: member.engine.cluster_state().level.0.into() })
     }
 
     /// Without a name and an address: what this member's node.toml says.

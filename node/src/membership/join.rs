@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use palisade_engine::replica::{Assignment, Batch, Command, MemberChange, Outcome, Settings, SettingsChange};
-use palisade_engine::{Capabilities, JoinRequest, Level, MemberId};
+use palisade_engine::{JoinRequest, Level, MemberId};
 use palisade_proto::member::v1 as wire;
 use palisade_proto::member::v1::admission_client::AdmissionClient;
 use palisade_raft_store::StoreOwner;
@@ -99,7 +99,7 @@ async fn write_first_entries(
     led.map_err(|_| MembershipError::Timeout("the first election"))?;
     let init =
         Command::Member(MemberChange::Init { cluster_id: cluster.to_owned(), member: info, level: Level::HIGHEST });
-    let capabilities = Capabilities::of_program(options.engine.affordable_sessions, env!("CARGO_PKG_VERSION"));
+    let capabilities = options.capabilities();
     let mut commands = vec![init, Command::Member(MemberChange::Capabilities { member: me, capabilities })];
     if !settings.is_empty() {
         let change = SettingsChange::new(0, settings, Vec::new(), author.to_owned());

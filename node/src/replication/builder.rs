@@ -20,6 +20,7 @@ use crate::lease::Lease;
 use crate::listen::Port;
 use crate::membership::admission::Admission;
 use crate::membership::identity::{DataDir, Identity, reserve_numbers};
+use crate::membership::level::LevelRaiser;
 use crate::membership::options::Options;
 use crate::membership::presence::{PresencePoller, Roster};
 use crate::membership::reconcile::Reconciler;
@@ -332,6 +333,8 @@ impl RaftSide {
             quorum: quorum.clone(),
         };
         let renewer = LeaseRenewer {
+            me,
+            capabilities: options.capabilities(),
             barrier: barrier.clone(),
             leadership: leadership.clone(),
             lease: core.lease.clone(),
@@ -509,6 +512,8 @@ fn start_leader_tasks(
         requests: requests.clone(),
         metrics: core.metrics.clone(),
     };
+    let (raft, engine) = (core.raft.clone(), core.engine.clone());
+    tasks.spawn("level", LevelRaiser { raft, engine, requests: requests.clone() }.run());
     tasks.spawn("membership", reconciler.run());
     tasks.spawn("policy sweep", sweep.run());
     tasks.spawn("idle expiry", idle.run());

@@ -28,7 +28,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use openraft::async_runtime::WatchReceiver;
 use palisade_engine::replica::{Command, Outcome, PolicyChange, Replica};
-use palisade_engine::{Engine, LeaseState, MemberId, MemberInfo, Wake};
+use palisade_engine::{Engine, LeaseState, Level, MemberId, MemberInfo, Wake};
 use palisade_engine::{Hint, Proposal};
 use palisade_proto::member::v1 as wire;
 use palisade_raft_store::{Auditor, StoreMetrics};
@@ -56,6 +56,7 @@ pub use crate::audit::on_request::AuditReport;
 pub use crate::membership::error::MembershipError;
 pub use crate::membership::identity::{Identity, IdentityError, has_identity};
 pub use crate::membership::join::{init, init_with, join};
+pub use crate::membership::level::RaiseError;
 pub use crate::membership::options::Options;
 pub use crate::membership::recover::{RecoverError, Recovered, Recovery, RecoveryPlan, RemovedMember};
 pub use crate::membership::register::Removal;
@@ -346,6 +347,14 @@ impl Replication {
     /// [`MembershipError`]
     pub async fn remove(&self, name: &str, alive_too: bool) -> Result<Removal, MembershipError> {
         self.membership.remove(name, alive_too).await
+    }
+
+    /// Raises the level in force, one by one, until it is `to`.
+    ///
+    /// # Errors
+    /// [`MembershipError`]; the level may have been raised in part.
+    pub async fn raise_level(&self, to: Level) -> Result<(), MembershipError> {
+        self.membership.raise_level(to).await
     }
 
     /// Gives a member another name or another address; this one, if none is named.

@@ -139,6 +139,10 @@ impl ServiceContext {
         if batch.proposer != from {
             return Err(Status::invalid_argument("a proposal in another member's name"));
         }
+        // Members that do not know that level could not read it; nor would it be applied.
+        if batch.level() > self.engine.cluster_state().level {
+            return Err(Status::invalid_argument("a proposal that needs a higher level than that in force"));
+        }
         self.require_member(from)?;
         proposals::submit(&self.raft, batch).await.map_err(fatal)
     }

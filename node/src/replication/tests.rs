@@ -248,6 +248,8 @@ fn establish(n: u16) -> Establish {
         generation: Generation(0),
         rule: RuleId(0),
         supersedes: None,
+        #[cfg(feature = "next-level")]
+        tag: 0,
         protocol: HandshakeState::Tcp { client: end, server: Some(end) },
     }
 }
