@@ -60,9 +60,9 @@ impl CompileRefusal {
 impl From<&PolicyError> for CompileRefusal {
     fn from(error: &PolicyError) -> CompileRefusal {
         let first = error.problems().first();
-        CompileRefusal::Text(first.map_or_else(String::new, |problem| {
-            format!("line {}: {problem}", error.place(problem).0)
-        }))
+        CompileRefusal::Text(
+            first.map_or_else(String::new, |problem| format!("line {}: {problem}", error.place(problem).0)),
+        )
     }
 }
 
@@ -127,8 +127,12 @@ impl PolicyTask {
         let number = |name: &str| numbers.get(name).copied().unwrap_or(ZoneId::UNKNOWN);
         let rules = policy.compile(&mut |name| number(name));
         let zones = zones.iter().map(|name| number(name)).collect();
-        let mut compiled =
-            ActivePolicy { generation, rules: Some(rules), source: Some((self.hash(), zones)), ..ActivePolicy::default() };
+        let mut compiled = ActivePolicy {
+            generation,
+            rules: Some(rules),
+            source: Some((self.hash(), zones)),
+            ..ActivePolicy::default()
+        };
         compiled.hits = HitCounters::carried_over(&compiled, &self.before);
         Ok(CompiledPolicy(Box::new(compiled)))
     }
@@ -248,7 +252,8 @@ impl Engine {
     pub fn free_policies(&self) {
         let unused = {
             let mut slots = self.policy_slots.lock();
-            let (unused, used) = std::mem::take(&mut slots.retired).into_iter().partition(|p| Arc::strong_count(p) == 1);
+            let (unused, used) =
+                std::mem::take(&mut slots.retired).into_iter().partition(|p| Arc::strong_count(p) == 1);
             slots.retired = used;
             let unused: Vec<Arc<ActivePolicy>> = unused;
             unused
@@ -301,7 +306,11 @@ impl Engine {
     }
 
     /// Puts a candidate in force, whose end as a candidate `publish` makes known.
-    pub(crate) fn enact_policy(&self, (candidate, record): (Arc<Candidate>, Arc<PolicyRecord>), publish: impl FnOnce()) {
+    pub(crate) fn enact_policy(
+        &self,
+        (candidate, record): (Arc<Candidate>, Arc<PolicyRecord>),
+        publish: impl FnOnce(),
+    ) {
         let mut slots = self.policy_slots.lock();
         let compiled = slots.take(&candidate);
         // The zones first: rules are about their numbers.
@@ -327,7 +336,8 @@ impl Engine {
     pub(crate) fn forget_old_candidate(&self) {
         let mut slots = self.policy_slots.lock();
         let cluster = self.cluster.load();
-        let is_old = |of: &mut CandidateResult| !cluster.candidate.as_ref().is_some_and(|now| Arc::ptr_eq(now, &of.candidate));
+        let is_old =
+            |of: &mut CandidateResult| !cluster.candidate.as_ref().is_some_and(|now| Arc::ptr_eq(now, &of.candidate));
         if let Some(CandidateResult { result: Ok(CompiledPolicy(compiled)), .. }) = slots.candidate.take_if(is_old) {
             slots.retired.push(Arc::from(compiled));
         }
@@ -340,8 +350,10 @@ impl Engine {
         let numbers = zone_numbers(&cluster);
         let is_active = record.as_ref().is_some_and(|record| {
             let active = self.active_policy.load();
-            let zones = || record.zones.iter().map(|name| numbers.get(name.as_str()).copied().unwrap_or(ZoneId::UNKNOWN));
-            let same = |(hash, known): &(PolicyHash, Vec<ZoneId>)| *hash == record.hash && known.iter().copied().eq(zones());
+            let zones =
+                || record.zones.iter().map(|name| numbers.get(name.as_str()).copied().unwrap_or(ZoneId::UNKNOWN));
+            let same =
+                |(hash, known): &(PolicyHash, Vec<ZoneId>)| *hash == record.hash && known.iter().copied().eq(zones());
             active.generation == generation && active.source.as_ref().is_some_and(same)
         });
         self.publish(cluster);

@@ -12,9 +12,9 @@ use crate::id::MemberId;
 #[cfg(any(test, feature = "testing"))]
 use crate::id::SessionId;
 pub use crate::replicated::{
-    Applied, Assignment, AssignmentError, Batch, Command, CommandSize, Enact, ExpireIdle, ForbiddenSessions, InvalidReason,
-    Join, LevelRaise, MemberChange, Outcome, PolicyChange, RestoreError, SettingKey, Settings, SettingsChange,
-    SettingsRecord, SettingsRefusal, SettingsRevision, Withdraw,
+    Applied, Assignment, AssignmentError, Batch, Command, CommandSize, Enact, ExpireIdle, ForbiddenSessions,
+    InvalidReason, Join, LevelRaise, MemberChange, Outcome, PolicyChange, RestoreError, SettingKey, Settings,
+    SettingsChange, SettingsRecord, SettingsRefusal, SettingsRevision, Withdraw,
 };
 use crate::replicated::{Effects, LocalContext, Replicated, SessionStore, SnapshotContent, StateMachine, read};
 use crate::table::SHARDS;

@@ -64,15 +64,17 @@ async fn emergency(lab: &mut Lab) -> Result<()> {
     eprintln!("in force after {took:?}: {answer}");
     ensure!(took <= EMERGENCY, "it was in force after {took:?}");
     let answer: serde_json::Value = serde_json::from_str(&answer)?;
-    let without: Vec<&str> = answer["without"].as_array().context("a list")?.iter().filter_map(|n| n.as_str()).collect();
+    let without: Vec<&str> =
+        answer["without"].as_array().context("a list")?.iter().filter_map(|n| n.as_str()).collect();
     let name = |number: usize| lab.member(number).name().to_owned();
     ensure!(without.len() == 2 && [dead, hung].iter().all(|n| without.contains(&name(*n).as_str())), "{without:?}");
     // It is what the members that pass packets do.
     for number in (1..=5).filter(|number| ![dead, hung].contains(number)) {
         let member = lab.member(number);
-        wait_until("the block is in force", async || {
-            Ok(member.metric("palisade_policy_generation", &[]).await? == 2.0)
-        })
+        wait_until(
+            "the block is in force",
+            async || Ok(member.metric("palisade_policy_generation", &[]).await? == 2.0),
+        )
         .await?;
     }
     if let Ok(Ok(Ok(_))) = timeout(Duration::from_secs(2), lab.client().run(TcpStream::connect(to))).await {

@@ -86,7 +86,10 @@ pub fn applied(output: Output, policy: &Policy, answered: &v1::PolicyApplyRespon
             false => writeln!(out, "generation {generation} is in force")?,
         }
         for name in without {
-            writeln!(out, "  note: {name} had not compiled it: it opens nothing until it has, and passes nothing once its grace is over")?;
+            writeln!(
+                out,
+                "  note: {name} had not compiled it: it opens nothing until it has, and passes nothing once its grace is over"
+            )?;
         }
         warnings(policy).iter().try_for_each(|w| writeln!(out, "  warning: {w}"))
     })

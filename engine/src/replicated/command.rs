@@ -11,8 +11,8 @@ use super::settings::SettingsChange;
 use crate::cluster_state::{JoinRequest, MemberInfo};
 use crate::id::{Generation, MemberId, SessionId};
 use crate::level::{Capabilities, Level};
-use crate::replicated::InvalidReason;
 use crate::policy::{Policy, PolicyHash};
+use crate::replicated::InvalidReason;
 use crate::session::{Close, EndedSession, Establish};
 
 /// One entry of the log: the commands that one member proposed while its last batch was in flight.

@@ -26,8 +26,8 @@ use crate::cluster_state::ClusterState;
 use crate::digest::{Kind, element};
 use crate::id::Generation;
 pub use command::{
-    Applied, Batch, Command, CommandSize, Enact, ExpireIdle, ForbiddenSessions, Join, MemberChange, Outcome, PolicyChange,
-    Withdraw,
+    Applied, Batch, Command, CommandSize, Enact, ExpireIdle, ForbiddenSessions, Join, MemberChange, Outcome,
+    PolicyChange, Withdraw,
 };
 use dedup::{DedupTable, Tombstones};
 pub use invalid::InvalidReason;

@@ -19,8 +19,11 @@ impl Register {
     /// Of a policy's text the hash takes part: there may be 32 of 4 MiB.
     pub(super) fn digest(&self) -> u64 {
         let cluster = &self.cluster;
-        let policies: BTreeMap<_, _> =
-            cluster.policies.iter().map(|p| (p.generation, (&p.hash, &p.author, p.unix_ms, &p.zones, &p.without))).collect();
+        let policies: BTreeMap<_, _> = cluster
+            .policies
+            .iter()
+            .map(|p| (p.generation, (&p.hash, &p.author, p.unix_ms, &p.zones, &p.without)))
+            .collect();
         let candidate = cluster.candidate.as_ref();
         let candidate = candidate.map(|c| (c.base, &c.hash, &c.author, c.unix_ms, &c.zones, &c.overridden));
         let members: &BTreeMap<MemberId, MemberInfo> = &cluster.members;

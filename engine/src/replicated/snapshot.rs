@@ -262,7 +262,8 @@ impl SnapshotContent {
         write_chunk(to, kind::REGISTER, &register)?;
         write_chunk(to, kind::SETTINGS, &SettingsChunk::from(&cluster.settings))?;
         for policy in &cluster.policies {
-            let PolicyRecord { generation, hash: _, text, author, unix_ms, zones, without } = PolicyRecord::clone(policy);
+            let PolicyRecord { generation, hash: _, text, author, unix_ms, zones, without } =
+                PolicyRecord::clone(policy);
             let text = String::from(&*text);
             write_chunk(to, kind::POLICY, &PolicyText { generation, text, author, unix_ms, zones, without })?;
         }

@@ -55,7 +55,8 @@ fn not_in_force(cluster: &ClusterState, error: PutError) -> Status {
         PutError::Withdrawn(reports) => ("the policy was not put in force", reports, Code::FailedPrecondition),
         PutError::Timeout(reports) => ("the cluster did not decide on the policy in time", reports, Code::Unavailable),
     };
-    let refused = reports.refused.iter().map(|(id, reason)| format!("{} refused it: {reason}", names(cluster, [id]).join("")));
+    let refused =
+        reports.refused.iter().map(|(id, reason)| format!("{} refused it: {reason}", names(cluster, [id]).join("")));
     let mut all: Vec<String> = refused.collect();
     let late = cluster.members.keys().filter(|id| !reports.refused.contains_key(id) && !reports.compiled.contains(id));
     let late = names(cluster, late);
@@ -68,7 +69,9 @@ fn not_in_force(cluster: &ClusterState, error: PutError) -> Status {
             let names = names(cluster, reports.refused.keys());
             let options: Vec<String> = names.iter().map(|name| format!("--without {name}")).collect();
             let options = options.join(" ");
-            format!("`palisade policy apply FILE {options}` puts it in force all the same; a member that has not compiled it passes nothing once its grace is over")
+            format!(
+                "`palisade policy apply FILE {options}` puts it in force all the same; a member that has not compiled it passes nothing once its grace is over"
+            )
         }
     };
     refuse(code, format!("{why}: {}", all.join("; ")), &help)

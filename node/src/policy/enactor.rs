@@ -73,9 +73,8 @@ enum Decision {
 impl Tally {
     /// The decision, this long after this leader first saw the candidate.
     fn decide(&self, elapsed: Duration) -> Decision {
-        let settled = |id: &MemberId| {
-            self.compiled.contains(id) || self.refused.contains(id) || self.overridden.contains(id)
-        };
+        let settled =
+            |id: &MemberId| self.compiled.contains(id) || self.refused.contains(id) || self.overridden.contains(id);
         if elapsed < PATIENCE && !self.holders.iter().all(settled) {
             return Decision::Wait;
         }
@@ -91,7 +90,8 @@ impl Tally {
             return Decision::Withdraw;
         }
         let voters = self.voters.last();
-        match voters.and_then(|voters| voters.iter().find(|id| self.compiled.contains(id) && self.holders.contains(id))) {
+        match voters.and_then(|voters| voters.iter().find(|id| self.compiled.contains(id) && self.holders.contains(id)))
+        {
             Some(id) if has_majority => Decision::Transfer(*id),
             _ => Decision::Wait,
         }

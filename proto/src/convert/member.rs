@@ -2,7 +2,9 @@
 
 use palisade_engine::policy::PolicyHash;
 use palisade_engine::replica::Batch;
-use palisade_engine::{DecodeError, EncodeError, Hint, Level, MemberId, MemberInfo, PolicyReport, Progress, Role, SessionId};
+use palisade_engine::{
+    DecodeError, EncodeError, Hint, Level, MemberId, MemberInfo, PolicyReport, Progress, Role, SessionId,
+};
 
 use crate::member::v1 as wire;
 

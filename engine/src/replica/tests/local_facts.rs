@@ -154,7 +154,11 @@ fn command(random: &mut Random, generation: u64) -> Command {
             let text = *random.one_of(&[POLICY, "zone dmz, inside\ndefault reject\n", "this is none", "zone x\n"]);
             let base = Generation(generation - random.below(2).min(generation));
             let change = PolicyChange::new(base, format!("{text}# {}\n", random.below(3)), "somebody".to_owned());
-            if random.below(3) == 0 { Command::Policy(Box::new(change)) } else { Command::Enact(Box::new(change.enactment())) }
+            if random.below(3) == 0 {
+                Command::Policy(Box::new(change))
+            } else {
+                Command::Enact(Box::new(change.enactment()))
+            }
         }
         _ => Command::Member(member_change(random)),
     }

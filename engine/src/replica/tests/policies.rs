@@ -13,8 +13,7 @@ fn large(rules: usize, ranges: usize) -> String {
     let mut text = "zone inside, outside\n".to_owned();
     for rule in 0..rules {
         let numbers = (0..ranges).map(|n| rule * ranges + n);
-        let list: Vec<String> =
-            numbers.map(|n| format!("10.{}.{}.{}", n >> 15, n >> 7 & 255, (n & 127) * 2)).collect();
+        let list: Vec<String> = numbers.map(|n| format!("10.{}.{}.{}", n >> 15, n >> 7 & 255, (n & 127) * 2)).collect();
         writeln!(text, "accept \"r{rule}\" from outside to inside: {} -> any tcp/80", list.join(", ")).unwrap();
     }
     text
@@ -93,9 +92,8 @@ fn enact_is_a_compare_and_swap() {
     assert!(matches!(b.one(enact(&first)), Outcome::Invalid(_)), "superseded");
     let late = crate::replica::Enact { base: Generation(0), ..second.enactment() };
     assert_eq!(b.one(Command::Enact(Box::new(late))), Outcome::Stale(Generation(1)));
-    let withdraw = |change: &PolicyChange| {
-        Command::Withdraw(crate::replica::Withdraw { hash: change.hash, base: change.base })
-    };
+    let withdraw =
+        |change: &PolicyChange| Command::Withdraw(crate::replica::Withdraw { hash: change.hash, base: change.base });
     assert!(matches!(b.one(withdraw(&first)), Outcome::Invalid(_)));
     assert_eq!(b.one(withdraw(&second)), Outcome::Accepted);
     assert!(matches!(b.one(enact(&second)), Outcome::Invalid(_)), "withdrawn");
@@ -122,7 +120,10 @@ fn state_is_the_same_whatever_a_member_has_compiled() {
         }
         a.replica.engine.compile_policies();
         let refused = a.replica.engine.policy_report().unwrap().refused.unwrap();
-        assert!(["line 2: ", "hash is not", "list of zones is not"].iter().any(|why| refused.contains(why)), "{refused}");
+        assert!(
+            ["line 2: ", "hash is not", "list of zones is not"].iter().any(|why| refused.contains(why)),
+            "{refused}"
+        );
         assert_eq!(a.replica.digest(), b.replica.digest());
         for fixture in [&mut a, &mut b] {
             assert_eq!(fixture.one(enact(&change)), Outcome::Policy(Generation(2 + n as u64)));

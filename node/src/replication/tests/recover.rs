@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-
 use palisade_lab::lateness::Lateness;
 
 use super::*;
