@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use palisade_engine::policy::Policy;
 use palisade_proto::admin::v1;
