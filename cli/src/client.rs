@@ -14,6 +14,9 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use crate::args::Global;
 use crate::exit::{Exit, Failure, chain};
 
+/// How long a command waits for a member that has a quorum.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// A member's administration.
 pub type Client = AdminClient<Channel>;
 

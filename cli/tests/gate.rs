@@ -6,11 +6,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use palisade_lab::guard::can_run;
-use palisade_lab::small::SmallLab;
+use palisade_lab::small::{SOON, SmallLab};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_palisade");
 const NEVER: Duration = Duration::from_millis(300);
-const SOON: Duration = Duration::from_secs(60);
 
 fn write(folder: &Path, name: &str, text: &str) -> PathBuf {
     let file = folder.join(name);

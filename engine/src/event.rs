@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::addr::Ip;
 use crate::id::{Generation, RuleId, SessionId, ZoneId, ZonePair};
+use crate::reset::BothEdges;
 use crate::session::{Close, Establish, HalfOpen};
 use crate::traffic::TrafficDelta;
 use crate::tuple::{Direction, PerDirection, Protocol, Tuple};
@@ -111,14 +112,24 @@ pub enum Hint {
     },
     /// A fragment waits for the first one: members that know it send its hint again.
     FragmentQuery(FragmentKey),
+    /// An administrator has ended the TCP connection with this tuple, and both ends are to be told: segments that still come of it
+    /// are answered by RSTs.
+    Reset(Tuple),
+    /// The answer to [`Hint::Reset`] of a member that has seen packets of the connection.
+    Ended {
+        /// Client to server.
+        original: Tuple,
+        /// What each end may expect.
+        edges: BothEdges,
+    },
 }
 
 impl Hint {
-    /// Whether it must leave room for other hints in a queue. Each fragmented datagram causes such a hint, whatever its session:
-    /// a flood of them must not displace the hints of handshakes.
+    /// Whether it must leave room for other hints in a queue. Each fragmented datagram causes such a hint, whatever its session,
+    /// and one command may end a million connections: a flood of them must not displace the hints of handshakes.
     #[must_use]
     pub fn is_low_priority(&self) -> bool {
-        matches!(self, Hint::FirstFragment { .. } | Hint::FragmentQuery(_))
+        matches!(self, Hint::FirstFragment { .. } | Hint::FragmentQuery(_) | Hint::Reset(_) | Hint::Ended { .. })
     }
 }
 

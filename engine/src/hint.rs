@@ -58,6 +58,10 @@ impl Engine {
                 self.hint_first_fragment(now, datagram, first, wake);
             }
             Hint::FragmentQuery(datagram) => self.reply_to_fragment_query(now, datagram, events),
+            Hint::Reset(original) => {
+                self.answer_ended(now, original, true);
+            }
+            Hint::Ended { original, edges } => self.merge_edges(original, edges),
         }
     }
 

@@ -30,9 +30,11 @@ pub mod packet_loop;
 pub mod parse;
 mod pipeline;
 pub mod policy;
+mod policy_slots;
 mod progress;
 pub mod replica;
 mod replicated;
+mod reset;
 mod rule_hits;
 mod session;
 mod sweep;
@@ -49,7 +51,7 @@ mod verdict;
 mod worker_set;
 
 pub use addr::Ip;
-pub use cluster_state::{ClusterState, JoinRequest, MemberInfo, PolicyRecord, Role};
+pub use cluster_state::{Candidate, ClusterState, JoinRequest, MemberInfo, PolicyRecord, Role};
 pub use encoding::{DecodeError, EncodeError};
 pub use engine::Engine;
 pub use event::{
@@ -62,7 +64,9 @@ pub use id::{
 pub use idle::IdleProbe;
 pub use level::{Capabilities, Level, Levels, UnknownLevel};
 pub use limits::Grace;
+pub use policy_slots::{CompileRefusal, CompiledPolicy, PolicyReport, PolicyTask};
 pub use progress::TakeoverCounts;
+pub use reset::{BothEdges, Edges, Reset};
 pub use rule_hits::RuleHits;
 pub use session::{
     Close, CloseCause, Counts, EndCause, EndedSession, Establish, HalfOpen, HandshakeState, SessionInfo, SynParams,

@@ -10,7 +10,7 @@ use crate::worker_set::WorkerSet;
 /// [`Settings`](crate::replica::Settings).
 ///
 /// All memory is bounded by them: at most 264 bytes for each of `table.sessions`, 256 for each of `table.half_open`, and per shard
-/// (there are 256) 64 awaited keys, 64 provisional segments, 64 fragmented datagrams, 32 that wait for their first fragment, and a
+/// (there are 256) 64 awaited keys, 64 connections that have ended, 64 provisional segments, 64 fragmented datagrams, 32 that wait for their first fragment, and a
 /// timing wheel of 1 KiB; 512 KiB count the half-open sessions of each source.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -65,6 +65,12 @@ pub trait Routes {
     /// The zone of the interface that the kernel would send a packet for `destination` to. `None`: no route, or one to this
     /// machine. [`ZoneId::UNKNOWN`]: the interface is no data interface.
     fn zone(&mut self, destination: Ip) -> Option<ZoneId>;
+
+    /// Whether the kernel may send a packet for `destination` to this zone: by one of several next hops, where its route has
+    /// several. Which of them a packet takes depends on its ports; a source is genuine at each.
+    fn may_lead_to(&mut self, destination: Ip, zone: ZoneId) -> bool {
+        self.zone(destination) == Some(zone)
+    }
 
     /// A number that changes when an answer may have changed. Never 0.
     fn topology(&self) -> u16 {

@@ -25,6 +25,9 @@ use crate::wait::WAIT;
 /// After this a datagram that has not arrived is sent again, where it may take longer.
 const SEND_AGAIN: Duration = Duration::from_millis(500);
 
+/// How long a test waits for a datagram to pass, sent again and again: longer than anything takes on a machine that is busy.
+pub const SOON: Duration = Duration::from_secs(60);
+
 /// Waits until something becomes true.
 ///
 /// # Panics

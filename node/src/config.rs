@@ -70,6 +70,7 @@ pub const KEYS: &[&str] = &[
     "log.file",
     "log.file_bytes",
     "lab.cut_replication",
+    "lab.panic",
 ];
 
 /// The device that the firewall's own answers are sent by. The names of the other devices for re-injection begin as its name does:
@@ -246,6 +247,8 @@ impl Limits {
 pub struct Lab {
     /// Hints and proposals of the packet path go nowhere.
     pub cut_replication: bool,
+    /// The name of a task or thread that dies.
+    pub panic: Option<String>,
 }
 
 impl Config {
@@ -631,8 +634,9 @@ impl Limits {
 impl Lab {
     fn read(mut t: Table<'_>, problems: &mut Vec<Problem>) -> Option<Lab> {
         let cut_replication = t.or(problems, "cut_replication", false, |v| v.boolean());
+        let panic = t.or(problems, "panic", None, |v| v.string().map(Some));
         t.finish(problems);
-        Some(Lab { cut_replication: cut_replication? })
+        Some(Lab { cut_replication: cut_replication?, panic: panic? })
     }
 }
 

@@ -17,10 +17,8 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -28,10 +26,12 @@ use miette::Diagnostic;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use palisade_metrics::Counter;
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::watch;
 
 use crate::datapath::ingress::{self, Found, Ingress, IngressWatch};
+use crate::kept::Kept;
+use crate::lab_panic;
 
 /// Interval at which the interfaces are looked up even without a notification.
 const CHECK_INTERVAL: Duration = Duration::from_secs(10);
@@ -172,7 +172,7 @@ impl Shared {
 
 /// A socket whose filter is kept up to date.
 #[derive(Debug)]
-struct Registration {
+pub(crate) struct Registration {
     shared: Arc<Shared>,
     number: u64,
 }
@@ -189,6 +189,8 @@ pub(crate) struct Listener {
     socket: TcpListener,
     shared: Arc<Shared>,
     watcher: Option<JoinHandle<()>>,
+    /// Closed when the watcher ends.
+    watcher_died: watch::Receiver<()>,
     _registration: Registration,
 }
 
@@ -220,21 +222,33 @@ impl Listener {
         let socket = socket.listen(BACKLOG).map_err(bind)?;
         let counted = socket.as_fd().try_clone_to_owned().map_err(restrict)?;
         let watched = shared.clone();
+        let (lives, watcher_died) = watch::channel(());
         let watcher = std::thread::Builder::new()
             .name(format!("{table}-interfaces"))
-            .spawn(move || follow(&watched, watch, &ingress, found, &counted, &dropped))
+            .spawn(move || {
+                let _lives = lives;
+                lab_panic::thread(&format!("{table}-interfaces"));
+                follow(&watched, watch, &ingress, found, &counted, &dropped);
+            })
             .map_err(restrict)?;
-        Ok(Listener { socket, shared, watcher: Some(watcher), _registration: registration })
+        Ok(Listener { socket, shared, watcher: Some(watcher), watcher_died, _registration: registration })
     }
 
-    /// Takes the next connection. Cancel-safe.
+    /// Takes the next connection. Cancel-safe. Without the thread that follows the interfaces the port would be open to the
+    /// wrong ones sooner or later: its panic goes on in the caller, whose end is noticed.
     pub(crate) async fn accept(&self) -> io::Result<(Connection, SocketAddr)> {
-        if self.watcher.as_ref().is_none_or(JoinHandle::is_finished) {
-            return Err(io::Error::other("the thread that follows the interfaces died"));
-        }
-        let (stream, peer) = self.socket.accept().await?;
+        let mut died = self.watcher_died.clone();
+        let (stream, peer) = tokio::select! {
+            biased;
+            _ = died.changed() => {
+                let what = "the thread that follows the interfaces of a port died";
+                tracing::error!(port = %self.shared.port.address, what);
+                std::panic::resume_unwind(Box::new(what))
+            }
+            accepted = self.socket.accept() => accepted?,
+        };
         let registration = self.shared.register(&stream)?;
-        Ok((Connection { stream, _registration: registration }, peer))
+        Ok((Kept { stream, with: registration }, peer))
     }
 
     /// The address.
@@ -310,11 +324,7 @@ fn report(port: &Port, found: &Found) {
 }
 
 /// An accepted connection.
-#[derive(Debug)]
-pub(crate) struct Connection {
-    stream: TcpStream,
-    _registration: Registration,
-}
+pub(crate) type Connection = Kept<TcpStream, Registration>;
 
 impl Connection {
     pub(crate) fn set_nodelay(&self, on: bool) -> io::Result<()> {
@@ -329,38 +339,6 @@ impl Connection {
     /// The address at this end.
     pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
         self.stream.local_addr()
-    }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_read(context, to)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write_vectored(context, slices)
     }
 }
 

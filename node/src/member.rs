@@ -25,11 +25,13 @@ use crate::config::{self, Config, INJECT_DEVICE};
 use crate::connection_log::{self, ConnectionLog};
 use crate::datapath::{self, Condition, Datapath, Gate, Inject, Severity, Sinks, StartError, WorkerWake};
 use crate::drain::Drainable;
+use crate::lab_panic;
 use crate::lease::Lease;
 use crate::listen::SecondLock;
 use crate::raft::unreadable::REMEDY;
 use crate::readiness::Cause;
 use crate::replication::{self, ElectionPriority, EndedError, OpenError, Replication, Timing};
+use crate::resets::{self, ResetQueue};
 use crate::zone_registration;
 
 /// Length of the queues of hints and of proposals from the workers to the replication. What finds them full is dropped
@@ -82,8 +84,17 @@ pub enum MemberFailure {
     #[error("the datapath does not start")]
     #[diagnostic(transparent)]
     Datapath(#[from] StartError),
-    /// A thread of the datapath is dead.
-    #[error("the datapath's thread {name} died")]
+    /// A task panicked.
+    #[error("the member's task `{name}` died")]
+    #[diagnostic(help(
+        "a bug: report what was logged before this. The gate is closed and nothing passes this machine until the daemon is started again; its systemd unit does so"
+    ))]
+    Task {
+        /// Its name.
+        name: &'static str,
+    },
+    /// A thread of the datapath or of the connection log is dead.
+    #[error("the thread {name} died")]
     #[diagnostic(help(
         "a bug: report what was logged before this. The gate is closed and nothing passes this machine until the daemon is started again; its systemd unit does so"
     ))]
@@ -118,6 +129,7 @@ pub(crate) struct Member {
     pub(crate) lease: Arc<Lease>,
     pub(crate) connection_log: ConnectionLog,
     log_writer: Mutex<Option<connection_log::Running>>,
+    pub(crate) resets: ResetQueue,
     /// The name and the address of node.toml.
     info: MemberInfo,
     /// The zones of this machine's interfaces, sorted.
@@ -161,12 +173,14 @@ impl Member {
         let log_writer = log_queue.start(&config.name, &config.log, engine.clone()).map_err(MemberError::Log)?;
         let identity = replication.identity();
         tracing::info!(cluster = %identity.cluster, member = %identity.member, starts = identity.starts, "the member runs");
+        let (reset_queue, resets) = ResetQueue::new(sinks.hints.clone(), replication.metrics());
         let member = Arc::new(Member {
             replication,
             engine,
             lease,
             connection_log,
             log_writer: Mutex::new(Some(log_writer)),
+            resets: reset_queue,
             info,
             zones: zone_registration::of(config),
             datapath: Mutex::new(DatapathState::NotStarted),
@@ -178,7 +192,7 @@ impl Member {
         }
         let (ended, failed) = (member.replication.failed(), ends.clone());
         let (removed, lease) = (member.replication.removed(), member.lease.clone());
-        tokio::spawn(async move {
+        spawn(ends, "end of the member", async move {
             let mut ended = std::pin::pin!(ended);
             tokio::select! {
                 why = &mut ended => return report_failure(&failed, why),
@@ -189,11 +203,13 @@ impl Member {
             report(&failed, MemberEnd::Removed);
             report_failure(&failed, ended.await);
         });
-        tokio::spawn(zone_registration::run(Arc::downgrade(&member)));
-        tokio::spawn(watch_settings(Arc::downgrade(&member), ends.clone()));
+        spawn(ends, "zone registration", zone_registration::run(Arc::downgrade(&member)));
+        spawn(ends, "resets", resets::run(Arc::downgrade(&member), resets));
+        spawn(ends, "threads of the connection log", follow_log_threads(Arc::downgrade(&member), ends.clone()));
+        spawn(ends, "settings", watch_settings(Arc::downgrade(&member), ends.clone()));
         if config.role == Role::Firewall {
             let starting = run_datapath(config.clone(), gate, Arc::downgrade(&member), wake, sinks, ends.clone());
-            *member.starter.lock() = Some(tokio::spawn(starting));
+            *member.starter.lock() = Some(spawn(ends, "start of the datapath", starting));
         }
         Ok(member)
     }
@@ -421,6 +437,48 @@ fn cause(condition: &Condition) -> Cause {
 fn report(ends: &mpsc::Sender<MemberEnd>, end: MemberEnd) {
     // Full only while the daemon deals with an earlier one.
     drop(ends.try_send(end));
+}
+
+/// Runs a task of the member. One that panics ends the daemon.
+fn spawn(
+    ends: &mpsc::Sender<MemberEnd>,
+    name: &'static str,
+    task: impl Future<Output = ()> + Send + 'static,
+) -> JoinHandle<()> {
+    let alarm = PanicAlarm { name, ends: ends.clone() };
+    tokio::spawn(async move {
+        // Dropped with the task, also when it panics.
+        let _alarm = alarm;
+        lab_panic::task(name, task).await;
+    })
+}
+
+/// Reports the panic of its task.
+struct PanicAlarm {
+    name: &'static str,
+    ends: mpsc::Sender<MemberEnd>,
+}
+
+impl Drop for PanicAlarm {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            report(&self.ends, MemberEnd::Failed(MemberFailure::Task { name: self.name }));
+        }
+    }
+}
+
+/// Waits until a thread of the connection log dies: what the policy wants logged would be lost, and only a counter would say so.
+async fn follow_log_threads(member: Weak<Member>, ends: mpsc::Sender<MemberEnd>) {
+    loop {
+        // No handle is kept during the wait: `close` waits until all are dropped.
+        let Some(member) = member.upgrade() else { return };
+        let dead = member.log_writer.lock().as_ref().and_then(connection_log::Running::dead_thread);
+        drop(member);
+        if let Some(name) = dead {
+            return report(&ends, MemberEnd::Failed(MemberFailure::Thread { name }));
+        }
+        tokio::time::sleep(THREAD_CHECK_INTERVAL).await;
+    }
 }
 
 /// Reports why the replication ended; `None`: it was shut down.

@@ -17,8 +17,9 @@
 //! turn away. Then the datapath stops, then the replication. The gate stays.
 //!
 //! **Tasks.** All of them end when the future of [`Node::run`] is dropped. One that ends by itself ends the daemon: without its
-//! admin socket nobody could stop it in good order, without HTTP routers would not learn of its state. A panic while one
-//! connection is served ends that connection only.
+//! admin socket nobody could stop it in good order, without HTTP routers would not learn of its state. The same holds for the
+//! tasks and threads of the member, of its replication and of its datapath. A panic while one connection is served ends that
+//! connection only.
 //!
 //! | task | does | cancel-safe |
 //! |---|---|---|
@@ -29,7 +30,7 @@
 //! | readiness | follows the grade of readiness, logs it, and announces it by kernel routes | yes |
 //! | watchdog | tells systemd that all threads make progress | yes |
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -50,6 +51,7 @@ use crate::config::{Config, INJECT_DEVICE};
 use crate::daemon::Daemon;
 use crate::datapath::{self, Gate};
 use crate::http::{self, HttpState};
+use crate::lab_panic;
 use crate::listen::{ListenError, SecondLock};
 use crate::member::{MemberEnd, MemberError, MemberFailure};
 use crate::readiness;
@@ -139,6 +141,9 @@ impl Node {
         stop: impl Future<Output = S>,
         force_stop: impl FnOnce(S) -> F,
     ) -> Result<(), NodeError> {
+        if let Some(name) = &config.lab.panic {
+            lab_panic::set(name);
+        }
         // The log and the snapshots hold the policy and who talks to whom. A service manager may set this too; a shell does not.
         umask(Mode::S_IRWXG | Mode::S_IRWXO);
         let gate = install_gate(&config).await?;
@@ -177,7 +182,7 @@ impl Node {
                 stopped = &mut stop => break force_stop(stopped),
                 Some(end) = ended.recv() => match end {
                     // The daemon stays: it says what has happened, and joins again on request.
-                    MemberEnd::Removed => drop(tokio::spawn(daemon.clone().on_removed())),
+                    MemberEnd::Removed => tasks.spawn_once("removal", daemon.clone().on_removed()),
                     MemberEnd::Failed(failure) => {
                         systemd::notify("STOPPING=1");
                         daemon.close().await;
@@ -217,24 +222,39 @@ fn with_help(error: &impl Diagnostic) -> String {
 struct Tasks {
     set: JoinSet<()>,
     names: HashMap<tokio::task::Id, &'static str>,
+    /// Those that may end.
+    once: HashSet<tokio::task::Id>,
 }
 
 impl Tasks {
     fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
-        self.names.insert(self.set.spawn(task).id(), name);
+        self.names.insert(self.set.spawn(lab_panic::task(name, task)).id(), name);
     }
 
-    /// Waits until one of them ends, which none should. Cancel-safe.
+    /// As [`Tasks::spawn`], of a task that has an end.
+    fn spawn_once(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        let id = self.set.spawn(lab_panic::task(name, task)).id();
+        self.names.insert(id, name);
+        self.once.insert(id);
+    }
+
+    /// Waits until one of them ends that should not, or panics. Cancel-safe.
     async fn ended(&mut self) -> &'static str {
-        let id = match self.set.join_next_with_id().await {
-            Some(Ok((id, ()))) => id,
-            Some(Err(error)) => {
-                tracing::error!(%error, "a task of the daemon died");
-                error.id()
-            }
-            None => return std::future::pending().await,
-        };
-        self.names.get(&id).copied().unwrap_or("unnamed")
+        loop {
+            let id = match self.set.join_next_with_id().await {
+                Some(Ok((id, ()))) if self.once.remove(&id) => {
+                    self.names.remove(&id);
+                    continue;
+                }
+                Some(Ok((id, ()))) => id,
+                Some(Err(error)) => {
+                    tracing::error!(%error, "a task of the daemon died");
+                    error.id()
+                }
+                None => return std::future::pending().await,
+            };
+            return self.names.get(&id).copied().unwrap_or("unnamed");
+        }
     }
 }
 

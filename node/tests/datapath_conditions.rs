@@ -3,14 +3,10 @@
 
 mod datapath_member;
 
-use std::time::Duration;
-
 use datapath_member::{Fixed, PROGRAMS, Running, start, two_interfaces};
 use palisade_lab::guard::can_run;
-use palisade_lab::small::{SmallLab, eventually};
+use palisade_lab::small::{SOON, SmallLab, eventually};
 use palisade_node::datapath::{Condition, Inject, Options, Severity};
-
-const SOON: Duration = Duration::from_secs(60);
 
 /// Waits until these are the conditions.
 #[track_caller]

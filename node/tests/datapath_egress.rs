@@ -114,8 +114,11 @@ impl Member {
         let mut names = zones.to_vec();
         names.dedup();
         let text = format!("zone {}\ndefault drop\n{rules}\n", names.join(", "));
-        let change = PolicyChange { base: Generation(0), text, author: "lab".to_owned() };
-        let outcome = apply(&mut replica, 1, Command::Policy(Box::new(change)), &mut wake);
+        let change = PolicyChange::new(Generation(0), text, "lab".to_owned());
+        let enact = Command::Enact(Box::new(change.enactment()));
+        apply(&mut replica, 0, Command::Policy(Box::new(change)), &mut wake);
+        engine.compile_policies();
+        let outcome = apply(&mut replica, 1, enact, &mut wake);
         assert!(matches!(outcome, Outcome::Policy(_)), "{outcome:?}");
         let interfaces = ["f0", "f1", "f2"].iter().zip(zones).map(|(name, zone)| Interface {
             name: (*name).to_owned(),
@@ -383,6 +386,75 @@ fn flows_over_two_allowed_zones_are_not_lost() {
             println!("hash policy {policy}, {address}: {lost} packets lost of 24 flows, {} seen", member.mismatches());
         }
         assert_eq!(member.dropped(Reason::Policy), 0);
+    }
+}
+
+#[test]
+fn source_with_several_next_hops_is_genuine_at_each_of_them() {
+    if !possible("source_with_several_next_hops") {
+        return;
+    }
+    for object in [false, true] {
+        let net = ThreeZones::new();
+        let out = |zone: &str| format!("accept \"{zone}\" from {zone} to outside: any -> any udp/7000\n");
+        let member = Member::start(
+            &net,
+            ["outside", "inside", "second"],
+            Inject::Auto,
+            &format!("{}{}", out("inside"), out("second")),
+        );
+        let hops = [("", "10.9.0.2/32", "10.2.0.2", "10.3.0.2"), ("-6 ", "fd00:9::2/128", "fd00:2::2", "fd00:3::2")];
+        for (number, (family, to, first, second)) in hops.into_iter().enumerate() {
+            if object {
+                let [one, two, group] = [1, 2, 3].map(|n| number * 10 + n);
+                for line in [
+                    format!("{family}nexthop add id {one} via {first} dev f1"),
+                    format!("{family}nexthop add id {two} via {second} dev f2"),
+                    format!("nexthop add id {group} group {one}/{two}"),
+                    format!("{family}route add {to} nhid {group}"),
+                ] {
+                    net.lab.member.ip(&line);
+                }
+            } else {
+                net.lab
+                    .member
+                    .ip(&format!("{family}route add {to} nexthop via {first} dev f1 nexthop via {second} dev f2"));
+            }
+        }
+        for (v6, source, to) in [(false, "10.9.0.2", "10.1.0.2"), (true, "fd00:9::2", "fd00:1::2")] {
+            let any = if v6 { "[::]:7000" } else { "0.0.0.0:7000" };
+            let receiver = net.lab.client.call(move || UdpSocket::bind(any).unwrap());
+            receiver.set_read_timeout(Some(NEVER)).unwrap();
+            for host in [&net.lab.server, &net.other] {
+                for flow in 0..12 {
+                    let sender = host.call(move || {
+                        let socket = UdpSocket::bind((source, 0)).unwrap();
+                        socket.connect((to, 7000)).unwrap();
+                        socket
+                    });
+                    let passes = (0..10).any(|_| {
+                        let _ = sender.send(b"from here");
+                        receiver.recv(&mut [0; 64]).is_ok()
+                    });
+                    let spoofed = member.dropped(Reason::Antispoof);
+                    assert!(
+                        passes,
+                        "objects {object}, {source}: flow {flow} never passes; {spoofed} taken for spoofed"
+                    );
+                }
+            }
+        }
+        assert_eq!(member.dropped(Reason::Antispoof), 0);
+        // What is routed by one of them only, at the other one.
+        let spoofer = net.other.call(|| {
+            let socket = UdpSocket::bind("10.2.0.2:0").unwrap();
+            socket.connect("10.1.0.2:7000").unwrap();
+            socket
+        });
+        eventually("a spoofed source is dropped", || {
+            let _ = spoofer.send(b"not from here");
+            member.dropped(Reason::Antispoof) > 0
+        });
     }
 }
 

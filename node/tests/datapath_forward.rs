@@ -20,12 +20,10 @@ use datapath_member::{Fixed, KEY, PROGRAMS, start, two_interfaces};
 use palisade_engine::hold::HoldLimits;
 use palisade_engine::{Reason, WorkerSet};
 use palisade_lab::guard::can_run;
-use palisade_lab::small::{SmallLab, eventually};
+use palisade_lab::small::{SOON, SmallLab, eventually};
 use palisade_node::datapath::{Inject, Options};
 use pnet::datalink::{self, Channel};
 
-/// The limit for what must come; and a time in which what must not come would have come.
-const SOON: Duration = Duration::from_secs(60);
 const NEVER: Duration = Duration::from_millis(300);
 /// How long a stream is sent.
 const STREAM: Duration = Duration::from_secs(1);

@@ -23,10 +23,9 @@ use nix::unistd::Pid;
 use palisade_engine::parse::build;
 use palisade_engine::{Protocol, Reason, Tuple};
 use palisade_lab::guard::can_run;
-use palisade_lab::small::{BlockingNetns, SmallLab, eventually, run};
+use palisade_lab::small::{BlockingNetns, SOON, SmallLab, eventually, run};
 use palisade_node::datapath::{Gate, Listener, Nft, Options, StartError};
 
-const SOON: Duration = Duration::from_secs(60);
 const NEVER: Duration = Duration::from_millis(300);
 
 /// Not a test of its own: the daemon's part in a process that can be stopped and killed.

@@ -13,16 +13,15 @@ use palisade_engine::parse::{Tcp, build};
 use palisade_engine::{Ip, Protocol, Tuple};
 use palisade_lab::frames::Wire;
 use palisade_lab::guard::can_run;
-use palisade_lab::small::{BlockingNetns, SmallLab, eventually};
+use palisade_lab::small::{BlockingNetns, SOON, SmallLab, eventually};
 use palisade_node::datapath::{Gate, StartError};
 use rtnetlink::packet_core::{DefaultNla, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::route::RouteProtocol;
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::sys::Socket;
-use rtnetlink::sys::protocols::NETLINK_ROUTE;
+use rtnetlink::sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 
-const SOON: Duration = Duration::from_secs(60);
 const NEVER: Duration = Duration::from_millis(300);
 
 fn ip(bytes: [u8; 4]) -> Ip {
@@ -148,6 +147,88 @@ fn conntrack_of_the_machine_eats_no_asymmetric_session() {
     let tracked = lab.member.exec("sysctl -n net.netfilter.nf_conntrack_count");
     assert_eq!(tracked.trim(), "0", "conntrack has entries of what was forwarded: its table can be full");
     drop(running);
+}
+
+/// The kernel drops what it cannot track when its table is full. What is forwarded is not tracked.
+#[test]
+fn full_conntrack_table_stops_nothing_that_is_forwarded() {
+    if !can_run("full_conntrack_table", &[PROGRAMS, &["ping"]].concat()) {
+        return;
+    }
+    let lab = SmallLab::new();
+    lab.member.exec("nft add table inet operator");
+    lab.member.exec("nft add chain inet operator f {type filter hook forward priority 0;policy accept;}");
+    lab.member.exec("nft add rule inet operator f ct state established accept");
+    let running = start(&lab, two_interfaces(), &Fixed::forward()).unwrap();
+    assert!(lab.passes(false, SOON));
+    lab.member.exec("ping -c 1 -W 60 10.1.0.2");
+    let entries = lab.member.call(fill_conntrack);
+    let own = lab.member.try_exec("ping -c 1 -W 1 10.1.0.2");
+    assert!(own.is_err(), "the table was to be full, with {entries} entries: {own:?}");
+    for v6 in [false, true] {
+        assert!(lab.passes(v6, SOON), "IPv6 {v6}");
+    }
+    assert!(lab.member.try_exec("ping -c 1 -W 1 10.1.0.2").is_err(), "the table was to stay full");
+    drop(running);
+}
+
+/// An attribute of netlink.
+fn attribute(kind: u16, data: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(4 + data.len()).unwrap();
+    let mut out = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
+    out.extend(data);
+    out.resize(out.len().next_multiple_of(4), 0);
+    out
+}
+
+fn nested(kind: u16, parts: &[Vec<u8>]) -> Vec<u8> {
+    attribute(1 << 15 | kind, &parts.concat())
+}
+
+/// Fills the connection table of this namespace with established connections, which the kernel does not evict (conntrack's
+/// netlink: `IPCTNL_MSG_CT_NEW`). How many there was room for.
+fn fill_conntrack() -> u32 {
+    const NEW: u16 = 1 << 8;
+    const ASSURED_AND_CONFIRMED: u32 = 1 << 1 | 1 << 2 | 1 << 3;
+    // Of which the last is acknowledged.
+    const BATCH: u32 = 128;
+    let mut socket = Socket::new(NETLINK_NETFILTER).unwrap();
+    socket.bind_auto().unwrap();
+    let tuple = |kind, [src, dst]: [[u8; 4]; 2], [from, to]: [u16; 2]| {
+        let addresses = nested(1, &[attribute(1, &src), attribute(2, &dst)]);
+        let ports = [attribute(2, &from.to_be_bytes()), attribute(3, &to.to_be_bytes())];
+        nested(kind, &[addresses, nested(2, &[vec![attribute(1, &[17])], ports.into()].concat())])
+    };
+    let message = |number: u32| {
+        let ([high, low, ..], port) = (number.to_be_bytes(), number as u16);
+        let (one, other) = ([10, 99, high, low], [10, 98, 0, 1]);
+        let body = [
+            vec![2, 0, 0, 0],
+            tuple(1, [one, other], [port, 9]),
+            tuple(2, [other, one], [9, port]),
+            attribute(3, &ASSURED_AND_CONFIRMED.to_be_bytes()),
+            attribute(7, &3600_u32.to_be_bytes()),
+        ]
+        .concat();
+        // A request, to create, exclusively.
+        let flags: u16 = 1 | 0x400 | 0x200 | if number % BATCH == BATCH - 1 { 4 } else { 0 };
+        let mut out = u32::try_from(16 + body.len()).unwrap().to_ne_bytes().to_vec();
+        out.extend([NEW.to_ne_bytes(), flags.to_ne_bytes()].concat());
+        out.extend([number.to_ne_bytes(), [0; 4]].concat());
+        out.extend(body);
+        out
+    };
+    for first in (0..u32::MAX - BATCH).step_by(BATCH as usize) {
+        let batch: Vec<u8> = (first..first + BATCH).flat_map(message).collect();
+        socket.send(&batch, 0).unwrap();
+        let (answer, _) = socket.recv_from_full().unwrap();
+        let error = i32::from_ne_bytes(answer[16..20].try_into().unwrap());
+        if error != 0 {
+            assert_eq!(error, -libc::ENOMEM, "{}", std::io::Error::from_raw_os_error(-error));
+            return first;
+        }
+    }
+    panic!("the table has no end");
 }
 
 fn checksum(header: &[u8]) -> u16 {

@@ -13,10 +13,9 @@ use datapath_member::{Fixed, PROGRAMS, start, two_interfaces};
 use palisade_engine::parse::{Tcp, build};
 use palisade_engine::{Ip, Protocol, Reason, Tuple};
 use palisade_lab::guard::can_run;
-use palisade_lab::small::{SmallLab, eventually};
+use palisade_lab::small::{SOON, SmallLab, eventually};
 use palisade_node::datapath::{Interface, Options};
 
-const SOON: Duration = Duration::from_secs(60);
 const NEVER: Duration = Duration::from_millis(300);
 
 fn ip(bytes: [u8; 4]) -> Ip {

@@ -22,12 +22,10 @@ use datapath_member::{Fixed, PROGRAMS, start, two_interfaces};
 use palisade_engine::parse::build;
 use palisade_engine::{Protocol, Tuple};
 use palisade_lab::guard::can_run;
-use palisade_lab::small::{BlockingNetns, SmallLab};
+use palisade_lab::small::{BlockingNetns, SOON, SmallLab};
 use palisade_node::datapath::Options;
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rtnetlink::sys::{Socket, SocketAddr};
-
-const SOON: Duration = Duration::from_secs(60);
 
 /// Where a child finds its `/dev/net/tun`, which anybody may open on most distributions.
 const CONTROL: &str = "PALISADE_LAB_TUN";

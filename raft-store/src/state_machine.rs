@@ -158,18 +158,16 @@ impl<M: ReplicatedState> RaftStateMachine<TypeConfig> for StateMachine<M> {
     {
         while let Some((entry, responder)) = entries.try_next().await? {
             let id = entry.log_id;
-            let _lock = self.0.apply_lock.lock().await;
-            let (answers, level) = {
-                let mut inner = self.0.inner.lock();
-                if inner.applied.is_some_and(|applied| applied.index >= id.index) {
-                    // The snapshot that repaired the state included it. A caller that waits for the answer asks again.
-                    if let Some(responder) = responder {
-                        responder.send(Response(Vec::new()));
-                    }
-                    continue;
+            let (_lock, answers) = self.0.apply(&entry).await;
+            let Some(answers) = answers else {
+                // The snapshot that repaired the state included it. A caller that waits for the answer asks again.
+                if let Some(responder) = responder {
+                    responder.send(Response(Vec::new()));
                 }
-                (inner.apply((self.0.clock)(), &entry), inner.check_level())
+                continue;
             };
+            // The turn lasts: the state is still that after this entry.
+            let level = self.0.inner.lock().check_level();
             if let Err(unreadable) = level {
                 // The log raised the level beyond what this program knows.
                 self.0.observer.unreadable(&unreadable);

@@ -1,6 +1,7 @@
 //! What the end-to-end tests and the benchmark share beside the lab ([`palisade_lab`]): policies, load, scenarios of failure,
 //! and real programs with their configuration.
 
+pub mod ends;
 pub mod figures;
 pub mod load;
 pub mod overload;

@@ -12,10 +12,10 @@ use palisade_lab::guard::require_lab;
 use palisade_lab::netlink::NextHop;
 use palisade_lab::packets::{IPV4, VLAN, ethernet, tagged, udp_packet};
 use palisade_lab::{Lab, Netns, Side, WAIT, wait_until};
+use palisade_tests::ends::{Ends, arrived, pass};
 use palisade_tests::{OPEN_POLICY, members};
 use pnet::datalink::MacAddr;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::{sleep, timeout};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_palisade-under-test");
@@ -24,82 +24,6 @@ const UDP_PORT: u16 = 7100;
 
 async fn one_member() -> Lab {
     Lab::with_cluster(members(1, BINARY), OPEN_POLICY).await.unwrap()
-}
-
-/// A connection that echoes, and a socket for datagrams at both ends.
-struct Ends {
-    stream: TcpStream,
-    client: UdpSocket,
-    server: UdpSocket,
-}
-
-impl Ends {
-    async fn new(lab: &Lab) -> Result<Ends> {
-        let to = SocketAddr::new(Side::Server.v4(), 7000);
-        let listener = lab.server().run(TcpListener::bind(to)).await??;
-        lab.server().spawn(async move {
-            while let Ok((mut stream, _)) = listener.accept().await {
-                tokio::spawn(async move {
-                    let mut byte = [0];
-                    while stream.read_exact(&mut byte).await.is_ok() && stream.write_all(&byte).await.is_ok() {}
-                });
-            }
-        });
-        let stream = lab.client().run(TcpStream::connect(to)).await??;
-        stream.set_nodelay(true)?;
-        let server = lab.server().run(UdpSocket::bind(SocketAddr::new(Side::Server.v4(), UDP_PORT))).await??;
-        let client = lab.client().run(UdpSocket::bind(SocketAddr::new(Side::Client.v4(), 0))).await??;
-        client.connect(SocketAddr::new(Side::Server.v4(), UDP_PORT)).await?;
-        Ok(Ends { stream, client, server })
-    }
-
-    /// A byte there and back.
-    async fn echo(&mut self, limit: Duration) -> bool {
-        let mut byte = [7];
-        let exchange = async {
-            self.stream.write_all(&byte).await?;
-            self.stream.read_exact(&mut byte).await
-        };
-        timeout(limit, exchange).await.is_ok_and(|r| r.is_ok())
-    }
-
-    /// Datagrams there and back until the session is assured.
-    async fn assure(&self) -> Result<()> {
-        for _ in 0..3 {
-            pass(&self.client, &self.server, b"there").await?;
-            let from = self.client.local_addr()?;
-            self.server.connect(from).await?;
-            pass(&self.server, &self.client, b"back").await?;
-        }
-        // What was sent more than once.
-        arrived(&self.client).await;
-        self.arrived().await;
-        Ok(())
-    }
-
-    /// What has arrived at the server since, until nothing comes for half a second.
-    async fn arrived(&self) -> Vec<String> {
-        arrived(&self.server).await
-    }
-}
-
-/// Sends a datagram between connected sockets until one arrives: a machine that is late drops what it held for too long.
-async fn pass(from: &UdpSocket, to: &UdpSocket, text: &[u8]) -> Result<()> {
-    let mut buffer = [0; 64];
-    wait_until("a datagram to pass", async || {
-        from.send(text).await?;
-        Ok(timeout(Duration::from_secs(1), to.recv(&mut buffer)).await.is_ok_and(|r| r.is_ok()))
-    })
-    .await
-}
-
-async fn arrived(socket: &UdpSocket) -> Vec<String> {
-    let mut all = Vec::new();
-    let mut buffer = [0; 2048];
-    while let Ok(Ok(length)) = timeout(Duration::from_millis(500), socket.recv(&mut buffer)).await {
-        all.push(String::from_utf8_lossy(&buffer[..length]).into_owned());
-    }
-    all
 }
 
 /// The machine itself answers: its kernel refuses a connection to a port where nobody listens.
@@ -112,9 +36,9 @@ async fn box_answers(lab: &Lab) -> Result<()> {
 
 /// Nothing in transit passes, neither new nor established.
 async fn nothing_passes(lab: &Lab, ends: &mut Ends) -> Result<()> {
-    ends.arrived().await;
+    arrived(&ends.server).await;
     ends.client.send(b"transit").await?;
-    assert_eq!(ends.arrived().await, Vec::<String>::new());
+    assert_eq!(arrived(&ends.server).await, Vec::<String>::new());
     assert!(!ends.echo(Duration::from_secs(1)).await, "an established connection passes");
     let to = SocketAddr::new(Side::Server.v4(), 7000);
     let new = lab.client().run(timeout(Duration::from_secs(2), TcpStream::connect(to))).await?;
@@ -131,7 +55,7 @@ async fn killed_daemon_leaves_a_machine_that_forwards_nothing() {
 }
 
 async fn killed(lab: &mut Lab) -> Result<()> {
-    let mut ends = Ends::new(lab).await?;
+    let mut ends = Ends::open(lab, UDP_PORT).await?;
     ends.assure().await?;
     assert!(ends.echo(WAIT).await);
     lab.member_mut(1).kill().await?;
@@ -140,7 +64,7 @@ async fn killed(lab: &mut Lab) -> Result<()> {
     lab.member_mut(1).wait_ready(WAIT).await?;
     // The byte that was stuck, and those after it, on the very same connection.
     assert!(ends.echo(WAIT).await, "traffic does not resume");
-    ends.arrived().await;
+    arrived(&ends.server).await;
     ends.assure().await
 }
 
@@ -153,7 +77,7 @@ async fn stopped_daemon_forwards_nothing_and_later_nothing_stale() {
 }
 
 async fn stopped(lab: &mut Lab) -> Result<()> {
-    let mut ends = Ends::new(lab).await?;
+    let mut ends = Ends::open(lab, UDP_PORT).await?;
     ends.assure().await?;
     assert!(ends.echo(WAIT).await);
     lab.member_mut(1).signal(Signal::SIGSTOP)?;
@@ -164,9 +88,9 @@ async fn stopped(lab: &mut Lab) -> Result<()> {
     sleep(Duration::from_secs(2)).await;
     lab.member_mut(1).signal(Signal::SIGCONT)?;
     lab.member_mut(1).wait_ready(WAIT).await?;
-    assert_eq!(ends.arrived().await, Vec::<String>::new(), "stale packets were sent");
+    assert_eq!(arrived(&ends.server).await, Vec::<String>::new(), "stale packets were sent");
     pass(&ends.client, &ends.server, b"fresh").await?;
-    assert!(ends.arrived().await.iter().all(|text| text == "fresh"), "stale packets were sent");
+    assert!(arrived(&ends.server).await.iter().all(|text| text == "fresh"), "stale packets were sent");
     assert!(ends.echo(WAIT).await, "traffic does not resume");
     Ok(())
 }
@@ -184,7 +108,7 @@ async fn frames_for_others_or_on_unknown_interfaces_are_not_forwarded() {
 }
 
 async fn foreign_frames(lab: &Lab) -> Result<()> {
-    let ends = Ends::new(lab).await?;
+    let ends = Ends::open(lab, UDP_PORT).await?;
     let mut wire = Wire::open(lab.client(), "fw1").await?;
     let member = frames::mac(lab.member(1).netns(), Side::Client.interface()).await?;
     let from = wire.mac();
@@ -197,7 +121,7 @@ async fn foreign_frames(lab: &Lab) -> Result<()> {
     // So that the rest of the test can fail: the same, addressed as it should be, passes.
     wait_until("a frame that is addressed as it should be to pass", async || {
         wire.send(&ethernet(member, from, IPV4, &packet("right")))?;
-        Ok(ends.arrived().await == ["right"])
+        Ok(arrived(&ends.server).await == ["right"])
     })
     .await?;
     let multicast = MacAddr::new(0x01, 0x00, 0x5e, 0, 0, 1);
@@ -210,7 +134,7 @@ async fn foreign_frames(lab: &Lab) -> Result<()> {
     }
     wire.send(&ethernet(member, from, VLAN, &tagged(7, IPV4, &packet("VLAN 7"))))?;
     wire.send(&ethernet(member, from, VLAN, &tagged(0, IPV4, &packet("priority"))))?;
-    let arrived = ends.arrived().await;
+    let arrived = arrived(&ends.server).await;
     assert!(arrived.iter().all(|a| a == "priority"), "{arrived:?} were forwarded");
     Ok(())
 }
@@ -284,4 +208,68 @@ async fn missing(lab: &mut Lab) -> Result<()> {
     }
     ip(lab, &format!("link set {name} up")).await?;
     lab.member_mut(1).wait_ready(WAIT).await
+}
+
+/// Tasks and threads of the daemon, of each kind: its own, of the member, of its replication, of its datapath, of its log, of its
+/// ports.
+const MORTAL: [&str; 14] = [
+    "http",
+    "readiness",
+    "proposals",
+    "hints",
+    "peer stream",
+    "lease",
+    "tick",
+    "resets",
+    "connection-log",
+    "packets-0",
+    "exits",
+    "watch",
+    "http-interfaces",
+    "cluster-interfaces",
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn task_or_thread_that_dies_ends_the_daemon_with_its_name() {
+    let Some(_turn) = require_lab(&[]) else { return };
+    let mut lab = Lab::with_cluster(members(2, BINARY), OPEN_POLICY).await.unwrap();
+    let result = deaths(&mut lab).await;
+    lab.or_keep(result).unwrap();
+}
+
+async fn deaths(lab: &mut Lab) -> Result<()> {
+    let mut unseen = Vec::new();
+    for name in MORTAL {
+        let member = lab.member_mut(2);
+        member.terminate(WAIT).await?;
+        member.write_config(&format!("\n[lab]\npanic = \"{name}\"\n"))?;
+        member.start().await?;
+        let mut why = None;
+        let end = wait_until("the daemon to end", async || {
+            why = member.check().err();
+            Ok(why.is_some())
+        });
+        if end.await.is_err() {
+            unseen.push(format!("{name}: the daemon goes on"));
+            continue;
+        }
+        let why = why.map(|why| why.to_string()).unwrap_or_default();
+        // What died, or the task that cannot go on without it.
+        let named = match name {
+            "peer stream" => ["`hints`", "`progress`"],
+            "http-interfaces" => ["`http`"; 2],
+            "cluster-interfaces" => ["`member port`"; 2],
+            name => [name; 2],
+        };
+        let says =
+            |line: &str| named.iter().any(|n| line.contains(n)) && (line.contains("ended") || line.contains(" died"));
+        if !why.lines().any(says) {
+            unseen.push(format!("{name}: {why}"));
+        }
+        member.write_config("")?;
+        member.start().await?;
+        member.wait_ready(WAIT).await?;
+    }
+    assert!(unseen.is_empty(), "{}", unseen.join("\n"));
+    Ok(())
 }

@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use palisade_lab::guard::require_lab;
 use palisade_lab::{Lab, Side};
 use palisade_tests::members;
@@ -21,6 +21,12 @@ zone outside, inside
 default reject
 accept \"web\" from outside to inside: any -> any tcp/7007
 accept \"dns\" from outside to inside: any -> any udp/7053
+";
+
+/// What belongs to no connection is dropped, and nobody is told.
+const SILENT: &str = "\
+zone outside, inside
+accept \"web\" from outside to inside: any -> any tcp/7007
 ";
 
 /// Longer than any hold, shorter than a retransmission that would hide a lost answer.
@@ -44,6 +50,14 @@ async fn connection_that_was_killed_or_revoked_is_reset_at_both_ends() {
     let Some(_turn) = require_lab(&[]) else { return };
     let mut lab = Lab::with_cluster(members(2, BINARY), POLICY).await.unwrap();
     let result = connections(&lab).await;
+    lab.or_keep(result).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connection_that_is_killed_with_reset_ends_at_both_ends() {
+    let Some(_turn) = require_lab(&[]) else { return };
+    let mut lab = Lab::with_cluster(members(2, BINARY), SILENT).await.unwrap();
+    let result = resets(&lab).await;
     lab.or_keep(result).unwrap();
 }
 
@@ -128,4 +142,64 @@ async fn connections(lab: &Lab) -> Result<()> {
     lab.apply_policy(2, &POLICY.replace("accept \"web\"", "reject \"web\"")).await?;
     learns(&mut revoked[0][0]).await.context("the client of a revoked connection")?;
     learns(&mut revoked[1][1]).await.context("the server of a revoked connection")
+}
+
+/// An end that says nothing learns that there is no connection any longer.
+async fn is_told(end: &mut TcpStream) -> Result<()> {
+    let mut room = [0; 1 << 14];
+    loop {
+        match timeout(ANSWER, end.read(&mut room)).await.context("nobody tells it")? {
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(()),
+            Ok(read) if read > 0 => {}
+            other => bail!("{other:?}"),
+        }
+    }
+}
+
+async fn sent_resets(lab: &Lab) -> Result<Vec<f64>> {
+    let mut sent = Vec::new();
+    for member in lab.members() {
+        sent.push(member.metric("palisade_kill_resets_total", &["result=\"sent\""]).await?);
+    }
+    Ok(sent)
+}
+
+async fn resets(lab: &Lab) -> Result<()> {
+    let listener = lab.server().run(TcpListener::bind(SocketAddr::new(Side::Server.v4(), 7007))).await??;
+    // Idle: both ends wait for the other.
+    let mut idle = connect(lab, &listener).await?;
+    let silent = connect(lab, &listener).await?;
+    // What the members have seen they tell each other ten times a second.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let port = |end: &TcpStream| end.local_addr().map(|address| address.port().to_string());
+    lab.member(2).cli(&["session", "kill", "--reset", "--sport", &port(&idle[0])?]).await?;
+    is_told(&mut idle[0]).await.context("the client of an idle connection")?;
+    is_told(&mut idle[1]).await.context("the server of an idle connection")?;
+    let sent = sent_resets(lab).await?;
+    ensure!(sent == [0.0, 2.0], "RSTs by member: {sent:?}");
+
+    // Without it nobody is told.
+    lab.member(2).cli(&["session", "kill", "--sport", &port(&silent[0])?]).await?;
+    let [mut client, _server] = silent;
+    let untold = timeout(Duration::from_secs(3), client.read(&mut [0; 1])).await;
+    ensure!(untold.is_err(), "{untold:?}");
+
+    // In the middle of a transfer: what this member knows is not exact by the time that the RST comes.
+    let [mut client, mut server] = connect(lab, &listener).await?;
+    let sends = tokio::spawn(async move {
+        let block = [7; 1 << 14];
+        loop {
+            if let Err(error) = server.write_all(&block).await {
+                return error.kind();
+            }
+        }
+    });
+    let port = port(&client)?;
+    let receives = tokio::spawn(async move { is_told(&mut client).await });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    lab.member(1).cli(&["session", "kill", "--reset", "--sport", &port]).await?;
+    receives.await?.context("the client of a transfer")?;
+    let sender = timeout(ANSWER, sends).await.context("nobody tells the server of a transfer")??;
+    ensure!(matches!(sender, ErrorKind::ConnectionReset | ErrorKind::BrokenPipe), "{sender:?}");
+    Ok(())
 }

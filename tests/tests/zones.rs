@@ -3,17 +3,15 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
 
 use anyhow::Result;
 use palisade_lab::guard::require_lab;
 use palisade_lab::netlink::NextHop;
 use palisade_lab::{Lab, Side, WAIT, wait_until};
+use palisade_tests::ends::{Ends, arrived};
 use palisade_tests::{OPEN_POLICY, members};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::time::timeout;
+use tokio::net::UdpSocket;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_palisade-under-test");
 
@@ -89,68 +87,12 @@ async fn multihomed(policy: &str) -> Result<Lab> {
     Ok(lab)
 }
 
-/// A connection that echoes, and a datagram socket at both ends.
-struct Ends {
-    stream: TcpStream,
-    client: UdpSocket,
-    server: UdpSocket,
-}
-
-impl Ends {
-    async fn open(lab: &Lab) -> Result<Ends> {
-        let to = SocketAddr::new(Side::Server.v4(), 7000);
-        let listener = lab.server().run(TcpListener::bind(to)).await??;
-        lab.server().spawn(async move {
-            while let Ok((mut stream, _)) = listener.accept().await {
-                tokio::spawn(async move {
-                    let mut byte = [0];
-                    while stream.read_exact(&mut byte).await.is_ok() && stream.write_all(&byte).await.is_ok() {}
-                });
-            }
-        });
-        let stream = lab.client().run(TcpStream::connect(to)).await??;
-        stream.set_nodelay(true)?;
-        let server = lab.server().run(UdpSocket::bind(SocketAddr::new(Side::Server.v4(), UDP_PORT))).await??;
-        let client = lab.client().run(UdpSocket::bind(SocketAddr::new(Side::Client.v4(), 0))).await??;
-        client.connect(SocketAddr::new(Side::Server.v4(), UDP_PORT)).await?;
-        server.connect(client.local_addr()?).await?;
-        let mut ends = Ends { stream, client, server };
-        for _ in 0..3 {
-            ends.pass().await?;
-        }
-        Ok(ends)
-    }
-
-    /// A byte of the connection and a datagram, there and back.
-    async fn pass(&mut self) -> Result<()> {
-        pass(&self.client, &self.server).await?;
-        pass(&self.server, &self.client).await?;
-        let mut byte = [7];
-        timeout(WAIT, self.stream.write_all(&byte)).await??;
-        timeout(WAIT, self.stream.read_exact(&mut byte)).await??;
-        Ok(())
-    }
-}
-
-/// Sends a datagram between connected sockets until one arrives.
-async fn pass(from: &UdpSocket, to: &UdpSocket) -> Result<()> {
-    let mut buffer = [0; 64];
-    wait_until("a datagram to pass", async || {
-        from.send(b"datagram").await?;
-        Ok(timeout(Duration::from_millis(500), to.recv(&mut buffer)).await.is_ok_and(|r| r.is_ok()))
-    })
-    .await?;
-    arrived(to).await;
-    Ok(())
-}
-
-/// How many datagrams arrive until none comes for half a second.
-async fn arrived(socket: &UdpSocket) -> usize {
-    let (mut count, mut buffer) = (0, [0; 64]);
-    while timeout(Duration::from_millis(500), socket.recv(&mut buffer)).await.is_ok_and(|r| r.is_ok()) {
-        count += 1;
-    }
-    count
+/// Both ends, with a session of each kind.
+async fn ends(lab: &Lab) -> Result<Ends> {
+    let mut ends = Ends::open(lab, UDP_PORT).await?;
+    ends.assure().await?;
+    ends.pass().await?;
+    Ok(ends)
 }
 
 /// Sends datagrams, of which none may arrive, and waits until the member has dropped one of them for this reason.
@@ -164,7 +106,7 @@ async fn dropped(lab: &Lab, from: &UdpSocket, to: &UdpSocket, reason: &str) -> R
         Ok(count().await? > before)
     })
     .await?;
-    assert_eq!(arrived(to).await, 0, "{reason}: datagrams pass");
+    assert_eq!(arrived(to).await, Vec::<String>::new(), "{reason}: datagrams pass");
     Ok(())
 }
 
@@ -177,7 +119,7 @@ async fn sessions_follow_a_change_of_the_uplink_and_stop_where_the_policy_says()
 }
 
 async fn change_uplinks(lab: &Lab) -> Result<()> {
-    let mut ends = Ends::open(lab).await?;
+    let mut ends = ends(lab).await?;
     // The client's packets by the new uplink first, then the answers.
     ISP2.lead_there(lab).await?;
     ends.pass().await?;
@@ -231,7 +173,7 @@ async fn zones_that_no_policy_names_differ_and_get_named_without_a_loss() {
 async fn name_zones(lab: &Lab) -> Result<()> {
     let known: Value = serde_json::from_str(&lab.member(1).cli(&["cluster", "members", "-o", "json"]).await?)?;
     assert_eq!(known[0]["zones"], json!(["inside", "isp2", "leak", "outside"]));
-    let mut ends = Ends::open(lab).await?;
+    let mut ends = ends(lab).await?;
     lab.apply_policy(1, OPEN_POLICY).await?;
     ends.pass().await?;
     lab.apply_policy(1, UNNAMED).await?;

@@ -13,15 +13,13 @@ use super::drain::MAX_DRAIN_TIMEOUT;
 use super::time::{self, millis};
 use super::wait::Wait;
 use crate::args::{Global, Output};
-use crate::client::{self, within};
+use crate::client::{self, REQUEST_TIMEOUT, within};
 use crate::exit::{Exit, Failure};
 use crate::print;
 
 /// The time for a join. The new member fetches the whole table first: with a million sessions that takes seconds, on a bad
 /// network minutes.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(660);
-/// The time for any other request.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// The longest validity of a join token.
 const MAX_TOKEN_TTL: Duration = Duration::from_secs(365 * 86_400);
 

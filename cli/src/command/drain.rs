@@ -12,7 +12,7 @@ use crate::exit::{Exit, Failure};
 use crate::print;
 
 /// The time for a request, besides the time that traffic may take to move away.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest wait for traffic to move away; the daemon waits no longer either.
 pub(super) const MAX_DRAIN_TIMEOUT: Duration = Duration::from_secs(600);
 
@@ -32,7 +32,7 @@ pub fn drain(global: &Global, args: &Args) -> Result<ExitCode, Failure> {
     crate::logging::start(global, "warn")?;
     client::with_member(global, async |mut client| {
         let request = v1::DrainRequest { timeout_ms: millis(args.timeout) };
-        let mut stream = client.drain(within(REQUEST_TIMEOUT + args.timeout, request)).await?.into_inner();
+        let mut stream = client.drain(within(ANSWER_TIMEOUT + args.timeout, request)).await?.into_inner();
         let mut progress = print::drain::Progress::new(global.output);
         let mut last = None;
         while let Some(v1::DrainResponse { draining, done }) = stream.message().await? {
@@ -55,7 +55,7 @@ pub fn drain(global: &Global, args: &Args) -> Result<ExitCode, Failure> {
 pub fn undrain(global: &Global) -> Result<ExitCode, Failure> {
     crate::logging::start(global, "warn")?;
     client::with_member(global, async |mut client| {
-        let answer = client.undrain(within(REQUEST_TIMEOUT, v1::UndrainRequest {})).await?.into_inner();
+        let answer = client.undrain(within(ANSWER_TIMEOUT, v1::UndrainRequest {})).await?.into_inner();
         let health = answer.health.unwrap_or_default();
         print::drain::undrained(global.output, answer.was_drained, &health)?;
         Ok(ExitCode::SUCCESS)

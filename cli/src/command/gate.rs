@@ -40,7 +40,7 @@ pub enum Command {
 }
 
 /// The time for the question to the daemon.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+const DAEMON_TIMEOUT: Duration = Duration::from_secs(5);
 /// The configuration file that the systemd unit starts the daemon with.
 const DEFAULT_CONFIG: &str = "/etc/palisade/node.toml";
 const ROOT: &str = "run this as root, in the network namespace of the daemon";
@@ -95,7 +95,7 @@ pub fn run(global: &Global, command: &Command) -> Result<ExitCode, Failure> {
 fn bypass_interfaces(socket: &Path, default: &Path) -> Result<Vec<String>, Failure> {
     let asked = client::block_on(async {
         let mut client = client::connect(socket).await?;
-        Ok(client.gate(within(REQUEST_TIMEOUT, v1::GateRequest {})).await?.into_inner().bypass_interfaces)
+        Ok(client.gate(within(DAEMON_TIMEOUT, v1::GateRequest {})).await?.into_inner().bypass_interfaces)
     });
     match asked {
         Ok(names) => Ok(names),

@@ -15,7 +15,7 @@ use crate::exit::{Exit, Failure};
 use crate::print;
 
 /// The time for `kill`.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+const KILL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What to do with sessions.
 #[derive(clap::Subcommand, Debug)]
@@ -53,6 +53,9 @@ pub enum Command {
         /// All sessions of the cluster.
         #[arg(long, conflicts_with_all = ["proto", "src", "dst", "sport", "dport", "state", "zone"])]
         all: bool,
+        /// Tell both ends of TCP connections by RSTs.
+        #[arg(long)]
+        reset: bool,
         /// For a quorum.
         #[command(flatten)]
         wait: Wait,
@@ -175,13 +178,13 @@ pub fn run(global: &Global, command: Command) -> Result<ExitCode, Failure> {
                 // A watch ends only with its member.
                 return Err(Failure::new(Exit::Unreachable, "the member has stopped, or left its cluster", None));
             }
-            Command::Kill { ids, filter, all: _, wait } => {
+            Command::Kill { ids, filter, all: _, reset, wait } => {
                 let filter = ids.is_empty().then(|| filter.into());
                 let ids = ids.into_iter().map(Into::into).collect();
-                let request =
-                    within(wait.with(REQUEST_TIMEOUT), v1::SessionKillRequest { ids, filter, wait_ms: wait.millis() });
+                let request = v1::SessionKillRequest { ids, filter, wait_ms: wait.millis(), reset };
+                let request = within(wait.with(KILL_TIMEOUT), request);
                 let answer = client.session_kill(request).await?.into_inner();
-                print::session::killed(output, &answer)?;
+                print::session::killed(output, &answer, reset)?;
             }
             Command::Count { filter } => {
                 let request = v1::SessionCountRequest { filter: Some(filter.into()) };

@@ -253,17 +253,19 @@ struct Killed {
     killed: u64,
     half_open_skipped: u64,
     certain_after_ms: u64,
+    reset: u64,
+    reset_later: u64,
 }
 
 /// After `kill`.
 ///
 /// # Errors
 /// Standard output cannot be written.
-pub fn killed(output: Output, k: &v1::SessionKillResponse) -> Result<(), Failure> {
-    let (killed, half_open_skipped, certain_after_ms) = (k.killed, k.half_open_skipped, k.certain_after_ms);
+pub fn killed(output: Output, k: &v1::SessionKillResponse, with_reset: bool) -> Result<(), Failure> {
+    let v1::SessionKillResponse { killed, half_open_skipped, certain_after_ms, reset, reset_later } = *k;
     answer(
         output,
-        || Killed { killed, half_open_skipped, certain_after_ms },
+        || Killed { killed, half_open_skipped, certain_after_ms, reset, reset_later },
         |out| {
             match killed {
                 0 => writeln!(out, "no session was killed: none matches")?,
@@ -271,6 +273,16 @@ pub fn killed(output: Output, k: &v1::SessionKillResponse) -> Result<(), Failure
                     let limit = time(Duration::from_millis(certain_after_ms));
                     let what = many(n, "session");
                     writeln!(out, "{what} killed; a member that is cut off may pass packets of them for {limit} more")?;
+                }
+            }
+            if with_reset && killed > 0 {
+                let sent = match reset {
+                    0 => "no RST is sent".to_owned(),
+                    n => format!("RSTs are sent to both ends of {}", many(n, "TCP connection")),
+                };
+                match reset_later {
+                    0 => writeln!(out, "{sent}")?,
+                    n => writeln!(out, "{sent}; an end of {} is told when it sends a segment", many(n, "connection"))?,
                 }
             }
             match half_open_skipped {

@@ -2,7 +2,7 @@
 
 use super::{Kind, Packet, Tcp, build};
 use crate::addr::Ip;
-use crate::tuple::Protocol;
+use crate::tuple::{Protocol, Tuple};
 
 /// The length of the longest reply, in bytes: the minimum MTU of IPv6, to which RFC 4443 section 2.4 limits errors.
 pub const MAX_LENGTH: usize = 1280;
@@ -62,7 +62,12 @@ fn reset(packet: &Packet, tcp: &Tcp, out: &mut [u8]) -> Option<usize> {
     }
     let (seq, ack, flags) =
         if tcp.has(Tcp::ACK) { (tcp.ack, 0, Tcp::RST) } else { (0, tcp.end(), Tcp::RST | Tcp::ACK) };
-    let to = packet.tuple.inverse();
+    rst(&packet.tuple.inverse(), seq, ack, flags, out)
+}
+
+/// Writes a segment without options and data, as [`build`] does.
+#[must_use]
+pub(crate) fn rst(to: &Tuple, seq: u32, ack: u32, flags: u8, out: &mut [u8]) -> Option<usize> {
     let at = build::header(out, to.src, to.dst, Protocol::TCP, 20)?;
     let end = at + 20;
     let header = out.get_mut(at..end)?;

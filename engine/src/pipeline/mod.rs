@@ -268,7 +268,7 @@ impl Engine {
         if context.ingress == ZoneId::UNKNOWN {
             return Err(denied(Reason::NoDataInterface));
         }
-        if context.antispoof && context.routes.zone(tuple.src) != Some(context.ingress) {
+        if context.antispoof && !context.routes.may_lead_to(tuple.src, context.ingress) {
             return Err(denied(Reason::Antispoof));
         }
         let egress = match context.routes.zone(tuple.dst) {

@@ -110,19 +110,21 @@ impl Engine {
             || self.may_be_reply(packet, egress, context)
     }
 
-    /// The verdict on a TCP segment of no session. If the policy rejects, its sender is told that the connection is no more:
-    /// both ends of one that was killed, revoked or expired learn it with their next segment.
+    /// The verdict on a TCP segment of no session. If the policy rejects, or an administrator has said so of this connection, its
+    /// sender is told that the connection is no more: both ends of one that was killed, revoked or expired learn it with their
+    /// next segment.
     fn refuse_stray(&self, packet: &Packet, context: &mut Context<'_>) -> Verdict {
         let tuple = &packet.tuple;
         // No answer to what may come from somebody else.
-        let is_spoofed = context.antispoof && context.routes.zone(tuple.src) != Some(context.ingress);
+        let is_spoofed = context.antispoof && !context.routes.may_lead_to(tuple.src, context.ingress);
         let Some(egress) = egress(packet, context).filter(|_| !is_spoofed) else { return NO_SESSION };
         let policy = self.active_policy();
         let own = policy.decide(context.ingress, egress, tuple).action;
         let allowed = own == Action::Accept || self.may_be_reply(packet, egress, context);
         // A rule that drops what would open this connection drops this in silence, too.
         let action = if allowed { policy.default_action() } else { own };
-        if action == Action::Reject { Verdict::Reject(Reason::NoSession) } else { NO_SESSION }
+        let is_answered = action == Action::Reject || self.is_to_be_reset(tuple, context.now);
+        if is_answered { Verdict::Reject(Reason::NoSession) } else { NO_SESSION }
     }
 
     /// Holds a packet that matches nothing. The other members are queried, once for each key.

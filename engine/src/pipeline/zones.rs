@@ -30,8 +30,8 @@ use crate::verdict::Reason;
 pub(super) struct PacketRoutes {
     /// The zone that it leaves to. `None`: there is no route.
     egress: Option<ZoneId>,
-    /// The zone that packets to its source leave to, if that was asked.
-    source: Option<Option<ZoneId>>,
+    /// Whether packets to its source may leave to where it came in, if that was asked.
+    is_genuine: Option<bool>,
 }
 
 impl PacketRoutes {
@@ -44,7 +44,7 @@ impl PacketRoutes {
         };
         PacketRoutes {
             egress: context.routes.zone(packet.tuple.dst),
-            source: needed.source.then(|| context.routes.zone(source)),
+            is_genuine: needed.source.then(|| context.routes.may_lead_to(source, context.ingress)),
         }
     }
 }
@@ -152,7 +152,7 @@ impl Engine {
         }
         let needed = RoutesNeeded { source: elsewhere && context.antispoof };
         let routes = routes.ok_or(needed)?;
-        if needed.source && routes.source.ok_or(needed)? != Some(ingress) {
+        if needed.source && !routes.is_genuine.ok_or(needed)? {
             return Ok(Err(Reason::WrongZone));
         }
         let egress = match routes.egress {

@@ -32,6 +32,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::event::Event;
 use crate::id::SessionId;
+use crate::reset::EndedConnections;
 use crate::session::HalfOpen;
 use crate::time::Time;
 use crate::timeouts::Timeouts;
@@ -80,6 +81,8 @@ pub(crate) struct Shard {
     pub(crate) queries: PeerQueries,
     pub(crate) provisional: ProvisionalSegments,
     pub(crate) fragments: FragmentTable,
+    /// Connections that have ended, whose segments may be answered.
+    pub(crate) ended: EndedConnections,
     /// Sessions that have both FINs or a RST, with the time from which on a peer's close is overdue.
     pub(crate) finished: VecDeque<(Time, SessionId, u32)>,
     /// The number of half-open sessions that were evicted for lack of room.
@@ -249,6 +252,7 @@ impl Table {
                         queries: PeerQueries::default(),
                         provisional: ProvisionalSegments::default(),
                         fragments: FragmentTable::default(),
+                        ended: EndedConnections::default(),
                         finished: VecDeque::new(),
                         evicted: 0,
                         snapshot_epoch: 0,
@@ -381,6 +385,7 @@ impl Table {
         {
             session.local.flags.set(SessionFlag::Contested, true);
         }
+        shard.ended.forget(hash);
         let id = open.id;
         self.half_open_by_source.add(open.original.src);
         let slot = shard.half_open.insert(hash, open, now);

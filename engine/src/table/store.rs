@@ -99,6 +99,9 @@ impl SessionStore for Table {
             }
             shard.finished.pop_front();
         }
+        if let Some(track) = session.local.track.as_ref().filter(|_| session.is_open()) {
+            shard.ended.record(hash, tuple, track.edges());
+        }
         let ended = session.is_open().then(|| ended(session.replicated(), session.local.traffic()));
         Some(Removal { tuple, ended, digest_change })
     }

@@ -74,6 +74,7 @@ use std::time::Duration;
 use super::State;
 
 use crate::parse::Tcp;
+use crate::reset::{BothEdges, Edges};
 use crate::session::{CloseCause, SynParams};
 use crate::time::{Stamp17ms, Time};
 use crate::tuple::{Direction, PerDirection};
@@ -585,6 +586,11 @@ impl Track {
     /// Whether any `seq_end` was confirmed less than `within` ago.
     pub(crate) fn is_confirmed_within(&self, within: Duration, now: Time) -> bool {
         self.confirmation_ages(now).iter().flatten().any(|age| *age < within)
+    }
+
+    /// What the receiver of each direction may expect next.
+    pub(crate) fn edges(&self) -> BothEdges {
+        self.directions.map(|d| d.is_confirmed().then_some(Edges { acknowledged: d.snd_una, sent: d.seq_end }))
     }
 
     /// Records a FIN that another member saw and that ends at `end`.

@@ -4,18 +4,16 @@
 //! looked up once a connection, on a thread that may block, and never for root.
 
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::OwnedSemaphorePermit;
 use tonic::transport::server::Connected;
 
 use super::socket;
+use crate::kept::Kept;
 use crate::limits::{AdminLimits, MAX_CONNECTIONS};
 
 /// How long a name service may take.
@@ -47,18 +45,14 @@ impl Caller {
     }
 }
 
-/// A connection.
-pub(super) struct Connection {
-    stream: UnixStream,
-    caller: Caller,
-    _place: OwnedSemaphorePermit,
-}
+/// A connection, with its caller and its place.
+pub(super) type Connection = Kept<UnixStream, (Caller, OwnedSemaphorePermit)>;
 
 impl Connected for Connection {
     type ConnectInfo = Caller;
 
     fn connect_info(&self) -> Caller {
-        self.caller.clone()
+        self.with.0.clone()
     }
 }
 
@@ -90,49 +84,17 @@ async fn identify(stream: UnixStream, limits: Arc<AdminLimits>) -> Option<Connec
     let root = socket::is_root(uid);
     let place = limits.connection(root)?;
     if root {
-        return Some(Connection { stream, caller: Caller { uid, name: None, allowed: true }, _place: place });
+        return Some(Kept { stream, with: (Caller { uid, name: None, allowed: true }, place) });
     }
     // The place stays taken until the lookup returns, so that no more threads than places wait for a name service.
     let lookup = tokio::task::spawn_blocking(move || {
         (Caller { uid, name: Some(socket::user(uid)), allowed: socket::allowed(uid, gid) }, place)
     });
     match tokio::time::timeout(LOOKUP_TIMEOUT, lookup).await {
-        Ok(Ok((caller, place))) => Some(Connection { stream, caller, _place: place }),
+        Ok(Ok(with)) => Some(Kept { stream, with }),
         Ok(Err(_)) | Err(_) => {
             tracing::warn!(uid, "the user of a connection to the admin socket could not be looked up");
             None
         }
-    }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_read(context, to)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write_vectored(context, slices)
     }
 }

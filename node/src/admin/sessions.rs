@@ -9,7 +9,7 @@ use futures::Stream;
 use palisade_engine::PerDirection;
 use palisade_engine::policy::Policy;
 use palisade_engine::replica::{Command, Outcome};
-use palisade_engine::{ClusterState, Establish, SessionId, SessionInfo, ZonePair};
+use palisade_engine::{ClusterState, Establish, Protocol, SessionId, SessionInfo, Tuple, ZonePair};
 use palisade_proto::admin::v1;
 use palisade_proto::convert::admin::{AdminError, Session, SessionFilter};
 use tokio::sync::{broadcast, mpsc};
@@ -44,16 +44,17 @@ fn filter(f: Option<v1::SessionFilter>) -> Result<SessionFilter, Status> {
 
 /// A `kill` in words, for the log.
 pub(super) fn describe_kill(r: &v1::SessionKillRequest) -> String {
+    let reset = if r.reset { " --reset" } else { "" };
     let Some(f) = &r.filter else {
         let ids: Vec<String> = r.ids.iter().take(LOGGED_IDS).map(|id| SessionId::from(*id).to_string()).collect();
         let more = r.ids.len().saturating_sub(LOGGED_IDS);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        return format!("session kill {}{more}", ids.join(" "));
+        return format!("session kill{reset} {}{more}", ids.join(" "));
     };
     match SessionFilter::try_from(f.clone()) {
-        Ok(filter) if filter.is_empty() => "session kill --all".to_owned(),
-        Ok(filter) => format!("session kill {filter}"),
-        Err(_) => "session kill".to_owned(),
+        Ok(filter) if filter.is_empty() => format!("session kill{reset} --all"),
+        Ok(filter) => format!("session kill{reset} {filter}"),
+        Err(_) => format!("session kill{reset}"),
     }
 }
 
@@ -166,11 +167,19 @@ impl Service {
                 (ids, half_open_skipped) = std::mem::take(&mut *found.lock());
             }
         }
+        let (mut reset, mut reset_later) = (0, 0);
         for part in ids.chunks(REVOKE) {
+            // Before they are gone.
+            let connections = part.iter().filter(|_| r.reset).filter_map(|id| member.engine.session(clock::now(), *id));
+            let tuples = connections.map(|info| info.original);
+            let tuples: Vec<Tuple> = tuples.filter(|tuple| tuple.protocol == Protocol::TCP).collect();
             let command = Command::Revoke(part.to_vec());
             match member.replication.command(command, COMMAND).await.map_err(|e| unconfirmed(&e))? {
                 Outcome::Accepted => {}
                 other => return Err(unexpected(other)),
+            }
+            for tuple in tuples {
+                if member.resets.tell(&member, tuple) { reset += 1 } else { reset_later += 1 }
             }
         }
         let limit = member.replication.certain_after();
@@ -178,6 +187,8 @@ impl Service {
             killed: ids.len() as u64,
             half_open_skipped,
             certain_after_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
+            reset,
+            reset_later,
         })
     }
 

@@ -122,6 +122,7 @@ async fn a_member_is_made_and_administrated_over_its_socket() {
         author: "alice".into(),
         base,
         wait_ms: 0,
+        without: Vec::new(),
     };
     let wrong = admin.policy_apply(apply("accept nonsense", None)).await.unwrap_err();
     assert_eq!(wrong.code(), Code::InvalidArgument);
@@ -166,7 +167,12 @@ async fn a_member_is_made_and_administrated_over_its_socket() {
     assert_eq!((count.sessions, count.half_open), (0, 0));
     let id = Some(v1::SessionId { member: 1, counter: 1 });
     assert_eq!(admin.session_show(v1::SessionShowRequest { id }).await.unwrap_err().code(), Code::NotFound);
-    let all = v1::SessionKillRequest { ids: Vec::new(), filter: Some(v1::SessionFilter::default()), wait_ms: 0 };
+    let all = v1::SessionKillRequest {
+        ids: Vec::new(),
+        filter: Some(v1::SessionFilter::default()),
+        wait_ms: 0,
+        reset: false,
+    };
     assert_eq!(admin.session_kill(all).await.unwrap().into_inner().killed, 0);
     let mut leaving = admin.leave(v1::LeaveRequest { timeout_ms: 0, wait_ms: 0 }).await.unwrap().into_inner();
     assert_eq!(leaving.message().await.unwrap_err().code(), Code::FailedPrecondition);

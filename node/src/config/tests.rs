@@ -242,6 +242,7 @@ file = "/var/log/palisade/connections"
 file_bytes = 1_000_000
 [lab]
 cut_replication = true
+panic = "http"
 "#;
     let config = Config::parse("node.toml", text).unwrap();
     assert_eq!((config.datapath.hold.matched.packets, config.datapath.hold.unmatched.packets), (100, 10));

@@ -40,6 +40,7 @@ use tokio::sync::broadcast;
 
 use crate::clock;
 use crate::config::Log;
+use crate::lab_panic;
 use limit::RuleLimits;
 pub use record::{ConnectionEvent, End, Record, date_and_time};
 use writer::Writer;
@@ -136,7 +137,7 @@ impl ConnectionLog {
     /// Takes notice of an applied batch. Those of `own` are this member's, proposed since it was started.
     pub(crate) fn applied(&self, own: bool, batch: &Batch, applied: &[Applied]) {
         let Some(shared) = &self.0 else { return };
-        if batch.commands.iter().any(|command| matches!(command, Command::Policy(_))) {
+        if batch.commands.iter().any(|command| matches!(command, Command::Enact(_))) {
             shared.wanted.store(true, Ordering::Relaxed);
         }
         if !own || !shared.wanted.load(Ordering::Relaxed) {
@@ -200,8 +201,20 @@ impl Queue {
         let outputs = output::start(member, config, &shared, &mut running.threads)?;
         let writer = Writer::new(member, inputs, shared, engine, outputs);
         let thread = std::thread::Builder::new().name("connection-log".to_owned());
-        running.threads.push(thread.spawn(move || writer.run())?);
+        running.threads.push(thread.spawn(move || {
+            lab_panic::thread("connection-log");
+            writer.run();
+        })?);
         Ok(running)
+    }
+}
+
+impl Running {
+    /// The name of a thread that has panicked: none ends before this is dropped.
+    pub(crate) fn dead_thread(&self) -> Option<String> {
+        // The writer first, which is the last one: without it the others end.
+        let dead = self.threads.iter().rev().find(|thread| thread.is_finished())?;
+        Some(dead.thread().name().unwrap_or("unnamed").to_owned())
     }
 }
 

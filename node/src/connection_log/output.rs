@@ -15,6 +15,7 @@ use super::syslog::Syslog;
 use super::{ConnectionLogMetrics, Shared};
 use crate::clock;
 use crate::config::Log;
+use crate::lab_panic;
 
 /// Events that wait for one output.
 const OUTPUT_QUEUE: usize = 8192;
@@ -66,8 +67,12 @@ pub(super) fn start(
     let mut add = |output: Box<dyn Output>, dropped: fn(&ConnectionLogMetrics) -> &Counter| -> io::Result<()> {
         let (queue, records) = sync_channel(OUTPUT_QUEUE);
         let shared = shared.clone();
-        let thread = std::thread::Builder::new().name(format!("log-{}", output.name()));
-        threads.push(thread.spawn(move || run(output, &records, dropped(&shared.metrics)))?);
+        let name = format!("log-{}", output.name());
+        let thread = std::thread::Builder::new().name(name.clone());
+        threads.push(thread.spawn(move || {
+            lab_panic::thread(&name);
+            run(output, &records, dropped(&shared.metrics));
+        })?);
         queues.push(OutputQueue { queue, dropped });
         Ok(())
     };

@@ -48,6 +48,7 @@ use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use nix::sys::eventfd::EventFd;
+use palisade_engine::Reset;
 use parking_lot::Mutex;
 
 pub use error::StartError;
@@ -62,14 +63,14 @@ pub use palisade_engine::packet_loop::Judge;
 pub use start::{start, start_with};
 pub use wake::WorkerWake;
 
-use crate::clock;
+use crate::{clock, lab_panic};
 use announce::Announcement;
 use health::Conditions;
 use host::netlink::Netlink;
 use host::routes::Topology;
 use host::watch::Health;
 use inject::Devices;
-use worker::Shared;
+use worker::{NewPart, Shared};
 
 /// Age of a worker's heartbeat from which the datapath is not healthy. An idle worker beats twice a second.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -99,7 +100,10 @@ fn remove_devices(devices: &Devices) {
 
 impl Datapath {
     fn spawn(&mut self, name: String, run: impl FnOnce() + Send + 'static) -> Result<(), StartError> {
-        let thread = Builder::new().name(name).spawn(run);
+        let thread = Builder::new().name(name.clone()).spawn(move || {
+            lab_panic::thread(&name);
+            run();
+        });
         self.threads.push(thread.map_err(|source| StartError::System { what: "a thread", source })?);
         Ok(())
     }
@@ -190,6 +194,14 @@ impl Datapath {
         // A veth pair outlives the process, and so would the routes: they would announce a dead member.
         let metric = metric.filter(|_| self.devices.kind != Inject::Veth);
         announcement.set(&mut netlink, device, metric)
+    }
+
+    /// Has a worker send these RSTs. Their rate is the caller's business.
+    pub(crate) fn send_resets(&self, resets: Vec<Reset>) {
+        if let Some(exchange) = self.shared.exchange.first() {
+            exchange.lock().push(NewPart::Resets(resets));
+            self.wake.notify(0);
+        }
     }
 
     /// The datapath's counters.

@@ -7,7 +7,7 @@ use palisade_engine::hold::HoldCounts;
 use palisade_engine::packet_loop::{PacketMeta, PacketOutcome, PacketSink, QueueRoom};
 use palisade_engine::parse::rejection::Unreachable;
 use palisade_engine::parse::{self, Checksum, Kind, Packet, Tcp, complete_sctp};
-use palisade_engine::{Hint, HoldKey, Ip, LoggedDecision, Proposal, Reason, Time, Traffic, WorkerSet, ZoneId};
+use palisade_engine::{Hint, HoldKey, Ip, LoggedDecision, Proposal, Reason, Reset, Time, Traffic, WorkerSet, ZoneId};
 
 use super::Sinks;
 use super::capture::MAX_FRAME_BYTES;
@@ -74,6 +74,13 @@ impl InjectSink {
     /// Re-injects through another queue of a device from now on.
     pub(crate) fn set_injector(&mut self, place: Option<usize>, injector: Injector) {
         self.injectors.replace(place, injector);
+    }
+
+    /// Sends a RST that answers no packet.
+    pub(crate) fn send_reset(&mut self, reset: &Reset) {
+        if let Some(length) = reset.write(&mut self.answer) {
+            self.send_answer(length);
+        }
     }
 
     /// Sends the first bytes of `answer`.

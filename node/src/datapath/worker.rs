@@ -21,7 +21,7 @@ use palisade_engine::packet_loop::{
 };
 use palisade_engine::parse::Packet;
 use palisade_engine::parse::rejection::Unreachable;
-use palisade_engine::{HoldKey, Ip, LeaseState, Reason, Routes, Time, Tuple, ZoneId};
+use palisade_engine::{HoldKey, Ip, LeaseState, Reason, Reset, Routes, Time, Tuple, ZoneId};
 use parking_lot::Mutex;
 
 use super::Sinks;
@@ -64,12 +64,14 @@ pub(crate) struct NewInjector {
     pub(crate) incoming: u32,
 }
 
-/// What the watcher sends to a worker.
+/// What the watcher and [`super::Datapath`] send to a worker.
 pub(crate) enum NewPart {
     /// New sockets for the interface with this number.
     Captures(usize, Vec<Capture>),
     /// A queue of a re-injection device that was made anew.
     Injector(NewInjector),
+    /// RSTs to send.
+    Resets(Vec<Reset>),
 }
 
 /// What a worker shares with the watcher and with [`super::Datapath`].
@@ -78,7 +80,7 @@ pub(crate) struct Shared {
     pub(crate) local: ArcSwap<LocalRoutes>,
     /// Indices of the interfaces whose frames somebody has: the data interfaces, and those that the gate exempts.
     pub(crate) handled: ArcSwap<Vec<u32>>,
-    /// New sockets and queues, by worker.
+    /// New sockets and queues, and RSTs to send, by worker.
     pub(crate) exchange: Vec<Mutex<Vec<NewPart>>>,
     /// Sockets that were replaced, for the watcher to close.
     pub(crate) retired: Mutex<Vec<Capture>>,
@@ -203,6 +205,7 @@ impl<J: Judge> Worker<J> {
                 metrics,
                 drops_read: Time::ZERO,
                 new_injectors: Vec::new(),
+                resets: Vec::new(),
             },
         }
     }
@@ -217,12 +220,14 @@ impl<J: Judge> Worker<J> {
             if let Some(lost) = self.source.read_drops(now) {
                 priority.observe(now, lost);
             }
+            let received = self.packet_loop.turn(&mut self.source);
+            let (environment, sink) = self.packet_loop.parts_mut();
             for new in self.source.new_injectors.drain(..) {
-                let (environment, sink) = self.packet_loop.parts_mut();
                 environment.routes.set_incoming(new.incoming);
                 sink.set_injector(new.place, new.injector);
             }
-            if self.packet_loop.turn(&mut self.source) == 0 {
+            self.source.resets.drain(..).for_each(|reset| sink.send_reset(&reset));
+            if received == 0 {
                 self.source.sleep(self.packet_loop.deadline());
             }
         }
@@ -285,8 +290,9 @@ struct CaptureSource {
     metrics: Arc<WorkerMetrics>,
     /// When the kernel's drop counters were read last.
     drops_read: Time,
-    /// For the sink, from the next turn on.
+    /// For the sink, after this turn.
     new_injectors: Vec<NewInjector>,
+    resets: Vec<Reset>,
 }
 
 impl PacketSource<VnetHeader> for CaptureSource {
@@ -397,7 +403,7 @@ fn is_of_the_link(packet: &[u8]) -> bool {
 }
 
 impl CaptureSource {
-    /// Takes the sockets and queues that the watcher opened again.
+    /// Takes the sockets and queues that the watcher opened again, and RSTs to send.
     fn exchange_captures(&mut self) {
         let Some(exchange) = self.shared.exchange.get(self.worker) else { return };
         let parts = std::mem::take(&mut *exchange.lock());
@@ -406,6 +412,10 @@ impl CaptureSource {
                 NewPart::Captures(port, captures) => (port, captures),
                 NewPart::Injector(injector) => {
                     self.new_injectors.push(injector);
+                    continue;
+                }
+                NewPart::Resets(resets) => {
+                    self.resets.extend(resets);
                     continue;
                 }
             };

@@ -8,6 +8,7 @@ use palisade_engine::{ClusterState, Engine, Level, Levels, MemberId, MemberInfo}
 use tokio::sync::mpsc;
 use tonic::Status;
 
+use crate::affordable::{UnaffordableError, bytes_for};
 use crate::clock;
 use crate::raft::config::PalisadeRaft;
 use crate::raft::read_index::ReadIndex;
@@ -28,8 +29,14 @@ pub(crate) struct Admission {
 impl Admission {
     /// On the leader: admits a machine that knows a token's secret, or that was admitted before by the same request. Returns the
     /// cluster and the member's id. Applying the command decides; what it would surely refuse is not put into the log. The
-    /// machine's program must know the level in force: else it could not read the log.
-    pub(crate) async fn admit(&self, join: Join, levels: Option<Levels>) -> Result<(String, MemberId), Status> {
+    /// machine's program must know the level in force: else it could not read the log. A machine that affords fewer sessions than
+    /// the settings ask for could not start as a member.
+    pub(crate) async fn admit(
+        &self,
+        join: Join,
+        levels: Option<Levels>,
+        affords: u64,
+    ) -> Result<(String, MemberId), Status> {
         self.register_is_recent().await?;
         let cluster = self.engine.cluster_state();
         if !may_join(&cluster, &join, clock::unix_ms()) {
@@ -37,6 +44,14 @@ impl Admission {
         }
         if !levels.is_some_and(|levels| levels.contains(cluster.level)) {
             return Err(unknown_level(&join.member.name, levels, cluster.level));
+        }
+        let needed = cluster.settings.values.affordable_sessions();
+        if affords < needed {
+            let error = UnaffordableError { needed, affords };
+            let memory = bytes_for(needed);
+            return Err(Status::invalid_argument(format!(
+                "{error}; set `limits.memory` in its node.toml to {memory} or more, restart it, and join again"
+            )));
         }
         let info = join.member.clone();
         let command = Command::Member(MemberChange::Join(Box::new(join)));

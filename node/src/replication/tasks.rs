@@ -3,6 +3,8 @@
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::lab_panic;
+
 /// The tasks that run until the member stops.
 pub(crate) struct Tasks {
     stop: watch::Sender<bool>,
@@ -32,7 +34,7 @@ impl Tasks {
         tokio::spawn(async move {
             // Dropped with the task, also when it panics.
             let _alarm = alarm;
-            task.await;
+            lab_panic::task(name, task).await;
         })
     }
 

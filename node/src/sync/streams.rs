@@ -9,6 +9,7 @@ use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::JoinHandle;
 use tonic::Status;
 
+use crate::lab_panic;
 use crate::peer::connections::{Client, Lane, Members, Peers};
 
 /// Time before a broken stream is opened again.
@@ -39,9 +40,11 @@ pub(crate) trait Publisher {
     fn retain(&mut self, _: &Members) {}
 }
 
-/// Publishes to the members' list, until that is closed: the replication is shut down then.
+/// Publishes to the members' list, until that is closed: the replication is shut down then. Also ends when the task of a peer
+/// has panicked: what that member is not told nobody else would notice.
 pub(crate) async fn run<P: Publisher>(mut publisher: P, me: MemberId, mut members: watch::Receiver<Members>) {
-    let mut streams = PeerStreams { me, peers: BTreeMap::new() };
+    let (died, mut deaths) = mpsc::channel(1);
+    let mut streams = PeerStreams { me, peers: BTreeMap::new(), died };
     members.mark_changed();
     loop {
         tokio::select! {
@@ -54,6 +57,7 @@ pub(crate) async fn run<P: Publisher>(mut publisher: P, me: MemberId, mut member
                 publisher.retain(&members);
                 streams.sync_peers(&members, &publisher);
             }
+            _ = deaths.recv() => return,
             () = publisher.publish(&streams) => {}
         }
     }
@@ -63,6 +67,20 @@ pub(crate) async fn run<P: Publisher>(mut publisher: P, me: MemberId, mut member
 pub(crate) struct PeerStreams<T> {
     me: MemberId,
     peers: BTreeMap<MemberId, PeerStream<T>>,
+    /// Told when a task has panicked.
+    died: mpsc::Sender<()>,
+}
+
+/// Reports the panic of a task.
+struct Alarm(mpsc::Sender<()>);
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // One is enough.
+            let _ = self.0.try_send(());
+        }
+    }
 }
 
 struct PeerStream<T> {
@@ -85,7 +103,12 @@ impl<T> PeerStreams<T> {
             self.peers.entry(id).or_insert_with(|| {
                 let (queue, receiver) = mpsc::channel(P::QUEUE);
                 let receiver = Arc::new(Mutex::new(receiver));
-                let task = tokio::spawn(publisher.sender(id, info.address.clone(), receiver));
+                let sender = lab_panic::task("peer stream", publisher.sender(id, info.address.clone(), receiver));
+                let alarm = Alarm(self.died.clone());
+                let task = tokio::spawn(async move {
+                    let _alarm = alarm;
+                    sender.await;
+                });
                 PeerStream { address: info.address.clone(), queue, task }
             });
         }

@@ -3,4 +3,4 @@
 pub mod admin;
 mod member;
 
-pub use member::{MemberError, level};
+pub use member::{MemberError, level, policy_hash};

@@ -2,7 +2,7 @@
 //! counted of denied ones.
 
 use super::cluster::*;
-use crate::event::{ConnectionDecision, LoggedDecision};
+use crate::event::{ConnectionDecision, Hint, LoggedDecision};
 use crate::id::{Generation, RuleId, SessionId, ZonePair};
 use crate::parse::{Kind, Packet, Tcp};
 use crate::replica::{Command, Outcome};
@@ -126,6 +126,53 @@ fn session_that_a_policy_rejects_is_answered() {
     assert_eq!((k.pass(A, c.data()), k.pass(B, c.of_server(Tcp::ACK, 0, 0, 9))), (rejected, rejected));
     k.policy(&POLICY.replace("accept \"web\"", "drop \"web\""));
     assert_eq!(k.pass(A, c.data()), Verdict::Drop(Reason::Policy));
+}
+
+#[test]
+fn connection_that_is_ended_with_resets_is_answered_by_all_members_whatever_the_default() {
+    let (mut k, c) = established(1);
+    // A has seen the client's data only, B their acknowledgement, and C neither.
+    assert_eq!(k.pass(A, c.data()), FORWARD);
+    assert_eq!(k.pass(B, c.of_server(Tcp::ACK, 0, 500, 0)), FORWARD);
+    assert_eq!(k.pass(A, c.of_client(Tcp::ACK, 500, 0, 300)), FORWARD);
+    let id = session(&k, C);
+    k.append(C, vec![Command::Revoke(vec![id])]);
+    k.apply_all();
+
+    let end = |k: &mut Cluster, at: usize, packet| {
+        assert_eq!(k.pass(at, packet).held(), Some(HoldClass::Unmatched));
+        k.members[at].engine.set_applied_as_of(k.now);
+        k.now = k.now + 250 * MS;
+        k.expire(at, packet)
+    };
+    let challenge = c.of_server(Tcp::ACK, 0, 0, 0);
+    let silent = Some(Verdict::Drop(Reason::NoSession));
+    assert_eq!(end(&mut k, B, challenge), silent, "the default is to drop, and nobody said anything else");
+    assert!(k.members[C].engine.answer_with_resets(k.now, &c.tuple));
+    k.hints.extend([(C, A, Hint::Reset(c.tuple)), (C, B, Hint::Reset(c.tuple))]);
+    k.deliver();
+    k.tick();
+    k.deliver();
+    let mut resets = Vec::new();
+    k.members[C].engine.resets(&c.tuple, &mut |reset| resets.push((reset.tuple, reset.seq)));
+    // What the client sent last is not acknowledged: its server may have got it, or not.
+    let (to_server, to_client) = (c.tuple, c.tuple.inverse());
+    assert_eq!(resets, [(to_server, c.client + 801), (to_server, c.client + 501), (to_client, c.server + 1)]);
+    let reset = Some(Verdict::Reject(Reason::NoSession));
+    for at in [A, B, C] {
+        assert_eq!((end(&mut k, at, challenge), end(&mut k, at, c.data())), (reset, reset));
+    }
+    // Not what belongs to another connection, and no longer than a minute.
+    let again = Conn { tuple: c.tuple, client: c.client ^ 1 << 30, ..c };
+    assert_eq!(k.pass(A, again.syn()), FORWARD);
+    k.deliver();
+    assert!([A, B, C].iter().all(|at| !k.members[*at].engine.is_to_be_reset(&c.tuple, k.now)));
+    let engine = &k.members[A].engine;
+    assert!(engine.answer_with_resets(k.now, &c.tuple));
+    engine.resets(&c.tuple, &mut |reset| panic!("{reset:?} to another connection"));
+    assert!(
+        engine.is_to_be_reset(&c.tuple, k.now + 59_000 * MS) && !engine.is_to_be_reset(&c.tuple, k.now + 60_000 * MS)
+    );
 }
 
 /// The only session.

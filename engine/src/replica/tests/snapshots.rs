@@ -28,6 +28,7 @@ pub(super) fn written(job: SnapshotJob) -> Vec<u8> {
 fn restored(bytes: &[u8]) -> Result<Fixture, RestoreError> {
     let mut replica = Replica::new(Engine::new(Config::new(MemberId(2), 1, 1234)));
     replica.restore(NOW, &mut &bytes[..], &mut NoWaiters)?;
+    replica.engine.compile_policies();
     Ok(Fixture { replica, next: 0 })
 }
 
@@ -147,9 +148,10 @@ fn restore_refuses_an_unknown_level_and_an_unknown_chunk_unless_it_is_optional()
     let bytes = written(source.replica.begin_snapshot());
     let mut b = filled(20);
     let before = b.replica.digest();
-    // The first chunk after the register's: whichever place, the order of unknown chunks does not matter.
-    let register = 10 + 9 + u32::from_le_bytes(bytes[11..15].try_into().unwrap()) as usize;
-    let with = |added: &[u8]| [&bytes[..register], added, &bytes[register..]].concat();
+    // After the chunks of the register and of the settings, which come first: the order of unknown chunks does not matter.
+    let chunk_end = |at: usize| at + 9 + u32::from_le_bytes(bytes[at + 1..at + 5].try_into().unwrap()) as usize;
+    let place = chunk_end(chunk_end(10));
+    let with = |added: &[u8]| [&bytes[..place], added, &bytes[place..]].concat();
     let restore = |b: &mut Fixture, bytes: &[u8]| b.replica.restore(NOW, &mut &bytes[..], &mut NoWaiters);
 
     let error = restore(&mut b, &with(&chunk(0x1f, b"what nobody knows yet"))).unwrap_err();

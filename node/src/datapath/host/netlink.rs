@@ -19,7 +19,7 @@ use rtnetlink::sys::{Socket, SocketAddr};
 use crate::datapath::sys;
 
 /// The receive timeout. A kernel that does not answer must not hang a worker.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The length of `struct nlmsghdr`, in bytes.
 const HEADER: usize = 16;
@@ -38,7 +38,7 @@ impl Netlink {
     pub(crate) fn open() -> io::Result<Netlink> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
-        let timeout = TimeVal::milliseconds(i64::try_from(REQUEST_TIMEOUT.as_millis()).unwrap_or(i64::MAX));
+        let timeout = TimeVal::milliseconds(i64::try_from(ANSWER_TIMEOUT.as_millis()).unwrap_or(i64::MAX));
         setsockopt(&socket, sockopt::ReceiveTimeout, &timeout)?;
         Ok(Netlink { socket, sequence: 0, interrupted: false, buffer: vec![0; 64 * 1024].into_boxed_slice() })
     }
@@ -159,7 +159,7 @@ fn parse((kind, body): &(u16, Vec<u8>)) -> Option<RouteNetlinkMessage> {
 pub(crate) fn dump_xfrm(kind: u16, flags: u16) -> io::Result<Vec<Vec<u8>>> {
     let mut socket = Socket::new(NETLINK_XFRM)?;
     socket.bind_auto()?;
-    let timeout = TimeVal::milliseconds(i64::try_from(REQUEST_TIMEOUT.as_millis()).unwrap_or(i64::MAX));
+    let timeout = TimeVal::milliseconds(i64::try_from(ANSWER_TIMEOUT.as_millis()).unwrap_or(i64::MAX));
     setsockopt(&socket, sockopt::ReceiveTimeout, &timeout)?;
     let mut request = Vec::with_capacity(HEADER);
     request.extend(16u32.to_ne_bytes());

@@ -90,6 +90,27 @@ struct HostEntry {
     interface: u32,
     /// Whether the flows between the addresses may leave by different interfaces.
     by_flow: bool,
+    /// These interfaces, where the route has several next hops.
+    next_hops: NextHops,
+}
+
+/// Most next hops of a route that are all known. Of the others, a flow's own is.
+const MAX_NEXT_HOPS: usize = 8;
+
+/// The interfaces of a route's next hops; 0 at the places that are not used.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+struct NextHops([u32; MAX_NEXT_HOPS]);
+
+impl NextHops {
+    fn new(interfaces: impl Iterator<Item = u32>) -> NextHops {
+        let mut hops = NextHops::default();
+        hops.0.iter_mut().zip(interfaces).for_each(|(place, interface)| *place = interface);
+        hops
+    }
+
+    fn iter(self) -> impl Iterator<Item = u32> {
+        self.0.into_iter().filter(|interface| *interface != 0)
+    }
 }
 
 /// The answer for a flow.
@@ -107,8 +128,8 @@ enum Answer {
     None,
     /// It leads out of this interface.
     Interface(u32),
-    /// It has several next hops.
-    Several,
+    /// It has several next hops, by these interfaces as far as they are known.
+    Several(NextHops),
 }
 
 /// A worker's cache of routes, with the zones of the interfaces.
@@ -187,35 +208,68 @@ impl RouteZones {
         self.topology.addresses.load().get(port).and_then(|own| own.same_family(packet.dst))
     }
 
+    /// The flow in the packet's direction, or in the opposite one: the route to its source is that of a packet back. The DSCP of
+    /// that packet is not known.
+    fn flow_to(&self, destination: Ip) -> Flow {
+        let Flow { tuple, .. } = self.packet;
+        match destination == tuple.src {
+            true => Flow { tuple: tuple.inverse(), class: RoutingClass::default() },
+            false => self.packet,
+        }
+    }
+
     fn interface(&mut self, destination: Ip) -> u32 {
-        let Flow { tuple, class } = self.packet;
-        // The route to the source is that of a packet in the opposite direction. Its DSCP is not known.
-        let back = destination == tuple.src;
-        let flow = if back { Flow { tuple: tuple.inverse(), class: RoutingClass::default() } } else { self.packet };
-        let (source, dscp) = (flow.tuple.src, if back { 0 } else { class.dscp });
+        let flow = self.flow_to(destination);
+        match self.host(&flow) {
+            None => 0,
+            Some(HostEntry { by_flow: true, .. }) => self.interface_of_flow(&flow),
+            Some(HostEntry { interface, .. }) => interface,
+        }
+    }
+
+    /// The kernel's answer for the addresses and the DSCP of a flow. `None`: it gave none.
+    fn host(&mut self, flow: &Flow) -> Option<HostEntry> {
+        let (destination, source, dscp) = (flow.tuple.dst, flow.tuple.src, flow.class.dscp);
         let slot = host_slot(destination, source, dscp);
         if let Some(Some(entry)) = self.hosts.get(slot)
             && entry.destination == destination
             && entry.source == source
             && entry.dscp == dscp
         {
-            return if entry.by_flow { self.interface_of_flow(&flow) } else { entry.interface };
+            return Some(*entry);
         }
-        let (interface, by_flow) = if self.topology.rules_by_flow.load(Ordering::Relaxed) {
-            (0, true)
+        let none = NextHops::default();
+        let (interface, by_flow, next_hops) = if self.topology.rules_by_flow.load(Ordering::Relaxed) {
+            (0, true, none)
         } else {
             // A query that got no answer is repeated for the next packet.
-            match self.query(&flow, RouteFlags::FibMatch) {
-                None => return 0,
-                Some(Answer::None) => (0, false),
-                Some(Answer::Interface(interface)) => (interface, false),
-                Some(Answer::Several) => (0, true),
+            match self.query(flow, RouteFlags::FibMatch)? {
+                Answer::None => (0, false, none),
+                Answer::Interface(interface) => (interface, false, none),
+                Answer::Several(next_hops) => (0, true, next_hops),
             }
         };
+        let known = HostEntry { destination, source, dscp, interface, by_flow, next_hops };
         if let Some(entry) = self.hosts.get_mut(slot) {
-            *entry = Some(HostEntry { destination, source, dscp, interface, by_flow });
+            *entry = Some(known);
         }
-        if by_flow { self.interface_of_flow(&flow) } else { interface }
+        Some(known)
+    }
+
+    /// The interfaces by which a flow that is like this one but for its ports may leave, where its route has several next hops.
+    fn next_hops(&mut self, destination: Ip) -> NextHops {
+        let flow = self.flow_to(destination);
+        match self.host(&flow) {
+            // The rules may lead flows to routes of their own: it is asked anew.
+            Some(entry) if entry.by_flow && entry.next_hops == NextHops::default() => {
+                match self.query(&flow, RouteFlags::FibMatch) {
+                    Some(Answer::Several(next_hops)) => next_hops,
+                    _ => NextHops::default(),
+                }
+            }
+            Some(entry) => entry.next_hops,
+            None => NextHops::default(),
+        }
     }
 
     /// The interface by which this flow leaves, whatever others do.
@@ -227,7 +281,7 @@ impl RouteZones {
             return entry.interface;
         }
         let interface = match self.query(flow, RouteFlags::empty()) {
-            None | Some(Answer::Several) => return 0,
+            None | Some(Answer::Several(_)) => return 0,
             Some(Answer::None) => 0,
             Some(Answer::Interface(interface)) => interface,
         };
@@ -281,6 +335,11 @@ impl Routes for RouteZones {
             // The outgoing interface may be no data interface.
             index => Some(self.zone_of(index)),
         }
+    }
+
+    fn may_lead_to(&mut self, destination: Ip, zone: ZoneId) -> bool {
+        self.zone(destination) == Some(zone)
+            || zone != ZoneId::UNKNOWN && self.next_hops(destination).iter().any(|hop| self.zone_of(hop) == zone)
     }
 
     fn topology(&self) -> u16 {
@@ -345,15 +404,19 @@ fn answer(route: &RouteMessage) -> Answer {
     if route.header.kind != RouteType::Unicast {
         return Answer::None;
     }
-    let mut found = Answer::None;
+    let (mut found, mut by_object) = (Answer::None, false);
     for attribute in &route.attributes {
         match attribute {
             RouteAttribute::Oif(interface) => found = Answer::Interface(*interface),
-            RouteAttribute::MultiPath(_) | RouteAttribute::NhId(_) => return Answer::Several,
+            RouteAttribute::MultiPath(hops) => {
+                return Answer::Several(NextHops::new(hops.iter().map(|hop| hop.interface_index)));
+            }
+            // Its next hops may follow.
+            RouteAttribute::NhId(_) => by_object = true,
             _ => {}
         }
     }
-    found
+    if by_object { Answer::Several(NextHops::default()) } else { found }
 }
 
 /// Whether an error concerns the query, not the route: the kernel was too busy, or had no memory.
@@ -454,8 +517,15 @@ mod tests {
         assert_eq!(answer(&route), Answer::None);
         route.attributes = vec![RouteAttribute::Oif(3)];
         assert_eq!(answer(&route), Answer::Interface(3));
-        route.attributes = vec![RouteAttribute::MultiPath(vec![RouteNextHop::default()])];
-        assert_eq!(answer(&route), Answer::Several);
+        let hop = |interface_index| {
+            let mut hop = RouteNextHop::default();
+            hop.interface_index = interface_index;
+            hop
+        };
+        route.attributes = vec![RouteAttribute::NhId(1), RouteAttribute::MultiPath(vec![hop(3), hop(4)])];
+        assert_eq!(answer(&route), Answer::Several(NextHops::new([3, 4].into_iter())));
+        route.attributes = vec![RouteAttribute::NhId(1), RouteAttribute::Oif(3)];
+        assert_eq!(answer(&route), Answer::Several(NextHops::default()));
         route.header.kind = RouteType::Unreachable;
         assert_eq!(answer(&route), Answer::None);
     }

@@ -111,6 +111,7 @@ fn decoder_of_requests_to_join_survives_mutations() {
         member: Some(wire::MemberInfo::from(&info)),
         request: vec![9; 16].into(),
         levels: Some(Levels::PROGRAM.into()),
+        affordable_sessions: 1 << 20,
     };
     fuzz("requests to join", &[request.encode_to_vec()], |bytes| {
         decoded(bytes, |request: wire::JoinRequest| {

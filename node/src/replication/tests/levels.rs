@@ -211,7 +211,9 @@ async fn machine_whose_program_does_not_know_the_level_in_force_is_not_admitted(
     ] {
         let member = proto::MemberInfo { name: "fw2".into(), address: "192.0.2.1:7946".into(), role: 1 };
         let secret = token.secret().to_vec().into();
-        let request = proto::JoinRequest { secret, member: Some(member), request: vec![7; 16].into(), levels };
+        let affordable_sessions = first.options.engine.affordable_sessions;
+        let request = vec![7; 16].into();
+        let request = proto::JoinRequest { secret, member: Some(member), request, levels, affordable_sessions };
         let refused = client.join(request).await.unwrap_err();
         assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{refused}");
         assert!(refused.message().contains(says), "{}", refused.message());
