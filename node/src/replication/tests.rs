@@ -26,6 +26,7 @@ mod elections;
 mod forbidden;
 mod idle;
 mod joining;
+mod numbers;
 mod progress;
 mod quiet;
 mod recover;
