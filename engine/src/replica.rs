@@ -12,8 +12,9 @@ use crate::id::MemberId;
 #[cfg(any(test, feature = "testing"))]
 use crate::id::SessionId;
 pub use crate::replicated::{
-    Applied, Batch, Command, CommandSize, CompileError, ExpireIdle, ForbiddenSessions, InvalidReason, MemberChange,
-    Outcome, PolicyChange, RestoreError,
+    Applied, Assignment, AssignmentError, Batch, Command, CommandSize, CompileError, ExpireIdle, ForbiddenSessions,
+    InvalidReason, LevelRaise, MemberChange, Outcome, PolicyChange, RestoreError, SettingKey, Settings, SettingsChange,
+    SettingsRecord, SettingsRefusal, SettingsRevision,
 };
 use crate::replicated::{Effects, LocalContext, Replicated, SessionStore, SnapshotContent, StateMachine, read};
 use crate::table::SHARDS;
@@ -57,7 +58,7 @@ impl Replica {
     /// The state of a new cluster, which writes to `engine`'s table.
     #[must_use]
     pub fn new(engine: Arc<Engine>) -> Replica {
-        let state = StateMachine::new(engine.config.max_sessions);
+        let state = StateMachine::new();
         engine.publish(state.cluster_state().clone());
         Replica { engine, state }
     }
@@ -97,7 +98,7 @@ impl Replica {
     /// # Errors
     /// [`RestoreError`]; the state is then as before.
     pub fn restore(&mut self, now: Time, snapshot: &mut dyn Read, wake: &mut dyn Wake) -> Result<(), RestoreError> {
-        let mut restored = read(snapshot, self.engine.config.max_sessions)?;
+        let mut restored = read(snapshot, self.engine.config.affordable_sessions)?;
         // Nothing can fail from here on.
         let table = &self.engine.table;
         self.engine.publish(restored.cluster_state().clone());

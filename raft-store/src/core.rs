@@ -175,7 +175,7 @@ impl<M: ReplicatedState> Core<M> {
         tokio::task::spawn_blocking(move || {
             core.inner.lock().restore((core.clock)(), &snapshot).map_err(|error| match error {
                 RestoreError::Io(error) => error,
-                error @ (RestoreError::Damaged(_) | RestoreError::Policy(_)) => {
+                error @ (RestoreError::Damaged(_) | RestoreError::Unaffordable { .. } | RestoreError::Policy(_)) => {
                     io::Error::new(io::ErrorKind::InvalidData, error)
                 }
             })?;
