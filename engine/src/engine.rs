@@ -9,14 +9,15 @@ use parking_lot::Mutex;
 
 use crate::active_policy::ActivePolicy;
 use crate::blind_intervals::BlindIntervals;
-use crate::cluster_state::{ClusterState, MemberInfo, Role};
+use crate::cluster_state::ClusterState;
 use crate::event::{ConnectionDecision, Event, Hint, LoggedDecision, Proposal};
 use crate::id::{Generation, MemberId, SessionId, ZoneId, ZonePair, first_number};
 use crate::limits::{Grace, Limits};
 use crate::parse::Packet;
+use crate::policy_slots::PolicySlots;
 use crate::progress::{ProgressCursor, TakeoverCounters};
 use crate::replicated::Settings;
-use crate::rule_hits::{HitCounters, RuleHits};
+use crate::rule_hits::RuleHits;
 use crate::session::{Close, Counts, HalfOpen, HandshakeState, SessionInfo};
 use crate::table::half_open::HalfOpenEntry;
 use crate::table::{IdleReport, SHARDS, Table};
@@ -31,9 +32,10 @@ pub struct Engine {
     pub(crate) config: Config,
     pub(crate) table: Table,
     /// Its generation is also in `generation`, which is cheaper to read.
-    active_policy: ArcSwap<ActivePolicy>,
+    pub(crate) active_policy: ArcSwap<ActivePolicy>,
+    pub(crate) policy_slots: Mutex<PolicySlots>,
     generation: AtomicU64,
-    cluster: ArcSwap<ClusterState>,
+    pub(crate) cluster: ArcSwap<ClusterState>,
     /// The settings that packets need.
     pub(crate) limits: Limits,
     zones_version: AtomicU64,
@@ -77,6 +79,15 @@ const MAX_PER_TICK: u32 = 1 << 14;
 /// Maximum number of entries processed under one lock, because packets wait for it.
 const LOCK_BATCH: u32 = 1 << 8;
 
+#[cfg(feature = "next-level")]
+impl Engine {
+    /// The field of level 2, once that is in force.
+    pub(crate) fn next_level_tag(&self, establish: &crate::session::Establish) -> u32 {
+        let is_in_force = self.cluster_state().level >= crate::replicated::next_level::NEXT;
+        if is_in_force { establish.rule.0 + 1 } else { 0 }
+    }
+}
+
 impl Engine {
     /// An empty engine with policy generation 0: default drop.
     #[must_use]
@@ -86,6 +97,7 @@ impl Engine {
             next_session: AtomicU64::new(first_number(config.start)),
             config,
             active_policy: ArcSwap::from_pointee(ActivePolicy::default()),
+            policy_slots: Mutex::default(),
             generation: AtomicU64::new(0),
             cluster: ArcSwap::from_pointee(ClusterState::default()),
             limits: Limits::default(),
@@ -402,25 +414,24 @@ impl Engine {
         *self.active_policy().timeouts()
     }
 
-    /// Makes a policy the active one. The generation is stored last, so that a reader of the new generation also reads the
-    /// new policy.
-    pub(crate) fn activate(&self, mut policy: ActivePolicy) {
+    /// Makes a policy the active one, and returns the one before. The generation is stored last, so that a reader of the new
+    /// generation also reads the new policy. To be called under the lock of the slots.
+    pub(crate) fn activate(&self, policy: ActivePolicy) -> Arc<ActivePolicy> {
         let generation = policy.generation;
-        policy.hits = HitCounters::carried_over(&policy, &self.active_policy());
         let shorter = policy.timeouts().any_shorter_than(&self.timeouts());
-        self.active_policy.store(Arc::new(policy));
+        let old = self.active_policy.swap(Arc::new(policy));
         if shorter {
             let mut rescan = self.timer_rescan.lock();
             // A shard that is partly scanned is scanned again at the end.
             rescan.shards_left = SHARDS + usize::from(rescan.slot > 0);
         }
         self.generation.store(generation.0, Ordering::Release);
+        old
     }
 
     pub(crate) fn publish(&self, cluster: ClusterState) {
-        let forwards =
-            |(id, info): &(&MemberId, &MemberInfo)| **id != self.config.member && info.role == Role::Firewall;
-        let peers = cluster.members.iter().filter(forwards).count();
+        let forwards = |id: &&MemberId| **id != self.config.member && cluster.may_forward(**id);
+        let peers = cluster.members.keys().filter(forwards).count();
         self.forwarding_peers.store(u32::try_from(peers).unwrap_or(u32::MAX), Ordering::Relaxed);
         let zones_changed = self.cluster.load().zones != cluster.zones;
         if self.limits.set(&cluster.settings.values) {

@@ -12,7 +12,8 @@
 //! report binds the member until the log says otherwise, not for some time: the command may be late by any time. A member
 //! that forgets its reports (it restarts, its state was replaced), or forwards packets again without having been asked (it
 //! was isolated), begins a new resume epoch in the log before it forwards any. Nothing is removed by reports of an older
-//! epoch.
+//! epoch. For the same reason a member that has joined and never resumed need not be asked: it has forwarded nothing, and begins
+//! an epoch before it does.
 
 use std::sync::atomic::Ordering;
 
@@ -74,6 +75,11 @@ impl Engine {
     /// only after a `Refresh`. To be called only on a member that has applied all that the leader had applied when it asked:
     /// a session that is unknown has ended then.
     pub fn confirm_idle(&self, now: Time, ids: &mut Vec<SessionId>) {
+        // The timeouts are the policy's.
+        if !self.is_policy_compiled() {
+            ids.clear();
+            return;
+        }
         let timeouts = self.timeouts();
         ids.retain(|&id| {
             let Some((mut shard, slot)) = self.table.locate(id) else { return true };

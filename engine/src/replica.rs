@@ -12,9 +12,9 @@ use crate::id::MemberId;
 #[cfg(any(test, feature = "testing"))]
 use crate::id::SessionId;
 pub use crate::replicated::{
-    Applied, Assignment, AssignmentError, Batch, Command, CommandSize, CompileError, ExpireIdle, ForbiddenSessions,
-    InvalidReason, LevelRaise, MemberChange, Outcome, PolicyChange, RestoreError, SettingKey, Settings, SettingsChange,
-    SettingsRecord, SettingsRefusal, SettingsRevision,
+    Applied, Assignment, AssignmentError, Batch, Command, CommandSize, Enact, ExpireIdle, ForbiddenSessions,
+    InvalidReason, Join, LevelRaise, MemberChange, Outcome, PolicyChange, RestoreError, SettingKey, Settings,
+    SettingsChange, SettingsRecord, SettingsRefusal, SettingsRevision, Withdraw,
 };
 use crate::replicated::{Effects, LocalContext, Replicated, SessionStore, SnapshotContent, StateMachine, read};
 use crate::table::SHARDS;
@@ -84,6 +84,14 @@ impl Replica {
         all
     }
 
+    /// Whether this batch can be applied now. If not, it puts a policy in force that this member has yet to compile: nothing
+    /// may be applied until it has ([`crate::Engine::policy_compiled`]), or until no packet passes here any longer
+    /// ([`crate::Engine::set_packets_pass`]).
+    #[must_use]
+    pub fn is_ready(&self, batch: &Batch) -> bool {
+        !self.state.enacted_by(batch).is_some_and(|candidate| self.engine.waits_for(candidate))
+    }
+
     /// Begins a snapshot of the state as it is now. At most one at a time; a second one ends the first, whose `write` fails.
     pub fn begin_snapshot(&mut self) -> SnapshotJob {
         SnapshotJob {
@@ -101,8 +109,8 @@ impl Replica {
         let mut restored = read(snapshot, self.engine.config.affordable_sessions)?;
         // Nothing can fail from here on.
         let table = &self.engine.table;
-        self.engine.publish(restored.cluster_state().clone());
-        self.engine.activate(std::mem::take(&mut restored.active_policy));
+        self.engine.install_policy(restored.cluster_state().clone(), restored.generation());
+        self.engine.forget_old_candidate();
         let timeouts = self.engine.timeouts();
         let mut shards: Vec<Vec<Replicated>> = (0..SHARDS).map(|_| Vec::new()).collect();
         for session in std::mem::take(&mut restored.sessions) {
@@ -136,13 +144,14 @@ impl Replica {
 impl Engine {
     /// Carries out what a command leads to on this member.
     fn carry_out(&self, effects: Effects, wake: &mut dyn Wake) {
-        let Effects { wakes, closes, active_policy, cluster_state, resume_epoch } = effects;
-        // The zones first: rules are about their numbers.
+        let Effects { wakes, closes, enacted, cluster_state, resume_epoch } = effects;
+        // First: rules are about the numbers of zones, and who reads a resume epoch must see that its member has come.
         if let Some(cluster) = cluster_state {
-            self.publish(*cluster);
-        }
-        if let Some(policy) = active_policy {
-            self.activate(*policy);
+            match enacted {
+                Some(enacted) => self.enact_policy(enacted, || self.publish(*cluster)),
+                None => self.publish(*cluster),
+            }
+            self.forget_old_candidate();
         }
         if let Some(epoch) = resume_epoch {
             self.resume_epoch.store(epoch, Ordering::Release);

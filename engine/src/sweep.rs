@@ -63,7 +63,7 @@ impl Engine {
     #[must_use]
     pub fn generation_to_sweep(&self) -> Option<Generation> {
         let policy = self.active_policy();
-        policy.rules.is_some().then_some(policy.generation)
+        (policy.rules.is_some() && self.may_revoke_forbidden()).then_some(policy.generation)
     }
 
     /// Begins a sweep by the policy in force. `None`: there are no rules to judge by.

@@ -5,18 +5,23 @@
 //! leader lease: clocks may stand still). Once that index is applied here, this member's lease is valid until t + 1 s.
 //! [`crate::lease`] has the states.
 //!
+//! With the question goes what this member has made of the candidate for the next policy ([`crate::policy`]). A member that has not
+//! compiled the policy in force gets no lease.
+//!
 //! A member that begins to forward packets says so in the log first (`Command::Resume`): it remembers nothing of what an
-//! earlier run reported about idle sessions, or was not asked about them while its lease was expired.
+//! earlier run reported about idle sessions, or was not asked about them while its lease was expired. Then it registers what
+//! it can, if the register says something else: no lease before that.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use palisade_engine::replica::{Command, Outcome};
-use palisade_engine::{Engine, LeaseState};
+use palisade_engine::replica::{Command, MemberChange};
+use palisade_engine::{Capabilities, Engine, LeaseState, MemberId};
 use tokio::sync::{mpsc, watch};
 
 use crate::clock;
 use crate::lease::Lease;
+use crate::membership::error::{MembershipError, accepted};
 use crate::raft::barrier::{ReadBarrier, ReadBarrierError};
 use crate::raft::leadership::Leadership;
 use crate::raft::read_index::READ_INDEX_TIMEOUT;
@@ -27,9 +32,14 @@ use crate::replication_metrics::ReplicationMetrics;
 const RENEWAL_INTERVAL: Duration = Duration::from_millis(250);
 /// The same after a failure: by then there may be a new leader.
 const RENEWAL_RETRY_DELAY: Duration = Duration::from_millis(25);
+/// The same after a refusal by the log: each attempt adds entries to it.
+const REFUSED_RETRY_DELAY: Duration = Duration::from_secs(5);
 
 /// The task that renews this member's lease.
 pub(crate) struct LeaseRenewer {
+    pub(crate) me: MemberId,
+    /// What this member can.
+    pub(crate) capabilities: Capabilities,
     pub(crate) barrier: ReadBarrier,
     pub(crate) leadership: watch::Receiver<Leadership>,
     pub(crate) lease: Arc<Lease>,
@@ -43,12 +53,14 @@ pub(crate) struct LeaseRenewer {
 pub(crate) enum LeaseRenewalError {
     #[error("no leader is known")]
     NoLeader,
+    #[error("this member has not compiled the policy in force")]
+    Policy,
     #[error(transparent)]
     Barrier(#[from] ReadBarrierError),
     #[error("the log did not take that this member resumes")]
-    Resume(#[from] ProposeError),
-    #[error("the log did not take that this member resumes: {0:?}")]
-    ResumeRefused(Outcome),
+    Propose(#[from] ProposeError),
+    #[error("the log refused that this member resumes: {0}")]
+    Refused(MembershipError),
 }
 
 impl LeaseRenewer {
@@ -62,6 +74,10 @@ impl LeaseRenewer {
                 resumed = None;
             }
             was = is;
+            if is == LeaseState::Expired {
+                // Nothing passes, so applying need not wait for the compiler.
+                self.engine.set_packets_pass(false);
+            }
             let mut asked = clock::now();
             let renewal = async {
                 if resumed != Some(replacements) {
@@ -70,7 +86,9 @@ impl LeaseRenewer {
                     resumed = Some(replacements);
                     asked = clock::now();
                 }
-                Ok::<(), LeaseRenewalError>(self.barrier.attempt().await?)
+                self.barrier.attempt().await?;
+                // Before the lease: from now on a policy must be compiled before it comes into force here.
+                if self.engine.set_packets_pass(true) { Ok(()) } else { Err(LeaseRenewalError::Policy) }
             };
             let renewal = renewal.await;
             let pause = match renewal {
@@ -79,6 +97,11 @@ impl LeaseRenewer {
                     self.engine.set_applied_as_of(asked);
                     self.metrics.lease_renewals.renewed.add(1);
                     RENEWAL_INTERVAL
+                }
+                Err(LeaseRenewalError::Refused(error)) => {
+                    self.metrics.lease_renewals.failed.add(1);
+                    tracing::warn!(%error, "the log refused that this member resumes: nothing passes here");
+                    REFUSED_RETRY_DELAY
                 }
                 Err(error) => {
                     self.metrics.lease_renewals.failed.add(1);
@@ -90,14 +113,25 @@ impl LeaseRenewer {
         }
     }
 
-    /// Has the log take that this member begins to forward packets.
+    /// Has the log take that this member begins to forward packets, and what it can, if that has changed.
     async fn resume(&self) -> Result<(), LeaseRenewalError> {
         if self.leadership.borrow().leader.is_none() {
             return Err(LeaseRenewalError::NoLeader);
         }
-        match propose_and_wait(&self.requests, Command::Resume, READ_INDEX_TIMEOUT).await? {
-            Outcome::Accepted => Ok(()),
-            outcome => Err(LeaseRenewalError::ResumeRefused(outcome)),
+        self.propose(Command::Resume).await?;
+        // Now no command of an earlier run has an effect any longer: what the register says is what counts.
+        let Self { me, capabilities, .. } = self;
+        if self.engine.cluster_state().capabilities.get(me) == Some(capabilities) {
+            return Ok(());
         }
+        let change = MemberChange::Capabilities { member: *me, capabilities: capabilities.clone() };
+        self.propose(Command::Member(change)).await?;
+        tracing::info!(levels = %capabilities.levels(), program = capabilities.program, "registered what this member can");
+        Ok(())
+    }
+
+    async fn propose(&self, command: Command) -> Result<(), LeaseRenewalError> {
+        let outcome = propose_and_wait(&self.requests, command, READ_INDEX_TIMEOUT).await?;
+        accepted(outcome).map_err(LeaseRenewalError::Refused)
     }
 }

@@ -27,20 +27,22 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use openraft::async_runtime::WatchReceiver;
-use palisade_engine::replica::{Command, Outcome, Replica};
-use palisade_engine::{Engine, LeaseState, MemberId, MemberInfo, Wake};
+use palisade_engine::replica::{Command, Outcome, PolicyChange, Replica};
+use palisade_engine::{Engine, LeaseState, Level, MemberId, MemberInfo, Wake};
 use palisade_engine::{Hint, Proposal};
 use palisade_proto::member::v1 as wire;
 use palisade_raft_store::{Auditor, StoreMetrics};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
 
+use crate::audit::on_request;
 use crate::clock;
 use crate::grace::PeerGrace;
 use crate::lease::Lease;
 use crate::membership::presence::{Presence, Roster};
 use crate::membership::register::Membership;
 use crate::peer::connections::{Client, Lane};
+use crate::policy::put::Put;
 use crate::raft::barrier::ReadBarrier;
 use crate::raft::config::PalisadeRaft;
 use crate::raft::quorum::{QUORUM_POLL_INTERVAL, QuorumContact};
@@ -50,14 +52,17 @@ use crate::replication::builder::WorkerSide;
 use crate::replication::tasks::Tasks;
 use crate::sync::hints::Reachability;
 
+pub use crate::audit::on_request::AuditReport;
 pub use crate::membership::error::MembershipError;
 pub use crate::membership::identity::{Identity, IdentityError, has_identity};
 pub use crate::membership::join::{init, init_with, join};
+pub use crate::membership::level::RaiseError;
 pub use crate::membership::options::Options;
 pub use crate::membership::recover::{RecoverError, Recovered, Recovery, RecoveryPlan, RemovedMember};
 pub use crate::membership::register::Removal;
 pub use crate::membership::rollback_check::RollbackError;
 pub use crate::membership::token::{Token, TokenError};
+pub use crate::policy::put::{CandidateReports, PutError, PutInForce};
 pub use crate::raft::barrier::ReadBarrierError;
 pub use crate::raft::config::{LogSize, Timing};
 pub use crate::raft::priority::ElectionPriority;
@@ -77,6 +82,7 @@ const RAFT_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A running member's replication.
 pub struct Replication {
+    put: Put,
     membership: Membership,
     raft: PalisadeRaft,
     engine: Arc<Engine>,
@@ -102,6 +108,8 @@ pub struct Replication {
 impl Drop for Replication {
     fn drop(&mut self) {
         self.tasks.stop();
+        // Applying must not wait for a compiler that is gone.
+        self.engine.set_packets_pass(false);
         if let Some(server) = self.server.lock().take() {
             server.abort();
         }
@@ -185,6 +193,16 @@ impl Replication {
     #[must_use]
     pub fn digest_at(&self, index: u64) -> Option<u64> {
         self.auditor.digest_at(index)
+    }
+
+    /// Compares the states of all members that have come, at an index that is not older than this call.
+    ///
+    /// # Errors
+    /// [`ReadBarrierError`]
+    pub async fn audit(&self, timeout: Duration) -> Result<AuditReport, ReadBarrierError> {
+        self.barrier.wait(timeout).await?;
+        let report = on_request::audit(&self.engine, &self.auditor, &self.membership.peers).await;
+        report.ok_or(ReadBarrierError::NoLeader)
     }
 
     /// The changes of sessions from now on, in the order of the log. A watcher that is too slow loses some and is told so.
@@ -289,6 +307,14 @@ impl Replication {
         propose_and_wait(&self.requests, command, timeout).await
     }
 
+    /// Proposes a policy, and waits until it is in force at this member, or at the leader, or is not going to be.
+    ///
+    /// # Errors
+    /// [`PutError`]
+    pub async fn put_policy(&self, change: PolicyChange, timeout: Duration) -> Result<PutInForce, PutError> {
+        self.put.put(change, timeout).await
+    }
+
     /// Waits until everything is applied here that was committed before this call, through an election if need be. Adds
     /// nothing to the log.
     ///
@@ -323,6 +349,32 @@ impl Replication {
         self.membership.remove(name, alive_too).await
     }
 
+    /// Raises the level in force, one by one, until it is `to`.
+    ///
+    /// # Errors
+    /// [`MembershipError`]; the level may have been raised in part.
+    pub async fn raise_level(&self, to: Level) -> Result<(), MembershipError> {
+        self.membership.raise_level(to).await
+    }
+
+    /// Gives a member another name or another address; this one, if none is named.
+    ///
+    /// # Errors
+    /// [`MembershipError`]; it may still happen, if it took too long.
+    pub async fn update(
+        &self,
+        member: Option<&str>,
+        name: Option<String>,
+        address: Option<String>,
+    ) -> Result<MemberId, MembershipError> {
+        self.membership.update(member, name, address).await
+    }
+
+    /// How the cluster knows this member, if its node.toml says another name or another address.
+    pub(crate) fn registered_otherwise(&self, own: &MemberInfo) -> Option<MemberInfo> {
+        self.membership.registered_otherwise(own)
+    }
+
     /// Names the zones that this member's interfaces are in: each gets a number that all members know.
     ///
     /// # Errors
@@ -355,6 +407,8 @@ impl Replication {
     /// Stops taking part. Established sessions of this machine are the workers' business.
     pub async fn shutdown(&self) {
         self.tasks.stop();
+        // Applying must not wait for a compiler that is gone. What comes into force from now on drops everything here.
+        self.engine.set_packets_pass(false);
         let server = self.server.lock().take();
         if let Some(mut server) = server
             && tokio::time::timeout(SERVER_SHUTDOWN_TIMEOUT, &mut server).await.is_err()

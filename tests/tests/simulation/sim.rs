@@ -77,6 +77,18 @@ impl Member {
     fn lease_state(&self, now: Nanos) -> LeaseState {
         self.live.lock().as_ref().map_or(LeaseState::Expired, |live| live.lease.state_at(self.host.time(now)))
     }
+
+    /// A member that has joined resumes before its first lease, as it knows itself: nobody asks it before whether sessions are idle.
+    fn check_has_come(&self, now: Nanos) {
+        let live = self.live.lock();
+        let Some(live) = live.as_ref().filter(|live| live.lease.state_at(self.host.time(now)) != LeaseState::Expired)
+        else {
+            return;
+        };
+        let id = live.replication.identity().member;
+        let joining = live.engine.cluster_state().joining.contains_key(&id);
+        assert!(!joining, "member {id} has a lease and has not resumed");
+    }
 }
 
 /// A member as it is seen from outside, between two steps.
@@ -269,7 +281,7 @@ impl Sim {
         let (Some(power), Some(live)) = (&member.power, &*member.live.lock()) else { return };
         let base = live.engine.generation();
         let text = policy(allows_alternate(Generation(base.0 + 1)));
-        let change = PolicyChange { base, text, author: "admin".to_owned() };
+        let change = PolicyChange::new(base, text, "admin".to_owned());
         let replication = live.replication.clone();
         power.spawn(async move {
             let done = replication.command(Command::Policy(Box::new(change)), Duration::from_secs(2)).await;
@@ -322,6 +334,9 @@ impl Sim {
                 && let Some(power) = &self.members[index].power
             {
                 power.step();
+            }
+            if self.began == 0 {
+                self.members[index].check_has_come(self.now);
             }
             self.collect(index);
         }
@@ -474,7 +489,7 @@ impl Sim {
                 if let openraft::EntryPayload::Normal(batch) = &mut entry.payload {
                     for command in &mut batch.commands {
                         if let Command::Policy(change) = command {
-                            change.text = policy(true);
+                            **change = PolicyChange::new(change.base, policy(true), change.author.clone());
                         }
                     }
                 }

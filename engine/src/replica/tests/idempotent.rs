@@ -17,8 +17,7 @@ fn command() -> impl Strategy<Value = Command> {
             Command::RevokeForbidden(ForbiddenSessions { generation: Generation(generation), sessions })
         }),
         1 => (1_u64..3).prop_map(|base| {
-            let (text, author) = (POLICY.to_owned(), "me".to_owned());
-            Command::Policy(Box::new(PolicyChange { base: Generation(base), text, author }))
+            Command::Policy(Box::new(PolicyChange::new(Generation(base), POLICY.to_owned(), "me".to_owned())))
         }),
         1 => (0_u64..2, prop::collection::vec(((0_u64..12).prop_map(id), 0_u16..2), 0..3))
             .prop_map(|(resume_epoch, sessions)| Command::ExpireIdle(ExpireIdle { resume_epoch, sessions })),
