@@ -16,9 +16,7 @@ use palisade_engine::parse::{
     Checksum, Embedded, Fragment, IpOption, Kind, Packet, RoutingClass, Tcp, frame, rejection,
 };
 use palisade_engine::policy::Policy;
-use palisade_engine::replica::{
-    Command, Enact, ForbiddenSessions, Outcome, PolicyChange, Replica, Withdraw,
-};
+use palisade_engine::replica::{Command, Enact, ForbiddenSessions, Outcome, PolicyChange, Replica, Withdraw};
 use palisade_engine::{
     Close, CloseCause, Config, Context, Direction, Engine, Event, FragmentKey, Generation, HalfOpen, HandshakeState,
     Hint, Ip, LeaseState, MemberId, Proposal, Protocol, Routes, RuleId, SessionId, SynParams, Time, Tuple, Verdict,
