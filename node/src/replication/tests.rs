@@ -27,6 +27,7 @@ mod elections;
 mod forbidden;
 mod idle;
 mod joining;
+mod numbers;
 mod policies;
 mod progress;
 mod quiet;
