@@ -16,7 +16,7 @@ use palisade_engine::parse::{
     Checksum, Embedded, Fragment, IpOption, Kind, Packet, RoutingClass, Tcp, frame, rejection,
 };
 use palisade_engine::policy::Policy;
-use palisade_engine::replica::{Command, Enact, Outcome, PolicyChange, Replica, Withdraw};
+use palisade_engine::replica::{Command, Enact, ForbiddenSessions, Outcome, PolicyChange, Replica, Withdraw};
 use palisade_engine::{
     Close, CloseCause, Config, Context, Direction, Edges, Engine, Event, FragmentKey, Generation, HalfOpen,
     HandshakeState, Hint, Ip, LeaseState, MemberId, PerDirection, Proposal, Protocol, Routes, RuleId, SessionId,
@@ -201,7 +201,15 @@ pub fn pipeline(data: &[u8]) {
             }
             14 => match which & 3 {
                 0 => commands.push(policy_number(generation, kind)),
-                1 => commands.push(Command::Expire(vec![id(kind)])),
+                1 if flags & 1 == 0 => commands.push(Command::Expire(vec![id(kind)])),
+                1 => {
+                    let Some(mut sweep) = engine.begin_sweep() else { continue };
+                    let mut sessions = Vec::new();
+                    while sweep.step(&engine, &mut sessions) {}
+                    assert!(sessions.iter().all(|id| engine.session(now, *id).is_some()));
+                    let generation = sweep.generation();
+                    commands.push(Command::RevokeForbidden(ForbiddenSessions { generation, sessions }));
+                }
                 2 => commands.push(Command::Close(Close { id: id(kind), cause: CloseCause::Rst })),
                 _ => {
                     let mut idle = Vec::new();

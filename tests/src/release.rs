@@ -169,6 +169,7 @@ fn seed(today: &Program, target: &Path) -> Result<(), String> {
 }
 
 /// Builds the program from `source`. Returns the executable.
+#[expect(clippy::disallowed_methods, reason = "it says how long the build took")]
 fn build(today: &Program, source: &Path, target: &Path, features: Option<&str>) -> Result<PathBuf, String> {
     seed(today, target)?;
     let begun = Instant::now();

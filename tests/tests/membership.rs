@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use anyhow::Result;
 use palisade_lab::guard::require_lab;
 use palisade_lab::traffic::{POLICY, Traffic};
-use palisade_lab::{Lab, WAIT};
+use palisade_lab::{Lab, WAIT, wait_until};
 use palisade_tests::{members, wait_voters};
 use serde_json::Value;
 
@@ -111,10 +111,13 @@ async fn renumber(lab: &mut Lab) -> Result<()> {
         member.start().await?;
         member.wait_up(WAIT).await?;
         // It says why it is not ready, and what to do.
-        let health = member.http("/readyz").await?.1;
-        assert!(health.contains("palisade cluster update"), "{health}");
+        let member = lab.member(number);
+        wait_until("the reason and the remedy", async || {
+            Ok(member.http("/readyz").await?.1.contains("palisade cluster update"))
+        })
+        .await?;
         member.cli(&["cluster", "update"]).await?;
-        member.wait_ready(WAIT).await?;
+        lab.member_mut(number).wait_ready(WAIT).await?;
         lab.wait_live(&[1, 2, 3]).await?;
         wait_voters(lab, number, 3).await?;
         counts.wait_opened(100).await?;
@@ -149,6 +152,8 @@ async fn abandon(lab: &mut Lab) -> Result<()> {
     lab.member_mut(1).wait_ready(WAIT).await?;
     let token = lab.member(1).cli(&["cluster", "token"]).await?;
     let refused = lab.member(3).cli(&["cluster", "join", token.trim()]).await.unwrap_err().to_string();
+    // The text is wrapped for people.
+    let refused = refused.split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(refused.contains("cluster join --abandon TOKEN"), "{refused}");
     lab.member(3).cli(&["cluster", "join", "--abandon", token.trim()]).await?;
     lab.member_mut(3).wait_ready(WAIT).await?;

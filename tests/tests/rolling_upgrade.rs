@@ -5,6 +5,7 @@
 //! program is that of the commit in `tests/previous-release`; a build with the feature `next-level` plays the one after today's
 //! ([`palisade_tests::release`]).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::disallowed_methods, reason = "it says how long an exchange took")]
 
 use std::collections::BTreeSet;
 use std::time::Instant;

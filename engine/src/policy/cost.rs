@@ -131,7 +131,7 @@ impl Policy {
         };
         let service = |rule: &Rule| rule.services.items().map(|items| ranges::resolve_services(items, &services));
         let mut sweep = Sweep::new(self.rules.len());
-        let fields: [(&dyn Fn(&Rule) -> Option<Ranges>, bool); 7] = [
+        let fields: [(RangesOf<'_>, bool); 7] = [
             (&|rule| family(&rule.source, true), true),
             (&|rule| family(&rule.source, false), true),
             (&|rule| family(&rule.destination, true), true),
@@ -150,6 +150,9 @@ impl Policy {
         cost.most = most.map(|(rule, share)| (rule, *share));
     }
 }
+
+/// The values of one field of a rule; None: all of them.
+type RangesOf<'a> = &'a dyn Fn(&Rule) -> Option<Ranges>;
 
 /// The count of the sets of rules, field by field: the sweep of the compiler, without the sets.
 struct Sweep {

@@ -52,7 +52,7 @@ pub enum RaiseError {
 
 impl RaiseError {
     /// A refusal of the log, with the members' names.
-    fn new(reason: InvalidReason, cluster: &ClusterState) -> MembershipError {
+    fn refused(reason: InvalidReason, cluster: &ClusterState) -> MembershipError {
         let name =
             |id: MemberId| cluster.members.get(&id).map_or_else(|| format!("member {id}"), |info| info.name.clone());
         let error = match reason {
@@ -84,7 +84,7 @@ impl Membership {
                 Outcome::Accepted => {}
                 // Somebody else has raised it meanwhile.
                 Outcome::Invalid(InvalidReason::LevelNotNext { in_force: now, .. }) if now > in_force => {}
-                Outcome::Invalid(reason) => return Err(RaiseError::new(reason, &self.engine.cluster_state())),
+                Outcome::Invalid(reason) => return Err(RaiseError::refused(reason, &self.engine.cluster_state())),
                 other => return Err(MembershipError::Refused(format!("{other:?}"))),
             }
         }

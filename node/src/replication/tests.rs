@@ -28,6 +28,7 @@ mod forbidden;
 mod idle;
 mod joining;
 mod levels;
+mod numbers;
 mod policies;
 mod progress;
 mod quiet;

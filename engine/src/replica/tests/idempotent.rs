@@ -13,6 +13,12 @@ fn command() -> impl Strategy<Value = Command> {
         3 => (0_u64..12).prop_map(close),
         1 => prop::collection::vec((0_u64..12).prop_map(id), 0..3).prop_map(Command::Expire),
         1 => prop::collection::vec((0_u64..12).prop_map(id), 0..3).prop_map(Command::Refresh),
+        1 => (1_u64..3, prop::collection::vec((0_u64..12).prop_map(id), 0..3)).prop_map(|(generation, sessions)| {
+            Command::RevokeForbidden(ForbiddenSessions { generation: Generation(generation), sessions })
+        }),
+        1 => (1_u64..3).prop_map(|base| {
+            Command::Policy(Box::new(PolicyChange::new(Generation(base), POLICY.to_owned(), "me".to_owned())))
+        }),
         1 => (0_u64..2, prop::collection::vec(((0_u64..12).prop_map(id), 0_u16..2), 0..3))
             .prop_map(|(resume_epoch, sessions)| Command::ExpireIdle(ExpireIdle { resume_epoch, sessions })),
         1 => Just(Command::Resume),

@@ -1,7 +1,7 @@
 //! Policies in two steps: apply never compiles, and says the same whatever a member has compiled.
 
 use std::fmt::Write as _;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::*;
 use crate::id::ZoneId;
@@ -36,27 +36,33 @@ fn text(n: u64) -> String {
     format!("{POLICY}# {n}\n")
 }
 
-#[test]
-fn apply_never_takes_as_long_as_compiling() {
+/// The time to compile a large policy, and the longer one of the times to apply the two commands that bring it into force.
+#[expect(clippy::disallowed_methods, reason = "it measures")]
+fn large_policy_takes() -> (Duration, Duration) {
     let mut b = Fixture::new();
     let text = large(1000, 16);
     let begin = Instant::now();
     drop(Policy::parse("policy", &text).unwrap().compile(&mut |_| ZoneId(1)));
     let compiling = begin.elapsed();
     let change = change(1, &text);
-    let longest = |b: &mut Fixture, command| {
-        let begin = Instant::now();
-        let outcome = b.one(command);
-        (begin.elapsed(), outcome)
-    };
-    let (first, outcome) = longest(&mut b, propose(&change));
+    let begin = Instant::now();
+    let outcome = b.one(propose(&change));
+    let first = begin.elapsed();
     assert_eq!(outcome, Outcome::Accepted);
     b.replica.engine.compile_policies();
-    let (second, outcome) = longest(&mut b, enact(&change));
+    let begin = Instant::now();
+    let outcome = b.one(enact(&change));
+    let second = begin.elapsed();
     assert_eq!(outcome, Outcome::Policy(Generation(2)));
     assert!(b.replica.engine.is_policy_compiled());
-    let pause = first.max(second);
-    assert!(pause * 10 < compiling, "apply stood still for {pause:?}; compiling takes {compiling:?}");
+    (compiling, first.max(second))
+}
+
+#[test]
+fn apply_never_takes_as_long_as_compiling() {
+    // Other programs of the machine may interrupt an attempt, but not all of them.
+    let attempts: Vec<_> = (0..5).map(|_| large_policy_takes()).collect();
+    assert!(attempts.iter().any(|(compiling, pause)| *pause * 10 < *compiling), "{attempts:?}");
 }
 
 #[test]

@@ -148,9 +148,9 @@ fn restore_refuses_an_unknown_level_and_an_unknown_chunk_unless_it_is_optional()
     let bytes = written(source.replica.begin_snapshot());
     let mut b = filled(20);
     let before = b.replica.digest();
-    // After the chunks of the register and of the settings, which come first: the order of unknown chunks does not matter.
-    let chunk_end = |at: usize| at + 9 + u32::from_le_bytes(bytes[at + 1..at + 5].try_into().unwrap()) as usize;
-    let place = chunk_end(chunk_end(10));
+    // Behind magic and level, the register and the settings; the place of other chunks does not matter.
+    let behind = |at: usize| at + 9 + u32::from_le_bytes(bytes[at + 1..at + 5].try_into().unwrap()) as usize;
+    let place = behind(behind(10));
     let with = |added: &[u8]| [&bytes[..place], added, &bytes[place..]].concat();
     let restore = |b: &mut Fixture, bytes: &[u8]| b.replica.restore(NOW, &mut &bytes[..], &mut NoWaiters);
 

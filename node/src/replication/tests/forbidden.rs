@@ -31,6 +31,7 @@ async fn forbidden_session_ends_on_all_members_and_does_not_come_back() {
         assert_eq!(nodes[0].run().command(to_port(n, port, first), LONG).await, Ok(Outcome::Accepted));
     }
     until("all have both", || nodes.iter().all(|node| has(node, 1) && has(node, 2))).await;
+    until("all have both", || nodes.iter().all(|node| has(node, 1) && has(node, 2))).await;
     let mut events = nodes[(leader(&nodes) + 1) % 3].run().subscribe();
     let second = apply(&nodes[1], 1, BLOCKED).await;
     until("the forbidden session is gone", || nodes.iter().all(|node| !has(node, 1))).await;
