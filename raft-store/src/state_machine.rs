@@ -215,10 +215,13 @@ impl<M: ReplicatedState> RaftStateMachine<TypeConfig> for StateMachine<M> {
     }
 }
 
+/// A snapshot that was begun, and the lock that keeps others from being begun.
+type Locked<J> = (Begun<J>, OwnedMutexGuard<()>);
+
 /// Builds one snapshot: of the state as it was when the builder was made.
 pub struct Builder<M: ReplicatedState> {
     // A mutex only because openraft wants builders to be `Sync`, which jobs need not be.
-    begun: Mutex<Option<(Begun<M::Job>, OwnedMutexGuard<()>)>>,
+    begun: Mutex<Option<Locked<M::Job>>>,
     snapshots: Snapshots,
 }
 
