@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod flood;
+mod overflow;
 mod kills;
 mod partition;
 mod stalls;
