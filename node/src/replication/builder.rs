@@ -40,7 +40,7 @@ use crate::raft::election::{Election, LeaderContact};
 use crate::raft::leadership::{self, Leadership};
 use crate::raft::lease::LeaseRenewer;
 use crate::raft::network::Network;
-use crate::raft::priority::ElectionPriority;
+use crate::raft::priority::{ElectionPriority, PriorityInForce};
 use crate::raft::quorum::QuorumContact;
 use crate::raft::read_index::ReadIndex;
 use crate::raft::requests::{AdminRequest, REQUEST_QUEUE};
@@ -359,7 +359,10 @@ impl RaftSide {
         let me = *me;
         let (leadership_sender, leadership) = watch::channel(Leadership::default());
         let (members_sender, members) = watch::channel(Members::new());
-        let (priority, priority_receiver) = watch::channel(ElectionPriority::default());
+        let (priority, asked) = watch::channel(ElectionPriority::default());
+        let (in_force, priority_in_force) = watch::channel(ElectionPriority::default());
+        let own = options.info();
+        let in_force = PriorityInForce { me, own, members: members.clone(), asked, in_force };
         let quorum = QuorumContact::default();
         let (contact, leader_contact) = (LastContact::default(), LeaderContact::default());
         let read_index = ReadIndex { me, raft: raft.clone(), peers: core.peers.clone() };
@@ -370,7 +373,7 @@ impl RaftSide {
             read_index: read_index.clone(),
             peers: core.peers.clone(),
             leadership: leadership.clone(),
-            priority: priority_receiver.clone(),
+            priority: priority_in_force.clone(),
             quorum: quorum.clone(),
         };
         let renewer = LeaseRenewer {
@@ -387,7 +390,7 @@ impl RaftSide {
             me,
             raft: raft.clone(),
             contact: contact.clone(),
-            priority: priority_receiver.clone(),
+            priority: priority_in_force.clone(),
         };
         let election = Election {
             me,
@@ -395,7 +398,7 @@ impl RaftSide {
             leader_contact: leader_contact.clone(),
             lease: options.timing.election,
             vote: options.timing.vote(),
-            priority: priority_receiver,
+            priority: priority_in_force,
         };
         let follow = leadership::follow(
             raft.clone(),
@@ -405,6 +408,7 @@ impl RaftSide {
             core.metrics.clone(),
         );
         tasks.spawn("leadership", follow);
+        tasks.spawn("election priority", in_force.run());
         tasks.spawn("lease", renewer.run());
         tasks.spawn("election", election.run());
         tasks.spawn("leadership transfer", transfer.clone().run());
