@@ -5,8 +5,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod flood;
-mod overflow;
 mod kills;
+mod overflow;
 mod partition;
 mod stalls;
 mod transfers;
