@@ -25,8 +25,8 @@ pub use policies::CompileError;
 use register::Register;
 pub(crate) use session::{Replicated, SessionRecord, WallTenths};
 pub use snapshot::RestoreError;
-pub(crate) use snapshot::{SnapshotContent, read};
-pub(crate) use store::{Admission, Effects, LocalContext, Refusal, Removal, SessionStore};
+pub(crate) use snapshot::{Restored, SnapshotContent, read};
+pub(crate) use store::{Admission, Effects, LocalContext, Refusal, Removal, RestoredSessions, SessionStore};
 
 /// The replicated state machine, without the sessions themselves.
 pub(crate) struct StateMachine {

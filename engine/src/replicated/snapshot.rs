@@ -18,7 +18,7 @@
 //!
 //! [`read`] parses the chunks into [`Parsed`], and validates that as a whole. Only then does anything change.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 
@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 use super::apply::invalid;
 use super::dedup::{DedupTable, MAX_OUTSTANDING, MAX_TOMBSTONES, ProposerSession, Tombstones};
 use super::policies::{self, CompileError};
-use super::{Effects, Outcome, Register, Replicated, SessionRecord, StateMachine};
+use super::{Effects, Outcome, Register, Replicated, RestoredSessions, SessionRecord, StateMachine};
 use crate::active_policy::ActivePolicy;
 use crate::cluster_state::{ClusterState, MemberInfo, PolicyRecord};
 use crate::id::{Generation, MemberId, SessionId};
@@ -135,18 +135,22 @@ fn write_chunk(to: &mut dyn Write, kind: u8, content: &impl Serialize) -> io::Re
 }
 
 impl SnapshotContent {
-    /// Writes the snapshot. `shard` yields the sessions of each of the store's shards, as they were at the same index.
+    /// Writes the snapshot. `next` adds the next sessions to the list, as they were at the same index, and returns whether there
+    /// are more.
     pub(crate) fn write(
         &self,
         to: &mut dyn Write,
-        shard: &mut dyn FnMut(u8) -> io::Result<Vec<SessionRecord>>,
+        next: &mut dyn FnMut(&mut Vec<Replicated>) -> io::Result<bool>,
     ) -> io::Result<()> {
         to.write_all(MAGIC)?;
         self.write_register(to)?;
         self.write_dedup(to)?;
-        for number in 0..=u8::MAX {
-            for chunk in shard(number)?.chunks(SESSIONS_PER_CHUNK) {
-                write_chunk(to, kind::SESSIONS, &chunk)?;
+        let (mut sessions, mut more) = (Vec::with_capacity(2 * SESSIONS_PER_CHUNK), true);
+        while more {
+            more = next(&mut sessions)?;
+            while sessions.len() >= SESSIONS_PER_CHUNK || !more && !sessions.is_empty() {
+                let records = sessions.drain(..sessions.len().min(SESSIONS_PER_CHUNK));
+                write_chunk(to, kind::SESSIONS, &records.map(|session| session.record()).collect::<Vec<_>>())?;
             }
         }
         write_chunk(to, kind::END, &End { sessions: self.sessions as u64, digest: self.digest })
@@ -220,17 +224,17 @@ fn decode<T: DeserializeOwned>(content: &[u8]) -> Result<T, RestoreError> {
 }
 
 /// The content of a snapshot's chunks, each valid by itself.
-struct Parsed {
+struct Parsed<S> {
     register: Register,
     resume_epoch: u64,
     proposers: BTreeMap<MemberId, ProposerSession>,
     dropped_tombstones: u64,
     tombstones: Vec<SessionId>,
-    sessions: Vec<SessionRecord>,
+    sessions: S,
 }
 
-impl Parsed {
-    fn new(record: RegisterRecord) -> Parsed {
+impl<S: RestoredSessions> Parsed<S> {
+    fn new(record: RegisterRecord, sessions: S) -> Parsed<S> {
         let cluster = ClusterState {
             cluster_id: record.cluster_id,
             members: record.members,
@@ -246,7 +250,7 @@ impl Parsed {
             proposers: BTreeMap::new(),
             dropped_tombstones: 0,
             tombstones: Vec::new(),
-            sessions: Vec::new(),
+            sessions,
         }
     }
 
@@ -268,12 +272,24 @@ impl Parsed {
                 }
             }
             kind::SESSIONS => {
-                self.sessions.extend(decode::<Vec<SessionRecord>>(content)?);
-                if self.sessions.len() > max_sessions {
-                    return Err(damaged(format!("it has more than {max_sessions} sessions")));
+                for record in decode::<Vec<SessionRecord>>(content)? {
+                    self.add_session(&record, max_sessions)?;
                 }
             }
             other => return Err(damaged(format!("it has a chunk of the unknown kind {other}"))),
+        }
+        Ok(())
+    }
+
+    fn add_session(&mut self, record: &SessionRecord, max_sessions: usize) -> Result<(), RestoreError> {
+        if let Some(why) = invalid(&record.establish) {
+            return Err(damaged(why));
+        }
+        if self.sessions.len() >= max_sessions {
+            return Err(damaged(format!("it has more than {max_sessions} sessions")));
+        }
+        if !self.sessions.add(Replicated::restored(record)) {
+            return Err(damaged("a session is there twice"));
         }
         Ok(())
     }
@@ -295,17 +311,16 @@ impl Parsed {
         Ok(())
     }
 
-    fn validate(self, end: &End, max_sessions: usize) -> Result<Restored, RestoreError> {
+    fn validate(self, end: &End, max_sessions: usize) -> Result<Restored<S>, RestoreError> {
         if end.sessions != self.sessions.len() as u64 {
             return Err(damaged("sessions are missing"));
         }
-        validate_sessions(&self.sessions)?;
         let rules = compile_active(&self.register)?;
         let active_policy = ActivePolicy { generation: self.register.generation, rules, ..ActivePolicy::default() };
         let state = StateMachine {
             sessions: self.sessions.len(),
             max_sessions,
-            sessions_digest: self.sessions.iter().fold(0, |sum, record| sum.wrapping_add(record.digest())),
+            sessions_digest: self.sessions.digest(),
             register_digest: self.register.digest(),
             register: self.register,
             dedup: DedupTable::rebuild(self.proposers),
@@ -315,23 +330,8 @@ impl Parsed {
         if state.digest() != end.digest {
             return Err(damaged("the digest is wrong"));
         }
-        let sessions = self.sessions.iter().map(Replicated::restored).collect();
-        Ok(Restored { state, active_policy, sessions })
+        Ok(Restored { state, active_policy, sessions: self.sessions })
     }
-}
-
-fn validate_sessions(sessions: &[SessionRecord]) -> Result<(), RestoreError> {
-    let (mut ids, mut tuples) = (HashSet::new(), HashSet::new());
-    for SessionRecord { establish, .. } in sessions {
-        if let Some(why) = invalid(establish) {
-            return Err(damaged(why));
-        }
-        let tuple = establish.original.min(establish.reply);
-        if !ids.insert(establish.id) || !tuples.insert(tuple) {
-            return Err(damaged("a session is there twice"));
-        }
-    }
-    Ok(())
 }
 
 /// Compiles the active policy. `None`: generation 0, which has no rules.
@@ -351,20 +351,24 @@ fn compile_active(register: &Register) -> Result<Option<Compiled>, RestoreError>
 }
 
 /// A snapshot that was read and validated, but is not the state yet.
-pub(crate) struct Restored {
+pub(crate) struct Restored<S> {
     state: StateMachine,
     pub(crate) active_policy: ActivePolicy,
-    pub(crate) sessions: Vec<Replicated>,
+    pub(crate) sessions: S,
 }
 
-impl Restored {
+impl<S> Restored<S> {
     pub(crate) fn cluster_state(&self) -> &ClusterState {
         self.state.cluster_state()
     }
 }
 
-/// Reads a snapshot. One with more sessions than `max_sessions` is refused.
-pub(crate) fn read(from: &mut dyn Read, max_sessions: usize) -> Result<Restored, RestoreError> {
+/// Reads a snapshot, with its sessions into `sessions`. One with more sessions than `max_sessions` is refused.
+pub(crate) fn read<S: RestoredSessions>(
+    from: &mut dyn Read,
+    max_sessions: usize,
+    sessions: S,
+) -> Result<Restored<S>, RestoreError> {
     let mut magic = [0; 8];
     from.read_exact(&mut magic)?;
     if magic != *MAGIC {
@@ -374,7 +378,7 @@ pub(crate) fn read(from: &mut dyn Read, max_sessions: usize) -> Result<Restored,
     if first != kind::REGISTER {
         return Err(damaged("it does not begin with the register"));
     }
-    let mut parsed = Parsed::new(decode(&content)?);
+    let mut parsed = Parsed::new(decode(&content)?, sessions);
     loop {
         let (kind, content) = read_chunk(from)?;
         if kind == kind::END {
@@ -398,7 +402,7 @@ impl StateMachine {
     }
 
     /// Replaces the state by that of a snapshot. The caller has put the snapshot's sessions into the store.
-    pub(crate) fn install(&mut self, restored: Restored) -> Effects {
+    pub(crate) fn install<S>(&mut self, restored: Restored<S>) -> Effects {
         *self = restored.state;
         Effects {
             cluster_state: Some(Box::new(self.register.cluster.clone())),

@@ -59,6 +59,7 @@ pub use crate::membership::rollback_check::RollbackError;
 pub use crate::membership::token::{Token, TokenError};
 pub use crate::raft::barrier::ReadBarrierError;
 pub use crate::raft::config::{LogSize, Timing};
+pub use palisade_raft_store::{LentLimits, LogLimits, SlowDisk};
 pub use crate::raft::priority::ElectionPriority;
 pub use crate::raft::quorum::{NoQuorum, Quorum, explain as explain_quorum};
 pub use crate::raft::requests::ProposeError;
