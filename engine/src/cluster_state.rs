@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{Generation, MemberId, ZoneId};
+use crate::level::{Capabilities, Level};
 
 /// What the cluster has agreed on.
 #[derive(Clone, Debug, Default)]
@@ -24,6 +25,10 @@ pub struct ClusterState {
     pub zones: Vec<String>,
     /// The zones that each member's interfaces are in, sorted. A member that has not named them yet is missing.
     pub member_zones: BTreeMap<MemberId, Vec<String>>,
+    /// The level in force.
+    pub level: Level,
+    /// What each member can. One that has not started since it joined is missing.
+    pub capabilities: BTreeMap<MemberId, Capabilities>,
 }
 
 impl ClusterState {

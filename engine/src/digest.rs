@@ -19,6 +19,8 @@ pub(crate) enum Kind {
     Tombstone = 4,
     Register = 5,
     ResumeEpoch = 6,
+    Level = 7,
+    Capabilities = 8,
 }
 
 /// The hash of an element, from its encoding.

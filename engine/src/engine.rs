@@ -106,15 +106,16 @@ impl Engine {
         self.judge(packet, context, events)
     }
 
-    /// Judges a packet that was held as [`HoldClass::Unmatched`](crate::HoldClass::Unmatched) and whose hold is over, by source,
-    /// route and policy. `None`: something known here explains it now, so it only came too late.
+    /// Judges a packet that was held as [`HoldClass::Unmatched`](crate::HoldClass::Unmatched) since `since` and whose hold is over,
+    /// by source, route and policy. `None`: something known here explains it now, so it only came too late.
     pub fn process_expired(
         &self,
         packet: &Packet,
+        since: Time,
         context: &mut Context<'_>,
         events: &mut Vec<Event>,
     ) -> Option<Verdict> {
-        self.judge_expired(packet, context, events)
+        self.judge_expired(packet, since, context, events)
     }
 
     /// Merges a peer's hint. Events that follow, such as the reply to a query or a `Close` to propose, go to `events`.

@@ -15,12 +15,14 @@ mod blind_intervals;
 mod cluster_state;
 mod digest;
 pub mod duration;
+mod encoding;
 mod engine;
 mod event;
 mod hint;
 pub mod hold;
 mod id;
 mod idle;
+mod level;
 
 pub mod packet_loop;
 pub mod parse;
@@ -45,6 +47,7 @@ mod worker_set;
 
 pub use addr::Ip;
 pub use cluster_state::{ClusterState, MemberInfo, PolicyRecord, Role};
+pub use encoding::{DecodeError, EncodeError};
 pub use engine::Engine;
 pub use event::{
     ConnectionDecision, EndpointSnapshot, Event, FragmentKey, Hint, LoggedDecision, Progress, Proposal,
@@ -52,6 +55,7 @@ pub use event::{
 };
 pub use id::{Generation, MemberId, RuleId, SessionId, SessionIdError, ZoneId, ZonePair};
 pub use idle::IdleProbe;
+pub use level::{Capabilities, Level, Levels, UnknownLevel};
 pub use progress::TakeoverCounts;
 pub use rule_hits::RuleHits;
 pub use session::{

@@ -40,8 +40,14 @@ pub trait Judge: Send + Sync + 'static {
     /// See [`Engine::process`].
     fn judge(&self, packet: &Packet, context: &mut Context<'_>, events: &mut Vec<Event>) -> Verdict;
     /// See [`Engine::process_expired`].
-    fn judge_expired(&self, packet: &Packet, context: &mut Context<'_>, events: &mut Vec<Event>) -> Option<Verdict> {
-        let _ = (packet, context, events);
+    fn judge_expired(
+        &self,
+        packet: &Packet,
+        since: Time,
+        context: &mut Context<'_>,
+        events: &mut Vec<Event>,
+    ) -> Option<Verdict> {
+        let _ = (packet, since, context, events);
         None
     }
     /// See [`Engine::generation`].
@@ -60,8 +66,14 @@ impl Judge for Engine {
         self.process(packet, context, events)
     }
 
-    fn judge_expired(&self, packet: &Packet, context: &mut Context<'_>, events: &mut Vec<Event>) -> Option<Verdict> {
-        self.process_expired(packet, context, events)
+    fn judge_expired(
+        &self,
+        packet: &Packet,
+        since: Time,
+        context: &mut Context<'_>,
+        events: &mut Vec<Event>,
+    ) -> Option<Verdict> {
+        self.process_expired(packet, since, context, events)
     }
 
     #[inline]
@@ -429,7 +441,7 @@ impl<J: Judge, E: Environment, S: PacketSink<M>, M: PacketMeta> PacketLoop<J, E,
         let mut expired = std::mem::take(&mut self.expired);
         self.hold.expire(now, &mut |since, class, held| expired.push((since, class, held)));
         for (since, class, held) in expired.drain(..) {
-            let verdict = if class == HoldClass::Unmatched { self.judge_expired(&held, now) } else { None };
+            let verdict = if class == HoldClass::Unmatched { self.judge_expired(&held, since, now) } else { None };
             match verdict {
                 Some(verdict @ (Verdict::Drop(_) | Verdict::Reject(_))) => {
                     let packet = held.packet;
@@ -442,11 +454,11 @@ impl<J: Judge, E: Environment, S: PacketSink<M>, M: PacketMeta> PacketLoop<J, E,
         self.sink.record_held_now(self.hold.counts());
     }
 
-    /// The verdict on a packet that nothing has explained.
-    fn judge_expired(&mut self, held: &HeldPacket<M>, now: Time) -> Option<Verdict> {
+    /// The verdict on a packet that nothing has explained since it came.
+    fn judge_expired(&mut self, held: &HeldPacket<M>, since: Time, now: Time) -> Option<Verdict> {
         let mut context =
             context(self.worker, &self.zones, &self.ports, &mut self.environment, held.port, &held.packet, now);
-        let verdict = self.judge.judge_expired(&held.packet, &mut context, &mut self.events);
+        let verdict = self.judge.judge_expired(&held.packet, since, &mut context, &mut self.events);
         self.dispatch_events(now);
         verdict
     }

@@ -299,9 +299,10 @@ impl Engine {
         let Some(rule) = denial.by else { return denial.verdict };
         let is_request = matches!(packet.kind, Kind::Tcp(_) | Kind::EchoRequest);
         if !is_request && self.may_be_reply(packet, rule.egress, context) {
-            // The hint of its session may be under way. If no member claims it, the policy decides.
+            // The hint of its session may be under way. If no member claims it, the policy decides; and if the policy answers,
+            // it has to be known first that no session is committed.
             let query = self.table.shard_for(hash).queries.state(hash, context.now);
-            if query != QueryState::Unanswered {
+            if query != QueryState::Unanswered || matches!(denial.verdict, Verdict::Reject(_)) {
                 return self.hold_unmatched(hash, packet, context, events);
             }
         }

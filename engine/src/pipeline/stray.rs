@@ -40,7 +40,7 @@ impl Engine {
             return self.hold_unmatched(hash, packet, context, events);
         }
         match self.refuse_stray(packet, context) {
-            // A RST ends the connection: first it has to be known that there is none.
+            // The answer ends the connection: first it has to be known that there is none.
             Verdict::Reject(_) => self.hold_unmatched(hash, packet, context, events),
             verdict => verdict,
         }
@@ -51,11 +51,15 @@ impl Engine {
         self.applied_as_of.fetch_max(time.0, Ordering::AcqRel);
     }
 
-    /// The verdict on a packet that was held because it matched nothing, and whose hold is over. `None`: a session is known
-    /// now, so that the packet came too late.
+    /// The verdict on a packet that was held since `since` because it matched nothing, and whose hold is over. `None`: a
+    /// session is known now, so that the packet came too late.
+    ///
+    /// This member may be late, as it is allowed to be for as long as its lease is valid. So the packet's sender is answered
+    /// only if everything is applied here that was committed when the packet came: an established session was.
     pub(crate) fn judge_expired(
         &self,
         packet: &Packet,
+        since: Time,
         context: &mut Context<'_>,
         events: &mut Vec<Event>,
     ) -> Option<Verdict> {
@@ -71,22 +75,21 @@ impl Engine {
         let shard = self.table.shard_for(hash);
         let is_known = shard.sessions.find(hash, &packet.tuple).is_some()
             || shard.half_open.lookup(hash, &packet.tuple).next().is_some();
-        // An established session was committed before its first packet could come. This member may be late, as it is allowed to
-        // be for as long as its lease is valid.
-        let as_of = Time(self.applied_as_of.load(Ordering::Acquire));
-        let has_applied_it = shard.queries.waiting_since(hash).is_some_and(|since| since <= as_of);
         drop(shard);
         if is_known {
             return None;
         }
+        let may_answer = since <= Time(self.applied_as_of.load(Ordering::Acquire));
         let verdict = match &packet.kind {
-            Kind::Tcp(_) if has_applied_it => self.refuse_stray(packet, context),
-            Kind::Tcp(_) => NO_SESSION,
-            Kind::EchoReply => NO_SESSION,
+            Kind::Tcp(_) if may_answer => self.refuse_stray(packet, context),
+            Kind::Tcp(_) | Kind::EchoReply => NO_SESSION,
             _ => {
                 // If the policy was changed meanwhile and allows it, its sender will try again.
                 let denial: Denial = self.admit(packet, context).err()?;
-                self.record_denial(packet, &denial, context, events)
+                match denial.verdict {
+                    Verdict::Reject(_) if !may_answer => NO_SESSION,
+                    _ => self.record_denial(packet, &denial, context, events),
+                }
             }
         };
         Some(match &packet.fragment {

@@ -3,6 +3,7 @@ use std::sync::Arc;
 use super::*;
 use crate::cluster_state::MemberInfo;
 use crate::id::{Generation, RuleId, SessionId};
+use crate::level::Level;
 use crate::session::{Close, CloseCause, Establish, HandshakeState};
 use crate::testing::{INSIDE, OUTSIDE, POLICY, end, tuple};
 use crate::types::Config;
@@ -10,6 +11,7 @@ use crate::verdict::HoldKey;
 use crate::worker_set::WorkerSet;
 
 mod idempotent;
+mod levels;
 mod scrub;
 mod snapshots;
 mod zones;
@@ -216,7 +218,8 @@ fn member_ids_are_never_reused() {
     let named = |name: &str| MemberInfo { name: name.to_owned(), ..MemberInfo::default() };
     let mut member = |change| b.one(Command::Member(change));
     assert!(matches!(member(MemberChange::Join(named("b"))), Outcome::Invalid(_)), "before Init");
-    let init = |cluster: &str| MemberChange::Init { cluster_id: cluster.to_owned(), member: named("a") };
+    let init =
+        |cluster: &str| MemberChange::Init { cluster_id: cluster.to_owned(), member: named("a"), level: Level::FIRST };
     assert!(matches!(member(init("")), Outcome::Invalid(_)));
     assert_eq!(member(init("c1")), Outcome::Member(MemberId(1)));
     assert_eq!(member(init("c2")), Outcome::Conflict);

@@ -2,7 +2,9 @@
 
 use super::dedup::SerialStatus;
 use super::store::{Admission, Effects, LocalContext, Refusal, SessionStore};
-use super::{Applied, Batch, Command, ExpireIdle, Outcome, Replicated, StateMachine, WallTenths};
+use super::{
+    Applied, Batch, Command, ExpireIdle, InvalidReason, MemberChange, Outcome, Replicated, StateMachine, WallTenths,
+};
 use crate::id::SessionId;
 use crate::session::{Close, EndCause, EndedSession, Establish, HandshakeState};
 use crate::tuple::{Protocol, Tuple};
@@ -19,7 +21,7 @@ impl StateMachine {
     /// Begins a batch. A batch of a member that has left is not applied: all its commands have the outcome that is the error.
     pub(crate) fn begin_batch(&mut self, batch: &Batch) -> Result<(), Outcome> {
         if self.has_left(batch.proposer) {
-            return Err(Outcome::Invalid(format!("member {} has left", batch.proposer)));
+            return Err(Outcome::Invalid(InvalidReason::HasLeft(batch.proposer)));
         }
         self.dedup.advance(batch.proposer, batch.lowest_outstanding);
         Ok(())
@@ -49,9 +51,7 @@ impl StateMachine {
                 self.dedup.record(batch.proposer, serial, &outcome);
                 Applied { outcome, changed, removed: over.removed, ended: over.ended }
             }
-            _ => Applied::unchanged(Outcome::Invalid(
-                "the serial number is too far above the proposer's lowest outstanding one".to_owned(),
-            )),
+            _ => Applied::unchanged(Outcome::Invalid(InvalidReason::SerialOutOfRange)),
         };
         (applied, effects)
     }
@@ -65,6 +65,10 @@ impl StateMachine {
         over: &mut Over,
         effects: &mut Effects,
     ) -> Outcome {
+        let needed = command.level();
+        if needed > self.register.cluster.level && !matches!(command, Command::Member(MemberChange::Init { .. })) {
+            return Outcome::Invalid(InvalidReason::NeedsLevel(needed));
+        }
         match command {
             Command::Establish(establish) => return self.establish(store, local, establish, over.now, effects),
             Command::Close(Close { id, cause }) => {
@@ -94,6 +98,11 @@ impl StateMachine {
             }
             Command::Policy(change) => return self.change_policy(change, batch.unix_ms, effects),
             Command::Member(change) => return self.change_members(change, batch.unix_ms, effects),
+            Command::Level(level) => {
+                let outcome = self.register.raise_level(*level);
+                self.register_changed(effects);
+                return outcome;
+            }
         }
         Outcome::Accepted
     }
@@ -107,7 +116,7 @@ impl StateMachine {
         effects: &mut Effects,
     ) -> Outcome {
         if let Some(why) = invalid(establish) {
-            return Outcome::Invalid(why.to_owned());
+            return Outcome::Invalid(why);
         }
         let id_is_taken = store.tuple_of(establish.id).is_some_and(|tuple| tuple != establish.original);
         let mut judged = (Outcome::Accepted, None);
@@ -207,14 +216,14 @@ impl Applied {
 }
 
 /// What is wrong with an establishment, whatever the state.
-pub(super) fn invalid(establish: &Establish) -> Option<&'static str> {
+pub(super) fn invalid(establish: &Establish) -> Option<InvalidReason> {
     if establish.reply != establish.original.inverse() {
-        return Some("the reply tuple is not the inverse of the original one: there is no address translation");
+        return Some(InvalidReason::ReplyNotInverse);
     }
     match (&establish.protocol, establish.original.protocol) {
         (HandshakeState::Tcp { server: Some(_), .. }, Protocol::TCP) => None,
         (HandshakeState::Generic { .. }, protocol) if protocol != Protocol::TCP => None,
-        (HandshakeState::Tcp { server: None, .. }, Protocol::TCP) => Some("the server's SYN parameters are missing"),
-        _ => Some("the handshake state is not of the tuple's protocol"),
+        (HandshakeState::Tcp { server: None, .. }, Protocol::TCP) => Some(InvalidReason::NoServer),
+        _ => Some(InvalidReason::HandshakeProtocol),
     }
 }

@@ -1,7 +1,7 @@
 //! Commands: entries of the replicated log, applied in its order.
 //!
 //! Everything that had to be chosen (ids, times, ports) is in the command, so that applying it is a function of the state
-//! and the command alone. The encoding is `postcard`'s: variants and fields are identified by their order.
+//! and the command alone. How they are encoded: [`crate::encoding`]. New variants are added at the end.
 
 use std::fmt;
 
@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster_state::MemberInfo;
 use crate::id::{Generation, MemberId, SessionId};
+use crate::level::{Capabilities, Level};
+use crate::replicated::InvalidReason;
 use crate::session::{Close, EndedSession, Establish};
 
 /// One entry of the log: the commands that one member proposed while its last batch was in flight.
@@ -60,6 +62,8 @@ pub enum Command {
     /// Begins the next resume epoch: the proposer forwards packets (again), and is not bound by what it reported about idle
     /// sessions before.
     Resume,
+    /// Raises the level in force to the next one, if every member has registered that its program knows it.
+    Level(Level),
 }
 
 /// The approximate size of a command in bytes, for bounds only.
@@ -82,7 +86,7 @@ impl Command {
                 (8 + 12 * ids.len(), 48 + 16 * ids.len())
             }
             Command::ExpireIdle(idle) => (16 + 14 * idle.sessions.len(), 48 + 24 * idle.sessions.len()),
-            Command::Resume => (1, 16),
+            Command::Resume | Command::Level(_) => (4, 16),
             Command::Policy(policy) => (64 + policy.text.len(), 96 + policy.text.len() + policy.author.len()),
             Command::Member(MemberChange::Zones { zones, .. }) => {
                 let names: usize = zones.iter().map(String::len).sum();
@@ -111,7 +115,7 @@ pub struct PolicyChange {
     /// The generation that it replaces.
     pub base: Generation,
     /// The policy's text, as its author wrote it. It was checked before it was proposed. If it does not compile nevertheless, it is
-    /// refused ([`Outcome::Invalid`]), and the active one stays.
+    /// refused ([`InvalidReason::Policy`]), and the active one stays.
     pub text: String,
     /// Who applied it, for the history.
     pub author: String,
@@ -126,6 +130,8 @@ pub enum MemberChange {
         cluster_id: String,
         /// The member: id 1.
         member: MemberInfo,
+        /// The first level in force: the highest one that the member's program knows.
+        level: Level,
     },
     /// Accepts a join secret until `expires_unix_ms`.
     Token {
@@ -146,6 +152,14 @@ pub enum MemberChange {
         /// Their names.
         zones: Vec<String>,
     },
+    /// Registers what a member can, in place of what it registered before. Each member proposes it at its start, before
+    /// anything else, if it has changed.
+    Capabilities {
+        /// The member.
+        member: MemberId,
+        /// What it can.
+        capabilities: Capabilities,
+    },
 }
 
 /// What applying a command did. Committed is not accepted.
@@ -160,7 +174,7 @@ pub enum Outcome {
     /// No room.
     Full,
     /// The command cannot be applied, for this reason.
-    Invalid(String),
+    Invalid(InvalidReason),
     /// The policy is in force under this generation.
     Policy(Generation),
     /// The member is registered under this id.

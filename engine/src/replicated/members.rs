@@ -1,7 +1,8 @@
 //! The members: who may join, who is there, who has left.
 
-use super::{Effects, MemberChange, Outcome, StateMachine};
+use super::{Effects, InvalidReason, MemberChange, Outcome, StateMachine};
 use crate::id::MemberId;
+use crate::level::Level;
 
 /// Maximum number of join tokens.
 const MAX_JOIN_TOKENS: usize = 64;
@@ -14,15 +15,16 @@ impl StateMachine {
         let outcome = match change {
             MemberChange::Init { .. } if initialized => Outcome::Conflict,
             MemberChange::Init { cluster_id, .. } if cluster_id.is_empty() => {
-                Outcome::Invalid("the cluster id cannot be empty".to_owned())
+                Outcome::Invalid(InvalidReason::NoClusterId)
             }
-            MemberChange::Init { cluster_id, member } => {
+            MemberChange::Init { cluster_id, member, level } => {
+                cluster.level = (*level).max(Level::FIRST);
                 cluster.cluster_id.clone_from(cluster_id);
                 cluster.members.insert(MemberId(1), member.clone());
                 cluster.next_member = 2;
                 Outcome::Member(MemberId(1))
             }
-            _ if !initialized => Outcome::Invalid("the cluster is not initialized".to_owned()),
+            _ if !initialized => Outcome::Invalid(InvalidReason::NotInitialized),
             MemberChange::Token { secret_digest, expires_unix_ms } => {
                 cluster.tokens.retain(|(digest, end)| *end > unix_ms && digest != secret_digest);
                 if cluster.tokens.len() >= MAX_JOIN_TOKENS {
@@ -42,14 +44,16 @@ impl StateMachine {
             }
             MemberChange::Leave(id) => {
                 if cluster.members.remove(id).is_none() {
-                    return Outcome::Invalid(format!("there is no member {id}"));
+                    return Outcome::Invalid(InvalidReason::NoMember(*id));
                 }
                 self.dedup.remove(*id);
                 cluster.member_zones.remove(id);
+                cluster.capabilities.remove(id);
                 register.forget_zones();
                 Outcome::Accepted
             }
             MemberChange::Zones { member, zones } => register.set_member_zones(*member, zones),
+            MemberChange::Capabilities { member, capabilities } => register.set_capabilities(*member, capabilities),
         };
         self.register_changed(effects);
         outcome
@@ -65,6 +69,7 @@ impl StateMachine {
         for id in gone {
             cluster.members.remove(&id);
             cluster.member_zones.remove(&id);
+            cluster.capabilities.remove(&id);
             self.dedup.remove(id);
         }
         self.register.forget_zones();

@@ -6,8 +6,11 @@
 //! this member alone as [`Effects`].
 
 mod apply;
+mod batch;
 mod command;
 mod dedup;
+mod invalid;
+mod levels;
 mod members;
 mod policies;
 mod register;
@@ -21,6 +24,7 @@ use crate::digest::{Kind, element};
 use crate::id::Generation;
 pub use command::{Applied, Batch, Command, CommandSize, ExpireIdle, MemberChange, Outcome, PolicyChange};
 use dedup::{DedupTable, Tombstones};
+pub use invalid::InvalidReason;
 pub use policies::CompileError;
 use register::Register;
 pub(crate) use session::{Replicated, SessionRecord, WallTenths};
@@ -78,6 +82,11 @@ impl StateMachine {
     #[cfg(test)]
     pub(crate) fn sessions(&self) -> usize {
         self.sessions
+    }
+
+    #[cfg(test)]
+    pub(crate) fn register_digest(&self) -> u64 {
+        self.register_digest
     }
 
     #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Effects, Outcome, PolicyChange, StateMachine, zones};
+use super::{Effects, InvalidReason, Outcome, PolicyChange, StateMachine, zones};
 use crate::active_policy::ActivePolicy;
 use crate::cluster_state::{PolicyRecord, zone_number};
 use crate::id::Generation;
@@ -25,6 +25,16 @@ pub enum CompileError {
     TooManyZones,
 }
 
+impl CompileError {
+    /// As an outcome says it.
+    pub(super) fn reason(&self) -> InvalidReason {
+        match self {
+            CompileError::Policy(_) => InvalidReason::Policy,
+            CompileError::TooManyZones => InvalidReason::TooManyZones,
+        }
+    }
+}
+
 /// Parses and compiles a policy against the zone register. Also returns the names of its zones.
 pub(super) fn compile(text: &str, zones: &mut Vec<String>) -> Result<(Compiled, Vec<String>), CompileError> {
     let policy = Policy::parse("policy", text)?;
@@ -39,12 +49,12 @@ impl StateMachine {
             return Outcome::Stale(register.generation);
         }
         if change.text.len() > MAX_POLICY_BYTES {
-            return Outcome::Invalid(format!("a policy can have at most {MAX_POLICY_BYTES} bytes"));
+            return Outcome::Invalid(InvalidReason::PolicyLength);
         }
         let mut zones = register.cluster.zones.clone();
         let (rules, named) = match compile(&change.text, &mut zones) {
             Ok(compiled) => compiled,
-            Err(error) => return Outcome::Invalid(error.to_string()),
+            Err(error) => return Outcome::Invalid(error.reason()),
         };
         let generation = Generation(register.generation.0 + 1);
         register.generation = generation;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use crate::cluster_state::{ClusterState, MemberInfo};
 use crate::digest::{Kind, element};
 use crate::id::{Generation, MemberId};
+use crate::level::Level;
 
 /// The part of the state that only administrators change.
 #[derive(Clone, Default)]
@@ -19,7 +20,9 @@ impl Register {
         let policies: BTreeMap<_, _> =
             cluster.policies.iter().map(|p| (p.generation, (&p.text, &p.author, p.unix_ms, &p.zones))).collect();
         let members: &BTreeMap<MemberId, MemberInfo> = &cluster.members;
-        element(
+        // What later levels add has elements of its own, and none while it has its default: so a raise of the level changes no
+        // existing hash.
+        let mut sum = element(
             Kind::Register,
             &(
                 &cluster.cluster_id,
@@ -31,6 +34,11 @@ impl Register {
                 self.generation,
                 cluster.next_member,
             ),
-        )
+        );
+        if cluster.level != Level::FIRST {
+            sum = sum.wrapping_add(element(Kind::Level, &cluster.level));
+        }
+        let capabilities = cluster.capabilities.iter().map(|entry| element(Kind::Capabilities, &entry));
+        capabilities.fold(sum, u64::wrapping_add)
     }
 }

@@ -7,7 +7,7 @@
 //!
 //! | kind | content | how many |
 //! |---|---|---|
-//! | 1 | cluster id, members, join tokens, zones, the members' zones, next member id, generation, resume epoch | one, first |
+//! | 1 | cluster id, members, join tokens, zones, the members' zones, level in force, the members' capabilities, next member id, generation, resume epoch | one, first |
 //! | 2 | a policy | up to 32, oldest first |
 //! | 3 | a proposer's outcomes from a serial number on | any |
 //! | 4 | ids of removed sessions, and how many older ones were dropped | any, in order |
@@ -32,10 +32,11 @@ use super::{Effects, Outcome, Register, Replicated, RestoredSessions, SessionRec
 use crate::active_policy::ActivePolicy;
 use crate::cluster_state::{ClusterState, MemberInfo, PolicyRecord};
 use crate::id::{Generation, MemberId, SessionId};
+use crate::level::{Capabilities, Level};
 use crate::policy::Compiled;
 
 /// The last digit is the version of the format.
-const MAGIC: &[u8; 8] = b"PALSNAP3";
+const MAGIC: &[u8; 8] = b"PALSNAP4";
 
 /// Maximum length of a chunk's content: a policy with its record fits.
 const MAX_CHUNK_BYTES: u32 = (policies::MAX_POLICY_BYTES as u32) + (1 << 20);
@@ -60,6 +61,8 @@ struct RegisterRecord {
     tokens: Vec<(Vec<u8>, u64)>,
     zones: Vec<String>,
     member_zones: BTreeMap<MemberId, Vec<String>>,
+    level: Level,
+    capabilities: BTreeMap<MemberId, Capabilities>,
     next_member: u64,
     generation: Generation,
     resume_epoch: u64,
@@ -164,6 +167,8 @@ impl SnapshotContent {
             tokens: cluster.tokens.clone(),
             zones: cluster.zones.clone(),
             member_zones: cluster.member_zones.clone(),
+            level: cluster.level,
+            capabilities: cluster.capabilities.clone(),
             next_member: cluster.next_member,
             generation: self.register.generation,
             resume_epoch: self.resume_epoch,
@@ -242,6 +247,8 @@ impl<S: RestoredSessions> Parsed<S> {
             tokens: record.tokens,
             zones: record.zones,
             member_zones: record.member_zones,
+            level: record.level,
+            capabilities: record.capabilities,
             policies: Vec::new(),
         };
         Parsed {
@@ -283,7 +290,7 @@ impl<S: RestoredSessions> Parsed<S> {
 
     fn add_session(&mut self, record: &SessionRecord, max_sessions: usize) -> Result<(), RestoreError> {
         if let Some(why) = invalid(&record.establish) {
-            return Err(damaged(why));
+            return Err(damaged(why.to_string()));
         }
         if self.sessions.len() >= max_sessions {
             return Err(damaged(format!("it has more than {max_sessions} sessions")));

@@ -7,7 +7,7 @@
 use std::collections::{BTreeSet, HashSet};
 
 use super::policies::CompileError;
-use super::{Outcome, Register};
+use super::{InvalidReason, Outcome, Register};
 use crate::id::MemberId;
 
 /// Maximum number of zones that one member's interfaces can be in.
@@ -55,13 +55,13 @@ impl Register {
     /// Takes the zones that a member's interfaces are in, in place of those that it named before.
     pub(super) fn set_member_zones(&mut self, member: MemberId, names: &[String]) -> Outcome {
         if !self.cluster.members.contains_key(&member) {
-            return Outcome::Invalid(format!("there is no member {member}"));
+            return Outcome::Invalid(InvalidReason::NoMember(member));
         }
         if names.len() > MAX_MEMBER_ZONES {
-            return Outcome::Invalid(format!("a member can have at most {MAX_MEMBER_ZONES} zones"));
+            return Outcome::Invalid(InvalidReason::TooManyMemberZones);
         }
-        if let Some(bad) = names.iter().find(|name| !is_valid(name)) {
-            return Outcome::Invalid(format!("{bad:?} cannot be the name of a zone"));
+        if let Some(bad) = names.iter().position(|name| !is_valid(name)) {
+            return Outcome::Invalid(InvalidReason::ZoneName(bad as u32));
         }
         let names: BTreeSet<String> = names.iter().cloned().collect();
         if self.cluster.member_zones.get(&member).is_some_and(|known| known.iter().eq(&names)) {
@@ -69,7 +69,7 @@ impl Register {
         }
         let mut zones = self.cluster.zones.clone();
         if let Err(error) = register(&mut zones, &names) {
-            return Outcome::Invalid(error.to_string());
+            return Outcome::Invalid(error.reason());
         }
         self.cluster.zones = zones;
         self.cluster.member_zones.insert(member, names.into_iter().collect());

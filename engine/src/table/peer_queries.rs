@@ -29,8 +29,6 @@ struct Entry {
     workers: WorkerSet,
     /// When the wait started. The query is sent then, or [`HINT_DELAY`] later.
     sent: Time,
-    /// When the first of the waits started that nothing has resolved since.
-    first: Time,
     /// The tuple of the query, until it is sent.
     query: Option<Tuple>,
 }
@@ -62,11 +60,6 @@ impl PeerQueries {
         }
     }
 
-    /// Since when packets have waited for `key` in vain.
-    pub(crate) fn waiting_since(&self, key: u64) -> Option<Time> {
-        self.entries.iter().find(|e| e.key == key).map(|e| e.first)
-    }
-
     /// Registers a worker that waits for `key`. The query was already sent.
     pub(crate) fn await_reply(&mut self, key: u64, worker: u8, now: Time) {
         self.entry(key, now).workers.insert(worker);
@@ -77,9 +70,6 @@ impl PeerQueries {
         let state = self.state(key, now);
         let entry = self.entry(key, now);
         entry.workers.insert(worker);
-        if state == QueryState::NotSent {
-            entry.first = now;
-        }
         if state != QueryState::Outstanding {
             (entry.sent, entry.query) = (now, Some(*tuple));
         }
@@ -100,7 +90,7 @@ impl PeerQueries {
         let place = match self.entries.iter().position(|e| e.key == key) {
             Some(place) => place,
             None => {
-                let entry = Entry { key, workers: WorkerSet::EMPTY, sent: now, first: now, query: None };
+                let entry = Entry { key, workers: WorkerSet::EMPTY, sent: now, query: None };
                 if self.entries.len() < MAX_QUERIES {
                     self.entries.push(entry);
                     self.entries.len() - 1

@@ -162,7 +162,7 @@ fn stale(e: &ReadBarrierError) -> Status {
 /// What an outcome that is not the expected one means to an admin.
 fn unexpected(outcome: Outcome) -> Status {
     match outcome {
-        Outcome::Invalid(why) => Status::invalid_argument(why),
+        Outcome::Invalid(why) => Status::invalid_argument(why.to_string()),
         Outcome::Conflict => Status::aborted("somebody else was faster"),
         other => Status::internal(format!("the log answered {other:?}")),
     }

@@ -84,7 +84,7 @@ impl From<RaftStartError> for MembershipError {
 pub(crate) fn accepted(outcome: Outcome) -> Result<(), MembershipError> {
     match outcome {
         Outcome::Accepted | Outcome::Member(_) => Ok(()),
-        Outcome::Invalid(why) => Err(MembershipError::Refused(why)),
+        Outcome::Invalid(why) => Err(MembershipError::Refused(why.to_string())),
         other => Err(MembershipError::Refused(format!("{other:?}"))),
     }
 }

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use palisade_engine::Level;
 use palisade_engine::MemberId;
 use palisade_engine::MemberInfo;
 use palisade_engine::replica::{Batch, Command, MemberChange, Outcome};
@@ -82,12 +83,13 @@ async fn write_first_entries(
     raft.initialize(members).await.map_err(|e| MembershipError::Raft(Box::new(e)))?;
     let led = raft.wait(Some(ADMISSION_TIMEOUT)).current_leader(me, "a new cluster's first leader").await;
     led.map_err(|_| MembershipError::Timeout("the first election"))?;
-    let init = Command::Member(MemberChange::Init { cluster_id: cluster.to_owned(), member: info });
+    let init =
+        Command::Member(MemberChange::Init { cluster_id: cluster.to_owned(), member: info, level: Level::HIGHEST });
     let batch =
         Batch { proposer: me, first_serial: 0, lowest_outstanding: 0, unix_ms: clock::unix_ms(), commands: vec![init] };
     let written = raft.client_write(batch).await.map_err(|e| MembershipError::Raft(Box::new(e)))?;
     match written.data.0.first() {
-        Some(Outcome::Invalid(why)) => Err(MembershipError::Refused(why.clone())),
+        Some(Outcome::Invalid(why)) => Err(MembershipError::Refused(why.to_string())),
         Some(_) => Ok(()),
         None => Err(MembershipError::Refused("the first command was not answered".to_owned())),
     }

@@ -86,7 +86,8 @@ impl Observer for Events {
                     applied.removed.iter().for_each(|id| publish(SessionChange::Expired(*id)));
                 }
                 Command::Revoke(_) => applied.removed.iter().for_each(|id| publish(SessionChange::Revoked(*id))),
-                Command::Refresh(_) | Command::Resume | Command::Policy(_) | Command::Member(_) => {}
+                Command::Refresh(_) | Command::Resume | Command::Policy(_) | Command::Member(_) | Command::Level(_) => {
+                }
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Conversion of the messages between members.
 
 use palisade_engine::replica::Batch;
-use palisade_engine::{Hint, MemberId, MemberInfo, Progress, Role, SessionId};
+use palisade_engine::{DecodeError, EncodeError, Hint, Level, MemberId, MemberInfo, Progress, Role, SessionId};
 
 use crate::member::v1 as wire;
 
@@ -13,14 +13,17 @@ pub enum MemberError {
     Missing(&'static str),
     /// A batch of commands cannot be read: damaged, or of an unknown version.
     #[error("a batch of commands cannot be read: {0}")]
-    Batch(#[source] postcard::Error),
+    Batch(#[source] DecodeError),
+    /// A batch cannot be written.
+    #[error("a batch of commands cannot be written: {0}")]
+    BatchEncode(#[source] EncodeError),
     /// A hint cannot be read.
     #[error("a hint cannot be read: {0}")]
     Hint(#[source] postcard::Error),
     /// A session's progress cannot be read.
     #[error("a session's progress cannot be read: {0}")]
     Progress(#[source] postcard::Error),
-    /// A batch, a hint or a progress cannot be written.
+    /// A hint or a progress cannot be written.
     #[error("it cannot be encoded: {0}")]
     Encode(#[source] postcard::Error),
     /// A member's name or address is empty or too long.
@@ -37,9 +40,9 @@ const MAX_TEXT_BYTES: usize = 255;
 /// A batch of commands as bytes: in the log's entries and in proposals.
 ///
 /// # Errors
-/// [`MemberError::Encode`]; no existing value causes it.
+/// [`MemberError::BatchEncode`]; no existing value causes it.
 pub fn encode_batch(batch: &Batch) -> Result<prost::bytes::Bytes, MemberError> {
-    postcard::to_stdvec(batch).map(Into::into).map_err(MemberError::Encode)
+    batch.encode(Level::FIRST).map(Into::into).map_err(MemberError::BatchEncode)
 }
 
 /// The reverse of [`encode_batch`].
@@ -47,7 +50,7 @@ pub fn encode_batch(batch: &Batch) -> Result<prost::bytes::Bytes, MemberError> {
 /// # Errors
 /// [`MemberError::Batch`]
 pub fn decode_batch(bytes: &[u8]) -> Result<Batch, MemberError> {
-    postcard::from_bytes(bytes).map_err(MemberError::Batch)
+    Batch::decode(bytes).map_err(MemberError::Batch)
 }
 
 /// A hint as bytes.

@@ -171,8 +171,14 @@ impl Judge for BrokenJudge {
         }
     }
 
-    fn judge_expired(&self, packet: &Packet, context: &mut Context<'_>, events: &mut Vec<Event>) -> Option<Verdict> {
-        self.engine.process_expired(packet, context, events)
+    fn judge_expired(
+        &self,
+        packet: &Packet,
+        since: Time,
+        context: &mut Context<'_>,
+        events: &mut Vec<Event>,
+    ) -> Option<Verdict> {
+        self.engine.process_expired(packet, since, context, events)
     }
 
     fn generation(&self) -> Generation {

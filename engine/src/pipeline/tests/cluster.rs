@@ -65,6 +65,8 @@ pub(crate) struct Member {
     pub(crate) replica: Replica,
     pub(crate) lease: LeaseState,
     pub(crate) woken: Woken,
+    /// When a packet was last held.
+    held: Time,
     /// The number of applied log entries.
     applied: usize,
     next: u64,
@@ -101,6 +103,7 @@ impl Cluster {
                 engine,
                 lease: LeaseState::Valid,
                 woken: Woken::default(),
+                held: Time::ZERO,
                 applied: 0,
                 next: 0,
             }
@@ -253,18 +256,21 @@ impl Cluster {
             // Whatever the packet is: it leaves by the zone that the verdict was about.
             assert_eq!(routes.egress(), Net.zone(packet.tuple.dst), "{packet:?}");
         }
+        if verdict.held().is_some() {
+            self.members[at].held = self.now;
+        }
         self.consequences(at, events);
         verdict
     }
 
-    /// Judges a packet whose hold is over.
+    /// Judges the packet that was held last, as its hold is over.
     pub(crate) fn expire(&mut self, at: usize, packet: Packet) -> Option<Verdict> {
         let ingress = Net.zone(packet.tuple.src).unwrap_or(OUTSIDE);
         let member = &self.members[at];
         let mut context =
             Context { now: self.now, worker: 5, ingress, antispoof: true, lease: member.lease, routes: &mut Net };
         let mut events = Vec::new();
-        let verdict = member.engine.process_expired(&packet, &mut context, &mut events);
+        let verdict = member.engine.process_expired(&packet, member.held, &mut context, &mut events);
         self.consequences(at, events);
         verdict
     }
@@ -321,7 +327,8 @@ impl Cluster {
         use crate::cluster_state::{MemberInfo, Role};
         use crate::replica::MemberChange;
         let info = |name: &str| MemberInfo { name: name.to_owned(), address: String::new(), role: Role::Firewall };
-        let init = MemberChange::Init { cluster_id: "c".to_owned(), member: info("a") };
+        let init =
+            MemberChange::Init { cluster_id: "c".to_owned(), member: info("a"), level: crate::level::Level::FIRST };
         let commands = [init, MemberChange::Join(info("b")), MemberChange::Join(info("c"))];
         self.append(A, commands.map(Command::Member).into());
         self.apply_all();

@@ -42,6 +42,15 @@ fn stray_udp_is_held_only_as_a_possible_reply_and_then_denied_by_the_policy() {
     assert_eq!(k.pass(A, stray).held(), Some(HoldClass::Unmatched), "a query's hint may be under way");
     assert_eq!(logged(&mut k), []);
     k.now = k.now + 250 * MS;
+    assert_eq!(k.expire(A, stray), Some(Verdict::Drop(Reason::NoSession)), "its session may be committed");
+    assert_eq!(logged(&mut k), []);
+    assert_eq!(
+        k.pass(A, stray).held(),
+        Some(HoldClass::Unmatched),
+        "no other member knew it, but this one may be late"
+    );
+    k.members[A].engine.set_applied_as_of(k.now);
+    k.now = k.now + 250 * MS;
     assert_eq!(k.expire(A, stray), Some(rejected));
     assert_eq!(logged(&mut k), [(A, ConnectionDecision::Rejected(Reason::PolicyReject))]);
     let (generation, hits) = k.members[A].engine.rule_hits(10);
@@ -77,7 +86,7 @@ fn stray_segment_is_answered_if_the_default_rejects() {
         }
         // Nothing that the policy allows. No answer, unless this member has applied what was committed when it came.
         let elsewhere = |port, tuple: Tuple| Conn { tuple: Tuple { dst_port: port, ..tuple }, ..c }.data();
-        k.now = k.now + std::time::Duration::from_secs(1);
+        k.now = k.now + 1000 * MS;
         for (port, answer) in [(81, answer), (23, Verdict::Reject(Reason::NoSession))] {
             let packet = elsewhere(port, c.tuple);
             if answer == none {
@@ -88,8 +97,15 @@ fn stray_segment_is_answered_if_the_default_rejects() {
             assert_eq!(k.expire(A, packet), Some(none));
             k.members[A].engine.set_applied_as_of(k.now);
             assert_eq!(k.expire(A, packet), Some(answer));
-            k.now = k.now + std::time::Duration::from_secs(1);
+            k.now = k.now + 1000 * MS;
         }
+        // What was committed when an earlier packet came says nothing of a connection that was opened since.
+        let again = elsewhere(23, c.tuple);
+        assert_eq!(k.pass(A, again).held(), Some(HoldClass::Unmatched));
+        k.members[A].engine.set_applied_as_of(k.now);
+        k.now = k.now + 300 * MS;
+        assert_eq!(k.pass(A, again).held(), Some(HoldClass::Unmatched));
+        assert_eq!(k.expire(A, again), Some(none));
         let spoofed = elsewhere(81, Tuple { src: SERVER, ..c.tuple });
         assert_eq!(k.process(A, 0, OUTSIDE, &spoofed), none, "no answer to somebody else");
     }

@@ -4,7 +4,11 @@ use super::*;
 
 fn filled(sessions: u64) -> Fixture {
     let mut b = Fixture::new();
-    b.one(Command::Member(MemberChange::Init { cluster_id: "c".to_owned(), member: MemberInfo::default() }));
+    b.one(Command::Member(MemberChange::Init {
+        cluster_id: "c".to_owned(),
+        member: MemberInfo::default(),
+        level: Level::FIRST,
+    }));
     for n in 0..sessions {
         b.one(add(establish(n, n as u16)));
     }
@@ -95,8 +99,8 @@ fn restore_refuses_damaged_snapshot_without_effect() {
         flipped[at] ^= 0x10;
         refused(&flipped);
     }
-    refused(b"PALSNAP3\x01\xff\xff\xff\xff0000");
-    refused(b"PALSNAP3\x01\x00\x00\x80\x000000");
+    refused(b"PALSNAP4\x01\xff\xff\xff\xff0000");
+    refused(b"PALSNAP4\x01\x00\x00\x80\x000000");
     assert_eq!(b.sessions(), 18);
     b.replica.restore(NOW, &mut &bytes[..], &mut NoWaiters).unwrap();
     assert_eq!(b.replica.digest(), source.replica.digest());

@@ -8,7 +8,7 @@ use crate::id::ZoneId;
 fn cluster(members: u64) -> Fixture {
     let mut b = Fixture::new();
     let named = |n: u64| MemberInfo { name: format!("fw{n}"), ..MemberInfo::default() };
-    b.one(Command::Member(MemberChange::Init { cluster_id: "c".to_owned(), member: named(1) }));
+    b.one(Command::Member(MemberChange::Init { cluster_id: "c".to_owned(), member: named(1), level: Level::FIRST }));
     for n in 2..=members {
         assert_eq!(b.one(Command::Member(MemberChange::Join(named(n)))), Outcome::Member(MemberId(n)));
     }
