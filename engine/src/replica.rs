@@ -23,7 +23,7 @@ use crate::types::Wake;
 
 mod restore;
 
-pub use restore::{Restorer, RestoredState};
+pub use restore::{RestoredState, Restorer};
 
 /// The replicated state of one member: policy, members, outcomes, and the replicated parts of the sessions in its engine's
 /// table.

@@ -57,6 +57,8 @@ pub struct Plan {
     pub snapshot: bool,
     /// The entry up to which the log is not needed any longer.
     pub purge: Option<u64>,
+    /// The entry below which the log goes even if it is being sent: so much follows it.
+    pub cut: Option<u64>,
 }
 
 /// When the last snapshot was begun: after how many bytes of log, and when.
@@ -105,8 +107,9 @@ impl<M: ReplicatedState> Planner<M> {
         metrics.log_bytes.set(since);
         metrics.lent_log_bytes.set(kept.after.map_or(0, bytes_since));
         metrics.given_up.add(kept.given_up);
+        let cut = purge.zip(log.before(log.last(), limits.lent.bytes)).map(|(purge, far)| purge.min(far));
         drop(inner);
-        Plan { snapshot, purge }
+        Plan { snapshot, purge, cut }
     }
 }
 

@@ -206,15 +206,7 @@ impl SnapshotFile {
         }
         let begin = reader.at;
         let end = len.checked_sub(TRAILER).filter(|end| *end >= begin).ok_or_else(|| damaged("it has no end"))?;
-        Ok(SnapshotFile {
-            meta: decode(&meta)?,
-            bytes,
-            len,
-            body: (begin, end),
-            home,
-            temporary: None,
-            lent: None,
-        })
+        Ok(SnapshotFile { meta: decode(&meta)?, bytes, len, body: (begin, end), home, temporary: None, lent: None })
     }
 
     /// Reads all of it and checks it.

@@ -401,7 +401,7 @@ impl StateMachine {
         SnapshotContent {
             register: self.register.clone(),
             dedup: self.dedup.clone(),
-            tombstones: self.tombstones.clone(),
+            tombstones: self.tombstones.list(),
             sessions: self.sessions,
             digest: self.digest(),
             resume_epoch: self.resume_epoch,

@@ -135,7 +135,8 @@ impl Table {
 
     /// Ends the half-open sessions of a shard, which the caller has locked, that are established in the snapshot.
     fn settle_half_opens(&self, shard: &mut Shard, new: &mut Sessions, effects: &mut Effects) {
-        let opens: Vec<_> = shard.half_open.iter().map(|entry| (entry.hash(), entry.open.original, entry.open.id)).collect();
+        let opens: Vec<_> =
+            shard.half_open.iter().map(|entry| (entry.hash(), entry.open.original, entry.open.id)).collect();
         for (hash, tuple, id) in opens {
             let Some(session) = new.find(hash, &tuple).and_then(|slot| new.get_mut(slot)) else { continue };
             if session.id() != id {

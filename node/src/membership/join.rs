@@ -23,6 +23,7 @@ use crate::membership::token::Token;
 use crate::peer::connections::Peers;
 use crate::peer::transport::{self, Peer};
 use crate::raft::config::PalisadeRaft;
+use crate::raft::log_keeper::CutBelow;
 use crate::raft::network::Network;
 use crate::raft::receivers::SnapshotReceivers;
 use crate::raft::start::{RaftSetup, RaftStartError, open_store, start_raft};
@@ -61,7 +62,14 @@ pub async fn init(options: &Options) -> Result<Identity, MembershipError> {
         store: data_dir.new_store(),
         owner: StoreOwner { cluster: cluster.clone(), member: me },
         start: 0,
-        network: Network { me, peers, response_timeout: options.timing.response_timeout, receivers: SnapshotReceivers::default(), metrics: Arc::default() },
+        network: Network {
+            me,
+            peers,
+            response_timeout: options.timing.response_timeout,
+            receivers: SnapshotReceivers::default(),
+            cut: CutBelow::default(),
+            metrics: Arc::default(),
+        },
         wake: Box::new(NoWake),
         observer: Arc::new(()),
     };

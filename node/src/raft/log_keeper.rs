@@ -1,5 +1,7 @@
 //! Has snapshots made, and the log purged: when, the store plans; openraft carries it out.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
@@ -18,6 +20,23 @@ pub(crate) struct LogKeeper {
     pub(crate) raft: PalisadeRaft,
     pub(crate) planner: Planner<Replica>,
     pub(crate) limits: LogLimits,
+    pub(crate) cut: CutBelow,
+}
+
+/// The entry below which the leader sends no entries any longer: a member that is further behind, though it answers, would keep the
+/// log for ever. It gets a snapshot.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct CutBelow(Arc<AtomicU64>);
+
+impl CutBelow {
+    fn raise(&self, index: u64) {
+        self.0.fetch_max(index, Ordering::AcqRel);
+    }
+
+    /// Whether a member that has confirmed so much is too far behind.
+    pub(crate) fn is_below(&self, confirmed: Option<u64>) -> bool {
+        confirmed.unwrap_or(0) < self.0.load(Ordering::Acquire)
+    }
 }
 
 impl LogKeeper {
@@ -36,6 +55,10 @@ impl LogKeeper {
             if patience % PURGE_RETRY == 0 {
                 asked = Some(purge);
                 drop(self.raft.trigger().purge_log(purge).await);
+            }
+            // Only after openraft knows what is to be purged: it sends no entries below that again.
+            if let Some(cut) = plan.cut {
+                self.cut.raise(cut);
             }
         }
     }

@@ -26,6 +26,7 @@ use tonic::{Code, Status};
 
 use crate::clock;
 use crate::peer::connections::{Client, Lane, Peers};
+use crate::raft::log_keeper::CutBelow;
 use crate::raft::receivers::{SnapshotReceivers, Taken};
 use crate::raft::snapshot;
 use crate::raft::wire;
@@ -48,6 +49,7 @@ pub(crate) struct Network {
     pub(crate) peers: Peers,
     pub(crate) response_timeout: Duration,
     pub(crate) receivers: SnapshotReceivers,
+    pub(crate) cut: CutBelow,
     pub(crate) metrics: Arc<ReplicationMetrics>,
 }
 
@@ -160,10 +162,14 @@ impl RaftClient {
             waiting_since: Time::ZERO,
             limit,
         };
-        let stream = futures::stream::unfold(Some((flow, timed_out)), |state| async move {
-            let (mut flow, timed_out) = state?;
+        let start = Some((flow, timed_out, self.network.cut.clone()));
+        let stream = futures::stream::unfold(start, |state| async move {
+            let (mut flow, timed_out, cut) = state?;
             let result = match flow.next().await {
                 Ok(response) => match wire::appended_in(response?) {
+                    Ok(Ok(confirmed)) if cut.is_below(confirmed.as_ref().map(|id| id.index)) => Err(RPCError::Network(
+                        NetworkError::from_string("the member is so far behind that it gets a snapshot"),
+                    )),
                     Ok(result) => Ok(result),
                     Err(error) => Err(garbled(error)),
                 },
@@ -171,7 +177,7 @@ impl RaftClient {
                 Err(FlowError::Timeout) => Err(RPCError::Timeout(timed_out.clone())),
             };
             let go_on = matches!(result, Ok(Ok(_)));
-            Some((result, go_on.then_some((flow, timed_out))))
+            Some((result, go_on.then_some((flow, timed_out, cut))))
         });
         Ok(Box::pin(stream))
     }

@@ -31,7 +31,7 @@ use crate::raft::contact::LastContact;
 use crate::raft::election::{Election, LeaderContact};
 use crate::raft::leadership::{self, Leadership};
 use crate::raft::lease::LeaseRenewer;
-use crate::raft::log_keeper::LogKeeper;
+use crate::raft::log_keeper::{CutBelow, LogKeeper};
 use crate::raft::network::Network;
 use crate::raft::priority::ElectionPriority;
 use crate::raft::quorum::QuorumContact;
@@ -183,6 +183,7 @@ struct Core {
     snapshots: Snapshots,
     auditor: Auditor<Replica>,
     planner: Planner<Replica>,
+    cut: CutBelow,
     store: StoreMetrics,
     lease: Arc<Lease>,
     metrics: Arc<ReplicationMetrics>,
@@ -201,6 +202,7 @@ impl Core {
     ) -> Result<Core, OpenError> {
         let me = identity.member;
         let peers = Peers::new(&identity.cluster, me)?;
+        let cut = CutBelow::default();
         let setup = RaftSetup {
             timing: &options.timing,
             disk: options.log.disk.clone(),
@@ -213,6 +215,7 @@ impl Core {
                 peers: peers.clone(),
                 response_timeout: options.timing.response_timeout,
                 receivers: SnapshotReceivers::default(),
+                cut: cut.clone(),
                 metrics: metrics.clone(),
             },
             wake,
@@ -237,6 +240,7 @@ impl Core {
             snapshots,
             auditor,
             planner,
+            cut,
             store,
             lease,
             metrics,
@@ -339,8 +343,12 @@ impl RaftSide {
             core.peers.clone(),
             core.metrics.clone(),
         );
-        let keeper =
-            LogKeeper { raft: raft.clone(), planner: core.planner.clone(), limits: options.log.limits };
+        let keeper = LogKeeper {
+            raft: raft.clone(),
+            planner: core.planner.clone(),
+            limits: options.log.limits,
+            cut: core.cut.clone(),
+        };
         tasks.spawn("leadership", follow);
         tasks.spawn("log", keeper.run());
         tasks.spawn("lease", renewer.run());

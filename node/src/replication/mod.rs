@@ -59,7 +59,6 @@ pub use crate::membership::rollback_check::RollbackError;
 pub use crate::membership::token::{Token, TokenError};
 pub use crate::raft::barrier::ReadBarrierError;
 pub use crate::raft::config::{LogSize, Timing};
-pub use palisade_raft_store::{LentLimits, LogLimits, SlowDisk};
 pub use crate::raft::priority::ElectionPriority;
 pub use crate::raft::quorum::{NoQuorum, Quorum, explain as explain_quorum};
 pub use crate::raft::requests::ProposeError;
@@ -70,6 +69,7 @@ pub use crate::replication::error::{EndedError, OpenError, RemovedError};
 pub use crate::replication::status::{Member, RaftRole, Status, Suffrage};
 pub use crate::replication_metrics::ReplicationMetrics;
 pub use crate::sync::events::{SessionChange, SessionEvent};
+pub use palisade_raft_store::{LentLimits, LogLimits, SlowDisk};
 
 /// How long the streams of the member port may take to end.
 const SERVER_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);

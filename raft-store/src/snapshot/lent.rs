@@ -66,7 +66,11 @@ impl AllLent {
                 // Once what follows it may be gone, keeping the rest would be of no use.
                 lent.given_up.store(true, Ordering::Relaxed);
                 kept.given_up += 1;
-                tracing::warn!(bytes, ?time, "a member takes too long for its snapshot: the log that follows is not kept for it");
+                tracing::warn!(
+                    bytes,
+                    ?time,
+                    "a member takes too long for its snapshot: the log that follows is not kept for it"
+                );
             }
         }
         kept

@@ -225,8 +225,11 @@ mod tests {
     #[test]
     fn paced_file_of_a_closed_store_ends() {
         let closed = Arc::new(AtomicBool::new(false));
-        let writing =
-            Writing { clock: stepping(Duration::from_nanos(1)), disk: SlowDisk::default(), closed: Arc::clone(&closed) };
+        let writing = Writing {
+            clock: stepping(Duration::from_nanos(1)),
+            disk: SlowDisk::default(),
+            closed: Arc::clone(&closed),
+        };
         // At this rate it would take years.
         let mut file = PacedFile::new(tempfile::tempfile().unwrap(), 1, writing);
         closed.store(true, Ordering::Release);

@@ -21,8 +21,8 @@ use openraft::{Entry as RaftEntry, EntryPayload};
 use palisade_engine::replica::{Applied, Batch, Command, Outcome, PolicyChange, RestoreError};
 use palisade_engine::{Generation, HoldKey, MemberId, Time, Wake};
 use palisade_raft_store::{
-    Clock, Entry, Job, LogId, LogStore, Options, ReplicatedState, Setup, SnapshotReader, StateMachine, Store, StoreError,
-    TypeConfig, Vote,
+    Clock, Entry, Job, LogId, LogStore, Options, ReplicatedState, Setup, SnapshotReader, StateMachine, Store,
+    StoreError, TypeConfig, Vote,
 };
 
 /// A machine that is a map from first command number to the number of commands.

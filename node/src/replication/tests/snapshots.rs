@@ -1,6 +1,7 @@
 //! Snapshots beside everything else: receivers that fail, and slow disks.
 
 use std::os::unix::fs::symlink;
+use std::sync::atomic::AtomicBool;
 
 use palisade_raft_store::{LentLimits, LogLimits, SlowDisk};
 
@@ -79,4 +80,39 @@ async fn snapshots_on_a_slow_disk_disturb_nobody() {
         assert!(node.run().store_metrics().snapshots.shard_locked.get() > Duration::ZERO);
         assert!(node.run().store_metrics().snapshots.bytes.get() > 0);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn follower_that_is_always_too_slow_does_not_keep_the_log() {
+    let flags: [Arc<AtomicBool>; 3] = Default::default();
+    let nodes = cluster_with(|node| {
+        let slow = flags[usize::from(node.options.name.as_bytes()[2] - b'1')].clone();
+        let disk = SlowDisk::limited(10_000, Arc::new(clock::now)).0.unwrap();
+        let sometimes = move |bytes| {
+            if slow.load(Ordering::Relaxed) {
+                disk(bytes)
+            }
+        };
+        node.options.log = LogSize { disk: SlowDisk(Some(Arc::new(sometimes))), ..small() };
+    })
+    .await;
+    let lead = leader(&nodes);
+    let slow = (lead + 1) % 3;
+    flags[slow].store(true, Ordering::Relaxed);
+    let mut n = 0;
+    // As many as its disk has no time for, several times over.
+    while n < 1500 {
+        for _ in 0..50 {
+            assert_eq!(nodes[lead].run().command(command(n), LONG).await, Ok(Outcome::Accepted));
+            n += 1;
+        }
+        until("the leader purges its log", || {
+            let status = nodes[lead].run().status();
+            status.last_log.unwrap() - status.purged.unwrap_or(0) < 300
+        })
+        .await;
+    }
+    flags[slow].store(false, Ordering::Relaxed);
+    until("it has everything", || (0..n).all(|n| has(&nodes[slow], n))).await;
+    assert!(nodes[slow].run().metrics().snapshots.received.get() > 0);
 }
