@@ -6,7 +6,6 @@ use std::process::ExitCode;
 use palisade_node::Node;
 use palisade_node::boot::close_gate;
 use palisade_node::config::Config;
-use palisade_node::datapath::nice;
 
 use crate::args::Global;
 use crate::exit::{Exit, Failure};
@@ -31,7 +30,6 @@ pub fn run(global: &Global, args: &Args) -> Result<ExitCode, Failure> {
         close_gate(&args.config);
         Failure::diagnostic(Exit::Failure, e)
     })?;
-    nice::prefer_raft();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("palisade-async").build()?;
     let result = runtime.block_on(Node::run(config));
     // Blocking tasks that hang (a dead disk) must not keep a stopped daemon alive.

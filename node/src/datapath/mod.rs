@@ -31,7 +31,7 @@ mod health;
 mod host;
 mod inject;
 mod limit;
-pub mod nice;
+mod nice;
 mod offload;
 mod options;
 mod segment;

@@ -30,17 +30,20 @@ use super::host::links::LocalRoutes;
 use super::host::routes::RouteZones;
 use super::inject::{Injector, Injectors};
 use super::metrics::WorkerMetrics;
+use super::nice::Priority;
 use super::offload::prepare;
 use super::sink::InjectSink;
 use super::vnet::VnetHeader;
 use super::wake::WorkerWake;
 use crate::clock;
 use crate::connection_log::ConnectionLog;
-use crate::datapath::nice;
 use crate::lease::Lease;
 
 /// Frames from one socket before the others have their turn.
 const FRAMES_PER_SOCKET: usize = 64;
+
+/// How often a worker reads the drop counters. An overloaded one has to make room for Raft well within an election timeout.
+const DROPS_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The longest sleep of a worker that has nothing to do: it shows that it lives, and reads the drop counters.
 const MAX_SLEEP: Duration = Duration::from_millis(500);
@@ -206,12 +209,14 @@ impl<J: Judge> Worker<J> {
 
     /// Works until told to stop.
     pub(crate) fn run(mut self) {
-        nice::yield_to_raft();
+        let mut priority = Priority::of_worker();
         self.source.captures.iter().flatten().for_each(start_capture);
         while !self.source.shared.stop.load(Ordering::Relaxed) {
             let now = clock::now();
             self.source.metrics.heartbeat.set(now);
-            self.source.read_drops(now);
+            if let Some(lost) = self.source.read_drops(now) {
+                priority.observe(now, lost);
+            }
             for new in self.source.new_injectors.drain(..) {
                 let (environment, sink) = self.packet_loop.parts_mut();
                 environment.routes.set_incoming(new.incoming);
@@ -418,21 +423,25 @@ impl CaptureSource {
         }
     }
 
-    /// Counts the frames that the kernel had no room for, now and then, and looks for rings that take none any more.
-    fn read_drops(&mut self, now: Time) {
-        if now.since(self.drops_read) < MAX_SLEEP {
-            return;
+    /// Counts the frames that the kernel had no room for, now and then, and looks for rings that take none any more. Returns their
+    /// number, if it was read.
+    fn read_drops(&mut self, now: Time) -> Option<u64> {
+        if now.since(self.drops_read) < DROPS_INTERVAL {
+            return None;
         }
         self.drops_read = now;
+        let mut lost = 0;
         for (port, captures) in self.captures.iter_mut().enumerate() {
             for capture in captures {
                 let missed = capture.missed();
                 self.metrics.capture_dropped.add(missed.frames);
+                lost += missed.frames;
                 if missed.stalled && self.shared.stalled.mark(port, self.worker) {
                     self.shared.wake_watcher();
                 }
             }
         }
+        Some(lost)
     }
 
     /// Sleeps until a frame arrives, a key is woken, or `deadline`.
