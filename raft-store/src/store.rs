@@ -16,7 +16,6 @@ use crate::error::{StoreError, StoreOwner, sled_io};
 use crate::flush::Flusher;
 use crate::fs::{Lock, sync};
 use crate::log::{LogReader, LogStore};
-use crate::metrics::StoreMetrics;
 use crate::record::{Entries, damaged, damaged_by, decode, key, parse_key};
 use crate::snapshot::Snapshots;
 use crate::snapshot::pace::SlowDisk;

@@ -347,7 +347,9 @@ async fn snapshot_that_is_written_slowly_ends_with_its_store() {
     let dir = tempfile::tempdir().unwrap();
     let writes = Arc::new(AtomicU64::new(0));
     let counted = Arc::clone(&writes);
-    let disk = SlowDisk(Some(Arc::new(move |bytes| drop(counted.fetch_add(bytes, Ordering::SeqCst)))));
+    let disk = SlowDisk(Some(Arc::new(move |bytes| {
+        counted.fetch_add(bytes, Ordering::SeqCst);
+    })));
     let store = Store::open(dir.path(), Options { disk, ..Options::new(clock()) }).unwrap();
     let mut batches = std::collections::BTreeMap::new();
     // 32 MB: two seconds at the rate at which it is written.

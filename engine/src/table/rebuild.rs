@@ -121,7 +121,8 @@ impl Table {
             return;
         }
         let links = session.local.links;
-        session.local = super::session::Local { links, ..old.local.clone() };
+        session.local = old.local.clone();
+        session.local.links = links;
         session.local.flags.set(SessionFlag::Dirty, false);
         if !old.replicated().is_as_far_as(session.replicated()) {
             session.local.flags.set(SessionFlag::Expiring, false);

@@ -138,7 +138,7 @@ impl PacedFile {
         let range = i64::try_from(self.begun).ok().zip(i64::try_from(self.written - self.begun).ok());
         if let Some((from, bytes)) = range {
             // Advice: where it is not taken, the next sync writes it.
-            drop(posix_fadvise(&self.file, from, bytes, PosixFadviseAdvice::POSIX_FADV_DONTNEED));
+            let _ = posix_fadvise(&self.file, from, bytes, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
         }
         self.begun = self.written;
     }
