@@ -11,7 +11,7 @@ use crate::active_policy::ActivePolicy;
 use crate::blind_intervals::BlindIntervals;
 use crate::cluster_state::{ClusterState, MemberInfo, Role};
 use crate::event::{ConnectionDecision, Event, Hint, LoggedDecision, Proposal};
-use crate::id::{Generation, MemberId, SessionId, ZoneId, ZonePair};
+use crate::id::{Generation, MemberId, SessionId, ZoneId, ZonePair, first_number};
 use crate::parse::Packet;
 use crate::progress::{ProgressCursor, TakeoverCounters};
 use crate::rule_hits::{HitCounters, RuleHits};
@@ -46,8 +46,8 @@ pub struct Engine {
     /// Where the next publication of progress starts.
     pub(crate) progress_cursor: Mutex<ProgressCursor>,
     pub(crate) takeover_counters: TakeoverCounters,
-    /// The number of session ids allocated since the start.
-    allocated_ids: AtomicU32,
+    /// The counter of the next session id.
+    next_session: AtomicU64,
     /// Events that follow from applied commands. The next [`Engine::tick`] returns them.
     pub(crate) deferred: Mutex<Vec<Event>>,
     /// The shard that the next [`Engine::tick`] starts with.
@@ -79,6 +79,7 @@ impl Engine {
     pub fn new(config: Config) -> Arc<Engine> {
         Arc::new(Engine {
             table: Table::new(&config),
+            next_session: AtomicU64::new(first_number(config.start)),
             config,
             active_policy: ArcSwap::from_pointee(ActivePolicy::default()),
             generation: AtomicU64::new(0),
@@ -91,7 +92,6 @@ impl Engine {
             applied_as_of: AtomicU64::new(0),
             progress_cursor: Mutex::default(),
             takeover_counters: TakeoverCounters::default(),
-            allocated_ids: AtomicU32::new(0),
             deferred: Mutex::new(Vec::new()),
             next_due_shard: Mutex::default(),
             next_idle_shard: Mutex::default(),
@@ -354,8 +354,20 @@ impl Engine {
 
     /// A new session id.
     pub(crate) fn next_id(&self) -> SessionId {
-        let n = self.allocated_ids.fetch_add(1, Ordering::Relaxed);
-        SessionId { member: self.config.member, counter: u64::from(self.config.start) << 32 | u64::from(n) }
+        let counter = self.next_session.fetch_add(1, Ordering::Relaxed);
+        SessionId { member: self.config.member, counter }
+    }
+
+    /// The counter of the next session id that this member gives.
+    #[must_use]
+    pub fn next_session_number(&self) -> u64 {
+        self.next_session.load(Ordering::Relaxed)
+    }
+
+    /// Counts session ids as given, as if that many sessions had been opened.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn skip_session_numbers(&self, count: u64) {
+        self.next_session.fetch_add(count, Ordering::Relaxed);
     }
 
     pub(crate) fn active_policy(&self) -> Guard<Arc<ActivePolicy>> {
@@ -408,5 +420,33 @@ fn half_open_info(now: Time, half: &HalfOpenEntry, timeouts: &Timeouts) -> Sessi
         idle,
         timeout: timeouts.get(half.timeout()).saturating_sub(idle),
         traffic: PerDirection::default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::start_of_number;
+
+    #[test]
+    fn session_ids_do_not_repeat_after_2_to_the_32() {
+        let engine = Engine::new(Config::new(MemberId(3), 7, 1));
+        let first = engine.next_id();
+        engine.skip_session_numbers((1 << 32) - 2);
+        let (last, next) = (engine.next_id(), engine.next_id());
+        assert!(first < last && last < next, "{first} {last} {next}");
+        assert_eq!(next.to_string().parse(), Ok(next), "its text has all of it");
+    }
+
+    #[test]
+    fn session_ids_of_a_start_are_above_those_of_the_start_before() {
+        let ids = [1, 2].map(|start| {
+            let engine = Engine::new(Config::new(MemberId(3), start, 1));
+            let first = engine.next_id();
+            engine.skip_session_numbers((1 << 40) - 2);
+            [first, engine.next_id()]
+        });
+        assert!(ids.concat().is_sorted_by(|a, b| a < b), "{ids:?}");
+        assert_eq!(ids.concat().iter().map(|id| start_of_number(id.counter)).collect::<Vec<_>>(), [1, 1, 2, 2]);
     }
 }

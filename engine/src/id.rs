@@ -21,8 +21,25 @@ impl fmt::Display for MemberId {
     }
 }
 
-/// A session's id: the member that opened it, and a counter of that member. A counter value is never reused, not even after
-/// a restart: its upper half is the number of the member's starts.
+/// The bits of a number that count within a start.
+const START_SHIFT: u32 = 40;
+
+/// The first of the numbers that a member gives in its `start`-th start: to sessions, and to the commands that it proposes. They go on
+/// by single steps, beyond 2^40 too: then they are those of the next starts, which the member counts as used before.
+#[must_use]
+pub fn first_number(start: u32) -> u64 {
+    u64::from(start) << START_SHIFT
+}
+
+/// The start that a number belongs to.
+#[must_use]
+pub fn start_of_number(number: u64) -> u32 {
+    // 24 bits.
+    (number >> START_SHIFT) as u32
+}
+
+/// A session's id: the member that opened it, and a counter of that member ([`first_number`]). No value of it is used again,
+/// not even after a restart.
 ///
 /// The member that sees the SYN assigns the id with the half-open entry, and sends it in its hints. So any member that sees
 /// the final ACK proposes the same id, which makes proposals of one handshake idempotent.

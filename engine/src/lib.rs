@@ -33,6 +33,7 @@ pub mod replica;
 mod replicated;
 mod rule_hits;
 mod session;
+mod sweep;
 mod table;
 #[cfg(test)]
 mod testing;
@@ -53,7 +54,9 @@ pub use event::{
     ConnectionDecision, EndpointSnapshot, Event, FragmentKey, Hint, LoggedDecision, Progress, Proposal,
     ProvisionalSegment, TcpSnapshot, UnconfirmedEdge,
 };
-pub use id::{Generation, MemberId, RuleId, SessionId, SessionIdError, ZoneId, ZonePair};
+pub use id::{
+    Generation, MemberId, RuleId, SessionId, SessionIdError, ZoneId, ZonePair, first_number, start_of_number,
+};
 pub use idle::IdleProbe;
 pub use level::{Capabilities, Level, Levels, UnknownLevel};
 pub use progress::TakeoverCounts;
@@ -61,6 +64,7 @@ pub use rule_hits::RuleHits;
 pub use session::{
     Close, CloseCause, Counts, EndCause, EndedSession, Establish, HalfOpen, HandshakeState, SessionInfo, SynParams,
 };
+pub use sweep::Sweep;
 pub use time::Time;
 pub use timeouts::Timeouts;
 pub use traffic::{Traffic, TrafficDelta};

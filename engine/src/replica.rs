@@ -13,8 +13,8 @@ use crate::id::MemberId;
 #[cfg(any(test, feature = "testing"))]
 use crate::id::SessionId;
 pub use crate::replicated::{
-    Applied, Batch, Command, CommandSize, CompileError, ExpireIdle, InvalidReason, MemberChange, Outcome, PolicyChange,
-    RestoreError,
+    Applied, Batch, Command, CommandSize, CompileError, ExpireIdle, ForbiddenSessions, InvalidReason, MemberChange,
+    Outcome, PolicyChange, RestoreError,
 };
 use crate::replicated::{Effects, LocalContext, SnapshotContent, StateMachine};
 use crate::table::copy_on_write::CopyOnWrite;

@@ -152,6 +152,8 @@ pub enum EndCause {
     Idle,
     /// An administrator ended it.
     Revoked,
+    /// The policy of this generation forbids it.
+    Forbidden(Generation),
 }
 
 impl From<CloseCause> for EndCause {

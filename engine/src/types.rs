@@ -15,7 +15,7 @@ use crate::worker_set::WorkerSet;
 pub struct Config {
     /// This member.
     pub member: MemberId,
-    /// How often this member has started: the upper part of the session ids that it gives.
+    /// How often this member has started: the upper part of the session ids that it gives ([`first_number`](crate::first_number)).
     pub start: u32,
     /// Makes the tables' hashes unpredictable: random, except in tests. It may differ between members.
     pub seed: u64,

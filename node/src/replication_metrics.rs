@@ -69,6 +69,14 @@ pub struct ReplicationMetrics {
     pub sessions_established: Counter = "palisade_sessions_established_total",
     /// Idle sessions of all members that a packet kept alive, as applied here.
     pub sessions_refreshed: Counter = "palisade_sessions_refreshed_total",
+    /// Sessions of all members that a new policy ended, as applied here.
+    pub sessions_forbidden: Counter = "palisade_sessions_forbidden_total",
+    /// On the leader, sweeps of the sessions after a change of the policy or of the leader, by result.
+    pub policy_sweeps: PolicySweeps = "palisade_policy_sweeps_total",
+    /// On the leader, sessions of older policies that sweeps judged.
+    pub policy_sweep_judged: Counter = "palisade_policy_sweep_judged_total",
+    /// On the leader, the duration of the last completed sweep, until its last revocation was applied.
+    pub policy_sweep_time: DurationGauge = "palisade_policy_sweep_seconds",
     /// Renewals of this member's lease, by result.
     pub lease_renewals: LeaseRenewals = "palisade_lease_renewals_total",
     /// Snapshots exchanged with other members completely, by direction.
@@ -113,6 +121,11 @@ labelled! {
 labelled! {
     /// Exchanged items by direction.
     pub struct Directions: Counter, "direction" { sent, received }
+}
+
+labelled! {
+    /// Sweeps by result.
+    pub struct PolicySweeps: Counter, "result" { completed, abandoned }
 }
 
 labelled! {

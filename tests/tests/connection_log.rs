@@ -91,6 +91,13 @@ async fn serve(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+/// Sends a block, and waits for it to come back.
+async fn exchange(stream: &mut TcpStream) -> Result<()> {
+    stream.write_all(&[7; 1000]).await?;
+    timeout(palisade_lab::WAIT, stream.read_exact(&mut [0; 1000])).await??;
+    Ok(())
+}
+
 async fn connect(lab: &Lab, port: u16) -> Result<std::io::Result<TcpStream>> {
     let (from, to) = (SocketAddr::new(Side::Client.v4(), 0), SocketAddr::new(Side::Server.v4(), port));
     let connect = async move {
@@ -103,8 +110,7 @@ async fn connect(lab: &Lab, port: u16) -> Result<std::io::Result<TcpStream>> {
 
 async fn echo(lab: &Lab, port: u16) -> Result<u16> {
     let mut stream = connect(lab, port).await??;
-    stream.write_all(&[7; 1000]).await?;
-    stream.read_exact(&mut [0; 1000]).await?;
+    exchange(&mut stream).await?;
     Ok(stream.local_addr()?.port())
 }
 
@@ -233,4 +239,46 @@ async fn hits(lab: &Lab) -> Result<()> {
     }
     ensure!(sum == 2.0, "{sum}");
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connection_that_a_new_policy_forbids_ends_and_its_log_says_why() {
+    let Some(_turn) = require_lab(&[]) else { return };
+    let extra = |member: &palisade_lab::Member| format!("\n[log]\nfile = {:?}\n", member.dir().join("connections"));
+    let mut lab = Lab::with_config(members(3, BINARY), POLICY, extra).await.unwrap();
+    let result = forbidden(&lab).await;
+    lab.or_keep(result).unwrap();
+}
+
+/// Waits until each member knows this many sessions.
+async fn wait_sessions(lab: &Lab, sessions: u64) -> Result<()> {
+    for member in lab.members() {
+        wait_until("the sessions of a member", async || {
+            let counted: Value = serde_json::from_str(&member.cli(&["session", "count", "-o", "json"]).await?)?;
+            Ok(counted["sessions"] == sessions)
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+async fn forbidden(lab: &Lab) -> Result<()> {
+    serve(lab).await?;
+    let [mut echo, mut quiet] = [connect(lab, 7007).await??, connect(lab, 7008).await??];
+    exchange(&mut echo).await?;
+    exchange(&mut quiet).await?;
+    wait_sessions(lab, 2).await?;
+    lab.apply_policy(1, &POLICY.replace("accept \"echo\"", "drop \"echo\"")).await?;
+    wait_sessions(lab, 1).await?;
+    wait_until("the connection's end in a file", async || Ok(!of(&events(lab)?, "echo", "closed").is_empty())).await?;
+    let all = events(lab)?;
+    let [closed] = of(&all, "echo", "closed")[..] else { anyhow::bail!("{all:#?}") };
+    ensure!(closed["cause"] == "policy" && closed["forbidden_by"] == 2 && closed["generation"] == 1, "{closed}");
+    // It does not come back with a later policy. Others go on.
+    lab.apply_policy(2, POLICY).await?;
+    exchange(&mut quiet).await?;
+    echo.write_all(&[7; 1000]).await?;
+    let answer = timeout(Duration::from_secs(2), echo.read(&mut [0; 1000])).await;
+    ensure!(!matches!(answer, Ok(Ok(1..))), "the connection goes on");
+    exchange(&mut connect(lab, 7007).await??).await
 }

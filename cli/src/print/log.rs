@@ -38,6 +38,7 @@ struct JsonConnection<'a> {
     verdict: &'a str,
     reason: Option<&'a str>,
     cause: Option<&'a str>,
+    forbidden_by: Option<u64>,
     duration_ms: Option<u64>,
     original_packets: Option<u64>,
     original_bytes: Option<u64>,
@@ -62,6 +63,7 @@ fn json<'a>(e: &'a v1::ConnectionEvent, tuple: Option<&Tuple>) -> Json<'a> {
         verdict: &e.verdict,
         reason: some(&e.reason),
         cause: some(&e.cause),
+        forbidden_by: e.forbidden_by,
         duration_ms: e.duration_ms,
         original_packets: e.original_traffic.map(|t| t.packets),
         original_bytes: e.original_traffic.map(|t| t.bytes),
@@ -91,6 +93,9 @@ fn line(e: &v1::ConnectionEvent, tuple: Option<&Tuple>) -> String {
     }
     if !e.cause.is_empty() {
         let _ = write!(line, "  {}", e.cause);
+    }
+    if let Some(generation) = e.forbidden_by {
+        let _ = write!(line, " generation {generation}");
     }
     if let Some(ms) = e.duration_ms {
         let _ = write!(line, " after {}", time(Duration::from_millis(ms)));

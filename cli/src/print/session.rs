@@ -200,6 +200,8 @@ struct Event<'a> {
     change: &'static str,
     time: String,
     index: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    forbidden_by: Option<u64>,
     session: Json<'a>,
 }
 
@@ -215,13 +217,17 @@ pub fn event(output: Output, event: v1::SessionEvent) -> Result<(), Failure> {
         v1::SessionChange::Revoked => "revoked",
         v1::SessionChange::Unspecified => "unknown",
     };
-    let (time, index) = (date(event.unix_ms), event.index);
+    let (time, index, forbidden_by) = (date(event.unix_ms), event.index, event.forbidden_by);
     let s: Session = event.session.ok_or(AdminError::Missing("session"))?.try_into()?;
     match output {
-        Output::Json => json_line(&Event { change, time, index, session: Json::new(&s) }),
+        Output::Json => json_line(&Event { change, time, index, forbidden_by, session: Json::new(&s) }),
         Output::Table => {
             let [id, protocol, src, dst, zones, .., rule] = cells(&s);
-            out(|out| writeln!(out, "{time}  {change:<11}  {id:<14}  {protocol:<5}  {src} -> {dst}  {zones}  {rule}"))
+            let by = forbidden_by
+                .map_or(String::new(), |generation| format!("  forbidden by policy generation {generation}"));
+            out(|out| {
+                writeln!(out, "{time}  {change:<11}  {id:<14}  {protocol:<5}  {src} -> {dst}  {zones}  {rule}{by}")
+            })
         }
     }
 }

@@ -3,6 +3,7 @@
 
 mod cluster;
 mod egress;
+mod forbidden;
 mod forgotten;
 mod fragments;
 mod generic;

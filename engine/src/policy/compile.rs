@@ -15,7 +15,7 @@
 //! networks, most intervals match only one rule. Such an interval stores that rule in place of a set. The lookup then
 //! reads only the other address and the rule's [`RuleEntry`]: about three cold cache lines in all.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 
 use super::model::{Action, Decision, Default, Policy};
@@ -176,6 +176,12 @@ impl Compiled {
             found.push(earlier);
             ControlFlow::Continue(())
         });
+    }
+
+    /// One of each group of zones that a session may leave to and no rule tells apart.
+    pub(crate) fn distinct_egress(&self, zones: impl IntoIterator<Item = ZoneId>) -> Vec<ZoneId> {
+        let mut seen = HashSet::new();
+        zones.into_iter().filter(|zone| seen.insert(self.to.set(zone.0))).collect()
     }
 
     /// The IPv4 options that the policy allows.
@@ -476,8 +482,8 @@ impl<K: Copy + Ord + TryFrom<u128>> Dimension<K> {
         }
     }
 
-    /// The set of the rules that match a number.
-    fn find(&self, number: K) -> RuleSet<'_> {
+    /// The offset in `data` of the set of the rules that match a number, or its single rule. Equal sets have one place.
+    fn set(&self, number: K) -> Option<u32> {
         let mut place = 0;
         for level in self.levels.iter().rev() {
             let first = place * FANOUT;
@@ -485,9 +491,14 @@ impl<K: Copy + Ord + TryFrom<u128>> Dimension<K> {
             // The first one is never greater than the number: the level above selected it, or it is 0.
             place = first + last_not_greater(some, number);
         }
+        let leaf = self.leaves.get(place)?;
+        leaf.sets.get(last_not_greater(&leaf.starts, number)).copied()
+    }
+
+    /// The set of the rules that match a number.
+    fn find(&self, number: K) -> RuleSet<'_> {
         let none = RuleSet { only: None, common: &self.common, summary: &[], blocks: &[] };
-        let Some(leaf) = self.leaves.get(place) else { return none };
-        let Some(&set) = leaf.sets.get(last_not_greater(&leaf.starts, number)) else { return none };
+        let Some(set) = self.set(number) else { return none };
         if set & SINGLE_RULE != 0 {
             return RuleSet { only: Some((set & !SINGLE_RULE) as usize), ..none };
         }

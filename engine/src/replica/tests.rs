@@ -10,6 +10,7 @@ use crate::types::Config;
 use crate::verdict::HoldKey;
 use crate::worker_set::WorkerSet;
 
+mod forbidden;
 mod idempotent;
 mod levels;
 mod scrub;

@@ -3,7 +3,8 @@
 use super::dedup::SerialStatus;
 use super::store::{Admission, Effects, LocalContext, Refusal, SessionStore};
 use super::{
-    Applied, Batch, Command, ExpireIdle, InvalidReason, MemberChange, Outcome, Replicated, StateMachine, WallTenths,
+    Applied, Batch, Command, ExpireIdle, ForbiddenSessions, InvalidReason, MemberChange, Outcome, Replicated,
+    StateMachine, WallTenths,
 };
 use crate::id::SessionId;
 use crate::session::{Close, EndCause, EndedSession, Establish, HandshakeState};
@@ -91,6 +92,7 @@ impl StateMachine {
             Command::Revoke(ids) => ids.iter().for_each(|id| {
                 self.remove(store, *id, &|_| true, EndCause::Revoked, over);
             }),
+            Command::RevokeForbidden(forbidden) => return self.revoke_forbidden(store, forbidden, over, effects),
             Command::ExpireIdle(idle) => self.expire_idle(store, idle, over, effects),
             Command::Resume => {
                 self.resume_epoch = self.resume_epoch.wrapping_add(1);
@@ -178,6 +180,26 @@ impl StateMachine {
                 store.wake_waiting(&tuple, effects);
             }
         }
+    }
+
+    fn revoke_forbidden(
+        &mut self,
+        store: &impl SessionStore,
+        forbidden: &ForbiddenSessions,
+        over: &mut Over,
+        effects: &mut Effects,
+    ) -> Outcome {
+        let generation = self.register.generation;
+        if forbidden.generation != generation {
+            return Outcome::Stale(generation);
+        }
+        let is_older = |session: &Replicated| session.is_open() && session.generation() < generation;
+        for &id in &forbidden.sessions {
+            if let Some(tuple) = self.remove(store, id, &is_older, EndCause::Forbidden(generation), over) {
+                store.wake_waiting(&tuple, effects);
+            }
+        }
+        Outcome::Accepted
     }
 
     fn remove(

@@ -48,7 +48,7 @@ pub enum Command {
     Close(Close),
     /// Removes sessions whose TIME_WAIT is over. Unknown ids have no effect.
     Expire(Vec<SessionId>),
-    /// Removes sessions that an administrator or a new policy revokes. Unknown ids have no effect.
+    /// Removes sessions that an administrator revokes. Unknown ids have no effect.
     Revoke(Vec<SessionId>),
     /// Activates a policy from this index on, if `base` is the active generation ([`Outcome::Stale`] otherwise).
     Policy(Box<PolicyChange>),
@@ -64,6 +64,8 @@ pub enum Command {
     Resume,
     /// Raises the level in force to the next one, if every member has registered that its program knows it.
     Level(Level),
+    /// Removes open sessions that an older policy allowed and the one in force forbids.
+    RevokeForbidden(ForbiddenSessions),
 }
 
 /// The approximate size of a command in bytes, for bounds only.
@@ -84,6 +86,9 @@ impl Command {
             Command::Close(_) => (16, 48),
             Command::Expire(ids) | Command::Revoke(ids) | Command::Refresh(ids) => {
                 (8 + 12 * ids.len(), 48 + 16 * ids.len())
+            }
+            Command::RevokeForbidden(forbidden) => {
+                (16 + 12 * forbidden.sessions.len(), 64 + 16 * forbidden.sessions.len())
             }
             Command::ExpireIdle(idle) => (16 + 14 * idle.sessions.len(), 48 + 24 * idle.sessions.len()),
             Command::Resume | Command::Level(_) => (4, 16),
@@ -107,6 +112,15 @@ pub struct ExpireIdle {
     /// The sessions, with their activity epochs when the first member was asked. One that was refreshed since
     /// ([`Command::Refresh`]) stays.
     pub sessions: Vec<(SessionId, u16)>,
+}
+
+/// Sessions that a policy forbids.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ForbiddenSessions {
+    /// The policy's generation. If another one is in force, nothing is removed ([`Outcome::Stale`]).
+    pub generation: Generation,
+    /// The sessions. One that was opened under this policy stays, and one that is closed.
+    pub sessions: Vec<SessionId>,
 }
 
 /// A new policy.

@@ -22,7 +22,9 @@ mod zones;
 use crate::cluster_state::ClusterState;
 use crate::digest::{Kind, element};
 use crate::id::Generation;
-pub use command::{Applied, Batch, Command, CommandSize, ExpireIdle, MemberChange, Outcome, PolicyChange};
+pub use command::{
+    Applied, Batch, Command, CommandSize, ExpireIdle, ForbiddenSessions, MemberChange, Outcome, PolicyChange,
+};
 use dedup::{DedupTable, Tombstones};
 pub use invalid::InvalidReason;
 pub use policies::CompileError;

@@ -234,6 +234,7 @@ async fn follow(
             Ok(event) => {
                 let Some(member) = member.upgrade() else { return };
                 let cluster = member.engine.cluster_state();
+                let mut forbidden_by = None;
                 let (change, session) = match &event.change {
                     SessionChange::Established(e) => {
                         let info = match member.engine.session(clock::now(), e.id) {
@@ -256,6 +257,10 @@ async fn follow(
                     SessionChange::Closed(close) => (v1::SessionChange::Closed, known.get(&close.id).cloned()),
                     SessionChange::Expired(id) => (v1::SessionChange::Expired, known.remove(id)),
                     SessionChange::Revoked(id) => (v1::SessionChange::Revoked, known.remove(id)),
+                    SessionChange::Forbidden(id, generation) => {
+                        forbidden_by = Some(generation.0);
+                        (v1::SessionChange::Revoked, known.remove(id))
+                    }
                 };
                 let Some(session) = session else { continue };
                 What::Event(v1::SessionEvent {
@@ -263,6 +268,7 @@ async fn follow(
                     session: Some(session.into()),
                     unix_ms: event.unix_ms,
                     index: event.index,
+                    forbidden_by,
                 })
             }
             Err(broadcast::error::RecvError::Lagged(lost)) => What::Lost(lost),

@@ -85,6 +85,7 @@ fn trace(record: &Record) {
         reason = c.map(|c| c.reason).filter(|reason| !reason.is_empty()),
         session = c.and_then(|c| c.session).map(display),
         cause = end.map(|end| end.cause()),
+        forbidden_by = end.and_then(|end| end.forbidden_by()),
         duration_ms = end.and_then(|end| end.duration_ms),
         original_packets = traffic.map(|t| t.original.packets),
         original_bytes = traffic.map(|t| t.original.bytes),
@@ -108,6 +109,9 @@ fn text(record: &Record) -> String {
         }
         if let Some(end) = &c.end {
             let _ = write!(text, " cause={}", end.cause());
+            if let Some(generation) = end.forbidden_by() {
+                let _ = write!(text, " forbidden_by={generation}");
+            }
             if let Some(duration) = end.duration_ms {
                 let _ = write!(text, " duration_ms={duration}");
             }
@@ -151,6 +155,9 @@ fn fields(record: &Record) -> String {
         }
         if let Some(end) = &c.end {
             add("CAUSE", &end.cause());
+            if let Some(generation) = end.forbidden_by() {
+                add("FORBIDDEN_BY", &generation);
+            }
             if let Some(duration) = end.duration_ms {
                 add("DURATION_MS", &duration);
             }

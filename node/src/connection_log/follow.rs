@@ -70,6 +70,7 @@ pub(crate) fn message(record: &Record) -> v1::ConnectionEvent {
         reason: connection.map_or("", |c| c.reason).to_owned(),
         session: connection.and_then(|c| c.session).map(Into::into),
         cause: end.map_or("", |end| end.cause()).to_owned(),
+        forbidden_by: end.and_then(|end| end.forbidden_by()),
         duration_ms: end.and_then(|end| end.duration_ms),
         original_traffic: traffic.map(|t| sent(t.original)),
         reply_traffic: traffic.map(|t| sent(t.reply)),

@@ -52,6 +52,16 @@ impl End {
             EndCause::Rst => "rst",
             EndCause::Idle => "idle",
             EndCause::Revoked => "revoked",
+            EndCause::Forbidden(_) => "policy",
+        }
+    }
+
+    /// The generation of the policy that ended it, if one did.
+    #[must_use]
+    pub fn forbidden_by(&self) -> Option<u64> {
+        match self.cause {
+            EndCause::Forbidden(generation) => Some(generation.0),
+            EndCause::Fin | EndCause::Rst | EndCause::Idle | EndCause::Revoked => None,
         }
     }
 }
@@ -129,6 +139,8 @@ struct JsonConnection<'a> {
 struct JsonEnd {
     cause: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
+    forbidden_by: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     duration_ms: Option<u64>,
     #[serde(flatten)]
     traffic: Option<JsonTraffic>,
@@ -164,6 +176,7 @@ impl Record {
             reason: c.reason,
             end: c.end.as_ref().map(|end| JsonEnd {
                 cause: end.cause(),
+                forbidden_by: end.forbidden_by(),
                 duration_ms: end.duration_ms,
                 traffic: end.traffic.map(|t| JsonTraffic {
                     original_packets: t.original.packets,
@@ -211,7 +224,7 @@ pub fn date_and_time(unix_ms: u64) -> String {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use palisade_engine::{Ip, MemberId, Protocol};
+    use palisade_engine::{Generation, Ip, MemberId, Protocol};
 
     use super::*;
 
@@ -252,6 +265,11 @@ pub(super) mod tests {
             "reply_bytes": 9000, "left_out": 3
         });
         assert_eq!(value, expected);
+        let mut forbidden = closed();
+        let end = forbidden.connection.as_mut().and_then(|c| c.end.as_mut()).unwrap();
+        end.cause = EndCause::Forbidden(Generation(5));
+        let value: serde_json::Value = serde_json::from_str(&forbidden.json()).unwrap();
+        assert_eq!((&value["cause"], &value["forbidden_by"]), (&"policy".into(), &5.into()));
         let limited = Record { event: ConnectionEvent::Limited, connection: None, ..closed() };
         let value: serde_json::Value = serde_json::from_str(&limited.json()).unwrap();
         assert_eq!((&value["event"], &value["left_out"], value.get("src")), (&"limited".into(), &3.into(), None));

@@ -2,15 +2,19 @@
 //!
 //! Votes were given under an id. So an empty data folder never gets an old id again, and no two processes act under the same
 //! one. The count of starts rises, durably, before anything else is done at a start: it is the upper part of all numbers that
-//! this member assigns, so no number is assigned twice.
+//! this member gives (to sessions, to the commands that it proposes), so no number is given twice. A start has 2^40 numbers. One that
+//! uses them up goes on with those of the next start, and counts that one, durably, long before ([`reserve_numbers`]).
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
-use palisade_engine::MemberId;
+use palisade_engine::{MemberId, first_number, start_of_number};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 const IDENTITY_FILE: &str = "identity.toml";
@@ -33,7 +37,7 @@ pub struct Identity {
     pub member: MemberId,
     /// Its name when it joined.
     pub name: String,
-    /// The number of its starts.
+    /// The number of its starts, and of those whose numbers a start has used besides its own.
     pub starts: u32,
     /// How often it was recovered as a new cluster: each time it has a new store.
     #[serde(default, skip_serializing_if = "never")]
@@ -104,6 +108,8 @@ pub fn has_identity(data_dir: &Path) -> bool {
 #[derive(Debug)]
 pub(crate) struct DataDir {
     path: PathBuf,
+    /// Held while the identity is read and replaced, or moved away.
+    changes: Mutex<()>,
     _lock: Flock<File>,
 }
 
@@ -120,7 +126,7 @@ impl DataDir {
         let file =
             OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&name).map_err(at(&name))?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(DataDir { path: path.to_owned(), _lock: lock }),
+            Ok(lock) => Ok(DataDir { path: path.to_owned(), changes: Mutex::new(()), _lock: lock }),
             Err((_, nix::Error::EWOULDBLOCK)) => Err(IdentityError::Locked(path.to_owned())),
             Err((_, errno)) => Err(at(&name)(errno.into())),
         }
@@ -251,14 +257,26 @@ impl DataDir {
 
     /// Counts a start, durably, before anything is done under the identity.
     pub(crate) fn start(&self, identity: &mut Identity) -> Result<(), IdentityError> {
-        // Numbers are (starts << 40) | n; above 24 bits the count would not fit.
-        identity.starts =
-            identity.starts.checked_add(1).filter(|n| *n < 1 << 24).ok_or(IdentityError::StartsExhausted)?;
+        identity.starts = identity.starts.checked_add(1).filter(is_start).ok_or(IdentityError::StartsExhausted)?;
         self.write(identity)
+    }
+
+    /// Counts the starts up to this one, durably, so that no later start gives their numbers. Does nothing if they are counted
+    /// already, or if the folder belongs to no member any longer.
+    pub(crate) fn count_starts(&self, up_to: u32) -> Result<(), IdentityError> {
+        let _changing = self.changes.lock();
+        match self.identity()? {
+            Some(identity) if identity.starts < up_to => {
+                let starts = Some(up_to).filter(is_start).ok_or(IdentityError::StartsExhausted)?;
+                self.write(&Identity { starts, ..identity })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Archives the identity after the member left: its id is not used again, and the machine can join again.
     pub(crate) fn archive_identity(&self) -> Result<(), IdentityError> {
+        let _changing = self.changes.lock();
         let from = self.path.join(IDENTITY_FILE);
         let to = self.path.join(format!("{IDENTITY_FILE}.left"));
         fs::rename(&from, &to).map_err(at(&from))?;
@@ -267,6 +285,7 @@ impl DataDir {
 
     /// Marks the identity as that of a removed member: it is never started again. The store stays until the next `join`.
     pub(crate) fn mark_removed(&self) -> Result<(), IdentityError> {
+        let _changing = self.changes.lock();
         let from = self.path.join(IDENTITY_FILE);
         fs::rename(&from, self.path.join(REMOVED_FILE)).map_err(at(&from))?;
         self.sync()
@@ -290,6 +309,34 @@ impl DataDir {
 
     fn sync(&self) -> Result<(), IdentityError> {
         File::open(&self.path).and_then(|f| f.sync_all()).map_err(at(&self.path))
+    }
+}
+
+/// Whether there are numbers for a start: they have 64 bits.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "a predicate for `filter`")]
+fn is_start(start: &u32) -> bool {
+    start_of_number(first_number(*start)) == *start
+}
+
+/// How often the numbers in use are looked at.
+const NUMBERS_INTERVAL: Duration = Duration::from_secs(1);
+/// How many numbers ahead of those in use a start is counted: six days' at a million a second.
+const NUMBERS_AHEAD: u64 = 1 << 39;
+
+/// Counts, ahead of their use, the starts whose numbers this start of the member goes on with. `next` is the next number that is
+/// given.
+pub(crate) async fn reserve_numbers(data_dir: Arc<DataDir>, start: u32, next: impl Fn() -> u64) {
+    let mut counted = start;
+    loop {
+        tokio::time::sleep(NUMBERS_INTERVAL).await;
+        let needed = start_of_number(next().saturating_add(NUMBERS_AHEAD));
+        if needed <= counted {
+            continue;
+        }
+        match data_dir.count_starts(needed) {
+            Ok(()) => counted = needed,
+            Err(error) => tracing::warn!(%error, "numbers could not be reserved; trying again"),
+        }
     }
 }
 
@@ -324,6 +371,23 @@ mod tests {
             assert_eq!(identity.starts, starts);
             assert_eq!(data_dir.identity().unwrap().unwrap(), identity);
         }
+    }
+
+    #[test]
+    fn identity_counts_starts_whose_numbers_are_used_and_never_backwards() {
+        let dir = tempfile::tempdir().unwrap();
+        let data_dir = DataDir::lock(dir.path()).unwrap();
+        let mut identity = data_dir.write_identity("c0ffee", MemberId(3), "fw3").unwrap();
+        data_dir.start(&mut identity).unwrap();
+        data_dir.count_starts(4).unwrap();
+        data_dir.count_starts(2).unwrap();
+        let mut identity = data_dir.identity().unwrap().unwrap();
+        data_dir.start(&mut identity).unwrap();
+        assert_eq!(identity.starts, 5, "the numbers of 2 to 4 were given");
+        assert!(matches!(data_dir.count_starts(1 << 24), Err(IdentityError::StartsExhausted)));
+        data_dir.mark_removed().unwrap();
+        data_dir.count_starts(9).unwrap();
+        assert_eq!(data_dir.identity().unwrap(), None, "a removed member stays removed");
     }
 
     #[test]

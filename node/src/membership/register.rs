@@ -34,7 +34,7 @@ const MAX_TOKEN_ADDRESSES: usize = 4;
 /// This member's place in the register of members.
 pub(crate) struct Membership {
     pub(crate) identity: Identity,
-    pub(crate) data_dir: DataDir,
+    pub(crate) data_dir: Arc<DataDir>,
     pub(crate) raft: PalisadeRaft,
     pub(crate) engine: Arc<Engine>,
     pub(crate) requests: mpsc::Sender<AdminRequest>,

@@ -37,9 +37,19 @@ pub enum ProposeError {
 /// The receiver of a command's outcome.
 pub(crate) type Reply = oneshot::Sender<Result<Outcome, ProposeError>>;
 
+/// The place of a command among those that wait for a batch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Precedence {
+    /// In the order of arrival.
+    Ordinary,
+    /// Behind all ordinary ones.
+    Background,
+}
+
 /// A command with somebody who waits for its outcome.
 pub(crate) struct AdminRequest {
     pub(crate) command: Command,
+    pub(crate) precedence: Precedence,
     pub(crate) deadline: Time,
     pub(crate) reply: Reply,
 }
@@ -50,10 +60,31 @@ pub(crate) async fn propose_and_wait(
     command: Command,
     timeout: Duration,
 ) -> Result<Outcome, ProposeError> {
+    propose(requests, command, Precedence::Ordinary, timeout).await
+}
+
+/// The same, for a command that nobody waits for: handshakes go first.
+pub(crate) async fn propose_in_background(
+    requests: &mpsc::Sender<AdminRequest>,
+    command: Command,
+    timeout: Duration,
+) -> Result<Outcome, ProposeError> {
+    propose(requests, command, Precedence::Background, timeout).await
+}
+
+async fn propose(
+    requests: &mpsc::Sender<AdminRequest>,
+    command: Command,
+    precedence: Precedence,
+    timeout: Duration,
+) -> Result<Outcome, ProposeError> {
     let (reply, outcome) = oneshot::channel();
     let deadline = clock::now() + timeout;
     let done = async {
-        requests.send(AdminRequest { command, deadline, reply }).await.map_err(|_| ProposeError::Stopped)?;
+        requests
+            .send(AdminRequest { command, precedence, deadline, reply })
+            .await
+            .map_err(|_| ProposeError::Stopped)?;
         outcome.await.map_err(|_| ProposeError::Stopped)?
     };
     // The proposer keeps the deadline, and knows whether the command has left this member.

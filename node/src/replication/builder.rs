@@ -1,6 +1,7 @@
 //! Wires a member's subsystems: one function each.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use palisade_engine::replica::Replica;
 use palisade_engine::{Engine, MemberId, Wake};
@@ -16,7 +17,7 @@ use crate::audit::{self, Divergence};
 use crate::lease::Lease;
 use crate::listen::Port;
 use crate::membership::admission::Admission;
-use crate::membership::identity::{DataDir, Identity};
+use crate::membership::identity::{DataDir, Identity, reserve_numbers};
 use crate::membership::options::Options;
 use crate::membership::presence::{PresencePoller, Roster};
 use crate::membership::reconcile::Reconciler;
@@ -53,6 +54,7 @@ use crate::sync::liveness::PeerLiveness;
 use crate::sync::progress::ProgressPublisher;
 use crate::sync::proposals::{APPLIED_QUEUE, BatchApplied, PendingBatches, Proposer};
 use crate::sync::streams;
+use crate::sync::sweep::PolicySweep;
 use crate::wake::SharedWake;
 
 /// What a member takes from its workers, and gives them.
@@ -68,7 +70,7 @@ pub(crate) async fn open<W>(options: Options, workers: WorkerSide<W>) -> Result<
 where
     W: Wake + Clone + Send + Sync + 'static,
 {
-    let data_dir = DataDir::lock(&options.data_dir)?;
+    let data_dir = Arc::new(DataDir::lock(&options.data_dir)?);
     let mut identity = data_dir.identity()?.ok_or_else(|| OpenError::no_member(&data_dir))?;
     data_dir.start(&mut identity)?;
     let metrics = Arc::<ReplicationMetrics>::default();
@@ -93,7 +95,7 @@ where
     let sources =
         Sources { hints: workers.hints, proposals: workers.proposals, hint_queue, proposal_queue, request_queue };
     let events = applied.events.clone();
-    let reachability = start_sync(&core, &options, &raft, sources, applied, &mut tasks);
+    let reachability = start_sync(&core, &options, &raft, sources, applied, data_dir.clone(), &mut tasks);
     let (roster, removed) = start_presence(&core, &raft, &mut tasks);
     start_liveness(&core, &peer_liveness, SharedWake::copy(&workers.wake), &mut tasks);
     start_leader_tasks(&core, &options, &raft, &requests, &mut tasks);
@@ -264,7 +266,7 @@ impl Core {
     fn membership(
         &self,
         identity: Identity,
-        data_dir: DataDir,
+        data_dir: Arc<DataDir>,
         raft: &RaftSide,
         requests: &mpsc::Sender<AdminRequest>,
     ) -> Membership {
@@ -377,8 +379,10 @@ fn start_sync(
     raft: &RaftSide,
     sources: Sources,
     applied: AppliedBatches,
+    data_dir: Arc<DataDir>,
     tasks: &mut Tasks,
 ) -> Reachability {
+    let next_command = Arc::<AtomicU64>::default();
     let reachability = Reachability::default();
     let proposer = Proposer {
         me: core.me,
@@ -393,6 +397,7 @@ fn start_sync(
         requests: sources.request_queue,
         applied: applied.report_queue,
         pending: applied.pending,
+        next_number: next_command.clone(),
     };
     let hints = HintPublisher {
         peers: core.peers.clone(),
@@ -404,6 +409,9 @@ fn start_sync(
     };
     let (peers, engine, metrics) = (core.peers.clone(), core.engine.clone(), core.metrics.clone());
     let progress = ProgressPublisher::new(peers, engine, metrics, options.progress_rate);
+    let engine = core.engine.clone();
+    let next_number = move || engine.next_session_number().max(next_command.load(Ordering::Relaxed));
+    tasks.spawn("numbers", reserve_numbers(data_dir, core.start, next_number));
     tasks.spawn("proposals", proposer.run());
     tasks.spawn("hints", streams::run(hints, core.me, raft.members.clone()));
     tasks.spawn("progress", streams::run(progress, core.me, raft.members.clone()));
@@ -456,7 +464,15 @@ fn start_leader_tasks(
         contact: raft.contact.clone(),
         grace: core.lease.grace(),
     };
+    let sweep = PolicySweep {
+        me: core.me,
+        engine: core.engine.clone(),
+        leadership: raft.leadership.clone(),
+        requests: requests.clone(),
+        metrics: core.metrics.clone(),
+    };
     tasks.spawn("membership", reconciler.run());
+    tasks.spawn("policy sweep", sweep.run());
     tasks.spawn("idle expiry", idle.run());
 }
 

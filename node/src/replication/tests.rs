@@ -23,6 +23,7 @@ mod barrier;
 mod breaks;
 mod drain;
 mod elections;
+mod forbidden;
 mod idle;
 mod joining;
 mod progress;

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use palisade_engine::replica::{Applied, Batch, Command};
-use palisade_engine::{Close, Establish, MemberId, SessionId};
+use palisade_engine::{Close, Establish, Generation, MemberId, SessionId};
 use palisade_raft_store::Observer;
 use tokio::sync::{broadcast, mpsc};
 
 use crate::connection_log::ConnectionLog;
 use crate::replication_metrics::ReplicationMetrics;
-use crate::sync::proposals::{BatchApplied, PendingBatches, proposed_by_start};
+use crate::sync::proposals::{BatchApplied, PendingBatches, is_proposed_since};
 
 /// Maximum number of session events waiting for a slow watcher; then it loses the oldest.
 pub(crate) const WATCHER_QUEUE: usize = 4096;
@@ -34,8 +34,10 @@ pub enum SessionChange {
     Closed(Close),
     /// It was idle for too long, or its TIME_WAIT ended.
     Expired(SessionId),
-    /// An administrator or a new policy ended it.
+    /// An administrator ended it.
     Revoked(SessionId),
+    /// The policy of this generation forbids it.
+    Forbidden(SessionId, Generation),
 }
 
 /// The store's observer.
@@ -58,19 +60,21 @@ impl Observer for Events {
             self.pending.report(batch.first_serial, applied, &self.reports);
         }
         // The batches of an earlier start are applied again when the log is replayed: their events were logged then.
-        let own = batch.proposer == self.me && proposed_by_start(batch) == u64::from(self.start);
+        let own = batch.proposer == self.me && is_proposed_since(batch, self.start);
         self.connection_log.applied(own, batch, applied);
         // Not copies of a batch, and not what two members proposed alike: these changed nothing.
-        let (mut established, mut refreshed) = (0, 0);
-        for (command, _) in batch.commands.iter().zip(applied).filter(|(_, applied)| applied.changed) {
+        let (mut established, mut refreshed, mut forbidden) = (0, 0, 0);
+        for (command, applied) in batch.commands.iter().zip(applied).filter(|(_, applied)| applied.changed) {
             match command {
                 Command::Establish(_) => established += 1,
                 Command::Refresh(ids) => refreshed += ids.len() as u64,
+                Command::RevokeForbidden(_) => forbidden += applied.removed.len() as u64,
                 _ => {}
             }
         }
         self.metrics.sessions_established.add(established);
         self.metrics.sessions_refreshed.add(refreshed);
+        self.metrics.sessions_forbidden.add(forbidden);
         if self.watchers.receiver_count() == 0 {
             return;
         }
@@ -86,6 +90,10 @@ impl Observer for Events {
                     applied.removed.iter().for_each(|id| publish(SessionChange::Expired(*id)));
                 }
                 Command::Revoke(_) => applied.removed.iter().for_each(|id| publish(SessionChange::Revoked(*id))),
+                Command::RevokeForbidden(by) => {
+                    let forbidden = |id: &SessionId| publish(SessionChange::Forbidden(*id, by.generation));
+                    applied.removed.iter().for_each(forbidden);
+                }
                 Command::Refresh(_) | Command::Resume | Command::Policy(_) | Command::Member(_) | Command::Level(_) => {
                 }
             }

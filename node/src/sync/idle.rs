@@ -16,7 +16,7 @@ use crate::peer::connections::{Lane, Members, Peers};
 use crate::raft::config::PalisadeRaft;
 use crate::raft::contact::LastContact;
 use crate::raft::handle::RaftHandle;
-use crate::raft::requests::{AdminRequest, REQUEST_TIMEOUT, propose_and_wait};
+use crate::raft::requests::{AdminRequest, REQUEST_TIMEOUT, propose_in_background};
 
 /// Sessions in one idle probe.
 pub(crate) const MAX_PROBED_SESSIONS: usize = 4096;
@@ -72,7 +72,7 @@ impl IdleExpiry {
             let (open, closed) = probe.commands(|id| idle.contains(id), MAX_EXPIRED_PER_COMMAND);
             let commands = open.into_iter().map(Command::ExpireIdle).chain(closed.into_iter().map(Command::Expire));
             for command in commands {
-                if let Err(error) = propose_and_wait(&self.requests, command, REQUEST_TIMEOUT).await {
+                if let Err(error) = propose_in_background(&self.requests, command, REQUEST_TIMEOUT).await {
                     tracing::info!(%error, "idle sessions could not be ended; trying again");
                     break;
                 }

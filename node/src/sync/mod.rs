@@ -8,3 +8,4 @@ pub(crate) mod liveness;
 pub(crate) mod progress;
 pub(crate) mod proposals;
 pub(crate) mod streams;
+pub(crate) mod sweep;

@@ -30,14 +30,15 @@
 mod in_flight;
 mod leader_route;
 mod pending;
+mod waiting;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::stream::FuturesUnordered;
 use palisade_engine::replica::{Batch, Command};
-use palisade_engine::{LeaseState, MemberId, Proposal, Time};
+use palisade_engine::{LeaseState, MemberId, Proposal, Time, first_number};
 use tokio::sync::{mpsc, watch};
 
 use crate::clock;
@@ -45,12 +46,13 @@ use crate::lease::Lease;
 use crate::peer::connections::Peers;
 use crate::raft::config::PalisadeRaft;
 use crate::raft::leadership::Leadership;
-use crate::raft::requests::{AdminRequest, ProposeError, Reply};
+use crate::raft::requests::{AdminRequest, Precedence, ProposeError, Reply};
 use crate::replication_metrics::ReplicationMetrics;
 use in_flight::{BatchState, InFlightBatch, InFlightBatches, Waiter};
 use leader_route::{LeaderRoute, RouteEvent};
 pub(crate) use leader_route::{Refused, submit};
 pub(crate) use pending::{APPLIED_QUEUE, BatchApplied, PendingBatches};
+use waiting::{PendingCommand, WaitingCommands};
 
 /// Maximum number of batches in flight. More would make them smaller, and each costs an entry in the log.
 const MAX_IN_FLIGHT: usize = 4;
@@ -68,12 +70,9 @@ const MAX_WAITING_WITH_REQUESTS: usize = MAX_WAITING_COMMANDS + 1024;
 /// this time is judged again anyway.
 const SESSION_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The serial numbers of a member's start are those whose upper bits, from this one on, are its number.
-const START_SHIFT: u32 = 40;
-
-/// The number of the start in which its proposer made a batch.
-pub(crate) fn proposed_by_start(batch: &Batch) -> u64 {
-    batch.first_serial >> START_SHIFT
+/// Whether its proposer made a batch in this start, or a later one.
+pub(crate) fn is_proposed_since(batch: &Batch, start: u32) -> bool {
+    batch.first_serial >= first_number(start)
 }
 
 /// The task that proposes.
@@ -92,18 +91,12 @@ pub(crate) struct Proposer {
     pub(crate) requests: mpsc::Receiver<AdminRequest>,
     pub(crate) applied: mpsc::Receiver<BatchApplied>,
     pub(crate) pending: PendingBatches,
-}
-
-/// A command that waits for a batch.
-struct PendingCommand {
-    command: Command,
-    queued: Time,
-    deadline: Time,
-    reply: Option<Reply>,
+    /// Told the number of the next command.
+    pub(crate) next_number: Arc<AtomicU64>,
 }
 
 struct State {
-    waiting: VecDeque<PendingCommand>,
+    waiting: WaitingCommands,
     in_flight: InFlightBatches,
     route: LeaderRoute,
 }
@@ -111,13 +104,13 @@ struct State {
 impl Proposer {
     /// Runs until the queue of requests is closed: the replication is shut down then.
     pub(crate) async fn run(mut self) {
-        let in_flight = InFlightBatches::new(u64::from(self.start) << START_SHIFT);
-        let mut state = State { waiting: VecDeque::new(), in_flight, route: self.route() };
+        let in_flight = InFlightBatches::new(first_number(self.start));
+        let mut state = State { waiting: WaitingCommands::default(), in_flight, route: self.route() };
         let mut arrived = Vec::with_capacity(MAX_BATCH_COMMANDS);
         let (mut workers_open, mut follow_ups_open) = (true, true);
         loop {
             let room = state.waiting.len() < MAX_WAITING_COMMANDS;
-            let due = state.in_flight.next_due().into_iter().chain(state.waiting.front().map(|c| c.deadline)).min();
+            let due = state.in_flight.next_due().into_iter().chain(state.waiting.deadlines()).min();
             tokio::select! {
                 biased;
                 Some(batch) = self.applied.recv() => self.on_applied(&mut state, batch),
@@ -130,12 +123,10 @@ impl Proposer {
                     self.retransmit(&mut state, &batches).await;
                 }
                 request = self.requests.recv(), if state.waiting.len() < MAX_WAITING_WITH_REQUESTS => match request {
-                    Some(request) => state.waiting.push_back(PendingCommand {
-                        command: request.command,
-                        queued: clock::now(),
-                        deadline: request.deadline,
-                        reply: Some(request.reply),
-                    }),
+                    Some(AdminRequest { command, precedence, deadline, reply }) => {
+                        let waiting = PendingCommand { command, queued: clock::now(), deadline, reply: Some(reply) };
+                        state.waiting.push(waiting, precedence);
+                    }
                     None => break,
                 },
                 first = self.proposals.recv(), if room && workers_open => match first {
@@ -158,7 +149,7 @@ impl Proposer {
             self.enqueue(&mut state, &mut arrived);
             self.send_batches(&mut state).await;
         }
-        let waiting = state.waiting.into_iter().filter_map(|command| command.reply);
+        let waiting = state.waiting.into_commands().filter_map(|command| command.reply);
         for reply in state.in_flight.into_replies().chain(waiting) {
             // The caller may be gone.
             let _ = reply.send(Err(ProposeError::Stopped));
@@ -180,7 +171,7 @@ impl Proposer {
             let command = match proposal {
                 Proposal::Establish(establish) => Command::Establish(establish),
                 Proposal::Close(close) => Command::Close(close),
-                Proposal::Refresh(id) => match state.waiting.back_mut() {
+                Proposal::Refresh(id) => match state.waiting.last_mut() {
                     // Many may come at once: they are one command.
                     Some(PendingCommand { command: Command::Refresh(ids), reply: None, .. })
                         if ids.len() < MAX_REFRESHED_SESSIONS =>
@@ -192,7 +183,7 @@ impl Proposer {
                 },
             };
             let deadline = now + SESSION_TIMEOUT;
-            state.waiting.push_back(PendingCommand { command, queued: now, deadline, reply: None });
+            state.waiting.push(PendingCommand { command, queued: now, deadline, reply: None }, Precedence::Ordinary);
         }
     }
 
@@ -225,6 +216,7 @@ impl Proposer {
                 commands,
             };
             self.metrics.batch_commands.observe(batch.commands.len() as u64);
+            self.next_number.store(batch.first_serial + batch.commands.len() as u64, Ordering::Relaxed);
             self.pending.add(batch.first_serial);
             state.route.propose(&self.raft, &batch).await;
             let routed = !state.route.is_none();
@@ -239,24 +231,19 @@ impl Proposer {
     }
 
     /// The commands of the next batch, who waits for them, and the latest of their deadlines.
-    fn take_commands(&self, waiting: &mut VecDeque<PendingCommand>, now: Time) -> (Vec<Command>, Vec<Waiter>, Time) {
+    fn take_commands(&self, waiting: &mut WaitingCommands, now: Time) -> (Vec<Command>, Vec<Waiter>, Time) {
         let (mut commands, mut waiters) = (Vec::new(), Vec::new());
-        let (mut size, mut deadline) = (0, Time::ZERO);
-        while let Some(next) = waiting.front() {
-            size += next.command.size().encoded;
-            if commands.len() >= MAX_BATCH_COMMANDS || (size > MAX_BATCH_BYTES && !commands.is_empty()) {
-                break;
-            }
-            let Some(next) = waiting.pop_front() else { break };
-            if next.deadline <= now {
-                self.give_up(next.reply, false);
+        let mut last = Time::ZERO;
+        for PendingCommand { command, queued, deadline, reply } in waiting.take_batch() {
+            if deadline <= now {
+                self.give_up(reply, false);
                 continue;
             }
-            deadline = deadline.max(next.deadline);
-            commands.push(next.command);
-            waiters.push((next.queued, next.reply));
+            last = last.max(deadline);
+            commands.push(command);
+            waiters.push((queued, reply));
         }
-        (commands, waiters, deadline)
+        (commands, waiters, last)
     }
 
     /// `sent`: whether a leader may have it.
@@ -277,7 +264,7 @@ impl Proposer {
             self.pending.remove(batch.batch.first_serial);
             batch.waiters.into_iter().for_each(|(_, reply)| self.give_up(reply, batch.sent));
         }
-        while let Some(command) = state.waiting.pop_front_if(|command| command.deadline <= now) {
+        while let Some(command) = state.waiting.pop_late(now) {
             self.give_up(command.reply, false);
         }
         // A stream may have ended without a change of the leader.

@@ -218,6 +218,27 @@ proptest! {
         }
     }
 
+    /// What the sweep of forbidden sessions relies on.
+    #[test]
+    fn policy_decides_for_each_zone_as_for_one_of_the_distinct_ones(
+        policy in policies(),
+        packets in prop::collection::vec((0..4u16, tuples()), 100),
+    ) {
+        let compiled = compiled(&policy);
+        let all = || (0..6).map(ZoneId);
+        let distinct = compiled.distinct_egress(all());
+        prop_assert!(distinct.len() <= 4, "zones 4 and 5 are in no rule, as 0 is: {:?}", distinct);
+        for (from, tuple) in packets {
+            let actions = |zones: &mut dyn Iterator<Item = ZoneId>| {
+                let mut all: Vec<u32> = zones.map(|to| compiled.decide(ZoneId(from), to, &tuple).rule.0).collect();
+                all.sort_unstable();
+                all.dedup();
+                all
+            };
+            prop_assert_eq!(actions(&mut all()), actions(&mut distinct.iter().copied()), "{} {}\n{}", from, tuple, policy);
+        }
+    }
+
     #[test]
     fn rule_reported_as_shadowed_never_matches(policy in policies(), packets in prop::collection::vec((0..4u16, 0..4u16, tuples()), 200)) {
         let compiled = compiled(&policy);

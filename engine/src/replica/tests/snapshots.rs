@@ -264,3 +264,22 @@ fn snapshot_is_read_beside_the_state_and_installed_in_parts() {
     }
     assert_eq!(b.replica.digest(), source.replica.digest());
 }
+
+#[test]
+fn session_id_of_full_width_survives_log_table_and_snapshot() {
+    let mut b = filled(0);
+    let wide = SessionId { member: MemberId((1 << 48) - 1), counter: u64::MAX - 1 };
+    let batch = batch(b.next, b.next, vec![add(Establish { id: wide, ..establish(1, 1) })]);
+    let decoded = Batch::decode(&batch.encode(Level::FIRST).unwrap()).unwrap();
+    assert_eq!(decoded, batch);
+    b.next += 1;
+    assert_eq!(b.apply(&decoded), [Outcome::Accepted]);
+    let mut again = restored(&written(b.replica.begin_snapshot())).unwrap();
+    again.next = b.next;
+    for known in [&b, &again] {
+        assert_eq!(known.replica.engine.session(NOW, wide).map(|info| info.id), Some(wide));
+        assert_eq!(wide.to_string().parse(), Ok(wide));
+    }
+    assert_eq!(again.one(Command::Revoke(vec![wide])), Outcome::Accepted);
+    assert_eq!(again.sessions(), 0);
+}

@@ -146,3 +146,72 @@ fn pending_batch_is_reported_once_and_only_when_it_is_waited_for() {
     pending.report(8, &applied, &reports);
     assert_eq!(queue.try_recv().unwrap().first, 8, "the copy reports what had no room");
 }
+
+mod background {
+    use palisade_engine::replica::ForbiddenSessions;
+    use palisade_engine::{Generation, SessionId};
+
+    use super::super::waiting::{PendingCommand, WaitingCommands};
+    use super::super::{MAX_BATCH_BYTES, MAX_BATCH_COMMANDS};
+    use super::*;
+    use crate::raft::requests::Precedence;
+
+    fn waiting(command: Command) -> PendingCommand {
+        PendingCommand { command, queued: NOW, deadline: NOW + SESSION_TIMEOUT, reply: None }
+    }
+
+    fn revoke(sessions: usize) -> Command {
+        let sessions = vec![SessionId::default(); sessions];
+        Command::RevokeForbidden(ForbiddenSessions { generation: Generation(1), sessions })
+    }
+
+    fn is_revocation(pending: &PendingCommand) -> bool {
+        matches!(pending.command, Command::RevokeForbidden(_))
+    }
+
+    #[test]
+    fn background_commands_are_behind_all_others_but_not_for_ever() {
+        let mut all = WaitingCommands::default();
+        all.push(waiting(revoke(1)), Precedence::Background);
+        all.push(waiting(revoke(1)), Precedence::Background);
+        for _ in 0..5 * MAX_BATCH_COMMANDS {
+            all.push(waiting(Command::Resume), Precedence::Ordinary);
+        }
+        let batches: Vec<(usize, usize)> = std::iter::from_fn(|| (!all.is_empty()).then(|| all.take_batch()))
+            .map(|batch| (batch.len(), batch.iter().filter(|pending| is_revocation(pending)).count()))
+            .collect();
+        assert_eq!(batches, [(64, 0), (64, 0), (64, 0), (64, 1), (64, 0), (2, 1)]);
+    }
+
+    #[test]
+    fn background_commands_fill_a_batch_that_has_room() {
+        let mut all = WaitingCommands::default();
+        for _ in 0..6 {
+            all.push(waiting(revoke(128)), Precedence::Background);
+        }
+        all.push(waiting(Command::Resume), Precedence::Ordinary);
+        let batch = all.take_batch();
+        assert_eq!(batch.iter().map(is_revocation).collect::<Vec<_>>(), [false, true, true, true, true]);
+        let bytes: usize = batch.iter().map(|pending| pending.command.size().encoded).sum();
+        assert!(bytes <= MAX_BATCH_BYTES, "{bytes}");
+        assert_eq!((all.take_batch().len(), all.len()), (2, 0));
+        // One that does not fit goes alone.
+        all.push(waiting(revoke(10_000)), Precedence::Background);
+        all.push(waiting(revoke(1)), Precedence::Background);
+        assert_eq!((all.take_batch().len(), all.take_batch().len()), (1, 1));
+    }
+
+    #[test]
+    fn late_commands_are_found_in_both_queues() {
+        let mut all = WaitingCommands::default();
+        for (precedence, after) in [(Precedence::Ordinary, 2), (Precedence::Background, 1)] {
+            let deadline = NOW + Duration::from_secs(after);
+            all.push(PendingCommand { deadline, ..waiting(Command::Resume) }, precedence);
+        }
+        assert_eq!(all.deadlines().min(), Some(NOW + Duration::from_secs(1)));
+        assert!(all.pop_late(NOW).is_none());
+        assert!(all.pop_late(NOW + Duration::from_secs(1)).is_some());
+        assert!(all.pop_late(NOW + Duration::from_secs(1)).is_none());
+        assert_eq!(all.len(), 1);
+    }
+}
