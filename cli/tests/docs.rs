@@ -228,3 +228,23 @@ fn dependencies_each_have_a_row() {
     assert!(known.len() > 40, "{known:?}");
     assert_eq!(rows, known, "left: docs/dependencies.md, right: Cargo.toml");
 }
+
+/// `docs/settings.md` has a row for each setting, with its default and the bounds that errors name.
+#[test]
+fn settings_each_have_a_row() {
+    use palisade_engine::replica::SettingKey;
+    let page = read("docs/settings.md");
+    let rows: Vec<Vec<&str>> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `"))
+        .map(|row| row.trim_end_matches(" |").split(" | ").collect())
+        .collect();
+    assert_eq!(rows.len(), SettingKey::ALL.len());
+    for (row, key) in rows.iter().zip(SettingKey::ALL) {
+        let default = format!("`{}`", key.text(key.default()));
+        assert_eq!((row[0].trim_end_matches('`'), row[2]), (key.name(), default.as_str()));
+        let bounds = key.expected();
+        let bounds = bounds.split("from ").nth(1).unwrap().split([',', ' ']).collect::<Vec<_>>();
+        assert!(row[1].contains(&format!("{} to {}", bounds[0], bounds[2])), "{}: {bounds:?}", row[1]);
+    }
+}

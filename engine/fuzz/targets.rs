@@ -11,7 +11,7 @@
 #[path = "../tests/common/mod.rs"]
 mod common;
 
-use common::{Member, policy_change};
+use common::{Member, policy_change, settings_change};
 use palisade_engine::parse::{
     Checksum, Embedded, Fragment, IpOption, Kind, Packet, RoutingClass, Tcp, frame, rejection,
 };
@@ -150,12 +150,12 @@ fn number(n: u8) -> u32 {
 /// Runs a history of one member: packets, hints, log entries, time. Every 8 bytes are one step.
 pub fn pipeline(data: &[u8]) {
     const MAX_HALF_OPEN: usize = 256;
-    let config = Config { max_half_open: MAX_HALF_OPEN, max_sessions: 8, ..Config::new(MemberId(1), 1, 7) };
-    let mut member = Member::new(config);
+    let mut member = Member::new(Config::new(MemberId(1), 1, 7));
     let engine = member.engine.clone();
     let (mut now, mut lease) = (Time(1), LeaseState::Valid);
     let mut events: Vec<Event> = Vec::new();
-    let mut commands = vec![policy_number(0, 0)];
+    let settings = ["table.sessions=8", "table.half_open=256", "table.half_open_per_source=256"];
+    let mut commands = vec![settings_change(0, &settings), policy_number(0, 0)];
     let mut generation = 0;
     let mut hints: Vec<Hint> = Vec::new();
     for step in data.chunks_exact(8).take(256) {

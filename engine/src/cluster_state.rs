@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{Generation, MemberId, ZoneId};
 use crate::level::{Capabilities, Level};
+use crate::replicated::SettingsRecord;
 
 /// What the cluster has agreed on.
 #[derive(Clone, Debug, Default)]
@@ -29,6 +30,8 @@ pub struct ClusterState {
     pub level: Level,
     /// What each member can. One that has not started since it joined is missing.
     pub capabilities: BTreeMap<MemberId, Capabilities>,
+    /// The settings.
+    pub settings: SettingsRecord,
 }
 
 impl ClusterState {

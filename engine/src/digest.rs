@@ -21,6 +21,7 @@ pub(crate) enum Kind {
     ResumeEpoch = 6,
     Level = 7,
     Capabilities = 8,
+    Settings = 9,
 }
 
 /// The hash of an element, from its encoding.

@@ -12,8 +12,10 @@ use crate::blind_intervals::BlindIntervals;
 use crate::cluster_state::{ClusterState, MemberInfo, Role};
 use crate::event::{ConnectionDecision, Event, Hint, LoggedDecision, Proposal};
 use crate::id::{Generation, MemberId, SessionId, ZoneId, ZonePair, first_number};
+use crate::limits::{Grace, Limits};
 use crate::parse::Packet;
 use crate::progress::{ProgressCursor, TakeoverCounters};
+use crate::replicated::Settings;
 use crate::rule_hits::{HitCounters, RuleHits};
 use crate::session::{Close, Counts, HalfOpen, HandshakeState, SessionInfo};
 use crate::table::half_open::HalfOpenEntry;
@@ -32,6 +34,8 @@ pub struct Engine {
     active_policy: ArcSwap<ActivePolicy>,
     generation: AtomicU64,
     cluster: ArcSwap<ClusterState>,
+    /// The settings that packets need.
+    pub(crate) limits: Limits,
     zones_version: AtomicU64,
     /// The number of other members that forward packets.
     pub(crate) forwarding_peers: AtomicU32,
@@ -84,6 +88,7 @@ impl Engine {
             active_policy: ArcSwap::from_pointee(ActivePolicy::default()),
             generation: AtomicU64::new(0),
             cluster: ArcSwap::from_pointee(ClusterState::default()),
+            limits: Limits::default(),
             zones_version: AtomicU64::new(0),
             forwarding_peers: AtomicU32::new(0),
             silent_peers: AtomicU32::new(0),
@@ -338,6 +343,24 @@ impl Engine {
         false
     }
 
+    /// The settings, as applied here.
+    #[must_use]
+    pub fn settings(&self) -> Settings {
+        self.cluster.load().settings.values.clone()
+    }
+
+    /// How long established sessions pass on this member after its lease was renewed last: the setting, as applied here.
+    #[must_use]
+    pub fn grace(&self) -> Grace {
+        self.limits.grace().clone()
+    }
+
+    /// The number of sessions for which this member has memory.
+    #[must_use]
+    pub fn affordable_sessions(&self) -> u64 {
+        self.config.affordable_sessions
+    }
+
     /// The generation of the active policy, and the hit counters of at most `max` of its rules on this member, the default's
     /// first.
     #[must_use]
@@ -400,6 +423,9 @@ impl Engine {
         let peers = cluster.members.iter().filter(forwards).count();
         self.forwarding_peers.store(u32::try_from(peers).unwrap_or(u32::MAX), Ordering::Relaxed);
         let zones_changed = self.cluster.load().zones != cluster.zones;
+        if self.limits.set(&cluster.settings.values) {
+            self.table.set_max_half_open(cluster.settings.values.max_half_open());
+        }
         self.cluster.store(Arc::new(cluster));
         if zones_changed {
             self.zones_version.fetch_add(1, Ordering::AcqRel);

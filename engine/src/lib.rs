@@ -23,6 +23,7 @@ pub mod hold;
 mod id;
 mod idle;
 mod level;
+mod limits;
 
 pub mod packet_loop;
 pub mod parse;
@@ -59,6 +60,7 @@ pub use id::{
 };
 pub use idle::IdleProbe;
 pub use level::{Capabilities, Level, Levels, UnknownLevel};
+pub use limits::Grace;
 pub use progress::TakeoverCounts;
 pub use rule_hits::RuleHits;
 pub use session::{

@@ -165,7 +165,7 @@ impl Engine {
         let blind = self.blind_intervals.load();
         // Ages are too long by up to one unit. A confirmation just after an interval must not count as one within it.
         let shortened = |age: Option<Duration>| age.map(|age| age.saturating_sub(Stamp17ms::UNIT));
-        ages.map(|age| blind.max_unseen_bytes(shortened(age), self.config.takeover_rate, now))
+        ages.map(|age| blind.max_unseen_bytes(shortened(age), self.limits.takeover_rate(), now))
     }
 }
 

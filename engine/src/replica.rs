@@ -13,8 +13,9 @@ use crate::id::MemberId;
 #[cfg(any(test, feature = "testing"))]
 use crate::id::SessionId;
 pub use crate::replicated::{
-    Applied, Batch, Command, CommandSize, CompileError, ExpireIdle, ForbiddenSessions, InvalidReason, MemberChange,
-    Outcome, PolicyChange, RestoreError,
+    Applied, Assignment, AssignmentError, Batch, Command, CommandSize, CompileError, ExpireIdle, ForbiddenSessions,
+    InvalidReason, LevelRaise, MemberChange, Outcome, PolicyChange, RestoreError, SettingKey, Settings, SettingsChange,
+    SettingsRecord, SettingsRefusal, SettingsRevision,
 };
 use crate::replicated::{Effects, LocalContext, SnapshotContent, StateMachine};
 use crate::table::copy_on_write::CopyOnWrite;
@@ -80,7 +81,7 @@ impl Replica {
     /// The state of a new cluster, which writes to `engine`'s table.
     #[must_use]
     pub fn new(engine: Arc<Engine>) -> Replica {
-        let state = StateMachine::new(engine.config.max_sessions);
+        let state = StateMachine::new();
         engine.publish(state.cluster_state().clone());
         Replica { engine, state }
     }

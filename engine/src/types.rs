@@ -6,9 +6,10 @@ use crate::time::Time;
 use crate::verdict::HoldKey;
 use crate::worker_set::WorkerSet;
 
-/// Sizes and times of one member's engine.
+/// What one member's engine is made with. What all members do alike is not here, but in the replicated
+/// [`Settings`](crate::replica::Settings).
 ///
-/// All memory is bounded by it: about 256 bytes for each of `max_sessions`, 256 for each of `max_half_open`, and per shard
+/// All memory is bounded by them: at most 264 bytes for each of `table.sessions`, 256 for each of `table.half_open`, and per shard
 /// (there are 256) 64 awaited keys, 64 provisional segments, 64 fragmented datagrams, 32 that wait for their first fragment, and a
 /// timing wheel of 1 KiB; 512 KiB count the half-open sessions of each source.
 #[derive(Clone, Debug)]
@@ -19,32 +20,16 @@ pub struct Config {
     pub start: u32,
     /// Makes the tables' hashes unpredictable: random, except in tests. It may differ between members.
     pub seed: u64,
-    /// Most sessions, replicated: the same on all members.
-    pub max_sessions: usize,
-    /// Most half-open sessions; rounded up to a multiple of 256, because each shard has its own share. When a share is
-    /// full, its oldest one makes room.
-    pub max_half_open: usize,
-    /// How fast a connection may have gone on while no live member saw it, in bytes per second. The takeover bound grows by it,
-    /// up to 2^28 bytes.
-    pub takeover_rate: u64,
-    /// Most half-open sessions that this member opens for one source: an IPv4 address, or an IPv6 network of 64 bits. Those
-    /// that other members opened count too.
-    pub max_half_open_per_source: u32,
+    /// Number of sessions for which this member has memory. It decides nothing that is replicated: a state whose settings ask
+    /// for more cannot be kept here ([`RestoreError::Unaffordable`](crate::replica::RestoreError::Unaffordable)).
+    pub affordable_sessions: u64,
 }
 
 impl Config {
-    /// The usual sizes and times.
+    /// A member with memory for any number of sessions.
     #[must_use]
     pub fn new(member: MemberId, start: u32, seed: u64) -> Config {
-        Config {
-            member,
-            start,
-            seed,
-            max_sessions: 1 << 20,
-            max_half_open: 1 << 17,
-            takeover_rate: 1 << 30,
-            max_half_open_per_source: 1 << 13,
-        }
+        Config { member, start, seed, affordable_sessions: u64::MAX }
     }
 }
 

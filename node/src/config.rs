@@ -21,10 +21,11 @@ pub use log::{Log, SyslogProtocol, SyslogTarget};
 pub use reader::{ConfigError, Invalid, Problem};
 use reader::{Table, Wrong};
 
+use crate::affordable;
 use crate::datapath::{Rings, valid_interface_name};
 use crate::lease::LEASE_DURATION;
 use crate::listen::MAX_INTERFACES;
-use crate::replication::{Timing, Voters};
+use crate::replication::Timing;
 
 /// Every key that there is, as `table.key`; `[]` marks a list of tables.
 pub const KEYS: &[&str] = &[
@@ -60,14 +61,8 @@ pub const KEYS: &[&str] = &[
     "raft.durability",
     "raft.heartbeat_interval",
     "raft.election_timeout",
-    "raft.max_voters",
-    "raft.replace_after",
-    "limits.max_sessions",
-    "limits.max_half_open",
-    "limits.max_half_open_per_source",
-    "limits.grace",
+    "limits.memory",
     "limits.progress_rate",
-    "limits.takeover_rate",
     "log.rate",
     "log.daemon",
     "log.syslog",
@@ -87,6 +82,24 @@ const MAX_SOCKET_PATH_BYTES: usize = 107 - ".4194304.new".len();
 
 /// The largest number of destinations in `readiness.routes`.
 const MAX_ROUTES: usize = 64;
+
+/// A key that is now a setting of the cluster: table, key, setting.
+const MOVED: [(&str, &str, &str); 7] = [
+    ("raft", "max_voters", "members.voters"),
+    ("raft", "replace_after", "members.replace_after"),
+    ("limits", "max_sessions", "table.sessions"),
+    ("limits", "max_half_open", "table.half_open"),
+    ("limits", "max_half_open_per_source", "table.half_open_per_source"),
+    ("limits", "grace", "lease.grace"),
+    ("limits", "takeover_rate", "takeover.rate"),
+];
+
+/// Reports keys that are settings of the cluster now.
+fn report_moved(t: &mut Table<'_>, table: &str, problems: &mut Vec<Problem>) {
+    for (_, key, setting) in MOVED.into_iter().filter(|(of, ..)| *of == table) {
+        t.moved(problems, key, setting);
+    }
+}
 
 /// A checked `node.toml`.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -209,27 +222,23 @@ pub struct Raft {
     pub heartbeat_interval: Duration,
     /// How long a member keeps to its leader after the leader's last message; then it campaigns.
     pub election_timeout: Duration,
-    /// Most members that vote.
-    pub max_voters: usize,
-    /// A voter that did not answer for so long is replaced by a learner.
-    pub replace_after: Duration,
 }
 
-/// Sizes of the session table, and how long it is trusted.
+/// What this machine can spend.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Limits {
-    /// Most sessions: must be the same on all members.
-    pub max_sessions: usize,
-    /// Most half-open sessions.
-    pub max_half_open: usize,
-    /// Most half-open sessions of one source.
-    pub max_half_open_per_source: usize,
-    /// How long established sessions pass after the lease of this member has expired.
-    pub grace: Duration,
+    /// Memory for the tables of sessions, in bytes.
+    pub memory: u64,
     /// Bandwidth for progress reports to one other member, in bytes a second.
     pub progress_rate: usize,
-    /// How fast a connection may have gone on while nobody saw it, in bytes a second.
-    pub takeover_rate: usize,
+}
+
+impl Limits {
+    /// The number of sessions that `memory` is enough for. It depends on the program only.
+    #[must_use]
+    pub fn affordable_sessions(&self) -> u64 {
+        affordable::sessions(self.memory)
+    }
 }
 
 /// Switches that break the member on purpose, so that tests can show that they would notice.
@@ -602,51 +611,20 @@ impl Raft {
                 "a single lost heartbeat must not start an election: raise `election_timeout` or lower `heartbeat_interval`",
             );
         }
-        let voters = Voters::default();
-        // With more than nine every commit waits for five disks.
-        let max_voters = t.or(problems, "max_voters", voters.max, |v| v.count(1, 9));
-        // Longer than any restart of a daemon; a machine that boots takes some minutes.
-        let replace_after = t.or(problems, "replace_after", voters.replace_after, |v| {
-            v.duration(Duration::from_secs(5), Duration::from_secs(7 * 86_400))
-        });
+        report_moved(&mut t, "raft", problems);
         t.finish(problems);
         durability?;
-        Some(Raft {
-            heartbeat_interval: heartbeat?,
-            election_timeout: election?,
-            max_voters: max_voters?,
-            replace_after: replace_after?,
-        })
+        Some(Raft { heartbeat_interval: heartbeat?, election_timeout: election? })
     }
 }
 
 impl Limits {
     fn read(mut t: Table<'_>, problems: &mut Vec<Problem>) -> Option<Limits> {
-        let max_sessions = t.or(problems, "max_sessions", 1_000_000, |v| v.count(1024, 100_000_000));
-        let max_half_open = t.or(problems, "max_half_open", 262_144, |v| v.count(256, 10_000_000));
-        let share = max_half_open.map_or(0, |all| all / 8);
-        let per_source = t.or(problems, "max_half_open_per_source", share, |v| v.count(16, 10_000_000));
-        if let (Some(all), Some(one)) = (max_half_open, per_source)
-            && one > all
-        {
-            let found = format!("{one}, with `max_half_open` {all}");
-            let help = "one source must not be able to take the whole table: lower it, or raise `max_half_open`";
-            t.problem(problems, "max_half_open_per_source", "at most `max_half_open`", &found, help);
-        }
-        let grace = t.or(problems, "grace", Duration::from_secs(300), |v| {
-            v.duration(LEASE_DURATION, Duration::from_secs(86_400))
-        });
+        let memory = t.or(problems, "memory", 1 << 30, |v| v.count(1 << 20, 1 << 40));
         let progress_rate = t.or(problems, "progress_rate", 4_000_000, |v| v.count(10_000, 1_000_000_000));
-        let takeover_rate = t.or(problems, "takeover_rate", 1 << 30, |v| v.count(0, 100_000_000_000));
+        report_moved(&mut t, "limits", problems);
         t.finish(problems);
-        Some(Limits {
-            max_sessions: max_sessions?,
-            max_half_open: max_half_open?,
-            max_half_open_per_source: per_source?,
-            grace: grace?,
-            progress_rate: progress_rate?,
-            takeover_rate: takeover_rate?,
-        })
+        Some(Limits { memory: memory? as u64, progress_rate: progress_rate? })
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use miette::Diagnostic;
+use palisade_engine::replica::Assignment;
 use palisade_engine::{LeaseState, Role};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -205,12 +206,17 @@ impl Daemon {
     }
 
     /// Creates a cluster. The work goes on if the caller drops the returned future.
-    pub(crate) fn init(self: &Arc<Daemon>) -> impl Future<Output = Result<Arc<Member>, ChangeError>> + use<> {
+    pub(crate) fn init(
+        self: &Arc<Daemon>,
+        settings: Vec<Assignment>,
+        author: String,
+    ) -> impl Future<Output = Result<Arc<Member>, ChangeError>> + use<> {
         let daemon = self.clone();
         detached(async move {
             let _change = daemon.begin_change().await?;
             daemon.check_not_a_member()?;
-            replication::init(&replication::Options::from(&*daemon.config)).await?;
+            let options = replication::Options::from(&*daemon.config);
+            replication::init_with(&options, &settings, &author).await?;
             let member = daemon.start().await?;
             daemon.wait_ready(&member, INIT_TIMEOUT).await?;
             Ok(member)
@@ -245,7 +251,7 @@ impl Daemon {
             let own = status.members.iter().find(|m| m.id == status.member).map(|m| m.suffrage);
             let voter = own == Some(Suffrage::Voter);
             let voters = status.quorum.voters;
-            let enough = own == Some(Suffrage::Learner) && voters >= self.config.raft.max_voters;
+            let enough = own == Some(Suffrage::Learner) && voters >= member.engine.settings().max_voters();
             if voter || enough || member.lease.is_removed() || clock::now().since(begin) > VOTE_TIMEOUT {
                 return Joined { member, voter, voters };
             }

@@ -24,10 +24,11 @@
 //!
 //! While the member is suspect, a renewal has no effect. [`state`] is the only place where these meet.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use palisade_engine::{LeaseState, Time};
+use palisade_engine::{Grace, LeaseState, Time};
 
 /// How long a lease is valid, from the moment at which the leader was asked; longer than an election takes.
 pub const LEASE_DURATION: Duration = Duration::from_secs(1);
@@ -43,7 +44,17 @@ pub struct Lease {
     /// The number of replacements after which the member last resumed.
     resumed: AtomicU64,
     removed: AtomicBool,
-    grace: Duration,
+    /// How long established sessions pass after the last renewal, until the engine's is there.
+    initial_grace: Grace,
+    /// The setting, as applied here.
+    grace: OnceLock<Grace>,
+}
+
+impl Default for Lease {
+    /// A lease that was never renewed.
+    fn default() -> Lease {
+        Lease::with(Grace::default())
+    }
 }
 
 /// Whether what this member has applied can be trusted.
@@ -72,20 +83,31 @@ impl Lease {
     /// A lease that was never renewed. Established sessions pass for `grace` after the last renewal.
     #[must_use]
     pub fn new(grace: Duration) -> Lease {
+        Lease::with(Grace::new(grace))
+    }
+
+    fn with(initial_grace: Grace) -> Lease {
         Lease {
             renewed: AtomicU64::new(0),
             suspect: AtomicBool::new(false),
             replaced: AtomicU64::new(0),
             resumed: AtomicU64::new(0),
             removed: AtomicBool::new(false),
-            grace,
+            initial_grace,
+            grace: OnceLock::new(),
         }
+    }
+
+    /// Goes by this grace from now on: the setting, as applied here.
+    pub(crate) fn follow(&self, grace: Grace) {
+        // A member has one engine.
+        drop(self.grace.set(grace));
     }
 
     /// How long established sessions pass after the last renewal.
     #[must_use]
     pub fn grace(&self) -> Duration {
-        self.grace
+        self.grace.get().unwrap_or(&self.initial_grace).get()
     }
 
     /// Renews the lease: everything is applied that was committed when the leader was asked, at `asked`. An older renewal has
@@ -147,7 +169,7 @@ impl Lease {
     #[must_use]
     pub fn state_at(&self, now: Time) -> LeaseState {
         let renewed = Some(Time(self.renewed.load(Ordering::Acquire))).filter(|renewed| *renewed != Time::ZERO);
-        state(renewed.map(|renewed| now.since(renewed)), self.integrity(), self.grace)
+        state(renewed.map(|renewed| now.since(renewed)), self.integrity(), self.grace())
     }
 }
 

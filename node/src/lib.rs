@@ -1,6 +1,7 @@
 //! The Palisade daemon as a library.
 
 mod admin;
+mod affordable;
 mod audit;
 pub mod boot;
 pub mod clock;
@@ -10,6 +11,7 @@ mod daemon;
 pub mod datapath;
 mod drain;
 pub mod error;
+mod grace;
 mod http;
 pub mod lease;
 mod limits;
@@ -34,6 +36,7 @@ mod wake;
 mod zone_registration;
 
 pub use admin::{HELP, SocketError};
+pub use affordable::UnaffordableError;
 pub use listen::{ListenError, SecondLock};
 pub use member::{MemberError, MemberFailure};
 pub use node::{Node, NodeError};

@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 
+use crate::affordable::UnaffordableError;
 use crate::clock;
 use crate::config::{self, Config, INJECT_DEVICE};
 use crate::connection_log::{self, ConnectionLog};
@@ -26,7 +27,7 @@ use crate::drain::Drainable;
 use crate::lease::Lease;
 use crate::listen::SecondLock;
 use crate::readiness::Cause;
-use crate::replication::{self, ElectionPriority, EndedError, OpenError, Replication, Timing, Voters};
+use crate::replication::{self, ElectionPriority, EndedError, OpenError, Replication, Timing};
 use crate::zone_registration;
 
 /// Length of the queues of hints and of proposals from the workers to the replication. What finds them full is dropped
@@ -60,6 +61,10 @@ pub enum MemberFailure {
     #[error("the replication ended")]
     #[diagnostic(help("the daemon's log says more; its systemd unit starts it again"))]
     Replication(#[source] EndedError),
+    /// The settings ask for more than this machine affords.
+    #[error(transparent)]
+    #[diagnostic(transparent)]
+    Unaffordable(#[from] UnaffordableError),
     /// The datapath does not start.
     #[error("the datapath does not start")]
     #[diagnostic(transparent)]
@@ -127,7 +132,7 @@ impl Member {
     ) -> Result<Arc<Member>, MemberError> {
         let workers = if config.role == Role::Witness { 0 } else { config.datapath.workers };
         let wake = WorkerWake::new(workers).map_err(MemberError::Wake)?;
-        let lease = Arc::new(Lease::new(config.limits.grace));
+        let lease = Arc::new(Lease::default());
         let (sinks, hints, proposals) = queues();
         let (connection_log, log_queue) = ConnectionLog::new(&config.log);
         let options = replication::Options {
@@ -165,6 +170,7 @@ impl Member {
             report_failure(&failed, ended.await);
         });
         tokio::spawn(zone_registration::run(Arc::downgrade(&member)));
+        tokio::spawn(watch_settings(Arc::downgrade(&member), ends.clone()));
         if config.role == Role::Firewall {
             let starting = run_datapath(config.clone(), gate, Arc::downgrade(&member), wake, sinks, ends.clone());
             *member.starter.lock() = Some(tokio::spawn(starting));
@@ -304,11 +310,7 @@ impl Drainable for Member {
 impl From<&Config> for replication::Options {
     fn from(c: &Config) -> replication::Options {
         let mut engine = palisade_engine::Config::new(MemberId(0), 0, seed());
-        engine.max_sessions = c.limits.max_sessions;
-        engine.max_half_open = c.limits.max_half_open;
-        // The configuration allows at most ten million.
-        engine.max_half_open_per_source = u32::try_from(c.limits.max_half_open_per_source).unwrap_or(u32::MAX);
-        engine.takeover_rate = c.limits.takeover_rate as u64;
+        engine.affordable_sessions = c.limits.affordable_sessions();
         replication::Options {
             data_dir: c.data_dir.clone(),
             name: c.name.clone(),
@@ -324,7 +326,6 @@ impl From<&Config> for replication::Options {
                 ..Timing::default()
             },
             log: replication::LogSize::default(),
-            voters: Voters { max: c.raft.max_voters, replace_after: c.raft.replace_after },
             progress_rate: c.limits.progress_rate as u64,
             connection_log: ConnectionLog::default(),
         }
@@ -463,6 +464,20 @@ impl Member {
             }
         }
         Ok(())
+    }
+}
+
+/// Ends a member whose settings ask for more than it affords: an administrator has overridden it. It would take memory that it
+/// has not. At its next start it says the same, until its node.toml has changed or the settings have.
+async fn watch_settings(member: Weak<Member>, ends: mpsc::Sender<MemberEnd>) {
+    loop {
+        let Some(member) = member.upgrade() else { return };
+        if let Err(error) = UnaffordableError::check(&member.engine) {
+            return report(&ends, MemberEnd::Failed(error.into()));
+        }
+        // No handle is kept during the wait: the member's end waits until all are dropped.
+        drop(member);
+        tokio::time::sleep(THREAD_CHECK_INTERVAL).await;
     }
 }
 

@@ -32,8 +32,8 @@ fn collect(daemon: &Daemon) -> MetricFamilies {
     let removed = matches!(daemon.outside(), Some(Outside::Removed(_)));
     metrics::member_state(&mut families, daemon.readiness().grade, member.is_some(), removed, passing);
     let Some(member) = member else { return families };
-    let limits = &daemon.config().limits;
-    metrics::sessions::table(&mut families, &member.engine.counts(), limits.max_sessions, limits.max_half_open);
+    let affords = member.engine.affordable_sessions();
+    metrics::sessions::table(&mut families, &member.engine.counts(), &member.engine.settings(), affords);
     metrics::sessions::takeovers(&mut families, member.engine.takeover_counts());
     metrics::sessions::cluster(
         &mut families,

@@ -43,6 +43,14 @@ pub enum StoreError {
         /// The format that this program reads and writes.
         known: u32,
     },
+    /// The settings in its snapshot ask for room for more sessions than this member affords.
+    #[error("the cluster's settings ask for room for {needed} sessions, and this member affords {affords}")]
+    Unaffordable {
+        /// Number of sessions that a table may have.
+        needed: u64,
+        /// Number of sessions that this member affords.
+        affords: u64,
+    },
     /// It belongs to another member or cluster.
     #[error(
         "{} belongs to member {} of cluster {}, not to member {} of cluster {}",

@@ -14,7 +14,7 @@ use futures::{Stream, TryStreamExt};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::type_config::alias::SnapshotOf;
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder, Snapshot};
-use palisade_engine::replica::Applied;
+use palisade_engine::replica::{Applied, RestoreError};
 use parking_lot::Mutex;
 use tokio::sync::OwnedMutexGuard;
 
@@ -67,6 +67,10 @@ impl<M: ReplicatedState> StateMachine<M> {
                         observer.advanced(id.index);
                     }
                     break;
+                }
+                // The snapshot is good: an older one would be no better.
+                Err(RestoreError::Unaffordable { needed, affords }) => {
+                    return Err(StoreError::Unaffordable { needed, affords });
                 }
                 Err(error) => tracing::warn!(meta = %snapshot.meta(), %error, "a snapshot was refused: skipped"),
             }

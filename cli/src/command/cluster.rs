@@ -29,7 +29,11 @@ const MAX_TOKEN_TTL: Duration = Duration::from_secs(365 * 86_400);
 #[derive(clap::Subcommand, Debug)]
 pub enum Command {
     /// Make this machine the first member of a new cluster.
-    Init,
+    Init {
+        /// A setting that is to differ from its default; can be repeated. `palisade cluster settings show` lists them.
+        #[arg(long = "set", value_name = "KEY=VALUE")]
+        settings: Vec<String>,
+    },
     /// Print a join token, for `palisade cluster join` on a new machine.
     Token {
         /// How long it can be used: 90s, 30m, 1h. At most 365d.
@@ -80,6 +84,9 @@ pub enum Command {
         #[arg(long)]
         yes: bool,
     },
+    /// Show or change what all members do alike: sizes of tables, the grace of leases, who votes.
+    #[command(subcommand)]
+    Settings(super::settings::Command),
     /// List the members.
     Members,
     /// How this member is, and how it sees the cluster.
@@ -98,8 +105,8 @@ pub fn run(global: &Global, command: Command) -> Result<ExitCode, Failure> {
     client::with_member(global, async |mut client| {
         let output = global.output;
         match command {
-            Command::Init => {
-                let answer = client.init(within(REQUEST_TIMEOUT, v1::InitRequest {})).await?.into_inner();
+            Command::Init { settings } => {
+                let answer = client.init(within(REQUEST_TIMEOUT, v1::InitRequest { settings })).await?.into_inner();
                 print::cluster::initialised(output, &answer)?;
             }
             Command::Token { valid, wait } => {
@@ -137,6 +144,7 @@ pub fn run(global: &Global, command: Command) -> Result<ExitCode, Failure> {
             }
             // It needs no daemon: done above.
             Command::Recover { .. } => {}
+            Command::Settings(command) => super::settings::run(client, output, command).await?,
             Command::Members => {
                 let status = client.status(v1::StatusRequest {}).await?.into_inner();
                 let Some(membership) = &status.membership else { return Err(no_member(&status)) };

@@ -11,5 +11,6 @@ pub mod man;
 pub mod node;
 pub mod policy;
 pub mod session;
+pub mod settings;
 mod time;
 mod wait;

@@ -9,6 +9,7 @@ pub mod log;
 pub mod policy;
 pub mod recover;
 pub mod session;
+pub mod settings;
 
 use std::io::{self, Write};
 use std::time::Duration;

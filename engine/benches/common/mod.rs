@@ -15,9 +15,7 @@ use std::fmt::Write as _;
 pub use member::Member;
 use palisade_engine::parse::{Checksum, Tcp, build, parse};
 use palisade_engine::replica::Command;
-use palisade_engine::{
-    Config, Context, Event, Ip, LeaseState, MemberId, Proposal, Protocol, Routes, Tuple, Verdict, ZoneId,
-};
+use palisade_engine::{Context, Event, Ip, LeaseState, Proposal, Protocol, Routes, Tuple, Verdict, ZoneId};
 
 pub const OUTSIDE: ZoneId = ZoneId(1);
 pub const INSIDE: ZoneId = ZoneId(2);
@@ -101,8 +99,12 @@ impl Connection {
 impl Member {
     /// A member with a policy of `rules` rules and capacity for `max_half_open` half-open sessions.
     pub fn with_rules(rules: u32, max_half_open: usize) -> Member {
-        let config = Config { max_half_open, max_sessions: 2_000_000, ..Config::new(MemberId(1), 1, 5) };
-        Member::with_policy(config, policy(rules))
+        let settings = [
+            "table.sessions=2000000".to_owned(),
+            format!("table.half_open={max_half_open}"),
+            format!("table.half_open_per_source={}", max_half_open.min(1 << 13)),
+        ];
+        Member::with_settings(&settings.each_ref().map(String::as_str), policy(rules))
     }
 
     /// Parses and judges a packet.

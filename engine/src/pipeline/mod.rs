@@ -219,7 +219,7 @@ impl Engine {
         let zones = ZonePair { ingress: context.ingress, egress: admission.egress };
         let Admission { generation, rule, .. } = admission;
         let logged = |decision| Event::Log(LoggedDecision { tuple, zones, generation, rule, decision });
-        if self.table.half_open_by_source.count(tuple.src) >= self.config.max_half_open_per_source {
+        if self.table.half_open_by_source.count(tuple.src) >= self.limits.half_open_per_source() {
             let dropped = ConnectionDecision::Dropped(Reason::HalfOpenFull);
             events.extend(admission.log.then(|| logged(dropped)));
             return Verdict::Drop(Reason::HalfOpenFull);

@@ -8,7 +8,7 @@ const FOREIGN: &[(&[&str], &str)] = &[
     ),
     (
         &["limit", "rate", "meter", "hashlimit", "connlimit", "max-src-conn", "max-src-states", "synproxy"],
-        "rules have no rate limits: half-open sessions are bounded per source, by limits.max_half_open_per_source in node.toml",
+        "rules have no rate limits: half-open sessions are bounded per source, by the setting table.half_open_per_source",
     ),
     (&["pass", "allow", "permit"], "that action is called `accept`"),
     (&["block", "deny"], "that action is called `drop`, or `reject` if the sender gets an answer"),

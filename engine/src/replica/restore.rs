@@ -29,7 +29,7 @@ impl Restorer {
     /// [`RestoreError`].
     pub fn read(&self, now: Time, snapshot: &mut dyn Read) -> Result<RestoredState, RestoreError> {
         let engine = &*self.0;
-        let mut restored = read(snapshot, engine.config.max_sessions, RebuiltTable::new(&engine.table, now))?;
+        let mut restored = read(snapshot, engine.config.affordable_sessions, RebuiltTable::new(&engine.table, now))?;
         restored.sessions.arm(restored.active_policy.timeouts());
         Ok(RestoredState { restored: Some(restored), next_shard: 0 })
     }

@@ -14,7 +14,9 @@ mod forbidden;
 mod idempotent;
 mod levels;
 mod scrub;
+mod settings;
 mod snapshots;
+mod unequal;
 mod zones;
 
 const NOW: Time = Time(1_000_000_000);
@@ -57,6 +59,11 @@ impl Fixture {
     fn policy(&mut self, base: u64, text: &str) -> Outcome {
         let change = PolicyChange { base: Generation(base), text: text.to_owned(), author: "me".to_owned() };
         self.one(Command::Policy(Box::new(change)))
+    }
+
+    fn settings(&mut self, base: u64, values: &[&str]) -> Outcome {
+        let values = Assignment::parse_all(values.iter().copied()).unwrap();
+        self.one(Command::Settings(Box::new(SettingsChange::new(base, &values, Vec::new(), "me".to_owned()))))
     }
 
     fn sessions(&self) -> usize {
@@ -103,7 +110,8 @@ fn close(counter: u64) -> Command {
 
 #[test]
 fn establish_has_each_outcome() {
-    let mut b = Fixture::with(Config { max_sessions: 2, ..Config::new(MemberId(1), 1, 9) });
+    let mut b = Fixture::new();
+    assert_eq!(b.settings(0, &["table.sessions=2"]), Outcome::Accepted);
     assert_eq!(b.one(add(establish(1, 1))), Outcome::Accepted);
     assert_eq!(b.one(add(establish(1, 1))), Outcome::Accepted, "the same id again");
     assert_eq!(b.one(add(establish(2, 1))), Outcome::Conflict);

@@ -105,6 +105,7 @@ impl StateMachine {
                 self.register_changed(effects);
                 return outcome;
             }
+            Command::Settings(change) => return self.change_settings(change, batch.unix_ms, effects),
         }
         Outcome::Accepted
     }
@@ -164,7 +165,9 @@ impl StateMachine {
             Some(old) if old.is_open() || establish.supersedes != Some(old.id()) => {
                 (Outcome::Conflict, Admission::Refuse(Refusal::Conflict))
             }
-            None if self.sessions >= self.max_sessions => (Outcome::Full, Admission::Refuse(Refusal::Full)),
+            None if self.sessions >= self.register.cluster.settings.values.max_sessions() => {
+                (Outcome::Full, Admission::Refuse(Refusal::Full))
+            }
             _ => (Outcome::Accepted, Admission::Insert(Replicated::new(establish, now))),
         }
     }

@@ -7,6 +7,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::settings::SettingsChange;
 use crate::cluster_state::MemberInfo;
 use crate::id::{Generation, MemberId, SessionId};
 use crate::level::{Capabilities, Level};
@@ -66,6 +67,8 @@ pub enum Command {
     Level(Level),
     /// Removes open sessions that an older policy allowed and the one in force forbids.
     RevokeForbidden(ForbiddenSessions),
+    /// Changes settings, if the members afford them and nobody else changed them meanwhile ([`Outcome::Invalid`] otherwise).
+    Settings(Box<SettingsChange>),
 }
 
 /// The approximate size of a command in bytes, for bounds only.
@@ -98,6 +101,7 @@ impl Command {
                 (64 + 2 * zones.len() + names, 96 + 24 * zones.len() + names)
             }
             Command::Member(_) => (512, 512),
+            Command::Settings(change) => (64 + change.len(), 128 + 2 * change.len()),
         };
         CommandSize { encoded, in_memory }
     }

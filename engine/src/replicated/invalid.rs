@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::dedup::MAX_OUTSTANDING;
 use super::policies::MAX_POLICY_BYTES;
+use super::settings::SettingsRefusal;
 use super::zones::MAX_MEMBER_ZONES;
 use crate::id::MemberId;
 use crate::level::{Level, Levels};
@@ -91,6 +92,9 @@ pub enum InvalidReason {
     /// The command, or something in it, exists from this level on only.
     #[error("this exists from level {0} on (`palisade cluster level`)")]
     NeedsLevel(Level),
+    /// A change of settings.
+    #[error(transparent)]
+    Settings(SettingsRefusal),
 }
 
 /// Maximum length of a program's version, in bytes.

@@ -15,6 +15,7 @@ mod members;
 mod policies;
 mod register;
 mod session;
+mod settings;
 mod snapshot;
 mod store;
 mod zones;
@@ -30,6 +31,10 @@ pub use invalid::InvalidReason;
 pub use policies::CompileError;
 use register::Register;
 pub(crate) use session::{Replicated, SessionRecord, WallTenths};
+pub use settings::{
+    Assignment, AssignmentError, LevelRaise, SettingKey, Settings, SettingsChange, SettingsRecord, SettingsRefusal,
+    SettingsRevision,
+};
 pub use snapshot::RestoreError;
 pub(crate) use snapshot::{Restored, SnapshotContent, read};
 pub(crate) use store::{Admission, Effects, LocalContext, Refusal, Removal, RestoredSessions, SessionStore};
@@ -41,7 +46,6 @@ pub(crate) struct StateMachine {
     tombstones: Tombstones,
     /// Number of sessions in the store.
     sessions: usize,
-    max_sessions: usize,
     /// Sum of the sessions' digests.
     sessions_digest: u64,
     register_digest: u64,
@@ -51,8 +55,13 @@ pub(crate) struct StateMachine {
 
 impl StateMachine {
     /// The state of a new cluster.
-    pub(crate) fn new(max_sessions: usize) -> StateMachine {
-        let cluster = ClusterState { zones: vec![String::new()], next_member: 1, ..ClusterState::default() };
+    pub(crate) fn new() -> StateMachine {
+        let cluster = ClusterState {
+            zones: vec![String::new()],
+            next_member: 1,
+            settings: SettingsRecord::new(),
+            ..ClusterState::default()
+        };
         let register = Register { cluster, generation: Generation(0) };
         StateMachine {
             register_digest: register.digest(),
@@ -60,7 +69,6 @@ impl StateMachine {
             dedup: DedupTable::default(),
             tombstones: Tombstones::default(),
             sessions: 0,
-            max_sessions,
             sessions_digest: 0,
             resume_epoch: 0,
         }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::settings::SettingsChunk;
 use crate::cluster_state::{ClusterState, MemberInfo};
 use crate::digest::{Kind, element};
 use crate::id::{Generation, MemberId};
@@ -37,6 +38,9 @@ impl Register {
         );
         if cluster.level != Level::FIRST {
             sum = sum.wrapping_add(element(Kind::Level, &cluster.level));
+        }
+        if cluster.settings.revision > 0 {
+            sum = sum.wrapping_add(element(Kind::Settings, &SettingsChunk::from(&cluster.settings)));
         }
         let capabilities = cluster.capabilities.iter().map(|entry| element(Kind::Capabilities, &entry));
         capabilities.fold(sum, u64::wrapping_add)

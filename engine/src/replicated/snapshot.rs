@@ -12,6 +12,7 @@
 //! | 3 | a proposer's outcomes from a serial number on | any |
 //! | 4 | ids of removed sessions, and how many older ones were dropped | any, in order |
 //! | 5 | sessions | any |
+//! | 6 | settings, largest grace so far, last changes | one, second |
 //! | 9 | number of sessions, digest | one, last |
 //!
 //! # Reading
@@ -28,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use super::apply::invalid;
 use super::dedup::{DedupTable, MAX_OUTSTANDING, MAX_TOMBSTONES, ProposerSession, Tombstones};
 use super::policies::{self, CompileError};
+use super::settings::{SettingsChunk, SettingsRecord};
 use super::{Effects, Outcome, Register, Replicated, RestoredSessions, SessionRecord, StateMachine};
 use crate::active_policy::ActivePolicy;
 use crate::cluster_state::{ClusterState, MemberInfo, PolicyRecord};
@@ -51,6 +53,7 @@ mod kind {
     pub(super) const OUTCOMES: u8 = 3;
     pub(super) const TOMBSTONES: u8 = 4;
     pub(super) const SESSIONS: u8 = 5;
+    pub(super) const SETTINGS: u8 = 6;
     pub(super) const END: u8 = 9;
 }
 
@@ -100,6 +103,14 @@ pub enum RestoreError {
     /// It is not what it should be.
     #[error("the snapshot is damaged: {0}")]
     Damaged(String),
+    /// A member with these settings must afford more sessions than this one does.
+    #[error("the cluster's settings ask for room for {needed} sessions, and this member affords {affords}")]
+    Unaffordable {
+        /// Number of sessions that a table may have.
+        needed: u64,
+        /// Number of sessions that this member affords.
+        affords: u64,
+    },
     /// Its policy does not compile.
     #[error("the snapshot's policy does not compile")]
     Policy(#[from] CompileError),
@@ -174,6 +185,7 @@ impl SnapshotContent {
             resume_epoch: self.resume_epoch,
         };
         write_chunk(to, kind::REGISTER, &register)?;
+        write_chunk(to, kind::SETTINGS, &SettingsChunk::from(&cluster.settings))?;
         for policy in &cluster.policies {
             let PolicyRecord { generation, text, author, unix_ms, zones } = PolicyRecord::clone(policy);
             write_chunk(to, kind::POLICY, &PolicyText { generation, text, author, unix_ms, zones })?;
@@ -239,7 +251,7 @@ struct Parsed<S> {
 }
 
 impl<S: RestoredSessions> Parsed<S> {
-    fn new(record: RegisterRecord, sessions: S) -> Parsed<S> {
+    fn new(record: RegisterRecord, settings: SettingsRecord, sessions: S) -> Parsed<S> {
         let cluster = ClusterState {
             cluster_id: record.cluster_id,
             members: record.members,
@@ -249,6 +261,7 @@ impl<S: RestoredSessions> Parsed<S> {
             member_zones: record.member_zones,
             level: record.level,
             capabilities: record.capabilities,
+            settings,
             policies: Vec::new(),
         };
         Parsed {
@@ -262,7 +275,7 @@ impl<S: RestoredSessions> Parsed<S> {
     }
 
     /// Adds a chunk that is neither the first one nor the last one.
-    fn add(&mut self, kind: u8, content: &[u8], max_sessions: usize) -> Result<(), RestoreError> {
+    fn add(&mut self, kind: u8, content: &[u8]) -> Result<(), RestoreError> {
         match kind {
             kind::POLICY => {
                 let PolicyText { generation, text, author, unix_ms, zones } = decode(content)?;
@@ -280,7 +293,7 @@ impl<S: RestoredSessions> Parsed<S> {
             }
             kind::SESSIONS => {
                 for record in decode::<Vec<SessionRecord>>(content)? {
-                    self.add_session(&record, max_sessions)?;
+                    self.add_session(&record)?;
                 }
             }
             other => return Err(damaged(format!("it has a chunk of the unknown kind {other}"))),
@@ -288,10 +301,11 @@ impl<S: RestoredSessions> Parsed<S> {
         Ok(())
     }
 
-    fn add_session(&mut self, record: &SessionRecord, max_sessions: usize) -> Result<(), RestoreError> {
+    fn add_session(&mut self, record: &SessionRecord) -> Result<(), RestoreError> {
         if let Some(why) = invalid(&record.establish) {
             return Err(damaged(why.to_string()));
         }
+        let max_sessions = self.register.cluster.settings.values.max_sessions();
         if self.sessions.len() >= max_sessions {
             return Err(damaged(format!("it has more than {max_sessions} sessions")));
         }
@@ -318,7 +332,7 @@ impl<S: RestoredSessions> Parsed<S> {
         Ok(())
     }
 
-    fn validate(self, end: &End, max_sessions: usize) -> Result<Restored<S>, RestoreError> {
+    fn validate(self, end: &End) -> Result<Restored<S>, RestoreError> {
         if end.sessions != self.sessions.len() as u64 {
             return Err(damaged("sessions are missing"));
         }
@@ -326,7 +340,6 @@ impl<S: RestoredSessions> Parsed<S> {
         let active_policy = ActivePolicy { generation: self.register.generation, rules, ..ActivePolicy::default() };
         let state = StateMachine {
             sessions: self.sessions.len(),
-            max_sessions,
             sessions_digest: self.sessions.digest(),
             register_digest: self.register.digest(),
             register: self.register,
@@ -370,10 +383,11 @@ impl<S> Restored<S> {
     }
 }
 
-/// Reads a snapshot, with its sessions into `sessions`. One with more sessions than `max_sessions` is refused.
+/// Reads a snapshot, with its sessions into `sessions`. It may have as many as its settings say. One whose settings ask for room
+/// for more than `affords` sessions is refused before any is read.
 pub(crate) fn read<S: RestoredSessions>(
     from: &mut dyn Read,
-    max_sessions: usize,
+    affords: u64,
     sessions: S,
 ) -> Result<Restored<S>, RestoreError> {
     let mut magic = [0; 8];
@@ -385,13 +399,23 @@ pub(crate) fn read<S: RestoredSessions>(
     if first != kind::REGISTER {
         return Err(damaged("it does not begin with the register"));
     }
-    let mut parsed = Parsed::new(decode(&content)?, sessions);
+    let register = decode(&content)?;
+    let (second, content) = read_chunk(from)?;
+    if second != kind::SETTINGS {
+        return Err(damaged("the settings are not behind the register"));
+    }
+    let settings = decode::<SettingsChunk>(&content)?.record().map_err(|e| damaged(e.to_string()))?;
+    let needed = settings.values.affordable_sessions();
+    if needed > affords {
+        return Err(RestoreError::Unaffordable { needed, affords });
+    }
+    let mut parsed = Parsed::new(register, settings, sessions);
     loop {
         let (kind, content) = read_chunk(from)?;
         if kind == kind::END {
-            return parsed.validate(&decode(&content)?, max_sessions);
+            return parsed.validate(&decode(&content)?);
         }
-        parsed.add(kind, &content, max_sessions)?;
+        parsed.add(kind, &content)?;
     }
 }
 

@@ -112,10 +112,18 @@ pub(crate) fn same_connection(a: (&Tuple, &HandshakeState), b: (&Tuple, &Handsha
     }
 }
 
-impl HalfOpenTable {
-    pub(crate) fn new(max_entries: usize) -> HalfOpenTable {
+impl Default for HalfOpenTable {
+    /// A table without room.
+    fn default() -> HalfOpenTable {
         let lists = [List { oldest: NONE, newest: NONE }; Timeout::COUNT];
-        HalfOpenTable { slab: Slab::default(), index: HashTable::new(), lists, max_entries }
+        HalfOpenTable { slab: Slab::default(), index: HashTable::new(), lists, max_entries: 0 }
+    }
+}
+
+impl HalfOpenTable {
+    /// Sets the maximum number of entries.
+    pub(crate) fn set_max_entries(&mut self, max_entries: usize) {
+        self.max_entries = max_entries;
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -249,7 +257,8 @@ mod tests {
 
     #[test]
     fn half_open_entries_are_ordered_by_last_progress() {
-        let mut table = HalfOpenTable::new(3);
+        let mut table = HalfOpenTable::default();
+        table.set_max_entries(3);
         let slots: Vec<u32> = (0..3).map(|n| table.insert(n, half_open(tuple(n as u16), 5), Time(n))).collect();
         assert!(table.is_full());
         assert_eq!(table.oldest(), Some(slots[0]));

@@ -249,13 +249,12 @@ impl Sessions {
 
 impl Table {
     pub(crate) fn new(config: &Config) -> Table {
-        let half_open = config.max_half_open.div_ceil(SHARDS).max(1);
         Table {
             shards: (0..SHARDS)
                 .map(|_| {
                     Mutex::new(Shard {
                         sessions: Sessions::default(),
-                        half_open: HalfOpenTable::new(half_open),
+                        half_open: HalfOpenTable::default(),
                         queries: PeerQueries::default(),
                         provisional: ProvisionalSegments::default(),
                         fragments: FragmentTable::default(),
@@ -275,6 +274,15 @@ impl Table {
             scrubbing: Mutex::default(),
             ids_seed: config.seed,
             hasher: FixedState::with_seed(config.seed),
+        }
+    }
+
+    /// Sets the maximum number of half-open sessions; rounded up to a multiple of 256, because each shard has its own share. A
+    /// shard that has more shrinks with the next ones that it gets.
+    pub(crate) fn set_max_half_open(&self, max: usize) {
+        let share = max.div_ceil(SHARDS).max(1);
+        for number in self.numbers() {
+            self.shard(number).half_open.set_max_entries(share);
         }
     }
 
@@ -355,11 +363,14 @@ impl Table {
                 self.remove_half_open(shard, slot);
             }
         }
-        if shard.half_open.is_full()
-            && let Some(slot) = shard.half_open.oldest()
-        {
-            shard.evicted += 1;
-            self.remove_half_open(shard, slot);
+        // Two, so that a table whose maximum was lowered shrinks, and no packet pays for it all.
+        for _ in 0..2 {
+            if shard.half_open.is_full()
+                && let Some(slot) = shard.half_open.oldest()
+            {
+                shard.evicted += 1;
+                self.remove_half_open(shard, slot);
+            }
         }
         if let Some(slot) = shard.sessions.find(hash, &open.original)
             && let Some(session) = shard.sessions.get_mut(slot)

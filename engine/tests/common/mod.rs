@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use palisade_engine::replica::{Applied, Batch, Command, Outcome, PolicyChange, Replica};
+use palisade_engine::replica::{Applied, Assignment, Batch, Command, Outcome, PolicyChange, Replica, SettingsChange};
 use palisade_engine::{
     Config, Engine, Establish, Event, Generation, HandshakeState, MemberId, RuleId, SessionId, SynParams, Time, Tuple,
     ZoneId,
@@ -34,6 +34,15 @@ impl Member {
         member
     }
 
+    /// A member with these settings and an active policy.
+    pub fn with_settings(settings: &[&str], text: String) -> Member {
+        let mut member = Member::new(Config::new(MemberId(1), 1, 5));
+        member.accept(vec![settings_change(0, settings)]);
+        let outcomes = member.apply(vec![policy_change(0, text)]);
+        assert_eq!(outcomes, [Outcome::Policy(Generation(1))]);
+        member
+    }
+
     /// Applies commands, as if they came from the log.
     pub fn apply(&mut self, commands: Vec<Command>) -> Vec<Outcome> {
         let first = self.next;
@@ -48,6 +57,12 @@ impl Member {
         let outcomes = self.apply(commands);
         assert!(outcomes.iter().all(|outcome| *outcome == Outcome::Accepted), "{outcomes:?}");
     }
+}
+
+/// The command that changes settings.
+pub fn settings_change(base: u64, settings: &[&str]) -> Command {
+    let values = Assignment::parse_all(settings.iter().copied()).unwrap_or_else(|e| panic!("{e}"));
+    Command::Settings(Box::new(SettingsChange::new(base, &values, Vec::new(), String::new())))
 }
 
 /// The command that replaces the policy of generation `base`.

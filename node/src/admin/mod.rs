@@ -11,6 +11,7 @@ mod log;
 mod policy;
 mod rule_names;
 mod sessions;
+mod settings;
 mod socket;
 
 use std::sync::Arc;
@@ -140,6 +141,7 @@ fn code(e: &MembershipError) -> Code {
         | MembershipError::Transfer(TransferError::Timeout) => Code::Unavailable,
         MembershipError::NoSuchMember(_) => Code::NotFound,
         MembershipError::Identity(_)
+        | MembershipError::Unaffordable(_)
         | MembershipError::Refused(_)
         | MembershipError::CannotRemoveSelf(_)
         | MembershipError::LastMember
@@ -317,7 +319,14 @@ fn datapath(workers: usize, member: &Member) -> Option<v1::Datapath> {
 impl Admin for Service {
     async fn init(&self, request: Request<v1::InitRequest>) -> Result<Response<v1::InitResponse>, Status> {
         let user = audit::user(&request).await;
-        let member = audit::log(&user, "cluster init", self.0.init().await.map_err(Status::from))?;
+        let texts = request.into_inner().settings;
+        let what =
+            ["cluster init"].into_iter().chain(texts.iter().map(String::as_str)).collect::<Vec<_>>().join(" --set ");
+        let made = match settings::parse(&texts) {
+            Ok(values) => self.0.init(values, user.clone()).await.map_err(Status::from),
+            Err(refused) => Err(refused),
+        };
+        let member = audit::log(&user, what.escape_debug(), made)?;
         let identity = member.replication.identity();
         Ok(Response::new(v1::InitResponse { cluster: identity.cluster.clone(), member: identity.member.0 }))
     }
@@ -468,6 +477,23 @@ impl Admin for Service {
 
     async fn log(&self, request: Request<v1::LogRequest>) -> Result<Response<Self::LogStream>, Status> {
         self.follow_log(request.into_inner()).map(Response::new)
+    }
+
+    async fn settings_show(
+        &self,
+        request: Request<v1::SettingsShowRequest>,
+    ) -> Result<Response<v1::SettingsShowResponse>, Status> {
+        self.show_settings(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn settings_set(
+        &self,
+        request: Request<v1::SettingsSetRequest>,
+    ) -> Result<Response<v1::SettingsSetResponse>, Status> {
+        let user = audit::user(&request).await;
+        let request = request.into_inner();
+        let what = settings::describe(&request);
+        audit::log(&user, what, self.set_settings(request, &user).await).map(Response::new)
     }
 
     async fn gate(&self, _: Request<v1::GateRequest>) -> Result<Response<v1::GateResponse>, Status> {

@@ -173,7 +173,7 @@ impl Service {
                 other => return Err(unexpected(other)),
             }
         }
-        let limit = self.0.config().limits.grace;
+        let limit = member.replication.certain_after();
         Ok(v1::SessionKillResponse {
             killed: ids.len() as u64,
             half_open_skipped,

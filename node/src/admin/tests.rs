@@ -67,7 +67,7 @@ async fn data_folder_is_closed_to_other_users_and_watches_are_bounded() {
     std::fs::set_permissions(&data, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let node = tokio::spawn(Node::run(config));
     let mut admin = client(&socket).await;
-    admin.init(v1::InitRequest {}).await.unwrap();
+    admin.init(v1::InitRequest::default()).await.unwrap();
     assert_eq!(open_to_others(&data), Vec::<std::path::PathBuf>::new());
 
     let mut watches = Vec::new();
@@ -106,9 +106,9 @@ async fn a_member_is_made_and_administrated_over_its_socket() {
     assert_eq!(refused.code(), Code::FailedPrecondition);
     assert!(refused.metadata().get_bin(HELP).is_some(), "{refused:?}");
 
-    let made = admin.init(v1::InitRequest {}).await.unwrap().into_inner();
+    let made = admin.init(v1::InitRequest::default()).await.unwrap().into_inner();
     assert_eq!(made.member, 1);
-    assert_eq!(admin.init(v1::InitRequest {}).await.unwrap_err().code(), Code::FailedPrecondition);
+    assert_eq!(admin.init(v1::InitRequest::default()).await.unwrap_err().code(), Code::FailedPrecondition);
     let status = admin.status(v1::StatusRequest {}).await.unwrap().into_inner();
     let membership = status.membership.unwrap();
     assert_eq!((membership.cluster, membership.leader, membership.members.len()), (made.cluster, 1, 1));

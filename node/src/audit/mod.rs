@@ -10,7 +10,7 @@
 //!
 //! Digests are compared at equal indices only, so members need not stand still for it. A member that is seconds behind is
 //! compared at a mark (every 4096th index) once it has applied that index. While a member's state is known to be wrong, its
-//! lease is not renewed: it admits nothing new, and after `limits.grace` it forwards nothing at all.
+//! lease is not renewed: it admits nothing new, and after `lease.grace` it forwards nothing at all.
 
 pub(crate) mod comparison;
 pub(crate) mod handler;

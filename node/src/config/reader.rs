@@ -261,6 +261,20 @@ impl<'i> Table<'i> {
         tables
     }
 
+    /// Reports a key, if it is there, that a setting of the cluster has replaced.
+    pub(super) fn moved(&mut self, problems: &mut Vec<Problem>, key: &str, setting: &str) {
+        let Some((name, value)) = self.rest.remove_entry(key) else { return };
+        let value = match value.get_ref() {
+            DeValue::String(text) => text.to_string(),
+            other => Value(other).found(),
+        };
+        let help = format!(
+            "remove it here; to change the setting of all members: `palisade cluster settings set {setting}={value}`"
+        );
+        let wrong = Wrong::new("it moved to the cluster's settings, because all members must do alike", "", &help);
+        problems.push(Problem::new(&self.path(key), name.span(), wrong));
+    }
+
     /// Reports what nobody asked for.
     pub(super) fn finish(self, problems: &mut Vec<Problem>) {
         for (key, _) in &self.rest {

@@ -38,7 +38,7 @@ fn defaults_are_filled_in() {
     assert!(!config.interfaces[1].antispoof);
     assert_eq!(config.datapath.hold.max_time, Duration::from_millis(250));
     assert_eq!((config.datapath.stale_after, config.datapath.ring_memory), (Duration::from_millis(250), None));
-    assert_eq!(config.limits.grace, Duration::from_secs(300));
+    assert_eq!(config.limits.affordable_sessions(), 1 << 20);
     assert!(config.raft.election_timeout * 4 < LEASE_DURATION);
 }
 
@@ -65,7 +65,8 @@ hold_time = 250
 durability = "relaxed"
 
 [limits]
-grace = "5 weeks"
+memory = "1 GiB"
+grace = "5m"
 "#;
     let error = Config::parse("node.toml", text).unwrap_err();
     let lines: Vec<_> = error.problems().iter().map(line).collect();
@@ -83,7 +84,8 @@ grace = "5 weeks"
             "line 15: datapath.workers: expected a number from 1 to 64, found 0",
             "line 16: datapath.hold_time: expected a time from 10ms to 2s, found 250",
             "line 19: raft.durability: expected \"disk\", found \"relaxed\"",
-            "line 22: limits.grace: expected a time from 1s to 86400s, found \"5 weeks\"",
+            "line 22: limits.memory: expected a number from 1048576 to 1099511627776, found \"1 GiB\"",
+            "line 23: limits.grace: it moved to the cluster's settings, because all members must do alike",
         ]
     );
     let help = |path: &str| error.problems().iter().find(|p| p.path == path).unwrap().help.clone();
@@ -121,15 +123,6 @@ fn values_that_contradict_each_other() {
     assert_eq!(problems(&twice), ["line 14: interface[1].name: expected each interface once, found \"eth0\" again"]);
     let hasty = format!("{GOOD}\n[raft]\nheartbeat_interval = \"100ms\"\nelection_timeout = \"200ms\"\n");
     assert!(problems(&hasty)[0].contains("raft.election_timeout: expected at least three times the heartbeat"));
-    let all = format!("{GOOD}\n[limits]\nmax_half_open = 300\nmax_half_open_per_source = 301\n");
-    let all = &problems(&all)[0];
-    assert!(all.contains("limits.max_half_open_per_source: expected at most `max_half_open`, found 301"), "{all}");
-    let one = format!("{GOOD}\n[limits]\nmax_half_open_per_source = 15\n");
-    assert!(problems(&one)[0].contains("expected a number from 16 to 10000000, found 15"));
-    let few = Config::parse("node.toml", &format!("{GOOD}\n[limits]\nmax_half_open = 800\n")).unwrap();
-    assert_eq!(few.limits.max_half_open_per_source, 100);
-    let none = "name = \"fw1\"\n[cluster]\nlisten = \"10.9.0.1:7946\"\n";
-    assert!(problems(none)[0].contains("interface: expected at least one data interface"));
 }
 
 /// What the start of the daemon would refuse, `palisade config check` refuses before it.
@@ -188,6 +181,7 @@ fn an_unreadable_file_is_an_error() {
 #[test]
 fn docs_name_every_key() {
     let docs = include_str!("../../../docs/config.md");
+    let docs = docs.split("## Keys that are settings now").next().unwrap();
     let documented: std::collections::BTreeSet<&str> =
         docs.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`')).map(|(key, _)| key).collect();
     assert_eq!(documented, KEYS.iter().copied().collect());
@@ -236,15 +230,9 @@ manage_forwarding = false
 durability = "disk"
 heartbeat_interval = "50ms"
 election_timeout = "200ms"
-max_voters = 3
-replace_after = "30m"
 [limits]
-max_sessions = 5000
-max_half_open = 500
-max_half_open_per_source = 400
-grace = "1h"
+memory = 10_000_000
 progress_rate = 1_000_000
-takeover_rate = 0
 [log]
 rate = 1000
 daemon = false
@@ -266,10 +254,8 @@ cut_replication = true
     );
     let routes = [("0.0.0.0", 0), ("2001:db8::", 32)].map(|(address, length)| (address.parse().unwrap(), length));
     assert_eq!((config.readiness.routes, config.readiness.table), (routes.into(), 300));
-    assert_eq!((config.limits.max_half_open, config.limits.max_half_open_per_source), (500, 400));
-    assert_eq!((config.raft.max_voters, config.raft.replace_after), (3, Duration::from_secs(1800)));
-    assert_eq!(config.limits.grace, Duration::from_secs(3600));
-    assert_eq!((config.limits.progress_rate, config.limits.takeover_rate), (1_000_000, 0));
+    assert_eq!((config.limits.memory, config.limits.progress_rate), (10_000_000, 1_000_000));
+    assert_eq!(config.limits.affordable_sessions(), 9_765);
     let keys = text.lines().filter(|l| l.contains('=')).count();
     assert_eq!(keys, KEYS.len());
 }
@@ -290,4 +276,22 @@ fn memory_of_the_rings_is_enough_for_all_of_them() {
         found,
         ["line 20: datapath.ring_memory: expected at least 2097152, found 2097151, with 2 interfaces and 4 workers"]
     );
+}
+
+#[test]
+fn keys_that_are_settings_now_say_how_to_set_them() {
+    for (table, key, setting) in MOVED {
+        let assignment = palisade_engine::replica::Assignment::parse(&format!("{setting}=5"));
+        assert!(!matches!(assignment, Err(palisade_engine::replica::AssignmentError::Unknown(_))), "{setting}");
+        for (written, value) in [("5", "5"), ("\"10m\"", "10m")] {
+            let text = format!("{GOOD}\n[{table}]\n{key} = {written}\n");
+            let error = Config::parse("node.toml", &text).unwrap_err();
+            let [problem] = error.problems() else { panic!("{error:?}") };
+            assert!(problem.to_string().starts_with(&format!("{table}.{key}: it moved to the cluster's settings")));
+            let command = format!("`palisade cluster settings set {setting}={value}`");
+            assert!(problem.help.contains(&command), "{}", problem.help);
+        }
+        let page = include_str!("../../../docs/config.md");
+        assert!(page.contains(&format!("| `{table}.{key}` | `{setting}` |")), "docs/config.md lacks {table}.{key}");
+    }
 }

@@ -2,6 +2,7 @@
 
 use palisade_engine::replica::Outcome;
 
+use crate::affordable::UnaffordableError;
 use crate::membership::identity::IdentityError;
 use crate::membership::token::TokenError;
 use crate::peer::error::ClusterIdError;
@@ -20,6 +21,10 @@ pub enum MembershipError {
     /// The store, or starting Raft on it.
     #[error(transparent)]
     Start(#[from] Box<RaftStartError>),
+    /// The settings ask for more than this machine affords.
+    #[error(transparent)]
+    #[diagnostic(transparent)]
+    Unaffordable(#[from] UnaffordableError),
     /// The token.
     #[error(transparent)]
     #[diagnostic(transparent)]

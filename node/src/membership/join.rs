@@ -5,15 +5,15 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use palisade_engine::Level;
 use palisade_engine::MemberId;
-use palisade_engine::MemberInfo;
-use palisade_engine::replica::{Batch, Command, MemberChange, Outcome};
+use palisade_engine::replica::{Assignment, Batch, Command, MemberChange, Outcome, Settings, SettingsChange};
+use palisade_engine::{Capabilities, Level};
 use palisade_proto::member::v1 as wire;
 use palisade_proto::member::v1::admission_client::AdmissionClient;
 use palisade_raft_store::StoreOwner;
 use tonic::Status;
 
+use crate::affordable::UnaffordableError;
 use crate::clock;
 use crate::membership::admission::ADMISSION_TIMEOUT;
 use crate::membership::error::MembershipError;
@@ -48,6 +48,19 @@ pub(crate) fn random_cluster_id() -> Result<String, RandomError> {
 /// # Errors
 /// [`MembershipError`]; the data folder then belongs to no cluster.
 pub async fn init(options: &Options) -> Result<Identity, MembershipError> {
+    init_with(options, &[], "").await
+}
+
+/// The same with settings that differ from their defaults, which `author` chose.
+///
+/// # Errors
+/// [`MembershipError`]; the data folder then belongs to no cluster.
+pub async fn init_with(options: &Options, settings: &[Assignment], author: &str) -> Result<Identity, MembershipError> {
+    let values = settings.iter().fold(Settings::default(), |all, one| all.with(one.key, one.value));
+    let (needed, affords) = (values.affordable_sessions(), options.engine.affordable_sessions);
+    if needed > affords {
+        return Err(UnaffordableError { needed, affords }.into());
+    }
     let data_dir = DataDir::lock(&options.data_dir)?;
     data_dir.ensure_unused()?;
     let cluster = random_cluster_id()?;
@@ -74,7 +87,7 @@ pub async fn init(options: &Options) -> Result<Identity, MembershipError> {
         observer: Arc::new(()),
     };
     let raft = start_raft(setup).await?.raft;
-    let written = write_first_entries(&raft, me, &cluster, options.info()).await;
+    let written = write_first_entries(&raft, me, &cluster, options, settings, author).await;
     // Its result says nothing that `written` does not.
     let _ = raft.shutdown().await;
     written?;
@@ -85,21 +98,34 @@ async fn write_first_entries(
     raft: &PalisadeRaft,
     me: MemberId,
     cluster: &str,
-    info: MemberInfo,
+    options: &Options,
+    settings: &[Assignment],
+    author: &str,
 ) -> Result<(), MembershipError> {
+    let info = options.info();
     let members = BTreeMap::from([(me, info.clone())]);
     raft.initialize(members).await.map_err(|e| MembershipError::Raft(Box::new(e)))?;
     let led = raft.wait(Some(ADMISSION_TIMEOUT)).current_leader(me, "a new cluster's first leader").await;
     led.map_err(|_| MembershipError::Timeout("the first election"))?;
     let init =
         Command::Member(MemberChange::Init { cluster_id: cluster.to_owned(), member: info, level: Level::HIGHEST });
-    let batch =
-        Batch { proposer: me, first_serial: 0, lowest_outstanding: 0, unix_ms: clock::unix_ms(), commands: vec![init] };
+    let capabilities = Capabilities::of_program(options.engine.affordable_sessions, env!("CARGO_PKG_VERSION"));
+    let mut commands = vec![init, Command::Member(MemberChange::Capabilities { member: me, capabilities })];
+    if !settings.is_empty() {
+        let change = SettingsChange::new(0, settings, Vec::new(), author.to_owned());
+        commands.push(Command::Settings(Box::new(change)));
+    }
+    let count = commands.len();
+    let batch = Batch { proposer: me, first_serial: 0, lowest_outstanding: 0, unix_ms: clock::unix_ms(), commands };
     let written = raft.client_write(batch).await.map_err(|e| MembershipError::Raft(Box::new(e)))?;
-    match written.data.0.first() {
-        Some(Outcome::Invalid(why)) => Err(MembershipError::Refused(why.to_string())),
-        Some(_) => Ok(()),
-        None => Err(MembershipError::Refused("the first command was not answered".to_owned())),
+    let refused = written.data.0.iter().find_map(|outcome| match outcome {
+        Outcome::Invalid(why) => Some(why.to_string()),
+        _ => None,
+    });
+    match refused {
+        Some(why) => Err(MembershipError::Refused(why)),
+        None if written.data.0.len() == count => Ok(()),
+        None => Err(MembershipError::Refused("the first commands were not answered".to_owned())),
     }
 }
 

@@ -8,7 +8,6 @@ use palisade_engine::{MemberInfo, Role};
 use crate::connection_log::ConnectionLog;
 use crate::listen::SecondLock;
 use crate::raft::config::{LogSize, Timing};
-use crate::raft::voters::Voters;
 
 /// What a member is started with.
 #[derive(Clone, Debug)]
@@ -33,8 +32,6 @@ pub struct Options {
     pub timing: Timing,
     /// The part of the log that is kept.
     pub log: LogSize,
-    /// The maximum number of voters, and when a dead one is replaced.
-    pub voters: Voters,
     /// Bytes per second of sessions' progress to each other member.
     pub progress_rate: u64,
     /// Where the openings and ends of sessions go whose rule says `log`.

@@ -15,6 +15,7 @@ use palisade_proto::member::v1 as wire;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use crate::grace::PeerGrace;
 use crate::peer::connections::{Lane, Members, Peers};
 
 /// Time between two rounds of questions.
@@ -62,6 +63,8 @@ pub(crate) struct PresencePoller {
     pub(crate) peers: Peers,
     pub(crate) members: watch::Receiver<Members>,
     pub(crate) roster: Roster,
+    /// Learns which settings all members have applied.
+    pub(crate) grace: PeerGrace,
     /// Becomes true once this member was removed.
     pub(crate) removed: watch::Sender<bool>,
 }
@@ -79,11 +82,15 @@ impl PresencePoller {
                 client.presence(wire::PresenceRequest {}).await
             });
             let mut answers = std::pin::pin!(answers);
+            let mut revisions = BTreeMap::new();
             while let Some((id, answer)) = answers.next().await {
                 if let Ok(answer) = &answer
                     && answer.removed
                 {
                     self.note_removal();
+                }
+                if let Ok(answer) = &answer {
+                    revisions.insert(id, answer.settings_revision);
                 }
                 let presence = |answer: wire::PresenceResponse| Presence {
                     draining: answer.draining,
@@ -91,7 +98,19 @@ impl PresencePoller {
                 };
                 self.roster.set(id, answer.ok().map(presence));
             }
+            self.note_revisions(revisions);
             tokio::time::sleep(PRESENCE_INTERVAL).await;
+        }
+    }
+
+    /// Notes which settings all members have applied, if all have answered that are in the register now: it has all that joined
+    /// before the settings that are in force here.
+    fn note_revisions(&self, mut revisions: BTreeMap<MemberId, u64>) {
+        let cluster = self.engine.cluster_state();
+        revisions.insert(self.me, cluster.settings.revision);
+        let applied: Option<Vec<u64>> = cluster.members.keys().map(|id| revisions.get(id).copied()).collect();
+        if let Some(least) = applied.and_then(|all| all.into_iter().min()) {
+            self.grace.note_applied_by_all(least);
         }
     }
 

@@ -16,7 +16,7 @@ use crate::clock;
 use crate::raft::config::PalisadeRaft;
 use crate::raft::contact::LastContact;
 use crate::raft::handle::matched_index;
-use crate::raft::voters::{VoterChange, VoterView, Voters};
+use crate::raft::voters::{VoterChange, VoterView};
 
 /// A learner that is at most this many entries behind has caught up.
 const MAX_LEARNER_LAG: u64 = 256;
@@ -31,7 +31,6 @@ pub(crate) struct Reconciler {
     pub(crate) raft: PalisadeRaft,
     pub(crate) engine: Arc<Engine>,
     pub(crate) contact: LastContact,
-    pub(crate) voters: Voters,
 }
 
 /// One step towards the register.
@@ -50,7 +49,6 @@ enum Step {
 fn step(
     metrics: &RaftMetrics<TypeConfig>,
     cluster: &ClusterState,
-    max_voters: usize,
     seen: impl FnOnce(BTreeSet<MemberId>, BTreeSet<MemberId>) -> VoterView,
 ) -> Option<Step> {
     let stored = &metrics.membership_config;
@@ -79,7 +77,7 @@ fn step(
     let ready =
         |id: &&MemberId| matched_index(metrics, **id).is_some_and(|m| m.saturating_add(MAX_LEARNER_LAG) >= last);
     let caught_up = known.difference(&voters).filter(ready).copied().collect();
-    seen(voters, caught_up).change(max_voters).map(|change| match change {
+    seen(voters, caught_up).change(cluster.settings.values.max_voters()).map(|change| match change {
         VoterChange::Promote(id) => Step::Promote(id),
         VoterChange::Demote(id) => Step::Demote(id),
     })
@@ -99,7 +97,7 @@ impl Reconciler {
                 leads_since = (clock::now(), metrics.current_term);
             }
             let seen = |voters, caught_up| self.seen(voters, caught_up, metrics.current_term, leads_since.0);
-            let Some(step) = step(&metrics, &self.engine.cluster_state(), self.voters.max, seen) else { continue };
+            let Some(step) = step(&metrics, &self.engine.cluster_state(), seen) else { continue };
             tracing::info!(?step, "changing the membership");
             match tokio::time::timeout(STEP_TIMEOUT, self.take(&step)).await {
                 Ok(Ok(())) => {}
@@ -121,7 +119,8 @@ impl Reconciler {
         let answers = |id: &&MemberId| **id == self.me || self.contact.accepts_leadership(**id, term).is_some();
         let answering = all.clone().filter(answers).copied().collect();
         let silent = |id: &MemberId| clock::now().since(self.contact.since(*id, leads_since));
-        let dead = all.copied().filter(|id| *id != self.me && silent(id) > self.voters.replace_after).collect();
+        let replace_after = self.engine.settings().replace_after();
+        let dead = all.copied().filter(|id| *id != self.me && silent(id) > replace_after).collect();
         VoterView { me: self.me, voters, caught_up, answering, dead }
     }
 

@@ -1,5 +1,6 @@
 //! Metrics of the session table and the replicated state, read from the engine.
 
+use palisade_engine::replica::Settings;
 use palisade_engine::{ClusterState, Counts, Generation, LeaseState, Role, RuleHits, TakeoverCounts};
 use palisade_metrics::MetricFamilies;
 
@@ -25,13 +26,15 @@ pub(crate) fn rule_hits(families: &mut MetricFamilies, hits: &[RuleHits], beyond
 }
 
 /// Adds those of the session table.
-pub(crate) fn table(families: &mut MetricFamilies, counts: &Counts, max_sessions: usize, max_half_open: usize) {
+pub(crate) fn table(families: &mut MetricFamilies, counts: &Counts, settings: &Settings, affordable: u64) {
+    let (max_sessions, max_half_open) = (settings.max_sessions(), settings.max_half_open());
     families.gauges("palisade_sessions", "Sessions in the replicated state, by protocol and state.", |samples| {
         for (protocol, state, n) in &counts.sessions {
             samples.with("protocol", &protocol.to_string()).with("state", state).integer(*n);
         }
     });
     families.gauge("palisade_sessions_limit", "Maximum number of sessions.", max_sessions as u64);
+    families.gauge("palisade_sessions_affordable", "Sessions for which this member has memory.", affordable);
     families.gauge("palisade_half_open_sessions", "Half-open sessions.", counts.half_open);
     families.gauge("palisade_half_open_sessions_limit", "Maximum number of half-open sessions.", max_half_open as u64);
     families.counter(

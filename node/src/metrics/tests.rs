@@ -15,7 +15,7 @@ fn example() -> MetricFamilies {
         half_open: 2,
         half_open_evicted: 5,
     };
-    sessions::table(&mut families, &counts, 1000, 100);
+    sessions::table(&mut families, &counts, &palisade_engine::replica::Settings::default(), 2_000_000);
     sessions::cluster(&mut families, LeaseState::Valid, Generation(4), &ClusterState::default());
     process::collect(&mut families);
     let buckets = vec![(0.1, 2), (0.2, 1), (f64::INFINITY, 1)];
@@ -112,7 +112,7 @@ fn page() -> MetricFamilies {
     let mut families = MetricFamilies::default();
     let counts = Counts { sessions: vec![(Protocol::TCP, "ESTABLISHED", 3)], half_open: 2, half_open_evicted: 5 };
     member_state(&mut families, crate::readiness::Grade::Full, true, false, None);
-    sessions::table(&mut families, &counts, 1000, 100);
+    sessions::table(&mut families, &counts, &palisade_engine::replica::Settings::default(), 2_000_000);
     sessions::takeovers(&mut families, TakeoverCounts::default());
     sessions::cluster(&mut families, LeaseState::Valid, Generation(4), &ClusterState::default());
     process::collect(&mut families);

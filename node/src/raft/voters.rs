@@ -6,24 +6,8 @@
 //! not demoted without a replacement: a smaller cluster could lose a majority that it will have again.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use palisade_engine::MemberId;
-
-/// The maximum number of voters, and when a dead one is replaced.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Voters {
-    /// The maximum number of voters. More voters make every commit wait for more members.
-    pub max: usize,
-    /// The time without an answer after which a voter counts as dead, and a learner takes its place.
-    pub replace_after: Duration,
-}
-
-impl Default for Voters {
-    fn default() -> Voters {
-        Voters { max: 5, replace_after: Duration::from_secs(600) }
-    }
-}
 
 /// The members as the leader sees them.
 #[derive(Clone, Debug)]

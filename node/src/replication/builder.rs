@@ -9,11 +9,13 @@ use palisade_engine::{Hint, Proposal};
 use palisade_raft_store::{Auditor, Planner, Snapshots, StoreMetrics, StoreOwner};
 use tokio::sync::{broadcast, mpsc, watch};
 
+use crate::affordable::UnaffordableError;
 use crate::audit::comparison::Comparer;
 use crate::audit::handler::AuditHandler;
 use crate::audit::repair::Repairer;
 use crate::audit::scrub::Scrubber;
 use crate::audit::{self, Divergence};
+use crate::grace::PeerGrace;
 use crate::lease::Lease;
 use crate::listen::Port;
 use crate::membership::admission::Admission;
@@ -96,9 +98,10 @@ where
         Sources { hints: workers.hints, proposals: workers.proposals, hint_queue, proposal_queue, request_queue };
     let events = applied.events.clone();
     let reachability = start_sync(&core, &options, &raft, sources, applied, data_dir.clone(), &mut tasks);
-    let (roster, removed) = start_presence(&core, &raft, &mut tasks);
-    start_liveness(&core, &peer_liveness, SharedWake::copy(&workers.wake), &mut tasks);
-    start_leader_tasks(&core, &options, &raft, &requests, &mut tasks);
+    let grace = PeerGrace::new(core.engine.clone());
+    let (roster, removed) = start_presence(&core, grace.clone(), &raft, &mut tasks);
+    start_liveness(&core, &peer_liveness, grace.clone(), SharedWake::copy(&workers.wake), &mut tasks);
+    start_leader_tasks(&core, grace.clone(), &raft, &requests, &mut tasks);
     tasks.spawn("tick", tick(core.engine.clone(), sink.clone()));
     let divergences = start_audit(&core, &raft, &mut tasks);
 
@@ -131,6 +134,7 @@ where
         metrics: core.metrics,
         store: core.store,
         lease: core.lease,
+        grace,
         requests,
         barrier: raft.barrier,
         events,
@@ -224,8 +228,14 @@ impl Core {
             observer: applied.observer(identity, options, metrics.clone()),
         };
         let Started { raft, engine, snapshots, auditor, planner, store } = start_raft(setup).await?;
+        lease.follow(engine.grace());
         // The member port answers no request yet: this member must not ask for votes either.
         raft.runtime_config().elect(false);
+        if let Err(error) = UnaffordableError::check(&engine) {
+            // Its result says nothing that the error does not.
+            drop(raft.shutdown().await);
+            return Err(error.into());
+        }
         if let Err(error) = rollback_check::check(&raft, &peers).await {
             // Its result says nothing that the error does not.
             drop(raft.shutdown().await);
@@ -419,7 +429,12 @@ fn start_sync(
 }
 
 /// Starts asking the others how they are. Returns who answers, and what becomes true when this member was removed.
-fn start_presence(core: &Core, raft: &RaftSide, tasks: &mut Tasks) -> (Roster, watch::Receiver<bool>) {
+fn start_presence(
+    core: &Core,
+    grace: PeerGrace,
+    raft: &RaftSide,
+    tasks: &mut Tasks,
+) -> (Roster, watch::Receiver<bool>) {
     let roster = Roster::default();
     let (removed, was_removed) = watch::channel(false);
     let poller = PresencePoller {
@@ -428,6 +443,7 @@ fn start_presence(core: &Core, raft: &RaftSide, tasks: &mut Tasks) -> (Roster, w
         peers: core.peers.clone(),
         members: raft.members.clone(),
         roster: roster.clone(),
+        grace,
         removed,
     };
     tasks.spawn("presence", poller.run());
@@ -435,26 +451,27 @@ fn start_presence(core: &Core, raft: &RaftSide, tasks: &mut Tasks) -> (Roster, w
 }
 
 /// Starts the failure detector.
-fn start_liveness(core: &Core, liveness: &PeerLiveness, wake: Box<dyn SharedWake>, tasks: &mut Tasks) {
-    let (engine, metrics, grace) = (core.engine.clone(), core.metrics.clone(), core.lease.grace());
+fn start_liveness(
+    core: &Core,
+    liveness: &PeerLiveness,
+    grace: PeerGrace,
+    wake: Box<dyn SharedWake>,
+    tasks: &mut Tasks,
+) {
+    let (engine, metrics) = (core.engine.clone(), core.metrics.clone());
     tasks.spawn("failure detector", liveness.clone().run_failure_detector(core.me, engine, wake, metrics, grace));
 }
 
 /// Starts what the leader does besides leading.
 fn start_leader_tasks(
     core: &Core,
-    options: &Options,
+    grace: PeerGrace,
     raft: &RaftSide,
     requests: &mpsc::Sender<AdminRequest>,
     tasks: &mut Tasks,
 ) {
-    let reconciler = Reconciler {
-        me: core.me,
-        raft: core.raft.clone(),
-        engine: core.engine.clone(),
-        contact: raft.contact.clone(),
-        voters: options.voters,
-    };
+    let reconciler =
+        Reconciler { me: core.me, raft: core.raft.clone(), engine: core.engine.clone(), contact: raft.contact.clone() };
     let idle = IdleExpiry {
         raft: core.raft.clone(),
         engine: core.engine.clone(),
@@ -462,7 +479,7 @@ fn start_leader_tasks(
         requests: requests.clone(),
         auditor: core.auditor.clone(),
         contact: raft.contact.clone(),
-        grace: core.lease.grace(),
+        grace,
     };
     let sweep = PolicySweep {
         me: core.me,

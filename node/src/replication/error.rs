@@ -2,8 +2,9 @@
 
 use openraft::errors::Fatal;
 use palisade_engine::MemberId;
-use palisade_raft_store::TypeConfig;
+use palisade_raft_store::{StoreError, TypeConfig};
 
+use crate::affordable::UnaffordableError;
 use crate::listen::ListenError;
 use crate::membership::identity::{DataDir, Identity, IdentityError};
 use crate::membership::rollback_check::RollbackError;
@@ -30,7 +31,11 @@ pub enum OpenError {
     /// The store, or Raft on it.
     #[error(transparent)]
     #[diagnostic(transparent)]
-    Start(#[from] RaftStartError),
+    Start(RaftStartError),
+    /// The settings ask for more than this machine affords.
+    #[error(transparent)]
+    #[diagnostic(transparent)]
+    Unaffordable(#[from] UnaffordableError),
     /// The data folder is older than what the member has acknowledged.
     #[error(transparent)]
     #[diagnostic(transparent)]
@@ -42,6 +47,17 @@ pub enum OpenError {
     /// The cluster's id.
     #[error(transparent)]
     ClusterId(#[from] ClusterIdError),
+}
+
+impl From<RaftStartError> for OpenError {
+    fn from(error: RaftStartError) -> OpenError {
+        match error {
+            RaftStartError::Store(StoreError::Unaffordable { needed, affords }) => {
+                UnaffordableError { needed, affords }.into()
+            }
+            error => OpenError::Start(error),
+        }
+    }
 }
 
 impl OpenError {

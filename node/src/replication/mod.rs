@@ -36,6 +36,7 @@ use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::clock;
+use crate::grace::PeerGrace;
 use crate::lease::Lease;
 use crate::membership::presence::{Presence, Roster};
 use crate::membership::register::Membership;
@@ -51,7 +52,7 @@ use crate::sync::hints::Reachability;
 
 pub use crate::membership::error::MembershipError;
 pub use crate::membership::identity::{Identity, IdentityError, has_identity};
-pub use crate::membership::join::{init, join};
+pub use crate::membership::join::{init, init_with, join};
 pub use crate::membership::options::Options;
 pub use crate::membership::recover::{RecoverError, Recovered, Recovery, RecoveryPlan, RemovedMember};
 pub use crate::membership::register::Removal;
@@ -64,7 +65,6 @@ pub use crate::raft::quorum::{NoQuorum, Quorum, explain as explain_quorum};
 pub use crate::raft::requests::ProposeError;
 pub use crate::raft::start::RaftStartError;
 pub use crate::raft::transfer::TransferError;
-pub use crate::raft::voters::Voters;
 pub use crate::replication::error::{EndedError, OpenError, RemovedError};
 pub use crate::replication::status::{Member, RaftRole, Status, Suffrage};
 pub use crate::replication_metrics::ReplicationMetrics;
@@ -85,6 +85,7 @@ pub struct Replication {
     metrics: Arc<ReplicationMetrics>,
     store: StoreMetrics,
     lease: Arc<Lease>,
+    grace: PeerGrace,
     requests: mpsc::Sender<AdminRequest>,
     barrier: ReadBarrier,
     events: broadcast::Sender<Arc<SessionEvent>>,
@@ -248,6 +249,12 @@ impl Replication {
             tokio::time::sleep(QUORUM_POLL_INTERVAL).await;
         }
         Ok(())
+    }
+
+    /// How long any member may still pass sessions that a command has ended, if it is cut off: the grace that it may go by.
+    #[must_use]
+    pub fn certain_after(&self) -> Duration {
+        self.grace.largest()
     }
 
     /// Waits until the cluster has removed this member; forever, if it does not.

@@ -377,6 +377,7 @@ impl MemberRpc for MemberService {
             removed: self.0.engine.cluster_state().has_left(from),
             draining: *self.0.priority.borrow() != ElectionPriority::Normal,
             lease_valid: self.0.lease.state_at(clock::now()) == LeaseState::Valid,
+            settings_revision: self.0.engine.cluster_state().settings.revision,
         }))
     }
 

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener as StdListener};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use palisade_engine::replica::Batch;
+use palisade_engine::replica::{Assignment, Batch};
 use palisade_engine::{Close, CloseCause, Establish, Role};
 use palisade_engine::{Generation, HoldKey, LeaseState, Protocol, SessionId, Time, Tuple, WorkerSet, ZoneId};
 use palisade_engine::{HalfOpen, HandshakeState, SynParams};
@@ -30,6 +30,7 @@ mod progress;
 mod quiet;
 mod recover;
 mod rolled_back;
+mod settings;
 mod snapshots;
 mod voters;
 
@@ -51,7 +52,8 @@ impl Wake for Woken {
 struct Node {
     dir: TempDir,
     options: Options,
-    grace: Duration,
+    /// Those of the cluster that it makes.
+    settings: Vec<&'static str>,
     running: Option<Running>,
 }
 
@@ -94,20 +96,22 @@ impl Node {
             second_lock: SecondLock::default(),
             advertise: listen.to_string(),
             role: Role::Firewall,
-            engine: palisade_engine::Config { max_sessions: 10_000, ..palisade_engine::Config::new(MemberId(0), 0, 0) },
+            engine: palisade_engine::Config {
+                affordable_sessions: 3_000_000,
+                ..palisade_engine::Config::new(MemberId(0), 0, 0)
+            },
             timing: Timing::default(),
             log: LogSize::default(),
-            voters: Voters::default(),
             progress_rate: 4_000_000,
             connection_log: crate::connection_log::ConnectionLog::default(),
         };
-        Node { dir, options, grace: Duration::from_secs(300), running: None }
+        Node { dir, options, settings: Vec::new(), running: None }
     }
 
     async fn start(&mut self) {
         let (hints, hint_rx) = mpsc::channel(1024);
         let (proposals, proposal_rx) = mpsc::channel(1024);
-        let lease = Arc::new(Lease::new(self.grace));
+        let lease = Arc::new(Lease::default());
         self.released().await;
         let opened =
             Replication::open(self.options.clone(), hint_rx, proposal_rx, Woken::default(), lease.clone()).await;
@@ -187,7 +191,8 @@ async fn cluster() -> [Node; 3] {
 async fn cluster_with(change: impl Fn(&mut Node)) -> [Node; 3] {
     let mut nodes = [Node::new("fw1"), Node::new("fw2"), Node::new("fw3")];
     nodes.iter_mut().for_each(change);
-    let identity = init(&nodes[0].options).await.unwrap();
+    let settings = Assignment::parse_all(nodes[0].settings.iter().copied()).unwrap();
+    let identity = init_with(&nodes[0].options, &settings, "test").await.unwrap();
     assert_eq!(identity.member, MemberId(1));
     nodes[0].start().await;
     for i in 1..3 {

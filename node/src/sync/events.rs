@@ -94,8 +94,12 @@ impl Observer for Events {
                     let forbidden = |id: &SessionId| publish(SessionChange::Forbidden(*id, by.generation));
                     applied.removed.iter().for_each(forbidden);
                 }
-                Command::Refresh(_) | Command::Resume | Command::Policy(_) | Command::Member(_) | Command::Level(_) => {
-                }
+                Command::Refresh(_)
+                | Command::Resume
+                | Command::Policy(_)
+                | Command::Member(_)
+                | Command::Level(_)
+                | Command::Settings(_) => {}
             }
         }
     }

@@ -12,6 +12,7 @@ use palisade_raft_store::Auditor;
 use tokio::sync::mpsc;
 
 use crate::clock;
+use crate::grace::PeerGrace;
 use crate::peer::connections::{Lane, Members, Peers};
 use crate::raft::config::PalisadeRaft;
 use crate::raft::contact::LastContact;
@@ -26,9 +27,6 @@ const IDLE_PROBE_INTERVAL: Duration = Duration::from_secs(1);
 const IDLE_PROBE_BACKLOG_INTERVAL: Duration = Duration::from_millis(20);
 /// A member that does not answer a probe within this time keeps the sessions alive.
 const IDLE_PROBE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Beyond the lease's grace: clocks of machines need not run equally fast, and since when this member leads is known to
-/// [`IDLE_PROBE_INTERVAL`] only.
-const CLOCK_MARGIN: Duration = Duration::from_secs(2);
 /// Session ids in one command.
 const MAX_EXPIRED_PER_COMMAND: usize = 256;
 
@@ -41,7 +39,7 @@ pub(crate) struct IdleExpiry {
     pub(crate) auditor: Auditor<Replica>,
     pub(crate) contact: LastContact,
     /// How long a member that cannot renew its lease still forwards.
-    pub(crate) grace: Duration,
+    pub(crate) grace: PeerGrace,
 }
 
 impl IdleExpiry {
@@ -86,7 +84,7 @@ impl IdleExpiry {
     async fn probe(&self, members: &Members, ids: &[SessionId], leads_since: Time) -> Option<BTreeSet<SessionId>> {
         // Sessions that members do not know after this index have ended.
         let applied = self.auditor.applied().map_or(0, |id| id.index);
-        let expiry = self.grace + CLOCK_MARGIN;
+        let expiry = self.grace.expiry();
         let expired = |id: &MemberId| clock::now().since(self.contact.since(*id, leads_since)) > expiry;
         let live = members.iter().filter(|(id, _)| !expired(id));
         let answers = self.peers.fan_out(live, Lane::Control, IDLE_PROBE_TIMEOUT, |mut client| {

@@ -16,6 +16,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::progress::MAX_SESSIONS_BYTES;
 use crate::clock;
+use crate::grace::PeerGrace;
 use crate::replication_metrics::ReplicationMetrics;
 use crate::wake::{SharedWake, Waker};
 
@@ -23,8 +24,6 @@ use crate::wake::{SharedWake, Waker};
 const SUSPECT_AFTER: Duration = Duration::from_millis(350);
 /// Interval at which silent peers are detected.
 const DETECTOR_INTERVAL: Duration = Duration::from_millis(50);
-/// Added to the grace of a lease, because clocks of machines need not run equally fast.
-const CLOCK_DRIFT_MARGIN: Duration = Duration::from_secs(2);
 /// Number of messages whose delays are compared to estimate the difference of the clocks.
 const DELAY_SAMPLES: usize = 64;
 
@@ -108,14 +107,14 @@ impl PeerLiveness {
         engine: Arc<Engine>,
         wake: Box<dyn SharedWake>,
         metrics: Arc<ReplicationMetrics>,
-        grace: Duration,
+        grace: PeerGrace,
     ) {
         let mut wake = Waker(wake);
         let mut ticks = interval(DETECTOR_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let silent = self.detect_silent(me, &engine, clock::now(), grace + CLOCK_DRIFT_MARGIN);
+            let silent = self.detect_silent(me, &engine, clock::now(), grace.expiry());
             engine.set_silent_peers(silent, &mut wake);
             metrics.members_silent.set(silent);
         }

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use palisade_engine::replica::Command;
+use palisade_engine::replica::{Assignment, Command};
 use palisade_engine::{
     Config, Establish, Generation, HandshakeState, HoldKey, Ip, LeaseState, MemberId, Protocol, Role, RuleId,
     SessionId, SynParams, Tuple, Wake, WorkerSet, ZoneId,
 };
 use palisade_lab::{WAIT, clock, wait_until};
 use palisade_node::lease::Lease;
-use palisade_node::replication::{LogSize, Options, RaftRole, Replication, Timing, Voters, init, join};
+use palisade_node::replication::{LogSize, Options, RaftRole, Replication, Timing, init_with, join};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
@@ -49,10 +49,9 @@ impl Node {
             second_lock: palisade_node::SecondLock::default(),
             advertise: listen.to_string(),
             role: Role::Firewall,
-            engine: Config { max_sessions: 1 << 21, ..Config::new(MemberId(0), 0, 0) },
+            engine: Config::new(MemberId(0), 0, 0),
             timing: Timing::default(),
             log: LogSize::default(),
-            voters: Voters::default(),
             progress_rate: 4_000_000,
             connection_log: palisade_node::connection_log::ConnectionLog::default(),
         };
@@ -116,7 +115,7 @@ pub(crate) async fn whole(nodes: &[&Node], voters: usize) -> Result<()> {
 pub(crate) async fn three(log: impl Fn() -> LogSize) -> Result<[Node; 3]> {
     let mut nodes = [Node::new("fw1")?, Node::new("fw2")?, Node::new("fw3")?];
     nodes.iter_mut().for_each(|node| node.options.log = log());
-    init(&nodes[0].options).await?;
+    init_with(&nodes[0].options, &Assignment::parse_all(["table.sessions=2097152"])?, "").await?;
     nodes[0].start().await?;
     let (first, rest) = nodes.split_at_mut(1);
     for node in rest {

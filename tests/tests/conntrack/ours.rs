@@ -78,8 +78,7 @@ impl Wake for Keys {
 
 impl Engines {
     pub(crate) fn new() -> Engines {
-        let small = Config { max_sessions: 1 << 10, max_half_open: 1 << 10, ..Config::new(MEMBER, 1, 7) };
-        let engine = Engine::new(small);
+        let engine = Engine::new(Config::new(MEMBER, 1, 7));
         // As a node's defaults are.
         let limits = HoldLimits::default();
         let mut ours = Engines {

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use palisade_engine::packet_loop::PacketOutcome;
-use palisade_engine::replica::{Command, Outcome, PolicyChange};
+use palisade_engine::replica::{Assignment, Command, Outcome, PolicyChange};
 use palisade_engine::{Engine, Generation, LeaseState, Role};
 use palisade_lab::random::Random;
 use palisade_node::lease::Lease;
-use palisade_node::replication::{self, LogSize, Options, RaftRole, Replication, Timing, Voters};
+use palisade_node::replication::{self, LogSize, Options, RaftRole, Replication, Timing};
 use parking_lot::Mutex;
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -206,7 +206,12 @@ impl Sim {
             let options = self.members[index].options.clone();
             self.members[index].power = Some(Power::on(self.members[index].host.clone()));
             if index == 0 {
-                self.call(0, async move { replication::init(&options).await.expect("a cluster is made") });
+                let half_open = format!("table.half_open={MAX_HALF_OPEN}");
+                let settings = ["table.sessions=4096", &half_open, "table.half_open_per_source=2048"];
+                let settings = Assignment::parse_all(settings).expect("these are settings");
+                self.call(0, async move {
+                    replication::init_with(&options, &settings, "").await.expect("a cluster is made")
+                });
             } else {
                 let token =
                     self.ask(0, |live| async move { live.token(Duration::from_secs(60)).await }).expect("a token");
@@ -611,9 +616,7 @@ impl Member {
         let shared = std::path::Path::new("/dev/shm");
         let folder = if shared.is_dir() { TempDir::new_in(shared) } else { TempDir::new() };
         let folder = folder.expect("a temporary folder");
-        let mut engine = palisade_engine::Config::new(palisade_engine::MemberId(0), 0, 0);
-        engine.max_sessions = 4096;
-        engine.max_half_open = MAX_HALF_OPEN;
+        let engine = palisade_engine::Config::new(palisade_engine::MemberId(0), 0, 0);
         let options = Options {
             data_dir: folder.path().to_owned(),
             name: format!("fw{}", index + 1),
@@ -625,7 +628,6 @@ impl Member {
             engine,
             timing: Timing::default(),
             log: LogSize::default(),
-            voters: Voters::default(),
             progress_rate: 4_000_000,
             connection_log: palisade_node::connection_log::ConnectionLog::default(),
         };

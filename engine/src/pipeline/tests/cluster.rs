@@ -9,7 +9,7 @@ use crate::engine::Engine;
 use crate::event::{Event, Hint, LoggedDecision, Proposal};
 use crate::id::{Generation, MemberId, ZoneId};
 use crate::parse::{IpOptions, Kind, Packet, RoutingClass, Tcp};
-use crate::replica::{Applied, Batch, Command, Outcome, PolicyChange, Replica};
+use crate::replica::{Applied, Assignment, Batch, Command, Outcome, PolicyChange, Replica, SettingsChange};
 use crate::table::peer_queries::HINT_DELAY;
 use crate::testing::{CLIENT, INSIDE, OUTSIDE, POLICY, SERVER, tuple};
 use crate::time::Time;
@@ -90,14 +90,13 @@ pub(crate) const C: usize = 2;
 
 impl Cluster {
     pub(crate) fn new() -> Cluster {
-        Cluster::with(|_| {})
+        Cluster::with(&[])
     }
 
-    pub(crate) fn with(change: impl Fn(&mut Config)) -> Cluster {
+    /// A cluster with these settings.
+    pub(crate) fn with(settings: &[&str]) -> Cluster {
         let member = |n: u64| {
-            let mut config = Config::new(MemberId(n), 1, 40 + n);
-            change(&mut config);
-            let engine = Engine::new(config);
+            let engine = Engine::new(Config::new(MemberId(n), 1, 40 + n));
             Member {
                 replica: Replica::new(engine.clone()),
                 engine,
@@ -116,6 +115,12 @@ impl Cluster {
             log: Vec::new(),
             logged: Vec::new(),
         };
+        if !settings.is_empty() {
+            let values = Assignment::parse_all(settings.iter().copied()).unwrap();
+            let change = SettingsChange::new(0, &values, Vec::new(), "test".to_owned());
+            cluster.append(A, vec![Command::Settings(Box::new(change))]);
+            assert_eq!(cluster.apply_all(), [Outcome::Accepted]);
+        }
         assert_eq!(cluster.policy(POLICY), [Outcome::Policy(Generation(1))]);
         cluster
     }

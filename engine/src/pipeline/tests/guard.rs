@@ -48,7 +48,7 @@ fn policy_of_a_new_cluster_drops_all() {
 
 #[test]
 fn half_open_sessions_of_one_source_are_bounded() {
-    let mut cluster = Cluster::with(|config| config.max_half_open_per_source = 3);
+    let mut cluster = Cluster::with(&["table.half_open_per_source=3"]);
     for n in 1..=3 {
         assert_eq!(cluster.pass(A, Conn::new(n).syn()), Verdict::Forward);
     }

@@ -1,12 +1,13 @@
 //! TCP through three members.
 
 use super::cluster::*;
+use crate::addr::Ip;
 use crate::event::{Hint, Proposal};
 use crate::parse::Tcp;
 use crate::replica::{Command, Outcome};
 use crate::session::{CloseCause, HandshakeState};
 use crate::testing::POLICY;
-use crate::tuple::Direction;
+use crate::tuple::{Direction, Tuple};
 use crate::types::LeaseState;
 use crate::verdict::{HoldClass, Reason, Verdict};
 use crate::worker_set::WorkerSet;
@@ -208,9 +209,10 @@ fn rst_during_the_commit_closes_the_session() {
 
 #[test]
 fn half_open_sessions_are_bounded_and_expire() {
-    let mut cluster = Cluster::with(|config| config.max_half_open = 256);
-    for port in 0..5000 {
-        cluster.pass(A, Conn::new(port).syn());
+    let mut cluster = Cluster::with(&["table.half_open=256", "table.half_open_per_source=256"]);
+    for port in 0..5000_u16 {
+        let tuple = Tuple { src: Ip::V4([10, 0, 1, port as u8]), ..Conn::new(port).tuple };
+        cluster.pass(A, Conn { tuple, ..Conn::new(port) }.syn());
     }
     let counts = cluster.members[A].engine.counts();
     assert!(counts.half_open <= 256);
@@ -264,7 +266,7 @@ fn policy_change_stops_established_sessions_at_once() {
 
 #[test]
 fn establish_in_a_full_table_is_reported() {
-    let mut cluster = Cluster::with(|config| config.max_sessions = 1);
+    let mut cluster = Cluster::with(&["table.sessions=1"]);
     open(&mut cluster, &Conn::new(1));
     let conn = Conn::new(2);
     cluster.pass(A, conn.syn());

@@ -290,7 +290,7 @@ fn timeout_after_snapshot_restore_counts_from_last_local_activity() {
 
 #[test]
 fn half_open_eviction_is_oldest_first_across_timeouts() {
-    let mut k = Cluster::with(|config| (config.max_half_open, config.max_half_open_per_source) = (256, 1 << 20));
+    let mut k = Cluster::with(&["table.half_open=256", "table.half_open_per_source=256"]);
     k.policy(&with("generic 1h, tcp.syn_sent 1m, udp.unreplied 1s"));
     let mut opened = Vec::new();
     let kinds = [(Protocol::UDP, Kind::Udp), (Protocol(132), Kind::Other), (Protocol::TCP, Conn::new(0).syn().kind)];
@@ -322,9 +322,8 @@ fn half_open_eviction_is_oldest_first_across_timeouts() {
 fn half_open_table_is_not_exhausted_by_one_source() {
     const TABLE: u32 = 4096;
     const SHARE: u32 = 512;
-    let mut k = Cluster::with(|config| {
-        (config.max_half_open, config.max_half_open_per_source) = (TABLE as usize, SHARE);
-    });
+    let settings = [format!("table.half_open={TABLE}"), format!("table.half_open_per_source={SHARE}")];
+    let mut k = Cluster::with(&settings.each_ref().map(String::as_str));
     let from = |src: [u8; 4], n: u32| {
         let tuple = Tuple { src: crate::addr::Ip::V4(src), src_port: n as u16, ..Conn::new(0).tuple };
         Conn { tuple, ..Conn::new(0) }

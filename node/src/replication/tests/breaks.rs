@@ -363,7 +363,7 @@ pub(super) fn segment_events(node: &Node, n: u16, seq: u32, payload: u32) -> (Ve
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn session_ends_that_is_idle_everywhere() {
     let brief = Duration::from_secs(2);
-    let mut nodes = cluster_with(|node| node.grace = Duration::from_secs(4)).await;
+    let mut nodes = cluster_with(|node| node.settings = vec!["lease.grace=4s"]).await;
     if leader(&nodes) == 2 {
         nodes[2].run().transfer_leadership(None).await.unwrap();
         until("another one leads", || nodes[..2].iter().any(|n| n.role() == Some(RaftRole::Leader))).await;

@@ -82,7 +82,7 @@ fn one_of_many(n: u32) -> Command {
 async fn forbidden_session_of_a_million_is_gone_from_all_members_within_a_second() {
     const BATCH: u32 = 200;
     let sessions: u32 = if cfg!(debug_assertions) { 5_000 } else { 1_000_000 };
-    let nodes = cluster_with(|node| node.options.engine.max_sessions = 1_100_000).await;
+    let nodes = cluster_with(|node| node.settings = vec!["table.sessions=1100000"]).await;
     apply(&nodes[0], 0, ALL).await;
     let lead = &nodes[leader(&nodes)];
     for first in (0..sessions).step_by(BATCH as usize) {

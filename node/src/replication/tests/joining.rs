@@ -135,7 +135,7 @@ async fn member_joins_a_cluster_with_many_sessions() {
     let _alone = elections::ALONE.lock().await;
     // Batches are large here, and there are few: so that the new member gets a snapshot, as it would of a long log.
     let roomy = |node: &mut Node| {
-        node.options.engine.max_sessions = 1 << 21;
+        node.settings = vec!["table.sessions=2097152"];
         node.options.log = LogSize::every(1 << 20);
     };
     let nodes = cluster_with(roomy).await;
