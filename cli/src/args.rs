@@ -96,6 +96,8 @@ pub enum Command {
     Undrain,
     /// Show whether this member is ready to carry traffic. Exit code 0 or 1.
     Health(command::health::Args),
+    /// Compare the states of all members now. Exit code 0: all are equal.
+    Audit(command::audit::Args),
     /// The lock that keeps this machine's kernel from forwarding past Palisade.
     #[command(subcommand)]
     Gate(command::gate::Command),
@@ -139,6 +141,11 @@ mod tests {
             "palisade cluster leave --timeout 10s",
             "palisade cluster remove fw3",
             "palisade cluster remove fw3 --yes --wait 30s",
+            "palisade cluster update",
+            "palisade audit",
+            "palisade audit --wait 10s -o json",
+            "palisade cluster update --member fw3 --name edge3 --address 10.9.1.3:7946",
+            "palisade cluster update --advertise [2001:db8::3]:7946",
             "palisade cluster join --abandon TOKEN",
             "palisade cluster token --wait 30s",
             "palisade cluster recover --config node.toml --yes",

@@ -52,6 +52,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Drain(args) => command::drain::drain(&global, &args),
         Command::Undrain => command::drain::undrain(&global),
         Command::Health(args) => command::health::run(&global, &args),
+        Command::Audit(args) => command::audit::run(&global, &args),
         Command::Gate(c) => command::gate::run(&global, &c),
         Command::Completions(args) => command::completions::run(&args),
         Command::Man(args) => command::man::run(&args),

@@ -224,6 +224,8 @@ fn session(n: u32, protocol: Protocol) -> Command {
         generation: Generation(2),
         rule: RuleId(1),
         supersedes: None,
+        #[cfg(feature = "next-level")]
+        tag: 0,
         protocol: match protocol {
             Protocol::TCP => HandshakeState::Tcp { client: end, server: Some(end) },
             _ => HandshakeState::Generic { replied: true },

@@ -16,6 +16,9 @@ pub struct ClusterState {
     pub cluster_id: String,
     /// The members by id.
     pub members: BTreeMap<MemberId, MemberInfo>,
+    /// Those of them that have joined and never forwarded a packet, each with the request by which it joined. A member leaves this
+    /// list when the log takes that it resumes, which is before its first lease.
+    pub joining: BTreeMap<MemberId, JoinRequest>,
     /// The id of the next machine that joins. Ids are never used again.
     pub next_member: u64,
     /// Join secrets: digest and end (Unix milliseconds).
@@ -32,6 +35,9 @@ pub struct ClusterState {
     pub capabilities: BTreeMap<MemberId, Capabilities>,
     /// The settings.
     pub settings: SettingsRecord,
+    /// A field of level 2. 0: none.
+    #[cfg(feature = "next-level")]
+    pub note: u64,
 }
 
 impl ClusterState {
@@ -39,6 +45,15 @@ impl ClusterState {
     #[must_use]
     pub fn zone(&self, name: &str) -> ZoneId {
         zone_number(&self.zones, name)
+    }
+}
+
+impl ClusterState {
+    /// The highest level that every member knows; that in force while one has not registered what it can.
+    #[must_use]
+    pub fn possible_level(&self) -> Level {
+        let known = |id| self.capabilities.get(id).map_or(self.level, |capabilities| capabilities.highest);
+        self.members.keys().map(known).min().unwrap_or(self.level).max(self.level)
     }
 }
 
@@ -53,6 +68,18 @@ impl ClusterState {
     #[must_use]
     pub fn has_left(&self, id: MemberId) -> bool {
         !self.cluster_id.is_empty() && id.0 < self.next_member && !self.members.contains_key(&id)
+    }
+
+    /// Whether no other member has come yet: if this one leaves, nothing is left.
+    #[must_use]
+    pub fn is_last(&self, id: MemberId) -> bool {
+        self.members.keys().all(|other| *other == id || self.joining.contains_key(other))
+    }
+
+    /// Whether this member may forward packets: it is a firewall, and has held a lease.
+    #[must_use]
+    pub fn may_forward(&self, id: MemberId) -> bool {
+        self.members.get(&id).is_some_and(|info| info.role == Role::Firewall) && !self.joining.contains_key(&id)
     }
 }
 
@@ -70,6 +97,10 @@ pub struct PolicyRecord {
     /// The zones that it names.
     pub zones: Vec<String>,
 }
+
+/// The random number of a join, which the joining machine makes once: however often it asks, it is registered once.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct JoinRequest(pub [u8; 16]);
 
 /// What the cluster knows of a member.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]

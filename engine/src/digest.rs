@@ -4,8 +4,14 @@
 //! element is one addition, and the order of the elements does not matter. The digest compares the tables of members that
 //! trust each other; it is no defence against forgery. It is part of the snapshot format: a different hash function needs a new
 //! format version.
+//!
+//! What is hashed is a canonical encoding: a base, and for each field that a later level adds an extension, left out where it has
+//! its default. What is added to the register has elements of its own, and none by default. So a raise of the level changes no
+//! existing hash. Nothing that is hashed is a text made by a program.
 
 use serde::Serialize;
+
+use crate::encoding::{Extensible, ExtensionWriter, write_content};
 
 /// The multiplier of the hash: 2^64 divided by the golden ratio.
 const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -22,6 +28,20 @@ pub(crate) enum Kind {
     Level = 7,
     Capabilities = 8,
     Settings = 9,
+    #[cfg(feature = "next-level")]
+    Note = 0xffff,
+}
+
+/// The hash of an element whose later fields are extensions. What does not use them has the hash of its base.
+pub(crate) fn extensible_element(kind: Kind, value: &impl Extensible) -> u64 {
+    let mut extensions = Vec::new();
+    // It fails only if memory does, or the value cannot be encoded; then it can be neither in the log nor in a snapshot.
+    let written = value.write_extensions(&mut ExtensionWriter::new(&mut extensions));
+    if extensions.is_empty() || written.is_err() {
+        return element(kind, value);
+    }
+    let mut bytes = Vec::new();
+    write_content(&mut bytes, value).map_or(0, |()| hash(kind as u64, &bytes))
 }
 
 /// The hash of an element, from its encoding.

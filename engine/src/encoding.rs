@@ -70,7 +70,11 @@ pub(crate) struct ExtensionWriter<'a> {
     to: &'a mut Vec<u8>,
 }
 
-impl ExtensionWriter<'_> {
+impl<'a> ExtensionWriter<'a> {
+    pub(crate) fn new(to: &'a mut Vec<u8>) -> ExtensionWriter<'a> {
+        ExtensionWriter { to }
+    }
+
     /// Writes a field. The caller leaves out one that has its default.
     #[cfg_attr(not(any(test, feature = "next-level")), expect(dead_code, reason = "level 1 has no extensions"))]
     pub(crate) fn field(&mut self, tag: u32, value: &impl Serialize) -> Result<(), postcard::Error> {

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use crate::active_policy::ActivePolicy;
 use crate::blind_intervals::BlindIntervals;
-use crate::cluster_state::{ClusterState, MemberInfo, Role};
+use crate::cluster_state::ClusterState;
 use crate::event::{ConnectionDecision, Event, Hint, LoggedDecision, Proposal};
 use crate::id::{Generation, MemberId, SessionId, ZoneId, ZonePair, first_number};
 use crate::limits::{Grace, Limits};
@@ -76,6 +76,15 @@ const MAX_PER_TICK: u32 = 1 << 14;
 
 /// Maximum number of entries processed under one lock, because packets wait for it.
 const LOCK_BATCH: u32 = 1 << 8;
+
+#[cfg(feature = "next-level")]
+impl Engine {
+    /// The field of level 2, once that is in force.
+    pub(crate) fn next_level_tag(&self, establish: &crate::session::Establish) -> u32 {
+        let is_in_force = self.cluster_state().level >= crate::replicated::next_level::NEXT;
+        if is_in_force { establish.rule.0 + 1 } else { 0 }
+    }
+}
 
 impl Engine {
     /// An empty engine with policy generation 0: default drop.
@@ -418,9 +427,8 @@ impl Engine {
     }
 
     pub(crate) fn publish(&self, cluster: ClusterState) {
-        let forwards =
-            |(id, info): &(&MemberId, &MemberInfo)| **id != self.config.member && info.role == Role::Firewall;
-        let peers = cluster.members.iter().filter(forwards).count();
+        let forwards = |id: &&MemberId| **id != self.config.member && cluster.may_forward(**id);
+        let peers = cluster.members.keys().filter(forwards).count();
         self.forwarding_peers.store(u32::try_from(peers).unwrap_or(u32::MAX), Ordering::Relaxed);
         let zones_changed = self.cluster.load().zones != cluster.zones;
         if self.limits.set(&cluster.settings.values) {

@@ -12,7 +12,8 @@
 //! report binds the member until the log says otherwise, not for some time: the command may be late by any time. A member
 //! that forgets its reports (it restarts, its state was replaced), or forwards packets again without having been asked (it
 //! was isolated), begins a new resume epoch in the log before it forwards any. Nothing is removed by reports of an older
-//! epoch.
+//! epoch. For the same reason a member that has joined and never resumed need not be asked: it has forwarded nothing, and begins
+//! an epoch before it does.
 
 use std::sync::atomic::Ordering;
 

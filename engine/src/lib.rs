@@ -48,7 +48,7 @@ mod verdict;
 mod worker_set;
 
 pub use addr::Ip;
-pub use cluster_state::{ClusterState, MemberInfo, PolicyRecord, Role};
+pub use cluster_state::{ClusterState, JoinRequest, MemberInfo, PolicyRecord, Role};
 pub use encoding::{DecodeError, EncodeError};
 pub use engine::Engine;
 pub use event::{

@@ -14,8 +14,8 @@ use crate::id::MemberId;
 use crate::id::SessionId;
 pub use crate::replicated::{
     Applied, Assignment, AssignmentError, Batch, Command, CommandSize, CompileError, ExpireIdle, ForbiddenSessions,
-    InvalidReason, LevelRaise, MemberChange, Outcome, PolicyChange, RestoreError, SettingKey, Settings, SettingsChange,
-    SettingsRecord, SettingsRefusal, SettingsRevision,
+    InvalidReason, Join, LevelRaise, MemberChange, Outcome, PolicyChange, RestoreError, SettingKey, Settings,
+    SettingsChange, SettingsRecord, SettingsRefusal, SettingsRevision,
 };
 use crate::replicated::{Effects, LocalContext, SnapshotContent, StateMachine};
 use crate::table::copy_on_write::CopyOnWrite;
@@ -135,7 +135,7 @@ impl Engine {
     /// Carries out what a command leads to on this member.
     pub(crate) fn carry_out(&self, effects: Effects, wake: &mut dyn Wake) {
         let Effects { wakes, closes, active_policy, cluster_state, resume_epoch } = effects;
-        // The zones first: rules are about their numbers.
+        // First: rules are about the numbers of zones, and who reads a resume epoch must see that its member has come.
         if let Some(cluster) = cluster_state {
             self.publish(*cluster);
         }

@@ -104,6 +104,10 @@ pub struct Establish {
     pub supersedes: Option<SessionId>,
     /// For TCP `server` is always there.
     pub protocol: HandshakeState,
+    /// A field of level 2, of no meaning. 0: none.
+    #[cfg(feature = "next-level")]
+    #[serde(skip)]
+    pub tag: u32,
 }
 
 impl From<&HalfOpen> for Establish {
@@ -119,6 +123,8 @@ impl From<&HalfOpen> for Establish {
             rule: open.rule,
             supersedes: open.supersedes,
             protocol: open.protocol,
+            #[cfg(feature = "next-level")]
+            tag: 0,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! One member: its namespace, its files, its daemon.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -42,6 +42,8 @@ pub struct Member {
     binary: PathBuf,
     dir: PathBuf,
     role: Role,
+    /// Where the others reach it.
+    cluster: SocketAddr,
     life: Option<Running>,
 }
 
@@ -63,7 +65,8 @@ impl Member {
         let name = format!("fw{number}");
         let dir = dir.join(&name);
         std::fs::create_dir_all(dir.join("data")).with_context(|| dir.display().to_string())?;
-        let member = Member { number, name, mode, netns, binary: binary.to_owned(), dir, role, life: None };
+        let cluster = SocketAddr::new(addr::fabric(number), addr::CLUSTER_PORT);
+        let member = Member { number, name, mode, netns, binary: binary.to_owned(), dir, role, cluster, life: None };
         member.write_config("")?;
         Ok(member)
     }
@@ -78,7 +81,7 @@ impl Member {
     }
 
     fn node_toml(&self) -> String {
-        let cluster = SocketAddr::new(addr::fabric(self.number), addr::CLUSTER_PORT);
+        let cluster = self.cluster;
         let mut text = format!(
             "name = \"{}\"\ndata_dir = {:?}\nrole = \"{}\"\n\n[cluster]\nlisten = \"{cluster}\"\nadvertise = \"{cluster}\"\n\n\
              [admin]\nsocket = {:?}\n\n[http]\nlisten = \"0.0.0.0:{}\"\ninterfaces = {:?}\n",
@@ -160,6 +163,22 @@ impl Member {
             Some(Running::Daemon(process)) => Some(process.pid()),
             _ => None,
         }
+    }
+
+    /// Exchanges the program, as a package does. A daemon that runs goes on with the one that it has until its next start.
+    pub fn exchange(&mut self, binary: &Path) {
+        binary.clone_into(&mut self.binary);
+    }
+
+    /// Moves the member to another address on its network between the members, beside the one that it has, and writes it into
+    /// `node.toml`: the daemon has it from its next start on.
+    ///
+    /// # Errors
+    /// The address is there already, or the file cannot be written.
+    pub async fn move_to(&mut self, address: IpAddr) -> Result<()> {
+        self.netns.netlink().add_address("eth-fabric", address, 24).await?;
+        self.cluster = SocketAddr::new(address, addr::CLUSTER_PORT);
+        self.write_config("")
     }
 
     /// Starts the daemon.

@@ -2,6 +2,7 @@
 //! and the HTTP port work on it; [`crate::node`] composes it.
 
 use std::future::Future;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -234,6 +235,11 @@ impl Daemon {
             let _change = daemon.begin_change().await?;
             match daemon.member() {
                 Some(member) if abandon => daemon.give_up(member).await?,
+                // An attempt before has come so far, and its answer was lost.
+                Some(member) if is_of(&token, &member) => {
+                    daemon.wait_ready(&member, CATCH_UP_TIMEOUT).await?;
+                    return Ok(daemon.wait_vote(member).await);
+                }
                 _ => daemon.check_not_a_member()?,
             }
             replication::join(&replication::Options::from(&*daemon.config), &token).await?;
@@ -297,7 +303,7 @@ impl Daemon {
             let member = daemon.require_member()?;
             member.replication.require_quorum(wait).await?;
             // Before any router turns away for nothing.
-            if member.engine.cluster_state().members.len() < 2 {
+            if member.engine.cluster_state().is_last(member.replication.identity().member) {
                 return Err(MembershipError::LastMember.into());
             }
             let before = daemon.drain.now();
@@ -425,6 +431,11 @@ impl Daemon {
     pub(crate) fn stuck_threads(&self) -> Vec<String> {
         self.member().map(|member| member.stuck_threads()).unwrap_or_default()
     }
+}
+
+/// Whether a join token is of the cluster that this member is in.
+fn is_of(token: &str, member: &Member) -> bool {
+    replication::Token::from_str(token).is_ok_and(|token| token.cluster == member.replication.identity().cluster)
 }
 
 /// Runs a future to its end even if the caller drops the one that is returned.

@@ -13,7 +13,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use miette::Diagnostic;
-use palisade_engine::{Engine, Hint, LeaseState, MemberId, Proposal, Role, ZoneId};
+use palisade_engine::{Engine, Hint, LeaseState, MemberId, MemberInfo, Proposal, Role, ZoneId};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinHandle, spawn_blocking};
@@ -44,6 +44,13 @@ const POLL_INTERVAL: Duration = Duration::from_millis(10);
 const ZONES_REGISTERED_WITHIN: Duration = Duration::from_secs(3);
 /// How long [`Member::close`] waits for other tasks to drop their handles, of the datapath and of the member.
 const HANDLES_DROPPED_WITHIN: Duration = Duration::from_secs(2);
+
+/// The version of this program.
+pub(crate) const PROGRAM_VERSION: &str = if cfg!(feature = "next-level") {
+    concat!(env!("CARGO_PKG_VERSION"), "+next-level")
+} else {
+    env!("CARGO_PKG_VERSION")
+};
 
 /// How a running member ends by itself.
 #[derive(Debug)]
@@ -105,6 +112,8 @@ pub(crate) struct Member {
     pub(crate) lease: Arc<Lease>,
     pub(crate) connection_log: ConnectionLog,
     log_writer: Mutex<Option<connection_log::Running>>,
+    /// The name and the address of node.toml.
+    info: MemberInfo,
     /// The zones of this machine's interfaces, sorted.
     zones: Vec<String>,
     datapath: Mutex<DatapathState>,
@@ -140,6 +149,7 @@ impl Member {
             second_lock,
             ..replication::Options::from(&**config)
         };
+        let info = options.info();
         let replication = Replication::open(options, hints, proposals, wake.clone(), lease.clone()).await?;
         let engine = replication.engine();
         let log_writer = log_queue.start(&config.name, &config.log, engine.clone()).map_err(MemberError::Log)?;
@@ -151,11 +161,15 @@ impl Member {
             lease,
             connection_log,
             log_writer: Mutex::new(Some(log_writer)),
+            info,
             zones: zone_registration::of(config),
             datapath: Mutex::new(DatapathState::NotStarted),
             starter: Mutex::new(None),
             _sinks: sinks.clone(),
         });
+        if let Some(why) = member.registered_otherwise(false) {
+            tracing::warn!("{why}");
+        }
         let (ended, failed) = (member.replication.failed(), ends.clone());
         let (removed, lease) = (member.replication.removed(), member.lease.clone());
         tokio::spawn(async move {
@@ -217,6 +231,11 @@ impl Member {
         self.lease.state_at(clock::now())
     }
 
+    /// The name and the address of node.toml.
+    pub(crate) fn info(&self) -> &MemberInfo {
+        &self.info
+    }
+
     /// The zones of this machine's interfaces, sorted.
     pub(crate) fn zones(&self) -> &[String] {
         &self.zones
@@ -273,8 +292,23 @@ impl Member {
         causes
     }
 
+    /// What the cluster should be told, because node.toml says otherwise. `only_address`: only if nobody reaches this member therefore.
+    fn registered_otherwise(&self, only_address: bool) -> Option<String> {
+        let own = &self.info;
+        let MemberInfo { name, address, .. } =
+            self.replication.registered_otherwise(own).filter(|info| !only_address || info.address != own.address)?;
+        Some(format!(
+            "node.toml says that this member is {} at {}, the cluster knows it as {name} at {address}: tell the cluster with \
+             `palisade cluster update`",
+            own.name, own.address
+        ))
+    }
+
     /// Why there is no valid lease: there is no quorum, or this member alone lacks something.
     fn without_lease(&self, what: &str) -> String {
+        if let Some(moved) = self.registered_otherwise(true) {
+            return moved;
+        }
         if self.replication.has_quorum() {
             return format!("this member {what} the cluster");
         }

@@ -5,6 +5,7 @@ pub mod figures;
 pub mod load;
 pub mod overload;
 pub mod program;
+pub mod release;
 pub mod scenario;
 
 use std::path::PathBuf;

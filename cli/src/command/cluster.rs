@@ -74,6 +74,19 @@ pub enum Command {
         #[command(flatten)]
         wait: Wait,
     },
+    /// Tell the cluster another name or another address of a member. Without options: what this member's node.toml says, after it
+    /// was changed and the daemon restarted.
+    Update {
+        /// The member, by the name that it has now. Without this: the one that is asked.
+        #[arg(long, value_name = "NAME")]
+        member: Option<String>,
+        /// Its new name. The same is to stand in its node.toml.
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
+        /// Where the others reach it from now on. The same is to stand in its node.toml, as `cluster.advertise`.
+        #[arg(long, value_name = "ADDRESS:PORT", visible_alias = "advertise")]
+        address: Option<String>,
+    },
     /// When a majority is lost for good: go on alone with what this machine has, as a new cluster. The daemon must be
     /// stopped. Says first what will be lost.
     Recover {
@@ -84,6 +97,12 @@ pub enum Command {
         #[arg(long)]
         yes: bool,
     },
+    /// The level in force: which commands and formats the members use together.
+    Level {
+        /// What to do with it.
+        #[command(subcommand)]
+        command: LevelCommand,
+    },
     /// Show or change what all members do alike: sizes of tables, the grace of leases, who votes.
     #[command(subcommand)]
     Settings(super::settings::Command),
@@ -91,6 +110,23 @@ pub enum Command {
     Members,
     /// How this member is, and how it sees the cluster.
     Status,
+}
+
+/// What to do with the level in force.
+#[derive(clap::Subcommand, Debug)]
+pub enum LevelCommand {
+    /// The level in force, and the levels that each member's program knows.
+    Show,
+    /// Raise it, after all members have been upgraded and nobody wants to go back: it cannot be lowered again, and programs that
+    /// do not know the new level cannot be members any longer.
+    Raise {
+        /// The level that is to be in force.
+        #[arg(value_name = "LEVEL")]
+        level: u16,
+        /// For a quorum.
+        #[command(flatten)]
+        wait: Wait,
+    },
 }
 
 /// Runs it.
@@ -142,8 +178,27 @@ pub fn run(global: &Global, command: Command) -> Result<ExitCode, Failure> {
                 }
                 print::cluster::removed(output, &name, answer.member)?;
             }
+            Command::Update { member, name, address } => {
+                if member.is_some() && name.is_none() && address.is_none() {
+                    let help = "name it: `--name NEW`, `--address ADDRESS:PORT`, or both";
+                    return Err(Failure::new(Exit::Usage, "nothing was said that is to change", Some(help)));
+                }
+                let request = v1::UpdateRequest { member, name, address };
+                let answer = client.update(within(REQUEST_TIMEOUT, request)).await?.into_inner();
+                print::cluster::updated(output, &answer)?;
+            }
             // It needs no daemon: done above.
             Command::Recover { .. } => {}
+            Command::Level { command: LevelCommand::Show } => {
+                let status = client.status(v1::StatusRequest {}).await?.into_inner();
+                let Some(membership) = &status.membership else { return Err(no_member(&status)) };
+                print::level::show(output, membership)?;
+            }
+            Command::Level { command: LevelCommand::Raise { level, wait } } => {
+                let request = v1::LevelRaiseRequest { level: level.into(), wait_ms: wait.millis() };
+                let answer = client.level_raise(within(wait.with(REQUEST_TIMEOUT), request)).await?.into_inner();
+                print::level::raised(output, &answer)?;
+            }
             Command::Settings(command) => super::settings::run(client, output, command).await?,
             Command::Members => {
                 let status = client.status(v1::StatusRequest {}).await?.into_inner();

@@ -1,5 +1,6 @@
 //! The commands: one file per noun.
 
+pub mod audit;
 pub mod cluster;
 pub mod completions;
 pub mod config;

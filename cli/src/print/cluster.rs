@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::drain::Draining;
 use super::health::{self, readiness};
+use super::level::{self, Capabilities};
 use super::{Table, answer, date, many};
 use crate::args::Output;
 use crate::exit::Failure;
@@ -131,7 +132,10 @@ struct Member<'a> {
     draining: bool,
     lease_valid: bool,
     removed: bool,
+    joining: bool,
     zones: &'a [String],
+    /// `None`: it has not started since it joined.
+    capabilities: Option<Capabilities<'a>>,
 }
 
 impl<'a> Member<'a> {
@@ -150,7 +154,9 @@ impl<'a> Member<'a> {
             draining: m.draining,
             lease_valid: m.lease_valid,
             removed: m.removed,
+            joining: m.joining,
             zones: &m.zones,
+            capabilities: m.capabilities.as_ref().map(Into::into),
         }
     }
 }
@@ -194,18 +200,20 @@ fn lease(as_of: &v1::AsOf) -> &'static str {
 }
 
 fn table(members: &[v1::Member], me: u64) -> Table {
-    let mut table = Table::new(&["ID", "NAME", "ADDRESS", "ROLE", "RAFT", "LAG", "ZONES", ""]);
+    let mut table = Table::new(&["ID", "NAME", "ADDRESS", "ROLE", "RAFT", "LAG", "ZONES", "PROGRAM", "LEVELS", ""]);
     for m in members {
         let raft = if m.leader { "leader" } else { suffrage(m) };
         let lag = m.lag.map_or("-".to_owned(), |l| l.to_string());
         let notes = [
             (m.id == me, "this"),
             (m.id != me && !m.reachable, "not reachable"),
+            (m.joining, "joining"),
             (m.removed, "removed, and counted until the voters have changed"),
             (m.draining, "draining"),
-            (m.id != me && m.reachable && !m.lease_valid, "no valid lease"),
+            (m.id != me && m.reachable && !m.lease_valid && !m.joining, "no valid lease"),
         ];
         let notes: Vec<&str> = notes.into_iter().filter_map(|(is, note)| is.then_some(note)).collect();
+        let [program, levels] = level::cells(m);
         table.row([
             m.id.to_string(),
             m.name.clone(),
@@ -214,10 +222,33 @@ fn table(members: &[v1::Member], me: u64) -> Table {
             raft.into(),
             lag,
             if m.zones.is_empty() { "-".to_owned() } else { m.zones.join(",") },
+            program,
+            levels,
             notes.join(", "),
         ]);
     }
     table
+}
+
+#[derive(Serialize)]
+struct Updated<'a> {
+    updated: bool,
+    member: u64,
+    name: &'a str,
+    address: &'a str,
+}
+
+/// A member that has another name or another address.
+///
+/// # Errors
+/// Standard output cannot be written.
+pub fn updated(output: Output, answer: &v1::UpdateResponse) -> Result<(), Failure> {
+    let v1::UpdateResponse { member, name, address } = answer;
+    super::answer(
+        output,
+        || Updated { updated: true, member: *member, name, address },
+        |out| writeln!(out, "member {member} is {name} at {address} now"),
+    )
 }
 
 /// The list of members.
@@ -286,6 +317,10 @@ struct Cluster<'a> {
     leader: Option<u64>,
     last_log: u64,
     applied: u64,
+    /// The level in force.
+    level: u32,
+    /// The highest level that every member knows.
+    possible_level: u32,
     policy: u64,
     sessions: u64,
     half_open: u64,
@@ -361,6 +396,8 @@ impl<'a> Status<'a> {
                     leader: (m.leader != 0).then_some(m.leader),
                     last_log: m.last_log,
                     applied: as_of.applied,
+                    level: m.level,
+                    possible_level: m.possible_level,
                     policy: m.generation,
                     sessions: m.sessions,
                     half_open: m.half_open,
@@ -427,6 +464,9 @@ fn status_text(out: &mut dyn Write, answered: &v1::StatusResponse) -> io::Result
                 "raft      {}, term {}, {leader}, log {}, applied {}",
                 c.raft_role, c.term, c.last_log, c.applied
             )?;
+            let note =
+                answered.membership.as_ref().and_then(level::note).map_or_else(String::new, |n| format!("; {n}"));
+            writeln!(out, "level     {}{note}", c.level)?;
             writeln!(out, "policy    generation {}", c.policy)?;
             writeln!(out, "sessions  {} ({} half-open)", c.sessions, c.half_open)?;
             if c.suspect {

@@ -1,10 +1,12 @@
 //! Printers: what commands answer, for people or for machines. The JSON's field names are part of the interface.
 
+pub mod audit;
 pub mod cluster;
 pub mod config;
 pub mod drain;
 pub mod gate;
 pub mod health;
+pub mod level;
 pub mod log;
 pub mod policy;
 pub mod recover;

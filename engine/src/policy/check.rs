@@ -13,6 +13,7 @@ use super::model::{Action, Address, Default, List, Named, Policy, Rule, Service}
 use super::ranges::{self, Addresses, Ranges};
 use super::read::{Draft, DraftNamed, DraftRule, Located, read};
 use super::{MAX_RANGES, MAX_RULES, MAX_TEXT, MAX_ZONES};
+use crate::level::Level;
 use crate::timeouts::{Timeout, Timeouts};
 use crate::tuple::Protocol;
 
@@ -25,6 +26,14 @@ impl Policy {
     /// # Errors
     /// All errors in the text, up to the first thousand.
     pub fn parse(name: &str, text: &str) -> Result<Policy, PolicyError> {
+        Policy::parse_at(Level::HIGHEST, name, text)
+    }
+
+    /// The same with the language of a level: what later ones add is unknown, and so an error.
+    ///
+    /// # Errors
+    /// As [`Policy::parse`].
+    pub fn parse_at(level: Level, name: &str, text: &str) -> Result<Policy, PolicyError> {
         let mut problems = Vec::new();
         if text.len() > MAX_TEXT {
             let message = format!("the policy has {} bytes; the maximum is {MAX_TEXT}", text.len());
@@ -33,7 +42,7 @@ impl Policy {
             let first = text.lines().next().unwrap_or_default().chars().take(200).collect();
             return Err(PolicyError { source_code: NamedSource::new(name, first), problems });
         }
-        let draft = read(text, &mut problems);
+        let draft = read(level, text, &mut problems);
         let policy = Checker { lines: text.match_indices('\n').map(|(at, _)| at).collect(), problems: &mut problems }
             .policy(draft);
         if problems.is_empty() {

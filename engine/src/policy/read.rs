@@ -10,6 +10,7 @@ use super::error::{Problem, similar};
 use super::foreign::{instead_of, instead_of_host};
 use super::model::{Action, Address, Default, KEYWORDS, NAME_MAX, RULE_NAME_MAX, Service, is_name};
 use super::token::{Spanned, Token, tokens};
+use crate::level::Level;
 use crate::parse::IpOption;
 use crate::timeouts::{self, Timeout};
 
@@ -51,10 +52,10 @@ pub(super) struct Draft {
     pub(super) rules: Vec<DraftRule>,
 }
 
-/// Parses a policy text and adds its errors to `problems`.
-pub(super) fn read(text: &str, problems: &mut Vec<Problem>) -> Draft {
+/// Parses a policy text in the language of a level, and adds its errors to `problems`.
+pub(super) fn read(level: Level, text: &str, problems: &mut Vec<Problem>) -> Draft {
     let tokens = join_continued_lines(tokens(text, |problem| problems.push(problem)));
-    let mut reader = Reader { tokens: &tokens, at: 0, problems, draft: Draft::default() };
+    let mut reader = Reader { level, tokens: &tokens, at: 0, problems, draft: Draft::default() };
     while reader.at < tokens.len() {
         if let Err(StatementSkipped) = reader.statement() {
             while !matches!(reader.peek(), Token::End) {
@@ -93,6 +94,9 @@ const EXAMPLE: &str = "a rule is: accept \"name\" from ZONE to ZONE: SOURCE -> D
 struct StatementSkipped;
 
 struct Reader<'t, 's, 'p> {
+    /// Words that a later level adds are no keywords.
+    #[cfg_attr(not(feature = "next-level"), expect(dead_code, reason = "level 1 is the first one"))]
+    level: Level,
     tokens: &'t [Spanned<'s>],
     at: usize,
     problems: &'p mut Vec<Problem>,
@@ -173,6 +177,8 @@ impl<'s> Reader<'_, 's, '_> {
                 self.draft.ip_options.extend(options);
                 end?;
             }
+            #[cfg(feature = "next-level")]
+            Token::Word("next-level") if self.level >= crate::replicated::next_level::NEXT => self.at += 1,
             Token::Word(word) => match action(word) {
                 Some(action) => self.rule(action)?,
                 None => {

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::cluster_state::MemberInfo;
+use crate::cluster_state::{JoinRequest, MemberInfo};
 use crate::id::{Generation, RuleId, SessionId};
 use crate::level::Level;
 use crate::session::{Close, CloseCause, Establish, HandshakeState};
@@ -13,6 +13,8 @@ use crate::worker_set::WorkerSet;
 mod forbidden;
 mod idempotent;
 mod levels;
+mod local_facts;
+mod members;
 mod scrub;
 mod settings;
 mod snapshots;
@@ -96,6 +98,8 @@ fn establish(counter: u64, port: u16) -> Establish {
         generation: Generation(1),
         rule: RuleId(1),
         supersedes: None,
+        #[cfg(feature = "next-level")]
+        tag: 0,
         protocol: HandshakeState::Tcp { client: end(counter as u32), server: Some(end(7)) },
     }
 }
@@ -224,26 +228,55 @@ fn policy_change_needs_the_current_generation_as_base() {
 #[test]
 fn member_ids_are_never_reused() {
     let mut b = Fixture::new();
-    let named = |name: &str| MemberInfo { name: name.to_owned(), ..MemberInfo::default() };
     let mut member = |change| b.one(Command::Member(change));
-    assert!(matches!(member(MemberChange::Join(named("b"))), Outcome::Invalid(_)), "before Init");
+    let join = |number, name| join(2, number, name);
+    assert!(matches!(member(join(1, "b")), Outcome::Invalid(_)), "before Init");
     let init =
         |cluster: &str| MemberChange::Init { cluster_id: cluster.to_owned(), member: named("a"), level: Level::FIRST };
     assert!(matches!(member(init("")), Outcome::Invalid(_)));
     assert_eq!(member(init("c1")), Outcome::Member(MemberId(1)));
     assert_eq!(member(init("c2")), Outcome::Conflict);
-    assert_eq!(member(MemberChange::Join(named("a"))), Outcome::Conflict);
-    assert_eq!(member(MemberChange::Join(named("b"))), Outcome::Member(MemberId(2)));
-    assert_eq!(member(MemberChange::Leave(MemberId(2))), Outcome::Accepted);
-    assert!(matches!(member(MemberChange::Leave(MemberId(2))), Outcome::Invalid(_)));
-    assert_eq!(member(MemberChange::Join(named("b"))), Outcome::Member(MemberId(3)));
-    let token = |n, end| MemberChange::Token { secret_digest: vec![n], expires_unix_ms: end };
     assert_eq!(member(token(1, 999)), Outcome::Accepted);
     assert_eq!(member(token(2, 2000)), Outcome::Accepted);
+    assert_eq!(member(join(1, "a")), Outcome::Conflict);
+    assert_eq!(member(join(1, "b")), Outcome::Member(MemberId(2)));
+    assert_eq!(member(MemberChange::Leave(MemberId(2))), Outcome::Accepted);
+    assert!(matches!(member(MemberChange::Leave(MemberId(2))), Outcome::Invalid(_)));
+    assert_eq!(member(join(1, "b")), Outcome::Member(MemberId(3)));
     assert_eq!(b.replica.engine.cluster_state().tokens, [(vec![2], 2000)], "expired tokens are removed");
     let late = Batch { proposer: MemberId(2), ..batch(0, 0, vec![add(establish(1, 1))]) };
     assert!(matches!(b.apply(&late)[..], [Outcome::Invalid(_)]));
     assert_eq!(b.sessions(), 0);
+}
+
+impl Fixture {
+    /// Another member joins, and comes.
+    fn another(&mut self, info: MemberInfo) -> MemberId {
+        self.one(Command::Member(token(200, u64::MAX)));
+        let address = format!("{}.example:7946", info.name);
+        let member = MemberInfo { address, ..info };
+        let request = JoinRequest(u128::from(self.next).to_be_bytes());
+        let join = Join { request, secret_digest: vec![200], member };
+        let Outcome::Member(id) = self.one(Command::Member(MemberChange::Join(Box::new(join)))) else {
+            panic!("it is not admitted");
+        };
+        let resume = Batch { proposer: id, ..batch(0, 0, vec![Command::Resume]) };
+        assert_eq!(self.apply(&resume), [Outcome::Accepted]);
+        id
+    }
+}
+
+fn named(name: &str) -> MemberInfo {
+    MemberInfo { name: name.to_owned(), address: format!("{name}.example:7946"), ..MemberInfo::default() }
+}
+
+fn token(secret: u8, expires_unix_ms: u64) -> MemberChange {
+    MemberChange::Token { secret_digest: vec![secret], expires_unix_ms }
+}
+
+fn join(secret: u8, request: u8, name: &str) -> MemberChange {
+    let request = JoinRequest([request; 16]);
+    MemberChange::Join(Box::new(Join { request, secret_digest: vec![secret], member: named(name) }))
 }
 
 #[test]

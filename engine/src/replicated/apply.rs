@@ -97,9 +97,15 @@ impl StateMachine {
             Command::Resume => {
                 self.resume_epoch = self.resume_epoch.wrapping_add(1);
                 effects.resume_epoch = Some(self.resume_epoch);
+                self.has_come(batch.proposer, effects);
             }
             Command::Policy(change) => return self.change_policy(change, batch.unix_ms, effects),
             Command::Member(change) => return self.change_members(change, batch.unix_ms, effects),
+            #[cfg(feature = "next-level")]
+            Command::Note(note) => {
+                self.register.cluster.note = *note;
+                self.register_changed(effects);
+            }
             Command::Level(level) => {
                 let outcome = self.register.raise_level(*level);
                 self.register_changed(effects);

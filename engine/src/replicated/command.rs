@@ -8,7 +8,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::settings::SettingsChange;
-use crate::cluster_state::MemberInfo;
+use crate::cluster_state::{JoinRequest, MemberInfo};
 use crate::id::{Generation, MemberId, SessionId};
 use crate::level::{Capabilities, Level};
 use crate::replicated::InvalidReason;
@@ -25,7 +25,7 @@ pub struct Batch {
     /// The proposer's lowest serial number that it has not seen applied. Outcomes below it are dropped; a command below it
     /// is a late copy and has no effect.
     pub lowest_outstanding: u64,
-    /// The proposer's wall clock, milliseconds since 1970. For people (`since`), never for decisions.
+    /// The proposer's wall clock, milliseconds since 1970. For people (`since`), and for what ends at a time of day: join tokens.
     pub unix_ms: u64,
     /// The commands.
     pub commands: Vec<Command>,
@@ -69,6 +69,9 @@ pub enum Command {
     RevokeForbidden(ForbiddenSessions),
     /// Changes settings, if the members afford them and nobody else changed them meanwhile ([`Outcome::Invalid`] otherwise).
     Settings(Box<SettingsChange>),
+    /// A command of level 2: notes a number. It must stay the last one.
+    #[cfg(feature = "next-level")]
+    Note(u64),
 }
 
 /// The approximate size of a command in bytes, for bounds only.
@@ -95,6 +98,8 @@ impl Command {
             }
             Command::ExpireIdle(idle) => (16 + 14 * idle.sessions.len(), 48 + 24 * idle.sessions.len()),
             Command::Resume | Command::Level(_) => (4, 16),
+            #[cfg(feature = "next-level")]
+            Command::Note(_) => (10, 16),
             Command::Policy(policy) => (64 + policy.text.len(), 96 + policy.text.len() + policy.author.len()),
             Command::Member(MemberChange::Zones { zones, .. }) => {
                 let names: usize = zones.iter().map(String::len).sum();
@@ -158,8 +163,9 @@ pub enum MemberChange {
         /// When it ends, on the leader's wall clock.
         expires_unix_ms: u64,
     },
-    /// Registers a member, with the next free id ([`Outcome::Member`]). Its name must be free ([`Outcome::Conflict`]).
-    Join(MemberInfo),
+    /// Registers a member, with the next free id, or with the one that the same request was given before ([`Outcome::Member`]).
+    /// Its name and its address must be free ([`Outcome::Conflict`]).
+    Join(Box<Join>),
     /// Removes a member. Its id is never used again.
     Leave(MemberId),
     /// Names the zones that a member's interfaces are in, in place of those that it named before. Each gets a number; one that
@@ -178,6 +184,26 @@ pub enum MemberChange {
         /// What it can.
         capabilities: Capabilities,
     },
+    /// Gives a member another name, another address, or both. They must be free ([`Outcome::Conflict`]).
+    Update {
+        /// The member.
+        member: MemberId,
+        /// Its new name, if it changes.
+        name: Option<String>,
+        /// Its new address, if it changes.
+        address: Option<String>,
+    },
+}
+
+/// A machine that joins.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Join {
+    /// The machine's own number of this join. Until it has held a lease, it is registered once under it.
+    pub request: JoinRequest,
+    /// The digest of the join token's secret. The token must be valid, unless the request was taken before.
+    pub secret_digest: Vec<u8>,
+    /// What becomes of the machine.
+    pub member: MemberInfo,
 }
 
 /// What applying a command did. Committed is not accepted.

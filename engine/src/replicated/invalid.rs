@@ -95,6 +95,12 @@ pub enum InvalidReason {
     /// A change of settings.
     #[error(transparent)]
     Settings(SettingsRefusal),
+    /// A join without a valid token.
+    #[error("the join token is unknown or has expired; make a new one with `palisade cluster token`")]
+    JoinToken,
+    /// A member cannot have this name or this address.
+    #[error("a member's name has 1 to 63 characters, and its address is `host:port`")]
+    MemberInfo,
 }
 
 /// Maximum length of a program's version, in bytes.

@@ -12,6 +12,8 @@ mod dedup;
 mod invalid;
 mod levels;
 mod members;
+#[cfg(feature = "next-level")]
+pub(crate) mod next_level;
 mod policies;
 mod register;
 mod session;
@@ -24,7 +26,7 @@ use crate::cluster_state::ClusterState;
 use crate::digest::{Kind, element};
 use crate::id::Generation;
 pub use command::{
-    Applied, Batch, Command, CommandSize, ExpireIdle, ForbiddenSessions, MemberChange, Outcome, PolicyChange,
+    Applied, Batch, Command, CommandSize, ExpireIdle, ForbiddenSessions, Join, MemberChange, Outcome, PolicyChange,
 };
 use dedup::{DedupTable, Tombstones};
 pub use invalid::InvalidReason;

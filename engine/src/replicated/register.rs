@@ -28,6 +28,7 @@ impl Register {
             &(
                 &cluster.cluster_id,
                 members,
+                &cluster.joining,
                 &cluster.tokens,
                 policies,
                 &cluster.zones,
@@ -41,6 +42,10 @@ impl Register {
         }
         if cluster.settings.revision > 0 {
             sum = sum.wrapping_add(element(Kind::Settings, &SettingsChunk::from(&cluster.settings)));
+        }
+        #[cfg(feature = "next-level")]
+        if cluster.note != 0 {
+            sum = sum.wrapping_add(element(Kind::Note, &cluster.note));
         }
         let capabilities = cluster.capabilities.iter().map(|entry| element(Kind::Capabilities, &entry));
         capabilities.fold(sum, u64::wrapping_add)

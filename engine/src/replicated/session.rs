@@ -4,8 +4,13 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::digest::{Kind, element};
+use crate::digest::{Kind, extensible_element};
+use crate::encoding::Extensible;
+#[cfg(feature = "next-level")]
+use crate::encoding::{DecodeError, ExtensionWriter};
 use crate::id::{Generation, MemberId, RuleId, SessionId, ZoneId, ZonePair};
+#[cfg(feature = "next-level")]
+use crate::replicated::next_level;
 use crate::session::{CloseCause, EndCause, EndedSession, Establish, HandshakeState, SynParams};
 use crate::traffic::Traffic;
 use crate::tuple::{Direction, PerDirection, Tuple};
@@ -26,6 +31,8 @@ pub(crate) struct Replicated {
     activity_epoch: u16,
     opened: WallTenths,
     handshake: CompactHandshake,
+    #[cfg(feature = "next-level")]
+    tag: u32,
 }
 
 /// A time on the wall clock, in tenths of a second since 1970, modulo 2^32: it wraps every 13 years.
@@ -133,7 +140,19 @@ pub(crate) struct SessionRecord {
 impl SessionRecord {
     /// The session's part of the digest.
     pub(super) fn digest(&self) -> u64 {
-        element(Kind::Session, self)
+        extensible_element(Kind::Session, self)
+    }
+}
+
+impl Extensible for SessionRecord {
+    #[cfg(feature = "next-level")]
+    fn write_extensions(&self, to: &mut ExtensionWriter<'_>) -> Result<(), postcard::Error> {
+        next_level::write_tag(self.establish.tag, to)
+    }
+
+    #[cfg(feature = "next-level")]
+    fn read_extension(&mut self, tag: u32, value: &[u8]) -> Result<bool, DecodeError> {
+        next_level::read_tag(&mut self.establish.tag, tag, value)
     }
 }
 
@@ -156,6 +175,8 @@ impl Replicated {
             activity_epoch: record.activity_epoch,
             opened: record.opened,
             handshake: CompactHandshake::new(&protocol),
+            #[cfg(feature = "next-level")]
+            tag: record.establish.tag,
         }
     }
 
@@ -267,6 +288,8 @@ impl Replicated {
             rule: self.rule,
             supersedes: None,
             protocol: self.handshake_state(),
+            #[cfg(feature = "next-level")]
+            tag: self.tag,
         };
         SessionRecord { establish, closed: self.closed, activity_epoch: self.activity_epoch, opened: self.opened }
     }

@@ -2,18 +2,22 @@
 //!
 //! # Format
 //!
-//! The magic, then chunks: a kind (1 byte), the length of the content (4 bytes, little endian), its CRC-32 (4 bytes,
-//! over kind, length and content), the content (`postcard`).
+//! The magic, the level at which it is written (2 bytes, little endian: that in force), then chunks: a kind (1 byte), the
+//! length of the content (4 bytes, little endian), its CRC-32 (4 bytes, over kind, length and content), the content (a base
+//! and extensions, or records: [`crate::encoding`]).
 //!
 //! | kind | content | how many |
 //! |---|---|---|
-//! | 1 | cluster id, members, join tokens, zones, the members' zones, level in force, the members' capabilities, next member id, generation, resume epoch | one, first |
+//! | 1 | cluster id, members, joins under way, join tokens, zones, the members' zones, level in force, the members' capabilities, next member id, generation, resume epoch | one, first |
 //! | 2 | a policy | up to 32, oldest first |
 //! | 3 | a proposer's outcomes from a serial number on | any |
 //! | 4 | ids of removed sessions, and how many older ones were dropped | any, in order |
-//! | 5 | sessions | any |
+//! | 5 | sessions, each a record | any |
 //! | 6 | settings, largest grace so far, last changes | one, second |
 //! | 9 | number of sessions, digest | one, last |
+//!
+//! A chunk whose kind has the bit [`kind::OPTIONAL`] may be skipped by a program that does not know the kind. Any other unknown
+//! kind is a refusal, and so is an unknown level: what a program does not know of the state, it cannot apply commands to.
 //!
 //! # Reading
 //!
@@ -23,22 +27,26 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::apply::invalid;
 use super::dedup::{DedupTable, MAX_OUTSTANDING, MAX_TOMBSTONES, ProposerSession, Tombstones};
+#[cfg(feature = "next-level")]
+use super::next_level;
 use super::policies::{self, CompileError};
 use super::settings::{SettingsChunk, SettingsRecord};
 use super::{Effects, Outcome, Register, Replicated, RestoredSessions, SessionRecord, StateMachine};
 use crate::active_policy::ActivePolicy;
-use crate::cluster_state::{ClusterState, MemberInfo, PolicyRecord};
+use crate::cluster_state::{ClusterState, JoinRequest, MemberInfo, PolicyRecord};
+#[cfg(feature = "next-level")]
+use crate::encoding::ExtensionWriter;
+use crate::encoding::{DecodeError, Extensible, read_content, read_level, read_record, write_content, write_record};
 use crate::id::{Generation, MemberId, SessionId};
-use crate::level::{Capabilities, Level};
+use crate::level::{Capabilities, Level, UnknownLevel};
 use crate::policy::Compiled;
 
 /// The last digit is the version of the format.
-const MAGIC: &[u8; 8] = b"PALSNAP4";
+const MAGIC: &[u8; 8] = b"PALSNAP5";
 
 /// Maximum length of a chunk's content: a policy with its record fits.
 const MAX_CHUNK_BYTES: u32 = (policies::MAX_POLICY_BYTES as u32) + (1 << 20);
@@ -55,12 +63,16 @@ mod kind {
     pub(super) const SESSIONS: u8 = 5;
     pub(super) const SETTINGS: u8 = 6;
     pub(super) const END: u8 = 9;
+
+    /// The bit of a kind without which the state is whole.
+    pub(super) const OPTIONAL: u8 = 0x80;
 }
 
 #[derive(Serialize, Deserialize)]
 struct RegisterRecord {
     cluster_id: String,
     members: BTreeMap<MemberId, MemberInfo>,
+    joining: BTreeMap<MemberId, JoinRequest>,
     tokens: Vec<(Vec<u8>, u64)>,
     zones: Vec<String>,
     member_zones: BTreeMap<MemberId, Vec<String>>,
@@ -69,6 +81,9 @@ struct RegisterRecord {
     next_member: u64,
     generation: Generation,
     resume_epoch: u64,
+    #[cfg(feature = "next-level")]
+    #[serde(skip)]
+    note: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -89,6 +104,30 @@ struct Outcomes {
 }
 
 #[derive(Serialize, Deserialize)]
+struct Removed {
+    dropped: u64,
+    ids: Vec<SessionId>,
+}
+
+impl Extensible for RegisterRecord {
+    #[cfg(feature = "next-level")]
+    fn write_extensions(&self, to: &mut ExtensionWriter<'_>) -> Result<(), postcard::Error> {
+        next_level::write_note(self.note, to)
+    }
+
+    #[cfg(feature = "next-level")]
+    fn read_extension(&mut self, tag: u32, value: &[u8]) -> Result<bool, DecodeError> {
+        next_level::read_note(&mut self.note, tag, value)
+    }
+}
+
+impl Extensible for PolicyText {}
+impl Extensible for Outcomes {}
+impl Extensible for Removed {}
+impl Extensible for End {}
+impl Extensible for SettingsChunk {}
+
+#[derive(Serialize, Deserialize)]
 struct End {
     sessions: u64,
     digest: u64,
@@ -103,6 +142,12 @@ pub enum RestoreError {
     /// It is not what it should be.
     #[error("the snapshot is damaged: {0}")]
     Damaged(String),
+    /// It was written at a level that this program does not know.
+    #[error("the snapshot cannot be read: {0}; a program that knows this level is needed")]
+    Level(UnknownLevel),
+    /// A part of it is unknown to this program, and the state is not whole without it.
+    #[error("the snapshot has a part of the unknown kind {0}: a program that knows it is needed")]
+    Kind(u8),
     /// A member with these settings must afford more sessions than this one does.
     #[error("the cluster's settings ask for room for {needed} sessions, and this member affords {affords}")]
     Unaffordable {
@@ -114,6 +159,15 @@ pub enum RestoreError {
     /// Its policy does not compile.
     #[error("the snapshot's policy does not compile")]
     Policy(#[from] CompileError),
+}
+
+impl From<DecodeError> for RestoreError {
+    fn from(error: DecodeError) -> RestoreError {
+        match error {
+            DecodeError::Level(level) => RestoreError::Level(level),
+            other => RestoreError::Damaged(other.to_string()),
+        }
+    }
 }
 
 fn damaged(why: impl Into<String>) -> RestoreError {
@@ -138,14 +192,19 @@ fn checksum(kind: u8, length: [u8; 4], content: &[u8]) -> u32 {
     crc.finalize()
 }
 
-fn write_chunk(to: &mut dyn Write, kind: u8, content: &impl Serialize) -> io::Result<()> {
-    let content = postcard::to_stdvec(content).map_err(io::Error::other)?;
+fn write_chunk(to: &mut dyn Write, kind: u8, content: &impl Extensible) -> io::Result<()> {
+    let mut bytes = Vec::new();
+    write_content(&mut bytes, content).map_err(io::Error::other)?;
+    write_bytes(to, kind, &bytes)
+}
+
+fn write_bytes(to: &mut dyn Write, kind: u8, content: &[u8]) -> io::Result<()> {
     let length = u32::try_from(content.len()).ok().filter(|n| *n <= MAX_CHUNK_BYTES);
     let length = length.ok_or_else(|| io::Error::other("a chunk is too long"))?.to_le_bytes();
     to.write_all(&[kind])?;
     to.write_all(&length)?;
-    to.write_all(&checksum(kind, length, &content).to_le_bytes())?;
-    to.write_all(&content)
+    to.write_all(&checksum(kind, length, content).to_le_bytes())?;
+    to.write_all(content)
 }
 
 impl SnapshotContent {
@@ -157,14 +216,18 @@ impl SnapshotContent {
         next: &mut dyn FnMut(&mut Vec<Replicated>) -> io::Result<bool>,
     ) -> io::Result<()> {
         to.write_all(MAGIC)?;
+        to.write_all(&self.register.cluster.level.0.to_le_bytes())?;
         self.write_register(to)?;
         self.write_dedup(to)?;
-        let (mut sessions, mut more) = (Vec::with_capacity(2 * SESSIONS_PER_CHUNK), true);
+        let (mut sessions, mut more, mut records) = (Vec::with_capacity(2 * SESSIONS_PER_CHUNK), true, Vec::new());
         while more {
             more = next(&mut sessions)?;
             while sessions.len() >= SESSIONS_PER_CHUNK || !more && !sessions.is_empty() {
-                let records = sessions.drain(..sessions.len().min(SESSIONS_PER_CHUNK));
-                write_chunk(to, kind::SESSIONS, &records.map(|session| session.record()).collect::<Vec<_>>())?;
+                records.clear();
+                for session in sessions.drain(..sessions.len().min(SESSIONS_PER_CHUNK)) {
+                    write_record(&mut records, &session.record()).map_err(io::Error::other)?;
+                }
+                write_bytes(to, kind::SESSIONS, &records)?;
             }
         }
         write_chunk(to, kind::END, &End { sessions: self.sessions as u64, digest: self.digest })
@@ -175,6 +238,7 @@ impl SnapshotContent {
         let register = RegisterRecord {
             cluster_id: cluster.cluster_id.clone(),
             members: cluster.members.clone(),
+            joining: cluster.joining.clone(),
             tokens: cluster.tokens.clone(),
             zones: cluster.zones.clone(),
             member_zones: cluster.member_zones.clone(),
@@ -183,6 +247,8 @@ impl SnapshotContent {
             next_member: cluster.next_member,
             generation: self.register.generation,
             resume_epoch: self.resume_epoch,
+            #[cfg(feature = "next-level")]
+            note: cluster.note,
         };
         write_chunk(to, kind::REGISTER, &register)?;
         write_chunk(to, kind::SETTINGS, &SettingsChunk::from(&cluster.settings))?;
@@ -206,7 +272,8 @@ impl SnapshotContent {
         }
         let removed: Vec<SessionId> = self.tombstones.iter().collect();
         for chunk in removed.chunks(TOMBSTONES_PER_CHUNK) {
-            write_chunk(to, kind::TOMBSTONES, &(self.tombstones.before(), chunk))?;
+            let removed = Removed { dropped: self.tombstones.before(), ids: chunk.to_vec() };
+            write_chunk(to, kind::TOMBSTONES, &removed)?;
         }
         Ok(())
     }
@@ -232,14 +299,6 @@ fn read_chunk(from: &mut dyn Read) -> Result<(u8, Vec<u8>), RestoreError> {
     Ok((kind, content))
 }
 
-fn decode<T: DeserializeOwned>(content: &[u8]) -> Result<T, RestoreError> {
-    match postcard::take_from_bytes(content) {
-        Ok((value, [])) => Ok(value),
-        Ok(_) => Err(damaged("a chunk is longer than its content")),
-        Err(e) => Err(damaged(e.to_string())),
-    }
-}
-
 /// The content of a snapshot's chunks, each valid by itself.
 struct Parsed<S> {
     register: Register,
@@ -255,6 +314,7 @@ impl<S: RestoredSessions> Parsed<S> {
         let cluster = ClusterState {
             cluster_id: record.cluster_id,
             members: record.members,
+            joining: record.joining,
             next_member: record.next_member,
             tokens: record.tokens,
             zones: record.zones,
@@ -263,6 +323,8 @@ impl<S: RestoredSessions> Parsed<S> {
             capabilities: record.capabilities,
             settings,
             policies: Vec::new(),
+            #[cfg(feature = "next-level")]
+            note: record.note,
         };
         Parsed {
             register: Register { cluster, generation: record.generation },
@@ -278,13 +340,13 @@ impl<S: RestoredSessions> Parsed<S> {
     fn add(&mut self, kind: u8, content: &[u8]) -> Result<(), RestoreError> {
         match kind {
             kind::POLICY => {
-                let PolicyText { generation, text, author, unix_ms, zones } = decode(content)?;
+                let PolicyText { generation, text, author, unix_ms, zones } = read_content(content)?;
                 let record = PolicyRecord { generation, text, author, unix_ms, zones };
                 self.register.cluster.policies.push(Arc::new(record));
             }
-            kind::OUTCOMES => self.add_outcomes(decode(content)?)?,
+            kind::OUTCOMES => self.add_outcomes(read_content(content)?)?,
             kind::TOMBSTONES => {
-                let (dropped, ids): (u64, Vec<SessionId>) = decode(content)?;
+                let Removed { dropped, ids } = read_content(content)?;
                 self.dropped_tombstones = dropped;
                 self.tombstones.extend(ids);
                 if self.tombstones.len() > MAX_TOMBSTONES {
@@ -292,11 +354,15 @@ impl<S: RestoredSessions> Parsed<S> {
                 }
             }
             kind::SESSIONS => {
-                for record in decode::<Vec<SessionRecord>>(content)? {
-                    self.add_session(&record)?;
+                let mut rest = content;
+                while !rest.is_empty() {
+                    let (session, after) = read_record::<SessionRecord>(rest)?;
+                    self.add_session(&session)?;
+                    rest = after;
                 }
             }
-            other => return Err(damaged(format!("it has a chunk of the unknown kind {other}"))),
+            other if other & kind::OPTIONAL != 0 => {}
+            other => return Err(RestoreError::Kind(other)),
         }
         Ok(())
     }
@@ -390,21 +456,26 @@ pub(crate) fn read<S: RestoredSessions>(
     affords: u64,
     sessions: S,
 ) -> Result<Restored<S>, RestoreError> {
-    let mut magic = [0; 8];
+    let (mut magic, mut level) = ([0; 8], [0; 2]);
     from.read_exact(&mut magic)?;
     if magic != *MAGIC {
         return Err(damaged("it is not a snapshot of this format"));
     }
+    from.read_exact(&mut level)?;
+    let (level, _) = read_level(&level)?;
     let (first, content) = read_chunk(from)?;
     if first != kind::REGISTER {
         return Err(damaged("it does not begin with the register"));
     }
-    let register = decode(&content)?;
+    let register: RegisterRecord = read_content(&content)?;
+    if register.level != level {
+        return Err(damaged("it was not written at the level in force"));
+    }
     let (second, content) = read_chunk(from)?;
     if second != kind::SETTINGS {
         return Err(damaged("the settings are not behind the register"));
     }
-    let settings = decode::<SettingsChunk>(&content)?.record().map_err(|e| damaged(e.to_string()))?;
+    let settings = read_content::<SettingsChunk>(&content)?.record().map_err(|e| damaged(e.to_string()))?;
     let needed = settings.values.affordable_sessions();
     if needed > affords {
         return Err(RestoreError::Unaffordable { needed, affords });
@@ -413,7 +484,7 @@ pub(crate) fn read<S: RestoredSessions>(
     loop {
         let (kind, content) = read_chunk(from)?;
         if kind == kind::END {
-            return parsed.validate(&decode(&content)?);
+            return parsed.validate(&read_content(&content)?);
         }
         parsed.add(kind, &content)?;
     }

@@ -9,13 +9,18 @@ struct Counting;
 thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
     static BYTES: Cell<i64> = const { Cell::new(0) };
+    static PEAK: Cell<i64> = const { Cell::new(0) };
 }
 
 // SAFETY: all calls go to the system allocator unchanged; the counters neither allocate nor have destructors.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.with(|n| n.set(n.get() + 1));
-        BYTES.with(|n| n.set(n.get() + layout.size() as i64));
+        let bytes = BYTES.with(|n| {
+            n.set(n.get() + layout.size() as i64);
+            n.get()
+        });
+        PEAK.with(|peak| peak.set(peak.get().max(bytes)));
         // SAFETY: the caller upholds the contract of `alloc`, which is the same.
         unsafe { System.alloc(layout) }
     }
@@ -38,4 +43,12 @@ pub(crate) fn allocations() -> u64 {
 /// The number of bytes currently allocated.
 pub(crate) fn bytes() -> i64 {
     BYTES.with(Cell::get)
+}
+
+/// The largest number of bytes that `what` had allocated at once, beyond what was allocated before.
+pub(crate) fn peak(what: impl FnOnce()) -> i64 {
+    let before = bytes();
+    PEAK.with(|peak| peak.set(before));
+    what();
+    PEAK.with(Cell::get) - before
 }

@@ -82,6 +82,8 @@ pub fn established(n: u32, original: Tuple) -> Command {
         generation: Generation(1),
         rule: RuleId(1),
         supersedes: None,
+        #[cfg(feature = "next-level")]
+        tag: 0,
         protocol: HandshakeState::Tcp { client: end(99), server: Some(end(199)) },
     }))
 }

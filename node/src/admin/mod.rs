@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use miette::Diagnostic;
 use palisade_engine::replica::Outcome;
-use palisade_engine::{LeaseState, Role};
+use palisade_engine::{LeaseState, Level, Role};
 use palisade_proto::admin::v1;
 use palisade_proto::admin::v1::admin_server::{Admin, AdminServer};
 use tonic::codegen::Bytes;
@@ -30,7 +30,7 @@ use tonic::{Code, Request, Response, Status};
 use crate::clock;
 use crate::daemon::{ChangeError, Daemon, Outside};
 use crate::datapath::Nft;
-use crate::member::Member;
+use crate::member::{Member, PROGRAM_VERSION};
 use crate::readiness::Grade;
 use crate::replication::{
     MembershipError, NoQuorum, ProposeError, RaftRole, ReadBarrierError, Removal, Suffrage, TransferError,
@@ -146,6 +146,7 @@ fn code(e: &MembershipError) -> Code {
         | MembershipError::CannotRemoveSelf(_)
         | MembershipError::LastMember
         | MembershipError::QuorumAtRisk { .. }
+        | MembershipError::Raise(_)
         | MembershipError::Transfer(_)
         | MembershipError::Raft(_) => Code::FailedPrecondition,
         MembershipError::Start(_) | MembershipError::ClusterId(_) | MembershipError::Random(_) => Code::Internal,
@@ -157,7 +158,7 @@ fn unconfirmed(e: &ProposeError) -> Status {
 }
 
 fn stale(e: &ReadBarrierError) -> Status {
-    let help = "see `palisade cluster status`; without `--barrier` this member answers with what it has";
+    let help = "see `palisade cluster status`; a read without `--barrier` answers with what this member has";
     refuse(Code::Unavailable, format!("the answer could be out of date: {e}"), help)
 }
 
@@ -197,7 +198,7 @@ impl Service {
         };
         v1::StatusResponse {
             name: config.name.clone(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: PROGRAM_VERSION.to_owned(),
             role: v1::Role::from(config.role).into(),
             membership: member.as_ref().map(|m| membership(m)),
             health: Some(self.health_now()),
@@ -244,6 +245,12 @@ fn membership(member: &Member) -> v1::Membership {
     let cluster = member.engine.cluster_state();
     let one = |m: crate::replication::Member| v1::Member {
         zones: cluster.member_zones.get(&m.id).cloned().unwrap_or_default(),
+        capabilities: cluster.capabilities.get(&m.id).map(|known| v1::Capabilities {
+            lowest_level: known.lowest.0.into(),
+            highest_level: known.highest.0.into(),
+            program: known.program.clone(),
+            max_sessions: known.max_sessions,
+        }),
         id: m.id.0,
         name: m.info.name,
         address: m.info.address,
@@ -262,6 +269,7 @@ fn membership(member: &Member) -> v1::Membership {
         draining: m.draining,
         lease_valid: m.lease_valid,
         removed: m.removed,
+        joining: m.joining,
     };
     v1::Membership {
         cluster: s.cluster,
@@ -273,6 +281,8 @@ fn membership(member: &Member) -> v1::Membership {
         last_log: s.last_log.unwrap_or(0),
         generation: member.engine.generation().0,
         members: s.members.into_iter().map(one).collect(),
+        level: cluster.level.0.into(),
+        possible_level: cluster.possible_level().0.into(),
         sessions: counts.sessions.iter().map(|(_, _, n)| n).sum(),
         half_open: counts.half_open,
         audited_index: if leads { metrics.audited_index.get() } else { 0 },
@@ -384,6 +394,35 @@ impl Admin for Service {
             result => audit::log(&user, what, result),
         };
         removed.map(Response::new)
+    }
+
+    async fn level_raise(
+        &self,
+        request: Request<v1::LevelRaiseRequest>,
+    ) -> Result<Response<v1::LevelRaiseResponse>, Status> {
+        let user = audit::user(&request).await;
+        let v1::LevelRaiseRequest { level, wait_ms } = request.into_inner();
+        let what = format!("cluster level raise {level}");
+        audit::log(&user, what, self.raise_level(level, wait_ms).await).map(Response::new)
+    }
+
+    async fn update(&self, request: Request<v1::UpdateRequest>) -> Result<Response<v1::UpdateResponse>, Status> {
+        let user = audit::user(&request).await;
+        let request = request.into_inner();
+        let what = format!(
+            "cluster update, member {:?}, name {:?}, address {:?}",
+            request.member, request.name, request.address
+        );
+        audit::log(&user, what, self.update_member(request).await).map(Response::new)
+    }
+
+    async fn audit(&self, request: Request<v1::AuditRequest>) -> Result<Response<v1::AuditResponse>, Status> {
+        let member = self.member()?;
+        require_quorum(&member, request.into_inner().wait_ms).await?;
+        let report = member.replication.audit(COMMAND).await.map_err(|e| stale(&e))?;
+        let members = report.members.into_iter();
+        let members = members.map(|(id, info, digest)| v1::MemberDigest { id: id.0, name: info.name, digest });
+        Ok(Response::new(v1::AuditResponse { index: report.index, members: members.collect() }))
     }
 
     async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
@@ -517,6 +556,32 @@ impl Service {
         let expires_unix_ms = clock::unix_ms().saturating_add(valid_ms);
         let token = member.replication.token(Duration::from_millis(valid_ms)).await?;
         Ok(v1::TokenResponse { token, expires_unix_ms })
+    }
+
+    async fn raise_level(&self, level: u32, wait_ms: u64) -> Result<v1::LevelRaiseResponse, Status> {
+        let member = self.member()?;
+        let to = u16::try_from(level).map_err(|_| Status::invalid_argument("there is no such level"))?;
+        // Decided on what this member has applied.
+        require_lease(&member, wait_ms).await?;
+        member.replication.raise_level(Level(to)).await?;
+        Ok(v1::LevelRaiseResponse { level: member.engine.cluster_state().level.0.into() })
+    }
+
+    /// Without a name and an address: what this member's node.toml says.
+    async fn update_member(&self, r: v1::UpdateRequest) -> Result<v1::UpdateResponse, Status> {
+        let member = self.member()?;
+        let (name, address) = match (r.name, r.address, &r.member) {
+            (None, None, None) => (Some(member.info().name.clone()), Some(member.info().address.clone())),
+            (name, address, _) => (name, address),
+        };
+        let id = member.replication.update(r.member.as_deref(), name.clone(), address.clone()).await?;
+        // One that has moved may not have applied it yet.
+        let info = member.engine.cluster_state().members.get(&id).cloned().unwrap_or_default();
+        Ok(v1::UpdateResponse {
+            member: id.0,
+            name: name.unwrap_or(info.name),
+            address: address.unwrap_or(info.address),
+        })
     }
 
     async fn remove_member(&self, r: v1::RemoveRequest) -> Result<v1::RemoveResponse, Status> {

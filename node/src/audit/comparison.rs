@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use palisade_engine::MemberId;
 use palisade_engine::replica::Replica;
+use palisade_engine::{Engine, MemberId};
 use palisade_proto::member::v1 as wire;
 use palisade_raft_store::Auditor;
 use tokio::sync::mpsc;
@@ -83,6 +83,7 @@ fn compare(answers: &BTreeMap<MemberId, Digests>, members: usize) -> Comparison 
 pub(crate) struct Comparer {
     pub(crate) me: MemberId,
     pub(crate) raft: PalisadeRaft,
+    pub(crate) engine: Arc<Engine>,
     pub(crate) auditor: Auditor<Replica>,
     pub(crate) peers: Peers,
     pub(crate) metrics: Arc<ReplicationMetrics>,
@@ -97,7 +98,10 @@ impl Comparer {
             if !self.raft.is_leader() {
                 continue;
             }
-            let members = self.raft.members();
+            let mut members = self.raft.members();
+            // One that has never come has no state.
+            let joining = &self.engine.cluster_state().joining;
+            members.retain(|id, _| !joining.contains_key(id));
             let answers = self.ask(&members).await;
             let comparison = compare(&answers, members.len());
             self.count(&comparison);

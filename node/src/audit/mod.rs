@@ -14,6 +14,7 @@
 
 pub(crate) mod comparison;
 pub(crate) mod handler;
+pub(crate) mod on_request;
 pub(crate) mod repair;
 pub(crate) mod scrub;
 

@@ -3,14 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use palisade_engine::MemberInfo;
-use palisade_engine::replica::{Command, MemberChange, Outcome};
-use palisade_engine::{Engine, MemberId};
+use palisade_engine::replica::{Command, InvalidReason, Join, MemberChange, Outcome};
+use palisade_engine::{ClusterState, Engine, MemberId, MemberInfo};
 use tokio::sync::mpsc;
 use tonic::Status;
 
 use crate::clock;
-use crate::membership::token;
 use crate::raft::config::PalisadeRaft;
 use crate::raft::read_index::ReadIndex;
 use crate::raft::requests::{AdminRequest, propose_and_wait};
@@ -28,20 +26,17 @@ pub(crate) struct Admission {
 }
 
 impl Admission {
-    /// On the leader: admits a machine that knows a token's secret. Returns the cluster and the new member's id.
-    pub(crate) async fn admit(&self, secret: &[u8], info: MemberInfo) -> Result<(String, MemberId), Status> {
+    /// On the leader: admits a machine that knows a token's secret, or that was admitted before by the same request. Returns the
+    /// cluster and the member's id. Applying the command decides; what it would surely refuse is not put into the log.
+    pub(crate) async fn admit(&self, join: Join) -> Result<(String, MemberId), Status> {
         self.register_is_recent().await?;
-        let digest = token::digest(secret);
-        let now = clock::unix_ms();
         let cluster = self.engine.cluster_state();
-        if !cluster.tokens.iter().any(|(known, end)| *known == digest && *end > now) {
-            return Err(Status::permission_denied(
-                "the join token is unknown or has expired; make a new one with `palisade cluster token`",
-            ));
+        if !may_join(&cluster, &join, clock::unix_ms()) {
+            return Err(no_valid_token());
         }
-        let name = info.name.clone();
-        let join = Command::Member(MemberChange::Join(info.clone()));
-        let outcome = propose_and_wait(&self.requests, join, ADMISSION_TIMEOUT).await;
+        let info = join.member.clone();
+        let command = Command::Member(MemberChange::Join(Box::new(join)));
+        let outcome = propose_and_wait(&self.requests, command, ADMISSION_TIMEOUT).await;
         match outcome.map_err(|e| Status::unavailable(e.to_string()))? {
             Outcome::Member(id) => {
                 // The reconciler would do it too, but only in its next round.
@@ -50,9 +45,8 @@ impl Admission {
                 }
                 Ok((self.cluster.to_string(), id))
             }
-            Outcome::Conflict => Err(Status::already_exists(format!(
-                "a member named `{name}` exists; choose another name, or `palisade cluster remove {name}` if it is gone"
-            ))),
+            Outcome::Conflict => Err(Status::already_exists(conflict(&self.engine.cluster_state(), None, &info))),
+            Outcome::Invalid(why) => Err(Status::permission_denied(why.to_string())),
             other => Err(Status::internal(format!("the log answered {other:?}"))),
         }
     }
@@ -63,4 +57,51 @@ impl Admission {
         let applied = self.raft.wait(Some(ADMISSION_TIMEOUT)).applied_index_at_least(Some(index), "an admission").await;
         applied.map(drop).map_err(|e| Status::unavailable(e.to_string()))
     }
+}
+
+/// On the leader: gives a member another name or another address.
+pub(crate) async fn update(
+    requests: &mpsc::Sender<AdminRequest>,
+    engine: &Engine,
+    member: MemberId,
+    name: Option<String>,
+    address: Option<String>,
+) -> Result<(), Status> {
+    let update = MemberChange::Update { member, name: name.clone(), address: address.clone() };
+    let outcome = propose_and_wait(requests, Command::Member(update), ADMISSION_TIMEOUT).await;
+    match outcome.map_err(|e| Status::unavailable(e.to_string()))? {
+        Outcome::Accepted => Ok(()),
+        Outcome::Conflict => {
+            let info = MemberInfo {
+                name: name.unwrap_or_default(),
+                address: address.unwrap_or_default(),
+                ..MemberInfo::default()
+            };
+            Err(Status::already_exists(conflict(&engine.cluster_state(), Some(member), &info)))
+        }
+        Outcome::Invalid(why) => Err(Status::invalid_argument(why.to_string())),
+        other => Err(Status::internal(format!("the log answered {other:?}"))),
+    }
+}
+
+/// Whether the register, as it is here, would take a join.
+fn may_join(cluster: &ClusterState, join: &Join, now: u64) -> bool {
+    let known = cluster.joining.values().any(|request| *request == join.request);
+    known || cluster.tokens.iter().any(|(digest, end)| *digest == join.secret_digest && *end > now)
+}
+
+fn no_valid_token() -> Status {
+    Status::permission_denied(InvalidReason::JoinToken.to_string())
+}
+
+/// Who has the name, or the address, that another member was to get.
+fn conflict(cluster: &ClusterState, but: Option<MemberId>, wanted: &MemberInfo) -> String {
+    let mut others = cluster.members.iter().filter(|(id, _)| Some(**id) != but).map(|(_, info)| info);
+    let found = others.find(|other| other.name == wanted.name || other.address == wanted.address);
+    let name = found.map_or(wanted.name.as_str(), |other| other.name.as_str());
+    let what = match found {
+        Some(other) if other.name != wanted.name => format!("member `{name}` has the address {}", other.address),
+        _ => format!("a member named `{name}` exists"),
+    };
+    format!("{what}; choose another one, or `palisade cluster remove {name}` if it is gone")
 }

@@ -4,6 +4,7 @@ use palisade_engine::replica::Outcome;
 
 use crate::affordable::UnaffordableError;
 use crate::membership::identity::IdentityError;
+use crate::membership::level::RaiseError;
 use crate::membership::token::TokenError;
 use crate::peer::error::ClusterIdError;
 use crate::raft::requests::ProposeError;
@@ -66,6 +67,10 @@ pub enum MembershipError {
         /// The voters that do not answer.
         silent: String,
     },
+    /// The level in force was not raised.
+    #[error(transparent)]
+    #[diagnostic(transparent)]
+    Raise(#[from] RaiseError),
     /// The transfer of leadership.
     #[error(transparent)]
     #[diagnostic(transparent)]

@@ -13,13 +13,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
-use palisade_engine::{MemberId, first_number, start_of_number};
+use palisade_engine::{JoinRequest, MemberId, first_number, start_of_number};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 const IDENTITY_FILE: &str = "identity.toml";
 /// The identity of a member that the cluster removed, or that gave its membership up.
 const REMOVED_FILE: &str = "identity.toml.removed";
+/// The request of a join that is not done yet.
+const JOIN_FILE: &str = "join.toml";
 /// Where the log of such a member is kept when the machine joins again.
 const SET_ASIDE_PREFIX: &str = "removed-";
 const LOCK_FILE: &str = "lock";
@@ -46,6 +48,24 @@ pub struct Identity {
 
 fn never(times: &u32) -> bool {
     *times == 0
+}
+
+/// The request of a join, as it is kept until the join is done.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct JoinFile {
+    version: u32,
+    cluster: String,
+    /// Hexadecimal.
+    request: String,
+}
+
+impl JoinFile {
+    /// The request, if it is one of this cluster.
+    fn request(&self, cluster: &str) -> Option<JoinRequest> {
+        let number = u128::from_str_radix(&self.request, 16).ok()?;
+        (self.version == IDENTITY_VERSION && self.cluster == cluster).then(|| JoinRequest(number.to_be_bytes()))
+    }
 }
 
 impl Identity {
@@ -231,6 +251,33 @@ impl DataDir {
         self.sync()
     }
 
+    /// The number under which this machine asks to join `cluster`: that of an attempt before, or else `new`, which is durable when
+    /// this returns.
+    pub(crate) fn join_request(&self, cluster: &str, new: JoinRequest) -> Result<JoinRequest, IdentityError> {
+        let path = self.path.join(JOIN_FILE);
+        let kept = match fs::read_to_string(&path) {
+            Ok(text) => toml::from_str(&text).ok().and_then(|kept: JoinFile| kept.request(cluster)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            Err(e) => return Err(at(&path)(e)),
+        };
+        if let Some(kept) = kept {
+            return Ok(kept);
+        }
+        let request = format!("{:032x}", u128::from_be_bytes(new.0));
+        let file = JoinFile { version: IDENTITY_VERSION, cluster: cluster.to_owned(), request };
+        self.write(JOIN_FILE, &file)?;
+        Ok(new)
+    }
+
+    /// The join is done: the next one is another one.
+    pub(crate) fn forget_join_request(&self) -> Result<(), IdentityError> {
+        let path = self.path.join(JOIN_FILE);
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(at(&path)(e)),
+            _ => self.sync(),
+        }
+    }
+
     /// Writes a new identity. From now on the folder belongs to a member.
     pub(crate) fn write_identity(
         &self,
@@ -246,19 +293,19 @@ impl DataDir {
             starts: 0,
             recovered: 0,
         };
-        self.write(&identity)?;
+        self.write(IDENTITY_FILE, &identity)?;
         Ok(identity)
     }
 
     /// Replaces the identity.
     pub(crate) fn replace_identity(&self, identity: &Identity) -> Result<(), IdentityError> {
-        self.write(identity)
+        self.write(IDENTITY_FILE, identity)
     }
 
     /// Counts a start, durably, before anything is done under the identity.
     pub(crate) fn start(&self, identity: &mut Identity) -> Result<(), IdentityError> {
         identity.starts = identity.starts.checked_add(1).filter(is_start).ok_or(IdentityError::StartsExhausted)?;
-        self.write(identity)
+        self.write(IDENTITY_FILE, identity)
     }
 
     /// Counts the starts up to this one, durably, so that no later start gives their numbers. Does nothing if they are counted
@@ -268,7 +315,7 @@ impl DataDir {
         match self.identity()? {
             Some(identity) if identity.starts < up_to => {
                 let starts = Some(up_to).filter(is_start).ok_or(IdentityError::StartsExhausted)?;
-                self.write(&Identity { starts, ..identity })
+                self.write(IDENTITY_FILE, &Identity { starts, ..identity })
             }
             _ => Ok(()),
         }
@@ -292,10 +339,10 @@ impl DataDir {
     }
 
     /// Atomically and durably: written beside, synced, renamed, and the folder synced.
-    fn write(&self, identity: &Identity) -> Result<(), IdentityError> {
-        let path = self.path.join(IDENTITY_FILE);
-        let beside = self.path.join(format!("{IDENTITY_FILE}.new"));
-        let text = toml::to_string(identity)
+    fn write(&self, file: &str, content: &impl Serialize) -> Result<(), IdentityError> {
+        let path = self.path.join(file);
+        let beside = self.path.join(format!("{file}.new"));
+        let text = toml::to_string(content)
             .map_err(|e| IdentityError::Damaged { path: path.clone(), reason: e.to_string() })?;
         let write = || -> io::Result<()> {
             let mut file = File::create(&beside)?;
@@ -371,6 +418,23 @@ mod tests {
             assert_eq!(identity.starts, starts);
             assert_eq!(data_dir.identity().unwrap().unwrap(), identity);
         }
+    }
+
+    #[test]
+    fn join_request_is_kept_until_the_join_is_done() {
+        let dir = tempfile::tempdir().unwrap();
+        let data_dir = DataDir::lock(dir.path()).unwrap();
+        let [one, two, three] = [1, 2, 3].map(|n| JoinRequest([n; 16]));
+        let ask = |cluster, new| data_dir.join_request(cluster, new).unwrap();
+        assert_eq!(ask("c0ffee", one), one);
+        assert_eq!(ask("c0ffee", two), one, "asked again");
+        assert_eq!(ask("decaf", two), two, "another cluster");
+        assert_eq!(ask("decaf", three), two);
+        data_dir.forget_join_request().unwrap();
+        assert_eq!(ask("decaf", three), three);
+        // What a machine cannot read it has not asked with, as far as it knows.
+        fs::write(dir.path().join(JOIN_FILE), "version = 1\n").unwrap();
+        assert_eq!(ask("decaf", one), one);
     }
 
     #[test]

@@ -5,9 +5,8 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use palisade_engine::MemberId;
 use palisade_engine::replica::{Assignment, Batch, Command, MemberChange, Outcome, Settings, SettingsChange};
-use palisade_engine::{Capabilities, Level};
+use palisade_engine::{JoinRequest, Level, MemberId};
 use palisade_proto::member::v1 as wire;
 use palisade_proto::member::v1::admission_client::AdmissionClient;
 use palisade_raft_store::StoreOwner;
@@ -109,7 +108,7 @@ async fn write_first_entries(
     led.map_err(|_| MembershipError::Timeout("the first election"))?;
     let init =
         Command::Member(MemberChange::Init { cluster_id: cluster.to_owned(), member: info, level: Level::HIGHEST });
-    let capabilities = Capabilities::of_program(options.engine.affordable_sessions, env!("CARGO_PKG_VERSION"));
+    let capabilities = options.capabilities();
     let mut commands = vec![init, Command::Member(MemberChange::Capabilities { member: me, capabilities })];
     if !settings.is_empty() {
         let change = SettingsChange::new(0, settings, Vec::new(), author.to_owned());
@@ -130,28 +129,57 @@ async fn write_first_entries(
 }
 
 /// Joins the cluster of a token. Afterwards `Replication::open` starts the member; the cluster then brings it up to date and
-/// lets it vote.
+/// lets it vote. It can be repeated wherever it was interrupted: the cluster registers this machine once.
 ///
 /// # Errors
 /// [`MembershipError`]; the data folder then belongs to no cluster.
 pub async fn join(options: &Options, token: &str) -> Result<Identity, MembershipError> {
     let token = Token::from_str(token)?;
     let data_dir = DataDir::lock(&options.data_dir)?;
+    if let Some(identity) = data_dir.identity()?
+        && (identity.cluster.as_str(), identity.starts) == (&*token.cluster, 0)
+    {
+        // An attempt before was interrupted when all was done.
+        data_dir.forget_join_request()?;
+        return Ok(identity);
+    }
+    let admitted = admission(options, &data_dir, &token).await?;
+    settle(options, &data_dir, &admitted).await
+}
+
+/// Has the cluster register this machine. Before it asks for the first time, the number of its request is durable.
+pub(crate) async fn admission(
+    options: &Options,
+    data_dir: &DataDir,
+    token: &Token,
+) -> Result<wire::Admitted, MembershipError> {
     data_dir.check_unused()?;
-    let admitted = tokio::time::timeout(JOIN_TIMEOUT, ask_to_join(options, &token)).await;
+    let request = data_dir.join_request(&token.cluster, JoinRequest(random()?))?;
+    let admitted = tokio::time::timeout(JOIN_TIMEOUT, ask_to_join(options, token, request)).await;
     let admitted = admitted.map_err(|_| MembershipError::Timeout("joining"))??;
     if admitted.cluster != token.cluster {
         return Err(MembershipError::Refused(format!("it is cluster {}, not {}", admitted.cluster, token.cluster)));
     }
+    Ok(admitted)
+}
+
+/// Makes the data folder that of the member that the cluster has registered.
+pub(crate) async fn settle(
+    options: &Options,
+    data_dir: &DataDir,
+    admitted: &wire::Admitted,
+) -> Result<Identity, MembershipError> {
     let member = MemberId(admitted.member);
     // Not before: until a cluster has admitted this machine, the folder says what became of the last member here.
     data_dir.ensure_unused()?;
-    mark_store(&data_dir, &admitted.cluster, member).await?;
-    Ok(data_dir.write_identity(&admitted.cluster, member, &options.name)?)
+    mark_store(data_dir, &admitted.cluster, member).await?;
+    let identity = data_dir.write_identity(&admitted.cluster, member, &options.name)?;
+    data_dir.forget_join_request()?;
+    Ok(identity)
 }
 
 /// Writes its owner into a new store, before the identity itself is written.
-async fn mark_store(data_dir: &DataDir, cluster: &str, member: MemberId) -> Result<(), RaftStartError> {
+pub(crate) async fn mark_store(data_dir: &DataDir, cluster: &str, member: MemberId) -> Result<(), RaftStartError> {
     let (dir, cluster) = (data_dir.new_store(), cluster.to_owned());
     #[cfg(feature = "simulation")]
     if let Some(host) = crate::simulation::host() {
@@ -161,13 +189,17 @@ async fn mark_store(data_dir: &DataDir, cluster: &str, member: MemberId) -> Resu
 }
 
 /// Asks the token's members, again and again, until one admits this machine or refuses it.
-async fn ask_to_join(options: &Options, token: &Token) -> Result<wire::Admitted, MembershipError> {
+async fn ask_to_join(
+    options: &Options,
+    token: &Token,
+    request: JoinRequest,
+) -> Result<wire::Admitted, MembershipError> {
     if token.addresses.is_empty() {
         return Err(MembershipError::NoAddress);
     }
     loop {
         for address in &token.addresses {
-            if let Some(admitted) = ask_member(options, token, address).await? {
+            if let Some(admitted) = ask_member(options, token, request, address).await? {
                 return Ok(admitted);
             }
         }
@@ -179,6 +211,7 @@ async fn ask_to_join(options: &Options, token: &Token) -> Result<wire::Admitted,
 async fn ask_member(
     options: &Options,
     token: &Token,
+    number: JoinRequest,
     address: &str,
 ) -> Result<Option<wire::Admitted>, MembershipError> {
     use tonic::Code;
@@ -188,6 +221,7 @@ async fn ask_member(
         let request = wire::JoinRequest {
             secret: token.secret().to_vec().into(),
             member: Some(wire::MemberInfo::from(&options.info())),
+            request: number.0.to_vec().into(),
         };
         match ask_to_admit(&address, request).await {
             Ok(Some(Answer::Admitted(admitted))) => return Ok(Some(admitted)),

@@ -9,6 +9,7 @@ pub(crate) mod admission;
 pub(crate) mod error;
 pub(crate) mod identity;
 pub(crate) mod join;
+pub(crate) mod level;
 pub(crate) mod options;
 pub(crate) mod presence;
 pub(crate) mod reconcile;

@@ -3,10 +3,11 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use palisade_engine::{MemberInfo, Role};
+use palisade_engine::{Capabilities, MemberInfo, Role};
 
 use crate::connection_log::ConnectionLog;
 use crate::listen::SecondLock;
+use crate::member::PROGRAM_VERSION;
 use crate::raft::config::{LogSize, Timing};
 
 /// What a member is started with.
@@ -39,6 +40,11 @@ pub struct Options {
 }
 
 impl Options {
+    /// What the member registers that it can.
+    pub(crate) fn capabilities(&self) -> Capabilities {
+        Capabilities::of_program(self.engine.affordable_sessions, PROGRAM_VERSION)
+    }
+
     pub(crate) fn info(&self) -> MemberInfo {
         MemberInfo { name: self.name.clone(), address: self.advertise.clone(), role: self.role }
     }

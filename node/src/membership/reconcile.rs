@@ -1,6 +1,6 @@
 //! Reconciliation: the leader makes openraft's membership match the register of members, step by step.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,6 +39,8 @@ enum Step {
     /// Finishes a change of the voters that an earlier leader left half done.
     LeaveJoint,
     AddLearner(MemberId, MemberInfo),
+    /// Its name or its address has changed.
+    Update(MemberId, MemberInfo),
     Promote(MemberId),
     Demote(MemberId),
     Remove(MemberId),
@@ -72,6 +74,11 @@ fn step(
     }
     if let Some((id, info)) = cluster.members.iter().find(|(id, _)| !known.contains(id)) {
         return Some(Step::AddLearner(*id, info.clone()));
+    }
+    let changed =
+        stored.nodes().find_map(|(id, node)| Some((id, cluster.members.get(id).filter(|info| *info != node)?)));
+    if let Some((id, info)) = changed {
+        return Some(Step::Update(*id, info.clone()));
     }
     let last = metrics.last_log_index.unwrap_or(0);
     let ready =
@@ -129,6 +136,11 @@ impl Reconciler {
             // An empty change leaves the joint configuration. Members that it makes learners are removed in steps of their own.
             Step::LeaveJoint => self.raft.change_membership(ChangeMembers::AddVoterIds(BTreeSet::new()), true).await,
             Step::AddLearner(id, info) => self.raft.add_learner(*id, info.clone(), false).await,
+            // Two members with one address would be one to openraft; here each request names its addressee.
+            Step::Update(id, info) => {
+                let nodes = BTreeMap::from([(*id, info.clone())]);
+                self.raft.change_membership(ChangeMembers::SetNodes(nodes), true).await
+            }
             Step::Promote(id) => {
                 self.raft.change_membership(ChangeMembers::AddVoterIds(BTreeSet::from([*id])), true).await
             }

@@ -143,7 +143,10 @@ impl Recovery {
     /// [`RecoverError`]
     pub async fn prepare(options: &Options) -> Result<Recovery, RecoverError> {
         let data_dir = DataDir::lock(&options.data_dir)?;
-        let identity = data_dir.identity()?.ok_or(RecoverError::NotMember)?;
+        let Some(identity) = data_dir.identity()? else {
+            let removed = data_dir.removed_identity()?.is_some();
+            return Err(if removed { RecoverError::Removed } else { RecoverError::NotMember });
+        };
         let me = identity.member;
         let engine =
             Engine::new(palisade_engine::Config { member: me, start: identity.starts, ..options.engine.clone() });

@@ -7,11 +7,12 @@ use std::time::Duration;
 use futures::StreamExt;
 use openraft::async_runtime::WatchReceiver;
 use palisade_engine::replica::{Command, MemberChange};
-use palisade_engine::{Engine, MemberId};
+use palisade_engine::{Engine, MemberId, MemberInfo};
 use palisade_proto::member::v1 as wire;
 use tokio::sync::{mpsc, watch};
 
 use crate::clock;
+use crate::membership::admission::{self, ADMISSION_TIMEOUT};
 use crate::membership::error::{MembershipError, accepted};
 use crate::membership::identity::{DataDir, Identity};
 use crate::membership::presence::PRESENCE_TIMEOUT;
@@ -28,6 +29,14 @@ use crate::random::random;
 const REMOVAL_POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// How long the leader may take to say whether this member has been removed.
 const REMOVAL_QUERY_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a change of a name or an address may take: an election may be under way.
+const UPDATE_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long one member may take to answer: the leader waits for the log at most for [`ADMISSION_TIMEOUT`].
+const UPDATE_ANSWER_TIMEOUT: Duration = ADMISSION_TIMEOUT.saturating_add(Duration::from_secs(1));
+/// Time between two rounds over the members.
+const UPDATE_RETRY_DELAY: Duration = Duration::from_millis(500);
+/// Members that are asked one after the other: the first one, the leader that it knows of, perhaps the next leader.
+const MAX_REDIRECTS: usize = 3;
 /// Addresses in a join token.
 const MAX_TOKEN_ADDRESSES: usize = 4;
 
@@ -72,7 +81,7 @@ impl Membership {
     /// Transfers leadership if need be, is removed, and archives the identity.
     pub(crate) async fn leave(&self) -> Result<(), MembershipError> {
         let me = self.identity.member;
-        if self.engine.cluster_state().members.keys().all(|id| *id == me) {
+        if self.engine.cluster_state().is_last(me) {
             return Err(MembershipError::LastMember);
         }
         self.check_quorum_without(me).await?;
@@ -128,6 +137,84 @@ impl Membership {
         Ok(Removal::Removed(id))
     }
 
+    /// Gives a member another name, another address, or both. Whoever answers is asked, as by a machine that joins: a member that has
+    /// moved cannot be reached by the others, so it does not know who leads.
+    pub(crate) async fn update(
+        &self,
+        member: Option<&str>,
+        name: Option<String>,
+        address: Option<String>,
+    ) -> Result<MemberId, MembershipError> {
+        let cluster = self.engine.cluster_state();
+        let named = |wanted: &str| cluster.members.iter().find(|(_, info)| info.name == wanted).map(|(id, _)| *id);
+        let id = match member {
+            None => self.identity.member,
+            Some(wanted) => named(wanted).ok_or_else(|| MembershipError::NoSuchMember(wanted.to_owned()))?,
+        };
+        let request = wire::UpdateRequest { member: id.0, name, address };
+        let updated = tokio::time::timeout(UPDATE_TIMEOUT, self.ask_to_update(&cluster.members, request)).await;
+        updated.map_err(|_| MembershipError::Timeout("the change"))??;
+        Ok(id)
+    }
+
+    /// Asks the leader, or the members one after the other, until one has done it or refuses.
+    async fn ask_to_update(&self, members: &Members, request: wire::UpdateRequest) -> Result<(), MembershipError> {
+        let me = self.identity.member;
+        loop {
+            if self.raft.is_leader() {
+                let wire::UpdateRequest { member, name, address } = request.clone();
+                match admission::update(&self.requests, &self.engine, MemberId(member), name, address).await {
+                    Ok(()) => return Ok(()),
+                    Err(status) if is_final(&status) => {
+                        return Err(MembershipError::Refused(status.message().to_owned()));
+                    }
+                    // It does not lead any longer, or has no majority now.
+                    Err(status) => tracing::info!(%status, "a change of a member was not confirmed; trying again"),
+                }
+            }
+            for (id, info) in members.iter().filter(|(id, _)| **id != me) {
+                if self.ask_one_to_update(*id, info.address.clone(), &request).await? {
+                    return Ok(());
+                }
+            }
+            tokio::time::sleep(UPDATE_RETRY_DELAY).await;
+        }
+    }
+
+    /// Asks one member, and the leader that it names. Whether it is done.
+    async fn ask_one_to_update(
+        &self,
+        mut member: MemberId,
+        mut address: String,
+        request: &wire::UpdateRequest,
+    ) -> Result<bool, MembershipError> {
+        use wire::update_response::Answer;
+        for _ in 0..MAX_REDIRECTS {
+            let answer = async {
+                let mut client = self.peers.client_at(member, &address, Lane::Control)?;
+                client.update(request.clone()).await
+            };
+            let answer = tokio::time::timeout(UPDATE_ANSWER_TIMEOUT, answer).await;
+            match answer.map(|answer| answer.map(|response| response.into_inner().answer)) {
+                Ok(Ok(Some(Answer::Updated(_)))) => return Ok(true),
+                Ok(Ok(Some(Answer::Leader(leader)))) => (member, address) = (MemberId(leader.member), leader.address),
+                Ok(Err(status)) if is_final(&status) => {
+                    return Err(MembershipError::Refused(status.message().to_owned()));
+                }
+                Ok(Ok(None) | Err(_)) | Err(_) => return Ok(false),
+            }
+        }
+        Ok(false)
+    }
+
+    /// How the register has this member, if its node.toml says otherwise.
+    pub(crate) fn registered_otherwise(&self, own: &MemberInfo) -> Option<MemberInfo> {
+        let cluster = self.engine.cluster_state();
+        let registered = cluster.members.get(&self.identity.member)?;
+        let same = (&registered.name, &registered.address) == (&own.name, &own.address);
+        (!same).then(|| registered.clone())
+    }
+
     /// The members that answer now, this one among them.
     async fn answering(&self, members: &Members) -> BTreeSet<MemberId> {
         let answers = self.peers.fan_out(members, Lane::Control, PRESENCE_TIMEOUT, |mut client| async move {
@@ -170,4 +257,10 @@ impl Membership {
     async fn change(&self, change: MemberChange) -> Result<(), MembershipError> {
         accepted(propose_and_wait(&self.requests, Command::Member(change), REQUEST_TIMEOUT).await?)
     }
+}
+
+/// Whether a refusal is the cluster's answer, and not only that of a member which cannot do it now.
+fn is_final(status: &tonic::Status) -> bool {
+    use tonic::Code;
+    matches!(status.code(), Code::AlreadyExists | Code::InvalidArgument | Code::PermissionDenied)
 }

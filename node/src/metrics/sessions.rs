@@ -68,6 +68,9 @@ pub(crate) fn cluster(
         all.into_iter().for_each(|(name, state)| samples.with("state", name).integer((lease == state).into()));
     });
     families.gauge("palisade_policy_generation", "The policy generation in force here.", generation.0);
+    families.gauge("palisade_level", "The level in force, as applied here.", u64::from(cluster.level.0));
+    let possible = u64::from(cluster.possible_level().0);
+    families.gauge("palisade_possible_level", "The highest level that every member's program knows.", possible);
     families.gauges("palisade_members", "Members of the cluster, by role.", |samples| {
         for (name, role) in [("firewall", Role::Firewall), ("witness", Role::Witness)] {
             let count = cluster.members.values().filter(|m| m.role == role).count();

@@ -91,6 +91,7 @@ fn page() -> MetricFamilies {
         draining: false,
         lease_valid: true,
         removed: false,
+        joining: false,
     };
     let status = crate::replication::Status {
         cluster: String::new(),

@@ -1,10 +1,9 @@
 //! The connections to the other members.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use palisade_engine::MemberId;
-use palisade_engine::MemberInfo;
+use palisade_engine::{Engine, MemberId, MemberInfo};
 use palisade_proto::member::v1::member_client::MemberClient;
 use parking_lot::Mutex;
 use tonic::Status;
@@ -45,11 +44,15 @@ pub(crate) enum Lane {
 }
 
 /// The connections to the other members, made when needed.
-#[derive(Clone, Debug)]
+///
+/// The register, as this member has applied it, is the book of addresses. A member that is not in it yet has the address that its
+/// caller knows, from openraft's membership: a server takes part in votes about servers whose registration it has not applied.
+#[derive(Clone)]
 pub(crate) struct Peers {
     cluster: MetadataValue<Ascii>,
     me: MemberId,
     connector: Arc<dyn Connector>,
+    register: Arc<OnceLock<Arc<Engine>>>,
     channels: Arc<Mutex<Channels>>,
 }
 
@@ -57,7 +60,24 @@ type Channels = HashMap<(MemberId, Lane), (String, Channel)>;
 
 impl Peers {
     pub(crate) fn new(cluster: &str, me: MemberId) -> Result<Peers, ClusterIdError> {
-        Ok(Peers { cluster: cluster_value(cluster)?, me, connector: transport::connector(), channels: Arc::default() })
+        Ok(Peers {
+            cluster: cluster_value(cluster)?,
+            me,
+            connector: transport::connector(),
+            register: Arc::default(),
+            channels: Arc::default(),
+        })
+    }
+
+    /// Takes addresses from the register that this engine knows, from now on.
+    pub(crate) fn follow_register(&self, engine: Arc<Engine>) {
+        // Set once, at the start.
+        let _ = self.register.set(engine);
+    }
+
+    fn registered(&self, member: MemberId) -> Option<String> {
+        let cluster = self.register.get()?.cluster_state();
+        Some(cluster.members.get(&member)?.address.clone())
     }
 
     /// This member.
@@ -65,8 +85,15 @@ impl Peers {
         self.me
     }
 
-    /// A client of member `to` at `address`. Fails only if that is no address.
+    /// A client of member `to`, at its address in the register, or else at `address`. Fails only if that is no address. A client
+    /// stays with the address that it has: who goes on for long asks again after an error.
     pub(crate) fn client(&self, to: MemberId, address: &str, lane: Lane) -> Result<Client, Status> {
+        let registered = self.registered(to);
+        self.client_at(to, registered.as_deref().unwrap_or(address), lane)
+    }
+
+    /// A client of member `to` at `address`, whatever the register says. Fails only if that is no address.
+    pub(crate) fn client_at(&self, to: MemberId, address: &str, lane: Lane) -> Result<Client, Status> {
         let mut channels = self.channels.lock();
         let channel = match channels.get(&(to, lane)) {
             Some((known, channel)) if known == address => channel.clone(),

@@ -6,17 +6,19 @@
 //! [`crate::lease`] has the states.
 //!
 //! A member that begins to forward packets says so in the log first (`Command::Resume`): it remembers nothing of what an
-//! earlier run reported about idle sessions, or was not asked about them while its lease was expired.
+//! earlier run reported about idle sessions, or was not asked about them while its lease was expired. Then it registers what
+//! it can, if the register says something else: no lease before that.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use palisade_engine::replica::{Command, Outcome};
-use palisade_engine::{Engine, LeaseState};
+use palisade_engine::replica::{Command, MemberChange};
+use palisade_engine::{Capabilities, Engine, LeaseState, MemberId};
 use tokio::sync::{mpsc, watch};
 
 use crate::clock;
 use crate::lease::Lease;
+use crate::membership::error::{MembershipError, accepted};
 use crate::raft::barrier::{ReadBarrier, ReadBarrierError};
 use crate::raft::leadership::Leadership;
 use crate::raft::read_index::READ_INDEX_TIMEOUT;
@@ -27,9 +29,14 @@ use crate::replication_metrics::ReplicationMetrics;
 const RENEWAL_INTERVAL: Duration = Duration::from_millis(250);
 /// The same after a failure: by then there may be a new leader.
 const RENEWAL_RETRY_DELAY: Duration = Duration::from_millis(25);
+/// The same after a refusal by the log: each attempt adds entries to it.
+const REFUSED_RETRY_DELAY: Duration = Duration::from_secs(5);
 
 /// The task that renews this member's lease.
 pub(crate) struct LeaseRenewer {
+    pub(crate) me: MemberId,
+    /// What this member can.
+    pub(crate) capabilities: Capabilities,
     pub(crate) barrier: ReadBarrier,
     pub(crate) leadership: watch::Receiver<Leadership>,
     pub(crate) lease: Arc<Lease>,
@@ -46,9 +53,9 @@ pub(crate) enum LeaseRenewalError {
     #[error(transparent)]
     Barrier(#[from] ReadBarrierError),
     #[error("the log did not take that this member resumes")]
-    Resume(#[from] ProposeError),
-    #[error("the log did not take that this member resumes: {0:?}")]
-    ResumeRefused(Outcome),
+    Propose(#[from] ProposeError),
+    #[error("the log refused that this member resumes: {0}")]
+    Refused(MembershipError),
 }
 
 impl LeaseRenewer {
@@ -80,6 +87,11 @@ impl LeaseRenewer {
                     self.metrics.lease_renewals.renewed.add(1);
                     RENEWAL_INTERVAL
                 }
+                Err(LeaseRenewalError::Refused(error)) => {
+                    self.metrics.lease_renewals.failed.add(1);
+                    tracing::warn!(%error, "the log refused that this member resumes: nothing passes here");
+                    REFUSED_RETRY_DELAY
+                }
                 Err(error) => {
                     self.metrics.lease_renewals.failed.add(1);
                     tracing::debug!(%error, "the lease was not renewed");
@@ -90,14 +102,25 @@ impl LeaseRenewer {
         }
     }
 
-    /// Has the log take that this member begins to forward packets.
+    /// Has the log take that this member begins to forward packets, and what it can, if that has changed.
     async fn resume(&self) -> Result<(), LeaseRenewalError> {
         if self.leadership.borrow().leader.is_none() {
             return Err(LeaseRenewalError::NoLeader);
         }
-        match propose_and_wait(&self.requests, Command::Resume, READ_INDEX_TIMEOUT).await? {
-            Outcome::Accepted => Ok(()),
-            outcome => Err(LeaseRenewalError::ResumeRefused(outcome)),
+        self.propose(Command::Resume).await?;
+        // Now no command of an earlier run has an effect any longer: what the register says is what counts.
+        let Self { me, capabilities, .. } = self;
+        if self.engine.cluster_state().capabilities.get(me) == Some(capabilities) {
+            return Ok(());
         }
+        let change = MemberChange::Capabilities { member: *me, capabilities: capabilities.clone() };
+        self.propose(Command::Member(change)).await?;
+        tracing::info!(levels = %capabilities.levels(), program = capabilities.program, "registered what this member can");
+        Ok(())
+    }
+
+    async fn propose(&self, command: Command) -> Result<(), LeaseRenewalError> {
+        let outcome = propose_and_wait(&self.requests, command, READ_INDEX_TIMEOUT).await?;
+        accepted(outcome).map_err(LeaseRenewalError::Refused)
     }
 }

@@ -57,12 +57,14 @@ pub(crate) struct Network {
 pub(crate) struct RaftClient {
     network: Network,
     to: MemberId,
-    client: Result<Client, Status>,
+    /// Its address in openraft's membership.
+    address: String,
+    lane: Lane,
 }
 
 impl Network {
     fn peer(&self, to: MemberId, info: &MemberInfo, lane: Lane) -> RaftClient {
-        RaftClient { network: self.clone(), to, client: self.peers.client(to, &info.address, lane) }
+        RaftClient { network: self.clone(), to, address: info.address.clone(), lane }
     }
 }
 
@@ -98,7 +100,8 @@ fn garbled(error: wire::WireError) -> RPCError<TypeConfig> {
 
 impl RaftClient {
     fn client(&self) -> Rpc<Client> {
-        self.client.clone().map_err(|status| failed(&status))
+        // Asked for each time: the member may have moved.
+        self.network.peers.client(self.to, &self.address, self.lane).map_err(|status| failed(&status))
     }
 
     fn timeout(&self, action: RPCTypes, timeout: Duration) -> Timeout<TypeConfig> {

@@ -105,6 +105,7 @@ pub(crate) async fn start_raft(setup: RaftSetup<'_>) -> Result<Started, RaftStar
     let config = raft_config(timing, &owner.cluster).map_err(|e| RaftStartError::Timing(Box::new(e)))?;
     let seed = u64::from_ne_bytes(random()?);
     let engine = Engine::new(palisade_engine::Config { member: me, start, seed, ..engine.clone() });
+    network.peers.follow_register(engine.clone());
     let machine = Replica::new(engine.clone());
     #[cfg(feature = "simulation")]
     if let Some(host) = crate::simulation::host() {

@@ -20,6 +20,7 @@ use crate::lease::Lease;
 use crate::listen::Port;
 use crate::membership::admission::Admission;
 use crate::membership::identity::{DataDir, Identity, reserve_numbers};
+use crate::membership::level::LevelRaiser;
 use crate::membership::options::Options;
 use crate::membership::presence::{PresencePoller, Roster};
 use crate::membership::reconcile::Reconciler;
@@ -327,6 +328,8 @@ impl RaftSide {
             quorum: quorum.clone(),
         };
         let renewer = LeaseRenewer {
+            me,
+            capabilities: options.capabilities(),
             barrier: barrier.clone(),
             leadership: leadership.clone(),
             lease: core.lease.clone(),
@@ -488,6 +491,8 @@ fn start_leader_tasks(
         requests: requests.clone(),
         metrics: core.metrics.clone(),
     };
+    let (raft, engine) = (core.raft.clone(), core.engine.clone());
+    tasks.spawn("level", LevelRaiser { raft, engine, requests: requests.clone() }.run());
     tasks.spawn("membership", reconciler.run());
     tasks.spawn("policy sweep", sweep.run());
     tasks.spawn("idle expiry", idle.run());
@@ -499,6 +504,7 @@ fn start_audit(core: &Core, raft: &RaftSide, tasks: &mut Tasks) -> mpsc::Sender<
     let comparer = Comparer {
         me: core.me,
         raft: core.raft.clone(),
+        engine: core.engine.clone(),
         auditor: core.auditor.clone(),
         peers: core.peers.clone(),
         metrics: core.metrics.clone(),

@@ -28,13 +28,14 @@ use std::time::Duration;
 use futures::StreamExt;
 use openraft::async_runtime::WatchReceiver;
 use palisade_engine::replica::{Command, Outcome, Replica};
-use palisade_engine::{Engine, LeaseState, MemberId, MemberInfo, Wake};
+use palisade_engine::{Engine, LeaseState, Level, MemberId, MemberInfo, Wake};
 use palisade_engine::{Hint, Proposal};
 use palisade_proto::member::v1 as wire;
 use palisade_raft_store::{Auditor, StoreMetrics};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
 
+use crate::audit::on_request;
 use crate::clock;
 use crate::grace::PeerGrace;
 use crate::lease::Lease;
@@ -50,9 +51,11 @@ use crate::replication::builder::WorkerSide;
 use crate::replication::tasks::Tasks;
 use crate::sync::hints::Reachability;
 
+pub use crate::audit::on_request::AuditReport;
 pub use crate::membership::error::MembershipError;
 pub use crate::membership::identity::{Identity, IdentityError, has_identity};
 pub use crate::membership::join::{init, init_with, join};
+pub use crate::membership::level::RaiseError;
 pub use crate::membership::options::Options;
 pub use crate::membership::recover::{RecoverError, Recovered, Recovery, RecoveryPlan, RemovedMember};
 pub use crate::membership::register::Removal;
@@ -186,6 +189,16 @@ impl Replication {
     #[must_use]
     pub fn digest_at(&self, index: u64) -> Option<u64> {
         self.auditor.digest_at(index)
+    }
+
+    /// Compares the states of all members that have come, at an index that is not older than this call.
+    ///
+    /// # Errors
+    /// [`ReadBarrierError`]
+    pub async fn audit(&self, timeout: Duration) -> Result<AuditReport, ReadBarrierError> {
+        self.barrier.wait(timeout).await?;
+        let report = on_request::audit(&self.engine, &self.auditor, &self.membership.peers).await;
+        report.ok_or(ReadBarrierError::NoLeader)
     }
 
     /// The changes of sessions from now on, in the order of the log. A watcher that is too slow loses some and is told so.
@@ -322,6 +335,32 @@ impl Replication {
     /// [`MembershipError`]
     pub async fn remove(&self, name: &str, alive_too: bool) -> Result<Removal, MembershipError> {
         self.membership.remove(name, alive_too).await
+    }
+
+    /// Raises the level in force, one by one, until it is `to`.
+    ///
+    /// # Errors
+    /// [`MembershipError`]; the level may have been raised in part.
+    pub async fn raise_level(&self, to: Level) -> Result<(), MembershipError> {
+        self.membership.raise_level(to).await
+    }
+
+    /// Gives a member another name or another address; this one, if none is named.
+    ///
+    /// # Errors
+    /// [`MembershipError`]; it may still happen, if it took too long.
+    pub async fn update(
+        &self,
+        member: Option<&str>,
+        name: Option<String>,
+        address: Option<String>,
+    ) -> Result<MemberId, MembershipError> {
+        self.membership.update(member, name, address).await
+    }
+
+    /// How the cluster knows this member, if its node.toml says another name or another address.
+    pub(crate) fn registered_otherwise(&self, own: &MemberInfo) -> Option<MemberInfo> {
+        self.membership.registered_otherwise(own)
     }
 
     /// Names the zones that this member's interfaces are in: each gets a number that all members know.

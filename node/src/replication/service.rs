@@ -8,8 +8,8 @@ use futures::{Stream, StreamExt};
 use openraft::async_runtime::WatchReceiver;
 use openraft::raft::AppendEntriesRequest;
 use palisade_engine::Event;
-use palisade_engine::MemberInfo;
-use palisade_engine::{Engine, LeaseState, MemberId, SessionId};
+use palisade_engine::replica::Join;
+use palisade_engine::{Engine, JoinRequest, LeaseState, MemberId, MemberInfo, SessionId};
 use palisade_proto::convert::{decode_batch, decode_hint};
 use palisade_proto::member::v1 as wire;
 use palisade_proto::member::v1::admission_server::{Admission as AdmissionRpc, AdmissionServer};
@@ -23,7 +23,8 @@ use crate::audit::handler::AuditHandler;
 use crate::clock;
 use crate::connection_log::{ConnectionLog, follow};
 use crate::lease::Lease;
-use crate::membership::admission::Admission;
+use crate::membership::admission::{self, Admission};
+use crate::membership::token;
 use crate::peer::addressing::{AddressCheck, Caller};
 use crate::peer::connections::MAX_MESSAGE_BYTES;
 use crate::peer::transport::{self, Acceptor};
@@ -116,6 +117,15 @@ impl ServiceContext {
         Err(not_a_member(from))
     }
 
+    /// Who leads, and where it is, for one that is to ask there.
+    fn leader(&self) -> Result<wire::Leader, Status> {
+        let leader = self.leadership.borrow().leader.clone();
+        let leader = leader.ok_or_else(|| Status::unavailable("the cluster has no leader now"))?;
+        let cluster = self.engine.cluster_state();
+        let address = cluster.members.get(&leader.id).map_or(leader.address, |info| info.address.clone());
+        Ok(wire::Leader { member: leader.id.0, address })
+    }
+
     /// Gives openraft a batch that another member proposes.
     async fn take(&self, from: MemberId, proposal: wire::Proposal) -> Result<Refused, Status> {
         let batch = decode_batch(&proposal.batch).map_err(|e| Status::invalid_argument(e.to_string()))?;
@@ -125,6 +135,10 @@ impl ServiceContext {
         }
         if batch.proposer != from {
             return Err(Status::invalid_argument("a proposal in another member's name"));
+        }
+        // Members that do not know that level could not read it; nor would it be applied.
+        if batch.level() > self.engine.cluster_state().level {
+            return Err(Status::invalid_argument("a proposal that needs a higher level than that in force"));
         }
         self.require_member(from)?;
         proposals::submit(&self.raft, batch).await.map_err(fatal)
@@ -381,6 +395,19 @@ impl MemberRpc for MemberService {
         }))
     }
 
+    async fn update(&self, request: Request<wire::UpdateRequest>) -> Result<Response<wire::UpdateResponse>, Status> {
+        use wire::update_response::Answer;
+        self.0.require_member(Caller::from_request(&request)?)?;
+        let wire::UpdateRequest { member, name, address } = request.into_inner();
+        let answer = if self.0.raft.is_leader() {
+            admission::update(&self.0.admission.requests, &self.0.engine, MemberId(member), name, address).await?;
+            Answer::Updated(wire::Empty {})
+        } else {
+            Answer::Leader(self.0.leader()?)
+        };
+        Ok(Response::new(wire::UpdateResponse { answer: Some(answer) }))
+    }
+
     async fn digests(&self, request: Request<wire::DigestsRequest>) -> Result<Response<wire::DigestsResponse>, Status> {
         Ok(Response::new(self.0.audit.digests(&request.into_inner().indices).await?))
     }
@@ -415,13 +442,15 @@ impl AdmissionRpc for MemberService {
         let request = request.into_inner();
         let info = request.member.ok_or_else(|| Status::invalid_argument("the field `member` is missing"))?;
         let info = MemberInfo::try_from(info).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let number = <[u8; 16]>::try_from(&*request.request);
+        let number = number.map_err(|_| Status::invalid_argument("the field `request` does not have 16 bytes"))?;
         let answer = if self.0.raft.is_leader() {
-            let (cluster, member) = self.0.admission.admit(&request.secret, info).await?;
+            let secret_digest = token::digest(&request.secret);
+            let join = Join { request: JoinRequest(number), secret_digest, member: info };
+            let (cluster, member) = self.0.admission.admit(join).await?;
             Answer::Admitted(wire::Admitted { cluster, member: member.0 })
         } else {
-            let leader = self.0.leadership.borrow().leader.clone();
-            let leader = leader.ok_or_else(|| Status::unavailable("the cluster has no leader now"))?;
-            Answer::LeaderAddress(leader.address)
+            Answer::LeaderAddress(self.0.leader()?.address)
         };
         Ok(Response::new(wire::JoinResponse { answer: Some(answer) }))
     }

@@ -127,6 +127,8 @@ pub struct Member {
     pub lease_valid: bool,
     /// Whether it was removed, and Raft counts it still.
     pub removed: bool,
+    /// Whether it has joined, and has not come yet: it has never forwarded a packet.
+    pub joining: bool,
 }
 
 /// What this member sees of the others, and knows of itself.
@@ -173,6 +175,7 @@ pub(crate) fn status(
             draining: presence(id).is_some_and(|p| p.draining),
             lease_valid: presence(id).is_some_and(|p| p.lease_valid),
             removed: cluster.has_left(id),
+            joining: cluster.joining.contains_key(&id),
         }
     };
     // A member that was removed counts until the voters have changed: as long as that takes, it is seen.
@@ -182,7 +185,7 @@ pub(crate) fn status(
     Status {
         cluster: identity.cluster.clone(),
         member: me,
-        name: identity.name.clone(),
+        name: cluster.members.get(&me).map_or_else(|| identity.name.clone(), |info| info.name.clone()),
         starts: identity.starts,
         role,
         term: metrics.current_term,

@@ -18,6 +18,7 @@ use super::*;
 use crate::listen::SecondLock;
 use crate::peer::connections::{Lane, MAX_MESSAGE_BYTES, Peers};
 
+mod admission;
 mod audits;
 mod barrier;
 mod breaks;
@@ -241,6 +242,8 @@ fn establish(n: u16) -> Establish {
         generation: Generation(0),
         rule: RuleId(0),
         supersedes: None,
+        #[cfg(feature = "next-level")]
+        tag: 0,
         protocol: HandshakeState::Tcp { client: end, server: Some(end) },
     }
 }

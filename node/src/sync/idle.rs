@@ -63,8 +63,12 @@ impl IdleExpiry {
             if found.is_empty() {
                 continue;
             }
-            let members = self.raft.members();
             let probe = self.engine.probe_idle(clock::now(), &found);
+            let mut members = self.raft.members();
+            // A witness forwards nothing, nor does a member that has not come yet. Looked up after the probe: one that resumes from
+            // now on makes the probe void. One that was removed may not know it yet.
+            let cluster = self.engine.cluster_state();
+            members.retain(|id, _| cluster.may_forward(*id) || !cluster.members.contains_key(id));
             let asked: Vec<SessionId> = probe.ids().collect();
             let Some(idle) = self.probe(&members, &asked, leads_since).await else { continue };
             let (open, closed) = probe.commands(|id| idle.contains(id), MAX_EXPIRED_PER_COMMAND);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
-use palisade_engine::{Engine, MemberId, Role, Time};
+use palisade_engine::{Engine, MemberId, Time};
 use palisade_proto::convert::decode_progress;
 use palisade_proto::member::v1 as wire;
 use parking_lot::Mutex;
@@ -124,18 +124,17 @@ impl PeerLiveness {
     fn detect_silent(&self, me: MemberId, engine: &Engine, now: Time, dead: Duration) -> u32 {
         let cluster = engine.cluster_state();
         let mut all = self.0.lock();
-        for (id, _) in cluster.members.iter().filter(|(id, info)| **id != me && info.role == Role::Firewall) {
+        for id in cluster.members.keys().filter(|id| **id != me && cluster.may_forward(**id)) {
             all.entry(*id).or_insert_with(|| PeerState::new(now));
         }
         // A member that was removed may not know it, but its lease has expired after `dead`: it forwards nothing then.
         all.retain(|id, peer| cluster.members.contains_key(id) || now.since(peer.complete_until) < dead);
         let mut silent = 0;
-        for (id, peer) in all.iter() {
+        for (id, peer) in all.iter().filter(|(id, _)| !cluster.joining.contains_key(id)) {
             if (SUSPECT_AFTER..dead).contains(&now.since(peer.complete_until)) {
                 engine.mark_blind(peer.complete_until, now);
             }
-            let forwards = cluster.members.get(id).is_some_and(|info| info.role == Role::Firewall);
-            silent += u32::from(forwards && now.since(peer.heard_at) >= SUSPECT_AFTER);
+            silent += u32::from(cluster.may_forward(*id) && now.since(peer.heard_at) >= SUSPECT_AFTER);
         }
         silent
     }

@@ -146,6 +146,8 @@ pub(crate) fn establish(n: u32) -> Command {
         generation: Generation(0),
         rule: RuleId(0),
         supersedes: None,
+        #[cfg(feature = "next-level")]
+        tag: 0,
         protocol: HandshakeState::Tcp { client: end, server: Some(end) },
     }))
 }

@@ -77,6 +77,18 @@ impl Member {
     fn lease_state(&self, now: Nanos) -> LeaseState {
         self.live.lock().as_ref().map_or(LeaseState::Expired, |live| live.lease.state_at(self.host.time(now)))
     }
+
+    /// A member that has joined resumes before its first lease, as it knows itself: nobody asks it before whether sessions are idle.
+    fn check_has_come(&self, now: Nanos) {
+        let live = self.live.lock();
+        let Some(live) = live.as_ref().filter(|live| live.lease.state_at(self.host.time(now)) != LeaseState::Expired)
+        else {
+            return;
+        };
+        let id = live.replication.identity().member;
+        let joining = live.engine.cluster_state().joining.contains_key(&id);
+        assert!(!joining, "member {id} has a lease and has not resumed");
+    }
 }
 
 /// A member as it is seen from outside, between two steps.
@@ -322,6 +334,9 @@ impl Sim {
                 && let Some(power) = &self.members[index].power
             {
                 power.step();
+            }
+            if self.began == 0 {
+                self.members[index].check_has_come(self.now);
             }
             self.collect(index);
         }

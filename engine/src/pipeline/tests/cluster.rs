@@ -329,13 +329,27 @@ impl Cluster {
 
     /// Registers the three members, so that they query each other.
     pub(crate) fn register(&mut self) {
-        use crate::cluster_state::{MemberInfo, Role};
-        use crate::replica::MemberChange;
-        let info = |name: &str| MemberInfo { name: name.to_owned(), address: String::new(), role: Role::Firewall };
+        use crate::cluster_state::{JoinRequest, MemberInfo, Role};
+        use crate::replica::{Join, MemberChange};
+        let info =
+            |name: &str| MemberInfo { name: name.to_owned(), address: format!("{name}:1"), role: Role::Firewall };
         let init =
             MemberChange::Init { cluster_id: "c".to_owned(), member: info("a"), level: crate::level::Level::FIRST };
-        let commands = [init, MemberChange::Join(info("b")), MemberChange::Join(info("c"))];
+        let token = MemberChange::Token { secret_digest: vec![1], expires_unix_ms: u64::MAX };
+        let join = |n, name| {
+            MemberChange::Join(Box::new(Join {
+                request: JoinRequest([n; 16]),
+                secret_digest: vec![1],
+                member: info(name),
+            }))
+        };
+        let commands = [init, token, join(1, "b"), join(2, "c")];
         self.append(A, commands.map(Command::Member).into());
+        self.apply_all();
+        // Before that nobody expects them to have forwarded anything.
+        for member in [B, C] {
+            self.append(member, vec![Command::Resume]);
+        }
         self.apply_all();
         assert!(self.members.iter().all(|m| m.engine.reachable_peers() == 2));
     }

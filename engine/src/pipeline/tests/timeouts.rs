@@ -373,6 +373,8 @@ fn establish(n: u32, protocol: Protocol, generation: Generation) -> Establish {
         generation,
         rule: RuleId(1),
         supersedes: None,
+        #[cfg(feature = "next-level")]
+        tag: 0,
         protocol: match protocol {
             Protocol::TCP => HandshakeState::Tcp { client: end(client), server: Some(end(server)) },
             _ => HandshakeState::Generic { replied: true },

@@ -36,10 +36,9 @@ impl Fixture {
     /// Two members, the second one with an interface in `zone` besides.
     fn with_two_members(zone: Option<&str>) -> Fixture {
         let mut b = Fixture::new();
-        let named = |n: u64| MemberInfo { name: format!("fw{n}"), ..MemberInfo::default() };
-        let init = MemberChange::Init { cluster_id: "c".to_owned(), member: named(1), level: Level::FIRST };
+        let init = MemberChange::Init { cluster_id: "c".to_owned(), member: named("fw1"), level: Level::FIRST };
         b.one(Command::Member(init));
-        b.one(Command::Member(MemberChange::Join(named(2))));
+        b.another(named("fw2"));
         for n in [1, 2] {
             let more = zone.filter(|_| n == 2);
             let zones = ["outside", "inside"].into_iter().chain(more).map(str::to_owned).collect();
@@ -87,7 +86,7 @@ fn sweep_keeps_what_some_member_may_carry_by_another_uplink() {
     }
     // A member that has not named its zones may have an interface in any.
     let mut b = Fixture::with_two_members(None);
-    b.one(Command::Member(MemberChange::Join(MemberInfo { name: "fw3".to_owned(), ..MemberInfo::default() })));
+    b.another(named("fw3"));
     b.one(add(establish(1, 1)));
     b.policy(1, BY_UPLINK);
     assert_eq!(b.swept().0, [0; 0]);
@@ -95,7 +94,7 @@ fn sweep_keeps_what_some_member_may_carry_by_another_uplink() {
     let mut b = Fixture::with_two_members(None);
     let witness =
         MemberInfo { name: "w".to_owned(), role: crate::cluster_state::Role::Witness, ..MemberInfo::default() };
-    b.one(Command::Member(MemberChange::Join(witness)));
+    b.another(witness);
     b.one(add(establish(1, 1)));
     b.policy(1, BY_UPLINK);
     assert_eq!(b.swept().0, [1]);

@@ -11,11 +11,12 @@ impl Fixture {
     /// A cluster of members 1 to `members`.
     fn with_members(members: u64) -> Fixture {
         let mut b = Fixture::new();
-        let named = |n: u64| MemberInfo { name: format!("fw{n}"), ..MemberInfo::default() };
-        let init = MemberChange::Init { cluster_id: "c".to_owned(), member: named(1), level: Level::FIRST };
+        let init = MemberChange::Init { cluster_id: "c".to_owned(), member: named("fw1"), level: Level::FIRST };
         b.one(Command::Member(init));
+        b.one(Command::Member(token(1, u64::MAX)));
         for n in 2..=members {
-            b.one(Command::Member(MemberChange::Join(named(n))));
+            let join = join(1, n as u8, &format!("fw{n}"));
+            assert_eq!(b.one(Command::Member(join)), Outcome::Member(MemberId(n)));
         }
         b
     }
@@ -103,7 +104,12 @@ fn snapshot_restores_level_and_capabilities() {
     let mut bytes = Vec::new();
     b.replica.begin_snapshot().write(&mut bytes).unwrap();
     let mut again = Replica::new(Engine::new(Config::new(MemberId(2), 1, 1234)));
-    again.restore(NOW, &mut &bytes[..], &mut NoWaiters).unwrap();
+    let restored = again.restore(NOW, &mut &bytes[..], &mut NoWaiters);
+    if Level::HIGHEST < Level(2) {
+        assert!(matches!(restored, Err(RestoreError::Level(unknown)) if unknown.level == Level(2)), "{restored:?}");
+        return;
+    }
+    restored.unwrap();
     assert_eq!(again.digest(), b.replica.digest());
     let cluster = again.engine.cluster_state();
     assert_eq!(cluster.level, Level(2));

@@ -120,9 +120,8 @@ fn settings_change_is_checked_as_a_whole() {
 #[test]
 fn settings_that_a_member_does_not_afford_are_refused_with_its_number() {
     let mut b = Fixture::new();
-    let named = |name: &str| MemberInfo { name: name.to_owned(), ..MemberInfo::default() };
     b.one(Command::Member(MemberChange::Init { cluster_id: "c".to_owned(), member: named("a"), level: Level::FIRST }));
-    b.one(Command::Member(MemberChange::Join(named("b"))));
+    b.another(named("b"));
     let registered = |member, max_sessions| {
         let capabilities = Capabilities::of_program(max_sessions, "1");
         Command::Member(MemberChange::Capabilities { member: MemberId(member), capabilities })
@@ -167,13 +166,12 @@ fn settings_at_their_defaults_leave_nothing_behind() {
 #[test]
 fn settings_keep_the_largest_grace_and_the_last_changes() {
     let mut b = Fixture::new();
-    let named = |name: &str| MemberInfo { name: name.to_owned(), ..MemberInfo::default() };
     b.one(Command::Member(MemberChange::Init { cluster_id: "c".to_owned(), member: named("a"), level: Level::FIRST }));
     let secs = |b: &Fixture| in_force(b).largest_grace.as_secs();
     assert_eq!(secs(&b), 300);
     b.settings(0, &["lease.grace=10s"]);
     assert_eq!(secs(&b), 10, "no other member could go by the old one");
-    b.one(Command::Member(MemberChange::Join(named("b"))));
+    b.another(named("b"));
     for (base, (grace, largest)) in [("1h", 3600), ("20s", 3600), ("2h", 7200), ("1s", 7200)].into_iter().enumerate() {
         let set = format!("lease.grace={grace}");
         assert_eq!(b.settings(base as u64 + 1, &[&set]), Outcome::Accepted);

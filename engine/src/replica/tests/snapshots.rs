@@ -99,8 +99,8 @@ fn restore_refuses_damaged_snapshot_without_effect() {
         flipped[at] ^= 0x10;
         refused(&flipped);
     }
-    refused(b"PALSNAP4\x01\xff\xff\xff\xff0000");
-    refused(b"PALSNAP4\x01\x00\x00\x80\x000000");
+    refused(b"PALSNAP5\x01\x00\x01\xff\xff\xff\xff0000");
+    refused(b"PALSNAP5\x01\x00\x01\x00\x00\x80\x000000");
     assert_eq!(b.sessions(), 18);
     b.replica.restore(NOW, &mut &bytes[..], &mut NoWaiters).unwrap();
     assert_eq!(b.replica.digest(), source.replica.digest());
@@ -254,6 +254,38 @@ fn snapshot_is_read_beside_the_state_and_installed_in_parts() {
     for command in [add(establish(9000, 3)), close(900), add(establish(1, 5001)), Command::Revoke(vec![id(950)])] {
         assert_eq!(b.one(command.clone()), source.one(command));
     }
+    assert_eq!(b.replica.digest(), source.replica.digest());
+}
+
+/// A chunk, as [`crate::replicated`] writes it.
+fn chunk(kind: u8, content: &[u8]) -> Vec<u8> {
+    let length = (content.len() as u32).to_le_bytes();
+    let mut crc = crc32fast::Hasher::new();
+    [&[kind][..], &length, content].into_iter().for_each(|part| crc.update(part));
+    [&[kind][..], &length, &crc.finalize().to_le_bytes(), content].concat()
+}
+
+#[test]
+fn restore_refuses_an_unknown_level_and_an_unknown_chunk_unless_it_is_optional() {
+    let mut source = filled(50);
+    let bytes = written(source.replica.begin_snapshot());
+    let mut b = filled(20);
+    let before = b.replica.digest();
+    // The first chunk after the register's: whichever place, the order of unknown chunks does not matter.
+    let register = 10 + 9 + u32::from_le_bytes(bytes[11..15].try_into().unwrap()) as usize;
+    let with = |added: &[u8]| [&bytes[..register], added, &bytes[register..]].concat();
+    let restore = |b: &mut Fixture, bytes: &[u8]| b.replica.restore(NOW, &mut &bytes[..], &mut NoWaiters);
+
+    let error = restore(&mut b, &with(&chunk(0x1f, b"what nobody knows yet"))).unwrap_err();
+    assert!(matches!(error, RestoreError::Kind(0x1f)), "{error:?}");
+    let mut later = bytes.clone();
+    later[8..10].copy_from_slice(&Level::HIGHEST.next().0.to_le_bytes());
+    let error = restore(&mut b, &later).unwrap_err();
+    assert!(matches!(error, RestoreError::Level(unknown) if unknown.level == Level::HIGHEST.next()), "{error:?}");
+    assert_eq!(b.replica.digest(), before, "the old state is still there");
+    assert_eq!(b.sessions(), 18);
+
+    restore(&mut b, &with(&chunk(0x9f, b"what nobody knows yet"))).unwrap();
     assert_eq!(b.replica.digest(), source.replica.digest());
 }
 

@@ -76,8 +76,9 @@ fn command(random: &mut Random, engine: &Engine) -> Command {
 
 fn member_change(random: &mut Random) -> MemberChange {
     let member = MemberId(1 + random.below(6));
-    match random.below(5) {
-        0 => MemberChange::Join(MemberInfo { name: format!("fw{}", random.below(6)), ..MemberInfo::default() }),
+    match random.below(6) {
+        0 => join(random.below(99) as u8, random.below(9) as u8, &format!("fw{}", random.below(6))),
+        5 => MemberChange::Update { member, name: Some(format!("fw{}", random.below(9))), address: None },
         1 if member != MemberId(1) => MemberChange::Leave(member),
         2 => MemberChange::Zones { member, zones: vec![format!("y{}", random.below(5))] },
         3 => MemberChange::Capabilities { member, capabilities: Capabilities::of_program(random.below(1 << 21), "1") },

@@ -7,10 +7,15 @@ use crate::id::ZoneId;
 /// A cluster of members 1 to `members`, under the usual policy: zones `outside` (1) and `inside` (2).
 fn cluster(members: u64) -> Fixture {
     let mut b = Fixture::new();
-    let named = |n: u64| MemberInfo { name: format!("fw{n}"), ..MemberInfo::default() };
-    b.one(Command::Member(MemberChange::Init { cluster_id: "c".to_owned(), member: named(1), level: Level::FIRST }));
+    b.one(Command::Member(MemberChange::Init {
+        cluster_id: "c".to_owned(),
+        member: named("fw1"),
+        level: Level::FIRST,
+    }));
+    b.one(Command::Member(token(1, u64::MAX)));
     for n in 2..=members {
-        assert_eq!(b.one(Command::Member(MemberChange::Join(named(n)))), Outcome::Member(MemberId(n)));
+        let join = join(1, n as u8, &format!("fw{n}"));
+        assert_eq!(b.one(Command::Member(join)), Outcome::Member(MemberId(n)));
     }
     b
 }
