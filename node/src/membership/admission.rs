@@ -8,6 +8,7 @@ use palisade_engine::{ClusterState, Engine, MemberId, MemberInfo};
 use tokio::sync::mpsc;
 use tonic::Status;
 
+use crate::affordable::{UnaffordableError, bytes_for};
 use crate::clock;
 use crate::raft::config::PalisadeRaft;
 use crate::raft::read_index::ReadIndex;
@@ -27,12 +28,21 @@ pub(crate) struct Admission {
 
 impl Admission {
     /// On the leader: admits a machine that knows a token's secret, or that was admitted before by the same request. Returns the
-    /// cluster and the member's id. Applying the command decides; what it would surely refuse is not put into the log.
-    pub(crate) async fn admit(&self, join: Join) -> Result<(String, MemberId), Status> {
+    /// cluster and the member's id. Applying the command decides; what it would surely refuse is not put into the log. A machine
+    /// that affords fewer sessions than the settings ask for could not start as a member.
+    pub(crate) async fn admit(&self, join: Join, affords: u64) -> Result<(String, MemberId), Status> {
         self.register_is_recent().await?;
         let cluster = self.engine.cluster_state();
         if !may_join(&cluster, &join, clock::unix_ms()) {
             return Err(no_valid_token());
+        }
+        let needed = cluster.settings.values.affordable_sessions();
+        if affords < needed {
+            let error = UnaffordableError { needed, affords };
+            let memory = bytes_for(needed);
+            return Err(Status::invalid_argument(format!(
+                "{error}; set `limits.memory` in its node.toml to {memory} or more, restart it, and join again"
+            )));
         }
         let info = join.member.clone();
         let command = Command::Member(MemberChange::Join(Box::new(join)));

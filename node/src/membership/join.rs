@@ -222,6 +222,7 @@ async fn ask_member(
             secret: token.secret().to_vec().into(),
             member: Some(wire::MemberInfo::from(&options.info())),
             request: number.0.to_vec().into(),
+            affordable_sessions: options.engine.affordable_sessions,
         };
         match ask_to_admit(&address, request).await {
             Ok(Some(Answer::Admitted(admitted))) => return Ok(Some(admitted)),

@@ -447,7 +447,7 @@ impl AdmissionRpc for MemberService {
         let answer = if self.0.raft.is_leader() {
             let secret_digest = token::digest(&request.secret);
             let join = Join { request: JoinRequest(number), secret_digest, member: info };
-            let (cluster, member) = self.0.admission.admit(join).await?;
+            let (cluster, member) = self.0.admission.admit(join, request.affordable_sessions).await?;
             Answer::Admitted(wire::Admitted { cluster, member: member.0 })
         } else {
             Answer::LeaderAddress(self.0.leader()?.address)

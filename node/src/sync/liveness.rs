@@ -21,7 +21,7 @@ use crate::replication_metrics::ReplicationMetrics;
 use crate::wake::{SharedWake, Waker};
 
 /// A peer that was not heard from for this long is silent: three and a half progress intervals.
-const SUSPECT_AFTER: Duration = Duration::from_millis(350);
+pub(crate) const SUSPECT_AFTER: Duration = Duration::from_millis(350);
 /// Interval at which silent peers are detected.
 const DETECTOR_INTERVAL: Duration = Duration::from_millis(50);
 /// Number of messages whose delays are compared to estimate the difference of the clocks.

@@ -64,6 +64,14 @@ async fn member_that_affords_less_refuses_settings_by_name_and_does_not_start_wi
     let why = SettingsRefusal::Unaffordable { member: MemberId(2), affords: 2_000_000, needed: 2_500_000 };
     assert_eq!(refused, Outcome::Invalid(InvalidReason::Settings(why)));
 
+    // Nor is a machine admitted that affords less than is needed.
+    let mut fourth = Node::new("fw4");
+    fourth.options.engine.affordable_sessions = 999_999;
+    let token = nodes[0].run().token(LONG).await.unwrap();
+    let error = join(&fourth.options, &token).await.unwrap_err().to_string();
+    assert!(error.contains("room for 1000000 sessions") && error.contains("1024000000"), "{error}");
+    assert_eq!(nodes[0].run().status().members.len(), 3);
+
     // It starts with less than the settings in force: it says what is needed, and the others go on.
     nodes[1].stop().await;
     nodes[1].options.engine.affordable_sessions = 999_999;
