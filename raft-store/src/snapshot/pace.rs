@@ -123,7 +123,8 @@ impl PacedFile {
         let end = (self.writing.clock)() + time;
         loop {
             if self.writing.closed.load(Ordering::Acquire) {
-                return Err(io::Error::new(io::ErrorKind::Interrupted, "the store is closed"));
+                // Not `Interrupted`, after which `write_all` tries again.
+                return Err(io::Error::new(io::ErrorKind::BrokenPipe, "the store is closed"));
             }
             let rest = end.since((self.writing.clock)());
             if rest.is_zero() {
@@ -233,6 +234,6 @@ mod tests {
         // At this rate it would take years.
         let mut file = PacedFile::new(tempfile::tempfile().unwrap(), 1, writing);
         closed.store(true, Ordering::Release);
-        assert_eq!(file.write_all(&[0; 1000]).unwrap_err().kind(), io::ErrorKind::Interrupted);
+        assert_eq!(file.write_all(&[0; 1000]).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
     }
 }
