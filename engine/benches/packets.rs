@@ -15,7 +15,7 @@ use common::{Connection, INSIDE, MANY, Member, OUTSIDE, connections, policy};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use palisade_engine::parse::{Checksum, build, parse};
 use palisade_engine::policy::Policy;
-use palisade_engine::replica::{Command, Outcome, PolicyChange};
+use palisade_engine::replica::{Command, Outcome};
 use palisade_engine::{
     Establish, Generation, HandshakeState, Ip, MemberId, Protocol, RuleId, SessionId, SynParams, Tuple, Verdict, ZoneId,
 };
@@ -159,8 +159,7 @@ fn idle(c: &mut Criterion) {
     group.sample_size(20);
     let mut member = Member::with_rules(10, 1 << 10);
     let text = format!("{}timeout udp.assured 1s, tcp.established 30d\n", policy(10));
-    let change = PolicyChange { base: Generation(1), text, author: String::new() };
-    assert_eq!(member.apply(vec![Command::Policy(Box::new(change))]), [Outcome::Policy(Generation(2))]);
+    assert_eq!(member.policy(1, text), Outcome::Policy(Generation(2)));
     let mut beside = 0;
     let mut number = 0;
     for sessions in [0, 100_000, 1_000_000] {

@@ -10,7 +10,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{Connection, INSIDE, MANY, Member, OUTSIDE, policy};
-use palisade_engine::replica::{Command, ForbiddenSessions, PolicyChange};
+use palisade_engine::replica::{Command, ForbiddenSessions, Outcome};
 use palisade_engine::{
     Establish, Generation, HandshakeState, Ip, MemberId, RuleId, SessionId, SynParams, Tuple, Verdict,
 };
@@ -51,7 +51,7 @@ fn main() {
     let Command::Establish(forbidden) = session(SESSIONS / 2) else { return };
     let block = format!("drop \"block\" from any to any: {} -> any\n", forbidden.original.src);
     let text = policy(MANY).replace("default drop\n", &format!("default drop\n{block}"));
-    member.apply(vec![Command::Policy(Box::new(PolicyChange { base: Generation(1), text, author: String::new() }))]);
+    assert_eq!(member.policy(1, text), Outcome::Policy(Generation(2)));
     // From here on the policy is in force.
     let began = Instant::now();
     let (mut sweep, mut sessions) = (member.engine.begin_sweep().unwrap(), Vec::new());

@@ -11,12 +11,12 @@
 #[path = "../tests/common/mod.rs"]
 mod common;
 
-use common::{Member, policy_change, settings_change};
+use common::{Member, settings_change};
 use palisade_engine::parse::{
     Checksum, Embedded, Fragment, IpOption, Kind, Packet, RoutingClass, Tcp, frame, rejection,
 };
 use palisade_engine::policy::Policy;
-use palisade_engine::replica::{Command, Outcome, Replica};
+use palisade_engine::replica::{Command, Enact, Outcome, PolicyChange, Replica, Withdraw};
 use palisade_engine::{
     Close, CloseCause, Config, Context, Direction, Engine, Event, FragmentKey, Generation, HalfOpen, HandshakeState,
     Hint, Ip, LeaseState, MemberId, Proposal, Protocol, Routes, RuleId, SessionId, SynParams, Time, Tuple, Verdict,
@@ -176,6 +176,16 @@ pub fn pipeline(data: &[u8]) {
                 member.now = now;
                 let outcomes = member.apply(std::mem::take(&mut commands));
                 generation += outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Policy(_))).count() as u64;
+                if which & 1 == 0 {
+                    engine.compile_policies();
+                }
+                if let Some(candidate) = &engine.cluster_state().candidate {
+                    let (hash, base) = (candidate.hash, candidate.base);
+                    commands.push(match which & 6 {
+                        6 => Command::Withdraw(Withdraw { hash, base }),
+                        _ => Command::Enact(Box::new(Enact { hash, base, without: vec![MemberId(u64::from(which))] })),
+                    });
+                }
             }
             12 => {
                 // A hint of this member comes back from another one, possibly changed, or a hint that it never sent.
@@ -233,7 +243,8 @@ pub fn pipeline(data: &[u8]) {
 }
 
 fn policy_number(base: u64, n: u8) -> Command {
-    policy_change(base, POLICIES[usize::from(n) % POLICIES.len()].to_owned())
+    let text = POLICIES[usize::from(n) % POLICIES.len()].to_owned();
+    Command::Policy(Box::new(PolicyChange::new(Generation(base), text, String::new())))
 }
 
 fn id(n: u8) -> SessionId {

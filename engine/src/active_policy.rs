@@ -2,7 +2,7 @@
 
 use crate::id::{Generation, RuleId, ZoneId};
 use crate::parse::IpOptions;
-use crate::policy::{Action, Compiled, Decision};
+use crate::policy::{Action, Compiled, Decision, PolicyHash};
 use crate::rule_hits::HitCounters;
 use crate::timeouts::Timeouts;
 use crate::tuple::Tuple;
@@ -11,10 +11,12 @@ use crate::tuple::Tuple;
 #[derive(Default)]
 pub(crate) struct ActivePolicy {
     pub(crate) generation: Generation,
-    /// None: generation 0, default drop.
+    /// None: default drop, of generation 0 or because the policy is not compiled yet.
     pub(crate) rules: Option<Compiled>,
-    /// Empty until it is activated.
+    /// Empty without rules.
     pub(crate) hits: HitCounters,
+    /// What it was compiled from: the hash of the text, and the numbers of the zones that it declares.
+    pub(crate) source: Option<(PolicyHash, Vec<ZoneId>)>,
 }
 
 impl ActivePolicy {

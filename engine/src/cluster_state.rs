@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{Generation, MemberId, ZoneId};
 use crate::level::{Capabilities, Level};
+use crate::policy::PolicyHash;
 use crate::replicated::SettingsRecord;
 
 /// What the cluster has agreed on.
@@ -25,6 +26,8 @@ pub struct ClusterState {
     pub tokens: Vec<(Vec<u8>, u64)>,
     /// The policies, oldest first (at most the last 32), the last one in force.
     pub policies: Vec<Arc<PolicyRecord>>,
+    /// The policy that members compile, to be put in force next.
+    pub candidate: Option<Arc<Candidate>>,
     /// Zone names by number. Number 0 is [`ZoneId::UNKNOWN`]; it and those that were forgotten have no name.
     pub zones: Vec<String>,
     /// The zones that each member's interfaces are in, sorted. A member that has not named them yet is missing.
@@ -88,14 +91,37 @@ impl ClusterState {
 pub struct PolicyRecord {
     /// Its generation.
     pub generation: Generation,
+    /// The hash of its text.
+    pub hash: PolicyHash,
     /// Its text, as its author wrote it.
-    pub text: String,
+    pub text: Arc<str>,
+    /// Who applied it.
+    pub author: String,
+    /// When it was put in force, by the leader's wall clock (Unix milliseconds).
+    pub unix_ms: u64,
+    /// The zones that it names.
+    pub zones: Vec<String>,
+    /// Members that had not compiled it when it was put in force.
+    pub without: Vec<MemberId>,
+}
+
+/// A policy that is not in force yet.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// The generation that it is to replace.
+    pub base: Generation,
+    /// The hash of its text, as its proposer says.
+    pub hash: PolicyHash,
+    /// Its text, as its author wrote it.
+    pub text: Arc<str>,
     /// Who applied it.
     pub author: String,
     /// When, by the proposer's wall clock (Unix milliseconds).
     pub unix_ms: u64,
-    /// The zones that it names.
+    /// The zones that it names, as its proposer says. Their numbers stay the same as long as it is the candidate.
     pub zones: Vec<String>,
+    /// Members whose refusal does not stop it.
+    pub overridden: Vec<MemberId>,
 }
 
 /// The random number of a join, which the joining machine makes once: however often it asks, it is registered once.

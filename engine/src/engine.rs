@@ -14,9 +14,10 @@ use crate::event::{ConnectionDecision, Event, Hint, LoggedDecision, Proposal};
 use crate::id::{Generation, MemberId, SessionId, ZoneId, ZonePair, first_number};
 use crate::limits::{Grace, Limits};
 use crate::parse::Packet;
+use crate::policy_slots::PolicySlots;
 use crate::progress::{ProgressCursor, TakeoverCounters};
 use crate::replicated::Settings;
-use crate::rule_hits::{HitCounters, RuleHits};
+use crate::rule_hits::RuleHits;
 use crate::session::{Close, Counts, HalfOpen, HandshakeState, SessionInfo};
 use crate::table::half_open::HalfOpenEntry;
 use crate::table::{IdleReport, SHARDS, Table};
@@ -31,9 +32,10 @@ pub struct Engine {
     pub(crate) config: Config,
     pub(crate) table: Table,
     /// Its generation is also in `generation`, which is cheaper to read.
-    active_policy: ArcSwap<ActivePolicy>,
+    pub(crate) active_policy: ArcSwap<ActivePolicy>,
+    pub(crate) policy_slots: Mutex<PolicySlots>,
     generation: AtomicU64,
-    cluster: ArcSwap<ClusterState>,
+    pub(crate) cluster: ArcSwap<ClusterState>,
     /// The settings that packets need.
     pub(crate) limits: Limits,
     zones_version: AtomicU64,
@@ -95,6 +97,7 @@ impl Engine {
             next_session: AtomicU64::new(first_number(config.start)),
             config,
             active_policy: ArcSwap::from_pointee(ActivePolicy::default()),
+            policy_slots: Mutex::default(),
             generation: AtomicU64::new(0),
             cluster: ArcSwap::from_pointee(ClusterState::default()),
             limits: Limits::default(),
@@ -411,19 +414,19 @@ impl Engine {
         *self.active_policy().timeouts()
     }
 
-    /// Makes a policy the active one. The generation is stored last, so that a reader of the new generation also reads the
-    /// new policy.
-    pub(crate) fn activate(&self, mut policy: ActivePolicy) {
+    /// Makes a policy the active one, and returns the one before. The generation is stored last, so that a reader of the new
+    /// generation also reads the new policy. To be called under the lock of the slots.
+    pub(crate) fn activate(&self, policy: ActivePolicy) -> Arc<ActivePolicy> {
         let generation = policy.generation;
-        policy.hits = HitCounters::carried_over(&policy, &self.active_policy());
         let shorter = policy.timeouts().any_shorter_than(&self.timeouts());
-        self.active_policy.store(Arc::new(policy));
+        let old = self.active_policy.swap(Arc::new(policy));
         if shorter {
             let mut rescan = self.timer_rescan.lock();
             // A shard that is partly scanned is scanned again at the end.
             rescan.shards_left = SHARDS + usize::from(rescan.slot > 0);
         }
         self.generation.store(generation.0, Ordering::Release);
+        old
     }
 
     pub(crate) fn publish(&self, cluster: ClusterState) {

@@ -75,6 +75,11 @@ impl Engine {
     /// only after a `Refresh`. To be called only on a member that has applied all that the leader had applied when it asked:
     /// a session that is unknown has ended then.
     pub fn confirm_idle(&self, now: Time, ids: &mut Vec<SessionId>) {
+        // The timeouts are the policy's.
+        if !self.is_policy_compiled() {
+            ids.clear();
+            return;
+        }
         let timeouts = self.timeouts();
         ids.retain(|&id| {
             let Some((mut shard, slot)) = self.table.locate(id) else { return true };

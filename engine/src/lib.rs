@@ -29,6 +29,7 @@ pub mod packet_loop;
 pub mod parse;
 mod pipeline;
 pub mod policy;
+mod policy_slots;
 mod progress;
 pub mod replica;
 mod replicated;
@@ -48,7 +49,7 @@ mod verdict;
 mod worker_set;
 
 pub use addr::Ip;
-pub use cluster_state::{ClusterState, JoinRequest, MemberInfo, PolicyRecord, Role};
+pub use cluster_state::{Candidate, ClusterState, JoinRequest, MemberInfo, PolicyRecord, Role};
 pub use encoding::{DecodeError, EncodeError};
 pub use engine::Engine;
 pub use event::{
@@ -61,6 +62,7 @@ pub use id::{
 pub use idle::IdleProbe;
 pub use level::{Capabilities, Level, Levels, UnknownLevel};
 pub use limits::Grace;
+pub use policy_slots::{CompileRefusal, CompiledPolicy, PolicyReport, PolicyTask};
 pub use progress::TakeoverCounts;
 pub use rule_hits::RuleHits;
 pub use session::{

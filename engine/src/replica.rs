@@ -13,9 +13,9 @@ use crate::id::MemberId;
 #[cfg(any(test, feature = "testing"))]
 use crate::id::SessionId;
 pub use crate::replicated::{
-    Applied, Assignment, AssignmentError, Batch, Command, CommandSize, CompileError, ExpireIdle, ForbiddenSessions,
+    Applied, Assignment, AssignmentError, Batch, Command, CommandSize, Enact, ExpireIdle, ForbiddenSessions,
     InvalidReason, Join, LevelRaise, MemberChange, Outcome, PolicyChange, RestoreError, SettingKey, Settings,
-    SettingsChange, SettingsRecord, SettingsRefusal, SettingsRevision,
+    SettingsChange, SettingsRecord, SettingsRefusal, SettingsRevision, Withdraw,
 };
 use crate::replicated::{Effects, LocalContext, SnapshotContent, StateMachine};
 use crate::table::copy_on_write::CopyOnWrite;
@@ -107,6 +107,14 @@ impl Replica {
         all
     }
 
+    /// Whether this batch can be applied now. If not, it puts a policy in force that this member has yet to compile: nothing
+    /// may be applied until it has ([`crate::Engine::policy_compiled`]), or until no packet passes here any longer
+    /// ([`crate::Engine::set_packets_pass`]).
+    #[must_use]
+    pub fn is_ready(&self, batch: &Batch) -> bool {
+        !self.state.enacted_by(batch).is_some_and(|candidate| self.engine.waits_for(candidate))
+    }
+
     /// Begins a snapshot of the state as it is now. At most one at a time; a second one ends the first, whose `write` fails.
     pub fn begin_snapshot(&mut self) -> SnapshotJob {
         SnapshotJob {
@@ -134,13 +142,14 @@ impl Replica {
 impl Engine {
     /// Carries out what a command leads to on this member.
     pub(crate) fn carry_out(&self, effects: Effects, wake: &mut dyn Wake) {
-        let Effects { wakes, closes, active_policy, cluster_state, resume_epoch } = effects;
+        let Effects { wakes, closes, enacted, cluster_state, resume_epoch } = effects;
         // First: rules are about the numbers of zones, and who reads a resume epoch must see that its member has come.
         if let Some(cluster) = cluster_state {
-            self.publish(*cluster);
-        }
-        if let Some(policy) = active_policy {
-            self.activate(*policy);
+            match enacted {
+                Some(enacted) => self.enact_policy(enacted, || self.publish(*cluster)),
+                None => self.publish(*cluster),
+            }
+            self.forget_old_candidate();
         }
         if let Some(epoch) = resume_epoch {
             self.resume_epoch.store(epoch, Ordering::Release);

@@ -27,7 +27,7 @@
 use std::sync::Arc;
 
 use crate::active_policy::ActivePolicy;
-use crate::cluster_state::{ClusterState, Role};
+use crate::cluster_state::ClusterState;
 use crate::engine::Engine;
 use crate::id::{Generation, SessionId, ZoneId, ZonePair};
 use crate::policy::Action;
@@ -63,7 +63,7 @@ impl Engine {
     #[must_use]
     pub fn generation_to_sweep(&self) -> Option<Generation> {
         let policy = self.active_policy();
-        policy.rules.is_some().then_some(policy.generation)
+        (policy.rules.is_some() && self.may_revoke_forbidden()).then_some(policy.generation)
     }
 
     /// Begins a sweep by the policy in force. `None`: there are no rules to judge by.
@@ -78,8 +78,8 @@ impl Engine {
 
 /// The zones in which some member has an interface; all that have a number, where a member has not named its zones yet.
 fn possible_egress(cluster: &ClusterState) -> Vec<ZoneId> {
-    let mut firewalls = cluster.members.iter().filter(|(_, info)| info.role == Role::Firewall).peekable();
-    let all_named = firewalls.peek().is_some() && firewalls.all(|(id, _)| cluster.member_zones.contains_key(id));
+    let mut carriers = cluster.members.keys().filter(|id| cluster.may_forward(**id)).peekable();
+    let all_named = carriers.peek().is_some() && carriers.all(|id| cluster.member_zones.contains_key(id));
     let has_interface = |name: &String| cluster.member_zones.values().any(|zones| zones.binary_search(name).is_ok());
     let zones = (0..=u16::MAX).map(ZoneId).zip(&cluster.zones);
     let possible = zones.filter(|(_, name)| !name.is_empty() && (!all_named || has_interface(name)));

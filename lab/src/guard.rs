@@ -32,6 +32,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("pgbench", "postgresql"),
     ("ping", "iputils-ping"),
     ("postgres", "postgresql"),
+    ("prlimit", "util-linux"),
     ("prometheus", "prometheus"),
     ("promtool", "prometheus"),
     ("rsync", "rsync"),

@@ -21,6 +21,7 @@ mod membership;
 pub mod metrics;
 mod node;
 mod peer;
+mod policy;
 mod queue;
 mod raft;
 mod random;

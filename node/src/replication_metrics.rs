@@ -25,6 +25,19 @@ const COMMIT_BUCKETS: &[Duration] = &[
     Duration::from_millis(1000),
     Duration::from_millis(2500),
 ];
+const APPLY_BUCKETS: &[Duration] = &[
+    Duration::from_micros(10),
+    Duration::from_micros(50),
+    Duration::from_micros(100),
+    Duration::from_micros(500),
+    Duration::from_millis(1),
+    Duration::from_micros(2500),
+    Duration::from_millis(5),
+    Duration::from_millis(10),
+    Duration::from_millis(25),
+    Duration::from_millis(100),
+    Duration::from_secs(1),
+];
 const BATCH_BUCKETS: &[u64] = &[1, 2, 4, 8, 16, 32, 64];
 
 metrics! {
@@ -65,6 +78,16 @@ pub struct ReplicationMetrics {
     pub applied_batches: Counter = "palisade_applied_batches_total",
     /// Commands of all members applied here.
     pub applied_commands: Counter = "palisade_applied_commands_total",
+    /// Time that applying an entry of the log took: nothing else is applied meanwhile.
+    pub apply: DurationHistogram = "palisade_apply_seconds" buckets APPLY_BUCKETS,
+    /// Policies that this member compiled, by result.
+    pub policies_compiled: PoliciesCompiled = "palisade_policies_compiled_total",
+    /// How long compiling the last policy took.
+    pub policy_compile_time: DurationGauge = "palisade_policy_compile_seconds",
+    /// Whether nothing is applied here because the policy that comes into force is not compiled yet.
+    pub policy_awaited: Gauge = "palisade_policy_awaited",
+    /// On the leader, policies that it decided on, by result.
+    pub candidates: Candidates = "palisade_policy_candidates_total",
     /// Sessions established by all members, as applied here.
     pub sessions_established: Counter = "palisade_sessions_established_total",
     /// Idle sessions of all members that a packet kept alive, as applied here.
@@ -121,6 +144,16 @@ labelled! {
 labelled! {
     /// Exchanged items by direction.
     pub struct Directions: Counter, "direction" { sent, received }
+}
+
+labelled! {
+    /// Compiled policies by result.
+    pub struct PoliciesCompiled: Counter, "result" { compiled, refused }
+}
+
+labelled! {
+    /// Candidates by the leader's decision.
+    pub struct Candidates: Counter, "result" { enacted, withdrawn }
 }
 
 labelled! {

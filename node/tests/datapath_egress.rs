@@ -114,8 +114,11 @@ impl Member {
         let mut names = zones.to_vec();
         names.dedup();
         let text = format!("zone {}\ndefault drop\n{rules}\n", names.join(", "));
-        let change = PolicyChange { base: Generation(0), text, author: "lab".to_owned() };
-        let outcome = apply(&mut replica, 1, Command::Policy(Box::new(change)), &mut wake);
+        let change = PolicyChange::new(Generation(0), text, "lab".to_owned());
+        let enact = Command::Enact(Box::new(change.enactment()));
+        apply(&mut replica, 0, Command::Policy(Box::new(change)), &mut wake);
+        engine.compile_policies();
+        let outcome = apply(&mut replica, 1, enact, &mut wake);
         assert!(matches!(outcome, Outcome::Policy(_)), "{outcome:?}");
         let interfaces = ["f0", "f1", "f2"].iter().zip(zones).map(|(name, zone)| Interface {
             name: (*name).to_owned(),

@@ -52,8 +52,11 @@ fn connection_is_held_until_it_is_committed_and_then_runs() {
     let engine = Engine::new(Config::new(MemberId(1), 1, 7));
     let mut replica = Replica::new(Arc::clone(&engine));
     let mut wake = WorkerWake::new(1).unwrap();
-    let change = PolicyChange { base: Generation(0), text: POLICY.to_owned(), author: "lab".to_owned() };
-    let outcome = apply(&mut replica, 1, Command::Policy(Box::new(change)), &mut wake);
+    let change = PolicyChange::new(Generation(0), POLICY.to_owned(), "lab".to_owned());
+    let enact = Command::Enact(Box::new(change.enactment()));
+    apply(&mut replica, 0, Command::Policy(Box::new(change)), &mut wake);
+    engine.compile_policies();
+    let outcome = apply(&mut replica, 1, enact, &mut wake);
     assert!(matches!(outcome, Outcome::Policy(_)), "{outcome:?}");
 
     let lease = Arc::new(Lease::new(Duration::from_secs(60)));

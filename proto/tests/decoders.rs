@@ -9,7 +9,8 @@
 #[expect(dead_code, reason = "another test counts allocations")]
 mod counting;
 
-use palisade_engine::replica::{Batch, Command, ExpireIdle, Join, MemberChange, PolicyChange, Replica};
+use palisade_engine::policy::PolicyHash;
+use palisade_engine::replica::{Batch, Command, ExpireIdle, Join, MemberChange, PolicyChange, Replica, Withdraw};
 use palisade_engine::{
     Capabilities, Close, CloseCause, Config, Direction, EndpointSnapshot, Engine, Establish, FragmentKey, Generation,
     HalfOpen, HandshakeState, Hint, Ip, JoinRequest, Level, MemberId, MemberInfo, PerDirection, Progress, Protocol,
@@ -128,12 +129,19 @@ fn establish(n: u16) -> Command {
 
 const POLICY: &str = "zone outside, inside\ndefault drop\naccept \"web\" from outside to inside: any -> any tcp/80\n";
 
+fn policy() -> PolicyChange {
+    PolicyChange::new(Generation(0), POLICY.to_owned(), "root".to_owned())
+}
+
 fn commands() -> Vec<Command> {
     let info = MemberInfo { name: "fw2".to_owned(), address: "192.0.2.1:7946".to_owned(), role: Role::Firewall };
-    let policy = PolicyChange { base: Generation(0), text: POLICY.to_owned(), author: "root".to_owned() };
+    let policy = policy();
+    let enact = policy.enactment();
     vec![
         Command::Member(MemberChange::Init { cluster_id: "c".to_owned(), member: info.clone(), level: Level::FIRST }),
         Command::Policy(Box::new(policy)),
+        Command::Enact(Box::new(enact.clone())),
+        Command::Withdraw(Withdraw { hash: PolicyHash([3; 32]), base: enact.base }),
         Command::Member(MemberChange::Token { secret_digest: vec![7; 32], expires_unix_ms: 1 << 41 }),
         Command::Member(MemberChange::Join(Box::new(Join {
             request: JoinRequest([9; 16]),
@@ -275,6 +283,7 @@ fn decoder_of_snapshots_survives_mutations() {
     let config = || Config::new(MemberId(1), 1, 7);
     let mut replica = Replica::new(Engine::new(config()));
     replica.apply(Time(1), &batch(0, commands()), &mut ());
+    replica.apply(Time(1), &batch(99, vec![Command::Enact(Box::new(policy().enactment()))]), &mut ());
     replica.apply(Time(1), &batch(100, (10..40).map(establish).collect()), &mut ());
     let mut whole = Vec::new();
     replica.begin_snapshot().write(&mut whole).unwrap();

@@ -72,7 +72,7 @@ impl Wake for Nothing {
 }
 
 fn entry(index: u64) -> Entry {
-    let change = PolicyChange { base: Generation(0), text: "x".repeat(1000), author: String::new() };
+    let change = PolicyChange::new(Generation(0), "x".repeat(1000), String::new());
     let commands = vec![Command::Policy(Box::new(change))];
     let batch = Batch { proposer: MemberId(1), first_serial: index, lowest_outstanding: 0, unix_ms: 0, commands };
     Entry { log_id: log_id(index), payload: EntryPayload::Normal(batch) }

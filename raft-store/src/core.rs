@@ -17,6 +17,9 @@ use crate::planner::Begun;
 use crate::snapshot::{SnapshotFile, Snapshots};
 use crate::types::{Entry, LogId, SnapshotMeta, StoredMembership};
 
+/// How often a state that is not ready for the next entry is asked again.
+const READY_POLL_INTERVAL: Duration = Duration::from_millis(5);
+
 /// What is replicated: [`Replica`], or a fake of it in tests and simulation.
 pub trait ReplicatedState: Send + 'static {
     /// A snapshot in the making.
@@ -26,6 +29,13 @@ pub trait ReplicatedState: Send + 'static {
 
     /// Applies a batch; one answer a command. Deterministic: `now` is for local timers only.
     fn apply(&mut self, now: Time, batch: &Batch, wake: &mut dyn Wake) -> Vec<Applied>;
+
+    /// Whether a batch can be applied now. If not, it is asked again: what a batch puts in force may have to be made first. The
+    /// answer has no influence on what the batch does.
+    fn is_ready(&self, batch: &Batch) -> bool {
+        let _ = batch;
+        true
+    }
 
     /// Begins a snapshot of the state as it is now.
     fn begin_snapshot(&mut self) -> Self::Job;
@@ -74,6 +84,10 @@ impl ReplicatedState for Replica {
         Replica::apply(self, now, batch, wake)
     }
 
+    fn is_ready(&self, batch: &Batch) -> bool {
+        Replica::is_ready(self, batch)
+    }
+
     fn begin_snapshot(&mut self) -> SnapshotJob {
         Replica::begin_snapshot(self)
     }
@@ -114,6 +128,16 @@ pub trait Observer: Send + Sync + 'static {
     /// snapshot was installed.
     fn advanced(&self, index: u64) {
         let _ = index;
+    }
+
+    /// Applying an entry took this long: nothing else could look at the state meanwhile.
+    fn took(&self, time: Duration) {
+        let _ = time;
+    }
+
+    /// Applying waits for the member to be ready for this batch, for the first time or still.
+    fn waits(&self, batch: &Batch) {
+        let _ = batch;
     }
 
     /// The state was replaced by a snapshot that reaches `index`: what is in it was not told one by one.
@@ -177,6 +201,13 @@ impl<M: ReplicatedState> Inner<M> {
         }
     }
 
+    pub(crate) fn is_ready(&self, entry: &Entry) -> bool {
+        match &entry.payload {
+            EntryPayload::Normal(batch) => self.state.is_ready(batch),
+            EntryPayload::Blank | EntryPayload::Membership(_) => true,
+        }
+    }
+
     pub(crate) fn apply(&mut self, now: Time, entry: &Entry) -> Vec<Applied> {
         let id = entry.log_id;
         let answers = match &entry.payload {
@@ -213,6 +244,31 @@ pub(crate) struct Core<M> {
 }
 
 impl<M: ReplicatedState> Core<M> {
+    /// Applies an entry as soon as the state is ready for it. `None`: it was applied before. The turn lasts until the guard is
+    /// dropped; while the state is not ready, others have it.
+    pub(crate) async fn apply(&self, entry: &Entry) -> (tokio::sync::MutexGuard<'_, ()>, Option<Vec<Applied>>) {
+        loop {
+            let turn = self.apply_lock.lock().await;
+            {
+                let mut inner = self.inner.lock();
+                if inner.applied.is_some_and(|applied| applied.index >= entry.log_id.index) {
+                    return (turn, None);
+                }
+                if inner.is_ready(entry) {
+                    let begin = (self.clock)();
+                    let answers = inner.apply(begin, entry);
+                    self.observer.took((self.clock)().since(begin));
+                    return (turn, Some(answers));
+                }
+            }
+            drop(turn);
+            if let EntryPayload::Normal(batch) = &entry.payload {
+                self.observer.waits(batch);
+            }
+            tokio::time::sleep(READY_POLL_INTERVAL).await;
+        }
+    }
+
     /// Replaces the state by a snapshot's, and keeps that. The caller has the turn.
     pub(crate) async fn replace(self: &Arc<Self>, snapshot: SnapshotFile) -> Result<(), io::Error> {
         let _guard = self.snapshot_lock.lock().await;

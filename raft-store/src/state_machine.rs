@@ -170,17 +170,13 @@ impl<M: ReplicatedState> RaftStateMachine<TypeConfig> for StateMachine<M> {
     {
         while let Some((entry, responder)) = entries.try_next().await? {
             let id = entry.log_id;
-            let _lock = self.0.apply_lock.lock().await;
-            let answers = {
-                let mut inner = self.0.inner.lock();
-                if inner.applied.is_some_and(|applied| applied.index >= id.index) {
-                    // The snapshot that repaired the state included it. A caller that waits for the answer asks again.
-                    if let Some(responder) = responder {
-                        responder.send(Response(Vec::new()));
-                    }
-                    continue;
+            let (_lock, answers) = self.0.apply(&entry).await;
+            let Some(answers) = answers else {
+                // The snapshot that repaired the state included it. A caller that waits for the answer asks again.
+                if let Some(responder) = responder {
+                    responder.send(Response(Vec::new()));
                 }
-                inner.apply((self.0.clock)(), &entry)
+                continue;
             };
             if let EntryPayload::Normal(batch) = &entry.payload {
                 self.0.observer.applied(id.index, batch, &answers);

@@ -15,6 +15,8 @@ use crate::print;
 
 /// The time for a request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// The same for a policy that members have to compile first.
+const APPLY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What to do with the policy.
 #[derive(clap::Subcommand, Debug)]
@@ -36,6 +38,10 @@ pub enum Command {
         /// Refuse unless this generation is in force, so that nobody's change is overwritten.
         #[arg(long, value_name = "GENERATION")]
         base: Option<u64>,
+        /// Put it in force even if this member refuses to compile it; can be repeated. That member passes nothing new until it
+        /// has compiled it.
+        #[arg(long, value_name = "NAME")]
+        without: Vec<String>,
         /// For a quorum.
         #[command(flatten)]
         wait: Wait,
@@ -98,7 +104,7 @@ pub fn run(global: &Global, command: Command) -> Result<ExitCode, Failure> {
     crate::logging::start(global, "warn")?;
     match command {
         Command::Check { file, online } => check(global, &file, online),
-        Command::Apply { file, base, wait } => apply(global, &file, base, wait),
+        Command::Apply { file, base, without, wait } => apply(global, &file, base, without, wait),
         Command::Show { hits: true, .. } => client::with_member(global, async |mut client| {
             let request = within(REQUEST_TIMEOUT, v1::PolicyHitsRequest {});
             print::policy::hits(global.output, &client.policy_hits(request).await?.into_inner())?;
@@ -175,14 +181,20 @@ fn check(global: &Global, file: &Path, online: bool) -> Result<ExitCode, Failure
     })
 }
 
-fn apply(global: &Global, file: &Path, base: Option<u64>, wait: Wait) -> Result<ExitCode, Failure> {
+fn apply(
+    global: &Global,
+    file: &Path,
+    base: Option<u64>,
+    without: Vec<String>,
+    wait: Wait,
+) -> Result<ExitCode, Failure> {
     let source = read(file)?;
     let author = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_default();
     client::with_member(global, async |mut client| {
-        let request =
-            v1::PolicyApplyRequest { name: source.name, text: source.text, author, base, wait_ms: wait.millis() };
-        let answer = client.policy_apply(within(wait.with(REQUEST_TIMEOUT), request)).await?.into_inner();
-        print::policy::applied(global.output, &source.policy, &answer)?;
+        let Source { name, text, policy } = source;
+        let request = v1::PolicyApplyRequest { name, text, author, base, wait_ms: wait.millis(), without };
+        let answer = client.policy_apply(within(wait.with(APPLY_TIMEOUT), request)).await?.into_inner();
+        print::policy::applied(global.output, &policy, &answer)?;
         Ok(ExitCode::SUCCESS)
     })
 }

@@ -60,10 +60,12 @@ pub fn checked(
 }
 
 #[derive(Serialize)]
-struct Applied {
+struct Applied<'a> {
     generation: u64,
     changed: bool,
     warnings: Vec<String>,
+    /// Members that had not compiled it.
+    without: &'a [String],
 }
 
 fn warnings(policy: &Policy) -> Vec<String> {
@@ -76,11 +78,18 @@ fn warnings(policy: &Policy) -> Vec<String> {
 /// Standard output cannot be written.
 pub fn applied(output: Output, policy: &Policy, answered: &v1::PolicyApplyResponse) -> Result<(), Failure> {
     let generation = answered.generation;
-    let json = || Applied { generation, changed: !answered.unchanged, warnings: warnings(policy) };
+    let (changed, without) = (!answered.unchanged, answered.without.as_slice());
+    let json = || Applied { generation, changed, warnings: warnings(policy), without };
     answer(output, json, |out| {
         match answered.unchanged {
             true => writeln!(out, "generation {generation} is this policy already: nothing to do")?,
             false => writeln!(out, "generation {generation} is in force")?,
+        }
+        for name in without {
+            writeln!(
+                out,
+                "  note: {name} had not compiled it: it opens nothing until it has, and passes nothing once its grace is over"
+            )?;
         }
         warnings(policy).iter().try_for_each(|w| writeln!(out, "  warning: {w}"))
     })
@@ -92,6 +101,8 @@ struct Record<'a> {
     author: &'a str,
     time: String,
     unix_ms: u64,
+    /// Members that had not compiled it when it came into force.
+    without: &'a [String],
     #[serde(skip_serializing_if = "Option::is_none")]
     text: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -106,7 +117,8 @@ impl<'a> Record<'a> {
         let policy = text.and_then(|t| Policy::parse("policy", t).ok());
         let canonical = policy.as_ref().map(Policy::to_string);
         let time = date(r.unix_ms);
-        Record { generation: r.generation, author: &r.author, time, unix_ms: r.unix_ms, text, canonical, policy }
+        let (generation, author, unix_ms, without) = (r.generation, r.author.as_str(), r.unix_ms, r.without.as_slice());
+        Record { generation, author, time, unix_ms, without, text, canonical, policy }
     }
 }
 

@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use miette::NamedSource;
 
+use super::cost::{Expansion, MAX_SET_WORDS, MAX_STEPS, Member};
 use super::error::{PolicyError, Problem, similar};
 use super::foreign::instead_of;
 use super::model::{Action, Address, Default, List, Named, Policy, Rule, Service};
@@ -90,14 +91,56 @@ impl Checker<'_> {
             Service::Protocol(_) | Service::Ports(..) => None,
         });
         let places: Vec<Range<usize>> = sets.iter().map(|set| set.name.span.clone()).collect();
+        let service_places: Vec<Range<usize>> = services.iter().map(|service| service.name.span.clone()).collect();
+        let rule_places: Vec<Range<usize>> = rules.iter().map(|rule| rule.name.span.clone()).collect();
         let (sets, services) =
             (sets.into_iter().map(into_named).collect(), services.into_iter().map(into_named).collect());
         let timeouts = self.timeouts(&timeouts);
         let ip_options = ip_options.into_iter().map(|option| option.value).collect();
         let mut policy = Policy { zones, sets, services, timeouts, default, ip_options, rules: Vec::new() };
-        let rules = self.rules(rules, &policy, &places);
+        let rules = self.rules(rules, &policy, (&places, &service_places));
         policy.rules = rules;
+        if self.problems.is_empty() {
+            self.cost(&policy, &rule_places);
+            self.canonical(&policy);
+        }
         policy
+    }
+
+    /// Reports a policy that takes too much to compile.
+    fn cost(&mut self, policy: &Policy, places: &[Range<usize>]) {
+        let cost = policy.cost();
+        let (what, max) = match (cost.set_words > MAX_SET_WORDS, cost.steps > MAX_STEPS) {
+            (true, _) => ("words for its sets of rules", MAX_SET_WORDS),
+            (false, true) => ("steps", MAX_STEPS),
+            (false, false) => return,
+        };
+        let (rule, share) = cost.most.unwrap_or_default();
+        let place = places.get(rule).cloned().unwrap_or_default();
+        let name = policy.rules.get(rule).map_or("", |rule| rule.name.as_str());
+        let message = format!("compiling this policy takes more than {max} {what}: its rules overlap too much");
+        let label = format!("`{name}` costs most: it is in {share} intervals between the ends of other rules");
+        let help = "a rule costs little if its ranges hold few ends of other rules' ranges, or if it says `any`";
+        self.problems.push(Problem::new(place, message, label).help(help));
+    }
+
+    /// Reports a policy whose canonical form is longer than a policy can be: what `show` prints can be applied.
+    fn canonical(&mut self, policy: &Policy) {
+        let mut length = Length(0);
+        // It never fails.
+        let _ = fmt::write(&mut length, format_args!("{policy}"));
+        if length.0 > MAX_TEXT {
+            let message = format!("the canonical form of the policy has {} bytes; the maximum is {MAX_TEXT}", length.0);
+            let problem = Problem::new(0..0, message, "too long in canonical form");
+            self.problems.push(problem.help("`any` and sets make rules short"));
+        }
+    }
+
+    /// Reports ranges beyond the limit, at the one that has most of them.
+    fn too_many_ranges(&mut self, of: &str, total: u64, (place, most): (Range<usize>, u64)) {
+        let message = format!("the {of} have {total} ranges in all; a policy can have {MAX_RANGES}");
+        let problem = Problem::new(place, message, format!("this one has {most}, the most"));
+        self.problems.push(problem.help("the sets and services in it count with all their members"));
     }
 
     /// Returns the timeouts and reports those that are set twice.
@@ -181,11 +224,17 @@ impl Checker<'_> {
         self.problems.push(problem.help(help));
     }
 
-    fn rules(&mut self, drafts: Vec<DraftRule>, policy: &Policy, places: &[Range<usize>]) -> Vec<Rule> {
-        let Some(sets) = self.sets(&policy.sets, places) else { return Vec::new() };
-        let services = ranges::services(&policy.services);
+    fn rules(
+        &mut self,
+        drafts: Vec<DraftRule>,
+        policy: &Policy,
+        (set_places, service_places): (&[Range<usize>], &[Range<usize>]),
+    ) -> Vec<Rule> {
+        let Some(set_sizes) = self.sizes("sets", &policy.sets, set_places) else { return Vec::new() };
+        let Some(service_sizes) = self.sizes("services", &policy.services, service_places) else { return Vec::new() };
+        let (sets, services) = (ranges::sets(&policy.sets), ranges::services(&policy.services));
         let zones: HashSet<&str> = policy.zones.iter().map(String::as_str).collect();
-        let mut total = 0;
+        let (mut total, mut most) = (0_u64, (0..0, 0));
         let mut rules = Vec::with_capacity(drafts.len());
         for draft in drafts {
             for zone in [&draft.from, &draft.to].into_iter().flatten().flatten() {
@@ -224,34 +273,45 @@ impl Checker<'_> {
                 services: into_list(list),
                 log,
             };
-            let fits = total <= MAX_RANGES;
-            total += self.families(&rule, &sets, &services, &places);
-            if fits && total > MAX_RANGES {
-                let message = format!("the rules up to here have more than {MAX_RANGES} address ranges in all");
-                let problem = Problem::new(name.span, message, "one too many");
-                self.problems.push(problem.help("the sets in the rules count with all their members"));
+            let addresses = set_sizes.count_list(&rule.source).saturating_add(set_sizes.count_list(&rule.destination));
+            let ranges = addresses.saturating_add(service_sizes.count_list(&rule.services));
+            total = total.saturating_add(ranges);
+            if ranges > most.1 {
+                most = (name.span, ranges);
+            }
+            // Beyond the limit nothing is expanded any longer.
+            if total <= MAX_RANGES as u64 {
+                self.families(&rule, &sets, &services, &places);
             }
             rules.push(rule);
+        }
+        if total > MAX_RANGES as u64 {
+            self.too_many_ranges("rules", total, most);
         }
         rules
     }
 
-    /// Returns the expanded sets, unless they exceed the limit.
-    fn sets<'p>(&mut self, sets: &'p [Named<Address>], places: &[Range<usize>]) -> Option<HashMap<&'p str, Addresses>> {
-        let mut all = HashMap::with_capacity(sets.len());
-        let mut total = 0;
-        for (set, place) in sets.iter().zip(places) {
-            let addresses = Addresses::resolve(&set.members, &all);
-            total += addresses.len();
-            if total > MAX_RANGES {
-                let message = format!("the sets up to here have more than {MAX_RANGES} address ranges in all");
-                let problem = Problem::new(place.clone(), message, "one too many");
-                self.problems.push(problem.help("a set in a set counts with all its members"));
-                return None;
+    /// Returns how many ranges each set or service has, unless they exceed the limit in all.
+    fn sizes<'p, T: Member>(
+        &mut self,
+        what: &str,
+        all: &'p [Named<T>],
+        places: &[Range<usize>],
+    ) -> Option<Expansion<'p>> {
+        let mut sizes = Expansion::default();
+        let (mut total, mut most) = (0_u64, (0..0, 0));
+        for (named, place) in all.iter().zip(places) {
+            let size = sizes.add(named);
+            total = total.saturating_add(size);
+            if size > most.1 {
+                most = (place.clone(), size);
             }
-            all.insert(set.name.as_str(), addresses);
         }
-        Some(all)
+        if total > MAX_RANGES as u64 {
+            self.too_many_ranges(what, total, most);
+            return None;
+        }
+        Some(sizes)
     }
 
     /// Reports duplicates in one list.
@@ -263,23 +323,22 @@ impl Checker<'_> {
         }
     }
 
-    /// Reports a rule that matches no packet because it mixes address families. Returns its number of address ranges.
+    /// Reports a rule that matches no packet because it mixes address families.
     fn families(
         &mut self,
         rule: &Rule,
         sets: &HashMap<&str, Addresses>,
         services: &HashMap<&str, Ranges>,
         [source, destination, name]: &[Range<usize>; 3],
-    ) -> usize {
+    ) {
         let from = Addresses::resolve_list(&rule.source, sets);
         let to = Addresses::resolve_list(&rule.destination, sets);
-        let ranges = from.as_ref().map_or(0, Addresses::len) + to.as_ref().map_or(0, Addresses::len);
         let services = rule.services.items().map(|items| ranges::resolve_services(items, services));
         let (from, to, what) =
             (Families::of(from.as_ref()), Families::of(to.as_ref()), Families::of_services(services.as_deref()));
         // A part without a family is invalid, and already reported.
         if [from, to, what].iter().any(|part| !part.v4 && !part.v6) {
-            return ranges;
+            return;
         }
         let addresses = from.and(to);
         if !addresses.v4 && !addresses.v6 {
@@ -294,12 +353,21 @@ impl Checker<'_> {
             let problem = Problem::new(name.clone(), message, "never matches");
             self.problems.push(problem.help(format!("use {right}/echo")));
         }
-        ranges
     }
 
     /// The line number, from 1, of an offset.
     fn line(&self, at: usize) -> usize {
         self.lines.partition_point(|&end| end < at) + 1
+    }
+}
+
+/// Counts the bytes that are written to it.
+struct Length(usize);
+
+impl fmt::Write for Length {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0 += text.len();
+        Ok(())
     }
 }
 

@@ -12,8 +12,10 @@
 
 mod check;
 mod compile;
+mod cost;
 mod error;
 mod foreign;
+mod hash;
 mod model;
 mod ranges;
 mod read;
@@ -21,7 +23,9 @@ mod token;
 mod warning;
 
 pub use compile::Compiled;
+pub use cost::{CompileCost, MAX_SET_WORDS, MAX_STEPS};
 pub use error::{PolicyError, Problem};
+pub use hash::PolicyHash;
 pub use model::{Action, Address, Decision, Default, List, Named, Policy, Prefix, Rule, Service};
 pub use warning::Warning;
 

@@ -43,11 +43,6 @@ impl Addresses {
         list.items().map(|items| Addresses::resolve(items, sets))
     }
 
-    /// The number of ranges.
-    pub(super) fn len(&self) -> usize {
-        self.v4.len() + self.v6.len()
-    }
-
     fn add_prefix(&mut self, prefix: Prefix) {
         if prefix.address.is_v4() { &mut self.v4 } else { &mut self.v6 }.push(prefix.range());
     }

@@ -29,8 +29,7 @@ impl Restorer {
     /// [`RestoreError`].
     pub fn read(&self, now: Time, snapshot: &mut dyn Read) -> Result<RestoredState, RestoreError> {
         let engine = &*self.0;
-        let mut restored = read(snapshot, engine.config.affordable_sessions, RebuiltTable::new(&engine.table, now))?;
-        restored.sessions.arm(restored.active_policy.timeouts());
+        let restored = read(snapshot, engine.config.affordable_sessions, RebuiltTable::new(&engine.table, now))?;
         Ok(RestoredState { restored: Some(restored), next_shard: 0 })
     }
 }
@@ -57,8 +56,8 @@ impl Replica {
     pub fn install(&mut self, now: Time, state: &mut RestoredState, wake: &mut dyn Wake) -> bool {
         let Some(restored) = &mut state.restored else { return false };
         if state.next_shard == 0 {
-            self.engine.publish(restored.cluster_state().clone());
-            self.engine.activate(std::mem::take(&mut restored.active_policy));
+            self.engine.install_policy(restored.cluster_state().clone(), restored.generation());
+            self.engine.forget_old_candidate();
         }
         let timeouts = self.engine.timeouts();
         let mut effects = Effects::default();

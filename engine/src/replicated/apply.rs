@@ -42,12 +42,12 @@ impl StateMachine {
         let applied = match (status, serial, batch.commands.get(at)) {
             (SerialStatus::Duplicate(outcome), ..) => Applied::unchanged(outcome),
             (SerialStatus::Expired, ..) => Applied::unchanged(Outcome::SerialExpired),
-            (SerialStatus::New, Some(serial), Some(command)) => {
+            (SerialStatus::New, Some(serial), Some(_)) => {
                 // The digest is that of everything that is replicated.
                 let before = self.digest();
                 let mut over =
                     Over { now: WallTenths::from_unix_ms(batch.unix_ms), removed: Vec::new(), ended: Vec::new() };
-                let outcome = self.command(store, local, batch, command, &mut over, &mut effects);
+                let outcome = self.command(store, local, batch, at, &mut over, &mut effects);
                 let changed = self.digest() != before;
                 self.dedup.record(batch.proposer, serial, &outcome);
                 Applied { outcome, changed, removed: over.removed, ended: over.ended }
@@ -62,10 +62,11 @@ impl StateMachine {
         store: &impl SessionStore,
         local: LocalContext<'_>,
         batch: &Batch,
-        command: &Command,
+        at: usize,
         over: &mut Over,
         effects: &mut Effects,
     ) -> Outcome {
+        let Some(command) = batch.commands.get(at) else { return Outcome::Accepted };
         let needed = command.level();
         if needed > self.register.cluster.level && !matches!(command, Command::Member(MemberChange::Init { .. })) {
             return Outcome::Invalid(InvalidReason::NeedsLevel(needed));
@@ -99,7 +100,9 @@ impl StateMachine {
                 effects.resume_epoch = Some(self.resume_epoch);
                 self.has_come(batch.proposer, effects);
             }
-            Command::Policy(change) => return self.change_policy(change, batch.unix_ms, effects),
+            Command::Policy(change) => return self.take_candidate(change, batch.unix_ms, effects),
+            Command::Enact(enact) => return self.enact(enact, batch, at, effects),
+            Command::Withdraw(withdraw) => return self.withdraw(withdraw, effects),
             Command::Member(change) => return self.change_members(change, batch.unix_ms, effects),
             #[cfg(feature = "next-level")]
             Command::Note(note) => {

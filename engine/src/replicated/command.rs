@@ -11,6 +11,7 @@ use super::settings::SettingsChange;
 use crate::cluster_state::{JoinRequest, MemberInfo};
 use crate::id::{Generation, MemberId, SessionId};
 use crate::level::{Capabilities, Level};
+use crate::policy::{Policy, PolicyHash};
 use crate::replicated::InvalidReason;
 use crate::session::{Close, EndedSession, Establish};
 
@@ -51,7 +52,8 @@ pub enum Command {
     Expire(Vec<SessionId>),
     /// Removes sessions that an administrator revokes. Unknown ids have no effect.
     Revoke(Vec<SessionId>),
-    /// Activates a policy from this index on, if `base` is the active generation ([`Outcome::Stale`] otherwise).
+    /// Makes a policy the candidate, in place of the one before, if `base` is the generation in force ([`Outcome::Stale`]
+    /// otherwise). Members compile it, each beside its packet path; [`Command::Enact`] puts it in force.
     Policy(Box<PolicyChange>),
     /// Changes the list of members.
     Member(MemberChange),
@@ -69,6 +71,12 @@ pub enum Command {
     RevokeForbidden(ForbiddenSessions),
     /// Changes settings, if the members afford them and nobody else changed them meanwhile ([`Outcome::Invalid`] otherwise).
     Settings(Box<SettingsChange>),
+    /// Puts the candidate in force from this index on ([`Outcome::Policy`]), if it has this hash and `base` is the generation in
+    /// force ([`Outcome::Stale`] otherwise). A candidate of the same batch is refused: a member looks once, before it applies
+    /// a batch, whether it has compiled what the batch puts in force.
+    Enact(Box<Enact>),
+    /// Removes the candidate, if it has this hash and base: a member refused it, or too few have compiled it in time.
+    Withdraw(Withdraw),
     /// A command of level 2: notes a number. It must stay the last one.
     #[cfg(feature = "next-level")]
     Note(u64),
@@ -100,7 +108,13 @@ impl Command {
             Command::Resume | Command::Level(_) => (4, 16),
             #[cfg(feature = "next-level")]
             Command::Note(_) => (10, 16),
-            Command::Policy(policy) => (64 + policy.text.len(), 96 + policy.text.len() + policy.author.len()),
+            Command::Policy(policy) => {
+                let names: usize = policy.zones.iter().map(|name| name.len() + 2).sum();
+                let more = policy.text.len() + policy.author.len() + names + 8 * policy.overridden.len();
+                (128 + more, 192 + more + 24 * policy.zones.len())
+            }
+            Command::Enact(enact) => (48 + 8 * enact.without.len(), 96 + 8 * enact.without.len()),
+            Command::Withdraw(_) => (48, 64),
             Command::Member(MemberChange::Zones { zones, .. }) => {
                 let names: usize = zones.iter().map(String::len).sum();
                 (64 + 2 * zones.len() + names, 96 + 24 * zones.len() + names)
@@ -133,15 +147,58 @@ pub struct ForbiddenSessions {
 }
 
 /// A new policy.
+///
+/// Applying it does not look into the text. What has to be known of it there is beside it, made by the proposer; every member
+/// that compiles the text compares, and refuses a policy of which it is not true.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct PolicyChange {
     /// The generation that it replaces.
     pub base: Generation,
-    /// The policy's text, as its author wrote it. It was checked before it was proposed. If it does not compile nevertheless, it is
-    /// refused ([`InvalidReason::Policy`]), and the active one stays.
+    /// The policy's text, as its author wrote it.
     pub text: String,
     /// Who applied it, for the history.
     pub author: String,
+    /// The hash of the text.
+    pub hash: PolicyHash,
+    /// The zones that the text declares, in its order. They are registered with the candidate, so that members can compile it.
+    pub zones: Vec<String>,
+    /// Members whose refusal does not stop it, as the administrator said.
+    pub overridden: Vec<MemberId>,
+}
+
+impl PolicyChange {
+    /// A change to this text. A text with errors gets no zones, and every member will refuse it.
+    #[must_use]
+    pub fn new(base: Generation, text: String, author: String) -> PolicyChange {
+        let zones = Policy::parse("policy", &text).map(|policy| policy.zones().to_vec()).unwrap_or_default();
+        PolicyChange { base, hash: PolicyHash::of(&text), text, author, zones, overridden: Vec::new() }
+    }
+
+    /// The second step: it puts this policy in force.
+    #[must_use]
+    pub fn enactment(&self) -> Enact {
+        Enact { hash: self.hash, base: self.base, without: Vec::new() }
+    }
+}
+
+/// Puts the candidate in force.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Enact {
+    /// The candidate's.
+    pub hash: PolicyHash,
+    /// The generation that it replaces.
+    pub base: Generation,
+    /// Members that had not compiled it when this was proposed, for the history.
+    pub without: Vec<MemberId>,
+}
+
+/// Removes the candidate.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Withdraw {
+    /// The candidate's.
+    pub hash: PolicyHash,
+    /// The generation that it was to replace.
+    pub base: Generation,
 }
 
 /// A change of the register of members: ids, names, addresses. Who votes is openraft's membership.

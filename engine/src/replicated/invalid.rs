@@ -4,11 +4,11 @@
 use serde::{Deserialize, Serialize};
 
 use super::dedup::MAX_OUTSTANDING;
-use super::policies::MAX_POLICY_BYTES;
 use super::settings::SettingsRefusal;
 use super::zones::MAX_MEMBER_ZONES;
 use crate::id::MemberId;
 use crate::level::{Level, Levels};
+use crate::policy::{MAX_TEXT, MAX_ZONES};
 
 /// Why a command cannot be applied. Its encoding is in outcomes: new reasons are added at the end, and a reason that a later
 /// level adds is given only at that level.
@@ -30,11 +30,20 @@ pub enum InvalidReason {
     #[error("the handshake state is not of the tuple's protocol")]
     HandshakeProtocol,
     /// A policy's text is too long.
-    #[error("a policy can have at most {MAX_POLICY_BYTES} bytes")]
+    #[error("a policy can have at most {MAX_TEXT} bytes")]
     PolicyLength,
-    /// A policy does not compile.
-    #[error("the policy does not compile; `palisade policy check` says why")]
-    Policy,
+    /// What is said beside a policy is too long.
+    #[error("the author's name, or the list of members, is too long")]
+    PolicyRemarks,
+    /// A policy with too many zones.
+    #[error("a policy can have at most {MAX_ZONES} zones")]
+    TooManyPolicyZones,
+    /// There is no candidate of this hash and base: another policy was proposed since, or it was withdrawn.
+    #[error("there is no such candidate any longer")]
+    NoCandidate,
+    /// A policy is put in force in the batch that proposes it.
+    #[error("the candidate is of the same batch")]
+    CandidateOfBatch,
     /// Too many zone names.
     #[error("a cluster can have at most 65,534 zone names")]
     TooManyZones,

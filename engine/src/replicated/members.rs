@@ -67,6 +67,8 @@ impl StateMachine {
         cluster_id.clone_into(&mut cluster.cluster_id);
         cluster.tokens.clear();
         cluster.joining.clear();
+        // Nobody is left who said that it should come into force.
+        cluster.candidate = None;
         let gone: Vec<MemberId> = cluster.members.keys().copied().filter(|id| *id != member).collect();
         for id in gone {
             cluster.members.remove(&id);

@@ -26,11 +26,11 @@ use crate::cluster_state::ClusterState;
 use crate::digest::{Kind, element};
 use crate::id::Generation;
 pub use command::{
-    Applied, Batch, Command, CommandSize, ExpireIdle, ForbiddenSessions, Join, MemberChange, Outcome, PolicyChange,
+    Applied, Batch, Command, CommandSize, Enact, ExpireIdle, ForbiddenSessions, Join, MemberChange, Outcome,
+    PolicyChange, Withdraw,
 };
 use dedup::{DedupTable, Tombstones};
 pub use invalid::InvalidReason;
-pub use policies::CompileError;
 use register::Register;
 pub(crate) use session::{Replicated, SessionRecord, WallTenths};
 pub use settings::{

@@ -16,10 +16,16 @@ pub(super) struct Register {
 }
 
 impl Register {
+    /// Of a policy's text the hash takes part: there may be 32 of 4 MiB.
     pub(super) fn digest(&self) -> u64 {
         let cluster = &self.cluster;
-        let policies: BTreeMap<_, _> =
-            cluster.policies.iter().map(|p| (p.generation, (&p.text, &p.author, p.unix_ms, &p.zones))).collect();
+        let policies: BTreeMap<_, _> = cluster
+            .policies
+            .iter()
+            .map(|p| (p.generation, (&p.hash, &p.author, p.unix_ms, &p.zones, &p.without)))
+            .collect();
+        let candidate = cluster.candidate.as_ref();
+        let candidate = candidate.map(|c| (c.base, &c.hash, &c.author, c.unix_ms, &c.zones, &c.overridden));
         let members: &BTreeMap<MemberId, MemberInfo> = &cluster.members;
         // What later levels add has elements of its own, and none while it has its default: so a raise of the level changes no
         // existing hash.
@@ -31,6 +37,7 @@ impl Register {
                 &cluster.joining,
                 &cluster.tokens,
                 policies,
+                candidate,
                 &cluster.zones,
                 &cluster.member_zones,
                 self.generation,

@@ -14,6 +14,7 @@
 //! | 4 | ids of removed sessions, and how many older ones were dropped | any, in order |
 //! | 5 | sessions, each a record | any |
 //! | 6 | settings, largest grace so far, last changes | one, second |
+//! | 7 | the candidate | one, if there is one |
 //! | 9 | number of sessions, digest | one, last |
 //!
 //! A chunk whose kind has the bit [`kind::OPTIONAL`] may be skipped by a program that does not know the kind. Any other unknown
@@ -23,7 +24,7 @@
 //!
 //! [`read`] parses the chunks into [`Parsed`], and validates that as a whole. Only then does anything change.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 
@@ -33,17 +34,16 @@ use super::apply::invalid;
 use super::dedup::{DedupTable, MAX_OUTSTANDING, MAX_TOMBSTONES, ProposerSession, Tombstones};
 #[cfg(feature = "next-level")]
 use super::next_level;
-use super::policies::{self, CompileError};
+use super::policies;
 use super::settings::{SettingsChunk, SettingsRecord};
 use super::{Effects, Outcome, Register, Replicated, RestoredSessions, SessionRecord, StateMachine};
-use crate::active_policy::ActivePolicy;
-use crate::cluster_state::{ClusterState, JoinRequest, MemberInfo, PolicyRecord};
+use crate::cluster_state::{Candidate, ClusterState, JoinRequest, MemberInfo, PolicyRecord};
 #[cfg(feature = "next-level")]
 use crate::encoding::ExtensionWriter;
 use crate::encoding::{DecodeError, Extensible, read_content, read_level, read_record, write_content, write_record};
 use crate::id::{Generation, MemberId, SessionId};
 use crate::level::{Capabilities, Level, UnknownLevel};
-use crate::policy::Compiled;
+use crate::policy::PolicyHash;
 
 /// The last digit is the version of the format.
 const MAGIC: &[u8; 8] = b"PALSNAP5";
@@ -62,6 +62,7 @@ mod kind {
     pub(super) const TOMBSTONES: u8 = 4;
     pub(super) const SESSIONS: u8 = 5;
     pub(super) const SETTINGS: u8 = 6;
+    pub(super) const CANDIDATE: u8 = 7;
     pub(super) const END: u8 = 9;
 
     /// The bit of a kind without which the state is whole.
@@ -93,6 +94,18 @@ struct PolicyText {
     author: String,
     unix_ms: u64,
     zones: Vec<String>,
+    without: Vec<MemberId>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct CandidateText {
+    base: Generation,
+    hash: PolicyHash,
+    text: String,
+    author: String,
+    unix_ms: u64,
+    zones: Vec<String>,
+    overridden: Vec<MemberId>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -122,6 +135,7 @@ impl Extensible for RegisterRecord {
 }
 
 impl Extensible for PolicyText {}
+impl Extensible for CandidateText {}
 impl Extensible for Outcomes {}
 impl Extensible for Removed {}
 impl Extensible for End {}
@@ -156,9 +170,6 @@ pub enum RestoreError {
         /// Number of sessions that this member affords.
         affords: u64,
     },
-    /// Its policy does not compile.
-    #[error("the snapshot's policy does not compile")]
-    Policy(#[from] CompileError),
 }
 
 impl From<DecodeError> for RestoreError {
@@ -253,8 +264,16 @@ impl SnapshotContent {
         write_chunk(to, kind::REGISTER, &register)?;
         write_chunk(to, kind::SETTINGS, &SettingsChunk::from(&cluster.settings))?;
         for policy in &cluster.policies {
-            let PolicyRecord { generation, text, author, unix_ms, zones } = PolicyRecord::clone(policy);
-            write_chunk(to, kind::POLICY, &PolicyText { generation, text, author, unix_ms, zones })?;
+            let PolicyRecord { generation, hash: _, text, author, unix_ms, zones, without } =
+                PolicyRecord::clone(policy);
+            let text = String::from(&*text);
+            write_chunk(to, kind::POLICY, &PolicyText { generation, text, author, unix_ms, zones, without })?;
+        }
+        if let Some(candidate) = &cluster.candidate {
+            let Candidate { base, hash, text, author, unix_ms, zones, overridden } = Candidate::clone(candidate);
+            let text = String::from(&*text);
+            let candidate = CandidateText { base, hash, text, author, unix_ms, zones, overridden };
+            write_chunk(to, kind::CANDIDATE, &candidate)?;
         }
         Ok(())
     }
@@ -323,6 +342,7 @@ impl<S: RestoredSessions> Parsed<S> {
             capabilities: record.capabilities,
             settings,
             policies: Vec::new(),
+            candidate: None,
             #[cfg(feature = "next-level")]
             note: record.note,
         };
@@ -340,9 +360,17 @@ impl<S: RestoredSessions> Parsed<S> {
     fn add(&mut self, kind: u8, content: &[u8]) -> Result<(), RestoreError> {
         match kind {
             kind::POLICY => {
-                let PolicyText { generation, text, author, unix_ms, zones } = read_content(content)?;
-                let record = PolicyRecord { generation, text, author, unix_ms, zones };
+                let PolicyText { generation, text, author, unix_ms, zones, without } = read_content(content)?;
+                let hash = PolicyHash::of(&text);
+                let record = PolicyRecord { generation, hash, text: text.into(), author, unix_ms, zones, without };
                 self.register.cluster.policies.push(Arc::new(record));
+            }
+            kind::CANDIDATE => {
+                let CandidateText { base, hash, text, author, unix_ms, zones, overridden } = read_content(content)?;
+                let candidate = Candidate { base, hash, text: text.into(), author, unix_ms, zones, overridden };
+                if self.register.cluster.candidate.replace(Arc::new(candidate)).is_some() {
+                    return Err(damaged("it has two candidates"));
+                }
             }
             kind::OUTCOMES => self.add_outcomes(read_content(content)?)?,
             kind::TOMBSTONES => {
@@ -402,8 +430,7 @@ impl<S: RestoredSessions> Parsed<S> {
         if end.sessions != self.sessions.len() as u64 {
             return Err(damaged("sessions are missing"));
         }
-        let rules = compile_active(&self.register)?;
-        let active_policy = ActivePolicy { generation: self.register.generation, rules, ..ActivePolicy::default() };
+        validate_policies(&self.register)?;
         let state = StateMachine {
             sessions: self.sessions.len(),
             sessions_digest: self.sessions.digest(),
@@ -416,36 +443,42 @@ impl<S: RestoredSessions> Parsed<S> {
         if state.digest() != end.digest {
             return Err(damaged("the digest is wrong"));
         }
-        Ok(Restored { state, active_policy, sessions: self.sessions })
+        Ok(Restored { state, sessions: self.sessions })
     }
 }
 
-/// Compiles the active policy. `None`: generation 0, which has no rules.
-fn compile_active(register: &Register) -> Result<Option<Compiled>, RestoreError> {
-    match register.cluster.policies.last() {
-        None if register.generation == Generation(0) => Ok(None),
-        Some(policy) if policy.generation == register.generation => {
-            let mut zones = register.cluster.zones.clone();
-            let (rules, named) = policies::compile(&policy.text, &mut zones)?;
-            if zones != register.cluster.zones || named != policy.zones {
-                return Err(damaged("zones are missing"));
-            }
-            Ok(Some(rules))
-        }
-        _ => Err(damaged("the active policy is missing")),
+/// That the policy in force is there, and every zone of a policy has its number. Compiling comes later, beside all this.
+fn validate_policies(register: &Register) -> Result<(), RestoreError> {
+    let cluster = &register.cluster;
+    let last = cluster.policies.last().map_or(Generation(0), |policy| policy.generation);
+    if last != register.generation {
+        return Err(damaged("the active policy is missing"));
     }
+    if cluster.candidate.as_ref().is_some_and(|candidate| candidate.base != register.generation) {
+        return Err(damaged("the candidate is not for the active policy"));
+    }
+    let zones: HashSet<&str> = cluster.zones.iter().map(String::as_str).collect();
+    let by_policies = cluster.policies.iter().flat_map(|policy| &policy.zones);
+    let named = by_policies.chain(cluster.candidate.iter().flat_map(|candidate| &candidate.zones));
+    if named.into_iter().any(|name| name.is_empty() || !zones.contains(name.as_str())) {
+        return Err(damaged("zones are missing"));
+    }
+    Ok(())
 }
 
 /// A snapshot that was read and validated, but is not the state yet.
 pub(crate) struct Restored<S> {
     state: StateMachine,
-    pub(crate) active_policy: ActivePolicy,
     pub(crate) sessions: S,
 }
 
 impl<S> Restored<S> {
     pub(crate) fn cluster_state(&self) -> &ClusterState {
         self.state.cluster_state()
+    }
+
+    pub(crate) fn generation(&self) -> Generation {
+        self.state.register.generation
     }
 }
 

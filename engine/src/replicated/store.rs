@@ -1,7 +1,8 @@
 //! What the replicated state needs of the session table, and what it leads to on this member.
 
-use crate::active_policy::ActivePolicy;
-use crate::cluster_state::ClusterState;
+use std::sync::Arc;
+
+use crate::cluster_state::{Candidate, ClusterState, PolicyRecord};
 use crate::id::SessionId;
 use crate::replicated::Replicated;
 use crate::session::{Close, EndedSession, Establish};
@@ -107,8 +108,8 @@ pub(crate) struct Effects {
     pub(crate) wakes: Vec<(WorkerSet, HoldKey)>,
     /// Closes to propose: of sessions that were reset while their establishment was under way.
     pub(crate) closes: Vec<Close>,
-    /// The policy to activate.
-    pub(crate) active_policy: Option<Box<ActivePolicy>>,
+    /// The candidate that was put in force, and its record.
+    pub(crate) enacted: Option<(Arc<Candidate>, Arc<PolicyRecord>)>,
     /// The cluster state to publish.
     pub(crate) cluster_state: Option<Box<ClusterState>>,
     /// The resume epoch to publish.

@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use super::policies::CompileError;
 use super::{InvalidReason, Outcome, Register};
 use crate::id::MemberId;
 
@@ -16,11 +15,20 @@ pub(super) const MAX_MEMBER_ZONES: usize = 4096;
 /// Maximum length of a zone's name, in bytes.
 const MAX_NAME_BYTES: usize = 63;
 
+/// The cluster would have more zone names than there are numbers.
+pub(super) struct TooManyZones;
+
+impl From<TooManyZones> for InvalidReason {
+    fn from(_: TooManyZones) -> InvalidReason {
+        InvalidReason::TooManyZones
+    }
+}
+
 /// Gives numbers to zones: known names keep theirs, others get the next ones, in their order.
 pub(super) fn register<'a>(
     zones: &mut Vec<String>,
     names: impl IntoIterator<Item = &'a String>,
-) -> Result<(), CompileError> {
+) -> Result<(), TooManyZones> {
     let known: HashSet<&str> = zones.iter().map(String::as_str).collect();
     let mut new: Vec<String> = Vec::new();
     let mut seen = HashSet::new();
@@ -36,14 +44,14 @@ pub(super) fn register<'a>(
             zones.push(name);
             continue;
         }
-        forgotten += zones.iter().skip(forgotten).position(String::is_empty).ok_or(CompileError::TooManyZones)?;
+        forgotten += zones.iter().skip(forgotten).position(String::is_empty).ok_or(TooManyZones)?;
         zones[forgotten] = name;
     }
     Ok(())
 }
 
 /// Whether a zone can have this name: as in node.toml and in a policy.
-fn is_valid(name: &str) -> bool {
+pub(super) fn is_valid(name: &str) -> bool {
     let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
     name.starts_with(|c: char| c.is_ascii_alphabetic())
         && name.len() <= MAX_NAME_BYTES
@@ -69,7 +77,7 @@ impl Register {
         }
         let mut zones = self.cluster.zones.clone();
         if let Err(error) = register(&mut zones, &names) {
-            return Outcome::Invalid(error.reason());
+            return Outcome::Invalid(error.into());
         }
         self.cluster.zones = zones;
         self.cluster.member_zones.insert(member, names.into_iter().collect());
@@ -81,7 +89,8 @@ impl Register {
     pub(super) fn forget_zones(&mut self) {
         let cluster = &mut self.cluster;
         let by_policies = cluster.policies.iter().flat_map(|policy| &policy.zones);
-        let named = by_policies.chain(cluster.member_zones.values().flatten());
+        let by_candidate = cluster.candidate.iter().flat_map(|candidate| &candidate.zones);
+        let named = by_policies.chain(by_candidate).chain(cluster.member_zones.values().flatten());
         let named: HashSet<&str> = named.map(String::as_str).collect();
         for zone in &mut cluster.zones {
             if !named.contains(zone.as_str()) {

@@ -11,7 +11,6 @@ use super::session::{Session, SessionFlag};
 use super::{SHARDS, Sessions, Shard, Table};
 use crate::replicated::{Effects, LocalContext, Replicated, RestoredSessions};
 use crate::time::{Stamp17ms, Time};
-use crate::timeouts::Timeouts;
 
 /// The sessions of a snapshot, in shards like those of the table that they are for.
 pub(crate) struct RebuiltTable {
@@ -35,15 +34,6 @@ impl RebuiltTable {
         // The seed only has to be unknown to those who choose ids.
         let ids = IdIndex::new(table.ids_seed);
         RebuiltTable { shards, ids, hasher: table.hasher().clone(), now, sessions: 0 }
-    }
-
-    /// Arms the timers of all sessions. To be called once, when all are there.
-    pub(crate) fn arm(&mut self, timeouts: &Timeouts) {
-        for RebuiltShard { sessions, .. } in &mut self.shards {
-            for slot in 0..sessions.slots() {
-                sessions.arm(slot, self.now, timeouts);
-            }
-        }
     }
 
     fn has_id(&self, replicated: &Replicated) -> bool {
@@ -94,6 +84,10 @@ impl Table {
         // Until the exchange, such a slot has another session, or none: whoever looks up an id compares it.
         for (slot, session) in new.slab.numbered() {
             self.ids.insert(session.id(), SlotRef::new(number, slot));
+        }
+        // Only now: the snapshot's policy has the timeouts.
+        for slot in 0..new.slots() {
+            new.arm(slot, local.now, local.timeouts);
         }
         let mut shard = self.shard(number);
         for (hash, workers) in shard.queries.take_all() {

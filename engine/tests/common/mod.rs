@@ -29,17 +29,24 @@ impl Member {
     /// A member with an active policy.
     pub fn with_policy(config: Config, text: String) -> Member {
         let mut member = Member::new(config);
-        let outcomes = member.apply(vec![policy_change(0, text)]);
-        assert_eq!(outcomes, [Outcome::Policy(Generation(1))]);
+        assert_eq!(member.policy(0, text), Outcome::Policy(Generation(1)));
         member
+    }
+
+    /// Puts the policy after generation `base` in force, in its two steps.
+    pub fn policy(&mut self, base: u64, text: String) -> Outcome {
+        let change = PolicyChange::new(Generation(base), text, String::new());
+        let enact = Command::Enact(Box::new(change.enactment()));
+        assert_eq!(self.apply(vec![Command::Policy(Box::new(change))]), [Outcome::Accepted]);
+        self.engine.compile_policies();
+        self.apply(vec![enact]).remove(0)
     }
 
     /// A member with these settings and an active policy.
     pub fn with_settings(settings: &[&str], text: String) -> Member {
         let mut member = Member::new(Config::new(MemberId(1), 1, 5));
         member.accept(vec![settings_change(0, settings)]);
-        let outcomes = member.apply(vec![policy_change(0, text)]);
-        assert_eq!(outcomes, [Outcome::Policy(Generation(1))]);
+        assert_eq!(member.policy(0, text), Outcome::Policy(Generation(1)));
         member
     }
 
@@ -63,11 +70,6 @@ impl Member {
 pub fn settings_change(base: u64, settings: &[&str]) -> Command {
     let values = Assignment::parse_all(settings.iter().copied()).unwrap_or_else(|e| panic!("{e}"));
     Command::Settings(Box::new(SettingsChange::new(base, &values, Vec::new(), String::new())))
-}
-
-/// The command that replaces the policy of generation `base`.
-pub fn policy_change(base: u64, text: String) -> Command {
-    Command::Policy(Box::new(PolicyChange { base: Generation(base), text, author: String::new() }))
 }
 
 /// The command that establishes session `n` from zone 1 to zone 2, under the first policy.

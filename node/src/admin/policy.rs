@@ -1,10 +1,12 @@
 //! The policy's part of the administration.
 
-use palisade_engine::policy::Policy;
-use palisade_engine::replica::{Command, Outcome, PolicyChange};
-use palisade_engine::{Generation, PolicyRecord};
+use palisade_engine::policy::{Policy, PolicyHash};
+use palisade_engine::replica::{Outcome, PolicyChange};
+use palisade_engine::{ClusterState, Generation, MemberId, PolicyRecord};
 use palisade_proto::admin::v1;
 use tonic::{Code, Status};
+
+use crate::replication::{PutError, PutInForce};
 
 use super::{COMMAND, Service, own_zones, refuse, require_lease, unconfirmed, unexpected};
 
@@ -20,8 +22,59 @@ fn parse(name: &str, text: &str) -> Result<Policy, Status> {
     })
 }
 
-fn record(p: &PolicyRecord) -> v1::PolicyRecord {
-    v1::PolicyRecord { generation: p.generation.0, author: p.author.clone(), unix_ms: p.unix_ms }
+fn record(cluster: &ClusterState, p: &PolicyRecord) -> v1::PolicyRecord {
+    let without = names(cluster, &p.without);
+    v1::PolicyRecord { generation: p.generation.0, author: p.author.clone(), unix_ms: p.unix_ms, without }
+}
+
+/// The members' names; of those that have left, what is left of them.
+fn names<'a>(cluster: &ClusterState, ids: impl IntoIterator<Item = &'a MemberId>) -> Vec<String> {
+    let name = |id: &MemberId| cluster.members.get(id).map_or_else(|| format!("member {id}"), |info| info.name.clone());
+    ids.into_iter().map(name).collect()
+}
+
+/// The ids of members.
+fn ids(cluster: &ClusterState, names: &[String]) -> Result<Vec<MemberId>, Status> {
+    let id = |name: &String| {
+        let found = cluster.members.iter().find(|(_, info)| info.name == *name);
+        found.map(|(id, _)| *id).ok_or_else(|| {
+            refuse(Code::InvalidArgument, format!("there is no member {name}"), "`palisade cluster members` lists them")
+        })
+    };
+    names.iter().map(id).collect()
+}
+
+/// Why a policy is not in force, for its author.
+fn not_in_force(cluster: &ClusterState, error: PutError) -> Status {
+    let (why, reports, code) = match error {
+        PutError::Propose(error) => return unconfirmed(&error),
+        PutError::Refused(outcome) => return unexpected(outcome),
+        PutError::Superseded { .. } => {
+            return refuse(Code::Aborted, error.to_string(), "see `palisade policy history`");
+        }
+        PutError::Withdrawn(reports) => ("the policy was not put in force", reports, Code::FailedPrecondition),
+        PutError::Timeout(reports) => ("the cluster did not decide on the policy in time", reports, Code::Unavailable),
+    };
+    let refused =
+        reports.refused.iter().map(|(id, reason)| format!("{} refused it: {reason}", names(cluster, [id]).join("")));
+    let mut all: Vec<String> = refused.collect();
+    let late = cluster.members.keys().filter(|id| !reports.refused.contains_key(id) && !reports.compiled.contains(id));
+    let late = names(cluster, late);
+    if !late.is_empty() {
+        all.push(format!("{} had not compiled it in time", late.join(", ")));
+    }
+    let help = match reports.refused.is_empty() {
+        true => "a majority of the voters, with the leader, must compile it: see `palisade cluster status`".to_owned(),
+        false => {
+            let names = names(cluster, reports.refused.keys());
+            let options: Vec<String> = names.iter().map(|name| format!("--without {name}")).collect();
+            let options = options.join(" ");
+            format!(
+                "`palisade policy apply FILE {options}` puts it in force all the same; a member that has not compiled it passes nothing once its grace is over"
+            )
+        }
+    };
+    refuse(code, format!("{why}: {}", all.join("; ")), &help)
 }
 
 impl Service {
@@ -50,37 +103,47 @@ impl Service {
         r: v1::PolicyApplyRequest,
         user: &str,
     ) -> Result<v1::PolicyApplyResponse, Status> {
-        parse(&r.name, &r.text)?;
+        let zones = parse(&r.name, &r.text)?.zones().to_vec();
         let text = r.text;
+        let hash = PolicyHash::of(&text);
         let author = match r.author.as_str() {
             "" => user.to_owned(),
             author if author == user => user.to_owned(),
             author => format!("{author} (as {user})"),
         };
         let member = self.member()?;
+        let overridden = ids(&member.engine.cluster_state(), &r.without)?;
         for _ in 0..TRIES {
             require_lease(&member, r.wait_ms).await?;
             let cluster = member.engine.cluster_state();
             let in_force = cluster.policies.last();
             let base = r.base.unwrap_or_else(|| in_force.map_or(0, |p| p.generation.0));
-            if let Some(p) = in_force.filter(|p| p.text == text && p.generation.0 == base) {
-                return Ok(v1::PolicyApplyResponse { generation: p.generation.0, unchanged: true });
+            if let Some(p) = in_force.filter(|p| *p.text == *text && p.generation.0 == base) {
+                let generation = p.generation.0;
+                return Ok(v1::PolicyApplyResponse { generation, unchanged: true, without: Vec::new() });
             }
-            let change = PolicyChange { base: Generation(base), text: text.clone(), author: author.clone() };
-            let command = Command::Policy(Box::new(change));
-            match member.replication.command(command, COMMAND).await.map_err(|e| unconfirmed(&e))? {
-                Outcome::Policy(generation) => {
-                    tracing::info!(%generation, author, "a policy was applied");
-                    return Ok(v1::PolicyApplyResponse { generation: generation.0, unchanged: false });
+            let change = PolicyChange {
+                base: Generation(base),
+                text: text.clone(),
+                author: author.clone(),
+                hash,
+                zones: zones.clone(),
+                overridden: overridden.clone(),
+            };
+            match member.replication.put_policy(change, COMMAND).await {
+                Ok(PutInForce { generation, without }) => {
+                    tracing::info!(%generation, author, ?without, "a policy was applied");
+                    let without = names(&member.engine.cluster_state(), &without);
+                    return Ok(v1::PolicyApplyResponse { generation: generation.0, unchanged: false, without });
                 }
-                Outcome::Stale(now) if r.base.is_some() => {
+                Err(PutError::Refused(Outcome::Stale(now))) if r.base.is_some() => {
                     let help =
                         format!("see what changed with `palisade policy show {now}`, then apply with `--base {now}`");
                     let message = format!("generation {now} is in force, not {base}: somebody else applied a policy");
                     return Err(refuse(Code::Aborted, message, &help));
                 }
-                Outcome::Stale(_) => {}
-                other => return Err(unexpected(other)),
+                Err(PutError::Refused(Outcome::Stale(_))) => {}
+                Err(error) => return Err(not_in_force(&member.engine.cluster_state(), error)),
             }
         }
         Err(refuse(Code::Aborted, "somebody else keeps applying policies", "find out who: `palisade policy history`"))
@@ -94,7 +157,7 @@ impl Service {
             Some(wanted) => cluster.policies.iter().find(|p| p.generation.0 == wanted),
         };
         match (found, r.generation.unwrap_or(0)) {
-            (Some(p), _) => Ok(v1::PolicyShowResponse { policy: Some(record(p)), text: p.text.clone() }),
+            (Some(p), _) => Ok(v1::PolicyShowResponse { policy: Some(record(&cluster, p)), text: p.text.to_string() }),
             (None, 0) => {
                 Ok(v1::PolicyShowResponse { policy: Some(v1::PolicyRecord::default()), text: FIRST.to_owned() })
             }
@@ -107,7 +170,8 @@ impl Service {
 
     pub(super) async fn policies(&self, r: v1::PolicyHistoryRequest) -> Result<v1::PolicyHistoryResponse, Status> {
         let member = self.member_at(r.barrier, r.wait_ms).await?;
-        let policies = member.engine.cluster_state().policies.iter().map(|p| record(p)).collect();
+        let cluster = member.engine.cluster_state();
+        let policies = cluster.policies.iter().map(|p| record(&cluster, p)).collect();
         Ok(v1::PolicyHistoryResponse { policies })
     }
 }

@@ -122,6 +122,7 @@ async fn a_member_is_made_and_administrated_over_its_socket() {
         author: "alice".into(),
         base,
         wait_ms: 0,
+        without: Vec::new(),
     };
     let wrong = admin.policy_apply(apply("accept nonsense", None)).await.unwrap_err();
     assert_eq!(wrong.code(), Code::InvalidArgument);

@@ -136,7 +136,7 @@ impl ConnectionLog {
     /// Takes notice of an applied batch. Those of `own` are this member's, proposed since it was started.
     pub(crate) fn applied(&self, own: bool, batch: &Batch, applied: &[Applied]) {
         let Some(shared) = &self.0 else { return };
-        if batch.commands.iter().any(|command| matches!(command, Command::Policy(_))) {
+        if batch.commands.iter().any(|command| matches!(command, Command::Enact(_))) {
             shared.wanted.store(true, Ordering::Relaxed);
         }
         if !own || !shared.wanted.load(Ordering::Relaxed) {

@@ -108,7 +108,7 @@ impl Membership {
             if let Some(leader) = leader
                 && let Ok(mut client) = self.peers.client(leader.id, &leader.address, Lane::Control)
             {
-                let ask = client.read_index(wire::ReadIndexRequest { declines_leadership: true });
+                let ask = client.read_index(wire::ReadIndexRequest { declines_leadership: true, policy: None });
                 if let Ok(Err(status)) = tokio::time::timeout(REMOVAL_QUERY_TIMEOUT, ask).await
                     && status.code() == tonic::Code::PermissionDenied
                 {

@@ -56,7 +56,7 @@ pub(crate) async fn check(raft: &PalisadeRaft, peers: &Peers) -> Result<(), Roll
     let members = raft.members();
     // Only the leader answers.
     let answers = peers.fan_out(&members, Lane::Control, DURABLE_INDEX_TIMEOUT, |mut client| async move {
-        client.read_index(wire::ReadIndexRequest { declines_leadership: true }).await
+        client.read_index(wire::ReadIndexRequest { declines_leadership: true, policy: None }).await
     });
     let durable: Vec<Option<u64>> = answers.map(|(_, answer)| answer.ok()?.durable).collect().await;
     let there = durable.into_iter().flatten().max();

@@ -1,9 +1,10 @@
 //! The read barrier: it waits until everything is applied here that was committed before a call. The leader is asked for its
 //! commit index ([`read_index`](crate::raft::read_index)); nothing is added to the log.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use palisade_engine::MemberId;
+use palisade_engine::{Engine, MemberId};
 use palisade_proto::member::v1 as wire;
 use tokio::sync::watch;
 
@@ -53,6 +54,8 @@ impl From<ReadIndexError> for ReadBarrierError {
 pub(crate) struct ReadBarrier {
     pub(crate) me: MemberId,
     pub(crate) raft: PalisadeRaft,
+    /// Whose report of the candidate goes with each question.
+    pub(crate) engine: Arc<Engine>,
     pub(crate) read_index: ReadIndex,
     pub(crate) peers: Peers,
     pub(crate) leadership: watch::Receiver<Leadership>,
@@ -107,7 +110,8 @@ impl ReadBarrier {
         }
         let mut client = self.peers.client(leader.id, &leader.address, Lane::Control)?;
         let declines_leadership = *self.priority.borrow() != ElectionPriority::Normal;
-        Ok(client.read_index(wire::ReadIndexRequest { declines_leadership }).await?.into_inner().index)
+        let policy = self.engine.policy_report().map(wire::PolicyReport::from);
+        Ok(client.read_index(wire::ReadIndexRequest { declines_leadership, policy }).await?.into_inner().index)
     }
 
     async fn applied(&self, index: u64, timeout: Duration) -> Result<(), ReadBarrierError> {

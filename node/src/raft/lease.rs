@@ -5,6 +5,9 @@
 //! leader lease: clocks may stand still). Once that index is applied here, this member's lease is valid until t + 1 s.
 //! [`crate::lease`] has the states.
 //!
+//! With the question goes what this member has made of the candidate for the next policy ([`crate::policy`]). A member that has not
+//! compiled the policy in force gets no lease.
+//!
 //! A member that begins to forward packets says so in the log first (`Command::Resume`): it remembers nothing of what an
 //! earlier run reported about idle sessions, or was not asked about them while its lease was expired. Then it registers what
 //! it can, if the register says something else: no lease before that.
@@ -50,6 +53,8 @@ pub(crate) struct LeaseRenewer {
 pub(crate) enum LeaseRenewalError {
     #[error("no leader is known")]
     NoLeader,
+    #[error("this member has not compiled the policy in force")]
+    Policy,
     #[error(transparent)]
     Barrier(#[from] ReadBarrierError),
     #[error("the log did not take that this member resumes")]
@@ -69,6 +74,10 @@ impl LeaseRenewer {
                 resumed = None;
             }
             was = is;
+            if is == LeaseState::Expired {
+                // Nothing passes, so applying need not wait for the compiler.
+                self.engine.set_packets_pass(false);
+            }
             let mut asked = clock::now();
             let renewal = async {
                 if resumed != Some(replacements) {
@@ -77,7 +86,9 @@ impl LeaseRenewer {
                     resumed = Some(replacements);
                     asked = clock::now();
                 }
-                Ok::<(), LeaseRenewalError>(self.barrier.attempt().await?)
+                self.barrier.attempt().await?;
+                // Before the lease: from now on a policy must be compiled before it comes into force here.
+                if self.engine.set_packets_pass(true) { Ok(()) } else { Err(LeaseRenewalError::Policy) }
             };
             let renewal = renewal.await;
             let pause = match renewal {

@@ -7,7 +7,7 @@ use palisade_engine::replica::Replica;
 use palisade_engine::{Engine, MemberId, Wake};
 use palisade_engine::{Hint, Proposal};
 use palisade_raft_store::{Auditor, Planner, Snapshots, StoreMetrics, StoreOwner};
-use tokio::sync::{broadcast, mpsc, watch};
+use tokio::sync::{Notify, broadcast, mpsc, watch};
 
 use crate::affordable::UnaffordableError;
 use crate::audit::comparison::Comparer;
@@ -29,6 +29,10 @@ use crate::membership::rollback_check;
 use crate::peer::addressing::AddressCheck;
 use crate::peer::connections::{Members, Peers};
 use crate::peer::transport;
+use crate::policy::compiler::PolicyCompiler;
+use crate::policy::enactor::Enactor;
+use crate::policy::put::Put;
+use crate::policy::reports::Reports;
 use crate::raft::barrier::ReadBarrier;
 use crate::raft::config::PalisadeRaft;
 use crate::raft::contact::LastContact;
@@ -98,6 +102,12 @@ where
     let sources =
         Sources { hints: workers.hints, proposals: workers.proposals, hint_queue, proposal_queue, request_queue };
     let events = applied.events.clone();
+    let compiler = PolicyCompiler {
+        engine: core.engine.clone(),
+        changed: applied.policy_changed.clone(),
+        metrics: core.metrics.clone(),
+    };
+    tasks.spawn("policy compiler", compiler.run());
     let reachability = start_sync(&core, &options, &raft, sources, applied, data_dir.clone(), &mut tasks);
     let grace = PeerGrace::new(core.engine.clone());
     let (roster, removed) = start_presence(&core, grace.clone(), &raft, &mut tasks);
@@ -117,6 +127,7 @@ where
         sink,
         admission: core.admission(&raft, &requests),
         contact: raft.contact.clone(),
+        policy_reports: raft.policy_reports.clone(),
         peer_liveness,
         leader_contact: raft.leader_contact.clone(),
         audit: core.audit_handler(divergences),
@@ -127,7 +138,16 @@ where
     });
     let check = AddressCheck { cluster: core.cluster.clone(), me: core.me, metrics: core.metrics.clone() };
     let server = tasks.spawn_server("member port", serve(acceptor, service, check, tasks.stopped()));
+    let put = Put {
+        me: core.me,
+        engine: core.engine.clone(),
+        peers: core.peers.clone(),
+        leadership: raft.leadership.clone(),
+        requests: requests.clone(),
+        reports: raft.policy_reports.clone(),
+    };
     Ok(Replication {
+        put,
         membership: core.membership(identity, data_dir, &raft, &requests),
         raft: core.raft,
         engine: core.engine,
@@ -156,13 +176,16 @@ struct AppliedBatches {
     report_queue: mpsc::Receiver<BatchApplied>,
     pending: PendingBatches,
     events: broadcast::Sender<Arc<SessionEvent>>,
+    /// Notified when there may be another policy to compile.
+    policy_changed: Arc<Notify>,
 }
 
 impl AppliedBatches {
     fn new() -> AppliedBatches {
         let (reports, report_queue) = mpsc::channel(APPLIED_QUEUE);
         let (events, _) = broadcast::channel(WATCHER_QUEUE);
-        AppliedBatches { reports, report_queue, pending: PendingBatches::default(), events }
+        let (pending, policy_changed) = Default::default();
+        AppliedBatches { reports, report_queue, pending, events, policy_changed }
     }
 
     fn observer(&self, identity: &Identity, options: &Options, metrics: Arc<ReplicationMetrics>) -> Arc<Events> {
@@ -173,6 +196,7 @@ impl AppliedBatches {
             pending: self.pending.clone(),
             watchers: self.events.clone(),
             connection_log: options.connection_log.clone(),
+            policy_changed: self.policy_changed.clone(),
             metrics,
         })
     }
@@ -301,6 +325,7 @@ struct RaftSide {
     read_index: ReadIndex,
     barrier: ReadBarrier,
     contact: LastContact,
+    policy_reports: Reports,
     leader_contact: LeaderContact,
     transfer: LeadershipTransfer,
     priority: watch::Sender<ElectionPriority>,
@@ -321,6 +346,7 @@ impl RaftSide {
         let barrier = ReadBarrier {
             me,
             raft: raft.clone(),
+            engine: core.engine.clone(),
             read_index: read_index.clone(),
             peers: core.peers.clone(),
             leadership: leadership.clone(),
@@ -369,7 +395,19 @@ impl RaftSide {
         tasks.spawn("lease", renewer.run());
         tasks.spawn("election", election.run());
         tasks.spawn("leadership transfer", transfer.clone().run());
-        RaftSide { leadership, members, read_index, barrier, contact, leader_contact, transfer, priority, quorum }
+        let policy_reports = Reports::default();
+        RaftSide {
+            leadership,
+            members,
+            read_index,
+            barrier,
+            contact,
+            policy_reports,
+            leader_contact,
+            transfer,
+            priority,
+            quorum,
+        }
     }
 }
 
@@ -484,6 +522,17 @@ fn start_leader_tasks(
         contact: raft.contact.clone(),
         grace,
     };
+    let enactor = Enactor {
+        me: core.me,
+        raft: core.raft.clone(),
+        engine: core.engine.clone(),
+        reports: raft.policy_reports.clone(),
+        contact: raft.contact.clone(),
+        requests: requests.clone(),
+        transfer: raft.transfer.clone(),
+        metrics: core.metrics.clone(),
+    };
+    tasks.spawn("policy enactor", enactor.run());
     let sweep = PolicySweep {
         me: core.me,
         engine: core.engine.clone(),

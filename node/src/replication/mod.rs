@@ -27,7 +27,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use openraft::async_runtime::WatchReceiver;
-use palisade_engine::replica::{Command, Outcome, Replica};
+use palisade_engine::replica::{Command, Outcome, PolicyChange, Replica};
 use palisade_engine::{Engine, LeaseState, Level, MemberId, MemberInfo, Wake};
 use palisade_engine::{Hint, Proposal};
 use palisade_proto::member::v1 as wire;
@@ -42,6 +42,7 @@ use crate::lease::Lease;
 use crate::membership::presence::{Presence, Roster};
 use crate::membership::register::Membership;
 use crate::peer::connections::{Client, Lane};
+use crate::policy::put::Put;
 use crate::raft::barrier::ReadBarrier;
 use crate::raft::config::PalisadeRaft;
 use crate::raft::quorum::{QUORUM_POLL_INTERVAL, QuorumContact};
@@ -61,6 +62,7 @@ pub use crate::membership::recover::{RecoverError, Recovered, Recovery, Recovery
 pub use crate::membership::register::Removal;
 pub use crate::membership::rollback_check::RollbackError;
 pub use crate::membership::token::{Token, TokenError};
+pub use crate::policy::put::{CandidateReports, PutError, PutInForce};
 pub use crate::raft::barrier::ReadBarrierError;
 pub use crate::raft::config::{LogSize, Timing};
 pub use crate::raft::priority::ElectionPriority;
@@ -81,6 +83,7 @@ const RAFT_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A running member's replication.
 pub struct Replication {
+    put: Put,
     membership: Membership,
     raft: PalisadeRaft,
     engine: Arc<Engine>,
@@ -106,6 +109,8 @@ pub struct Replication {
 impl Drop for Replication {
     fn drop(&mut self) {
         self.tasks.stop();
+        // Applying must not wait for a compiler that is gone.
+        self.engine.set_packets_pass(false);
         if let Some(server) = self.server.lock().take() {
             server.abort();
         }
@@ -303,6 +308,14 @@ impl Replication {
         propose_and_wait(&self.requests, command, timeout).await
     }
 
+    /// Proposes a policy, and waits until it is in force at this member, or at the leader, or is not going to be.
+    ///
+    /// # Errors
+    /// [`PutError`]
+    pub async fn put_policy(&self, change: PolicyChange, timeout: Duration) -> Result<PutInForce, PutError> {
+        self.put.put(change, timeout).await
+    }
+
     /// Waits until everything is applied here that was committed before this call, through an election if need be. Adds
     /// nothing to the log.
     ///
@@ -395,6 +408,8 @@ impl Replication {
     /// Stops taking part. Established sessions of this machine are the workers' business.
     pub async fn shutdown(&self) {
         self.tasks.stop();
+        // Applying must not wait for a compiler that is gone. What comes into force from now on drops everything here.
+        self.engine.set_packets_pass(false);
         let server = self.server.lock().take();
         if let Some(mut server) = server
             && tokio::time::timeout(SERVER_SHUTDOWN_TIMEOUT, &mut server).await.is_err()

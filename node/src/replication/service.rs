@@ -10,7 +10,7 @@ use openraft::raft::AppendEntriesRequest;
 use palisade_engine::Event;
 use palisade_engine::replica::Join;
 use palisade_engine::{Engine, JoinRequest, LeaseState, MemberId, MemberInfo, SessionId};
-use palisade_proto::convert::{decode_batch, decode_hint};
+use palisade_proto::convert::{MemberError, decode_batch, decode_hint, policy_hash};
 use palisade_proto::member::v1 as wire;
 use palisade_proto::member::v1::admission_server::{Admission as AdmissionRpc, AdmissionServer};
 use palisade_proto::member::v1::member_server::{Member as MemberRpc, MemberServer};
@@ -28,6 +28,8 @@ use crate::membership::token;
 use crate::peer::addressing::{AddressCheck, Caller};
 use crate::peer::connections::MAX_MESSAGE_BYTES;
 use crate::peer::transport::{self, Acceptor};
+use crate::policy::put;
+use crate::policy::reports::Reports;
 use crate::raft::config::PalisadeRaft;
 use crate::raft::contact::LastContact;
 use crate::raft::election::LeaderContact;
@@ -73,6 +75,7 @@ pub(crate) struct ServiceContext {
     pub(crate) sink: EventSink,
     pub(crate) admission: Admission,
     pub(crate) contact: LastContact,
+    pub(crate) policy_reports: Reports,
     pub(crate) peer_liveness: PeerLiveness,
     pub(crate) leader_contact: LeaderContact,
     pub(crate) audit: AuditHandler,
@@ -324,7 +327,8 @@ impl MemberRpc for MemberService {
         request: Request<wire::ReadIndexRequest>,
     ) -> Result<Response<wire::ReadIndexResponse>, Status> {
         let from = Caller::from_request(&request)?;
-        let accepts_leadership = !request.into_inner().declines_leadership;
+        let wire::ReadIndexRequest { declines_leadership, policy } = request.into_inner();
+        let accepts_leadership = !declines_leadership;
         let index = self.0.read_index.read().await.map_err(|e| Status::unavailable(e.to_string()))?;
         // A member that was removed, perhaps without knowing it, must not renew its lease.
         if !self.0.raft.is_member(from) {
@@ -336,9 +340,22 @@ impl MemberRpc for MemberService {
         }
         let term = self.0.raft.server_metrics().borrow_watched().vote.leader_id.term;
         self.0.contact.record(from, term, accepts_leadership);
+        if let Some(report) = policy {
+            let report = report.try_into().map_err(|e: MemberError| Status::invalid_argument(e.to_string()))?;
+            self.0.policy_reports.record(from, report, |id| self.0.raft.is_member(id));
+        }
         let metrics = self.0.raft.metrics().borrow_watched().clone();
         let durable = matched_index(&metrics, from);
         Ok(Response::new(wire::ReadIndexResponse { index, durable }))
+    }
+
+    async fn policy_reports(
+        &self,
+        request: Request<wire::PolicyReportsRequest>,
+    ) -> Result<Response<wire::PolicyReportsResponse>, Status> {
+        self.0.require_member(Caller::from_request(&request)?)?;
+        let hash = policy_hash(&request.into_inner().hash).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        Ok(Response::new(put::answer(&self.0.engine, &self.0.policy_reports, hash)))
     }
 
     async fn confirm(&self, request: Request<wire::ConfirmRequest>) -> Result<Response<wire::ConfirmResponse>, Status> {

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener as StdListener};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use palisade_engine::replica::{Assignment, Batch};
+use palisade_engine::replica::{Assignment, Batch, PolicyChange};
 use palisade_engine::{Close, CloseCause, Establish, Role};
 use palisade_engine::{Generation, HoldKey, LeaseState, Protocol, SessionId, Time, Tuple, WorkerSet, ZoneId};
 use palisade_engine::{HalfOpen, HandshakeState, SynParams};
@@ -27,6 +27,7 @@ mod elections;
 mod forbidden;
 mod idle;
 mod joining;
+mod policies;
 mod progress;
 mod quiet;
 mod recover;
@@ -86,6 +87,12 @@ fn free_port() -> SocketAddr {
 }
 
 impl Node {
+    /// Puts a policy in force.
+    async fn policy(&self, base: Generation, text: &str) -> Generation {
+        let change = PolicyChange::new(base, text.to_owned(), "test".to_owned());
+        self.run().put_policy(change, LONG).await.unwrap().generation
+    }
+
     fn new(name: &str) -> Node {
         let dir = tempfile::tempdir().unwrap();
         let listen = free_port();

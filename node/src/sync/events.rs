@@ -1,11 +1,12 @@
 //! Events of applied batches: for the proposer that waits for its batch, and for watchers of sessions.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use palisade_engine::replica::{Applied, Batch, Command};
 use palisade_engine::{Close, Establish, Generation, MemberId, SessionId};
 use palisade_raft_store::Observer;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{Notify, broadcast, mpsc};
 
 use crate::connection_log::ConnectionLog;
 use crate::replication_metrics::ReplicationMetrics;
@@ -49,11 +50,31 @@ pub(crate) struct Events {
     pub(crate) pending: PendingBatches,
     pub(crate) watchers: broadcast::Sender<Arc<SessionEvent>>,
     pub(crate) connection_log: ConnectionLog,
+    pub(crate) policy_changed: Arc<Notify>,
     pub(crate) metrics: Arc<ReplicationMetrics>,
 }
 
 impl Observer for Events {
+    fn took(&self, time: Duration) {
+        self.metrics.apply.observe(time);
+        self.metrics.policy_awaited.set(0_u64);
+    }
+
+    fn waits(&self, batch: &Batch) {
+        if self.metrics.policy_awaited.get() == 0 {
+            tracing::warn!(%batch, "this member has not compiled the policy that comes into force: it applies nothing until then");
+        }
+        self.metrics.policy_awaited.set(1_u64);
+    }
+
+    fn installed(&self, _: u64) {
+        self.policy_changed.notify_one();
+    }
+
     fn applied(&self, index: u64, batch: &Batch, applied: &[Applied]) {
+        if batch.commands.iter().any(|command| matches!(command, Command::Policy(_) | Command::Enact(_))) {
+            self.policy_changed.notify_one();
+        }
         self.metrics.applied_batches.inc();
         self.metrics.applied_commands.add(batch.commands.len() as u64);
         if batch.proposer == self.me {
@@ -97,6 +118,8 @@ impl Observer for Events {
                 Command::Refresh(_)
                 | Command::Resume
                 | Command::Policy(_)
+                | Command::Enact(_)
+                | Command::Withdraw(_)
                 | Command::Member(_)
                 | Command::Level(_)
                 | Command::Settings(_) => {}

@@ -52,7 +52,8 @@ impl IdleExpiry {
         loop {
             tokio::time::sleep(pause).await;
             pause = IDLE_PROBE_INTERVAL;
-            if !self.raft.is_leader() {
+            // The timeouts are the policy's.
+            if !self.raft.is_leader() || !self.engine.is_policy_compiled() {
                 leads_since = clock::now();
                 continue;
             }

@@ -1,7 +1,10 @@
 //! Conversion of the messages between members.
 
+use palisade_engine::policy::PolicyHash;
 use palisade_engine::replica::Batch;
-use palisade_engine::{DecodeError, EncodeError, Hint, Level, MemberId, MemberInfo, Progress, Role, SessionId};
+use palisade_engine::{
+    DecodeError, EncodeError, Hint, Level, MemberId, MemberInfo, PolicyReport, Progress, Role, SessionId,
+};
 
 use crate::member::v1 as wire;
 
@@ -32,7 +35,13 @@ pub enum MemberError {
     /// A member's role is unknown to this version.
     #[error("the member's role {0} is unknown")]
     Role(i32),
+    /// A hash has another length.
+    #[error("a policy's hash of {0} bytes")]
+    PolicyHash(usize),
 }
+
+/// Maximum length of the reason for which a member refuses a policy, in bytes.
+const MAX_REASON_BYTES: usize = 512;
 
 /// Maximum length of a member's name and of its address, in bytes.
 const MAX_TEXT_BYTES: usize = 255;
@@ -51,6 +60,35 @@ pub fn encode_batch(batch: &Batch) -> Result<prost::bytes::Bytes, MemberError> {
 /// [`MemberError::Batch`]
 pub fn decode_batch(bytes: &[u8]) -> Result<Batch, MemberError> {
     Batch::decode(bytes).map_err(MemberError::Batch)
+}
+
+/// The hash of a policy.
+///
+/// # Errors
+/// [`MemberError::PolicyHash`]
+pub fn policy_hash(bytes: &[u8]) -> Result<PolicyHash, MemberError> {
+    bytes.try_into().map(PolicyHash).map_err(|_| MemberError::PolicyHash(bytes.len()))
+}
+
+impl From<PolicyReport> for wire::PolicyReport {
+    fn from(report: PolicyReport) -> wire::PolicyReport {
+        let refused = report.refused.map(|mut reason| {
+            let end = (0..=MAX_REASON_BYTES.min(reason.len())).rev().find(|at| reason.is_char_boundary(*at));
+            reason.truncate(end.unwrap_or(0));
+            reason
+        });
+        wire::PolicyReport { hash: report.hash.0.to_vec().into(), refused }
+    }
+}
+
+impl TryFrom<wire::PolicyReport> for PolicyReport {
+    type Error = MemberError;
+
+    fn try_from(report: wire::PolicyReport) -> Result<PolicyReport, MemberError> {
+        // A longer reason is another program's: that it refuses counts, not its text.
+        let refused = report.refused.map(|reason| if reason.len() > MAX_REASON_BYTES { String::new() } else { reason });
+        Ok(PolicyReport { hash: policy_hash(&report.hash)?, refused })
+    }
 }
 
 /// A hint as bytes.

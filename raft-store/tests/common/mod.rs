@@ -18,6 +18,7 @@ use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::type_config::TypeConfigExt;
 use openraft::vote::RaftLeaderIdExt;
 use openraft::{Entry as RaftEntry, EntryPayload};
+use palisade_engine::policy::PolicyHash;
 use palisade_engine::replica::{Applied, Batch, Command, Outcome, PolicyChange, RestoreError};
 use palisade_engine::{Generation, HoldKey, MemberId, Time, Wake};
 use palisade_raft_store::{
@@ -167,6 +168,9 @@ pub fn entry(term: u64, index: u64, bytes: usize) -> Entry {
             base: Generation(index),
             text: letter.to_string().repeat(bytes),
             author: String::new(),
+            hash: PolicyHash([0; 32]),
+            zones: Vec::new(),
+            overridden: Vec::new(),
         }))],
     };
     RaftEntry { log_id: log_id(term, index), payload: EntryPayload::Normal(batch) }

@@ -90,9 +90,11 @@ impl Engines {
             next: 0,
             done: Vec::new(),
         };
-        let change =
-            PolicyChange { base: Generation(0), text: OPEN_POLICY.to_owned(), author: "differential".to_owned() };
-        let (outcomes, _) = ours.commit(vec![Command::Policy(Box::new(change))]);
+        let change = PolicyChange::new(Generation(0), OPEN_POLICY.to_owned(), "differential".to_owned());
+        let enact = Command::Enact(Box::new(change.enactment()));
+        ours.commit(vec![Command::Policy(Box::new(change))]);
+        ours.engine.compile_policies();
+        let (outcomes, _) = ours.commit(vec![enact]);
         assert_eq!(outcomes, [Outcome::Policy(Generation(1))]);
         ours.zones = Zones(["outside", "inside"].map(|name| ours.engine.zone(name)));
         ours

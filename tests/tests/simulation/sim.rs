@@ -281,7 +281,7 @@ impl Sim {
         let (Some(power), Some(live)) = (&member.power, &*member.live.lock()) else { return };
         let base = live.engine.generation();
         let text = policy(allows_alternate(Generation(base.0 + 1)));
-        let change = PolicyChange { base, text, author: "admin".to_owned() };
+        let change = PolicyChange::new(base, text, "admin".to_owned());
         let replication = live.replication.clone();
         power.spawn(async move {
             let done = replication.command(Command::Policy(Box::new(change)), Duration::from_secs(2)).await;
@@ -489,7 +489,7 @@ impl Sim {
                 if let openraft::EntryPayload::Normal(batch) = &mut entry.payload {
                     for command in &mut batch.commands {
                         if let Command::Policy(change) = command {
-                            change.text = policy(true);
+                            **change = PolicyChange::new(change.base, policy(true), change.author.clone());
                         }
                     }
                 }

@@ -128,9 +128,16 @@ impl Cluster {
     /// Activates a policy on all members.
     pub(crate) fn policy(&mut self, text: &str) -> Vec<Outcome> {
         let base = self.members[A].engine.generation();
-        let change = PolicyChange { base, text: text.to_owned(), author: "test".to_owned() };
-        self.append(A, vec![Command::Policy(Box::new(change))]);
+        self.append_policy(base, text);
         self.apply_all()
+    }
+
+    /// Adds both steps of a policy to the log, and has all members compile it in between.
+    pub(crate) fn append_policy(&mut self, base: Generation, text: &str) {
+        let change = PolicyChange::new(base, text.to_owned(), "test".to_owned());
+        let enact = Command::Enact(Box::new(change.enactment()));
+        self.append(A, vec![Command::Policy(Box::new(change))]);
+        self.append(A, vec![enact]);
     }
 
     pub(crate) fn append(&mut self, by: usize, commands: Vec<Command>) {
@@ -159,6 +166,11 @@ impl Cluster {
         let mut outcomes = Vec::new();
         for batch in &self.log[member.applied..] {
             let answers = member.replica.apply(self.now, batch, &mut member.woken);
+            let has_policy = batch.commands.iter().any(|command| matches!(command, Command::Policy(_)));
+            if has_policy && answers.iter().all(|answer| answer.outcome == Outcome::Accepted) {
+                member.engine.compile_policies();
+                continue;
+            }
             outcomes.extend(Applied::outcomes(&answers));
         }
         member.applied = self.log.len();
@@ -179,6 +191,7 @@ impl Cluster {
         for batch in &self.log[..member.applied] {
             member.replica.apply(self.now, batch, &mut Woken::default());
         }
+        member.engine.compile_policies();
     }
 
     /// Applies the log at all members and returns the outcomes at the first one.

@@ -241,9 +241,7 @@ fn timeout_reduction_is_applied_to_many_sessions_in_batches() {
     k.tick();
     assert!(idle(&k).is_empty());
     k.append(A, Vec::new());
-    let change =
-        crate::replica::PolicyChange { base: Generation(2), text: with("tcp.established 5m"), author: String::new() };
-    k.append(A, vec![Command::Policy(Box::new(change))]);
+    k.append_policy(Generation(2), &with("tcp.established 5m"));
     k.apply(A);
     let (mut found, mut ticks) = (0, 0);
     while found < SESSIONS as usize {
@@ -515,8 +513,8 @@ impl Pair {
         let text = with(POLICIES[which]);
         self.timeouts = *crate::policy::Policy::parse("p", &text).unwrap().timeouts();
         let base = self.k.members[A].engine.generation();
-        let change = crate::replica::PolicyChange { base, text, author: String::new() };
-        assert!(matches!(self.apply(Command::Policy(Box::new(change))), Outcome::Policy(_)));
+        self.k.append_policy(base, &text);
+        assert!(matches!(self.k.apply(A)[..], [Outcome::Policy(_)]));
     }
 
     fn hint(&mut self, hint: &Hint) {

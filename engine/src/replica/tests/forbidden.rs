@@ -90,6 +90,12 @@ fn sweep_keeps_what_some_member_may_carry_by_another_uplink() {
     b.one(add(establish(1, 1)));
     b.policy(1, BY_UPLINK);
     assert_eq!(b.swept().0, [0; 0]);
+    // One that has joined and never come carries nothing.
+    let mut b = Fixture::with_two_members(None);
+    assert!(matches!(b.one(Command::Member(join(200, 77, "ghost"))), Outcome::Member(_)));
+    b.one(add(establish(1, 1)));
+    b.policy(1, BY_UPLINK);
+    assert_eq!(b.swept().0, [1]);
     // A witness carries nothing.
     let mut b = Fixture::with_two_members(None);
     let witness =

@@ -152,12 +152,13 @@ fn command(random: &mut Random, generation: u64) -> Command {
         }
         90 | 91 => {
             let text = *random.one_of(&[POLICY, "zone dmz, inside\ndefault reject\n", "this is none", "zone x\n"]);
-            let change = PolicyChange {
-                base: Generation(generation - random.below(2).min(generation)),
-                text: format!("{text}# {}\n", random.below(1000)),
-                author: "somebody".to_owned(),
-            };
-            Command::Policy(Box::new(change))
+            let base = Generation(generation - random.below(2).min(generation));
+            let change = PolicyChange::new(base, format!("{text}# {}\n", random.below(3)), "somebody".to_owned());
+            if random.below(3) == 0 {
+                Command::Policy(Box::new(change))
+            } else {
+                Command::Enact(Box::new(change.enactment()))
+            }
         }
         _ => Command::Member(member_change(random)),
     }

@@ -28,6 +28,7 @@ pub(super) fn written(job: SnapshotJob) -> Vec<u8> {
 fn restored(bytes: &[u8]) -> Result<Fixture, RestoreError> {
     let mut replica = Replica::new(Engine::new(Config::new(MemberId(2), 1, 1234)));
     replica.restore(NOW, &mut &bytes[..], &mut NoWaiters)?;
+    replica.engine.compile_policies();
     Ok(Fixture { replica, next: 0 })
 }
 

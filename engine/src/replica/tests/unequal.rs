@@ -39,7 +39,7 @@ fn command(random: &mut Random, engine: &Engine) -> Command {
             random.1 += u64::from(random.below(10) > 0);
             let (counter, port) = (random.1, random.below(1500) as u16);
             let old = random.below(20) == 0;
-            let generation = Generation(engine.generation().0 - u64::from(old));
+            let generation = Generation(engine.generation().0.saturating_sub(u64::from(old)));
             let supersedes = (random.below(3) == 0).then(|| random.id());
             add(Establish { generation, supersedes, ..establish(counter, port) })
         }
@@ -56,8 +56,14 @@ fn command(random: &mut Random, engine: &Engine) -> Command {
         87 => {
             let zone = random.below(8);
             let text = format!("zone outside, inside, z{zone}\naccept \"all\" from any to any: any -> any\n");
-            let base = Generation(engine.generation().0 - random.below(10) / 9);
-            Command::Policy(Box::new(PolicyChange { base, text, author: "a".to_owned() }))
+            let base = Generation(engine.generation().0.saturating_sub(random.below(10) / 9));
+            match (&cluster.candidate, random.below(3)) {
+                (Some(candidate), 0) => Command::Withdraw(Withdraw { hash: candidate.hash, base }),
+                (Some(candidate), 1) => {
+                    Command::Enact(Box::new(Enact { hash: candidate.hash, base, without: vec![MemberId(2)] }))
+                }
+                _ => Command::Policy(Box::new(PolicyChange::new(base, text, "a".to_owned()))),
+            }
         }
         88..95 => {
             let base = cluster.settings.revision.saturating_sub(random.below(10) / 9);
@@ -103,7 +109,8 @@ fn members_that_differ_in_all_that_is_local_have_equal_states_after_100_000_comm
     let (mut a, mut b) = (Replica::new(Engine::new(config(1))), Replica::new(Engine::new(config(2))));
     let first = MemberInfo { name: "fw0".to_owned(), ..MemberInfo::default() };
     let init = MemberChange::Init { cluster_id: "c".to_owned(), member: first, level: Level::FIRST };
-    let policy = PolicyChange { base: Generation(0), text: POLICY.to_owned(), author: String::new() };
+    let policy = PolicyChange::new(Generation(0), POLICY.to_owned(), String::new());
+    let enact = Command::Enact(Box::new(policy.enactment()));
     let mut next = vec![Command::Member(init), Command::Policy(Box::new(policy)), Command::Resume];
     let (mut serial, mut accepted) = (0, 0);
     for round in 0..COMMANDS / BATCH {
@@ -117,6 +124,13 @@ fn members_that_differ_in_all_that_is_local_have_equal_states_after_100_000_comm
         assert_eq!(outcomes.0, outcomes.1, "{:?}", batch.commands);
         assert_eq!(a.digest(), b.digest(), "{:?}", batch.commands);
         accepted += here.iter().filter(|applied| applied.changed).count();
+        // One compiles now and then, the other never.
+        if round % 7 == 0 {
+            a.engine().compile_policies();
+        }
+        if round == 0 {
+            next.push(enact.clone());
+        }
         next.extend((0..BATCH).map(|_| command(&mut random, a.engine())));
         if round % EXCHANGE == EXCHANGE - 1 {
             (a, b) = (copy(&mut b, config(1)), copy(&mut a, config(2)));

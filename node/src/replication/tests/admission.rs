@@ -1,6 +1,5 @@
 //! A machine joins although answers are lost, and comes in once; one that never comes is in nobody's way.
 
-use palisade_engine::replica::PolicyChange;
 use palisade_engine::{ClusterState, JoinRequest};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -60,9 +59,7 @@ async fn join_whose_answer_is_lost_gets_the_same_id_when_it_is_repeated() {
 async fn member_that_never_came_keeps_no_idle_session() {
     let nodes = cluster().await;
     let text = "zone outside, inside\naccept \"all\" from any to any: any -> any\ntimeout tcp.established 2s\n";
-    let change = PolicyChange { base: Generation(0), text: text.to_owned(), author: "test".to_owned() };
-    let outcome = nodes[0].run().command(Command::Policy(Box::new(change)), LONG).await;
-    assert_eq!(outcome, Ok(Outcome::Policy(Generation(1))));
+    assert_eq!(nodes[0].policy(Generation(0), text).await, Generation(1));
     until("all have it", || nodes.iter().all(|n| n.run().engine().generation() == Generation(1))).await;
     let token = nodes[0].run().token(LONG).await.unwrap();
     let ghost = Node::new("ghost");

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use palisade_engine::parse::{IpOptions, Kind, Packet, Tcp};
-use palisade_engine::replica::PolicyChange;
 use palisade_engine::{Context, Event, Routes, Verdict};
 use palisade_lab::lateness::Lateness;
 use palisade_proto::member::v1 as proto;
@@ -79,13 +78,8 @@ async fn snapshot_brings_everything_to_a_member_that_joins_late() {
     let small = |node: &mut Node| node.options.log = LogSize::every(2 << 10);
     let nodes = cluster_with(small).await;
     let node = &nodes[0];
-    let policy = palisade_engine::replica::PolicyChange {
-        text: "zone inside, outside\ndefault drop\n".to_owned(),
-        author: "test".to_owned(),
-        base: nodes[0].run().engine().generation(),
-    };
-    let outcome = node.run().command(Command::Policy(Box::new(policy)), LONG).await.unwrap();
-    let Outcome::Policy(generation) = outcome else { panic!("{outcome:?}") };
+    let base = nodes[0].run().engine().generation();
+    let generation = node.policy(base, "zone inside, outside\ndefault drop\n").await;
     for n in 0..MANY {
         let establish = Establish { generation, ..establish(n) };
         let outcome = node.run().command(Command::Establish(Box::new(establish)), LONG).await;
@@ -371,10 +365,8 @@ async fn session_ends_that_is_idle_everywhere() {
     assert_eq!(nodes[0].run().command(command(1), LONG).await, Ok(Outcome::Accepted));
     until("all have it", || nodes.iter().all(|n| has(n, 1))).await;
     // A policy changes the timeout of a session that is there.
-    let text = "accept \"all\" from any to any: any -> any\ntimeout tcp.established 2s\n".to_owned();
-    let change = PolicyChange { base: Generation(0), text, author: "test".to_owned() };
-    let outcome = nodes[0].run().command(Command::Policy(Box::new(change)), LONG).await;
-    assert_eq!(outcome, Ok(Outcome::Policy(Generation(1))));
+    let text = "accept \"all\" from any to any: any -> any\ntimeout tcp.established 2s\n";
+    nodes[0].policy(Generation(0), text).await;
     until("all have the policy", || nodes.iter().all(|n| n.run().engine().generation() == Generation(1))).await;
 
     // While it is used at one member, which does not lead, it stays; unless the machine stands still for as long as its timeout.

@@ -1,6 +1,5 @@
 //! Sessions that a new policy forbids end on all members.
 
-use palisade_engine::replica::PolicyChange;
 use palisade_lab::lateness::Lateness;
 
 use super::*;
@@ -10,11 +9,7 @@ const BLOCKED: &str = "zone outside, inside\ndrop \"web\" from any to any: any -
                        accept \"all\" from any to any: any -> any\n";
 
 async fn apply(node: &Node, base: u64, text: &str) -> Generation {
-    let change = PolicyChange { base: Generation(base), text: text.to_owned(), author: "test".to_owned() };
-    match node.run().command(Command::Policy(Box::new(change)), LONG).await {
-        Ok(Outcome::Policy(generation)) => generation,
-        other => panic!("{other:?}"),
-    }
+    node.policy(Generation(base), text).await
 }
 
 fn to_port(n: u16, port: u16, generation: Generation) -> Command {
@@ -35,6 +30,7 @@ async fn forbidden_session_ends_on_all_members_and_does_not_come_back() {
     for (n, port) in [(1, 80), (2, 443)] {
         assert_eq!(nodes[0].run().command(to_port(n, port, first), LONG).await, Ok(Outcome::Accepted));
     }
+    until("all have both", || nodes.iter().all(|node| has(node, 1) && has(node, 2))).await;
     let mut events = nodes[(leader(&nodes) + 1) % 3].run().subscribe();
     let second = apply(&nodes[1], 1, BLOCKED).await;
     until("the forbidden session is gone", || nodes.iter().all(|node| !has(node, 1))).await;

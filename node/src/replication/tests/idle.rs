@@ -1,6 +1,5 @@
 //! Idle sessions end on all members, unless a packet of one comes while they are asked.
 
-use palisade_engine::replica::PolicyChange;
 use palisade_engine::{Event, Verdict};
 use palisade_lab::lateness::Lateness;
 
@@ -10,9 +9,7 @@ use super::*;
 const POLICY: &str = "zone outside, inside\naccept \"all\" from any to any: any -> any\ntimeout tcp.established 2s\n";
 
 async fn two_seconds(nodes: &[Node]) {
-    let change = PolicyChange { base: Generation(0), text: POLICY.to_owned(), author: "test".to_owned() };
-    let outcome = nodes[0].run().command(Command::Policy(Box::new(change)), LONG).await;
-    assert_eq!(outcome, Ok(Outcome::Policy(Generation(1))));
+    nodes[0].policy(Generation(0), POLICY).await;
     until("all have it", || nodes.iter().all(|n| n.run().engine().generation() == Generation(1))).await;
 }
 

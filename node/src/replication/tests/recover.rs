@@ -2,8 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use palisade_engine::replica::PolicyChange;
-
 use palisade_lab::lateness::Lateness;
 
 use super::*;
@@ -29,13 +27,8 @@ async fn refused(options: &Options) -> RecoverError {
 async fn recovered_survivor_goes_on_alone_and_the_old_cluster_disturbs_nothing() {
     // Short, so that there are a snapshot, a purged part and a rest of the log.
     let mut nodes = cluster_with(|n| n.options.log = LogSize::every(8 << 10)).await;
-    let policy = PolicyChange {
-        base: Generation(0),
-        text: "zone a, b\ndefault drop\naccept \"x\" from a to b: any -> any tcp/80\n".to_owned(),
-        author: "test".to_owned(),
-    };
-    let put = nodes[0].run().command(Command::Policy(Box::new(policy)), LONG).await;
-    assert_eq!(put, Ok(Outcome::Policy(Generation(1))));
+    let policy = "zone a, b\ndefault drop\naccept \"x\" from a to b: any -> any tcp/80\n";
+    assert_eq!(nodes[0].policy(Generation(0), policy).await, Generation(1));
     for n in 0..250 {
         let establish = Establish { generation: Generation(1), ..establish(n) };
         let outcome = nodes[1].run().command(Command::Establish(Box::new(establish)), LONG).await;
