@@ -19,6 +19,7 @@ use crate::durable_watermark::DurableWatermark;
 use crate::error::{WriteFailed, sled_io};
 use crate::metrics::{Flush, StoreMetrics};
 use crate::record::{key, parse_key, seal_entry, seal_meta};
+use crate::snapshot::pace::SlowDisk;
 use crate::tail::Tail;
 use crate::types::{Entry, LogId, TypeConfig, Vote};
 
@@ -27,6 +28,8 @@ use crate::types::{Entry, LogId, TypeConfig, Vote};
 /// already durable group.
 const GROUP_OPERATIONS: u64 = 256;
 const GROUP_BYTES: u64 = 256 * 1024;
+/// What a flush writes besides the records, about.
+const FLUSH_BYTES: u64 = 4096;
 /// Removed keys after each group, at least; and without a flush.
 const PURGE_SLICE: usize = 64;
 const PURGE_UNFLUSHED: usize = 256;
@@ -73,6 +76,7 @@ impl Flusher {
         watermark: DurableWatermark,
         metrics: StoreMetrics,
         clock: Clock,
+        disk: SlowDisk,
     ) -> io::Result<Flusher> {
         let (operations, queue) = mpsc::channel(1024);
         let purge = tail.purged().map(|id| id.index);
@@ -83,6 +87,7 @@ impl Flusher {
             watermark,
             metrics,
             clock,
+            disk,
             queue,
             purge,
             unflushed: 0,
@@ -121,6 +126,7 @@ struct Worker {
     watermark: DurableWatermark,
     metrics: StoreMetrics,
     clock: Clock,
+    disk: SlowDisk,
     queue: mpsc::Receiver<Operation>,
     /// Entries up to this index are still to be removed.
     purge: Option<u64>,
@@ -291,6 +297,7 @@ impl Worker {
 
     fn sync(&mut self, group: &mut Group) -> io::Result<()> {
         let begin = (self.clock)();
+        self.disk.transfer(FLUSH_BYTES + group.bytes);
         durable(&self.trees, &mut *self.barrier, &mut self.watermark)?;
         let took = (self.clock)().since(begin);
         self.unflushed = 0;

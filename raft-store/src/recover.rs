@@ -16,6 +16,7 @@ use crate::core::{ReplicatedState, Setup};
 use crate::db::{COMMITTED, PURGED, VOTE, durable, put};
 use crate::error::{StoreError, StoreOwner};
 use crate::record::{Entries, decode, key};
+use crate::snapshot::Pace;
 use crate::state_machine::StateMachine;
 use crate::store::{Options, Store};
 use crate::types::{Entry, LogId, SnapshotMeta, StoredMembership, Vote};
@@ -89,7 +90,8 @@ impl<M: ReplicatedState> SurvivingState<M> {
         }
         let mut store = Store::open(dir, options)?;
         let job = self.state(M::begin_snapshot);
-        let built = store.snapshots.build(&meta, |to| crate::core::Job::write(job, to));
+        let clock = store.options.clock.clone();
+        let built = store.snapshots.build(&meta, Pace::Full, |to| crate::core::Job::write(job, to, &clock).map(|_| ()));
         built.map_err(StoreError::io("write a snapshot into", dir))?;
         put(dir, &store.trees, VOTE, &Vote::new(term, me))?;
         put(dir, &store.trees, COMMITTED, &Some(at))?;

@@ -22,7 +22,9 @@ use crate::membership::token::Token;
 use crate::peer::connections::Peers;
 use crate::peer::transport::{self, Peer};
 use crate::raft::config::PalisadeRaft;
+use crate::raft::log_keeper::CutBelow;
 use crate::raft::network::Network;
+use crate::raft::receivers::SnapshotReceivers;
 use crate::raft::start::{RaftSetup, RaftStartError, open_store, start_raft};
 use crate::random::{RandomError, random};
 use crate::wake::NoWake;
@@ -67,12 +69,19 @@ pub async fn init_with(options: &Options, settings: &[Assignment], author: &str)
     let peers = Peers::new(&cluster, me)?;
     let setup = RaftSetup {
         timing: &options.timing,
-        log: options.log,
+        disk: options.log.disk.clone(),
         engine: &options.engine,
         store: data_dir.new_store(),
         owner: StoreOwner { cluster: cluster.clone(), member: me },
         start: 0,
-        network: Network { me, peers, response_timeout: options.timing.response_timeout, metrics: Arc::default() },
+        network: Network {
+            me,
+            peers,
+            response_timeout: options.timing.response_timeout,
+            receivers: SnapshotReceivers::default(),
+            cut: CutBelow::default(),
+            metrics: Arc::default(),
+        },
         wake: Box::new(NoWake),
         observer: Arc::new(()),
     };

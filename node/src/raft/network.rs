@@ -26,6 +26,8 @@ use tonic::{Code, Status};
 
 use crate::clock;
 use crate::peer::connections::{Client, Lane, Peers};
+use crate::raft::log_keeper::CutBelow;
+use crate::raft::receivers::{SnapshotReceivers, Taken};
 use crate::raft::snapshot;
 use crate::raft::wire;
 use crate::replication_metrics::ReplicationMetrics;
@@ -35,7 +37,7 @@ const APPEND_QUEUE: usize = 64;
 
 /// Time after a stream that could not be opened. Short: a member that comes back is not kept waiting.
 const REOPEN_DELAY: Duration = Duration::from_millis(50);
-/// How long the log that follows a snapshot is kept for the member that has received it.
+/// How long the log that follows a snapshot is kept for the member that has received it, within the limits of lent snapshots.
 const CATCH_UP_TIME: Duration = Duration::from_secs(10);
 
 type Rpc<T> = Result<T, RPCError<TypeConfig>>;
@@ -46,6 +48,8 @@ pub(crate) struct Network {
     pub(crate) me: MemberId,
     pub(crate) peers: Peers,
     pub(crate) response_timeout: Duration,
+    pub(crate) receivers: SnapshotReceivers,
+    pub(crate) cut: CutBelow,
     pub(crate) metrics: Arc<ReplicationMetrics>,
 }
 
@@ -118,6 +122,25 @@ impl RaftClient {
         }
     }
 
+    /// Sends a snapshot. Returns the receiver's vote.
+    async fn send_snapshot(
+        &self,
+        vote: VoteOf<TypeConfig>,
+        snapshot: SnapshotFile,
+        taken: &Taken,
+        limit: Duration,
+    ) -> Result<VoteOf<TypeConfig>, StreamingError<TypeConfig>> {
+        let mut client = self.client().map_err(StreamingError::from)?;
+        let send = client.install_snapshot(taken.count(snapshot::chunks(Some(vote), snapshot)));
+        let timeout = || StreamingError::Timeout(self.timeout(RPCTypes::InstallSnapshot, limit));
+        let sent = tokio::select! {
+            sent = tokio::time::timeout(limit, send) => sent.map_err(|_| timeout())?,
+            () = taken.stalled() => return Err(timeout()),
+        };
+        let response = sent.map_err(|status| StreamingError::from(failed(&status)))?.into_inner();
+        wire::vote_in(response.vote).map_err(|e| StreamingError::Network(NetworkError::new(&e)))
+    }
+
     async fn open_append<S>(
         &self,
         input: S,
@@ -142,10 +165,14 @@ impl RaftClient {
             waiting_since: Time::ZERO,
             limit,
         };
-        let stream = futures::stream::unfold(Some((flow, timed_out)), |state| async move {
-            let (mut flow, timed_out) = state?;
+        let start = Some((flow, timed_out, self.network.cut.clone()));
+        let stream = futures::stream::unfold(start, |state| async move {
+            let (mut flow, timed_out, cut) = state?;
             let result = match flow.next().await {
                 Ok(response) => match wire::appended_in(response?) {
+                    Ok(Ok(confirmed)) if cut.is_below(confirmed.as_ref().map(|id| id.index)) => Err(RPCError::Network(
+                        NetworkError::from_string("the member is so far behind that it gets a snapshot"),
+                    )),
                     Ok(result) => Ok(result),
                     Err(error) => Err(garbled(error)),
                 },
@@ -153,7 +180,7 @@ impl RaftClient {
                 Err(FlowError::Timeout) => Err(RPCError::Timeout(timed_out.clone())),
             };
             let go_on = matches!(result, Ok(Ok(_)));
-            Some((result, go_on.then_some((flow, timed_out))))
+            Some((result, go_on.then_some((flow, timed_out, cut))))
         });
         Ok(Box::pin(stream))
     }
@@ -295,28 +322,39 @@ impl RaftNetworkV2<TypeConfig> for RaftClient {
         cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
         option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        let mut client = self.client().map_err(StreamingError::from)?;
         let pin = snapshot.snapshot.pin();
-        let send = client.install_snapshot(snapshot::chunks(Some(vote), snapshot.snapshot));
+        tokio::pin!(cancel);
+        let taken = Taken::default();
         let sent = tokio::select! {
             biased;
-            closed = cancel => return Err(StreamingError::Closed(closed)),
-            sent = tokio::time::timeout(option.hard_ttl(), send) => sent,
+            closed = &mut cancel => return Err(StreamingError::Closed(closed)),
+            sent = self.send_snapshot(vote, snapshot.snapshot, &taken, option.hard_ttl()) => sent,
         };
-        let response = match sent {
-            Ok(Ok(response)) => response.into_inner(),
-            Ok(Err(status)) => return Err(failed(&status).into()),
-            Err(_) => return Err(StreamingError::Timeout(self.timeout(RPCTypes::InstallSnapshot, option.hard_ttl()))),
+        let error = match sent {
+            Ok(vote) => {
+                self.network.receivers.succeeded(self.to);
+                self.network.metrics.snapshots.sent.add(1);
+                self.network.metrics.snapshot_receivers_failing.set(self.network.receivers.failing() as u64);
+                // The entries since the snapshot are still to be sent.
+                tokio::spawn(async move {
+                    tokio::time::sleep(CATCH_UP_TIME).await;
+                    drop(pin);
+                });
+                return Ok(SnapshotResponse::new(vote));
+            }
+            // One that cannot be reached costs nothing, and openraft itself waits.
+            Err(error) if !taken.any() => return Err(error),
+            Err(error) => error,
         };
-        let vote = wire::vote_in(response.vote).map_err(|e| StreamingError::Network(NetworkError::new(&e)))?;
-        self.network.metrics.snapshots.sent.add(1);
-        // The entries since the snapshot are still to be sent, from a log that a newer snapshot would cut off: on a busy
-        // cluster the new member would get one snapshot after another.
-        tokio::spawn(async move {
-            tokio::time::sleep(CATCH_UP_TIME).await;
-            drop(pin);
-        });
-        Ok(SnapshotResponse::new(vote))
+        drop(pin);
+        let delay = self.network.receivers.failed(self.to);
+        self.network.metrics.snapshot_sends_failed.inc();
+        self.network.metrics.snapshot_receivers_failing.set(self.network.receivers.failing() as u64);
+        tracing::warn!(member = self.to.0, %error, ?delay, "a member did not take its snapshot: the next attempt waits");
+        tokio::select! {
+            closed = &mut cancel => Err(StreamingError::Closed(closed)),
+            () = tokio::time::sleep(delay) => Err(error),
+        }
     }
 
     async fn transfer_leader(
