@@ -13,7 +13,8 @@ Exit codes:
   2  wrong usage
   3  the member cannot be reached, or has no quorum
   4  refused: not allowed, or not in this state
-  5  there is no such session, policy or member";
+  5  there is no such session, policy or member
+  6  of the daemon: another version of Palisade wrote what this one cannot read";
 
 /// A stateful firewall cluster for Linux routers that is one active-active firewall.
 #[derive(Parser, Debug)]

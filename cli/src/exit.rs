@@ -27,6 +27,8 @@ pub enum Exit {
     Refused = 4,
     /// There is no such session, policy or member.
     NotFound = 5,
+    /// The daemon only: another version wrote what this one cannot read.
+    Unreadable = 6,
 }
 
 impl From<Exit> for ExitCode {

@@ -129,7 +129,7 @@ pub(crate) fn write_record(to: &mut Vec<u8>, value: &impl Extensible) -> Result<
 }
 
 /// Takes the content of a record from the front.
-fn split_record(bytes: &[u8]) -> Result<(&[u8], &[u8]), DecodeError> {
+pub(crate) fn split_record(bytes: &[u8]) -> Result<(&[u8], &[u8]), DecodeError> {
     let (length, rest): (u64, &[u8]) = postcard::take_from_bytes(bytes).map_err(|_| DecodeError::Short)?;
     usize::try_from(length).ok().and_then(|length| rest.split_at_checked(length)).ok_or(DecodeError::Short)
 }

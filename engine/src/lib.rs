@@ -24,6 +24,7 @@ mod id;
 mod idle;
 mod level;
 mod limits;
+mod messages;
 
 pub mod packet_loop;
 pub mod parse;

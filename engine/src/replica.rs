@@ -12,6 +12,7 @@ use crate::event::{Event, Proposal};
 use crate::id::MemberId;
 #[cfg(any(test, feature = "testing"))]
 use crate::id::SessionId;
+use crate::level::Level;
 pub use crate::replicated::{
     Applied, Assignment, AssignmentError, Batch, Command, CommandSize, Enact, ExpireIdle, ForbiddenSessions,
     InvalidReason, Join, LevelRaise, MemberChange, Outcome, PolicyChange, RestoreError, SettingKey, Settings,
@@ -128,6 +129,12 @@ impl Replica {
     #[must_use]
     pub fn digest(&self) -> u64 {
         self.state.digest()
+    }
+
+    /// The level in force.
+    #[must_use]
+    pub fn level(&self) -> Level {
+        self.state.cluster_state().level
     }
 
     /// Makes this the state of a new cluster with one member: the others are removed, their ids are never used again, and

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use miette::Diagnostic;
 use palisade_engine::{Engine, Hint, LeaseState, MemberId, MemberInfo, Proposal, Role, ZoneId};
+use palisade_raft_store::Unreadable;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinHandle, spawn_blocking};
@@ -27,6 +28,7 @@ use crate::drain::Drainable;
 use crate::lab_panic;
 use crate::lease::Lease;
 use crate::listen::SecondLock;
+use crate::raft::unreadable::REMEDY;
 use crate::readiness::Cause;
 use crate::replication::{self, ElectionPriority, EndedError, OpenError, Replication, Timing};
 use crate::resets::{self, ResetQueue};
@@ -70,6 +72,10 @@ pub enum MemberFailure {
     #[error("the replication ended")]
     #[diagnostic(help("the daemon's log says more; its systemd unit starts it again"))]
     Replication(#[source] EndedError),
+    /// It cannot read an entry or a snapshot.
+    #[error("this member stops: it cannot read what the others write")]
+    #[diagnostic(help("{}", REMEDY))]
+    Unreadable(#[source] Unreadable),
     /// The settings ask for more than this machine affords.
     #[error(transparent)]
     #[diagnostic(transparent)]
@@ -477,9 +483,12 @@ async fn follow_log_threads(member: Weak<Member>, ends: mpsc::Sender<MemberEnd>)
 
 /// Reports why the replication ended; `None`: it was shut down.
 fn report_failure(ends: &mpsc::Sender<MemberEnd>, why: Option<EndedError>) {
-    if let Some(why) = why {
-        report(ends, MemberEnd::Failed(MemberFailure::Replication(why)));
-    }
+    let failure = match why {
+        Some(EndedError::Unreadable(unreadable)) => MemberFailure::Unreadable(unreadable),
+        Some(why) => MemberFailure::Replication(why),
+        None => return,
+    };
+    report(ends, MemberEnd::Failed(failure));
 }
 
 /// Stops the datapath once all other handles to it are dropped; after [`HANDLES_DROPPED_WITHIN`] the last of them does so.

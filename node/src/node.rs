@@ -40,6 +40,7 @@ use std::time::Duration;
 use miette::Diagnostic;
 use nix::sys::stat::{Mode, umask};
 use palisade_engine::Role;
+use palisade_raft_store::Unreadable;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet, spawn_blocking};
@@ -97,6 +98,14 @@ pub enum NodeError {
     #[error(transparent)]
     #[diagnostic(transparent)]
     Failure(#[from] MemberFailure),
+}
+
+impl NodeError {
+    /// Whether the member cannot read what another version of Palisade has written. Starting it again changes nothing.
+    #[must_use]
+    pub fn is_unreadable(&self) -> bool {
+        Unreadable::find(self).is_some()
+    }
 }
 
 /// How long the daemon may take to stop, the time in which traffic moves away included. With what the process itself takes to

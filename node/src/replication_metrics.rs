@@ -68,6 +68,8 @@ pub struct ReplicationMetrics {
     pub hint_streams: Counter = "palisade_hint_streams_opened_total",
     /// Sessions in progress messages, by direction.
     pub progress_sessions: Directions = "palisade_progress_sessions_total",
+    /// Sessions in progress messages received that could not be decoded.
+    pub progress_invalid: Counter = "palisade_progress_invalid_total",
     /// Progress messages dropped because the queue to a member was full.
     pub progress_dropped: Counter = "palisade_progress_messages_dropped_total",
     /// Age of the oldest progress not yet sent to other members.
@@ -125,6 +127,8 @@ pub struct ReplicationMetrics {
     pub audited_index: Gauge = "palisade_audited_index",
     /// 256ths of this member's session table compared with what commands made of it, by result.
     pub scrubs: Scrubs = "palisade_scrubs_total",
+    /// On the leader, answers of members that cannot read an entry or a snapshot.
+    pub unreadable_refusals: Counter = "palisade_unreadable_refusals_total",
     /// Whether this member's state is known to be wrong.
     pub state_suspect: Gauge = "palisade_state_suspect",
     /// Replacements of this member's state by a snapshot of the leader, by result.

@@ -17,7 +17,6 @@ use palisade_engine::{
     ProvisionalSegment, Role, RuleId, SessionId, SynParams, TcpSnapshot, Time, TrafficDelta, Tuple, UnconfirmedEdge,
     ZoneId,
 };
-use palisade_proto::convert::{decode_hint, decode_progress, encode_hint, encode_progress};
 
 /// Mutations per decoder, unless `PALISADE_MUTATIONS` gives another number.
 const MUTATIONS: u64 = 20_000;
@@ -208,8 +207,8 @@ fn decoder_of_hints_survives_mutations() {
         Hint::FirstFragment { datagram: key, end: 1480, egress: ZoneId(2) },
         Hint::FragmentQuery(key),
     ];
-    let values: Vec<Vec<u8>> = hints.iter().map(|hint| encode_hint(hint).unwrap().to_vec()).collect();
-    fuzz("hints", &values, |bytes| decode_hint(bytes).is_ok());
+    let values: Vec<Vec<u8>> = hints.iter().map(|hint| hint.encode(Level::FIRST).unwrap()).collect();
+    fuzz("hints", &values, |bytes| Hint::decode(Level::FIRST, bytes).is_ok());
 }
 
 #[test]
@@ -218,11 +217,11 @@ fn decoder_of_progress_survives_mutations() {
     for count in 1..4 {
         let mut bytes = Vec::new();
         for n in 0..count {
-            encode_progress(&progress(n), &mut bytes).unwrap();
+            progress(n).encode(Level::FIRST, &mut bytes).unwrap();
         }
         values.push(bytes);
     }
-    fuzz("progress", &values, |bytes| decode_progress(bytes).all(|one| one.is_ok()));
+    fuzz("progress", &values, |bytes| Progress::decode(Level::FIRST, bytes).all(|one| one.is_ok()));
 }
 
 fn snapshot() -> TcpSnapshot {

@@ -10,7 +10,7 @@ use std::{fmt, io};
 
 use tokio::sync::OwnedMutexGuard;
 
-use crate::core::{Core, Job, ReplicatedState};
+use crate::core::{Begun, Core, Job, ReplicatedState};
 use crate::snapshot::{Pace, SnapshotFile};
 use crate::types::LogId;
 
@@ -63,9 +63,9 @@ impl<M: ReplicatedState> Auditor<M> {
         tokio::task::spawn_blocking(move || {
             // Until it is done, not until somebody has waited for it.
             let _guard = guard;
-            let (meta, job) = core.inner.lock().begin();
+            let Begun { level, meta, job } = core.inner.lock().begin();
             let metrics = core.snapshots.metrics();
-            core.snapshots.write(&meta, Pace::Bounded, |to| metrics.shard_locked(job.write(to, &core.clock)?))
+            core.snapshots.write(level, &meta, Pace::Bounded, |to| metrics.shard_locked(job.write(to, &core.clock)?))
         })
         .await
         .map_err(io::Error::other)?

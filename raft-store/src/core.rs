@@ -7,15 +7,17 @@ use std::time::Duration;
 
 use openraft::EntryPayload;
 use palisade_engine::replica::{Applied, Batch, Replica, RestoreError, RestoredState, Restorer, SnapshotJob};
-use palisade_engine::{Time, Wake};
+use palisade_engine::{Level, Time, Wake};
 use parking_lot::Mutex;
 
+use crate::batch::LevelInForce;
 use crate::clock::Clock;
 use crate::digests::Digests;
 use crate::log_meter::LogMeter;
-use crate::planner::Begun;
+use crate::planner::LastBegun;
 use crate::snapshot::{SnapshotFile, Snapshots};
 use crate::types::{Entry, LogId, SnapshotMeta, StoredMembership};
+use crate::unreadable::{Thing, Unknown, Unreadable};
 
 /// How often a state that is not ready for the next entry is asked again.
 const READY_POLL_INTERVAL: Duration = Duration::from_millis(5);
@@ -43,6 +45,11 @@ pub trait ReplicatedState: Send + 'static {
     /// A digest of the whole state: equal on all members that have applied the same. Quick, as it is asked for after
     /// every entry.
     fn digest(&self) -> u64;
+
+    /// The level in force.
+    fn level(&self) -> Level {
+        Level::FIRST
+    }
 
     /// What reads snapshots, while this goes on as it is.
     fn restorer(&self) -> Self::Restorer;
@@ -96,6 +103,10 @@ impl ReplicatedState for Replica {
         Replica::digest(self)
     }
 
+    fn level(&self) -> Level {
+        Replica::level(self)
+    }
+
     fn restorer(&self) -> Restorer {
         Replica::restorer(self)
     }
@@ -128,6 +139,11 @@ pub trait Observer: Send + Sync + 'static {
     /// snapshot was installed.
     fn advanced(&self, index: u64) {
         let _ = index;
+    }
+
+    /// An entry or a snapshot cannot be applied, because this program does not know all that is in it. The member is to stop.
+    fn unreadable(&self, unreadable: &Unreadable) {
+        let _ = unreadable;
     }
 
     /// Applying an entry took this long: nothing else could look at the state meanwhile.
@@ -172,10 +188,11 @@ pub(crate) struct Inner<M> {
     pub(crate) applied: Option<LogId>,
     pub(crate) membership: StoredMembership,
     pub(crate) digests: Digests,
+    pub(crate) level: LevelInForce,
     /// The entries that were applied, in bytes.
     pub(crate) log: LogMeter,
     /// The last snapshot.
-    pub(crate) begun: Begun,
+    pub(crate) last_begun: LastBegun,
 }
 
 impl<M: ReplicatedState> Inner<M> {
@@ -191,11 +208,13 @@ impl<M: ReplicatedState> Inner<M> {
         self.digests = Digests::default();
         self.digested();
         self.log = LogMeter::starting_after(self.applied.map_or(0, |id| id.index));
-        self.begun = Begun { bytes: 0, at: now };
+        self.last_begun = LastBegun { bytes: 0, at: now };
         false
     }
 
+    /// The state has changed.
     fn digested(&mut self) {
+        self.level.set(self.state.level());
         if let Some(id) = self.applied {
             self.digests.add(id.index, self.state.digest());
         }
@@ -224,11 +243,25 @@ impl<M: ReplicatedState> Inner<M> {
         answers
     }
 
-    /// Begins a snapshot, with what it will cover.
-    pub(crate) fn begin(&mut self) -> (SnapshotMeta, M::Job) {
-        let meta = SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() };
-        (meta, self.state.begin_snapshot())
+    /// Fails if the level in force is none that this program knows: it was applied, but nothing after it can be trusted.
+    pub(crate) fn check_level(&self) -> Result<(), Unreadable> {
+        let thing = Thing::Entry(self.applied.as_ref().map_or(0, |id| id.index));
+        let checked = self.state.level().check();
+        checked.map(drop).map_err(|unknown| Unreadable { thing, unknown: Unknown::Level(unknown.level) })
     }
+
+    /// Begins a snapshot, with what it will cover.
+    pub(crate) fn begin(&mut self) -> Begun<M::Job> {
+        let meta = SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() };
+        Begun { level: self.state.level(), meta, job: self.state.begin_snapshot() }
+    }
+}
+
+/// A snapshot in the making, what it will cover, and the level that it is written at.
+pub(crate) struct Begun<J> {
+    pub(crate) level: Level,
+    pub(crate) meta: SnapshotMeta,
+    pub(crate) job: J,
 }
 
 /// What a state machine and its auditor have in common.
@@ -244,6 +277,13 @@ pub(crate) struct Core<M> {
 }
 
 impl<M: ReplicatedState> Core<M> {
+    /// Tells the observer if an error says that something cannot be read.
+    pub(crate) fn unreadable(&self, error: &io::Error) {
+        if let Some(unreadable) = Unreadable::find(error) {
+            self.observer.unreadable(unreadable);
+        }
+    }
+
     /// Applies an entry as soon as the state is ready for it. `None`: it was applied before. The turn lasts until the guard is
     /// dropped; while the state is not ready, others have it.
     pub(crate) async fn apply(&self, entry: &Entry) -> (tokio::sync::MutexGuard<'_, ()>, Option<Vec<Applied>>) {
@@ -273,20 +313,23 @@ impl<M: ReplicatedState> Core<M> {
     pub(crate) async fn replace(self: &Arc<Self>, snapshot: SnapshotFile) -> Result<(), io::Error> {
         let _guard = self.snapshot_lock.lock().await;
         let (core, last) = (Arc::clone(self), snapshot.meta().last_log_id);
-        tokio::task::spawn_blocking(move || {
+        let replaced = tokio::task::spawn_blocking(move || {
             let now = (core.clock)();
             // Beside the state, which others go on to look at meanwhile.
             let reader = core.inner.lock().state.restorer();
-            let mut restored = reader.read(now, &mut snapshot.body()).map_err(|error| match error {
-                RestoreError::Io(error) => error,
-                error => io::Error::new(io::ErrorKind::InvalidData, error),
+            let restored = reader.read(now, &mut snapshot.body());
+            let mut restored = restored.map_err(|error| match (snapshot.unreadable(&error), error) {
+                (Some(unreadable), _) => unreadable.into(),
+                (None, RestoreError::Io(error)) => error,
+                (None, error) => io::Error::new(io::ErrorKind::InvalidData, error),
             })?;
             // Nothing can fail from here on. The lock is given back after each part.
             while core.inner.lock().install(now, &snapshot, &mut restored) {}
             core.snapshots.adopt(snapshot)
         })
         .await
-        .map_err(io::Error::other)??;
+        .map_err(io::Error::other)?;
+        replaced.inspect_err(|error| self.unreadable(error))?;
         if let Some(id) = last {
             self.observer.installed(id.index);
             self.observer.advanced(id.index);

@@ -6,11 +6,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use crate::durable_watermark::DurableWatermark;
+use crate::encoding::Encoded;
 use crate::error::{StoreError, sled_io};
 use crate::record::{open_meta, seal_meta};
 
 /// The storage format that this program reads and writes.
-pub(crate) const FORMAT: u32 = 3;
+pub(crate) const FORMAT: u32 = 4;
 pub(crate) const FORMAT_RECORD: &str = "format";
 pub(crate) const STARTS: &str = "starts";
 pub(crate) const OWNER: &str = "owner";
@@ -121,16 +122,12 @@ pub(crate) fn from_sled(dir: &Path, error: sled::Error) -> StoreError {
     }
 }
 
-pub(crate) fn get<T: serde::de::DeserializeOwned>(
-    dir: &Path,
-    trees: &Trees,
-    name: &str,
-) -> Result<Option<T>, StoreError> {
+pub(crate) fn get<T: Encoded>(dir: &Path, trees: &Trees, name: &'static str) -> Result<Option<T>, StoreError> {
     let Some(record) = trees.meta.get(name).map_err(|error| from_sled(dir, error))? else { return Ok(None) };
     open_meta(name, &record).map(Some).map_err(|error| StoreError::damaged_by(dir, "the database", error))
 }
 
-pub(crate) fn put(dir: &Path, trees: &Trees, name: &str, value: &impl serde::Serialize) -> Result<(), StoreError> {
+pub(crate) fn put(dir: &Path, trees: &Trees, name: &str, value: &impl Encoded) -> Result<(), StoreError> {
     let record = seal_meta(name, value).map_err(StoreError::io("write", dir))?;
     trees.meta.insert(name, record).map_err(|error| from_sled(dir, error))?;
     Ok(())

@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use palisade_engine::MemberId;
 
+use crate::unreadable::Unreadable;
+
 /// Why a store cannot be opened or used. Each text says what to do next.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -43,6 +45,14 @@ pub enum StoreError {
         /// The format that this program reads and writes.
         known: u32,
     },
+    /// Another version of Palisade wrote something in it that this one cannot read.
+    #[error("{} cannot be read by this program: {unreadable}", dir.display())]
+    Unreadable {
+        /// The data folder.
+        dir: PathBuf,
+        /// What cannot be read.
+        unreadable: Unreadable,
+    },
     /// The settings in its snapshot ask for room for more sessions than this member affords.
     #[error("the cluster's settings ask for room for {needed} sessions, and this member affords {affords}")]
     Unaffordable {
@@ -77,7 +87,7 @@ pub enum StoreError {
 }
 
 /// The owner of a store: written once, when the member has its id, and never changed.
-#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct StoreOwner {
     /// The cluster's id.
     pub cluster: String,
@@ -95,8 +105,11 @@ impl StoreError {
         StoreError::Damaged { dir: dir.to_owned(), what: what.into(), source: None }
     }
 
-    /// Damage to `what` that shows in an error.
+    /// Damage to `what` that shows in an error; or what another version wrote there.
     pub(crate) fn damaged_by(dir: &Path, what: &str, source: io::Error) -> StoreError {
+        if let Some(unreadable) = Unreadable::find(&source) {
+            return StoreError::Unreadable { dir: dir.to_owned(), unreadable: unreadable.clone() };
+        }
         StoreError::Damaged { dir: dir.to_owned(), what: format!("{what}: {source}"), source: Some(source) }
     }
 }

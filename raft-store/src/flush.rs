@@ -13,13 +13,16 @@ use std::thread::JoinHandle;
 use openraft::storage::IOFlushed;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::batch::LevelInForce;
 use crate::clock::Clock;
 use crate::db::{Barrier, COMMITTED, PURGED, Trees, VOTE, durable};
 use crate::durable_watermark::DurableWatermark;
+use crate::encoding::Encoded;
 use crate::error::{WriteFailed, sled_io};
 use crate::metrics::{Flush, StoreMetrics};
 use crate::record::{key, parse_key, seal_entry, seal_meta};
 use crate::snapshot::pace::SlowDisk;
+use crate::store::Options;
 use crate::tail::Tail;
 use crate::types::{Entry, LogId, TypeConfig, Vote};
 
@@ -75,8 +78,8 @@ impl Flusher {
         barrier: Box<dyn Barrier>,
         watermark: DurableWatermark,
         metrics: StoreMetrics,
-        clock: Clock,
-        disk: SlowDisk,
+        options: Options,
+        level: LevelInForce,
     ) -> io::Result<Flusher> {
         let (operations, queue) = mpsc::channel(1024);
         let purge = tail.purged().map(|id| id.index);
@@ -86,8 +89,9 @@ impl Flusher {
             barrier,
             watermark,
             metrics,
-            clock,
-            disk,
+            clock: options.clock,
+            disk: options.disk,
+            level,
             queue,
             purge,
             unflushed: 0,
@@ -127,6 +131,7 @@ struct Worker {
     metrics: StoreMetrics,
     clock: Clock,
     disk: SlowDisk,
+    level: LevelInForce,
     queue: mpsc::Receiver<Operation>,
     /// Entries up to this index are still to be removed.
     purge: Option<u64>,
@@ -237,7 +242,7 @@ impl Worker {
                     return Ok(());
                 }
                 for entry in &entries {
-                    let records = seal_entry(entry.log_id.index, &**entry)?;
+                    let records = seal_entry(entry.log_id.index, &entry.encode(self.level.get())?)?;
                     // The first part last: an entry that has its beginning is whole, whenever the power goes.
                     self.appended += records.len();
                     for (key, record) in records.into_iter().rev() {
@@ -310,7 +315,7 @@ impl Worker {
         Ok(())
     }
 
-    fn put(&self, name: &str, value: &impl serde::Serialize) -> io::Result<()> {
+    fn put(&self, name: &str, value: &impl Encoded) -> io::Result<()> {
         self.trees.meta.insert(name, seal_meta(name, value)?).map(|_| ()).map_err(sled_io)
     }
 

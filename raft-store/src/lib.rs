@@ -53,19 +53,27 @@
 //!    only then does it purge. At the start, a log whose purged part no good snapshot covers is damage
 //!    ([`StoreError::Damaged`]): set it aside with [`quarantine`] and join as a new member.
 //!
+//! What lies here are types of this crate, not openraft's (`encoding.rs`): each kind of value has a version of its layout, and a
+//! batch and a snapshot have the level that they were written at in front. What another version of Palisade wrote and this one
+//! cannot read is no damage: [`StoreError::Unreadable`].
+//!
 //! Every record carries a version and a CRC over key and content, and all of them are checked at the start. sled takes a
 //! byte that the disk has changed for the torn end of its log and leaves out the rest; the file `durable_watermark` gives that
 //! away, because the database then ends before what is known to have been durable.
 
 mod audit;
+mod batch;
 mod clock;
 mod core;
 mod db;
 mod digests;
 mod durable_watermark;
+mod encoding;
 mod error;
 mod flush;
 mod fs;
+#[cfg(test)]
+mod fuzz;
 mod log;
 mod log_meter;
 mod memory;
@@ -78,10 +86,12 @@ mod state_machine;
 mod store;
 mod tail;
 mod types;
+mod unreadable;
 
 pub use self::core::{Job, Observer, ReplicatedState, Restored, Setup, SnapshotReader};
 pub use self::log::{LogReader, LogStore};
 pub use audit::{ApplyPause, Auditor};
+pub use batch::{LevelInForce, decode_batch};
 pub use clock::Clock;
 pub use db::{Barrier, DiskBarrier, flush};
 pub use error::{StoreError, StoreOwner};
@@ -94,3 +104,4 @@ pub use snapshot::{LentLimits, SnapshotFile, SnapshotPin, SnapshotReceiver, Snap
 pub use state_machine::{Builder, Inspector, StateMachine};
 pub use store::{Options, Store, quarantine};
 pub use types::{Entry, LogId, Response, SnapshotMeta, StoredMembership, TypeConfig, Vote};
+pub use unreadable::{Thing, Unknown, Unreadable};

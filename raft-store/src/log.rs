@@ -11,12 +11,14 @@ use openraft::{OptionalSend, RaftLogReader};
 use tokio::sync::oneshot;
 
 use crate::db::Trees;
+use crate::encoding::Encoded;
 use crate::flush::{Flusher, Operation, stopped};
 use crate::fs::Lock;
 use crate::metrics::StoreMetrics;
-use crate::record::{Entries, damaged, damaged_by, decode, key};
+use crate::record::{Entries, damaged, key, within};
 use crate::tail::{Tail, bounds};
 use crate::types::{Entry, LogId, TypeConfig, Vote};
+use crate::unreadable::Thing;
 
 /// Approximately how many bytes of entries one read answers with, where the caller takes less than it asked for.
 const READ_BYTES: usize = 1024 * 1024;
@@ -118,7 +120,8 @@ fn read_cold(log: &sled::Tree, from: u64, to: u64, max_bytes: usize) -> io::Resu
         match found.next_entry()? {
             Some((index, content)) if index == expected => {
                 bytes += content.len();
-                entries.push(decode::<Entry>(&content).map_err(|error| damaged_by(format!("entry {index}"), error))?);
+                let entry = Entry::decode(Thing::Entry(index), &content);
+                entries.push(entry.map_err(|error| within(format!("entry {index}"), error))?);
             }
             _ => return Err(damaged(format!("entry {expected} is missing in the log"))),
         }

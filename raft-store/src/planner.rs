@@ -63,7 +63,7 @@ pub struct Plan {
 
 /// When the last snapshot was begun: after how many bytes of log, and when.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Begun {
+pub(crate) struct LastBegun {
     pub(crate) bytes: u64,
     pub(crate) at: Time,
 }
@@ -96,8 +96,8 @@ impl<M: ReplicatedState> Planner<M> {
         let newest = core.snapshots.newest();
         let inner = core.inner.lock();
         let log = &inner.log;
-        let since = log.total().saturating_sub(inner.begun.bytes);
-        let snapshot = limits.is_due(since, newest.map_or(0, |newest| newest.bytes), now.since(inner.begun.at));
+        let since = log.total().saturating_sub(inner.last_begun.bytes);
+        let snapshot = limits.is_due(since, newest.map_or(0, |newest| newest.bytes), now.since(inner.last_begun.at));
         let bytes_since = |index| log.total().saturating_sub(log.up_to(index));
         let kept = core.snapshots.lent(now, &limits.lent, bytes_since);
         let purge = newest.and_then(|newest| {

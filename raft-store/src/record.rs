@@ -13,9 +13,11 @@
 
 use std::io;
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use palisade_engine::Level;
 use sled::IVec;
+
+use crate::encoding::Encoded;
+use crate::unreadable::{Thing, Unreadable};
 
 /// Most content of one record: with its header below 8 KiB.
 pub(crate) const MAX_PART_BYTES: usize = 8 * 1024 - HEADER;
@@ -70,8 +72,7 @@ pub(crate) fn open<'a>(key: &[u8], record: &'a [u8]) -> io::Result<(u16, &'a [u8
 }
 
 /// The records of an entry, in the order of their parts.
-pub(crate) fn seal_entry(index: u64, entry: &impl Serialize) -> io::Result<Vec<([u8; 10], Vec<u8>)>> {
-    let content = postcard::to_stdvec(entry).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+pub(crate) fn seal_entry(index: u64, content: &[u8]) -> io::Result<Vec<([u8; 10], Vec<u8>)>> {
     let parts = u16::try_from(content.len().div_ceil(MAX_PART_BYTES))
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "an entry of more than 500 MB"))?;
     Ok(content
@@ -85,8 +86,8 @@ pub(crate) fn seal_entry(index: u64, entry: &impl Serialize) -> io::Result<Vec<(
 }
 
 /// The record of a value of the meta tree.
-pub(crate) fn seal_meta(name: &str, value: &impl Serialize) -> io::Result<Vec<u8>> {
-    let content = postcard::to_stdvec(value).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+pub(crate) fn seal_meta(name: &str, value: &impl Encoded) -> io::Result<Vec<u8>> {
+    let content = value.encode(Level::FIRST)?;
     if content.len() > MAX_PART_BYTES {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "a meta record that is too long"));
     }
@@ -94,18 +95,14 @@ pub(crate) fn seal_meta(name: &str, value: &impl Serialize) -> io::Result<Vec<u8
 }
 
 /// The value of a record of the meta tree.
-pub(crate) fn open_meta<T: DeserializeOwned>(name: &str, record: &[u8]) -> io::Result<T> {
+pub(crate) fn open_meta<T: Encoded>(name: &'static str, record: &[u8]) -> io::Result<T> {
     let (_, content) = open(name.as_bytes(), record).map_err(|error| damaged_by(format!("record `{name}`"), error))?;
-    decode(content).map_err(|error| damaged_by(format!("record `{name}`"), error))
+    T::decode(Thing::Record(name), content).map_err(|error| within(format!("record `{name}`"), error))
 }
 
-/// Decodes content; bytes left over are an error.
-pub(crate) fn decode<T: DeserializeOwned>(content: &[u8]) -> io::Result<T> {
-    match postcard::take_from_bytes(content) {
-        Ok((value, [])) => Ok(value),
-        Ok(_) => Err(damaged("there is more than was expected")),
-        Err(error) => Err(damaged_by("it does not decode".to_owned(), error)),
-    }
+/// An error about `what`. One that says itself what cannot be read stays as it is.
+pub(crate) fn within(what: String, error: io::Error) -> io::Error {
+    if Unreadable::find(&error).is_some() { error } else { damaged_by(what, error) }
 }
 
 /// Puts the records of entries together again. Fed with the log tree's pairs in order.
@@ -168,7 +165,7 @@ pub(crate) fn damaged_by(what: String, source: impl Into<Box<dyn std::error::Err
 mod tests {
     use super::*;
 
-    fn pairs(index: u64, content: &Vec<u8>) -> Vec<([u8; 10], Vec<u8>)> {
+    fn pairs(index: u64, content: &[u8]) -> Vec<([u8; 10], Vec<u8>)> {
         seal_entry(index, content).unwrap()
     }
 
@@ -178,19 +175,19 @@ mod tests {
 
     #[test]
     fn an_entry_of_many_parts_comes_back_and_no_record_is_long() {
-        for len in [0, 1, MAX_PART_BYTES - 3, MAX_PART_BYTES, 5 * MAX_PART_BYTES, 100_000] {
+        for len in [1, MAX_PART_BYTES - 3, MAX_PART_BYTES, 5 * MAX_PART_BYTES, 100_000] {
             let value: Vec<u8> = (0..len).map(|i| i as u8).collect();
             let records = pairs(7, &value);
             assert!(records.iter().all(|(_, record)| record.len() <= 8 * 1024));
             let (index, content) = read(records).unwrap().unwrap();
             assert_eq!(index, 7);
-            assert_eq!(decode::<Vec<u8>>(&content).unwrap(), value);
+            assert_eq!(content, value);
         }
     }
 
     #[test]
     fn every_flipped_bit_is_found() {
-        let good = pairs(9, &b"some content".to_vec());
+        let good = pairs(9, b"some content");
         for byte in 0..good[0].1.len() {
             for bit in 0..8 {
                 let mut bad = good.clone();
@@ -205,7 +202,7 @@ mod tests {
 
     #[test]
     fn a_missing_part_is_found() {
-        let good = pairs(1, &vec![0u8; 3 * MAX_PART_BYTES]);
+        let good = pairs(1, &[0u8; 3 * MAX_PART_BYTES]);
         for missing in 0..good.len() {
             let mut bad = good.clone();
             bad.remove(missing);

@@ -4,7 +4,7 @@
 //! with a snapshot. The old store is only read.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 
 use openraft::Membership;
@@ -14,12 +14,14 @@ use palisade_engine::{MemberId, MemberInfo};
 
 use crate::core::{ReplicatedState, Setup};
 use crate::db::{COMMITTED, PURGED, VOTE, durable, put};
+use crate::encoding::Encoded;
 use crate::error::{StoreError, StoreOwner};
-use crate::record::{Entries, decode, key};
+use crate::record::{Entries, key};
 use crate::snapshot::Pace;
 use crate::state_machine::StateMachine;
 use crate::store::{Options, Store};
 use crate::types::{Entry, LogId, SnapshotMeta, StoredMembership, Vote};
+use crate::unreadable::Thing;
 
 /// All that a store has: its snapshot, and every entry of its log, also those that are not known to be committed.
 #[derive(Debug)]
@@ -46,8 +48,8 @@ impl Store {
         let from = machine.last_applied().or(state.purged).map_or(0, |id| id.index + 1);
         let replay = || {
             let mut entries = Entries::new(trees.log.range(key(from, 0)..));
-            while let Some((_, content)) = entries.next_entry()? {
-                machine.replay(&decode::<Entry>(&content)?);
+            while let Some((index, content)) = entries.next_entry()? {
+                machine.replay(&Entry::decode(Thing::Entry(index), &content)?);
             }
             Ok(())
         };
@@ -90,8 +92,10 @@ impl<M: ReplicatedState> SurvivingState<M> {
         }
         let mut store = Store::open(dir, options)?;
         let job = self.state(M::begin_snapshot);
+        let level = self.state(|state| state.level());
         let clock = store.options.clock.clone();
-        let built = store.snapshots.build(&meta, Pace::Full, |to| crate::core::Job::write(job, to, &clock).map(|_| ()));
+        let write = |to: &mut dyn Write| crate::core::Job::write(job, to, &clock).map(|_| ());
+        let built = store.snapshots.build(level, &meta, Pace::Full, write);
         built.map_err(StoreError::io("write a snapshot into", dir))?;
         put(dir, &store.trees, VOTE, &Vote::new(term, me))?;
         put(dir, &store.trees, COMMITTED, &Some(at))?;

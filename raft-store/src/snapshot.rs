@@ -1,10 +1,12 @@
 //! Snapshots as files.
 //!
 //! ```text
-//! "PALISNAP" · version (u32) · length of meta (u32) · meta (postcard) · crc32 of all this (u32)
+//! "PALISNAP" · version (u16) · level (u16) · length of meta (u32) · meta · crc32 of all this (u32)
 //! body: what the machine wrote
 //! length of body (u64) · crc32 of everything before (u32)                       integers big endian
 //! ```
+//!
+//! The level is that in force when it was made. It is checked before anything else of the file is decoded.
 //!
 //! A snapshot is written under a temporary name, synced, renamed, and its folder synced: under its name it is whole or
 //! not there. What travels between members is the file as it is, so a receiver checks what the builder wrote.
@@ -19,15 +21,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use palisade_engine::Time;
+use palisade_engine::replica::RestoreError;
+use palisade_engine::{Level, Time};
 use parking_lot::Mutex;
 
 use crate::clock::Clock;
+use crate::encoding::Encoded;
 use crate::error::StoreError;
 use crate::fs::sync;
 use crate::metrics::StoreMetrics;
-use crate::record::{damaged, decode};
+use crate::record::damaged;
 use crate::types::SnapshotMeta;
+use crate::unreadable::{Thing, Unknown, Unreadable};
 
 mod lent;
 pub(crate) mod pace;
@@ -37,7 +42,7 @@ pub use lent::{LentLimits, SnapshotPin};
 use pace::{PacedFile, SlowDisk, TRANSFER_RATE, WRITE_RATE, Writing};
 
 const MAGIC: &[u8; 8] = b"PALISNAP";
-const VERSION: u32 = 1;
+const VERSION: u16 = 2;
 const PREAMBLE: usize = 16;
 const TRAILER: u64 = 12;
 /// Longer than any membership.
@@ -119,6 +124,7 @@ impl Drop for Temporary {
 #[derive(Debug)]
 pub struct SnapshotFile {
     meta: SnapshotMeta,
+    level: Level,
     bytes: Bytes,
     len: u64,
     body: (u64, u64),
@@ -160,6 +166,23 @@ impl SnapshotFile {
         Ok(chunk)
     }
 
+    /// The level in force when it was made.
+    #[must_use]
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    /// What of its content this program does not know, if `error` says so.
+    pub(crate) fn unreadable(&self, error: &RestoreError) -> Option<Unreadable> {
+        let unknown = match error {
+            RestoreError::Level(unknown) => Unknown::Level(unknown.level),
+            RestoreError::Kind(_) => Unknown::Content { level: Some(self.level), error: error.to_string() },
+            _ => return None,
+        };
+        let thing = Thing::Snapshot(self.meta.last_log_id.as_ref().map(|id| id.index));
+        Some(Unreadable { thing, unknown })
+    }
+
     /// What keeps it lent, if it is.
     #[must_use]
     pub fn pin(&self) -> Option<SnapshotPin> {
@@ -186,12 +209,8 @@ impl SnapshotFile {
         if preamble[..8] != *MAGIC {
             return Err(damaged("it does not begin as a snapshot"));
         }
-        let version = be32(&preamble[8..12]);
-        if version != VERSION {
-            return Err(damaged(format!("it has version {version}, expected {VERSION}")));
-        }
         let meta_len = be32(&preamble[12..16]);
-        if meta_len > META_MAX {
+        if meta_len > META_MAX || u64::from(meta_len) > len {
             return Err(damaged("its header is too long"));
         }
         let mut meta = vec![0; meta_len as usize];
@@ -204,9 +223,27 @@ impl SnapshotFile {
         if hasher.finalize() != be32(&crc) {
             return Err(damaged("the checksum of its header is wrong"));
         }
+        let level = check_header(&preamble)?;
         let begin = reader.at;
         let end = len.checked_sub(TRAILER).filter(|end| *end >= begin).ok_or_else(|| damaged("it has no end"))?;
-        Ok(SnapshotFile { meta: decode(&meta)?, bytes, len, body: (begin, end), home, temporary: None, lent: None })
+        Ok(SnapshotFile {
+            meta: SnapshotMeta::decode(Thing::Snapshot(None), &meta)?,
+            level,
+            bytes,
+            len,
+            body: (begin, end),
+            home,
+            temporary: None,
+            lent: None,
+        })
+    }
+
+    /// One in memory, checked.
+    #[cfg(test)]
+    pub(crate) fn from_memory(bytes: Vec<u8>) -> io::Result<SnapshotFile> {
+        let snapshot = SnapshotFile::parse(Bytes::Memory(Arc::new(bytes)), None)?;
+        snapshot.verify()?;
+        Ok(snapshot)
     }
 
     /// Reads all of it and checks it.
@@ -234,6 +271,19 @@ impl SnapshotFile {
     }
 }
 
+/// Checks version and level, of a header whose checksum is right. Returns the level.
+fn check_header(preamble: &[u8; PREAMBLE]) -> io::Result<Level> {
+    let [.., version_high, version_low, level_high, level_low, _, _, _, _] = *preamble;
+    let version = u16::from_be_bytes([version_high, version_low]);
+    let level = Level(u16::from_be_bytes([level_high, level_low]));
+    let unknown = match (version, level.check()) {
+        (VERSION, Ok(level)) => return Ok(level),
+        (VERSION, Err(unknown)) => Unknown::Level(unknown.level),
+        _ => Unknown::Layout(version),
+    };
+    Err(Unreadable { thing: Thing::Snapshot(None), unknown }.into())
+}
+
 fn be32(bytes: &[u8]) -> u32 {
     bytes.first_chunk::<4>().map_or(0, |bytes| u32::from_be_bytes(*bytes))
 }
@@ -259,14 +309,20 @@ impl<W: Write> Write for Hashing<W> {
 }
 
 /// Writes a whole snapshot.
-fn encode<W: Write>(to: W, meta: &SnapshotMeta, body: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<W> {
+fn encode<W: Write>(
+    to: W,
+    level: Level,
+    meta: &SnapshotMeta,
+    body: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> io::Result<W> {
     let mut to = Hashing { to, hasher: crc32fast::Hasher::new(), written: 0 };
-    let meta = postcard::to_stdvec(meta).map_err(io::Error::other)?;
+    let meta = meta.encode(level)?;
     let meta_len = u32::try_from(meta.len()).ok().filter(|len| *len <= META_MAX);
     let meta_len =
         meta_len.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a membership that is too long"))?;
     to.write_all(MAGIC)?;
     to.write_all(&VERSION.to_be_bytes())?;
+    to.write_all(&level.0.to_be_bytes())?;
     to.write_all(&meta_len.to_be_bytes())?;
     to.write_all(&meta)?;
     let crc = to.hasher.clone().finalize();
@@ -363,25 +419,31 @@ impl Snapshots {
         Ok(Snapshots::new(Some(folder.to_owned()), clock, disk))
     }
 
-    /// The good snapshots, newest first, each checked when its turn comes; damaged ones are left out, with a warning.
-    pub(crate) fn good(&self) -> io::Result<impl Iterator<Item = SnapshotFile>> {
+    /// The good snapshots, newest first, each checked when its turn comes; damaged ones are left out, with a warning. One that
+    /// another version of Palisade wrote is an error: an older one in its place would be a step back unnoticed.
+    pub(crate) fn good(&self) -> io::Result<impl Iterator<Item = Result<SnapshotFile, Unreadable>>> {
         let mut paths = match &self.0.folder {
             Some(folder) => files(folder)?,
             None => Vec::new(),
         };
         paths.reverse();
         let from_memory = if self.0.folder.is_none() { self.current()? } else { None };
-        Ok(from_memory.into_iter().chain(paths.into_iter().filter_map(|path| {
+        let from_files = paths.into_iter().filter_map(|path| {
             let snapshot = File::open(&path).and_then(|file| {
                 let home = path.parent().map(Path::to_owned);
                 let snapshot = SnapshotFile::parse(Bytes::File(Arc::new(file)), home)?;
                 snapshot.verify()?;
                 Ok(snapshot)
             });
-            snapshot
-                .inspect_err(|error| tracing::warn!(path = %path.display(), %error, "a snapshot is damaged: skipped"))
-                .ok()
-        })))
+            snapshot.map(Ok).or_else(|error| Unreadable::find(&error).cloned().map(Err).ok_or(error)).map_or_else(
+                |error| {
+                    tracing::warn!(path = %path.display(), %error, "a snapshot is damaged: skipped");
+                    None
+                },
+                Some,
+            )
+        });
+        Ok(from_memory.into_iter().map(Ok).chain(from_files))
     }
 
     /// Makes `snapshot` the one that is handed out.
@@ -431,13 +493,14 @@ impl Snapshots {
     /// Writes a snapshot and makes it the current one. Blocks.
     pub(crate) fn build(
         &self,
+        level: Level,
         meta: &SnapshotMeta,
         pace: Pace,
         body: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> io::Result<SnapshotFile> {
         let metrics = &self.0.metrics.snapshots;
         metrics.under_way.set(true);
-        let built = self.write(meta, pace, body).and_then(|written| self.keep(written));
+        let built = self.write(level, meta, pace, body).and_then(|written| self.keep(written));
         metrics.under_way.set(false);
         let built = built?;
         self.set_current(&built);
@@ -449,21 +512,22 @@ impl Snapshots {
     /// Writes a snapshot that goes when it is dropped. Blocks.
     pub(crate) fn write(
         &self,
+        level: Level,
         meta: &SnapshotMeta,
         pace: Pace,
         body: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> io::Result<SnapshotFile> {
         Ok(match &self.0.folder {
-            None => SnapshotFile::parse(Bytes::Memory(Arc::new(encode(Vec::new(), meta, body)?)), None)?,
+            None => SnapshotFile::parse(Bytes::Memory(Arc::new(encode(Vec::new(), level, meta, body)?)), None)?,
             Some(folder) => {
                 let (temporary, file) = self.temporary(folder)?;
                 let file = match pace {
                     Pace::Bounded => {
                         let paced = PacedFile::new(file, WRITE_RATE, self.0.writing.clone());
-                        let buffered = encode(BufWriter::with_capacity(1 << 16, paced), meta, body)?;
+                        let buffered = encode(BufWriter::with_capacity(1 << 16, paced), level, meta, body)?;
                         buffered.into_inner().map_err(io::IntoInnerError::into_error)?.into_file()
                     }
-                    Pace::Full => encode(BufWriter::with_capacity(1 << 18, file), meta, body)?
+                    Pace::Full => encode(BufWriter::with_capacity(1 << 18, file), level, meta, body)?
                         .into_inner()
                         .map_err(io::IntoInnerError::into_error)?,
                 };

@@ -19,12 +19,13 @@ use parking_lot::Mutex;
 use tokio::sync::OwnedMutexGuard;
 
 use crate::audit::Auditor;
+use crate::batch::LevelInForce;
 use crate::clock::Clock;
-use crate::core::{Core, Inner, Job, ReplicatedState, Setup, SnapshotReader};
+use crate::core::{Begun, Core, Inner, Job, ReplicatedState, Setup, SnapshotReader};
 use crate::digests::Digests;
 use crate::error::StoreError;
 use crate::log_meter::LogMeter;
-use crate::planner::{Begun, Planner};
+use crate::planner::{LastBegun, Planner};
 use crate::snapshot::{Pace, SnapshotFile, Snapshots};
 use crate::types::{Entry, LogId, Response, SnapshotMeta, StoredMembership, TypeConfig};
 
@@ -52,11 +53,13 @@ impl<M: ReplicatedState> StateMachine<M> {
     pub fn restore(setup: Setup<M>, snapshots: Snapshots, clock: Clock) -> Result<StateMachine<M>, StoreError> {
         let Setup { state, wake, observer } = setup;
         let membership = StoredMembership::default();
-        let begun = Begun { bytes: 0, at: clock() };
-        let (digests, log) = (Digests::default(), LogMeter::default());
-        let mut inner = Inner { state, wake, applied: None, membership, digests, log, begun };
-        let good = snapshots.good().map_err(StoreError::io("read", std::path::Path::new("the snapshots")))?;
-        for snapshot in good {
+        let last_begun = LastBegun { bytes: 0, at: clock() };
+        let (digests, level, log) = (Digests::default(), LevelInForce::default(), LogMeter::default());
+        let mut inner = Inner { state, wake, applied: None, membership, digests, level, log, last_begun };
+        let folder = std::path::Path::new("the snapshots");
+        let unreadable = |unreadable| StoreError::Unreadable { dir: folder.to_owned(), unreadable };
+        for snapshot in snapshots.good().map_err(StoreError::io("read", folder))? {
+            let snapshot = snapshot.map_err(unreadable)?;
             let now = clock();
             match inner.state.restorer().read(now, &mut snapshot.body()) {
                 Ok(mut restored) => {
@@ -72,7 +75,10 @@ impl<M: ReplicatedState> StateMachine<M> {
                 Err(RestoreError::Unaffordable { needed, affords }) => {
                     return Err(StoreError::Unaffordable { needed, affords });
                 }
-                Err(error) => tracing::warn!(meta = %snapshot.meta(), %error, "a snapshot was refused: skipped"),
+                Err(error) => match snapshot.unreadable(&error) {
+                    Some(found) => return Err(unreadable(found)),
+                    None => tracing::warn!(meta = %snapshot.meta(), %error, "a snapshot was refused: skipped"),
+                },
             }
         }
         let inner = Mutex::new(inner);
@@ -84,6 +90,12 @@ impl<M: ReplicatedState> StateMachine<M> {
     #[must_use]
     pub fn last_applied(&self) -> Option<LogId> {
         self.0.inner.lock().applied
+    }
+
+    /// The level in force, for those that write.
+    #[must_use]
+    pub fn level_in_force(&self) -> LevelInForce {
+        self.0.inner.lock().level.clone()
     }
 
     /// Applies an entry that openraft does not know of: what is left of a log.
@@ -122,10 +134,10 @@ impl<M: ReplicatedState> StateMachine<M> {
 
     fn begin(&self, guard: OwnedMutexGuard<()>) -> Builder<M> {
         let mut inner = self.0.inner.lock();
-        inner.begun = Begun { bytes: inner.log.total(), at: (self.0.clock)() };
-        let (meta, job) = inner.begin();
+        inner.last_begun = LastBegun { bytes: inner.log.total(), at: (self.0.clock)() };
+        let begun = inner.begin();
         Builder {
-            begun: Mutex::new(Some((meta, job, guard))),
+            begun: Mutex::new(Some((begun, guard))),
             snapshots: self.0.snapshots.clone(),
             clock: Arc::clone(&self.0.clock),
         }
@@ -178,6 +190,13 @@ impl<M: ReplicatedState> RaftStateMachine<TypeConfig> for StateMachine<M> {
                 }
                 continue;
             };
+            // The turn lasts: the state is still that after this entry.
+            let level = self.0.inner.lock().check_level();
+            if let Err(unreadable) = level {
+                // The log raised the level beyond what this program knows.
+                self.0.observer.unreadable(&unreadable);
+                return Err(unreadable.into());
+            }
             if let EntryPayload::Normal(batch) = &entry.payload {
                 self.0.observer.applied(id.index, batch, &answers);
             }
@@ -216,13 +235,13 @@ impl<M: ReplicatedState> RaftStateMachine<TypeConfig> for StateMachine<M> {
     }
 }
 
-/// What it will cover, its content, and the turn to build.
-type BegunJob<J> = (SnapshotMeta, J, OwnedMutexGuard<()>);
+/// A snapshot that was begun, and the lock that keeps others from being begun.
+type Locked<J> = (Begun<J>, OwnedMutexGuard<()>);
 
 /// Builds one snapshot: of the state as it was when the builder was made.
 pub struct Builder<M: ReplicatedState> {
     // A mutex only because openraft wants builders to be `Sync`, which jobs need not be.
-    begun: Mutex<Option<BegunJob<M::Job>>>,
+    begun: Mutex<Option<Locked<M::Job>>>,
     snapshots: Snapshots,
     clock: Clock,
 }
@@ -237,7 +256,7 @@ impl<M: ReplicatedState> RaftSnapshotBuilder<TypeConfig> for Builder<M> {
     type SnapshotData = SnapshotFile;
 
     async fn build_snapshot(&mut self) -> Result<SnapshotOf<TypeConfig, SnapshotFile>, io::Error> {
-        let Some((meta, job, guard)) = self.begun.get_mut().take() else {
+        let Some((Begun { level, meta, job }, guard)) = self.begun.get_mut().take() else {
             return Err(io::Error::other("this snapshot has been built already"));
         };
         let (snapshots, clock) = (self.snapshots.clone(), Arc::clone(&self.clock));
@@ -245,7 +264,7 @@ impl<M: ReplicatedState> RaftSnapshotBuilder<TypeConfig> for Builder<M> {
             // Until it is done, not until somebody has waited for it.
             let _guard = guard;
             let metrics = snapshots.metrics().clone();
-            snapshots.build(&meta, Pace::Bounded, |to| metrics.shard_locked(job.write(to, &clock)?))
+            snapshots.build(level, &meta, Pace::Bounded, |to| metrics.shard_locked(job.write(to, &clock)?))
         })
         .await
         .map_err(io::Error::other)??;

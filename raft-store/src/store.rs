@@ -12,16 +12,18 @@ use crate::db::{
     get, put,
 };
 use crate::durable_watermark::DurableWatermark;
+use crate::encoding::Encoded;
 use crate::error::{StoreError, StoreOwner, sled_io};
 use crate::flush::Flusher;
 use crate::fs::{Lock, sync};
 use crate::log::{LogReader, LogStore};
-use crate::record::{Entries, damaged, damaged_by, decode, key, parse_key};
+use crate::record::{Entries, damaged, key, parse_key, within};
 use crate::snapshot::Snapshots;
 use crate::snapshot::pace::SlowDisk;
 use crate::state_machine::StateMachine;
 use crate::tail::{Tail, TailState};
 use crate::types::{Entry, LogId};
+use crate::unreadable::Thing;
 
 /// How a store works. The format on disk does not depend on it.
 pub struct Options {
@@ -203,8 +205,8 @@ impl Store {
             barrier,
             watermark,
             metrics.clone(),
-            Arc::clone(&options.clock),
-            options.disk,
+            options,
+            machine.level_in_force(),
         )
         .map_err(StoreError::io("start the flusher of", &dir))?;
         let reader = LogReader { tail, trees, metrics, _lock: lock };
@@ -279,16 +281,19 @@ fn scan_entries(trees: &Trees, state: &mut TailState) -> io::Result<()> {
             return Err(damaged(format!("entry {next} is missing; the next one there is entry {index}")));
         }
         state.first.get_or_insert(index);
-        next = Some(index + 1);
-        last = Some((index, content));
-    }
-    if let Some((index, content)) = last {
-        let entry: Entry = decode(&content).map_err(|error| damaged_by(format!("entry {index}"), error))?;
+        // Each one, also those that the state has already: whatever lies here may have to be sent to another member. One that
+        // cannot be read is found now, and not when it is to be applied.
+        let entry = Entry::decode(Thing::Entry(index), &content);
+        let entry = entry.map_err(|error| within(format!("entry {index}"), error))?;
         if entry.log_id.index != index {
             return Err(damaged(format!("entry {index} says that it is entry {}", entry.log_id.index)));
         }
-        state.last = Some(entry.log_id);
-        state.written = Some(index);
+        next = Some(index + 1);
+        last = Some(entry.log_id);
+    }
+    if let Some(id) = last {
+        state.last = Some(id);
+        state.written = Some(id.index);
     }
     Ok(())
 }

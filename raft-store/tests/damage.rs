@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use common::{append_durably, clock, entry, open, setup};
 use openraft::RaftSnapshotBuilder;
 use openraft::storage::{RaftLogReader, RaftLogStorage, RaftStateMachine};
-use palisade_engine::MemberId;
-use palisade_raft_store::{Options, Store, StoreError, StoreOwner, quarantine};
+use palisade_engine::{Level, Levels, MemberId};
+use palisade_raft_store::{Options, Store, StoreError, StoreOwner, Thing, Unknown, Unreadable, quarantine};
 
 /// A folder with entries 1..=30 applied, snapshots at 10, 20 and 30 (of which two are kept), purged up to `purge`.
 async fn filled(dir: &Path, purge: u64) {
@@ -166,7 +166,7 @@ async fn format_of_another_version_is_named() {
     db.flush().unwrap();
     drop((meta, db));
     match open(dir.path()) {
-        Err(error @ StoreError::Version { found: 9, known: 3, .. }) => assert!(error.to_string().contains("format 9")),
+        Err(error @ StoreError::Version { found: 9, known: 4, .. }) => assert!(error.to_string().contains("format 9")),
         other => panic!("{other:?}"),
     }
 }
@@ -256,4 +256,110 @@ async fn owner_is_set_once_and_starts_are_counted() {
         assert!(error.contains("belongs to member 3 of cluster c1, not to member 4"), "{error}");
         drop(store.into_parts(setup()).unwrap());
     }
+}
+
+/// The database. The threads of the store that was just dropped hold it until they have ended.
+fn database(dir: &Path) -> sled::Db {
+    loop {
+        match sled::open(dir.join("db")) {
+            Ok(db) => return db,
+            Err(error) => assert!(error.to_string().contains("lock"), "{error}"),
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+}
+
+/// Gives a record of the database another content, with the checksum that belongs to it.
+fn rewrite(tree: &sled::Tree, key: &[u8], change: impl FnOnce(&mut [u8])) {
+    let mut record = tree.get(key).unwrap().unwrap().to_vec();
+    change(&mut record[7..]);
+    let mut crc = crc32fast::Hasher::new();
+    for part in [key, &record[..1], &record[1..3], &record[7..]] {
+        crc.update(part);
+    }
+    record[3..7].copy_from_slice(&crc.finalize().to_be_bytes());
+    tree.insert(key, record).unwrap();
+}
+
+fn unreadable<T: std::fmt::Debug>(result: Result<T, StoreError>) -> Unreadable {
+    match result {
+        Err(error @ StoreError::Unreadable { .. }) => {
+            let text = error.to_string();
+            assert!(text.contains(&Levels::PROGRAM.to_string()) && !text.contains("damage"), "{text}");
+            let StoreError::Unreadable { unreadable, .. } = error else { unreachable!() };
+            unreadable
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Another version wrote it: no damage, and nothing is lost or changed by the attempt to read it.
+#[tokio::test(flavor = "multi_thread")]
+async fn entry_of_another_version_is_refused_at_the_start_and_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path(), 0).await;
+    let key = [&7u64.to_be_bytes()[..], &[0, 0]].concat();
+    let change = |change: &dyn Fn(&mut [u8])| {
+        let db = database(dir.path());
+        rewrite(&db.open_tree("log").unwrap(), &key, change);
+        db.flush().unwrap();
+    };
+    // Layout (1), term, leader, index (1 each), kind (1), length (2 or 1), and the level.
+    let level_at = |content: &[u8]| 5 + content[5..].windows(2).position(|two| two == [1, 0]).unwrap();
+
+    change(&|content| content[level_at(content)] = 77);
+    let found = unreadable(open(dir.path()));
+    assert_eq!(found, Unreadable { thing: Thing::Entry(7), unknown: Unknown::Level(Level(77)) });
+    assert_eq!(unreadable(open(dir.path())), found, "the next start says the same");
+
+    change(&|content| {
+        let at = 5 + content[5..].windows(2).position(|two| two == [77, 0]).unwrap();
+        content[at] = 1;
+        content[0] = 9;
+    });
+    assert_eq!(unreadable(open(dir.path())).unknown, Unknown::Layout(9));
+
+    change(&|content| content[0] = 1);
+    assert_eq!(applied(dir.path()).unwrap(), 30, "with the program that wrote it all is as it was");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn vote_of_another_layout_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, machine) = open(dir.path()).unwrap();
+    log.save_vote(&common::vote(9)).await.unwrap();
+    drop((log, machine));
+    let db = database(dir.path());
+    rewrite(&db.open_tree("meta").unwrap(), b"vote", |content| content[0] = 2);
+    db.flush().unwrap();
+    drop(db);
+    let found = unreadable(open(dir.path()));
+    assert_eq!(found, Unreadable { thing: Thing::Record("vote"), unknown: Unknown::Layout(2) });
+}
+
+/// Not skipped, as a damaged one is: the older one would be a step back that nobody notices.
+#[tokio::test(flavor = "multi_thread")]
+async fn snapshot_of_another_level_is_refused_at_the_start_and_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path(), 20).await;
+    let newest = snapshots(dir.path()).pop().unwrap();
+    let whole = fs::read(&newest).unwrap();
+    let other = |at: usize, value: u8| {
+        let mut bytes = whole.clone();
+        bytes[at] = value;
+        let header = 16 + u32::from_be_bytes(bytes[12..16].try_into().unwrap()) as usize;
+        let crc = crc32fast::hash(&bytes[..header]);
+        bytes[header..header + 4].copy_from_slice(&crc.to_be_bytes());
+        let end = bytes.len() - 4;
+        let crc = crc32fast::hash(&bytes[..end]);
+        bytes[end..].copy_from_slice(&crc.to_be_bytes());
+        fs::write(&newest, bytes).unwrap();
+    };
+    // "PALISNAP", version (u16), level (u16).
+    other(11, 77);
+    assert_eq!(unreadable(open(dir.path())).unknown, Unknown::Level(Level(77)));
+    other(9, 3);
+    assert_eq!(unreadable(open(dir.path())).unknown, Unknown::Layout(3));
+    fs::write(&newest, &whole).unwrap();
+    assert_eq!(applied(dir.path()).unwrap(), 30);
 }

@@ -34,6 +34,6 @@ pub fn run(global: &Global, args: &Args) -> Result<ExitCode, Failure> {
     let result = runtime.block_on(Node::run(config));
     // Blocking tasks that hang (a dead disk) must not keep a stopped daemon alive.
     runtime.shutdown_timeout(std::time::Duration::from_millis(500));
-    result.map_err(|e| Failure::error(Exit::Failure, &e))?;
+    result.map_err(|e| Failure::error(if e.is_unreadable() { Exit::Unreadable } else { Exit::Failure }, &e))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -132,6 +132,8 @@ struct Member<'a> {
     draining: bool,
     lease_valid: bool,
     removed: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cannot_read: Option<&'a str>,
     joining: bool,
     zones: &'a [String],
     /// `None`: it has not started since it joined.
@@ -154,6 +156,7 @@ impl<'a> Member<'a> {
             draining: m.draining,
             lease_valid: m.lease_valid,
             removed: m.removed,
+            cannot_read: m.cannot_read.as_deref(),
             joining: m.joining,
             zones: &m.zones,
             capabilities: m.capabilities.as_ref().map(Into::into),
@@ -207,6 +210,7 @@ fn table(members: &[v1::Member], me: u64) -> Table {
         let notes = [
             (m.id == me, "this"),
             (m.id != me && !m.reachable, "not reachable"),
+            (m.cannot_read.is_some(), "cannot read the log"),
             (m.joining, "joining"),
             (m.removed, "removed, and counted until the voters have changed"),
             (m.draining, "draining"),

@@ -259,6 +259,7 @@ fn membership(member: &Member) -> v1::Membership {
         voter: m.voter,
         lag: m.lag,
         reachable: m.reachable,
+        cannot_read: m.cannot_read,
         suffrage: match m.suffrage {
             Suffrage::Learner => v1::Suffrage::Learner,
             Suffrage::Voter => v1::Suffrage::Voter,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use palisade_engine::replica::{Command, InvalidReason, Join, MemberChange, Outcome};
-use palisade_engine::{ClusterState, Engine, MemberId, MemberInfo};
+use palisade_engine::{ClusterState, Engine, Level, Levels, MemberId, MemberInfo};
 use tokio::sync::mpsc;
 use tonic::Status;
 
@@ -28,13 +28,22 @@ pub(crate) struct Admission {
 
 impl Admission {
     /// On the leader: admits a machine that knows a token's secret, or that was admitted before by the same request. Returns the
-    /// cluster and the member's id. Applying the command decides; what it would surely refuse is not put into the log. A machine
-    /// that affords fewer sessions than the settings ask for could not start as a member.
-    pub(crate) async fn admit(&self, join: Join, affords: u64) -> Result<(String, MemberId), Status> {
+    /// cluster and the member's id. Applying the command decides; what it would surely refuse is not put into the log. The
+    /// machine's program must know the level in force: else it could not read the log. A machine that affords fewer sessions than
+    /// the settings ask for could not start as a member.
+    pub(crate) async fn admit(
+        &self,
+        join: Join,
+        levels: Option<Levels>,
+        affords: u64,
+    ) -> Result<(String, MemberId), Status> {
         self.register_is_recent().await?;
         let cluster = self.engine.cluster_state();
         if !may_join(&cluster, &join, clock::unix_ms()) {
             return Err(no_valid_token());
+        }
+        if !levels.is_some_and(|levels| levels.contains(cluster.level)) {
+            return Err(unknown_level(&join.member.name, levels, cluster.level));
         }
         let needed = cluster.settings.values.affordable_sessions();
         if affords < needed {
@@ -67,6 +76,20 @@ impl Admission {
         let applied = self.raft.wait(Some(ADMISSION_TIMEOUT)).applied_index_at_least(Some(index), "an admission").await;
         applied.map(drop).map_err(|e| Status::unavailable(e.to_string()))
     }
+}
+
+/// Refuses a machine whose program does not know the level in force.
+fn unknown_level(name: &str, levels: Option<Levels>, in_force: Level) -> Status {
+    let known = levels.map_or_else(|| "no level".to_owned(), |levels| levels.to_string());
+    let advice = match levels {
+        Some(levels) if levels.lowest > in_force => {
+            "raise the level of the cluster first, or install an older version of Palisade there"
+        }
+        _ => "install the version of Palisade that the members run there, and join again",
+    };
+    Status::invalid_argument(format!(
+        "the cluster is at level {in_force}, and the program on `{name}` knows {known}: {advice}"
+    ))
 }
 
 /// On the leader: gives a member another name or another address.

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use palisade_engine::replica::{Assignment, Batch, Command, MemberChange, Outcome, Settings, SettingsChange};
-use palisade_engine::{JoinRequest, Level, MemberId};
+use palisade_engine::{JoinRequest, Level, Levels, MemberId};
 use palisade_proto::member::v1 as wire;
 use palisade_proto::member::v1::admission_client::AdmissionClient;
-use palisade_raft_store::StoreOwner;
+use palisade_raft_store::{LevelInForce, StoreOwner};
 use tonic::Status;
 
 use crate::affordable::UnaffordableError;
@@ -26,6 +26,7 @@ use crate::raft::log_keeper::CutBelow;
 use crate::raft::network::Network;
 use crate::raft::receivers::SnapshotReceivers;
 use crate::raft::start::{RaftSetup, RaftStartError, open_store, start_raft};
+use crate::raft::unreadable::Refusals;
 use crate::random::{RandomError, random};
 use crate::wake::NoWake;
 use tokio::task::spawn_blocking;
@@ -81,6 +82,8 @@ pub async fn init_with(options: &Options, settings: &[Assignment], author: &str)
             receivers: SnapshotReceivers::default(),
             cut: CutBelow::default(),
             metrics: Arc::default(),
+            level: LevelInForce::default(),
+            refusals: Refusals::default(),
         },
         wake: Box::new(NoWake),
         observer: Arc::new(()),
@@ -221,6 +224,7 @@ async fn ask_member(
         let request = wire::JoinRequest {
             secret: token.secret().to_vec().into(),
             member: Some(wire::MemberInfo::from(&options.info())),
+            levels: Some(Levels::PROGRAM.into()),
             request: number.0.to_vec().into(),
             affordable_sessions: options.engine.affordable_sessions,
         };

@@ -48,6 +48,15 @@ pub(crate) fn collect(families: &mut MetricFamilies, s: &Status) {
             }
         },
     );
+    families.gauges(
+        "palisade_member_cannot_read",
+        "On the leader, whether a member answered that it cannot read an entry or a snapshot.",
+        |samples| {
+            for member in s.members.iter().filter(|m| m.id != s.member && s.role == RaftRole::Leader) {
+                samples.with("member", &member.info.name).integer(member.cannot_read.is_some().into());
+            }
+        },
+    );
     families.gauges("palisade_member_reachable", "Whether this member reaches the other one.", |samples| {
         for member in s.members.iter().filter(|m| m.id != s.member) {
             samples.with("member", &member.info.name).integer(member.reachable.into());

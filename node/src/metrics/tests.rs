@@ -91,6 +91,7 @@ fn page() -> MetricFamilies {
         draining: false,
         lease_valid: true,
         removed: false,
+        cannot_read: None,
         joining: false,
     };
     let status = crate::replication::Status {

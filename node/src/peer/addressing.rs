@@ -3,7 +3,7 @@
 use std::str::FromStr;
 use std::sync::Arc;
 
-use palisade_engine::MemberId;
+use palisade_engine::{Level, Levels, MemberId};
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::{Request, Status};
@@ -15,6 +15,8 @@ use crate::replication_metrics::ReplicationMetrics;
 const CLUSTER: &str = "palisade-cluster";
 const FROM: &str = "palisade-from";
 const TO: &str = "palisade-to";
+/// The levels that the caller's program knows: `1-2`.
+const LEVELS: &str = "palisade-levels";
 
 /// The interceptor that writes cluster, caller and addressee into every request.
 #[derive(Clone, Debug)]
@@ -22,11 +24,13 @@ pub(crate) struct AddressInterceptor {
     cluster: MetadataValue<Ascii>,
     from: MetadataValue<Ascii>,
     to: MetadataValue<Ascii>,
+    levels: MetadataValue<Ascii>,
 }
 
 impl AddressInterceptor {
     pub(crate) fn new(cluster: MetadataValue<Ascii>, from: MemberId, to: MemberId) -> AddressInterceptor {
-        AddressInterceptor { cluster, from: MetadataValue::from(from.0), to: MetadataValue::from(to.0) }
+        let levels = levels_value(Levels::PROGRAM);
+        AddressInterceptor { cluster, from: MetadataValue::from(from.0), to: MetadataValue::from(to.0), levels }
     }
 }
 
@@ -41,6 +45,7 @@ impl Interceptor for AddressInterceptor {
         metadata.insert(CLUSTER, self.cluster.clone());
         metadata.insert(FROM, self.from.clone());
         metadata.insert(TO, self.to.clone());
+        metadata.insert(LEVELS, self.levels.clone());
         Ok(request)
     }
 }
@@ -94,6 +99,15 @@ impl AddressCheck {
                 "another machine calls itself member {from}, as this one"
             )));
         }
+        let levels = parse_levels(text(metadata, LEVELS)?)
+            .ok_or_else(|| Status::failed_precondition(format!("`{LEVELS}` is no range of levels")))?;
+        if levels.lowest > Levels::PROGRAM.highest || levels.highest < Levels::PROGRAM.lowest {
+            return Err(Status::failed_precondition(format!(
+                "the program of member {from} knows {levels}, that of member {} {}: they have none in common; update the older one",
+                self.me,
+                Levels::PROGRAM
+            )));
+        }
         if let Some(Peer::Member(peer)) = request.extensions().get::<Peer>().copied()
             && peer != from
         {
@@ -102,6 +116,17 @@ impl AddressCheck {
         request.extensions_mut().insert(Caller(from));
         Ok(request)
     }
+}
+
+fn levels_value(levels: Levels) -> MetadataValue<Ascii> {
+    let text = format!("{}-{}", levels.lowest, levels.highest);
+    // Digits and a dash are always valid.
+    MetadataValue::from_str(&text).unwrap_or_else(|_| MetadataValue::from(0u64))
+}
+
+fn parse_levels(text: &str) -> Option<Levels> {
+    let (lowest, highest) = text.split_once('-')?;
+    Some(Levels { lowest: Level(lowest.parse().ok()?), highest: Level(highest.parse().ok()?) })
 }
 
 fn text<'a>(metadata: &'a MetadataMap, key: &'static str) -> Result<&'a str, Status> {
@@ -123,6 +148,7 @@ mod tests {
             cluster: MetadataValue::from_str(cluster).unwrap(),
             from: MetadataValue::from(from),
             to: MetadataValue::from(to),
+            levels: levels_value(Levels::PROGRAM),
         };
         stamp.call(Request::new(())).unwrap()
     }
@@ -152,6 +178,26 @@ mod tests {
         assert_eq!(request_from(Peer::Unknown), Ok(()));
         assert_eq!(request_from(Peer::Member(MemberId(1))), Ok(()));
         assert_eq!(request_from(Peer::Member(MemberId(3))), Err(tonic::Code::PermissionDenied));
+    }
+
+    #[test]
+    fn member_without_a_level_in_common_is_refused() {
+        let mut check = AddressCheck { cluster: "c1".into(), me: MemberId(2), metrics: Arc::default() };
+        let mut request_of = |levels: &'static str| {
+            let mut request = stamped("c1", 1, 2);
+            request.metadata_mut().insert(LEVELS, MetadataValue::from_static(levels));
+            check.call(request).map(drop).map_err(|status| status.message().to_owned())
+        };
+        let (lowest, highest) = (Level::LOWEST.0, Level::HIGHEST.0);
+        assert_eq!(lowest, 1, "the ranges below are about this");
+        assert_eq!(request_of("1-1"), Ok(()));
+        assert_eq!(request_of("1-60000"), Ok(()));
+        assert!(highest < 60_000);
+        let refused = request_of("60000-60001").unwrap_err();
+        assert!(refused.contains("levels 60000 to 60001") && refused.contains("none in common"), "{refused}");
+        for garbage in ["", "1", "1-", "-1", "1-x", "1-65536"] {
+            assert!(request_of(garbage).is_err(), "{garbage}");
+        }
     }
 
     #[test]

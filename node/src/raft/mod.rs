@@ -17,5 +17,6 @@ pub(crate) mod requests;
 pub(crate) mod snapshot;
 pub(crate) mod start;
 pub(crate) mod transfer;
+pub(crate) mod unreadable;
 pub(crate) mod voters;
 pub(crate) mod wire;

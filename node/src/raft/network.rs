@@ -19,7 +19,7 @@ use openraft::raft::{
 use openraft::type_config::alias::{SnapshotOf, VoteOf};
 use palisade_engine::{MemberId, MemberInfo, Time};
 use palisade_proto::member::v1 as proto;
-use palisade_raft_store::{SnapshotFile, TypeConfig};
+use palisade_raft_store::{LevelInForce, SnapshotFile, TypeConfig};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
@@ -29,6 +29,7 @@ use crate::peer::connections::{Client, Lane, Peers};
 use crate::raft::log_keeper::CutBelow;
 use crate::raft::receivers::{SnapshotReceivers, Taken};
 use crate::raft::snapshot;
+use crate::raft::unreadable::{Refusals, is_refusal};
 use crate::raft::wire;
 use crate::replication_metrics::ReplicationMetrics;
 
@@ -51,6 +52,9 @@ pub(crate) struct Network {
     pub(crate) receivers: SnapshotReceivers,
     pub(crate) cut: CutBelow,
     pub(crate) metrics: Arc<ReplicationMetrics>,
+    /// The level at which appends are written.
+    pub(crate) level: LevelInForce,
+    pub(crate) refusals: Refusals,
 }
 
 /// A client of one member, for one kind of traffic.
@@ -65,6 +69,16 @@ pub(crate) struct RaftClient {
 impl Network {
     fn peer(&self, to: MemberId, info: &MemberInfo, lane: Lane) -> RaftClient {
         RaftClient { network: self.clone(), to, address: info.address.clone(), lane }
+    }
+}
+
+impl Network {
+    /// As [`failed`], and keeps in mind what the member cannot read.
+    fn refused(&self, by: MemberId, status: &Status) -> RPCError<TypeConfig> {
+        if self.refusals.record(by, status) {
+            self.metrics.unreadable_refusals.inc();
+        }
+        failed(status)
     }
 }
 
@@ -104,6 +118,18 @@ impl RaftClient {
         self.network.peers.client(self.to, &self.address, self.lane).map_err(|status| failed(&status))
     }
 
+    /// As [`failed`], and keeps in mind what the member cannot read.
+    fn failed(&self, status: &Status) -> RPCError<TypeConfig> {
+        self.network.refused(self.to, status)
+    }
+
+    /// Waits until the member may be asked again, if it cannot read what it was sent. Heartbeats have nothing to read.
+    async fn pause(&self) {
+        if self.lane != Lane::Heartbeat {
+            self.network.refusals.pause(self.to).await;
+        }
+    }
+
     fn timeout(&self, action: RPCTypes, timeout: Duration) -> Timeout<TypeConfig> {
         Timeout { action, id: self.network.me, target: self.to, timeout }
     }
@@ -122,14 +148,15 @@ impl RaftClient {
         }
     }
 
-    /// Sends a snapshot. Returns the receiver's vote.
+    /// Sends a snapshot, as soon as the member may be asked. Returns the receiver's vote, or why it did not take the snapshot.
     async fn send_snapshot(
         &self,
         vote: VoteOf<TypeConfig>,
         snapshot: SnapshotFile,
         taken: &Taken,
         limit: Duration,
-    ) -> Result<VoteOf<TypeConfig>, StreamingError<TypeConfig>> {
+    ) -> Result<Result<VoteOf<TypeConfig>, Status>, StreamingError<TypeConfig>> {
+        self.pause().await;
         let mut client = self.client().map_err(StreamingError::from)?;
         let send = client.install_snapshot(taken.count(snapshot::chunks(Some(vote), snapshot)));
         let timeout = || StreamingError::Timeout(self.timeout(RPCTypes::InstallSnapshot, limit));
@@ -137,8 +164,11 @@ impl RaftClient {
             sent = tokio::time::timeout(limit, send) => sent.map_err(|_| timeout())?,
             () = taken.stalled() => return Err(timeout()),
         };
-        let response = sent.map_err(|status| StreamingError::from(failed(&status)))?.into_inner();
-        wire::vote_in(response.vote).map_err(|e| StreamingError::Network(NetworkError::new(&e)))
+        let response = match sent {
+            Ok(response) => response.into_inner(),
+            Err(status) => return Ok(Err(status)),
+        };
+        wire::vote_in(response.vote).map(Ok).map_err(|e| StreamingError::Network(NetworkError::new(&e)))
     }
 
     async fn open_append<S>(
@@ -153,7 +183,7 @@ impl RaftClient {
         let limit = self.network.response_timeout;
         let responses = match tokio::time::timeout(limit, client.append(ReceiverStream::new(queue))).await {
             Ok(Ok(response)) => response.into_inner(),
-            Ok(Err(status)) => return Err(failed(&status)),
+            Ok(Err(status)) => return Err(self.failed(&status)),
             Err(_) => return Err(RPCError::Timeout(self.timeout(RPCTypes::AppendEntries, limit))),
         };
         let timed_out = self.timeout(RPCTypes::AppendEntries, limit);
@@ -164,23 +194,28 @@ impl RaftClient {
             outstanding: 0,
             waiting_since: Time::ZERO,
             limit,
+            level: self.network.level.clone(),
         };
-        let start = Some((flow, timed_out, self.network.cut.clone()));
-        let stream = futures::stream::unfold(start, |state| async move {
-            let (mut flow, timed_out, cut) = state?;
+        let (network, to) = (self.network.clone(), self.to);
+        let stream = futures::stream::unfold(Some((flow, timed_out, network)), move |state| async move {
+            let (mut flow, timed_out, network) = state?;
             let result = match flow.next().await {
                 Ok(response) => match wire::appended_in(response?) {
-                    Ok(Ok(confirmed)) if cut.is_below(confirmed.as_ref().map(|id| id.index)) => Err(RPCError::Network(
-                        NetworkError::from_string("the member is so far behind that it gets a snapshot"),
-                    )),
+                    Ok(Ok(confirmed)) if network.cut.is_below(confirmed.as_ref().map(|id| id.index)) => {
+                        let why = "the member is so far behind that it gets a snapshot";
+                        Err(RPCError::Network(NetworkError::from_string(why)))
+                    }
                     Ok(result) => Ok(result),
                     Err(error) => Err(garbled(error)),
                 },
-                Err(FlowError::Broken(status)) => Err(failed(&status)),
+                Err(FlowError::Broken(status)) => Err(network.refused(to, &status)),
                 Err(FlowError::Timeout) => Err(RPCError::Timeout(timed_out.clone())),
             };
+            if let Ok(Ok(Some(id))) = &result {
+                network.refusals.acknowledged(to, id.index);
+            }
             let go_on = matches!(result, Ok(Ok(_)));
-            Some((result, go_on.then_some((flow, timed_out, cut))))
+            Some((result, go_on.then_some((flow, timed_out, network))))
         });
         Ok(Box::pin(stream))
     }
@@ -196,6 +231,7 @@ struct Flow<I, R> {
     outstanding: u64,
     waiting_since: Time,
     limit: Duration,
+    level: LevelInForce,
 }
 
 enum FlowError {
@@ -237,7 +273,7 @@ where
     }
 
     fn send(&mut self, request: Option<AppendEntriesRequest<TypeConfig>>) {
-        let request = request.map(|request| wire::append_out(&request));
+        let request = request.map(|request| wire::append_out(&request, self.level.get()));
         match (request, &self.requests) {
             (Some(Ok(request)), Some(requests)) => {
                 if self.outstanding == 0 {
@@ -288,6 +324,7 @@ impl RaftNetworkV2<TypeConfig> for RaftClient {
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
     {
         Box::pin(async move {
+            self.pause().await;
             match self.open_append(input).await {
                 Ok(stream) => {
                     let stream: BoxStream<'s, _> = stream;
@@ -322,6 +359,7 @@ impl RaftNetworkV2<TypeConfig> for RaftClient {
         cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
         option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let last = snapshot.meta.last_log_id.as_ref().map_or(0, |id| id.index);
         let pin = snapshot.snapshot.pin();
         tokio::pin!(cancel);
         let taken = Taken::default();
@@ -331,8 +369,9 @@ impl RaftNetworkV2<TypeConfig> for RaftClient {
             sent = self.send_snapshot(vote, snapshot.snapshot, &taken, option.hard_ttl()) => sent,
         };
         let error = match sent {
-            Ok(vote) => {
+            Ok(Ok(vote)) => {
                 self.network.receivers.succeeded(self.to);
+                self.network.refusals.acknowledged(self.to, last);
                 self.network.metrics.snapshots.sent.add(1);
                 self.network.metrics.snapshot_receivers_failing.set(self.network.receivers.failing() as u64);
                 // The entries since the snapshot are still to be sent.
@@ -342,10 +381,20 @@ impl RaftNetworkV2<TypeConfig> for RaftClient {
                 });
                 return Ok(SnapshotResponse::new(vote));
             }
-            // One that cannot be reached costs nothing, and openraft itself waits.
-            Err(error) if !taken.any() => return Err(error),
+            Ok(Err(status)) => {
+                let error = self.failed(&status).into();
+                if is_refusal(&status) {
+                    // How long it is left alone was decided with that.
+                    return Err(error);
+                }
+                error
+            }
             Err(error) => error,
         };
+        if !taken.any() {
+            // One that cannot be reached costs nothing, and openraft itself waits.
+            return Err(error);
+        }
         drop(pin);
         let delay = self.network.receivers.failed(self.to);
         self.network.metrics.snapshot_sends_failed.inc();
@@ -383,6 +432,7 @@ mod tests {
             outstanding,
             waiting_since: clock::now(),
             limit: Duration::from_millis(80),
+            level: LevelInForce::default(),
         }
     }
 
@@ -411,6 +461,7 @@ mod tests {
             outstanding: 0,
             waiting_since: clock::now(),
             limit: flow.limit,
+            level: LevelInForce::default(),
         };
         let end = tokio::time::timeout(Duration::from_secs(5), flow.next()).await.unwrap();
         assert!(matches!(end, Err(FlowError::Timeout)));

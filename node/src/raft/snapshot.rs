@@ -5,11 +5,15 @@ use std::sync::Arc;
 use futures::{Stream, StreamExt};
 use openraft::type_config::alias::VoteOf;
 use palisade_engine::MemberId;
+use palisade_proto::convert::level;
 use palisade_proto::member::v1 as wire;
-use palisade_raft_store::{SnapshotFile, SnapshotReceiver, Snapshots, TRANSFER_RATE, TokenBucket, TypeConfig};
+use palisade_raft_store::{
+    SnapshotFile, SnapshotReceiver, Snapshots, TRANSFER_RATE, Thing, TokenBucket, TypeConfig, Unknown, Unreadable,
+};
 use tonic::{Status, Streaming};
 
 use crate::clock;
+use crate::raft::unreadable::refusal;
 use crate::raft::wire::{vote_in, vote_out};
 use tokio::task::spawn_blocking;
 
@@ -49,42 +53,52 @@ pub(crate) fn chunks(
         };
         let next = offset + data.len() as u64;
         let last = next >= snapshot.len();
-        let chunk = wire::SnapshotChunk { vote, offset, data: data.into(), last };
+        let level = if offset == 0 { snapshot.level().0.into() } else { 0 };
+        let chunk = wire::SnapshotChunk { vote, offset, data: data.into(), last, level };
         Some((chunk, (snapshot, (!last).then_some(next), None, bucket)))
     })
 }
+
+/// A snapshot that came in whole and undamaged; or what of it this program cannot read.
+type Received = Result<SnapshotFile, Unreadable>;
 
 /// Receives a snapshot that a leader has installed; the vote and the file are checked.
 pub(crate) async fn receive(
     snapshots: &Snapshots,
     mut chunks: Streaming<wire::SnapshotChunk>,
     check: impl Fn(MemberId) -> Result<(), Status>,
-) -> Result<(VoteOf<TypeConfig>, SnapshotFile), Status> {
+) -> Result<(VoteOf<TypeConfig>, Received), Status> {
     let first = next(&mut chunks).await?;
     let vote = vote_in(first.vote)?;
     check(vote.leader_id.node_id)?;
-    Ok((vote, assemble(snapshots, Some(first), chunks).await?))
+    Ok((vote, assemble(snapshots, first, chunks).await?))
 }
 
 /// Receives a snapshot that was asked for; the file is checked.
 pub(crate) async fn fetch(
     snapshots: &Snapshots,
-    chunks: Streaming<wire::SnapshotChunk>,
+    mut chunks: Streaming<wire::SnapshotChunk>,
 ) -> Result<SnapshotFile, Status> {
-    assemble(snapshots, None, chunks).await
+    let first = next(&mut chunks).await?;
+    assemble(snapshots, first, chunks).await?.map_err(|unreadable| refusal(&unreadable))
 }
 
 async fn next(chunks: &mut Streaming<wire::SnapshotChunk>) -> Result<wire::SnapshotChunk, Status> {
     chunks.next().await.unwrap_or_else(|| Err(Status::invalid_argument("the snapshot is not complete")))
 }
 
+/// Checks the level of the first chunk before it takes the rest.
 async fn assemble(
     snapshots: &Snapshots,
-    mut first: Option<wire::SnapshotChunk>,
+    first: wire::SnapshotChunk,
     mut chunks: Streaming<wire::SnapshotChunk>,
-) -> Result<SnapshotFile, Status> {
-    let mut receiver = snapshots.receive(MAX_SNAPSHOT_BYTES).map_err(disk)?;
-    let mut expected = 0;
+) -> Result<Received, Status> {
+    if let Err(unknown) = level(first.level).check() {
+        let unknown = Unknown::Level(unknown.level);
+        return Ok(Err(Unreadable { thing: Thing::Snapshot(None), unknown }));
+    }
+    let mut receiver = snapshots.receive(MAX_SNAPSHOT_BYTES).map_err(|error| disk(&error))?;
+    let (mut expected, mut first) = (0, Some(first));
     loop {
         let chunk = match first.take() {
             Some(first) => first,
@@ -99,19 +113,26 @@ async fn assemble(
             receiver.write(&chunk.data)?;
             Ok(receiver)
         })
-        .await?;
+        .await?
+        .map_err(|error| disk(&error))?;
         if last {
-            return write(move || SnapshotReceiver::finish(receiver)).await;
+            let finished = write(move || SnapshotReceiver::finish(receiver)).await?;
+            return match finished {
+                Ok(file) => Ok(Ok(file)),
+                Err(error) => Unreadable::find(&error).cloned().map(Err).ok_or_else(|| disk(&error)),
+            };
         }
     }
 }
 
-async fn write<T: Send + 'static>(work: impl FnOnce() -> std::io::Result<T> + Send + 'static) -> Result<T, Status> {
-    let done = spawn_blocking(work).await;
-    done.map_err(|e| Status::internal(format!("a snapshot was not written: {e}")))?.map_err(disk)
+/// Does what blocks on the disk.
+async fn write<T: Send + 'static>(
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> Result<std::io::Result<T>, Status> {
+    spawn_blocking(work).await.map_err(|e| Status::internal(format!("a snapshot was not written: {e}")))
 }
 
-fn disk(error: std::io::Error) -> Status {
+fn disk(error: &std::io::Error) -> Status {
     if error.kind() == std::io::ErrorKind::InvalidData {
         Status::data_loss(error.to_string())
     } else {

@@ -10,13 +10,14 @@ use openraft::{Config as RaftConfig, ConfigError, Raft};
 use palisade_engine::replica::Replica;
 use palisade_engine::{Engine, MemberId, Wake};
 use palisade_raft_store::{
-    Auditor, Observer, Options as StoreOptions, Planner, Setup, SlowDisk, Snapshots, StateMachine, Store, StoreError,
-    StoreMetrics, StoreOwner, TypeConfig,
+    Auditor, LevelInForce, Observer, Options as StoreOptions, Planner, Setup, SlowDisk, Snapshots, StateMachine, Store,
+    StoreError, StoreMetrics, StoreOwner, TypeConfig, Unreadable,
 };
 
 use crate::clock;
 use crate::raft::config::{PalisadeRaft, Timing, raft_config};
 use crate::raft::network::Network;
+use crate::raft::unreadable::REMEDY;
 use crate::random::{RandomError, random};
 use tokio::task::spawn_blocking;
 
@@ -28,7 +29,16 @@ const STORE_RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 pub enum RaftStartError {
     /// The store.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(StoreError),
+    /// Another version of Palisade wrote something into the store that this one cannot read.
+    #[error("this program cannot read what is in {}", dir.display())]
+    #[diagnostic(help("{}", REMEDY))]
+    Unreadable {
+        /// The store's folder.
+        dir: PathBuf,
+        /// What cannot be read.
+        source: Unreadable,
+    },
     /// The store is not the one that belongs to the identity.
     #[error("the log of member {0} is gone, though it has voted under that id")]
     #[diagnostic(help(
@@ -47,6 +57,15 @@ pub enum RaftStartError {
     /// A task on the store was cancelled, or panicked.
     #[error("the store was not opened")]
     Task(#[from] tokio::task::JoinError),
+}
+
+impl From<StoreError> for RaftStartError {
+    fn from(error: StoreError) -> RaftStartError {
+        match error {
+            StoreError::Unreadable { dir, unreadable } => RaftStartError::Unreadable { dir, source: unreadable },
+            error => RaftStartError::Store(error),
+        }
+    }
 }
 
 /// What a member's Raft is started with.
@@ -75,6 +94,7 @@ pub(crate) struct Started {
     pub(crate) auditor: Auditor<Replica>,
     pub(crate) planner: Planner<Replica>,
     pub(crate) store: StoreMetrics,
+    pub(crate) level: LevelInForce,
 }
 
 /// The options of every store of the daemon.
@@ -116,10 +136,11 @@ pub(crate) async fn start_raft(setup: RaftSetup<'_>) -> Result<Started, RaftStar
         disk.set_owner(owner)?;
         let (log, machine) = disk.open(Setup { state: machine, wake, observer })?;
         host.opened(machine.inspector());
-        let (auditor, planner) = (machine.auditor(), machine.planner());
+        let (auditor, planner, level) = (machine.auditor(), machine.planner(), machine.level_in_force());
+        let network = Network { level: level.clone(), ..network };
         let raft = new_raft(me, config, network, log, machine).await?;
         let (snapshots, store) = (disk.snapshots(), StoreMetrics::default());
-        return Ok(Started { raft, engine, snapshots, auditor, planner, store });
+        return Ok(Started { raft, engine, snapshots, auditor, planner, store, level });
     }
     let mut store = spawn_blocking(move || open_store_on(&store, &disk)).await??;
     if store.owner().is_none() && start > 0 {
@@ -131,9 +152,10 @@ pub(crate) async fn start_raft(setup: RaftSetup<'_>) -> Result<Started, RaftStar
     })
     .await??;
     let store = log.metrics();
-    let (auditor, planner) = (machine.auditor(), machine.planner());
+    let (auditor, planner, level) = (machine.auditor(), machine.planner(), machine.level_in_force());
+    let network = Network { level: level.clone(), ..network };
     let raft = new_raft(me, config, network, log, machine).await?;
-    Ok(Started { raft, engine, snapshots, auditor, planner, store })
+    Ok(Started { raft, engine, snapshots, auditor, planner, store, level })
 }
 
 async fn new_raft(

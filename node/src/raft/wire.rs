@@ -10,10 +10,12 @@ use openraft::raft::{
 use openraft::type_config::alias::{EntryOf, LogIdOf, VoteOf};
 use openraft::vote::RaftLeaderId;
 use openraft::{EntryPayload, Membership};
-use palisade_engine::{MemberId, MemberInfo};
-use palisade_proto::convert::{MemberError, decode_batch, encode_batch};
+use palisade_engine::{EncodeError, Level, MemberId, MemberInfo};
+use palisade_proto::convert::MemberError;
 use palisade_proto::member::v1 as wire;
-use palisade_raft_store::TypeConfig;
+use palisade_raft_store::{Thing, TypeConfig, Unknown, Unreadable, decode_batch};
+
+use crate::raft::unreadable::refusal;
 
 /// Why a Raft message cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +26,12 @@ pub(crate) enum WireError {
     /// A membership that contradicts itself.
     #[error("the membership is invalid")]
     Membership(#[from] openraft::errors::MembershipError<MemberId>),
+    /// An entry that another version wrote.
+    #[error("this member cannot read {0}")]
+    Unreadable(#[from] Unreadable),
+    /// A batch cannot be written.
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
     /// The entries of an append do not follow each other.
     #[error("the entries of an append do not follow each other")]
     OutOfOrder,
@@ -31,7 +39,10 @@ pub(crate) enum WireError {
 
 impl From<WireError> for tonic::Status {
     fn from(error: WireError) -> tonic::Status {
-        tonic::Status::invalid_argument(crate::error::chain(&error))
+        match &error {
+            WireError::Unreadable(unreadable) => refusal(unreadable),
+            error => tonic::Status::invalid_argument(crate::error::chain(error)),
+        }
     }
 }
 
@@ -83,32 +94,46 @@ fn membership_in(membership: wire::Membership) -> Result<Membership<MemberId, Me
     Ok(Membership::new(configs, nodes)?)
 }
 
-fn entry_out(entry: &EntryOf<TypeConfig>) -> Result<wire::Entry, WireError> {
+fn entry_out(entry: &EntryOf<TypeConfig>, level: Level) -> Result<wire::Entry, WireError> {
     let payload = match &entry.payload {
         EntryPayload::Blank => wire::entry::Payload::Blank(wire::Empty {}),
-        EntryPayload::Normal(batch) => wire::entry::Payload::Batch(encode_batch(batch)?),
+        EntryPayload::Normal(batch) => wire::entry::Payload::Batch(batch.encode(level)?.into()),
         EntryPayload::Membership(m) => wire::entry::Payload::Membership(membership_out(m)),
     };
     Ok(wire::Entry { id: Some(log_id_out(&entry.log_id)), payload: Some(payload) })
 }
 
+/// What cannot be read in an entry of the leader's log is nothing to ask for again: the leader has it as it is.
 fn entry_in(entry: wire::Entry) -> Result<EntryOf<TypeConfig>, WireError> {
     let id = log_id_in(need(entry.id, "id")?);
-    let payload = match need(entry.payload, "payload")? {
-        wire::entry::Payload::Blank(_) => EntryPayload::Blank,
-        wire::entry::Payload::Batch(bytes) => EntryPayload::Normal(decode_batch(&bytes)?),
-        wire::entry::Payload::Membership(m) => EntryPayload::Membership(membership_in(m)?),
+    let unreadable = |unknown| WireError::Unreadable(Unreadable { thing: Thing::Entry(id.index), unknown });
+    let content = |error: String| unreadable(Unknown::Content { level: None, error });
+    let payload = match entry.payload {
+        Some(wire::entry::Payload::Blank(_)) => EntryPayload::Blank,
+        Some(wire::entry::Payload::Batch(bytes)) => EntryPayload::Normal(decode_batch(&bytes).map_err(unreadable)?),
+        Some(wire::entry::Payload::Membership(m)) => {
+            EntryPayload::Membership(membership_in(m).map_err(|error| content(crate::error::chain(&error)))?)
+        }
+        None => return Err(content("it is of an unknown kind".to_owned())),
     };
     Ok(EntryOf::<TypeConfig>::new(id, payload))
 }
 
-pub(crate) fn append_out(request: &AppendEntriesRequest<TypeConfig>) -> Result<wire::AppendRequest, WireError> {
+pub(crate) fn append_out(
+    request: &AppendEntriesRequest<TypeConfig>,
+    level: Level,
+) -> Result<wire::AppendRequest, WireError> {
     Ok(wire::AppendRequest {
         vote: Some(vote_out(&request.vote)),
         previous: request.prev_log_id.as_ref().map(log_id_out),
-        entries: request.entries.iter().map(entry_out).collect::<Result<_, _>>()?,
+        entries: request.entries.iter().map(|entry| entry_out(entry, level)).collect::<Result<_, _>>()?,
         commit: request.leader_commit.as_ref().map(log_id_out),
     })
+}
+
+/// The vote of an append whose entries need not be readable.
+pub(crate) fn append_vote(request: &wire::AppendRequest) -> Result<VoteOf<TypeConfig>, WireError> {
+    vote_in(request.vote)
 }
 
 /// openraft asserts that entries follow each other; what came over the wire must be checked before.
@@ -223,3 +248,6 @@ pub(crate) fn transferred_in(
         }),
     })
 }
+
+#[cfg(test)]
+mod fuzz;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use palisade_engine::replica::Replica;
 use palisade_engine::{Engine, MemberId, Wake};
 use palisade_engine::{Hint, Proposal};
-use palisade_raft_store::{Auditor, Planner, Snapshots, StoreMetrics, StoreOwner};
+use palisade_raft_store::{Auditor, LevelInForce, Planner, Snapshots, StoreMetrics, StoreOwner};
 use tokio::sync::{Notify, broadcast, mpsc, watch};
 
 use crate::affordable::UnaffordableError;
@@ -48,6 +48,7 @@ use crate::raft::receivers::SnapshotReceivers;
 use crate::raft::requests::{AdminRequest, REQUEST_QUEUE};
 use crate::raft::start::{RaftSetup, Started, start_raft};
 use crate::raft::transfer::LeadershipTransfer;
+use crate::raft::unreadable::{Refusals, UnreadableAlarm};
 use crate::replication::Replication;
 use crate::replication::error::OpenError;
 use crate::replication::service::{MemberService, ServiceContext, serve};
@@ -116,6 +117,8 @@ where
     tasks.spawn("tick", tick(core.engine.clone(), sink.clone()));
     let divergences = start_audit(&core, &raft, &mut tasks);
 
+    #[cfg(test)]
+    let foreign = crate::raft::unreadable::ForeignEntries::default();
     let service = MemberService::new(ServiceContext {
         raft: core.raft.clone(),
         read_index: raft.read_index.clone(),
@@ -134,6 +137,9 @@ where
         lease: core.lease.clone(),
         priority: raft.priority.subscribe(),
         connection_log: options.connection_log.clone(),
+        alarm: core.alarm.clone(),
+        #[cfg(test)]
+        foreign: foreign.clone(),
         stop: tasks.stopped(),
     });
     let check = AddressCheck { cluster: core.cluster.clone(), me: core.me, metrics: core.metrics.clone() };
@@ -153,6 +159,10 @@ where
         engine: core.engine,
         auditor: core.auditor,
         metrics: core.metrics,
+        alarm: core.alarm,
+        #[cfg(test)]
+        foreign,
+        refusals: core.refusals,
         store: core.store,
         lease: core.lease,
         grace,
@@ -188,7 +198,13 @@ impl AppliedBatches {
         AppliedBatches { reports, report_queue, pending, events, policy_changed }
     }
 
-    fn observer(&self, identity: &Identity, options: &Options, metrics: Arc<ReplicationMetrics>) -> Arc<Events> {
+    fn observer(
+        &self,
+        identity: &Identity,
+        options: &Options,
+        metrics: Arc<ReplicationMetrics>,
+        alarm: UnreadableAlarm,
+    ) -> Arc<Events> {
         Arc::new(Events {
             me: identity.member,
             start: identity.starts,
@@ -198,6 +214,7 @@ impl AppliedBatches {
             connection_log: options.connection_log.clone(),
             policy_changed: self.policy_changed.clone(),
             metrics,
+            alarm,
         })
     }
 }
@@ -218,6 +235,12 @@ struct Core {
     store: StoreMetrics,
     lease: Arc<Lease>,
     metrics: Arc<ReplicationMetrics>,
+    /// At which this member writes.
+    level: LevelInForce,
+    /// Raised when this member cannot read what it is to store or to apply.
+    alarm: UnreadableAlarm,
+    /// What other members cannot read.
+    refusals: Refusals,
 }
 
 impl Core {
@@ -234,6 +257,7 @@ impl Core {
         let me = identity.member;
         let peers = Peers::new(&identity.cluster, me)?;
         let cut = CutBelow::default();
+        let (alarm, refusals) = (UnreadableAlarm::default(), Refusals::default());
         let setup = RaftSetup {
             timing: &options.timing,
             disk: options.log.disk.clone(),
@@ -248,11 +272,13 @@ impl Core {
                 receivers: SnapshotReceivers::default(),
                 cut: cut.clone(),
                 metrics: metrics.clone(),
+                level: LevelInForce::default(),
+                refusals: refusals.clone(),
             },
             wake,
-            observer: applied.observer(identity, options, metrics.clone()),
+            observer: applied.observer(identity, options, metrics.clone(), alarm.clone()),
         };
-        let Started { raft, engine, snapshots, auditor, planner, store } = start_raft(setup).await?;
+        let Started { raft, engine, snapshots, auditor, planner, store, level } = start_raft(setup).await?;
         lease.follow(engine.grace());
         // The member port answers no request yet: this member must not ask for votes either.
         raft.runtime_config().elect(false);
@@ -281,6 +307,9 @@ impl Core {
             store,
             lease,
             metrics,
+            level,
+            alarm,
+            refusals,
         })
     }
 
@@ -443,6 +472,7 @@ fn start_sync(
         leadership: raft.leadership.clone(),
         lease: core.lease.clone(),
         metrics: core.metrics.clone(),
+        level: core.level.clone(),
         proposals: sources.proposals,
         follow_up_proposals: sources.proposal_queue,
         requests: sources.request_queue,
@@ -455,11 +485,12 @@ fn start_sync(
         engine: core.engine.clone(),
         metrics: core.metrics.clone(),
         reachability: reachability.clone(),
+        level: core.level.clone(),
         hints: Some(sources.hints),
         replies: Some(sources.hint_queue),
     };
     let (peers, engine, metrics) = (core.peers.clone(), core.engine.clone(), core.metrics.clone());
-    let progress = ProgressPublisher::new(peers, engine, metrics, options.progress_rate);
+    let progress = ProgressPublisher::new(peers, engine, metrics, core.level.clone(), options.progress_rate);
     let engine = core.engine.clone();
     let next_number = move || engine.next_session_number().max(next_command.load(Ordering::Relaxed));
     tasks.spawn("numbers", reserve_numbers(data_dir, core.start, next_number));

@@ -2,7 +2,7 @@
 
 use openraft::errors::Fatal;
 use palisade_engine::MemberId;
-use palisade_raft_store::{StoreError, TypeConfig};
+use palisade_raft_store::{StoreError, TypeConfig, Unreadable};
 
 use crate::affordable::UnaffordableError;
 use crate::listen::ListenError;
@@ -96,6 +96,9 @@ pub enum EndedError {
     /// One of its tasks ended: a defect.
     #[error("its task `{0}` ended")]
     Task(&'static str),
+    /// It cannot read an entry or a snapshot: another version wrote it.
+    #[error("it cannot read what the others write")]
+    Unreadable(#[source] Unreadable),
     /// Raft ended: a disk that fails, or a defect.
     #[error("Raft ended")]
     Raft(#[source] Box<Fatal<TypeConfig>>),

@@ -48,6 +48,7 @@ use crate::raft::config::PalisadeRaft;
 use crate::raft::quorum::{QUORUM_POLL_INTERVAL, QuorumContact};
 use crate::raft::requests::{AdminRequest, propose_and_wait};
 use crate::raft::transfer::LeadershipTransfer;
+use crate::raft::unreadable::{Refusals, UnreadableAlarm};
 use crate::replication::builder::WorkerSide;
 use crate::replication::tasks::Tasks;
 use crate::sync::hints::Reachability;
@@ -89,6 +90,11 @@ pub struct Replication {
     engine: Arc<Engine>,
     auditor: Auditor<Replica>,
     metrics: Arc<ReplicationMetrics>,
+    alarm: UnreadableAlarm,
+    /// Which entries this member is to take for those of another version.
+    #[cfg(test)]
+    foreign: crate::raft::unreadable::ForeignEntries,
+    refusals: Refusals,
     store: StoreMetrics,
     lease: Arc<Lease>,
     grace: PeerGrace,
@@ -145,12 +151,15 @@ impl Replication {
     /// restarted. `None` when it is shut down.
     pub fn failed(&self) -> impl Future<Output = Option<EndedError>> + Send + use<> {
         let (raft, mut ended, mut stop) = (self.raft.clone(), self.tasks.ended(), self.tasks.stopped());
+        let alarm = self.alarm.clone();
         async move {
             let wait = raft.wait(None);
             let end = wait.metrics(|m| m.running_state.is_err(), "Raft has ended");
             let why = tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => return None,
+                // Before the end of Raft, which may be its consequence.
+                unreadable = alarm.wait() => EndedError::Unreadable(unreadable),
                 ended = ended.wait_for(Option::is_some) => match ended {
                     Ok(name) => EndedError::Task(name.unwrap_or_default()),
                     Err(_) => return None,
@@ -242,6 +251,7 @@ impl Replication {
             reachability: &self.reachability,
             roster: &self.roster,
             quorum_held: self.has_quorum(),
+            refusals: &self.refusals,
             own: Presence { draining, lease_valid: lease == LeaseState::Valid },
             lease,
         };

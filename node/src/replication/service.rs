@@ -9,12 +9,12 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::raft::AppendEntriesRequest;
 use palisade_engine::Event;
 use palisade_engine::replica::Join;
-use palisade_engine::{Engine, JoinRequest, LeaseState, MemberId, MemberInfo, SessionId};
-use palisade_proto::convert::{MemberError, decode_batch, decode_hint, policy_hash};
+use palisade_engine::{Engine, Hint, JoinRequest, LeaseState, Level, Levels, MemberId, MemberInfo, SessionId};
+use palisade_proto::convert::{MemberError, level, policy_hash};
 use palisade_proto::member::v1 as wire;
 use palisade_proto::member::v1::admission_server::{Admission as AdmissionRpc, AdmissionServer};
 use palisade_proto::member::v1::member_server::{Member as MemberRpc, MemberServer};
-use palisade_raft_store::{Snapshots, TypeConfig};
+use palisade_raft_store::{Snapshots, Thing, TypeConfig, Unreadable, Vote, decode_batch};
 use tokio::sync::{mpsc, watch};
 use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Response, Status, Streaming};
@@ -37,6 +37,8 @@ use crate::raft::handle::{RaftHandle, matched_index};
 use crate::raft::leadership::Leadership;
 use crate::raft::priority::ElectionPriority;
 use crate::raft::read_index::{self, ReadIndex};
+use crate::raft::unreadable::{UnreadableAlarm, refusal};
+use crate::raft::wire::WireError;
 use crate::raft::{snapshot, wire as convert};
 use crate::replication_metrics::ReplicationMetrics;
 use crate::sync::event_sink::EventSink;
@@ -82,6 +84,9 @@ pub(crate) struct ServiceContext {
     pub(crate) lease: Arc<Lease>,
     pub(crate) priority: watch::Receiver<ElectionPriority>,
     pub(crate) connection_log: ConnectionLog,
+    pub(crate) alarm: UnreadableAlarm,
+    #[cfg(test)]
+    pub(crate) foreign: crate::raft::unreadable::ForeignEntries,
     /// True once the member is to stop: ends the streams, which would otherwise keep their connections open.
     pub(crate) stop: watch::Receiver<bool>,
 }
@@ -120,6 +125,40 @@ impl ServiceContext {
         Err(not_a_member(from))
     }
 
+    /// Reads an append. All of its entries are decoded, and their levels checked first, before openraft stores any.
+    fn read_append(
+        &self,
+        from: MemberId,
+        request: wire::AppendRequest,
+    ) -> Result<AppendEntriesRequest<TypeConfig>, Status> {
+        let vote = convert::append_vote(&request)?;
+        same(vote.leader_id.node_id, from, "an append")?;
+        let read = convert::append_in(request);
+        #[cfg(test)]
+        let read = read.and_then(|request| match self.foreign.find(&request.entries) {
+            Some(unreadable) => Err(WireError::Unreadable(unreadable)),
+            None => Ok(request),
+        });
+        match read {
+            Ok(request) => {
+                self.leader_contact.record(vote.leader_id.term);
+                Ok(request)
+            }
+            Err(WireError::Unreadable(unreadable)) => Err(self.cannot_read(vote, &unreadable)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Refuses what a leader sent and this program cannot read. If it leads still, as far as is known here, this member stops:
+    /// it cannot take part any longer.
+    fn cannot_read(&self, vote: Vote, unreadable: &Unreadable) -> Status {
+        let own = self.raft.server_metrics().borrow_watched().vote;
+        if vote.committed && vote >= own {
+            self.alarm.raise_after_answer(unreadable);
+        }
+        refusal(unreadable)
+    }
+
     /// Who leads, and where it is, for one that is to ask there.
     fn leader(&self) -> Result<wire::Leader, Status> {
         let leader = self.leadership.borrow().leader.clone();
@@ -131,7 +170,8 @@ impl ServiceContext {
 
     /// Gives openraft a batch that another member proposes.
     async fn take(&self, from: MemberId, proposal: wire::Proposal) -> Result<Refused, Status> {
-        let batch = decode_batch(&proposal.batch).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let batch = decode_batch(&proposal.batch)
+            .map_err(|unknown| refusal(&Unreadable { thing: Thing::Proposal, unknown }))?;
         if batch.commands.len() > MAX_BATCH_COMMANDS {
             let why = format!("{} commands in one batch, more than {MAX_BATCH_COMMANDS}", batch.commands.len());
             return Err(Status::invalid_argument(why));
@@ -148,8 +188,8 @@ impl ServiceContext {
     }
 
     /// Gives the engine one hint, and dispatches what follows from it.
-    fn hint(&self, from: MemberId, bytes: &[u8], events: &mut Vec<Event>, wake: &mut Waker) {
-        let hint = match decode_hint(bytes) {
+    fn hint(&self, from: MemberId, level: Level, bytes: &[u8], events: &mut Vec<Event>, wake: &mut Waker) {
+        let hint = match Hint::decode(level, bytes) {
             Ok(hint) => hint,
             Err(error) => {
                 self.metrics.hints_invalid.add(1);
@@ -195,24 +235,10 @@ impl MemberRpc for MemberService {
         let (broken, mut why) = mpsc::channel(1);
         let requests = request.into_inner().take_until(stopped(self.0.stop.clone()));
         // A message that cannot be read ends the stream: there would be a gap before the next one.
-        let leader_contact = self.0.leader_contact.clone();
+        let context = self.0.clone();
         let requests = requests.scan((), move |(), request| {
-            let understood: Result<AppendEntriesRequest<TypeConfig>, Status> =
-                request.and_then(|r| convert::append_in(r).map_err(Status::from));
-            std::future::ready(match understood {
-                Ok(request) if request.vote.leader_id.node_id == from => {
-                    leader_contact.record(request.vote.leader_id.term);
-                    Some(request)
-                }
-                Ok(_) => {
-                    drop(broken.try_send(Status::invalid_argument("an append in another member's name")));
-                    None
-                }
-                Err(status) => {
-                    drop(broken.try_send(status));
-                    None
-                }
-            })
+            let read = request.and_then(|request| context.read_append(from, request));
+            std::future::ready(read.map_err(|status| drop(broken.try_send(status))).ok())
         });
         let answers = self.0.raft.stream_append(requests).map(|answer| match answer {
             Ok(result) => Ok(convert::appended_out(&result)),
@@ -246,8 +272,13 @@ impl MemberRpc for MemberService {
         let from = Caller::from_request(&request)?;
         let check = |leader| same(leader, from, "a snapshot");
         let (vote, file) = snapshot::receive(&self.0.snapshots, request.into_inner(), check).await?;
+        let file = file.map_err(|unreadable| self.0.cannot_read(vote, &unreadable))?;
         let snapshot = openraft::Snapshot { meta: file.meta().clone(), snapshot: file };
-        let response = self.0.raft.install_full_snapshot(vote, snapshot).await.map_err(fatal)?;
+        let installed = self.0.raft.install_full_snapshot(vote, snapshot).await;
+        let response = installed.map_err(|error| match self.0.alarm.raised() {
+            Some(unreadable) => refusal(&unreadable),
+            None => fatal(error),
+        })?;
         self.0.metrics.snapshots.received.add(1);
         Ok(Response::new(wire::SnapshotResponse { vote: Some(convert::vote_out(&response.vote)) }))
     }
@@ -271,8 +302,9 @@ impl MemberRpc for MemberService {
         while let Some(batch) = batches.next().await {
             let batch = batch?;
             self.0.require_member(from)?;
+            let level = level(batch.level);
             for bytes in &batch.hints {
-                self.0.hint(from, bytes, &mut events, &mut wake);
+                self.0.hint(from, level, bytes, &mut events, &mut wake);
             }
         }
         Ok(Response::new(wire::HintSummary {}))
@@ -462,9 +494,10 @@ impl AdmissionRpc for MemberService {
         let number = <[u8; 16]>::try_from(&*request.request);
         let number = number.map_err(|_| Status::invalid_argument("the field `request` does not have 16 bytes"))?;
         let answer = if self.0.raft.is_leader() {
+            let levels = request.levels.map(Levels::from);
             let secret_digest = token::digest(&request.secret);
             let join = Join { request: JoinRequest(number), secret_digest, member: info };
-            let (cluster, member) = self.0.admission.admit(join, request.affordable_sessions).await?;
+            let (cluster, member) = self.0.admission.admit(join, levels, request.affordable_sessions).await?;
             Answer::Admitted(wire::Admitted { cluster, member: member.0 })
         } else {
             Answer::LeaderAddress(self.0.leader()?.address)

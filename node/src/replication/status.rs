@@ -10,6 +10,7 @@ use crate::membership::identity::Identity;
 use crate::membership::presence::{Presence, Roster};
 use crate::raft::handle::matched_index;
 use crate::raft::quorum::Quorum;
+use crate::raft::unreadable::Refusals;
 use crate::sync::hints::Reachability;
 
 /// A member's role in Raft.
@@ -127,6 +128,8 @@ pub struct Member {
     pub lease_valid: bool,
     /// Whether it was removed, and Raft counts it still.
     pub removed: bool,
+    /// The entry or snapshot that it cannot read, as it says; known only to the leader.
+    pub cannot_read: Option<String>,
     /// Whether it has joined, and has not come yet: it has never forwarded a packet.
     pub joining: bool,
 }
@@ -138,6 +141,7 @@ pub(crate) struct Seen<'a> {
     /// Whether a majority was seen behind the leader lately.
     pub(crate) quorum_held: bool,
     pub(crate) own: Presence,
+    pub(crate) refusals: &'a Refusals,
     pub(crate) lease: LeaseState,
 }
 
@@ -147,7 +151,7 @@ pub(crate) fn status(
     cluster: &ClusterState,
     seen: &Seen<'_>,
 ) -> Status {
-    let Seen { reachability, roster, quorum_held, own, lease } = *seen;
+    let Seen { reachability, roster, quorum_held, own, refusals, lease } = *seen;
     let me = identity.member;
     let index = |id: &Option<palisade_raft_store::LogId>| id.as_ref().map(|id| id.index);
     let role = match (&metrics.running_state, metrics.state) {
@@ -175,6 +179,7 @@ pub(crate) fn status(
             draining: presence(id).is_some_and(|p| p.draining),
             lease_valid: presence(id).is_some_and(|p| p.lease_valid),
             removed: cluster.has_left(id),
+            cannot_read: refusals.get(id).filter(|_| role == RaftRole::Leader),
             joining: cluster.joining.contains_key(&id),
         }
     };

@@ -27,6 +27,7 @@ mod elections;
 mod forbidden;
 mod idle;
 mod joining;
+mod levels;
 mod numbers;
 mod policies;
 mod progress;

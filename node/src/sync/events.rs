@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use palisade_engine::replica::{Applied, Batch, Command};
 use palisade_engine::{Close, Establish, Generation, MemberId, SessionId};
-use palisade_raft_store::Observer;
+use palisade_raft_store::{Observer, Unreadable};
 use tokio::sync::{Notify, broadcast, mpsc};
 
 use crate::connection_log::ConnectionLog;
+use crate::raft::unreadable::UnreadableAlarm;
 use crate::replication_metrics::ReplicationMetrics;
 use crate::sync::proposals::{BatchApplied, PendingBatches, is_proposed_since};
 
@@ -52,9 +53,14 @@ pub(crate) struct Events {
     pub(crate) connection_log: ConnectionLog,
     pub(crate) policy_changed: Arc<Notify>,
     pub(crate) metrics: Arc<ReplicationMetrics>,
+    pub(crate) alarm: UnreadableAlarm,
 }
 
 impl Observer for Events {
+    fn unreadable(&self, unreadable: &Unreadable) {
+        self.alarm.raise(unreadable);
+    }
+
     fn took(&self, time: Duration) {
         self.metrics.apply.observe(time);
         self.metrics.policy_awaited.set(0_u64);

@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::{Stream, StreamExt};
 use palisade_engine::{Engine, Hint, MemberId};
-use palisade_proto::convert::encode_hint;
 use palisade_proto::member::v1 as wire;
+use palisade_raft_store::LevelInForce;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tonic::codegen::Bytes;
@@ -43,6 +43,7 @@ pub(crate) struct HintPublisher {
     pub(crate) engine: Arc<Engine>,
     pub(crate) metrics: Arc<ReplicationMetrics>,
     pub(crate) reachability: Reachability,
+    pub(crate) level: LevelInForce,
     /// From the workers; `None` when they are gone.
     pub(crate) hints: Option<mpsc::Receiver<Hint>>,
     /// Replies to peers' queries; `None` when their sender is gone.
@@ -72,7 +73,12 @@ impl Publisher for HintPublisher {
         queue: PeerQueue<Bytes>,
     ) -> impl Future<Output = ()> + Send + 'static {
         let reachable = self.reachability.0.lock().entry(peer).or_default().clone();
-        let sender = HintSender { engine: self.engine.clone(), metrics: self.metrics.clone(), reachable };
+        let sender = HintSender {
+            engine: self.engine.clone(),
+            metrics: self.metrics.clone(),
+            reachable,
+            level: self.level.clone(),
+        };
         sender.run(self.peers.clone(), peer, address, queue)
     }
 
@@ -83,8 +89,8 @@ impl Publisher for HintPublisher {
 
 impl HintPublisher {
     fn copy(&self, streams: &PeerStreams<Bytes>, hint: &Hint) {
-        let bytes = match encode_hint(hint) {
-            Ok(bytes) => bytes,
+        let bytes = match hint.encode(self.level.get()) {
+            Ok(bytes) => Bytes::from(bytes),
             Err(error) => return tracing::error!(%error, "a hint cannot be encoded"),
         };
         for queue in streams.queues() {
@@ -112,6 +118,7 @@ struct HintSender {
     engine: Arc<Engine>,
     metrics: Arc<ReplicationMetrics>,
     reachable: Arc<AtomicBool>,
+    level: LevelInForce,
 }
 
 impl HintSender {
@@ -132,20 +139,25 @@ impl HintSender {
     fn stream(&self, queue: PeerQueue<Bytes>) -> impl Stream<Item = wire::HintBatch> + Send + use<> {
         let (engine, metrics, reachable) = (self.engine.clone(), self.metrics.clone(), self.reachable.clone());
         let counted = metrics.clone();
+        let (level, start_level) = (self.level.clone(), self.level.get());
         let start = futures::stream::once(async move {
             metrics.hint_streams.inc();
             reachable.store(true, Ordering::Relaxed);
             let mut all = Vec::new();
-            engine.half_opens(&mut |half_open| all.extend(encode_hint(&Hint::HalfOpen(Box::new(half_open)))));
-            let batches: Vec<_> =
-                all.chunks(MAX_MESSAGE_HINTS).map(|c| wire::HintBatch { hints: c.to_vec() }).collect();
+            engine.half_opens(&mut |half_open| {
+                all.extend(Hint::HalfOpen(Box::new(half_open)).encode(start_level).map(Bytes::from));
+            });
+            let batch = |hints: &[Bytes]| wire::HintBatch { hints: hints.to_vec(), level: start_level.0.into() };
+            let batches: Vec<_> = all.chunks(MAX_MESSAGE_HINTS).map(batch).collect();
             futures::stream::iter(batches)
         })
         .flatten();
-        let rest = futures::stream::unfold(queue, |queue| async move {
+        let rest = futures::stream::unfold((queue, level), |(queue, level)| async move {
             let mut hints = Vec::new();
             let n = queue.lock().await.recv_many(&mut hints, MAX_MESSAGE_HINTS).await;
-            (n > 0).then_some((wire::HintBatch { hints }, queue))
+            // A hint that queued before a raise of the level reads the same at the new one.
+            let batch = wire::HintBatch { hints, level: level.get().0.into() };
+            (n > 0).then_some((batch, (queue, level)))
         });
         start.chain(rest).inspect(move |batch| counted.hints_sent.add(batch.hints.len() as u64))
     }

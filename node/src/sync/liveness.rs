@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
-use palisade_engine::{Engine, MemberId, Time};
-use palisade_proto::convert::decode_progress;
+use palisade_engine::{Engine, MemberId, Progress, Time};
+use palisade_proto::convert::level;
 use palisade_proto::member::v1 as wire;
 use parking_lot::Mutex;
 use tokio::time::{MissedTickBehavior, interval};
@@ -68,6 +68,15 @@ impl PeerState {
     }
 }
 
+/// What was taken in of a message.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Taken {
+    /// Sessions whose progress was merged.
+    pub(crate) sessions: u64,
+    /// Those whose progress could not be decoded.
+    pub(crate) skipped: u64,
+}
+
 impl PeerLiveness {
     /// A new stream of `member` begins. After a restart its clock may differ.
     pub(crate) fn on_stream_start(&self, member: MemberId) {
@@ -77,27 +86,35 @@ impl PeerLiveness {
         }
     }
 
-    /// Takes in a message.
-    pub(crate) fn on_message(
-        &self,
-        engine: &Engine,
-        from: MemberId,
-        batch: &wire::ProgressBatch,
-    ) -> Result<u64, palisade_proto::convert::MemberError> {
+    /// Takes in a message. What cannot be decoded of it is skipped: its sender is heard all the same, but what it said of those
+    /// sessions is as unknown as if it had not been sent.
+    pub(crate) fn on_message(&self, engine: &Engine, from: MemberId, batch: &wire::ProgressBatch) -> Taken {
         let now = clock::now();
-        let mut sessions = 0;
-        for progress in decode_progress(batch.sessions.get(..MAX_SESSIONS_BYTES).unwrap_or(&batch.sessions)) {
-            engine.merge_progress(now, from, &progress?);
-            sessions += 1;
+        let mut taken = Taken::default();
+        let sessions = batch.sessions.get(..MAX_SESSIONS_BYTES).unwrap_or(&batch.sessions);
+        for progress in Progress::decode(level(batch.level), sessions) {
+            match progress {
+                Ok(progress) => {
+                    engine.merge_progress(now, from, &progress);
+                    taken.sessions += 1;
+                }
+                Err(error) => {
+                    taken.skipped += 1;
+                    tracing::debug!(%from, %error, "a session's progress was skipped");
+                }
+            }
         }
-        let gap = {
+        let (gap, skipped) = {
             let mut all = self.0.lock();
-            all.entry(from).or_insert_with(|| PeerState::new(now)).on_message(now, batch.sent, batch.from, batch.until)
+            let peer = all.entry(from).or_insert_with(|| PeerState::new(now));
+            let complete_until = peer.complete_until;
+            let gap = peer.on_message(now, batch.sent, batch.from, batch.until);
+            (gap, (taken.skipped > 0).then_some((complete_until, peer.complete_until)))
         };
-        if let Some((begin, end)) = gap {
+        for (begin, end) in gap.into_iter().chain(skipped.filter(|(begin, end)| begin < end)) {
             engine.mark_blind(begin, end);
         }
-        Ok(sessions)
+        taken
     }
 
     /// Reports silent peers to the engine, forever.
@@ -152,8 +169,9 @@ pub(crate) async fn receive(
     liveness.on_stream_start(from);
     while let Some(batch) = batches.next().await {
         require_member()?;
-        let sessions = liveness.on_message(engine, from, &batch?);
-        metrics.progress_sessions.received.add(sessions.map_err(|e| tonic::Status::invalid_argument(e.to_string()))?);
+        let Taken { sessions, skipped } = liveness.on_message(engine, from, &batch?);
+        metrics.progress_sessions.received.add(sessions);
+        metrics.progress_invalid.add(skipped);
     }
     Ok(())
 }

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::Stream;
-use palisade_engine::{Engine, MemberId, Time};
-use palisade_proto::convert::encode_progress;
+use palisade_engine::{Engine, MemberId, Progress, Time};
 use palisade_proto::member::v1 as wire;
+use palisade_raft_store::LevelInForce;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::clock;
@@ -23,7 +23,7 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// Messages a second.
 const MESSAGES_PER_SECOND: u64 = 10;
 /// Bytes that one session takes in a message, with its traffic counters; without them about 10 less.
-const SESSION_BYTES: u64 = 72;
+const SESSION_BYTES: u64 = 73;
 /// Maximum number of bytes of sessions in a message: far more than this version sends in one.
 pub(super) const MAX_SESSIONS_BYTES: usize = 4 << 20;
 /// Lag from which messages leave out what can wait.
@@ -36,6 +36,7 @@ pub(crate) struct ProgressPublisher {
     peers: Peers,
     engine: Arc<Engine>,
     metrics: Arc<ReplicationMetrics>,
+    level: LevelInForce,
     /// Maximum number of sessions in a message.
     max_sessions: usize,
     /// Up to when everything was published.
@@ -49,6 +50,7 @@ impl ProgressPublisher {
         peers: Peers,
         engine: Arc<Engine>,
         metrics: Arc<ReplicationMetrics>,
+        level: LevelInForce,
         rate: u64,
     ) -> ProgressPublisher {
         let max_sessions = usize::try_from(rate / SESSION_BYTES / MESSAGES_PER_SECOND).unwrap_or(usize::MAX);
@@ -58,6 +60,7 @@ impl ProgressPublisher {
             peers,
             engine,
             metrics,
+            level,
             max_sessions: max_sessions.clamp(1, MAX_SESSIONS_BYTES / SESSION_BYTES as usize),
             published_until: clock::now(),
             ticks,
@@ -69,7 +72,8 @@ impl ProgressPublisher {
         let now = clock::now();
         let counters = now.since(self.published_until) < MAX_LAG_FOR_COUNTERS;
         let (mut bytes, mut sessions) = (Vec::new(), 0);
-        let mut encode = |progress: &_| match encode_progress(progress, &mut bytes) {
+        let level = self.level.get();
+        let mut encode = |progress: &Progress| match progress.encode(level, &mut bytes) {
             Ok(()) => sessions += 1,
             Err(error) => tracing::error!(%error, "a session's progress cannot be encoded"),
         };
@@ -78,7 +82,13 @@ impl ProgressPublisher {
         self.published_until = until.max(from);
         self.metrics.progress_sessions.sent.add(sessions);
         self.metrics.progress_lag.set(now.since(self.published_until));
-        wire::ProgressBatch { sent: now.0, from: from.0, until: self.published_until.0, sessions: bytes.into() }
+        wire::ProgressBatch {
+            sent: now.0,
+            from: from.0,
+            until: self.published_until.0,
+            sessions: bytes.into(),
+            level: level.0.into(),
+        }
     }
 }
 

@@ -39,6 +39,7 @@ use std::time::Duration;
 use futures::stream::FuturesUnordered;
 use palisade_engine::replica::{Batch, Command};
 use palisade_engine::{LeaseState, MemberId, Proposal, Time, first_number};
+use palisade_raft_store::LevelInForce;
 use tokio::sync::{mpsc, watch};
 
 use crate::clock;
@@ -84,6 +85,7 @@ pub(crate) struct Proposer {
     pub(crate) leadership: watch::Receiver<Leadership>,
     pub(crate) lease: Arc<Lease>,
     pub(crate) metrics: Arc<ReplicationMetrics>,
+    pub(crate) level: LevelInForce,
     /// From the workers.
     pub(crate) proposals: mpsc::Receiver<Proposal>,
     /// From hints of peers, and from timers.
@@ -218,7 +220,7 @@ impl Proposer {
             self.metrics.batch_commands.observe(batch.commands.len() as u64);
             self.next_number.store(batch.first_serial + batch.commands.len() as u64, Ordering::Relaxed);
             self.pending.add(batch.first_serial);
-            state.route.propose(&self.raft, &batch).await;
+            state.route.propose(&self.raft, self.level.get(), &batch).await;
             let routed = !state.route.is_none();
             state.in_flight.insert(InFlightBatch {
                 batch,
@@ -278,7 +280,7 @@ impl Proposer {
     async fn retransmit(&self, state: &mut State, batches: &[Batch]) {
         for batch in batches {
             self.metrics.batches_retransmitted.inc();
-            state.route.propose(&self.raft, batch).await;
+            state.route.propose(&self.raft, self.level.get(), batch).await;
         }
     }
 

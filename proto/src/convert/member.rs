@@ -1,10 +1,7 @@
 //! Conversion of the messages between members.
 
 use palisade_engine::policy::PolicyHash;
-use palisade_engine::replica::Batch;
-use palisade_engine::{
-    DecodeError, EncodeError, Hint, Level, MemberId, MemberInfo, PolicyReport, Progress, Role, SessionId,
-};
+use palisade_engine::{Level, Levels, MemberId, MemberInfo, PolicyReport, Role, SessionId};
 
 use crate::member::v1 as wire;
 
@@ -14,21 +11,6 @@ pub enum MemberError {
     /// A required field is missing.
     #[error("the field `{0}` is missing")]
     Missing(&'static str),
-    /// A batch of commands cannot be read: damaged, or of an unknown version.
-    #[error("a batch of commands cannot be read: {0}")]
-    Batch(#[source] DecodeError),
-    /// A batch cannot be written.
-    #[error("a batch of commands cannot be written: {0}")]
-    BatchEncode(#[source] EncodeError),
-    /// A hint cannot be read.
-    #[error("a hint cannot be read: {0}")]
-    Hint(#[source] postcard::Error),
-    /// A session's progress cannot be read.
-    #[error("a session's progress cannot be read: {0}")]
-    Progress(#[source] postcard::Error),
-    /// A hint or a progress cannot be written.
-    #[error("it cannot be encoded: {0}")]
-    Encode(#[source] postcard::Error),
     /// A member's name or address is empty or too long.
     #[error("the member's {0} is empty or longer than 255 bytes")]
     Text(&'static str),
@@ -45,22 +27,6 @@ const MAX_REASON_BYTES: usize = 512;
 
 /// Maximum length of a member's name and of its address, in bytes.
 const MAX_TEXT_BYTES: usize = 255;
-
-/// A batch of commands as bytes: in the log's entries and in proposals.
-///
-/// # Errors
-/// [`MemberError::BatchEncode`]; no existing value causes it.
-pub fn encode_batch(batch: &Batch) -> Result<prost::bytes::Bytes, MemberError> {
-    batch.encode(Level::FIRST).map(Into::into).map_err(MemberError::BatchEncode)
-}
-
-/// The reverse of [`encode_batch`].
-///
-/// # Errors
-/// [`MemberError::Batch`]
-pub fn decode_batch(bytes: &[u8]) -> Result<Batch, MemberError> {
-    Batch::decode(bytes).map_err(MemberError::Batch)
-}
 
 /// The hash of a policy.
 ///
@@ -89,51 +55,6 @@ impl TryFrom<wire::PolicyReport> for PolicyReport {
         let refused = report.refused.map(|reason| if reason.len() > MAX_REASON_BYTES { String::new() } else { reason });
         Ok(PolicyReport { hash: policy_hash(&report.hash)?, refused })
     }
-}
-
-/// A hint as bytes.
-///
-/// # Errors
-/// [`MemberError::Encode`]; no existing value causes it.
-pub fn encode_hint(hint: &Hint) -> Result<prost::bytes::Bytes, MemberError> {
-    postcard::to_stdvec(hint).map(Into::into).map_err(MemberError::Encode)
-}
-
-/// The reverse of [`encode_hint`].
-///
-/// # Errors
-/// [`MemberError::Hint`]
-pub fn decode_hint(bytes: &[u8]) -> Result<Hint, MemberError> {
-    postcard::from_bytes(bytes).map_err(MemberError::Hint)
-}
-
-/// Appends a session's progress to those in `bytes`.
-///
-/// # Errors
-/// [`MemberError::Encode`]; no existing value causes it.
-pub fn encode_progress(progress: &Progress, bytes: &mut Vec<u8>) -> Result<(), MemberError> {
-    let before = std::mem::take(bytes);
-    *bytes = postcard::to_extend(progress, before).map_err(MemberError::Encode)?;
-    Ok(())
-}
-
-/// The reverse of [`encode_progress`], one by one; it ends with the first one that cannot be read.
-pub fn decode_progress(mut bytes: &[u8]) -> impl Iterator<Item = Result<Progress, MemberError>> {
-    std::iter::from_fn(move || {
-        if bytes.is_empty() {
-            return None;
-        }
-        match postcard::take_from_bytes(bytes) {
-            Ok((progress, rest)) => {
-                bytes = rest;
-                Some(Ok(progress))
-            }
-            Err(error) => {
-                bytes = &[];
-                Some(Err(MemberError::Progress(error)))
-            }
-        }
-    })
 }
 
 impl From<&MemberInfo> for wire::MemberInfo {
@@ -168,6 +89,24 @@ impl TryFrom<wire::MemberInfo> for MemberInfo {
     }
 }
 
+/// A level, as it stands in a message; 0, which is none, if the message has none.
+#[must_use]
+pub fn level(number: u32) -> Level {
+    Level(u16::try_from(number).unwrap_or(u16::MAX))
+}
+
+impl From<Levels> for wire::Levels {
+    fn from(levels: Levels) -> wire::Levels {
+        wire::Levels { lowest: levels.lowest.0.into(), highest: levels.highest.0.into() }
+    }
+}
+
+impl From<wire::Levels> for Levels {
+    fn from(levels: wire::Levels) -> Levels {
+        Levels { lowest: level(levels.lowest), highest: level(levels.highest) }
+    }
+}
+
 impl From<&[SessionId]> for wire::Sessions {
     fn from(ids: &[SessionId]) -> wire::Sessions {
         let ids = ids.iter().map(|id| wire::sessions::Id { member: id.member.0, counter: id.counter }).collect();
@@ -183,43 +122,7 @@ impl From<wire::Sessions> for Vec<SessionId> {
 
 #[cfg(test)]
 mod tests {
-    use palisade_engine::replica::Command;
-    use palisade_engine::{Close, CloseCause, FragmentKey, Ip, Protocol, ZoneId};
-
     use super::*;
-
-    #[test]
-    fn batch_survives_encoding() {
-        let id = SessionId { member: MemberId(3), counter: 7 };
-        let batch = Batch {
-            proposer: MemberId(2),
-            first_serial: (5 << 40) | 17,
-            lowest_outstanding: 5 << 40,
-            unix_ms: 1,
-            commands: vec![Command::Close(Close { id, cause: CloseCause::Rst }), Command::Expire(vec![id])],
-        };
-        let bytes = encode_batch(&batch).unwrap();
-        assert_eq!(decode_batch(&bytes).unwrap(), batch);
-    }
-
-    #[test]
-    fn batch_and_hint_of_damaged_bytes_are_errors() {
-        assert!(matches!(decode_batch(&[0xff; 3]), Err(MemberError::Batch(_))));
-        assert!(matches!(decode_hint(&[0xff; 3]), Err(MemberError::Hint(_))));
-    }
-
-    #[test]
-    fn hint_survives_encoding() {
-        let ip = |last| Ip::V6([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]);
-        let datagram =
-            FragmentKey { src: ip(1), dst: ip(2), protocol: Protocol::IPV6_FRAG, id: u32::MAX, ingress: ZoneId(3) };
-        let abort = Hint::Abort(SessionId { member: MemberId(1), counter: u64::MAX });
-        for hint in
-            [abort, Hint::FirstFragment { datagram, end: 1448, egress: ZoneId(2) }, Hint::FragmentQuery(datagram)]
-        {
-            assert_eq!(decode_hint(&encode_hint(&hint).unwrap()).unwrap(), hint);
-        }
-    }
 
     #[test]
     fn member_info_is_validated() {

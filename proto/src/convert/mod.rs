@@ -1,8 +1,6 @@
-//! Wire to domain (`TryFrom`, `decode_…`) and back (`From`, `encode_…`).
+//! Wire to domain (`TryFrom`) and back (`From`).
 
 pub mod admin;
 mod member;
 
-pub use member::{
-    MemberError, decode_batch, decode_hint, decode_progress, encode_batch, encode_hint, encode_progress, policy_hash,
-};
+pub use member::{MemberError, level, policy_hash};

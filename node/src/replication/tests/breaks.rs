@@ -193,10 +193,10 @@ async fn members_can_join_at_once() {
     let peers = Peers::new(&nodes[other].run().identity().cluster, id).unwrap();
     let to = nodes[other].run().identity().member;
     let mut client = peers.client(to, &nodes[other].options.advertise, Lane::Control).unwrap();
-    let hints = futures::stream::iter([proto::HintBatch { hints: Vec::new() }]);
+    let hints = futures::stream::iter([proto::HintBatch { hints: Vec::new(), level: 1 }]);
     assert_eq!(client.hints(hints).await.unwrap_err().code(), tonic::Code::PermissionDenied);
     let batch = Batch { proposer: id, first_serial: 0, lowest_outstanding: 0, unix_ms: 0, commands: vec![command(1)] };
-    let batch = palisade_proto::convert::encode_batch(&batch).unwrap();
+    let batch = batch.encode(palisade_engine::Level::FIRST).unwrap().into();
     let proposals = futures::stream::iter([proto::Proposal { batch }]);
     let mut refusals = client.propose(proposals).await.unwrap().into_inner();
     assert_eq!(refusals.message().await.unwrap_err().code(), tonic::Code::PermissionDenied);
@@ -270,11 +270,13 @@ async fn messages_that_are_forged_or_garbled_change_nothing() {
     let append = proto::AppendRequest { vote: Some(vote(77)), previous: None, entries: Vec::new(), commit: None };
     let mut answers = client.append(futures::stream::iter([append])).await.unwrap().into_inner();
     assert_eq!(code(answers.message().await.unwrap_err()), tonic::Code::InvalidArgument);
-    let chunk = proto::SnapshotChunk { vote: Some(vote(77)), offset: 0, data: Vec::new().into(), last: false };
+    let chunk =
+        proto::SnapshotChunk { vote: Some(vote(77)), offset: 0, data: Vec::new().into(), last: false, level: 1 };
     let sent = client.install_snapshot(futures::stream::iter([chunk])).await;
     assert_eq!(code(sent.unwrap_err()), tonic::Code::InvalidArgument);
     // In its own, but it is no snapshot.
-    let chunk = proto::SnapshotChunk { vote: Some(vote(from.0)), offset: 0, data: vec![7; 1000].into(), last: true };
+    let chunk =
+        proto::SnapshotChunk { vote: Some(vote(from.0)), offset: 0, data: vec![7; 1000].into(), last: true, level: 1 };
     let sent = client.install_snapshot(futures::stream::iter([chunk])).await;
     assert_eq!(code(sent.unwrap_err()), tonic::Code::DataLoss);
     // Incomplete, empty, garbled.
@@ -285,12 +287,12 @@ async fn messages_that_are_forged_or_garbled_change_nothing() {
         .await
         .unwrap()
         .into_inner();
-    assert_eq!(code(refusals.message().await.unwrap_err()), tonic::Code::InvalidArgument);
-    let garbled = proto::HintBatch { hints: vec![vec![0xff; 9].into()] };
+    assert_eq!(code(refusals.message().await.unwrap_err()), tonic::Code::FailedPrecondition, "its level is unknown");
+    let garbled = proto::HintBatch { hints: vec![vec![0xff; 9].into()], level: 1 };
     client.hints(futures::stream::iter([garbled])).await.unwrap();
     assert_eq!(nodes[node].run().metrics().hints_invalid.get(), 1);
     // Larger than any message may be.
-    let huge = proto::HintBatch { hints: vec![vec![0; MAX_MESSAGE_BYTES].into()] };
+    let huge = proto::HintBatch { hints: vec![vec![0; MAX_MESSAGE_BYTES].into()], level: 1 };
     let mut client = client.max_encoding_message_size(usize::MAX);
     assert_eq!(code(client.hints(futures::stream::iter([huge])).await.unwrap_err()), tonic::Code::OutOfRange);
 

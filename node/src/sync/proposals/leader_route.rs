@@ -5,8 +5,8 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use openraft::errors::Fatal;
 use openraft::impls::ProgressResponder;
+use palisade_engine::Level;
 use palisade_engine::replica::Batch;
-use palisade_proto::convert::encode_batch;
 use palisade_proto::member::v1 as wire;
 use palisade_raft_store::TypeConfig;
 use tokio::sync::mpsc;
@@ -81,16 +81,16 @@ impl LeaderRoute {
     }
 
     /// Proposes a batch. A batch that is lost is proposed again in time.
-    pub(super) async fn propose(&mut self, raft: &PalisadeRaft, batch: &Batch) {
+    pub(super) async fn propose(&mut self, raft: &PalisadeRaft, level: Level, batch: &Batch) {
         match self {
             LeaderRoute::None => {}
             LeaderRoute::Local(under_way) => match submit(raft, batch.clone()).await {
                 Ok(refused) => under_way.push(refused),
                 Err(error) => tracing::debug!(%error, "a batch could not be proposed here"),
             },
-            LeaderRoute::Remote { batches, .. } => match encode_batch(batch) {
+            LeaderRoute::Remote { batches, .. } => match batch.encode(level) {
                 // Full or closed: see above.
-                Ok(batch) => drop(batches.try_send(wire::Proposal { batch })),
+                Ok(batch) => drop(batches.try_send(wire::Proposal { batch: batch.into() })),
                 Err(error) => tracing::error!(%error, "a batch cannot be encoded"),
             },
         }
