@@ -49,9 +49,19 @@ impl ClusterState {
     pub fn zone(&self, name: &str) -> ZoneId {
         zone_number(&self.zones, name)
     }
-}
 
-impl ClusterState {
+    /// The id of the member with this name.
+    #[must_use]
+    pub fn member_named(&self, name: &str) -> Option<MemberId> {
+        self.members.iter().find(|(_, info)| info.name == name).map(|(id, _)| *id)
+    }
+
+    /// A member's name, for people; of one that has left, its number.
+    #[must_use]
+    pub fn member_name(&self, id: MemberId) -> String {
+        self.members.get(&id).map_or_else(|| format!("member {id}"), |info| info.name.clone())
+    }
+
     /// The highest level that every member knows; that in force while one has not registered what it can.
     #[must_use]
     pub fn possible_level(&self) -> Level {

@@ -4,30 +4,14 @@
 //! With the fuzzer itself, for hours: `cd engine && cargo +nightly fuzz run parse` (or `pipeline`, `policy`).
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, missing_docs, reason = "a test")]
 
+#[path = "common/random.rs"]
+mod random;
 #[path = "../fuzz/targets.rs"]
 mod targets;
 
 use std::path::Path;
 
-/// Random mutations per target, unless `PALISADE_MUTATIONS` gives another number.
-const MUTATIONS: u64 = 20_000;
-
-/// A small random number generator (splitmix64) with a fixed seed, so that failures are reproducible.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n.max(1) as u64) as usize
-    }
-}
+use self::random::{Random, mutations};
 
 /// A mutated corpus entry: bytes set, inserted and removed, parts duplicated, or the end of another entry appended.
 fn mutated(corpus: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
@@ -65,8 +49,7 @@ fn replay(name: &str, target: fn(&[u8])) {
         run(&path.display(), data);
     }
     let mut random = Random(7);
-    let count = std::env::var("PALISADE_MUTATIONS").ok().and_then(|n| n.parse().ok()).unwrap_or(MUTATIONS);
-    for n in 0..count {
+    for n in 0..mutations() {
         run(&n, &mutated(&corpus, &mut random));
     }
 }

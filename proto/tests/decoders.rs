@@ -5,9 +5,8 @@
 //! `PALISADE_MUTATIONS=10000000 cargo test --release -p palisade-proto --test decoders`.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, missing_docs, reason = "a test")]
 
-#[path = "../../engine/tests/common/counting.rs"]
-#[expect(dead_code, reason = "another test counts allocations")]
-mod counting;
+#[path = "../../engine/tests/common/fuzzing.rs"]
+mod fuzzing;
 
 use palisade_engine::policy::PolicyHash;
 use palisade_engine::replica::{Batch, Command, ExpireIdle, Join, MemberChange, PolicyChange, Replica, Withdraw};
@@ -18,82 +17,10 @@ use palisade_engine::{
     ZoneId,
 };
 
-/// Mutations per decoder, unless `PALISADE_MUTATIONS` gives another number.
-const MUTATIONS: u64 = 20_000;
+use self::fuzzing::{BYTES_PER_BYTE, Random, counting, fuzz, mutations};
 
 /// What a decoder may allocate whatever it is given: serde reserves at most 1 MiB for a length that is only claimed.
 const BASE_BYTES: i64 = (1 << 20) + (1 << 18);
-/// What it may allocate for each byte that is there: a command of two bytes is one of a hundred in memory, and a vector that
-/// grows is there twice for a moment.
-const BYTES_PER_BYTE: i64 = 256;
-
-/// A small random number generator (splitmix64) with a fixed seed, so that failures are reproducible.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n.max(1) as u64) as usize
-    }
-
-    /// Bytes set, inserted and removed, lengths made large, parts duplicated, or the end of another value appended.
-    fn mutate(&mut self, data: &mut Vec<u8>, others: &[Vec<u8>]) {
-        for _ in 0..=self.below(5) {
-            let at = self.below(data.len());
-            match self.below(8) {
-                _ if data.is_empty() => data.push(self.next() as u8),
-                0 | 1 => data[at] = self.next() as u8,
-                2 => data[at] ^= 1 << self.below(8),
-                3 => data.insert(at, self.next() as u8),
-                4 => drop(data.drain(at..data.len().min(at + 1 + self.below(8)))),
-                // A large varint: a length that is not there.
-                5 => drop(data.splice(at..=at, [0xff, 0xff, 0xff, 0xff, 0x0f])),
-                6 => data.truncate(at),
-                _ => {
-                    let other = &others[self.below(others.len())];
-                    data.truncate(at);
-                    data.extend(&other[self.below(other.len())..]);
-                }
-            }
-        }
-    }
-}
-
-fn mutations() -> u64 {
-    std::env::var("PALISADE_MUTATIONS").ok().and_then(|n| n.parse().ok()).unwrap_or(MUTATIONS)
-}
-
-/// Runs a decoder on mutations of valid values. It returns whether it has decoded something.
-fn fuzz(name: &str, values: &[Vec<u8>], decode: impl Fn(&[u8]) -> bool) {
-    let mut random = Random(7);
-    let (mut decoded, mut highest) = (0_u64, 0);
-    for (n, value) in values.iter().enumerate() {
-        assert!(decode(value), "{name}: valid value {n} is refused");
-    }
-    for n in 0..mutations() {
-        let mut data = values[random.below(values.len())].clone();
-        random.mutate(&mut data, values);
-        let mut done = Ok(false);
-        let peak = counting::peak(|| {
-            done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| decode(&data)));
-        });
-        let Ok(done) = done else { panic!("{name}, {n}: {data:?}") };
-        decoded += u64::from(done);
-        highest = highest.max(peak);
-        assert!(peak <= BASE_BYTES + BYTES_PER_BYTE * data.len() as i64, "{name}, {n}: {peak} bytes for {data:?}");
-    }
-    // Both must occur, or nothing is tested.
-    assert!(decoded > 0 && decoded < mutations(), "{name}: {decoded} decoded");
-    println!("{name}: {} mutations, {decoded} decoded, at most {highest} bytes", mutations());
-}
-
 fn id(counter: u64) -> SessionId {
     SessionId { member: MemberId(1 + counter % 3), counter: 1 << 32 | counter }
 }

@@ -21,6 +21,10 @@ use crate::snapshot::{Pace, SnapshotFile};
 use crate::types::{Entry, LogId, SnapshotMeta, StoredMembership, Vote};
 use crate::unreadable::Thing;
 
+/// What a decoder may allocate whatever it is given: serde reserves at most 1 MiB for a length that is only claimed, and lists may
+/// be in a list.
+const BASE_BYTES: i64 = (2 << 20) + (1 << 18);
+
 const THING: Thing = Thing::Record("fuzz");
 
 fn encoded<T: Encoded>(values: &[T]) -> Vec<Vec<u8>> {

@@ -14,6 +14,12 @@ use std::path::PathBuf;
 use anyhow::Result;
 use palisade_lab::{Lab, Mode, Options, wait_until};
 
+/// A report of an error as one line: its lines are wrapped, and those after the first begin with a bar.
+#[must_use]
+pub fn unwrapped(report: &str) -> String {
+    report.split_whitespace().filter(|word| *word != "│").collect::<Vec<_>>().join(" ")
+}
+
 /// A lab of real members that run `binary`, which a test knows as `env!("CARGO_BIN_EXE_palisade-under-test")`; or another
 /// one, such as an older version, that `PALISADE_BINARY` names.
 #[must_use]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use palisade_lab::guard::require_lab;
 use palisade_lab::{Lab, WAIT, wait_until};
-use palisade_tests::{OPEN_POLICY, members, wait_voters};
+use palisade_tests::{OPEN_POLICY, members, unwrapped, wait_voters};
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -20,7 +20,7 @@ async fn refusal(lab: &Lab, number: usize, args: &[&str]) -> String {
         Err(e) => e.to_string(),
     };
     // The text is wrapped for people.
-    let said = said.split_whitespace().filter(|word| *word != "│").collect::<Vec<_>>().join(" ");
+    let said = unwrapped(&said);
     println!("{:?}: {said}", begun.elapsed());
     said
 }

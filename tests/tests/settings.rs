@@ -4,7 +4,7 @@
 use anyhow::Result;
 use palisade_lab::guard::require_lab;
 use palisade_lab::{Lab, WAIT, wait_until};
-use palisade_tests::{OPEN_POLICY, members, wait_voters};
+use palisade_tests::{OPEN_POLICY, members, unwrapped, wait_voters};
 use serde_json::{Value, json};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_palisade-under-test");
@@ -19,12 +19,12 @@ async fn settings(lab: &Lab, number: usize, args: &[&str]) -> Result<Value> {
     Ok(serde_json::from_str(&lab.member(number).cli(&all).await?)?)
 }
 
-/// What a command says that is refused, without line breaks.
+/// What a command says that is refused.
 async fn refusal(lab: &Lab, number: usize, args: &[&str]) -> String {
     let all = [&["cluster", "settings", "set"], args].concat();
     match lab.member(number).cli(&all).await {
         Ok(text) => panic!("it was to be refused: {text}"),
-        Err(e) => e.to_string().split_whitespace().filter(|word| *word != "│").collect::<Vec<_>>().join(" "),
+        Err(e) => unwrapped(&e.to_string()),
     }
 }
 
@@ -86,7 +86,7 @@ async fn change(lab: &mut Lab) -> Result<()> {
     let done = settings(lab, 1, &["set", "table.sessions=2000000", "--without", "fw2"]).await?;
     assert_eq!(done, json!({ "revision": 2, "changed": true, "stopping": ["fw2"] }));
     wait_until("fw2 to say what it needs", async || {
-        let log = std::fs::read_to_string(lab.member(2).log())?;
+        let log = unwrapped(&std::fs::read_to_string(lab.member(2).log())?);
         Ok(log.contains("the cluster's settings ask for room for 2000000 sessions, and this member affords 1500000"))
     })
     .await?;

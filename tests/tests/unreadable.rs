@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use palisade_lab::guard::require_lab;
 use palisade_lab::traffic::{POLICY, Traffic};
 use palisade_lab::{Lab, WAIT};
-use palisade_tests::{members, wait_voters};
+use palisade_tests::{members, unwrapped, wait_voters};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_palisade-under-test");
 
@@ -38,7 +38,7 @@ async fn cannot_read(lab: &mut Lab) -> Result<()> {
         for part in
             ["exit status: 6", &format!("entry {index} of the log, which has level 77"), "install on this machine"]
         {
-            ensure!(ended.replace("\n", " ").contains(part), "start {start}: no `{part}` in {ended}");
+            ensure!(unwrapped(&ended).contains(part), "start {start}: no `{part}` in {ended}");
         }
         counts.wait_opened(100).await?;
     }

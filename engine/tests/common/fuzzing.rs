@@ -1,41 +1,25 @@
 //! Fuzzing without a fuzzer: mutations of valid values for a decoder, which must neither panic nor allocate more than what is
-//! really there accounts for.
+//! really there accounts for. What includes this file says in `BASE_BYTES` what a decoder may allocate whatever it is given.
 //!
 //! Some thousand mutations for each decoder; ten million with `PALISADE_MUTATIONS=10000000`.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test")]
 
 #[allow(dead_code, reason = "another test counts allocations")]
 #[path = "counting.rs"]
-mod counting;
+pub(crate) mod counting;
+#[path = "random.rs"]
+mod random;
 
-/// Mutations per decoder, unless `PALISADE_MUTATIONS` gives another number.
-const MUTATIONS: u64 = 20_000;
+pub(crate) use self::random::{Random, mutations};
+use super::BASE_BYTES;
 
-/// What a decoder may allocate whatever it is given: serde reserves at most 1 MiB for a length that is only claimed, and lists may
-/// be in a list.
-const BASE_BYTES: i64 = (2 << 20) + (1 << 18);
 /// What it may allocate for each byte that is there: a command of two bytes is one of a hundred in memory, and a vector that
 /// grows is there twice for a moment.
-const BYTES_PER_BYTE: i64 = 256;
-
-/// A small random number generator (splitmix64) with a fixed seed, so that failures are reproducible.
-struct Random(u64);
+pub(crate) const BYTES_PER_BYTE: i64 = 256;
 
 impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n.max(1) as u64) as usize
-    }
-
     /// Bytes set, inserted and removed, lengths made large, the end cut off, or the end of another value appended.
-    fn mutate(&mut self, data: &mut Vec<u8>, others: &[Vec<u8>]) {
+    pub(crate) fn mutate(&mut self, data: &mut Vec<u8>, others: &[Vec<u8>]) {
         for _ in 0..=self.below(5) {
             let at = self.below(data.len());
             match self.below(8) {
@@ -59,7 +43,7 @@ impl Random {
 
 /// Runs a decoder on mutations of valid values. It returns whether it has decoded something.
 pub(crate) fn fuzz(name: &str, values: &[Vec<u8>], decode: impl Fn(&[u8]) -> bool) {
-    let count = std::env::var("PALISADE_MUTATIONS").ok().and_then(|n| n.parse().ok()).unwrap_or(MUTATIONS);
+    let count = mutations();
     let mut random = Random(7);
     let (mut decoded, mut highest) = (0_u64, 0);
     for (n, value) in values.iter().enumerate() {

@@ -29,15 +29,13 @@ fn record(cluster: &ClusterState, p: &PolicyRecord) -> v1::PolicyRecord {
 
 /// The members' names; of those that have left, what is left of them.
 fn names<'a>(cluster: &ClusterState, ids: impl IntoIterator<Item = &'a MemberId>) -> Vec<String> {
-    let name = |id: &MemberId| cluster.members.get(id).map_or_else(|| format!("member {id}"), |info| info.name.clone());
-    ids.into_iter().map(name).collect()
+    ids.into_iter().map(|id| cluster.member_name(*id)).collect()
 }
 
 /// The ids of members.
 fn ids(cluster: &ClusterState, names: &[String]) -> Result<Vec<MemberId>, Status> {
     let id = |name: &String| {
-        let found = cluster.members.iter().find(|(_, info)| info.name == *name);
-        found.map(|(id, _)| *id).ok_or_else(|| {
+        cluster.member_named(name).ok_or_else(|| {
             refuse(Code::InvalidArgument, format!("there is no member {name}"), "`palisade cluster members` lists them")
         })
     };

@@ -112,11 +112,10 @@ impl Service {
         let cluster = member.engine.cluster_state();
         let mut without = Vec::new();
         for name in &r.without {
-            let found = cluster.members.iter().find(|(_, info)| info.name == *name);
             let no_member = || {
                 refuse(Code::NotFound, format!("no member is named `{name}`"), "`palisade cluster members` lists them")
             };
-            without.push(*found.ok_or_else(no_member)?.0);
+            without.push(cluster.member_named(name).ok_or_else(no_member)?);
         }
         let settings = &cluster.settings;
         let base = r.base.unwrap_or(settings.revision);

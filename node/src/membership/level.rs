@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use palisade_engine::replica::{Command, InvalidReason, LevelRaise, Outcome};
-use palisade_engine::{ClusterState, Engine, Level, Levels, MemberId};
+use palisade_engine::{ClusterState, Engine, Level, Levels};
 use tokio::sync::mpsc;
 
 use crate::clock;
@@ -53,15 +53,13 @@ pub enum RaiseError {
 impl RaiseError {
     /// A refusal of the log, with the members' names.
     fn refused(reason: InvalidReason, cluster: &ClusterState) -> MembershipError {
-        let name =
-            |id: MemberId| cluster.members.get(&id).map_or_else(|| format!("member {id}"), |info| info.name.clone());
         let error = match reason {
             InvalidReason::LevelBeyondMember { member, lowest, highest } => RaiseError::BeyondMember {
-                name: name(member),
+                name: cluster.member_name(member),
                 program: cluster.capabilities.get(&member).map(|known| known.program.clone()).unwrap_or_default(),
                 levels: Levels { lowest, highest },
             },
-            InvalidReason::NoCapabilities(member) => RaiseError::NotRegistered { name: name(member) },
+            InvalidReason::NoCapabilities(member) => RaiseError::NotRegistered { name: cluster.member_name(member) },
             InvalidReason::LevelNotNext { in_force, asked } => RaiseError::Lowered { in_force, asked },
             other => return MembershipError::Refused(other.to_string()),
         };

@@ -122,8 +122,7 @@ impl Membership {
     /// Removes another member. One that answers only if it is to be removed alive: it could leave by itself, and lose nothing.
     pub(crate) async fn remove(&self, name: &str, alive_too: bool) -> Result<Removal, MembershipError> {
         let cluster = self.engine.cluster_state();
-        let found = cluster.members.iter().find(|(_, info)| info.name == name);
-        let id = *found.ok_or_else(|| MembershipError::NoSuchMember(name.to_owned()))?.0;
+        let id = cluster.member_named(name).ok_or_else(|| MembershipError::NoSuchMember(name.to_owned()))?;
         if id == self.identity.member {
             return Err(MembershipError::CannotRemoveSelf(name.to_owned()));
         }
@@ -146,10 +145,11 @@ impl Membership {
         address: Option<String>,
     ) -> Result<MemberId, MembershipError> {
         let cluster = self.engine.cluster_state();
-        let named = |wanted: &str| cluster.members.iter().find(|(_, info)| info.name == wanted).map(|(id, _)| *id);
         let id = match member {
             None => self.identity.member,
-            Some(wanted) => named(wanted).ok_or_else(|| MembershipError::NoSuchMember(wanted.to_owned()))?,
+            Some(wanted) => {
+                cluster.member_named(wanted).ok_or_else(|| MembershipError::NoSuchMember(wanted.to_owned()))?
+            }
         };
         let request = wire::UpdateRequest { member: id.0, name, address };
         let updated = tokio::time::timeout(UPDATE_TIMEOUT, self.ask_to_update(&cluster.members, request)).await;

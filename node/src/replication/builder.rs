@@ -41,7 +41,7 @@ use crate::raft::leadership::{self, Leadership};
 use crate::raft::lease::LeaseRenewer;
 use crate::raft::log_keeper::{CutBelow, LogKeeper};
 use crate::raft::network::Network;
-use crate::raft::priority::ElectionPriority;
+use crate::raft::priority::{ElectionPriority, PriorityInForce};
 use crate::raft::quorum::QuorumContact;
 use crate::raft::read_index::ReadIndex;
 use crate::raft::receivers::SnapshotReceivers;
@@ -368,7 +368,10 @@ impl RaftSide {
         let me = *me;
         let (leadership_sender, leadership) = watch::channel(Leadership::default());
         let (members_sender, members) = watch::channel(Members::new());
-        let (priority, priority_receiver) = watch::channel(ElectionPriority::default());
+        let (priority, asked) = watch::channel(ElectionPriority::default());
+        let (in_force, priority_in_force) = watch::channel(ElectionPriority::default());
+        let own = options.info();
+        let in_force = PriorityInForce { me, own, members: members.clone(), asked, in_force };
         let quorum = QuorumContact::default();
         let (contact, leader_contact) = (LastContact::default(), LeaderContact::default());
         let read_index = ReadIndex { me, raft: raft.clone(), peers: core.peers.clone() };
@@ -379,7 +382,7 @@ impl RaftSide {
             read_index: read_index.clone(),
             peers: core.peers.clone(),
             leadership: leadership.clone(),
-            priority: priority_receiver.clone(),
+            priority: priority_in_force.clone(),
             quorum: quorum.clone(),
         };
         let renewer = LeaseRenewer {
@@ -396,7 +399,7 @@ impl RaftSide {
             me,
             raft: raft.clone(),
             contact: contact.clone(),
-            priority: priority_receiver.clone(),
+            priority: priority_in_force.clone(),
         };
         let election = Election {
             me,
@@ -404,7 +407,7 @@ impl RaftSide {
             leader_contact: leader_contact.clone(),
             lease: options.timing.election,
             vote: options.timing.vote(),
-            priority: priority_receiver,
+            priority: priority_in_force,
         };
         let follow = leadership::follow(
             raft.clone(),
@@ -421,6 +424,7 @@ impl RaftSide {
         };
         tasks.spawn("leadership", follow);
         tasks.spawn("log", keeper.run());
+        tasks.spawn("election priority", in_force.run());
         tasks.spawn("lease", renewer.run());
         tasks.spawn("election", election.run());
         tasks.spawn("leadership transfer", transfer.clone().run());

@@ -10,6 +10,10 @@ use prost::Message;
 use self::fuzzing::fuzz;
 use super::*;
 
+/// What a decoder may allocate whatever it is given: serde reserves at most 1 MiB for a length that is only claimed, and lists may
+/// be in a list.
+const BASE_BYTES: i64 = (2 << 20) + (1 << 18);
+
 fn id(index: u64) -> LogIdOf<TypeConfig> {
     LogIdOf::<TypeConfig> { leader_id: Leader::new(3, MemberId(2)), index }
 }

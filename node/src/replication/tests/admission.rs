@@ -145,8 +145,11 @@ async fn member_moves_to_another_address_and_gets_another_name() {
         // Nobody reaches it, so it does not know who leads; but it reaches the others.
         let info = nodes[mover].options.info();
         assert_ne!(nodes[mover].run().registered_otherwise(&info), None);
-        until("the others lead", || {
-            (0..3).any(|i| i != mover && nodes[i].role() == Some(RaftRole::Leader) && nodes[i].has_valid_lease())
+        // If it led, the others would have no leases.
+        until("another leads, and both others have leases", || {
+            let leads = |n: usize| nodes[n].role() == Some(RaftRole::Leader);
+            let others = [(mover + 1) % 3, (mover + 2) % 3];
+            !leads(mover) && others.into_iter().any(leads) && others.into_iter().all(|n| nodes[n].has_valid_lease())
         })
         .await;
         let updated = nodes[mover].run().update(None, None, Some(listen.to_string())).await.unwrap();
