@@ -39,6 +39,8 @@ fn session(n: u32) -> Command {
         generation: Generation(1),
         rule: RuleId(rule + 1),
         supersedes: None,
+        #[cfg(feature = "next-level")]
+        tag: 0,
         protocol: HandshakeState::Tcp { client: end(n), server: Some(end(!n)) },
     }))
 }

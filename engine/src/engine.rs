@@ -86,6 +86,13 @@ impl Engine {
         let is_in_force = self.cluster_state().level >= crate::replicated::next_level::NEXT;
         if is_in_force { establish.rule.0 + 1 } else { 0 }
     }
+
+    /// That field of a session.
+    #[must_use]
+    pub fn next_level_tag_of(&self, id: SessionId) -> Option<u32> {
+        let (shard, slot) = self.table.locate(id)?;
+        shard.sessions.get(slot).map(|session| session.replicated().tag())
+    }
 }
 
 impl Engine {

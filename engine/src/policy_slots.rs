@@ -100,7 +100,7 @@ impl PolicyTask {
         matches!(self.source, Source::InForce(_))
     }
 
-    /// Compiles it. With too little `memory` (bytes) nothing large is allocated.
+    /// Compiles it, in the language of the level in force. With too little `memory` (bytes) nothing large is allocated.
     ///
     /// # Errors
     /// [`CompileRefusal`]
@@ -118,7 +118,8 @@ impl PolicyTask {
         if PolicyHash::of(text) != self.hash() {
             return Err(CompileRefusal::Mismatch("hash"));
         }
-        let policy = Policy::parse("policy", text).map_err(|error| CompileRefusal::from(&error))?;
+        let policy =
+            Policy::parse_at(self.cluster.level, "policy", text).map_err(|error| CompileRefusal::from(&error))?;
         if policy.zones() != zones.as_slice() {
             return Err(CompileRefusal::Mismatch("list of zones"));
         }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use palisade_engine::Level;
 use palisade_engine::policy::Policy;
 use palisade_proto::admin::v1;
 
@@ -167,14 +168,15 @@ fn from_json(name: &str, text: &str) -> Result<Policy, Failure> {
 
 fn check(global: &Global, file: &Path, online: bool) -> Result<ExitCode, Failure> {
     let source = read(file)?;
+    let level = Policy::needed_level(&source.text).unwrap_or(Level::HIGHEST);
     if !online {
-        print::policy::checked(global.output, &source.name, &source.policy, None)?;
+        print::policy::checked(global.output, &source.name, &source.policy, level, None)?;
         return Ok(ExitCode::SUCCESS);
     }
     client::with_member(global, async |mut client| {
         let request = v1::PolicyCheckRequest { name: source.name.clone(), text: source.text };
         let answer = client.policy_check(request).await?.into_inner();
-        print::policy::checked(global.output, &source.name, &source.policy, Some(&answer))?;
+        print::policy::checked(global.output, &source.name, &source.policy, level, Some(&answer))?;
         Ok(ExitCode::SUCCESS)
     })
 }

@@ -1,5 +1,6 @@
 //! What `palisade policy` prints.
 
+use palisade_engine::Level;
 use palisade_engine::policy::Policy;
 use palisade_proto::admin::v1;
 use serde::Serialize;
@@ -18,6 +19,8 @@ struct Checked<'a> {
     zones_without_interface: Option<&'a [String]>,
     #[serde(skip_serializing_if = "Option::is_none")]
     zones_not_named: Option<&'a [String]>,
+    /// The lowest one that has what it uses.
+    level: u16,
 }
 
 /// A valid policy; `online`: what the member says of it.
@@ -28,6 +31,7 @@ pub fn checked(
     output: Output,
     name: &str,
     policy: &Policy,
+    level: Level,
     online: Option<&v1::PolicyCheckResponse>,
 ) -> Result<(), Failure> {
     let json = || Checked {
@@ -37,6 +41,7 @@ pub fn checked(
         warnings: warnings(policy),
         zones_without_interface: online.map(|o| o.zones_without_interface.as_slice()),
         zones_not_named: online.map(|o| o.zones_not_named.as_slice()),
+        level: level.0,
     };
     answer(output, json, |out| {
         let zones = match policy.zones() {
@@ -45,6 +50,9 @@ pub fn checked(
         };
         writeln!(out, "{name}: valid ({}; {zones})", many(policy.rules().len() as u64, "rule"))?;
         warnings(policy).iter().try_for_each(|w| writeln!(out, "  warning: {w}"))?;
+        if level > Level::LOWEST {
+            writeln!(out, "  note: it can be applied from level {level} on: see `palisade cluster level show`")?;
+        }
         let Some(online) = online else { return Ok(()) };
         for zone in &online.zones_without_interface {
             writeln!(out, "  note: no interface of any member is in zone {zone}")?;

@@ -360,7 +360,7 @@ impl HandshakePacket<'_, '_> {
         let supersedes = occupant.map(|s| s.id()).or(open.supersedes);
         let establish = Establish { supersedes, ..Establish::from(&open) };
         #[cfg(feature = "next-level")]
-        let establish = Establish { tag: self.next_level_tag(&establish), ..establish };
+        let establish = Establish { tag: self.engine.next_level_tag(&establish), ..establish };
         events.push(Event::Propose(Proposal::Establish(Box::new(establish))));
     }
 }

@@ -57,6 +57,13 @@ impl Policy {
         }
         Err(PolicyError { source_code: NamedSource::new(name, text.to_owned()), problems })
     }
+
+    /// The lowest level whose language has all that a text uses; `None` if it is valid at no level that this program knows.
+    #[must_use]
+    pub fn needed_level(text: &str) -> Option<Level> {
+        let known = (Level::LOWEST.0..=Level::HIGHEST.0).map(Level);
+        known.into_iter().find(|level| Policy::parse_at(*level, "policy", text).is_ok())
+    }
 }
 
 struct Checker<'a> {

@@ -180,6 +180,11 @@ impl Replicated {
         }
     }
 
+    #[cfg(feature = "next-level")]
+    pub(crate) fn tag(&self) -> u32 {
+        self.tag
+    }
+
     pub(super) fn close(&mut self, cause: CloseCause) {
         self.closed = Some(cause);
     }

@@ -71,7 +71,7 @@ impl Service {
         }
         missing_members.sort();
         let record = cluster.policies.iter().find(|policy| policy.generation.0 == own.generation);
-        let policy = record.and_then(|record| Policy::parse("policy", &record.text).ok());
+        let policy = record.and_then(|record| Policy::parse_at(cluster.level, "policy", &record.text).ok());
         let mut hits = |rule: u32, name: &str, text: String| {
             let (hits, last_unix_ms) = total.remove(&rule).unwrap_or_default();
             v1::RuleHits { rule, name: name.to_owned(), text, hits, last_unix_ms }

@@ -2,7 +2,7 @@
 
 use palisade_engine::policy::{Policy, PolicyHash};
 use palisade_engine::replica::{Outcome, PolicyChange};
-use palisade_engine::{ClusterState, Generation, MemberId, PolicyRecord};
+use palisade_engine::{ClusterState, Generation, Level, MemberId, PolicyRecord};
 use palisade_proto::admin::v1;
 use tonic::{Code, Status};
 
@@ -15,10 +15,16 @@ const FIRST: &str = "default drop\n";
 /// Others may apply policies at the same time; more often than so it is no coincidence.
 const TRIES: usize = 3;
 
-fn parse(name: &str, text: &str) -> Result<Policy, Status> {
-    Policy::parse(name, text).map_err(|e| {
-        let help = "`palisade policy check FILE` shows each error with its place";
-        refuse(Code::InvalidArgument, e.render(), help)
+/// Reads a policy in the language of the level in force.
+fn parse(level: Level, name: &str, text: &str) -> Result<Policy, Status> {
+    Policy::parse_at(level, name, text).map_err(|e| {
+        let help = match Policy::needed_level(text) {
+            Some(needed) => format!(
+                "the policy needs level {needed}, and level {level} is in force: once every member knows level {needed}, `palisade cluster level raise {needed}`"
+            ),
+            None => "`palisade policy check FILE` shows each error with its place".to_owned(),
+        };
+        refuse(Code::InvalidArgument, e.render(), &help)
     })
 }
 
@@ -77,13 +83,14 @@ fn not_in_force(cluster: &ClusterState, error: PutError) -> Status {
 
 impl Service {
     pub(super) fn check_policy(&self, r: v1::PolicyCheckRequest) -> Result<v1::PolicyCheckResponse, Status> {
-        let policy = parse(&r.name, &r.text)?;
+        let cluster = self.0.member().map(|member| member.engine.cluster_state());
+        // A new cluster begins at the highest level that its first member's program knows.
+        let policy = parse(cluster.as_ref().map_or(Level::HIGHEST, |cluster| cluster.level), &r.name, &r.text)?;
         let mine = own_zones(&self.0);
         let named = policy.zones();
         let mut not_named: Vec<String> = mine.iter().filter(|z| !named.contains(z)).cloned().collect();
         not_named.sort();
         not_named.dedup();
-        let cluster = self.0.member().map(|member| member.engine.cluster_state());
         let registered = || cluster.iter().flat_map(|cluster| cluster.member_zones.values().flatten());
         // On a machine in no cluster, or without interfaces, there may be nothing to compare with.
         let comparable = !mine.is_empty() || registered().next().is_some();
@@ -101,7 +108,8 @@ impl Service {
         r: v1::PolicyApplyRequest,
         user: &str,
     ) -> Result<v1::PolicyApplyResponse, Status> {
-        let zones = parse(&r.name, &r.text)?.zones().to_vec();
+        let member = self.member()?;
+        let zones = parse(member.engine.cluster_state().level, &r.name, &r.text)?.zones().to_vec();
         let text = r.text;
         let hash = PolicyHash::of(&text);
         let author = match r.author.as_str() {
@@ -109,7 +117,6 @@ impl Service {
             author if author == user => user.to_owned(),
             author => format!("{author} (as {user})"),
         };
-        let member = self.member()?;
         let overridden = ids(&member.engine.cluster_state(), &r.without)?;
         for _ in 0..TRIES {
             require_lease(&member, r.wait_ms).await?;

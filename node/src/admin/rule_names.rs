@@ -15,7 +15,7 @@ impl RuleNames {
         let Some(at) = usize::try_from(rule.0).ok().and_then(|n| n.checked_sub(1)) else { return "default" };
         let names = self.0.entry(generation).or_insert_with(|| {
             let record = cluster.policies.iter().find(|p| p.generation == generation);
-            let policy = record.and_then(|record| Policy::parse("policy", &record.text).ok());
+            let policy = record.and_then(|record| Policy::parse_at(cluster.level, "policy", &record.text).ok());
             policy.iter().flat_map(Policy::rules).map(|rule| rule.name.clone()).collect()
         });
         names.get(at).map_or("", String::as_str)

@@ -108,6 +108,11 @@ impl Service {
         let cluster = member.engine.cluster_state();
         let info = member.engine.session(clock::now(), id).ok_or_else(|| no_session(id))?;
         let rule_text = rule_text(&cluster, &info);
+        #[cfg(feature = "next-level")]
+        let rule_text = rule_text.map(|text| match member.engine.next_level_tag_of(id) {
+            Some(tag) if tag > 0 => format!("{text} # tag {tag}"),
+            _ => text,
+        });
         let mut names = RuleNames::default();
         let session = Session::new(&info, &cluster.zones, names.name(&cluster, info.rule));
         Ok(v1::SessionShowResponse { session: Some(session.into()), rule_text })
@@ -309,7 +314,7 @@ fn established(e: &Establish) -> SessionInfo {
 
 fn rule_text(cluster: &ClusterState, info: &SessionInfo) -> Option<String> {
     let record = cluster.policies.iter().find(|p| p.generation == info.rule.0)?;
-    let policy = Policy::parse("policy", &record.text).ok()?;
+    let policy = Policy::parse_at(cluster.level, "policy", &record.text).ok()?;
     let compiled = policy.compile(&mut |name| {
         let number = cluster.zones.iter().position(|z| z == name).and_then(|n| u16::try_from(n).ok());
         number.map_or(palisade_engine::ZoneId::UNKNOWN, palisade_engine::ZoneId)

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use palisade_engine::policy::Policy;
-use palisade_engine::{Engine, Generation, PolicyRecord, RuleId};
+use palisade_engine::{Engine, Generation, Level, PolicyRecord, RuleId};
 
 /// The rules with `log` of the policies in the history. It has a policy for as long as the history has.
 pub(super) struct LoggedRules {
@@ -42,17 +42,17 @@ impl LoggedRules {
         let cluster = self.engine.cluster_state();
         self.known.retain(|generation, _| cluster.policies.iter().any(|policy| policy.generation == *generation));
         for policy in &cluster.policies {
-            self.known.entry(policy.generation).or_insert_with(|| logged(policy));
+            self.known.entry(policy.generation).or_insert_with(|| logged(cluster.level, policy));
         }
     }
 }
 
-fn logged(record: &PolicyRecord) -> HashMap<RuleId, Arc<str>> {
+fn logged(level: Level, record: &PolicyRecord) -> HashMap<RuleId, Arc<str>> {
     // Most policies of most histories have no such rule, and reading a large one takes a while.
     if !record.text.contains("log") {
         return HashMap::new();
     }
-    let Ok(policy) = Policy::parse("policy", &record.text) else { return HashMap::new() };
+    let Ok(policy) = Policy::parse_at(level, "policy", &record.text) else { return HashMap::new() };
     let default = policy.default_action().log.then(|| (RuleId(0), "default".into()));
     let rules = (1..).map(RuleId).zip(policy.rules()).filter(|(_, rule)| rule.log);
     default.into_iter().chain(rules.map(|(id, rule)| (id, rule.name.as_str().into()))).collect()

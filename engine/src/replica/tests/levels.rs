@@ -115,3 +115,49 @@ fn snapshot_restores_level_and_capabilities() {
     assert_eq!(cluster.level, Level(2));
     assert_eq!(cluster.capabilities, [(MemberId(1), can(1, 2)), (MemberId(2), can(1, 7))].into());
 }
+
+/// A batch of level 2 with one command, as `next_level.rs` of this crate's tests makes them: `Note(5)`.
+const OF_LEVEL_2: &[u8] = &[2, 0, 5, 1, 0, 0, 0, 1, 2, 14, 5];
+
+#[test]
+fn batch_of_a_later_level_is_refused_with_that_level() {
+    let decoded = Batch::decode(OF_LEVEL_2);
+    #[cfg(feature = "next-level")]
+    assert_eq!(decoded, Ok(Batch { unix_ms: 0, ..batch(0, 0, vec![Command::Note(5)]) }));
+    #[cfg(not(feature = "next-level"))]
+    {
+        let error = decoded.unwrap_err();
+        assert!(
+            matches!(error, crate::encoding::DecodeError::Level(unknown) if unknown.level == Level(2)),
+            "{error:?}"
+        );
+        assert_eq!(error.to_string(), "it is of level 2, and this program knows level 1");
+    }
+}
+
+/// The numbers are those of the first program that had levels. Another one, whatever else it knows, must have the same, or the
+/// members of a cluster that is being upgraded differ.
+#[test]
+fn level_1_has_the_same_bytes_and_digests_in_every_program() {
+    let mut b = Fixture::with_members(2);
+    for n in [1, 2] {
+        assert_eq!(b.registers(n, can(1, 2)), Outcome::Accepted);
+    }
+    let mut bytes = crc32fast::Hasher::new();
+    for n in 0..50 {
+        let commands = vec![add(establish(n, n as u16)), close(n / 2), Command::Refresh(vec![id(n)])];
+        let batch = batch(b.next, b.next, commands);
+        b.next += 3;
+        bytes.update(&batch.encode(Level::FIRST).unwrap());
+        b.apply(&batch);
+    }
+    b.one(Command::Expire((0..10).map(id).collect()));
+    b.settings(0, &["table.sessions=1000"]);
+    assert_eq!(b.policy(1, "zone dmz, inside\ndefault drop\n"), Outcome::Policy(Generation(2)));
+    assert_eq!(b.sessions(), 40);
+    let digests = [b.replica.state.sessions_digest(), b.replica.state.register_digest(), b.replica.digest()];
+    assert_eq!(
+        (bytes.finalize(), digests),
+        (2_869_634_878, [11_698_580_176_637_593_151, 5_260_972_479_997_295_839, 17_164_749_888_737_502_543])
+    );
+}
