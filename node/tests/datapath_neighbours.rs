@@ -4,6 +4,7 @@
 
 mod datapath_member;
 
+use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
@@ -162,12 +163,24 @@ fn full_conntrack_table_stops_nothing_that_is_forwarded() {
     let running = start(&lab, two_interfaces(), &Fixed::forward()).unwrap();
     assert!(lab.passes(false, SOON));
     lab.member.exec("ping -c 1 -W 60 10.1.0.2");
-    let entries = lab.member.call(fill_conntrack);
+    let entries = Cell::new(0);
+    // The entries of the datagrams above are over after a while, so there is room again.
+    let fill = || {
+        let from = entries.get();
+        entries.set(lab.member.call(move || fill_conntrack(from)));
+    };
+    fill();
     let own = lab.member.try_exec("ping -c 1 -W 1 10.1.0.2");
-    assert!(own.is_err(), "the table was to be full, with {entries} entries: {own:?}");
+    assert!(own.is_err(), "the table was to be full, with {entries:?} entries: {own:?}");
     for v6 in [false, true] {
-        assert!(lab.passes(v6, SOON), "IPv6 {v6}");
+        let passes = || {
+            fill();
+            // One datagram at a time: there is no room even for one.
+            lab.passes(v6, Duration::from_millis(200))
+        };
+        eventually(if v6 { "an IPv6 datagram passes" } else { "an IPv4 datagram passes" }, passes);
     }
+    fill();
     assert!(lab.member.try_exec("ping -c 1 -W 1 10.1.0.2").is_err(), "the table was to stay full");
     drop(running);
 }
@@ -186,8 +199,8 @@ fn nested(kind: u16, parts: &[Vec<u8>]) -> Vec<u8> {
 }
 
 /// Fills the connection table of this namespace with established connections, which the kernel does not evict (conntrack's
-/// netlink: `IPCTNL_MSG_CT_NEW`). How many there was room for.
-fn fill_conntrack() -> u32 {
+/// netlink: `IPCTNL_MSG_CT_NEW`), from this number on. Returns the next number.
+fn fill_conntrack(from: u32) -> u32 {
     const NEW: u16 = 1 << 8;
     const ASSURED_AND_CONFIRMED: u32 = 1 << 1 | 1 << 2 | 1 << 3;
     // Of which the last is acknowledged.
@@ -218,14 +231,14 @@ fn fill_conntrack() -> u32 {
         out.extend(body);
         out
     };
-    for first in (0..u32::MAX - BATCH).step_by(BATCH as usize) {
+    for first in (from..u32::MAX - BATCH).step_by(BATCH as usize) {
         let batch: Vec<u8> = (first..first + BATCH).flat_map(message).collect();
         socket.send(&batch, 0).unwrap();
         let (answer, _) = socket.recv_from_full().unwrap();
         let error = i32::from_ne_bytes(answer[16..20].try_into().unwrap());
         if error != 0 {
             assert_eq!(error, -libc::ENOMEM, "{}", std::io::Error::from_raw_os_error(-error));
-            return first;
+            return first + BATCH;
         }
     }
     panic!("the table has no end");

@@ -58,6 +58,46 @@ async fn pages_answer() {
     assert!(get(to, "/etc/passwd").await.starts_with("HTTP/1.1 404"));
 }
 
+/// Counts how often metrics are made.
+#[derive(Default)]
+struct Counting(std::sync::atomic::AtomicU64);
+
+impl HttpState for Counting {
+    fn metrics(&self) -> MetricFamilies {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        MetricFamilies::default()
+    }
+
+    fn stuck(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn readiness(&self) -> Readiness {
+        Readiness { grade: Grade::Full, reasons: Vec::new() }
+    }
+}
+
+#[tokio::test]
+async fn scrapers_share_one_sheet_a_second() {
+    let state = Arc::<Counting>::default();
+    let made = || state.0.load(std::sync::atomic::Ordering::SeqCst);
+    let pages = Arc::new(Pages { state: state.clone(), places: Default::default(), sheets: Default::default() });
+    for open in [false, true] {
+        let (first, since) = (made(), clock::now());
+        for _ in 0..300 {
+            assert!(pages.clone().sheet(open, Caller { own: false }).await.is_some());
+        }
+        let (sheets, took) = (made() - first, clock::now().since(since));
+        // The first, and one more for each second that is over.
+        assert!((1..=1 + took.as_secs()).contains(&sheets), "{sheets} sheets in {took:?}");
+    }
+    let before = made();
+    for n in 1..=3 {
+        assert!(pages.clone().sheet(false, Caller { own: true }).await.is_some());
+        assert_eq!(made(), before + n, "a program of this machine gets new ones");
+    }
+}
+
 #[tokio::test]
 async fn readiness_is_told_by_grade_and_with_its_reasons() {
     for (grade, new, established) in

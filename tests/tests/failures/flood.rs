@@ -8,7 +8,7 @@ use palisade_lab::clock;
 use palisade_lab::drops::Drops;
 use palisade_lab::frames::{self, Wire};
 use palisade_lab::guard::require_lab;
-use palisade_lab::packets::{IPV4, ethernet, syn, udp_packet};
+use palisade_lab::packets::{IPV4, ethernet, syn};
 use palisade_lab::{Lab, Side};
 use palisade_tests::load::Load;
 use palisade_tests::members;
@@ -122,97 +122,4 @@ async fn memory(lab: &Lab) -> Result<f64> {
         most = most.max(member.metric("palisade_process_resident_memory_bytes", &[]).await?);
     }
     Ok(most)
-}
-
-/// How long the links are flooded with more than the members take in.
-const BEYOND: Duration = Duration::from_secs(10);
-
-/// Each member gets more packets than it can judge, if the senders get as far: twice as many. Heartbeats, votes and lease renewals are in time
-/// nevertheless.
-#[tokio::test(flavor = "multi_thread")]
-async fn flood_beyond_the_capacity_changes_no_leader() {
-    let Some(_turn) = require_lab(&[]) else { return };
-    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    if processors < 4 && std::env::var_os("PALISADE_LAB_SMALL").is_none() {
-        eprintln!(
-            "SKIPPED: flood_beyond_the_capacity_changes_no_leader: three members and three senders need four processors, and \
-             here are {processors} (PALISADE_LAB_SMALL=1 tries it all the same)"
-        );
-        return;
-    }
-    let mut lab = Lab::with_cluster(members(3, BINARY), POLICY).await.unwrap();
-    let result = beyond(&mut lab).await;
-    lab.or_keep(result).unwrap();
-}
-
-async fn beyond(lab: &mut Lab) -> Result<()> {
-    lab.wait_leader().await?;
-    let before = states(lab).await?;
-    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let mut senders = Vec::new();
-    for number in 1..=3 {
-        let wire = Wire::open(lab.client(), &format!("fw{number}")).await?;
-        let to = frames::mac(lab.member(number).netns(), Side::Client.interface()).await?;
-        let stop = stop.clone();
-        senders.push(std::thread::spawn(move || overflow(wire, to, &stop)));
-    }
-    tokio::time::sleep(BEYOND).await;
-    stop.store(true, std::sync::atomic::Ordering::Relaxed);
-    for sender in senders {
-        tokio::task::spawn_blocking(move || sender.join()).await?.map_err(|_| anyhow::anyhow!("a sender died"))?;
-    }
-    let after = states(lab).await?;
-    let mut enough = true;
-    for (number, (before, after)) in before.iter().zip(&after).enumerate() {
-        let (judged, lost) = (after.judged - before.judged, after.lost - before.lost);
-        let factor = (judged + lost) / judged.max(1.0);
-        eprintln!("fw{}: {judged} frames were judged, {lost} found no room: {factor:.1} of its capacity", number + 1);
-        enough &= lost > 0.0;
-    }
-    let changes = |states: &[State]| states.iter().map(|state| state.leader_changes).collect::<Vec<_>>();
-    eprintln!("leader changes: {:?} before, {:?} after", changes(&before), changes(&after));
-    if !enough {
-        eprintln!(
-            "SKIPPED: flood_beyond_the_capacity_changes_no_leader: the senders do not reach twice the capacity here"
-        );
-        return Ok(());
-    }
-    ensure!(changes(&before) == changes(&after), "the flood changed the leader");
-    Ok(())
-}
-
-/// What a member has counted.
-struct State {
-    judged: f64,
-    lost: f64,
-    leader_changes: f64,
-}
-
-async fn states(lab: &Lab) -> Result<Vec<State>> {
-    let mut states = Vec::new();
-    for member in lab.members() {
-        states.push(State {
-            judged: member.metric("palisade_captured_frames_total", &[]).await?,
-            lost: member.metric("palisade_capture_dropped_total", &[]).await?,
-            leader_changes: member.metric("palisade_raft_leader_changes_total", &[]).await?,
-        });
-    }
-    Ok(states)
-}
-
-/// Sends datagrams that no rule allows, as fast as the link takes them.
-fn overflow(mut wire: Wire, to: pnet::datalink::MacAddr, stop: &std::sync::atomic::AtomicBool) {
-    let server = SocketAddrV4::new([10, 20, 0, 1].into(), 9);
-    let frames: Vec<Vec<u8>> = (0..=u8::MAX)
-        .map(|n| {
-            let from = SocketAddrV4::new([10, 10, 0, 2 + n % 250].into(), 1024 + u16::from(n));
-            ethernet(to, wire.mac(), IPV4, &udp_packet(from, server, &[0; 18]))
-        })
-        .collect();
-    while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-        for frame in &frames {
-            // A link that is full for a moment loses it, as it should.
-            let _ = wire.send(frame);
-        }
-    }
 }

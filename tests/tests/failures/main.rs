@@ -6,6 +6,7 @@
 
 mod flood;
 mod kills;
+mod overflow;
 mod partition;
 mod stalls;
 mod transfers;
