@@ -2,9 +2,10 @@
 //!
 //! What is replicated is the business of [`crate::replicated`]; here is what follows from it on this member.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use crate::engine::Engine;
 use crate::event::{Event, Proposal};
@@ -17,11 +18,14 @@ pub use crate::replicated::{
     InvalidReason, Join, LevelRaise, MemberChange, Outcome, PolicyChange, RestoreError, SettingKey, Settings,
     SettingsChange, SettingsRecord, SettingsRefusal, SettingsRevision, Withdraw,
 };
-use crate::replicated::{Effects, LocalContext, Replicated, SessionStore, SnapshotContent, StateMachine, read};
-use crate::table::SHARDS;
-use crate::table::copy_on_write::CopyOnWriteShards;
+use crate::replicated::{Effects, LocalContext, SnapshotContent, StateMachine};
+use crate::table::copy_on_write::CopyOnWrite;
 use crate::time::Time;
 use crate::types::Wake;
+
+mod restore;
+
+pub use restore::{RestoredState, Restorer};
 
 /// The replicated state of one member: policy, members, outcomes, and the replicated parts of the sessions in its engine's
 /// table.
@@ -36,22 +40,41 @@ pub struct Replica {
 pub struct SnapshotJob {
     engine: Arc<Engine>,
     content: SnapshotContent,
-    sessions: Arc<CopyOnWriteShards>,
+    sessions: Arc<CopyOnWrite>,
 }
 
 impl Drop for SnapshotJob {
     fn drop(&mut self) {
-        self.sessions.end();
+        self.engine.table.drop_copy(&self.sessions);
     }
 }
 
 impl SnapshotJob {
-    /// Writes the snapshot, shard by shard, on another thread than the one that applies.
+    /// Writes the snapshot, a few sessions at a time, on another thread than the one that applies.
     ///
     /// # Errors
     /// The writer's, or [`io::ErrorKind::Interrupted`] if another snapshot was started.
     pub fn write(self, to: &mut dyn Write) -> io::Result<()> {
-        self.content.write(to, &mut |number| self.engine.table.copied_shard(&self.sessions, number))
+        self.write_timed(to, &mut || Time::ZERO).map(|_| ())
+    }
+
+    /// As [`SnapshotJob::write`]. Returns the longest time for which a shard of the table was locked, by the clock `now`.
+    ///
+    /// # Errors
+    /// As those of [`SnapshotJob::write`].
+    pub fn write_timed(self, to: &mut dyn Write, now: &mut dyn FnMut() -> Time) -> io::Result<Duration> {
+        let (mut number, mut longest) = (0_u8, Duration::ZERO);
+        self.content.write(to, &mut |sessions| {
+            let (more, locked) = self.engine.table.copy_piece(&self.sessions, number, sessions, now)?;
+            longest = longest.max(locked);
+            if more {
+                return Ok(true);
+            }
+            let next = number.checked_add(1);
+            number = next.unwrap_or_default();
+            Ok(next.is_some())
+        })?;
+        Ok(longest)
     }
 }
 
@@ -102,31 +125,6 @@ impl Replica {
         }
     }
 
-    /// Replaces the state by a snapshot's.
-    ///
-    /// # Errors
-    /// [`RestoreError`]; the state is then as before.
-    pub fn restore(&mut self, now: Time, snapshot: &mut dyn Read, wake: &mut dyn Wake) -> Result<(), RestoreError> {
-        let mut restored = read(snapshot, self.engine.config.affordable_sessions)?;
-        // Nothing can fail from here on.
-        let table = &self.engine.table;
-        self.engine.install_policy(restored.cluster_state().clone(), restored.generation());
-        self.engine.forget_old_candidate();
-        let timeouts = self.engine.timeouts();
-        let mut shards: Vec<Vec<Replicated>> = (0..SHARDS).map(|_| Vec::new()).collect();
-        for session in std::mem::take(&mut restored.sessions) {
-            shards[usize::from(table.shard_number(session.original()))].push(session);
-        }
-        for (number, sessions) in (0..=u8::MAX).zip(shards) {
-            let mut effects = Effects::default();
-            table.replace_shard(LocalContext { now, timeouts: &timeouts }, number, sessions, &mut effects);
-            self.engine.carry_out(effects, wake);
-        }
-        let effects = self.state.install(restored);
-        self.engine.carry_out(effects, wake);
-        Ok(())
-    }
-
     /// An order-independent hash of the whole replicated state, equal on all members at equal index.
     #[must_use]
     pub fn digest(&self) -> u64 {
@@ -150,7 +148,7 @@ impl Replica {
 
 impl Engine {
     /// Carries out what a command leads to on this member.
-    fn carry_out(&self, effects: Effects, wake: &mut dyn Wake) {
+    pub(crate) fn carry_out(&self, effects: Effects, wake: &mut dyn Wake) {
         let Effects { wakes, closes, enacted, cluster_state, resume_epoch } = effects;
         // First: rules are about the numbers of zones, and who reads a resume epoch must see that its member has come.
         if let Some(cluster) = cluster_state {

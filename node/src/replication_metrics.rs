@@ -108,6 +108,10 @@ pub struct ReplicationMetrics {
     pub lease_renewals: LeaseRenewals = "palisade_lease_renewals_total",
     /// Snapshots exchanged with other members completely, by direction.
     pub snapshots: Directions = "palisade_snapshots_total",
+    /// Snapshots that another member began to take, and did not take completely.
+    pub snapshot_sends_failed: Counter = "palisade_snapshot_sends_failed_total",
+    /// On the leader, members that did not take the last snapshot sent to them: the next attempt waits.
+    pub snapshot_receivers_failing: Gauge = "palisade_snapshot_receivers_failing",
     /// Requests refused because they were for another member or cluster.
     pub wrong_destination_requests: Counter = "palisade_wrong_destination_requests_total",
     /// Packets to the member port that the kernel dropped: from an interface that is not in `cluster.interfaces`, or for lack

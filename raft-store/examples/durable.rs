@@ -16,7 +16,9 @@ use openraft::vote::RaftLeaderIdExt;
 use openraft::{EntryPayload, impls::leader_id_adv::LeaderId};
 use palisade_engine::replica::{Applied, Batch, Command, PolicyChange, RestoreError};
 use palisade_engine::{Generation, HoldKey, MemberId, Time, Wake};
-use palisade_raft_store::{Entry, Job, LogId, LogStore, Options, ReplicatedState, Setup, Store, TypeConfig};
+use palisade_raft_store::{
+    Clock, Entry, Job, LogId, LogStore, Options, ReplicatedState, Setup, SnapshotReader, Store, TypeConfig,
+};
 use tokio::time::Instant;
 
 const TIME: Duration = Duration::from_secs(5);
@@ -28,6 +30,7 @@ struct Nothing;
 
 impl ReplicatedState for Nothing {
     type Job = Nothing;
+    type Restorer = Nothing;
 
     fn apply(&mut self, _: Time, _: &Batch, _: &mut dyn Wake) -> Vec<Applied> {
         Vec::new()
@@ -41,14 +44,26 @@ impl ReplicatedState for Nothing {
         0
     }
 
-    fn restore(&mut self, _: Time, _: &mut dyn std::io::Read, _: &mut dyn Wake) -> Result<(), RestoreError> {
+    fn restorer(&self) -> Nothing {
+        Nothing
+    }
+
+    fn install(&mut self, _: Time, (): &mut (), _: &mut dyn Wake) -> bool {
+        false
+    }
+}
+
+impl SnapshotReader for Nothing {
+    type Restored = ();
+
+    fn read(&self, _: Time, _: &mut dyn std::io::Read) -> Result<(), RestoreError> {
         Ok(())
     }
 }
 
 impl Job for Nothing {
-    fn write(self, _: &mut dyn std::io::Write) -> std::io::Result<()> {
-        Ok(())
+    fn write(self, _: &mut dyn std::io::Write, _: &Clock) -> std::io::Result<Duration> {
+        Ok(Duration::ZERO)
     }
 }
 

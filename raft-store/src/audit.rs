@@ -11,7 +11,7 @@ use std::{fmt, io};
 use tokio::sync::OwnedMutexGuard;
 
 use crate::core::{Begun, Core, Job, ReplicatedState};
-use crate::snapshot::SnapshotFile;
+use crate::snapshot::{Pace, SnapshotFile};
 use crate::types::LogId;
 
 /// Compares and repairs a state machine's state while openraft has it.
@@ -64,7 +64,8 @@ impl<M: ReplicatedState> Auditor<M> {
             // Until it is done, not until somebody has waited for it.
             let _guard = guard;
             let Begun { level, meta, job } = core.inner.lock().begin();
-            core.snapshots.write(level, &meta, |to| job.write(to))
+            let metrics = core.snapshots.metrics();
+            core.snapshots.write(level, &meta, Pace::Bounded, |to| metrics.shard_locked(job.write(to, &core.clock)?))
         })
         .await
         .map_err(io::Error::other)?

@@ -6,13 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::EntryPayload;
-use palisade_engine::replica::{Applied, Batch, Replica, RestoreError, SnapshotJob};
+use palisade_engine::replica::{Applied, Batch, Replica, RestoreError, RestoredState, Restorer, SnapshotJob};
 use palisade_engine::{Level, Time, Wake};
 use parking_lot::Mutex;
 
 use crate::batch::LevelInForce;
 use crate::clock::Clock;
 use crate::digests::Digests;
+use crate::log_meter::LogMeter;
+use crate::planner::LastBegun;
 use crate::snapshot::{SnapshotFile, Snapshots};
 use crate::types::{Entry, LogId, SnapshotMeta, StoredMembership};
 use crate::unreadable::{Thing, Unknown, Unreadable};
@@ -24,6 +26,8 @@ const READY_POLL_INTERVAL: Duration = Duration::from_millis(5);
 pub trait ReplicatedState: Send + 'static {
     /// A snapshot in the making.
     type Job: Job;
+    /// What reads snapshots for it.
+    type Restorer: SnapshotReader;
 
     /// Applies a batch; one answer a command. Deterministic: `now` is for local timers only.
     fn apply(&mut self, now: Time, batch: &Batch, wake: &mut dyn Wake) -> Vec<Applied>;
@@ -47,24 +51,41 @@ pub trait ReplicatedState: Send + 'static {
         Level::FIRST
     }
 
-    /// Replaces the state by a snapshot's.
+    /// What reads snapshots, while this goes on as it is.
+    fn restorer(&self) -> Self::Restorer;
+
+    /// Puts the next part of a snapshot's state in the place of this one: some milliseconds. Returns whether there is more.
+    /// Nothing is applied in between, and nothing can fail.
+    fn install(&mut self, now: Time, restored: &mut Restored<Self>, wake: &mut dyn Wake) -> bool;
+}
+
+/// What a state's [`ReplicatedState::Restorer`] reads.
+pub type Restored<M> = <<M as ReplicatedState>::Restorer as SnapshotReader>::Restored;
+
+/// Reads snapshots beside the state.
+pub trait SnapshotReader: Send + 'static {
+    /// The state of a snapshot.
+    type Restored: Send + 'static;
+
+    /// Reads a snapshot. It may take long.
     ///
     /// # Errors
-    /// [`RestoreError`]; the state is then as before.
-    fn restore(&mut self, now: Time, snapshot: &mut dyn Read, wake: &mut dyn Wake) -> Result<(), RestoreError>;
+    /// [`RestoreError`].
+    fn read(&self, now: Time, snapshot: &mut dyn Read) -> Result<Self::Restored, RestoreError>;
 }
 
 /// A snapshot in the making: exact at the moment it was begun, though `apply` goes on.
 pub trait Job: Send + 'static {
-    /// Writes it.
+    /// Writes it. Returns for how long it kept packets from their sessions at a time, at most.
     ///
     /// # Errors
     /// The writer's.
-    fn write(self, to: &mut dyn Write) -> io::Result<()>;
+    fn write(self, to: &mut dyn Write, clock: &Clock) -> io::Result<Duration>;
 }
 
 impl ReplicatedState for Replica {
     type Job = SnapshotJob;
+    type Restorer = Restorer;
 
     fn apply(&mut self, now: Time, batch: &Batch, wake: &mut dyn Wake) -> Vec<Applied> {
         Replica::apply(self, now, batch, wake)
@@ -86,14 +107,26 @@ impl ReplicatedState for Replica {
         Replica::level(self)
     }
 
-    fn restore(&mut self, now: Time, snapshot: &mut dyn Read, wake: &mut dyn Wake) -> Result<(), RestoreError> {
-        Replica::restore(self, now, snapshot, wake)
+    fn restorer(&self) -> Restorer {
+        Replica::restorer(self)
+    }
+
+    fn install(&mut self, now: Time, restored: &mut RestoredState, wake: &mut dyn Wake) -> bool {
+        Replica::install(self, now, restored, wake)
+    }
+}
+
+impl SnapshotReader for Restorer {
+    type Restored = RestoredState;
+
+    fn read(&self, now: Time, snapshot: &mut dyn Read) -> Result<RestoredState, RestoreError> {
+        Restorer::read(self, now, snapshot)
     }
 }
 
 impl Job for SnapshotJob {
-    fn write(self, to: &mut dyn Write) -> io::Result<()> {
-        SnapshotJob::write(self, to)
+    fn write(self, to: &mut dyn Write, clock: &Clock) -> io::Result<Duration> {
+        SnapshotJob::write_timed(self, to, &mut || clock())
     }
 }
 
@@ -156,17 +189,27 @@ pub(crate) struct Inner<M> {
     pub(crate) membership: StoredMembership,
     pub(crate) digests: Digests,
     pub(crate) level: LevelInForce,
+    /// The entries that were applied, in bytes.
+    pub(crate) log: LogMeter,
+    /// The last snapshot.
+    pub(crate) last_begun: LastBegun,
 }
 
 impl<M: ReplicatedState> Inner<M> {
-    pub(crate) fn restore(&mut self, now: Time, snapshot: &SnapshotFile) -> Result<(), RestoreError> {
-        self.state.restore(now, &mut snapshot.body(), &mut *self.wake)?;
+    /// Installs the next part of a snapshot that was read. Returns whether there is more; with the last part the position is
+    /// the snapshot's.
+    pub(crate) fn install(&mut self, now: Time, snapshot: &SnapshotFile, restored: &mut Restored<M>) -> bool {
+        if self.state.install(now, restored, &mut *self.wake) {
+            return true;
+        }
         self.applied = snapshot.meta().last_log_id;
         self.membership = snapshot.meta().last_membership.clone();
         // What it was before says nothing about what it is now.
         self.digests = Digests::default();
         self.digested();
-        Ok(())
+        self.log = LogMeter::starting_after(self.applied.map_or(0, |id| id.index));
+        self.last_begun = LastBegun { bytes: 0, at: now };
+        false
     }
 
     /// The state has changed.
@@ -195,6 +238,7 @@ impl<M: ReplicatedState> Inner<M> {
             }
         };
         self.applied = Some(id);
+        self.log.add(entry);
         self.digested();
         answers
     }
@@ -270,12 +314,17 @@ impl<M: ReplicatedState> Core<M> {
         let _guard = self.snapshot_lock.lock().await;
         let (core, last) = (Arc::clone(self), snapshot.meta().last_log_id);
         let replaced = tokio::task::spawn_blocking(move || {
-            let restored = core.inner.lock().restore((core.clock)(), &snapshot);
-            restored.map_err(|error| match (snapshot.unreadable(&error), error) {
+            let now = (core.clock)();
+            // Beside the state, which others go on to look at meanwhile.
+            let reader = core.inner.lock().state.restorer();
+            let restored = reader.read(now, &mut snapshot.body());
+            let mut restored = restored.map_err(|error| match (snapshot.unreadable(&error), error) {
                 (Some(unreadable), _) => unreadable.into(),
                 (None, RestoreError::Io(error)) => error,
                 (None, error) => io::Error::new(io::ErrorKind::InvalidData, error),
             })?;
+            // Nothing can fail from here on. The lock is given back after each part.
+            while core.inner.lock().install(now, &snapshot, &mut restored) {}
             core.snapshots.adopt(snapshot)
         })
         .await

@@ -21,6 +21,8 @@ use crate::encoding::Encoded;
 use crate::error::{WriteFailed, sled_io};
 use crate::metrics::{Flush, StoreMetrics};
 use crate::record::{key, parse_key, seal_entry, seal_meta};
+use crate::snapshot::pace::SlowDisk;
+use crate::store::Options;
 use crate::tail::Tail;
 use crate::types::{Entry, LogId, TypeConfig, Vote};
 
@@ -29,6 +31,8 @@ use crate::types::{Entry, LogId, TypeConfig, Vote};
 /// already durable group.
 const GROUP_OPERATIONS: u64 = 256;
 const GROUP_BYTES: u64 = 256 * 1024;
+/// What a flush writes besides the records, about.
+const FLUSH_BYTES: u64 = 4096;
 /// Removed keys after each group, at least; and without a flush.
 const PURGE_SLICE: usize = 64;
 const PURGE_UNFLUSHED: usize = 256;
@@ -74,7 +78,7 @@ impl Flusher {
         barrier: Box<dyn Barrier>,
         watermark: DurableWatermark,
         metrics: StoreMetrics,
-        clock: Clock,
+        options: Options,
         level: LevelInForce,
     ) -> io::Result<Flusher> {
         let (operations, queue) = mpsc::channel(1024);
@@ -85,7 +89,8 @@ impl Flusher {
             barrier,
             watermark,
             metrics,
-            clock,
+            clock: options.clock,
+            disk: options.disk,
             level,
             queue,
             purge,
@@ -125,6 +130,7 @@ struct Worker {
     watermark: DurableWatermark,
     metrics: StoreMetrics,
     clock: Clock,
+    disk: SlowDisk,
     level: LevelInForce,
     queue: mpsc::Receiver<Operation>,
     /// Entries up to this index are still to be removed.
@@ -296,6 +302,7 @@ impl Worker {
 
     fn sync(&mut self, group: &mut Group) -> io::Result<()> {
         let begin = (self.clock)();
+        self.disk.transfer(FLUSH_BYTES + group.bytes);
         durable(&self.trees, &mut *self.barrier, &mut self.watermark)?;
         let took = (self.clock)().since(begin);
         self.unflushed = 0;

@@ -17,7 +17,7 @@ use crate::encoding::Encoded;
 use crate::encoding::tests::{batch, membership, position};
 use crate::error::StoreOwner;
 use crate::record::{Entries, MAX_PART_BYTES, open, seal_entry};
-use crate::snapshot::SnapshotFile;
+use crate::snapshot::{Pace, SnapshotFile};
 use crate::types::{Entry, LogId, SnapshotMeta, StoredMembership, Vote};
 use crate::unreadable::Thing;
 
@@ -99,7 +99,7 @@ fn decoder_of_records_survives_mutations() {
 fn decoder_of_snapshot_files_survives_mutations() {
     let file = |meta: &SnapshotMeta, body: &[u8]| {
         let snapshots = crate::snapshot::Snapshots::memory(Arc::new(|| palisade_engine::Time(1)));
-        let file = snapshots.write(Level::FIRST, meta, |to| to.write_all(body)).unwrap();
+        let file = snapshots.write(Level::FIRST, meta, Pace::Full, |to| to.write_all(body)).unwrap();
         file.chunk(0, usize::MAX).unwrap()
     };
     let [one, none] = metas();

@@ -4,7 +4,7 @@
 //! with a snapshot. The old store is only read.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 
 use openraft::Membership;
@@ -17,6 +17,7 @@ use crate::db::{COMMITTED, PURGED, VOTE, durable, put};
 use crate::encoding::Encoded;
 use crate::error::{StoreError, StoreOwner};
 use crate::record::{Entries, key};
+use crate::snapshot::Pace;
 use crate::state_machine::StateMachine;
 use crate::store::{Options, Store};
 use crate::types::{Entry, LogId, SnapshotMeta, StoredMembership, Vote};
@@ -92,7 +93,9 @@ impl<M: ReplicatedState> SurvivingState<M> {
         let mut store = Store::open(dir, options)?;
         let job = self.state(M::begin_snapshot);
         let level = self.state(|state| state.level());
-        let built = store.snapshots.build(level, &meta, |to| crate::core::Job::write(job, to));
+        let clock = store.options.clock.clone();
+        let write = |to: &mut dyn Write| crate::core::Job::write(job, to, &clock).map(|_| ());
+        let built = store.snapshots.build(level, &meta, Pace::Full, write);
         built.map_err(StoreError::io("write a snapshot into", dir))?;
         put(dir, &store.trees, VOTE, &Vote::new(term, me))?;
         put(dir, &store.trees, COMMITTED, &Some(at))?;

@@ -12,7 +12,7 @@
 //! not there. What travels between members is the file as it is, so a receiver checks what the builder wrote.
 //!
 //! The last two are kept, in case the newest turns out to be damaged; the older one helps for as long as the log still
-//! reaches back to it (openraft's `max_in_snapshot_log_to_keep`).
+//! reaches back to it ([`LogLimits::keep`](crate::LogLimits::keep)). They are written beside the log: see [`pace`].
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
@@ -20,7 +20,6 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use palisade_engine::replica::RestoreError;
 use palisade_engine::{Level, Time};
@@ -30,9 +29,17 @@ use crate::clock::Clock;
 use crate::encoding::Encoded;
 use crate::error::StoreError;
 use crate::fs::sync;
+use crate::metrics::StoreMetrics;
 use crate::record::damaged;
 use crate::types::SnapshotMeta;
 use crate::unreadable::{Thing, Unknown, Unreadable};
+
+mod lent;
+pub(crate) mod pace;
+
+use lent::{AllLent, Kept, Lent};
+pub use lent::{LentLimits, SnapshotPin};
+use pace::{PacedFile, SlowDisk, TRANSFER_RATE, WRITE_RATE, Writing};
 
 const MAGIC: &[u8; 8] = b"PALISNAP";
 const VERSION: u16 = 2;
@@ -42,8 +49,6 @@ const TRAILER: u64 = 12;
 const META_MAX: u32 = 16 << 20;
 /// Snapshots to keep.
 const KEEP: usize = 2;
-/// A snapshot that is lent out for longer than this is being sent to somebody who does not take it.
-const PIN_LIMIT: Duration = Duration::from_secs(600);
 const SUFFIX: &str = "snap";
 
 /// Where the bytes of a snapshot are.
@@ -115,11 +120,6 @@ impl Drop for Temporary {
     }
 }
 
-/// Pins the newest snapshot: while a pin exists, no newer one is built, because the receiver of the snapshot needs the
-/// log that follows it.
-#[derive(Clone, Debug)]
-pub struct SnapshotPin(#[expect(dead_code, reason = "counted")] Arc<()>);
-
 /// A snapshot, readable: openraft's `SnapshotData`. Its bytes stay readable also after its file was replaced.
 #[derive(Debug)]
 pub struct SnapshotFile {
@@ -131,8 +131,8 @@ pub struct SnapshotFile {
     /// The folder whose snapshot it is under its final name.
     home: Option<PathBuf>,
     temporary: Option<Temporary>,
-    /// Counts those who have it; see [`Snapshots::is_pinned`].
-    pin: Arc<()>,
+    /// Counts those who have it; see [`SnapshotPin`].
+    lent: Option<Arc<Lent>>,
 }
 
 impl SnapshotFile {
@@ -183,10 +183,15 @@ impl SnapshotFile {
         Some(Unreadable { thing, unknown })
     }
 
-    /// What keeps it lent out: see [`SnapshotPin`].
+    /// What keeps it lent, if it is.
     #[must_use]
-    pub fn pin(&self) -> SnapshotPin {
-        SnapshotPin(Arc::clone(&self.pin))
+    pub fn pin(&self) -> Option<SnapshotPin> {
+        self.lent.as_ref().map(|lent| SnapshotPin(Arc::clone(lent)))
+    }
+
+    /// The last entry that it covers; 0 if it covers none.
+    fn index(&self) -> u64 {
+        self.meta.last_log_id.as_ref().map_or(0, |id| id.index)
     }
 
     /// What the machine wrote.
@@ -229,7 +234,7 @@ impl SnapshotFile {
             body: (begin, end),
             home,
             temporary: None,
-            pin: Arc::new(()),
+            lent: None,
         })
     }
 
@@ -339,25 +344,39 @@ pub struct Snapshots(Arc<Shared>);
 struct Shared {
     /// Where the files are; none: they are in memory.
     folder: Option<PathBuf>,
-    clock: Clock,
+    writing: Writing,
     temporaries: AtomicU64,
     current: Mutex<Option<Current>>,
+    lent: AllLent,
+    metrics: StoreMetrics,
 }
 
 struct Current {
     bytes: Bytes,
-    pin: Arc<()>,
-    pinned_at: Time,
+    newest: Newest,
 }
 
 impl Current {
     fn of(snapshot: &SnapshotFile) -> Current {
-        Current { bytes: snapshot.bytes.clone(), pin: Arc::new(()), pinned_at: Time::ZERO }
+        let newest = Newest { index: snapshot.index(), bytes: snapshot.len };
+        Current { bytes: snapshot.bytes.clone(), newest }
     }
+}
 
-    fn is_pinned(&self, now: Time) -> bool {
-        Arc::strong_count(&self.pin) > 1 && now.since(self.pinned_at) < PIN_LIMIT
-    }
+/// The newest snapshot's last entry and length.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Newest {
+    pub(crate) index: u64,
+    pub(crate) bytes: u64,
+}
+
+/// How fast a snapshot is written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Pace {
+    /// Beside the log, whose flushes do not wait for it.
+    Bounded,
+    /// Nothing else is to be written.
+    Full,
 }
 
 impl std::fmt::Debug for Snapshots {
@@ -370,15 +389,22 @@ impl Snapshots {
     /// Snapshots that are kept in memory only, for tests and simulation.
     #[must_use]
     pub fn memory(clock: Clock) -> Snapshots {
-        Snapshots::new(None, clock)
+        Snapshots::new(None, clock, SlowDisk::default())
     }
 
-    fn new(folder: Option<PathBuf>, clock: Clock) -> Snapshots {
-        Snapshots(Arc::new(Shared { folder, clock, temporaries: AtomicU64::new(0), current: Mutex::new(None) }))
+    fn new(folder: Option<PathBuf>, clock: Clock, disk: SlowDisk) -> Snapshots {
+        Snapshots(Arc::new(Shared {
+            folder,
+            writing: Writing { clock, disk, closed: Arc::default() },
+            temporaries: AtomicU64::new(0),
+            current: Mutex::new(None),
+            lent: AllLent::default(),
+            metrics: StoreMetrics::default(),
+        }))
     }
 
     /// The snapshots of this folder, which is made if need be; what was left half-written in it is removed.
-    pub(crate) fn folder(folder: &Path, clock: Clock) -> Result<Snapshots, StoreError> {
+    pub(crate) fn folder(folder: &Path, clock: Clock, disk: SlowDisk) -> Result<Snapshots, StoreError> {
         let clean = || {
             fs::create_dir_all(folder)?;
             for file in fs::read_dir(folder)? {
@@ -390,7 +416,7 @@ impl Snapshots {
             Ok(())
         };
         clean().map_err(StoreError::io("open the snapshots in", folder))?;
-        Ok(Snapshots::new(Some(folder.to_owned()), clock))
+        Ok(Snapshots::new(Some(folder.to_owned()), clock, disk))
     }
 
     /// The good snapshots, newest first, each checked when its turn comes; damaged ones are left out, with a warning. One that
@@ -425,24 +451,36 @@ impl Snapshots {
         *self.0.current.lock() = Some(Current::of(snapshot));
     }
 
-    /// The newest snapshot.
+    /// The newest snapshot, lent: the log that follows it is kept for whoever gets it.
     ///
     /// # Errors
     /// The disk's.
     pub fn current(&self) -> io::Result<Option<SnapshotFile>> {
-        let mut current = self.0.current.lock();
-        let Some(current) = current.as_mut() else { return Ok(None) };
+        let current = self.0.current.lock();
+        let Some(current) = current.as_ref() else { return Ok(None) };
         let mut snapshot = SnapshotFile::parse(current.bytes.clone(), self.0.folder.clone())?;
-        current.pinned_at = (self.0.clock)();
-        snapshot.pin = Arc::clone(&current.pin);
+        snapshot.lent = Some(self.0.lent.lend(current.newest.index, (self.0.writing.clock)()));
         Ok(Some(snapshot))
     }
 
-    /// Is the newest snapshot being sent? Then no newer one should be built: the log that the receiver needs afterwards
-    /// would be purged under it. Nobody may hold it up for long.
-    pub(crate) fn is_pinned(&self) -> bool {
-        let now = (self.0.clock)();
-        self.0.current.lock().as_ref().is_some_and(|current| current.is_pinned(now))
+    /// What the newest snapshot covers.
+    pub(crate) fn newest(&self) -> Option<Newest> {
+        self.0.current.lock().as_ref().map(|current| current.newest)
+    }
+
+    /// What is kept of the log for receivers of snapshots.
+    pub(crate) fn lent(&self, now: Time, limits: &LentLimits, bytes_since: impl Fn(u64) -> u64) -> Kept {
+        self.0.lent.keeps(now, limits, bytes_since)
+    }
+
+    /// The metrics of the store that they belong to.
+    pub(crate) fn metrics(&self) -> &StoreMetrics {
+        &self.0.metrics
+    }
+
+    /// Ends what is being written.
+    pub(crate) fn close(&self) {
+        self.0.writing.closed.store(true, Ordering::Release);
     }
 
     fn temporary(&self, folder: &Path) -> io::Result<(Temporary, File)> {
@@ -452,25 +490,23 @@ impl Snapshots {
         Ok((Temporary { path, kept: false }, file))
     }
 
-    /// Writes a snapshot and makes it the current one; what is current then. Blocks.
-    ///
-    /// If the current one was lent out meanwhile, it stays current, and openraft hears of no newer one: it would purge the log
-    /// that the receiver needs next, and a cluster that is always building would send it one snapshot after the other.
+    /// Writes a snapshot and makes it the current one. Blocks.
     pub(crate) fn build(
         &self,
         level: Level,
         meta: &SnapshotMeta,
+        pace: Pace,
         body: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> io::Result<SnapshotFile> {
-        let built = self.keep(self.write(level, meta, body)?)?;
-        let now = (self.0.clock)();
-        {
-            let mut current = self.0.current.lock();
-            if !current.as_ref().is_some_and(|current| current.is_pinned(now)) {
-                *current = Some(Current::of(&built));
-            }
-        }
-        self.current()?.ok_or_else(|| io::Error::other("the snapshot just built is gone"))
+        let metrics = &self.0.metrics.snapshots;
+        metrics.under_way.set(true);
+        let built = self.write(level, meta, pace, body).and_then(|written| self.keep(written));
+        metrics.under_way.set(false);
+        let built = built?;
+        self.set_current(&built);
+        metrics.written.inc();
+        metrics.bytes.set(built.len);
+        Ok(built)
     }
 
     /// Writes a snapshot that goes when it is dropped. Blocks.
@@ -478,14 +514,23 @@ impl Snapshots {
         &self,
         level: Level,
         meta: &SnapshotMeta,
+        pace: Pace,
         body: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> io::Result<SnapshotFile> {
         Ok(match &self.0.folder {
             None => SnapshotFile::parse(Bytes::Memory(Arc::new(encode(Vec::new(), level, meta, body)?)), None)?,
             Some(folder) => {
                 let (temporary, file) = self.temporary(folder)?;
-                let file = encode(BufWriter::with_capacity(1 << 18, file), level, meta, body)?;
-                let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
+                let file = match pace {
+                    Pace::Bounded => {
+                        let paced = PacedFile::new(file, WRITE_RATE, self.0.writing.clone());
+                        let buffered = encode(BufWriter::with_capacity(1 << 16, paced), level, meta, body)?;
+                        buffered.into_inner().map_err(io::IntoInnerError::into_error)?.into_file()
+                    }
+                    Pace::Full => encode(BufWriter::with_capacity(1 << 18, file), level, meta, body)?
+                        .into_inner()
+                        .map_err(io::IntoInnerError::into_error)?,
+                };
                 let mut snapshot = SnapshotFile::parse(Bytes::File(Arc::new(file)), None)?;
                 snapshot.temporary = Some(temporary);
                 snapshot
@@ -502,7 +547,8 @@ impl Snapshots {
             None => Receiving::Memory(Vec::new()),
             Some(folder) => {
                 let (temporary, file) = self.temporary(folder)?;
-                Receiving::File(temporary, BufWriter::with_capacity(1 << 18, file))
+                let paced = PacedFile::new(file, TRANSFER_RATE, self.0.writing.clone());
+                Receiving::File(temporary, BufWriter::with_capacity(1 << 16, paced))
             }
         };
         Ok(SnapshotReceiver { to, received: 0, longest })
@@ -564,16 +610,20 @@ fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 /// A snapshot that is coming in. Dropped before [`SnapshotReceiver::finish`], it leaves nothing behind.
-#[derive(Debug)]
 pub struct SnapshotReceiver {
     to: Receiving,
     received: u64,
     longest: u64,
 }
 
-#[derive(Debug)]
+impl std::fmt::Debug for SnapshotReceiver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SnapshotReceiver").field("received", &self.received).finish_non_exhaustive()
+    }
+}
+
 enum Receiving {
-    File(Temporary, BufWriter<File>),
+    File(Temporary, BufWriter<PacedFile>),
     Memory(Vec<u8>),
 }
 
@@ -605,7 +655,7 @@ impl SnapshotReceiver {
         let snapshot = match self.to {
             Receiving::Memory(memory) => SnapshotFile::parse(Bytes::Memory(Arc::new(memory)), None)?,
             Receiving::File(temporary, file) => {
-                let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
+                let file = file.into_inner().map_err(io::IntoInnerError::into_error)?.into_file();
                 let mut snapshot = SnapshotFile::parse(Bytes::File(Arc::new(file)), None)?;
                 snapshot.temporary = Some(temporary);
                 snapshot

@@ -21,10 +21,12 @@ use tokio::sync::OwnedMutexGuard;
 use crate::audit::Auditor;
 use crate::batch::LevelInForce;
 use crate::clock::Clock;
-use crate::core::{Begun, Core, Inner, Job, ReplicatedState, Setup};
+use crate::core::{Begun, Core, Inner, Job, ReplicatedState, Setup, SnapshotReader};
 use crate::digests::Digests;
 use crate::error::StoreError;
-use crate::snapshot::{SnapshotFile, Snapshots};
+use crate::log_meter::LogMeter;
+use crate::planner::{LastBegun, Planner};
+use crate::snapshot::{Pace, SnapshotFile, Snapshots};
 use crate::types::{Entry, LogId, Response, SnapshotMeta, StoredMembership, TypeConfig};
 
 /// openraft's state machine.
@@ -36,6 +38,13 @@ impl<M> fmt::Debug for StateMachine<M> {
     }
 }
 
+impl<M> Drop for StateMachine<M> {
+    fn drop(&mut self) {
+        // openraft has stopped: nobody waits for a snapshot any longer.
+        self.0.snapshots.close();
+    }
+}
+
 impl<M: ReplicatedState> StateMachine<M> {
     /// A state machine with the state of the newest good one of `snapshots`. Blocks for as long as that takes.
     ///
@@ -44,14 +53,17 @@ impl<M: ReplicatedState> StateMachine<M> {
     pub fn restore(setup: Setup<M>, snapshots: Snapshots, clock: Clock) -> Result<StateMachine<M>, StoreError> {
         let Setup { state, wake, observer } = setup;
         let membership = StoredMembership::default();
-        let level = LevelInForce::default();
-        let mut inner = Inner { state, wake, applied: None, membership, digests: Digests::default(), level };
+        let last_begun = LastBegun { bytes: 0, at: clock() };
+        let (digests, level, log) = (Digests::default(), LevelInForce::default(), LogMeter::default());
+        let mut inner = Inner { state, wake, applied: None, membership, digests, level, log, last_begun };
         let folder = std::path::Path::new("the snapshots");
         let unreadable = |unreadable| StoreError::Unreadable { dir: folder.to_owned(), unreadable };
         for snapshot in snapshots.good().map_err(StoreError::io("read", folder))? {
             let snapshot = snapshot.map_err(unreadable)?;
-            match inner.restore(clock(), &snapshot) {
-                Ok(()) => {
+            let now = clock();
+            match inner.state.restorer().read(now, &mut snapshot.body()) {
+                Ok(mut restored) => {
+                    while inner.install(now, &snapshot, &mut restored) {}
                     snapshots.set_current(&snapshot);
                     if let Some(id) = inner.applied {
                         observer.installed(id.index);
@@ -114,9 +126,21 @@ impl<M: ReplicatedState> StateMachine<M> {
         Auditor::new(Arc::clone(&self.0))
     }
 
+    /// A handle that plans the snapshots and the log while openraft has the machine.
+    #[must_use]
+    pub fn planner(&self) -> Planner<M> {
+        Planner::new(Arc::clone(&self.0))
+    }
+
     fn begin(&self, guard: OwnedMutexGuard<()>) -> Builder<M> {
-        let begun = self.0.inner.lock().begin();
-        Builder { begun: Mutex::new(Some((begun, guard))), snapshots: self.0.snapshots.clone() }
+        let mut inner = self.0.inner.lock();
+        inner.last_begun = LastBegun { bytes: inner.log.total(), at: (self.0.clock)() };
+        let begun = inner.begin();
+        Builder {
+            begun: Mutex::new(Some((begun, guard))),
+            snapshots: self.0.snapshots.clone(),
+            clock: Arc::clone(&self.0.clock),
+        }
     }
 }
 
@@ -188,10 +212,6 @@ impl<M: ReplicatedState> RaftStateMachine<TypeConfig> for StateMachine<M> {
         if force {
             return Some(self.get_snapshot_builder().await);
         }
-        if self.0.snapshots.is_pinned() {
-            tracing::debug!("no snapshot is built while one is being sent");
-            return None;
-        }
         let guard = Arc::clone(&self.0.snapshot_lock).try_lock_owned().ok()?;
         Some(self.begin(guard))
     }
@@ -223,6 +243,7 @@ pub struct Builder<M: ReplicatedState> {
     // A mutex only because openraft wants builders to be `Sync`, which jobs need not be.
     begun: Mutex<Option<Locked<M::Job>>>,
     snapshots: Snapshots,
+    clock: Clock,
 }
 
 impl<M: ReplicatedState> fmt::Debug for Builder<M> {
@@ -238,11 +259,12 @@ impl<M: ReplicatedState> RaftSnapshotBuilder<TypeConfig> for Builder<M> {
         let Some((Begun { level, meta, job }, guard)) = self.begun.get_mut().take() else {
             return Err(io::Error::other("this snapshot has been built already"));
         };
-        let snapshots = self.snapshots.clone();
+        let (snapshots, clock) = (self.snapshots.clone(), Arc::clone(&self.clock));
         let snapshot = tokio::task::spawn_blocking(move || {
             // Until it is done, not until somebody has waited for it.
             let _guard = guard;
-            snapshots.build(level, &meta, |to| job.write(to))
+            let metrics = snapshots.metrics().clone();
+            snapshots.build(level, &meta, Pace::Bounded, |to| metrics.shard_locked(job.write(to, &clock)?))
         })
         .await
         .map_err(io::Error::other)??;

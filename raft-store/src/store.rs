@@ -17,9 +17,9 @@ use crate::error::{StoreError, StoreOwner, sled_io};
 use crate::flush::Flusher;
 use crate::fs::{Lock, sync};
 use crate::log::{LogReader, LogStore};
-use crate::metrics::StoreMetrics;
 use crate::record::{Entries, damaged, key, parse_key, within};
 use crate::snapshot::Snapshots;
+use crate::snapshot::pace::SlowDisk;
 use crate::state_machine::StateMachine;
 use crate::tail::{Tail, TailState};
 use crate::types::{Entry, LogId};
@@ -33,13 +33,15 @@ pub struct Options {
     pub sled_cache_bytes: u64,
     /// The clock: for the figures, and for what is applied.
     pub clock: Clock,
+    /// For tests with a slow disk.
+    pub disk: SlowDisk,
 }
 
 impl Options {
     /// The usual sizes.
     #[must_use]
     pub fn new(clock: Clock) -> Options {
-        Options { recent_bytes: 16 << 20, sled_cache_bytes: 64 << 20, clock }
+        Options { recent_bytes: 16 << 20, sled_cache_bytes: 64 << 20, clock, disk: SlowDisk::default() }
     }
 }
 
@@ -126,7 +128,7 @@ impl Store {
         let state = scan(dir, &trees)?;
         let owner = get(dir, &trees, OWNER)?;
         let start = get::<u32>(dir, &trees, STARTS)?.unwrap_or(0).saturating_add(1);
-        let snapshots = Snapshots::folder(&dir.join("snapshots"), Arc::clone(&options.clock))?;
+        let snapshots = Snapshots::folder(&dir.join("snapshots"), Arc::clone(&options.clock), options.disk.clone())?;
         put(dir, &trees, FORMAT_RECORD, &FORMAT)?;
         put(dir, &trees, STARTS, &start)?;
         durable(&trees, &mut *barrier, &mut watermark).map_err(StoreError::io("write", dir))?;
@@ -194,16 +196,16 @@ impl Store {
     pub fn into_parts<M: ReplicatedState>(self, setup: Setup<M>) -> Result<(LogStore, StateMachine<M>), StoreError> {
         let machine = StateMachine::restore(setup, self.snapshots.clone(), Arc::clone(&self.options.clock))?;
         self.reaches_purged(machine.last_applied())?;
-        let Store { dir, lock, trees, state, barrier, watermark, options, .. } = self;
+        let Store { dir, lock, trees, state, barrier, watermark, options, snapshots, .. } = self;
         let tail = Arc::new(Tail::new(state, options.recent_bytes));
-        let metrics = StoreMetrics::default();
+        let metrics = snapshots.metrics().clone();
         let flusher = Flusher::spawn(
             trees.clone(),
             Arc::clone(&tail),
             barrier,
             watermark,
             metrics.clone(),
-            Arc::clone(&options.clock),
+            options,
             machine.level_in_force(),
         )
         .map_err(StoreError::io("start the flusher of", &dir))?;

@@ -14,7 +14,8 @@ use openraft::RaftSnapshotBuilder;
 use openraft::storage::{RaftLogReader, RaftLogStorage, RaftStateMachine};
 use palisade_engine::replica::{Applied, Batch};
 use palisade_raft_store::{
-    Barrier, DiskBarrier, Entry, LogStore, MemoryDisk, MemoryLog, Observer, Options, Setup, StateMachine, Store, flush,
+    Barrier, DiskBarrier, Entry, LentLimits, LogLimits, LogStore, MemoryDisk, MemoryLog, Observer, Options, Setup,
+    SlowDisk, StateMachine, Store, flush,
 };
 use parking_lot::Mutex;
 
@@ -255,30 +256,119 @@ async fn snapshot_is_exact_though_apply_goes_on() {
     assert_eq!(machine.inspector().look(|map, applied| (map.batches.len(), applied)), (10, Some(log_id(1, 10))));
 }
 
+/// Limits for entries of about 50 bytes, with marks of 1 KiB.
+fn limits() -> LogLimits {
+    let lent = LentLimits { bytes: 20_000, time: Duration::from_secs(600) };
+    LogLimits { floor: 4096, ceiling: 4096, interval: Duration::from_secs(600), keep: 2048, lent }
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn snapshot_build_that_ends_while_another_is_sent_does_not_take_its_place() {
+async fn log_that_follows_a_lent_snapshot_is_kept_within_bounds_and_snapshots_go_on() {
     let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path(), Options::new(clock())).unwrap();
+    let (_log, mut machine) = open(dir.path()).unwrap();
+    let planner = machine.planner();
+    let plan = || planner.plan(&limits());
+    assert_eq!((plan().snapshot, plan().purge), (false, None));
+    apply(&mut machine, 1, 101).await;
+    assert!(plan().snapshot, "so many bytes were logged");
+    machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
+    assert!(!plan().snapshot);
+    let purge = plan().purge.unwrap();
+    assert!((1..100).contains(&purge), "some of the log before the snapshot is kept: {purge}");
+
+    let sent = machine.get_current_snapshot().await.unwrap().unwrap();
+    let pin = sent.snapshot.pin().unwrap();
+    assert_eq!(sent.meta.last_log_id, Some(log_id(1, 100)));
+    let (mut next, mut given_up) = (101, false);
+    for _ in 0..20 {
+        apply(&mut machine, next, next + 60).await;
+        next += 60;
+        assert!(plan().snapshot, "one is made though another is sent");
+        machine.try_create_snapshot_builder(false).await.unwrap().build_snapshot().await.unwrap();
+        let current = machine.get_current_snapshot().await.unwrap().unwrap();
+        assert_eq!(current.meta.last_log_id, Some(log_id(1, next - 1)), "the newest one is handed out");
+        drop(current);
+        let purge = plan().purge.unwrap();
+        given_up |= purge > 100;
+        assert!(purge > 100 || !given_up);
+        if next < 200 {
+            assert!(purge <= 100, "{purge}: the receiver needs what follows");
+        }
+    }
+    // A receiver that never takes it: its pin is there still.
+    assert!(given_up, "the log grows without bound");
+    let purge = plan().purge.unwrap();
+    assert!(purge > next - 200, "{purge} of {next}");
+    assert_eq!(sent.snapshot.chunk(0, usize::MAX).unwrap().len() as u64, sent.snapshot.len(), "it stays readable");
+    drop((sent, pin));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn snapshot_is_read_while_the_state_is_looked_at_and_a_bad_one_changes_nothing() {
+    let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (_log, mut sender) = open(here.path()).unwrap();
+    apply(&mut sender, 1, 101).await;
+    sender.get_snapshot_builder().await.build_snapshot().await.unwrap();
     let map = Map::default();
     let gate = map.gate.clone();
+    let store = Store::open(there.path(), Options::new(clock())).unwrap();
     let setup = Setup { state: map, wake: Box::new(NoWake), observer: Arc::new(()) };
-    let (_log, mut machine) = store.into_parts(setup).unwrap();
-    apply(&mut machine, 1, 11).await;
-    machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
-    apply(&mut machine, 11, 21).await;
+    let (_log, mut receiver) = store.into_parts(setup).unwrap();
+    apply(&mut receiver, 1, 11).await;
+    let (inspector, auditor) = (receiver.inspector(), receiver.auditor());
+    let before = inspector.look(|map, applied| (map.batches.clone(), applied));
     gate.shut(true);
-    let mut builder = machine.try_create_snapshot_builder(false).await.unwrap();
-    let building = tokio::spawn(async move { builder.build_snapshot().await.unwrap().meta.last_log_id });
-    let sent = machine.get_current_snapshot().await.unwrap().unwrap();
+    let sent = sender.get_current_snapshot().await.unwrap().unwrap();
+    let installing = tokio::spawn(async move {
+        receiver.install_snapshot(&sent.meta, sent.snapshot).await.unwrap();
+        receiver
+    });
+    // Until it is read. Each look would wait for the whole of it.
+    for _ in 0..50 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let looked = tokio::task::spawn_blocking({
+            let (inspector, auditor) = (inspector.clone(), auditor.clone());
+            move || (inspector.look(|map, applied| (map.batches.clone(), applied)), auditor.applied())
+        });
+        let looked = tokio::time::timeout(Duration::from_secs(20), looked).await;
+        let looked = looked.inspect_err(|_| gate.shut(false)).expect("the state is locked while a snapshot is read");
+        assert_eq!(looked.unwrap(), (before.clone(), before.1));
+    }
+    assert!(!installing.is_finished());
     gate.shut(false);
-    assert_eq!(sent.meta.last_log_id, Some(log_id(1, 10)));
-    // openraft purges up to what it is told: the receiver of the older one needs what follows that.
-    assert_eq!(building.await.unwrap(), Some(log_id(1, 10)));
-    let again = machine.get_current_snapshot().await.unwrap().unwrap();
-    assert_eq!(again.meta.last_log_id, Some(log_id(1, 10)));
-    drop((sent, again));
-    let mut builder = machine.try_create_snapshot_builder(false).await.unwrap();
-    assert_eq!(builder.build_snapshot().await.unwrap().meta.last_log_id, Some(log_id(1, 20)));
+    let mut receiver = installing.await.unwrap();
+    assert_eq!(inspector.look(|map, applied| (map.batches.len(), applied)), (100, Some(log_id(1, 100))));
+    apply(&mut receiver, 101, 103).await;
+    assert_eq!(auditor.applied(), Some(log_id(1, 102)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn snapshot_that_is_written_slowly_ends_with_its_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let writes = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&writes);
+    let disk = SlowDisk(Some(Arc::new(move |bytes| {
+        counted.fetch_add(bytes, Ordering::SeqCst);
+    })));
+    let store = Store::open(dir.path(), Options { disk, ..Options::new(clock()) }).unwrap();
+    let mut batches = std::collections::BTreeMap::new();
+    // 32 MB: two seconds at the rate at which it is written.
+    batches.extend((0..2_000_000_u64).map(|n| (n, n)));
+    let map = Map { batches, ..Map::default() };
+    let setup = Setup { state: map, wake: Box::new(NoWake), observer: Arc::new(()) };
+    let (log, mut machine) = store.into_parts(setup).unwrap();
+    let mut builder = machine.get_snapshot_builder().await;
+    let building = tokio::spawn(async move { builder.build_snapshot().await });
+    while writes.load(Ordering::SeqCst) == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    drop((log, machine));
+    assert!(building.await.unwrap().is_err(), "it was written to its end");
+    assert!(writes.load(Ordering::SeqCst) < 32_000_000);
+    // Nothing of it is left, and the store opens.
+    let (_log, machine) = open(dir.path()).unwrap();
+    assert_eq!(machine.last_applied(), None);
+    assert_eq!(std::fs::read_dir(dir.path().join("snapshots")).unwrap().count(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -288,10 +378,6 @@ async fn snapshot_travels_and_is_installed() {
     apply(&mut sender, 1, 101).await;
     sender.get_snapshot_builder().await.build_snapshot().await.unwrap();
     let sent = sender.get_current_snapshot().await.unwrap().unwrap().snapshot;
-
-    // While it is on its way none is built, unless one must be.
-    assert!(sender.try_create_snapshot_builder(false).await.is_none());
-    drop(sender.try_create_snapshot_builder(true).await.unwrap());
 
     let store = Store::open(there.path(), Options::new(clock())).unwrap();
     let snapshots = store.snapshots();
@@ -321,7 +407,6 @@ async fn snapshot_travels_and_is_installed() {
     let current = receiver.get_current_snapshot().await.unwrap().unwrap();
     assert_eq!(current.snapshot.chunk(0, usize::MAX).unwrap(), sent.chunk(0, usize::MAX).unwrap());
     drop(sent);
-    assert!(sender.try_create_snapshot_builder(false).await.is_some());
 
     // Damaged, cut short or too long ones are refused, and nothing is left of them.
     let bytes = current.snapshot.chunk(0, usize::MAX).unwrap();

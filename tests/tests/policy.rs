@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use palisade_lab::guard::require_lab;
+use palisade_lab::lateness::Lateness;
 use palisade_lab::{Lab, Side, WAIT, clock, wait_until};
 use palisade_tests::load::Load;
 use palisade_tests::scenario::share;
@@ -19,10 +20,12 @@ use tokio::time::timeout;
 const BINARY: &str = env!("CARGO_BIN_EXE_palisade-under-test");
 const SERVER: &str = env!("CARGO_BIN_EXE_echo-server");
 
-/// What the issue promises of an emergency block.
+/// Within this time an emergency block is in force.
 const EMERGENCY: Duration = Duration::from_secs(6);
 /// What apply may stand still for.
 const PAUSE: f64 = 0.010;
+/// The same where other programs take the processors: a small part of the time that compiling takes there.
+const BUSY_PAUSE: f64 = 1.0;
 
 const BLOCK: &str = "\
 zone outside, inside
@@ -122,6 +125,7 @@ async fn large_policy(lab: &mut Lab) -> Result<()> {
     let room: u64 = if long() { 256 << 20 } else { 48 << 20 };
     limit(lab.member(small).pid().context("it runs")?, Some(room)).await?;
 
+    let late = Lateness::watch(lab.dir())?;
     let mut load = Load::start(lab, SERVER, share(100)).await?;
     load.open(share(500));
     load.open_more(500).await?;
@@ -148,25 +152,27 @@ async fn large_policy(lab: &mut Lab) -> Result<()> {
     for number in (1..=3).filter(|number| *number != small) {
         let valid = lab.member(number).metric("palisade_lease_state", &["state=\"valid\""]).await?;
         ensure!(valid == 1.0, "member {number} lost its lease");
-        longest_pause(lab, number).await?;
+        longest_pause(lab, number, &late).await?;
     }
     // With memory it compiles it by itself, and is there again.
     limit(lab.member(small).pid().context("it runs")?, None).await?;
     lab.member_mut(small).wait_ready(WAIT).await?;
-    longest_pause(lab, small).await?;
+    longest_pause(lab, small, &late).await?;
     load.finish().await?;
     load.is_whole()?;
     eprintln!("{}", load.summary());
     Ok(())
 }
 
-/// That no entry of the log took longer to apply than it may.
-async fn longest_pause(lab: &Lab, number: usize) -> Result<()> {
+/// That no entry of the log took longer to apply than it may: on a machine that was busy meanwhile, [`BUSY_PAUSE`].
+async fn longest_pause(lab: &Lab, number: usize, late: &Lateness) -> Result<()> {
     let member = lab.member(number);
     let all = member.metric("palisade_apply_seconds_count", &[]).await?;
-    let quick = member.metric("palisade_apply_seconds_bucket", &[&format!("le=\"{PAUSE}\"")]).await?;
-    eprintln!("member {number}: {quick} of {all} entries applied within {PAUSE} s");
-    ensure!(all > 0.0 && all - quick < 1.0, "member {number}: {} entries took longer than {PAUSE} s", all - quick);
+    let excuse = late.excuses(Duration::from_secs_f64(PAUSE));
+    let pause = if excuse.is_some() { BUSY_PAUSE } else { PAUSE };
+    let quick = member.metric("palisade_apply_seconds_bucket", &[&format!("le=\"{pause:?}\"")]).await?;
+    eprintln!("member {number}: {quick} of {all} entries applied within {pause} s ({})", excuse.unwrap_or_default());
+    ensure!(all > 0.0 && all - quick < 1.0, "member {number}: {} entries took longer than {pause} s", all - quick);
     Ok(())
 }
 

@@ -172,6 +172,11 @@ impl Tombstones {
         self.order.iter().copied()
     }
 
+    /// A copy for a snapshot, without what only looks ids up: applying waits meanwhile.
+    pub(super) fn list(&self) -> Tombstones {
+        Tombstones { order: self.order.clone(), ids: HashMap::new(), before: self.before, digest: self.digest }
+    }
+
     /// From a snapshot's content: `before` ids had been dropped.
     pub(super) fn rebuild(before: u64, ids: Vec<SessionId>) -> Tombstones {
         let mut tombstones = Tombstones { before, ..Tombstones::default() };

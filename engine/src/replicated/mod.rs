@@ -38,8 +38,8 @@ pub use settings::{
     SettingsRevision,
 };
 pub use snapshot::RestoreError;
-pub(crate) use snapshot::{SnapshotContent, read};
-pub(crate) use store::{Admission, Effects, LocalContext, Refusal, Removal, SessionStore};
+pub(crate) use snapshot::{Restored, SnapshotContent, read};
+pub(crate) use store::{Admission, Effects, LocalContext, Refusal, Removal, RestoredSessions, SessionStore};
 
 /// The replicated state machine, without the sessions themselves.
 pub(crate) struct StateMachine {

@@ -18,7 +18,7 @@ use crate::tuple::{Direction, PerDirection, Tuple};
 /// The replicated part of a session, equal on all members at equal index.
 ///
 /// Only this module's parent, which applies commands, can make or change one. Everybody else reads.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Replicated {
     member: Packed48,
     counter: Packed,

@@ -36,7 +36,7 @@ use super::dedup::{DedupTable, MAX_OUTSTANDING, MAX_TOMBSTONES, ProposerSession,
 use super::next_level;
 use super::policies;
 use super::settings::{SettingsChunk, SettingsRecord};
-use super::{Effects, Outcome, Register, Replicated, SessionRecord, StateMachine};
+use super::{Effects, Outcome, Register, Replicated, RestoredSessions, SessionRecord, StateMachine};
 use crate::cluster_state::{Candidate, ClusterState, JoinRequest, MemberInfo, PolicyRecord};
 #[cfg(feature = "next-level")]
 use crate::encoding::ExtensionWriter;
@@ -219,22 +219,24 @@ fn write_bytes(to: &mut dyn Write, kind: u8, content: &[u8]) -> io::Result<()> {
 }
 
 impl SnapshotContent {
-    /// Writes the snapshot. `shard` yields the sessions of each of the store's shards, as they were at the same index.
+    /// Writes the snapshot. `next` adds the next sessions to the list, as they were at the same index, and returns whether there
+    /// are more.
     pub(crate) fn write(
         &self,
         to: &mut dyn Write,
-        shard: &mut dyn FnMut(u8) -> io::Result<Vec<SessionRecord>>,
+        next: &mut dyn FnMut(&mut Vec<Replicated>) -> io::Result<bool>,
     ) -> io::Result<()> {
         to.write_all(MAGIC)?;
         to.write_all(&self.register.cluster.level.0.to_le_bytes())?;
         self.write_register(to)?;
         self.write_dedup(to)?;
-        let mut records = Vec::new();
-        for number in 0..=u8::MAX {
-            for chunk in shard(number)?.chunks(SESSIONS_PER_CHUNK) {
+        let (mut sessions, mut more, mut records) = (Vec::with_capacity(2 * SESSIONS_PER_CHUNK), true, Vec::new());
+        while more {
+            more = next(&mut sessions)?;
+            while sessions.len() >= SESSIONS_PER_CHUNK || !more && !sessions.is_empty() {
                 records.clear();
-                for session in chunk {
-                    write_record(&mut records, session).map_err(io::Error::other)?;
+                for session in sessions.drain(..sessions.len().min(SESSIONS_PER_CHUNK)) {
+                    write_record(&mut records, &session.record()).map_err(io::Error::other)?;
                 }
                 write_bytes(to, kind::SESSIONS, &records)?;
             }
@@ -317,17 +319,17 @@ fn read_chunk(from: &mut dyn Read) -> Result<(u8, Vec<u8>), RestoreError> {
 }
 
 /// The content of a snapshot's chunks, each valid by itself.
-struct Parsed {
+struct Parsed<S> {
     register: Register,
     resume_epoch: u64,
     proposers: BTreeMap<MemberId, ProposerSession>,
     dropped_tombstones: u64,
     tombstones: Vec<SessionId>,
-    sessions: Vec<SessionRecord>,
+    sessions: S,
 }
 
-impl Parsed {
-    fn new(record: RegisterRecord, settings: SettingsRecord) -> Parsed {
+impl<S: RestoredSessions> Parsed<S> {
+    fn new(record: RegisterRecord, settings: SettingsRecord, sessions: S) -> Parsed<S> {
         let cluster = ClusterState {
             cluster_id: record.cluster_id,
             members: record.members,
@@ -350,7 +352,7 @@ impl Parsed {
             proposers: BTreeMap::new(),
             dropped_tombstones: 0,
             tombstones: Vec::new(),
-            sessions: Vec::new(),
+            sessions,
         }
     }
 
@@ -380,19 +382,29 @@ impl Parsed {
                 }
             }
             kind::SESSIONS => {
-                let max_sessions = self.register.cluster.settings.values.max_sessions();
                 let mut rest = content;
                 while !rest.is_empty() {
-                    if self.sessions.len() >= max_sessions {
-                        return Err(damaged(format!("it has more than {max_sessions} sessions")));
-                    }
-                    let (session, after) = read_record(rest)?;
-                    self.sessions.push(session);
+                    let (session, after) = read_record::<SessionRecord>(rest)?;
+                    self.add_session(&session)?;
                     rest = after;
                 }
             }
             other if other & kind::OPTIONAL != 0 => {}
             other => return Err(RestoreError::Kind(other)),
+        }
+        Ok(())
+    }
+
+    fn add_session(&mut self, record: &SessionRecord) -> Result<(), RestoreError> {
+        if let Some(why) = invalid(&record.establish) {
+            return Err(damaged(why.to_string()));
+        }
+        let max_sessions = self.register.cluster.settings.values.max_sessions();
+        if self.sessions.len() >= max_sessions {
+            return Err(damaged(format!("it has more than {max_sessions} sessions")));
+        }
+        if !self.sessions.add(Replicated::restored(record)) {
+            return Err(damaged("a session is there twice"));
         }
         Ok(())
     }
@@ -414,15 +426,14 @@ impl Parsed {
         Ok(())
     }
 
-    fn validate(self, end: &End) -> Result<Restored, RestoreError> {
+    fn validate(self, end: &End) -> Result<Restored<S>, RestoreError> {
         if end.sessions != self.sessions.len() as u64 {
             return Err(damaged("sessions are missing"));
         }
-        validate_sessions(&self.sessions)?;
         validate_policies(&self.register)?;
         let state = StateMachine {
             sessions: self.sessions.len(),
-            sessions_digest: self.sessions.iter().fold(0, |sum, record| sum.wrapping_add(record.digest())),
+            sessions_digest: self.sessions.digest(),
             register_digest: self.register.digest(),
             register: self.register,
             dedup: DedupTable::rebuild(self.proposers),
@@ -432,23 +443,8 @@ impl Parsed {
         if state.digest() != end.digest {
             return Err(damaged("the digest is wrong"));
         }
-        let sessions = self.sessions.iter().map(Replicated::restored).collect();
-        Ok(Restored { state, sessions })
+        Ok(Restored { state, sessions: self.sessions })
     }
-}
-
-fn validate_sessions(sessions: &[SessionRecord]) -> Result<(), RestoreError> {
-    let (mut ids, mut tuples) = (HashSet::new(), HashSet::new());
-    for SessionRecord { establish, .. } in sessions {
-        if let Some(why) = invalid(establish) {
-            return Err(damaged(why.to_string()));
-        }
-        let tuple = establish.original.min(establish.reply);
-        if !ids.insert(establish.id) || !tuples.insert(tuple) {
-            return Err(damaged("a session is there twice"));
-        }
-    }
-    Ok(())
 }
 
 /// That the policy in force is there, and every zone of a policy has its number. Compiling comes later, beside all this.
@@ -471,12 +467,12 @@ fn validate_policies(register: &Register) -> Result<(), RestoreError> {
 }
 
 /// A snapshot that was read and validated, but is not the state yet.
-pub(crate) struct Restored {
+pub(crate) struct Restored<S> {
     state: StateMachine,
-    pub(crate) sessions: Vec<Replicated>,
+    pub(crate) sessions: S,
 }
 
-impl Restored {
+impl<S> Restored<S> {
     pub(crate) fn cluster_state(&self) -> &ClusterState {
         self.state.cluster_state()
     }
@@ -486,9 +482,13 @@ impl Restored {
     }
 }
 
-/// Reads a snapshot. It may have as many sessions as its settings say. One whose settings ask for room for more than `affords`
-/// sessions is refused before any is read.
-pub(crate) fn read(from: &mut dyn Read, affords: u64) -> Result<Restored, RestoreError> {
+/// Reads a snapshot, with its sessions into `sessions`. It may have as many as its settings say. One whose settings ask for room
+/// for more than `affords` sessions is refused before any is read.
+pub(crate) fn read<S: RestoredSessions>(
+    from: &mut dyn Read,
+    affords: u64,
+    sessions: S,
+) -> Result<Restored<S>, RestoreError> {
     let (mut magic, mut level) = ([0; 8], [0; 2]);
     from.read_exact(&mut magic)?;
     if magic != *MAGIC {
@@ -513,7 +513,7 @@ pub(crate) fn read(from: &mut dyn Read, affords: u64) -> Result<Restored, Restor
     if needed > affords {
         return Err(RestoreError::Unaffordable { needed, affords });
     }
-    let mut parsed = Parsed::new(register, settings);
+    let mut parsed = Parsed::new(register, settings, sessions);
     loop {
         let (kind, content) = read_chunk(from)?;
         if kind == kind::END {
@@ -529,7 +529,7 @@ impl StateMachine {
         SnapshotContent {
             register: self.register.clone(),
             dedup: self.dedup.clone(),
-            tombstones: self.tombstones.clone(),
+            tombstones: self.tombstones.list(),
             sessions: self.sessions,
             digest: self.digest(),
             resume_epoch: self.resume_epoch,
@@ -537,7 +537,7 @@ impl StateMachine {
     }
 
     /// Replaces the state by that of a snapshot. The caller has put the snapshot's sessions into the store.
-    pub(crate) fn install(&mut self, restored: Restored) -> Effects {
+    pub(crate) fn install<S>(&mut self, restored: Restored<S>) -> Effects {
         *self = restored.state;
         Effects {
             cluster_state: Some(Box::new(self.register.cluster.clone())),

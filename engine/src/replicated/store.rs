@@ -52,12 +52,18 @@ pub(crate) trait SessionStore {
 
     /// Has the packets that wait for the log because of this tuple judged again.
     fn wake_waiting(&self, tuple: &Tuple, effects: &mut Effects);
+}
 
-    /// The number of the shard that keeps a tuple's session.
-    fn shard_number(&self, tuple: &Tuple) -> u8;
+/// The sessions of a snapshot that is read, beside those of the present state.
+pub(crate) trait RestoredSessions {
+    /// Adds one. Returns false if one with its id or tuple is there.
+    fn add(&mut self, session: Replicated) -> bool;
 
-    /// Replaces all sessions of a shard. What this member knows of one that stays, stays too.
-    fn replace_shard(&self, local: LocalContext<'_>, number: u8, sessions: Vec<Replicated>, effects: &mut Effects);
+    /// The number of sessions.
+    fn len(&self) -> usize;
+
+    /// The sum of the sessions' digests.
+    fn digest(&self) -> u64;
 }
 
 /// What commands are applied with besides the state. It has no influence on what is replicated.

@@ -13,6 +13,8 @@ pub(crate) mod half_open;
 pub(crate) mod id_index;
 pub(crate) mod peer_queries;
 pub(crate) mod provisional;
+pub(crate) mod rebuild;
+mod scrub;
 pub(crate) mod session;
 pub(crate) mod slab;
 pub(crate) mod source_sketch;
@@ -39,12 +41,13 @@ use crate::timeouts::Timeouts;
 use crate::track::State;
 use crate::tuple::Tuple;
 use crate::types::{Config, Context};
-use copy_on_write::CopyOnWriteShards;
+use copy_on_write::{CopyOnWrite, ShardCopy};
 use fragments::FragmentTable;
 use half_open::{HalfOpenEntry, HalfOpenTable, same_ends};
 use id_index::{IdIndex, SlotRef};
 use peer_queries::PeerQueries;
 use provisional::ProvisionalSegments;
+use scrub::ShardScrub;
 use session::{Session, SessionFlag};
 use slab::Slab;
 use source_sketch::SourceSketch;
@@ -69,8 +72,12 @@ pub(crate) struct Table {
     /// A bit for each shard that has queries which were not yet sent to the peers.
     unsent_queries: [AtomicU64; SHARDS / 64],
     /// The copy for the snapshot that was started last.
-    copy: Mutex<Option<Arc<CopyOnWriteShards>>>,
+    copy: Mutex<Option<Arc<CopyOnWrite>>>,
+    /// Held while a shard is scrubbed.
+    scrubbing: Mutex<()>,
     hasher: FixedState,
+    /// The seed of `ids`.
+    ids_seed: u64,
 }
 
 /// The part of the table that one lock protects. Aligned so that two locks never share a cache line.
@@ -87,8 +94,10 @@ pub(crate) struct Shard {
     pub(crate) finished: VecDeque<(Time, SessionId, u32)>,
     /// The number of half-open sessions that were evicted for lack of room.
     pub(crate) evicted: u64,
-    /// The epoch of the last snapshot that copied this shard.
-    snapshot_epoch: u64,
+    /// How far the snapshot in the making has copied this shard.
+    copy: ShardCopy,
+    /// How far this shard is scrubbed.
+    scrub: ShardScrub,
     /// The sum of the sessions' digests, updated with each command.
     digest: u64,
 }
@@ -255,7 +264,8 @@ impl Table {
                         ended: EndedConnections::default(),
                         finished: VecDeque::new(),
                         evicted: 0,
-                        snapshot_epoch: 0,
+                        copy: ShardCopy::default(),
+                        scrub: ShardScrub::default(),
                         digest: 0,
                     })
                 })
@@ -265,6 +275,8 @@ impl Table {
             half_open_by_source: SourceSketch::new(config.seed.wrapping_add(2)),
             unsent_queries: Default::default(),
             copy: Mutex::default(),
+            scrubbing: Mutex::default(),
+            ids_seed: config.seed,
             hasher: FixedState::with_seed(config.seed),
         }
     }
@@ -325,22 +337,6 @@ impl Table {
         let session = shard.sessions.remove(hash, slot)?;
         self.ids.remove(session.id(), SlotRef::new(Self::number(hash), slot));
         Some(session)
-    }
-
-    /// Removes all sessions from a shard, which the caller has locked.
-    fn drain(&self, shard: &mut Shard, number: u8) -> Vec<Session> {
-        let sessions = std::mem::take(&mut shard.sessions);
-        for (slot, session) in sessions.slab.numbered() {
-            self.ids.remove(session.id(), SlotRef::new(number, slot));
-        }
-        sessions.slab.into_values().collect()
-    }
-
-    /// Whether the sessions of a shard match its digest, which commands and snapshots update.
-    pub(crate) fn is_sound(&self, number: u8) -> bool {
-        let shard = self.shard(number);
-        shard.sessions.iter().fold(0_u64, |sum, session| sum.wrapping_add(session.replicated().digest()))
-            == shard.digest
     }
 
     /// Damages a session as failing memory would: its rule changes, its digest does not. Returns whether the session exists.

@@ -2,6 +2,11 @@
 
 const CHUNK_SLOTS: usize = 8;
 
+/// The number of a slot's block. A block is a chunk of a slab, with all its slots.
+pub(crate) fn block_of(slot: u32) -> u32 {
+    slot / CHUNK_SLOTS as u32
+}
+
 /// Numbered slots, reused after removal.
 pub(crate) struct Slab<T> {
     chunks: Vec<Box<[Option<T>; CHUNK_SLOTS]>>,
@@ -31,6 +36,11 @@ impl<T> Slab<T> {
         slot
     }
 
+    /// The slot that [`Slab::insert`] will use next.
+    pub(crate) fn next_slot(&self) -> u32 {
+        self.free.last().copied().unwrap_or_else(|| self.slots())
+    }
+
     pub(crate) fn remove(&mut self, slot: u32) -> Option<T> {
         let value = self.entry(slot)?.take()?;
         self.free.push(slot);
@@ -55,16 +65,22 @@ impl<T> Slab<T> {
         (self.chunks.len() * CHUNK_SLOTS) as u32
     }
 
+    /// The number of blocks.
+    pub(crate) fn blocks(&self) -> u32 {
+        self.chunks.len() as u32
+    }
+
+    /// The values of a block.
+    pub(crate) fn block(&self, block: u32) -> impl Iterator<Item = &T> {
+        self.chunks.get(block as usize).into_iter().flat_map(|c| c.iter().flatten())
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
         self.chunks.iter().flat_map(|c| c.iter().flatten())
     }
 
     pub(crate) fn numbered(&self) -> impl Iterator<Item = (u32, &T)> {
         (0..self.slots()).filter_map(|slot| self.get(slot).map(|value| (slot, value)))
-    }
-
-    pub(crate) fn into_values(self) -> impl Iterator<Item = T> {
-        self.chunks.into_iter().flat_map(|c| (*c).into_iter().flatten())
     }
 
     fn entry(&mut self, slot: u32) -> Option<&mut Option<T>> {
@@ -79,12 +95,20 @@ mod tests {
     #[test]
     fn slab_reuses_slots_and_keeps_values() {
         let mut slab = Slab::default();
-        let slots: Vec<u32> = (0..200).map(|n| slab.insert(n)).collect();
-        assert_eq!(slab.slots(), 200);
+        let insert = |n| {
+            let next = slab.next_slot();
+            assert_eq!(slab.insert(n), next);
+            next
+        };
+        let slots: Vec<u32> = (0..200).map(insert).collect();
+        assert_eq!((slab.slots(), slab.blocks()), (200, 25));
         assert_eq!(slab.remove(slots[7]), Some(7));
         assert_eq!(slab.remove(slots[7]), None);
         assert_eq!(slab.get(slots[7]), None);
+        assert_eq!(slab.block(block_of(slots[7])).count(), 7);
+        assert_eq!(slab.next_slot(), slots[7]);
         assert_eq!(slab.insert(1000), slots[7]);
+        assert_eq!(slab.block(25).count(), 0);
         assert_eq!(slab.get(slots[199]), Some(&199));
         assert_eq!(slab.len(), 200);
         assert_eq!(slab.iter().count(), 200);

@@ -1,7 +1,5 @@
 //! The table as the [`SessionStore`] of the replicated state. Each change holds the lock of one shard.
 
-use std::collections::HashMap;
-
 use super::half_open::{HalfOpenEntry, same_connection};
 use super::session::{Session, SessionFlag};
 use super::{Shard, Table};
@@ -35,10 +33,13 @@ impl SessionStore for Table {
         let replicated = occupant.and_then(|slot| shard.sessions.get(slot)).map(Session::replicated);
         let refusal = match admit(replicated) {
             Admission::Insert(replicated) => {
-                self.copy_before_change(Table::number(hash), &mut shard);
-                if let Some(old) = occupant.and_then(|slot| self.remove(&mut shard, hash, slot)) {
-                    shard.digest = shard.digest.wrapping_sub(old.replicated().digest());
+                if let Some(slot) = occupant {
+                    self.copy_before_change(&mut shard, slot);
+                    if let Some(old) = self.remove(&mut shard, hash, slot) {
+                        shard.add_to_digest(slot, old.replicated().digest().wrapping_neg());
+                    }
                 }
+                self.copy_before_insert(&mut shard);
                 self.insert_established(local, &mut shard, hash, establish, replicated);
                 Refusal::Conflict
             }
@@ -61,7 +62,7 @@ impl SessionStore for Table {
         let original = shard.sessions.get(slot).filter(|session| session.is_open()).map(|session| *session.original());
         let Some(original) = original else { return 0 };
         let hash = self.hash(&original);
-        self.copy_before_change(Table::number(hash), &mut shard);
+        self.copy_before_change(&mut shard, slot);
         let Some(session) = shard.sessions.get_mut(slot) else { return 0 };
         let before = session.replicated().digest();
         change(session.replicated_mut());
@@ -69,7 +70,7 @@ impl SessionStore for Table {
         session.local.last_active = Stamp17ms::rounded_up(local.now);
         let (is_open, after) = (session.is_open(), session.replicated().digest());
         let digest_change = after.wrapping_sub(before);
-        shard.digest = shard.digest.wrapping_add(digest_change);
+        shard.add_to_digest(slot, digest_change);
         if is_open {
             effects.wake(shard.queries.take(hash), hash);
         } else {
@@ -88,10 +89,10 @@ impl SessionStore for Table {
         let session = shard.sessions.get(slot).filter(|session| condition(session.replicated()))?;
         let tuple = *session.original();
         let hash = self.hash(&tuple);
-        self.copy_before_change(Table::number(hash), &mut shard);
+        self.copy_before_change(&mut shard, slot);
         let session = Table::remove(self, &mut shard, hash, slot)?;
         let digest_change = session.replicated().digest().wrapping_neg();
-        shard.digest = shard.digest.wrapping_add(digest_change);
+        shard.add_to_digest(slot, digest_change);
         // A session that is no longer in the table needs no close.
         while let Some((_, id, slot)) = shard.finished.front().copied() {
             if shard.sessions.get(slot).is_some_and(|s| s.id() == id && s.is_open()) {
@@ -109,49 +110,6 @@ impl SessionStore for Table {
     fn wake_waiting(&self, tuple: &Tuple, effects: &mut Effects) {
         let hash = self.hash(tuple);
         effects.wake(self.shard_for(hash).queries.take(hash), hash);
-    }
-
-    fn shard_number(&self, tuple: &Tuple) -> u8 {
-        Table::number(self.hash(tuple))
-    }
-
-    fn replace_shard(&self, local: LocalContext<'_>, number: u8, sessions: Vec<Replicated>, effects: &mut Effects) {
-        self.end_copy();
-        let mut shard = self.shard(number);
-        for (hash, workers) in shard.queries.take_all() {
-            effects.wake(workers, hash);
-        }
-        let old = self.drain(&mut shard, number).into_iter();
-        let mut old: HashMap<SessionId, Session> = old.map(|session| (session.id(), session)).collect();
-        shard.finished.clear();
-        shard.digest = 0;
-        for replicated in sessions {
-            let hash = self.hash(replicated.original());
-            let known = old.remove(&replicated.id());
-            let mut session = match known.filter(|s| s.replicated().is_same_establishment(&replicated)) {
-                Some(mut known) => {
-                    if !known.replicated().is_as_far_as(&replicated) {
-                        *known.replicated_mut() = replicated;
-                        known.local.flags.set(SessionFlag::Expiring, false);
-                        known.local.last_active = Stamp17ms::rounded_up(local.now);
-                    }
-                    known
-                }
-                None => Session::new(replicated, local.now, None),
-            };
-            let half_open: Vec<u32> = shard.half_open.lookup(hash, session.original()).collect();
-            for slot in half_open {
-                match shard.half_open.get(slot) {
-                    Some(entry) if entry.open.id == session.id() => {
-                        effects.wake(entry.waiters, hash);
-                        self.remove_half_open(&mut shard, slot);
-                    }
-                    _ => session.local.flags.set(SessionFlag::Contested, true),
-                }
-            }
-            shard.digest = shard.digest.wrapping_add(session.replicated().digest());
-            self.insert(&mut shard, hash, session, local.now, local.timeouts);
-        }
     }
 }
 
@@ -175,8 +133,9 @@ impl Table {
         let contested = shard.half_open.lookup(hash, &establish.original).next().is_some();
         let mut session = Session::new(replicated, local.now, seen);
         session.local.flags.set(SessionFlag::Contested, contested);
-        shard.digest = shard.digest.wrapping_add(session.replicated().digest());
-        self.insert(shard, hash, session, local.now, local.timeouts);
+        let digest = session.replicated().digest();
+        let slot = self.insert(shard, hash, session, local.now, local.timeouts);
+        shard.add_to_digest(slot, digest);
     }
 
     /// Removes the half-open entries of an establishment whose session exists now, perhaps under another id. If the

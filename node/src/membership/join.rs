@@ -22,7 +22,9 @@ use crate::membership::token::Token;
 use crate::peer::connections::Peers;
 use crate::peer::transport::{self, Peer};
 use crate::raft::config::PalisadeRaft;
+use crate::raft::log_keeper::CutBelow;
 use crate::raft::network::Network;
+use crate::raft::receivers::SnapshotReceivers;
 use crate::raft::start::{RaftSetup, RaftStartError, open_store, start_raft};
 use crate::raft::unreadable::Refusals;
 use crate::random::{RandomError, random};
@@ -68,7 +70,7 @@ pub async fn init_with(options: &Options, settings: &[Assignment], author: &str)
     let peers = Peers::new(&cluster, me)?;
     let setup = RaftSetup {
         timing: &options.timing,
-        log: options.log,
+        disk: options.log.disk.clone(),
         engine: &options.engine,
         store: data_dir.new_store(),
         owner: StoreOwner { cluster: cluster.clone(), member: me },
@@ -77,6 +79,8 @@ pub async fn init_with(options: &Options, settings: &[Assignment], author: &str)
             me,
             peers,
             response_timeout: options.timing.response_timeout,
+            receivers: SnapshotReceivers::default(),
+            cut: CutBelow::default(),
             metrics: Arc::default(),
             level: LevelInForce::default(),
             refusals: Refusals::default(),

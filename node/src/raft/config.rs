@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use openraft::{Config as RaftConfig, ConfigError, Raft, SnapshotPolicy};
 use palisade_engine::replica::Replica;
-use palisade_raft_store::{StateMachine, TypeConfig};
+use palisade_raft_store::{LogLimits, SlowDisk, StateMachine, TypeConfig};
 
 /// openraft with this program's types.
 pub(crate) type PalisadeRaft = Raft<TypeConfig, StateMachine<Replica>>;
@@ -39,22 +39,28 @@ impl Timing {
     }
 }
 
-/// The part of the log that is kept.
-#[derive(Clone, Copy, Debug)]
+/// How long the log may get, and the disk that it is on.
+#[derive(Clone, Debug, Default)]
 pub struct LogSize {
-    /// Entries between two snapshots.
-    pub snapshot_every: u64,
-    /// Entries that are kept before a snapshot, so that members that are a little behind need no snapshot.
-    pub keep: u64,
+    /// When a snapshot is made, and what is kept of the log.
+    pub limits: LogLimits,
+    /// For tests with a slow disk.
+    pub disk: SlowDisk,
 }
 
-impl Default for LogSize {
-    fn default() -> LogSize {
-        LogSize { snapshot_every: 8192, keep: 8192 }
+impl LogSize {
+    /// A snapshot after so many bytes of log, however large it is, and an eighth of them kept before it.
+    #[must_use]
+    pub fn every(bytes: u64) -> LogSize {
+        let limits = LogLimits { floor: bytes, ceiling: bytes, keep: bytes / 8, ..LogLimits::default() };
+        LogSize { limits, ..LogSize::default() }
     }
 }
 
-pub(crate) fn raft_config(timing: &Timing, log: LogSize, cluster: &str) -> Result<Arc<RaftConfig>, ConfigError> {
+/// Entries by which a member that joins may be behind when it becomes a voter.
+const JOINER_LAG: u64 = 16_384;
+
+pub(crate) fn raft_config(timing: &Timing, cluster: &str) -> Result<Arc<RaftConfig>, ConfigError> {
     let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
     let config = RaftConfig {
         cluster_name: cluster.to_owned(),
@@ -66,11 +72,11 @@ pub(crate) fn raft_config(timing: &Timing, log: LogSize, cluster: &str) -> Resul
         // A million sessions must get through a slow link, beside other traffic.
         install_snapshot_timeout: ms(Duration::from_secs(600)),
         max_payload_entries: 256,
-        // Members that are further behind than the log reaches get a snapshot; others get entries.
-        replication_lag_threshold: log.snapshot_every.saturating_add(log.keep),
-        snapshot_policy: SnapshotPolicy::LogsSinceLast(log.snapshot_every),
-        max_in_snapshot_log_to_keep: log.keep,
-        purge_batch_size: log.snapshot_every.min(1024),
+        replication_lag_threshold: JOINER_LAG,
+        // Both by bytes and time, not by entries: `log_keeper`. Members that are further behind than the log reaches get a
+        // snapshot; others get entries.
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: u64::MAX,
         backoff: "20ms 50ms 100ms ...500ms".to_owned(),
         enable_pre_vote: Some(true),
         // A leader that restarts has lost what was not yet on its disk; it must be elected like any other member.

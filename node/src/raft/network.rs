@@ -26,8 +26,10 @@ use tonic::{Code, Status};
 
 use crate::clock;
 use crate::peer::connections::{Client, Lane, Peers};
+use crate::raft::log_keeper::CutBelow;
+use crate::raft::receivers::{SnapshotReceivers, Taken};
 use crate::raft::snapshot;
-use crate::raft::unreadable::Refusals;
+use crate::raft::unreadable::{Refusals, is_refusal};
 use crate::raft::wire;
 use crate::replication_metrics::ReplicationMetrics;
 
@@ -36,7 +38,7 @@ const APPEND_QUEUE: usize = 64;
 
 /// Time after a stream that could not be opened. Short: a member that comes back is not kept waiting.
 const REOPEN_DELAY: Duration = Duration::from_millis(50);
-/// How long the log that follows a snapshot is kept for the member that has received it.
+/// How long the log that follows a snapshot is kept for the member that has received it, within the limits of lent snapshots.
 const CATCH_UP_TIME: Duration = Duration::from_secs(10);
 
 type Rpc<T> = Result<T, RPCError<TypeConfig>>;
@@ -47,6 +49,8 @@ pub(crate) struct Network {
     pub(crate) me: MemberId,
     pub(crate) peers: Peers,
     pub(crate) response_timeout: Duration,
+    pub(crate) receivers: SnapshotReceivers,
+    pub(crate) cut: CutBelow,
     pub(crate) metrics: Arc<ReplicationMetrics>,
     /// The level at which appends are written.
     pub(crate) level: LevelInForce,
@@ -144,6 +148,29 @@ impl RaftClient {
         }
     }
 
+    /// Sends a snapshot, as soon as the member may be asked. Returns the receiver's vote, or why it did not take the snapshot.
+    async fn send_snapshot(
+        &self,
+        vote: VoteOf<TypeConfig>,
+        snapshot: SnapshotFile,
+        taken: &Taken,
+        limit: Duration,
+    ) -> Result<Result<VoteOf<TypeConfig>, Status>, StreamingError<TypeConfig>> {
+        self.pause().await;
+        let mut client = self.client().map_err(StreamingError::from)?;
+        let send = client.install_snapshot(taken.count(snapshot::chunks(Some(vote), snapshot)));
+        let timeout = || StreamingError::Timeout(self.timeout(RPCTypes::InstallSnapshot, limit));
+        let sent = tokio::select! {
+            sent = tokio::time::timeout(limit, send) => sent.map_err(|_| timeout())?,
+            () = taken.stalled() => return Err(timeout()),
+        };
+        let response = match sent {
+            Ok(response) => response.into_inner(),
+            Err(status) => return Ok(Err(status)),
+        };
+        wire::vote_in(response.vote).map(Ok).map_err(|e| StreamingError::Network(NetworkError::new(&e)))
+    }
+
     async fn open_append<S>(
         &self,
         input: S,
@@ -174,6 +201,10 @@ impl RaftClient {
             let (mut flow, timed_out, network) = state?;
             let result = match flow.next().await {
                 Ok(response) => match wire::appended_in(response?) {
+                    Ok(Ok(confirmed)) if network.cut.is_below(confirmed.as_ref().map(|id| id.index)) => {
+                        let why = "the member is so far behind that it gets a snapshot";
+                        Err(RPCError::Network(NetworkError::from_string(why)))
+                    }
                     Ok(result) => Ok(result),
                     Err(error) => Err(garbled(error)),
                 },
@@ -328,31 +359,51 @@ impl RaftNetworkV2<TypeConfig> for RaftClient {
         cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
         option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        self.pause().await;
-        let mut client = self.client().map_err(StreamingError::from)?;
         let last = snapshot.meta.last_log_id.as_ref().map_or(0, |id| id.index);
         let pin = snapshot.snapshot.pin();
-        let send = client.install_snapshot(snapshot::chunks(Some(vote), snapshot.snapshot));
+        tokio::pin!(cancel);
+        let taken = Taken::default();
         let sent = tokio::select! {
             biased;
-            closed = cancel => return Err(StreamingError::Closed(closed)),
-            sent = tokio::time::timeout(option.hard_ttl(), send) => sent,
+            closed = &mut cancel => return Err(StreamingError::Closed(closed)),
+            sent = self.send_snapshot(vote, snapshot.snapshot, &taken, option.hard_ttl()) => sent,
         };
-        let response = match sent {
-            Ok(Ok(response)) => response.into_inner(),
-            Ok(Err(status)) => return Err(self.failed(&status).into()),
-            Err(_) => return Err(StreamingError::Timeout(self.timeout(RPCTypes::InstallSnapshot, option.hard_ttl()))),
+        let error = match sent {
+            Ok(Ok(vote)) => {
+                self.network.receivers.succeeded(self.to);
+                self.network.refusals.acknowledged(self.to, last);
+                self.network.metrics.snapshots.sent.add(1);
+                self.network.metrics.snapshot_receivers_failing.set(self.network.receivers.failing() as u64);
+                // The entries since the snapshot are still to be sent.
+                tokio::spawn(async move {
+                    tokio::time::sleep(CATCH_UP_TIME).await;
+                    drop(pin);
+                });
+                return Ok(SnapshotResponse::new(vote));
+            }
+            Ok(Err(status)) => {
+                let error = self.failed(&status).into();
+                if is_refusal(&status) {
+                    // How long it is left alone was decided with that.
+                    return Err(error);
+                }
+                error
+            }
+            Err(error) => error,
         };
-        let vote = wire::vote_in(response.vote).map_err(|e| StreamingError::Network(NetworkError::new(&e)))?;
-        self.network.metrics.snapshots.sent.add(1);
-        self.network.refusals.acknowledged(self.to, last);
-        // The entries since the snapshot are still to be sent, from a log that a newer snapshot would cut off: on a busy
-        // cluster the new member would get one snapshot after another.
-        tokio::spawn(async move {
-            tokio::time::sleep(CATCH_UP_TIME).await;
-            drop(pin);
-        });
-        Ok(SnapshotResponse::new(vote))
+        if !taken.any() {
+            // One that cannot be reached costs nothing, and openraft itself waits.
+            return Err(error);
+        }
+        drop(pin);
+        let delay = self.network.receivers.failed(self.to);
+        self.network.metrics.snapshot_sends_failed.inc();
+        self.network.metrics.snapshot_receivers_failing.set(self.network.receivers.failing() as u64);
+        tracing::warn!(member = self.to.0, %error, ?delay, "a member did not take its snapshot: the next attempt waits");
+        tokio::select! {
+            closed = &mut cancel => Err(StreamingError::Closed(closed)),
+            () = tokio::time::sleep(delay) => Err(error),
+        }
     }
 
     async fn transfer_leader(

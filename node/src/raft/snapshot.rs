@@ -7,9 +7,12 @@ use openraft::type_config::alias::VoteOf;
 use palisade_engine::MemberId;
 use palisade_proto::convert::level;
 use palisade_proto::member::v1 as wire;
-use palisade_raft_store::{SnapshotFile, SnapshotReceiver, Snapshots, Thing, TypeConfig, Unknown, Unreadable};
+use palisade_raft_store::{
+    SnapshotFile, SnapshotReceiver, Snapshots, TRANSFER_RATE, Thing, TokenBucket, TypeConfig, Unknown, Unreadable,
+};
 use tonic::{Status, Streaming};
 
+use crate::clock;
 use crate::raft::unreadable::refusal;
 use crate::raft::wire::{vote_in, vote_out};
 use tokio::task::spawn_blocking;
@@ -26,9 +29,15 @@ pub(crate) fn chunks(
     snapshot: SnapshotFile,
 ) -> impl Stream<Item = wire::SnapshotChunk> + Send + 'static {
     let snapshot = Arc::new(snapshot);
-    let start = (snapshot, Some(0), vote.as_ref().map(vote_out));
-    futures::stream::unfold(start, |(snapshot, offset, vote)| async move {
+    let bucket = TokenBucket::new(TRANSFER_RATE, CHUNK_BYTES as u64);
+    let start = (snapshot, Some(0), vote.as_ref().map(vote_out), bucket);
+    futures::stream::unfold(start, |(snapshot, offset, vote, mut bucket)| async move {
         let offset: u64 = offset?;
+        // From the disk of the log.
+        let wait = bucket.take(clock::now(), CHUNK_BYTES as u64);
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+        }
         let file = snapshot.clone();
         let read = spawn_blocking(move || file.chunk(offset, CHUNK_BYTES)).await;
         let data = match read {
@@ -46,7 +55,7 @@ pub(crate) fn chunks(
         let last = next >= snapshot.len();
         let level = if offset == 0 { snapshot.level().0.into() } else { 0 };
         let chunk = wire::SnapshotChunk { vote, offset, data: data.into(), last, level };
-        Some((chunk, (snapshot, (!last).then_some(next), None)))
+        Some((chunk, (snapshot, (!last).then_some(next), None, bucket)))
     })
 }
 

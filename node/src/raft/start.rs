@@ -10,12 +10,12 @@ use openraft::{Config as RaftConfig, ConfigError, Raft};
 use palisade_engine::replica::Replica;
 use palisade_engine::{Engine, MemberId, Wake};
 use palisade_raft_store::{
-    Auditor, LevelInForce, Observer, Options as StoreOptions, Setup, Snapshots, StateMachine, Store, StoreError,
-    StoreMetrics, StoreOwner, TypeConfig, Unreadable,
+    Auditor, LevelInForce, Observer, Options as StoreOptions, Planner, Setup, SlowDisk, Snapshots, StateMachine, Store,
+    StoreError, StoreMetrics, StoreOwner, TypeConfig, Unreadable,
 };
 
 use crate::clock;
-use crate::raft::config::{LogSize, PalisadeRaft, Timing, raft_config};
+use crate::raft::config::{PalisadeRaft, Timing, raft_config};
 use crate::raft::network::Network;
 use crate::raft::unreadable::REMEDY;
 use crate::random::{RandomError, random};
@@ -71,7 +71,8 @@ impl From<StoreError> for RaftStartError {
 /// What a member's Raft is started with.
 pub(crate) struct RaftSetup<'a> {
     pub(crate) timing: &'a Timing,
-    pub(crate) log: LogSize,
+    /// The disk that the store is on.
+    pub(crate) disk: SlowDisk,
     /// The engine's sizes; `member`, `start` and `seed` are filled in here.
     pub(crate) engine: &'a palisade_engine::Config,
     /// The folder of the store.
@@ -91,6 +92,7 @@ pub(crate) struct Started {
     pub(crate) engine: Arc<Engine>,
     pub(crate) snapshots: Snapshots,
     pub(crate) auditor: Auditor<Replica>,
+    pub(crate) planner: Planner<Replica>,
     pub(crate) store: StoreMetrics,
     pub(crate) level: LevelInForce,
 }
@@ -103,9 +105,13 @@ pub(crate) fn store_options() -> StoreOptions {
 /// Opens the store. The data folder is locked by this process, so the store can only be in use by the last tasks of a
 /// member that this process has just shut down: they are waited for.
 pub(crate) fn open_store(dir: &Path) -> Result<Store, StoreError> {
+    open_store_on(dir, &SlowDisk::default())
+}
+
+fn open_store_on(dir: &Path, disk: &SlowDisk) -> Result<Store, StoreError> {
     let end = clock::now() + STORE_RELEASE_TIMEOUT;
     loop {
-        match Store::open(dir, store_options()) {
+        match Store::open(dir, StoreOptions { disk: disk.clone(), ..store_options() }) {
             Err(StoreError::Locked { .. }) if clock::now() < end => std::thread::sleep(Duration::from_millis(10)),
             opened => return opened,
         }
@@ -114,9 +120,9 @@ pub(crate) fn open_store(dir: &Path) -> Result<Store, StoreError> {
 
 /// Opens the store, makes the engine, replays the log and starts openraft.
 pub(crate) async fn start_raft(setup: RaftSetup<'_>) -> Result<Started, RaftStartError> {
-    let RaftSetup { timing, log, engine, store, owner, start, network, wake, observer } = setup;
+    let RaftSetup { timing, disk, engine, store, owner, start, network, wake, observer } = setup;
     let me = owner.member;
-    let config = raft_config(timing, log, &owner.cluster).map_err(|e| RaftStartError::Timing(Box::new(e)))?;
+    let config = raft_config(timing, &owner.cluster).map_err(|e| RaftStartError::Timing(Box::new(e)))?;
     let seed = u64::from_ne_bytes(random()?);
     let engine = Engine::new(palisade_engine::Config { member: me, start, seed, ..engine.clone() });
     network.peers.follow_register(engine.clone());
@@ -130,13 +136,13 @@ pub(crate) async fn start_raft(setup: RaftSetup<'_>) -> Result<Started, RaftStar
         disk.set_owner(owner)?;
         let (log, machine) = disk.open(Setup { state: machine, wake, observer })?;
         host.opened(machine.inspector());
-        let (auditor, level) = (machine.auditor(), machine.level_in_force());
+        let (auditor, planner, level) = (machine.auditor(), machine.planner(), machine.level_in_force());
         let network = Network { level: level.clone(), ..network };
         let raft = new_raft(me, config, network, log, machine).await?;
         let (snapshots, store) = (disk.snapshots(), StoreMetrics::default());
-        return Ok(Started { raft, engine, snapshots, auditor, store, level });
+        return Ok(Started { raft, engine, snapshots, auditor, planner, store, level });
     }
-    let mut store = spawn_blocking(move || open_store(&store)).await??;
+    let mut store = spawn_blocking(move || open_store_on(&store, &disk)).await??;
     if store.owner().is_none() && start > 0 {
         return Err(RaftStartError::LostLog(me));
     }
@@ -146,10 +152,10 @@ pub(crate) async fn start_raft(setup: RaftSetup<'_>) -> Result<Started, RaftStar
     })
     .await??;
     let store = log.metrics();
-    let (auditor, level) = (machine.auditor(), machine.level_in_force());
+    let (auditor, planner, level) = (machine.auditor(), machine.planner(), machine.level_in_force());
     let network = Network { level: level.clone(), ..network };
     let raft = new_raft(me, config, network, log, machine).await?;
-    Ok(Started { raft, engine, snapshots, auditor, store, level })
+    Ok(Started { raft, engine, snapshots, auditor, planner, store, level })
 }
 
 async fn new_raft(

@@ -47,6 +47,11 @@ fn refused_index(status: &Status) -> Option<u64> {
     status.metadata().get(INDEX)?.to_str().ok()?.parse().ok()
 }
 
+/// Whether a status says that something cannot be read.
+pub(crate) fn is_refusal(status: &Status) -> bool {
+    refused_index(status).is_some()
+}
+
 /// Stops a member that cannot read what it is to store or to apply.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct UnreadableAlarm(Arc<watch::Sender<Option<Unreadable>>>);

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use palisade_engine::replica::Replica;
 use palisade_engine::{Engine, MemberId, Wake};
 use palisade_engine::{Hint, Proposal};
-use palisade_raft_store::{Auditor, LevelInForce, Snapshots, StoreMetrics, StoreOwner};
+use palisade_raft_store::{Auditor, LevelInForce, Planner, Snapshots, StoreMetrics, StoreOwner};
 use tokio::sync::{Notify, broadcast, mpsc, watch};
 
 use crate::affordable::UnaffordableError;
@@ -39,10 +39,12 @@ use crate::raft::contact::LastContact;
 use crate::raft::election::{Election, LeaderContact};
 use crate::raft::leadership::{self, Leadership};
 use crate::raft::lease::LeaseRenewer;
+use crate::raft::log_keeper::{CutBelow, LogKeeper};
 use crate::raft::network::Network;
 use crate::raft::priority::{ElectionPriority, PriorityInForce};
 use crate::raft::quorum::QuorumContact;
 use crate::raft::read_index::ReadIndex;
+use crate::raft::receivers::SnapshotReceivers;
 use crate::raft::requests::{AdminRequest, REQUEST_QUEUE};
 use crate::raft::start::{RaftSetup, Started, start_raft};
 use crate::raft::transfer::LeadershipTransfer;
@@ -228,6 +230,8 @@ struct Core {
     engine: Arc<Engine>,
     snapshots: Snapshots,
     auditor: Auditor<Replica>,
+    planner: Planner<Replica>,
+    cut: CutBelow,
     store: StoreMetrics,
     lease: Arc<Lease>,
     metrics: Arc<ReplicationMetrics>,
@@ -252,10 +256,11 @@ impl Core {
     ) -> Result<Core, OpenError> {
         let me = identity.member;
         let peers = Peers::new(&identity.cluster, me)?;
+        let cut = CutBelow::default();
         let (alarm, refusals) = (UnreadableAlarm::default(), Refusals::default());
         let setup = RaftSetup {
             timing: &options.timing,
-            log: options.log,
+            disk: options.log.disk.clone(),
             engine: &options.engine,
             store: data_dir.store(identity),
             owner: StoreOwner { cluster: identity.cluster.clone(), member: me },
@@ -264,6 +269,8 @@ impl Core {
                 me,
                 peers: peers.clone(),
                 response_timeout: options.timing.response_timeout,
+                receivers: SnapshotReceivers::default(),
+                cut: cut.clone(),
                 metrics: metrics.clone(),
                 level: LevelInForce::default(),
                 refusals: refusals.clone(),
@@ -271,7 +278,7 @@ impl Core {
             wake,
             observer: applied.observer(identity, options, metrics.clone(), alarm.clone()),
         };
-        let Started { raft, engine, snapshots, auditor, store, level } = start_raft(setup).await?;
+        let Started { raft, engine, snapshots, auditor, planner, store, level } = start_raft(setup).await?;
         lease.follow(engine.grace());
         // The member port answers no request yet: this member must not ask for votes either.
         raft.runtime_config().elect(false);
@@ -295,6 +302,8 @@ impl Core {
             engine,
             snapshots,
             auditor,
+            planner,
+            cut,
             store,
             lease,
             metrics,
@@ -407,7 +416,14 @@ impl RaftSide {
             core.peers.clone(),
             core.metrics.clone(),
         );
+        let keeper = LogKeeper {
+            raft: raft.clone(),
+            planner: core.planner.clone(),
+            limits: options.log.limits,
+            cut: core.cut.clone(),
+        };
         tasks.spawn("leadership", follow);
+        tasks.spawn("log", keeper.run());
         tasks.spawn("election priority", in_force.run());
         tasks.spawn("lease", renewer.run());
         tasks.spawn("election", election.run());

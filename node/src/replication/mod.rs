@@ -75,6 +75,7 @@ pub use crate::replication::error::{EndedError, OpenError, RemovedError};
 pub use crate::replication::status::{Member, RaftRole, Status, Suffrage};
 pub use crate::replication_metrics::ReplicationMetrics;
 pub use crate::sync::events::{SessionChange, SessionEvent};
+pub use palisade_raft_store::{LentLimits, LogLimits, SlowDisk};
 
 /// How long the streams of the member port may take to end.
 const SERVER_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);

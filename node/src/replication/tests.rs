@@ -35,6 +35,7 @@ mod quiet;
 mod recover;
 mod rolled_back;
 mod settings;
+mod snapshots;
 mod voters;
 
 /// The limit of every wait for something that will happen unless there is a mistake. No machine is too slow for it.

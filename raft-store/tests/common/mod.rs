@@ -22,8 +22,8 @@ use palisade_engine::policy::PolicyHash;
 use palisade_engine::replica::{Applied, Batch, Command, Outcome, PolicyChange, RestoreError};
 use palisade_engine::{Generation, HoldKey, MemberId, Time, Wake};
 use palisade_raft_store::{
-    Clock, Entry, Job, LogId, LogStore, Options, ReplicatedState, Setup, StateMachine, Store, StoreError, TypeConfig,
-    Vote,
+    Clock, Entry, Job, LogId, LogStore, Options, ReplicatedState, Setup, SnapshotReader, StateMachine, Store,
+    StoreError, TypeConfig, Vote,
 };
 
 /// A machine that is a map from first command number to the number of commands.
@@ -34,13 +34,19 @@ pub struct Map {
     pub gate: JobGate,
 }
 
-/// Keeps snapshot jobs from ending while it is shut. Two gates count as equal.
+/// Keeps snapshot jobs, and those who read snapshots, from ending while it is shut. Two gates count as equal.
 #[derive(Clone, Default, Debug)]
 pub struct JobGate(Arc<AtomicBool>);
 
 impl JobGate {
     pub fn shut(&self, shut: bool) {
         self.0.store(shut, Ordering::SeqCst);
+    }
+
+    fn wait(&self) {
+        while self.0.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
@@ -56,6 +62,7 @@ pub struct MapJob(Map);
 
 impl ReplicatedState for Map {
     type Job = MapJob;
+    type Restorer = MapReader;
 
     fn apply(&mut self, _: Time, batch: &Batch, _: &mut dyn Wake) -> Vec<Applied> {
         *self.batches.entry(batch.first_serial).or_default() += batch.commands.len() as u64;
@@ -74,7 +81,24 @@ impl ReplicatedState for Map {
         self.batches.iter().fold(0, |sum, (first, commands)| sum.wrapping_mul(31).wrapping_add(first ^ commands << 32))
     }
 
-    fn restore(&mut self, _: Time, snapshot: &mut dyn Read, _: &mut dyn Wake) -> Result<(), RestoreError> {
+    fn restorer(&self) -> MapReader {
+        MapReader(self.gate.clone())
+    }
+
+    fn install(&mut self, _: Time, restored: &mut BTreeMap<u64, u64>, _: &mut dyn Wake) -> bool {
+        self.batches = std::mem::take(restored);
+        false
+    }
+}
+
+/// Reads the snapshots of a [`Map`]: not while its gate is shut.
+pub struct MapReader(JobGate);
+
+impl SnapshotReader for MapReader {
+    type Restored = BTreeMap<u64, u64>;
+
+    fn read(&self, _: Time, snapshot: &mut dyn Read) -> Result<BTreeMap<u64, u64>, RestoreError> {
+        self.0.wait();
         let mut bytes = Vec::new();
         snapshot.read_to_end(&mut bytes)?;
         let chunks = bytes.chunks_exact(16);
@@ -82,21 +106,18 @@ impl ReplicatedState for Map {
             return Err(RestoreError::Damaged("an odd number of bytes".to_owned()));
         }
         let number = |bytes: &[u8]| u64::from_be_bytes(bytes.try_into().unwrap());
-        self.batches = chunks.map(|pair| (number(&pair[..8]), number(&pair[8..]))).collect();
-        Ok(())
+        Ok(chunks.map(|pair| (number(&pair[..8]), number(&pair[8..]))).collect())
     }
 }
 
 impl Job for MapJob {
-    fn write(self, to: &mut dyn Write) -> io::Result<()> {
-        while self.0.gate.0.load(Ordering::SeqCst) {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+    fn write(self, to: &mut dyn Write, _: &Clock) -> io::Result<Duration> {
+        self.0.gate.wait();
         for (key, value) in self.0.batches {
             to.write_all(&key.to_be_bytes())?;
             to.write_all(&value.to_be_bytes())?;
         }
-        Ok(())
+        Ok(Duration::ZERO)
     }
 }
 

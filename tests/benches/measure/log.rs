@@ -12,13 +12,13 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::cluster::{Node, establish, three, whole};
 
-async fn one(node: &Node, n: u32) -> Result<Duration> {
+pub(crate) async fn one(node: &Node, n: u32) -> Result<Duration> {
     let asked = clock::now();
     ensure!(node.run()?.command(establish(n), WAIT).await? == Outcome::Accepted, "a command was refused");
     Ok(clock::now().since(asked))
 }
 
-fn leader(nodes: &[Node]) -> Result<usize> {
+pub(crate) fn leader(nodes: &[Node]) -> Result<usize> {
     nodes.iter().position(Node::leads).context("nobody leads")
 }
 
@@ -83,25 +83,29 @@ async fn steady(node: &Node, next: &mut u32, end: impl Future<Output = Result<()
     Ok(times)
 }
 
-pub(crate) async fn join_large() -> Result<Table> {
+/// Establishes the sessions from `next` on, up to `count`.
+pub(crate) async fn fill(node: &Node, next: &mut u32, count: u32) -> Result<()> {
     const UNDER_WAY: usize = 2048;
-    let count = std::env::var("PALISADE_SESSIONS").ok().and_then(|n| n.parse().ok()).unwrap_or(1_000_000);
-    let log = || LogSize { snapshot_every: 256, keep: 64 };
-    let nodes = three(log).await?;
-    let mut next = 0;
-    let begun = clock::now();
-    let lead = leader(&nodes)?;
     let mut under_way = FuturesUnordered::new();
-    while next < count || !under_way.is_empty() {
-        while next < count && under_way.len() < UNDER_WAY {
-            under_way.push(one(&nodes[lead], next));
-            next += 1;
+    while *next < count || !under_way.is_empty() {
+        while *next < count && under_way.len() < UNDER_WAY {
+            under_way.push(one(node, *next));
+            *next += 1;
         }
         if let Some(took) = under_way.next().await {
             took?;
         }
     }
-    drop(under_way);
+    Ok(())
+}
+
+pub(crate) async fn join_large() -> Result<Table> {
+    let count = std::env::var("PALISADE_SESSIONS").ok().and_then(|n| n.parse().ok()).unwrap_or(1_000_000);
+    let log = || LogSize::every(2 << 20);
+    let nodes = three(log).await?;
+    let mut next = 0;
+    let begun = clock::now();
+    fill(&nodes[leader(&nodes)?], &mut next, count).await?;
     let filled = clock::now().since(begun);
 
     let follower = (leader(&nodes)? + 1) % 3;

@@ -7,6 +7,7 @@
 mod cluster;
 mod lab;
 mod log;
+mod snapshots;
 
 use std::process::ExitCode;
 
@@ -89,6 +90,13 @@ const MEASUREMENTS: &[Measurement] = &[
         lab: false,
         programs: &[],
         run: || log::join_large().boxed_local(),
+    },
+    Measurement {
+        name: "snapshots",
+        what: "commits while snapshots of a million sessions (PALISADE_SESSIONS) are written to a disk with 50 MB/s",
+        lab: false,
+        programs: &[],
+        run: || snapshots::measure().boxed_local(),
     },
 ];
 

@@ -1,5 +1,7 @@
 //! Scrubbing: the check of the session table against its digest.
 
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+
 use super::*;
 
 fn sound(b: &Fixture) -> bool {
@@ -56,4 +58,41 @@ fn scrub_finds_damage_even_after_session_end_and_snapshot_repairs_it() {
     b.replica.restore(NOW, &mut &bytes[..], &mut NoWaiters).unwrap();
     assert!(sound(&b));
     assert_eq!(b.replica.digest(), digest);
+}
+
+#[test]
+fn scrub_passes_while_commands_are_applied_and_finds_damage() {
+    let mut b = Fixture::new();
+    for n in 0..20_000 {
+        b.one(add(establish(n, n as u16)));
+    }
+    let engine: Arc<Engine> = b.replica.engine.clone();
+    let (stop, scrubs) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let scrubber = {
+        let (stop, scrubs) = (stop.clone(), scrubs.clone());
+        std::thread::spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                assert!((0..=u8::MAX).all(|part| engine.scrub(part)));
+                scrubs.fetch_add(1, Ordering::Relaxed);
+            }
+        })
+    };
+    let mut next = 20_000;
+    // As long as it takes to scrub the table three times.
+    while scrubs.load(Ordering::Relaxed) < 3 && !scrubber.is_finished() {
+        let old = next % 20_000;
+        b.one(close(old));
+        b.one(add(Establish { supersedes: Some(id(old)), ..establish(next, old as u16) }));
+        b.one(Command::Refresh(vec![id(next)]));
+        if next % 3 == 0 {
+            b.one(Command::Revoke(vec![id(next)]));
+        }
+        next += 1;
+    }
+    stop.store(true, Ordering::Relaxed);
+    scrubber.join().unwrap();
+    assert!(sound(&b));
+    let last = (20_000..next).rev().find(|n| n % 3 != 0).unwrap();
+    assert!(b.replica.engine.damage(id(last)));
+    assert!(!sound(&b));
 }

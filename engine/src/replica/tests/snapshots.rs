@@ -134,6 +134,130 @@ fn restore_keeps_half_open_sessions_and_wakes_established_ones() {
     assert!(engine.session(NOW, id(500)).is_some_and(|s| s.half_open));
 }
 
+/// The sessions of a copy, piece by piece, with `between` called before each piece.
+fn copied(b: &mut Fixture, mut between: impl FnMut(&mut Fixture)) -> Vec<String> {
+    let engine = b.replica.engine.clone();
+    let copy = engine.table.begin_copy();
+    let mut copied = Vec::new();
+    for number in engine.table.numbers() {
+        let mut more = true;
+        while more {
+            between(b);
+            more = engine.table.copy_piece(&copy, number, &mut copied, &mut || NOW).unwrap().0;
+        }
+    }
+    assert_eq!(engine.table.kept_sessions(), 0, "what was kept was taken");
+    engine.table.drop_copy(&copy);
+    sorted(copied.iter())
+}
+
+fn sorted<'a>(sessions: impl Iterator<Item = &'a crate::replicated::Replicated>) -> Vec<String> {
+    let mut sessions: Vec<String> = sessions.map(|session| format!("{session:?}")).collect();
+    sessions.sort_unstable();
+    sessions
+}
+
+fn present(b: &Fixture) -> Vec<String> {
+    let table = &b.replica.engine.table;
+    let shards: Vec<_> = table.numbers().map(|number| table.shard(number)).collect();
+    sorted(shards.iter().flat_map(|shard| shard.sessions.iter().map(|session| session.replicated())))
+}
+
+#[test]
+fn snapshot_is_exact_with_commands_between_any_two_pieces() {
+    const SESSIONS: u64 = 20_000;
+    for seed in 1..=4_u64 {
+        let mut b = Fixture::new();
+        for n in 0..SESSIONS {
+            b.one(add(establish(n, n as u16)));
+        }
+        let (before, mut state, mut next) = (present(&b), seed, SESSIONS);
+        let mut random = move |below: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % below
+        };
+        let mut commands = 0;
+        let copied = copied(&mut b, |b| {
+            for _ in 0..random(8) {
+                commands += 1;
+                let old = random(SESSIONS);
+                match random(5) {
+                    // In the slot of one that was removed, or in a new block.
+                    0 => {
+                        b.one(add(establish(next, next as u16)));
+                        next += 1;
+                    }
+                    1 => drop(b.one(close(old))),
+                    2 => drop(b.one(Command::Revoke(vec![id(old), id(random(SESSIONS))]))),
+                    3 => drop(b.one(Command::Refresh(vec![id(old)]))),
+                    _ => {
+                        b.one(close(old));
+                        let again = Establish { supersedes: Some(id(old)), ..establish(next, old as u16) };
+                        b.one(add(again));
+                        next += 1;
+                    }
+                }
+            }
+        });
+        assert!(commands > 1000, "{commands} commands");
+        assert_ne!(present(&b), before);
+        assert!(copied == before, "seed {seed}");
+    }
+}
+
+#[test]
+fn snapshot_keeps_only_the_block_that_a_command_changes() {
+    let mut b = Fixture::new();
+    for n in 0..20_000 {
+        b.one(add(establish(n, n as u16)));
+    }
+    let engine = b.replica.engine.clone();
+    let job = b.replica.begin_snapshot();
+    b.one(close(7));
+    let kept = engine.table.kept_sessions();
+    assert!((1..=8).contains(&kept), "a command kept {kept} sessions");
+    b.one(Command::Refresh(vec![id(7)]));
+    b.one(Command::Revoke(vec![id(7)]));
+    assert_eq!(engine.table.kept_sessions(), kept, "once");
+    drop(job);
+    assert_eq!(engine.table.kept_sessions(), 0);
+}
+
+#[test]
+fn snapshot_is_read_beside_the_state_and_installed_in_parts() {
+    let mut source = filled(3000);
+    let bytes = written(source.replica.begin_snapshot());
+    let mut b = filled(2000);
+    let (digest, sessions) = (b.replica.digest(), present(&b));
+    let restorer = b.replica.restorer();
+    let read = |bytes: &[u8]| restorer.read(NOW, &mut &bytes[..]);
+    assert!(read(&bytes[..bytes.len() - 1]).is_err());
+    // One that is read, and thrown away.
+    drop(read(&bytes).unwrap());
+    let mut restored = read(&bytes).unwrap();
+    assert_eq!((b.replica.digest(), present(&b)), (digest, sessions.clone()), "nothing has changed");
+    assert!((700..2000).all(|n| b.replica.engine.session(NOW, id(n)).is_some()));
+    b.one(add(establish(9000, 9000)));
+    let digest = b.replica.digest();
+    let mut parts = 1;
+    while b.replica.install(NOW, &mut restored, &mut NoWaiters) {
+        assert_eq!(b.replica.digest(), digest, "the state is the old one until the last part");
+        parts += 1;
+    }
+    assert_eq!(parts, 256);
+    assert_eq!(b.replica.digest(), source.replica.digest());
+    assert_eq!(present(&b), present(&source));
+    // Each is found by its id, and what is gone is not.
+    assert_eq!(b.sessions(), source.sessions());
+    assert!((300..3000).all(|n| b.replica.engine.session(NOW, id(n)).is_some()));
+    assert!(b.replica.engine.session(NOW, id(9000)).is_none());
+    b.next = source.next;
+    for command in [add(establish(9000, 3)), close(900), add(establish(1, 5001)), Command::Revoke(vec![id(950)])] {
+        assert_eq!(b.one(command.clone()), source.one(command));
+    }
+    assert_eq!(b.replica.digest(), source.replica.digest());
+}
+
 /// A chunk, as [`crate::replicated`] writes it.
 fn chunk(kind: u8, content: &[u8]) -> Vec<u8> {
     let length = (content.len() as u32).to_le_bytes();

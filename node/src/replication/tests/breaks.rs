@@ -75,7 +75,7 @@ async fn proposal_in_flight_when_the_leader_is_lost_is_applied_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn snapshot_brings_everything_to_a_member_that_joins_late() {
     const MANY: u16 = 200;
-    let small = |node: &mut Node| node.options.log = LogSize { snapshot_every: 32, keep: 4 };
+    let small = |node: &mut Node| node.options.log = LogSize::every(2 << 10);
     let nodes = cluster_with(small).await;
     let node = &nodes[0];
     let base = nodes[0].run().engine().generation();
@@ -118,7 +118,7 @@ async fn snapshot_brings_everything_to_a_member_that_joins_late() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn copies_of_a_batch_are_reported_once_also_after_a_snapshot() {
-    let small = |node: &mut Node| node.options.log = LogSize { snapshot_every: 32, keep: 4 };
+    let small = |node: &mut Node| node.options.log = LogSize::every(2 << 10);
     let nodes = cluster_with(small).await;
     let lead = leader(&nodes);
     let watched = tokio::spawn(watch(nodes[lead].run().subscribe(), 301));

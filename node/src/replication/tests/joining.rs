@@ -136,7 +136,7 @@ async fn member_joins_a_cluster_with_many_sessions() {
     // Batches are large here, and there are few: so that the new member gets a snapshot, as it would of a long log.
     let roomy = |node: &mut Node| {
         node.settings = vec!["table.sessions=2097152"];
-        node.options.log = LogSize { snapshot_every: 256, keep: 64 };
+        node.options.log = LogSize::every(1 << 20);
     };
     let nodes = cluster_with(roomy).await;
     let mut next = sessions();
