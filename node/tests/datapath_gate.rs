@@ -338,6 +338,12 @@ fn watcher_restores_what_somebody_removes() {
     // A rule that leads around the gate cannot be removed for the operator, but it is not healthy.
     lab.member.ip("rule add pref 1 lookup main");
     eventually("the way around is noticed", || !running.datapath.healthy());
+    lab.member.ip("rule del pref 1 lookup main");
+    eventually("it is well once more", || running.datapath.healthy());
+    // Where the kernel puts a rule for which nobody has named a place.
+    lab.member.ip("rule add from 192.0.2.0/24 lookup main");
+    let remedy = |warning: &String| warning.contains("at priority 0 leads around") && warning.contains("`pref 1000`");
+    eventually("so is a rule without a priority", || running.datapath.status().warnings.iter().any(remedy));
 }
 
 #[test]

@@ -11,7 +11,7 @@ pub mod scenario;
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use palisade_lab::{Lab, Mode, Options, wait_until};
 
 /// A report of an error as one line: its lines are wrapped, and those after the first begin with a bar.
@@ -51,6 +51,22 @@ pub const ECHO_LAST: u8 = 1;
 #[must_use]
 pub fn long() -> bool {
     std::env::var_os("PALISADE_LONG").is_some_and(|v| v == "1")
+}
+
+/// Waits until a member has ended by itself; how, and what it said.
+///
+/// # Errors
+/// It does not within [`palisade_lab::WAIT`].
+pub async fn wait_ended(lab: &mut Lab, number: usize) -> Result<String> {
+    let end = async {
+        loop {
+            if let Err(error) = lab.member_mut(number).check() {
+                return unwrapped(&error.to_string());
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(palisade_lab::WAIT, end).await.with_context(|| format!("fw{number} did not end"))
 }
 
 /// Waits until this many members vote, as one of them says. A member that joins becomes a voter some moments after it is

@@ -1,7 +1,8 @@
 //! The programs of other releases, for tests of rolling upgrades: built here, once, into folders beside the test's own.
 //!
 //! - **Previous** is the program of the commit that the file `tests/previous-release` names, built from that commit's sources.
-//! - **Next** is today's sources with the engine's feature `next-level`, which plays the release after this one.
+//! - **Next** is today's sources with the feature `next-level`, which plays the release after this one. The engine's tests of what
+//!   that level adds (`engine/tests/next_level.rs`) are built and run with it.
 //!
 //! Both use the dependencies that are compiled already: a new folder starts with copies of them, and only the crates of the
 //! workspace are compiled. Not twice: the folders stay.
@@ -24,13 +25,15 @@ pub struct Program {
     pub name: String,
     /// The executable.
     pub path: PathBuf,
+    /// Whether it knows the level after today's.
+    pub has_next_level: bool,
 }
 
 impl Program {
     /// Today's: the one that the tests are built with.
     #[must_use]
     pub fn today(path: &str) -> Program {
-        Program { name: "today's program".to_owned(), path: path.into() }
+        Program { name: "today's program".to_owned(), path: path.into(), has_next_level: false }
     }
 }
 
@@ -51,31 +54,37 @@ fn previous_commit() -> Result<Option<String>, String> {
     }
 }
 
-/// The program of the release before this one; today's if there was none yet.
+/// The program of the release before this one. Today's if there was none yet, or if its commit is not in this clone and cannot
+/// be fetched; a line says so.
 ///
 /// # Errors
-/// It cannot be had: the commit is not in this clone, or it cannot be built.
+/// It cannot be built.
 pub fn previous(today: &Program) -> Result<Program, String> {
     let _one = BUILDING.lock();
+    let as_previous = |why: &str| {
+        eprintln!("{why}: today's program plays the previous one");
+        Program { name: "today's program, as the previous one".to_owned(), ..today.clone() }
+    };
     let Some(commit) = previous_commit()? else {
-        eprintln!("tests/previous-release names no commit yet: today's program plays the previous one");
-        return Ok(Program { name: "today's program, as the previous one".to_owned(), ..today.clone() });
+        return Ok(as_previous("tests/previous-release names no commit yet"));
     };
     let name = format!("the program of {}", commit.get(..12).unwrap_or(&commit));
     let folder = folder(today)?.join(format!("previous-{commit}"));
     let path = folder.join("palisade");
     if !path.exists() {
-        fetch(&commit)?;
+        if let Err(why) = fetch(&commit) {
+            return Ok(as_previous(&format!("the previous release, commit {commit}, cannot be had ({})", why.trim())));
+        }
         let source = folder.join("source");
         extract(&commit, &source)?;
-        let built = build(today, &source, &folder.join("target"), None)?;
+        let built = build(today, &source, &folder.join("target"), &[])?;
         fs::copy(&built, &path).map_err(|e| format!("{}: {e}", path.display()))?;
         // What is left is the program.
         for rest in [source, folder.join("target")] {
             fs::remove_dir_all(&rest).map_err(|e| format!("{}: {e}", rest.display()))?;
         }
     }
-    Ok(Program { name, path })
+    Ok(Program { name, path, has_next_level: false })
 }
 
 /// The program of the release after this one, as far as `next-level` shows it.
@@ -84,9 +93,28 @@ pub fn previous(today: &Program) -> Result<Program, String> {
 /// It cannot be built.
 pub fn next(today: &Program) -> Result<Program, String> {
     let _one = BUILDING.lock();
-    let target = folder(today)?.join("next-level");
-    let path = build(today, workspace(), &target, Some("palisade-engine/next-level"))?;
-    Ok(Program { name: "today's program with the next level".to_owned(), path })
+    let path = build(today, workspace(), &next_folder(today)?, NEXT)?;
+    Ok(Program { name: "today's program with the next level".to_owned(), path, has_next_level: true })
+}
+
+/// What cargo is asked for besides the program: the engine's tests of the next level are built from what that needs anyway.
+const NEXT: &[&str] = &["--features=palisade-node/next-level", "--test=next_level"];
+
+fn next_folder(today: &Program) -> Result<PathBuf, String> {
+    Ok(folder(today)?.join("next-level"))
+}
+
+/// Runs the engine's tests of the next level. Returns what they say.
+///
+/// # Errors
+/// One fails, or they cannot be built.
+pub fn test_next(today: &Program) -> Result<String, String> {
+    let _one = BUILDING.lock();
+    let target = next_folder(today)?;
+    build(today, workspace(), &target, NEXT)?;
+    let mut cargo = cargo(workspace(), &target);
+    let said = run(cargo.args(["test", "--workspace", "--locked", "--offline"]).args(NEXT))?;
+    Ok(String::from_utf8_lossy(&said).into_owned())
 }
 
 /// Where the programs are kept: in the target folder.
@@ -168,33 +196,39 @@ fn seed(today: &Program, target: &Path) -> Result<(), String> {
     fs::rename(&parts, &debug).map_err(|e| format!("{}: {e}", debug.display()))
 }
 
+/// Cargo in a workspace, with the profile of the programs.
+fn cargo(source: &Path, target: &Path) -> Command {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(source).env("CARGO_TARGET_DIR", target);
+    // What cargo says to this test is not for that build.
+    let ours = |name: &str| {
+        ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"].iter().any(|p| name.starts_with(p))
+    };
+    for (name, _) in env::vars_os().filter(|(name, _)| name.to_str().is_some_and(ours)) {
+        cargo.env_remove(name);
+    }
+    // Quickly built rather than quick; an explicit choice counts.
+    if env::var_os("CARGO_PROFILE_DEV_OPT_LEVEL").is_none() {
+        cargo.env("CARGO_PROFILE_DEV_OPT_LEVEL", "1");
+    }
+    cargo.env("CARGO_PROFILE_DEV_DEBUG", "0");
+    cargo
+}
+
 /// Builds the program from `source`. Returns the executable.
 #[expect(clippy::disallowed_methods, reason = "it says how long the build took")]
-fn build(today: &Program, source: &Path, target: &Path, features: Option<&str>) -> Result<PathBuf, String> {
+fn build(today: &Program, source: &Path, target: &Path, more: &[&str]) -> Result<PathBuf, String> {
     seed(today, target)?;
     let begun = Instant::now();
     let mut said = String::new();
     // Without the network first: the crates of Cargo.lock are there, unless another commit has other ones.
     for network in [&["--offline"][..], &[]] {
-        let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        let mut cargo = cargo(source, target);
         // A test target as well, although nobody runs it: so dependencies have the features that they have in this build.
         cargo
             .args(["build", "--workspace", "--locked", "--bin", "palisade-under-test", "--test", "docs"])
-            .args(network);
-        cargo.args(features.map(|features| format!("--features={features}")));
-        cargo.current_dir(source).env("CARGO_TARGET_DIR", target);
-        // What cargo says to this test is not for that build.
-        let ours = |name: &str| {
-            ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"].iter().any(|p| name.starts_with(p))
-        };
-        for (name, _) in env::vars_os().filter(|(name, _)| name.to_str().is_some_and(ours)) {
-            cargo.env_remove(name);
-        }
-        // Quickly built rather than quick; an explicit choice counts.
-        if env::var_os("CARGO_PROFILE_DEV_OPT_LEVEL").is_none() {
-            cargo.env("CARGO_PROFILE_DEV_OPT_LEVEL", "1");
-        }
-        cargo.env("CARGO_PROFILE_DEV_DEBUG", "0");
+            .args(network)
+            .args(more);
         match run(&mut cargo) {
             Ok(_) => {
                 eprintln!("built {} in {:.0?}", target.display(), begun.elapsed());

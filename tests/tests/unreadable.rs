@@ -3,13 +3,12 @@
 
 use std::path::Path;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use palisade_lab::guard::require_lab;
 use palisade_lab::traffic::{POLICY, Traffic};
 use palisade_lab::{Lab, WAIT};
-use palisade_tests::{members, unwrapped, wait_voters};
+use palisade_tests::{members, wait_ended, wait_voters};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_palisade-under-test");
 
@@ -34,11 +33,11 @@ async fn cannot_read(lab: &mut Lab) -> Result<()> {
 
     for start in 1..=3 {
         lab.member_mut(number).start().await?;
-        let ended = end(lab, number).await?;
+        let ended = wait_ended(lab, number).await?;
         for part in
             ["exit status: 6", &format!("entry {index} of the log, which has level 77"), "install on this machine"]
         {
-            ensure!(unwrapped(&ended).contains(part), "start {start}: no `{part}` in {ended}");
+            ensure!(ended.contains(part), "start {start}: no `{part}` in {ended}");
         }
         counts.wait_opened(100).await?;
     }
@@ -53,19 +52,6 @@ async fn cannot_read(lab: &mut Lab) -> Result<()> {
     assert_eq!(counts.lost.load(Ordering::Relaxed), 0, "{:?}", counts.problems());
     assert_eq!(counts.failed.load(Ordering::Relaxed), 0, "{:?}", counts.problems());
     Ok(())
-}
-
-/// Waits until a member has ended by itself; how, and what it said.
-async fn end(lab: &mut Lab, number: usize) -> Result<String> {
-    let end = async {
-        loop {
-            if let Err(error) = lab.member_mut(number).check() {
-                return error.to_string();
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(WAIT, end).await.context("it did not end")
 }
 
 /// Changes the level of the last batch in a member's log from `old` to `new`. Returns the entry's index.

@@ -19,7 +19,6 @@ mod policies;
 mod scrub;
 mod settings;
 mod snapshots;
-mod unequal;
 mod zones;
 
 const NOW: Time = Time(1_000_000_000);

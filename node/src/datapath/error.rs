@@ -55,7 +55,7 @@ pub enum StartError {
     /// A foreign policy rule lies at or before the gate.
     #[error("a foreign {family} policy rule at priority {priority} leads around the gate")]
     #[diagnostic(help(
-        "see `ip rule` (`ip -6 rule`) and move it to a priority above 3: `ip rule del pref {priority} …`, then add it again behind the gate"
+        "see `ip rule` (`ip -6 rule`) and move it to a priority above 3: `ip rule del pref {priority} …`, then add it again behind the gate (`pref 1000`; without `pref` the kernel chooses 0)"
     ))]
     ForeignRule {
         /// Of which family.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use palisade_engine::replica::{Command, InvalidReason, LevelRaise, Outcome};
-use palisade_engine::{ClusterState, Engine, Level, Levels};
+use palisade_engine::{ClusterState, Engine, Level, Levels, Time};
 use tokio::sync::mpsc;
 
 use crate::clock;
@@ -89,6 +89,25 @@ impl Membership {
     }
 }
 
+/// Since when every member has known the next level, as this leader has seen it.
+#[derive(Default)]
+struct RaiseTimer(Option<(Level, Time)>);
+
+impl RaiseTimer {
+    /// The level to which it is to be raised now: the next one, when every member has known it for as long as the setting says.
+    fn due(&mut self, is_leader: bool, cluster: &ClusterState, now: Time) -> Option<Level> {
+        let next = cluster.level.next();
+        let is_possible = is_leader && cluster.possible_level() >= next;
+        let LevelRaise::After(delay) = cluster.settings.values.level_raise() else {
+            self.0 = None;
+            return None;
+        };
+        let known = self.0.filter(|(level, _)| *level == next);
+        self.0 = is_possible.then(|| known.unwrap_or((next, now)));
+        self.0.filter(|(_, since)| now.since(*since) >= delay).map(|(level, _)| level)
+    }
+}
+
 /// The leader's task that raises the level in force when every member has known the next one for as long as the setting says. A
 /// new leader counts from its own election.
 pub(crate) struct LevelRaiser {
@@ -99,25 +118,11 @@ pub(crate) struct LevelRaiser {
 
 impl LevelRaiser {
     pub(crate) async fn run(self) {
-        let mut possible_since = None;
+        let mut timer = RaiseTimer::default();
         loop {
             tokio::time::sleep(LEVEL_CHECK_INTERVAL).await;
             let cluster = self.engine.cluster_state();
-            let is_possible = self.raft.is_leader() && cluster.possible_level() > cluster.level;
-            let LevelRaise::After(delay) = cluster.settings.values.level_raise() else {
-                possible_since = None;
-                continue;
-            };
-            if !is_possible {
-                possible_since = None;
-                continue;
-            }
-            let now = clock::now();
-            if now.since(*possible_since.get_or_insert(now)) < delay {
-                continue;
-            }
-            possible_since = None;
-            let level = cluster.level.next();
+            let Some(level) = timer.due(self.raft.is_leader(), &cluster, clock::now()) else { continue };
             match propose_and_wait(&self.requests, Command::Level(level), REQUEST_TIMEOUT).await {
                 Ok(Outcome::Accepted) => {
                     tracing::info!(%level, "the level in force was raised, as the setting level.raise says")
@@ -126,5 +131,67 @@ impl LevelRaiser {
                 Err(error) => tracing::info!(%level, %error, "the level in force was not raised; trying again"),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use palisade_engine::replica::{SettingKey, Settings};
+    use palisade_engine::{Capabilities, MemberId, MemberInfo};
+
+    use super::*;
+
+    const DELAY: Duration = Duration::from_secs(60);
+
+    /// Members whose programs know the levels from 1 to these.
+    fn cluster(highest: &[u16]) -> ClusterState {
+        let mut cluster = ClusterState { level: Level(1), ..ClusterState::default() };
+        for (id, highest) in (1..).map(MemberId).zip(highest) {
+            cluster.members.insert(id, MemberInfo::default());
+            let known = Capabilities { highest: Level(*highest), ..Capabilities::of_program(1, "1") };
+            cluster.capabilities.insert(id, known);
+        }
+        cluster.settings.values = Settings::default().with(SettingKey::LevelRaise, DELAY.as_millis() as u64);
+        cluster
+    }
+
+    #[test]
+    fn level_is_raised_when_all_have_known_it_for_the_time_of_the_setting() {
+        let at = |secs: u64| Time(0) + Duration::from_secs(secs);
+        let all = cluster(&[2, 2, 2]);
+        let mut timer = RaiseTimer::default();
+        assert_eq!(timer.due(true, &all, at(100)), None, "it has just become possible");
+        assert_eq!(timer.due(true, &all, at(159)), None);
+        assert_eq!(timer.due(true, &all, at(160)), Some(Level(2)));
+        assert_eq!(timer.due(true, &all, at(165)), Some(Level(2)), "again, if it was not confirmed");
+
+        // What ends the wait begins it again.
+        let mut by_hand = all.clone();
+        by_hand.settings.values = Settings::default();
+        for (is_leader, between) in [(true, cluster(&[2, 1, 2])), (false, all.clone()), (true, by_hand)] {
+            let mut timer = RaiseTimer::default();
+            assert_eq!(timer.due(true, &all, at(100)), None);
+            assert_eq!(timer.due(is_leader, &between, at(300)), None);
+            assert_eq!(timer.due(true, &all, at(310)), None);
+            assert_eq!(timer.due(true, &all, at(369)), None);
+            assert_eq!(timer.due(true, &all, at(370)), Some(Level(2)));
+        }
+        let mut unknown = all.clone();
+        unknown.capabilities.remove(&MemberId(3));
+        assert_eq!(timer.due(true, &unknown, at(1000)), None, "one has not said what it can");
+    }
+
+    #[test]
+    fn each_level_waits_for_itself() {
+        let at = |secs: u64| Time(0) + Duration::from_secs(secs);
+        let mut timer = RaiseTimer::default();
+        let mut cluster = cluster(&[3, 3]);
+        assert_eq!(timer.due(true, &cluster, at(0)), None);
+        assert_eq!(timer.due(true, &cluster, at(60)), Some(Level(2)));
+        cluster.level = Level(2);
+        assert_eq!(timer.due(true, &cluster, at(65)), None);
+        assert_eq!(timer.due(true, &cluster, at(125)), Some(Level(3)));
+        cluster.level = Level(3);
+        assert_eq!(timer.due(true, &cluster, at(300)), None);
     }
 }

@@ -129,6 +129,8 @@ impl Observer for Events {
                 | Command::Member(_)
                 | Command::Level(_)
                 | Command::Settings(_) => {}
+                #[cfg(feature = "next-level")]
+                Command::Note(_) => {}
             }
         }
     }

@@ -1,11 +1,11 @@
-//! Local facts of a member (sizes, seeds, clocks, what its own packets did) have no influence on what is replicated: two
-//! replicas that have nothing in common but the log have the same digest after each batch.
+//! Local facts of a member (sizes, seeds, clocks, what its own packets did, which policies it has compiled) have no influence on
+//! what is replicated: two replicas that have nothing in common but the log have the same digest after each batch.
 
 use super::*;
 use crate::cluster_state::Role;
 use crate::level::Capabilities;
-use crate::replicated::ExpireIdle;
-use crate::replicated::{Assignment, SettingsChange};
+use crate::policy::PolicyHash;
+use crate::replicated::{Assignment, ExpireIdle, SettingsChange};
 use crate::time::Time;
 use crate::tuple::Protocol;
 
@@ -19,9 +19,15 @@ struct Random {
     lowest: u64,
     /// The revision of the settings.
     settings: u64,
+    /// The hash of the candidate.
+    candidate: Option<PolicyHash>,
 }
 
 impl Random {
+    fn new(state: u64) -> Random {
+        Random { state, lowest: 0, settings: 0, candidate: None }
+    }
+
     fn next(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.state;
@@ -63,12 +69,7 @@ struct Commands {
 
 impl Commands {
     fn new(seed: u64) -> Commands {
-        Commands {
-            random: Random { state: seed, lowest: 0, settings: 0 },
-            next: [0; 4],
-            sent: Vec::new(),
-            unix_ms: 1 << 41,
-        }
+        Commands { random: Random::new(seed), next: [0; 4], sent: Vec::new(), unix_ms: 1 << 41 }
     }
 
     fn batch(&mut self, generation: u64) -> Batch {
@@ -129,6 +130,10 @@ fn command(random: &mut Random, generation: u64) -> Command {
             let sessions = random.ids().into_iter().map(|id| (id, random.below(3) as u16)).collect();
             Command::ExpireIdle(ExpireIdle { resume_epoch: random.below(40), sessions })
         }
+        88 if random.below(4) == 0 => {
+            let generation = Generation(generation - random.below(2).min(generation));
+            Command::RevokeForbidden(ForbiddenSessions { generation, sessions: random.ids() })
+        }
         88 => Command::Resume,
         89 => Command::Level(Level(random.below(4) as u16)),
         92 => {
@@ -138,6 +143,9 @@ fn command(random: &mut Random, generation: u64) -> Command {
                 format!("table.half_open_per_source={}", random.below(5)),
                 format!("lease.grace={}s", random.below(3000)),
                 format!("takeover.rate={}", random.below(1000)),
+                format!("members.voters={}", random.below(12)),
+                format!("members.replace_after={}s", random.below(300)),
+                format!("level.raise=after {}s", random.below(300)),
             ];
             let assignments = [random.one_of(&settings), random.one_of(&settings)];
             let assignments: Vec<Assignment> =
@@ -154,10 +162,11 @@ fn command(random: &mut Random, generation: u64) -> Command {
             let text = *random.one_of(&[POLICY, "zone dmz, inside\ndefault reject\n", "this is none", "zone x\n"]);
             let base = Generation(generation - random.below(2).min(generation));
             let change = PolicyChange::new(base, format!("{text}# {}\n", random.below(3)), "somebody".to_owned());
-            if random.below(3) == 0 {
-                Command::Policy(Box::new(change))
-            } else {
-                Command::Enact(Box::new(change.enactment()))
+            match (random.candidate, random.below(8)) {
+                (Some(hash), 0) => Command::Withdraw(Withdraw { hash, base }),
+                (Some(hash), 1..4) => Command::Enact(Box::new(Enact { hash, base, without: vec![random.member()] })),
+                (_, 4) => Command::Enact(Box::new(change.enactment())),
+                _ => Command::Policy(Box::new(change)),
             }
         }
         _ => Command::Member(member_change(random)),
@@ -230,11 +239,14 @@ fn copy(of: &mut Replica, config: Config, now: Time) -> Replica {
 fn first_difference(seed: u64, commands: u64, meddle: impl Fn(u64, &mut Batch)) -> Option<u64> {
     let configs = different();
     let mut replicas = configs.clone().map(|config| Replica::new(Engine::new(config)));
-    let (mut log, mut life) = (Commands::new(seed), Random { state: !seed, lowest: 0, settings: 0 });
+    let (mut log, mut life) = (Commands::new(seed), Random::new(!seed));
     let mut clocks = [NOW, Time(7 * NOW.0)];
     let (mut applied, mut next_copy) = (0, commands / 10);
+    let (mut withdrawn, mut only_one_compiled) = (0, false);
     while applied < commands {
-        log.random.settings = replicas[0].engine.cluster_state().settings.revision;
+        let cluster = replicas[0].engine.cluster_state();
+        log.random.settings = cluster.settings.revision;
+        log.random.candidate = cluster.candidate.as_ref().map(|candidate| candidate.hash);
         let batch = log.batch(replicas[0].engine.generation().0);
         let mut other = batch.clone();
         meddle(applied, &mut other);
@@ -250,6 +262,14 @@ fn first_difference(seed: u64, commands: u64, meddle: impl Fn(u64, &mut Batch)) 
         if first.digest() != second.digest() || Applied::outcomes(&outcomes) != Applied::outcomes(&others) {
             return Some(applied);
         }
+        let had_effect = |(command, of): &(&Command, &Applied)| matches!(command, Command::Withdraw(_)) && of.changed;
+        withdrawn += batch.commands.iter().zip(&outcomes).filter(had_effect).count();
+        // The other one never does: what it puts in force drops everything there.
+        if life.below(7) == 0 {
+            replicas[0].engine.compile_policies();
+            only_one_compiled |= replicas.each_ref().map(|r| r.engine.is_policy_compiled()) == [true, false];
+        }
+        let [first, second] = &mut replicas;
         // Each goes on from the other one's snapshot.
         if applied >= next_copy {
             next_copy += commands / 10;
@@ -264,6 +284,7 @@ fn first_difference(seed: u64, commands: u64, meddle: impl Fn(u64, &mut Batch)) 
     assert!(cluster.members.len() > 3, "{}", cluster.members.len());
     assert!(cluster.settings.revision > 20, "{}", cluster.settings.revision);
     assert!(cluster.policies.len() > 20, "{}", cluster.policies.len());
+    assert!(withdrawn > 5 && only_one_compiled, "{withdrawn}");
     assert!(!cluster.capabilities.is_empty() && !cluster.member_zones.is_empty());
     None
 }

@@ -244,12 +244,12 @@ pub(crate) fn rules_status(netlink: &mut Netlink, gate: &Gate) -> io::Result<(bo
         if !found.local_first {
             problems.push(format!("the rule `lookup local` is not ahead of the gate for {family}"));
         }
-        problems.extend(
-            found
-                .foreign
-                .iter()
-                .map(|at| format!("a foreign {family} policy rule at priority {at} leads around the gate")),
-        );
+        problems.extend(found.foreign.iter().map(|at| {
+            format!(
+                "a foreign {family} policy rule at priority {at} leads around the gate; give it a priority above 3 (`pref 1000`): \
+                 without `pref` the kernel chooses 0"
+            )
+        }));
     }
     Ok((whole, problems))
 }

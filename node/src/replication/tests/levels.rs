@@ -1,7 +1,8 @@
 //! What another version of Palisade wrote: who checks it, who stops, and that the others go on.
 
 use openraft::async_runtime::WatchReceiver;
-use palisade_engine::{Level, Levels};
+use palisade_engine::replica::MemberChange;
+use palisade_engine::{Capabilities, Level, Levels};
 use palisade_proto::member::v1 as proto;
 use palisade_raft_store::{LogId, Thing, Unknown};
 
@@ -219,4 +220,29 @@ async fn machine_whose_program_does_not_know_the_level_in_force_is_not_admitted(
         assert!(refused.message().contains(says), "{}", refused.message());
     }
     assert_eq!(first.run().engine().cluster_state().members.len(), 1);
+}
+
+/// Nobody but the setting raises the level. That it is raised, to a level that this program does not know, is seen from the
+/// member's end: as long as one runs that cannot read it any longer, it says so and stops.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leader_raises_the_level_after_the_time_of_the_setting_and_not_before() {
+    let mut node = Node::new("fw1");
+    node.settings = vec!["level.raise=after 1m"];
+    let settings = Assignment::parse_all(node.settings.iter().copied()).unwrap();
+    init_with(&node.options, &settings, "test").await.unwrap();
+    node.start().await;
+    until("it has a valid lease", || node.has_valid_lease()).await;
+    let state = || node.run().engine().cluster_state();
+    assert_eq!((state().level, state().possible_level()), (Level::HIGHEST, Level::HIGHEST));
+
+    let begin = clock::now();
+    let next = Level::HIGHEST.next();
+    let capabilities = Capabilities { highest: next, ..Capabilities::of_program(3_000_000, "2") };
+    let registered = Command::Member(MemberChange::Capabilities { member: MemberId(1), capabilities });
+    assert_eq!(node.run().command(registered, LONG).await, Ok(Outcome::Accepted));
+    let ended = timeout(Duration::from_secs(60) + LONG, node.run().failed()).await.unwrap();
+    assert!(clock::now().since(begin) >= Duration::from_secs(60), "too early");
+    let Some(EndedError::Unreadable(unreadable)) = &ended else { panic!("{ended:?}") };
+    assert!(matches!(unreadable.unknown, Unknown::Level(level) if level == next), "{unreadable}");
+    assert_eq!(state().level, next);
 }
