@@ -1,6 +1,6 @@
 //! The public interface of the engine: what packet workers, replication and administration call.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -20,7 +20,8 @@ use crate::replicated::Settings;
 use crate::rule_hits::RuleHits;
 use crate::session::{Close, Counts, HalfOpen, HandshakeState, SessionInfo};
 use crate::table::half_open::HalfOpenEntry;
-use crate::table::{IdleReport, SHARDS, Table};
+use crate::table::session::Session;
+use crate::table::{IdleReport, SHARDS, Shard, Table};
 use crate::time::Time;
 use crate::timeouts::Timeouts;
 use crate::tuple::{PerDirection, Protocol};
@@ -78,6 +79,9 @@ const MAX_PER_TICK: u32 = 1 << 14;
 
 /// Maximum number of entries processed under one lock, because packets wait for it.
 const LOCK_BATCH: u32 = 1 << 8;
+
+/// Maximum number of sessions copied under one lock for somebody who lists them.
+const LISTED_PER_LOCK: u32 = 1 << 6;
 
 #[cfg(feature = "next-level")]
 impl Engine {
@@ -151,11 +155,14 @@ impl Engine {
 
     /// Visits all live half-open sessions. A new hint stream starts with them.
     pub fn half_opens(&self, each: &mut dyn FnMut(HalfOpen)) {
+        let mut opens: Vec<HalfOpen> = Vec::new();
         for number in self.table.numbers() {
-            // Copied, so that `each` may be slow.
-            let open: Vec<HalfOpen> =
-                self.table.shard(number).half_open.iter().filter(|h| !h.aborted).map(|h| h.open).collect();
-            open.into_iter().for_each(&mut *each);
+            let mut slot = Some(0);
+            while let Some(from) = slot {
+                // Copied, so that `each` may be slow.
+                slot = read_half_opens(&self.table.shard(number), from, |h| opens.push(h.open));
+                opens.drain(..).for_each(&mut *each);
+            }
         }
     }
 
@@ -286,19 +293,31 @@ impl Engine {
         self.cluster.load_full()
     }
 
-    /// Visits all sessions, including half-open ones, until `each` returns false. Each shard is copied under its lock first,
-    /// so `each` may be slow. Sessions that open or end meanwhile may be missed.
+    /// Visits all sessions, including half-open ones, until `each` returns false. Some are copied under the lock of their shard,
+    /// then visited without it, so `each` may be slow. Sessions that open or end meanwhile may be missed.
     pub fn sessions(&self, now: Time, each: &mut dyn FnMut(&SessionInfo) -> bool) {
-        let mut infos = Vec::new();
+        let (mut infos, mut half_open) = (Vec::new(), HashSet::new());
         let timeouts = self.timeouts();
         for number in self.table.numbers() {
-            {
-                let shard = self.table.shard(number);
-                infos.extend(shard.half_open.iter().filter(|h| !h.aborted).map(|h| half_open_info(now, h, &timeouts)));
-                infos.extend(shard.sessions.iter().map(|s| s.info(now, &timeouts)));
+            half_open.clear();
+            let mut slot = Some(0);
+            while let Some(from) = slot {
+                slot = read_half_opens(&self.table.shard(number), from, |h| {
+                    half_open.insert(h.open.id);
+                    infos.push(half_open_info(now, h, &timeouts));
+                });
+                if !infos.drain(..).all(|info| each(&info)) {
+                    return;
+                }
             }
-            if !infos.drain(..).all(|info| each(&info)) {
-                return;
+            slot = Some(0);
+            while let Some(from) = slot {
+                slot = read_sessions(&self.table.shard(number), from, |s| infos.push(s.info(now, &timeouts)));
+                // One that was half-open a moment ago was visited.
+                infos.retain(|info| !half_open.contains(&info.id));
+                if !infos.drain(..).all(|info| each(&info)) {
+                    return;
+                }
             }
         }
     }
@@ -450,6 +469,22 @@ impl Engine {
             self.zones_version.fetch_add(1, Ordering::AcqRel);
         }
     }
+}
+
+/// The next piece of a shard's half-open sessions, from a slot on. Returns the slot at which the piece after it begins.
+fn read_half_opens(shard: &Shard, from: u32, mut each: impl FnMut(&HalfOpenEntry)) -> Option<u32> {
+    let slots = shard.half_open.slots();
+    let end = from.saturating_add(LISTED_PER_LOCK).min(slots);
+    (from..end).filter_map(|slot| shard.half_open.get(slot)).filter(|h| !h.aborted).for_each(&mut each);
+    (end < slots).then_some(end)
+}
+
+/// The same of the established ones.
+fn read_sessions(shard: &Shard, from: u32, mut each: impl FnMut(&Session)) -> Option<u32> {
+    let slots = shard.sessions.slots();
+    let end = from.saturating_add(LISTED_PER_LOCK).min(slots);
+    (from..end).filter_map(|slot| shard.sessions.get(slot)).for_each(&mut each);
+    (end < slots).then_some(end)
 }
 
 fn half_open_info(now: Time, half: &HalfOpenEntry, timeouts: &Timeouts) -> SessionInfo {

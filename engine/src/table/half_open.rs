@@ -3,10 +3,9 @@
 //! Entries with the same timeout are in one list, in the order of their last progress. So the expired entries, and the oldest
 //! of all, are at the heads of the lists and need no search.
 
-use hashbrown::HashTable;
-
 use super::session::Passed;
 use super::slab::Slab;
+use super::tuple_index::TupleIndex;
 use crate::addr::Ip;
 use crate::id::ZoneId;
 use crate::session::{HalfOpen, HandshakeState};
@@ -74,7 +73,7 @@ impl HalfOpenEntry {
 /// One shard's half-open sessions.
 pub(crate) struct HalfOpenTable {
     slab: Slab<HalfOpenEntry>,
-    index: HashTable<u32>,
+    index: TupleIndex,
     /// One list for each kind of timeout.
     lists: [List; Timeout::COUNT],
     max_entries: usize,
@@ -116,7 +115,7 @@ impl Default for HalfOpenTable {
     /// A table without room.
     fn default() -> HalfOpenTable {
         let lists = [List { oldest: NONE, newest: NONE }; Timeout::COUNT];
-        HalfOpenTable { slab: Slab::default(), index: HashTable::new(), lists, max_entries: 0 }
+        HalfOpenTable { slab: Slab::default(), index: TupleIndex::default(), lists, max_entries: 0 }
     }
 }
 
@@ -146,11 +145,16 @@ impl HalfOpenTable {
         self.slab.iter()
     }
 
+    /// The number of slots, used or not: the end of a scan.
+    pub(crate) fn slots(&self) -> u32 {
+        self.slab.slots()
+    }
+
     /// The half-open sessions that a packet with this tuple may belong to, in either direction.
     pub(crate) fn lookup(&self, hash: u64, tuple: &Tuple) -> impl Iterator<Item = u32> + use<> {
         let mut found = [NONE; MAX_PER_TUPLE];
         if !self.index.is_empty() {
-            let matching = self.index.iter_hash(hash).copied().filter(|&slot| {
+            let matching = self.index.candidates(hash).filter(|&slot| {
                 self.slab.get(slot).is_some_and(|h| h.open.original == *tuple || h.open.reply == *tuple)
             });
             for (place, slot) in found.iter_mut().zip(matching) {
@@ -177,8 +181,7 @@ impl HalfOpenTable {
             older: NONE,
             newer: NONE,
         });
-        let slab = &self.slab;
-        self.index.insert_unique(hash, slot, |&slot| slab.get(slot).map_or(0, |h| h.hash));
+        self.index.insert(hash, slot);
         self.append(slot);
         slot
     }
@@ -186,9 +189,7 @@ impl HalfOpenTable {
     pub(crate) fn remove(&mut self, slot: u32) -> Option<HalfOpenEntry> {
         self.unlink(slot);
         let half = self.slab.remove(slot)?;
-        if let Ok(entry) = self.index.find_entry(half.hash, |&s| s == slot) {
-            entry.remove();
-        }
+        self.index.remove(half.hash, slot);
         Some(half)
     }
 

@@ -20,6 +20,7 @@ pub(crate) mod slab;
 pub(crate) mod source_sketch;
 pub(crate) mod state_counts;
 mod store;
+mod tuple_index;
 pub(crate) mod wheel;
 
 use std::collections::VecDeque;
@@ -29,7 +30,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use foldhash::quality::FixedState;
-use hashbrown::HashTable;
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::event::Event;
@@ -52,6 +52,7 @@ use session::{Session, SessionFlag};
 use slab::Slab;
 use source_sketch::SourceSketch;
 use state_counts::StateCounts;
+use tuple_index::TupleIndex;
 use wheel::{Links, Wheel};
 
 /// The bounds of the time until an idle session that still exists is reported again: otherwise a quarter of its timeout.
@@ -117,7 +118,7 @@ pub(crate) enum IdleReport {
 #[derive(Default)]
 pub(crate) struct Sessions {
     slab: Slab<Session>,
-    index: HashTable<u32>,
+    index: TupleIndex,
     /// Sessions with progress that was not yet published, oldest first. The capacity suffices for all sessions.
     dirty: Vec<u32>,
     wheel: Wheel,
@@ -128,7 +129,8 @@ pub(crate) struct Sessions {
 
 impl Sessions {
     pub(crate) fn find(&self, hash: u64, tuple: &Tuple) -> Option<u32> {
-        self.index.find(hash, |&slot| self.slab.get(slot).is_some_and(|s| s.direction(tuple).is_some())).copied()
+        let is_it = |slot: &u32| self.slab.get(*slot).is_some_and(|s| s.direction(tuple).is_some());
+        self.index.candidates(hash).find(is_it)
     }
 
     pub(crate) fn get(&self, slot: u32) -> Option<&Session> {
@@ -186,7 +188,7 @@ impl Sessions {
         std::mem::replace(&mut self.dirty, empty)
     }
 
-    fn insert(&mut self, hasher: &FixedState, hash: u64, session: Session) -> u32 {
+    fn insert(&mut self, hash: u64, session: Session) -> u32 {
         let (state, protocol) = (session.state(), session.original().protocol);
         let slot = self.slab.insert(session);
         self.counts.add(protocol, state);
@@ -196,16 +198,13 @@ impl Sessions {
         self.counted[slot as usize] = state;
         // Reserved here, so that no packet has to allocate.
         self.dirty.reserve(self.slab.len().saturating_sub(self.dirty.len()));
-        let slab = &self.slab;
-        self.index.insert_unique(hash, slot, |&slot| slab.get(slot).map_or(0, |s| s.original().symmetric_hash(hasher)));
+        self.index.insert(hash, slot);
         slot
     }
 
     fn remove(&mut self, hash: u64, slot: u32) -> Option<Session> {
         self.wheel.unlink(&mut self.slab, slot);
-        if let Ok(entry) = self.index.find_entry(hash, |&s| s == slot) {
-            entry.remove();
-        }
+        self.index.remove(hash, slot);
         let session = self.slab.remove(slot)?;
         if let Some(counted) = self.counted.get(slot as usize) {
             self.counts.remove(session.original().protocol, *counted);
@@ -323,7 +322,7 @@ impl Table {
         session.local.links = Links::NONE;
         let dirty = session.local.flags.has(SessionFlag::Dirty);
         session.local.flags.set(SessionFlag::Dirty, false);
-        let slot = shard.sessions.insert(&self.hasher, hash, session);
+        let slot = shard.sessions.insert(hash, session);
         shard.sessions.arm(slot, now, timeouts);
         if dirty {
             shard.sessions.mark_dirty(slot);

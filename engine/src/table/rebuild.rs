@@ -55,7 +55,7 @@ impl RestoredSessions for RebuiltTable {
         let id = replicated.id();
         let shard = &mut self.shards[usize::from(number)];
         shard.digest = shard.digest.wrapping_add(replicated.digest());
-        let slot = shard.sessions.insert(&self.hasher, hash, Session::new(replicated, self.now, None));
+        let slot = shard.sessions.insert(hash, Session::new(replicated, self.now, None));
         self.ids.insert(id, SlotRef::new(number, slot));
         self.sessions += 1;
         true

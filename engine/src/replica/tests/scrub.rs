@@ -96,3 +96,23 @@ fn scrub_passes_while_commands_are_applied_and_finds_damage() {
     assert!(b.replica.engine.damage(id(last)));
     assert!(!sound(&b));
 }
+
+#[test]
+fn listing_has_every_session_once() {
+    let mut b = Fixture::new();
+    // More than one piece in each shard.
+    for n in 0..40_000 {
+        b.one(add(establish(n, n as u16)));
+    }
+    for n in (0..40_000).step_by(7) {
+        b.one(Command::Revoke(vec![id(n)]));
+    }
+    let mut listed = Vec::new();
+    b.replica.engine.sessions(NOW, &mut |info| {
+        listed.push(info.id);
+        true
+    });
+    listed.sort_unstable();
+    let expected: Vec<_> = (0..40_000).filter(|n| n % 7 > 0).map(id).collect();
+    assert_eq!(listed, expected);
+}

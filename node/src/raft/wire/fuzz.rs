@@ -126,3 +126,20 @@ fn decoder_of_requests_to_join_survives_mutations() {
         })
     });
 }
+
+/// What admins write, or copy from a terminal.
+#[test]
+fn readers_of_tokens_and_configurations_survive_mutations() {
+    let addresses = vec!["192.0.2.1:7946".to_owned(), "[2001:db8::1]:7946".to_owned()];
+    let token = crate::membership::token::Token::new("c0ffee".repeat(5), addresses, [7; 32]).to_string();
+    let read = |bytes: &[u8]| String::from_utf8_lossy(bytes).parse::<crate::membership::token::Token>().is_ok();
+    fuzz("tokens", &[token.into_bytes()], read);
+    let examples = [
+        include_str!("../../../../deploy/examples/fw1.toml"),
+        include_str!("../../../../deploy/examples/witness.toml"),
+    ];
+    fuzz("configurations", &examples.map(|text| text.as_bytes().to_vec()), |bytes| {
+        let read = crate::config::Config::parse("node.toml", &String::from_utf8_lossy(bytes));
+        read.inspect_err(|error| assert!(!error.to_string().is_empty())).is_ok()
+    });
+}
