@@ -23,6 +23,8 @@ pub enum GateAtBoot {
         config: Option<ConfigError>,
         /// Why it has no nftables table. That a daemon owns the table already is no reason.
         nft: Option<NftError>,
+        /// What is wrong with its policy rules.
+        rules: Vec<String>,
     },
 }
 
@@ -40,7 +42,7 @@ pub fn install_gate(file: &Path) -> io::Result<GateAtBoot> {
             gate.set_data_interfaces(config.interfaces.iter().map(|interface| &interface.name));
             (gate, bypass, None)
         }
-        Err(_) if std::fs::read_to_string(file).is_ok_and(|text| names_a_witness(&text)) => {
+        Err(_) if std::fs::read_to_string(file).is_ok_and(|text| is_a_witness(&text)) => {
             return Ok(GateAtBoot::Witness);
         }
         Err(error) => {
@@ -48,16 +50,18 @@ pub fn install_gate(file: &Path) -> io::Result<GateAtBoot> {
             (Gate::new(INJECT_DEVICE, &bypass), bypass, Some(error))
         }
     };
-    let nft = gate.install()?.nft.err().filter(|error| !matches!(error, NftError::Owned));
-    Ok(GateAtBoot::Installed { bypass_interfaces, config, nft })
+    let installed = gate.install()?;
+    let nft = installed.nft.err().filter(|error| !matches!(error, NftError::Owned));
+    Ok(GateAtBoot::Installed { bypass_interfaces, config, nft, rules: installed.problems })
 }
 
 /// Installs the gate for a daemon that cannot start, and says so in the log: it must not leave an open router behind.
 pub fn close_gate(config: &Path) {
     match install_gate(config) {
         Ok(GateAtBoot::Witness) => {}
-        Ok(GateAtBoot::Installed { bypass_interfaces, .. }) => tracing::warn!(
+        Ok(GateAtBoot::Installed { bypass_interfaces, rules, .. }) => tracing::warn!(
             exempt = ?bypass_interfaces,
+            problems = ?rules,
             "the gate is installed: this machine forwards nothing until the configuration is valid (`palisade gate remove` opens it)"
         ),
         Err(error) => {
@@ -66,12 +70,11 @@ pub fn close_gate(config: &Path) {
     }
 }
 
-/// Whether a configuration that is not valid says that it is a witness's.
-fn names_a_witness(text: &str) -> bool {
-    text.lines().any(|line| {
-        let value = line.trim().strip_prefix("role").and_then(|rest| rest.trim_start().strip_prefix('='));
-        value.is_some_and(|value| ["\"witness\"", "'witness'"].iter().any(|w| value.trim_start().starts_with(w)))
-    })
+/// Whether a configuration that is not valid is a witness's all the same: a TOML document whose `role` says so, and that has no
+/// data interface. What is less clear than that may be a firewall's, and leaves no open router.
+fn is_a_witness(text: &str) -> bool {
+    let Ok(document) = text.parse::<toml::Table>() else { return false };
+    document.get("role").and_then(toml::Value::as_str) == Some("witness") && !document.contains_key("interface")
 }
 
 #[cfg(test)]
@@ -79,13 +82,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_witness_is_known_by_its_role_in_a_broken_file() {
-        for witness in ["role = \"witness\"", "  role='witness' # small", "nme = 1\nrole= \"witness\"\n[["] {
-            assert!(names_a_witness(witness), "{witness}");
-        }
-        for firewall in ["", "# role = \"witness\"", "role = \"firewall\"", "roles = \"witness\"", "name = \"witness\""]
+    fn witness_with_an_invalid_file_is_known_by_its_role() {
+        for witness in
+            ["role = \"witness\"", "  role='witness' # small", "nme = 1\nrole= \"witness\"\n[cluster]\nlisten = 1"]
         {
-            assert!(!names_a_witness(firewall), "{firewall}");
+            assert!(is_a_witness(witness), "{witness}");
+        }
+        for firewall in [
+            "",
+            "# role = \"witness\"",
+            "role = \"firewall\"",
+            "roles = \"witness\"",
+            "name = \"witness\"",
+            "role = \"witness\"\n[[interface]]\nname = \"eth0\"\nzone = \"outside\"",
+            "role = \"firewall\"\nrole = \"witness\"",
+            "[cluster]\nrole = \"witness\"",
+            "name = \"\"\"\nrole = \"witness\"\n\"\"\"",
+            "role = \"witness\"\n[[",
+        ] {
+            assert!(!is_a_witness(firewall), "{firewall}");
         }
     }
 }

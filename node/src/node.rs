@@ -268,7 +268,11 @@ async fn install_gate(config: &Config) -> Result<Option<Gate>, NodeError> {
     gate.set_data_interfaces(config.interfaces.iter().map(|interface| &interface.name));
     let installing = gate.clone();
     let installed = spawn_blocking(move || installing.install()).await.map_err(NodeError::GateTask)?;
-    match installed.map_err(NodeError::Gate)?.nft {
+    let installed = installed.map_err(NodeError::Gate)?;
+    for problem in &installed.problems {
+        tracing::warn!("the gate is not whole: {problem}");
+    }
+    match installed.nft {
         Ok(()) => tracing::info!("the gate is installed"),
         Err(error) => tracing::warn!(%error, "the gate is installed, but without its second lock (nftables)"),
     }

@@ -262,6 +262,23 @@ fn local_traffic_of_the_machine_is_left_alone() {
 }
 
 #[test]
+fn gate_does_not_cut_the_machine_off_where_local_is_behind_it() {
+    if !can_run("gate_does_not_cut_the_machine_off_where_local_is_behind_it", &[PROGRAMS, &["ping"]].concat()) {
+        return;
+    }
+    let lab = SmallLab::new();
+    // As where VRFs are used.
+    lab.member.exec("ip rule add pref 100 lookup local");
+    lab.member.exec("ip rule del pref 0");
+    let reached = || lab.client.try_exec("ping -c 1 -W 2 10.1.0.1").is_ok();
+    assert!(reached() && lab.passes(false, SOON));
+    let installed = lab.member.call(|| Gate::new("palisade0", &[]).install().unwrap());
+    assert!(installed.problems.iter().any(|problem| problem.contains("ip rule add pref 0 lookup local")));
+    assert!(reached(), "the machine is cut off");
+    assert!(!lab.passes(false, NEVER) && !lab.passes(true, NEVER), "the second lock does not hold alone");
+}
+
+#[test]
 fn interface_that_appears_later_is_gated_and_one_that_returns_is_captured_again() {
     if !can_run("an_interface_that_appears_later", PROGRAMS) {
         return;

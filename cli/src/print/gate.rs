@@ -53,7 +53,7 @@ struct Installed<'a> {
 /// # Errors
 /// Standard output cannot be written.
 pub fn installed(output: Output, gate: &GateAtBoot) -> Result<(), Failure> {
-    let GateAtBoot::Installed { bypass_interfaces, config, nft } = gate else {
+    let GateAtBoot::Installed { bypass_interfaces, config, nft, rules } = gate else {
         let none = || Installed { installed: false, bypass_interfaces: &[], problems: Vec::new() };
         return answer(output, none, |out| writeln!(out, "a witness forwards nothing for others, and has no gate"));
     };
@@ -63,6 +63,7 @@ pub fn installed(output: Output, gate: &GateAtBoot) -> Result<(), Failure> {
         let help = error.help().map(|help| format!("; {help}")).unwrap_or_default();
         format!("only the policy rules are installed: {error}{help}")
     }));
+    problems.extend(rules.iter().cloned());
     answer(
         output,
         || Installed { installed: true, bypass_interfaces, problems: problems.clone() },

@@ -76,6 +76,8 @@ pub struct Installed {
     pub rules_made: usize,
     /// Why there is no nftables table.
     pub nft: Result<(), NftError>,
+    /// What is wrong with the policy rules, as text.
+    pub problems: Vec<String>,
 }
 
 impl Gate {
@@ -128,13 +130,21 @@ impl Gate {
     /// Installs both locks, or restores what is missing of them.
     ///
     /// # Errors
-    /// The kernel refuses a policy rule: then the machine is open. A failure of the second lock is no error.
+    /// Neither lock is whole: then the machine is open. A failure of the second lock alone is no error, nor are rules that
+    /// would cut the machine off from itself and are left out.
     pub fn install(&self) -> io::Result<Installed> {
         let mut netlink = Netlink::open()?;
         let rules_made = install_rules(&mut netlink, self)?;
         let bridges = neighbours::bridges(&neighbours::neighbours(&mut netlink)?);
         let nft = self.set_bridges(bridges).and_then(|()| self.install_nft());
-        Ok(Installed { rules_made, nft })
+        let (whole, problems) = rules_status(&mut netlink, self)?;
+        match &nft {
+            // Whoever owns the table has installed it.
+            Err(error) if !whole && !matches!(error, NftError::Owned) => {
+                return Err(io::Error::other(format!("{}; {error}", problems.join("; "))));
+            }
+            _ => Ok(Installed { rules_made, nft, problems }),
+        }
     }
 
     /// Which of our devices (by index) may lead to which interface. Everything else that was re-injected is dropped where
@@ -242,7 +252,10 @@ pub(crate) fn rules_status(netlink: &mut Netlink, gate: &Gate) -> io::Result<(bo
             problems.push(format!("a policy rule of the gate is missing for {family}, or an old exemption is left"));
         }
         if !found.local_first {
-            problems.push(format!("the rule `lookup local` is not ahead of the gate for {family}"));
+            problems.push(format!(
+                "the rule `lookup local` is not ahead of the gate for {family}, so the gate's policy rules would cut this machine \
+                 off from itself: put it back (`ip rule add pref 0 lookup local`, for IPv6 `ip -6 rule …`)"
+            ));
         }
         problems.extend(found.foreign.iter().map(|at| {
             format!(

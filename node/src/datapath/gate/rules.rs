@@ -218,11 +218,13 @@ impl Found {
     }
 }
 
-/// Makes what is missing; says how many rules that were.
+/// Makes what is missing; says how many rules that were. None where `local` is not ahead of them: they would cut the machine
+/// off from itself.
 pub(super) fn install(netlink: &mut Netlink, family: Family, pass: &Pass) -> io::Result<usize> {
     let found = find(netlink, family, pass)?;
     let mut made = 0;
-    for rule in wanted(family, pass).into_iter().filter(|rule| !found.present.contains(rule)) {
+    let missing = wanted(family, pass).into_iter().filter(|rule| found.local_first && !found.present.contains(rule));
+    for rule in missing {
         // Not exclusively: a rule that differs from it only by a selector that it does not have (a DSCP) is equal to it for the
         // kernel.
         netlink.add(RouteNetlinkMessage::NewRule(message(family, &rule)))?;
