@@ -395,6 +395,20 @@ fn table_of_the_gate_is_left_alone_by_other_programs() {
     let second = lab.member.call(|| Gate::new("palisade0", &[]).install().unwrap());
     assert!(second.nft.unwrap_err().to_string().contains("another process"));
     drop(again);
+    // One that does not get it is not fit for traffic until it has it.
+    let owner = Gate::new("palisade0", &[]);
+    let install = owner.clone();
+    eventually("it is owned", || {
+        let gate = install.clone();
+        lab.member.call(move || gate.install().unwrap().nft.is_ok())
+    });
+    drop(install);
+    let late = start(&lab, two_interfaces(), &Fixed::forward()).unwrap();
+    let lacks = || late.datapath.conditions().iter().any(|c| c.to_string().contains("another process owns it"));
+    assert!(lacks());
+    drop(owner);
+    eventually("the table is its own", || !lacks());
+    assert!(lab.passes(false, SOON) && lab.passes(true, SOON));
 }
 
 #[test]

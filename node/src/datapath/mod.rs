@@ -138,6 +138,10 @@ impl Datapath {
         if !health.gate.rules {
             all.push(Condition::Gate("the gate's policy rules are missing".to_owned()));
         }
+        // Without the table that this member wants, nothing holds the zones apart that re-injected packets leave by.
+        if health.gate.nft == Nft::Missing {
+            all.push(Condition::Gate("the gate's nftables table is missing, or another process owns it".to_owned()));
+        }
         all.extend(health.gate.problems.iter().cloned().map(Condition::Gate));
         all.extend(health.problems().cloned().map(Condition::Setting));
         all
@@ -169,12 +173,8 @@ impl Datapath {
             .collect();
         let mut warnings: Vec<String> = self.conditions().iter().map(ToString::to_string).collect();
         warnings.extend(health.notices.iter().flatten().cloned());
-        match &health.gate.nft {
-            Nft::Installed => {}
-            Nft::Missing => warnings.push("the gate's nftables table is missing".to_owned()),
-            Nft::Unavailable(reason) => {
-                warnings.push(format!("the gate has no nftables lock, only its policy rules: {reason}"));
-            }
+        if let Nft::Unavailable(reason) = &health.gate.nft {
+            warnings.push(format!("the gate has no nftables lock, only its policy rules: {reason}"));
         }
         DatapathStatus {
             mode: if self.devices.kind == Inject::Veth { "raw/veth" } else { "raw/tun" },
