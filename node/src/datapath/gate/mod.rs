@@ -141,7 +141,7 @@ impl Gate {
         match &nft {
             // Whoever owns the table has installed it.
             Err(error) if !whole && !matches!(error, NftError::Owned) => {
-                return Err(io::Error::other(format!("{}; {error}", problems.join("; "))));
+                Err(io::Error::other(format!("{}; {error}", problems.join("; "))))
             }
             _ => Ok(Installed { rules_made, nft, problems }),
         }
