@@ -40,9 +40,23 @@ fn machine_with_a_broken_configuration_forwards_nothing() {
     let run = |line: &str, file: &Path| lab.member.try_exec(&format!("{PROGRAM} {line} --config {}", file.display()));
 
     // A witness is no firewall, whatever else its file says.
-    let witness = write(folder.path(), "witness.toml", "role = \"witness\"\nno such thing\n");
+    let witness = write(folder.path(), "witness.toml", "role = \"witness\"\nno_such_key = 1\n");
     assert!(run("node", &witness).is_err());
     assert_eq!(forwards(&lab), [true, true], "a witness closes its machine");
+    // What only looks like a witness's file may be a firewall's.
+    for text in [
+        "role = \"witness\"\n[[interface]]\nname = \"f0\"\nzone = \"a\"\n",
+        "role = \"firewall\"\nrole = \"witness\"\n",
+        "[cluster]\nrole = \"witness\"\n",
+        "name = \"\"\"\nrole = \"witness\"\n\"\"\"\n",
+    ] {
+        let file = write(folder.path(), "unclear.toml", text);
+        for line in ["gate install", "node"] {
+            let said = run(line, &file);
+            assert_eq!(forwards(&lab), [false, false], "`{line}` leaves an open router with {text}: {said:?}");
+            lab.member.exec(&format!("{PROGRAM} gate remove --yes"));
+        }
+    }
 
     let broken = write(folder.path(), "broken.toml", "name = \"fw1\"\nzone = [\n");
     assert!(run("node", &broken).unwrap_err().contains("broken.toml"));

@@ -9,7 +9,7 @@ use crate::worker_set::WorkerSet;
 /// What one member's engine is made with. What all members do alike is not here, but in the replicated
 /// [`Settings`](crate::replica::Settings).
 ///
-/// All memory is bounded by them: at most 264 bytes for each of `table.sessions`, 256 for each of `table.half_open`, and per shard
+/// All memory is bounded by them: at most 268 bytes for each of `table.sessions`, 256 for each of `table.half_open`, and per shard
 /// (there are 256) 64 awaited keys, 64 connections that have ended, 64 provisional segments, 64 fragmented datagrams, 32 that wait for their first fragment, and a
 /// timing wheel of 1 KiB; 512 KiB count the half-open sessions of each source.
 #[derive(Clone, Debug)]

@@ -25,7 +25,7 @@ fn establish(n: u32) -> Command {
 }
 
 #[test]
-fn memory_of_established_session_is_at_most_264_bytes() {
+fn memory_of_established_session_is_at_most_268_bytes() {
     // The indices double at powers of two; shortly after that their spare capacity is largest.
     const MEASURED: [u32; 6] = [88_000, 92_000, 118_000, 122_000, 150_000, 200_000];
     const BATCH: u32 = 1000;
@@ -38,7 +38,7 @@ fn memory_of_established_session_is_at_most_264_bytes() {
         if MEASURED.contains(&sessions) {
             let each = (bytes() - before) as f64 / f64::from(sessions);
             println!("{each:.1} bytes a session, of {sessions}");
-            assert!(each <= 264.0, "{each:.1} bytes a session");
+            assert!(each <= 268.0, "{each:.1} bytes a session");
         }
     }
 }

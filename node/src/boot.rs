@@ -71,10 +71,11 @@ pub fn close_gate(config: &Path) {
 }
 
 /// Whether a configuration that is not valid is a witness's all the same: a TOML document whose `role` says so, and that has no
-/// data interface. What is less clear than that may be a firewall's, and leaves no open router.
+/// data interface, not even by a misspelt key. What is less clear than that may be a firewall's, and leaves no open router.
 fn is_a_witness(text: &str) -> bool {
     let Ok(document) = text.parse::<toml::Table>() else { return false };
-    document.get("role").and_then(toml::Value::as_str) == Some("witness") && !document.contains_key("interface")
+    let names_interfaces = document.keys().any(|key| key.to_lowercase().starts_with("interface"));
+    document.get("role").and_then(toml::Value::as_str) == Some("witness") && !names_interfaces
 }
 
 #[cfg(test)]
