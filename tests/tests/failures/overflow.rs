@@ -27,14 +27,15 @@ use super::{BINARY, POLICY};
 const COPIES: usize = 32;
 /// How long the members are flooded.
 const FLOOD: Duration = Duration::from_secs(10);
-/// Of the frames that come to a member, the share that it takes at the most: the flood is twice its capacity.
-const MAX_TAKEN: f64 = 0.5;
+/// Of the frames that come to a member, the share that it takes at the most: more than its capacity. How much more depends on
+/// the processors: twice in an optimized build on two of them.
+const MAX_TAKEN: f64 = 0.8;
 /// The share of the processors' time from which on other programs excuse what timers missed.
 const OTHERS: f64 = 0.1;
 /// How often it is tried where they do.
 const ATTEMPTS: usize = 3;
 
-/// Heartbeats, votes and lease renewals are in time while every member gets twice as many packets as it can judge.
+/// Heartbeats, votes and lease renewals are in time while every member gets far more packets than it can judge.
 #[tokio::test(flavor = "multi_thread")]
 async fn flood_beyond_the_capacity_changes_no_leader() {
     let Some(_turn) = require_lab(&["ip", "nft"]) else { return };
