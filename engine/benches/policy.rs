@@ -14,8 +14,8 @@ use palisade_engine::replica::{Command, Outcome, PolicyChange};
 use palisade_engine::{Config, Generation, MemberId};
 
 const RULES: u32 = 65_535;
-/// Together with the destination: 32 a rule.
-const SOURCES: u32 = 31;
+/// Together with the destination and the service: 32 a rule.
+const SOURCES: u32 = 30;
 const MAX_PAUSE: Duration = Duration::from_millis(10);
 
 fn text(last: &str) -> String {
