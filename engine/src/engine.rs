@@ -1,6 +1,7 @@
 //! The public interface of the engine: what packet workers, replication and administration call.
 
 use std::collections::{BTreeMap, HashSet};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -473,18 +474,22 @@ impl Engine {
 
 /// The next piece of a shard's half-open sessions, from a slot on. Returns the slot at which the piece after it begins.
 fn read_half_opens(shard: &Shard, from: u32, mut each: impl FnMut(&HalfOpenEntry)) -> Option<u32> {
-    let slots = shard.half_open.slots();
-    let end = from.saturating_add(LISTED_PER_LOCK).min(slots);
-    (from..end).filter_map(|slot| shard.half_open.get(slot)).filter(|h| !h.aborted).for_each(&mut each);
-    (end < slots).then_some(end)
+    let (piece, next) = piece(from, shard.half_open.slots());
+    piece.filter_map(|slot| shard.half_open.get(slot)).filter(|h| !h.aborted).for_each(&mut each);
+    next
 }
 
 /// The same of the established ones.
 fn read_sessions(shard: &Shard, from: u32, mut each: impl FnMut(&Session)) -> Option<u32> {
-    let slots = shard.sessions.slots();
+    let (piece, next) = piece(from, shard.sessions.slots());
+    piece.filter_map(|slot| shard.sessions.get(slot)).for_each(&mut each);
+    next
+}
+
+/// The slots from `from` on that are read under one lock, and where the piece after them begins.
+fn piece(from: u32, slots: u32) -> (Range<u32>, Option<u32>) {
     let end = from.saturating_add(LISTED_PER_LOCK).min(slots);
-    (from..end).filter_map(|slot| shard.sessions.get(slot)).for_each(&mut each);
-    (end < slots).then_some(end)
+    (from..end, (end < slots).then_some(end))
 }
 
 fn half_open_info(now: Time, half: &HalfOpenEntry, timeouts: &Timeouts) -> SessionInfo {

@@ -39,8 +39,8 @@ struct Entry {
     at: SlotRef,
 }
 
-/// The number of hash tables: so many that one grows within some microseconds, for a shard is locked meanwhile. Not a power of two: otherwise these tables and those of the shards would have the most spare
-/// capacity at the same sizes.
+/// The number of hash tables: so many that one grows within some microseconds, for a shard is locked meanwhile. Not a power of
+/// two: otherwise these tables and those of the shards would have the most spare capacity at the same sizes.
 const STRIPES: usize = 384;
 
 /// The index. Its locks are leaves: no other lock is taken while one of them is held.
